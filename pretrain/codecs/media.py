@@ -1,0 +1,259 @@
+"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and mono float samples.
+
+Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned after a round
+trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+VIDEO_CRF = 12
+AAC_BITS_PER_S = 160_000
+AAC_BITS_PER_SAMPLE = 6  # the format's own ceiling for one channel; at 16 kHz it binds before AAC_BITS_PER_S
+
+
+class MediaError(ValueError):
+    """A file that cannot be used; the message is one line: path, what was found, what to do."""
+
+
+class MissingMediaError(MediaError, FileNotFoundError):
+    """There is no such file."""
+
+    def __str__(self) -> str:  # OSError would print a tuple of its arguments
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Media:
+    """A clip in memory; what was not asked for is None."""
+
+    frames: np.ndarray | None  # [T, H, W, 3] uint8 RGB
+    fps: float
+    waveform: np.ndarray | None  # [N] float32 mono in -1..1
+    sample_rate_hz: int
+
+
+def read_media(
+    path: str | Path, *, fps: float = 24.0, sample_rate_hz: int = 16_000, want_video: bool = True, want_audio: bool = True
+) -> Media:
+    """Reads a clip or a sound at the asked rates.
+
+    Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by polyphase
+    resampling (both said once per process), several channels by their mean. Raises MediaError (a ValueError) for a file
+    that is missing, empty, corrupt, truncated, without a wanted stream, 0 seconds long, or with non-finite samples.
+    """
+    path = Path(path)
+    _check_present(path)
+    if path.suffix.lower() in SOUND_SUFFIXES:
+        if want_video:
+            raise MediaError(f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set")
+        waveform, found_rate = _read_sound(path)
+        return Media(None, fps, _to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
+    frames, waveform = None, None
+    try:
+        with av.open(str(path), options={"threads": "1"}) as container:
+            pictures, sounds, offset_s = _decode(path, container, want_video, want_audio)
+            if want_video:
+                frames = _to_fps(path, pictures, container.streams.video[0], fps)
+            if want_audio:
+                found_rate = container.streams.audio[0].rate
+                waveform = _to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
+    except av.FFmpegError as error:
+        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
+    return Media(frames, fps, waveform, sample_rate_hz)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The container's tags, e.g. those that `write_mp4` was given; raises MediaError as `read_media` does."""
+    path = Path(path)
+    _check_present(path)
+    try:
+        with av.open(str(path)) as container:
+            return dict(container.metadata)
+    except av.FFmpegError as error:
+        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again") from None
+
+
+def write_mp4(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: float,
+    waveform: np.ndarray | None,
+    sample_rate_hz: int,
+    metadata: Mapping[str, str] = {},
+) -> None:
+    """Writes [T, H, W, 3] uint8 frames and [N] float samples as h264 + AAC that browsers play; all keys of `metadata` are kept.
+
+    The file appears complete or not at all. Raises ValueError for frames or samples that cannot be written.
+    """
+    path = Path(path)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(f"{path}: frames must be uint8 [T, H, W, 3] with T > 0, got {frames.dtype} {list(frames.shape)}")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(f"{path}: height and width must be even for h264, got {frames.shape[1]}x{frames.shape[2]}")
+    if waveform is not None:
+        _check_samples(path, waveform)
+    with _replacing(path) as temporary:
+        flags = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+        with av.open(str(temporary), "w", format="mp4", options=flags) as container:
+            container.metadata.update({key: str(value) for key, value in metadata.items()})
+            _encode(container, frames, fps, waveform, sample_rate_hz)
+
+
+def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> None:
+    """Writes [N] float samples in -1..1 as 16-bit mono wav, complete or not at all."""
+    path = Path(path)
+    _check_samples(path, waveform)
+    with _replacing(path) as temporary:
+        soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate_hz, subtype="PCM_16", format="WAV")
+
+
+def fit_length(waveform: np.ndarray, num_samples: int) -> np.ndarray:
+    """The first `num_samples` of [N], zeros behind where it is shorter."""
+    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
+
+
+def _encode(container: av.container.OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int) -> None:
+    # No B-frames: the picture then needs no edit list, which some players ignore.
+    options = {"crf": str(VIDEO_CRF), "preset": "veryfast", "bf": "0", "threads": "1"}
+    video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+    video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+    audio = None
+    if waveform is not None:
+        audio = container.add_stream("aac", rate=rate, layout="mono")
+        audio.bit_rate = min(AAC_BITS_PER_S, AAC_BITS_PER_SAMPLE * rate)
+    for picture in frames:
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+    container.mux(video.encode(None))
+    if audio is not None and waveform is not None:
+        samples = np.clip(waveform, -1.0, 1.0).astype(np.float32)[None]
+        for start in range(0, samples.shape[1], 1024):
+            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout="mono")
+            sound.rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode(None))
+
+
+def _decode(
+    path: Path, container: av.container.InputContainer, want_video: bool, want_audio: bool
+) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
+    """(seconds, picture) and (seconds, mono samples) of the wanted streams, and the clock's zero in seconds."""
+    wanted = []
+    for kind, want, found in (("video", want_video, container.streams.video), ("audio", want_audio, container.streams.audio)):
+        if want and not found:
+            raise MediaError(f"{path}: no {kind} stream; add one or put the row into a set that does not need it")
+        if want:
+            found[0].thread_count = 1
+            wanted.append(found[0])
+    pictures: list[tuple[float, np.ndarray]] = []
+    sounds: list[tuple[float, np.ndarray]] = []
+    for packet in container.demux(wanted):
+        for frame in packet.decode():
+            time_s = float(frame.time) if frame.time is not None else math.nan
+            if isinstance(frame, av.VideoFrame):
+                pictures.append((time_s, frame.to_ndarray(format="rgb24")))
+            elif isinstance(frame, av.AudioFrame):
+                sounds.append((time_s, _mono(frame)))
+    zero_s = min((stream.start_time * stream.time_base for stream in container.streams.video[:1] if stream.start_time), default=0)
+    return sorted(pictures, key=lambda item: item[0]), sounds, float(zero_s)
+
+
+def _mono(frame: av.AudioFrame) -> np.ndarray:
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if np.issubdtype(samples.dtype, np.integer):
+        samples = samples / -float(np.iinfo(samples.dtype).min or -128)  # unsigned bytes do not occur in AAC, Opus or PCM in mp4
+    return samples.mean(axis=0, dtype=np.float32)
+
+
+def _join_sounds(path: Path, sounds: list[tuple[float, np.ndarray]], rate: int, zero_s: float) -> np.ndarray:
+    if not sounds or not sum(len(samples) for _, samples in sounds):
+        raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
+    waveform = np.concatenate([samples for _, samples in sounds])
+    _check_samples(path, waveform)
+    late = round((sounds[0][0] - zero_s) * rate) if math.isfinite(sounds[0][0]) else 0
+    return np.pad(waveform, (late, 0)) if late > 0 else waveform[-late:]
+
+
+def _to_fps(path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.VideoStream, fps: float) -> np.ndarray:
+    if not pictures:
+        raise MediaError(f"{path}: 0 seconds of video; write the file again or drop its row")
+    if stream.frames and len(pictures) < 0.9 * stream.frames:
+        raise MediaError(f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file again or drop its row")
+    frames = np.stack([picture for _, picture in pictures])
+    found = float(stream.average_rate or stream.guessed_rate or fps)
+    if abs(found - fps) <= 1e-3 * fps:
+        return frames
+    _say_resampled(f"frame rate {found:g} fps, wanted {fps:g}: the frame nearest in time is taken", str(path))
+    times = np.array([time for time, _ in pictures]) - pictures[0][0]
+    asked = np.arange(max(1, round(len(frames) / found * fps))) / fps
+    return frames[np.abs(asked[:, None] - times[None]).argmin(axis=1)]
+
+
+def _read_sound(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+    if not len(samples):
+        raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
+    waveform = samples.mean(axis=1)
+    _check_samples(path, waveform)
+    return waveform, rate
+
+
+def _to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
+    if found == wanted:
+        return waveform.astype(np.float32, copy=False)
+    _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))
+    common = math.gcd(found, wanted)
+    return resample_poly(waveform, wanted // common, found // common).astype(np.float32)
+
+
+_said: set[str] = set()
+
+
+def _say_resampled(what: str, example: str) -> None:
+    if what not in _said:
+        _said.add(what)
+        logging.getLogger(__name__).warning("%s: %s (said once; other files may have it too)", example, what)
+
+
+def _check_present(path: Path) -> None:
+    if not path.is_file():
+        raise MissingMediaError(f"{path}: no such file; check the path (relative ones start at the JSONL's folder)")
+    if not path.stat().st_size:
+        raise MediaError(f"{path}: empty file (0 bytes); write it again or drop its row")
+
+
+def _check_samples(path: Path, waveform: np.ndarray) -> None:
+    if not np.isfinite(waveform).all():
+        bad = int((~np.isfinite(waveform)).sum())
+        raise MediaError(f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place on success and vanishes on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
