@@ -1,0 +1,93 @@
+"""What every codec must do, whatever is inside; the embedded linear ones and the full-size ones meet the same protocols.
+
+Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)/4, N samples, L audio tokens of 640 samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from pretrain.prompt import ParsedPrompt
+
+
+class EncodedText(NamedTuple):
+    """A batch of encoded prompts."""
+
+    states: Tensor  # [B, S, D] float32, zero where padded
+    mask: Tensor  # [B, S] bool, True = a real token
+    speaker_positions: Tensor  # [B, R] int64, index along S of each span's timbre token; -1 = no such span
+
+
+class VideoCodec(Protocol):
+    def encode(self, frames: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T = 1 + 4n and H, W are multiples of 16."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 48, F, h, w] -> uint8 [B, T, H, W, 3]; ValueError for non-finite latents."""
+        ...
+
+
+class AudioCodec(Protocol):
+    sample_rate_hz: int
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """[B, N] -> float32 [B, 128, ceil(N / 640)]; ValueError for non-finite samples."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 128, L] -> [B, L * 640] in -1..1; ValueError for non-finite latents."""
+        ...
+
+
+class TextEncoder(Protocol):
+    width: int
+
+    def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText: ...
+
+
+class SpeakerEncoder(Protocol):
+    def embed(self, waveform: Tensor) -> Tensor:
+        """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never occurs: it means `no reference`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Codecs:
+    """Everything between files and latents; `codec_id` names the weights, so that latents of another codec are refused."""
+
+    video: VideoCodec
+    audio: AudioCodec
+    text: TextEncoder
+    speaker: SpeakerEncoder
+    codec_id: str
+
+
+def load_codecs(folder: str | Path) -> Codecs:
+    """Codecs of a folder written by `pretrain.codecs.fit`; FileNotFoundError or ValueError in one line when it is not one."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")
+    try:
+        config = json.loads(path.read_text())
+        kind = config["kind"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
+    if kind == "linear":  # imported here, so that a full-size codec's libraries load only when one is asked for
+        from pretrain.codecs.fit import load_linear
+
+        return load_linear(Path(folder), config)
+    raise ValueError(f"{path} kind: unknown codec {kind!r}; valid: 'linear'")
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises ValueError when any value is NaN or infinite."""
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).sum())
+        raise ValueError(f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the model or file they come from")
