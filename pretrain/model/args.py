@@ -1,0 +1,43 @@
+"""The sizes of a NAVA transformer, all of them, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelArgs:
+    """Sizes and switches; the defaults are the published 6.3 B model (paper section 3, release config).
+
+    Raises ValueError where sizes do not fit each other.
+    """
+
+    width: int = 3072
+    num_heads: int = 24
+    ffn_width: int = 14336
+    num_alignment_blocks: int = 10
+    num_fusion_blocks: int = 20
+    text_width: int = 4096
+    time_frequencies: int = 256
+    audio_embed_hidden: int = 8192
+    audio_embed_kernel: int = 7
+    video_channels: int = VIDEO_CHANNELS
+    audio_channels: int = AUDIO_CHANNELS
+    speaker_dim: int = SPEAKER_DIM
+    patch_size: int = 2  # latent rows and columns a video token covers
+    rope_theta: float = 10000.0
+    eps: float = 1e-6
+    split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
+    attend_text_padding: bool = False  # True for the published weights, which were trained that way
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or self.head_dim % 2:
+            raise ValueError(f"width {self.width} must split into {self.num_heads} heads of even size")
+        if self.head_dim < 6:
+            raise ValueError(f"width / num_heads is {self.head_dim}; three rotary axes need at least 6")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads

@@ -1,0 +1,135 @@
+"""Align-then-Fuse: double-stream alignment blocks, then single-stream fusion blocks (paper section 3).
+
+Both kinds: x += gate1 * self_attn(mod(norm1 x)); x += cross_attn(norm3 x, context); x += gate2 * ffn(mod(norm2 x)).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.model.args import ModelArgs
+from pretrain.model.attention import AttentionPlan, Projections
+from pretrain.model.modulation import gated_add, modulated_norm
+
+
+class Rotary(NamedTuple):
+    """cos and sin of every token's angles, [N, 1, head_dim // 2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Context(NamedTuple):
+    """What cross-attention sees."""
+
+    tokens: Tensor  # [B, S, width]
+    mask: Tensor | None  # [B, 1, 1, S] bool; None = all
+    kept: Tensor | None  # [B, 1, 1]; 0 = text dropped, contributes nothing; None = all kept
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__(nn.Linear(args.width, args.ffn_width), nn.GELU("tanh"), nn.Linear(args.ffn_width, args.width))
+
+
+def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Context) -> Tensor:
+    """x + cross_attention(norm(x)), nothing where the sample's text is dropped."""
+    update = attention.cross(norm(x.to(norm.weight.dtype)), context.tokens, context.mask)
+    return x + (update if context.kept is None else update * context.kept).to(x.dtype)
+
+
+def add_ffn(x: Tensor, ffn: FeedForward, modulation: Tensor, eps: float) -> Tensor:
+    """x + gate2 * ffn(modulated norm2(x)); modulation [6, B, G, 1, width]."""
+    hidden = modulated_norm(x, modulation[3], modulation[4], eps)
+    return gated_add(x, ffn(hidden.to(ffn[0].weight.dtype)), modulation[5])
+
+
+class AlignmentBlock(nn.Module):
+    """Two streams with their own projections and modulation meet in one joint attention; FFN and norms shared unless split."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.eps = args.eps
+        self.self_attn, self.self_attn_audio = Projections(args), Projections(args)
+        self.cross_attn, self.cross_attn_audio = Projections(args), Projections(args)
+        self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
+        self.split = args.split_ffn_and_norms
+        if self.split:
+            self.norm3_audio, self.ffn_audio = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
+
+    def forward(
+        self, streams: tuple[Tensor | None, Tensor | None], modulations: tuple[Tensor | None, Tensor | None],
+        rotaries: tuple[Rotary | None, Rotary | None], plan: AttentionPlan, context: Context,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """(video, audio) tokens [B, N, width], None where absent, one step further."""
+        parts = (
+            (self.self_attn, self.cross_attn, self.norm3, self.ffn),
+            (self.self_attn_audio, self.cross_attn_audio, *((self.norm3_audio, self.ffn_audio) if self.split else (self.norm3, self.ffn))),
+        )
+        qkv = [
+            self._project(x, part[0], modulation, rotary)
+            for x, part, modulation, rotary in zip(streams, parts, modulations, rotaries, strict=True)
+            if x is not None and modulation is not None and rotary is not None
+        ]
+        q, k, v = (torch.cat(pieces, dim=1).transpose(1, 2) if len(qkv) > 1 else pieces[0].transpose(1, 2) for pieces in zip(*qkv, strict=True))
+        attended = plan.attend(q, k, v).transpose(1, 2).flatten(2).split((plan.num_video, plan.num_audio), dim=1)
+        out: list[Tensor | None] = []
+        for x, update, modulation, (self_attn, cross_attn, norm3, ffn) in zip(streams, attended, modulations, parts, strict=True):
+            if x is None or modulation is None:
+                out.append(None)
+                continue
+            x = gated_add(x, self_attn.o(update), modulation[2])
+            out.append(add_ffn(add_cross(x, cross_attn, norm3, context), ffn, modulation, self.eps))
+        return out[0], out[1]
+
+    def _project(self, x: Tensor, attention: Projections, modulation: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
+        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), *rotary)
+
+
+class FusionBlock(nn.Module):
+    """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow levels."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.eps = args.eps
+        self.self_attn, self.cross_attn = Projections(args), Projections(args)
+        self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
+
+    def forward(self, x: Tensor, modulations: tuple[Tensor, ...], rotary: Rotary, plan: AttentionPlan, context: Context) -> Tensor:
+        """x [B, N, width]; modulations of the present streams, in order."""
+        sizes = [size for size in (plan.num_video, plan.num_audio) if size]
+        hidden = self._normed(x, modulations, sizes, 0).to(self.self_attn.q.weight.dtype)
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, *rotary))
+        update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
+        x = self._gated(x, update, modulations, sizes, 2)
+        x = add_cross(x, self.cross_attn, self.norm3, context)
+        hidden = self._normed(x, modulations, sizes, 3).to(self.ffn[0].weight.dtype)
+        return self._gated(x, self.ffn(hidden), modulations, sizes, 5)
+
+    def _normed(self, x: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], first: int) -> Tensor:
+        pieces = [modulated_norm(piece, m[first], m[first + 1], self.eps) for piece, m in zip(x.split(sizes, dim=1), modulations, strict=True)]
+        return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+
+    def _gated(self, x: Tensor, update: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], index: int) -> Tensor:
+        split = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), modulations, strict=True)
+        pieces = [gated_add(piece, change, m[index]) for piece, change, m in split]
+        return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+
+
+class Head(nn.Module):
+    """Modulated LayerNorm, then a linear map to latents; weights start at zero."""
+
+    def __init__(self, args: ModelArgs, out_features: int) -> None:
+        super().__init__()
+        self.eps = args.eps
+        self.linear = nn.Linear(args.width, out_features)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """[B, N, width], modulation [2, B, G, 1, width] -> [B, N, out_features], fp32."""
+        hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
+        return F.linear(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias).float()

@@ -1,0 +1,79 @@
+"""From latents, text states and flow levels to tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.model.args import ModelArgs
+
+
+class VideoEmbedder(nn.Conv3d):
+    """Patches of 1 x p x p latents become tokens: [B, 48, F, H, W] -> [B, F * H/p * W/p, width]."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        patch = (1, args.patch_size, args.patch_size)
+        super().__init__(args.video_channels, args.width, kernel_size=patch, stride=patch)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        batch, channels, frames, rows, columns = latents.shape
+        patch = self.kernel_size[1]
+        if rows % patch or columns % patch:
+            raise ValueError(f"latent size {rows}x{columns} does not split into {patch}x{patch} patches")
+        cells = latents.reshape(batch, channels, frames, rows // patch, patch, columns // patch, patch)
+        cells = cells.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)  # a matmul: Conv3d is slow on CPU
+        return F.linear(cells.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class GatedConvMLP(nn.Module):
+    """w2(silu(w1 x) * w3 x) with bias-free convolutions along time."""
+
+    def __init__(self, width: int, hidden: int, kernel: int) -> None:
+        super().__init__()
+        self.w1, self.w3 = (nn.Conv1d(width, hidden, kernel, padding=kernel // 2, bias=False) for _ in range(2))
+        self.w2 = nn.Conv1d(hidden, width, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class AudioEmbedder(nn.Sequential):
+    """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed so that it cannot leak through kernels."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        kernel = args.audio_embed_kernel
+        super().__init__(
+            nn.Conv1d(args.audio_channels, args.width, kernel, padding=kernel // 2),
+            nn.SiLU(),
+            GatedConvMLP(args.width, args.audio_embed_hidden, kernel),
+        )
+
+    def forward(self, latents: Tensor, valid: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        x = latents.to(self[0].weight.dtype)
+        if valid is None:
+            return super().forward(x).transpose(1, 2)
+        keep = valid[:, None].to(x.dtype)
+        mlp = self[2]
+        x = self[1](self[0](x * keep)) * keep
+        return mlp.w2(F.silu(mlp.w1(x)) * mlp.w3(x) * keep).transpose(1, 2)
+
+
+class TextEmbedder(nn.Sequential):
+    """Frozen encoder states [B, S, text_width] -> context [B, S, width]."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__(nn.Linear(args.text_width, args.width), nn.GELU("tanh"), nn.Linear(args.width, args.width))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(states.to(self[0].weight.dtype))
+
+
+def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:
+    """[...] flow levels in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * level, computed in fp64."""
+    half = num_frequencies // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half))
+    angles = 1000.0 * levels.double()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

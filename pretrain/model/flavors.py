@@ -1,0 +1,26 @@
+"""Named sizes."""
+
+from __future__ import annotations
+
+from pretrain.config import nearest
+from pretrain.model.args import ModelArgs
+
+FLAVORS: dict[str, ModelArgs] = {
+    "nava_6b": ModelArgs(),
+    "nava_7b_split": ModelArgs(split_ffn_and_norms=True),
+    "mini": ModelArgs(
+        width=256, num_heads=4, ffn_width=768, num_alignment_blocks=2, num_fusion_blocks=4,
+        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3,
+    ),
+    "debug": ModelArgs(
+        width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,
+        text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3,
+    ),
+}  # fmt: skip
+
+
+def flavor(name: str) -> ModelArgs:
+    """Sizes of a named flavor; raises ValueError that names the nearest one."""
+    if name not in FLAVORS:
+        raise ValueError(f"unknown model flavor {name!r}; {nearest(name, FLAVORS)}")
+    return FLAVORS[name]

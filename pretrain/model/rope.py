@@ -1,0 +1,42 @@
+"""Rate-aware rotary positions: one clock for video frames and audio tokens (paper section 3, RoPE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def axis_split(head_dim: int) -> tuple[int, int, int]:
+    """Real dims of a head given to time, rows and columns, e.g. 128 -> 44, 42, 42."""
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+def _angles(positions: Tensor, num_dims: int, theta: float) -> Tensor:
+    """[N] positions -> [N, num_dims // 2] angles, fp64."""
+    exponents = torch.arange(0, num_dims, 2, dtype=torch.float64, device=positions.device) / num_dims
+    return torch.outer(positions.double(), theta**-exponents)
+
+
+def video_angles(frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Angles of video tokens in (t, h, w) order: [frames * rows * columns, head_dim // 2], fp64."""
+    axes = [torch.arange(size, device=device) for size in (frames, rows, columns)]
+    grid = torch.meshgrid(*axes, indexing="ij")
+    parts = [_angles(axis.flatten(), dims, theta) for axis, dims in zip(grid, axis_split(head_dim), strict=True)]
+    return torch.cat(parts, dim=1)
+
+
+def audio_angles(tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p turns as video time p * rate_ratio; the spatial dims stay still.
+
+    rate_ratio = video latent frames per second / audio tokens per second (24 / 4 / 25 = 0.24 at full size).
+    """
+    temporal, *spatial = axis_split(head_dim)
+    turning = _angles(torch.arange(tokens, device=device) * rate_ratio, temporal, theta)
+    return torch.cat([turning, turning.new_zeros(tokens, sum(spatial) // 2)], dim=1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn interleaved pairs of x [B, N, heads, d] by angles given as cos, sin [N, 1, d // 2]."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,36 @@
+"""Timbre-in-Context: a reference voice becomes one context token, put where its speech span begins (paper section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.model.args import ModelArgs
+
+
+class TimbreToken(nn.Module):
+    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros (dropped or absent)."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        width = args.width
+        self.net = nn.Sequential(nn.LayerNorm(args.speaker_dim), nn.Linear(args.speaker_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.out_norm = nn.LayerNorm(width)
+        self.null_token = nn.Parameter(torch.zeros(width))
+
+    def forward(self, speakers: Tensor) -> Tensor:
+        """[B, R, 192] -> [B, R, width]."""
+        absent = (speakers == 0).all(dim=-1, keepdim=True)
+        tokens = self.out_norm(self.net(speakers.to(self.null_token.dtype)))
+        return torch.where(absent, self.null_token, tokens)
+
+
+def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Context [B, S, width] with tokens [B, R, width] written at positions [B, R]; -1 writes nothing. Raises ValueError past S."""
+    if positions.shape[1] == 0:
+        return context
+    length = context.shape[1]
+    slots = torch.where(positions < 0, length, positions)  # absent spans land in a spare row that is cut off again
+    padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
+    index = slots[..., None].expand(-1, -1, context.shape[2])
+    return padded.scatter(1, index, tokens.to(context.dtype))[:, :length]

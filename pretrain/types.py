@@ -1,0 +1,107 @@
+"""The vocabulary of pretraining: every tensor's shape and unit is stated here, once.
+
+Letters: B samples, F latent video frames, H and W latent rows and columns, L audio tokens,
+S context tokens, D context width, R voice references. Latents are standardised per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+VIDEO_CHANNELS = 48
+AUDIO_CHANNELS = 128
+SPEAKER_DIM = 192
+VIDEO_FRAMES_PER_LATENT = 4
+PIXELS_PER_LATENT = 16
+AUDIO_SAMPLE_RATE_HZ = 16_000
+AUDIO_SAMPLES_PER_TOKEN = 640
+AUDIO_TOKENS_PER_S = AUDIO_SAMPLE_RATE_HZ / AUDIO_SAMPLES_PER_TOKEN
+
+
+class Task(StrEnum):
+    """What is generated from what (paper section 3): T text, I first image, A reference voice or sound, V video."""
+
+    T2AV = "T2AV"
+    TI2AV = "TI2AV"
+    T2A = "T2A"
+    T2V = "T2V"
+    TIA2AV = "TIA2AV"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a batch is generated from, besides clean latents."""
+
+    text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
+    text_mask: Tensor  # [B, S] bool, True = a real token
+    speakers: Tensor  # [B, R, 192] reference voice embeddings; all zeros = no reference (null token)
+    speaker_positions: Tensor  # [B, R] int64, index along S of the span's timbre token; -1 = no such span
+    text_kept: Tensor  # [B] bool, False = unconditional: cross-attention contributes nothing
+    modalities_joined: Tensor  # [B] bool, False = video attends only to video, audio only to audio
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality on its way into the model."""
+
+    latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]; noised, or clean where sigma is 0
+    lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
+    sigma: Tensor  # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    rate_hz: float  # latent frames (video) or tokens (audio) per second
+    clock_hz: float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
+
+
+class Velocity(NamedTuple):
+    """The model's answer, shaped like the latents it was given; None for an absent modality."""
+
+    video: Tensor | None  # [B, 48, F, H, W]
+    audio: Tensor | None  # [B, 128, L]
+
+
+@dataclass(frozen=True)
+class CleanStream:
+    """One modality as it lies in the data."""
+
+    latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]
+    lengths: Tensor  # [B] int64
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class AVBatch:
+    """A training batch of one task; absent modalities are None. Randomness is keyed by (seed, sample id, epoch)."""
+
+    task: Task
+    video: CleanStream | None
+    audio: CleanStream | None
+    conditioning: Conditioning
+    sample_ids: Tensor  # [B] int64, stable hash of the data id
+    epochs: Tensor  # [B] int64
+    clock_hz: float  # video latent frames per second of these clips, also where only sound is trained
+
+
+class Tracker(Protocol):
+    """Where a trainer reports to; `experiments.tracking` injects MLflow, tests inject a list."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_artifact(self, path: str, folder: str = "") -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+
+def num_video_latents(num_frames: int) -> int:
+    """Latent frames of a clip; raises ValueError unless num_frames is 1 + 4n."""
+    if num_frames < 1 or (num_frames - 1) % VIDEO_FRAMES_PER_LATENT:
+        raise ValueError(f"num_frames must be 1 + 4n (1, 5, 9, ...), got {num_frames}")
+    return 1 + (num_frames - 1) // VIDEO_FRAMES_PER_LATENT
+
+
+def num_audio_tokens(num_frames: int, fps: float) -> int:
+    """Audio tokens beside `num_frames` of video: round(seconds * 25)."""
+    return round(num_frames / fps * AUDIO_TOKENS_PER_S)
