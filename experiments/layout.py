@@ -1,0 +1,87 @@
+"""Where a run keeps its files: one folder for what DVC caches, one for the reports a person opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = (
+    "corpus",
+    "curate",
+    "codec",
+    "encode",
+    "pretrain_stage1",
+    "pretrain_stage2",
+    "pretrain_stage3",
+    "generate",
+    "evaluate",
+    "report",
+)
+PRETRAIN_STAGES = ("stage1", "stage2", "stage3")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a run, relative to the folder a command is started in (the repository root for DVC)."""
+
+    out: Path = Path("out")
+    reports: Path = Path("reports")
+
+    @property
+    def corpus(self) -> Path:
+        return self.out / "corpus"
+
+    @property
+    def curated(self) -> Path:
+        return self.out / "curated"
+
+    @property
+    def codec(self) -> Path:
+        return self.out / "codec"
+
+    @property
+    def latents(self) -> Path:
+        return self.out / "latents"
+
+    @property
+    def generated(self) -> Path:
+        return self.out / "generated"
+
+    @property
+    def prompts(self) -> Path:
+        return self.corpus / "prompts"
+
+    @property
+    def tracking(self) -> Path:
+        """Spool of runs, one folder each; no DVC output, so sending a run late changes no hash."""
+        return self.out / "tracking"
+
+    @property
+    def runs(self) -> Path:
+        """The last successful run of every stage as JSON; beside the outputs, so that equal outputs keep equal hashes."""
+        return self.out / "runs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.reports / "demo.json"
+
+    def pretrain(self, stage: str) -> Path:
+        return self.out / "pretrain" / stage
+
+    def model(self, stage: str) -> Path:
+        """Exported weights of a pretraining stage: config.json, model.safetensors, ema.safetensors."""
+        return self.pretrain(stage) / "model"
+
+    def output_of(self, stage: str) -> Path:
+        """The folder or file a pipeline stage makes."""
+        if stage.startswith("pretrain_"):
+            return self.pretrain(stage.removeprefix("pretrain_"))
+        return {
+            "corpus": self.corpus,
+            "curate": self.curated,
+            "codec": self.codec,
+            "encode": self.latents,
+            "generate": self.generated,
+            "evaluate": self.metrics,
+            "report": self.reports / "demo.html",
+        }[stage]

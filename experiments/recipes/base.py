@@ -1,0 +1,27 @@
+"""A recipe: everything one run is made with, as a tree of frozen dataclasses that live beside the code they configure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from experiments.evaluate import EvaluateConfig
+from pretrain.codecs.fit import CodecConfig
+from pretrain.data.corpus.build import CorpusConfig
+from pretrain.data.curate import CurateConfig
+from pretrain.data.encode import EncodeConfig
+from pretrain.generate import GenerateConfig
+from pretrain.recipe import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One section per pipeline stage; `params.yaml` and `--set` override fields of it by their dotted name."""
+
+    name: str
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

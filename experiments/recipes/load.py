@@ -1,0 +1,125 @@
+"""Find a recipe by name or dotted name and put overrides in; a wrong name is an error that says the nearest right one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import experiments.recipes
+from pretrain.config import nearest, override
+
+SUPPORT = {"base", "load"}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in this package: module `x` holds the function `x`."""
+    return sorted(module.name for module in pkgutil.iter_modules(experiments.recipes.__path__) if module.name not in SUPPORT)
+
+
+def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] = ()) -> Any:
+    """Recipe with overrides: first the file's (when it is for this recipe), then `key.path=value` settings in order.
+
+    Raises ValueError naming the nearest valid recipe or key.
+    """
+    recipe = recipe_function(name)()
+    values = read_params(params) if params else {}
+    chosen = values.pop("recipe", name)
+    if chosen == name:
+        recipe = override_named(recipe, values, "")
+    for setting in settings:
+        recipe = override_named(recipe, parse_setting(setting), "")
+    return recipe
+
+
+def recipe_function(name: str) -> Any:
+    """The function behind a shipped recipe's name or a dotted one (`my.package.recipe`)."""
+    if "." in name:
+        module_name, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ValueError(f"recipe {name!r}: {error}; give package.module.function") from None
+    if name not in shipped_recipes():
+        raise ValueError(f"unknown recipe {name!r}; {nearest(name, shipped_recipes())}")
+    return getattr(importlib.import_module(f"experiments.recipes.{name}"), name)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Overrides of a params.yaml; raises ValueError with file and line when it is not a YAML mapping."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run this where params.yaml is or give --params")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}:1: expected a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`a.b=value` as nested mappings; the value is read as YAML, so 3, 1e-3, true and [a, b] are what they look like."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {setting}: expected key=value, e.g. pretrain.stages.stage1.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {setting}: the value is not YAML; quote it") from None
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def override_named(config: Any, values: Mapping[str, Any], where: str) -> Any:
+    """`pretrain.config.override`, and a tuple of named dataclasses (the stages) is overridden by name like a mapping."""
+    changes: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        current = getattr(config, key, None)
+        if _is_named_tuple(current) and isinstance(value, Mapping):
+            changes[key] = _override_members(current, value, path)
+        elif dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            changes[key] = override_named(current, value, path)
+        elif not (dataclasses.is_dataclass(current) and value is None):  # an empty section in YAML says nothing
+            plain[key] = value
+    config = override(config, plain, where)
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(dataclasses.is_dataclass(item) and hasattr(item, "name") for item in value)
+
+
+def _override_members(current: tuple[Any, ...], values: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+    names = [item.name for item in current]
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"{where}.{name}: unknown key; {nearest(name, names)}")
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}.{name}: expected a mapping of fields, got {value!r}")
+    return tuple(override_named(item, values[item.name], f"{where}.{item.name}") if item.name in values else item for item in current)
+
+
+def as_plain(config: Any) -> Any:
+    """A config tree as what JSON and MLflow can hold; named tuples become mappings by name, as in params.yaml."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: as_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if _is_named_tuple(config):
+        return {item.name: as_plain(item) for item in config}
+    if isinstance(config, Mapping):
+        return {str(key): as_plain(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [as_plain(item) for item in config]
+    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)

@@ -1,0 +1,118 @@
+"""Runs are written to a spool on disk first and sent to MLflow by one process beside (`experiments.tracking_send`).
+
+A trainer therefore never imports MLflow, never waits for it, and does not notice when it is out: what could not be
+sent stays in the spool until `nava tracking flush`. A run is a folder `out/tracking/<key>` with an `events.jsonl`; the
+key is ours and stays the same when a run is resumed, the MLflow run carries it as the tag `nava.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RUN_VARIABLE = "NAVA_RUN"
+EVENTS = "events.jsonl"
+OWNER = "owner.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known when a run begins. Parents: stage or role -> run key, the first is the one MLflow shows it under."""
+
+    name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # path -> md5
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+
+class SpoolTracker:
+    """`pretrain.types.Tracker` that appends to a run's spool; failing to write is said once and never raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._broken = False
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._append("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
+
+    def log_artifact(self, path: str, folder: str = "") -> None:
+        """Have a file or folder copied to the run when it is sent; it must still be there then."""
+        self._append("artifact", path=str(Path(path).resolve()), folder=folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._append("tags", values={name: str(value) for name, value in tags.items()})
+
+    def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
+        """Log a folder of safetensors as a model of this run."""
+        self._append("model", path=str(path.resolve()), name=name, tags=dict(tags))
+
+    def start(self, run: RunStart) -> None:
+        """Begin the run, or begin it again after an interruption."""
+        self._append("start", **vars(run))
+        with contextlib.suppress(OSError):
+            (self.folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "time_s": time.time()}))
+
+    def finish(self, status: str) -> None:
+        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
+        self._append("finish", status=status)
+        (self.folder / OWNER).unlink(missing_ok=True)
+
+    def _append(self, kind: str, **values: Any) -> None:
+        line = json.dumps({"kind": kind, "time_ms": int(time.time() * 1000), **values}, default=str)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / EVENTS).open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if not self._broken:
+                log.warning("tracking: %s cannot be written (%s); this run goes on without it", self.folder / EVENTS, error)
+            self._broken = True
+
+
+class SilentTracker:
+    """Tracker of a run nobody follows."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_artifact(self, path: str, folder: str = "") -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+
+def new_run_key(name: str) -> str:
+    """Name of a run's spool folder: sorts by time, reads as the stage, and is unique."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:8]}"
+
+
+def from_environment() -> SpoolTracker | SilentTracker:
+    """The tracker of the run that started this process; what a trainer on rank 0 asks for by dotted name."""
+    folder = os.environ[RUN_VARIABLE] if RUN_VARIABLE in os.environ else ""
+    return SpoolTracker(Path(folder)) if folder else SilentTracker()
+
+
+def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
+    """Start the process that sends the spool to MLflow, at the lowest priority; it leaves at once when another one runs."""
+    spool.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.tracking_send", str(spool), "--root", str(root)]
+    try:
+        with (spool / "sender.log").open("ab") as said:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, cwd=root)
+    except OSError as error:
+        log.warning("tracking: the sender did not start (%s); `nava tracking flush` sends the runs later", error)
+        return None

@@ -1,0 +1,150 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("pretrain", "finetune", "rewards", "orchestration", "experiments")
+OURS = set(PACKAGES)
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+# What a package may import of ours. The longest matching prefix of the importing module decides.
+FOUNDATION = {"pretrain.types", "pretrain.prompt", "pretrain.config", "pretrain.randomness", "pretrain.jsonl"}
+ALLOWED = {
+    "rewards": {"rewards"},
+    "pretrain": {"pretrain"},
+    "pretrain.types": FOUNDATION,
+    "pretrain.prompt": FOUNDATION,
+    "pretrain.config": FOUNDATION,
+    "pretrain.randomness": FOUNDATION,
+    "pretrain.jsonl": FOUNDATION,
+    "pretrain.flow": {"pretrain.flow", *FOUNDATION},
+    "pretrain.model": {"pretrain.model", *FOUNDATION},
+    "pretrain.codecs": {"pretrain.codecs", *FOUNDATION},
+    "finetune": {"finetune", "pretrain"},
+    "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},
+    "experiments": OURS,
+}
+# Outside packages that only one of ours may import.
+CONFINED = {
+    "torchtitan": ("pretrain.titan",),
+    "ray": ("orchestration",),
+    "vllm": (),
+    "mlflow": ("experiments",),
+    "dvc": (),
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return [(module_name(file.relative_to(ROOT)), file) for file in files]
+
+
+def module_name(relative: Path) -> str:
+    parts = relative.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, is_package: bool = False) -> set[str]:
+    """Dotted names a module imports, wherever in the file; `from a import b` counts as a and a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def violations(module: str, source: str, is_package: bool = False) -> list[str]:
+    rule = max((prefix for prefix in ALLOWED if within(module, prefix)), key=len)
+    names = imports(source, module, is_package)
+    wrong = []
+    for name in sorted(names):
+        if name.split(".")[0] in OURS:
+            leads_there = any(within(allowed, name) and allowed in names for allowed in ALLOWED[rule])
+            if not any(within(name, allowed) for allowed in ALLOWED[rule]) and not leads_there:
+                wrong.append(f"{module} imports {name}; {rule} may import {', '.join(sorted(ALLOWED[rule]))}")
+        for outside, owners in CONFINED.items():
+            if within(name, outside) and not any(within(module, owner) for owner in owners):
+                wrong.append(f"{module} imports {name}, which belongs in {', '.join(owners) or 'no module'}")
+    return wrong
+
+
+def long_parts(source: str, where: str) -> list[str]:
+    wrong = []
+    if (lines := source.count("\n")) > MAX_FILE_LINES:
+        wrong.append(f"{where}: {lines} lines, at most {MAX_FILE_LINES}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length >= MAX_FUNCTION_LINES:
+                wrong.append(f"{where}:{node.lineno} {node.name}: {length} lines, under {MAX_FUNCTION_LINES}")
+    return wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package):
+    found = [module for module in modules() if within(module[0], package)]
+    assert found
+    assert [wrong for name, file in found for wrong in violations(name, file.read_text(), file.name == "__init__.py")] == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
+def test_files_and_functions_stay_short(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert [wrong for file in files for wrong in long_parts(file.read_text(), str(file.relative_to(ROOT)))] == []
+
+
+def test_there_is_no_utils():
+    assert [str(file) for _, file in modules() if "utils" in file.stem or "helpers" in file.stem] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rewards.speech", "import pretrain.types"),
+        ("rewards.speech", "def late():\n    from pretrain import prompt"),
+        ("pretrain.flow.path", "from pretrain.model.blocks import Block"),
+        ("pretrain.model.blocks", "from pretrain import flow"),
+        ("pretrain.model.blocks", "from ..flow import path"),
+        ("pretrain.types", "import pretrain.objective"),
+        ("pretrain.objective", "from torchtitan.train import Trainer"),
+        ("pretrain.generate", "import finetune"),
+        ("finetune.policy", "from rewards import types"),
+        ("orchestration.round", "import experiments.tracking"),
+        ("finetune.trainer", "import mlflow"),
+        ("experiments.demo", "import ray"),
+    ],
+)
+def test_the_checker_sees_a_violation(module, source):
+    assert violations(module, source)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("pretrain.model.blocks", "from pretrain import types\nfrom pretrain.types import Stream\nimport torch"),
+        ("pretrain.titan.run", "import torchtitan.train"),
+        ("experiments.cli", "from pretrain.model import plan"),
+        ("pretrain.model.blocks", "from .rope import turn"),
+    ],
+)
+def test_the_checker_lets_right_imports_pass(module, source):
+    assert violations(module, source) == []
+
+
+def test_the_checker_sees_length():
+    body = "\n".join("    x = 1" for _ in range(MAX_FUNCTION_LINES))
+    assert long_parts(f"def long():\n{body}\n", "f.py")
+    assert long_parts("x = 1\n" * (MAX_FILE_LINES + 1), "f.py")
+    assert long_parts("def short():\n    return 1\n", "f.py") == []
