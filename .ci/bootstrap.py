@@ -78,7 +78,8 @@ def install(torch_args: list[str]) -> None:
 
 def main() -> None:
     if not (3, 11) <= sys.version_info < (3, 13):
-        print(f"make: Python 3.11 or 3.12 is needed, this is {sys.version.split()[0]}; say make PYTHON=/path/to/python3.11", file=sys.stderr)
+        found = sys.version.split()[0]
+        print(f"make: Python 3.11 or 3.12 is needed, this is {found}; say make PYTHON=/path/to/python3.11", file=sys.stderr)
         raise SystemExit(2)
     torch_args = sys.argv[1:]
     with (ROOT / ".venv.lock").open("w") as lock:

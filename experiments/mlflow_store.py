@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+from experiments.flatten import flattened
 
 KEY_TAG = "nava.run"
 MAX_METRICS = 1000
@@ -119,17 +121,7 @@ class MlflowStore:
 
 
 def _parent_tags(parents: Mapping[str, str], run_ids: Mapping[str, str]) -> dict[str, str]:
-    known = {name: run_ids[key] for name, key in parents.items() if key in run_ids and run_ids[key]}
+    known = {name: run_ids[key] for name, key in parents.items() if run_ids.get(key)}
     tags = {f"parent.{name}": run_id for name, run_id in known.items()} | {f"parent_key.{name}": key for name, key in parents.items()}
     first = next(iter(parents), None)
     return tags | ({"mlflow.parentRunId": known[first]} if first in known else {})
-
-
-def flattened(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested mapping as (dotted name, value)."""
-    for name, value in config.items():
-        path = f"{where}.{name}" if where else str(name)
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, path)
-        else:
-            yield path, value

@@ -102,7 +102,7 @@ def new_run_key(name: str) -> str:
 
 def from_environment() -> SpoolTracker | SilentTracker:
     """The tracker of the run that started this process; what a trainer on rank 0 asks for by dotted name."""
-    folder = os.environ[RUN_VARIABLE] if RUN_VARIABLE in os.environ else ""
+    folder = os.environ.get(RUN_VARIABLE, "")
     return SpoolTracker(Path(folder)) if folder else SilentTracker()
 
 

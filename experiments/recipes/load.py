@@ -31,9 +31,9 @@ def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] =
     values = read_params(params) if params else {}
     chosen = values.pop("recipe", name)
     if chosen == name:
-        recipe = override_named(recipe, values, "")
+        recipe = override(recipe, _without_empty(values))
     for setting in settings:
-        recipe = override_named(recipe, parse_setting(setting), "")
+        recipe = override(recipe, parse_setting(setting))
     return recipe
 
 
@@ -64,6 +64,10 @@ def read_params(path: Path) -> dict[str, Any]:
     return values
 
 
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}  # a section without lines says nothing
+
+
 def parse_setting(setting: str) -> dict[str, Any]:
     """`a.b=value` as nested mappings; the value is read as YAML, so 3, 1e-3, true and [a, b] are what they look like."""
     path, equals, text = setting.partition("=")
@@ -78,46 +82,10 @@ def parse_setting(setting: str) -> dict[str, Any]:
     return value
 
 
-def override_named(config: Any, values: Mapping[str, Any], where: str) -> Any:
-    """`pretrain.config.override`, and a tuple of named dataclasses (the stages) is overridden by name like a mapping."""
-    changes: dict[str, Any] = {}
-    plain: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else key
-        current = getattr(config, key, None)
-        if _is_named_tuple(current) and isinstance(value, Mapping):
-            changes[key] = _override_members(current, value, path)
-        elif dataclasses.is_dataclass(current) and isinstance(value, Mapping):
-            changes[key] = override_named(current, value, path)
-        elif not (dataclasses.is_dataclass(current) and value is None):  # an empty section in YAML says nothing
-            plain[key] = value
-    config = override(config, plain, where)
-    try:
-        return dataclasses.replace(config, **changes)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}" if where else str(error)) from None
-
-
-def _is_named_tuple(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(dataclasses.is_dataclass(item) and hasattr(item, "name") for item in value)
-
-
-def _override_members(current: tuple[Any, ...], values: Mapping[str, Any], where: str) -> tuple[Any, ...]:
-    names = [item.name for item in current]
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"{where}.{name}: unknown key; {nearest(name, names)}")
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where}.{name}: expected a mapping of fields, got {value!r}")
-    return tuple(override_named(item, values[item.name], f"{where}.{item.name}") if item.name in values else item for item in current)
-
-
 def as_plain(config: Any) -> Any:
-    """A config tree as what JSON and MLflow can hold; named tuples become mappings by name, as in params.yaml."""
+    """A config tree as what JSON and MLflow can hold."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: as_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if _is_named_tuple(config):
-        return {item.name: as_plain(item) for item in config}
     if isinstance(config, Mapping):
         return {str(key): as_plain(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):

@@ -1,0 +1,92 @@
+"""`nava VERB ...`: one verb per kind of work. A verb's module is imported only when the verb is used, so `--help` is quick."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.errors import USER_ERROR, one_line_errors
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's function lives (module of experiments.commands, function), what it does and one example."""
+
+    module: str
+    function: str
+    summary: str
+    example: str
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb("demo", "demo", "run the whole pipeline and show what the clips are worth", "nava demo"),
+    "doctor": Verb("look", "doctor", "versions, processor, speed, memory, disk, and what is missing", "nava doctor"),
+    "corpus": Verb("pipeline", "corpus", "render the talking-face corpus", "nava corpus mini --set corpus.seed=1"),
+    "curate": Verb("pipeline", "curate", "choose the curated high-quality pairs", "nava curate mini"),
+    "codec": Verb("pipeline", "codec", "fit the linear codecs on the corpus", "nava codec mini"),
+    "encode": Verb("pipeline", "encode", "turn clips, prompts and voices into latents", "nava encode mini"),
+    "pretrain": Verb("pipeline", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
+    "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
+    "evaluate": Verb("pipeline", "evaluate", "measure real, codec and generated clips side by side", "nava evaluate mini"),
+    "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
+    "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
+    "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),
+    "plan": Verb("look", "plan", "parameters, memory per GPU and tokens of a flavor", "nava plan nava_6b --gpus 128"),
+    "tracking flush": Verb("look", "tracking_flush", "send runs that MLflow has not got yet", "nava tracking flush"),
+    "ui": Verb("look", "ui", "open the MLflow user interface on this repository's runs", "nava ui --port 5000"),
+}  # fmt: skip
+
+
+def help_text() -> str:
+    """The page `nava --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    examples = "\n".join(f"  {verb.example}" for verb in VERBS.values())
+    return f"""usage: nava VERB [options]      nava VERB --help says more about one verb
+
+{verbs}
+
+One example for each:
+{examples}
+
+--debug (anywhere) shows the traceback behind an error. Errors of yours end with one line and exit code 2.
+"""
+
+
+def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """(verb, its arguments); a verb may be two words. Raises ValueError naming the nearest verb."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in VERBS:
+            return name, list(arguments[words:])
+    second = [name for name in VERBS if name.split()[0] == arguments[0] and " " in name]
+    if second and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        raise ValueError(f"{arguments[0]}: say what; valid: {', '.join(second)}")
+    close = difflib.get_close_matches(" ".join(arguments[:2]), VERBS, n=1, cutoff=0.0)[0]
+    raise ValueError(f"unknown verb {arguments[0]!r}; did you mean {close!r}? valid: {', '.join(VERBS)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `nava`; the exit code is 0, 1 (a check found something), 2 (a wrong input) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text(), end="")
+        return 0 if arguments else USER_ERROR
+    with one_line_errors(debug):
+        name, rest = find_verb(arguments)
+        verb = VERBS[name]
+        function = getattr(importlib.import_module(f"experiments.commands.{verb.module}"), verb.function)
+        import tyro
+
+        description = f"{(function.__doc__ or '').strip()}\n\nExample: {verb.example}"
+        return tyro.cli(function, prog=f"nava {name}", description=description, args=rest, use_underscores=False) or 0
+    return USER_ERROR  # pragma: no cover (one_line_errors leaves by SystemExit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`nava generate`: prompts in the public inference format to clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.options import Settings, recipe_for
+
+
+def generate(
+    prompts: Annotated[Path, tyro.conf.Positional],
+    /,
+    to: Path = Path("clips"),
+    recipe: str = "mini",
+    model: Path = Path("out/pretrain/stage3/model"),
+    codec: Path = Path("out/codec"),
+    limit: int | None = None,
+    settings: Settings = (),
+) -> None:
+    """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path", "spk_wavs"}).
+
+    --to is the folder for the clips, --model an exported model, --limit the number of rows taken from the file.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: expected at least 1, got {limit}")
+    needed = {prompts: "give a prompts JSONL file", model: "train one (`nava demo`) or give --model", codec: "fit one or give --codec"}
+    for path, advice in needed.items():
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder; {advice}")
+    config = recipe_for(recipe, settings).generate
+    from pretrain.generate import generate as speak
+
+    speak(config, model, codec, prompts, to, limit)
+    print(f"clips in {to}")

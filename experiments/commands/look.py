@@ -1,0 +1,111 @@
+"""Verbs that only look: at a machine, a prompt file, a plan, a lineage, the runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.layout import Layout
+
+FOUND_SOMETHING = 1
+
+
+def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """Say what this machine is and what is missing; exit code 1 when something needed is missing."""
+    from experiments.doctor import examine, show
+
+    report = examine()
+    _print_json(report) if as_json else show(report)
+    return FOUND_SOMETHING if report["missing"] else 0
+
+
+def prompt_check(
+    file: Annotated[Path, tyro.conf.Positional], /, files: bool = False, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+) -> int:
+    """Check the syntax of a prompts JSONL file; with --files also that the images and voices it names exist.
+
+    Exit code 2 when a row is wrong; with --json the errors are in the output.
+    """
+    from pretrain.prompt import check_prompts
+
+    found = check_prompts(file, files)
+    if as_json:
+        _print_json(found)
+    else:
+        for error in found["errors"]:
+            print(f"{file}:{error['line']} {error['field']}: {error['message']}", file=sys.stderr)
+        print(f"{found['rows']} rows, {found['spans']} spans, {found['references']} references, {len(found['errors'])} errors")
+    return 2 if found["errors"] else 0
+
+
+def plan(
+    flavor: Annotated[str, tyro.conf.Positional],
+    /,
+    gpus: int = 8,
+    frames: int = 145,
+    height: int = 704,
+    width: int = 1280,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Count a flavor on the meta device: parameters, memory per GPU by part, tokens of a clip of that size."""
+    from pretrain.model.plan import plan as count
+
+    found = count(flavor, gpus, frames, height, width)
+    _print_json(found) if as_json else _print_table(found)
+
+
+def lineage(
+    target: Annotated[str, tyro.conf.Positional], /, out: Path = Path("out"), as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+) -> None:
+    """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code and parents.
+
+    A run is named by its key (folder in out/tracking) or its MLflow id.
+    """
+    from experiments.lineage import show, trace
+
+    found = trace(target, Layout(out=out), Path())
+    _print_json(found) if as_json else show(found)
+
+
+def tracking_flush(out: Path = Path("out")) -> None:
+    """Send every run that waits in OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
+    from experiments.tracking_send import flush, locked, store_uri
+
+    spool = Layout(out=out).tracking
+    if not spool.is_dir():
+        raise FileNotFoundError(f"{spool}: no runs here; train something first or give --out")
+    lock = locked(spool, wait=True)
+    left = flush(spool, Path())
+    lock.close()
+    print(f"{store_uri(Path())}: {'everything is sent' if not left else f'{left} events wait'}")
+
+
+def ui(port: int = 5000) -> int:
+    """Serve MLflow's user interface for the runs of this repository until Ctrl-C."""
+    from experiments.tracking_send import quiet_mlflow, store_uri
+
+    quiet_mlflow()
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(Path()), "--port", str(port)]
+    return subprocess.run(command, check=False).returncode
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _print_table(values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.flatten import flattened
+
+    table = Table(show_header=False, box=None)
+    for name, value in flattened(values):
+        table.add_row(name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value))
+    Console().print(table)

@@ -1,0 +1,22 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+RecipeName = Annotated[str, tyro.conf.Positional]
+Settings = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be given again"),
+]
+
+
+def recipe_for(name: str, settings: tuple[str, ...]) -> Any:
+    """The recipe with the overrides of ./params.yaml (where there is one, and it is for this recipe) and of --set."""
+    from experiments.recipes.load import load_recipe
+
+    params = Path("params.yaml")
+    return load_recipe(name, params if params.is_file() else None, settings)

@@ -1,0 +1,83 @@
+"""Verbs that run one stage of the pipeline, outside DVC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.layout import Layout
+from pretrain.config import nearest
+
+
+def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Render the corpus: clips, sounds, references, prompt sets and manifests, into OUT/corpus."""
+    _run("corpus", recipe, settings, out)
+
+
+def curate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Choose the curated pairs with submodlib, into OUT/curated."""
+    _run("curate", recipe, settings, out)
+
+
+def codec(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Fit the codecs on OUT/corpus and store them with their reconstruction error, into OUT/codec."""
+    _run("codec", recipe, settings, out)
+
+
+def encode(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Encode every set of the corpus, into OUT/latents."""
+    _run("encode", recipe, settings, out)
+
+
+def evaluate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
+    """Measure real, codec and generated clips, into REPORTS/demo.json."""
+    _run("evaluate", recipe, settings, out, reports)
+
+
+def report(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
+    """Write REPORTS/demo.html from the measurements and the clips."""
+    _run("report", recipe, settings, out, reports)
+
+
+def pretrain(
+    recipe: RecipeName,
+    /,
+    stage: str = "all",
+    nproc: int = 0,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")] = True,
+) -> None:
+    """Train the stages of a recipe one after another, or one of them; each starts from the one before it.
+
+    --nproc 0 is one rank per GPU, or one rank where there is none. A run that was interrupted goes on from its last checkpoint.
+    """
+    loaded = recipe_for(recipe, settings)
+    names = list(loaded.pretrain.stages)
+    if stage != "all" and stage not in names:
+        raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    from experiments.stages import Job, run_stage
+
+    for name in names if stage == "all" else [stage]:
+        _check_free(Layout(out=out), name, resume)
+        run_stage(f"pretrain_{name}", Job(recipe=loaded, layout=Layout(out=out), nproc=nproc))
+
+
+def _check_free(layout: Layout, stage: str, resume: bool) -> None:
+    """Nobody loses a trained model by repeating a command: a finished stage is trained again only with --no-resume."""
+    marker = layout.runs / f"pretrain_{stage}.running.json"
+    if not resume:
+        marker.unlink(missing_ok=True)
+    elif layout.model(stage).is_dir() and not marker.is_file():
+        raise ValueError(f"{layout.model(stage)}: this stage is finished; give --no-resume to train it again, or --out for another folder")
+
+
+def _run(stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> None:
+    from experiments.stages import Job, run_stage
+
+    run_stage(stage, Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports)))

@@ -1,0 +1,42 @@
+"""What a user reads when something is wrong: one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def one_line_errors(debug: bool = False) -> Iterator[None]:
+    """ValueError and OSError become `nava: ...` and exit 2, Ctrl-C exit 130; with `debug` they keep their traceback.
+
+    Anything else is a fault of the program and keeps its traceback always.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of `nava ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"nava: {as_line(error)}", file=sys.stderr)
+        raise SystemExit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("nava: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def as_line(error: Exception) -> str:
+    """The message in one line; the operating system's own errors with their file in front."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__

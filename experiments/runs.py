@@ -1,0 +1,104 @@
+"""A tracked run of a pipeline stage: what it was made from is written down before, its end after; an interrupted one is taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.layout import Layout
+from experiments.provenance import fingerprint, git_state, lock_hash, producers, stage_inputs
+from experiments.tracking import RUN_VARIABLE, RunStart, SpoolTracker, ensure_sender, new_run_key
+
+
+class Interrupted(RuntimeError):
+    """A stage that ended early on request, with a checkpoint to go on from."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The last run of a stage that ended well: `out/runs/<stage>.json`."""
+
+    stage: str
+    key: str
+    recipe: str
+    git_commit: str
+    git_dirty: bool
+    lock_md5: str
+    inputs: dict[str, str]  # path -> md5
+    parents: dict[str, str]  # stage -> run key
+    config: dict[str, Any]
+    output: str
+    started_at: str  # ISO 8601, UTC
+    duration_s: float
+
+
+def read_record(layout: Layout, stage: str) -> RunRecord | None:
+    """The stage's last good run; None when it never ran here."""
+    path = layout.runs / f"{stage}.json"
+    return RunRecord(**json.loads(path.read_text())) if path.is_file() else None
+
+
+@contextmanager
+def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, root: Path, resume: bool) -> Iterator[SpoolTracker]:
+    """Run the body as a tracked run of `stage`; its trainer finds the tracker by `experiments.tracking.from_environment`.
+
+    With `resume`, a run that was killed is taken up under its own key when inputs and config are the same; what it left
+    under others is removed first. False: the body itself replaces the output.
+    """
+    inputs = stage_inputs(stage, root)
+    parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
+    git = git_state(root)
+    marker = layout.runs / f"{stage}.running.json"
+    key = new_run_key(stage)
+    if resume:
+        key = _take_up(marker, fingerprint(inputs, config), layout.output_of(stage)) or key
+    _write_json(marker, {"key": key, "fingerprint": fingerprint(inputs, config)})
+    tracker = SpoolTracker(layout.tracking / key)
+    tags = {"nava.stage": stage, "nava.recipe": recipe, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
+    tags |= {"dvc.lock.md5": lock_hash(root), "nava.output": str(layout.output_of(stage))}
+    tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
+    ensure_sender(layout.tracking, root)
+    os.environ[RUN_VARIABLE] = str(tracker.folder.resolve())
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    try:
+        yield tracker
+    except (KeyboardInterrupt, Interrupted):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    finally:
+        del os.environ[RUN_VARIABLE]
+    seconds = time.monotonic() - clock
+    output = str(layout.output_of(stage))
+    record = RunRecord(stage, key, recipe, git.commit, git.dirty, lock_hash(root), inputs, parents, dict(config), output, started, seconds)
+    tracker.log_metrics({"stage_seconds": seconds}, step=0)
+    tracker.finish("FINISHED")
+    _write_json(layout.runs / f"{stage}.json", asdict(record))
+    marker.unlink(missing_ok=True)
+
+
+def _take_up(marker: Path, current: str, output: Path) -> str:
+    """Key of the interrupted run to go on with; empty when there is none, and then its leftovers are gone."""
+    if marker.is_file():
+        left = json.loads(marker.read_text())
+        if left["fingerprint"] == current and output.is_dir():
+            return left["key"]
+    if output.is_dir():
+        shutil.rmtree(output)
+    return ""
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, default=str))
+    partial.replace(path)

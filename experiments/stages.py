@@ -1,0 +1,145 @@
+"""The work behind each stage of dvc.yaml: `python -m experiments.stages NAME`; `nava NAME` calls the same functions.
+
+Every stage imports only what it needs, so a change of the report does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.layout import STAGES, Layout
+from experiments.runs import tracked
+from experiments.tracking import SpoolTracker
+from pretrain.config import nearest
+
+LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, one on a CPU)."""
+
+    recipe: Any
+    layout: Layout = field(default_factory=Layout)
+    root: Path = Path()
+    nproc: int = 0
+
+
+def run_stage(stage: str, job: Job) -> None:
+    """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
+    resume = stage.startswith("pretrain_")  # only an interrupted training can be gone on with; everything else starts over
+    with tracked(stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root, resume) as tracker:
+        if stage.startswith("pretrain_"):
+            pretrain(stage.removeprefix("pretrain_"), job, tracker)
+        else:
+            WORK[stage](job, tracker)
+
+
+def config_of(stage: str, recipe: Any) -> dict[str, Any]:
+    """The part of the recipe a stage depends on, as plain values; a pretraining stage does not depend on the others' numbers."""
+    from experiments.recipes.load import as_plain
+
+    section = "pretrain" if stage.startswith("pretrain_") else stage
+    if section == "report":
+        return {}
+    config = as_plain(getattr(recipe, section))
+    if section == "pretrain":
+        name = stage.removeprefix("pretrain_")
+        config["stages"] = {name: config["stages"][name]}
+    return config
+
+
+def corpus(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.data.corpus.build import build_corpus
+
+    build_corpus(job.recipe.corpus, job.layout.corpus)
+    tracker.log_artifact(str(job.layout.corpus / "summary.json"))
+
+
+def curate(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.data.curate import curate as choose
+
+    choose(job.recipe.curate, job.layout.corpus, job.layout.curated)
+    tracker.log_artifact(str(job.layout.curated / "report.json"))
+
+
+def codec(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.codecs.fit import fit_codecs
+
+    fit_codecs(job.recipe.codec, job.layout.corpus, job.layout.codec)
+    tracker.log_artifact(str(job.layout.codec / "errors.json"))
+    tracker.log_model(job.layout.codec, "codec", {})
+
+
+def encode(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.data.encode import encode_sets
+
+    manifests = {name: job.layout.corpus / f"{name}.jsonl" for name in LATENT_SETS}
+    manifests["curated"] = job.layout.curated / "curated.jsonl"
+    encode_sets(job.recipe.encode, manifests, job.layout.codec, job.layout.latents)
+
+
+def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
+    raise NotImplementedError
+
+
+def generate(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.generate import generate as speak
+
+    layout = job.layout
+    for prompts in sorted(layout.prompts.glob("pretrain_*.jsonl")):
+        folder = layout.generated / prompts.stem
+        speak(job.recipe.generate, layout.model("stage3"), layout.codec, prompts, folder, None)
+        for clip in sorted(folder.glob("*.mp4"))[:4]:
+            tracker.log_artifact(str(clip), f"clips/{prompts.stem}")
+
+
+def evaluate(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.evaluate import evaluate as measure
+
+    layout = job.layout
+    measure(job.recipe.evaluate, layout.corpus, layout.codec, layout.generated, layout.metrics)
+    tracker.log_artifact(str(layout.metrics))
+
+
+def report(job: Job, tracker: SpoolTracker) -> None:
+    raise NotImplementedError
+
+
+WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
+    "corpus": corpus,
+    "curate": curate,
+    "codec": codec,
+    "encode": encode,
+    "generate": generate,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Called by DVC in the repository root; the recipe is the one params.yaml names."""
+    from experiments.errors import one_line_errors
+
+    with one_line_errors():
+        if len(arguments) != 1:
+            raise ValueError(f"expected one stage name, got {arguments}; {nearest('corpus', STAGES)}")
+        if arguments[0] not in STAGES:
+            raise ValueError(f"unknown stage {arguments[0]!r}; {nearest(arguments[0], STAGES)}")
+        from experiments.recipes.load import load_recipe, read_params
+
+        params = Path("params.yaml")
+        values = read_params(params)
+        recipe = load_recipe(values.get("recipe", "mini"), params)
+        run_stage(arguments[0], Job(recipe=recipe))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
