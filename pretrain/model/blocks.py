@@ -16,13 +16,6 @@ from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
 
 
-class Rotary(NamedTuple):
-    """cos and sin of every token's angles, [N, 1, head_dim // 2]."""
-
-    cos: Tensor
-    sin: Tensor
-
-
 class Context(NamedTuple):
     """What cross-attention sees."""
 
@@ -33,7 +26,7 @@ class Context(NamedTuple):
 
 class FeedForward(nn.Sequential):
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__(nn.Linear(args.width, args.ffn_width), nn.GELU("tanh"), nn.Linear(args.ffn_width, args.width))
+        super().__init__(nn.Linear(args.width, args.ffn_width), nn.GELU(args.gelu), nn.Linear(args.ffn_width, args.width))
 
 
 def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Context) -> Tensor:
@@ -63,17 +56,17 @@ class AlignmentBlock(nn.Module):
 
     def forward(
         self, streams: tuple[Tensor | None, Tensor | None], modulations: tuple[Tensor | None, Tensor | None],
-        rotaries: tuple[Rotary | None, Rotary | None], plan: AttentionPlan, context: Context,
+        turns: tuple[Tensor | None, Tensor | None], plan: AttentionPlan, context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-        """(video, audio) tokens [B, N, width], None where absent, one step further."""
+        """(video, audio) tokens [B, N, width], None where absent, one step further; turns are complex [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (self.self_attn_audio, self.cross_attn_audio, *((self.norm3_audio, self.ffn_audio) if self.split else (self.norm3, self.ffn))),
         )
         qkv = [
-            self._project(x, part[0], modulation, rotary)
-            for x, part, modulation, rotary in zip(streams, parts, modulations, rotaries, strict=True)
-            if x is not None and modulation is not None and rotary is not None
+            self._project(x, part[0], modulation, turn)
+            for x, part, modulation, turn in zip(streams, parts, modulations, turns, strict=True)
+            if x is not None and modulation is not None and turn is not None
         ]
         q, k, v = (torch.cat(pieces, dim=1).transpose(1, 2) if len(qkv) > 1 else pieces[0].transpose(1, 2) for pieces in zip(*qkv, strict=True))
         attended = plan.attend(q, k, v).transpose(1, 2).flatten(2).split((plan.num_video, plan.num_audio), dim=1)
@@ -86,9 +79,9 @@ class AlignmentBlock(nn.Module):
             out.append(add_ffn(add_cross(x, cross_attn, norm3, context), ffn, modulation, self.eps))
         return out[0], out[1]
 
-    def _project(self, x: Tensor, attention: Projections, modulation: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, attention: Projections, modulation: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
-        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), *rotary)
+        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), turns)
 
 
 class FusionBlock(nn.Module):
@@ -100,11 +93,11 @@ class FusionBlock(nn.Module):
         self.self_attn, self.cross_attn = Projections(args), Projections(args)
         self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
-    def forward(self, x: Tensor, modulations: tuple[Tensor, ...], rotary: Rotary, plan: AttentionPlan, context: Context) -> Tensor:
-        """x [B, N, width]; modulations of the present streams, in order."""
+    def forward(self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
+        """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in order."""
         sizes = [size for size in (plan.num_video, plan.num_audio) if size]
         hidden = self._normed(x, modulations, sizes, 0).to(self.self_attn.q.weight.dtype)
-        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, *rotary))
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
         x = self._gated(x, update, modulations, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)

@@ -36,7 +36,12 @@ def audio_angles(tokens: int, rate_ratio: float, head_dim: int, theta: float, de
     return torch.cat([turning, turning.new_zeros(tokens, sum(spatial) // 2)], dim=1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn interleaved pairs of x [B, N, heads, d] by angles given as cos, sin [N, 1, d // 2]."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+def turns_of(angles: Tensor) -> Tensor:
+    """Unit complex numbers [N, 1, d // 2] of fp64 angles [N, d // 2], complex64."""
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn interleaved pairs of x [B, N, heads, d] by complex turns [N, 1, d // 2], in fp32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan, plan_attention
-from pretrain.model.blocks import AlignmentBlock, Context, FusionBlock, Head, Rotary
+from pretrain.model.blocks import AlignmentBlock, Context, FusionBlock, Head
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
 from pretrain.model.modulation import TimePath
-from pretrain.model.rope import audio_angles, video_angles
+from pretrain.model.rope import audio_angles, turns_of, video_angles
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -35,16 +35,16 @@ class NavaTransformer(nn.Module):
             raise ValueError("forward needs video, audio or both; got neither")
         tokens = self._embed(video, audio)
         plan = self._plan(video, audio, tokens, conditioning.modalities_joined)
-        rotaries = self._rotaries(video, audio)
+        turns = self._turns(video, audio)
         context = self._context(conditioning)
         modulations = self.time(video.sigma if video else None, audio.sigma if audio else None)
         for index, block in enumerate(self.double_blocks):
             picked = tuple(m.alignment[index] if m else None for m in modulations)
-            tokens = block(tokens, picked, rotaries, plan, context)
+            tokens = block(tokens, picked, turns, plan, context)
         joint = torch.cat([x for x in tokens if x is not None], dim=1)
-        rotary = Rotary(*(torch.cat(parts) for parts in zip(*(r for r in rotaries if r is not None), strict=True)))
+        joint_turns = torch.cat([part for part in turns if part is not None])
         for index, block in enumerate(self.single_blocks):
-            joint = block(joint, tuple(m.fusion[index] for m in modulations if m), rotary, plan, context)
+            joint = block(joint, tuple(m.fusion[index] for m in modulations if m), joint_turns, plan, context)
         video_tokens, audio_tokens = joint.split((plan.num_video, plan.num_audio), dim=1)
         return Velocity(
             video=self._unpatch(self.head(video_tokens, modulations[0].head), video) if video else None,
@@ -72,16 +72,16 @@ class NavaTransformer(nn.Module):
             valid = torch.cat([joined.new_ones(len(joined), n) if m is None else m for m, n in zip(masks, sizes, strict=True)], dim=1)
         return plan_attention(valid, joined, *counts)
 
-    def _rotaries(self, video: Stream | None, audio: Stream | None) -> tuple[Rotary | None, Rotary | None]:
-        """Angles of both streams on the video's clock; a lone audio stream keeps the clock of 24 fps video, as when joint."""
+    def _turns(self, video: Stream | None, audio: Stream | None) -> tuple[Tensor | None, Tensor | None]:
+        """Rotary turns of both streams on the video's clock, also where audio is alone."""
         dims, theta, patch = self.args.head_dim, self.args.rope_theta, self.args.patch_size
-        out: list[Rotary | None] = [None, None]
+        out: list[Tensor | None] = [None, None]
         if video:
             _, _, frames, rows, columns = video.latents.shape
-            out[0] = _rotary(video_angles(frames, rows // patch, columns // patch, dims, theta, video.latents.device))
+            out[0] = turns_of(video_angles(frames, rows // patch, columns // patch, dims, theta, video.latents.device))
         if audio:
             ratio = audio.clock_hz / audio.rate_hz
-            out[1] = _rotary(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
+            out[1] = turns_of(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
         return out[0], out[1]
 
     def _context(self, conditioning: Conditioning) -> Context:
@@ -125,7 +125,3 @@ def _valid(stream: Stream, size: int) -> Tensor | None:
     if bool((stream.lengths == size).all()):
         return None
     return torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
-
-
-def _rotary(angles: Tensor) -> Rotary:
-    return Rotary(angles.cos().float()[:, None], angles.sin().float()[:, None])
