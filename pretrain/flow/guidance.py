@@ -1,0 +1,75 @@
+"""Condition-factorised guidance: v = v_c + sum over directions of scale * (v_c - v_without), per modality (nava.md, section 4).
+
+A scale has one meaning everywhere: how far to go beyond the fully conditioned velocity, 0 = not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from pretrain.types import Conditioning, Velocity
+
+VelocityOf = Callable[[Conditioning], Velocity]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceScales:
+    """Scales of the three directions per modality; the defaults are the release's."""
+
+    text_video: float = 3.0
+    text_audio: float = 2.0
+    align_video: float = 3.0
+    align_audio: float = 2.0
+    timbre_video: float = 0.0
+    timbre_audio: float = 3.0
+
+
+NO_GUIDANCE = GuidanceScales(**{item.name: 0.0 for item in fields(GuidanceScales)})
+
+
+def without_text(conditioning: Conditioning) -> Conditioning:
+    """Text and its timbre tokens dropped."""
+    return replace(conditioning, text_kept=torch.zeros_like(conditioning.text_kept), speakers=torch.zeros_like(conditioning.speakers))
+
+
+def without_alignment(conditioning: Conditioning) -> Conditioning:
+    """Same context, the modalities kept apart."""
+    return replace(conditioning, modalities_joined=torch.zeros_like(conditioning.modalities_joined))
+
+
+def without_timbre(conditioning: Conditioning) -> Conditioning:
+    """Same text, null timbre tokens."""
+    return replace(conditioning, speakers=torch.zeros_like(conditioning.speakers))
+
+
+def guided_velocity(
+    velocity_of: VelocityOf, conditioning: Conditioning, scales: GuidanceScales,
+    negative: Conditioning | None = None, joint: bool = True,
+) -> Velocity:  # fmt: skip
+    """Guided velocity of the streams `velocity_of` answers for.
+
+    `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both modalities are
+    present. A direction costs a forward pass only where its scale is not 0 and it can differ: alignment needs both
+    modalities, timbre a reference.
+    """
+    full = velocity_of(conditioning)
+    has_voice = bool((conditioning.speakers != 0).any())
+    directions = (
+        (scales.text_video, scales.text_audio, negative or without_text(conditioning), True),
+        (scales.align_video, scales.align_audio, without_alignment(conditioning), joint),
+        (scales.timbre_video, scales.timbre_audio, without_timbre(conditioning), has_voice),
+    )
+    video, audio = full.video, full.audio
+    for scale_video, scale_audio, weakened, can_differ in directions:
+        useful = (scale_video != 0 and full.video is not None) or (scale_audio != 0 and full.audio is not None)
+        if not (can_differ and useful):
+            continue
+        other = velocity_of(weakened)
+        if video is not None and full.video is not None and other.video is not None:
+            video = video + scale_video * (full.video - other.video)
+        if audio is not None and full.audio is not None and other.audio is not None:
+            audio = audio + scale_audio * (full.audio - other.audio)
+    return Velocity(video, audio)

@@ -1,0 +1,73 @@
+"""From noise to latents: Euler, and UniPC by diffusers' scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.config import nearest
+from pretrain.flow.path import shift_level
+from pretrain.types import Velocity
+
+SolverName = Literal["euler", "unipc"]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The state of a trajectory; None for an absent modality."""
+
+    video: Tensor | None  # [B, 48, F, H, W]
+    audio: Tensor | None  # [B, 128, L]
+
+
+VelocityField = Callable[[Latents, float], Velocity]
+Step = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def sampling_levels(num_steps: int, shift: float) -> list[float]:
+    """num_steps + 1 levels from 1 to 0. Raises ValueError below one step."""
+    if num_steps < 1:
+        raise ValueError(f"steps must be at least 1, got {num_steps}")
+    return shift_level(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
+
+
+def solve(field: VelocityField, start: Latents, num_steps: int, shift: float, solver: SolverName = "euler") -> Latents:
+    """Integrate dx/ds = field(x, s) from s = 1 to 0. Raises ValueError on an unknown solver."""
+    makers = {"euler": _euler, "unipc": _unipc}
+    if solver not in makers:
+        raise ValueError(f"unknown solver {solver!r}; {nearest(solver, makers)}")
+    levels, video_step = makers[solver](num_steps, shift)
+    _, audio_step = makers[solver](num_steps, shift)  # multistep solvers keep a history per stream
+    state = start
+    for index in range(num_steps):
+        velocity = field(state, levels[index])
+        state = Latents(
+            video=_advance(video_step, state.video, velocity.video, index),
+            audio=_advance(audio_step, state.audio, velocity.audio, index),
+        )
+    return state
+
+
+def _advance(step: Step, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:
+    return None if latents is None or velocity is None else step(latents, velocity, index)
+
+
+def _euler(num_steps: int, shift: float) -> tuple[list[float], Step]:
+    levels = sampling_levels(num_steps, shift)
+    return levels, lambda latents, velocity, index: latents + velocity * (levels[index + 1] - levels[index])
+
+
+def _unipc(num_steps: int, shift: float) -> tuple[list[float], Step]:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2)
+    scheduler.set_timesteps(num_steps)
+
+    def step(latents: Tensor, velocity: Tensor, index: int) -> Tensor:
+        return scheduler.step(velocity, scheduler.timesteps[index], latents, return_dict=False)[0]
+
+    return scheduler.sigmas.tolist(), step
