@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         function = getattr(importlib.import_module(f"experiments.commands.{verb.module}"), verb.function)
         import tyro
 
-        description = f"{(function.__doc__ or '').strip()}\n\nExample: {verb.example}"
+        description = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: {verb.example}"
         return tyro.cli(function, prog=f"nava {name}", description=description, args=rest, use_underscores=False) or 0
     return USER_ERROR  # pragma: no cover (one_line_errors leaves by SystemExit)
 

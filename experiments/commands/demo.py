@@ -1,0 +1,32 @@
+"""`nava demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.demo import print_timings, run_pipeline, up_to_date
+from experiments.layout import Layout
+
+
+def demo() -> None:
+    """Train the small NAVA of params.yaml, generate clips that speak, and show what they are worth.
+
+    Runs what `dvc repro` finds to do; a second call does nothing and says so. Start it in the repository root.
+    """
+    root, layout = Path(), Layout()
+    if not (root / "dvc.yaml").is_file():
+        raise FileNotFoundError("dvc.yaml: no such file here; run this in the repository root")
+    if up_to_date(root):
+        print("nothing to do: data, model and report are up to date with code and params.yaml\n")
+    else:
+        run_pipeline(root, layout)
+    show_result(layout)
+
+
+def show_result(layout: Layout) -> None:
+    """The report's numbers, where the time went, and where to look next."""
+    from experiments.report import print_summary
+
+    print_summary(layout.metrics)
+    print_timings(layout)
+    print(f"open {layout.reports / 'demo.html'}; hear {layout.generated}/*/*.mp4; runs: nava ui; where from: nava lineage {layout.generated}")

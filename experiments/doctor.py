@@ -1,0 +1,124 @@
+"""What this machine is, what it can do per second, and what is missing for the commands of this repository."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "asimdbf16")
+# distribution name -> (module, the way to get it). Optional ones are named by `extras`.
+NEEDED = {
+    "torch": "torch", "torchtitan": "torchtitan", "triton": "triton", "diffusers": "diffusers", "transformers": "transformers",
+    "mlflow": "mlflow", "dvc": "dvc", "submodlib-py": "submodlib", "jiwer": "jiwer", "pocketsphinx": "pocketsphinx",
+    "resemblyzer": "resemblyzer", "webrtcvad-wheels": "webrtcvad", "librosa": "librosa", "soundfile": "soundfile", "av": "av",
+    "tyro": "tyro", "rich": "rich", "safetensors": "safetensors",
+}  # fmt: skip
+EXTRAS = {"trl": "align", "peft": "align", "ray": "serve", "gradio": "serve", "pytest": "dev", "hypothesis": "dev"}
+DEMO_DISK_GIB = 3.0
+DEMO_MEMORY_GIB = 6.0
+MATMUL_SIZE = 2048
+
+
+def examine() -> dict[str, Any]:
+    """Everything `nava doctor` says, as plain values; `missing` lists what stands in the way and what to do about it."""
+    import psutil
+
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path())
+    versions = {name: _version(name) for name in (*NEEDED, *EXTRAS)}
+    flags = processor_flags()
+    report: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count(),
+        "bf16_flags": [flag for flag in BF16_FLAGS if flag in flags],
+        "memory_gib": {"total": round(memory.total / 2**30, 1), "available": round(memory.available / 2**30, 1)},
+        "disk_free_gib": round(disk.free / 2**30, 1),
+        "versions": versions,
+    }
+    if versions["torch"]:
+        import torch
+
+        report["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        report["matmul_gflops"] = {name: round(matmul_ceiling_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")}
+    report["missing"] = _missing(versions, report)
+    return report
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
+    missing = []
+    if not (3, 11) <= sys.version_info < (3, 13):
+        missing.append(f"Python 3.11 or 3.12, this is {report['python']}: make clean-venv, then make PYTHON=/path/to/python3.11 setup")
+    for name, module in NEEDED.items():
+        if not versions[name] or importlib.util.find_spec(module) is None:
+            how = "pip install --no-deps resemblyzer==0.1.4" if name == "resemblyzer" else "make setup"
+            missing.append(f"{name}: {how}")
+    if report["disk_free_gib"] < DEMO_DISK_GIB:
+        missing.append(f"disk: {report['disk_free_gib']} GiB free here, the demo wants {DEMO_DISK_GIB}: free some")
+    if report["memory_gib"]["available"] < DEMO_MEMORY_GIB:
+        missing.append(f"memory: {report['memory_gib']['available']} GiB available, the demo may want {DEMO_MEMORY_GIB}: close something")
+    return missing
+
+
+def processor_flags() -> set[str]:
+    """Feature flags of the processor as Linux names them; empty where the system does not say."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def processor_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def matmul_ceiling_gflops(dtype: Any, seconds: float = 1.0) -> float:
+    """Best rate of a square matrix product on the CPU with all of torch's threads, in GFLOP/s, from about `seconds` of trying."""
+    import torch
+
+    left, right = (torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype) for _ in range(2))
+    result = torch.mm(left, right)  # the first call packs and picks a kernel
+    best_s, end = float("inf"), time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        torch.mm(left, right, out=result)
+        best_s = min(best_s, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best_s / 1e9 if best_s < float("inf") else 0.0
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report for a person."""
+    print(f"Python {report['python']} on {report['platform']}")
+    flags = ", ".join(report["bf16_flags"]) or "no bf16 instructions"
+    print(f"{report['processor']}, {report['cores']} cores, {flags}")
+    if "matmul_gflops" in report:
+        speed = report["matmul_gflops"]
+        print(f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {', '.join(report['gpus']) or 'none'}")
+    memory = report["memory_gib"]
+    print(f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} GiB free here")
+    print("packages: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    absent = [f"{name} (pip install -e '.[{EXTRAS[name]}]')" for name in EXTRAS if not report["versions"][name]]
+    if absent:
+        print("not installed, and not needed for the demo: " + ", ".join(absent))
+    print("missing: nothing" if not report["missing"] else "missing:\n" + "\n".join(f"  {line}" for line in report["missing"]))
