@@ -1,0 +1,65 @@
+"""A clip's sound as scorers want it: mono, 16 kHz, finite, loud and long enough; and its speech cut into spans."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from rewards.base import Unscorable
+from rewards.types import Clip
+
+SAMPLE_RATE_HZ = 16_000
+MIN_DURATION_S = 0.2
+SILENCE_PEAK = 1e-3  # -60 dBFS; an AAC round trip of digital silence stays below
+STEP = SAMPLE_RATE_HZ // 100
+
+
+def mono_16khz(clip: Clip) -> np.ndarray:
+    """float32 [N]: channels averaged, resampled. Raises Unscorable for no, silent, non-finite or too short sound."""
+    if clip.waveform is None:
+        raise Unscorable("no sound")
+    waveform = np.asarray(clip.waveform, dtype=np.float32)
+    if not np.isfinite(waveform).all():
+        raise Unscorable(f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite")
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=0)
+    if waveform.ndim != 1:
+        raise Unscorable(f"sound must be [N] or [C, N], got {list(waveform.shape)}")
+    if len(waveform) < MIN_DURATION_S * clip.sample_rate_hz:
+        raise Unscorable(f"{len(waveform) / clip.sample_rate_hz:.3f} s of sound, at least {MIN_DURATION_S} s are needed")
+    if np.abs(waveform).max() < SILENCE_PEAK:
+        raise Unscorable("silent")
+    if clip.sample_rate_hz != SAMPLE_RATE_HZ:
+        common = math.gcd(clip.sample_rate_hz, SAMPLE_RATE_HZ)
+        waveform = resample_poly(waveform, SAMPLE_RATE_HZ // common, clip.sample_rate_hz // common).astype(np.float32)
+    return waveform
+
+
+def step_loudness(waveform: np.ndarray) -> np.ndarray:
+    """Root mean square of every 10 ms, [ceil(N / 160)]."""
+    padded = np.pad(waveform, (0, -len(waveform) % STEP)).reshape(-1, STEP)
+    return np.sqrt((padded.astype(np.float64) ** 2).mean(axis=1))
+
+
+def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarray:
+    """Without the quiet ends: what is more than `threshold_db` below the loudest 10 ms goes, `margin_s` stays."""
+    loudness = step_loudness(waveform)
+    loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
+    margin = round(margin_s * SAMPLE_RATE_HZ)
+    return waveform[max(0, int(loud[0]) * STEP - margin) : (int(loud[-1]) + 1) * STEP + margin]
+
+
+def split_spans(waveform: np.ndarray, count: int, threshold_db: float = 25.0) -> list[np.ndarray]:
+    """Speech cut into `count` spans in the middle of its longest inner pauses. Raises Unscorable when there are too few pauses."""
+    if count == 1:
+        return [waveform]
+    loudness = step_loudness(waveform)
+    loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
+    gaps = np.diff(loud)
+    longest = np.argsort(-gaps, kind="stable")[: count - 1]
+    if len(longest) < count - 1 or gaps[longest].min() < 2:
+        raise Unscorable(f"{count} spans, but the sound has no {count - 1} pause(s) to cut at")
+    cuts = sorted(int(loud[i] + loud[i + 1]) * STEP // 2 for i in longest)
+    return [piece for piece in np.split(waveform, cuts)]

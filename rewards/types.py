@@ -1,0 +1,38 @@
+"""What is scored and what comes of it. `rewards` stands alone: any model's clips can be put into a Clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; the end is exclusive
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One clip in memory. What a scorer needs and does not find makes its score NaN with a reason."""
+
+    waveform: np.ndarray | None  # float32 [N] mono or [C, N] in -1..1
+    sample_rate_hz: int
+    frames: np.ndarray | None = None  # uint8 [T, H, W, 3] RGB
+    fps: float = 24.0
+    prompt: str = ""
+    spans: tuple[str, ...] = ()  # the words to be spoken, one text per span of the prompt
+    references: tuple[np.ndarray | None, ...] = ()  # float32 [N] at 16 kHz, the voice of each span; None = free
+    voices: tuple[str, ...] = ()  # who should be heard in each span, where the speakers have names
+    name: str = ""  # so that a clip is not compared with itself
+    mouth_boxes: tuple[Box, ...] = ()  # one per face
+    face_boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A scorer's answer for one clip: `value` is NaN exactly when `reason` says why there is none."""
+
+    value: float
+    reason: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""  # what a recogniser read
+    seconds: float = 0.0  # this clip's share of the batch's wall time
