@@ -22,6 +22,7 @@ class FieldError:
         """The one line a user reads: `file:line field: message`."""
         return f"{path}:{self.line} {self.field}: {self.message}"
 
+
 def scan(path: Path | str) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
     """(line number from 1, row or what is wrong with it) for every line that is not blank.
 
@@ -60,6 +61,6 @@ def dump(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

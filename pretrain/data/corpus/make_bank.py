@@ -17,8 +17,9 @@ import soundfile
 from pretrain.data.corpus.bank import BANK_FOLDER, SAMPLE_RATE_HZ
 
 VOICES = ("slt", "rms", "awb", "kal16")
-WORDS = tuple(
-    "zero one rocket seven green yellow garden window paper sugar summer doctor chicken ocean apple coffee orange candy banana table".split()
+WORDS = (
+    *("zero", "one", "rocket", "seven", "green", "yellow", "garden", "window", "paper", "sugar"),
+    *("summer", "doctor", "chicken", "ocean", "apple", "coffee", "orange", "candy", "banana", "table"),
 )
 STRETCHES = (0.88, 1.0, 1.08)
 MAX_DURATION_S = 0.63

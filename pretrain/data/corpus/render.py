@@ -14,7 +14,7 @@ import numpy as np
 from pretrain.data.corpus.cast import BACKGROUNDS, CHARACTER_BY_NAME, STATIC, Character, Colour
 
 SIZE = 64
-MARGIN = 16  # painted around the picture for the camera to move over
+MARGIN = 12  # painted around the picture for the camera to move over
 MOUTH_HALF_WIDTH = 7.5
 MOUTH_CLOSED, MOUTH_OPEN = 0.9, 6.5  # half heights of the dark interior, pixels at scale 1
 LIP = 1.6
@@ -52,9 +52,7 @@ SINGLE = (32.0, 29.0, 1.0)
 LEFT, RIGHT = (16.5, 31.0, 0.72), (47.5, 31.0, 0.72)
 
 
-def render_faces(
-    faces: tuple[Face, ...], background: str, openings: np.ndarray, blinks: np.ndarray, camera: str = STATIC
-) -> np.ndarray:
+def render_faces(faces: tuple[Face, ...], background: str, openings: np.ndarray, blinks: np.ndarray, camera: str = STATIC) -> np.ndarray:
     """uint8 [T, 64, 64, 3]; openings [faces, T] in 0..1 and blinks [faces, T] bool say what moves."""
     margin = 0 if camera == STATIC else MARGIN
     frames = np.repeat(_scene(faces, background, margin)[None], openings.shape[1], axis=0)
