@@ -23,7 +23,8 @@ def up_to_date(root: Path) -> bool:
     """True when DVC finds nothing to run; a second or two, nothing heavy is started."""
     if not (root / "dvc.lock").is_file():
         return False
-    done = subprocess.run([*dvc_command(), "status", "-q"], cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    command = [*dvc_command(), "status", "-q"]
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode not in (0, 1):
         raise ValueError(f"dvc status: {_last_line(done.stderr)}")
     return done.returncode == 0
@@ -51,14 +52,15 @@ def say_what_to_expect() -> dict[str, float]:
     from experiments.doctor import matmul_ceiling_gflops, processor_name
 
     speed = {name: matmul_ceiling_gflops(getattr(torch, name)) for name in ("bfloat16", "float32")}
-    print(f"{processor_name()}, {torch.get_num_threads()} threads: {speed['bfloat16']:.0f} GFLOP/s bf16, {speed['float32']:.0f} fp32 (matmul ceiling)")
+    rates = f"{speed['bfloat16']:.0f} GFLOP/s in bf16, {speed['float32']:.0f} in fp32"
+    print(f"{processor_name()}, {torch.get_num_threads()} threads: matmul ceiling {rates}")
     if speed["bfloat16"] >= ENOUGH_GFLOPS:
         print(f"expect at most {EXPECTED_MINUTES} minutes and 6 GiB of memory")
     else:
         factor = ENOUGH_GFLOPS / max(speed["bfloat16"], 1.0)
         print(
-            f"below the {ENOUGH_GFLOPS} GFLOP/s the {EXPECTED_MINUTES} minutes are meant for: training takes up to {factor:.1f} times as long, "
-            f"so expect about {EXPECTED_MINUTES * factor:.0f} minutes; the result is the same"
+            f"below the {ENOUGH_GFLOPS} GFLOP/s that {EXPECTED_MINUTES} minutes are meant for: up to {factor:.1f} times as long, "
+            f"expect about {EXPECTED_MINUTES * factor:.0f} minutes; the result is the same"
         )
     sys.stdout.flush()
     return speed

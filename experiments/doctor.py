@@ -113,8 +113,8 @@ def show(report: dict[str, Any]) -> None:
     flags = ", ".join(report["bf16_flags"]) or "no bf16 instructions"
     print(f"{report['processor']}, {report['cores']} cores, {flags}")
     if "matmul_gflops" in report:
-        speed = report["matmul_gflops"]
-        print(f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {', '.join(report['gpus']) or 'none'}")
+        speed, gpus = report["matmul_gflops"], ", ".join(report["gpus"]) or "none"
+        print(f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {gpus}")
     memory = report["memory_gib"]
     print(f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} GiB free here")
     print("packages: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))

@@ -116,6 +116,11 @@ class MlflowStore:
             (Path(folder) / "reference.json").write_text(json.dumps(dict(tags), indent=1))
             self.client.log_model_artifacts(model_id, folder)
 
+    def read(self, run_id: str) -> dict[str, Any]:
+        """{status, tags, params} of a run in the store."""
+        run = self.client.get_run(run_id)
+        return {"status": run.info.status, "tags": dict(run.data.tags), "params": dict(run.data.params)}
+
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None:
         self.client.set_terminated(run_id, status=event["status"], end_time=event["time_ms"])
 

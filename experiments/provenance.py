@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+DVC_VARIABLE = "DVC_STAGE"  # set by DVC for the commands it runs
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def md5_of(path: Path) -> str:
-    """md5 of a file, or of a folder's sorted (name, md5) list; raises FileNotFoundError when the path is missing."""
+    """md5 of a file or folder as DVC computes it (a folder's ends in `.dir`); raises FileNotFoundError when it is missing."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     digest = hashlib.md5(usedforsecurity=False)
@@ -45,13 +49,13 @@ def md5_of(path: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-    for file in _files(path):
-        digest.update(f"{file.relative_to(path)} {md5_of(file)}\n".encode())
+    entries = [{"md5": md5_of(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
+    digest.update(json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode())
     return digest.hexdigest() + ".dir"
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.rglob("*")) if file.is_file() and "__pycache__" not in file.parts)
+    return (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 def read_pipeline(root: Path) -> dict[str, Any]:
@@ -85,8 +89,9 @@ def plain_path(entry: str | Mapping[str, Any]) -> str:
 
 
 def stage_inputs(stage: str, root: Path) -> dict[str, str]:
-    """md5 of each dependency of a stage: data as DVC hashed it when it was made, code hashed now."""
-    produced = {out["path"]: out["md5"] for entry in read_lock(root).values() for out in entry.get("outs", ()) if "md5" in out}
+    """md5 of each dependency of a stage that exists. Under DVC, data is not read again: its lock knows the hash."""
+    lock = read_lock(root) if DVC_VARIABLE in os.environ else {}
+    produced = {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", ()) if "md5" in out}
     inputs: dict[str, str] = {}
     for entry in read_pipeline(root).get(stage, {}).get("deps", ()):
         path = plain_path(entry)

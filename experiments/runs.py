@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
-from experiments.provenance import fingerprint, git_state, lock_hash, producers, stage_inputs
-from experiments.tracking import RUN_VARIABLE, RunStart, SpoolTracker, ensure_sender, new_run_key
+from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
+from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
 
 
 class Interrupted(RuntimeError):
@@ -37,6 +37,8 @@ class RunRecord:
     output: str
     started_at: str  # ISO 8601, UTC
     duration_s: float
+    fingerprint: str
+    output_md5: str
 
 
 def read_record(layout: Layout, stage: str) -> RunRecord | None:
@@ -45,9 +47,17 @@ def read_record(layout: Layout, stage: str) -> RunRecord | None:
     return RunRecord(**json.loads(path.read_text())) if path.is_file() else None
 
 
+def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
+    """True when the stage's last good run had the same inputs and config, and what it made is still there as it was."""
+    record, output = read_record(layout, stage), layout.output_of(stage)
+    if record is None or not output.exists() or (layout.runs / f"{stage}.running.json").exists():
+        return False
+    return record.fingerprint == fingerprint(stage_inputs(stage, root), config) and record.output_md5 == md5_of(output)
+
+
 @contextmanager
 def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, root: Path, resume: bool) -> Iterator[SpoolTracker]:
-    """Run the body as a tracked run of `stage`; its trainer finds the tracker by `experiments.tracking.from_environment`.
+    """Run the body as a tracked run of `stage`.
 
     With `resume`, a run that was killed is taken up under its own key when inputs and config are the same; what it left
     under others is removed first. False: the body itself replaces the output.
@@ -56,16 +66,15 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
     git = git_state(root)
     marker = layout.runs / f"{stage}.running.json"
-    key = new_run_key(stage)
+    key, mark = new_run_key(stage), fingerprint(inputs, config)
     if resume:
-        key = _take_up(marker, fingerprint(inputs, config), layout.output_of(stage)) or key
-    _write_json(marker, {"key": key, "fingerprint": fingerprint(inputs, config)})
+        key = _take_up(marker, mark, layout.output_of(stage)) or key
+    _write_json(marker, {"key": key, "fingerprint": mark})
     tracker = SpoolTracker(layout.tracking / key)
     tags = {"nava.stage": stage, "nava.recipe": recipe, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
     tags |= {"dvc.lock.md5": lock_hash(root), "nava.output": str(layout.output_of(stage))}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
     ensure_sender(layout.tracking, root)
-    os.environ[RUN_VARIABLE] = str(tracker.folder.resolve())
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     try:
         yield tracker
@@ -75,11 +84,12 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     except BaseException:
         tracker.finish("FAILED")
         raise
-    finally:
-        del os.environ[RUN_VARIABLE]
     seconds = time.monotonic() - clock
-    output = str(layout.output_of(stage))
-    record = RunRecord(stage, key, recipe, git.commit, git.dirty, lock_hash(root), inputs, parents, dict(config), output, started, seconds)
+    record = RunRecord(
+        stage=stage, key=key, recipe=recipe, git_commit=git.commit, git_dirty=git.dirty, lock_md5=lock_hash(root), inputs=inputs,
+        parents=parents, config=dict(config), output=str(layout.output_of(stage)), started_at=started, duration_s=seconds,
+        fingerprint=mark, output_md5=md5_of(layout.output_of(stage)),
+    )  # fmt: skip
     tracker.log_metrics({"stage_seconds": seconds}, step=0)
     tracker.finish("FINISHED")
     _write_json(layout.runs / f"{stage}.json", asdict(record))

@@ -53,6 +53,9 @@ class SpooledRun:
     def key(self) -> str:
         return self.folder.name
 
+    def exists(self) -> bool:
+        return (self.folder / EVENTS).is_file()
+
     def sent(self) -> Sent:
         path = self.folder / SENT
         return Sent(**json.loads(path.read_text())) if path.is_file() else Sent()

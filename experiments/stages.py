@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import STAGES, Layout
-from experiments.runs import tracked
+from experiments.runs import tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
 
@@ -123,6 +123,17 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
 }
 
 
+def run_where_needed(stage: str, job: Job) -> None:
+    """Run a stage, but keep a training that nothing has changed for.
+
+    DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's numbers changed.
+    """
+    if stage.startswith("pretrain_") and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
+        print(f"{stage}: same inputs and settings as its last run, kept (delete {job.layout.runs / stage}.json to train again)")
+    else:
+        run_stage(stage, job)
+
+
 def main(arguments: list[str]) -> int:
     """Called by DVC in the repository root; the recipe is the one params.yaml names."""
     from experiments.errors import one_line_errors
@@ -137,7 +148,7 @@ def main(arguments: list[str]) -> int:
         params = Path("params.yaml")
         values = read_params(params)
         recipe = load_recipe(values.get("recipe", "mini"), params)
-        run_stage(arguments[0], Job(recipe=recipe))
+        run_where_needed(arguments[0], Job(recipe=recipe))
     return 0
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RUN_VARIABLE = "NAVA_RUN"
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 log = logging.getLogger(__name__)
@@ -38,10 +37,10 @@ class RunStart:
 
 
 class SpoolTracker:
-    """`pretrain.types.Tracker` that appends to a run's spool; failing to write is said once and never raises."""
+    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is said once and never raises."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
         self._broken = False
 
     @property
@@ -71,7 +70,8 @@ class SpoolTracker:
     def finish(self, status: str) -> None:
         """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
         self._append("finish", status=status)
-        (self.folder / OWNER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.folder / OWNER).unlink()
 
     def _append(self, kind: str, **values: Any) -> None:
         line = json.dumps({"kind": kind, "time_ms": int(time.time() * 1000), **values}, default=str)
@@ -85,25 +85,9 @@ class SpoolTracker:
             self._broken = True
 
 
-class SilentTracker:
-    """Tracker of a run nobody follows."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_artifact(self, path: str, folder: str = "") -> None: ...
-
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-
-
 def new_run_key(name: str) -> str:
     """Name of a run's spool folder: sorts by time, reads as the stage, and is unique."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:8]}"
-
-
-def from_environment() -> SpoolTracker | SilentTracker:
-    """The tracker of the run that started this process; what a trainer on rank 0 asks for by dotted name."""
-    folder = os.environ.get(RUN_VARIABLE, "")
-    return SpoolTracker(Path(folder)) if folder else SilentTracker()
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:

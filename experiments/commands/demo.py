@@ -29,4 +29,6 @@ def show_result(layout: Layout) -> None:
 
     print_summary(layout.metrics)
     print_timings(layout)
-    print(f"open {layout.reports / 'demo.html'}; hear {layout.generated}/*/*.mp4; runs: nava ui; where from: nava lineage {layout.generated}")
+    print(f"report  {layout.reports / 'demo.html'}")
+    print(f"clips   {layout.generated}/*/*.mp4")
+    print(f"runs    nava ui        origins  nava lineage {layout.generated}")
