@@ -80,7 +80,7 @@ def load_codecs(folder: str | Path) -> Codecs:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
     if kind == "linear":  # imported here, so that a full-size codec's libraries load only when one is asked for
-        from pretrain.codecs.fit import load_linear
+        from pretrain.codecs.folder import load_linear
 
         return load_linear(Path(folder), config)
     raise ValueError(f"{path} kind: unknown codec {kind!r}; valid: 'linear'")

@@ -18,6 +18,9 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 from scipy.signal import resample_poly
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
@@ -72,7 +75,7 @@ def read_media(
             if want_audio:
                 found_rate = container.streams.audio[0].rate
                 waveform = _to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
     return Media(frames, fps, waveform, sample_rate_hz)
 
@@ -84,7 +87,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with av.open(str(path)) as container:
             return dict(container.metadata)
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again") from None
 
 
@@ -127,7 +130,7 @@ def fit_length(waveform: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
 
 
-def _encode(container: av.container.OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int) -> None:
+def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int) -> None:
     # No B-frames: the picture then needs no edit list, which some players ignore.
     options = {"crf": str(VIDEO_CRF), "preset": "veryfast", "bf": "0", "threads": "1"}
     video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
@@ -149,7 +152,7 @@ def _encode(container: av.container.OutputContainer, frames: np.ndarray, fps: fl
 
 
 def _decode(
-    path: Path, container: av.container.InputContainer, want_video: bool, want_audio: bool
+    path: Path, container: InputContainer, want_video: bool, want_audio: bool
 ) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
     """(seconds, picture) and (seconds, mono samples) of the wanted streams, and the clock's zero in seconds."""
     wanted = []
@@ -159,13 +162,14 @@ def _decode(
         if want:
             found[0].thread_count = 1
             wanted.append(found[0])
+    to_rgb = VideoReformatter()  # one for the file: each frame's own would set its tables up anew
     pictures: list[tuple[float, np.ndarray]] = []
     sounds: list[tuple[float, np.ndarray]] = []
     for packet in container.demux(wanted):
         for frame in packet.decode():
             time_s = float(frame.time) if frame.time is not None else math.nan
             if isinstance(frame, av.VideoFrame):
-                pictures.append((time_s, frame.to_ndarray(format="rgb24")))
+                pictures.append((time_s, to_rgb.reformat(frame, format="rgb24").to_ndarray()))
             elif isinstance(frame, av.AudioFrame):
                 sounds.append((time_s, _mono(frame)))
     zero_s = min((stream.start_time * stream.time_base for stream in container.streams.video[:1] if stream.start_time), default=0)
@@ -176,8 +180,8 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if np.issubdtype(samples.dtype, np.integer):
-        samples = samples / -float(np.iinfo(samples.dtype).min or -128)  # unsigned bytes do not occur in AAC, Opus or PCM in mp4
+    if samples.dtype.kind == "i":
+        samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
     return samples.mean(axis=0, dtype=np.float32)
 
 
@@ -197,7 +201,7 @@ def _to_fps(path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.Vid
         raise MediaError(f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file again or drop its row")
     frames = np.stack([picture for _, picture in pictures])
     found = float(stream.average_rate or stream.guessed_rate or fps)
-    if abs(found - fps) <= 1e-3 * fps:
+    if len(frames) == 1 or abs(found - fps) <= 1e-3 * fps:  # a picture file has no rate
         return frames
     _say_resampled(f"frame rate {found:g} fps, wanted {fps:g}: the frame nearest in time is taken", str(path))
     times = np.array([time for time, _ in pictures]) - pictures[0][0]

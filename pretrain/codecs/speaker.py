@@ -54,7 +54,7 @@ def voice_statistics(waveform: Tensor) -> Tensor:
     """16 kHz mono [N] -> [192] raw statistics, independent of loudness; ValueError when silent, empty or non-finite."""
     check_finite(waveform, "reference sound")
     waveform = waveform[: MAX_SECONDS * AUDIO_SAMPLE_RATE_HZ].float()
-    if waveform.dim() != 1 or not len(waveform) or float(waveform.square().mean().sqrt()) < _SILENT_RMS:
+    if waveform.dim() != 1 or is_silent(waveform):
         raise ValueError(f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none")
     waveform = waveform / waveform.abs().max()
     padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % HOP))
@@ -70,6 +70,11 @@ def voice_statistics(waveform: Tensor) -> Tensor:
     spread = ((coarse - coarse @ weight[:, None]).square() @ weight).sqrt()
     height = torch.softmax(_PEAK_SHARPNESS * pitch, dim=0)  # a soft histogram of the pitch
     return torch.cat([shape @ weight, spread, pitch @ weight, height @ weight])
+
+
+def is_silent(waveform: Tensor) -> bool:
+    """True for a sound without samples or with a root mean square below -80 dB."""
+    return not len(waveform) or float(waveform.square().mean().sqrt()) < _SILENT_RMS
 
 
 def _pitch_profile(power: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""The linear codec's folder: video, audio and speaker safetensors, config.json (with the codec's id) and errors.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from pretrain.codecs.base import Codecs
+from pretrain.codecs.linear import LinearAudioCodec, LinearVideoCodec
+from pretrain.codecs.projection import LinearProjection
+from pretrain.codecs.speaker import SpectralSpeakerEncoder
+from pretrain.codecs.text import HashedTextEncoder
+
+_PARTS = ("video", "audio", "speaker")
+
+
+def save_linear(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], text: Mapping[str, Any], griffin_lim_iterations: int) -> str:
+    """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all that shapes latents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _PARTS:
+        save_file(dict(parts[name]), folder / f"{name}.safetensors")
+    contents = {name: (folder / f"{name}.safetensors").read_bytes() for name in _PARTS}
+    codec_id = _codec_id(contents, text)
+    config = {"kind": "linear", "codec_id": codec_id, "griffin_lim_iterations": griffin_lim_iterations, "text": dict(text)}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return codec_id
+
+
+def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
+    """Codecs of a folder of kind `linear`; ValueError when a file is missing, damaged or of another fit than the config."""
+    contents, parts = {}, {}
+    for name in _PARTS:
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: part of the codec is missing; run `nava codec` again")
+        contents[name] = path.read_bytes()
+        try:
+            parts[name] = load(contents[name])
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged ({error}); run `nava codec` again") from None
+    try:
+        text, iterations, codec_id = config["text"], config["griffin_lim_iterations"], config["codec_id"]
+        found = _codec_id(contents, text)
+        if found != codec_id:
+            raise ValueError(f"{folder}: the weights are of codec {found}, config.json says {codec_id}; run `nava codec` again")
+        return Codecs(
+            video=LinearVideoCodec(LinearProjection.from_tensors(parts["video"], f"{folder / 'video.safetensors'}")),
+            audio=LinearAudioCodec(LinearProjection.from_tensors(parts["audio"], f"{folder / 'audio.safetensors'}"), iterations),
+            text=HashedTextEncoder(**text),
+            speaker=SpectralSpeakerEncoder.from_tensors(parts["speaker"]),
+            codec_id=codec_id,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not a linear codec's config ({error}); run `nava codec` again") from None
+
+
+def _codec_id(contents: Mapping[str, bytes], text: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(text), sort_keys=True).encode())
+    for name in _PARTS:
+        digest.update(contents[name])
+    return digest.hexdigest()[:16]
