@@ -10,7 +10,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 # What a package may import of ours. The longest matching prefix of the importing module decides.
-FOUNDATION = {"pretrain.types", "pretrain.prompt", "pretrain.config", "pretrain.randomness", "pretrain.jsonl"}
+FOUNDATION = {"pretrain.types", "pretrain.prompt", "pretrain.config", "pretrain.randomness", "pretrain.jsonl", "pretrain.progress"}
 ALLOWED = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},
@@ -19,9 +19,11 @@ ALLOWED = {
     "pretrain.config": FOUNDATION,
     "pretrain.randomness": FOUNDATION,
     "pretrain.jsonl": FOUNDATION,
+    "pretrain.progress": FOUNDATION,
     "pretrain.flow": {"pretrain.flow", *FOUNDATION},
     "pretrain.model": {"pretrain.model", *FOUNDATION},
     "pretrain.codecs": {"pretrain.codecs", *FOUNDATION},
+    "pretrain.codecs.fit": {"pretrain.codecs", "pretrain.data.manifest", "pretrain.data.store", *FOUNDATION},  # reads the corpus it fits
     "finetune": {"finetune", "pretrain"},
     "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},
     "experiments": OURS,
