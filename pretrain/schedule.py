@@ -71,14 +71,6 @@ def task_of_step(seed: int, stage: StageConfig, step: int) -> Draw:
     return Draw(task, _pick(sets, uniform))
 
 
-def find_stage(stages: tuple[StageConfig, ...], name: str) -> StageConfig:
-    """Stage of that name; raises ValueError naming the nearest one."""
-    for stage in stages:
-        if stage.name == name:
-            return stage
-    raise ValueError(f"stage: unknown stage {name!r}; {nearest(name, [stage.name for stage in stages])}")
-
-
 def _checked(weights: Mapping[str, float], where: str) -> list[str]:
     bad = {name: weight for name, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
     if bad:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.schedule import StageConfig, find_stage, task_of_step
+from pretrain.recipe import PretrainConfig
+from pretrain.schedule import StageConfig, task_of_step
 from pretrain.types import Task
 
 
@@ -57,4 +58,4 @@ def test_bad_stage_says_what_to_do(fields, message):
 
 def test_unknown_stage_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'stage1'"):
-        find_stage((StageConfig(name="stage1"), StageConfig(name="align")), "stage9")
+        PretrainConfig().stage("stage9")

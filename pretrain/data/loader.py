@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.data.collate import Batch, SampleLike, collate, num_tokens
+from pretrain.data.store import LatentStore
 from pretrain.randomness import generator_for, stable_hash
 from pretrain.schedule import StageConfig, task_of_step
 from pretrain.tasks import TASKS
 from pretrain.types import Task
+
+
+IN_MEMORY_BYTES = 1 << 30
+
+
+class Samples(Protocol):
+    """What a latent store and a list of samples have in common."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> SampleLike: ...
 
 
 @dataclass(frozen=True)
@@ -27,15 +40,20 @@ class Slice:
 
 
 class SampleSet:
-    """A data set in buckets of one latent size each, so that a step needs no padding."""
+    """A data set in buckets of one latent size each, so that a step needs no padding.
 
-    def __init__(self, name: str, samples: Sequence[SampleLike], mix_lengths: bool = False) -> None:
+    `shapes` (one mapping per sample: "video" -> shape, "audio" -> shape) spares reading every sample to learn its size.
+    """
+
+    def __init__(
+        self, name: str, samples: Samples, mix_lengths: bool = False, shapes: Sequence[Mapping[str, Sequence[int]]] | None = None
+    ) -> None:
         if not len(samples):
             raise ValueError(f"data set {name!r} is empty; encode it first or take it out of the stage")
         self.name, self.samples = name, samples
         self.buckets: dict[str, list[int]] = {}
         for index in range(len(samples)):
-            key = "all" if mix_lengths else _size_key(samples[index])
+            key = "all" if mix_lengths else _size_key(shapes[index] if shapes else _shapes(samples[index]))
             self.buckets.setdefault(key, []).append(index)
 
     def bucket(self, uniform: float) -> str:
@@ -62,8 +80,8 @@ class StageLoader:
                 f"global_batch_size {global_batch_size} must be a multiple of ranks x local_batch_size = "
                 f"{part.world_size} x {part.local_batch_size}"
             )
-        for name in (*stage.sets, *stage.audio_sets):
-            if name not in sets:
+        for name, weight in (*stage.sets.items(), *stage.audio_sets.items()):
+            if weight > 0 and name not in sets:
                 raise ValueError(f"{stage.name}.sets: unknown data set {name!r}; {nearest(name, sets)}")
         self.stage, self.sets, self.part = stage, sets, part
         self.seed, self.global_batch_size = stable_hash(seed, stage.name), global_batch_size
@@ -78,11 +96,12 @@ class StageLoader:
             yield from self._micro_batches(*self._global_batch(self.step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position; exact between steps."""
-        return {"step": self.step, "read": dict(self.read)}
+        """Position, exact between steps; one string, because DCP only loads keys that are there before loading."""
+        return {"position": json.dumps({"step": self.step, "read": self.read}, sort_keys=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.read = int(state["step"]), {key: int(value) for key, value in state["read"].items()}
+        position = json.loads(state["position"])
+        self.step, self.read = position["step"], position["read"]
 
     def _global_batch(self, step: int) -> tuple[Task, SampleSet, list[tuple[int, int]]]:
         task, set_name = task_of_step(self.base_seed, self.stage, step)
@@ -115,7 +134,26 @@ class StageLoader:
             yield batch, torch.zeros(1, dtype=torch.int8).expand(num_tokens(batch))
 
 
-def _size_key(sample: SampleLike) -> str:
-    video = "x".join(map(str, sample.video.shape[1:])) if sample.video is not None else "none"
-    audio = str(sample.audio.shape[1]) if sample.audio is not None else "none"
-    return f"{video}+{audio}"
+def open_sets(latents: Path, stage: StageConfig, codec_id: str | None = None, mix_lengths: bool = False) -> dict[str, SampleSet]:
+    """The stage's encoded sets under `latents`; small ones are held in memory. FileNotFoundError or ValueError in one line."""
+    names = sorted({name for weights in (stage.sets, stage.audio_sets) for name, weight in weights.items() if weight > 0})
+    return {name: _open_set(latents / name, codec_id, mix_lengths) for name in names}
+
+
+def _open_set(folder: Path, codec_id: str | None, mix_lengths: bool) -> SampleSet:
+    if not (folder / "manifest.json").is_file():
+        present = [path.parent.name for path in folder.parent.glob("*/manifest.json")]
+        raise FileNotFoundError(f"{folder}: no encoded data set {folder.name!r}; {nearest(folder.name, present)}; or run `nava encode`")
+    store = LatentStore(folder, codec_id=codec_id)
+    size = sum(shard["bytes"] for shard in store.manifest["shards"].values())
+    samples = list(store) if size <= IN_MEMORY_BYTES else store
+    return SampleSet(folder.name, samples, mix_lengths, [row["shapes"] for row in store.index])
+
+
+def _shapes(sample: SampleLike) -> dict[str, Sequence[int]]:
+    return {name: value.shape for name in ("video", "audio") if (value := getattr(sample, name)) is not None}
+
+
+def _size_key(shapes: Mapping[str, Sequence[int]]) -> str:
+    parts = ["x".join(map(str, shapes[name][1:])) if name in shapes else "none" for name in ("video", "audio")]
+    return "+".join(parts)

@@ -1,0 +1,164 @@
+"""The pretraining part of a recipe: a frozen tree, written as JSON for the ranks and read back strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pretrain.config import nearest
+from pretrain.objective import ObjectiveConfig
+from pretrain.randomness import stable_hash
+from pretrain.schedule import StageConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; the learning rate belongs to the stage."""
+
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # global gradient norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When full training states are written and which are kept."""
+
+    interval: int = 200  # steps
+    asynchronous: bool = True  # training goes on while the state is written
+    keep_last: int = 2
+    keep_every: int = 0  # also keep steps divisible by this; 0 = none
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPolicy:
+    """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped and counted."""
+
+    max_skips_in_a_row: int = 10  # more than that stops the run
+    spike_factor: float = 20.0  # skip where the gradient norm is above this times the running median; 0 = never
+    spike_window: int = 50  # steps the median is over; no spike is called before the window is full
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How ranks share the model: FSDP2 over all ranks, or HSDP with `replicas` groups of ranks."""
+
+    replicas: int = 1
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
+    compile_blocks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """All of pretraining. Raises ValueError where parts do not fit each other."""
+
+    flavor: str = "mini"
+    stages: Mapping[str, StageConfig] = field(
+        default_factory=lambda: {
+            "stage1": StageConfig(name="stage1"),
+            "stage2": StageConfig(
+                name="stage2", tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 0.5, "TIA2AV": 0.75, "T2V": 0.25},
+                sets={"paired": 1.0}, audio_sets={"hq_audio": 1.0},
+            ),
+            "stage3": StageConfig(name="stage3", tasks={"T2AV": 2.0, "TI2AV": 0.5, "TIA2AV": 1.0}, sets={"curated": 1.0}, audio_sets={}),
+        }
+    )  # fmt: skip
+    global_batch_size: int = 32
+    local_batch_size: int = 0  # samples per rank and micro-batch; 0 = the rank's whole share, no accumulation
+    mix_lengths: bool = False  # True: a step may hold samples of different sizes, padded
+    seed: int = 0
+    mixed_precision: Literal["fp32", "bf16"] = "bf16"
+    ema_decay: float = 0.999
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    policy: StepPolicy = field(default_factory=StepPolicy)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log_every: int = 10
+    validate_every: int = 0  # steps; 0 = only at the end of a stage
+    validation_samples: int = 64
+
+    def __post_init__(self) -> None:
+        for key, stage in self.stages.items():
+            if stage.name != key:
+                raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")
+        _one_of("mixed_precision", self.mixed_precision, ("fp32", "bf16"))
+        _one_of("parallel.activation_checkpointing", self.parallel.activation_checkpointing, ("none", "selective", "full"))
+        for name in ("global_batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.checkpoint.interval < 1 or self.checkpoint.keep_last < 1:
+            raise ValueError(f"checkpoint.interval and keep_last must be at least 1, got {self.checkpoint}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def stage(self, name: str) -> StageConfig:
+        """Raises ValueError naming the nearest stage."""
+        if name not in self.stages:
+            raise ValueError(f"stages: unknown stage {name!r}; {nearest(name, self.stages)}")
+        return self.stages[name]
+
+    def local_batch(self, world_size: int) -> int:
+        """Samples per rank and micro-batch. Raises ValueError where the global batch does not split."""
+        local = self.local_batch_size or self.global_batch_size // world_size
+        if local < 1 or self.global_batch_size % (local * world_size):
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not split over {world_size} ranks x local_batch_size "
+                f"{local}; set one of them so that it does"
+            )
+        return local
+
+
+def recipe_hash(config: PretrainConfig, stage: str) -> str:
+    """Identity of what a stage trains: the config without the other stages and without what changes no weight."""
+    fields = to_json(config)
+    fields["stages"] = {stage: fields["stages"][stage]}
+    for name in ("checkpoint", "log_every", "validate_every", "validation_samples"):
+        del fields[name]
+    return f"{stable_hash(fields):016x}"
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Dataclass tree -> plain dicts and lists."""
+    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+
+
+def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """The dataclass tree back, every field present. Raises ValueError naming a missing or unknown field."""
+    hints = typing.get_type_hints(kind)
+    if set(values) != set(hints):
+        raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ set(hints))}")
+    return kind(**{name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = next((option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)), hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        member = typing.get_args(hint)[1]
+        return {key: _typed(member, item, f"{where}.{key}") for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) and (typing.get_origin(hint) or hint) is tuple else value
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name}: unknown value {value!r}; {nearest(value, valid)}")

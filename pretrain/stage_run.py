@@ -1,0 +1,137 @@
+"""One stage about to be trained: what the launcher resolves and every rank reads, and the checks that need no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.model.flavors import flavor
+from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
+
+RESOLVED, IDENTITY, STATE, ERROR = "resolved.json", "run.json", "state.json", "error.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """Everything a rank needs. `trackers` maps "package.module:factory" to its keyword arguments, called on rank 0."""
+
+    config: PretrainConfig
+    stage: str
+    latents: Path  # holds a folder per data set
+    out: Path
+    codec_id: str = ""
+    init_from: Path | None = None  # a model/ folder of an earlier stage
+    trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def save(self) -> Path:
+        """Write out/resolved.json for the ranks; returns its path."""
+        values = {
+            "config": to_json(self.config),
+            "stage": self.stage,
+            "latents": str(self.latents),
+            "out": str(self.out),
+            "codec_id": self.codec_id,
+            "init_from": str(self.init_from) if self.init_from else None,
+            "trackers": {name: dict(options) for name, options in self.trackers.items()},
+        }
+        path = self.out / RESOLVED
+        write_json(path, values)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> StageRun:
+        values = json.loads(path.read_text())
+        init_from = values["init_from"]
+        return cls(
+            config=from_json(PretrainConfig, values["config"], "config"),
+            stage=values["stage"],
+            latents=Path(values["latents"]),
+            out=Path(values["out"]),
+            codec_id=values["codec_id"],
+            init_from=Path(init_from) if init_from else None,
+            trackers=values["trackers"],
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a run and its resumption."""
+        return {
+            "flavor": self.config.flavor,
+            "model_args": dataclasses.asdict(flavor(self.config.flavor)),
+            "stage": self.stage,
+            "recipe_hash": recipe_hash(self.config, self.stage),
+            "codec_id": self.codec_id,
+            "parent": parent_id(self.init_from),
+            "latents": self._latents(),
+        }
+
+    def _latents(self) -> dict[str, str]:
+        """Checksum of each data set's index; a set that is missing is reported when it is opened."""
+        stage = self.config.stage(self.stage)
+        manifests = {name: self.latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
+        return {name: json.loads(path.read_text())["index_sha256"][:16] for name, path in manifests.items() if path.is_file()}
+
+
+def parent_id(init_from: Path | None) -> str:
+    """Id of the model a stage starts from; "" = from scratch."""
+    return str(_model_config(init_from)["id"]) if init_from else ""
+
+
+def check_parent(run: StageRun) -> None:
+    """Raises ValueError where `init_from` is no model folder, or one of another flavor or codec."""
+    if run.init_from is None:
+        return
+    parent, where = _model_config(run.init_from), run.init_from / "config.json"
+    identity = run.identity()
+    for name in ("flavor", "model_args", "codec_id"):
+        if name not in parent or parent[name] != identity[name]:
+            found = parent[name] if name in parent else "nothing"
+            raise ValueError(f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}")
+
+
+def check_run_folder(run: StageRun) -> None:
+    """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or parent."""
+    path, identity = run.out / IDENTITY, run.identity()
+    if path.is_file():
+        before = json.loads(path.read_text())
+        for name, value in identity.items():
+            if name not in before or before[name] != value:
+                found = before[name] if name in before else "nothing"
+                raise ValueError(
+                    f"{path}: the checkpoints here are of another {name}: {_difference(found, value)}; remove {run.out} or train into another folder"
+                )
+    run.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, identity)
+
+
+def clear(out: Path) -> None:
+    """Forget an earlier run in this folder."""
+    if out.is_dir():
+        shutil.rmtree(out)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _model_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; give the model/ folder that a finished stage wrote")
+    return json.loads(path.read_text())
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in wanted if key not in found or found[key] != wanted[key]]
+        return ", ".join(f"{key} {found.get(key)!r} instead of {wanted[key]!r}" for key in keys[:3])
+    return f"{found!r} instead of {wanted!r}"

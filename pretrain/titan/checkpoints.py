@@ -1,0 +1,67 @@
+"""Checkpoint folders on disk: which are complete, which are kept, and a failed save as one line.
+
+DCP writes `.metadata` last, so a step folder without it is unfinished: it is never loaded, counted or trusted.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from pathlib import Path
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps with a finished checkpoint, ascending."""
+    return sorted(step for step, path in _steps(folder) if (path / ".metadata").is_file())
+
+
+def remove_incomplete(folder: Path) -> list[int]:
+    """Delete unfinished step folders (of a killed or failed save); returns their steps."""
+    unfinished = [(step, path) for step, path in _steps(folder) if not (path / ".metadata").is_file()]
+    for _, path in unfinished:
+        shutil.rmtree(path, ignore_errors=True)
+    return sorted(step for step, _ in unfinished)
+
+
+def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
+    """Delete finished checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0 = none); returns what is left."""
+    steps = complete_steps(folder)
+    kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
+    for step in set(steps) - set(kept):
+        path = folder / f"step-{step}"
+        (path / ".metadata").unlink()  # first, so that a half-deleted folder is an unfinished one
+        shutil.rmtree(path, ignore_errors=True)
+    return kept
+
+
+def save_error(error: BaseException, folder: Path) -> OSError:
+    """One line for a save that failed anywhere below: where, why, what is still good, what to do."""
+    cause = _root_cause(error)
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    free_mb = shutil.disk_usage(folder).free / 2**20 if folder.is_dir() else 0.0
+    steps = complete_steps(folder)
+    good = f"the checkpoint of step {steps[-1]} is intact" if steps else "no earlier checkpoint exists"
+    reason = "the disk is full" if full or free_mb < 1 else f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    return OSError(f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space and run again to resume")
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    matches = [(_STEP.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return [(int(match.group(1)), path) for match, path in matches if match]
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """An OSError anywhere in the chain, or below DCP's CheckpointException; else the error itself."""
+    seen: list[BaseException] = [error]
+    for item in seen:
+        if isinstance(item, OSError):
+            return item
+        failures = getattr(item, "failures", {})
+        below = [pair[0] for pair in failures.values()] + [item.__cause__, item.__context__]
+        seen.extend(child for child in below if isinstance(child, BaseException) and child not in seen)
+    return error

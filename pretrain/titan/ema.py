@@ -1,0 +1,43 @@
+"""Exponential moving average of the weights, on each rank's own shards, saved with the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+
+class Ema:
+    """weights <- decay * weights + (1 - decay) * model, with decay warmed up as (1 + n) / (10 + n).
+
+    A torch Stateful: DCP saves its DTensors sharded like the model's.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.current = get_model_state_dict(model)  # references: the optimizer works in place
+        self.weights = {name: value.detach().clone() for name, value in self.current.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's weights after an optimizer step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        current = [_local(self.current[name]) for name in self.weights]
+        torch._foreach_lerp_([_local(value) for value in self.weights.values()], current, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        for name, value in state["weights"].items():
+            if value is not self.weights[name]:
+                self.weights[name].copy_(value)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,0 +1,71 @@
+"""torchtitan's JobConfig, built from our recipe and never written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchtitan.config import (
+    ActivationCheckpoint,
+    Checkpoint,
+    Comm,
+    Debug,
+    Job,
+    JobConfig,
+    LRScheduler,
+    Metrics,
+    Model,
+    Optimizer,
+    Parallelism,
+    Training,
+)
+from torchtitan.config.job_config import Compile
+
+from pretrain.recipe import PretrainConfig
+
+CHECKPOINT_FOLDER = "checkpoint"
+TRAIN_SPEC = "nava"
+
+
+def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: int) -> JobConfig:
+    """One stage as a torchtitan job whose dump folder is `out`."""
+    stage, optimizer, parallel = config.stage(stage_name), config.optimizer, config.parallel
+    return JobConfig(
+        job=Job(dump_folder=str(out), description=f"{config.flavor} {stage.name}"),
+        model=Model(name=TRAIN_SPEC, flavor=config.flavor),
+        metrics=Metrics(log_freq=config.log_every, disable_color_printing=True),
+        optimizer=Optimizer(
+            name="AdamW", lr=stage.lr, beta1=optimizer.beta1, beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+        ),
+        lr_scheduler=LRScheduler(
+            warmup_steps=stage.warmup_steps,
+            decay_ratio=stage.decay_fraction,
+            decay_type=stage.decay,
+            min_lr_factor=stage.min_lr_factor,
+        ),
+        training=Training(
+            steps=stage.steps,
+            local_batch_size=config.local_batch(world_size),
+            global_batch_size=config.global_batch_size,
+            max_norm=config.optimizer.grad_clip,
+            mixed_precision_param="bfloat16" if config.mixed_precision == "bf16" else "float32",
+            seq_len=1,  # torchtitan's texts have one length; our token counts come from the batches
+        ),
+        parallelism=Parallelism(
+            data_parallel_replicate_degree=parallel.replicas,
+            data_parallel_shard_degree=-1,
+            fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never",
+        ),
+        checkpoint=Checkpoint(
+            enable=True,
+            enable_ft_dataloader_checkpoints=False,
+            folder=CHECKPOINT_FOLDER,
+            interval=config.checkpoint.interval,
+            async_mode="async" if config.checkpoint.asynchronous else "disabled",
+            keep_latest_k=0,  # retention is ours: torchtitan has no keep-every-n and counts unfinished folders
+            last_save_model_only=False,
+        ),
+        activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),
+        compile=Compile(enable=parallel.compile_blocks),
+        comm=Comm(init_timeout_seconds=1800, trace_buf_size=0),
+        debug=Debug(seed=config.seed),
+    )

@@ -1,0 +1,66 @@
+"""Activation checkpointing, compilation and FSDP2 / HSDP of a NAVA transformer; the same wrapping on one rank and on many."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.utils import device_type
+
+from pretrain.model.transformer import NavaTransformer
+
+
+def parallelize(model: NavaTransformer, parallel_dims: ParallelDims, job_config: JobConfig) -> NavaTransformer:
+    """Wrap in place: blocks are FSDP units, the time path is one of its own in fp32, the rest is the root unit."""
+    blocks = (model.double_blocks, model.single_blocks)
+    _checkpoint_activations(blocks, job_config.activation_checkpoint.mode)
+    if job_config.compile.enable:
+        for group in blocks:
+            for block in group:
+                block.compile(backend=job_config.compile.backend)
+    mesh = data_mesh(parallel_dims)
+    dtype = TORCH_DTYPE_MAP[job_config.training.mixed_precision_param]
+    low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    reshard = job_config.parallelism.fsdp_reshard_after_forward != "never" and device_type != "cpu"
+    fully_shard(model.time, mesh=mesh, mp_policy=exact, reshard_after_forward=reshard)
+    for group in blocks:
+        for block in group:
+            fully_shard(block, mesh=mesh, mp_policy=low, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)  # the root is needed first in the backward pass
+    sum_gradients(model)
+    return model
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Plain sums over ranks: the loss is already divided by global counts, and gloo has no pre-multiplied sum."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+
+
+def data_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
+    """1-D mesh of all ranks, or (replicate, shard) for HSDP."""
+    if parallel_dims.dp_replicate > 1:
+        return init_device_mesh(
+            device_type, (parallel_dims.dp_replicate, parallel_dims.dp_shard), mesh_dim_names=("dp_replicate", "fsdp")
+        )
+    # torchtitan gives a world of one a fake process group, which moves no data; the wrapping is kept there, so that one rank runs
+    # the same code and the same bf16 casts as many
+    return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("fsdp",))
+
+
+def _checkpoint_activations(blocks: tuple[nn.ModuleList, ...], mode: str) -> None:
+    every = {"none": 0, "full": 1, "selective": 2}[mode]  # selective: every second block
+    index = 0
+    for group in blocks:
+        for position, block in enumerate(group):
+            if every and index % every == 0:
+                group[position] = checkpoint_wrapper(block, preserve_rng_state=False)
+            index += 1

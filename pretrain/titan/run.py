@@ -1,0 +1,97 @@
+"""What each torchrun rank does: `python -m pretrain.titan.run out/stage1/resolved.json` trains one stage, or resumes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchtitan.tools.logging import init_logger, logger
+
+from pretrain.data.loader import open_sets
+from pretrain.stage_run import ERROR, STATE, StageRun, write_json
+from pretrain.titan.checkpoints import remove_incomplete, save_error
+from pretrain.titan.job_config import CHECKPOINT_FOLDER
+from pretrain.titan.trainer import PretrainTrainer
+from pretrain.titan.weights import export
+from pretrain.tracking import JsonlTracker, Trackers, build_tracker
+
+METRICS = "metrics.jsonl"
+
+
+def train_stage(run: StageRun) -> str:
+    """Train (or go on training) `run` on this rank; returns "finished" or "interrupted".
+
+    Raises ValueError for unusable data or a run that diverges, OSError when a checkpoint or the export cannot be written.
+    """
+    rank = int(os.environ["RANK"])
+    config = run.config
+    sets = open_sets(run.latents, config.stage(run.stage), run.codec_id or None, config.mix_lengths)
+    trackers: list[Trackers] = []
+
+    def log(metrics: dict[str, Any], step: int) -> None:
+        for tracker in trackers:
+            tracker.log_metrics(metrics, step)
+
+    if rank == 0:
+        remove_incomplete(run.out / CHECKPOINT_FOLDER)
+    trainer = PretrainTrainer(run, sets, log)
+    trainer.stop_on(signal.SIGTERM, signal.SIGINT)
+    resumed = trainer.resume()
+    if rank == 0:
+        first = JsonlTracker(run.out / METRICS, resumed)
+        trackers.append(Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()]))
+        _state(run, "running", resumed)
+    trainer.train()
+    status = "finished" if trainer.finished else "interrupted"
+    model_id = _exported(trainer, run, rank) if trainer.finished else ""
+    if rank == 0:
+        _state(run, status, trainer.step, model_id)
+        for tracker in trackers:
+            tracker.set_tags({"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]})
+            tracker.log_artifact(str(run.out / METRICS))
+    trainer.close()
+    return status
+
+
+def _exported(trainer: PretrainTrainer, run: StageRun, rank: int) -> str:
+    try:
+        return export(trainer.model, trainer.ema, run, trainer.step, rank)
+    except OSError as error:
+        raise save_error(error, run.out / CHECKPOINT_FOLDER) from error
+
+
+def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
+    stage = run.config.stage(run.stage)
+    write_json(run.out / STATE, {"status": status, "stage": run.stage, "step": step, "steps": stage.steps, "model_id": model_id})
+
+
+def main(path: Path) -> int:
+    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt."""
+    # the outputs of our blocks are views that nobody changes in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    init_logger()
+    run = StageRun.load(path)
+    try:
+        logger.info(f"stage {run.stage} is {train_stage(run)}")
+    except (ValueError, OSError) as error:
+        traceback.print_exc()
+        line = " ".join(str(error).split())
+        (run.out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
+        os._exit(2)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(main(Path(sys.argv[1])))

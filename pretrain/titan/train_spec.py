@@ -1,0 +1,77 @@
+"""What torchtitan is told about us: the model, how to shard it, its optimizer and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.optimizer import OptimizersContainer, build_optimizers
+from torchtitan.config import Optimizer
+from torchtitan.distributed import ParallelDims
+from torchtitan.protocols.model import BaseModelArgs
+from torchtitan.protocols.train_spec import TrainSpec
+
+from pretrain.data.loader import SampleSet, Slice, StageLoader
+from pretrain.model.args import ModelArgs
+from pretrain.model.flavors import FLAVORS
+from pretrain.model.transformer import NavaTransformer
+from pretrain.stage_run import StageRun
+from pretrain.titan.parallelize import parallelize
+
+
+@dataclass
+class TitanArgs(BaseModelArgs):
+    """torchtitan's view of ModelArgs."""
+
+    args: ModelArgs = field(default_factory=ModelArgs)
+
+    def update_from_config(self, job_config, **kwargs) -> None: ...
+
+    def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, float]:
+        num_params = sum(p.numel() for p in model.parameters())
+        return num_params, 6.0 * num_params
+
+
+def build_complete_optimizers(model_parts: list[nn.Module], config: Optimizer, parallel_dims: ParallelDims) -> OptimizersContainer:
+    """AdamW whose moments exist for every parameter from the start.
+
+    A checkpoint taken while some parameter never had a gradient (an audio-only first step) would otherwise lack its moments, and DCP
+    refuses to load it into a run that has them. One step with zero gradients at rate 0 creates them and moves nothing.
+    """
+    optimizers = build_optimizers(model_parts, config, parallel_dims)
+    for optimizer in optimizers:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for state in optimizer.state.values():
+            state["step"].zero_()
+    return optimizers
+
+
+def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
+    """The spec of one stage over loaded data sets."""
+
+    def build_loader(dp_world_size: int, dp_rank: int, tokenizer, job_config, infinite: bool = True) -> StageLoader:
+        config = run.config
+        part = Slice(dp_rank, dp_world_size, job_config.training.local_batch_size)
+        return StageLoader(config.stage(run.stage), sets, config.seed, config.global_batch_size, part)
+
+    return TrainSpec(
+        model_cls=lambda titan_args: NavaTransformer(titan_args.args),  # type: ignore[arg-type]
+        model_args={name: TitanArgs(args=args) for name, args in FLAVORS.items()},
+        parallelize_fn=parallelize,
+        pipelining_fn=None,
+        build_optimizers_fn=build_complete_optimizers,
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=build_loader,  # type: ignore[arg-type]
+        build_tokenizer_fn=None,
+        build_loss_fn=lambda job_config, **kwargs: None,  # type: ignore[arg-type,return-value]
+    )

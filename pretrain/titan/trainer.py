@@ -1,0 +1,154 @@
+"""torchtitan's Trainer with NAVA's step: two modalities, each normalised by its own global count.
+
+Meshes, meta-device building, sharding, optimizer, schedule, clipping and DCP come from torchtitan. Its step divides by one token count
+and its loop has neither a way to skip a step nor to stop at a signal, so those two methods are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchtitan.distributed import utils as dist_utils
+from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.train import Trainer
+
+from pretrain.data.collate import Batch, to_av_batch
+from pretrain.data.loader import SampleSet
+from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
+from pretrain.randomness import stable_hash
+from pretrain.stage_run import StageRun
+from pretrain.titan.checkpoints import remove_incomplete, retain, save_error
+from pretrain.titan.job_config import CHECKPOINT_FOLDER, TRAIN_SPEC, job_config
+from pretrain.titan.policy import StepJudge
+from pretrain.titan.train_spec import train_spec
+from pretrain.titan.weights import initialise, load_parent
+from pretrain.titan.window import StepResult, Window
+from pretrain.types import Task
+
+MetricsSink = Callable[[dict[str, Any], int], None]
+
+
+class PretrainTrainer(Trainer):
+    """Trains one stage; `log(metrics, step)` gets a row every `log_every` steps, on every rank."""
+
+    def __init__(self, run: StageRun, sets: dict[str, SampleSet], log: MetricsSink) -> None:
+        config = run.config
+        self.run, self.log = run, log
+        register_train_spec(TRAIN_SPEC, train_spec(run, sets))
+        super().__init__(job_config(config, run.stage, run.out, int(os.environ["WORLD_SIZE"])))
+        self.model = self.model_parts[0]
+        initialise(self.model, config.flavor, config.seed)
+        self.ema = load_parent(self.model, run)
+        self.judge = StepJudge(config.policy)
+        self.checkpointer.states.update(ema=self.ema, judge=self.judge)
+        self.noise_seed = stable_hash(config.seed, run.stage, "noise")
+        self.window = Window()
+        self.stop_requested = self.stopping = False
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.job_config.training.steps
+
+    def stop_on(self, *signals: signal.Signals) -> None:
+        """These signals end training after the current step, with a checkpoint."""
+        for number in signals:
+            signal.signal(number, lambda *_: setattr(self, "stop_requested", True))
+
+    def resume(self) -> int:
+        """Load the newest finished checkpoint, if any; returns its step (0 = none)."""
+        self.checkpointer.load(step=-1)
+        return self.step
+
+    def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
+        """Steps until the stage ends or a signal came; saves at intervals and at the end. Raises OSError when a save fails."""
+        assert self.dataloader is not None
+        batches = self.batch_generator(self.dataloader)
+        while self.should_continue_training():
+            self.step += 1
+            self.gc_handler.run(self.step)
+            self.train_step(batches)
+            self._save(last=self.finished or self.stopping)
+            after_step(self.step)
+
+    def should_continue_training(self) -> bool:
+        return not (self.finished or self.stopping)
+
+    def train_step(self, data_iterator: Iterator[tuple[Batch, Tensor]]) -> None:
+        """Accumulate the micro-batches, clip, and apply the step unless the judge skips it."""
+        start = time.perf_counter()
+        self.optimizers.zero_grad()
+        lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
+        micro_batches = [self._corrupted(*next(data_iterator)) for _ in range(self.gradient_accumulation_steps)]
+        counts = [torch.stack(element_counts(corrupted)) for _, _, corrupted in micro_batches]
+        tokens = sum(tokens for _, tokens, _ in micro_batches)
+        flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64, device=self.device)
+        totals = self._summed(torch.cat([torch.stack(counts).sum(0), flags]))
+        video_count, audio_count, tokens, stop = totals.tolist()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for _, _, corrupted in micro_batches:
+            sums += self.forward_backward_step(input_dict=corrupted, labels=None, global_valid_tokens=totals[:2])
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        grad_norm = dist_utils.clip_grad_norm_(parameters, self.job_config.training.max_norm, foreach=True).item()
+        video, audio = self._summed(sums).tolist()
+        result = StepResult(
+            micro_batches[0][0], video / video_count if video_count else None, audio / audio_count if audio_count else None,
+            self.run.config.objective.audio_weight, grad_norm, int(tokens), start,
+        )  # fmt: skip
+        self._apply(result)
+        self.stopping = stop > 0
+        self.window.add(result, time.perf_counter())
+        if self.step % self.run.config.log_every == 0 or self.step == 1 or self.finished or self.stopping:
+            skipped = {"skipped_nonfinite": self.judge.skipped_nonfinite, "skipped_spikes": self.judge.skipped_spikes}
+            self.log({**self.window.summary(), "lr": lr, **skipped}, self.step)
+
+    def forward_backward_step(self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor) -> Tensor:  # type: ignore[override]
+        """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step. Returns its loss sums."""
+        with self.train_context():
+            velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)
+            sums = velocity_loss(velocity, input_dict)
+            video_count, audio_count = global_valid_tokens
+            sums.loss(video_count, audio_count, self.run.config.objective.audio_weight).backward()
+        return torch.stack([sums.video, sums.audio]).detach().double()
+
+    def _corrupted(self, batch: Batch, labels: Tensor) -> tuple[Task, int, Corrupted]:
+        on_device = {name: value.to(self.device) for name, value in batch.items()}
+        clean = to_av_batch(on_device)
+        return clean.task, labels.numel(), corrupt(clean, self.run.config.objective, self.noise_seed)
+
+    def _apply(self, result: StepResult) -> None:
+        if self.judge.take(result.loss, result.grad_norm, self.step):
+            self.checkpointer.maybe_wait_for_staging()
+            self.optimizers.step()
+            self.ema.update()
+        self.lr_schedulers.step()
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Sum over ranks."""
+        dist.all_reduce(values)
+        return values
+
+    def _save(self, last: bool) -> None:
+        folder = self.run.out / CHECKPOINT_FOLDER
+        try:
+            self.checkpointer.save(self.step, last_step=last)
+        except Exception as error:
+            reported = save_error(error, folder)
+            if dist.get_rank() == 0:
+                remove_incomplete(folder)
+            raise reported from error
+        if dist.get_rank() == 0 and (last or self.step % self.run.config.checkpoint.interval == 0):
+            retain(folder, self.run.config.checkpoint.keep_last, self.run.config.checkpoint.keep_every)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "rng": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        torch.set_rng_state(state_dict["rng"])

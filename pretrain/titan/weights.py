@@ -1,0 +1,86 @@
+"""Weights in and out of the sharded model: seeded initialisation, loading an earlier stage, export as safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor
+
+from pretrain.model.flavors import flavor
+from pretrain.model.transformer import NavaTransformer
+from pretrain.stage_run import StageRun, write_json
+from pretrain.titan.ema import Ema
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def initialise(model: nn.Module, flavor_name: str, seed: int) -> None:
+    """The same first weights on any number of CPU ranks: drawn whole, then sharded.
+
+    (DTensor's random operations draw per shard on CPU; on accelerators they do not depend on the sharding and are left as they are.)
+    """
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        whole = NavaTransformer(flavor(flavor_name))
+        with torch.no_grad():
+            whole.init_weights()
+    load_full(model, whole.state_dict())
+
+
+def load_full(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Full tensors into the sharded model; every name must be there."""
+    set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True, strict=True))
+
+
+def load_parent(model: nn.Module, run: StageRun) -> Ema:
+    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's weights."""
+    decay = run.config.ema_decay
+    if run.init_from is None:
+        return Ema(model, decay)
+    load_full(model, load_file(run.init_from / "ema.safetensors"))
+    ema = Ema(model, decay)
+    load_full(model, load_file(run.init_from / "model.safetensors"))
+    ema.updates = int(json.loads((run.init_from / "config.json").read_text())["ema_updates"])
+    return ema
+
+
+def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
+    """Write out/model/ (config.json, model.safetensors, ema.safetensors; full fp32 tensors) on rank 0; returns the model's id.
+
+    All ranks must call it. A failed write leaves an earlier export as it was.
+    """
+    weights = get_model_state_dict(model, options=_FULL)
+    averaged = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in ema.weights.items()}
+    if rank:
+        return ""
+    folder = run.out / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _write(folder / "model.safetensors", weights)
+    _write(folder / "ema.safetensors", averaged)
+    identity = run.identity()
+    model_id = f"{run.config.flavor}-{run.stage}-{step}-{digest[:12]}"
+    write_json(folder / "config.json", {"id": model_id, **identity, "step": step, "ema_updates": ema.updates})
+    return model_id
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Whole or not at all; returns the sha256 of the file."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file({name: value.detach().float().contiguous() for name, value in tensors.items()}, temporary)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return digest

@@ -1,0 +1,63 @@
+"""Trackers that need nothing: rows of metrics.jsonl, and several trackers as one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pretrain.types import Tracker
+
+
+class JsonlTracker:
+    """One JSON object per logged step, appended; rows after `resume_step` (of a killed run) are dropped first."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self.path = path
+        rows = path.read_text().splitlines() if path.is_file() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resume_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(row + "\n" for row in kept))
+        os.replace(temporary, path)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def log_artifact(self, path: str, folder: str = "") -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+
+class Trackers:
+    """Reports to all of them; only numbers go to those after the first."""
+
+    def __init__(self, first: JsonlTracker, others: Sequence[Tracker]) -> None:
+        self.first, self.others = first, others
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.first.log_metrics(metrics, step)
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+        for tracker in self.others:
+            tracker.log_metrics(numbers, step)
+
+    def log_artifact(self, path: str, folder: str = "") -> None:
+        for tracker in self.others:
+            tracker.log_artifact(path, folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        for tracker in self.others:
+            tracker.set_tags(tags)
+
+
+def build_tracker(name: str, options: Mapping[str, Any]) -> Tracker:
+    """Call "package.module:factory" with the options. Raises ValueError where there is no such factory."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"trackers: {name!r} cannot be loaded ({error}); write it as package.module:factory") from None
+    return factory(**options)
