@@ -32,6 +32,9 @@ class ModelArgs:
     gelu: str = "tanh"  # of the FFN; "none" = exact (erf), whose CPU kernel is 2.6 times as fast
     split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
     attend_text_padding: bool = False  # True for the published weights, which were trained that way
+    # False: a timbre token replaces the context vector of its place (published weights). Cross-attention sees a set, so a
+    # token without its place's text state cannot say which span it belongs to; True adds the token to that state.
+    timbre_keeps_text: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.head_dim % 2:

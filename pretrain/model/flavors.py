@@ -10,11 +10,11 @@ FLAVORS: dict[str, ModelArgs] = {
     "nava_7b_split": ModelArgs(split_ffn_and_norms=True),
     "mini": ModelArgs(
         width=192, num_heads=3, ffn_width=768, num_alignment_blocks=2, num_fusion_blocks=4,
-        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none",
+        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True,
     ),
     "debug": ModelArgs(
         width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,
-        text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3,
+        text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3, timbre_keeps_text=True,
     ),
 }  # fmt: skip
 

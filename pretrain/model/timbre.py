@@ -25,12 +25,17 @@ class TimbreToken(nn.Module):
         return torch.where(absent, self.null_token, tokens)
 
 
-def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Context [B, S, width] with tokens [B, R, width] written at positions [B, R]; -1 writes nothing. Raises ValueError past S."""
+def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor, keep_text: bool) -> Tensor:
+    """Context [B, S, width] with tokens [B, R, width] at positions [B, R]; -1 places nothing.
+
+    A token replaces the context vector of its place, or is added to it where `keep_text`.
+    """
     if positions.shape[1] == 0:
         return context
     length = context.shape[1]
     slots = torch.where(positions < 0, length, positions)  # absent spans land in a spare row that is cut off again
     padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
     index = slots[..., None].expand(-1, -1, context.shape[2])
-    return padded.scatter(1, index, tokens.to(context.dtype))[:, :length]
+    tokens = tokens.to(context.dtype)
+    placed = padded.scatter_add(1, index, tokens) if keep_text else padded.scatter(1, index, tokens)
+    return placed[:, :length]

@@ -86,7 +86,8 @@ class NavaTransformer(nn.Module):
 
     def _context(self, conditioning: Conditioning) -> Context:
         tokens = self.text_embedder(conditioning.text)
-        tokens = place_timbre_tokens(tokens, self.timbre_token(conditioning.speakers), conditioning.speaker_positions)
+        voices = self.timbre_token(conditioning.speakers)
+        tokens = place_timbre_tokens(tokens, voices, conditioning.speaker_positions, self.args.timbre_keeps_text)
         kept = conditioning.text_kept
         mask = None
         if not self.args.attend_text_padding and not bool(conditioning.text_mask.all()):

@@ -1,0 +1,230 @@
+"""What the model must do by construction: independence, isolation, clocks, voices, padding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_cases import audio_stream, conditioning, debug_model, video_stream
+
+from pretrain.model.flavors import FLAVORS, flavor
+from pretrain.model.plan import plan
+from pretrain.model.rope import audio_angles, axis_split, rotate, turns_of, video_angles
+from pretrain.model.transformer import NavaTransformer
+from pretrain.types import Stream
+
+MODEL = debug_model()
+
+
+def apart(batch: int = 2):
+    return replace(conditioning(batch), modalities_joined=torch.zeros(batch, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("name", "params"), [("nava_6b", 6_296_995_520), ("nava_7b_split", 7_178_034_880)])
+def test_published_parameter_count(name: str, params: int) -> None:
+    counted = plan(name)
+    assert counted["params_total"] == params
+    assert counted["tokens_per_clip"] == {"video": 32_560, "audio": 151, "total": 32_711}
+
+
+def test_parts_of_the_published_count() -> None:
+    with torch.device("meta"):
+        model = NavaTransformer(flavor("nava_6b"))
+    tables = 6 * 3072
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert count(model.double_blocks[0]) + 2 * tables == 239_209_472
+    assert count(model.single_blocks[0]) + tables == 163_656_704
+    assert count(model.audio_embedder) == 531_237_888
+    assert count(model.timbre_token) == 10_042_752
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), frames=st.integers(1, 4), tokens=st.integers(1, 12))
+def test_masked_audio_does_not_depend_on_video_and_the_reverse(seed: int, frames: int, tokens: int) -> None:
+    audio, video = audio_stream(tokens=tokens, seed=seed), video_stream(frames=frames, seed=seed + 1)
+    other_video, other_audio = video_stream(frames=frames, seed=seed + 2), audio_stream(tokens=tokens, seed=seed + 3)
+    with torch.no_grad():
+        first = MODEL(video, audio, apart())
+        assert torch.equal(first.audio, MODEL(other_video, audio, apart()).audio)
+        assert torch.equal(first.video, MODEL(video, other_audio, apart()).video)
+        torch.testing.assert_close(first.audio, MODEL(None, audio, apart()).audio, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(first.video, MODEL(video, None, apart()).video, atol=1e-5, rtol=1e-5)
+
+
+def test_joined_audio_does_depend_on_video() -> None:
+    with torch.no_grad():
+        outs = [MODEL(video_stream(seed=seed), audio_stream(), conditioning()).audio for seed in (1, 5)]
+    assert (outs[0] - outs[1]).abs().max() > 1e-4
+
+
+def test_one_batch_may_mix_joined_and_masked_samples() -> None:
+    mixed = replace(conditioning(), modalities_joined=torch.tensor([True, False]))
+    with torch.no_grad():
+        out = MODEL(video_stream(), audio_stream(), mixed)
+        joined, masked = MODEL(video_stream(), audio_stream(), conditioning()), MODEL(video_stream(), audio_stream(), apart())
+    torch.testing.assert_close(out.audio[0], joined.audio[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.audio[1], masked.audio[1], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_dropped_text_leaves_no_trace_of_the_context(seed: int) -> None:
+    """Context enters by cross-attention alone: with it dropped, nothing of the context can reach self-attention."""
+    dropped = lambda s: replace(conditioning(seed=s), text_kept=torch.zeros(2, dtype=torch.bool))  # noqa: E731
+    with torch.no_grad():
+        outs = [MODEL(video_stream(), audio_stream(), dropped(s)) for s in (seed, seed + 1)]
+    assert torch.equal(outs[0].video, outs[1].video) and torch.equal(outs[0].audio, outs[1].audio)
+
+
+def test_self_attention_is_over_video_and_audio_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretrain.model.attention import AttentionPlan
+
+    lengths: list[tuple[int, int]] = []
+    attend = AttentionPlan.attend
+    monkeypatch.setattr(AttentionPlan, "attend", lambda self, q, k, v: (lengths.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1])
+    with torch.no_grad():
+        MODEL(video_stream(frames=3), audio_stream(tokens=10), conditioning(tokens=9))
+    assert lengths == [(3 * 4 + 10, 3 * 4 + 10)] * 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(position=st.integers(0, 500), rate_v=st.floats(1, 60), rate_a=st.floats(1, 100), dim=st.sampled_from([16, 64, 128]))
+def test_audio_position_turns_as_video_time(position: int, rate_v: float, rate_a: float, dim: int) -> None:
+    temporal = axis_split(dim)[0] // 2
+    angles = audio_angles(position + 1, rate_v / rate_a, dim, 1e4)[position]
+    exponents = torch.arange(0, 2 * temporal, 2, dtype=torch.float64) / (2 * temporal)
+    torch.testing.assert_close(angles[:temporal], position * rate_v / rate_a * 1e4**-exponents)
+    assert not angles[temporal:].any()
+
+
+def test_video_angles_of_a_whole_time_equal_audio_angles() -> None:
+    video = video_angles(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
+    audio = audio_angles(26, 6 / 25, 128, 1e4)[25]
+    torch.testing.assert_close(video, audio)  # 1 second is latent frame 6 and token 25
+
+
+def test_rotation_turns_interleaved_pairs() -> None:
+    x = torch.tensor([1.0, 0.0, 0.0, 2.0]).view(1, 1, 1, 4)
+    turned = rotate(x, turns_of(torch.tensor([[torch.pi / 2, torch.pi]], dtype=torch.float64)))
+    torch.testing.assert_close(turned.flatten(), torch.tensor([0.0, 1.0, 0.0, -2.0]), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations([0, 1, 2]))
+def test_permuting_references_permutes_voices(order: list[int]) -> None:
+    """Span i's voice is reference i: permuting references equals permuting which position each is written to."""
+    given_refs = conditioning(references=3, tokens=12)
+    slots = torch.tensor([1, 4, 7]).expand(2, -1)
+    given_refs = replace(given_refs, speaker_positions=slots)
+    permuted_refs = replace(given_refs, speakers=given_refs.speakers[:, order])
+    inverse = [order.index(i) for i in range(3)]
+    permuted_slots = replace(given_refs, speaker_positions=given_refs.speaker_positions[:, inverse])
+    with torch.no_grad():
+        a, b = (MODEL(video_stream(), audio_stream(), c).audio for c in (permuted_refs, permuted_slots))
+        untouched = MODEL(video_stream(), audio_stream(), given_refs).audio
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert order == [0, 1, 2] or (a - untouched).abs().max() > 1e-5
+
+
+def test_replaced_context_is_what_the_published_weights_see() -> None:
+    from pretrain.model.timbre import place_timbre_tokens
+
+    context, tokens, positions = torch.zeros(1, 4, 2), torch.ones(1, 2, 2), torch.tensor([[2, -1]])
+    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=False)[0, :, 0].tolist() == [5, 5, 1, 5]
+    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=True)[0, :, 0].tolist() == [5, 5, 6, 5]
+
+
+def test_zero_reference_is_the_null_token() -> None:
+    null = replace(conditioning(), speakers=torch.zeros(2, 2, 192))
+    with torch.no_grad():
+        before = MODEL(None, audio_stream(), null).audio
+        MODEL.timbre_token.null_token.add_(1.0)
+        after = MODEL(None, audio_stream(), null).audio
+        other = MODEL(None, audio_stream(), conditioning()).audio
+        MODEL.timbre_token.null_token.sub_(1.0)
+        same = MODEL(None, audio_stream(), conditioning()).audio
+    assert (before - after).abs().max() > 1e-5
+    torch.testing.assert_close(other, same)
+
+
+@settings(max_examples=15, deadline=None)
+@given(frames=st.integers(1, 4), tokens=st.integers(3, 10), more_frames=st.integers(0, 2), more_tokens=st.integers(1, 4), seed=st.integers(0, 999))
+def test_padding_changes_nothing(frames: int, tokens: int, more_frames: int, more_tokens: int, seed: int) -> None:
+    video, audio = video_stream(frames=frames, seed=seed), audio_stream(tokens=tokens, seed=seed)
+    noise = lambda *shape: torch.randn(shape)  # noqa: E731
+    long_video = replace(video, latents=torch.cat([video.latents, noise(2, 48, more_frames, 4, 4)], dim=2))
+    long_audio = replace(audio, latents=torch.cat([audio.latents, noise(2, 128, more_tokens)], dim=2))
+    with torch.no_grad():
+        short, long = MODEL(video, audio, conditioning()), MODEL(long_video, long_audio, conditioning())
+    torch.testing.assert_close(long.video[:, :, :frames], short.video, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(long.audio[:, :, :tokens], short.audio, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attended", [False, True])
+def test_padded_text_is_attended_to_only_by_the_flag(attended: bool) -> None:
+    model = debug_model()
+    object.__setattr__(model.args, "attend_text_padding", attended)
+    padded = replace(conditioning(), text_mask=torch.arange(9).expand(2, -1) < 7)
+    changed = replace(padded, text=padded.text.index_fill(1, torch.tensor([7, 8]), 3.0))
+    with torch.no_grad():
+        difference = (model(None, audio_stream(), padded).audio - model(None, audio_stream(), changed).audio).abs().max()
+    object.__setattr__(model.args, "attend_text_padding", False)
+    assert (difference > 1e-5) == attended
+
+
+def test_clean_first_frame_carries_its_own_level() -> None:
+    sigma = torch.full((2, 3), 0.6)
+    sigma[:, 0] = 0
+    with torch.no_grad():
+        uniform = MODEL(replace(video_stream(), sigma=torch.full((2, 3), 0.6)), None, conditioning()).video
+        grouped = MODEL(video_stream(), None, conditioning()).video
+        clean = MODEL(replace(video_stream(), sigma=sigma), None, conditioning()).video
+    torch.testing.assert_close(uniform, grouped, atol=1e-5, rtol=1e-5)
+    assert (clean - uniform).abs().max() > 1e-4
+
+
+def test_bf16_stays_near_fp32() -> None:
+    from pretrain.sampling import lower_precision
+
+    with torch.no_grad():
+        exact = MODEL(video_stream(), audio_stream(), conditioning())
+        rough = lower_precision(debug_model(), torch.bfloat16)(video_stream(), audio_stream(), conditioning())
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() / a.norm() < 2e-2
+
+
+def test_cpu_matmul_attention_equals_sdpa() -> None:
+    from pretrain.model.attention import scaled_attention
+
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.rand(2, 1, 5, 7) > 0.3
+    mask[..., 0] = True
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(scaled_attention(q, k, v, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_width_norm_equals_rms_norm() -> None:
+    from pretrain.model.attention import WidthNorm
+
+    norm, x = WidthNorm(32, eps=1e-6), torch.randn(4, 5, 32)
+    torch.nn.init.normal_(norm.weight)
+    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (32,), norm.weight, 1e-6), atol=1e-6, rtol=1e-5)
+
+
+def test_neither_stream_is_an_error() -> None:
+    with pytest.raises(ValueError, match="got neither"):
+        MODEL(None, None, conditioning())
+
+
+def test_unknown_flavor_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'mini'"):
+        flavor("mimi")
+    assert set(FLAVORS) >= {"mini", "nava_6b"}
+
+
+def test_streams_keep_their_shapes() -> None:
+    out = MODEL(video_stream(frames=2), audio_stream(tokens=7), conditioning())
+    assert isinstance(video_stream(), Stream)
+    assert out.video.shape == (2, 48, 2, 4, 4) and out.audio.shape == (2, 128, 7)
