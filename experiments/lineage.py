@@ -6,6 +6,7 @@ The spool in out/tracking knows every run made here; a run made elsewhere is ask
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -195,4 +196,4 @@ def show(found: Mapping[str, Any]) -> None:
             add(node, ancestor)
 
     add(tree, found["run"])
-    Console(soft_wrap=True, highlight=False).print(tree)
+    Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(tree)

@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import demo, doctor
+from experiments.cli import VERBS, find_verb, main
+from experiments.commands import look, pipeline
+from experiments.commands.demo import demo as demo_verb
+from experiments.layout import Layout
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments):
+    """(exit code, nothing else) of a command line, as the shell would see it."""
+    try:
+        return main(list(arguments))
+    except SystemExit as leave:
+        return leave.code
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("nava: ")
+    return error
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ("torch", "mlflow", "tyro", "numpy", "rich", "yaml")
+    code = (
+        "import sys, experiments.cli as cli; cli.main(['--help']); "
+        f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("HEAVY []")
+    assert all(verb.example in done.stdout for verb in VERBS.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_its_example(verb, capsys):
+    assert run(*verb.split(), "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert VERBS[verb].example in printed and len(printed) > 200
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_names_its_verb(verb):
+    assert find_verb(VERBS[verb].example.split()[1:])[0] == verb
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["corpsu"], "did you mean 'corpus'"),
+        (["prompt"], "prompt check"),
+        (["prompt", "chek", "x"], "did you mean 'prompt check'"),
+        (["pretrain", "mimi"], "did you mean 'mini'"),
+        (["pretrain", "mini", "--stage", "stage9"], "did you mean 'stage"),
+        (["pretrain", "mini", "--nproc", "-1"], "--nproc"),
+        (["corpus", "mini", "--set", "corpus.sead=1"], "did you mean 'seed'"),
+        (["plan", "nava_7b"], "did you mean 'nava_6b'"),
+        (["plan", "mini", "--frames", "24"], "1 + 4n"),
+        (["generate", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["prompt", "check", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["lineage", "nowhere"], "nowhere"),
+        (["tracking", "flush", "--out", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert says in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="unknown verb"):
+        main(["corpsu", "--debug"])
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(look, "tracking_flush", broken)
+    with pytest.raises(RuntimeError):
+        main(["tracking", "flush"])
+
+
+def test_control_c_is_130(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(look, "tracking_flush", stopped)
+    assert run("tracking", "flush") == 130
+    assert one_line(capsys) == "nava: interrupted\n"
+
+
+def test_errors_of_the_operating_system_name_the_file(monkeypatch, capsys):
+    def full():
+        raise OSError(28, "No space left on device", "out/x")
+
+    monkeypatch.setattr(look, "tracking_flush", full)
+    assert run("tracking", "flush") == 2
+    assert one_line(capsys) == "nava: out/x: no space left on device\n"
+
+
+def test_prompt_check_in_json(tmp_path, capsys):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "A man says: <S>one<E>"}\n{"prompt": "A man says: <S>two"}\n')
+    assert run("prompt", "check", str(path), "--json") == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], [error["line"] for error in found["errors"]]) == (2, [2])
+    path.write_text('{"prompt": "A man says: <S>one<E>"}\n')
+    assert run("prompt", "check", str(path)) == 0
+
+
+def test_plan_counts_the_published_model(capsys):
+    assert run("plan", "nava_6b", "--gpus", "64", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["params_total"] == 6_296_995_520
+
+
+def test_doctor_finds_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "matmul_ceiling_gflops", lambda dtype: 100.0)
+    present = doctor.examine()
+    assert present["cores"] >= 1 and present["matmul_gflops"] == {"bfloat16": 100, "float32": 100}
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: "" if name == "resemblyzer" else real(name))
+    assert any("--no-deps resemblyzer" in line for line in doctor.examine()["missing"])
+
+
+def test_the_ceiling_is_a_rate():
+    import torch
+
+    assert 0.1 < doctor.matmul_ceiling_gflops(torch.float32, seconds=0.2) < 1e6
+
+
+def test_a_finished_stage_is_not_trained_again_by_accident(tmp_path):
+    layout = Layout(out=tmp_path)
+    layout.model("stage1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="--no-resume"):
+        pipeline._check_free(layout, "stage1", resume=True)
+    pipeline._check_free(layout, "stage1", resume=False)
+    pipeline._check_free(layout, "stage2", resume=True)
+
+
+def test_the_second_demo_starts_nothing(tmp_path, monkeypatch, capsys):
+    import experiments.commands.demo as command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.setattr(command, "up_to_date", lambda root: True)
+    monkeypatch.setattr(command, "show_result", lambda layout: print("the numbers"))
+    monkeypatch.setattr(command, "run_pipeline", lambda root, layout: pytest.fail("the pipeline was started"))
+    demo_verb()
+    printed = capsys.readouterr().out
+    assert "nothing to do" in printed and "the numbers" in printed
+
+
+def test_a_first_demo_is_not_up_to_date(tmp_path):
+    assert not demo.up_to_date(tmp_path)
