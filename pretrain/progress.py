@@ -1,27 +1,87 @@
-"""Progress with time left: a rich bar on a terminal, one line per tenth elsewhere."""
+"""What a person sees while a stage trains: a live line on a terminal, a line per tenth otherwise."""
 
 from __future__ import annotations
 
+import json
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-Item = TypeVar("Item")
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips written"."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track as rich_track
+class MetricsTail:
+    """New whole rows of a growing metrics.jsonl at each call; starts over when the file was replaced by a shorter one."""
 
-        yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
-        return
-    started, told = time.monotonic(), 0
-    for done, item in enumerate(items, start=1):
-        yield item
-        tenth = 10 * done // max(total, 1)
-        if tenth > told:
-            told, spent = tenth, time.monotonic() - started
-            print(f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, 0
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        if not self.path.is_file():
+            return
+        if self.path.stat().st_size < self.offset:
+            self.offset = 0
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                yield json.loads(line)
+
+
+class StageProgress:
+    """Context manager: `show(row)` for each row of metrics.jsonl."""
+
+    def __init__(self, stage: str, steps: int) -> None:
+        self.stage, self.steps = stage, steps
+        self.console = Console(file=sys.stderr)
+        self.live = self.console.is_terminal
+        self.tenth = -1
+        self.bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _Losses(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=False,
+        )  # fmt: skip
+
+    def __enter__(self) -> StageProgress:
+        if self.live:
+            self.task = self.bar.add_task(f"{self.stage} starting", total=self.steps, text="")
+            self.bar.start()
+        else:
+            self._line(f"{self.stage}: starting, {self.steps} steps")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        if "seconds_per_step" not in row:  # a validation row
+            return
+        step, text = int(row["step"]), describe(row)
+        if self.live:
+            self.bar.update(self.task, completed=step, description=f"{self.stage} {row['task']}", text=text)
+            return
+        tenth = step * 10 // self.steps
+        if tenth != self.tenth:
+            self.tenth = tenth
+            left = (self.steps - step) * row["seconds_per_step"]
+            self._line(f"{self.stage}: step {step}/{self.steps} {row['task']} {text}, {left:.0f} s left")
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Losses per modality and speed, in a few words."""
+    parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in ("video", "audio") if f"loss_{name}" in row]
+    skipped = int(row["skipped_nonfinite"] + row["skipped_spikes"])
+    return ", ".join([*parts, f"{row['tokens_per_s']:,.0f} tokens/s"] + ([f"{skipped} skipped"] if skipped else []))
+
+
+class _Losses(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["text"]))

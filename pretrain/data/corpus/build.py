@@ -27,7 +27,7 @@ from pretrain.randomness import stable_hash
 
 __all__ = ["CorpusConfig", "build_corpus"]
 
-MIX = (("audio_only", 3.0, "text_to_audio"), ("paired", 1.0, "text_to_av"), ("hq_audio", 1.0, "text_to_audio"))
+MIX = {"audio_only": (3.0, "text_to_audio"), "paired": (1.0, "text_to_av"), "hq_audio": (1.0, "text_to_audio")}
 POOL_MIN_CLIPS = 200  # fewer clips are written sooner than processes start
 
 
@@ -55,8 +55,8 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
             if plans:
                 dump(folder / "prompts" / f"{name}.jsonl", map(prompt_row, plans))
                 read_prompts(folder / "prompts" / f"{name}.jsonl")
-        present = [(name, *rest) for name, *rest in MIX if sets[name]]
-        write_mix(folder / "mix.list", [MixEntry(i, name, folder / f"{name}.jsonl", *rest) for i, (name, *rest) in enumerate(present)])
+        present = [name for name in MIX if sets[name]]
+        write_mix(folder / "mix.list", [MixEntry(i, name, folder / f"{name}.jsonl", *MIX[name]) for i, name in enumerate(present)])
         summary = _summary(config, casting, sets, prompts, folder)
         dump(folder / "summary.json", [summary])
         shutil.rmtree(out, ignore_errors=True)

@@ -67,10 +67,11 @@ def render_ball(heights: np.ndarray, background: str, colour: Colour) -> np.ndar
     scene = _wall(background, SIZE, 0)
     _paint(scene, np.clip(_grid(SIZE, SIZE, 0.0, 0.0)[1] - 55.0, 0.0, 1.0), _darker(BACKGROUNDS[background]))
     frames = np.repeat(scene[None], len(heights), axis=0)
-    x, y = _grid(SIZE, SIZE, 0.0, 0.0)
+    column = frames[:, :, 22:42]  # the ball never leaves it
+    x, y = _grid(SIZE, 20, -22.0, 0.0)
     centre = 47.0 - heights[:, None, None] * 34.0
-    _paint(frames, _inside(x - 32.0, y - centre, 8.5, 8.5), colour)
-    _paint(frames, _inside(x - 29.5, y - centre + 3.0, 2.2, 2.2), _lighter(colour))
+    _paint(column, _inside(x - 32.0, y - centre, 8.5, 8.5), colour)
+    _paint(column, _inside(x - 29.5, y - centre + 3.0, 2.2, 2.2), _lighter(colour))
     return _to_pixels(frames)
 
 
@@ -120,7 +121,7 @@ def _wall(background: str, size: int, margin: int) -> np.ndarray:
 
 
 def _paint_face(scene: np.ndarray, face: Face, who: Character, margin: int) -> None:
-    x, y = _grid(*scene.shape[:2], margin, margin)
+    x, y = _grid(len(scene), len(scene), margin, margin)
     x, y = (x - face.x) / face.scale, (y - face.y) / face.scale  # the head's own pixels
 
     def oval(dx: float, dy: float, half_width: float, half_height: float) -> np.ndarray:
@@ -159,7 +160,7 @@ def _paint_lids(frames: np.ndarray, face: Face, blink: np.ndarray, margin: int) 
     if not len(closed):
         return
     lid = _darker(CHARACTER_BY_NAME[face.character].skin, 0.82)
-    x, y = _grid(*frames.shape[1:3], margin, margin)
+    x, y = _grid(frames.shape[1], frames.shape[2], margin, margin)
     for side in (-1.0, 1.0):
         cover = _inside(x - face.x - side * 6.6 * face.scale, y - face.y + 4.0 * face.scale, 3.4 * face.scale, 2.6 * face.scale)
         frames[closed] += cover[None, :, :, None] * (np.asarray(lid, np.float32) - frames[closed])

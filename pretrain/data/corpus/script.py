@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import islice
 from typing import TypedDict
 
 import numpy as np
@@ -93,13 +92,16 @@ def _one_speaker(
     used: set[str] = set()
     if count and not pairs:
         raise ValueError(f"{name}: {count} clips asked for, and there is no word-voice pair for them; set held_out_pairs")
-    for i, pair in enumerate(islice(pair_cycle(pairs, rng_for(config.seed, name, "pairs")), 20 * count)):
-        if len(plans) == count:
+    misses = 0  # in a row; as many as there are pairs = no pair has a text left
+    for i, pair in enumerate(pair_cycle(pairs, rng_for(config.seed, name, "pairs")) if count else ()):
+        if len(plans) == count or misses > 2 * len(pairs):
             break
         try:
             plan = _face(config, casting, name, i, pair, split=split, used=used if distinct else None)
         except LookupError:
+            misses += 1
             continue
+        misses = 0
         used.add(plan.text)
         plans.append(dataclasses.replace(plan, pair_held_out=pair in casting.held_out))
     if len(plans) < count:
