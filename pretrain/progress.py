@@ -1,16 +1,34 @@
-"""What a person sees while a stage trains: a live line on a terminal, a line per tenth otherwise."""
+"""What a person sees during long work: a live line on a terminal, a line per tenth otherwise."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import track as rich_track
 from rich.text import Text
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips written"."""
+    if sys.stderr.isatty():
+        yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
+        return
+    started, told = time.monotonic(), 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        tenth = 10 * done // max(total, 1)
+        if tenth > told:
+            told, spent = tenth, time.monotonic() - started
+            print(f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
 
 
 class MetricsTail:
