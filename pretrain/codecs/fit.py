@@ -37,7 +37,7 @@ class CodecConfig:
     video_sets: tuple[str, ...] = ("paired",)
     audio_sets: tuple[str, ...] = ("audio_only", "hq_audio", "paired")
     validation_set: str = "validation"
-    max_clips: int = 400  # read per modality, drawn at random from the sets
+    max_clips: int = 300  # read per modality, drawn at random from the sets
     blocks_per_clip: int = 48  # drawn at random from a clip's video blocks
     video_whitening: float = 0.5  # 0 keeps the energies of the principal components, 1 whitens them
     audio_whitening: float = 0.5

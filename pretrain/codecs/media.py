@@ -160,20 +160,23 @@ def _decode(
         if want and not found:
             raise MediaError(f"{path}: no {kind} stream; add one or put the row into a set that does not need it")
         if want:
-            found[0].thread_count = 1
+            found[0].codec_context.thread_count = 1
             wanted.append(found[0])
     to_rgb = VideoReformatter()  # one for the file: each frame's own would set its tables up anew
     pictures: list[tuple[float, np.ndarray]] = []
     sounds: list[tuple[float, np.ndarray]] = []
     for packet in container.demux(wanted):
         for frame in packet.decode():
-            time_s = float(frame.time) if frame.time is not None else math.nan
             if isinstance(frame, av.VideoFrame):
-                pictures.append((time_s, to_rgb.reformat(frame, format="rgb24").to_ndarray()))
+                pictures.append((_seconds(frame), to_rgb.reformat(frame, format="rgb24").to_ndarray()))
             elif isinstance(frame, av.AudioFrame):
-                sounds.append((time_s, _mono(frame)))
-    zero_s = min((stream.start_time * stream.time_base for stream in container.streams.video[:1] if stream.start_time), default=0)
-    return sorted(pictures, key=lambda item: item[0]), sounds, float(zero_s)
+                sounds.append((_seconds(frame), _mono(frame)))
+    zero_s = pictures[0][0] if pictures and math.isfinite(pictures[0][0]) else 0.0
+    return pictures, sounds, zero_s
+
+
+def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:
+    return float(frame.time) if frame.time is not None else math.nan
 
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:

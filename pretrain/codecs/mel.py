@@ -24,8 +24,17 @@ _CLIPS_AT_ONCE = 16  # spectra of more clips fall out of the processor's cache
 
 def log_mel(waveform: Tensor) -> Tensor:
     """[B, N] with N a multiple of 160 -> [B, 64, N / 160]: natural log of mel-weighted magnitudes, not below log(MEL_FLOOR)."""
-    spectrum = torch.stft(waveform, N_FFT, HOP, window=_window(), return_complex=True)[..., :-1]
-    return (mel_filters() @ spectrum.abs()).clamp_min(MEL_FLOOR).log()
+    return mel_of(spectrum(waveform)[..., :-1].abs())
+
+
+def spectrum(waveform: Tensor) -> Tensor:
+    """[..., N] -> complex [..., 513, N / 160 + 1]; silence before and after, so that a sound of any length will do."""
+    return torch.stft(waveform, N_FFT, HOP, window=_window(), pad_mode="constant", return_complex=True)
+
+
+def mel_of(magnitudes: Tensor) -> Tensor:
+    """[..., 513, M] magnitudes -> [..., 64, M] log-mel."""
+    return (mel_filters() @ magnitudes).clamp_min(MEL_FLOOR).log()
 
 
 def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.99) -> Tensor:
@@ -70,12 +79,11 @@ def _magnitudes(values: Tensor, num_updates: int = 4) -> Tensor:
 def _griffin_lim(magnitudes: Tensor, num_iterations: int, momentum: float) -> Tensor:
     num_samples = (magnitudes.shape[-1] - 1) * HOP
     phase = torch.rand(magnitudes.shape[1:], generator=torch.Generator().manual_seed(0)) * (2 * math.pi)
-    spectrum = torch.polar(magnitudes, phase.expand_as(magnitudes))
-    previous = torch.zeros_like(spectrum)
+    estimate = torch.polar(magnitudes, phase.expand_as(magnitudes))
+    previous = torch.zeros_like(estimate)
     for _ in range(num_iterations):
-        waveform = torch.istft(spectrum, N_FFT, HOP, window=_window(), length=num_samples)
-        consistent = torch.stft(waveform, N_FFT, HOP, window=_window(), return_complex=True)
+        consistent = spectrum(torch.istft(estimate, N_FFT, HOP, window=_window(), length=num_samples))
         ahead = consistent + momentum * (consistent - previous)
-        spectrum = ahead * (magnitudes / ahead.abs().clamp_min(1e-8))
+        estimate = ahead * (magnitudes / ahead.abs().clamp_min(1e-8))
         previous = consistent
-    return torch.istft(spectrum, N_FFT, HOP, window=_window(), length=num_samples)
+    return torch.istft(estimate, N_FFT, HOP, window=_window(), length=num_samples)

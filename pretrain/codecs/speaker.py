@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import check_finite
-from pretrain.codecs.mel import HOP, N_FFT, NUM_MELS, log_mel
+from pretrain.codecs.mel import HOP, NUM_MELS, mel_of, spectrum
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, SPEAKER_DIM
 
 MAX_SECONDS = 30
@@ -58,8 +58,8 @@ def voice_statistics(waveform: Tensor) -> Tensor:
         raise ValueError(f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none")
     waveform = waveform / waveform.abs().max()
     padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % HOP))
-    mel = log_mel(padded[None])[0]  # [64, M]
-    power = torch.stft(padded, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)[:, :-1].abs().square()
+    magnitudes = spectrum(padded)[:, :-1].abs()
+    mel, power = mel_of(magnitudes), magnitudes.square()  # [64, M], [513, M]
     voiced = power.sum(0) > 0.02 * power.sum(0).max()
     mel, power = mel[:, voiced], power[:, voiced]
     pitch = _pitch_profile(power)  # [48, V]
