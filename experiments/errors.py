@@ -27,10 +27,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
             raise
         print(f"nava: {as_line(error)}", file=sys.stderr)
         raise SystemExit(USER_ERROR) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("nava: interrupted", file=sys.stderr)
+        print(f"nava: {stop}" if str(stop) else "nava: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 

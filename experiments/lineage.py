@@ -190,8 +190,11 @@ def show(found: Mapping[str, Any]) -> None:
         node = parent.add(f"[bold]{run['stage']}[/bold]  {run['status'].lower()}  run {run['run']}  commit {commit}")
         sent = run["mlflow_run_id"] or "(not sent yet: nava tracking flush)"
         node.add(f"MLflow {sent}; made {run['output']} {run['output_md5']}".rstrip())
-        for path, md5 in run["inputs"].items():
+        data = {path: md5 for path, md5 in run["inputs"].items() if path.startswith(("out/", "reports/"))}
+        for path, md5 in data.items():
             node.add(f"[dim]{md5[:12]}  {path}[/dim]")
+        if code := len(run["inputs"]) - len(data):
+            node.add(f"[dim]and {code} files and folders of code (--json lists them)[/dim]")
         for ancestor in run["parents"].values():
             add(node, ancestor)
 

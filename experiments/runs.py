@@ -17,8 +17,8 @@ from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, pr
 from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
 
 
-class Interrupted(RuntimeError):
-    """A stage that ended early on request, with a checkpoint to go on from."""
+class Interrupted(KeyboardInterrupt):
+    """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own line."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     try:
         yield tracker
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt:
         tracker.finish("KILLED")
         raise
     except BaseException:

@@ -5,14 +5,16 @@ Every stage imports only what it needs, so a change of the report does not wait 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.layout import STAGES, Layout
-from experiments.runs import tracked, unchanged
+from experiments.layout import PRETRAIN_STAGES, STAGES, Layout
+from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs import Interrupted, read_record, tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
 
@@ -86,7 +88,43 @@ def encode(job: Job, tracker: SpoolTracker) -> None:
 
 
 def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
-    raise NotImplementedError
+    """Train one stage from the model of the one before it; raises Interrupted when it was stopped before its last step."""
+    from experiments.samples import make_samples
+    from pretrain.launch import pretrain_stage
+
+    layout, config = job.layout, job.recipe.pretrain
+    names = list(config.stages)
+    before = names[: names.index(stage)]
+    result = pretrain_stage(
+        config,
+        stage,
+        layout.latents,
+        layout.pretrain(stage),
+        codec_id=_read_json(layout.codec / "config.json", "fit the codec first: `nava codec`")["codec_id"],
+        init_from=layout.model(before[-1]) if before else None,
+        nproc=job.nproc or _default_ranks(),
+        trackers={"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
+    )
+    if result.status != "finished":
+        raise Interrupted(f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there")
+    model = layout.model(stage)
+    checkpoint = checkpoint_of(model)
+    tracker.set_tags({CHECKPOINT_TAG: checkpoint})
+    tracker.log_model(model, f"{job.recipe.name}-{stage}", {CHECKPOINT_TAG: checkpoint})
+    for path in make_samples(job.recipe.generate, layout, stage):
+        tracker.log_artifact(str(path), "samples")
+
+
+def _default_ranks() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _read_json(path: Path, advice: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; {advice}")
+    return json.loads(path.read_text())
 
 
 def generate(job: Job, tracker: SpoolTracker) -> None:
@@ -109,7 +147,17 @@ def evaluate(job: Job, tracker: SpoolTracker) -> None:
 
 
 def report(job: Job, tracker: SpoolTracker) -> None:
-    raise NotImplementedError
+    from experiments.report import report as write
+
+    layout = job.layout
+    records = [record for stage in STAGES if (record := read_record(layout, stage))]
+    facts = {f"{record.stage}": f"{record.duration_s:.0f} s" for record in records}
+    if records:
+        facts["commit"] = records[-1].git_commit + (" with changes" if records[-1].git_dirty else "")
+    stages = {name: layout.pretrain(name) for name in PRETRAIN_STAGES if layout.pretrain(name).is_dir()}
+    page = write(layout.metrics, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts)
+    tracker.log_artifact(str(page))
+    tracker.log_artifact(str(page.with_name("contact_sheet.png")))
 
 
 WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {

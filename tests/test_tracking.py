@@ -214,7 +214,7 @@ def test_mlflow_shows_parents_inputs_metrics_and_models(tmp_path, monkeypatch):
     assert first.data.metrics["loss"] != first.data.metrics["loss"]
     assert [metric.step for metric in client.get_metric_history(ids[parent.key], "loss")] == [0, 1, 2, 3]
     assert second.data.params == {"a.b": "1"} and second.info.status == "FINISHED"
-    assert second.inputs.dataset_inputs[0].dataset.name == "out/x"
+    assert second.inputs is not None and second.inputs.dataset_inputs[0].dataset.name == "out/x"
     assert "nava.missing_artifact.gone.png" in second.data.tags
     assert {item.path for item in client.list_artifacts(ids[child.key])} == {"clips", "config.json"}
     assert len(client.search_logged_models([second.info.experiment_id])) == 1

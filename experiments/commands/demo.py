@@ -25,7 +25,7 @@ def demo() -> None:
 
 def show_result(layout: Layout) -> None:
     """The report's numbers, where the time went, and where to look next."""
-    from experiments.report import print_summary
+    from experiments.report_summary import print_summary
 
     print_summary(layout.metrics)
     print_timings(layout)
