@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,23 @@ class Ema:
         self.updates += 1
         current = [_local(self.current[name]) for name in self.weights]
         torch._foreach_lerp_([_local(value) for value in self.weights.values()], current, 1 - decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The model computes with the averaged weights inside, with its own after."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, averaged in self.weights.items():
+            mine, theirs = _local(averaged), _local(self.current[name])
+            kept = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.weights, "updates": self.updates}

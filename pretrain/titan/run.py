@@ -19,6 +19,7 @@ from pretrain.stage_run import ERROR, STATE, StageRun, write_json
 from pretrain.titan.checkpoints import remove_incomplete, save_error
 from pretrain.titan.job_config import CHECKPOINT_FOLDER
 from pretrain.titan.trainer import PretrainTrainer
+from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
@@ -36,7 +37,7 @@ def train_stage(run: StageRun) -> str:
     trackers: list[Trackers] = []
 
     def log(metrics: dict[str, Any], step: int) -> None:
-        for tracker in trackers:
+        for tracker in trackers if metrics else ():
             tracker.log_metrics(metrics, step)
 
     if rank == 0:
@@ -48,7 +49,14 @@ def train_stage(run: StageRun) -> str:
         first = JsonlTracker(run.out / METRICS, resumed)
         trackers.append(Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()]))
         _state(run, "running", resumed)
-    trainer.train()
+    validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
+
+    def after_step(step: int) -> None:
+        due = config.validate_every and step % config.validate_every == 0
+        if due or trainer.finished:
+            log(validator(trainer.model, trainer.ema), step)
+
+    trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"
     model_id = _exported(trainer, run, rank) if trainer.finished else ""
     if rank == 0:

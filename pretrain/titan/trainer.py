@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
@@ -138,7 +139,7 @@ class PretrainTrainer(Trainer):
         folder = self.run.out / CHECKPOINT_FOLDER
         try:
             self.checkpointer.save(self.step, last_step=last)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is a BaseException
             reported = save_error(error, folder)
             if dist.get_rank() == 0:
                 remove_incomplete(folder)

@@ -1,0 +1,74 @@
+"""Validation of the sharded model's EMA weights on the set called `validation`, the same clips and noise every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from pretrain.data.collate import collate, to_av_batch
+from pretrain.data.loader import SampleSet, open_sets
+from pretrain.schedule import StageConfig
+from pretrain.stage_run import StageRun
+from pretrain.titan.ema import Ema
+from pretrain.types import AVBatch, Task
+from pretrain.validation import LEVEL_BUCKETS, validation_losses, validation_sums
+
+VALIDATION_SET = "validation"
+_CLIPS_PER_BATCH = 8  # over all ranks
+
+
+class Validator:
+    """Holds the validation clips of this rank; without such a set, or without clips enough for every rank, there is nothing to run."""
+
+    def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
+        self.run, self.rank, self.world_size, self.device = run, rank, world_size, device
+        self.clips: SampleSet | None = None
+        if (run.latents / VALIDATION_SET / "manifest.json").is_file() and run.config.validation_samples:
+            stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
+            self.clips = open_sets(run.latents, stage, run.codec_id or None)[VALIDATION_SET]
+
+    def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:
+        """`validation/{video|audio}/{level}` and their means, of the EMA weights; all ranks must call it."""
+        batches = list(self._batches())
+        if not batches:
+            return {}
+        with ema.swapped_in():
+            _reshard(model)
+            # a fresh gather of the averaged weights now, and of the trained ones afterwards
+            sums = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
+            _reshard(model)
+        names = [f"{name}/{level}/{part}" for name in ("video", "audio") for level in LEVEL_BUCKETS for part in ("sum", "count")]
+        totals = torch.stack([sums[name] for name in names]).to(self.device)
+        dist.all_reduce(totals)
+        losses = validation_losses(dict(zip(names, totals.cpu(), strict=True)))
+        for name in ("video", "audio"):
+            values = [value for key, value in losses.items() if key.startswith(f"validation/{name}/")]
+            losses[f"validation/{name}"] = sum(values) / len(values)
+        return losses
+
+    def _batches(self) -> Iterator[AVBatch]:
+        """This rank's part of whole batches of one size, each once per level."""
+        if self.clips is None:
+            return
+        size = max(_CLIPS_PER_BATCH // self.world_size, 1)
+        whole = size * self.world_size
+        left = self.run.config.validation_samples
+        for key in sorted(self.clips.buckets):
+            members = list(islice(self.clips.buckets[key], left))
+            for start in range(0, len(members) - whole + 1, whole):
+                rows = members[start + self.rank * size : start + (self.rank + 1) * size]
+                batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), Task.T2AV)
+                av_batch = to_av_batch({name: value.to(self.device) for name, value in batch.items()})
+                yield from (av_batch for _ in LEVEL_BUCKETS)
+            left -= len(members)
+
+
+def _reshard(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,115 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from titan_ranks import run_ranks
+from titan_world import config, rows, stage_run, write_latents
+
+from pretrain.recipe import CheckpointConfig
+from pretrain.schedule import task_of_step
+from pretrain.stage_run import StageRun
+from pretrain.types import Task
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
+
+def audio_first_seed() -> int:
+    """A seed whose first step is audio-only and whose later ones are not."""
+    stage = config().stages["stage1"]
+    return next(
+        seed for seed in range(200)
+        if [task_of_step(seed, stage, step).task is Task.T2A for step in (1, 2, 3)] == [True, False, False]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(latents, tmp_path_factory) -> StageRun:
+    run = stage_run(tmp_path_factory.mktemp("whole"), latents, config(steps=5, interval=1, seed=audio_first_seed()))
+    assert run_ranks(run.save()) == [0]
+    return run
+
+
+def assert_same_weights(a: StageRun, b: StageRun) -> None:
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (a.out / "model" / name).read_bytes() == (b.out / "model" / name).read_bytes(), name
+    assert json.loads((a.out / "model" / "config.json").read_text())["id"] == json.loads((b.out / "model" / "config.json").read_text())["id"]
+
+
+def same_recipe(uninterrupted: StageRun, out: Path, **checkpoint) -> StageRun:
+    recipe = dataclasses.replace(uninterrupted.config, checkpoint=CheckpointConfig(**{"interval": 1, "asynchronous": False, **checkpoint}))
+    return stage_run(out, uninterrupted.latents, recipe)
+
+
+def test_killed_right_after_an_audio_only_first_step(uninterrupted, tmp_path):
+    run = same_recipe(uninterrupted, tmp_path)
+    assert run_ranks(run.save(), mishap="kill@1") == [-9]
+    assert [row["task"] for row in rows(run)] == ["T2A"]
+    assert run_ranks(run.save()) == [0]
+    assert_same_weights(run, uninterrupted)
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5]
+
+
+def test_killed_between_asynchronous_saves(uninterrupted, tmp_path):
+    run = same_recipe(uninterrupted, tmp_path, interval=2, asynchronous=True)
+    assert run_ranks(run.save(), mishap="kill@3") == [-9]
+    assert run_ranks(run.save()) == [0]
+    assert_same_weights(run, uninterrupted)
+    losses = [{row["step"]: row["loss"] for row in rows(each)} for each in (run, uninterrupted)]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_0(uninterrupted, tmp_path):
+    run = same_recipe(uninterrupted, tmp_path, interval=100)
+    assert run_ranks(run.save(), mishap="term@2") == [0]
+    state = json.loads((run.out / "state.json").read_text())
+    assert (state["status"], state["step"]) == ("interrupted", 2)
+    assert not (run.out / "model").exists()
+    assert run_ranks(run.save()) == [0]
+    assert_same_weights(run, uninterrupted)
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(uninterrupted, tmp_path):
+    run = same_recipe(uninterrupted, tmp_path, keep_last=1)
+    assert run_ranks(run.save(), mishap="full@3") == [2]
+    line = (run.out / "error.txt.0").read_text()
+    assert line.count("\n") == 1
+    assert "disk is full" in line and str(run.out / "checkpoint") in line and "step 2 is intact" in line
+    assert sorted(path.name for path in (run.out / "checkpoint").iterdir()) == ["step-2"]
+    assert run_ranks(run.save()) == [0]
+    assert_same_weights(run, uninterrupted)
+
+
+def test_nan_step_is_skipped_and_counted(latents, tmp_path):
+    run = stage_run(tmp_path, latents, config(steps=3, interval=100, tasks={"T2AV": 1.0}))
+    assert run_ranks(run.save(), mishap="nan@2") == [0]
+    assert [row["skipped_nonfinite"] for row in rows(run)] == [0, 1, 1]
+    weights = load_file(run.out / "model" / "model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def test_too_many_skips_stop_the_run(latents, tmp_path):
+    recipe = config(steps=3, interval=100)
+    recipe = dataclasses.replace(recipe, policy=dataclasses.replace(recipe.policy, max_skips_in_a_row=0))
+    run = stage_run(tmp_path, latents, recipe)
+    assert run_ranks(run.save(), mishap="nan@2") == [2]
+    assert "steps in a row skipped" in (run.out / "error.txt.0").read_text()
+
+
+def test_a_later_stage_starts_from_the_earlier_ones_weights_and_ema(uninterrupted, tmp_path):
+    recipe = config(steps=1, interval=100)
+    tiny = dataclasses.replace(recipe.stages["stage1"], lr=1e-12, warmup_steps=0)
+    recipe = dataclasses.replace(recipe, stages={"stage1": tiny}, ema_decay=0.9999)
+    run = stage_run(tmp_path, uninterrupted.latents, recipe, init_from=uninterrupted.out / "model")
+    assert run_ranks(run.save()) == [0]
+    before, after = (load_file(each.out / "model" / "model.safetensors") for each in (uninterrupted, run))
+    assert all(bool((before[name] - after[name]).abs().max() < 1e-9) for name in before)
+    parents = [json.loads((each.out / "model" / "config.json").read_text()) for each in (uninterrupted, run)]
+    assert parents[1]["parent"] == parents[0]["id"]
+    assert parents[1]["ema_updates"] == parents[0]["ema_updates"] + 1
