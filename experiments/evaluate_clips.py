@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
     return dict(samples)
 
 
-def generated_samples(folder: Path, kind: str) -> list[Sample]:
-    """Clips of one generated set (its index.jsonl). Raises FileNotFoundError or ValueError in one line."""
+def generated_samples(folder: Path, kind: str, limit: int | None = None) -> list[Sample]:
+    """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or ValueError in one line."""
     samples = []
-    for line, row in scan(folder / "index.jsonl"):
+    for line, row in islice(scan(folder / "index.jsonl"), limit):
         if isinstance(row, FieldError):
             raise ValueError(row.at(folder / "index.jsonl"))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():

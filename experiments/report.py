@@ -1,0 +1,142 @@
+"""From numbers and clips to `demo.html`, `contact_sheet.png` and `losses.png`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluate_clips import FPS, SAMPLE_RATE_HZ, Sample, codec_samples, generated_samples, real_samples
+from experiments.report_page import Card, Section, page
+from experiments.report_pictures import clip_png, contact_sheet, loss_curves
+from experiments.report_summary import print_summary, read_metrics
+from pretrain.codecs.base import load_codecs
+from pretrain.codecs.media import write_mp4
+from pretrain.jsonl import FieldError, scan
+
+__all__ = ["print_summary", "report"]
+
+NUM_EXAMPLES = 4
+Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
+
+
+def report(
+    evaluation: Path, pretrain: Mapping[str, Path], generated: Path, corpus: Path, codec: Path, out: Path, facts: Mapping[str, Any] = {}
+) -> Path:
+    """Writes the page and its pictures into `out` and returns the page's path.
+
+    `evaluation` is what `evaluate` wrote (its `_clips.jsonl` beside it), `pretrain` maps stage names in order to folders with
+    metrics.jsonl, `facts` are shown in a table (seconds per stage, memory, speed). Examples are the first prompts of each
+    voice, never chosen by their scores. Raises FileNotFoundError or ValueError in one line.
+    """
+    metrics = read_metrics(evaluation)
+    details = _read_details(evaluation.with_name(f"{evaluation.stem}_clips.jsonl"))
+    rows = _compared(generated, corpus, codec)
+    sections = [
+        Section(
+            "Listen and look",
+            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there is one, the same word.",
+            [(row[-1].clip.prompt, [_card("pretrain_seen", sample, details) for sample in row]) for row in rows],
+        ),
+        _generated_section("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue", generated, details),
+        _generated_section("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera", generated, details),
+    ]
+    losses = loss_curves(pretrain)
+    sheet = contact_sheet(
+        [{s.source: (s.clip, _caption(s, details)) for s in row} for row in rows], [_quoted(row[-1].clip.prompt) for row in rows]
+    )
+    _write(out / "contact_sheet.png", sheet)
+    if losses is not None:
+        _write(out / "losses.png", losses)
+    return _write(out / "demo.html", page(metrics, sections, losses, facts).encode())
+
+
+def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
+    """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each voice."""
+    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=64))
+    real_clips = [sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples]
+    rows = []
+    codecs = load_codecs(codec)
+    for sample in chosen:
+        voice = [real for real in real_clips if real.clip.voices == sample.clip.voices]
+        same = [real for real in voice if real.clip.spans == sample.clip.spans] or voice
+        rows.append([*same[:1], *codec_samples(same[:1], codecs), sample])
+    return rows
+
+
+def _first_per_voice(samples: Sequence[Sample]) -> list[Sample]:
+    by_voices: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_voices[sample.clip.voices].append(sample)
+    turns = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
+    return turns[:NUM_EXAMPLES]
+
+
+def _generated_section(heading: str, about: str, prompt_set: str, generated: Path, details: Details) -> Section:
+    if not (generated / prompt_set / "index.jsonl").is_file():
+        return Section(heading, about, [])
+    samples = generated_samples(generated / prompt_set, prompt_set.removeprefix("pretrain_"), limit=NUM_EXAMPLES)
+    return Section(heading, about, [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples])
+
+
+def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
+    clip, scored = sample.clip, _detail(prompt_set, sample, details)
+    assert clip.frames is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
+        mp4 = path.read_bytes()
+    words, wanted = " ".join(clip.spans), " ".join(clip.voices)
+    lips = scored["scores"]["lip_loudness_correlation"]
+    return Card(sample.source, mp4, clip_png(clip), scored["heard"], words, " ".join(scored["nearest_voices"]), wanted, lips)
+
+
+def _caption(sample: Sample, details: Details) -> str:
+    scored = _detail("pretrain_seen", sample, details)
+    said, voices = " ".join(sample.clip.spans), " ".join(scored["nearest_voices"])
+    return f"says “{said}”, recognised “{scored['heard']}”, nearest voice {voices or '–'}"
+
+
+def _quoted(prompt: str) -> str:
+    return prompt.replace("<S>", "“").replace("<E>", "”")
+
+
+def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, Any]:
+    key = (prompt_set, sample.source, sample.data_id)
+    if key not in details:
+        raise ValueError(f"{sample.data_id}: {sample.source} clip of {prompt_set} is not in the evaluation; run `nava evaluate` again")
+    return details[key]
+
+
+def _read_details(path: Path) -> Details:
+    details = {}
+    for _, row in scan(path):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(path))
+        details[row["prompt_set"], row["source"], row["data_id"]] = row
+    return details
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def facts_from_timings(path: Path) -> dict[str, Any]:
+    """Rows for `facts` from a run's timings.json (seconds per stage, peak memory, matmul speed); nothing when there is none."""
+    if not path.is_file():
+        return {}
+    timings = json.loads(path.read_text())
+    rows: dict[str, Any] = {"whole run": f"{timings['total_s'] / 60:.1f} minutes"}
+    rows |= {f"stage {name}": f"{seconds:.0f} s" for name, seconds in timings["stages_s"].items()}
+    rows["peak memory of all processes"] = f"{timings['peak_memory_gib']} GiB"
+    return rows | {f"matmul {name}": f"{value:.0f} GFLOP/s" for name, value in timings["matmul_gflops"].items()}
