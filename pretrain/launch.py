@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.loader import check_sets
 from pretrain.progress import MetricsTail, StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.stage_run import ERROR, STATE, StageRun, check_parent, check_run_folder, clear
@@ -49,6 +50,7 @@ def pretrain_stage(
         init_from=init_from.absolute() if init_from else None, trackers=trackers or {},
     )  # fmt: skip
     check_parent(run)
+    check_sets(run.latents, config.stage(stage))
     if port:
         check_port(port)
     if restart:

@@ -134,16 +134,22 @@ class StageLoader:
             yield batch, torch.zeros(1, dtype=torch.int8).expand(num_tokens(batch))
 
 
+def check_sets(latents: Path, stage: StageConfig) -> list[str]:
+    """Names of the sets the stage draws from. Raises FileNotFoundError for one that is not encoded."""
+    names = sorted({name for weights in (stage.sets, stage.audio_sets) for name, weight in weights.items() if weight > 0})
+    for name in names:
+        if not (latents / name / "manifest.json").is_file():
+            present = [path.parent.name for path in latents.glob("*/manifest.json")]
+            raise FileNotFoundError(f"{latents / name}: no encoded data set {name!r}; {nearest(name, present)}; or run `nava encode`")
+    return names
+
+
 def open_sets(latents: Path, stage: StageConfig, codec_id: str | None = None, mix_lengths: bool = False) -> dict[str, SampleSet]:
     """The stage's encoded sets under `latents`; small ones are held in memory. FileNotFoundError or ValueError in one line."""
-    names = sorted({name for weights in (stage.sets, stage.audio_sets) for name, weight in weights.items() if weight > 0})
-    return {name: _open_set(latents / name, codec_id, mix_lengths) for name in names}
+    return {name: _open_set(latents / name, codec_id, mix_lengths) for name in check_sets(latents, stage)}
 
 
 def _open_set(folder: Path, codec_id: str | None, mix_lengths: bool) -> SampleSet:
-    if not (folder / "manifest.json").is_file():
-        present = [path.parent.name for path in folder.parent.glob("*/manifest.json")]
-        raise FileNotFoundError(f"{folder}: no encoded data set {folder.name!r}; {nearest(folder.name, present)}; or run `nava encode`")
     store = LatentStore(folder, codec_id=codec_id)
     size = sum(shard["bytes"] for shard in store.manifest["shards"].values())
     samples = list(store) if size <= IN_MEMORY_BYTES else store

@@ -1,0 +1,159 @@
+"""Parts of the trainer that need no ranks."""
+
+import dataclasses
+import errno
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from titan_world import config, write_latents
+from torch import nn
+
+from pretrain.recipe import PretrainConfig, StepPolicy, from_json, recipe_hash, to_json
+from pretrain.schedule import StageConfig
+from pretrain.stage_run import StageRun, check_parent, check_run_folder
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
+from pretrain.titan.ema import Ema
+from pretrain.titan.policy import StepJudge
+from pretrain.titan.train_spec import build_complete_optimizers
+
+
+def checkpoints(folder, steps, unfinished=()):
+    for step in (*steps, *unfinished):
+        (folder / f"step-{step}").mkdir(parents=True)
+        (folder / f"step-{step}" / "__0_0.distcp").write_text("x")
+    for step in steps:
+        (folder / f"step-{step}" / ".metadata").write_text("x")
+
+
+@given(st.sets(st.integers(1, 60)), st.integers(1, 5), st.sampled_from([0, 3, 10]))
+@settings(max_examples=25, deadline=None)
+def test_retention_rule(tmp_path_factory, steps, keep_last, keep_every):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoints(folder, steps, unfinished={1000})
+    kept = retain(folder, keep_last, keep_every)
+    newest = sorted(steps)[-keep_last:]
+    assert kept == complete_steps(folder) == sorted(step for step in steps if step in newest or (keep_every and step % keep_every == 0))
+    assert (folder / "step-1000").is_dir()
+
+
+def test_unfinished_folders_are_removed_and_finished_ones_stay(tmp_path):
+    checkpoints(tmp_path, [2, 4], unfinished=[6])
+    assert remove_incomplete(tmp_path) == [6]
+    assert complete_steps(tmp_path) == [2, 4]
+
+
+def test_full_disk_line_names_the_folder_and_what_is_good(tmp_path):
+    checkpoints(tmp_path, [4])
+    try:
+        raise RuntimeError("writer thread") from OSError(errno.ENOSPC, "No space left on device")
+    except RuntimeError as error:
+        line = str(save_error(error, tmp_path))
+    assert str(tmp_path) in line and "disk is full" in line and "step 4 is intact" in line and "\n" not in line
+    assert "disk is full" not in str(save_error(RuntimeError("other"), tmp_path))
+
+
+def test_judge_skips_nonfinite_and_spikes_and_stops():
+    judge = StepJudge(StepPolicy(max_skips_in_a_row=2, spike_factor=5.0, spike_window=4))
+    assert all(judge.take(1.0, norm, step) for step, norm in enumerate([1.0, 1.1, 100.0, 1.0]))  # no window yet: no spike
+    assert not judge.take(1.0, 40.0, 4)
+    assert judge.take(1.0, 2.0, 5)
+    assert not judge.take(float("nan"), 1.0, 6)
+    assert not judge.take(1.0, float("inf"), 7)
+    assert (judge.skipped_spikes, judge.skipped_nonfinite) == (1, 2)
+    resumed = StepJudge(judge.policy)
+    resumed.load_state_dict(json.loads(json.dumps(judge.state_dict())))
+    with pytest.raises(ValueError, match="step 8: 3 steps in a row skipped"):
+        resumed.take(1.0, float("nan"), 8)
+
+
+def test_ema_warms_up_and_swaps():
+    model = nn.Linear(2, 2)
+    ema = Ema(model, decay=0.5)
+    first = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update()  # decay (1 + 0) / (10 + 0)
+    torch.testing.assert_close(ema.weights["weight"], first + 0.9)
+    with ema.swapped_in():
+        torch.testing.assert_close(model.weight.detach(), first + 0.9)
+    torch.testing.assert_close(model.weight.detach(), first + 1)
+    for _ in range(20):
+        ema.update()
+    assert ema.updates == 21
+
+
+def test_optimizer_state_is_complete_before_the_first_gradient():
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    job = SimpleNamespace(
+        early_step_in_backward=False, name="AdamW", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, implementation="fused"
+    )
+    optimizers = build_complete_optimizers([model], job, SimpleNamespace(ep_enabled=False))
+    (optimizer,) = optimizers
+    assert len(optimizer.state) == 4 and all(float(state["step"]) == 0 for state in optimizer.state.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    reference = torch.optim.AdamW([parameter.detach().clone().requires_grad_() for parameter in model.parameters()], 0.1, (0.9, 0.99), 1e-8, 0.1)
+    for parameter, other in zip(model.parameters(), reference.param_groups[0]["params"], strict=True):
+        parameter.grad = torch.ones_like(parameter)
+        other.grad = torch.ones_like(other)
+    optimizers.step()
+    reference.step()
+    for parameter, other in zip(model.parameters(), reference.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+def test_recipe_survives_json_and_refuses_other_fields():
+    recipe = config(steps=3)
+    values = json.loads(json.dumps(to_json(recipe)))
+    assert from_json(PretrainConfig, values) == recipe
+    with pytest.raises(ValueError, match="surprise"):
+        from_json(PretrainConfig, {**values, "surprise": 1})
+    assert recipe_hash(recipe, "stage1") == recipe_hash(dataclasses.replace(recipe, log_every=7), "stage1")
+    assert recipe_hash(recipe, "stage1") != recipe_hash(dataclasses.replace(recipe, seed=7), "stage1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixed_precision": "fp16"}, "mixed_precision"),
+        ({"stages": {"stage2": StageConfig(name="stage1")}}, "stages.stage2.name"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"global_batch_size": 0}, "global_batch_size"),
+    ],
+)
+def test_unusable_recipe(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PretrainConfig(), **changes)
+
+
+def test_run_folder_refuses_another_flavor_recipe_and_data(tmp_path):
+    latents = write_latents(tmp_path / "latents")
+    run = StageRun(config=config(), stage="stage1", latents=latents, out=tmp_path / "run")
+    check_run_folder(run)
+    check_run_folder(run)
+    with pytest.raises(ValueError, match="another flavor: 'debug' instead of 'mini'"):
+        check_run_folder(dataclasses.replace(run, config=dataclasses.replace(run.config, flavor="mini")))
+    with pytest.raises(ValueError, match="another recipe_hash"):
+        check_run_folder(dataclasses.replace(run, config=dataclasses.replace(run.config, seed=3)))
+    with pytest.raises(ValueError, match="another codec_id"):
+        check_run_folder(dataclasses.replace(run, codec_id="other"))
+
+
+def test_parent_of_another_flavor_is_refused_before_training(tmp_path):
+    parent = tmp_path / "model"
+    run = StageRun(config=config(), stage="stage1", latents=tmp_path, out=tmp_path / "run", init_from=parent)
+    with pytest.raises(FileNotFoundError, match="model/config.json"):
+        check_parent(run)
+    parent.mkdir()
+    identity = dataclasses.replace(run, init_from=None).identity()
+    (parent / "config.json").write_text(json.dumps({**identity, "id": "x", "flavor": "mini"}))
+    with pytest.raises(ValueError, match="flavor is 'mini' instead of 'debug'"):
+        check_parent(run)
+    (parent / "config.json").write_text(json.dumps({**identity, "id": "x", "model_args": {**identity["model_args"], "width": 64}}))
+    with pytest.raises(ValueError, match="width 64 instead of 32"):
+        check_parent(run)
