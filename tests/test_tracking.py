@@ -196,7 +196,8 @@ def test_mlflow_shows_parents_inputs_metrics_and_models(tmp_path, monkeypatch):
     spool = tmp_path / "spool"
     parent = write_run(spool)
     child = SpoolTracker(spool / (new_run_key("train") + "-z"))
-    child.start(RunStart(name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs={"out/x": "0" * 32}, parents={"one": parent.key}))
+    start = RunStart(name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs={"out/x": "0" * 32}, parents={"one": parent.key})
+    child.start(start)
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
