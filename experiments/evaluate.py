@@ -16,6 +16,7 @@ from experiments.evaluate_clips import Sample, codec_samples, generated_samples,
 from experiments.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.base import load_codecs
 from pretrain.jsonl import dump
+from pretrain.progress import track
 from rewards.lips import LipLoudness
 from rewards.speech import Recognizer, WordErrorRate
 from rewards.timbre import NearestVoice, ResemblyzerEncoder, TimbreSimilarity, VoiceBank
@@ -90,7 +91,7 @@ def _collect(config: EvaluateConfig, corpus: Path, codec: Path, generated: Path)
     real = real_samples(corpus / "validation.jsonl", config.max_real_clips)
     codecs = load_codecs(codec)
     groups: dict[tuple[str, str], list[Sample]] = {}
-    for prompt_set, (_, kind) in PROMPT_SETS.items():
+    for prompt_set, (_, kind) in track(PROMPT_SETS.items(), len(PROMPT_SETS), "prompt sets read"):
         if not (generated / prompt_set / "index.jsonl").is_file():
             log.warning("%s: no such prompt set among the generated clips; its metrics are left out", generated / prompt_set)
             continue
@@ -109,7 +110,8 @@ def _score_all(config: EvaluateConfig, groups: dict[tuple[str, str], list[Sample
     bank = _voice_bank(encoder, samples)
     all_scores: Scores = {}
     with Recognizer(config.vocabulary or _bank_words(), config.num_processes) as recognizer:
-        for scorer in (WordErrorRate(recognizer), NearestVoice(encoder, bank), TimbreSimilarity(encoder), LipLoudness()):
+        scorers = (WordErrorRate(recognizer), NearestVoice(encoder, bank), TimbreSimilarity(encoder), LipLoudness())
+        for scorer in track(scorers, len(scorers), f"scorers run on {len(clips)} clips"):
             start = time.perf_counter()
             all_scores[scorer.name] = scorer.score(clips)
             log.info("evaluate: %s, %d clips in %.1f s", scorer.name, len(clips), time.perf_counter() - start)

@@ -17,6 +17,7 @@ main { max-width:1180px; margin:0 auto; padding:28px 20px 60px } h1 { font-size:
 h2 { font-size:1.25rem; margin:40px 0 6px } p { margin:4px 0 12px; max-width:75ch } .soft { color:var(--soft) }
 .row { background:var(--paper); border:1px solid var(--line); border-radius:10px; padding:14px; margin:12px 0 }
 .row > .prompt { font-size:.95rem; margin-bottom:10px } mark { background:#fde8c8; padding:0 .25em; border-radius:4px }
+.beside { display:grid; grid-template-columns:repeat(auto-fill,minmax(340px,1fr)); gap:0 14px }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(250px,1fr)); gap:14px }
 .card video { width:150px; height:150px; border-radius:6px; display:block; cursor:pointer; flex:none }
 .card video:focus-visible, .card video:hover { outline:3px solid #c8642a }
@@ -99,7 +100,8 @@ def _section(section: Section) -> str:
         f"<div class=row><div class=prompt>{marked_prompt(prompt)}</div><div class=cards>{''.join(map(_card, cards))}</div></div>"
         for prompt, cards in section.rows
     )
-    return f"<h2>{escape(section.heading)}</h2><p class=soft>{escape(section.about)}</p>{rows}"
+    beside = "beside" if all(len(cards) == 1 for _, cards in section.rows) else ""
+    return f'<h2>{escape(section.heading)}</h2><p class=soft>{escape(section.about)}</p><div class="{beside}">{rows}</div>'
 
 
 def _card(card: Card) -> str:

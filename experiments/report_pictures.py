@@ -31,7 +31,7 @@ def spectrogram_db(waveform: np.ndarray) -> np.ndarray:
     padded = np.pad(waveform, (FFT // 2, FFT // 2 + FFT))
     windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP] * np.hanning(FFT)
     power = np.abs(np.fft.rfft(windows, axis=1).T) ** 2
-    return np.maximum(10 * np.log10(power / max(power.max(), 1e-12) + 1e-12), -70.0)
+    return np.clip(10 * np.log10(power / max(power.max(), 1e-12) + 1e-12), -70.0, 0.0)
 
 
 def draw_clip(figure: Figure, area: tuple[float, float, float, float], clip: Clip) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,14 @@ def verdict_word(verdict: Verdict) -> str:
     return "pass" if verdict.met else "SHORT"
 
 
-def _verdict(metrics: Metrics, metric: str, limit: str, holds: Any, min_clips: int = 1, aim: bool = False) -> Verdict:
+def _verdict(
+    metrics: Metrics, metric: str, limit: str, holds: Callable[[float], bool] | None, min_clips: int = 1, aim: bool = False
+) -> Verdict:
     value = _mean(metrics, metric, "generated")
     n = metrics[metric]["generated"]["n"] if value is not None else 0
-    measured = value is not None and holds is not None and n >= min_clips
+    met = None if value is None or holds is None or n < min_clips else bool(holds(value))
     text = f"{limit} on {min_clips} clips" if min_clips > 1 else limit
-    return Verdict(metric, value, text, bool(holds(value)) if measured else None, n, aim)
+    return Verdict(metric, value, text, met, n, aim)
 
 
 def _mean(metrics: Metrics, metric: str, source: str) -> float | None:

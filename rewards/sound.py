@@ -61,5 +61,5 @@ def split_spans(waveform: np.ndarray, count: int, threshold_db: float = 25.0) ->
     longest = np.argsort(-gaps, kind="stable")[: count - 1]
     if len(longest) < count - 1 or gaps[longest].min() < 2:
         raise Unscorable(f"{count} spans, but the sound has no {count - 1} pause(s) to cut at")
-    cuts = sorted(int(loud[i] + loud[i + 1]) * STEP // 2 for i in longest)
-    return [piece for piece in np.split(waveform, cuts)]
+    cuts = sorted(int(loud[i] + 1 + loud[i + 1]) * STEP // 2 for i in longest)
+    return list(np.split(waveform, cuts))

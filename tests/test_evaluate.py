@@ -1,0 +1,126 @@
+"""Bootstrap intervals, and a small evaluation from files to JSON."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.statistics import bootstrap_mean, bootstrap_ratio
+from pretrain.codecs.media import write_mp4, write_wav
+from pretrain.data.corpus.bank import load_bank
+
+WORDS = ("seven", "green", "window", "garden")
+BOX = [20, 30, 44, 50]
+
+
+def test_interval_of_a_known_mean_covers_it_about_95_of_100_times():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        interval = bootstrap_mean(rng.normal(1.0, 2.0, 60).tolist(), seed=trial, num_resamples=500)
+        hits += interval.low <= 1.0 <= interval.high
+    assert 178 <= hits <= 198
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=40))
+def test_interval_holds_the_mean_and_lies_in_the_range(values):
+    interval = bootstrap_mean(values, num_resamples=200)
+    assert interval.mean == pytest.approx(np.mean(values), abs=1e-9)
+    assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
+    assert interval == bootstrap_mean(values, num_resamples=200)
+
+
+def test_constant_values_have_no_width_and_nan_is_counted_not_averaged():
+    interval = bootstrap_mean([0.5, math.nan, 0.5])
+    assert (interval.mean, interval.low, interval.high, interval.n, interval.unscored) == (0.5, 0.5, 0.5, 2, 1)
+
+
+def test_ratio_is_of_sums():
+    interval = bootstrap_ratio([1, 0, math.nan], [1, 3, 5])
+    assert interval.mean == 0.25 and interval.n == 2
+
+
+def test_nothing_scored_is_null_in_json():
+    assert bootstrap_mean([math.nan]).as_json() == {"mean": None, "low": None, "high": None, "n": 0}
+
+
+class Identity:
+    def encode(self, values):
+        return values
+
+    decode = encode
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one is silent."""
+    monkeypatch.setattr("experiments.evaluate.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
+    corpus, generated = tmp_path / "corpus", tmp_path / "generated" / "pretrain_seen"
+    rows, index = [], []
+    for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
+        write_wav(
+            corpus / f"references/{voice}.wav", np.concatenate([load_bank().utterances[w, voice][1].waveform for w in WORDS[::-1]]), 16_000
+        )
+        text, meta = (
+            f"A face says <S>{word}<E>.",
+            {"kind": "speech", "voices": [voice], "mouth_boxes": [BOX], "reference_paths": [f"references/{voice}.wav"]},
+        )
+        write_clip(corpus / f"clips/{i}.mp4", word, voice)
+        write_clip(generated / f"g{i}.mp4", "" if i == 0 else "orange" if i == 1 else word, voice)
+        info = {"data_path": f"clips/{i}.mp4", "fps": 24, "duration": 25 / 24, "image_width": 64, "image_height": 64}
+        rows.append({"data_id": f"r{i}", "video_info": [info], "text_list": [{"text": text}], "meta": meta})
+        references = [str(corpus / path) for path in meta["reference_paths"]]
+        index.append({"data_id": f"g{i}", "prompt": text, "video": f"g{i}.mp4", "reference_paths": references, "meta": meta})
+    (corpus / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (generated / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in index))
+    return corpus, tmp_path / "codec", tmp_path / "generated", tmp_path / "reports/demo.json"
+
+
+def write_clip(path, word, voice):
+    track = np.zeros(16_640, np.float32)
+    if word:
+        waveform = load_bank().utterances[word, voice][0].waveform
+        track[2400 : 2400 + len(waveform)] = waveform
+    loudness = np.sqrt((track[: 25 * 665].reshape(25, 665) ** 2).mean(axis=1))
+    frames = np.full((25, 64, 64, 3), 200, np.uint8)
+    frames[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (200 - 150 * loudness / max(loudness.max(), 1e-6)).astype(np.uint8)[:, None, None, None]
+    write_mp4(path, frames, 24.0, track, 16_000)
+
+
+def test_evaluate_writes_metrics_and_what_was_heard(files):
+    torch.set_num_threads(1)
+    metrics = evaluate(EvaluateConfig(num_processes=1), *files)
+    written = json.loads(files[3].read_text())
+    assert written == metrics
+    wer = metrics["wer_pocketsphinx"]
+    assert wer["real"]["mean"] == 0.0 and wer["real"]["n"] == 4
+    assert wer["generated"]["n"] == 3 and wer["generated"]["mean"] == pytest.approx(1 / 3, abs=1e-5)
+    assert metrics["lip_loudness_correlation"]["codec"]["mean"] > 0.9
+    assert metrics["lip_loudness_lag_frames"]["real"]["mean"] == 0.0
+    assert set(wer["codec"]) == {"mean", "low", "high", "n"}
+    clips = [json.loads(line) for line in files[3].with_name("demo_clips.jsonl").read_text().splitlines()]
+    silent = next(clip for clip in clips if clip["data_id"] == "g0")
+    assert silent["scores"]["wer_pocketsphinx"] is None and silent["reasons"]["wer_pocketsphinx"] == "silent"
+    assert next(clip for clip in clips if clip["data_id"] == "g1")["heard"] == "orange"
+    assert len(clips) == 12
+
+
+def test_missing_generated_set_is_one_line_and_writes_nothing(files):
+    (files[2] / "pretrain_seen/index.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="run `nava generate`"):
+        evaluate(EvaluateConfig(num_processes=1), *files)
+    assert not files[3].exists()
+
+
+def test_cut_off_index_names_file_and_line(files):
+    index = files[2] / "pretrain_seen/index.jsonl"
+    index.write_text(index.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"index\.jsonl:4 json"):
+        evaluate(EvaluateConfig(num_processes=1), *files)
+    assert not files[3].exists()

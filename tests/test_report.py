@@ -1,0 +1,124 @@
+"""Verdicts, the page and its pictures, from synthetic numbers and clips."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.report_page import Card, Section, marked_prompt, page
+from experiments.report_pictures import clip_png, contact_sheet, filmstrip, loss_curves, spectrogram_db
+from experiments.report_summary import by_set, print_summary, read_metrics, title, verdicts
+from rewards.types import Clip
+
+
+def interval(mean, n=208):
+    return {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": n}
+
+
+def metrics(wer=0.2, voice=0.85, lips=0.8, lag=0.3, wins=0.8, n=208):
+    return {
+        "wer_pocketsphinx": {"real": interval(0.02), "codec": interval(0.04), "generated": interval(wer, n)},
+        "voice_accuracy_resemblyzer": {"codec": interval(0.95), "generated": interval(voice)},
+        "lip_loudness_correlation": {"codec": interval(0.9), "generated": interval(lips)},
+        "lip_loudness_lag_frames": {"codec": interval(0.0), "generated": interval(lag)},
+        "reference_wins_disagree": {"generated": interval(wins, 100)},
+        "wer_pocketsphinx_heldout_pairs": {"generated": interval(0.6, 48)},
+    }
+
+
+@pytest.fixture
+def clip():
+    frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
+    return Clip(np.sin(np.arange(16_640) * 2 * np.pi * 1000 / 16_000).astype(np.float32) * 0.3, 16_000, frames=frames)
+
+
+def met(found, metric, aim=False):
+    return next(verdict.met for verdict in found if verdict.metric == metric and verdict.aim == aim)
+
+
+def test_verdicts_are_the_limits_of_the_issue():
+    good = verdicts(metrics())
+    assert all(verdict.met for verdict in good if not verdict.aim)
+    assert met(good, "wer_pocketsphinx", aim=True) is False  # 0.2 is within the limit and short of the aim
+    for change, metric in (
+        ({"wer": 0.301}, "wer_pocketsphinx"),
+        ({"voice": 0.79}, "voice_accuracy_resemblyzer"),
+        ({"lips": 0.76}, "lip_loudness_correlation"),
+        ({"lag": -1.1}, "lip_loudness_lag_frames"),
+        ({"wins": 0.69}, "reference_wins_disagree"),
+    ):
+        assert met(verdicts(metrics(**change)), metric) is False
+
+
+def test_voice_limit_gives_way_to_a_weak_codec():
+    weak = metrics(voice=0.7)
+    weak["voice_accuracy_resemblyzer"]["codec"] = interval(0.74)
+    assert met(verdicts(weak), "voice_accuracy_resemblyzer") is True
+
+
+def test_too_few_clips_or_nothing_measured_is_no_pass():
+    assert met(verdicts(metrics(n=50)), "wer_pocketsphinx") is None
+    assert {verdict.met for verdict in verdicts({})} == {None}
+
+
+def test_suffixes_are_columns():
+    assert list(by_set(metrics())) == ["_heldout_pairs", "_disagree"]
+    assert title("wer_pocketsphinx_camera") == "Word error rate (PocketSphinx), camera moves"
+
+
+def test_summary_prints_a_shortfall_as_short(tmp_path, capsys):
+    path = tmp_path / "demo.json"
+    path.write_text(json.dumps(metrics(wer=0.5)))
+    print_summary(path)
+    printed = capsys.readouterr().out
+    assert "SHORT" in printed and "aim not reached" in printed and "pass" in printed
+
+
+def test_missing_or_broken_evaluation_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nava evaluate"):
+        read_metrics(tmp_path / "no.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad\.json: not valid JSON"):
+        read_metrics(tmp_path / "bad.json")
+
+
+def test_page_needs_no_other_file_and_escapes_prompts(clip):
+    card = Card("generated", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
+    html = page(
+        metrics(), [Section("First", "about", [("A <b>face</b> says <S>one<E>.", [card])]), Section("None", "", [])], None, {"stage": "3 s"}
+    )
+    assert "<b>face" not in html and "<mark>one</mark>" in html
+    assert "http" not in html and 'src="data:video/mp4;base64,' in html and ">None<" not in html
+    assert html.count("✓") == 1 and html.count("✗") == 1  # the word is right, the voice is not
+
+
+def test_prompt_marks_become_highlights():
+    assert marked_prompt("<S>a & b<E>") == "<mark>a &amp; b</mark>"
+
+
+def test_filmstrip_spreads_over_the_clip(clip):
+    strip = filmstrip(clip.frames, 3)
+    np.testing.assert_array_equal(strip, np.concatenate([clip.frames[0], clip.frames[12], clip.frames[24]], axis=1))
+
+
+def test_spectrogram_has_the_tone_where_it_is(clip):
+    picture = spectrogram_db(clip.waveform)
+    assert picture[:, picture.shape[1] // 2].argmax() == round(1000 / 16_000 * 512)
+    assert picture.max() <= 0 and picture.min() >= -70
+
+
+def test_pictures_are_png_and_same_for_same_input(clip):
+    sheet = contact_sheet([{"real": (clip, "a"), "generated": (clip, "b")}], ["prompt"])
+    assert sheet.startswith(b"\x89PNG") and sheet == contact_sheet([{"real": (clip, "a"), "generated": (clip, "b")}], ["prompt"])
+
+
+def test_loss_curves_join_stages_and_do_without(tmp_path):
+    for name, rows in (
+        ("a", [{"step": 1, "loss_audio": 1.0}]),
+        ("b", [{"step": 1, "loss_video": 1.0}, {"step": 2, "validation/video/0.5": 1.0}]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    picture = loss_curves({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"})
+    assert picture is not None and picture.startswith(b"\x89PNG")
+    assert loss_curves({"c": tmp_path / "c"}) is None

@@ -1,0 +1,123 @@
+"""Words: errors counted exactly, real speech recognised, clips that cannot be scored."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.data.corpus.bank import load_bank
+from rewards.speech import Recognizer, WordErrorRate, normalize, set_word_error_rate, word_errors
+from rewards.types import Clip
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def recognizer():
+    return Recognizer(load_bank().words)
+
+
+def spoken(word: str, voice: str, gain: float = 1.0) -> Clip:
+    waveform = load_bank().utterances[word, voice][0].waveform
+    track = np.zeros(16_640, np.float32)
+    track[2000 : 2000 + len(waveform)] = waveform * gain
+    return Clip(track, RATE, spans=(word,))
+
+
+@given(st.lists(st.sampled_from(["one", "seven", "green", "window"]), min_size=1, max_size=8), st.data())
+def test_replacing_k_of_n_words_is_k_over_n(words, data):
+    changed = data.draw(st.sets(st.integers(0, len(words) - 1)))
+    heard = ["xylophone" if i in changed else word for i, word in enumerate(words)]
+    score = word_errors(" ".join(words), " ".join(heard))
+    assert score.value == len(changed) / len(words)
+    assert score.parts == {"errors": len(changed), "words": len(words)}
+
+
+def test_empty_hypothesis_is_all_deletions_and_insertions_may_exceed_one():
+    assert word_errors("one two", "").value == 1.0
+    assert word_errors("one", "one two three").value == 2.0
+
+
+def test_empty_reference_is_an_error_of_the_caller():
+    with pytest.raises(ValueError, match="no words"):
+        word_errors(" ?! ", "one")
+
+
+def test_case_and_punctuation_do_not_count():
+    assert normalize("It's SEVEN, well-known…") == "it's seven well known"
+    assert word_errors("Seven!", "seven").value == 0.0
+
+
+def test_rate_of_a_set_is_errors_over_words_not_mean_of_rates():
+    scores = [word_errors("one", "two"), word_errors("one two three", "one two three")]
+    assert set_word_error_rate(scores) == 1 / 4
+
+
+def test_bank_words_are_recognised_at_any_loudness(recognizer):
+    words = load_bank().words[::3]
+    clips = [spoken(word, voice, gain) for word in words for voice, gain in (("slt", 1.0), ("rms", 0.05), ("awb", 0.3))]
+    scores = WordErrorRate(recognizer).score(clips)
+    assert set_word_error_rate(scores) <= 0.05
+    assert sum(score.text == clip.spans[0] for score, clip in zip(scores, clips, strict=True)) >= 0.95 * len(clips)
+
+
+def test_batch_is_the_same_as_one_by_one_in_any_order(recognizer):
+    scorer = WordErrorRate(recognizer)
+    clips = [spoken(word, "rms") for word in load_bank().words[:4]]
+    batch = [score.text for score in scorer.score(clips)]
+    assert batch == [scorer.score([clip])[0].text for clip in clips]
+    assert batch[::-1] == [score.text for score in scorer.score(clips[::-1])]
+
+
+def test_processes_give_what_one_process_gives(recognizer):
+    clips = [spoken(word, "awb") for word in load_bank().words[:10]]
+    with Recognizer(load_bank().words, num_processes=2) as pool:
+        assert pool.transcribe([clip.waveform for clip in clips]) == recognizer.transcribe([clip.waveform for clip in clips])
+
+
+def test_two_words_with_a_pause_are_two_words(recognizer):
+    first, second = spoken("seven", "rms").waveform, spoken("green", "slt").waveform
+    clip = Clip(np.concatenate([first, second]), RATE, spans=("seven", "green"))
+    assert WordErrorRate(recognizer).score([clip])[0].text == "seven green"
+
+
+@pytest.mark.parametrize(
+    ("clip", "reason"),
+    [
+        (Clip(np.zeros(16_000, np.float32), RATE, spans=("one",)), "silent"),
+        (Clip(np.full(16_000, np.nan, np.float32), RATE, spans=("one",)), "NaN"),
+        (Clip(np.ones(100, np.float32), RATE, spans=("one",)), "0.2 s"),
+        (Clip(np.ones(16_000, np.float32), RATE, spans=()), "no speech text"),
+        (Clip(None, RATE, spans=("one",)), "no sound"),
+    ],
+)
+def test_what_cannot_be_scored_is_nan_with_a_reason(recognizer, clip, reason):
+    good = spoken("seven", "rms")
+    bad_score, good_score = WordErrorRate(recognizer).score([clip, good])
+    assert math.isnan(bad_score.value) and reason in bad_score.reason
+    assert good_score.value == 0.0 and not good_score.reason
+
+
+def test_stereo_and_other_rates_are_read_as_mono_16khz(recognizer):
+    from scipy.signal import resample_poly
+
+    mono = spoken("window", "slt")
+    stereo = Clip(np.stack([mono.waveform, mono.waveform]), RATE, spans=mono.spans)
+    faster = Clip(resample_poly(mono.waveform, 3, 1).astype(np.float32), 3 * RATE, spans=mono.spans)
+    assert [score.text for score in WordErrorRate(recognizer).score([mono, stereo, faster])] == ["window"] * 3
+
+
+def test_word_without_pronunciation_is_named():
+    with pytest.raises(ValueError, match="zzyxq"):
+        Recognizer(["one", "zzyxq"])
+
+
+def test_a_broken_recogniser_raises():
+    class Broken:
+        def transcribe(self, waveforms):
+            raise RuntimeError("model lost")
+
+    with pytest.raises(RuntimeError, match="model lost"):
+        WordErrorRate(Broken()).score([spoken("one", "slt")])  # type: ignore[arg-type]
