@@ -44,7 +44,9 @@ class StageConfig:
                 f"{self.steps}, {self.audio_only_batch_factor}, {self.warmup_steps}"
             )
         if not (self.lr > 0 and 0 <= self.decay_fraction <= 1 and 0 <= self.min_lr_factor <= 1):
-            raise ValueError(f"lr must be positive, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, {self.decay_fraction}, {self.min_lr_factor}")
+            raise ValueError(
+                f"lr must be > 0, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, {self.decay_fraction}, {self.min_lr_factor}"
+            )
         drawn = [Task(name) for name in _checked(self.tasks, "tasks")]
         if any(task is not Task.T2A for task in drawn):
             _checked(self.sets, "sets")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ def check_parent(run: StageRun) -> None:
     identity = run.identity()
     for name in ("flavor", "model_args", "codec_id"):
         if name not in parent or parent[name] != identity[name]:
-            found = parent[name] if name in parent else "nothing"
+            found = parent.get(name, "nothing")
             raise ValueError(f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}")
 
 
@@ -101,9 +100,9 @@ def check_run_folder(run: StageRun) -> None:
         before = json.loads(path.read_text())
         for name, value in identity.items():
             if name not in before or before[name] != value:
-                found = before[name] if name in before else "nothing"
+                found = _difference(before.get(name, "nothing"), value)
                 raise ValueError(
-                    f"{path}: the checkpoints here are of another {name}: {_difference(found, value)}; remove {run.out} or train into another folder"
+                    f"{path}: the checkpoints here are of another {name}: {found}; remove {run.out} or train into another folder"
                 )
     run.out.mkdir(parents=True, exist_ok=True)
     write_json(path, identity)
@@ -120,7 +119,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _model_config(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ class JsonlTracker:
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resume_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(row + "\n" for row in kept))
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         with self.path.open("a") as file:

@@ -138,7 +138,7 @@ def test_collated_samples_keep_their_own_conditions():
 
 
 def test_missing_video_and_unknown_set_are_named():
-    with pytest.raises(ValueError, match="audio-.*T2AV needs video"):
+    with pytest.raises(ValueError, match=r"audio-.*T2AV needs video"):
         next(iter(loader(stage=StageConfig(tasks={"T2AV": 1}, sets={"audio_only": 1}))))
     with pytest.raises(ValueError, match="did you mean 'paired'"):
         loader(stage=StageConfig(sets={"pared": 1}))

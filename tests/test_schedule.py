@@ -57,5 +57,5 @@ def test_bad_stage_says_what_to_do(fields, message):
 
 
 def test_unknown_stage_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'stage1'"):
-        PretrainConfig().stage("stage9")
+    with pytest.raises(ValueError, match="did you mean 'stage2'"):
+        PretrainConfig().stage("stage2b")

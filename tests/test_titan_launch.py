@@ -54,7 +54,8 @@ def test_unknown_stage_flavor_and_ranks_fail_before_anything_starts(latents, tmp
 def test_torchrun_is_interrupted_by_sigterm_and_finishes_when_run_again(latents, tmp_path):
     out = tmp_path / "run"
     code = USER.format(tests=str(Path(__file__).parent), steps=100_000, latents=str(latents), out=str(out))
-    user = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    pipe = subprocess.PIPE
+    user = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[1])
     tail, seen = MetricsTail(out / "metrics.jsonl"), []
     deadline = time.monotonic() + 100
     while not seen and user.poll() is None and time.monotonic() < deadline:

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from pretrain.stage_run import StageRun, check_parent, check_run_folder
 from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.ema import Ema
 from pretrain.titan.policy import StepJudge
-from pretrain.titan.train_spec import build_complete_optimizers
+from pretrain.titan.train_spec import Optimizer, ParallelDims, build_complete_optimizers
 
 
 def checkpoints(folder, steps, unfinished=()):
@@ -89,15 +88,15 @@ def test_ema_warms_up_and_swaps():
 def test_optimizer_state_is_complete_before_the_first_gradient():
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    job = SimpleNamespace(
-        early_step_in_backward=False, name="AdamW", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, implementation="fused"
-    )
-    optimizers = build_complete_optimizers([model], job, SimpleNamespace(ep_enabled=False))
+    job = Optimizer(name="AdamW", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, implementation="fused")
+    one = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
+    optimizers = build_complete_optimizers([model], job, one)
     (optimizer,) = optimizers
     assert len(optimizer.state) == 4 and all(float(state["step"]) == 0 for state in optimizer.state.values())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert optimizer.param_groups[0]["lr"] == 0.1
-    reference = torch.optim.AdamW([parameter.detach().clone().requires_grad_() for parameter in model.parameters()], 0.1, (0.9, 0.99), 1e-8, 0.1)
+    copies = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    reference = torch.optim.AdamW(copies, 0.1, (0.9, 0.99), 1e-8, 0.1)
     for parameter, other in zip(model.parameters(), reference.param_groups[0]["params"], strict=True):
         parameter.grad = torch.ones_like(parameter)
         other.grad = torch.ones_like(other)
@@ -147,7 +146,7 @@ def test_run_folder_refuses_another_flavor_recipe_and_data(tmp_path):
 def test_parent_of_another_flavor_is_refused_before_training(tmp_path):
     parent = tmp_path / "model"
     run = StageRun(config=config(), stage="stage1", latents=tmp_path, out=tmp_path / "run", init_from=parent)
-    with pytest.raises(FileNotFoundError, match="model/config.json"):
+    with pytest.raises(FileNotFoundError, match="not found; give the model"):
         check_parent(run)
     parent.mkdir()
     identity = dataclasses.replace(run, init_from=None).identity()

@@ -73,6 +73,7 @@ def test_bf16_keeps_fp32_weights_and_follows_fp32(latents, one_rank, tmp_path):
     assert {value.dtype for value in load_file(run.out / "model" / "model.safetensors").values()} == {torch.float32}
 
 
+@pytest.mark.slow  # the rule itself is tested without ranks in test_titan_parts
 def test_retention_keeps_the_last_and_every_nth(latents, tmp_path):
     recipe = config(steps=7, checkpoint=CheckpointConfig(interval=1, asynchronous=True, keep_last=2, keep_every=3))
     run = stage_run(tmp_path, latents, recipe)

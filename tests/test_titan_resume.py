@@ -39,7 +39,8 @@ def uninterrupted(latents, tmp_path_factory) -> StageRun:
 def assert_same_weights(a: StageRun, b: StageRun) -> None:
     for name in ("model.safetensors", "ema.safetensors"):
         assert (a.out / "model" / name).read_bytes() == (b.out / "model" / name).read_bytes(), name
-    assert json.loads((a.out / "model" / "config.json").read_text())["id"] == json.loads((b.out / "model" / "config.json").read_text())["id"]
+    ids = [json.loads((run.out / "model" / "config.json").read_text())["id"] for run in (a, b)]
+    assert ids[0] == ids[1]
 
 
 def same_recipe(uninterrupted: StageRun, out: Path, **checkpoint) -> StageRun:

@@ -49,7 +49,7 @@ def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) ->
             batch[name], batch[f"{name}_lengths"] = _pad_time([_latents(sample, name, task) for sample in samples])
     batch["text"], text_lengths = _pad_rows([sample.text for sample in samples])
     batch["text_mask"] = torch.arange(batch["text"].shape[1]) < text_lengths[:, None]
-    # one reference slot at least, on every rank: else a rank without spans would not touch the timbre weights and FSDP's reductions would differ
+    # one reference slot at least, on every rank: a rank without spans would not touch the timbre weights, and FSDP's sums would not match
     speakers = [sample.speakers if len(sample.speakers) else torch.zeros(1, SPEAKER_DIM) for sample in samples]
     positions = [sample.speaker_positions if len(sample.speaker_positions) else torch.tensor([-1]) for sample in samples]
     batch["speakers"], _ = _pad_rows(speakers)

@@ -19,7 +19,6 @@ from pretrain.schedule import StageConfig, task_of_step
 from pretrain.tasks import TASKS
 from pretrain.types import Task
 
-
 IN_MEMORY_BYTES = 1 << 30
 
 
@@ -113,7 +112,7 @@ class StageLoader:
     def _take(self, source: SampleSet, key: str, count: int) -> list[tuple[int, int]]:
         """The bucket's next (sample index, epoch) pairs."""
         where, members = f"{source.name}/{key}", source.buckets[key]
-        start = self.read[where] if where in self.read else 0
+        start = self.read.get(where, 0)
         self.read[where] = start + count
         return [(members[self._order(where, position // len(members), len(members))[position % len(members)]], position // len(members))
                 for position in range(start, start + count)]  # fmt: skip

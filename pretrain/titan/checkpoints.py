@@ -27,7 +27,7 @@ def remove_incomplete(folder: Path) -> list[int]:
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete finished checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0 = none); returns what is left."""
+    """Delete finished checkpoints but the last `keep_last` and multiples of `keep_every` (0: none); returns those left."""
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):

@@ -77,6 +77,11 @@ def _placeholders() -> Iterator[None]:
 
 
 def import_torchtitan() -> None:
-    """Import torchtitan's trainer with the right device; called by this package before any of its modules import torchtitan."""
+    """Import torchtitan's trainer with the right device; called by this package before any of its modules import torchtitan.
+
+    Raises ImportError where something imported torchtitan earlier and it took the wrong device.
+    """
     with _answering_cpu(), _placeholders():
-        import torchtitan.train  # noqa: F401
+        import torchtitan.train
+    if torchtitan.train.utils.device_type == "cuda" and not torch.cuda.is_available():
+        raise ImportError("torchtitan was imported before pretrain.titan and took cuda as its device; import pretrain.titan first")

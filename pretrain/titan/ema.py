@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.current = get_model_state_dict(model)  # references: the optimizer works in place
+        self.current = cast(dict[str, Tensor], get_model_state_dict(model))  # references: the optimizer works in place
         self.weights = {name: value.detach().clone() for name, value in self.current.items()}
 
     @torch.no_grad()
@@ -29,7 +29,8 @@ class Ema:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         current = [_local(self.current[name]) for name in self.weights]
-        torch._foreach_lerp_([_local(value) for value in self.weights.values()], current, 1 - decay)
+        averaged = [_local(value) for value in self.weights.values()]
+        torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

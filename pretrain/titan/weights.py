@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,7 +58,7 @@ def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> s
 
     All ranks must call it. A failed write leaves an earlier export as it was.
     """
-    weights = get_model_state_dict(model, options=_FULL)
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=_FULL))
     averaged = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in ema.weights.items()}
     if rank:
         return ""
@@ -79,7 +79,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> str:
         save_file({name: value.detach().float().contiguous() for name, value in tensors.items()}, temporary)
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

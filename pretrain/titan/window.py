@@ -36,7 +36,7 @@ class Window:
         self.ended = ended
 
     def summary(self) -> dict[str, float | str]:
-        """One row of metrics.jsonl: loss, loss_video, loss_audio, loss_video/T2AV ..., grad_norm, tokens_per_s, seconds, task (the last)."""
+        """One row of metrics.jsonl: `task` is the last step's, `grad_norm` the largest, losses are means, also per task."""
         steps, self.steps = self.steps, []
         seconds = max(self.ended - steps[0].started, 1e-9)
         row: dict[str, float | str] = {"task": steps[-1].task.value, "loss": _mean([step.loss for step in steps])}
