@@ -13,9 +13,12 @@ from typing import Any
 from experiments.layout import STAGES, Layout
 from experiments.memory import PeakMemory
 from experiments.runs import read_record
+from experiments.tracking import ensure_sender
+from experiments.tracking_send import wait_until_sent
 
 ENOUGH_GFLOPS = 500
 EXPECTED_MINUTES = 11
+MLFLOW_PATIENCE_S = 20.0
 TIMINGS = "timings.json"
 
 
@@ -71,8 +74,6 @@ def run_pipeline(root: Path, layout: Layout) -> None:
 
     Ctrl-C reaches the stages too (one process group): they leave a checkpoint that the next call goes on from.
     """
-    from experiments.tracking import ensure_sender
-
     speed = say_what_to_expect()
     ensure_sender(layout.tracking, root)
     started, clock = time.time(), time.monotonic()
@@ -86,6 +87,8 @@ def run_pipeline(root: Path, layout: Layout) -> None:
     if code:
         raise ValueError("a stage failed (its own line is above); mend that and run this again, it goes on where it stopped")
     write_timings(layout, speed, time.monotonic() - clock, started, memory)
+    if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):
+        print(f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` sends the rest")
 
 
 def write_timings(layout: Layout, speed: dict[str, float], seconds: float, started: float, memory: PeakMemory) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from experiments.tracking import EVENTS, OWNER
+from experiments.tracking import EVENTS, OWNER, SpoolTracker
 
 SENT = "sent.json"
 
@@ -95,6 +95,13 @@ class SpooledRun:
             return psutil.Process(owner["pid"]).create_time() <= owner["time_s"]  # else the number has passed to another process
         except psutil.NoSuchProcess:
             return False
+
+    def end_if_abandoned(self) -> bool:
+        """Write the end that a killed process could not write; True when there was one to write."""
+        if not (self.folder / OWNER).is_file() or self.alive():
+            return False
+        SpoolTracker(self.folder).finish("KILLED")
+        return True
 
     def send(self, store: Store) -> None:
         """Send the pending events in order, metrics in batches; what has been taken is remembered after every call."""

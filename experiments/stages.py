@@ -29,6 +29,7 @@ class Job:
     layout: Layout = field(default_factory=Layout)
     root: Path = Path()
     nproc: int = 0
+    port: int = 0  # of torchrun, 0 = any free one
 
 
 def run_stage(stage: str, job: Job) -> None:
@@ -103,6 +104,7 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
         codec_id=_read_json(layout.codec / "config.json", "fit the codec first: `nava codec`")["codec_id"],
         init_from=layout.model(before[-1]) if before else None,
         nproc=job.nproc or _default_ranks(),
+        port=job.port,
         trackers={"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
     )
     if result.status != "finished":

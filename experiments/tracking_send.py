@@ -34,12 +34,24 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 
+def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
+    """Give the sender that runs beside some seconds; False when events still wait after that."""
+    end = time.monotonic() + patience_s
+    while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    return not waiting
+
+
 class Unreachable(OSError):
     """The store did not take an event; it stays in the spool."""
 
 
 def flush(spool: Path, root: Path) -> int:
     """Send what is pending and return how many events stay; raises Unreachable when the store does not answer."""
+    for run in spooled_runs(spool):
+        run.end_if_abandoned()
     pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
     if not pending:
         return 0

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import demo, doctor
+from experiments import demo, doctor, runs, stages
 from experiments.cli import VERBS, find_verb, main
 from experiments.commands import look, pipeline
 from experiments.commands.demo import demo as demo_verb
 from experiments.layout import Layout
+from experiments.recipes.load import load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,13 +139,23 @@ def test_the_ceiling_is_a_rate():
     assert 0.1 < doctor.matmul_ceiling_gflops(torch.float32, seconds=0.2) < 1e6
 
 
-def test_a_finished_stage_is_not_trained_again_by_accident(tmp_path):
-    layout = Layout(out=tmp_path)
-    layout.model("stage1").mkdir(parents=True)
-    with pytest.raises(ValueError, match="--no-resume"):
-        pipeline._check_free(layout, "stage1", resume=True)
-    pipeline._check_free(layout, "stage1", resume=False)
-    pipeline._check_free(layout, "stage2", resume=True)
+def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(stage, job):
+        trained.append(stage)
+
+    monkeypatch.setattr(stages, "run_stage", train)
+    job = stages.Job(recipe=load_recipe("mini"), layout=Layout(out=tmp_path), root=tmp_path)
+    pipeline._train("stage1", job, resume=True)
+    job.layout.model("stage1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"other inputs or settings.*--no-resume"):
+        pipeline._train("stage1", job, resume=True)
+    monkeypatch.setattr(runs, "unchanged", lambda *_: True)
+    pipeline._train("stage1", job, resume=True)
+    assert "kept" in capsys.readouterr().out and trained == ["pretrain_stage1"]
+    pipeline._train("stage1", job, resume=False)
+    assert trained == ["pretrain_stage1"] * 2
 
 
 def test_the_second_demo_starts_nothing(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from experiments.memory import PeakMemory
 from experiments.runs import read_record, tracked, unchanged
 from experiments.spool import SpooledRun, spooled_runs
 from experiments.tracking import RunStart, SpoolTracker, new_run_key
-from experiments.tracking_send import Unreachable, flush, locked
+from experiments.tracking_send import Unreachable, flush, locked, store_uri, wait_until_sent
 
 
 class FakeStore:
@@ -113,6 +113,23 @@ def test_a_run_is_alive_until_it_ends_or_its_process_is_gone(tmp_path):
     assert not SpooledRun(tracker.folder).alive()
 
 
+def test_a_killed_run_is_ended_by_the_sender(tmp_path):
+    tracker = SpoolTracker(tmp_path / "run")
+    tracker.start(RunStart(name="train"))
+    run = SpooledRun(tracker.folder)
+    assert not run.end_if_abandoned()
+    (tracker.folder / "owner.json").write_text(json.dumps({"pid": os.getpid(), "time_s": 1.0}))
+    assert run.end_if_abandoned() and not run.end_if_abandoned()
+    assert [event.get("status") for _, event in run.events()] == [None, "KILLED"]
+
+
+def test_waiting_for_the_sender_ends(tmp_path):
+    run = SpooledRun(write_run(tmp_path / "spool").folder)
+    assert not wait_until_sent(tmp_path / "spool", tmp_path, 0.0)
+    run.send(FakeStore(store_uri(tmp_path)))
+    assert wait_until_sent(tmp_path / "spool", tmp_path, 0.0)
+
+
 def test_a_spool_that_cannot_be_written_does_not_stop_training(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     tracker = SpoolTracker(tmp_path / "file" / "run")
@@ -196,7 +213,8 @@ def test_mlflow_shows_parents_inputs_metrics_and_models(tmp_path, monkeypatch):
     spool = tmp_path / "spool"
     parent = write_run(spool)
     child = SpoolTracker(spool / (new_run_key("train") + "-z"))
-    start = RunStart(name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs={"out/x": "0" * 32}, parents={"one": parent.key})
+    inputs, parents = {"out/x": "0" * 32}, {"one": parent.key}
+    start = RunStart(name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs=inputs, parents=parents)
     child.start(start)
     model = tmp_path / "model"
     model.mkdir()

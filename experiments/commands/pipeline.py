@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.layout import Layout
 from pretrain.config import nearest
+
+if TYPE_CHECKING:
+    from experiments.stages import Job
 
 
 def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
@@ -47,13 +50,14 @@ def pretrain(
     /,
     stage: str = "all",
     nproc: int = 0,
+    port: int = 0,
     settings: Settings = (),
     out: Path = Path("out"),
     resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")] = True,
 ) -> None:
     """Train the stages of a recipe one after another, or one of them; each starts from the one before it.
 
-    --nproc 0 is one rank per GPU, or one rank where there is none. A run that was interrupted goes on from its last checkpoint.
+    --nproc 0 is one rank per GPU, or one rank where there is none; --port 0 is any free port for torchrun. A run that was interrupted goes on from its last checkpoint.
     """
     loaded = recipe_for(recipe, settings)
     names = list(loaded.pretrain.stages)
@@ -61,20 +65,29 @@ def pretrain(
         raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    from experiments.stages import Job, run_stage
+    from experiments.stages import Job
 
+    job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port)
     for name in names if stage == "all" else [stage]:
-        _check_free(Layout(out=out), name, resume)
-        run_stage(f"pretrain_{name}", Job(recipe=loaded, layout=Layout(out=out), nproc=nproc))
+        _train(name, job, resume)
 
 
-def _check_free(layout: Layout, stage: str, resume: bool) -> None:
-    """Nobody loses a trained model by repeating a command: a finished stage is trained again only with --no-resume."""
-    marker = layout.runs / f"pretrain_{stage}.running.json"
+def _train(stage: str, job: Job, resume: bool) -> None:
+    """Train, go on, or keep what is finished; nobody loses a trained model by a command with other numbers."""
+    from experiments.runs import unchanged
+    from experiments.stages import config_of, run_stage
+
+    layout, name = job.layout, f"pretrain_{stage}"
+    marker = layout.runs / f"{name}.running.json"
     if not resume:
         marker.unlink(missing_ok=True)
+    elif unchanged(name, config_of(name, job.recipe), layout, job.root):
+        print(f"{stage}: finished, with these inputs and settings; kept (--no-resume trains it again)")
+        return
     elif layout.model(stage).is_dir() and not marker.is_file():
-        raise ValueError(f"{layout.model(stage)}: this stage is finished; give --no-resume to train it again, or --out for another folder")
+        model = layout.model(stage)
+        raise ValueError(f"{model}: finished with other inputs or settings; give --no-resume to replace it, or --out for another folder")
+    run_stage(name, job)
 
 
 def _run(stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> None:
