@@ -102,7 +102,10 @@ class NavaTransformer(nn.Module):
         return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, channels, frames, rows, columns)
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
-        """Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings, zero heads (release)."""
+        """Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release).
+
+        At other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
                 fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
@@ -113,7 +116,7 @@ class NavaTransformer(nn.Module):
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 module.reset_parameters()
         for linear in (self.text_embedder[0], self.text_embedder[2], self.time.embedding[0], self.time.embedding[2]):
-            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.normal_(linear.weight, std=0.02 * (3072 / self.args.width) ** 0.5)
         for table in self.time.tables.values():
             nn.init.normal_(table, std=self.args.width**-0.5)
         nn.init.normal_(self.timbre_token.null_token, std=0.02)
