@@ -27,7 +27,7 @@ def remove_incomplete(folder: Path) -> list[int]:
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete finished checkpoints but the last `keep_last` and multiples of `keep_every` (0: none); returns those left."""
+    """Delete finished checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none); returns the rest."""
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):
@@ -37,15 +37,20 @@ def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
     return kept
 
 
+def is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def save_error(error: BaseException, folder: Path) -> OSError:
     """One line for a save that failed anywhere below: where, why, what is still good, what to do."""
     cause = _root_cause(error)
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
     free_mb = shutil.disk_usage(folder).free / 2**20 if folder.is_dir() else 0.0
     steps = complete_steps(folder)
     good = f"the checkpoint of step {steps[-1]} is intact" if steps else "no earlier checkpoint exists"
-    reason = "the disk is full" if full or free_mb < 1 else f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-    return OSError(f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space and run again to resume")
+    reason = "the disk is full" if is_full(cause) or free_mb < 1 else f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    return OSError(
+        f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space and run again to resume"
+    )
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
