@@ -1,0 +1,1 @@
+"""The alignment layer (not built yet)."""
