@@ -79,9 +79,9 @@ def generate(config: GenerateConfig, model: Path, codec: Path, prompts: Path, ou
     _check(rows, prompts, out)
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)
-    codec_id = described.facts["codec_id"] if "codec_id" in described.facts else codecs.codec_id
-    if codec_id != codecs.codec_id:
-        raise ValueError(f"{model}: trained on latents of codec {codec_id}, but {codec} is {codecs.codec_id}; give the codec it was trained with")
+    trained_on = described.facts.get("codec_id", codecs.codec_id)  # a model from elsewhere need not say
+    if trained_on != codecs.codec_id:
+        raise ValueError(f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows")
     if config.bf16:
         lower_precision(network, torch.bfloat16)
     partial = out.with_name(f".{out.name}.partial")
@@ -170,8 +170,11 @@ def _noise(rows: Sequence[PromptRow], config: GenerateConfig) -> Latents:
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
     video = (VIDEO_CHANNELS, num_video_latents(num_frames), *grid)
     audio = (AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps))
-    draws = [[torch.randn(shape, generator=generator_for(config.seed, row.data_id, name)) for row in rows] for name, shape in (("video", video), ("audio", audio))]
-    return Latents(torch.stack(draws[0]), torch.stack(draws[1]))
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator_for(config.seed, row.data_id, name)) for row in rows])
+
+    return Latents(draw("video", video), draw("audio", audio))
 
 
 def _first_frames(rows: Sequence[PromptRow], config: GenerateConfig, codecs: Codecs) -> Tensor | None:

@@ -149,7 +149,10 @@ def test_zero_reference_is_the_null_token() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(frames=st.integers(1, 4), tokens=st.integers(3, 10), more_frames=st.integers(0, 2), more_tokens=st.integers(1, 4), seed=st.integers(0, 999))
+@given(
+    frames=st.integers(1, 4), tokens=st.integers(3, 10), more_frames=st.integers(0, 2), more_tokens=st.integers(1, 4),
+    seed=st.integers(0, 999),
+)  # fmt: skip
 def test_padding_changes_nothing(frames: int, tokens: int, more_frames: int, more_tokens: int, seed: int) -> None:
     video, audio = video_stream(frames=frames, seed=seed), audio_stream(tokens=tokens, seed=seed)
     noise = lambda *shape: torch.randn(shape)  # noqa: E731
