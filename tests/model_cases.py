@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from pretrain.model.flavors import flavor
 from pretrain.model.transformer import NavaTransformer
 from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Task
+
+T = TypeVar("T")
+
+
+def present(value: T | None) -> T:
+    """The value of a modality the test put there."""
+    assert value is not None
+    return value
 
 
 def debug_model(seed: int = 0) -> NavaTransformer:

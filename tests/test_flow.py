@@ -1,16 +1,17 @@
 """Flow matching in closed form: path, levels, guidance, solvers."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import conditioning
+from model_cases import conditioning, present
 
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
 from pretrain.flow.path import LevelConfig, draw_level, interpolate, level_weight, release_levels, shift_level, velocity_target
-from pretrain.flow.solvers import Latents, sampling_levels, solve
+from pretrain.flow.solvers import Latents, SolverName, sampling_levels, solve
 from pretrain.randomness import generator_for
 from pretrain.types import Conditioning, Velocity
 
@@ -42,7 +43,7 @@ def test_shift_keeps_the_ends_and_has_an_inverse(level: float, shift: float) -> 
 
 
 @pytest.mark.parametrize("draw", ["release", "logit_normal"])
-def test_drawn_levels_lie_in_the_flow(draw: str) -> None:
+def test_drawn_levels_lie_in_the_flow(draw: Literal["release", "logit_normal"]) -> None:
     levels = [draw_level(LevelConfig(draw=draw), generator_for(i)) for i in range(300)]
     assert all(0 < level <= 1 for level in levels) and len(set(levels)) > 200
 
@@ -70,8 +71,8 @@ def test_guidance_is_the_sum_of_its_directions_and_zero_is_free(tv: float, ta: f
     calls: list[Conditioning] = []
     out = guided_velocity(counting_model(calls), conditioning(), scales)
     assert len(calls) == 1 + sum(bool(v or a) for v, a in ((tv, ta), (av, aa), (sv, sa)))
-    assert float(out.video) == pytest.approx(111 + tv * 101 + av * 10 + sv * 100)
-    assert float(out.audio) == pytest.approx(111 + ta * 101 + aa * 10 + sa * 100)
+    assert float(present(out.video)) == pytest.approx(111 + tv * 101 + av * 10 + sv * 100)
+    assert float(present(out.audio)) == pytest.approx(111 + ta * 101 + aa * 10 + sa * 100)
 
 
 def test_directions_that_cannot_differ_cost_nothing() -> None:
@@ -89,7 +90,7 @@ def gaussian_field(mean: float, std: float):
 
     def field(state: Latents, s: float) -> Velocity:
         variance = (1 - s) ** 2 * std**2 + s**2
-        x = state.audio
+        x = present(state.audio)
         clean = mean + (1 - s) * std**2 / variance * (x - (1 - s) * mean)
         noise = s / variance * (x - (1 - s) * mean)
         return Velocity(None, noise - clean)
@@ -99,7 +100,7 @@ def gaussian_field(mean: float, std: float):
 
 @pytest.mark.parametrize(("solver", "steps", "error"), [("euler", 400, 2e-2), ("unipc", 30, 2e-2)])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_solvers_transport_noise_to_a_gaussian(solver: str, steps: int, error: float, shift: float) -> None:
+def test_solvers_transport_noise_to_a_gaussian(solver: SolverName, steps: int, error: float, shift: float) -> None:
     noise = torch.linspace(-2, 2, 9).view(1, 1, 9)
     out = solve(gaussian_field(1.5, 0.5), Latents(None, noise), steps, shift, solver)
     assert out.video is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import clean_batch, debug_model
+from model_cases import clean_batch, debug_model, present
 
 from pretrain.dropout import DropoutConfig, draw_dropout
 from pretrain.flow.path import LevelConfig
@@ -31,9 +31,10 @@ def test_perfect_answer_has_no_loss_and_zero_answer_has_the_targets_power() -> N
     corrupted = corrupt(clean_batch(), FLAT, seed=0)
     perfect = velocity_loss(Velocity(corrupted.video_target, corrupted.audio_target), corrupted)
     assert perfect.video == 0 and perfect.audio == 0
-    zero = velocity_loss(Velocity(torch.zeros_like(corrupted.video_target), torch.zeros_like(corrupted.audio_target)), corrupted)
-    torch.testing.assert_close(zero.video, corrupted.video_target.square().sum())
-    assert zero.video_count == corrupted.video_target.numel()
+    video = present(corrupted.video_target)
+    zero = velocity_loss(Velocity(torch.zeros_like(video), torch.zeros_like(present(corrupted.audio_target))), corrupted)
+    torch.testing.assert_close(zero.video, video.square().sum())
+    assert zero.video_count == video.numel()
 
 
 @settings(max_examples=20, deadline=None)
@@ -41,17 +42,17 @@ def test_perfect_answer_has_no_loss_and_zero_answer_has_the_targets_power() -> N
 def test_draws_belong_to_the_sample(permutation: list[int], seed: int) -> None:
     whole = corrupt(clean_batch(Task.TIA2AV), ObjectiveConfig(), seed)
     shuffled = corrupt(rows(clean_batch(Task.TIA2AV), permutation), ObjectiveConfig(), seed)
-    assert torch.equal(whole.video_target[permutation], shuffled.video_target)
-    assert torch.equal(whole.audio.latents[permutation], shuffled.audio.latents)
+    assert torch.equal(present(whole.video_target)[permutation], present(shuffled.video_target))
+    assert torch.equal(present(whole.audio).latents[permutation], present(shuffled.audio).latents)
     assert torch.equal(whole.conditioning.text_kept[permutation], shuffled.conditioning.text_kept)
 
 
 def test_draws_change_with_epoch_and_seed() -> None:
-    first = corrupt(clean_batch(), FLAT, 0)
-    later = corrupt(replace(clean_batch(), epochs=torch.ones(4, dtype=torch.int64)), FLAT, 0)
-    other = corrupt(clean_batch(), FLAT, 1)
-    assert not torch.equal(first.audio_target, later.audio_target)
-    assert not torch.equal(first.audio_target, other.audio_target)
+    first = present(corrupt(clean_batch(), FLAT, 0).audio_target)
+    later = present(corrupt(replace(clean_batch(), epochs=torch.ones(4, dtype=torch.int64)), FLAT, 0).audio_target)
+    other = present(corrupt(clean_batch(), FLAT, 1).audio_target)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, other)
 
 
 @settings(max_examples=8, deadline=None)
@@ -59,15 +60,16 @@ def test_draws_change_with_epoch_and_seed() -> None:
 def test_more_video_tokens_do_not_scale_the_audio_gradient(frames: int) -> None:
     """The audio term's gradient is that of the audio mean, whatever the number of video tokens."""
     corrupted = corrupt(clean_batch(frames=frames), FLAT, 0)
-    answer = torch.zeros_like(corrupted.audio_target, requires_grad=True)
-    sums = velocity_loss(Velocity(torch.zeros_like(corrupted.video_target), answer), corrupted)
+    target = present(corrupted.audio_target)
+    answer = torch.zeros_like(target, requires_grad=True)
+    sums = velocity_loss(Velocity(torch.zeros_like(present(corrupted.video_target)), answer), corrupted)
     sums.loss(sums.video_count, sums.audio_count, audio_weight=0.2).backward()
-    torch.testing.assert_close(answer.grad, 0.2 * -2 * corrupted.audio_target / corrupted.audio_target.numel())
+    torch.testing.assert_close(answer.grad, 0.2 * -2 * target / target.numel())
 
 
 def test_modalities_at_300_to_1_weigh_as_configured() -> None:
     corrupted = corrupt(clean_batch(frames=30, tokens=1, batch=1), FLAT, 0)
-    off_by_one = Velocity(corrupted.video_target + 1, corrupted.audio_target + 1)
+    off_by_one = Velocity(present(corrupted.video_target) + 1, present(corrupted.audio_target) + 1)
     sums = velocity_loss(off_by_one, corrupted)
     assert float(sums.video_count / sums.audio_count) == pytest.approx(180)
     assert float(sums.loss(sums.video_count, sums.audio_count, 0.2)) == pytest.approx(1.2, rel=1e-5)
@@ -76,19 +78,20 @@ def test_modalities_at_300_to_1_weigh_as_configured() -> None:
 def test_given_first_frame_is_clean_at_level_zero_and_not_in_the_loss() -> None:
     batch = clean_batch(Task.TI2AV)
     corrupted = corrupt(batch, ALWAYS_FRAME, 0)
-    assert torch.equal(corrupted.video.latents[:, :, 0], batch.video.latents[:, :, 0])
-    assert not corrupted.video.sigma[:, 0].any() and corrupted.video.sigma[:, 1:].all()
-    wrong = corrupted.video_target.clone()
+    video, target = present(corrupted.video), present(corrupted.video_target)
+    assert torch.equal(video.latents[:, :, 0], present(batch.video).latents[:, :, 0])
+    assert not video.sigma[:, 0].any() and video.sigma[:, 1:].all()
+    wrong = target.clone()
     wrong[:, :, 0] += 100
     assert velocity_loss(Velocity(wrong, corrupted.audio_target), corrupted).video == 0
-    assert element_counts(corrupted)[0] == corrupted.video_target[:, :, 1:].numel()
+    assert element_counts(corrupted)[0] == target[:, :, 1:].numel()
 
 
 def test_padding_is_not_in_the_loss() -> None:
     batch = clean_batch()
-    batch = replace(batch, audio=replace(batch.audio, lengths=torch.tensor([10, 4, 10, 1])))
+    batch = replace(batch, audio=replace(present(batch.audio), lengths=torch.tensor([10, 4, 10, 1])))
     corrupted = corrupt(batch, FLAT, 0)
-    wrong = corrupted.audio_target.clone()
+    wrong = present(corrupted.audio_target).clone()
     wrong[1, :, 4:] += 9
     wrong[3, :, 1:] += 9
     sums = velocity_loss(Velocity(corrupted.video_target, wrong), corrupted)

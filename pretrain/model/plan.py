@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
@@ -70,13 +69,13 @@ def _memory(args: ModelArgs, model: NavaTransformer, total: int, gpus: int, toke
     blocks = [*model.double_blocks, *model.single_blocks]
     largest = max(_count(block) for block in blocks)
     inside = tokens * (10 * args.width + 2 * args.ffn_width) * BF16_BYTES
-    parts = Counter(
-        parameters=total * FP32_BYTES / gpus,
-        gradients=total * FP32_BYTES / gpus,
-        optimizer=total * FP32_BYTES * ADAM_STATES / gpus,
-        ema=total * FP32_BYTES / gpus,
-        gathered_blocks=2.0 * largest * BF16_BYTES,
-        activations=len(blocks) * tokens * args.width * BF16_BYTES + inside,
-    )
+    parts = {
+        "parameters": total * FP32_BYTES / gpus,
+        "gradients": total * FP32_BYTES / gpus,
+        "optimizer": total * FP32_BYTES * ADAM_STATES / gpus,
+        "ema": total * FP32_BYTES / gpus,
+        "gathered_blocks": 2.0 * largest * BF16_BYTES,
+        "activations": len(blocks) * tokens * args.width * BF16_BYTES + inside,
+    }
     parts["total"] = sum(parts.values())
     return {part: round(size / GIB, 3) for part, size in parts.items()}

@@ -116,7 +116,7 @@ class NavaTransformer(nn.Module):
             elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                 module.reset_parameters()
         for linear in (self.text_embedder[0], self.text_embedder[2], self.time.embedding[0], self.time.embedding[2]):
-            nn.init.normal_(linear.weight, std=0.02 * (3072 / self.args.width) ** 0.5)
+            nn.init.normal_(linear.get_parameter("weight"), std=0.02 * (3072 / self.args.width) ** 0.5)
         for table in self.time.tables.values():
             nn.init.normal_(table, std=self.args.width**-0.5)
         nn.init.normal_(self.timbre_token.null_token, std=0.02)
