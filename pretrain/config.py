@@ -56,6 +56,10 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         base = typing.get_origin(option) or option
+        if base is typing.Literal:
+            if value in typing.get_args(option):
+                return value
+            raise ValueError(f"{path}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}")
         if base is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 return float(value)  # YAML reads 1e-3 as text

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def stable_hash(*parts: object) -> int:
@@ -15,4 +17,6 @@ def stable_hash(*parts: object) -> int:
 
 def generator_for(*parts: object) -> torch.Generator:
     """CPU generator seeded by e.g. (seed, sample_id, epoch, "noise")."""
+    import torch  # late: who only hashes does not wait for it
+
     return torch.Generator().manual_seed(stable_hash(*parts))

@@ -61,7 +61,7 @@ class StageRun:
         """What must not change between a run and its resumption."""
         return {
             "flavor": self.config.flavor,
-            "model_args": dataclasses.asdict(flavor(self.config.flavor)),
+            "args": dataclasses.asdict(flavor(self.config.flavor)),
             "stage": self.stage,
             "recipe_hash": recipe_hash(self.config, self.stage),
             "codec_id": self.codec_id,
@@ -78,7 +78,7 @@ class StageRun:
 
 def parent_id(init_from: Path | None) -> str:
     """Id of the model a stage starts from; "" = from scratch."""
-    return str(_model_config(init_from)["id"]) if init_from else ""
+    return str(_model_config(init_from)["checkpoint_id"]) if init_from else ""
 
 
 def check_parent(run: StageRun) -> None:
@@ -87,7 +87,7 @@ def check_parent(run: StageRun) -> None:
         return
     parent, where = _model_config(run.init_from), run.init_from / "config.json"
     identity = run.identity()
-    for name in ("flavor", "model_args", "codec_id"):
+    for name in ("flavor", "args", "codec_id"):
         if name not in parent or parent[name] != identity[name]:
             found = parent.get(name, "nothing")
             raise ValueError(f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # checking a prompts file must not wait for torch
+    from torch import Tensor
 
 VIDEO_CHANNELS = 48
 AUDIO_CHANNELS = 128

@@ -150,9 +150,9 @@ def test_parent_of_another_flavor_is_refused_before_training(tmp_path):
         check_parent(run)
     parent.mkdir()
     identity = dataclasses.replace(run, init_from=None).identity()
-    (parent / "config.json").write_text(json.dumps({**identity, "id": "x", "flavor": "mini"}))
+    (parent / "config.json").write_text(json.dumps({**identity, "checkpoint_id": "x", "flavor": "mini"}))
     with pytest.raises(ValueError, match="flavor is 'mini' instead of 'debug'"):
         check_parent(run)
-    (parent / "config.json").write_text(json.dumps({**identity, "id": "x", "model_args": {**identity["model_args"], "width": 64}}))
+    (parent / "config.json").write_text(json.dumps({**identity, "checkpoint_id": "x", "args": {**identity["args"], "width": 64}}))
     with pytest.raises(ValueError, match="width 64 instead of 32"):
         check_parent(run)

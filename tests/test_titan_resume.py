@@ -39,7 +39,7 @@ def uninterrupted(latents, tmp_path_factory) -> StageRun:
 def assert_same_weights(a: StageRun, b: StageRun) -> None:
     for name in ("model.safetensors", "ema.safetensors"):
         assert (a.out / "model" / name).read_bytes() == (b.out / "model" / name).read_bytes(), name
-    ids = [json.loads((run.out / "model" / "config.json").read_text())["id"] for run in (a, b)]
+    ids = [json.loads((run.out / "model" / "config.json").read_text())["checkpoint_id"] for run in (a, b)]
     assert ids[0] == ids[1]
 
 
@@ -112,5 +112,5 @@ def test_a_later_stage_starts_from_the_earlier_ones_weights_and_ema(uninterrupte
     before, after = (load_file(each.out / "model" / "model.safetensors") for each in (uninterrupted, run))
     assert all(bool((before[name] - after[name]).abs().max() < 1e-9) for name in before)
     parents = [json.loads((each.out / "model" / "config.json").read_text()) for each in (uninterrupted, run)]
-    assert parents[1]["parent"] == parents[0]["id"]
+    assert parents[1]["parent"] == parents[0]["checkpoint_id"]
     assert parents[1]["ema_updates"] == parents[0]["ema_updates"] + 1

@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pretrain.prompt import ParsedPrompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EncodedText(NamedTuple):

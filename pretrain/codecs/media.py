@@ -21,7 +21,6 @@ import soundfile
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
-from scipy.signal import resample_poly
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 VIDEO_CRF = 12
@@ -228,6 +227,8 @@ def _to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.nd
     if found == wanted:
         return waveform.astype(np.float32, copy=False)
     _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))
+    from scipy.signal import resample_poly  # slow to import, seldom needed
+
     common = math.gcd(found, wanted)
     return resample_poly(waveform, wanted // common, found // common).astype(np.float32)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from scipy.linalg import hadamard
 from torch import Tensor
 
 
@@ -83,6 +82,8 @@ def _leading_directions(centred: Tensor, num_channels: int) -> Tensor:
 
 def orthogonal_mixing(size: int) -> Tensor:
     """[size, size] Hadamard matrix / sqrt(size): every output is an equal mix of all inputs. Size 2^k or 12 * 2^k."""
+    from scipy.linalg import hadamard  # slow to import, needed only to fit
+
     core, power = (12, size // 12) if size % 12 == 0 else (1, size)
     if power & (power - 1) or not power:
         raise ValueError(f"{size} channels: no Hadamard matrix at hand; use 2^k or 12 * 2^k channels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,23 +30,32 @@ class ModelFolder:
     facts: dict[str, Any]  # everything else: stage, step, codec id, parents, recipe hash
 
 
-def write_model(folder: Path, flavor: str, args: ModelArgs, weights: dict[WeightsName, dict[str, Tensor]], facts: dict[str, Any]) -> None:
-    """Write config.json and one safetensors file per entry of `weights`; config.json comes last and marks the folder complete.
+def write_model(
+    folder: Path, flavor: str, args: ModelArgs, weights: Mapping[WeightsName, Mapping[str, Tensor]], facts: Mapping[str, Any]
+) -> str:
+    """Write one fp32 safetensors file per entry of `weights`, then config.json, which marks the folder complete.
 
-    `checkpoint_id` in config.json is the sha256 of the EMA weights (of the plain ones where there are none), shortened.
+    Returns `checkpoint_id`: the sha256 of the EMA weights (of the plain ones where there are none), shortened. Every file is
+    written whole or not at all; an earlier model's config.json is taken away first, so that no mixture looks complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, tensors in weights.items():
-        partial = folder / f".{name}.safetensors.partial"
-        save_file({key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}, partial)
-        partial.replace(folder / f"{name}.safetensors")
-    named = folder / ("ema.safetensors" if "ema" in weights else "model.safetensors")
-    with named.open("rb") as file:
-        checkpoint_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    written = {name: folder / f".{name}.safetensors.partial" for name in weights}
+    try:
+        for name, path in written.items():
+            save_file({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
+        with written["ema" if "ema" in weights else "model"].open("rb") as file:
+            checkpoint_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        (folder / "config.json").unlink(missing_ok=True)
+        for name, path in written.items():
+            path.replace(folder / f"{name}.safetensors")
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+    content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
     partial = folder / ".config.json.partial"
-    content = {"flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id, **facts}
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(folder / "config.json")
+    return checkpoint_id
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
@@ -86,7 +96,9 @@ def load_model(folder: Path, weights: WeightsName = "ema") -> tuple[NavaTransfor
 def check_keys(expected: dict[str, torch.Size], found: dict[str, Tensor], where: str) -> None:
     """Raises ValueError that names the first missing, extra and misshapen key."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    shapes = [f"{key} {tuple(found[key].shape)} for {tuple(expected[key])}" for key in expected.keys() & found.keys() if found[key].shape != expected[key]]
-    problems = [f"{name} {keys[0]} (of {len(keys)})" for name, keys in (("missing", missing), ("extra", extra), ("misshapen", sorted(shapes))) if keys]
+    unlike = sorted(key for key in expected.keys() & found.keys() if found[key].shape != expected[key])
+    shapes = [f"{key} {tuple(found[key].shape)} for {tuple(expected[key])}" for key in unlike]
+    kinds = {"missing": missing, "extra": extra, "misshapen": shapes}
+    problems = [f"{kind} {keys[0]} (of {len(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
         raise ValueError(f"{where}: weights do not fit the model: {'; '.join(problems)}; is it a checkpoint of another flavor?")

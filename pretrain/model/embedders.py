@@ -28,37 +28,42 @@ class VideoEmbedder(nn.Conv3d):
         return F.linear(cells.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
+class TokenConv(nn.Conv1d):
+    """Convolution along time of [B, L, channels], length kept; a matmul over windows: Conv1d is slow on CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.kernel_size[0] // 2
+        windows = F.pad(x, (0, 0, half, half)).unfold(1, self.kernel_size[0], 1)  # [B, L, channels, kernel]
+        return F.linear(windows.flatten(2), self.weight.flatten(1), self.bias)
+
+
 class GatedConvMLP(nn.Module):
-    """w2(silu(w1 x) * w3 x) with bias-free convolutions along time."""
+    """w2(silu(w1 x) * w3 x) with bias-free convolutions along time; x [B, L, width]."""
 
     def __init__(self, width: int, hidden: int, kernel: int) -> None:
         super().__init__()
-        self.w1, self.w3 = (nn.Conv1d(width, hidden, kernel, padding=kernel // 2, bias=False) for _ in range(2))
-        self.w2 = nn.Conv1d(hidden, width, kernel, padding=kernel // 2, bias=False)
+        self.w1, self.w3 = (TokenConv(width, hidden, kernel, bias=False) for _ in range(2))
+        self.w2 = TokenConv(hidden, width, kernel, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        hidden = F.silu(self.w1(x)) * self.w3(x)
+        return self.w2(hidden if keep is None else hidden * keep)
 
 
-class AudioEmbedder(nn.Sequential):
+class AudioEmbedder(nn.Module):
     """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed so that it cannot leak through kernels."""
 
     def __init__(self, args: ModelArgs) -> None:
-        kernel = args.audio_embed_kernel
-        super().__init__(
-            nn.Conv1d(args.audio_channels, args.width, kernel, padding=kernel // 2),
-            nn.SiLU(),
-            GatedConvMLP(args.width, args.audio_embed_hidden, kernel),
-        )
+        super().__init__()
+        self.conv = TokenConv(args.audio_channels, args.width, args.audio_embed_kernel)
+        self.mlp = GatedConvMLP(args.width, args.audio_embed_hidden, args.audio_embed_kernel)
 
-    def forward(self, latents: Tensor, valid: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        x = latents.to(self[0].weight.dtype)
+    def forward(self, latents: Tensor, valid: Tensor | None = None) -> Tensor:
+        x = latents.to(self.conv.weight.dtype).transpose(1, 2)
         if valid is None:
-            return super().forward(x).transpose(1, 2)
-        keep = valid[:, None].to(x.dtype)
-        mlp = self[2]
-        x = self[1](self[0](x * keep)) * keep
-        return mlp.w2(F.silu(mlp.w1(x)) * mlp.w3(x) * keep).transpose(1, 2)
+            return self.mlp(F.silu(self.conv(x)))
+        keep = valid[..., None].to(x.dtype)
+        return self.mlp(F.silu(self.conv(x * keep)) * keep, keep)
 
 
 class TextEmbedder(nn.Sequential):
@@ -68,7 +73,7 @@ class TextEmbedder(nn.Sequential):
         super().__init__(nn.Linear(args.text_width, args.width), nn.GELU("tanh"), nn.Linear(args.width, args.width))
 
     def forward(self, states: Tensor) -> Tensor:
-        return super().forward(states.to(self[0].weight.dtype))
+        return super().forward(states.to(next(self.parameters()).dtype))
 
 
 def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:

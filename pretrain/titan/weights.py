@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
 from pretrain.model.transformer import NavaTransformer
-from pretrain.stage_run import StageRun, write_json
+from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -62,25 +62,6 @@ def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> s
     averaged = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in ema.weights.items()}
     if rank:
         return ""
-    folder = run.out / "model"
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = _write(folder / "model.safetensors", weights)
-    _write(folder / "ema.safetensors", averaged)
-    identity = run.identity()
-    model_id = f"{run.config.flavor}-{run.stage}-{step}-{digest[:12]}"
-    write_json(folder / "config.json", {"id": model_id, **identity, "step": step, "ema_updates": ema.updates})
-    return model_id
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Whole or not at all; returns the sha256 of the file."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file({name: value.detach().float().contiguous() for name, value in tensors.items()}, temporary)
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return digest
+    config = run.config
+    facts = {**run.identity(), "step": step, "ema_updates": ema.updates}
+    return write_model(run.out / "model", config.flavor, flavor(config.flavor), {"model": weights, "ema": averaged}, facts)

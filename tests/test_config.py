@@ -1,0 +1,55 @@
+"""Overrides are strict: unknown keys, wrong types and wrong values are named."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from pretrain.config import nearest, override
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.1
+    mode: Literal["fast", "slow"] = "fast"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    steps: int = 3
+    names: tuple[str, ...] = ("a",)
+    inner: Inner = field(default_factory=Inner)
+    parts: dict[str, Inner] = field(default_factory=lambda: {"one": Inner()})
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}")
+
+
+def test_nested_values_are_put_in() -> None:
+    changed = override(Outer(), {"inner": {"rate": "1e-3", "mode": "slow"}, "parts": {"one": {"rate": 2}}, "names": ["b", "c"], "limit": 4})
+    assert changed == Outer(inner=Inner(rate=1e-3, mode="slow"), parts={"one": Inner(rate=2.0)}, names=("b", "c"), limit=4)
+    assert override(changed, {"limit": None}).limit is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stepz": 1}, "stepz: unknown key; did you mean 'steps'"),
+        ({"inner": {"rat": 1}}, "inner.rat: unknown key; did you mean 'rate'"),
+        ({"parts": {"two": {}}}, "parts.two: unknown key; did you mean 'one'"),
+        ({"inner": {"mode": "fats"}}, "inner.mode: unknown value 'fats'; did you mean 'fast'"),
+        ({"steps": "many"}, "steps: expected"),
+        ({"steps": True}, "steps: expected"),
+        ({"steps": -1}, "steps must not be negative, got -1"),
+        ({"inner": 3}, "inner: expected a mapping"),
+    ],
+)
+def test_mistakes_are_named(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(Outer(), values)
+
+
+def test_nearest_lists_what_is_valid() -> None:
+    assert nearest("mimi", ["nava_6b", "mini"]) == "did you mean 'mini'? valid: mini, nava_6b"
