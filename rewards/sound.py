@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from rewards.base import Unscorable
 from rewards.types import Clip
@@ -32,6 +31,8 @@ def mono_16khz(clip: Clip) -> np.ndarray:
     if np.abs(waveform).max() < SILENCE_PEAK:
         raise Unscorable("silent")
     if clip.sample_rate_hz != SAMPLE_RATE_HZ:
+        from scipy.signal import resample_poly  # slow to import, seldom needed
+
         common = math.gcd(clip.sample_rate_hz, SAMPLE_RATE_HZ)
         waveform = resample_poly(waveform, SAMPLE_RATE_HZ // common, clip.sample_rate_hz // common).astype(np.float32)
     return waveform

@@ -1,4 +1,6 @@
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,22 @@ def test_the_checker_sees_a_violation(module, source):
 )
 def test_the_checker_lets_right_imports_pass(module, source):
     assert violations(module, source) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("experiments.cli", {"torch", "tyro", "rich"}),  # `nava --help`
+        ("experiments.stages", {"torch", "mlflow", "rich"}),
+        ("pretrain.prompt", {"torch"}),  # `nava prompt check`
+        ("pretrain.data.corpus.record", {"torch", "scipy"}),  # once per worker process
+        ("experiments.recipes.mini", {"mlflow", "dvc", "diffusers", "transformers", "librosa", "sklearn", "matplotlib", "scipy"}),
+    ],
+)
+def test_importing_stays_quick(module, heavy):
+    program = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & heavy == set()
 
 
 def test_the_checker_sees_length():
