@@ -39,7 +39,7 @@ def write_model(
     written whole or not at all; an earlier model's config.json is taken away first, so that no mixture looks complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = {name: folder / f".{name}.safetensors.partial" for name in weights}
+    written: dict[WeightsName, Path] = {name: folder / f".{name}.safetensors.partial" for name in weights}
     try:
         for name, path in written.items():
             save_file({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
