@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples, reference_sounds
 from experiments.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.base import load_codecs
+from pretrain.files import replacing
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.lips import LipLoudness
@@ -157,10 +157,5 @@ def _details(groups: dict[tuple[str, str], list[Sample]], scored: dict[tuple[str
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from experiments.report_pictures import clip_png, contact_sheet, loss_curves
 from experiments.report_summary import print_summary, read_metrics
 from pretrain.codecs.base import load_codecs
 from pretrain.codecs.media import write_mp4
+from pretrain.files import replacing
 from pretrain.jsonl import FieldError, scan
 
 __all__ = ["print_summary", "report"]
@@ -121,13 +122,8 @@ def _read_details(path: Path) -> Details:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

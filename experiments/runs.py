@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from experiments.layout import Layout
 from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
 from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
+from pretrain.files import replacing
 
 
 class Interrupted(KeyboardInterrupt):
@@ -108,7 +108,5 @@ def _take_up(marker: Path, current: str, output: Path) -> str:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, default=str))
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str))

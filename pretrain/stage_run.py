@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import replacing
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
 
@@ -116,10 +117,8 @@ def clear(out: Path) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _model_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import replacing
 from pretrain.types import Tracker
 
 
@@ -18,9 +19,8 @@ class JsonlTracker:
         self.path = path
         rows = path.read_text().splitlines() if path.is_file() else []
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(row + "\n" for row in kept))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(row + "\n" for row in kept))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         with self.path.open("a") as file:

@@ -12,7 +12,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 # What a package may import of ours. The longest matching prefix of the importing module decides.
-FOUNDATION = {"pretrain.types", "pretrain.prompt", "pretrain.config", "pretrain.randomness", "pretrain.jsonl", "pretrain.progress"}
+FOUNDATION = {f"pretrain.{name}" for name in ("types", "prompt", "config", "randomness", "files", "jsonl", "progress")}
 ALLOWED = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},
@@ -20,6 +20,7 @@ ALLOWED = {
     "pretrain.prompt": FOUNDATION,
     "pretrain.config": FOUNDATION,
     "pretrain.randomness": FOUNDATION,
+    "pretrain.files": FOUNDATION,
     "pretrain.jsonl": FOUNDATION,
     "pretrain.progress": FOUNDATION,
     "pretrain.flow": {"pretrain.flow", *FOUNDATION},

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,8 @@ import soundfile
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
+
+from pretrain.files import replacing
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 VIDEO_CRF = 12
@@ -109,7 +109,7 @@ def write_mp4(
         raise ValueError(f"{path}: height and width must be even for h264, got {frames.shape[1]}x{frames.shape[2]}")
     if waveform is not None:
         _check_samples(path, waveform)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         flags = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
         with av.open(str(temporary), "w", format="mp4", options=flags) as container:
             container.metadata.update({key: str(value) for key, value in metadata.items()})
@@ -120,7 +120,7 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
     """Writes [N] float samples in -1..1 as 16-bit mono wav, complete or not at all."""
     path = Path(path)
     _check_samples(path, waveform)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate_hz, subtype="PCM_16", format="WAV")
 
 
@@ -253,15 +253,3 @@ def _check_samples(path: Path, waveform: np.ndarray) -> None:
     if not np.isfinite(waveform).all():
         bad = int((~np.isfinite(waveform)).sum())
         raise MediaError(f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place on success and vanishes on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ import numpy as np
 from pretrain.codecs.media import read_media
 from pretrain.data.features import picture_features, similarities, sound_features
 from pretrain.data.manifest import MAX_BAD_FRACTION, Row, check_rejected, read_manifest, write_manifest
+from pretrain.files import replacing
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
 
 RANDOM_SUBSETS = 20
+NUM_READERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,9 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
     chosen = choose(worth, config.budget)
     report = _report(config, rows, quality, worth, chosen)
     report["rejected"] = [error.at(manifest) for error in rejected]
-    out.mkdir(parents=True, exist_ok=True)
     write_manifest(out / "curated.jsonl", [_moved(rows[index], Path(corpus), out) for index in chosen])
-    temporary = out / ".report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(out / "report.json")
+    with replacing(out / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -94,20 +95,28 @@ def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldE
     """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong with the rest."""
     good: list[Row] = []
     pictures, sounds, rejected = [], [], []
-    for row in track(rows, len(rows), "clips looked at"):
-        try:
-            media = read_media(row.data_path)
-        except ValueError as error:
-            rejected.append(FieldError(row.line, "video_info[0].data_path", str(error)))
-            continue
-        if media.frames is None or media.waveform is None:
-            raise TypeError(f"{row.data_path}: read_media returned no frames or no sound")
-        good.append(row)
-        pictures.append(picture_features(media.frames))
-        sounds.append(sound_features(media.waveform))
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        for row, looked in track(zip(rows, pool.map(_look, rows), strict=True), len(rows), "clips looked at"):
+            if isinstance(looked, FieldError):
+                rejected.append(looked)
+                continue
+            good.append(row)
+            pictures.append(looked[0])
+            sounds.append(looked[1])
     kinds = sorted({_kind(row) for row in good})
     one_hot = np.array([[_kind(row) == kind for kind in kinds] for row in good], np.float32)
     return good, [np.array(pictures), np.array(sounds), one_hot] if good else [], rejected
+
+
+def _look(row: Row) -> tuple[np.ndarray, np.ndarray] | FieldError:
+    """A clip's picture and sound features, or why it cannot be read."""
+    try:
+        media = read_media(row.data_path)
+    except ValueError as error:
+        return FieldError(row.line, "video_info[0].data_path", str(error))
+    if media.frames is None or media.waveform is None:
+        raise TypeError(f"{row.data_path}: read_media returned no frames or no sound")
+    return picture_features(media.frames), sound_features(media.waveform)
 
 
 def _kind(row: Row) -> str:

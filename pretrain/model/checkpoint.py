@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.config import override
+from pretrain.files import replacing
 from pretrain.model.args import ModelArgs
 from pretrain.model.transformer import NavaTransformer
 
@@ -52,9 +53,8 @@ def write_model(
         for path in written.values():
             path.unlink(missing_ok=True)
     content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
-    partial = folder / ".config.json.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(folder / "config.json")
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
     return checkpoint_id
 
 
