@@ -97,7 +97,7 @@ def matmul_ceiling_gflops(dtype: Any, seconds: float = 1.0) -> float:
     """Best rate of a square matrix product on the CPU with all of torch's threads, in GFLOP/s, from about `seconds` of trying."""
     import torch
 
-    left, right = (torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype) for _ in range(2))
     result = torch.mm(left, right)  # the first call packs and picks a kernel
     best_s, end = float("inf"), time.monotonic() + seconds
     while time.monotonic() < end:

@@ -15,7 +15,7 @@ class PeakMemory:
     counts it for each of them.
     """
 
-    def __init__(self, period_s: float = 0.5) -> None:
+    def __init__(self, period_s: float = 2.0) -> None:
         self.peak_bytes = 0
         self.kind = "sum of PSS" if Path("/proc/self/smaps_rollup").exists() else "sum of RSS"
         self._period_s = period_s

@@ -6,6 +6,7 @@ Every stage imports only what it needs, so a change of the report does not wait 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, one on a CPU)."""
+    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, two on a CPU)."""
 
     recipe: Any
     layout: Layout = field(default_factory=Layout)
@@ -120,7 +121,7 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
 def _default_ranks() -> int:
     import torch
 
-    return max(torch.cuda.device_count(), 1)
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)  # two CPU ranks keep their speed where two threads would wait
 
 
 def _read_json(path: Path, advice: str) -> dict[str, Any]:

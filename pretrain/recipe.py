@@ -53,6 +53,7 @@ class ParallelConfig:
 
     replicas: int = 1
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    shard_blocks: bool = True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
     reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
     compile_blocks: bool = False
 

@@ -57,7 +57,7 @@ def pretrain(
 ) -> None:
     """Train the stages of a recipe one after another, or one of them; each starts from the one before it.
 
-    --nproc 0 is one rank per GPU, or one rank where there is none; --port 0 is any free port for torchrun.
+    --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun.
     A run that was interrupted goes on from its last checkpoint.
     """
     loaded = recipe_for(recipe, settings)

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from pretrain.model.args import ModelArgs
 from pretrain.model.rope import rotate
 
-
 CPU_MATMUL_LIMIT = 1 << 16  # scores per head up to which plain matmuls beat the CPU's flash kernel (3x, forward + backward, 54 tokens)
 
 
@@ -42,8 +41,8 @@ class AttentionPlan:
         if not self.apart:
             return scaled_attention(q, k, v, self.mask)
         sizes = (self.num_video, self.num_audio)
-        parts = zip(*(x.split(sizes, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([scaled_attention(*part, None) for part in parts], dim=2)
+        parts = zip(q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
+        return torch.cat([scaled_attention(*part, mask=None) for part in parts], dim=2)
 
 
 def plan_attention(valid: Tensor | None, joined: Tensor, num_video: int, num_audio: int) -> AttentionPlan:

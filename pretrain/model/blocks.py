@@ -38,7 +38,7 @@ def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Co
 def add_ffn(x: Tensor, ffn: FeedForward, modulation: Tensor, eps: float) -> Tensor:
     """x + gate2 * ffn(modulated norm2(x)); modulation [6, B, G, 1, width]."""
     hidden = modulated_norm(x, modulation[3], modulation[4], eps)
-    return gated_add(x, ffn(hidden.to(ffn[0].weight.dtype)), modulation[5])
+    return gated_add(x, ffn(hidden.to(next(ffn.parameters()).dtype)), modulation[5])
 
 
 class AlignmentBlock(nn.Module):
@@ -68,7 +68,7 @@ class AlignmentBlock(nn.Module):
             for x, part, modulation, turn in zip(streams, parts, modulations, turns, strict=True)
             if x is not None and modulation is not None and turn is not None
         ]
-        q, k, v = (torch.cat(pieces, dim=1).transpose(1, 2) if len(qkv) > 1 else pieces[0].transpose(1, 2) for pieces in zip(*qkv, strict=True))
+        q, k, v = ((torch.cat(pieces, dim=1) if len(qkv) > 1 else pieces[0]).transpose(1, 2) for pieces in zip(*qkv, strict=True))
         attended = plan.attend(q, k, v).transpose(1, 2).flatten(2).split((plan.num_video, plan.num_audio), dim=1)
         out: list[Tensor | None] = []
         for x, update, modulation, (self_attn, cross_attn, norm3, ffn) in zip(streams, attended, modulations, parts, strict=True):
@@ -101,11 +101,12 @@ class FusionBlock(nn.Module):
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
         x = self._gated(x, update, modulations, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)
-        hidden = self._normed(x, modulations, sizes, 3).to(self.ffn[0].weight.dtype)
+        hidden = self._normed(x, modulations, sizes, 3).to(next(self.ffn.parameters()).dtype)
         return self._gated(x, self.ffn(hidden), modulations, sizes, 5)
 
     def _normed(self, x: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], first: int) -> Tensor:
-        pieces = [modulated_norm(piece, m[first], m[first + 1], self.eps) for piece, m in zip(x.split(sizes, dim=1), modulations, strict=True)]
+        split = zip(x.split(sizes, dim=1), modulations, strict=True)
+        pieces = [modulated_norm(piece, m[first], m[first + 1], self.eps) for piece, m in split]
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
     def _gated(self, x: Tensor, update: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], index: int) -> Tensor:

@@ -15,8 +15,10 @@ from torchtitan.tools.utils import device_type
 from pretrain.model.transformer import NavaTransformer
 
 
-def parallelize(model: NavaTransformer, parallel_dims: ParallelDims, job_config: JobConfig) -> NavaTransformer:
-    """Wrap in place: blocks are FSDP units, the time path is one of its own in fp32, the rest is the root unit."""
+def parallelize(
+    model: NavaTransformer, parallel_dims: ParallelDims, job_config: JobConfig, shard_blocks: bool = True
+) -> NavaTransformer:
+    """Wrap in place: each block is an FSDP unit if `shard_blocks`, the time path is one of its own in fp32, the rest is the root unit."""
     blocks = (model.double_blocks, model.single_blocks)
     _checkpoint_activations(blocks, job_config.activation_checkpoint.mode)
     if job_config.compile.enable:
@@ -29,7 +31,7 @@ def parallelize(model: NavaTransformer, parallel_dims: ParallelDims, job_config:
     exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     reshard = job_config.parallelism.fsdp_reshard_after_forward != "never" and device_type != "cpu"
     fully_shard(model.time, mesh=mesh, mp_policy=exact, reshard_after_forward=reshard)
-    for group in blocks:
+    for group in blocks if shard_blocks else ():
         for block in group:
             fully_shard(block, mesh=mesh, mp_policy=low, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)  # the root is needed first in the backward pass

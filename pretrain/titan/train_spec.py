@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
     return TrainSpec(
         model_cls=lambda titan_args: NavaTransformer(titan_args.args),  # type: ignore[arg-type]
         model_args={name: TitanArgs(args=args) for name, args in FLAVORS.items()},
-        parallelize_fn=parallelize,
+        parallelize_fn=partial(parallelize, shard_blocks=run.config.parallel.shard_blocks),
         pipelining_fn=None,
         build_optimizers_fn=build_complete_optimizers,
         build_lr_schedulers_fn=build_lr_schedulers,
