@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 
 USER_ERROR = 2
 INTERRUPTED = 130
+ADVICE = {
+    errno.ENOSPC: "free space and run it again",
+    errno.EDQUOT: "free space and run it again",
+    errno.EACCES: "give yourself the right to it or name another place",
+    errno.EROFS: "name a place that can be written",
+}
 
 
 @contextmanager
@@ -38,5 +45,6 @@ def as_line(error: Exception) -> str:
     """The message in one line; the operating system's own errors with their file in front."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror.lower()}"
+        advice = ADVICE.get(error.errno or 0)
+        return f"{where}{error.strerror.lower()}" + (f"; {advice}" if advice else "")
     return " ".join(str(error).split()) or type(error).__name__

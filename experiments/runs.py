@@ -14,7 +14,7 @@ from typing import Any
 from experiments.layout import Layout
 from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
 from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
-from pretrain.files import replacing
+from pretrain.files import read_json, replacing
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +53,16 @@ def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path)
     if record is None or not output.exists() or (layout.runs / f"{stage}.running.json").exists():
         return False
     return record.fingerprint == fingerprint(stage_inputs(stage, root), config) and record.output_md5 == md5_of(output)
+
+
+def can_go_on(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
+    """True when an unfinished run of the stage had these very inputs and settings."""
+    marker = layout.runs / f"{stage}.running.json"
+    return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(stage_inputs(stage, root), config)
+
+
+def _read_marker(marker: Path) -> dict[str, Any]:
+    return {"fingerprint": "", "key": "", **read_json(marker, "remove it")}
 
 
 @contextmanager
@@ -99,7 +109,7 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
 def _take_up(marker: Path, current: str, output: Path) -> str:
     """Key of the interrupted run to go on with; empty when there is none, and then its leftovers are gone."""
     if marker.is_file():
-        left = json.loads(marker.read_text())
+        left = _read_marker(marker)
         if left["fingerprint"] == current and output.is_dir():
             return left["key"]
     if output.is_dir():

@@ -24,9 +24,9 @@ def override(config: ConfigT, values: Mapping[str, Any], where: str = "") -> Con
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in values.items():
-        path = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            raise ValueError(f"{path}: unknown key; {nearest(key, hints)}")
+            raise ValueError(f"{path}: unknown key; {nearest(str(key), hints)}")
         changes[key] = _coerce(getattr(config, key), value, hints[key], path)
     try:
         return dataclasses.replace(config, **changes)  # type: ignore[type-var]
@@ -39,8 +39,13 @@ def _coerce(current: Any, value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}: expected a mapping of fields, got {value!r}")
         return override(current, value, path)
-    if isinstance(current, Mapping) and any(map(dataclasses.is_dataclass, current.values())):
-        return {**current, **{key: _coerce_member(current, key, item, path) for key, item in value.items()}}
+    if isinstance(current, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}: expected a mapping of names, got {value!r}")
+        if any(map(dataclasses.is_dataclass, current.values())):
+            return {**current, **{key: _coerce_member(current, key, item, path) for key, item in value.items()}}
+        member = typing.get_args(hint)[1]
+        return {str(key): _scalar(item, member, f"{path}.{key}") for key, item in value.items()}
     if isinstance(current, tuple) and isinstance(value, list):
         return tuple(value)
     return _scalar(value, hint, path)
@@ -48,7 +53,7 @@ def _coerce(current: Any, value: Any, hint: Any, path: str) -> Any:
 
 def _coerce_member(current: Mapping[str, Any], key: str, value: Any, path: str) -> Any:
     if key not in current:
-        raise ValueError(f"{path}.{key}: unknown key; {nearest(key, current)}")
+        raise ValueError(f"{path}.{key}: unknown key; {nearest(str(key), current)}")
     return _coerce(current[key], value, type(current[key]), f"{path}.{key}")
 
 
@@ -69,4 +74,4 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
             continue
         if isinstance(base, type) and isinstance(value, base):
             return value
-    raise ValueError(f"{path}: expected {hint}, got {value!r}")
+    raise ValueError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.loader import check_sets
+from pretrain.files import read_json
 from pretrain.progress import MetricsTail, StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.stage_run import ERROR, STATE, StageRun, check_parent, check_run_folder, clear
@@ -137,7 +137,7 @@ def _end_with_parent() -> None:
 
 def _state(out: Path) -> dict[str, Any]:
     path = out / STATE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "remove it to go on from the newest checkpoint") if path.is_file() else {}
 
 
 def _result(out: Path, state: Mapping[str, Any]) -> StageResult:

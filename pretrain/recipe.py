@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pretrain.config import nearest
+from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
@@ -89,6 +90,7 @@ class PretrainConfig:
     validation_samples: int = 64
 
     def __post_init__(self) -> None:
+        flavor(self.flavor)
         for key, stage in self.stages.items():
             if stage.name != key:
                 raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")

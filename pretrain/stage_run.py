@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import replacing
+from pretrain.files import read_json, replacing
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
 
@@ -74,7 +74,8 @@ class StageRun:
         """Checksum of each data set's index; a set that is missing is reported when it is opened."""
         stage = self.config.stage(self.stage)
         manifests = {name: self.latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
-        return {name: json.loads(path.read_text())["index_sha256"][:16] for name, path in manifests.items() if path.is_file()}
+        found = {name: read_json(path, "run `nava encode` again") for name, path in manifests.items() if path.is_file()}
+        return {name: str(manifest.get("index_sha256"))[:16] for name, manifest in found.items()}
 
 
 def parent_id(init_from: Path | None) -> str:
@@ -98,7 +99,7 @@ def check_run_folder(run: StageRun) -> None:
     """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or parent."""
     path, identity = run.out / IDENTITY, run.identity()
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_json(path, f"remove {run.out} or train into another folder")
         for name, value in identity.items():
             if name not in before or before[name] != value:
                 found = _difference(before.get(name, "nothing"), value)
@@ -125,7 +126,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give the model/ folder that a finished stage wrote")
-    return json.loads(path.read_text())
+    return read_json(path, "train the earlier stage again or give another model")
 
 
 def _difference(found: Any, wanted: Any) -> str:

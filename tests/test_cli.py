@@ -106,7 +106,7 @@ def test_errors_of_the_operating_system_name_the_file(monkeypatch, capsys):
 
     monkeypatch.setattr(look, "tracking_flush", full)
     assert run("tracking", "flush") == 2
-    assert one_line(capsys) == "nava: out/x: no space left on device\n"
+    assert one_line(capsys) == "nava: out/x: no space left on device; free space and run it again\n"
 
 
 def test_prompt_check_in_json(tmp_path, capsys):

@@ -69,26 +69,47 @@ def pretrain(
     from experiments.stages import Job
 
     job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port)
-    for name in names if stage == "all" else [stage]:
+    chosen = names if stage == "all" else [stage]
+    _check_before_training(chosen, job)
+    for name in chosen:
         _train(name, job, resume)
+
+
+def _check_before_training(stages: list[str], job: Job) -> None:
+    """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
+    from pretrain.data.loader import check_sets
+    from pretrain.launch import check_port
+
+    for stage in stages:
+        check_sets(job.layout.latents, job.recipe.pretrain.stage(stage))
+    if job.nproc:
+        job.recipe.pretrain.local_batch(job.nproc)
+    if job.port:
+        check_port(job.port)
 
 
 def _train(stage: str, job: Job, resume: bool) -> None:
     """Train, go on, or keep what is finished; nobody loses a trained model by a command with other numbers."""
-    from experiments.runs import unchanged
+    from experiments.runs import can_go_on, unchanged
     from experiments.stages import config_of, run_stage
 
     layout, name = job.layout, f"pretrain_{stage}"
-    marker = layout.runs / f"{name}.running.json"
+    config, trained = config_of(name, job.recipe), layout.pretrain(stage)
     if not resume:
-        marker.unlink(missing_ok=True)
-    elif unchanged(name, config_of(name, job.recipe), layout, job.root):
+        (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
+    elif unchanged(name, config, layout, job.root):
         print(f"{stage}: finished, with these inputs and settings; kept (--no-resume trains it again)")
         return
-    elif layout.model(stage).is_dir() and not marker.is_file():
-        model = layout.model(stage)
-        raise ValueError(f"{model}: finished with other inputs or settings; give --no-resume to replace it, or --out for another folder")
+    elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
+        raise ValueError(
+            f"{trained}: trained with other inputs or settings ({job.recipe.pretrain.flavor} asked for); give --no-resume to replace it, "
+            "or --out for another folder"
+        )
     run_stage(name, job)
+
+
+def _holds_training(folder: Path) -> bool:
+    return (folder / "model").is_dir() or any(folder.glob("checkpoint/step-*/.metadata"))
 
 
 def _run(stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> None:

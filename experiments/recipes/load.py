@@ -30,6 +30,8 @@ def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] =
     recipe = recipe_function(name)()
     values = read_params(params) if params else {}
     chosen = values.pop("recipe", name)
+    if "." not in str(chosen) and chosen not in shipped_recipes():
+        raise ValueError(f"{params} recipe: unknown recipe {chosen!r}; {nearest(str(chosen), shipped_recipes())}")
     if chosen == name:
         recipe = override(recipe, _without_empty(values))
     for setting in settings:
@@ -55,10 +57,12 @@ def read_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run this where params.yaml is or give --params")
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_bytes()) or {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
+    except yaml.YAMLError as error:  # bytes that are no text
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); save it as UTF-8 text") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}:1: expected a mapping of sections, got {type(values).__name__}")
     return values

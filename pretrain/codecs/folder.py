@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from pretrain.codecs.base import Codecs
@@ -17,6 +17,7 @@ from pretrain.codecs.linear import LinearAudioCodec, LinearVideoCodec
 from pretrain.codecs.projection import LinearProjection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder
 from pretrain.codecs.text import HashedTextEncoder
+from pretrain.files import save_tensors
 
 _PARTS = ("video", "audio", "speaker")
 
@@ -25,7 +26,7 @@ def save_linear(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], text: M
     """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all that shapes latents."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PARTS:
-        save_file(dict(parts[name]), folder / f"{name}.safetensors")
+        save_tensors(parts[name], folder / f"{name}.safetensors")
     contents = {name: (folder / f"{name}.safetensors").read_bytes() for name in _PARTS}
     codec_id = _codec_id(contents, text)
     config = {"kind": "linear", "codec_id": codec_id, "griffin_lim_iterations": griffin_lim_iterations, "text": dict(text)}

@@ -6,6 +6,7 @@ trip: the AAC encoder's priming samples are skipped, and a stream that starts la
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Mapping
@@ -121,7 +122,9 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
     path = Path(path)
     _check_samples(path, waveform)
     with replacing(path) as temporary:
-        soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate_hz, subtype="PCM_16", format="WAV")
+        written = io.BytesIO()  # soundfile turns a full disk into an error without a reason
+        soundfile.write(written, np.clip(waveform, -1.0, 1.0), sample_rate_hz, subtype="PCM_16", format="WAV")
+        temporary.write_bytes(written.getbuffer())
 
 
 def fit_length(waveform: np.ndarray, num_samples: int) -> np.ndarray:

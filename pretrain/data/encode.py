@@ -47,7 +47,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         if self.latent_dtype not in DTYPES:
             raise ValueError(f"latent_dtype: unknown {self.latent_dtype!r}; valid: {', '.join(DTYPES)}")
-        if min(self.max_shard_mb, self.batch_size, self.num_readers) < 1 or self.fps <= 0:
+        if min(self.max_shard_mb, self.batch_size, self.num_readers) < 1 or not 0 < self.fps < float("inf"):
             raise ValueError("max_shard_mb, batch_size, num_readers and fps must be positive")
 
 

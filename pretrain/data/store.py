@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from pretrain.files import read_json, save_tensors
 
 FORMAT = "nava-latents-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -96,7 +97,7 @@ class LatentWriter:
     def _flush(self) -> None:
         if self._pending:
             path = self._temporary / self._shard_name()
-            save_file(self._pending, path)
+            save_tensors(self._pending, path)
             self._shards[path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
             self._pending, self._pending_bytes = {}, 0
 
@@ -112,9 +113,9 @@ class LatentStore:
         path = self.folder / "manifest.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no encoded set here; run `nava encode` first")
-        self.manifest: Mapping[str, Any] = json.loads(path.read_text())
-        if self.manifest["format"] != FORMAT:
-            raise ValueError(f"{path} format: {self.manifest['format']!r}, this code reads {FORMAT!r}; run `nava encode` again")
+        self.manifest: Mapping[str, Any] = read_json(path, "run `nava encode` again")
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(f"{path} format: {self.manifest.get('format')!r}, this code reads {FORMAT!r}; run `nava encode` again")
         self.codec_id: str = self.manifest["codec_id"]
         if codec_id is not None and codec_id != self.codec_id:
             raise ValueError(f"{path} codec_id: encoded by {self.codec_id}, the codec here is {codec_id}; run `nava encode` again")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torchtitan.tools.logging import init_logger, logger
 
 from pretrain.data.loader import open_sets
@@ -72,7 +73,7 @@ def train_stage(run: StageRun) -> str:
 def _exported(trainer: PretrainTrainer, run: StageRun, rank: int) -> str:
     try:
         return export(trainer.model, trainer.ema, run, trainer.step, rank)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter also where the disk is full
         raise save_error(error, run.out / CHECKPOINT_FOLDER) from error
 
 

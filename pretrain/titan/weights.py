@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from pretrain.model.checkpoint import write_model
+from pretrain.files import read_json
+from pretrain.model.checkpoint import check_keys, read_weights, write_model
 from pretrain.model.flavors import flavor
 from pretrain.model.transformer import NavaTransformer
 from pretrain.stage_run import StageRun
@@ -41,14 +40,21 @@ def load_full(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_parent(model: nn.Module, run: StageRun) -> Ema:
-    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's weights."""
+    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's weights.
+
+    Raises FileNotFoundError or ValueError in one line where its files are missing, damaged or of another size.
+    """
     decay = run.config.ema_decay
     if run.init_from is None:
         return Ema(model, decay)
-    load_full(model, load_file(run.init_from / "ema.safetensors"))
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    averaged, weights = read_weights(run.init_from, "ema"), read_weights(run.init_from, "model")
+    for tensors in (averaged, weights):
+        check_keys(shapes, tensors, str(run.init_from))
+    load_full(model, averaged)
     ema = Ema(model, decay)
-    load_full(model, load_file(run.init_from / "model.safetensors"))
-    ema.updates = int(json.loads((run.init_from / "config.json").read_text())["ema_updates"])
+    load_full(model, weights)
+    ema.updates = int(read_json(run.init_from / "config.json", "export the earlier stage again")["ema_updates"])
     return ema
 
 
