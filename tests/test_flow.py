@@ -48,6 +48,12 @@ def test_drawn_levels_lie_in_the_flow(draw: Literal["release", "logit_normal"]) 
     assert all(0 < level <= 1 for level in levels) and len(set(levels)) > 200
 
 
+@given(seed=st.integers(0, 999), shift=st.floats(0.3, 9), draw=st.sampled_from(["release", "logit_normal"]))
+def test_the_shift_moves_drawn_levels(seed: int, shift: float, draw: Literal["release", "logit_normal"]) -> None:
+    plain, moved = (draw_level(LevelConfig(draw=draw, shift=value), generator_for(seed)) for value in (1.0, shift))
+    assert moved == pytest.approx(float(shift_level(torch.tensor(plain, dtype=torch.float64), shift)))
+
+
 def test_level_config_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="shift and logit_std must be positive"):
         LevelConfig(shift=0)

@@ -58,6 +58,22 @@ def test_joined_audio_does_depend_on_video() -> None:
     assert (outs[0] - outs[1]).abs().max() > 1e-4
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), lengths=st.tuples(st.integers(1, 3), st.integers(1, 9)), joined=st.tuples(st.booleans(), st.booleans()))
+def test_masked_samples_stay_apart_beside_padding(seed: int, lengths: tuple[int, int], joined: tuple[bool, bool]) -> None:
+    mixed = replace(conditioning(), modalities_joined=torch.tensor(joined))
+    frames, tokens = torch.tensor([3, lengths[0]]), torch.tensor([lengths[1], 10])  # always padded, so always under a mask
+    video, audio = replace(video_stream(seed=seed), lengths=frames), replace(audio_stream(seed=seed + 1), lengths=tokens)
+    other_video, other_audio = replace(video_stream(seed=seed + 2), lengths=frames), replace(audio_stream(seed=seed + 3), lengths=tokens)
+    with torch.no_grad():
+        first = MODEL(video, audio, mixed)
+        with_video, with_audio = MODEL(other_video, audio, mixed).audio, MODEL(video, other_audio, mixed).video
+    for row, together in enumerate(joined):
+        audio_same = torch.equal(first.audio[row, :, : tokens[row]], with_video[row, :, : tokens[row]])
+        video_same = torch.equal(first.video[row, :, : frames[row]], with_audio[row, :, : frames[row]])
+        assert audio_same == video_same == (not together)
+
+
 def test_one_batch_may_mix_joined_and_masked_samples() -> None:
     mixed = replace(conditioning(), modalities_joined=torch.tensor([True, False]))
     with torch.no_grad():
@@ -65,6 +81,8 @@ def test_one_batch_may_mix_joined_and_masked_samples() -> None:
         joined, masked = MODEL(video_stream(), audio_stream(), conditioning()), MODEL(video_stream(), audio_stream(), apart())
     torch.testing.assert_close(out.audio[0], joined.audio[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.audio[1], masked.audio[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.video[0], joined.video[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.video[1], masked.video[1], atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=10, deadline=None)
@@ -102,6 +120,32 @@ def test_video_angles_of_a_whole_time_equal_audio_angles() -> None:
     video = video_angles(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
     audio = audio_angles(26, 6 / 25, 128, 1e4)[25]
     torch.testing.assert_close(video, audio)  # 1 second is latent frame 6 and token 25
+
+
+@settings(max_examples=20, deadline=None)
+@given(every=st.integers(1, 4), clock_hz=st.floats(0.5, 60))
+def test_the_model_turns_audio_on_the_videos_clock(every: int, clock_hz: float) -> None:
+    """With `every` audio tokens to a latent frame, token every * t turns as the first patch of frame t."""
+    video = replace(video_stream(frames=3), rate_hz=clock_hz, clock_hz=clock_hz)
+    audio = replace(audio_stream(tokens=9), rate_hz=every * clock_hz, clock_hz=clock_hz)
+    video_turns, audio_turns = MODEL._turns(video, audio)
+    assert video_turns is not None and audio_turns is not None
+    frames = video_turns.unflatten(0, (3, 4))[:, 0]
+    torch.testing.assert_close(audio_turns[::every][:3], frames, atol=1e-6, rtol=0)
+    alone = MODEL._turns(None, audio)[1]
+    assert alone is not None and torch.equal(alone, audio_turns)
+
+
+@settings(max_examples=10, deadline=None)
+@given(factor=st.floats(0.1, 10))
+def test_rates_count_by_their_ratio_and_do_count(factor: float) -> None:
+    audio = audio_stream()
+    with torch.no_grad():
+        plain = MODEL(None, audio, conditioning()).audio
+        both = MODEL(None, replace(audio, rate_hz=25.0 * factor, clock_hz=6.0 * factor), conditioning()).audio
+        slower = MODEL(None, replace(audio, rate_hz=50.0), conditioning()).audio
+    torch.testing.assert_close(both, plain, atol=1e-5, rtol=1e-5)
+    assert (slower - plain).abs().max() > 1e-4
 
 
 def test_rotation_turns_interleaved_pairs() -> None:
@@ -192,7 +236,10 @@ def test_bf16_stays_near_fp32() -> None:
 
     with torch.no_grad():
         exact = MODEL(video_stream(), audio_stream(), conditioning())
-        rough = lower_precision(debug_model(), torch.bfloat16)(video_stream(), audio_stream(), conditioning())
+        lowered = lower_precision(debug_model(), torch.bfloat16)
+        rough = lowered(video_stream(), audio_stream(), conditioning())
+    assert {parameter.dtype for parameter in lowered.time.parameters()} == {torch.float32}
+    assert lowered.head.linear.weight.dtype == torch.bfloat16
     for a, b in zip(exact, rough, strict=True):
         assert b.dtype == torch.float32
         assert (a - b).norm() / a.norm() < 2e-2
@@ -214,6 +261,25 @@ def test_width_norm_equals_rms_norm() -> None:
     norm, x = WidthNorm(32, eps=1e-6), torch.randn(4, 5, 32)
     torch.nn.init.normal_(norm.weight)
     torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (32,), norm.weight, 1e-6), atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sigma=st.floats(0.01, 1.0), deviation=st.floats(0.05, 2.0))
+def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None:
+    from pretrain.model.transformer import velocity_of_clean
+
+    state, answer, level = torch.randn(5).double(), torch.randn(5).double(), torch.tensor(sigma).double()
+    weight = sigma**2 + deviation**2 * (1 - sigma) ** 2
+    clean = deviation**2 * (1 - sigma) / weight * state + sigma / weight**0.5 * answer
+    torch.testing.assert_close(velocity_of_clean(answer, state, level, deviation), (state - clean) / sigma)
+
+
+def test_at_full_noise_the_answer_is_the_clean_latent_and_at_none_it_is_finite() -> None:
+    from pretrain.model.transformer import velocity_of_clean
+
+    noise, answer = torch.randn(4), torch.randn(4)
+    torch.testing.assert_close(velocity_of_clean(answer, noise, torch.tensor(1.0), 0.3), noise - answer)
+    assert velocity_of_clean(answer, noise, torch.tensor(0.0), 0.3).isfinite().all()
 
 
 def test_neither_stream_is_an_error() -> None:

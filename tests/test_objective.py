@@ -67,6 +67,21 @@ def test_more_video_tokens_do_not_scale_the_audio_gradient(frames: int) -> None:
     torch.testing.assert_close(answer.grad, 0.2 * -2 * target / target.numel())
 
 
+@settings(max_examples=6, deadline=None)
+@given(frames=st.integers(2, 6))
+def test_more_video_tokens_do_not_scale_the_audio_gradient_of_the_model(frames: int) -> None:
+    """Apart from what joint attention lets through: the audio head learns alike beside 1 latent frame and beside many."""
+
+    def gradient(num_frames: int) -> torch.Tensor:
+        model, batch = debug_model(), replace(clean_batch(frames=num_frames), audio=clean_batch(frames=1).audio)
+        corrupted = corrupt(batch, replace(FLAT, dropout=DropoutConfig(modality_mask=1.0)), 0)
+        sums = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
+        sums.loss(sums.video_count, sums.audio_count, 0.2).backward()
+        return present(model.head_audio.linear.weight.grad)
+
+    torch.testing.assert_close(gradient(frames), gradient(1), atol=1e-6, rtol=1e-4)
+
+
 def test_modalities_at_300_to_1_weigh_as_configured() -> None:
     corrupted = corrupt(clean_batch(frames=30, tokens=1, batch=1), FLAT, 0)
     off_by_one = Velocity(present(corrupted.video_target) + 1, present(corrupted.audio_target) + 1)
@@ -110,6 +125,8 @@ def test_tasks_train_what_they_generate(task: Task) -> None:
     assert torch.isfinite(sums.loss(sums.video_count, sums.audio_count, 0.2))
     counts = element_counts(corrupted)
     assert counts[0] == sums.video_count and counts[1] == sums.audio_count
+    assert {(stream.rate_hz, stream.clock_hz) for stream in (corrupted.video, corrupted.audio) if stream} <= {(6.0, 6.0), (25.0, 6.0)}
+    assert corrupted.audio is None or corrupted.audio.rate_hz == 25.0
 
 
 def test_a_task_without_its_modality_is_an_error() -> None:
