@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -125,14 +124,3 @@ def _write(path: Path, content: bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path
-
-
-def facts_from_timings(path: Path) -> dict[str, Any]:
-    """Rows for `facts` from a run's timings.json (seconds per stage, peak memory, matmul speed); nothing when there is none."""
-    if not path.is_file():
-        return {}
-    timings = json.loads(path.read_text())
-    rows: dict[str, Any] = {"whole run": f"{timings['total_s'] / 60:.1f} minutes"}
-    rows |= {f"stage {name}": f"{seconds:.0f} s" for name, seconds in timings["stages_s"].items()}
-    rows["peak memory of all processes"] = f"{timings['peak_memory_gib']} GiB"
-    return rows | {f"matmul {name}": f"{value:.0f} GFLOP/s" for name, value in timings["matmul_gflops"].items()}
