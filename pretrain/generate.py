@@ -47,7 +47,7 @@ class GenerateConfig:
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(
             solver="euler", steps=16, shift=1.0,
-            guidance=GuidanceScales(text_video=1.0, text_audio=2.0, align_video=0.0, align_audio=0.0, timbre_audio=0.0),
+            guidance=GuidanceScales(text_video=0.0, text_audio=2.0, align_video=2.0, align_audio=0.0, timbre_audio=0.0),
         )
     )  # fmt: skip
     num_frames: int = 25  # of prompts that do not say

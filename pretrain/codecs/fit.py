@@ -39,7 +39,7 @@ class CodecConfig:
     validation_set: str = "validation"
     max_clips: int = 300  # read per modality, drawn at random from the sets
     blocks_per_clip: int = 48  # drawn at random from a clip's video blocks
-    video_whitening: float = 0.5  # 0 keeps the energies of the principal components, 1 whitens them
+    video_whitening: float = 1.0  # 0 keeps the energies of the principal components, 1 whitens them
     audio_whitening: float = 0.5
     griffin_lim_iterations: int = 16  # 32 and 48 were no better for the recogniser nor for the voice
     text_width: int = 256

@@ -14,7 +14,6 @@ from pretrain.model.rope import audio_angles, turns_of, video_angles
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
-
 class NavaTransformer(nn.Module):
     """Align-then-Fuse MMDiT (paper section 3): `forward(video, audio, conditioning) -> Velocity`; either stream may be absent."""
 
@@ -47,8 +46,8 @@ class NavaTransformer(nn.Module):
             joint = block(joint, tuple(m.fusion[index] for m in modulations if m), joint_turns, plan, context)
         video_tokens, audio_tokens = joint.split((plan.num_video, plan.num_audio), dim=1)
         return Velocity(
-            video=self._unpatch(self.head(video_tokens, modulations[0].head), video) if video else None,
-            audio=self.head_audio(audio_tokens, modulations[1].head).transpose(1, 2) if audio else None,
+            video=self._velocity(self._unpatch(self.head(video_tokens, modulations[0].head), video), video) if video else None,
+            audio=self._velocity(self.head_audio(audio_tokens, modulations[1].head).transpose(1, 2), audio) if audio else None,
         )
 
     def _embed(self, video: Stream | None, audio: Stream | None) -> tuple[Tensor | None, Tensor | None]:
@@ -94,6 +93,13 @@ class NavaTransformer(nn.Module):
             mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]  # a dropped text may be empty: softmax stays finite
         return Context(tokens, mask, None if bool(kept.all()) else kept[:, None, None].to(tokens.dtype))
 
+    def _velocity(self, answer: Tensor, stream: Stream) -> Tensor:
+        """The heads' answer as a velocity."""
+        if self.args.open_deviation is None:
+            return answer
+        sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))
+        return velocity_of_clean(answer, stream.latents, sigma, self.args.open_deviation)
+
     def _unpatch(self, x: Tensor, video: Stream) -> Tensor:
         """[B, F * h * w, p * p * C] -> [B, C, F, H, W]; features are ordered (row, column, channel)."""
         batch, channels, frames, rows, columns = video.latents.shape
@@ -122,6 +128,17 @@ class NavaTransformer(nn.Module):
         nn.init.normal_(self.timbre_token.null_token, std=0.02)
         for head in (self.head, self.head_audio):
             nn.init.zeros_(head.linear.weight)
+
+
+def velocity_of_clean(answer: Tensor, latents: Tensor, sigma: Tensor, deviation: float) -> Tensor:
+    """(x_s - x0) / s for x0 = skip * x_s + out * answer, finite at s = 0.
+
+    skip and out are those of EDM (Karras et al. 2022, section 5) for data of standard deviation `deviation` d on the path
+    x_s = (1 - s) x0 + s eps, with out scaled to 1 at s = 1: skip = d^2 (1 - s) / w, out = s / sqrt(w), w = s^2 + d^2 (1 - s)^2.
+    """
+    variance = deviation**2
+    weight = sigma**2 + variance * (1 - sigma) ** 2
+    return latents * (sigma - variance * (1 - sigma)) / weight - answer * weight.rsqrt()
 
 
 def _valid(stream: Stream, size: int) -> Tensor | None:
