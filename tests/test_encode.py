@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pretrain.codecs.base import Codecs, load_codecs
 from pretrain.codecs.fit import CodecConfig, fit_codecs
-from pretrain.codecs.media import write_mp4, write_wav
+from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.encode import EncodeConfig, encode_set, encode_sets
 from pretrain.data.manifest import Row, read_manifest, write_manifest
@@ -106,6 +106,27 @@ def test_encoded_sets(corpus: Path, codec: Path, codecs: Codecs, tmp_path: Path)
     torch.testing.assert_close(store[1].speakers[0], codecs.speaker.embed((reference * 32768).round() / 32768), atol=0.05, rtol=0)
     heard = LatentStore(tmp_path / "audio_only")
     assert all(sample.video is None and sample.audio is not None and sample.audio.shape == (128, 26) for sample in heard)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_reference_i_is_the_voice_of_span_i(codecs: Codecs, tmp_path: Path, order: tuple[int, int]) -> None:
+    names = ["first.wav", "second.wav"]
+    for index, name in enumerate(names):
+        write_wav(tmp_path / name, spoken(5 + 7 * index, 16_000)[0], RATE)
+    row = make_row(tmp_path, 1, text="<S>one<E> and <S>two<E>", speech_start_s=(0.06, 0.15), speech_end_s=(0.2, 0.35))
+    rows = [replace(row, data_id=name, meta=meta) for name, meta in (
+        ("both", {"reference_paths": [names[index] for index in order]}), ("second", {"reference_paths": ["", names[1]]}), ("own", {}),
+    )]  # fmt: skip
+    write_manifest(tmp_path / "rows.jsonl", rows)
+    encode_set(CONFIG, tmp_path / "rows.jsonl", codecs, tmp_path / "set")
+    both, second, own = LatentStore(tmp_path / "set")
+    voices = [codecs.speaker.embed(torch.from_numpy(read_media(tmp_path / name, want_video=False).waveform)) for name in names]
+    assert not torch.allclose(voices[0], voices[1], atol=0.1)
+    torch.testing.assert_close(both.speakers, torch.stack([voices[index] for index in order]))
+    assert not bool(second.speakers[0].any())
+    torch.testing.assert_close(second.speakers[1], voices[1])
+    assert bool(own.speakers.any(dim=1).all()) and not torch.equal(own.speakers[0], own.speakers[1])
+    assert both.speaker_positions.tolist() == sorted(both.speaker_positions.tolist()) and len(set(both.speaker_positions.tolist())) == 2
 
 
 def test_paired_rows_can_be_used_for_their_sound_alone(corpus: Path, codecs: Codecs, tmp_path: Path) -> None:
