@@ -10,6 +10,7 @@ from titan_world import config, rows, stage_run, write_latents
 from pretrain.recipe import CheckpointConfig
 from pretrain.schedule import task_of_step
 from pretrain.stage_run import StageRun
+from pretrain.titan.checkpoints import complete_steps
 from pretrain.types import Task
 
 pytestmark = pytest.mark.distributed
@@ -21,11 +22,11 @@ def latents(tmp_path_factory) -> Path:
 
 
 def audio_first_seed() -> int:
-    """A seed whose first step is audio-only and whose later ones are not."""
+    """A seed whose first and fourth steps are audio-only, so that a resumed run must know which sounds it has had."""
     stage = config().stages["stage1"]
     return next(
         seed for seed in range(200)
-        if [task_of_step(seed, stage, step).task is Task.T2A for step in (1, 2, 3)] == [True, False, False]
+        if [task_of_step(seed, stage, step).task is Task.T2A for step in (1, 2, 3, 4)] == [True, False, False, True]
     )  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def test_killed_right_after_an_audio_only_first_step(uninterrupted, tmp_path):
     run = same_recipe(uninterrupted, tmp_path)
     assert run_ranks(run.save(), mishap="kill@1") == [-9]
     assert [row["task"] for row in rows(run)] == ["T2A"]
+    assert complete_steps(run.out / "checkpoint") == [1]
     assert run_ranks(run.save()) == [0]
     assert_same_weights(run, uninterrupted)
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5]
@@ -59,7 +61,8 @@ def test_killed_right_after_an_audio_only_first_step(uninterrupted, tmp_path):
 
 def test_killed_between_asynchronous_saves(uninterrupted, tmp_path):
     run = same_recipe(uninterrupted, tmp_path, interval=2, asynchronous=True)
-    assert run_ranks(run.save(), mishap="kill@3") == [-9]
+    assert run_ranks(run.save(), mishap="kill@4") == [-9]
+    assert 2 in complete_steps(run.out / "checkpoint")  # the save of step 4 waited for it
     assert run_ranks(run.save()) == [0]
     assert_same_weights(run, uninterrupted)
     losses = [{row["step"]: row["loss"] for row in rows(each)} for each in (run, uninterrupted)]
