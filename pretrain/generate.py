@@ -46,7 +46,7 @@ class GenerateConfig:
     weights: Literal["ema", "model"] = "ema"
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(
-            solver="euler", steps=16, shift=1.0,
+            solver="euler", steps=14, shift=12.0,
             guidance=GuidanceScales(text_video=0.0, text_audio=2.0, align_video=2.0, align_audio=0.0, timbre_audio=0.0),
         )
     )  # fmt: skip

@@ -26,7 +26,7 @@ QUICK = GenerateConfig(sampler=SamplerConfig(solver="euler", steps=2, shift=1.0,
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small corpus, its codec and a random model."""
     folder = tmp_path_factory.mktemp("made")
-    build_corpus(CorpusConfig(num_paired=40, num_audio_only=40, num_hq_audio=20, num_validation=4, processes=1), folder / "corpus")
+    build_corpus(CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1), folder / "corpus")
     fit_codecs(CodecConfig(), folder / "corpus", folder / "codec")
     codec_id = json.loads((folder / "codec" / "config.json").read_text())["codec_id"]
     write_model(folder / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id, "stage": "none"})
@@ -105,7 +105,7 @@ def test_a_model_of_another_codec_is_refused(made: Path, tmp_path: Path) -> None
 
 
 def test_damaged_and_foreign_models_are_refused(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path)
     state = debug_model().state_dict()
     wrong = {key: value for key, value in state.items() if key != "head.linear.bias"}
@@ -117,5 +117,5 @@ def test_damaged_and_foreign_models_are_refused(made: Path, tmp_path: Path) -> N
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_model(tmp_path)
-    with pytest.raises(FileNotFoundError, match="model.safetensors: missing"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: missing"):
         load_model(tmp_path, "model")

@@ -31,10 +31,11 @@ class ModelArgs:
     eps: float = 1e-6
     gelu: str = "tanh"  # of the FFN; "none" = exact (erf), whose CPU kernel is 2.6 times as fast
     split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
-    # None: the heads answer with the velocity (published weights). A number: they answer with the clean latents, given the
-    # share of the input that is right if the context leaves so much deviation open. A width near the size of a token (192
-    # here, 192 values per video token) cannot carry the noise to the heads.
-    open_deviation: float | None = None
+    # None: the head answers with the velocity (published weights). A number: with the clean latents, given the share of its
+    # input that is right if the context leaves so much deviation of them open. A width near the size of a token (192 here,
+    # 192 values per video token) cannot carry the noise to the head.
+    open_deviation_video: float | None = None
+    open_deviation_audio: float | None = None
     attend_text_padding: bool = False  # True for the published weights, which were trained that way
     # False: a timbre token replaces the context vector of its place (published weights). Cross-attention sees a set, so a
     # token without its place's text state cannot say which span it belongs to; True adds the token to that state.
@@ -43,8 +44,10 @@ class ModelArgs:
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.head_dim % 2:
             raise ValueError(f"width {self.width} must split into {self.num_heads} heads of even size")
-        if self.open_deviation is not None and not self.open_deviation > 0:
-            raise ValueError(f"open_deviation must be positive or None, got {self.open_deviation}")
+        for name in ("open_deviation_video", "open_deviation_audio"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or None, got {value}")
         if self.head_dim < 6:
             raise ValueError(f"width / num_heads is {self.head_dim}; three rotary axes need at least 6")
 

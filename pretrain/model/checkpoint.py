@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.config import override
-from pretrain.files import replacing
+from pretrain.files import replacing, save_tensors
 from pretrain.model.args import ModelArgs
 from pretrain.model.transformer import NavaTransformer
 
@@ -39,22 +40,17 @@ def write_model(
     Returns `checkpoint_id`: the sha256 of the EMA weights (of the plain ones where there are none), shortened. Every file is
     written whole or not at all; an earlier model's config.json is taken away first, so that no mixture looks complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written: dict[WeightsName, Path] = {name: folder / f".{name}.safetensors.partial" for name in weights}
-    try:
+    named: WeightsName = "ema" if "ema" in weights else "model"
+    with ExitStack() as stack:  # all files take their places after the last one was written
+        written = {name: stack.enter_context(replacing(folder / f"{name}.safetensors")) for name in weights}
         for name, path in written.items():
-            save_file({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
-        with written["ema" if "ema" in weights else "model"].open("rb") as file:
+            save_tensors({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
+        with written[named].open("rb") as file:
             checkpoint_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         (folder / "config.json").unlink(missing_ok=True)
-        for name, path in written.items():
-            path.replace(folder / f"{name}.safetensors")
-    finally:
-        for path in written.values():
-            path.unlink(missing_ok=True)
     content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(folder / "config.json") as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
     return checkpoint_id
 
 

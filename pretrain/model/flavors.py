@@ -10,7 +10,8 @@ FLAVORS: dict[str, ModelArgs] = {
     "nava_7b_split": ModelArgs(split_ffn_and_norms=True),
     "mini": ModelArgs(
         width=192, num_heads=3, ffn_width=768, num_alignment_blocks=1, num_fusion_blocks=3,
-        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True, open_deviation=0.3,
+        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True,
+        open_deviation_video=0.1, open_deviation_audio=0.3,
     ),
     "debug": ModelArgs(
         width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,

@@ -14,6 +14,7 @@ from pretrain.model.rope import audio_angles, turns_of, video_angles
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
+
 class NavaTransformer(nn.Module):
     """Align-then-Fuse MMDiT (paper section 3): `forward(video, audio, conditioning) -> Velocity`; either stream may be absent."""
 
@@ -45,9 +46,13 @@ class NavaTransformer(nn.Module):
         for index, block in enumerate(self.single_blocks):
             joint = block(joint, tuple(m.fusion[index] for m in modulations if m), joint_turns, plan, context)
         video_tokens, audio_tokens = joint.split((plan.num_video, plan.num_audio), dim=1)
+        answers = (
+            self._unpatch(self.head(video_tokens, modulations[0].head), video) if video else None,
+            self.head_audio(audio_tokens, modulations[1].head).transpose(1, 2) if audio else None,
+        )
         return Velocity(
-            video=self._velocity(self._unpatch(self.head(video_tokens, modulations[0].head), video), video) if video else None,
-            audio=self._velocity(self.head_audio(audio_tokens, modulations[1].head).transpose(1, 2), audio) if audio else None,
+            video=_velocity(answers[0], video, self.args.open_deviation_video),
+            audio=_velocity(answers[1], audio, self.args.open_deviation_audio),
         )
 
     def _embed(self, video: Stream | None, audio: Stream | None) -> tuple[Tensor | None, Tensor | None]:
@@ -93,13 +98,6 @@ class NavaTransformer(nn.Module):
             mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]  # a dropped text may be empty: softmax stays finite
         return Context(tokens, mask, None if bool(kept.all()) else kept[:, None, None].to(tokens.dtype))
 
-    def _velocity(self, answer: Tensor, stream: Stream) -> Tensor:
-        """The heads' answer as a velocity."""
-        if self.args.open_deviation is None:
-            return answer
-        sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))
-        return velocity_of_clean(answer, stream.latents, sigma, self.args.open_deviation)
-
     def _unpatch(self, x: Tensor, video: Stream) -> Tensor:
         """[B, F * h * w, p * p * C] -> [B, C, F, H, W]; features are ordered (row, column, channel)."""
         batch, channels, frames, rows, columns = video.latents.shape
@@ -128,6 +126,14 @@ class NavaTransformer(nn.Module):
         nn.init.normal_(self.timbre_token.null_token, std=0.02)
         for head in (self.head, self.head_audio):
             nn.init.zeros_(head.linear.weight)
+
+
+def _velocity(answer: Tensor | None, stream: Stream | None, deviation: float | None) -> Tensor | None:
+    """A head's answer as a velocity."""
+    if answer is None or stream is None or deviation is None:
+        return answer
+    sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))
+    return velocity_of_clean(answer, stream.latents, sigma, deviation)
 
 
 def velocity_of_clean(answer: Tensor, latents: Tensor, sigma: Tensor, deviation: float) -> Tensor:
