@@ -98,6 +98,14 @@ def test_bad_prompts_are_refused_before_anything_is_written(made: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_of_another_size_is_refused_with_its_row(made: Path, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "small.mp4", np.zeros((1, 32, 32, 3), np.uint8), 24, None, 16_000)
+    rows = [{"data_id": "a", "prompt": "A wall."}, {"data_id": "b", "prompt": "A wall.", "image_path": "small.mp4"}]
+    with pytest.raises(ValueError, match=r"prompts.jsonl:2 image_path: .*small.mp4 has 32x32 pixels; resize it to 64x64"):
+        generate(QUICK, made / "model", made / "codec", prompts(tmp_path, *rows), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_of_another_codec_is_refused(made: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": "other"})
     with pytest.raises(ValueError, match="trained on latents of codec other"):

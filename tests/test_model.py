@@ -268,7 +268,7 @@ def test_width_norm_equals_rms_norm() -> None:
 def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None:
     from pretrain.model.transformer import velocity_of_clean
 
-    state, answer, level = torch.randn(5).double(), torch.randn(5).double(), torch.tensor(sigma).double()
+    state, answer, level = torch.randn(5).double(), torch.randn(5).double(), torch.tensor(sigma, dtype=torch.float64)
     weight = sigma**2 + deviation**2 * (1 - sigma) ** 2
     clean = deviation**2 * (1 - sigma) / weight * state + sigma / weight**0.5 * answer
     torch.testing.assert_close(velocity_of_clean(answer, state, level, deviation), (state - clean) / sigma)
