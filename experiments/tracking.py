@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class SpoolTracker:
 
 def new_run_key(name: str) -> str:
     """Name of a run's spool folder: sorts by time, reads as the stage, and is unique."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:8]}"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}-{uuid.uuid4().hex[:8]}"
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:

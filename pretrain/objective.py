@@ -123,8 +123,12 @@ def _noised_video(
 
 
 def _noise(clean: CleanStream, keys: list[tuple[int, int]], seed: int, name: str) -> Tensor:
-    shape = clean.latents.shape[1:]
-    return torch.stack([torch.randn(shape, generator=generator_for(seed, *key, name)) for key in keys]).to(clean.latents.device)
+    """Noise of each sample's own length, zero where padded: what it is padded to must not change what is drawn."""
+    noise = torch.zeros(clean.latents.shape)
+    for row, key, length in zip(noise, keys, clean.lengths.tolist(), strict=True):
+        shape = (row.shape[0], length, *row.shape[2:])
+        row[:, :length] = torch.randn(shape, generator=generator_for(seed, *key, name))
+    return noise.to(clean.latents.device)
 
 
 def _within(lengths: Tensor, size: int) -> Tensor:

@@ -58,6 +58,7 @@ def test_clips_are_written_marked_and_repeatable(made: Path, tmp_path: Path) -> 
     alone = prompts(tmp_path, rows[0])
     generate(QUICK, made / "model", made / "codec", alone, tmp_path / "again")
     first, second = (read_media(tmp_path / name / "a.wav", want_video=False).waveform for name in ("out", "again"))
+    assert first is not None and second is not None
     np.testing.assert_allclose(first, second, atol=2e-3)  # a prompt gives the same clip in any batch
 
 

@@ -47,6 +47,15 @@ def test_draws_belong_to_the_sample(permutation: list[int], seed: int) -> None:
     assert torch.equal(whole.conditioning.text_kept[permutation], shuffled.conditioning.text_kept)
 
 
+def test_draws_do_not_depend_on_the_padding() -> None:
+    short = clean_batch()
+    pad = lambda s: replace(s, latents=torch.cat([s.latents, torch.zeros_like(s.latents[:, :, :2])], dim=2))  # noqa: E731
+    long = replace(short, video=pad(short.video), audio=pad(short.audio))
+    before, after = corrupt(short, FLAT, 0), corrupt(long, FLAT, 0)
+    assert torch.equal(after.video_target[:, :, :3], before.video_target)
+    assert torch.equal(after.audio_target[:, :, :10], before.audio_target)
+
+
 def test_draws_change_with_epoch_and_seed() -> None:
     first = present(corrupt(clean_batch(), FLAT, 0).audio_target)
     later = present(corrupt(replace(clean_batch(), epochs=torch.ones(4, dtype=torch.int64)), FLAT, 0).audio_target)

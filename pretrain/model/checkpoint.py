@@ -42,7 +42,7 @@ def write_model(
     """
     named: WeightsName = "ema" if "ema" in weights else "model"
     with ExitStack() as stack:  # all files take their places after the last one was written
-        written = {name: stack.enter_context(replacing(folder / f"{name}.safetensors")) for name in weights}
+        written: dict[WeightsName, Path] = {name: stack.enter_context(replacing(folder / f"{name}.safetensors")) for name in weights}
         for name, path in written.items():
             save_tensors({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
         with written[named].open("rb") as file:
