@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretrain.codecs.base import Codecs, load_codecs
 from pretrain.codecs.media import read_media, write_mp4, write_wav
+from pretrain.data.store import replace_folder
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
 from pretrain.jsonl import dump
@@ -104,8 +105,7 @@ def generate(config: GenerateConfig, model: Path, codec: Path, prompts: Path, ou
         order = {row.data_id: position for position, row in enumerate(rows)}
         index.sort(key=lambda row: order[row["data_id"]])
         dump(partial / "index.jsonl", index)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+        replace_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {"clips": len(index), "seconds": round(time.perf_counter() - started, 2), **marks}
