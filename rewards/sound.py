@@ -12,13 +12,16 @@ from rewards.types import Clip
 SAMPLE_RATE_HZ = 16_000
 MIN_DURATION_S = 0.2
 SILENCE_PEAK = 1e-3  # -60 dBFS; an AAC round trip of digital silence stays below
+MAX_PEAK = 8.0  # a codec may overshoot 1; integers read as floats go far beyond
 STEP = SAMPLE_RATE_HZ // 100
 
 
 def mono_16khz(clip: Clip) -> np.ndarray:
-    """float32 [N]: channels averaged, resampled. Raises Unscorable for no, silent, non-finite or too short sound."""
+    """float32 [N]: channels averaged, resampled. Raises Unscorable for no, silent, integer, non-finite or too short sound."""
     if clip.waveform is None:
         raise Unscorable("no sound")
+    if not np.issubdtype(np.asarray(clip.waveform).dtype, np.floating):
+        raise Unscorable(f"{np.asarray(clip.waveform).dtype} samples; scale them to floats in -1..1")
     waveform = np.asarray(clip.waveform, dtype=np.float32)
     if not np.isfinite(waveform).all():
         raise Unscorable(f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite")
@@ -28,8 +31,11 @@ def mono_16khz(clip: Clip) -> np.ndarray:
         raise Unscorable(f"sound must be [N] or [C, N], got {list(waveform.shape)}")
     if len(waveform) < MIN_DURATION_S * clip.sample_rate_hz:
         raise Unscorable(f"{len(waveform) / clip.sample_rate_hz:.3f} s of sound, at least {MIN_DURATION_S} s are needed")
-    if np.abs(waveform).max() < SILENCE_PEAK:
+    peak = float(np.abs(waveform).max())
+    if peak < SILENCE_PEAK:
         raise Unscorable("silent")
+    if peak > MAX_PEAK:
+        raise Unscorable(f"samples reach {peak:.4g}; scale them to -1..1")
     if clip.sample_rate_hz != SAMPLE_RATE_HZ:
         from scipy.signal import resample_poly  # slow to import, seldom needed
 
@@ -50,6 +56,20 @@ def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarr
     loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
     margin = round(margin_s * SAMPLE_RATE_HZ)
     return waveform[max(0, int(loud[0]) * STEP - margin) : (int(loud[-1]) + 1) * STEP + margin]
+
+
+def span_sounds(clip: Clip) -> list[np.ndarray]:
+    """The 16 kHz sound of each span: cut by the spans' times where they are known, else in the longest pauses.
+
+    Raises Unscorable as `mono_16khz` and `split_spans` do, and for times outside of the sound.
+    """
+    waveform, count = mono_16khz(clip), max(1, len(clip.spans))
+    if len(clip.span_times) != count:
+        return split_spans(waveform, count)
+    sounds = [waveform[max(0, round(start * SAMPLE_RATE_HZ)) : round(end * SAMPLE_RATE_HZ)] for start, end in clip.span_times]
+    if short := [times for times, sound in zip(clip.span_times, sounds, strict=True) if len(sound) < MIN_DURATION_S * SAMPLE_RATE_HZ]:
+        raise Unscorable(f"span at {short[0][0]:.2f}..{short[0][1]:.2f} s has less than {MIN_DURATION_S} s of sound")
+    return sounds
 
 
 def split_spans(waveform: np.ndarray, count: int, threshold_db: float = 25.0) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import Unscorable, score_prepared
-from rewards.sound import mono_16khz, split_spans
+from rewards.sound import span_sounds
 from rewards.types import Clip, Score
 
 EMBEDDING_DIM = 256
@@ -148,11 +148,6 @@ class NearestVoice:
             right = sum(one == other for one, other in zip(heard, clip.voices, strict=True))
             scores.append(Score(value=right / len(heard), text=" ".join(heard)))
         return scores
-
-
-def span_sounds(clip: Clip) -> list[np.ndarray]:
-    """The sound of each span, cut at pauses; raises Unscorable as `mono_16khz` and `split_spans` do."""
-    return split_spans(mono_16khz(clip), max(1, len(clip.spans)))
 
 
 def _prepare_pairs(clip: Clip) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -25,6 +25,9 @@ class Clip:
     name: str = ""  # so that a clip is not compared with itself
     mouth_boxes: tuple[Box, ...] = ()  # one per face
     face_boxes: tuple[Box, ...] = ()
+    span_times: tuple[tuple[float, float], ...] = ()  # start and end of each span in seconds, where they are known
+    first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the image the clip was asked to start from
+    reference_sound: np.ndarray | None = None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
 
 
 @dataclass(frozen=True)
