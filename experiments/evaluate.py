@@ -18,7 +18,8 @@ from pretrain.files import replacing
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.lips import LipLoudness
-from rewards.speech import Recognizer, WordErrorRate
+from rewards.speech.recognizer import Recognizer
+from rewards.speech.wer import WordErrorRate
 from rewards.timbre import NearestVoice, ResemblyzerEncoder, TimbreSimilarity, VoiceBank
 from rewards.types import Score
 

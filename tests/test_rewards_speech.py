@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.data.corpus.bank import load_bank
-from rewards.speech import Recognizer, WordErrorRate, normalize, set_word_error_rate, word_errors
+from rewards.speech.recognizer import Recognizer
+from rewards.speech.scoring import normalize
+from rewards.speech.wer import WordErrorRate, set_word_error_rate, word_errors
 from rewards.types import Clip
 
 RATE = 16_000
