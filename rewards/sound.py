@@ -17,7 +17,12 @@ STEP = SAMPLE_RATE_HZ // 100
 
 
 def mono_16khz(clip: Clip) -> np.ndarray:
-    """float32 [N]: channels averaged, resampled. Raises Unscorable for no, silent, integer, non-finite or too short sound."""
+    """`mono` at 16 kHz, what speech models hear."""
+    return mono(clip, SAMPLE_RATE_HZ)
+
+
+def mono(clip: Clip, rate_hz: int) -> np.ndarray:
+    """float32 [N] at `rate_hz`: channels averaged, resampled. Raises Unscorable for no, silent, integer, non-finite or too short sound."""
     if clip.waveform is None:
         raise Unscorable("no sound")
     if not np.issubdtype(np.asarray(clip.waveform).dtype, np.floating):
@@ -36,11 +41,11 @@ def mono_16khz(clip: Clip) -> np.ndarray:
         raise Unscorable("silent")
     if peak > MAX_PEAK:
         raise Unscorable(f"samples reach {peak:.4g}; scale them to -1..1")
-    if clip.sample_rate_hz != SAMPLE_RATE_HZ:
+    if clip.sample_rate_hz != rate_hz:
         from scipy.signal import resample_poly  # slow to import, seldom needed
 
-        common = math.gcd(clip.sample_rate_hz, SAMPLE_RATE_HZ)
-        waveform = resample_poly(waveform, SAMPLE_RATE_HZ // common, clip.sample_rate_hz // common).astype(np.float32)
+        common = math.gcd(clip.sample_rate_hz, rate_hz)
+        waveform = resample_poly(waveform, rate_hz // common, clip.sample_rate_hz // common).astype(np.float32)
     return waveform
 
 

@@ -1,0 +1,1 @@
+"""How good it sounds: Audiobox aesthetics, a noise estimate that needs no weights, Fréchet distance of sets."""
