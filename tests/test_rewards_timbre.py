@@ -10,7 +10,9 @@ import pytest
 from pretrain.data.corpus.bank import load_bank
 from rewards.base import Unscorable
 from rewards.sound import split_spans
-from rewards.timbre import NearestVoice, ResemblyzerEncoder, TimbreSimilarity, VoiceBank
+from rewards.timbre.resemblyzer import ResemblyzerEncoder
+from rewards.timbre.similarity import TimbreSimilarity
+from rewards.timbre.voices import NearestVoice, VoiceBank
 from rewards.types import Clip
 
 RATE = 16_000
@@ -30,7 +32,7 @@ def said(voice: str, words: tuple[str, ...], take: int = 0) -> np.ndarray:
 def bank(encoder):
     entries = [(voice, f"{voice} {word}", said(voice, (word,))) for voice in load_bank().voices for word in load_bank().words[:6]]
     voices, names, sounds = zip(*entries, strict=True)
-    return VoiceBank(voices, names, encoder.embed_voices(sounds))
+    return VoiceBank(voices, names, encoder.embed(sounds))
 
 
 def test_batched_embeddings_equal_the_library(encoder):
@@ -40,7 +42,7 @@ def test_batched_embeddings_equal_the_library(encoder):
     rng = np.random.default_rng(0)
     sounds = [(rng.standard_normal(length) * 0.03).astype(np.float32) for length in (5000, 16_640, 25_600, 31_000, 70_001)]
     expected = np.stack([library.embed_utterance(sound) for sound in sounds])
-    np.testing.assert_allclose(encoder.embed(sounds), expected, atol=2e-5)
+    np.testing.assert_allclose(encoder.embed_as_they_are(sounds), expected, atol=2e-5)
 
 
 def test_batch_is_the_same_as_one_by_one(encoder):

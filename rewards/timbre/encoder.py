@@ -1,0 +1,49 @@
+"""What a voice encoder is, and a memory so that no sound is embedded twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+MAX_KNOWN = 8192  # embeddings; 8 MB at 256 dimensions
+
+
+class VoiceEncoder(Protocol):
+    """Sounds to voices; metrics end in `name`."""
+
+    name: str
+
+    def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """16 kHz mono float sounds [N] of any lengths -> float32 [B, D] of unit length. A sound's answer does not depend on others."""
+        ...
+
+
+class EmbeddingCache:
+    """`compute` (sounds -> [B, D]) that remembers by content; the longest unused of more than `max_known` are forgotten.
+
+    An encoder that several scorers share thus embeds a clip and a reference once.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[np.ndarray]], np.ndarray], dim: int, max_known: int = MAX_KNOWN) -> None:
+        self._compute, self._dim, self._max_known = compute, dim, max_known
+        self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [B, D], in the order of the sounds."""
+        if not waveforms:
+            return np.zeros((0, self._dim), np.float32)
+        sounds = [np.ascontiguousarray(waveform, np.float32) for waveform in waveforms]
+        keys = [hashlib.blake2b(sound.tobytes(), digest_size=16).digest() for sound in sounds]
+        unknown = {key: sound for key, sound in zip(keys, sounds, strict=True) if key not in self._known}
+        if unknown:
+            self._known.update(zip(unknown, self._compute(list(unknown.values())), strict=True))
+        for key in keys:
+            self._known.move_to_end(key)
+        embeddings = np.stack([self._known[key] for key in keys])
+        while len(self._known) > self._max_known:
+            self._known.popitem(last=False)
+        return embeddings
