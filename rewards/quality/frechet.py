@@ -38,8 +38,8 @@ def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, co
 def verse_bench_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """2 - 2 cos of the pairs in [B, D] and [B, D], [B] in 0..4; lower is better.
 
-    Verse-Bench's "FD": its formula runs on one embedding per clip, so both covariances are the same scalar (to 1e-4 for unit
-    vectors) and the squared difference of unit vectors is all that stays.
+    Verse-Bench's "FD": its formula runs on one unit embedding per clip, where numpy 1's covariance is the variance of the
+    entries, a scalar v; (sqrt(v1) - sqrt(v2))^2 all but vanishes, and the squared difference of unit vectors stays.
     """
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return np.clip(2.0 - 2.0 * (first * second).sum(axis=-1) / lengths, 0.0, 4.0)
