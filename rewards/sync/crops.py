@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,13 +15,21 @@ BLACK = 16  # of 255; codec noise on black frames stays below
 MOUTH_MARGIN = 0.25  # of the box's longer side, both sides together
 
 
+@dataclass(frozen=True, eq=False)
+class FaceCrops:
+    """One face over some of a clip's frames."""
+
+    pixels: np.ndarray  # uint8 [T, S, S, 3] RGB at the clip's own fps
+    start: int = 0  # the clip's frame that pixels[0] is from; its sound begins at start / fps
+
+
 class CropSource(Protocol):
     """`label` goes into the metric's name or report wherever the crops differ from the published recipe; "" where they do not."""
 
     label: str
 
-    def crops(self, clip: Clip) -> list[np.ndarray]:
-        """One uint8 [T, S, S, 3] RGB per face at the clip's own fps. Raises Unscorable: no frames, one frame, black, no face."""
+    def crops(self, clip: Clip) -> list[FaceCrops]:
+        """One per face. Raises Unscorable: no frames, one frame, black, no face."""
         ...
 
 
@@ -36,11 +45,11 @@ class MouthBoxes:
         self.size, self.margin = size, margin
         self.label = "mouth_boxes"
 
-    def crops(self, clip: Clip) -> list[np.ndarray]:
+    def crops(self, clip: Clip) -> list[FaceCrops]:
         frames = visible_frames(clip)
         if not clip.mouth_boxes:
             raise Unscorable("no mouth box")
-        return [crop_square(frames, _square(box, frames, self.margin), self.size) for box in clip.mouth_boxes]
+        return [FaceCrops(crop_square(frames, _square(box, frames, self.margin), self.size)) for box in clip.mouth_boxes]
 
 
 def visible_frames(clip: Clip) -> np.ndarray:
