@@ -14,6 +14,7 @@ STAGES = (
     "pretrain_stage2",
     "pretrain_stage3",
     "generate",
+    "score",
     "evaluate",
     "report",
 )
@@ -46,6 +47,15 @@ class Layout:
     @property
     def generated(self) -> Path:
         return self.out / "generated"
+
+    @property
+    def syncnet(self) -> Path:
+        """The two sync networks: `reward` is optimised for, `judge` only measures."""
+        return self.out / "syncnet"
+
+    @property
+    def scores(self) -> Path:
+        return self.out / "scores"
 
     @property
     def prompts(self) -> Path:
@@ -82,6 +92,7 @@ class Layout:
             "codec": self.codec,
             "encode": self.latents,
             "generate": self.generated,
+            "score": self.scores,
             "evaluate": self.metrics,
             "report": self.reports / "demo.html",
         }[stage]

@@ -12,6 +12,7 @@ from experiments.evaluate_clips import FPS, SAMPLE_RATE_HZ, Sample, codec_sample
 from experiments.report_page import Card, Section, page
 from experiments.report_pictures import clip_png, contact_sheet, loss_curves
 from experiments.report_summary import print_summary, read_metrics
+from experiments.score_sets import SCORES
 from pretrain.codecs.base import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
@@ -24,16 +25,23 @@ Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, sou
 
 
 def report(
-    evaluation: Path, pretrain: Mapping[str, Path], generated: Path, corpus: Path, codec: Path, out: Path, facts: Mapping[str, Any] = {}
+    evaluation: Path,
+    scores: Path,
+    pretrain: Mapping[str, Path],
+    generated: Path,
+    corpus: Path,
+    codec: Path,
+    out: Path,
+    facts: Mapping[str, Any] = {},
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
-    `evaluation` is what `evaluate` wrote (its `_clips.jsonl` beside it), `pretrain` maps stage names in order to folders with
+    `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage names in order to folders with
     metrics.jsonl, `facts` are shown in a table (seconds per stage, memory, speed). Examples are the first prompts of each
     voice, never chosen by their scores. Raises FileNotFoundError or ValueError in one line.
     """
     metrics = read_metrics(evaluation)
-    details = _read_details(evaluation.with_name(f"{evaluation.stem}_clips.jsonl"))
+    details = _read_details(scores / SCORES)
     rows = _compared(generated, corpus, codec)
     sections = [
         Section(
@@ -91,13 +99,21 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
         mp4 = path.read_bytes()
     words, wanted = " ".join(clip.spans), " ".join(clip.voices)
     lips = scored["scores"]["lip_loudness_correlation"]
-    return Card(sample.source, mp4, clip_png(clip), scored["heard"], words, " ".join(scored["nearest_voices"]), wanted, lips)
+    return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
 
 
 def _caption(sample: Sample, details: Details) -> str:
     scored = _detail("pretrain_seen", sample, details)
-    said, voices = " ".join(sample.clip.spans), " ".join(scored["nearest_voices"])
-    return f"says “{said}”, recognised “{scored['heard']}”, nearest voice {voices or '–'}"
+    said, voices = " ".join(sample.clip.spans), _voices(scored)
+    return f"says “{said}”, recognised “{_heard(scored)}”, nearest voice {voices or '–'}"
+
+
+def _heard(scored: Mapping[str, Any]) -> str:
+    return scored["texts"].get("wer_pocketsphinx", "")
+
+
+def _voices(scored: Mapping[str, Any]) -> str:
+    return scored["texts"].get("voice_accuracy_resemblyzer", "")
 
 
 def _quoted(prompt: str) -> str:

@@ -141,12 +141,19 @@ def generate(job: Job, tracker: SpoolTracker) -> None:
             tracker.log_artifact(str(clip), f"clips/{prompts.stem}")
 
 
-def evaluate(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.evaluate import evaluate as measure
+def score(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.score_sets import score_sets
 
     layout = job.layout
-    measure(job.recipe.evaluate, layout.corpus, layout.codec, layout.generated, layout.metrics)
-    tracker.log_artifact(str(layout.metrics))
+    tracker.log_artifact(str(score_sets(job.recipe.score, layout.corpus, layout.codec, layout.generated, layout.scores)))
+
+
+def evaluate(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.evaluate import evaluate as measure
+    from experiments.score_sets import SCORES
+
+    measure(job.recipe.evaluate, job.layout.scores / SCORES, job.layout.metrics)
+    tracker.log_artifact(str(job.layout.metrics))
 
 
 def report(job: Job, tracker: SpoolTracker) -> None:
@@ -158,7 +165,7 @@ def report(job: Job, tracker: SpoolTracker) -> None:
     if records:
         facts["commit"] = records[-1].git_commit + (" with changes" if records[-1].git_dirty else "")
     stages = {name: layout.pretrain(name) for name in PRETRAIN_STAGES if layout.pretrain(name).is_dir()}
-    page = write(layout.metrics, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts)
+    page = write(layout.metrics, layout.scores, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts)
     tracker.log_artifact(str(page))
     tracker.log_artifact(str(page.with_name("contact_sheet.png")))
 
@@ -169,6 +176,7 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
     "codec": codec,
     "encode": encode,
     "generate": generate,
+    "score": score,
     "evaluate": evaluate,
     "report": report,
 }

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.score_sets import ScoreConfig, score_sets
 from experiments.statistics import bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 
 WORDS = ("seven", "green", "window", "garden")
 BOX = [20, 30, 44, 50]
+ONE = ScoreConfig(num_processes=1)
 
 
 def test_interval_of_a_known_mean_covers_it_about_95_of_100_times():
@@ -60,7 +62,7 @@ class Identity:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one is silent."""
-    monkeypatch.setattr("experiments.evaluate.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
+    monkeypatch.setattr("experiments.score_sets.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
     corpus, generated = tmp_path / "corpus", tmp_path / "generated" / "pretrain_seen"
     rows, index = [], []
     for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
@@ -95,7 +97,7 @@ def write_clip(path, word, voice):
 
 def test_evaluate_writes_metrics_and_what_was_heard(files):
     torch.set_num_threads(1)
-    metrics = evaluate(EvaluateConfig(num_processes=1), *files)
+    metrics = evaluate(EvaluateConfig(), score_sets(ONE, *files[:3], files[3].parent), files[3])
     written = json.loads(files[3].read_text())
     assert written == metrics
     wer = metrics["wer_pocketsphinx"]
@@ -104,17 +106,17 @@ def test_evaluate_writes_metrics_and_what_was_heard(files):
     assert metrics["lip_loudness_correlation"]["codec"]["mean"] > 0.9
     assert metrics["lip_loudness_lag_frames"]["real"]["mean"] == 0.0
     assert set(wer["codec"]) == {"mean", "low", "high", "n"}
-    clips = [json.loads(line) for line in files[3].with_name("demo_clips.jsonl").read_text().splitlines()]
+    clips = [json.loads(line) for line in files[3].with_name("clips.jsonl").read_text().splitlines()]
     silent = next(clip for clip in clips if clip["data_id"] == "g0")
     assert silent["scores"]["wer_pocketsphinx"] is None and silent["reasons"]["wer_pocketsphinx"] == "silent"
-    assert next(clip for clip in clips if clip["data_id"] == "g1")["heard"] == "orange"
+    assert next(clip for clip in clips if clip["data_id"] == "g1")["texts"]["wer_pocketsphinx"] == "orange"
     assert len(clips) == 12
 
 
 def test_missing_generated_set_is_one_line_and_writes_nothing(files):
     (files[2] / "pretrain_seen/index.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="run `nava generate`"):
-        evaluate(EvaluateConfig(num_processes=1), *files)
+        score_sets(ONE, *files)
     assert not files[3].exists()
 
 
@@ -122,5 +124,5 @@ def test_cut_off_index_names_file_and_line(files):
     index = files[2] / "pretrain_seen/index.jsonl"
     index.write_text(index.read_text()[:-20])
     with pytest.raises(ValueError, match=r"index\.jsonl:4 json"):
-        evaluate(EvaluateConfig(num_processes=1), *files)
+        score_sets(ONE, *files)
     assert not files[3].exists()

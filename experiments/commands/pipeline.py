@@ -36,7 +36,8 @@ def encode(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = 
 
 
 def evaluate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
-    """Measure real, codec and generated clips, into REPORTS/demo.json."""
+    """Score real, codec and generated clips (OUT/scores) and sum the scores up, into REPORTS/demo.json."""
+    _run("score", recipe, settings, out, reports)
     _run("evaluate", recipe, settings, out, reports)
 
 

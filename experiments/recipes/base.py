@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from experiments.evaluate import EvaluateConfig
+from experiments.score_sets import ScoreConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
@@ -24,4 +25,5 @@ class Recipe:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,0 +1,140 @@
+"""Scores real clips, their codec round trips and generated clips with every scorer of the pipeline, one row per clip."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples, reference_sounds
+from pretrain.codecs.base import load_codecs
+from pretrain.jsonl import dump
+from pretrain.progress import track
+from rewards.base import Reward
+from rewards.lips import LipLoudness
+from rewards.speech.recognizer import Recognizer
+from rewards.speech.wer import WordErrorRate
+from rewards.timbre.resemblyzer import ResemblyzerEncoder
+from rewards.timbre.similarity import TimbreSimilarity
+from rewards.timbre.voices import NearestVoice, VoiceBank
+from rewards.types import Score
+
+MAIN_SET = "pretrain_seen"
+# prompt set -> kind of the real clips it is compared with; "" = none
+PROMPT_SETS = {
+    MAIN_SET: "speech",
+    "pretrain_heldout_pairs": "",
+    "pretrain_disagree": "",
+    "pretrain_dialogue": "dialogue",
+    "pretrain_camera": "camera",
+}
+SCORES = "clips.jsonl"
+
+log = logging.getLogger(__name__)
+Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which clips are scored, and with what."""
+
+    max_real_clips: int = 208  # of each kind
+    vocabulary: tuple[str, ...] = ()  # empty = the words of the speech bank
+    num_processes: int = 2  # of the recogniser
+
+
+def score_sets(config: ScoreConfig, corpus: Path, codec: Path, generated: Path, out: Path) -> Path:
+    """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
+
+    `corpus` and `codec` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
+    exist. Raises FileNotFoundError or ValueError in one line; nothing is written then.
+    """
+    start = time.perf_counter()
+    if not (generated / MAIN_SET / "index.jsonl").is_file():
+        raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
+    groups = _collect(config, corpus, codec, generated)
+    log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
+    scores = _score_all(config, [sample for group in groups.values() for sample in group])
+    dump(out / SCORES, _rows(groups, scores))
+    log.info("score: done in %.1f s", time.perf_counter() - start)
+    return out / SCORES
+
+
+def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) -> Groups:
+    real = real_samples(corpus / "validation.jsonl", config.max_real_clips)
+    codecs = load_codecs(codec)
+    groups: Groups = {}
+    for prompt_set, kind in track(PROMPT_SETS.items(), len(PROMPT_SETS), "prompt sets read"):
+        if not (generated / prompt_set / "index.jsonl").is_file():
+            log.warning("%s: no such prompt set among the generated clips; its metrics are left out", generated / prompt_set)
+            continue
+        if kind in real:
+            groups[prompt_set, "real"] = real[kind]
+            groups[prompt_set, "codec"] = codec_samples(real[kind], codecs)
+        groups[prompt_set, "generated"] = generated_samples(generated / prompt_set, kind or "speech")
+    return groups
+
+
+def _score_all(config: ScoreConfig, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+    """Every scorer over all clips as one batch."""
+    clips = [sample.clip for sample in samples]
+    scores = {}
+    with ExitStack() as stack:
+        scorers = _scorers(config, samples, stack)
+        for scorer in track(scorers, len(scorers), f"scorers run on {len(clips)} clips"):
+            start = time.perf_counter()
+            scores[scorer.name] = scorer.score(clips)
+            log.info("score: %s, %d clips in %.1f s", scorer.name, len(clips), time.perf_counter() - start)
+    return scores
+
+
+def _scorers(config: ScoreConfig, samples: Sequence[Sample], stack: ExitStack) -> list[Reward]:
+    vocabulary = config.vocabulary or _bank_words()
+    recognizer = stack.enter_context(Recognizer(vocabulary, config.num_processes))
+    encoder = ResemblyzerEncoder()
+    bank = _voice_bank(encoder, samples)
+    return [WordErrorRate(recognizer), NearestVoice(encoder, bank), TimbreSimilarity(encoder), LipLoudness()]
+
+
+def _bank_words() -> Sequence[str]:
+    from pretrain.data.corpus.bank import vocabulary
+
+    return vocabulary()
+
+
+def _voice_bank(encoder: ResemblyzerEncoder, samples: Sequence[Sample]) -> VoiceBank:
+    """Voices as the real one-speaker clips and the reference recordings have them; nothing generated."""
+    real = [sample for sample in samples if sample.source == "real" and len(sample.clip.voices) == 1 and sample.clip.waveform is not None]
+    entries = [(sample.clip.voices[0], sample.data_id, sample.clip.waveform) for sample in real]
+    for voice, sounds in reference_sounds(samples).items():
+        entries += [(voice, f"reference {voice} {index}", sound) for index, sound in enumerate(sounds)]
+    if not entries:
+        raise ValueError("validation.jsonl: no one-speaker clip with meta.voices and no reference; voices cannot be told apart without")
+    voices, names, sounds = zip(*entries, strict=True)
+    return VoiceBank(voices, names, encoder.embed(sounds))
+
+
+def _rows(groups: Groups, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
+    samples = [(key, sample) for key, group in groups.items() for sample in group]
+    return [
+        {
+            "prompt_set": prompt_set, "source": source, "data_id": sample.data_id, "prompt": sample.clip.prompt,
+            "spans": list(sample.clip.spans), "voices": list(sample.clip.voices),
+            **_answers({name: values[index] for name, values in scores.items()}),
+        }
+        for index, ((prompt_set, source), sample) in enumerate(samples)
+    ]  # fmt: skip
+
+
+def _answers(scores: dict[str, Score]) -> dict[str, Any]:
+    scored = {name: score for name, score in scores.items() if not score.reason}
+    return {
+        "scores": {name: round(score.value, 6) if name in scored else None for name, score in scores.items()},
+        "parts": {name: {part: round(value, 6) for part, value in score.parts.items()} for name, score in scored.items()},
+        "texts": {name: score.text for name, score in scored.items() if score.text},
+        "reasons": {name: score.reason for name, score in scores.items() if score.reason},
+    }
