@@ -1,0 +1,75 @@
+"""z-scores that leave out what is NaN, over groups or against running moments (Welford, merged as Chan et al. 1979)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NO_CONTRAST = 1e-9  # spread over the largest value: rounding noise must not be blown up to a preference
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of everything seen so far."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    largest: float = 0.0  # absolute value
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 0 before the second value."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
+
+    @property
+    def has_contrast(self) -> bool:
+        return self.std > NO_CONTRAST * self.largest
+
+    def merged(self, values: np.ndarray) -> Moments:
+        """With the values of [N] that are not NaN."""
+        seen = np.asarray(values, dtype=np.float64)
+        seen = seen[~np.isnan(seen)]
+        if not len(seen):
+            return self
+        count, mean = self.count + len(seen), float(seen.mean())
+        shift = mean - self.mean
+        squares = float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / count
+        return Moments(
+            count, self.mean + shift * len(seen) / count, self.squares + squares, max(self.largest, float(np.abs(seen).max()))
+        )  # fmt: skip
+
+    def z(self, values: np.ndarray) -> np.ndarray:
+        """(value - mean) / std; 0 without contrast, NaN where the value is NaN."""
+        centred = np.asarray(values, dtype=np.float64) - self.mean
+        return centred / self.std if self.has_contrast else 0.0 * centred
+
+    def to_json(self) -> dict[str, float]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares, "largest": self.largest}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, float]) -> Moments:
+        """Raises ValueError for anything but what `to_json` writes."""
+        if set(content) != {"count", "mean", "squares", "largest"}:
+            raise ValueError(f"running moments: expected count, mean, squares, largest, got {sorted(content)}")
+        return cls(int(content["count"]), float(content["mean"]), float(content["squares"]), float(content["largest"]))
+
+
+def group_z(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """z of [N] within each group over its values that are not NaN, and the number of groups that had values but no contrast.
+
+    Such a group (all equal, or one value) gives 0: there is nothing to prefer in it.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    answer, flat = np.full(len(values), np.nan), 0
+    for indices in members.values():
+        moments = Moments().merged(values[indices])
+        answer[indices] = moments.z(values[indices])
+        flat += moments.count > 0 and not moments.has_contrast
+    return answer, flat
