@@ -50,6 +50,14 @@ class Media:
     sample_rate_hz: int
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What a file's header says of its streams; None = it has no such stream."""
+
+    fps: float | None
+    sample_rate_hz: int | None
+
+
 def read_media(
     path: str | Path, *, fps: float = 24.0, sample_rate_hz: int = 16_000, want_video: bool = True, want_audio: bool = True
 ) -> Media:
@@ -78,6 +86,24 @@ def read_media(
     except FFmpegError as error:
         raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
     return Media(frames, fps, waveform, sample_rate_hz)
+
+
+def read_rates(path: str | Path) -> Rates:
+    """The file's own rates, from its header alone, for a `read_media` that resamples nothing; raises MediaError as that does."""
+    path = Path(path)
+    _check_present(path)
+    if path.suffix.lower() in SOUND_SUFFIXES:
+        try:
+            return Rates(None, soundfile.info(path).samplerate)
+        except soundfile.LibsndfileError as error:
+            raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+    try:
+        with av.open(str(path)) as container:
+            video, audio = container.streams.video, container.streams.audio
+            fps = float(video[0].average_rate or video[0].guessed_rate or 24.0) if video else None
+            return Rates(fps, audio[0].rate if audio else None)
+    except FFmpegError as error:
+        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
