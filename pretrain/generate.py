@@ -21,7 +21,7 @@ from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
 from pretrain.jsonl import dump
 from pretrain.model.checkpoint import load_model
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, read_prompts
 from pretrain.randomness import generator_for
@@ -134,7 +134,7 @@ def _batches(rows: Sequence[PromptRow], config: GenerateConfig) -> list[list[Pro
 
 
 def _make(
-    rows: list[PromptRow], config: GenerateConfig, model: NavaTransformer, codecs: Codecs, references: _References, folder: Path,
+    rows: list[PromptRow], config: GenerateConfig, model: AVTransformer, codecs: Codecs, references: _References, folder: Path,
     marks: dict[str, str],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Sample, decode and write one batch; returns its index rows."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.flow.solvers import Latents, SolverName, solve
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.shell import AVTransformer
 from pretrain.types import Conditioning, Stream, Velocity
 
 
@@ -32,7 +32,7 @@ class Clock:
 
 
 def sample(
-    model: NavaTransformer, noise: Latents, conditioning: Conditioning, clock: Clock, config: SamplerConfig,
+    model: AVTransformer, noise: Latents, conditioning: Conditioning, clock: Clock, config: SamplerConfig,
     first_frame: Tensor | None = None,
 ) -> Latents:  # fmt: skip
     """Latents of B clips from their noise. `first_frame` [B, 48, 1, H, W] is given clean (level 0) and kept as it is."""
@@ -74,7 +74,7 @@ def streams(state: Latents, level: float, clock: Clock, first_frame_given: bool 
     return video, audio
 
 
-def lower_precision(model: NavaTransformer, dtype: torch.dtype) -> NavaTransformer:
+def lower_precision(model: AVTransformer, dtype: torch.dtype) -> AVTransformer:
     """The model in `dtype`, its time path left in fp32 (in place)."""
     model.to(dtype)
     model.time.float()

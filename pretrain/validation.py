@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.dropout import NO_DROPOUT
 from pretrain.flow.path import LevelConfig
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.shell import AVTransformer
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.types import AVBatch
 
@@ -19,7 +19,7 @@ LEVEL_BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # centres; a bucket is its centre +- 
 VALIDATION_SEED = 20_260_530
 
 
-def validation_sums(model: NavaTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig) -> dict[str, Tensor]:
+def validation_sums(model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig) -> dict[str, Tensor]:
     """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add them over ranks.
 
     Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights to be judged.

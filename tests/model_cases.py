@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pretrain.model.flavors import flavor
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
 from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Task
 
 T = TypeVar("T")
@@ -20,10 +21,10 @@ def present(value: T | None) -> T:
     return value
 
 
-def debug_model(seed: int = 0) -> NavaTransformer:
+def debug_model(seed: int = 0, name: str = "debug") -> AVTransformer:
     """A debug model whose zero-initialised heads are filled, so that outputs say something."""
     torch.manual_seed(seed)
-    model = NavaTransformer(flavor("debug"))
+    model = build_model(flavor(name))
     model.init_weights()
     for head in (model.head, model.head_audio):
         torch.nn.init.normal_(head.linear.weight, std=0.2)

@@ -266,7 +266,7 @@ def test_width_norm_equals_rms_norm() -> None:
 @settings(max_examples=30, deadline=None)
 @given(sigma=st.floats(0.01, 1.0), deviation=st.floats(0.05, 2.0))
 def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None:
-    from pretrain.model.transformer import velocity_of_clean
+    from pretrain.model.clean_answer import velocity_of_clean
 
     state, answer, level = torch.randn(5).double(), torch.randn(5).double(), torch.tensor(sigma, dtype=torch.float64)
     weight = sigma**2 + deviation**2 * (1 - sigma) ** 2
@@ -275,7 +275,7 @@ def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None
 
 
 def test_at_full_noise_the_answer_is_the_clean_latent_and_at_none_it_is_finite() -> None:
-    from pretrain.model.transformer import velocity_of_clean
+    from pretrain.model.clean_answer import velocity_of_clean
 
     noise, answer = torch.randn(4), torch.randn(4)
     torch.testing.assert_close(velocity_of_clean(answer, noise, torch.tensor(1.0), 0.3), noise - answer)

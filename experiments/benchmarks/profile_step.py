@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.doctor import matmul_ceiling_gflops, processor_name
 from pretrain.model.flavors import flavor
-from pretrain.model.plan import forward_flops
+from pretrain.model.flops import ClipShape, block_flops
 from pretrain.model.transformer import NavaTransformer
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.sampling import lower_precision
@@ -68,7 +68,7 @@ def profile_task(task: Task) -> dict[str, Any]:
     operators = sorted(recorded.key_averages(), key=lambda item: -item.self_cpu_time_total)
     total = sum(item.self_cpu_time_total for item in operators)
     video_tokens = 0 if task is Task.T2A else LATENT_FRAMES * 4
-    flops = 3 * CLIPS * forward_flops(args, video_tokens, AUDIO_TOKENS, CONTEXT_TOKENS)
+    flops = 3 * CLIPS * block_flops(args, ClipShape(video=video_tokens, audio=AUDIO_TOKENS, context=CONTEXT_TOKENS))
     ceiling = matmul_ceiling_gflops(torch.bfloat16)
     median = statistics.median(seconds)
     return {

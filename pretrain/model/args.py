@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
+
+Paradigm = Literal["nava", "dual_tower", "unified"]  # who meets whom in self-attention (pretrain.model.paradigms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +17,12 @@ class ModelArgs:
     Raises ValueError where sizes do not fit each other.
     """
 
+    paradigm: Paradigm = "nava"
     width: int = 3072
     num_heads: int = 24
     ffn_width: int = 14336
-    num_alignment_blocks: int = 10
-    num_fusion_blocks: int = 20
+    num_alignment_blocks: int = 10  # double-stream; of dual_tower: pairs of tower blocks
+    num_fusion_blocks: int = 20  # single-stream
     text_width: int = 4096
     time_frequencies: int = 256
     audio_embed_hidden: int = 8192
@@ -48,6 +52,10 @@ class ModelArgs:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive or None, got {value}")
+        unused = {"dual_tower": self.num_fusion_blocks, "unified": self.num_alignment_blocks}.get(self.paradigm, 0)
+        if unused:
+            kind = "fusion" if self.paradigm == "dual_tower" else "alignment"
+            raise ValueError(f"paradigm {self.paradigm} has no {kind} blocks; num_{kind}_blocks must be 0, got {unused}")
         if self.head_dim < 6:
             raise ValueError(f"width / num_heads is {self.head_dim}; three rotary axes need at least 6")
 

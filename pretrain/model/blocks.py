@@ -5,6 +5,7 @@ Both kinds: x += gate1 * self_attn(mod(norm1 x)); x += cross_attn(norm3 x, conte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
+from pretrain.types import Conditioning
 
 
 class Context(NamedTuple):
@@ -22,6 +24,14 @@ class Context(NamedTuple):
     tokens: Tensor  # [B, S, width]
     mask: Tensor | None  # [B, 1, 1, S] bool; None = all
     kept: Tensor | None  # [B, 1, 1]; 0 = text dropped, contributes nothing; None = all kept
+
+
+def cross_context(tokens: Tensor, conditioning: Conditioning, attend_padding: bool) -> Context:
+    """The context tokens [B, S, width] with what of them each sample may attend to."""
+    kept, mask = conditioning.text_kept, None
+    if not attend_padding and not bool(conditioning.text_mask.all()):
+        mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]  # a dropped text may be empty: softmax stays finite
+    return Context(tokens, mask, None if bool(kept.all()) else kept[:, None, None].to(tokens.dtype))
 
 
 class FeedForward(nn.Sequential):
@@ -84,6 +94,20 @@ class AlignmentBlock(nn.Module):
         return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), turns)
 
 
+def normed_streams(x: Tensor, modulations: tuple[Tensor, ...], sizes: Sequence[int], first: int, eps: float) -> Tensor:
+    """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels (rows first, first + 1)."""
+    split = zip(x.split(sizes, dim=1), modulations, strict=True)
+    pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
+    return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+
+
+def gated_streams(x: Tensor, update: Tensor, modulations: tuple[Tensor, ...], sizes: Sequence[int], row: int) -> Tensor:
+    """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
+    split = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), modulations, strict=True)
+    pieces = [gated_add(piece, change, m[row]) for piece, change, m in split]
+    return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+
+
 class FusionBlock(nn.Module):
     """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow levels."""
 
@@ -96,23 +120,13 @@ class FusionBlock(nn.Module):
     def forward(self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
         """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in order."""
         sizes = [size for size in (plan.num_video, plan.num_audio) if size]
-        hidden = self._normed(x, modulations, sizes, 0).to(self.self_attn.q.weight.dtype)
+        hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
-        x = self._gated(x, update, modulations, sizes, 2)
+        x = gated_streams(x, update, modulations, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)
-        hidden = self._normed(x, modulations, sizes, 3).to(next(self.ffn.parameters()).dtype)
-        return self._gated(x, self.ffn(hidden), modulations, sizes, 5)
-
-    def _normed(self, x: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], first: int) -> Tensor:
-        split = zip(x.split(sizes, dim=1), modulations, strict=True)
-        pieces = [modulated_norm(piece, m[first], m[first + 1], self.eps) for piece, m in split]
-        return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-
-    def _gated(self, x: Tensor, update: Tensor, modulations: tuple[Tensor, ...], sizes: list[int], index: int) -> Tensor:
-        split = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), modulations, strict=True)
-        pieces = [gated_add(piece, change, m[index]) for piece, change, m in split]
-        return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+        hidden = normed_streams(x, modulations, sizes, 3, self.eps).to(next(self.ffn.parameters()).dtype)
+        return gated_streams(x, self.ffn(hidden), modulations, sizes, 5)
 
 
 class Head(nn.Module):

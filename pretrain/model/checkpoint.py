@@ -18,7 +18,8 @@ from torch import Tensor
 from pretrain.config import override
 from pretrain.files import replacing, save_tensors
 from pretrain.model.args import ModelArgs
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
 
 WeightsName = Literal["model", "ema"]
 
@@ -78,12 +79,12 @@ def read_weights(folder: Path, weights: WeightsName = "ema") -> dict[str, Tensor
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
 
 
-def load_model(folder: Path, weights: WeightsName = "ema") -> tuple[NavaTransformer, ModelFolder]:
+def load_model(folder: Path, weights: WeightsName = "ema") -> tuple[AVTransformer, ModelFolder]:
     """The model in eval mode, fp32. Raises ValueError that names missing, extra and misshapen keys."""
     described = read_model_folder(folder)
     tensors = read_weights(folder, weights)
     with torch.device("meta"):
-        model = NavaTransformer(described.args)
+        model = build_model(described.args)
     check_keys({key: tensor.shape for key, tensor in model.state_dict().items()}, tensors, str(folder))
     model.load_state_dict(tensors, assign=True)
     return model.eval(), described

@@ -1,23 +1,32 @@
-"""Named sizes."""
+"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its number of parameters."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 
+_MINI = ModelArgs(
+    width=192, num_heads=3, ffn_width=768, num_alignment_blocks=1, num_fusion_blocks=3,
+    text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True,
+    open_deviation_video=0.1, open_deviation_audio=0.3,
+)  # fmt: skip
+_DEBUG = ModelArgs(
+    width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,
+    text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3, timbre_keeps_text=True,
+)  # fmt: skip
+
 FLAVORS: dict[str, ModelArgs] = {
     "nava_6b": ModelArgs(),
     "nava_7b_split": ModelArgs(split_ffn_and_norms=True),
-    "mini": ModelArgs(
-        width=192, num_heads=3, ffn_width=768, num_alignment_blocks=1, num_fusion_blocks=3,
-        text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True,
-        open_deviation_video=0.1, open_deviation_audio=0.3,
-    ),
-    "debug": ModelArgs(
-        width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,
-        text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3, timbre_keeps_text=True,
-    ),
-}  # fmt: skip
+    "mini": _MINI,
+    "dual_tower": replace(_MINI, paradigm="dual_tower", num_alignment_blocks=2, num_fusion_blocks=0),
+    "unified": replace(_MINI, paradigm="unified", num_alignment_blocks=0, num_fusion_blocks=6),
+    "debug": _DEBUG,
+    "debug_dual_tower": replace(_DEBUG, paradigm="dual_tower", num_alignment_blocks=2, num_fusion_blocks=0),
+    "debug_unified": replace(_DEBUG, paradigm="unified", num_alignment_blocks=0, num_fusion_blocks=2),
+}
 
 
 def flavor(name: str) -> ModelArgs:

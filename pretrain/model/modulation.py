@@ -21,7 +21,7 @@ class StreamModulation(NamedTuple):
 
     alignment: tuple[Tensor, ...]  # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
     fusion: tuple[Tensor, ...]  # per fusion block [6, B, G, 1, width]
-    head: Tensor  # [2, B, G, 1, width]: shift, scale
+    head: Tensor | None  # [2, B, G, 1, width]: shift, scale; None where the stream has no head
 
 
 class TimePath(nn.Module):
@@ -39,11 +39,13 @@ class TimePath(nn.Module):
             "head_video": (1, 2),
             "head_audio": (1, 2),
         }
-        self.tables = nn.ParameterDict({name: nn.Parameter(torch.empty(*shape, width)) for name, shape in tables.items()})
+        self.tables = nn.ParameterDict({name: nn.Parameter(torch.empty(*shape, width)) for name, shape in tables.items() if shape[0]})
 
-    def forward(self, video_sigma: Tensor | None, audio_sigma: Tensor | None) -> tuple[StreamModulation | None, StreamModulation | None]:
-        """Levels [B, G] of each present stream -> its modulation, fp32."""
-        return self._modulate(video_sigma, "video"), self._modulate(audio_sigma, "audio")
+    def forward(
+        self, video_sigma: Tensor | None, audio_sigma: Tensor | None, context_sigma: Tensor | None = None
+    ) -> tuple[StreamModulation | None, ...]:
+        """Levels [B, G] of each present stream -> modulation of (video, audio, context), fp32; a context has no rows of its own."""
+        return self._modulate(video_sigma, "video"), self._modulate(audio_sigma, "audio"), self._modulate(context_sigma, "context")
 
     def _modulate(self, sigma: Tensor | None, stream: str) -> StreamModulation | None:
         if sigma is None:
@@ -52,10 +54,14 @@ class TimePath(nn.Module):
         projection = self.projection(F.silu(embedding)).unflatten(-1, (6, -1))  # [B, G, 6, width]
         projection = projection.permute(2, 0, 1, 3).unsqueeze(3)
         return StreamModulation(
-            alignment=tuple(projection + table[:, None, None, None] for table in self.tables[f"alignment_{stream}"]),
-            fusion=tuple(projection + table[:, None, None, None] for table in self.tables["fusion"]),
-            head=embedding[None, :, :, None] + self.tables[f"head_{stream}"][0][:, None, None, None],
+            alignment=tuple(projection + rows for rows in self._rows(f"alignment_{stream}")),
+            fusion=tuple(projection + rows for rows in self._rows("fusion")),
+            head=next((embedding[None, :, :, None] + rows for rows in self._rows(f"head_{stream}")), None),
         )
+
+    def _rows(self, name: str) -> list[Tensor]:
+        """A table's entries [6 or 2, 1, 1, 1, width], one per block; none where the model has no such blocks."""
+        return [table[:, None, None, None] for table in self.tables[name]] if name in self.tables else []
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,9 @@ from torch import nn
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import flavor
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.flops import ClipShape, training_flops
+from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
 GIB = 2**30
@@ -36,7 +38,7 @@ def plan(
     video = num_video_latents(frames) * (height // cell) * (width // cell)
     audio = num_audio_tokens(frames, fps)
     with torch.device("meta"):
-        model = NavaTransformer(args)
+        model = build_model(args)
     parts = {part: _count(module) for part, module in model.named_children()}
     total = _count(model)
     return {
@@ -44,29 +46,18 @@ def plan(
         "params_total": total,
         "params_by_part": parts,
         "tokens_per_clip": {"video": video, "audio": audio, "total": video + audio},
-        "training_flops_per_clip": 3 * forward_flops(args, video, audio, context_tokens),
+        "training_flops_per_clip": training_flops(args, ClipShape(video=video, audio=audio, context=context_tokens)),
         "gpus": gpus,
         "memory_per_gpu_gib": _memory(args, model, total, gpus, video + audio),
     }
-
-
-def forward_flops(args: ModelArgs, video: int, audio: int, context_tokens: int) -> int:
-    """Multiply-adds x 2 of one clip's forward pass: linear layers of the blocks per modality, plus attention."""
-    tokens, width = video + audio, args.width
-    blocks = args.num_alignment_blocks + args.num_fusion_blocks
-    per_token = 4 * width**2 + 2 * width**2 + 2 * width * args.ffn_width  # self q k v o, cross q o, FFN
-    context_streams = args.num_alignment_blocks * ((video > 0) + (audio > 0)) + args.num_fusion_blocks
-    linear = blocks * tokens * per_token + context_streams * context_tokens * 2 * width**2
-    attention = blocks * (2 * tokens * tokens * width + 2 * tokens * context_tokens * width)
-    return 2 * (linear + attention)
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _memory(args: ModelArgs, model: NavaTransformer, total: int, gpus: int, tokens: int) -> dict[str, float]:
-    blocks = [*model.double_blocks, *model.single_blocks]
+def _memory(args: ModelArgs, model: AVTransformer, total: int, gpus: int, tokens: int) -> dict[str, float]:
+    blocks = [block for group in model.block_groups() for block in group]
     largest = max(_count(block) for block in blocks)
     inside = tokens * (10 * args.width + 2 * args.ffn_width) * BF16_BYTES
     parts = {

@@ -1,4 +1,4 @@
-"""Activation checkpointing, compilation and FSDP2 / HSDP of a NAVA transformer; the same wrapping on one rank and on many."""
+"""Activation checkpointing, compilation and FSDP2 / HSDP of an AVTransformer; the same wrapping on one rank and on many."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.utils import device_type
 
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.shell import AVTransformer
 
 
 def parallelize(
-    model: NavaTransformer, parallel_dims: ParallelDims, job_config: JobConfig, shard_blocks: bool = True
-) -> NavaTransformer:
+    model: AVTransformer, parallel_dims: ParallelDims, job_config: JobConfig, shard_blocks: bool = True
+) -> AVTransformer:
     """Wrap in place: each block is an FSDP unit if `shard_blocks`, the time path is one of its own in fp32, the rest is the root unit."""
-    blocks = (model.double_blocks, model.single_blocks)
+    blocks = model.block_groups()
     _checkpoint_activations(blocks, job_config.activation_checkpoint.mode)
     if job_config.compile.enable:
         for group in blocks:

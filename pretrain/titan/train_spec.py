@@ -17,7 +17,7 @@ from torchtitan.protocols.train_spec import TrainSpec
 from pretrain.data.loader import SampleSet, Slice, StageLoader
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.paradigms import build_model
 from pretrain.stage_run import StageRun
 from pretrain.titan.parallelize import parallelize
 
@@ -66,7 +66,7 @@ def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
         return StageLoader(config.stage(run.stage), sets, config.seed, config.global_batch_size, part)
 
     return TrainSpec(
-        model_cls=lambda titan_args: NavaTransformer(titan_args.args),  # type: ignore[arg-type]
+        model_cls=lambda titan_args: build_model(titan_args.args),  # type: ignore[arg-type]
         model_args={name: TitanArgs(args=args) for name, args in FLAVORS.items()},
         parallelize_fn=partial(parallelize, shard_blocks=run.config.parallel.shard_blocks),
         pipelining_fn=None,

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.files import read_json
 from pretrain.model.checkpoint import check_keys, read_weights, write_model
 from pretrain.model.flavors import flavor
-from pretrain.model.transformer import NavaTransformer
+from pretrain.model.paradigms import build_model
 from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
 
@@ -28,7 +28,7 @@ def initialise(model: nn.Module, flavor_name: str, seed: int) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        whole = NavaTransformer(flavor(flavor_name))
+        whole = build_model(flavor(flavor_name))
         with torch.no_grad():
             whole.init_weights()
     load_full(model, whole.state_dict())

@@ -1,0 +1,111 @@
+"""Dual tower: each modality attends to itself alone, text enters each tower by cross-attention, and extra modules let the towers meet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pretrain.model.args import ModelArgs
+from pretrain.model.attention import AttentionPlan, Projections, plan_attention, scaled_attention
+from pretrain.model.blocks import Context, FeedForward, add_cross, add_ffn, cross_context
+from pretrain.model.modulation import gated_add, modulated_norm
+from pretrain.model.rope import rotate
+from pretrain.model.shell import AVTransformer, Inputs, Pair
+
+
+class Meeting(NamedTuple):
+    """What the cross-modal modules may see; towers whose samples are all apart do not meet."""
+
+    joined: Tensor | None  # [B, 1, 1], 0 = this sample's towers stay apart; None = all meet
+    masks: Pair  # [B, 1, 1, N] bool over the (video, audio) tokens that are looked at; None = all
+
+
+class CrossModal(nn.Module):
+    """x + attention from one tower to the other, both turned by the video's clock, so that equal times can find each other."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.norm, self.norm_other = (nn.LayerNorm(args.width, eps=args.eps) for _ in range(2))
+        self.attn = Projections(args)
+
+    def forward(
+        self, x: Tensor, other: Tensor, turns: Tensor, other_turns: Tensor, mask: Tensor | None, joined: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """x [B, N, width] and other [B, M, width] with their turns; mask [B, 1, 1, M], joined [B, 1, 1]."""
+        attn, dtype = self.attn, self.norm.weight.dtype
+        seen = self.norm_other(other.to(dtype))
+        q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), turns)
+        k, v = rotate(attn.heads(attn.norm_k(attn.k(seen))), other_turns), attn.heads(attn.v(seen))
+        update = attn.o(scaled_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2))
+        return x + (update if joined is None else update * joined).to(x.dtype)
+
+
+class Tower(nn.Module):
+    """One modality's side of a block."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.eps = args.eps
+        self.self_attn, self.cross_attn, self.meet = Projections(args), Projections(args), CrossModal(args)
+        self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
+
+    def alone(self, x: Tensor, modulation: Tensor, turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
+        """Self-attention over this modality, then text."""
+        hidden = modulated_norm(x, modulation[0], modulation[1], self.eps).to(self.self_attn.q.weight.dtype)
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
+        x = gated_add(x, self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2)), modulation[2])
+        return add_cross(x, self.cross_attn, self.norm3, context)
+
+
+class TowerPair(nn.Module):
+    """Both towers one step: each alone, then each looks at what the other has become, then its FFN."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.video, self.audio = Tower(args), Tower(args)
+
+    def forward(
+        self, streams: Pair, modulations: Pair, turns: Pair, plans: tuple[AttentionPlan, AttentionPlan], context: Context,
+        meeting: Meeting | None,
+    ) -> Pair:  # fmt: skip
+        """(video, audio) tokens [B, N, width], None where absent; meeting None = the towers stay apart."""
+        towers = (self.video, self.audio)
+        out: list[Tensor | None] = [
+            None if x is None or m is None or turn is None else tower.alone(x, m, turn, plan, context)
+            for tower, x, m, turn, plan in zip(towers, streams, modulations, turns, plans, strict=True)
+        ]
+        (video, audio), (video_turns, audio_turns) = out, turns
+        if meeting and video is not None and audio is not None and video_turns is not None and audio_turns is not None:
+            out[0] = self.video.meet(video, audio, video_turns, audio_turns, meeting.masks[1], meeting.joined)
+            out[1] = self.audio.meet(audio, video, audio_turns, video_turns, meeting.masks[0], meeting.joined)
+        finished = [
+            None if x is None or m is None else add_ffn(x, tower.ffn, m, tower.eps)
+            for tower, x, m in zip(towers, out, modulations, strict=True)
+        ]
+        return finished[0], finished[1]
+
+
+class DualTowerTransformer(AVTransformer):
+    """`num_alignment_blocks` pairs of tower blocks, nothing shared between the towers but the time path and the text embedding."""
+
+    def add_blocks(self, args: ModelArgs) -> None:
+        self.tower_blocks = nn.ModuleList(TowerPair(args) for _ in range(args.num_alignment_blocks))
+
+    def block_groups(self) -> tuple[nn.ModuleList, ...]:
+        return (self.tower_blocks,)
+
+    def mix(self, given: Inputs) -> Pair:
+        joined = given.conditioning.modalities_joined
+        plans = tuple(plan_attention(valid, joined, count, 0) for valid, count in zip(given.valid, given.counts, strict=True))
+        context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
+        meeting = self._meeting(given, joined) if bool(joined.any()) else None
+        tokens = given.tokens
+        for index, block in enumerate(self.tower_blocks):
+            picked = tuple(m.alignment[index] if m else None for m in given.modulations[:2])
+            tokens = block(tokens, picked, given.turns, plans, context, meeting)
+        return tokens
+
+    def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:
+        video, audio = (None if valid is None else valid[:, None, None] for valid in given.valid)
+        return Meeting(None if bool(joined.all()) else joined[:, None, None].to(given.context.dtype), (video, audio))

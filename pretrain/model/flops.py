@@ -1,0 +1,110 @@
+"""Matmul FLOPs of one clip, counted exactly from the sizes (multiply-adds x 2): linear layers, convolutions as matmuls, attention.
+
+What is not a matmul (norms, gates, rotations, softmax) is left out, as torch's own counter leaves it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.model.args import ModelArgs, Paradigm
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """Sizes of one clip as the model sees it; 0 tokens = the modality is absent."""
+
+    video: int  # tokens
+    audio: int  # tokens
+    context: int  # text states, padding included
+    references: int = 1
+    video_levels: int = 1  # latent frames where a first frame is given, else 1
+
+    @property
+    def streams(self) -> list[int]:
+        """Tokens of each present modality."""
+        return [count for count in (self.video, self.audio) if count]
+
+
+def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """One forward pass of one clip."""
+    return _first_maps(args, shape) + _other_maps(args, shape) + block_flops(args, shape)
+
+
+def training_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """Forward and backward of one clip: every matmul again for its weights (or one factor) and again for its input.
+
+    The first maps of latents, text and levels need no gradient of their input.
+    """
+    return 3 * forward_flops(args, shape) - _first_maps(args, shape)
+
+
+def block_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """Forward pass of the blocks alone."""
+    return {"nava": _nava, "dual_tower": _dual_tower, "unified": _unified}[args.paradigm](args, shape)
+
+
+def _map(rows: int, inputs: int, outputs: int) -> int:
+    return 2 * rows * inputs * outputs
+
+
+def _attend(args: ModelArgs, queries: int, keys: int) -> int:
+    return 4 * queries * keys * args.width
+
+
+def _square(args: ModelArgs, rows: int) -> int:
+    return _map(rows, args.width, args.width)
+
+
+def _ffn(args: ModelArgs, tokens: int) -> int:
+    return 2 * _map(tokens, args.width, args.ffn_width)
+
+
+def _alone(args: ModelArgs, tokens: int) -> int:
+    """Self-attention of `tokens` and their FFN."""
+    return 4 * _square(args, tokens) + _attend(args, tokens, tokens) + _ffn(args, tokens)
+
+
+def _cross(args: ModelArgs, tokens: int, seen: int) -> int:
+    return 2 * _square(args, tokens) + 2 * _square(args, seen) + _attend(args, tokens, seen)
+
+
+def _nava(args: ModelArgs, shape: ClipShape) -> int:
+    tokens = shape.video + shape.audio
+    alignment = _alone(args, tokens) + sum(_cross(args, count, shape.context) for count in shape.streams)
+    fusion = _alone(args, tokens) + _cross(args, tokens, shape.context)
+    return args.num_alignment_blocks * alignment + args.num_fusion_blocks * fusion
+
+
+def _dual_tower(args: ModelArgs, shape: ClipShape) -> int:
+    towers = sum(_alone(args, count) + _cross(args, count, shape.context) for count in shape.streams)
+    meeting = _cross(args, shape.video, shape.audio) + _cross(args, shape.audio, shape.video) if shape.video and shape.audio else 0
+    return args.num_alignment_blocks * (towers + meeting)
+
+
+def _unified(args: ModelArgs, shape: ClipShape) -> int:
+    return args.num_fusion_blocks * _alone(args, shape.context + shape.video + shape.audio)
+
+
+def _level_groups(args: ModelArgs, shape: ClipShape) -> int:
+    streams: dict[Paradigm, int] = {"unified": 1}  # the context carries a level too
+    return (shape.video_levels if shape.video else 0) + (1 if shape.audio else 0) + streams.get(args.paradigm, 0)
+
+
+def _first_maps(args: ModelArgs, shape: ClipShape) -> int:
+    width = args.width
+    return (
+        _map(shape.video, args.video_channels * args.patch_size**2, width)
+        + _map(shape.audio, args.audio_channels * args.audio_embed_kernel, width)
+        + _map(shape.context, args.text_width, width)
+        + _map(_level_groups(args, shape), args.time_frequencies, width)
+    )
+
+
+def _other_maps(args: ModelArgs, shape: ClipShape) -> int:
+    width, window, groups = args.width, args.audio_embed_kernel, _level_groups(args, shape)
+    audio_mlp = 3 * _map(shape.audio, width * window, args.audio_embed_hidden)
+    timbre = _map(shape.references, args.speaker_dim, width) + _square(args, shape.references)
+    time = _square(args, groups) + _map(groups, width, 6 * width)
+    heads = _map(shape.video, width, args.video_channels * args.patch_size**2) + _map(shape.audio, width, args.audio_channels)
+    return audio_mlp + _square(args, shape.context) + timbre + time + heads
