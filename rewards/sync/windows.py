@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewards.base import Unscorable
-from rewards.sync.mfcc import SMALLEST, mfcc
+from rewards.sync.mfcc import NUM_COEFFICIENTS, SMALLEST, mfcc
 
 FPS = 25
 SAMPLES_PER_FRAME = 640
@@ -36,14 +36,17 @@ def sound_windows(columns: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(columns, WINDOW_COLUMNS, axis=0)[::COLUMNS_PER_FRAME, None]
 
 
-def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of `num_windows`.
+def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarray:
+    """All windows [n, 1, 13, 20] of a sound [N]; `log_floor` is the network's (`SyncNetArgs.log_floor`)."""
+    if not len(sound):
+        return np.zeros((0, 1, NUM_COEFFICIENTS, WINDOW_COLUMNS), np.float32)
+    return sound_windows(mfcc(sound, SMALLEST if log_floor is None else log_floor))
 
-    `log_floor` is the network's (`SyncNetArgs.log_floor`).
-    """
+
+def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of `num_windows`."""
     count = num_windows(len(item.crops), len(item.sound))
-    columns = mfcc(item.sound, SMALLEST if log_floor is None else log_floor)
-    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], sound_windows(columns)[:count]
+    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], heard_windows(item.sound, log_floor)[:count]
 
 
 def to_25_fps(frames: np.ndarray, fps: float) -> np.ndarray:
