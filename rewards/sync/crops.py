@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from rewards.base import Unscorable
-from rewards.sync.resize import crop_square
+from rewards.sync.faces import Detector
+from rewards.sync.resize import crop_square, resize_linear
+from rewards.sync.shots import histogram_cuts
+from rewards.sync.tracking import SYNCNET_PYTHON, Track, Tracking, smoothed, track_faces
 from rewards.types import Box, Clip
 
 BLACK = 16  # of 255; codec noise on black frames stays below
+PADDING = 110  # grey beyond the picture's edge
 MOUTH_MARGIN = 0.25  # of the box's longer side, both sides together
 
 
@@ -50,6 +55,64 @@ class MouthBoxes:
         if not clip.mouth_boxes:
             raise Unscorable("no mouth box")
         return [FaceCrops(crop_square(frames, _square(box, frames, self.margin), self.size)) for box in clip.mouth_boxes]
+
+
+class FaceTracks:
+    """Crops of tracked faces in the published geometry; `variant` is one of rewards.sync.tracking's recipes or your own.
+
+    The label names the variant and the detector, because both change the numbers. Raises Unscorable when no face is found,
+    none is tracked long and large enough, or the clip's frame rate is none.
+    """
+
+    def __init__(self, detector: Detector, variant: Tracking = SYNCNET_PYTHON, size: int = 224) -> None:
+        if size < 1:
+            raise ValueError(f"FaceTracks: size is {size}; use at least 1")
+        self.detector, self.variant, self.size = detector, variant, size
+        self.label = f"{variant.name}_{detector.label}"
+
+    def crops(self, clip: Clip) -> list[FaceCrops]:
+        frames = visible_frames(clip)
+        return [FaceCrops(self._cut(frames, track, clip.fps), track.start) for track in self._tracks(clip, frames)]
+
+    def _tracks(self, clip: Clip, frames: np.ndarray) -> list[Track]:
+        if not (math.isfinite(clip.fps) and clip.fps > 0):
+            raise Unscorable(f"{clip.fps} frames per second")
+        detections = self.detector.detect(clip)
+        if not any(detections):
+            raise Unscorable(f"no face found ({self.detector.label})")
+        cuts = histogram_cuts(frames) if self.variant.shots == "histogram" else []
+        if not (tracks := track_faces(detections, self.variant, clip.fps, cuts)):
+            wanted = f"{self.variant.min_frames} frames at 25 fps and more than {self.variant.min_face_px:g} pixels"
+            raise Unscorable(f"faces in {sum(map(bool, detections))} of {len(frames)} frames, none tracked over {wanted} ({self.label})")
+        return tracks
+
+    def _cut(self, frames: np.ndarray, track: Track, fps: float) -> np.ndarray:
+        places = smoothed(track, self.variant, fps)
+        shown = frames[track.start : track.start + len(places)]
+        pictures = zip(shown, places, strict=True)
+        return np.concatenate(
+            [resize_linear(face_square(frame, x, y, half, self.variant.crop_scale)[None], self.size) for frame, (x, y, half) in pictures]
+        )
+
+
+def face_square(frame: np.ndarray, x: float, y: float, half: float, crop_scale: float) -> np.ndarray:
+    """The published cut around a face in uint8 [H, W, 3]: centre x, y and `half` of its box's longer side, pixels.
+
+    Rows y - half .. y + half (1 + 2 crop_scale) and columns x -+ half (1 + crop_scale), each cut to whole pixels after the picture
+    was padded by int(half (1 + 2 crop_scale)) with level 110. Raises Unscorable for a face beyond that padding.
+    """
+    pad = int(half * (1 + 2 * crop_scale))
+    height, width = frame.shape[:2]
+    rows = int(y + pad - half), int(y + pad + half * (1 + 2 * crop_scale))
+    columns = int(x + pad - half * (1 + crop_scale)), int(x + pad + half * (1 + crop_scale))
+    top, bottom = max(0, rows[0]) - pad, min(height + 2 * pad, rows[1]) - pad
+    left, right = max(0, columns[0]) - pad, min(width + 2 * pad, columns[1]) - pad
+    if bottom <= top or right <= left or bottom <= 0 or right <= 0 or top >= height or left >= width:
+        raise Unscorable(f"face at {x:.0f}, {y:.0f} of half side {half:.1f} lies outside of {width}x{height} pixels")
+    square = np.full((bottom - top, right - left, 3), PADDING, np.uint8)
+    inside = frame[max(0, top) : bottom, max(0, left) : right]
+    square[max(0, -top) : max(0, -top) + len(inside), max(0, -left) : max(0, -left) + inside.shape[1]] = inside
+    return square
 
 
 def visible_frames(clip: Clip) -> np.ndarray:
