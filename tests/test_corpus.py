@@ -25,7 +25,7 @@ from pretrain.prompt import check_prompts, parse
 FULL = CorpusConfig()
 SMALL = CorpusConfig(
     paired=24, audio_only=12, hq_audio=4, validation=6, prompts_heldout_pairs=8, prompts_disagree=4, prompts_dialogue=2,
-    prompts_camera=4, prompts_align_train=8, prompts_align_held_out=8,
+    prompts_camera=4, prompts_align_train=8, prompts_align_held_out=8, talk_a=0, talk_b=0, talk_test=0,
 )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ QUICK = GenerateConfig(sampler=SamplerConfig(solver="euler", steps=2, shift=1.0,
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small corpus, its codec and a random model."""
     folder = tmp_path_factory.mktemp("made")
-    build_corpus(CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1), folder / "corpus")
+    talk = dict.fromkeys(("talk_a", "talk_b", "talk_test"), 0)
+    build_corpus(CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1, **talk), folder / "corpus")
     fit_codecs(CodecConfig(), folder / "corpus", folder / "codec")
     codec_id = json.loads((folder / "codec" / "config.json").read_text())["codec_id"]
     write_model(folder / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id, "stage": "none"})

@@ -18,6 +18,7 @@ from pretrain.data.corpus.config import CorpusConfig
 from pretrain.data.corpus.plan import ClipPlan
 from pretrain.data.corpus.record import prompt_row, record, write_reference
 from pretrain.data.corpus.script import prompt_sets, training_sets
+from pretrain.data.corpus.talk import talk_sets
 from pretrain.data.manifest import read_manifest
 from pretrain.data.mixing import MixEntry, write_mix
 from pretrain.jsonl import dump
@@ -43,6 +44,7 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
     casting = cast(config)
     sets = training_sets(config, casting)
     prompts = prompt_sets(config, casting, sets["validation"])
+    sets |= talk_sets(config, casting)
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     try:

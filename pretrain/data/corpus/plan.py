@@ -8,6 +8,7 @@ from pretrain.data.corpus.cast import CHARACTER_BY_NAME
 
 FPS = 24.0
 SHORT_FRAMES, LONG_FRAMES = 25, 49  # one word; two words (1 + 4n frames, 26 and 51 audio tokens)
+TALK_FRAMES = 97  # several words with pauses
 CLEAN_SNR_DB = 60.0  # the label of sound without added noise
 
 
@@ -20,7 +21,7 @@ class Turn:
     character: str
     take: int  # which of the bank's utterances of this word and voice
     onset_s: float
-    reference: str  # name of the reference sound, another recording of the same voice
+    reference: str  # name of the reference sound, another recording of the same voice; "" = none
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ClipPlan:
 
     data_id: str
     set_name: str
-    kind: str  # speech, dialogue, event or camera
+    kind: str  # speech, dialogue, event, camera or talk
     text: str
     num_frames: int
     turns: tuple[Turn, ...] = ()
@@ -51,6 +52,7 @@ class ClipPlan:
     gain_db: float = 0.0
     snr_db: float = CLEAN_SNR_DB
     pair_held_out: bool = False
+    place: tuple[float, float, float] | None = None  # x, y (pixels) and scale of the one head that says all turns; None = by their number
 
     @property
     def has_video(self) -> bool:

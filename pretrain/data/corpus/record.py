@@ -22,11 +22,14 @@ EVENT_COLOURS: dict[str, Colour] = {
     "orange": (246, 150, 50),
 }
 BLINK_S = 0.1
+FRAMES_PER_BLINK = 48
 GAP_S = 0.06  # between the words of a reference
 
 
 def faces_of(plan: ClipPlan) -> tuple[Face, ...]:
-    """Where the faces stand: one in the middle, or one left and one right."""
+    """Where the faces stand: at the plan's place, else one in the middle, or one left and one right."""
+    if plan.place is not None:
+        return (Face(plan.turns[0].character, *plan.place),)
     places = [SINGLE] if len(plan.turns) == 1 else [LEFT, RIGHT]
     return tuple(Face(turn.character, *place) for turn, place in zip(plan.turns, places, strict=False)) if plan.has_video else ()
 
@@ -39,10 +42,14 @@ def pictures(plan: ClipPlan, seed: int) -> np.ndarray:
             return render_ball(ball_heights(plan.event, plan.num_frames), plan.background, colour)
         return render_light(light_levels(plan.event, plan.num_frames), plan.background, colour)
     length = num_samples(plan.num_frames)
-    openings = np.stack([mouth_openings(spoken(turn, length), plan.num_frames) for turn in plan.turns])
+    sounds = [spoken(turn, length) for turn in plan.turns]
+    if plan.place is not None:
+        sounds = [np.sum(sounds, axis=0)]
+    openings = np.stack([mouth_openings(sound, plan.num_frames) for sound in sounds])
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
-    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, len(plan.turns))  # some blinks fall outside the clip
-    blinks = (times >= starts[:, None]) & (times < starts[:, None] + BLINK_S)
+    num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
+    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(sounds), num_blinks, 1))  # some fall outside the clip
+    blinks = ((times >= starts) & (times < starts + BLINK_S)).any(axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 
 
@@ -118,7 +125,7 @@ def moving_boxes(plan: ClipPlan) -> list[list[Box]]:
 
 
 def reference_paths(plan: ClipPlan, folder: str) -> list[str]:
-    return [f"{folder}/{turn.reference}.wav" for turn in plan.turns]
+    return [f"{folder}/{turn.reference}.wav" for turn in plan.turns if turn.reference]
 
 
 def write_reference(path: Path, voice: str, words: tuple[tuple[str, int], ...]) -> None:

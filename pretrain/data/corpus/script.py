@@ -79,7 +79,7 @@ def _sounds(config: CorpusConfig, casting: Casting, name: str, count: int, noisy
         described = turns[0].voice if _is_described(config, i) else ""
         text = str(rng.choice(texts.sound_texts(turns, described)))
         kind, frames = ("dialogue", LONG_FRAMES) if i < dialogues else ("speech", SHORT_FRAMES)
-        plans.append(ClipPlan("", name, kind, text, frames, turns, described_voice=described, **_levels(rng, noisy)))
+        plans.append(ClipPlan("", name, kind, text, frames, turns, described_voice=described, **levels(rng, noisy)))
     return _numbered(config, name, plans)
 
 
@@ -136,7 +136,7 @@ def _face(
     text, wall = choices[int(rng.integers(len(choices)))]
     kind = "speech" if camera == STATIC else "camera"
     data_id = f"{name}-{index:05d}"
-    return ClipPlan(data_id, name, kind, text, SHORT_FRAMES, turns, None, wall, camera, voice, **_levels(rng, noisy))
+    return ClipPlan(data_id, name, kind, text, SHORT_FRAMES, turns, None, wall, camera, voice, **levels(rng, noisy))
 
 
 def _dialogue(config: CorpusConfig, casting: Casting, name: str, index: int, noisy: float) -> ClipPlan:
@@ -153,7 +153,7 @@ def _dialogue(config: CorpusConfig, casting: Casting, name: str, index: int, noi
     choices = list(texts.two_speaker_texts((first, second), voice))
     text, wall = choices[int(rng.integers(len(choices)))]
     data_id = f"{name}-{index:05d}"
-    return ClipPlan(data_id, name, "dialogue", text, LONG_FRAMES, (first, second), None, wall, STATIC, voice, **_levels(rng, noisy))
+    return ClipPlan(data_id, name, "dialogue", text, LONG_FRAMES, (first, second), None, wall, STATIC, voice, **levels(rng, noisy))
 
 
 def _event(config: CorpusConfig, name: str, index: int, seen: bool = True) -> ClipPlan:
@@ -184,7 +184,8 @@ class _Levels(TypedDict):
     snr_db: float
 
 
-def _levels(rng: np.random.Generator, noisy: float) -> _Levels:
+def levels(rng: np.random.Generator, noisy: float) -> _Levels:
+    """Gain and signal-to-noise ratio of a clip; the share `noisy` of clips has noise."""
     snr_db = float(rng.uniform(*NOISE_SNR_DB)) if rng.random() < noisy else CLEAN_SNR_DB
     return {"gain_db": float(rng.uniform(*GAIN_DB)), "snr_db": round(snr_db, 2)}
 

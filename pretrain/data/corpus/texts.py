@@ -68,6 +68,12 @@ def sound_texts(turns: tuple[Turn, ...], described_voice: str) -> list[str]:
     return [_capital(_TURNS_ALONE.format(one=voice, two="another voice", first=turns[0].word, second=turns[1].word))]
 
 
+def talk_text(turns: tuple[Turn, ...], wall: str) -> str:
+    """One person's words in a row, each a span of its own."""
+    said = " ".join(f"<S>{turn.word}<E>" for turn in turns)
+    return f"A {CHARACTER_BY_NAME[turns[0].character].description} talks on a {wall} background: {said}."
+
+
 def event_text(event: SoundEvent, wall: str) -> str:
     """A sound event's text; without a wall it is heard and not seen."""
     where = f" on a {wall} background" if wall else ""
