@@ -120,7 +120,7 @@ def video_views(frames: np.ndarray, fps: float) -> Tensor:
 
 def _pixels(frames: np.ndarray) -> Tensor:
     """uint8 [T, H, W, 3] -> normalised float32 [3, T, h, w], the shorter side 224."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 255.0
+    pixels = torch.from_numpy(np.array(frames, order="C")).permute(3, 0, 1, 2).float() / 255.0
     height, width = pixels.shape[2:]
     size = (SIDE, math.floor(width / height * SIDE)) if width >= height else (math.floor(height / width * SIDE), SIDE)
     pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
