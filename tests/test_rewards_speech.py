@@ -4,13 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pretrain.data.corpus.bank import load_bank
 from rewards.speech.recognizer import Recognizer
-from rewards.speech.scoring import normalize
-from rewards.speech.wer import WordErrorRate, set_word_error_rate, word_errors
+from rewards.speech.wer import WordErrorRate, set_word_error_rate
 from rewards.types import Clip
 
 RATE = 16_000
@@ -31,35 +28,6 @@ def spoken(word: str, voice: str, gain: float = 1.0) -> Clip:
 def sound(clip: Clip) -> np.ndarray:
     assert clip.waveform is not None
     return clip.waveform
-
-
-@given(st.lists(st.sampled_from(["one", "seven", "green", "window"]), min_size=1, max_size=8), st.data())
-def test_replacing_k_of_n_words_is_k_over_n(words, data):
-    changed = data.draw(st.sets(st.integers(0, len(words) - 1)))
-    heard = ["xylophone" if i in changed else word for i, word in enumerate(words)]
-    score = word_errors(" ".join(words), " ".join(heard))
-    assert score.value == len(changed) / len(words)
-    assert score.parts == {"errors": len(changed), "words": len(words)}
-
-
-def test_empty_hypothesis_is_all_deletions_and_insertions_may_exceed_one():
-    assert word_errors("one two", "").value == 1.0
-    assert word_errors("one", "one two three").value == 2.0
-
-
-def test_empty_reference_is_an_error_of_the_caller():
-    with pytest.raises(ValueError, match="no words"):
-        word_errors(" ?! ", "one")
-
-
-def test_case_and_punctuation_do_not_count():
-    assert normalize("It's SEVEN, well-known…") == "it's seven well known"
-    assert word_errors("Seven!", "seven").value == 0.0
-
-
-def test_rate_of_a_set_is_errors_over_words_not_mean_of_rates():
-    scores = [word_errors("one", "two"), word_errors("one two three", "one two three")]
-    assert set_word_error_rate(scores) == 1 / 4
 
 
 def test_bank_words_are_recognised_at_any_loudness(recognizer):
@@ -122,8 +90,10 @@ def test_word_without_pronunciation_is_named():
 
 def test_a_broken_recogniser_raises():
     class Broken:
+        name = "broken"
+
         def transcribe(self, waveforms):
             raise RuntimeError("model lost")
 
     with pytest.raises(RuntimeError, match="model lost"):
-        WordErrorRate(Broken()).score([spoken("one", "slt")])  # type: ignore[arg-type]
+        WordErrorRate(Broken()).score([spoken("one", "slt")])

@@ -28,6 +28,8 @@ class Recognizer:
     a context manager or call `close`. Raises ValueError for words the pronunciation dictionary does not have.
     """
 
+    name = "pocketsphinx"
+
     def __init__(self, vocabulary: Sequence[str], num_processes: int = 1) -> None:
         self.vocabulary = tuple(dict.fromkeys(normalize(word) for word in vocabulary))
         self._decoder = _make_decoder(self.vocabulary)

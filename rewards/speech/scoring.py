@@ -1,10 +1,94 @@
-"""What of a text counts as its words."""
+"""What of a text counts as its words, by benchmark: pure functions of text, and how a set of clips is summed up."""
 
 from __future__ import annotations
 
+import json
 import re
+import string
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# The marks of zhon.hanzi.punctuation: full and half width forms, CJK marks and brackets, dashes, quotes, stops.
+CHINESE_PUNCTUATION = (
+    "＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､\u3000、〃〈〉《》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿"
+    "–—‘’‛“”„‟…‧﹏﹑﹔·！？｡。"
+)
+_SEED_TTS_DELETED = str.maketrans("", "", (CHINESE_PUNCTUATION + string.punctuation).replace("'", ""))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One benchmark's way from two texts to a number.
+
+    `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from errors over words,
+    `percent` whether the published figure is x100, `recogniser` names the one that the benchmark uses.
+    """
+
+    name: str
+    words: Callable[[str], str]
+    mean_of_clips: bool = False
+    percent: bool = False
+    recogniser: str = ""
 
 
 def normalize(text: str) -> str:
     """Lower case, punctuation (but for apostrophes) dropped, single blanks."""
     return " ".join(re.sub(r"[^\w\s']|_", " ", text.lower()).split())
+
+
+def seed_tts_en(text: str) -> str:
+    """Punctuation but the apostrophe deleted (well-known becomes wellknown), double blanks halved once, lower case."""
+    return text.translate(_SEED_TTS_DELETED).replace("  ", " ").lower()
+
+
+def seed_tts_zh(text: str) -> str:
+    """As `seed_tts_en` but for the case, then every character is a word: a character error rate that is called WER."""
+    return " ".join(text.translate(_SEED_TTS_DELETED).replace("  ", " "))
+
+
+def verse_bench(text: str) -> str:
+    """Ends stripped and lower case, nothing else; a text of nothing but punctuation is empty."""
+    text = text.strip().lower()
+    return "" if all(character.isspace() or unicodedata.category(character)[0] == "P" for character in text) else text
+
+
+def normalised(text: str) -> str:
+    """Whisper's normalisation for any language: case, marks and brackets dropped, symbols to blanks."""
+    return _basic_normalizer()(text).strip()
+
+
+def normalised_english(path: Path) -> Scoring:
+    """Whisper's English normalisation (numbers, contractions, spellings) with the model's own normalizer.json.
+
+    Raises FileNotFoundError or ValueError in one line when the file is missing or is not a map of spellings.
+    """
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; take normalizer.json from the Whisper model's folder")
+    try:
+        spellings = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); take normalizer.json from the Whisper model's folder") from None
+    if not isinstance(spellings, dict) or not all(isinstance(value, str) for value in spellings.values()):
+        raise ValueError(f"{path}: not a map of spellings; take normalizer.json from the Whisper model's folder")
+    normalizer = EnglishTextNormalizer(spellings)
+    return Scoring("normalised_english", lambda text: normalizer(text).strip())
+
+
+DEFAULT = Scoring("", normalize)
+SEED_TTS_EN = Scoring("seed_tts_en", seed_tts_en, mean_of_clips=True, percent=True, recogniser="whisper_large_v3")
+SEED_TTS_ZH = Scoring("seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh")
+VERSE_BENCH = Scoring("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
+NORMALISED = Scoring("normalised", normalised)
+SCORINGS = {scoring.name: scoring for scoring in (DEFAULT, SEED_TTS_EN, SEED_TTS_ZH, VERSE_BENCH, NORMALISED)}
+
+
+@cache
+def _basic_normalizer() -> Callable[[str], str]:
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    return BasicTextNormalizer()

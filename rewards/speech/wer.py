@@ -1,7 +1,8 @@
-"""Word error rate of a clip and of a set."""
+"""Word error rate of a clip and of a set, by any recogniser and any benchmark's scoring."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jiwer
@@ -9,39 +10,52 @@ import numpy as np
 
 from rewards.base import Unscorable, score_prepared
 from rewards.sound import mono_16khz
-from rewards.speech.recognizer import Recognizer
-from rewards.speech.scoring import normalize
+from rewards.speech.scoring import DEFAULT, Scoring
+from rewards.speech.transcriber import Transcriber
 from rewards.types import Clip, Score
 
 
 class WordErrorRate:
     """(substitutions + deletions + insertions) / reference words of all spans of a clip; lower is better, may exceed 1.
 
-    Score.text is what was heard, Score.parts has `errors` and `words`. The rate of a set is the sum of errors over the sum
-    of words (`set_word_error_rate`), not the mean of rates.
+    Score.text is what was heard, Score.parts has `errors` and `words`. The rate of a set is `set_word_error_rate` or
+    `mean_word_error_rate`; `reported_word_error_rate` takes the one that the scoring's benchmark publishes.
     """
 
-    name = "wer_pocketsphinx"
-
-    def __init__(self, recognizer: Recognizer) -> None:
-        self.recognizer = recognizer
+    def __init__(self, transcriber: Transcriber, scoring: Scoring = DEFAULT) -> None:
+        self.transcriber = transcriber
+        self.scoring = scoring
+        self.name = metric_name(transcriber.name, scoring)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         """NaN with a reason without speech text or without usable sound."""
-        return score_prepared(clips, _prepare, self._score)
+        return score_prepared(clips, self._prepare, self._score)
+
+    def _prepare(self, clip: Clip) -> tuple[str, np.ndarray]:
+        reference = " ".join(clip.spans)
+        if not self.scoring.words(reference).split():
+            raise Unscorable("the prompt has no speech text")
+        return reference, mono_16khz(clip)
 
     def _score(self, prepared: list[tuple[str, np.ndarray]]) -> list[Score]:
-        heard = self.recognizer.transcribe([waveform for _, waveform in prepared])
-        return [word_errors(reference, hypothesis) for (reference, _), hypothesis in zip(prepared, heard, strict=True)]
+        heard = self.transcriber.transcribe([waveform for _, waveform in prepared])
+        return [word_errors(reference, text, self.scoring) for (reference, _), text in zip(prepared, heard, strict=True)]
 
 
-def word_errors(reference: str, hypothesis: str) -> Score:
+def metric_name(recogniser: str, scoring: Scoring) -> str:
+    """`wer_<recogniser>[_<scoring>]`; a benchmark's own `wer_<scoring>` only with the recogniser that it uses."""
+    if scoring.recogniser and scoring.recogniser == recogniser:
+        return f"wer_{scoring.name}"
+    return "_".join(filter(None, ("wer", recogniser, scoring.name)))
+
+
+def word_errors(reference: str, hypothesis: str, scoring: Scoring = DEFAULT) -> Score:
     """WER of one hypothesis with its `errors` and `words`; ValueError for a reference without words."""
-    words = normalize(reference).split()
+    words = scoring.words(reference).split()
     if not words:
         raise ValueError("the reference has no words; WER is not defined")
     # jiwer's alignment of an empty hypothesis is the deletion of every word
-    output = jiwer.process_words(" ".join(words), normalize(hypothesis))
+    output = jiwer.process_words(" ".join(words), " ".join(scoring.words(hypothesis).split()))
     errors = output.substitutions + output.deletions + output.insertions
     return Score(value=errors / len(words), parts={"errors": float(errors), "words": float(len(words))}, text=hypothesis)
 
@@ -50,11 +64,16 @@ def set_word_error_rate(scores: Sequence[Score]) -> float:
     """Errors over words of all scored clips; NaN when none was scored."""
     scored = [score for score in scores if not score.reason]
     words = sum(score.parts["words"] for score in scored)
-    return sum(score.parts["errors"] for score in scored) / words if words else float("nan")
+    return sum(score.parts["errors"] for score in scored) / words if words else math.nan
 
 
-def _prepare(clip: Clip) -> tuple[str, np.ndarray]:
-    reference = normalize(" ".join(clip.spans))
-    if not reference:
-        raise Unscorable("the prompt has no speech text")
-    return reference, mono_16khz(clip)
+def mean_word_error_rate(scores: Sequence[Score]) -> float:
+    """Unweighted mean of the clips' rates; NaN when none was scored."""
+    values = [score.value for score in scores if not score.reason]
+    return sum(values) / len(values) if values else math.nan
+
+
+def reported_word_error_rate(scores: Sequence[Score], scoring: Scoring) -> float:
+    """The figure of a set as the scoring's benchmark publishes it (Seed-TTS eval: mean of clips, percent with 3 digits)."""
+    rate = (mean_word_error_rate if scoring.mean_of_clips else set_word_error_rate)(scores)
+    return round(100 * rate, 3) if scoring.percent else rate
