@@ -13,12 +13,13 @@ from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.cast import BACKGROUNDS, CHARACTERS, STATIC
 from pretrain.data.corpus.casting import Casting, rng_for
 from pretrain.data.corpus.config import CorpusConfig
-from pretrain.data.corpus.plan import FPS, TALK_FRAMES, ClipPlan, Turn
+from pretrain.data.corpus.plan import TALK_FRAMES, ClipPlan, Turn
 from pretrain.data.corpus.script import levels
+from pretrain.data.corpus.sound import num_samples
 from pretrain.data.corpus.texts import talk_text
 
 TEST_WORDS = 6  # of 20; talk_a and talk_b take turns with the others
-LEAD_S = (0.05, 0.45)
+LEAD_S, TAIL_S = (0.05, 0.45), 0.05
 PAUSE_S = (0.06, 0.65)
 SCALE = (0.7, 1.15)
 X, Y = (24.0, 40.0), (25.0, 33.0)  # centre of the head, pixels
@@ -61,7 +62,7 @@ def _turns(words: list[str], voice: str, character: str, rng: np.random.Generato
         takes = load_bank().utterances[word, voice]
         take = int(rng.integers(len(takes)))
         end_s = at_s + len(takes[take].waveform) / SAMPLE_RATE_HZ
-        if end_s > TALK_FRAMES / FPS:
+        if end_s + TAIL_S > num_samples(TALK_FRAMES) / SAMPLE_RATE_HZ:
             return tuple(turns)
         turns.append(Turn(word, voice, character, take, at_s, reference=""))
         at_s = end_s + float(rng.uniform(*PAUSE_S))
