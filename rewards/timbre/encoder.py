@@ -1,15 +1,18 @@
-"""What a voice encoder is, and a memory so that no sound is embedded twice."""
+"""What a voice encoder is, a memory so that no sound is embedded twice, and batches without padding."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import nn
 
 MAX_KNOWN = 8192  # embeddings; 8 MB at 256 dimensions
+MAX_SECONDS = 60  # of sound in one pass
 
 
 class VoiceEncoder(Protocol):
@@ -47,3 +50,22 @@ class EmbeddingCache:
         while len(self._known) > self._max_known:
             self._known.popitem(last=False)
         return embeddings
+
+
+@torch.inference_mode()
+def by_length(net: nn.Module, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
+    """`net` ([B, N] -> [B, D]) over sounds of any lengths, those of one length together: float32 [B, D] of unit length.
+
+    Padding would change statistics over time, so nothing is padded.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, waveform in enumerate(waveforms):
+        groups[len(waveform)].append(index)
+    answers: dict[int, np.ndarray] = {}
+    for length, indices in groups.items():
+        size = max(1, MAX_SECONDS * 16_000 // length)
+        for start in range(0, len(indices), size):
+            batch = indices[start : start + size]
+            sounds = torch.from_numpy(np.stack([np.asarray(waveforms[i], np.float32) for i in batch])).to(device)
+            answers.update(zip(batch, nn.functional.normalize(net(sounds), dim=1).cpu().numpy(), strict=True))
+    return np.stack([answers[index] for index in range(len(waveforms))])

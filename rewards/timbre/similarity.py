@@ -23,7 +23,9 @@ class TimbreSimilarity:
 
     def __init__(self, encoder: VoiceEncoder, name: str = "") -> None:
         if name == "sim" and not getattr(encoder, "is_seed_tts", False):
-            raise ValueError(f"metric sim: the encoder is {encoder.name}, not the published WavLM-large + ECAPA-TDNN file; leave the name out")
+            raise ValueError(
+                f"metric sim: the encoder is {encoder.name}, not the published WavLM-large + ECAPA-TDNN file; leave the name out"
+            )
         self.encoder = encoder
         self.name = name or f"sim_{encoder.name}"
 
