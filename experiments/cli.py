@@ -32,6 +32,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("pipeline", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
     "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
     "evaluate": Verb("pipeline", "evaluate", "measure real, codec and generated clips side by side", "nava evaluate mini"),
+    "score": Verb("score", "score", "score any clips with rewards of your choice", "nava score my_clips --rewards snr_estimate_db"),
     "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
     "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),

@@ -1,0 +1,109 @@
+"""Rewards of the sound: whose voice it is, how clean it is, what it sounds like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rewards.base import Reward
+from rewards.recipes.base import SPEED_ONLY, NoOptions, Shared, WeightsOptions, needed
+
+if TYPE_CHECKING:
+    from rewards.semantic.clap import ClapEncoder
+    from rewards.timbre.resemblyzer import ResemblyzerEncoder
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """A folder with utterances of the known voices: VOICE_1.wav, VOICE_2.wav, ..."""
+
+    bank: Path = Path("out/corpus/references")
+
+
+@dataclass(frozen=True)
+class DeviceOptions(WeightsOptions):
+    """Weights, and where the network runs."""
+
+    device: str = field(default="cpu", metadata=SPEED_ONLY)
+
+
+def sim_resemblyzer(options: NoOptions, shared: Shared) -> Reward:
+    from rewards.timbre.similarity import TimbreSimilarity
+
+    return TimbreSimilarity(_resemblyzer(shared))
+
+
+def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
+    """Called `sim`, as in the published tables, only with the published file's sha256."""
+    from rewards.timbre.similarity import TimbreSimilarity
+    from rewards.timbre.wavlm_ecapa import WavlmEcapaEncoder
+
+    encoder = WavlmEcapaEncoder(needed(options.weights, "sim_wavlm_ecapa"), options.sha256, device=options.device)
+    return TimbreSimilarity(encoder, "sim" if encoder.is_seed_tts else "")
+
+
+def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
+    from rewards.timbre.voices import NearestVoice, VoiceBank
+
+    files = sorted(options.bank.glob("*_*.wav"))
+    if not files:
+        raise FileNotFoundError(f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a folder")
+    encoder = _resemblyzer(shared)
+    sounds = encoder.embed([_read_16khz(file) for file in files])
+    return NearestVoice(
+        encoder, VoiceBank(tuple(file.stem.rpartition("_")[0] for file in files), tuple(file.stem for file in files), sounds)
+    )
+
+
+def noise_estimate(options: NoOptions, shared: Shared) -> Reward:
+    from rewards.quality.noise import NoiseEstimate
+
+    return NoiseEstimate()
+
+
+def audiobox(options: WeightsOptions, shared: Shared) -> Reward:
+    from rewards.quality.audiobox import AudioboxAesthetics
+
+    path = needed(options.weights, "audiobox_pq")
+    try:
+        return AudioboxAesthetics.load(path, options.sha256)
+    except ImportError as error:
+        raise ValueError(f"audiobox_pq: {error}") from None
+
+
+def fd_verse_bench(options: WeightsOptions, shared: Shared) -> Reward:
+    from rewards.semantic.clap import VerseBenchDistance
+
+    return VerseBenchDistance(_clap(options, shared, "fd_verse_bench"))
+
+
+def clap_text(options: WeightsOptions, shared: Shared) -> Reward:
+    from rewards.semantic.clap import TextSoundCosine
+
+    return TextSoundCosine(_clap(options, shared, "clap_text_cosine"))
+
+
+def _resemblyzer(shared: Shared) -> ResemblyzerEncoder:
+    from rewards.timbre.resemblyzer import ResemblyzerEncoder
+
+    return shared.get("resemblyzer", ResemblyzerEncoder)
+
+
+def _clap(options: WeightsOptions, shared: Shared, name: str) -> ClapEncoder:
+    from rewards.semantic.clap import ClapEncoder
+
+    folder = needed(options.weights, name)
+    return shared.get(("clap", folder, options.sha256), lambda: ClapEncoder.load(folder, options.sha256))
+
+
+def _read_16khz(file: Path) -> np.ndarray:
+    import soundfile
+
+    from rewards.sound import mono_16khz
+    from rewards.types import Clip
+
+    samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    return mono_16khz(Clip(samples.T, rate))

@@ -1,0 +1,88 @@
+"""Word error rates: embedded PocketSphinx, Whisper from a folder, a server of transcriptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from rewards.base import Reward
+from rewards.recipes.base import SPEED_ONLY, Shared, WeightsOptions, needed
+
+if TYPE_CHECKING:
+    from rewards.speech.recognizer import Recognizer
+
+ScoringName = Literal["", "seed_tts_en", "seed_tts_zh", "verse_bench", "normalised"]
+
+
+@dataclass(frozen=True)
+class PocketSphinxOptions:
+    """The words that can be heard at all, whose way of counting errors, and processes to hear with."""
+
+    vocabulary: tuple[str, ...] = ()
+    scoring: ScoringName = ""
+    num_processes: int = field(default=1, metadata=SPEED_ONLY)
+
+
+@dataclass(frozen=True)
+class WhisperOptions(WeightsOptions):
+    """A folder as downloaded; `name` whisper_large_v3 (checked by its shape) makes the metric the benchmark's own."""
+
+    name: str = "whisper"
+    language: str = "en"
+    scoring: ScoringName = ""
+    batch_size: int = field(default=8, metadata=SPEED_ONLY)
+    device: str = field(default="cpu", metadata=SPEED_ONLY)
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """An OpenAI-compatible server; the token is read from the environment variable `token_variable`."""
+
+    base_url: str = ""
+    model: str = ""
+    language: str = "en"
+    scoring: ScoringName = ""
+    token_variable: str = field(default="", metadata=SPEED_ONLY)
+    concurrency: int = field(default=8, metadata=SPEED_ONLY)
+
+
+def wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared) -> Reward:
+    from rewards.speech.scoring import SCORINGS
+    from rewards.speech.wer import WordErrorRate
+
+    return WordErrorRate(_recognizer(options, shared, "wer_pocketsphinx"), SCORINGS[options.scoring])
+
+
+def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
+    from rewards.speech.scoring import SCORINGS
+    from rewards.speech.wer import WordErrorRate
+    from rewards.speech.whisper import WhisperTranscriber
+
+    transcriber = WhisperTranscriber(
+        needed(options.weights, "wer_whisper"), options.sha256, name=options.name, language=options.language,
+        batch_size=options.batch_size, device=options.device,
+    )  # fmt: skip
+    return WordErrorRate(transcriber, SCORINGS[options.scoring])
+
+
+def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
+    from rewards.speech.endpoint import EndpointTranscriber
+    from rewards.speech.scoring import SCORINGS
+    from rewards.speech.wer import WordErrorRate
+
+    if not options.base_url or not options.model:
+        raise ValueError("wer_endpoint: set wer_endpoint.base_url=http://HOST:PORT and wer_endpoint.model=NAME")
+    transcriber = EndpointTranscriber(
+        base_url=options.base_url, model=options.model, language=options.language,
+        token_variable=options.token_variable, concurrency=options.concurrency,
+    )  # fmt: skip
+    return WordErrorRate(transcriber, SCORINGS[options.scoring])
+
+
+def _recognizer(options: PocketSphinxOptions, shared: Shared, name: str) -> Recognizer:
+    from rewards.speech.recognizer import Recognizer
+
+    if not options.vocabulary:
+        raise ValueError(f"{name}.vocabulary: no words; set the words that can be heard, e.g. [yes, no]")
+    key = ("pocketsphinx", options.vocabulary, options.num_processes)
+    return shared.get(key, lambda: Recognizer(options.vocabulary, options.num_processes))

@@ -1,0 +1,320 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import score as score_module
+from experiments.clip_sources import list_clips, load_clip
+from experiments.commands.score import score
+from experiments.score import ScoreSettings, score_files
+from experiments.score_config import settings_from
+from experiments.score_store import ScoreStore
+from experiments.score_summary import summarise
+from pretrain.codecs.media import write_mp4, write_wav
+from rewards.base import score_prepared
+from rewards.catalog import CATALOG, checked_options, open_rewards
+from rewards.types import Clip, Score
+
+RATE = 16_000
+
+
+class MeanLevel:
+    """The test's own reward: rms of the sound, and how often it was asked."""
+
+    calls = 0
+    fail_at = ""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.name, self.scale = "mean_level", scale
+
+    def score(self, clips):
+        MeanLevel.calls += len(clips)
+        if any(clip.name == MeanLevel.fail_at for clip in clips):
+            raise KeyboardInterrupt
+        return score_prepared(
+            clips, lambda clip: clip.waveform, lambda some: [Score(self.scale * float(np.sqrt(np.mean(w**2)))) for w in some]
+        )
+
+
+PLUGIN = f"{__name__}:MeanLevel"
+
+
+@pytest.fixture(autouse=True)
+def counting():
+    MeanLevel.calls, MeanLevel.fail_at = 0, ""
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    folder = tmp_path / "clips"
+    for index in range(4):
+        write_mp4(folder / f"c{index}.mp4", picture(index), 25.0, tone(0.1 * (index + 1)), RATE)
+    write_wav(folder / "c0.wav", tone(0.9), RATE)  # belongs to the video of that name
+    write_wav(folder / "only_sound.wav", tone(0.5), 44_100)
+    return folder
+
+
+def picture(seed: int, frames: int = 12) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (frames, 16, 16, 3), dtype=np.uint8)
+
+
+def tone(peak: float, seconds: float = 0.5) -> np.ndarray:
+    return (peak * np.sin(2 * np.pi * 440 * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def settings(**more) -> ScoreSettings:
+    return ScoreSettings(**{"rewards": (PLUGIN, "snr_estimate_db"), "batch": 2, **more})
+
+
+def values(rows, name="mean_level"):
+    return {row["clip"]: row["scores"][name]["value"] for row in rows}
+
+
+def test_a_folder_lists_videos_and_sounds_of_their_own(clips):
+    assert [file.name for file in list_clips(clips)] == ["c0", "c1", "c2", "c3", "only_sound"]
+    video, sound = load_clip(list_clips(clips)[0]), load_clip(list_clips(clips)[-1])
+    assert (video.fps, video.sample_rate_hz, len(video.frames)) == (25.0, RATE, 12)
+    assert (sound.frames, sound.sample_rate_hz) == (None, 44_100)
+
+
+def test_scores_are_right_and_every_clip_is_decoded_once(clips, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(score_module, "load_clip", lambda file: (read.append(file.name), load_clip(file))[1])
+    rows = score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
+    assert read == ["c0", "c1", "c2", "c3", "only_sound"]
+    expected = {"c0": 0.1, "c1": 0.2, "c2": 0.3, "c3": 0.4, "only_sound": 0.5}
+    assert values(rows) == pytest.approx({name: peak / math.sqrt(2) for name, peak in expected.items()}, rel=0.05)
+    assert rows[0]["guardrails"]["motion"] > 0.1 and rows[-1]["guardrails"]["motion"] is None
+
+
+def test_kept_rows_are_not_scored_again_until_the_clip_changes(clips, tmp_path):
+    out = tmp_path / "s.jsonl"
+    before = score_files(list_clips(clips), settings(), out)
+    MeanLevel.calls = 0
+    assert score_files(list_clips(clips), settings(batch=7), out) == before and MeanLevel.calls == 0
+    os.utime(clips / "c1.mp4", ns=(1, 1))  # same content, another time: a fresh checkout
+    assert score_files(list_clips(clips), settings(), out) == before and MeanLevel.calls == 0
+    write_mp4(clips / "c2.mp4", picture(9), 25.0, tone(0.8), RATE)
+    after = score_files(list_clips(clips), settings(), out)
+    assert MeanLevel.calls == 1
+    assert values(after)["c2"] == pytest.approx(0.8 / math.sqrt(2), rel=0.05)
+    assert len(out.read_text().splitlines()) == 5
+
+
+def test_a_changed_prompt_is_another_clip(clips, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    out = tmp_path / "s.jsonl"
+    for words in ("one", "two", "two"):
+        prompts.write_text(json.dumps({"prompt": f"A man says <S>{words}<E>.", "video": "clips/c0.mp4", "data_id": "a"}) + "\n")
+        score_files(list_clips(prompts), settings(), out)
+    assert MeanLevel.calls == 2
+
+
+def test_an_interrupted_run_goes_on(clips, tmp_path):
+    out = tmp_path / "s.jsonl"
+    MeanLevel.fail_at = "c3"
+    with pytest.raises(KeyboardInterrupt):
+        score_files(list_clips(clips), settings(), out)
+    assert [json.loads(line)["clip"] for line in out.read_text().splitlines()] == ["c0", "c1"]
+    with out.open("a") as file:
+        file.write('{"clip": "c2", "conf')  # what a kill in the middle of a write leaves
+    MeanLevel.calls, MeanLevel.fail_at = 0, ""
+    rows = score_files(list_clips(clips), settings(), out)
+    assert MeanLevel.calls == 3 and [row["clip"] for row in rows] == ["c0", "c1", "c2", "c3", "only_sound"]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+
+
+def test_damage_inside_the_file_is_an_error_that_names_the_line(clips, tmp_path):
+    out = tmp_path / "s.jsonl"
+    score_files(list_clips(clips), settings(), out)
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match=r"s.jsonl:2: not JSON"):
+        score_files(list_clips(clips), settings(), out)
+
+
+def test_other_settings_do_not_mix(clips, tmp_path):
+    out = tmp_path / "s.jsonl"
+    score_files(list_clips(clips), settings(), out)
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="scored with other rewards or settings"):
+        score_files(list_clips(clips), settings(options={PLUGIN: {"scale": 2.0}}), out)
+    with pytest.raises(ValueError, match="scored with other rewards or settings"):
+        score_files(list_clips(clips), settings(rewards=(PLUGIN,)), out)
+    assert out.read_bytes() == before
+
+
+def test_two_processes_do_not_score_into_one_file(clips, tmp_path):
+    with ScoreStore(tmp_path / "s.jsonl", "a", {}):
+        with pytest.raises(ValueError, match="another process scores into it"):
+            score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
+    score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
+
+
+def test_a_killed_process_leaves_no_lock(clips, tmp_path):
+    hold = "ScoreStore(Path(sys.argv[1]), 'a', {}).__enter__()"
+    program = f"import os, sys; from pathlib import Path; from experiments.score_store import ScoreStore; {hold}; os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.jsonl")], check=False)
+    assert (tmp_path / ".s.jsonl.lock").exists()
+    assert len(score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")) == 5
+
+
+def test_a_broken_clip_is_a_row_with_its_reason(clips, tmp_path):
+    (clips / "broken.mp4").write_bytes(b"no video at all")
+    rows = {row["clip"]: row for row in score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")}
+    assert rows["broken"]["scores"]["mean_level"]["value"] is None
+    assert "corrupt or not a media file" in rows["broken"]["scores"]["snr_estimate_db"]["reason"]
+    assert rows["c1"]["scores"]["mean_level"]["value"] > 0
+    found = summarise(list(rows.values()))["rewards"]["mean_level"]
+    assert (found["n"], found["eligible"]) == (5, 6) and list(found["reasons"].values()) == [1]
+
+
+def test_a_scorer_that_answers_too_few_is_broken(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(MeanLevel, "score", lambda self, clips: [Score(1.0)])
+    with pytest.raises(ValueError, match="1 scores for 2 clips"):
+        score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
+
+
+def test_a_rubric_adds_totals_without_scoring_again(clips, tmp_path):
+    rubric = tmp_path / "r.yaml"
+    rubric.write_text("items: {mean_level: {weight: 2.0, normalise: batch}}\nguardrails: {min_loudness_dbfs: -12}\n")
+    files, out = list_clips(clips), tmp_path / "s.jsonl"
+    score_files(files, settings(), out)
+    rows = score_files(files, settings_from([PLUGIN, "snr_estimate_db"], rubric, (), files), out)
+    assert MeanLevel.calls == 5
+    totals = np.array([row["total"]["value"] for row in rows])
+    levels = np.array(list(values(rows).values()))
+    assert totals == pytest.approx(2 * (levels - levels.mean()) / levels.std())
+    assert [bool(row["flags"]) for row in rows] == [True, True, True, False, False]  # -23, -17, -13.5, -11, -9 dBFS
+    assert summarise(rows)["rewards"]["total"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert "total" not in score_files(files, settings(), out)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("items: {snr_estimate: {}}", "unknown reward 'snr_estimate'; did you mean 'snr_estimate_db'"),
+        ("items: {wer_pocketsphinx: {weight: 1}}", "items.wer_pocketsphinx.weight: lower is better, so give it a negative weight"),
+        ("item: {}", "r.yaml: item: unknown key; did you mean 'items'"),
+        ("items: {snr_estimate_db: {wieght: 1}}", "r.yaml: items.snr_estimate_db.wieght: unknown option; did you mean 'weight'"),
+        ("items: {snr_estimate_db: {}}\nguardrails: {min_lfus: 1}", "guardrails.min_lfus: unknown option; did you mean 'min_lufs'"),
+        ("items: [", "r.yaml: not YAML"),
+        ("- a", "expected a mapping with items"),
+    ],
+)
+def test_wrong_rubrics_are_one_line(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        settings_from([], tmp_path / "r.yaml", (), [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "options", "message"),
+    [
+        (["sim_resemblizer"], [], "did you mean 'sim_resemblyzer'"),
+        (["wer_whisper"], ["wer_whisper.weight=a"], "wer_whisper.weight: unknown option; did you mean 'weights'"),
+        (["wer_whisper"], ["wer_whisper.scoring=seed"], "wer_whisper.scoring: unknown value 'seed'; did you mean"),
+        (["wer_whisper"], ["sim_resemblyzer.a=1"], "'sim_resemblyzer' is not asked for"),
+        (["wer_whisper"], ["weights"], "expected REWARD.OPTION=VALUE"),
+        ([], [], "no rewards: give --rewards"),
+    ],
+)
+def test_wrong_names_and_options(rewards, options, message):
+    with pytest.raises(ValueError, match=message):
+        checked = settings_from(rewards, None, options, [])
+        checked_options(checked.rewards, checked.options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("syncnet", "syncnet: weights missing; set syncnet.weights=PATH"),
+        ("fd_verse_bench", "weights missing"),
+        ("wer_whisper", "weights missing"),
+        ("sim_wavlm_ecapa", "weights missing"),
+        ("audiobox_pq", "weights missing"),
+        ("wer_endpoint", "set wer_endpoint.base_url"),
+        ("wer_pocketsphinx", "vocabulary: no words"),
+        ("no.such.package:Reward", "cannot be imported"),
+        (f"{__name__}:MeanLevle", "has no 'MeanLevle'; did you mean 'MeanLevel'"),
+        (f"{__name__}:Path", "has no `name` and `score"),
+    ],
+)
+def test_rewards_that_cannot_be_built_say_why(name, message):
+    with pytest.raises(ValueError, match=message), open_rewards([name], {}):
+        pass
+
+
+def test_a_reward_is_called_as_the_catalog_says_and_parts_are_shared():
+    names = ["lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "snr_estimate_db"]
+    with open_rewards(names, {"wer_pocketsphinx": {"vocabulary": ["yes", "no"]}}) as rewards:
+        assert [reward.name for reward in rewards] == names
+        answers = rewards[0].score([Clip(None, RATE)])
+    assert math.isnan(answers[0].value) and answers[0].reason
+    assert all(entry.options is not None and callable(entry.make) for entry in CATALOG.values())
+
+
+def test_the_same_reward_twice_is_refused():
+    with pytest.raises(ValueError, match="two rewards are called 'mean_level'"), open_rewards([PLUGIN, f"{PLUGIN}"], {}):
+        pass
+
+
+def test_a_missing_reference_stops_before_anything_is_scored(clips, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "A man says <S>one<E>.", "video": "clips/c0.mp4", "spk_wavs": ["gone.wav"]}) + "\n")
+    with pytest.raises(FileNotFoundError, match=r"gone.wav: no such file; prompts-00001 refers to it"):
+        score_files(list_clips(prompts), settings(), tmp_path / "s.jsonl")
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "x"}\n', "1 video: missing; give a folder"),
+        ('{"prompt": "x", "video": "a.mp4"}\n{"prompt": "y"}\n', "2 video: expected a path"),
+        ('{"prompt": "<S>x", "video": "a.mp4"}\n', "1 prompt: <S> at character 1 without <E>"),
+        ("", "the file is empty"),
+        ("nonsense\n", "1 json: not valid JSON"),
+    ],
+)
+def test_wrong_sources(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        list_clips(tmp_path / "p.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no index\.jsonl and no"):
+        list_clips(tmp_path / "empty")
+
+
+def test_an_index_and_a_training_manifest_give_what_was_asked(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_wav(tmp_path / "voice.wav", tone(0.3), RATE)
+    meta = {"voices": ["slt"], "mouth_boxes": [[1, 2, 8, 9]], "kind": "speech", "reference_paths": ["voice.wav"]}
+    text = "A woman says <S>one two<E>."
+    index = {"data_id": "c0", "prompt": text, "video": "c0.mp4", "reference_paths": ["voice.wav"], "meta": meta}
+    (clips / "index.jsonl").write_text(json.dumps(index) + "\n")
+    info = {"data_path": "clips/c0.mp4", "fps": 25, "duration": 0.5, "image_width": 16, "image_height": 16}
+    times = {"text": text, "speech_start": [0.1], "speech_end": [0.4]}
+    row = {"data_id": "c0", "video_info": [info], "text_list": [times], "meta": meta}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    for source in (clips, clips / "index.jsonl", tmp_path / "train.jsonl"):
+        (file,) = list_clips(source)
+        clip = load_clip(file)
+        assert (clip.spans, clip.voices, clip.mouth_boxes) == (("one two",), ("slt",), ((1, 2, 8, 9),))
+        assert clip.references[0] is not None and len(clip.references[0]) == RATE // 2
+    assert file.span_times == ((0.1, 0.4),)
+
+
+def test_the_verb_prints_json_and_a_table(clips, tmp_path, capsys):
+    score(clips, rewards=(f"snr_estimate_db,{PLUGIN}",), out=tmp_path / "s.jsonl", limit=3, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["clips"] == 3 and found["rewards"]["mean_level"]["n"] == 3
+    assert found["rewards"]["mean_level"]["low"] < found["rewards"]["mean_level"]["mean"] < found["rewards"]["mean_level"]["high"]
+    score(clips, rewards=("snr_estimate_db", PLUGIN), out=tmp_path / "s.jsonl", limit=3)
+    assert "3 / 3" in capsys.readouterr().out
