@@ -68,12 +68,13 @@ class WhisperTranscriber:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     try:
         model, found = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: not a Whisper model with its processor ({reason}); give the folder as downloaded") from None
     if missing := sorted(found["missing_keys"]):
