@@ -31,12 +31,12 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The published layout of file and class with 2 layers of width 16; the class takes its sizes from a module-wide config."""
-    from audiobox_aesthetics.model import aes
+    from audiobox_aesthetics.model import aes  # pyright: ignore[reportMissingImports]
 
     published = aes.DEFAULT_AUDIO_CFG
     small = {"encoder_layers": 2, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "conv_pos_groups": 4}
-    small["conv_feature_layers"] = "[(8,10,5)] + [(8,3,2)] * 4 + [(8,2,2)] * 2"
-    aes.DEFAULT_AUDIO_CFG = aes.WavLMConfig({**published.__dict__, **small})
+    convolutions = {"conv_feature_layers": "[(8,10,5)] + [(8,3,2)] * 4 + [(8,2,2)] * 2"}
+    aes.DEFAULT_AUDIO_CFG = aes.WavLMConfig({**published.__dict__, **small, **convolutions})
     torch.manual_seed(0)
     model = aes.AesMultiOutput(**CONFIG, target_transform=TRANSFORM)
     file = tmp_path_factory.mktemp("audiobox") / "checkpoint.pt"

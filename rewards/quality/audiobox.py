@@ -117,7 +117,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _build(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    from audiobox_aesthetics.model.aes import AesMultiOutput
+    from audiobox_aesthetics.model.aes import AesMultiOutput  # pyright: ignore[reportMissingImports]
 
     model = AesMultiOutput(**{key: config[key] for key in MODEL_ARGS if key in config}, target_transform=config["target_transform"])
     try:
