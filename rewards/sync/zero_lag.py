@@ -33,9 +33,9 @@ def zero_lag(v: np.ndarray, a: np.ndarray, max_lag: int = MAX_LAG, temperature: 
     """
     if v.ndim != 2 or v.shape != a.shape or not len(v):
         raise ValueError(f"zero_lag wants two [n, D] of one shape, got {list(v.shape)} and {list(a.shape)}")
-    v, a = _centred(v), _centred(a)
     if not (np.isfinite(v).all() and np.isfinite(a).all()):
         raise ValueError("zero_lag: embeddings are not finite; the network or its input is broken")
+    v, a = _centred(v), _centred(a)
     num, lags = len(v), np.arange(-max_lag, max_lag + 1)
     scale = np.sqrt((v**2).sum(axis=1).mean() * (a**2).sum(axis=1).mean()) + eps
     products = v @ a.T
