@@ -130,9 +130,9 @@ def _filled(net: SyncNet, tensors: object, where: str) -> SyncNet:
     for word, names in (("missing", wanted.keys() - given.keys()), ("unknown", given.keys() - wanted.keys())):
         if names:
             raise ValueError(f"{where}: {len(names)} {word} names, as {min(names)}; this is no {net.args.name} SyncNet")
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(f"{where}: {name} is {list(tensor.shape)}, the {net.args.name} SyncNet has {list(wanted[name].shape)}")
+    for name, own in wanted.items():
+        if (tensor := given[name]).shape != own.shape:
+            raise ValueError(f"{where}: {name} is {list(tensor.shape)}, the {net.args.name} SyncNet has {list(own.shape)}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{where}: {name} is {tensor.dtype} or not finite; floats are wanted")
     net.load_state_dict(given, strict=False)
