@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rewards.base import Unscorable, score_prepared
+from rewards.pictures import check_lengths, visible_frames
 from rewards.sound import SAMPLE_RATE_HZ, mono_16khz
 from rewards.types import Clip, Score
 
@@ -24,7 +25,7 @@ class LipLoudness:
 
     Score.parts: `lag_frames`, the lag in -5..5 with the largest correlation, positive when the mouth comes after the sound,
     and `peak`, the correlation there (every lag is divided by the full number of frames, so that short overlaps do not win).
-    NaN with a reason without mouth boxes, movement, sound that varies, or 13 frames.
+    NaN with a reason without mouth boxes, movement, sound that varies, or 13 frames, and where the lengths of frames and sound differ.
     """
 
     name = "lip_loudness_correlation"
@@ -64,12 +65,14 @@ def lagged_correlations(opening: np.ndarray, loudness: np.ndarray, max_lag: int 
 
 
 def _signals(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    if clip.frames is None or not clip.mouth_boxes:
-        raise Unscorable("no frames" if clip.frames is None else "no mouth box")
-    if len(clip.frames) < MIN_FRAMES:
-        raise Unscorable(f"{len(clip.frames)} frames, at least {MIN_FRAMES} are needed")
-    loudness = frame_loudness(mono_16khz(clip), len(clip.frames), clip.fps)
-    opening = mouth_opening(clip.frames, clip.mouth_boxes)
+    frames, sound = visible_frames(clip), mono_16khz(clip)
+    if not clip.mouth_boxes:
+        raise Unscorable("no mouth box")
+    if len(frames) < MIN_FRAMES:
+        raise Unscorable(f"{len(frames)} frames, at least {MIN_FRAMES} are needed")
+    check_lengths(clip, sound)
+    loudness = frame_loudness(sound, len(frames), clip.fps)
+    opening = mouth_opening(frames, clip.mouth_boxes)
     if opening.std() < STILL:
         raise Unscorable("the mouth does not move")
     if loudness.std() < STILL * loudness.max():

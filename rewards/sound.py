@@ -34,6 +34,8 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
         waveform = waveform.mean(axis=0)
     if waveform.ndim != 1:
         raise Unscorable(f"sound must be [N] or [C, N], got {list(waveform.shape)}")
+    if clip.sample_rate_hz < 1:
+        raise Unscorable(f"{clip.sample_rate_hz} samples per second")
     if len(waveform) < MIN_DURATION_S * clip.sample_rate_hz:
         raise Unscorable(f"{len(waveform) / clip.sample_rate_hz:.3f} s of sound, at least {MIN_DURATION_S} s are needed")
     peak = float(np.abs(waveform).max())
@@ -55,12 +57,18 @@ def step_loudness(waveform: np.ndarray) -> np.ndarray:
     return np.sqrt((padded.astype(np.float64) ** 2).mean(axis=1))
 
 
-def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarray:
-    """Without the quiet ends: what is more than `threshold_db` below the loudest 10 ms goes, `margin_s` stays."""
+def loud_part(waveform: np.ndarray, threshold_db: float, margin_s: float) -> tuple[int, int]:
+    """First and behind-last sample without the quiet ends: more than `threshold_db` below the loudest 10 ms goes, `margin_s` stays."""
     loudness = step_loudness(waveform)
     loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
     margin = round(margin_s * SAMPLE_RATE_HZ)
-    return waveform[max(0, int(loud[0]) * STEP - margin) : (int(loud[-1]) + 1) * STEP + margin]
+    return max(0, int(loud[0]) * STEP - margin), min(len(waveform), (int(loud[-1]) + 1) * STEP + margin)
+
+
+def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarray:
+    """Without the quiet ends, cut as `loud_part` says."""
+    start, end = loud_part(waveform, threshold_db, margin_s)
+    return waveform[start:end]
 
 
 def span_sounds(clip: Clip) -> list[np.ndarray]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from rewards.base import Unscorable
+from rewards.pictures import check_fps, visible_frames
 from rewards.sync.faces import Detector
 from rewards.sync.resize import crop_square, resize_linear
 from rewards.sync.shots import histogram_cuts
 from rewards.sync.tracking import SYNCNET_PYTHON, Track, Tracking, smoothed, track_faces
 from rewards.types import Box, Clip
 
-BLACK = 16  # of 255; codec noise on black frames stays below
 PADDING = 110  # grey beyond the picture's edge
 MOUTH_MARGIN = 0.25  # of the box's longer side, both sides together
 
@@ -75,8 +74,7 @@ class FaceTracks:
         return [FaceCrops(self._cut(frames, track, clip.fps), track.start) for track in self._tracks(clip, frames)]
 
     def _tracks(self, clip: Clip, frames: np.ndarray) -> list[Track]:
-        if not (math.isfinite(clip.fps) and clip.fps > 0):
-            raise Unscorable(f"{clip.fps} frames per second")
+        check_fps(clip)
         detections = self.detector.detect(clip)
         if not any(detections):
             raise Unscorable(f"no face found ({self.detector.label})")
@@ -113,21 +111,6 @@ def face_square(frame: np.ndarray, x: float, y: float, half: float, crop_scale: 
     inside = frame[max(0, top) : bottom, max(0, left) : right]
     square[max(0, -top) : max(0, -top) + len(inside), max(0, -left) : max(0, -left) + inside.shape[1]] = inside
     return square
-
-
-def visible_frames(clip: Clip) -> np.ndarray:
-    """uint8 [T, H, W, 3]. Raises Unscorable for no frames, fewer than 2, other shapes or types, and when most frames are black."""
-    if clip.frames is None or len(clip.frames) == 0:
-        raise Unscorable("no frames")
-    frames = np.asarray(clip.frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise Unscorable(f"frames must be uint8 [T, H, W, 3] RGB, got {frames.dtype} {list(frames.shape)}")
-    if len(frames) < 2:
-        raise Unscorable("1 frame, at least 2 are needed")
-    black = int((frames.reshape(len(frames), -1).max(axis=1) < BLACK).sum())
-    if black * 2 > len(frames):
-        raise Unscorable(f"black: {black} of {len(frames)} frames stay below level {BLACK}")
-    return frames
 
 
 def _square(box: Box, frames: np.ndarray, margin: float) -> tuple[float, float, float]:

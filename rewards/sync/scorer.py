@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from rewards.base import Unscorable, score_prepared
+from rewards.pictures import check_lengths
 from rewards.sound import SAMPLE_RATE_HZ, mono_16khz
 from rewards.sync.crops import CropSource
 from rewards.sync.distance import masked_sync_distance, shift_distances, sync_distance
@@ -23,7 +23,6 @@ from rewards.sync.zero_lag import MAX_LAG, zero_lag
 from rewards.types import Clip, Score
 
 MIN_WINDOWS = MAX_LAG + 1  # every lag has a pair
-LENGTH_GAP_S, LENGTH_GAP_SHARE = 0.15, 0.02  # two AAC frames of padding stay below; a wrong frame rate in the header does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class SyncReward:
 
     def _prepare(self, clip: Clip) -> _Prepared:
         sound, crops = mono_16khz(clip), self.crops.crops(clip)
-        _check_lengths(clip, sound)
+        check_lengths(clip, sound)
         starts = sorted({face.start for face in crops})
         sounds = [sound[round(start * SAMPLE_RATE_HZ / clip.fps) :] for start in starts]
         faces: list[tuple[np.ndarray, int]] = []
@@ -98,12 +97,3 @@ class SyncReward:
             "windows": float(sum(len(v) for v, _ in pairs)),
         }
         return Score(value=fmean(reward.value for reward in rewards), parts=parts)
-
-
-def _check_lengths(clip: Clip, sound: np.ndarray) -> None:
-    """Raises Unscorable where frames and sound cannot belong together as the header says."""
-    if not (math.isfinite(clip.fps) and clip.fps > 0):
-        raise Unscorable(f"{clip.fps} frames per second")
-    frames_s, sound_s = len(clip.frames if clip.frames is not None else ()) / clip.fps, len(sound) / SAMPLE_RATE_HZ
-    if abs(frames_s - sound_s) > LENGTH_GAP_S + LENGTH_GAP_SHARE * sound_s:
-        raise Unscorable(f"{frames_s:.2f} s of frames at {clip.fps:g} fps, {sound_s:.2f} s of sound")
