@@ -93,7 +93,7 @@ def _watch(run: StageRun, command: list[str], nproc: int) -> int:
     tail = MetricsTail(run.out / "metrics.jsonl")
     with (run.out / LOG).open("a") as log, StageProgress(run.stage, run.config.stage(run.stage).steps) as progress:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=end_with_parent
         )
         with _forwarding(process):
             while (code := _wait(process)) is None:
@@ -129,7 +129,7 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Linux: torchrun gets SIGTERM when this process dies however it dies, so that no training goes on unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments.evaluate import EvaluateConfig
 from experiments.score_sets import ScoreConfig
+from experiments.study_config import StudyConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
@@ -27,3 +28,4 @@ class Recipe:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
