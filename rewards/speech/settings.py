@@ -1,0 +1,27 @@
+"""How PocketSphinx is set up: one set-up that rewards, another that judges and is in no rubric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognizerSettings:
+    """Front end and grammar of a `Recognizer`; `name` becomes part of metric names."""
+
+    name: str
+    word_insertion_penalty: float
+    trim_db: float  # quieter than the loudest 10 ms by this much counts as silence at the ends
+    trim_margin_s: float
+    silence_s: float  # put around the speech: the cepstral mean needs a silent start and end
+    peak: float  # of full scale
+    noise_dbfs: float | None = None  # white noise over everything, always the same; None = digital silence
+
+    def __post_init__(self) -> None:
+        if not (self.word_insertion_penalty > 0 and 0 < self.peak <= 1 and min(self.trim_db, self.trim_margin_s, self.silence_s) >= 0):
+            raise ValueError(f"{self.name}: {self}; penalty and peak must be above 0, peak at most 1, nothing negative")
+
+
+# Chosen on one-second clips of single flite words, clean and after a 64-mel Griffin-Lim round trip: with the library's
+# own word insertion penalty (0.65) a grammar of `<word>+` hears a second, short word in a fifth of them.
+REWARD = RecognizerSettings(name="pocketsphinx", word_insertion_penalty=1e-3, trim_db=40.0, trim_margin_s=0.05, silence_s=0.2, peak=0.95)
