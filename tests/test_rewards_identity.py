@@ -63,6 +63,14 @@ def test_a_darker_picture_is_nearly_the_same(gain, name):
     assert value(darker, frames[0]) == pytest.approx(value(frames, frames[0]), abs=0.02)
 
 
+def test_a_shadow_over_half_of_the_picture_leaves_its_colours():
+    frames = talking("ruby")[:1]
+    shaded = frames.copy()
+    shaded[:, :, 32:] = shaded[:, :, 32:] // 2
+    score = FirstFrameIdentity().score([clip(shaded, frames[0])])[0]
+    assert score.parts["colour"] > 0.99
+
+
 def test_size_does_not_matter_and_parts_are_the_two_halves():
     frames = talking("ruby")
     larger = frames.repeat(3, axis=1).repeat(3, axis=2)

@@ -53,7 +53,7 @@ def _describe(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
 
     luma = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
     down, right = torch.gradient(luma / (luma.mean(dim=(1, 2), keepdim=True) + DARK), dim=(1, 2))
-    angle = torch.atan2(down, right).remainder(math.pi) * (ANGLES / math.pi)  # an edge has no sign: 0 is ANGLES
+    angle = torch.atan2(down, right) * (ANGLES / math.pi)  # an edge has no sign: 0 is ANGLES
     apart = (angle.unsqueeze(1) - torch.arange(ANGLES).reshape(1, -1, 1, 1) + ANGLES / 2).remainder(ANGLES) - ANGLES / 2
     strength = torch.hypot(down, right).unsqueeze(1) * (1.0 - apart.abs()).clamp(min=0.0)
     edges = torch.nn.functional.adaptive_avg_pool2d(strength, CELLS).sqrt().flatten(1)
