@@ -101,6 +101,8 @@ def test_two_faces_that_do_not_touch_are_two_tracks_and_a_jump_ends_one():
     assert [track.boxes[0, 0] for track in track_faces(both, SHORT)] == [60.0, 260.0]
     jump = [[face(100 if t < 10 else 130, 100)] for t in range(20)]  # overlap 50 / 110
     assert [track.start for track in track_faces(jump, SHORT)] == [0, 10]
+    half = [[face(100 if t < 10 else 130, 100, 45)] for t in range(20)]  # overlap 60 / 120: not more than a half
+    assert len(track_faces(half, SHORT)) == 2
     near = [[face(100 if t < 10 else 125, 100)] for t in range(20)]  # overlap 55 / 105
     assert len(track_faces(near, SHORT)) == 1
 
