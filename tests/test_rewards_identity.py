@@ -71,6 +71,12 @@ def test_a_shadow_over_half_of_the_picture_leaves_its_colours():
     assert score.parts["colour"] > 0.99
 
 
+def test_a_negative_has_the_same_edges():
+    frames = talking("omar")[:1]
+    score = FirstFrameIdentity().score([clip(255 - frames, frames[0])])[0]
+    assert score.parts["edges"] > 0.99 and score.parts["colour"] < 0.0
+
+
 def test_size_does_not_matter_and_parts_are_the_two_halves():
     frames = talking("ruby")
     larger = frames.repeat(3, axis=1).repeat(3, axis=2)
