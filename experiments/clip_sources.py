@@ -38,6 +38,7 @@ class ClipFile:
     first_frame: Path | None = None
     reference_sound: Path | None = None
     group: str = ""
+    sound_only: bool = False  # the picture is not decoded
 
     def attached(self) -> list[Path]:
         """The other files its scores depend on."""
@@ -75,11 +76,12 @@ def check_attached(clips: Iterable[ClipFile]) -> None:
 def load_clip(file: ClipFile) -> Clip:
     """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises MediaError."""
     rates = read_rates(file.path)
+    wants_picture = rates.fps is not None and not file.sound_only
     media = read_media(
         file.path,
         fps=rates.fps or 24.0,
         sample_rate_hz=rates.sample_rate_hz or REFERENCE_RATE_HZ,
-        want_video=rates.fps is not None,
+        want_video=wants_picture,
         want_audio=rates.sample_rate_hz is not None,
     )
     return Clip(

@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rewards.base import Reward
 from rewards.options import fill, nearest
-from rewards.recipes import sound, speech, sync
+from rewards.recipes import picture, sound, speech, sync
 from rewards.recipes.base import NoOptions, Shared, WeightsOptions
 
 
@@ -22,23 +22,26 @@ class Entry:
     options: type = NoOptions
     lower_is_better: bool = False  # a rubric must give it a negative weight
     offline: bool = True  # runs with what a checkout and its pipeline have
+    picture: bool = False  # looks at frames; the others only listen
+    about: Literal["any", "speech", "voice", "reference", "text", "image"] = "any"  # a clip is eligible where this was given
 
 
 CATALOG: dict[str, Entry] = {
-    "sync_mini": Entry(sync.sync_mini, sync.MiniOptions),
-    "sync_judge": Entry(sync.sync_judge, sync.JudgeOptions),
-    "syncnet": Entry(sync.syncnet, sync.PublishedOptions, offline=False),
-    "lip_loudness_correlation": Entry(sync.lip_loudness),
-    "wer_pocketsphinx": Entry(speech.wer_pocketsphinx, speech.PocketSphinxOptions, lower_is_better=True),
-    "wer_whisper": Entry(speech.wer_whisper, speech.WhisperOptions, lower_is_better=True, offline=False),
-    "wer_endpoint": Entry(speech.wer_endpoint, speech.EndpointOptions, lower_is_better=True, offline=False),
-    "sim_resemblyzer": Entry(sound.sim_resemblyzer),
-    "sim_wavlm_ecapa": Entry(sound.sim_wavlm_ecapa, sound.DeviceOptions, offline=False),
-    "voice_accuracy_resemblyzer": Entry(sound.voice_accuracy, sound.BankOptions),
+    "sync_mini": Entry(sync.sync_mini, sync.MiniOptions, picture=True, about="speech"),
+    "sync_judge": Entry(sync.sync_judge, sync.JudgeOptions, picture=True, about="speech"),
+    "syncnet": Entry(sync.syncnet, sync.PublishedOptions, picture=True, about="speech", offline=False),
+    "lip_loudness_correlation": Entry(sync.lip_loudness, picture=True, about="speech"),
+    "wer_pocketsphinx": Entry(speech.wer_pocketsphinx, speech.PocketSphinxOptions, lower_is_better=True, about="speech"),
+    "wer_whisper": Entry(speech.wer_whisper, speech.WhisperOptions, lower_is_better=True, about="speech", offline=False),
+    "wer_endpoint": Entry(speech.wer_endpoint, speech.EndpointOptions, lower_is_better=True, about="speech", offline=False),
+    "sim_resemblyzer": Entry(sound.sim_resemblyzer, about="voice"),
+    "sim_wavlm_ecapa": Entry(sound.sim_wavlm_ecapa, sound.DeviceOptions, about="voice", offline=False),
+    "voice_accuracy_resemblyzer": Entry(sound.voice_accuracy, sound.BankOptions, about="speech"),
     "snr_estimate_db": Entry(sound.noise_estimate),
     "audiobox_pq": Entry(sound.audiobox, WeightsOptions, offline=False),
-    "fd_verse_bench": Entry(sound.fd_verse_bench, WeightsOptions, lower_is_better=True, offline=False),
-    "clap_text_cosine": Entry(sound.clap_text, WeightsOptions, offline=False),
+    "fd_verse_bench": Entry(sound.fd_verse_bench, WeightsOptions, lower_is_better=True, about="reference", offline=False),
+    "clap_text_cosine": Entry(sound.clap_text, WeightsOptions, about="text", offline=False),
+    "identity_colour_edge": Entry(picture.identity, picture=True, about="image"),
 }
 
 

@@ -36,9 +36,11 @@ class MeanLevel:
         MeanLevel.calls += len(clips)
         if any(clip.name == MeanLevel.fail_at for clip in clips):
             raise KeyboardInterrupt
-        return score_prepared(
-            clips, lambda clip: clip.waveform, lambda some: [Score(self.scale * float(np.sqrt(np.mean(w**2)))) for w in some]
-        )
+        return score_prepared(clips, lambda clip: clip, lambda some: [Score(self.scale * rms(clip)) for clip in some])
+
+
+def rms(clip) -> float:
+    return float(np.sqrt(np.mean(clip.waveform**2)))
 
 
 PLUGIN = f"{__name__}:MeanLevel"
@@ -78,7 +80,7 @@ def values(rows, name="mean_level"):
 def test_a_folder_lists_videos_and_sounds_of_their_own(clips):
     assert [file.name for file in list_clips(clips)] == ["c0", "c1", "c2", "c3", "only_sound"]
     video, sound = load_clip(list_clips(clips)[0]), load_clip(list_clips(clips)[-1])
-    assert (video.fps, video.sample_rate_hz, len(video.frames)) == (25.0, RATE, 12)
+    assert video.frames is not None and (video.fps, video.sample_rate_hz, len(video.frames)) == (25.0, RATE, 12)
     assert (sound.frames, sound.sample_rate_hz) == (None, 44_100)
 
 

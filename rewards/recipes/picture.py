@@ -1,0 +1,12 @@
+"""Rewards of the picture alone."""
+
+from __future__ import annotations
+
+from rewards.base import Reward
+from rewards.recipes.base import NoOptions, Shared
+
+
+def identity(options: NoOptions, shared: Shared) -> Reward:
+    from rewards.semantic.identity import FirstFrameIdentity
+
+    return FirstFrameIdentity()
