@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any, Literal
 
 Pair = tuple[int, int]
+SOUND_SIZE = (13, 20)  # coefficients, columns of 10 ms
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,24 @@ MINI = SyncNetArgs(
         Conv(128, (4, 4)),
     ),
 )
+
+
+def window_flops(args: SyncNetArgs) -> dict[str, int]:
+    """Floating-point operations of one window's `lips` and `sound`: two per weight and place of every convolution and linear layer."""
+    sizes = {"lips": (3, (args.image_size, args.image_size)), "sound": (1, SOUND_SIZE)}
+    flops = {}
+    for name, (channels, size) in sizes.items():
+        total = 0
+        for layer in getattr(args, name):
+            size = tuple(
+                (side + 2 * pad - kernel) // step + 1
+                for side, pad, kernel, step in zip(size, layer.padding, layer.kernel, layer.stride, strict=True)
+            )
+            if isinstance(layer, Conv):
+                total += 2 * prod(size) * layer.channels * channels * layer.frames * prod(layer.kernel)
+                channels = layer.channels
+        flops[name] = total + 2 * channels * (channels + args.embedding)
+    return flops
 
 
 def plain(args: SyncNetArgs) -> dict[str, Any]:
