@@ -15,6 +15,7 @@ from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
 from rewards.rubric import Rubric
 
+VOCABULARY_REWARDS = ("wer_pocketsphinx", "intelligibility_pocketsphinx")
 RUBRIC_KEYS = ("items", "guardrails", "options")
 
 
@@ -60,30 +61,30 @@ def settings_from(
     for setting in settings:
         name, option, value = _setting(setting, wanted)
         options[name] = {**(options.get(name) or {}), option: value}
-    if "wer_pocketsphinx" in wanted:
-        options = with_vocabulary(options, files)
+    for name in VOCABULARY_REWARDS:
+        if name in wanted:
+            options[name] = with_vocabulary(name, options.get(name), files)
     return ScoreSettings(rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch)
 
 
-def with_vocabulary(options: Mapping[str, Any], files: Sequence[ClipFile]) -> dict[str, Any]:
+def with_vocabulary(name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]) -> dict[str, Any]:
     """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said is in it.
 
     Not the words of the clips themselves: with few clips that would give their answers away.
     """
-    own = dict(options.get("wer_pocketsphinx") or {})
-    if not own.get("vocabulary"):
-        from pretrain.data.corpus.bank import vocabulary
-        from rewards.speech.scoring import normalize
+    if options and options.get("vocabulary"):
+        return dict(options)
+    from pretrain.data.corpus.bank import vocabulary
+    from rewards.speech.scoring import normalize
 
-        words = vocabulary()
-        unknown = {word for file in files for span in file.spans for word in normalize(span).split()} - set(words)
-        if unknown:
-            raise ValueError(
-                f"wer_pocketsphinx.vocabulary: {sorted(unknown)[0]!r} is not among the {len(words)} words of the corpus; "
-                "set all words that can be heard, --set wer_pocketsphinx.vocabulary=[...]"
-            )
-        own["vocabulary"] = list(words)
-    return {**options, "wer_pocketsphinx": own}
+    words = vocabulary()
+    unknown = {word for file in files for span in file.spans for word in normalize(span).split()} - set(words)
+    if unknown:
+        raise ValueError(
+            f"{name}.vocabulary: {sorted(unknown)[0]!r} is not among the {len(words)} words of the corpus; "
+            f"set all words that can be heard, --set {name}.vocabulary=[...]"
+        )
+    return {**(options or {}), "vocabulary": list(words)}
 
 
 def _reward_of(name: str) -> str:

@@ -17,8 +17,7 @@ from experiments.score_store import ScoreStore
 from experiments.score_summary import summarise
 from pretrain.codecs.media import write_mp4, write_wav
 from rewards.base import score_prepared
-from rewards.catalog import CATALOG, checked_options, open_rewards
-from rewards.types import Clip, Score
+from rewards.types import Score
 
 RATE = 16_000
 
@@ -197,101 +196,12 @@ def test_a_rubric_adds_totals_without_scoring_again(clips, tmp_path):
     assert "total" not in score_files(files, settings(), out)[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("items: {snr_estimate: {}}", "unknown reward 'snr_estimate'; did you mean 'snr_estimate_db'"),
-        ("items: {wer_pocketsphinx: {weight: 1}}", "items.wer_pocketsphinx.weight: lower is better, so give it a negative weight"),
-        ("item: {}", "r.yaml: item: unknown key; did you mean 'items'"),
-        ("items: {snr_estimate_db: {wieght: 1}}", "r.yaml: items.snr_estimate_db.wieght: unknown option; did you mean 'weight'"),
-        ("items: {snr_estimate_db: {}}\nguardrails: {min_lfus: 1}", "guardrails.min_lfus: unknown option; did you mean 'min_lufs'"),
-        ("items: [", "r.yaml: not YAML"),
-        ("- a", "expected a mapping with items"),
-    ],
-)
-def test_wrong_rubrics_are_one_line(tmp_path, text, message):
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        settings_from([], tmp_path / "r.yaml", (), [])
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("rewards", "options", "message"),
-    [
-        (["sim_resemblizer"], [], "did you mean 'sim_resemblyzer'"),
-        (["wer_whisper"], ["wer_whisper.weight=a"], "wer_whisper.weight: unknown option; did you mean 'weights'"),
-        (["wer_whisper"], ["wer_whisper.scoring=seed"], "wer_whisper.scoring: unknown value 'seed'; did you mean"),
-        (["wer_whisper"], ["sim_resemblyzer.a=1"], "'sim_resemblyzer' is not asked for"),
-        (["wer_whisper"], ["weights"], "expected REWARD.OPTION=VALUE"),
-        ([], [], "no rewards: give --rewards"),
-    ],
-)
-def test_wrong_names_and_options(rewards, options, message):
-    with pytest.raises(ValueError, match=message):
-        checked = settings_from(rewards, None, options, [])
-        checked_options(checked.rewards, checked.options)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("syncnet", "syncnet: weights missing; set syncnet.weights=PATH"),
-        ("fd_verse_bench", "weights missing"),
-        ("wer_whisper", "weights missing"),
-        ("sim_wavlm_ecapa", "weights missing"),
-        ("audiobox_pq", "weights missing"),
-        ("wer_endpoint", "set wer_endpoint.base_url"),
-        ("wer_pocketsphinx", "vocabulary: no words"),
-        ("no.such.package:Reward", "cannot be imported"),
-        (f"{__name__}:MeanLevle", "has no 'MeanLevle'; did you mean 'MeanLevel'"),
-        (f"{__name__}:Path", "has no `name` and `score"),
-    ],
-)
-def test_rewards_that_cannot_be_built_say_why(name, message):
-    with pytest.raises(ValueError, match=message), open_rewards([name], {}):
-        pass
-
-
-def test_a_reward_is_called_as_the_catalog_says_and_parts_are_shared():
-    names = ["lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "snr_estimate_db"]
-    with open_rewards(names, {"wer_pocketsphinx": {"vocabulary": ["yes", "no"]}}) as rewards:
-        assert [reward.name for reward in rewards] == names
-        answers = rewards[0].score([Clip(None, RATE)])
-    assert math.isnan(answers[0].value) and answers[0].reason
-    assert all(entry.options is not None and callable(entry.make) for entry in CATALOG.values())
-
-
-def test_the_same_reward_twice_is_refused():
-    with pytest.raises(ValueError, match="two rewards are called 'mean_level'"), open_rewards([PLUGIN, f"{PLUGIN}"], {}):
-        pass
-
-
 def test_a_missing_reference_stops_before_anything_is_scored(clips, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "A man says <S>one<E>.", "video": "clips/c0.mp4", "spk_wavs": ["gone.wav"]}) + "\n")
     with pytest.raises(FileNotFoundError, match=r"gone.wav: no such file; prompts-00001 refers to it"):
         score_files(list_clips(prompts), settings(), tmp_path / "s.jsonl")
     assert not (tmp_path / "s.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"prompt": "x"}\n', "1 video: missing; give a folder"),
-        ('{"prompt": "x", "video": "a.mp4"}\n{"prompt": "y"}\n', "2 video: expected a path"),
-        ('{"prompt": "<S>x", "video": "a.mp4"}\n', "1 prompt: <S> at character 1 without <E>"),
-        ("", "the file is empty"),
-        ("nonsense\n", "1 json: not valid JSON"),
-    ],
-)
-def test_wrong_sources(tmp_path, content, message):
-    (tmp_path / "p.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        list_clips(tmp_path / "p.jsonl")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no index\.jsonl and no"):
-        list_clips(tmp_path / "empty")
 
 
 def test_an_index_and_a_training_manifest_give_what_was_asked(clips, tmp_path, monkeypatch):

@@ -45,6 +45,14 @@ def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
     return TimbreSimilarity(encoder, "sim" if encoder.is_seed_tts else "")
 
 
+def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
+    """NAVA is conditioned on this encoder's voices: a reward or a diagnosis of NAVA, no result."""
+    from rewards.timbre.redimnet import ReDimNetEncoder
+    from rewards.timbre.similarity import TimbreSimilarity
+
+    return TimbreSimilarity(ReDimNetEncoder(needed(options.weights, "sim_redimnet"), options.sha256, device=options.device))
+
+
 def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
     from rewards.timbre.voices import NearestVoice, VoiceBank
 

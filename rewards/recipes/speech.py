@@ -15,12 +15,18 @@ ScoringName = Literal["", "seed_tts_en", "seed_tts_zh", "verse_bench", "normalis
 
 
 @dataclass(frozen=True)
-class PocketSphinxOptions:
-    """The words that can be heard at all, whose way of counting errors, and processes to hear with."""
+class VocabularyOptions:
+    """The words that can be heard at all, and processes to hear them with."""
 
     vocabulary: tuple[str, ...] = ()
-    scoring: ScoringName = ""
     num_processes: int = field(default=1, metadata=SPEED_ONLY)
+
+
+@dataclass(frozen=True)
+class PocketSphinxOptions(VocabularyOptions):
+    """Whose way of counting errors, too."""
+
+    scoring: ScoringName = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,12 @@ def wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared) -> Reward:
     return WordErrorRate(_recognizer(options, shared, "wer_pocketsphinx"), SCORINGS[options.scoring])
 
 
+def intelligibility(options: VocabularyOptions, shared: Shared) -> Reward:
+    from rewards.speech.intelligibility import Intelligibility
+
+    return Intelligibility(_recognizer(options, shared, "intelligibility_pocketsphinx"))
+
+
 def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
     from rewards.speech.scoring import SCORINGS
     from rewards.speech.wer import WordErrorRate
@@ -79,7 +91,7 @@ def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
     return WordErrorRate(transcriber, SCORINGS[options.scoring])
 
 
-def _recognizer(options: PocketSphinxOptions, shared: Shared, name: str) -> Recognizer:
+def _recognizer(options: VocabularyOptions, shared: Shared, name: str) -> Recognizer:
     from rewards.speech.recognizer import Recognizer
 
     if not options.vocabulary:
