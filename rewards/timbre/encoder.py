@@ -35,6 +35,9 @@ class EmbeddingCache:
         self._compute, self._dim, self._max_known = compute, dim, max_known
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def __call__(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, D], in the order of the sounds."""
         if not waveforms:
