@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,10 @@ class Served:
         return failure or (200, {}), self.answer or json.dumps({"text": str(_first_sample(form["file"]))}).encode()
 
 
-def _form(content_type: str, body: bytes) -> dict[str, bytes]:
+def _form(content_type: str, body: bytes) -> dict[str, Any]:
     message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
-    return {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in message.iter_parts()}
+    parts = message.iter_parts()  # type: ignore[attr-defined]
+    return {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts}
 
 
 def _first_sample(wav: bytes) -> int:

@@ -80,7 +80,7 @@ class EndpointTranscriber:
                 failure = f"status {error.code} {_excerpt(error.read(), token)}".strip()
                 if error.code not in RETRIED:
                     raise ConnectionError(f"{self.url}: {failure}; check model {self.model!r}, token and server") from None
-                wait = _retry_after(error.headers)
+                wait = _retry_after(error.headers.get("Retry-After", ""))
             except (OSError, HTTPException) as error:
                 failure, wait = _excerpt(str(getattr(error, "reason", "") or error or type(error).__name__).encode(), token), 0.0
             if attempt + 1 < self.num_tries:
@@ -137,8 +137,7 @@ def _excerpt(answer: bytes, token: str) -> str:
     return (text.replace(token, "***") if token else text)[:200]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    value = headers.get("Retry-After", "")
+def _retry_after(value: str) -> float:
     return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 

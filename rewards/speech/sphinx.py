@@ -34,6 +34,10 @@ class Spot:
     end_s: float
     evidence: float
 
+    @property
+    def centre_s(self) -> float:
+        return (self.start_s + self.end_s) / 2
+
 
 def front_end(waveform: np.ndarray, settings: RecognizerSettings) -> Sound:
     """The peak-normalised loud part of float32 [N] 16 kHz sound between silence."""

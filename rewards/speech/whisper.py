@@ -72,7 +72,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     try:
-        model, found = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        load: Any = WhisperForConditionalGeneration.from_pretrained  # its type does not know of the second answer
+        model, found = load(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
