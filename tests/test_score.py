@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import score as score_module
+from experiments.benchmarks.reward_speed import speed
 from experiments.clip_sources import list_clips, load_clip
 from experiments.commands.score import score
 from experiments.score import ScoreSettings, score_files
@@ -230,3 +231,14 @@ def test_the_verb_prints_json_and_a_table(clips, tmp_path, capsys):
     assert found["rewards"]["mean_level"]["low"] < found["rewards"]["mean_level"]["mean"] < found["rewards"]["mean_level"]["high"]
     score(clips, rewards=("snr_estimate_db", PLUGIN), out=tmp_path / "s.jsonl", limit=3)
     assert "3 / 3" in capsys.readouterr().out
+
+
+def test_the_speed_of_rewards_is_measured_on_clips_they_can_score(clips):
+    unavailable: dict[str, str] = {}
+    names = ["snr_estimate_db", "identity_colour_edge", "lip_loudness_correlation", "sync_mini", PLUGIN]
+    found = speed(list_clips(clips)[:3], names, ["sync_mini.model=nowhere"], 2, unavailable)
+    assert set(found["rewards"]) == {"snr_estimate_db", "identity_colour_edge", PLUGIN}
+    assert all(row["scored"] == row["of"] == 3 and row["batched"] > 0 < row["one_by_one"] for row in found["rewards"].values())
+    assert found["decode"] > 0 and found["mean_clip_seconds"] == pytest.approx(0.5, abs=0.05)
+    assert set(unavailable) == {"lip_loudness_correlation", "sync_mini"} and "nowhere" in unavailable["sync_mini"]
+    assert MeanLevel.calls == 3 * (1 + 2 * 2)  # one pass to warm up, two batched, two one by one
