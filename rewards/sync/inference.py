@@ -57,21 +57,18 @@ class Embedder:
         """Embeddings float32 [n, D] of each clip's windows [n, 1, 13, 20] of MFCC columns."""
         if not windows:
             return []
-        every = torch.from_numpy(np.concatenate(windows))[:, 0, :, :, None].to(self.device, self.dtype) * self.args.sound_scale
+        scaled = torch.from_numpy(np.concatenate(windows)).to(self.device) * self.args.sound_scale
+        every = scaled.to(self.dtype)[:, 0, :, :, None].contiguous()  # channels last; concatenate keeps the order of its parts
         passes = [_through(self._sound, some.permute(0, 3, 1, 2)) for some in every.split(WINDOWS_PER_PASS)]
         return _divided(passes, [len(some) for some in windows])
 
     def _stacked(self, frames: Tensor, starts: Tensor) -> Tensor:
         """The windows at `starts`: [m, 5 * 3, S, S], channels last, the three colours of a frame side by side."""
-        size = self.args.image_size
-        stacked = torch.empty(len(starts), size, size, WINDOW_FRAMES, 3, dtype=self.dtype, device=self.device)
-        for time in range(WINDOW_FRAMES):
-            stacked[:, :, :, time] = frames[starts + time].to(self.device)
-        if self.args.pixel_mean:
-            stacked -= self.args.pixel_mean
-        if self.args.pixel_scale != 1:
-            stacked *= self.args.pixel_scale
-        return stacked.flatten(3).permute(0, 3, 1, 2)
+        first = starts[0]
+        scaled = frames[first : starts[-1] + WINDOW_FRAMES].to(self.device).float()
+        scaled = ((scaled - self.args.pixel_mean) * self.args.pixel_scale).to(self.dtype)
+        places = (starts - first).to(self.device)
+        return torch.stack([scaled[places + time] for time in range(WINDOW_FRAMES)], dim=3).flatten(3).permute(0, 3, 1, 2)
 
     def _steps(self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False) -> list[Step]:
         layers = [layer for layer in (*tower, *head) if not isinstance(layer, nn.ReLU)]
