@@ -66,10 +66,10 @@ def test_loudness_does_not_matter_and_same_sound_is_similarity_one(encoder):
 
 
 def test_the_own_voice_is_nearer_than_another_in_95_of_100_pairs(encoder):
-    """Two words against two other words of the same voice and of another, 240 times (99.2 % when it was measured)."""
+    """Two words against two other words of the same voice and of another, 200 times (99 % when it was measured)."""
     voices, words, rng = load_bank().voices, load_bank().words, np.random.default_rng(0)
     own, other = [], []
-    for _ in range(240):
+    for _ in range(200):
         voice, stranger = rng.choice(voices, 2, replace=False)
         first, second, *rest = rng.choice(words, 4, replace=False)
         reference = said(voice, tuple(rest))
@@ -77,7 +77,7 @@ def test_the_own_voice_is_nearer_than_another_in_95_of_100_pairs(encoder):
         other.append(Clip(said(stranger, (first, second)), RATE, references=(reference,)))
     scores = [score.value for score in TimbreSimilarity(encoder).score(own + other)]
     assert np.isfinite(scores).all()
-    assert np.mean(np.array(scores[:240]) > np.array(scores[240:])) >= 0.95
+    assert np.mean(np.array(scores[:200]) > np.array(scores[200:])) >= 0.95
 
 
 def test_channels_are_averaged_and_the_order_of_clips_does_not_matter(encoder):
