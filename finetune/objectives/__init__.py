@@ -1,0 +1,1 @@
+"""One idea of learning from rewards or votes per file."""

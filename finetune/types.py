@@ -1,0 +1,157 @@
+"""The vocabulary of alignment: what a round makes, what an objective is given, what it answers.
+
+Letters as in pretrain.types; T = trained steps of a trajectory. All clips of one batch have the same length.
+
+An objective module (finetune/objectives/*.py) has the same two functions for all four:
+    count(batch, config) -> Tensor                   scalar fp64: what this batch adds to the divisor, known before any forward
+    loss(policy, batch, config, key) -> ObjectiveLoss
+Losses are SUMS. The trainer divides by the count summed over all micro-batches and ranks of the optimizer step, so that
+neither the cut into micro-batches nor the number of ranks matters. `key` = e.g. (seed, round, epoch): levels and noise are
+drawn per clip from generator_for(*key, sample id, ...). A call draws one level per clip; K levels are K calls with K keys.
+Advantages (and rwr's weights) are worked out once per round over all ranks, before the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from finetune.sde import Kernel
+from pretrain.sampling import Clock
+from pretrain.types import Conditioning, Stream, Velocity
+
+Role = Literal["default", "old", "reference"]
+Key = tuple[Hashable, ...]
+T = TypeVar("T")
+
+FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2
+
+
+class Policy(Protocol):
+    """The one definition of the velocity that rolls out and that is trained. Only `default` carries gradient."""
+
+    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity: ...
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The trained steps of stochastic rollouts, with the levels and the kernel they were made with; nothing is rebuilt.
+    Both modalities always: each velocity depends on both states. Raises ValueError on states that are not fp32 or fp64 and
+    on a step to level 0, which has no density."""
+
+    kernel: Kernel
+    video: Tensor  # [B, T, 48, F, H, W] states before the step, fp32
+    audio: Tensor  # [B, T, 128, L]
+    next_video: Tensor  # [B, T, 48, F, H, W] states after it
+    next_audio: Tensor  # [B, T, 128, L]
+    levels: Tensor  # [B, T] fp64, falling along T; equal within a group
+    next_levels: Tensor  # [B, T] fp64, > 0
+    log_prob_video: Tensor  # [B, T] of the rolling-out policy
+    log_prob_audio: Tensor  # [B, T]
+
+    def __post_init__(self) -> None:
+        for name in ("video", "audio", "next_video", "next_audio"):
+            if (dtype := getattr(self, name).dtype) not in (torch.float32, torch.float64):
+                raise ValueError(f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has another ratio")
+        if not bool((self.next_levels > 0).all()):
+            raise ValueError("trajectory: a step to level 0 is deterministic and cannot be trained; train earlier steps")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Clips made by the policy for prompts; K clips of a prompt are one group. Also holds clips out of the data (rwr).
+    Raises ValueError where rows do not agree."""
+
+    video: Tensor  # [B, 48, F, H, W] fp32, clean latents
+    audio: Tensor  # [B, 128, L] fp32
+    conditioning: Conditioning  # B rows
+    groups: Tensor  # [B] int64, index of the prompt
+    sample_ids: Tensor  # [B] int64, unlike within a round: the key of every draw
+    clock: Clock
+    trajectory: Trajectory | None = None  # grpo
+
+    def __post_init__(self) -> None:
+        rows = [len(self.video), len(self.audio), len(self.conditioning.text), len(self.groups), len(self.sample_ids)]
+        if len(set(rows)) > 1:
+            raise ValueError(f"rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, got {rows}")
+        if self.groups.dtype != torch.int64 or self.sample_ids.dtype != torch.int64:
+            raise ValueError(f"rollout: groups and sample_ids must be int64, got {self.groups.dtype} and {self.sample_ids.dtype}")
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """How much better than its group a clip is, per modality. rwr reads weights >= 0 here instead (rwr.group_weights)."""
+
+    video: Tensor  # [B] fp32, exactly 0 where not valid or where no reward speaks about the picture
+    audio: Tensor  # [B] fp32
+    valid: Tensor  # [B] bool, False = unscored, or of a group without contrast: takes no part in the loss
+    contrast: float  # share of groups with contrast
+    skipped: int  # groups without contrast
+    has_video: bool = True  # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
+    has_audio: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The batch of rwr, nft and grpo."""
+
+    rollout: Rollout
+    advantage: Advantage
+    on_policy: bool = False  # no update since the rollout: grpo then asserts that the ratio is 1
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """The batch of gsb_dpo: two clips of one prompt per row, compared. Labels: FIRST, SECOND, TIE, NO_LABEL = not asked.
+    Raises ValueError on other labels or unlike rows."""
+
+    first: Rollout
+    second: Rollout  # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
+    labels_video: Tensor  # [B] int8, picture
+    labels_audio: Tensor  # [B] int8, voice
+    labels_total: Tensor  # [B] int8, sync and overall
+
+    def __post_init__(self) -> None:
+        for name in ("labels_video", "labels_audio", "labels_total"):
+            labels = getattr(self, name)
+            known = torch.isin(labels, labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
+            if labels.shape != self.first.groups.shape or not bool(known.all()):
+                raise ValueError(f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got {labels.tolist()}")
+        if not torch.equal(self.first.groups, self.second.groups):
+            raise ValueError("preference pairs: first and second must be clips of the same prompts in the same order")
+
+
+Batch = Scored | PreferencePairs
+
+
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """An objective's answer for one micro-batch."""
+
+    loss: Tensor  # scalar with gradient: SUM over what `count` counts
+    count: Tensor  # scalar fp64: clips (rwr, nft), clip-steps (grpo) or pairs (gsb_dpo); equals the module's count(batch, config)
+    metrics: dict[str, Tensor]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+
+
+class Objective(Protocol):
+    """The type of every objective's `loss`."""
+
+    def __call__(self, policy: Policy, batch: Any, config: Any, key: Key, /) -> ObjectiveLoss: ...
+
+
+def take(batch: T, rows: Tensor) -> T:
+    """The same batch with only these rows [N] int64, in this order; for micro-batches and for a rank's own part."""
+    if not is_dataclass(batch) or isinstance(batch, type):
+        raise TypeError(f"take: expected a batch, got {type(batch).__name__}")
+    cut: dict[str, Any] = {}
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if isinstance(value, Tensor):
+            cut[item.name] = value[rows.to(value.device)]
+        elif isinstance(value, (Rollout, Trajectory, Advantage, Conditioning)):
+            cut[item.name] = take(value, rows)
+    return replace(batch, **cut)
