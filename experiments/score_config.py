@@ -10,12 +10,12 @@ import yaml
 
 from experiments.clip_sources import ClipFile
 from experiments.score import ScoreSettings
-from rewards.catalog import CATALOG, check_names, wrong_direction
+from rewards.catalog import CATALOG, check_names, check_weights
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
+from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric
 
-VOCABULARY_REWARDS = ("wer_pocketsphinx", "intelligibility_pocketsphinx")
 RUBRIC_KEYS = ("items", "guardrails", "options")
 
 
@@ -38,10 +38,9 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
     try:
         rubric = Rubric.from_config(content.get("items"))
         limits = fill(GuardrailLimits, content.get("guardrails"), "guardrails")
+        check_weights({item.reward: item.weight for item in rubric.items})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if name := wrong_direction({item.reward: item.weight for item in rubric.items}):
-        raise ValueError(f"{path}: items.{name}.weight: lower is better, so give it a negative weight")
     return rubric, limits, dict(content.get("options") or {})
 
 
@@ -61,8 +60,8 @@ def settings_from(
     for setting in settings:
         name, option, value = _setting(setting, wanted)
         options[name] = {**(options.get(name) or {}), option: value}
-    for name in VOCABULARY_REWARDS:
-        if name in wanted:
+    for name in wanted:
+        if name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions):
             options[name] = with_vocabulary(name, options.get(name), files)
     return ScoreSettings(rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch)
 

@@ -21,6 +21,7 @@ class Entry:
     make: Callable[[Any, Shared], Reward]
     options: type = NoOptions
     lower_is_better: bool = False  # a rubric must give it a negative weight
+    judge: bool = False  # measures what was trained on others; no rubric may weigh it
     offline: bool = True  # runs with what a checkout and its pipeline have
     picture: bool = False  # looks at frames; the others only listen
     about: Literal["any", "speech", "voice", "reference", "text", "image"] = "any"  # a clip is eligible where this was given
@@ -28,11 +29,15 @@ class Entry:
 
 CATALOG: dict[str, Entry] = {
     "sync_mini": Entry(sync.sync_mini, sync.MiniOptions, picture=True, about="speech"),
-    "sync_judge": Entry(sync.sync_judge, sync.JudgeOptions, picture=True, about="speech"),
+    "sync_judge": Entry(sync.sync_judge, sync.JudgeOptions, judge=True, picture=True, about="speech"),
     "syncnet": Entry(sync.syncnet, sync.PublishedOptions, picture=True, about="speech", offline=False),
     "lip_loudness_correlation": Entry(sync.lip_loudness, picture=True, about="speech"),
     "wer_pocketsphinx": Entry(speech.wer_pocketsphinx, speech.PocketSphinxOptions, lower_is_better=True, about="speech"),
     "intelligibility_pocketsphinx": Entry(speech.intelligibility, speech.VocabularyOptions, about="speech"),
+    "wer_pocketsphinx_judge": Entry(
+        speech.wer_pocketsphinx_judge, speech.PocketSphinxOptions, judge=True, lower_is_better=True, about="speech"
+    ),
+    "intelligibility_pocketsphinx_judge": Entry(speech.intelligibility_judge, speech.VocabularyOptions, judge=True, about="speech"),
     "wer_whisper": Entry(speech.wer_whisper, speech.WhisperOptions, lower_is_better=True, about="speech", offline=False),
     "wer_endpoint": Entry(speech.wer_endpoint, speech.EndpointOptions, lower_is_better=True, about="speech", offline=False),
     "sim_resemblyzer": Entry(sound.sim_resemblyzer, about="voice"),
@@ -84,9 +89,14 @@ def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]])
         yield rewards
 
 
-def wrong_direction(weights: Mapping[str, float]) -> str:
-    """The first reward of a rubric whose weight rewards what is worse; empty when there is none. Parts and plug-ins are not judged."""
-    return next((name for name, weight in weights.items() if weight > 0 and name in CATALOG and CATALOG[name].lower_is_better), "")
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises ValueError for a rubric's weight that rewards what is worse, or a judge. Plug-ins are not judged, parts only as judges."""
+    for name, weight in weights.items():
+        entry = CATALOG.get(name) or CATALOG.get(name.partition(".")[0])
+        if entry and entry.judge and weight:
+            raise ValueError(f"items.{name}.weight: a judge must stay out of what is rewarded; give it weight 0 or leave it out")
+        if name in CATALOG and CATALOG[name].lower_is_better and weight > 0:
+            raise ValueError(f"items.{name}.weight: lower is better, so give it a negative weight")
 
 
 def _filled(name: str, values: Mapping[str, Any] | None) -> Any:

@@ -1,11 +1,19 @@
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from experiments.clip_sources import ClipFile, list_clips
 from experiments.score_config import settings_from
+from pretrain.codecs.media import write_wav
 from rewards.catalog import CATALOG, checked_options, open_rewards
+from rewards.speech.intelligibility import Intelligibility
+from rewards.speech.wer import WordErrorRate
+from rewards.sync.layers import MINI
+from rewards.sync.syncnet import SyncNet, save_syncnet
 from rewards.types import Clip
 
 RATE = 16_000
@@ -28,6 +36,8 @@ PLUGIN = f"{__name__}:MeanLevel"
     [
         ("items: {snr_estimate: {}}", "unknown reward 'snr_estimate'; did you mean 'snr_estimate_db'"),
         ("items: {wer_pocketsphinx: {weight: 1}}", "items.wer_pocketsphinx.weight: lower is better, so give it a negative weight"),
+        ("items: {sync_judge: {weight: 1}}", "items.sync_judge.weight: a judge must stay out of what is rewarded"),
+        ("items: {sync_judge.rho_zero: {weight: 1}}", "items.sync_judge.rho_zero.weight: a judge must stay out"),
         ("item: {}", "r.yaml: item: unknown key; did you mean 'items'"),
         ("items: {snr_estimate_db: {wieght: 1}}", "r.yaml: items.snr_estimate_db.wieght: unknown option; did you mean 'weight'"),
         ("items: {snr_estimate_db: {}}\nguardrails: {min_lfus: 1}", "guardrails.min_lfus: unknown option; did you mean 'min_lufs'"),
@@ -79,13 +89,23 @@ def test_rewards_that_cannot_be_built_say_why(name, message):
         pass
 
 
-def test_a_reward_is_called_as_the_catalog_says_and_parts_are_shared():
-    names = ["lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "snr_estimate_db"]
-    with open_rewards(names, {"wer_pocketsphinx": {"vocabulary": ["yes", "no"]}}) as rewards:
+def test_every_offline_reward_is_called_as_the_catalog_says(tmp_path):
+    torch.manual_seed(0)
+    save_syncnet(SyncNet(MINI), tmp_path / "net")
+    for voice in "ab":
+        write_wav(tmp_path / "bank" / f"{voice}_1.wav", np.sin(np.arange(RATE) * 0.1), RATE)
+    names = [name for name, entry in CATALOG.items() if entry.offline]
+    options: dict[str, dict[str, Any]] = {name: {"vocabulary": ["yes", "no"]} for name in names if "pocketsphinx" in name}
+    options |= {name: {"model": tmp_path / "net"} for name in ("sync_mini", "sync_judge")}
+    options["voice_accuracy_resemblyzer"] = {"bank": tmp_path / "bank"}
+    with open_rewards(names, options) as rewards:
         assert [reward.name for reward in rewards] == names
-        answers = rewards[0].score([Clip(None, RATE)])
-    assert math.isnan(answers[0].value) and answers[0].reason
-    assert all(entry.options is not None and callable(entry.make) for entry in CATALOG.values())
+        listeners = [reward.recognizer for reward in rewards if isinstance(reward, Intelligibility)]
+        spellers = [reward.transcriber for reward in rewards if isinstance(reward, WordErrorRate)]
+        assert len(spellers) == 2 and [one is other for one, other in zip(listeners, spellers, strict=True)] == [True, True]
+        for reward in rewards:
+            (answer,) = reward.score([Clip(None, RATE)])
+            assert math.isnan(answer.value) and answer.reason
 
 
 def test_the_same_reward_twice_is_refused():
@@ -114,7 +134,7 @@ def test_wrong_sources(tmp_path, content, message):
 
 def test_the_recogniser_hears_the_corpus_not_the_answers():
     clips = [ClipFile("a", Path("a.mp4"), spans=("Banana, doctor!",))]
-    for name in ("wer_pocketsphinx", "intelligibility_pocketsphinx"):
+    for name in ("wer_pocketsphinx", "intelligibility_pocketsphinx", "wer_pocketsphinx_judge"):
         vocabulary = settings_from([name], None, (), clips).options[name]["vocabulary"]
         assert {"banana", "doctor"} < set(vocabulary) and len(vocabulary) >= 20
         with pytest.raises(ValueError, match=f"{name}.vocabulary: 'xylophone' is not among the"):

@@ -53,16 +53,19 @@ class EndpointOptions:
 
 
 def wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared) -> Reward:
-    from rewards.speech.scoring import SCORINGS
-    from rewards.speech.wer import WordErrorRate
+    return _wer_pocketsphinx(options, shared, "pocketsphinx")
 
-    return WordErrorRate(_recognizer(options, shared, "wer_pocketsphinx"), SCORINGS[options.scoring])
+
+def wer_pocketsphinx_judge(options: PocketSphinxOptions, shared: Shared) -> Reward:
+    return _wer_pocketsphinx(options, shared, "pocketsphinx_judge")
 
 
 def intelligibility(options: VocabularyOptions, shared: Shared) -> Reward:
-    from rewards.speech.intelligibility import Intelligibility
+    return _intelligibility(options, shared, "pocketsphinx")
 
-    return Intelligibility(_recognizer(options, shared, "intelligibility_pocketsphinx"))
+
+def intelligibility_judge(options: VocabularyOptions, shared: Shared) -> Reward:
+    return _intelligibility(options, shared, "pocketsphinx_judge")
 
 
 def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
@@ -91,10 +94,25 @@ def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
     return WordErrorRate(transcriber, SCORINGS[options.scoring])
 
 
-def _recognizer(options: VocabularyOptions, shared: Shared, name: str) -> Recognizer:
+def _wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared, setup: str) -> Reward:
+    from rewards.speech.scoring import SCORINGS
+    from rewards.speech.wer import WordErrorRate
+
+    return WordErrorRate(_recognizer(options, shared, setup, f"wer_{setup}"), SCORINGS[options.scoring])
+
+
+def _intelligibility(options: VocabularyOptions, shared: Shared, setup: str) -> Reward:
+    from rewards.speech.intelligibility import Intelligibility
+
+    return Intelligibility(_recognizer(options, shared, setup, f"intelligibility_{setup}"))
+
+
+def _recognizer(options: VocabularyOptions, shared: Shared, setup: str, name: str) -> Recognizer:
+    """One for all rewards of the same words and set-up."""
     from rewards.speech.recognizer import Recognizer
+    from rewards.speech.settings import SETTINGS
 
     if not options.vocabulary:
         raise ValueError(f"{name}.vocabulary: no words; set the words that can be heard, e.g. [yes, no]")
-    key = ("pocketsphinx", options.vocabulary, options.num_processes)
-    return shared.get(key, lambda: Recognizer(options.vocabulary, options.num_processes))
+    key = (setup, options.vocabulary, options.num_processes)
+    return shared.get(key, lambda: Recognizer(options.vocabulary, options.num_processes, SETTINGS[setup]))
