@@ -12,11 +12,11 @@ from experiments.layout import Layout
 from experiments.provenance import git_state, md5_of
 from experiments.study_config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.study_page import page
-from experiments.study_plan import StudyPlan, plan_study
+from experiments.study_plan import StudyPlan, mark_of, plan_study
 from experiments.study_plot import draw
 from experiments.study_scores import write_voice_bank
 from experiments.study_table import tabulate
-from experiments.study_training import KEY, RESULT, TrainingTask, write_json
+from experiments.study_training import KEY, TrainingTask, write_json
 from experiments.study_workers import Job, core_shares, run_all
 from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
 from pretrain.files import read_json, replacing
@@ -51,8 +51,9 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     bank = folder / f"voices-{inputs['corpus'][:8]}.npz"
     if not bank.is_file():
         write_voice_bank(layout.corpus, bank)
-    settings = {"generate": to_json(recipe.generate), "prompts": recipe.study.num_prompts, "score_after": recipe.study.score_after}
-    jobs = [Job(item, folder / "runs" / item.folder({**inputs, **settings})) for item in plan.trainings]
+    data = {name: inputs[name] for name in ("latents", "codec")}
+    mark = mark_of(inputs, to_json(recipe.generate), recipe.study.num_prompts, recipe.study.score_after)
+    jobs = [Job(item, folder / "runs" / item.folder(data), mark) for item in plan.trainings]
     tracker = _tracker(folder, layout, inputs, recipe, root)
     for job in jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def _task(job: Job, recipe: StudyRecipe, layout: Layout, inputs: Mapping[str, st
     config, training = recipe.study, job.training
     tags = {"nava.study": NAME, "nava.paradigm": training.paradigm, "nava.budget": training.budget, "nava.seed": str(training.seed)}
     return TrainingTask(
-        label=training.label, tags=tags, pretrain=training.config, generate=recipe.generate, latents=str(layout.latents),
+        label=training.label, mark=job.mark, tags=tags, pretrain=training.config, generate=recipe.generate, latents=str(layout.latents),
         codec=str(layout.codec), codec_id=inputs["codec"], prompts=str(layout.prompts / f"{config.prompts}.jsonl"),
         num_prompts=config.num_prompts, bank=str(bank), judge=str(judge) if inputs["judge"] else "", score_after=config.score_after,
         recognizer_processes=config.recognizer_processes, tracking=str(layout.tracking), parent=parent,
@@ -128,7 +129,7 @@ def _tracker(folder: Path, layout: Layout, inputs: Mapping[str, str], recipe: St
 
 
 def _written(recipe: StudyRecipe, plan: StudyPlan, jobs: list[Job], inputs: Mapping[str, str], folder: Path, root: Path) -> dict[str, Any]:
-    results = {job.training.label: read_json(job.folder / RESULT, f"remove {job.folder}") for job in jobs}
+    results = {job.training.label: read_json(job.result, f"remove {job.folder}") for job in jobs}
     git = git_state(root)
     study = {
         "study": NAME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,14 @@ class Training:
     def label(self) -> str:
         return f"{self.paradigm}-{self.budget}-seed{self.seed}"
 
-    def folder(self, inputs: Mapping[str, Any]) -> str:
-        """Name that differs where settings or `inputs` (what is read and asked for) differ, so that results never mix."""
-        mark = stable_hash(sorted(to_json(self.config).items(), key=str), sorted(inputs.items(), key=str))
-        return f"{self.label}-{mark:016x}"[: len(self.label) + 9]
+    def folder(self, data: Mapping[str, str]) -> str:
+        """Name that differs where settings or `data` differ, so that no training goes on with another's weights."""
+        return f"{self.label}-{mark_of(to_json(self.config), data)}"
+
+
+def mark_of(*parts: Any) -> str:
+    """Eight hex digits that stand for plain values."""
+    return f"{stable_hash(json.dumps(parts, sort_keys=True)):016x}"[:8]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig, generate
 from pretrain.recipe import PretrainConfig, from_json, to_json
 
-TASK, RESULT, LOG, KEY = "task.json", "result.json", "log.txt", "run_key.txt"
+TASK, LOG, KEY = "task.json", "log.txt", "run_key.txt"
+
+
+def result_file(mark: str) -> str:
+    """Name of a finished training's results; `mark` stands for what was generated from it and how that was scored."""
+    return f"result-{mark}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,7 @@ class TrainingTask:
     """What the process needs; folders as text, so that it goes through JSON."""
 
     label: str
+    mark: str
     tags: dict[str, str] = field(default_factory=dict)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -49,7 +55,7 @@ class TrainingTask:
 
 
 def train(folder: Path) -> None:
-    """Train, generate and score; FOLDER/result.json is written last. Raises Interrupted where a signal ended a stage early."""
+    """Train, generate and score; FOLDER/result-MARK.json is written last. Raises Interrupted where a signal ended a stage early."""
     started = time.monotonic()
     task = from_json(TrainingTask, read_json(folder / TASK, "run the study again"))
     tracker = SpoolTracker(Path(task.tracking) / _run_key(folder, task.label))
@@ -63,8 +69,10 @@ def train(folder: Path) -> None:
     except BaseException:
         tracker.finish("FAILED")
         raise
-    write_json(folder / RESULT, {**result, "seconds": round(time.monotonic() - started, 1)})
-    tracker.log_artifact(str(folder / RESULT))
+    out = folder / result_file(task.mark)
+    write_json(out, {**result, "seconds": round(time.monotonic() - started, 1)})
+    _drop_weights(folder, task)
+    tracker.log_artifact(str(out))
     tracker.finish("FINISHED")
 
 
@@ -76,7 +84,7 @@ def _train_and_score(folder: Path, task: TrainingTask, tracker: SpoolTracker) ->
         before += stage.steps
         validation[name] = last_validation(folder / name / "metrics.jsonl")
         if name in task.score_after:
-            out = folder / f"scores_{name}.json"
+            out = folder / f"scores_{name}-{task.mark}.json"
             if not out.is_file():
                 clips = folder / "clips" / name
                 generate(task.generate, model, Path(task.codec), Path(task.prompts), clips, task.num_prompts)
@@ -101,6 +109,13 @@ def _stage(folder: Path, task: TrainingTask, tracker: SpoolTracker, name: str, b
         raise Interrupted(f"{task.label}: {name} stopped at step {result.step} with a checkpoint; the same command goes on from there")
     shutil.rmtree(folder / name / "checkpoint", ignore_errors=True)
     return result.model
+
+
+def _drop_weights(folder: Path, task: TrainingTask) -> None:
+    """Keep the averaged weights of the scored stages only: scoring them in another way needs no training."""
+    for name in task.pretrain.stages:
+        for weights in ("model", *(() if name in task.score_after else ("ema",))):
+            (folder / name / "model" / f"{weights}.safetensors").unlink(missing_ok=True)
 
 
 def last_validation(metrics: Path) -> dict[str, float]:

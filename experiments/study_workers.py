@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.runs import Interrupted
 from experiments.study_plan import Training
-from experiments.study_training import LOG, RESULT
+from experiments.study_training import LOG, result_file
 from pretrain.launch import end_with_parent
 from pretrain.progress import MetricsTail
 
@@ -24,14 +24,19 @@ GRACE_S = 60.0  # for a stage to finish its step and write a checkpoint
 
 @dataclass
 class Job:
-    """A training and its folder."""
+    """A training, its folder, and the mark of the results wanted."""
 
     training: Training
     folder: Path
+    mark: str
+
+    @property
+    def result(self) -> Path:
+        return self.folder / result_file(self.mark)
 
     @property
     def finished(self) -> bool:
-        return (self.folder / RESULT).is_file()
+        return self.result.is_file()
 
 
 class Progress:
@@ -116,8 +121,13 @@ def core_shares(parallel: int) -> list[tuple[int, ...]]:
     return [tuple(allowed[slot::parallel]) if len(allowed) >= parallel else () for slot in range(parallel)]
 
 
+def worker_command(folder: Path) -> list[str]:
+    """What runs one training; the cores follow."""
+    return [sys.executable, "-m", "experiments.study_training", str(folder)]
+
+
 def _start(job: Job, cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "experiments.study_training", str(job.folder), *([",".join(map(str, cores))] if cores else [])]
+    command = [*worker_command(job.folder), *([",".join(map(str, cores))] if cores else [])]
     repository = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
     with (job.folder / LOG).open("ab") as log:

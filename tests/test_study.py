@@ -1,0 +1,253 @@
+"""The study's arithmetic by hand, its plan, and that what is finished is kept."""
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from titan_world import write_latents
+
+from experiments.layout import Layout
+from experiments.study import StudyRecipe, study_paradigms
+from experiments.study_config import FLOPS, PARADIGMS, STEPS, StudyConfig
+from experiments.study_flops import matched_steps, step_flops, steps_of, total_flops
+from experiments.study_page import page
+from experiments.study_plan import StudyPlan, mark_of, plan_study
+from experiments.study_plot import draw
+from experiments.study_scores import tabulated
+from experiments.study_statistics import Draws, Table, difference_over_seeds, mean_over_seeds
+from experiments.study_table import tabulate
+from experiments.study_workers import Job, core_shares, run_all
+from pretrain.generate import GenerateConfig
+from pretrain.model.flavors import flavor
+from pretrain.model.flops import ClipShape
+from pretrain.recipe import PretrainConfig
+from pretrain.schedule import StageConfig
+from rewards.types import Score
+
+SMALL = StudyConfig(seeds=2, steps_factor=0.1, num_prompts=3, score_after=("stage1",), resamples=200)
+
+
+def one_stage(steps: int = 100) -> PretrainConfig:
+    stage = StageConfig(name="stage1", steps=steps, warmup_steps=20, tasks={"T2A": 1.0, "T2AV": 1.0, "TI2AV": 1.0})
+    return PretrainConfig(stages={"stage1": stage}, global_batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="module")
+def plan(latents) -> StudyPlan:
+    return plan_study(SMALL, one_stage(), latents)
+
+
+def table(*rows: list[float]) -> Table:
+    return Table.of([[(value, 1.0) for value in row] for row in rows])
+
+
+def test_mean_is_of_seeds_and_ratios_are_of_sums():
+    found = Table.of([[(1, 2), (0, 2), None], [(3, 4), None, (0, 2)]])
+    assert found.per_seed == [0.25, 0.5]
+    interval = mean_over_seeds(found, Draws.make(2, 3, 500))
+    assert interval.mean == 0.375 and interval.n == 4 and interval.unscored == 2
+    assert 0 <= interval.low <= 0.375 <= interval.high <= 0.75
+
+
+def test_seeds_add_to_the_width_that_clips_alone_give():
+    clips = [0.0, 1.0] * 20
+    alike, unlike = table(clips, clips, clips), table([0.0] * 40, clips, [1.0] * 40)
+    draws = Draws.make(3, 40, 2000)
+    narrow, wide = mean_over_seeds(alike, draws), mean_over_seeds(unlike, draws)
+    assert narrow.mean == wide.mean == 0.5
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(120), rel=0.15)
+    assert wide.low < 0.1 and wide.high > 0.9
+
+
+def test_differences_are_paired():
+    """Seeds and prompts that are hard for both make no difference uncertain."""
+    hard = np.random.default_rng(0).normal(size=(3, 30))
+    ours, theirs = table(*(hard + 0.1).tolist()), table(*hard.tolist())
+    found = difference_over_seeds(ours, theirs, Draws.make(3, 30, 300))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(-3, 3))
+def test_intervals_move_with_their_values(row, shift):
+    draws = Draws.make(2, len(row), 50)
+    plain, moved = (mean_over_seeds(table(*([[v + s for v in row]] * 2)), draws) for s in (0.0, shift))
+    assert plain.low - 1e-9 <= plain.mean <= plain.high + 1e-9 or len(row) < 4
+    assert (moved.mean - plain.mean, moved.low - plain.low) == pytest.approx((shift, shift), abs=1e-9)
+
+
+def test_nothing_scored_is_no_number():
+    found = mean_over_seeds(Table.of([[None, None]]), Draws.make(1, 2, 10))
+    assert found.as_json() == {"mean": None, "low": None, "high": None, "n": 0}
+
+
+def test_scores_become_pairs_and_unscored_clips_none():
+    scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")], "sync_mini": [Score(0.3)] * 2}
+    scores["sync_mini"] = [Score(0.3, parts={"sync_c_mini": 4.0, "sync_d_mini": 7.0}), Score(math.nan, "no face")]
+    found = tabulated(scores)
+    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_d_mini"] == [[7.0, 1.0], None]
+    assert found["reasons"]["sync_mini"] == ["", "no face"] and "sim_resemblyzer" not in found["metrics"]
+
+
+def test_batches_are_counted_as_they_are(latents):
+    stage = StageConfig(name="stage1", steps=9, tasks={"TI2AV": 1.0})
+    config = PretrainConfig(stages={"stage1": stage}, global_batch_size=4)
+    sizes = steps_of(config, "stage1", latents, 9)
+    assert len(sizes) == 9 and {clips for _, clips in sizes} == {4}
+    assert {(shape.video, shape.audio, shape.video_levels) for shape, _ in sizes} <= {(2, 6, 2), (3, 9, 3)}
+    assert all(6 <= shape.context <= 8 for shape, _ in sizes)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 60), st.sampled_from(["dual_tower", "unified"]))
+def test_matched_steps_cost_what_the_reference_costs(count, name):
+    shapes = [(ClipShape(video=28 * (i % 3 > 0), audio=26, context=20 + i % 5), 8) for i in range(60)]
+    args, reference = flavor(name), flavor("mini")
+    steps = matched_steps(args, reference, shapes, count)
+    budget, most = total_flops(reference, shapes[:count]), max(step_flops(args, shape) for shape in shapes)
+    if steps <= len(shapes):
+        assert abs(total_flops(args, shapes[:steps]) - budget) <= most / 2 + 1 or steps == 1
+    assert matched_steps(reference, reference, shapes, count) == count
+
+
+def test_plan_holds_data_equal_and_matches_flops(plan):
+    assert len(plan.trainings) == 2 * 5 and plan.served == ("nava",)
+    equal = [training for training in plan.trainings if training.budget == STEPS]
+    assert {training.config.stages["stage1"].steps for training in equal} == {10}
+    assert [training.config.seed for training in equal] == [0, 0, 0, 1, 1, 1]
+    assert {training.config.flavor for training in equal} == set(PARADIGMS.values())
+    for paradigm in PARADIGMS:
+        spent, budget = (sum(plan.flops[FLOPS][name].values()) for name in (paradigm, "nava"))
+        assert spent == pytest.approx(budget, rel=0.15)  # within a step of ten
+    longer = next(t.config.stages["stage1"] for t in plan.trainings if (t.paradigm, t.budget) == ("dual_tower", FLOPS))
+    assert longer.steps > 10 and longer.warmup_steps == round(20 * longer.steps / 100)
+
+
+def test_a_folder_belongs_to_its_settings_and_data(plan):
+    training = plan.trainings[0]
+    other = dataclasses.replace(training, config=dataclasses.replace(training.config, ema_decay=0.5))
+    names = {training.folder({"codec": "a"}), training.folder({"codec": "b"}), other.folder({"codec": "a"})}
+    assert len(names) == 3 and training.folder({"codec": "a"}) in names
+    assert mark_of({"a": 1, "b": 2}) == mark_of({"b": 2, "a": 1})
+
+
+def results(plan: StudyPlan) -> dict[str, dict]:
+    """NAVA says 0.8 in every clip, the others 0.2; one clip of each is silent."""
+    found = {}
+    for training in plan.trainings:
+        value = 0.8 if training.paradigm == "nava" else 0.2
+        metrics = {"wer_pocketsphinx": [[1 - value, 1.0], [1 - value, 1.0], None], "sim_resemblyzer": [[value, 1.0]] * 3}
+        scores = {"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": {"wer_pocketsphinx": ["", "", "silent"]}}
+        found[training.label] = {"scores": {"stage1": scores}, "validation": {"stage1": {"validation/audio": value}}, "seconds": 1.0}
+    return found
+
+
+def test_tables_page_and_picture_of_known_results(plan, tmp_path):
+    study = {"facts": {}, "config": dataclasses.asdict(SMALL), "judge": "", **tabulate(SMALL, plan, results(plan))}
+    entry = study["budgets"][FLOPS]["unified"]
+    assert entry["metrics"]["sim_resemblyzer"]["mean"] == 0.2 and entry["metrics"]["sim_resemblyzer"]["seeds"] == [0.2, 0.2]
+    assert entry["differences"]["wer_pocketsphinx"]["low"] == pytest.approx(0.6) and entry["served_by"] == FLOPS
+    assert study["budgets"][FLOPS]["nava"]["served_by"] == STEPS
+    assert study["budgets"][STEPS]["nava"]["curve"][0]["validation"] == {"validation/audio": 0.8}
+    assert study["unscored"] == {"wer_pocketsphinx": {"silent": 10}} and study["clips"] == {"seeds": 2, "prompts": 3}
+    text = page(study, "p.png")
+    assert "unified against NAVA, sim_resemblyzer: -0.600 [-0.600, -0.600], worse" in text
+    assert "**0.200 [0.200, 0.200]**" in text and "| nava * |" in text and "silent: 10" in text
+    draw(study, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scores_of_other_prompts_are_refused(plan):
+    found = results(plan)
+    found["nava-equal_steps-seed1"]["scores"]["stage1"]["data_ids"] = ["x", "y", "z"]
+    with pytest.raises(ValueError, match="different prompts"):
+        tabulate(SMALL, plan, found)
+
+
+def test_missing_latents_and_a_wrong_stage_are_one_line(tmp_path):
+    recipe = StudyRecipe(StudyConfig(), one_stage(), GenerateConfig())
+    with pytest.raises(FileNotFoundError, match="latents: no such file or folder; run `nava demo`"):
+        study_paradigms(recipe, Layout(out=tmp_path), tmp_path / "judge")
+    assert not (tmp_path / "study").exists()
+    with pytest.raises(ValueError, match="steps_factor must be above 0"):
+        StudyConfig(steps_factor=0.0)
+
+
+WORKER = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+with (folder / "starts").open("a") as file:
+    file.write("x")
+if "seed1" in folder.name and not (folder / "may_end").exists():
+    print("nava: out of luck", file=sys.stderr)
+    sys.exit(2)
+(folder / "result-m.json").write_text(json.dumps({}))
+"""
+
+
+@pytest.fixture
+def jobs(plan, tmp_path, monkeypatch) -> list[Job]:
+    """Jobs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(
+        "experiments.study_workers.worker_command", lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)]
+    )
+    monkeypatch.setattr("experiments.study_workers.POLL_S", 0.02)
+    made = [Job(training, tmp_path / training.label, "m") for training in plan.trainings[4:7]]
+    for job in made:
+        job.folder.mkdir()
+    return made
+
+
+def starts(job: Job) -> int:
+    path = job.folder / "starts"
+    return len(path.read_text()) if path.is_file() else 0
+
+
+def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(jobs):
+    with pytest.raises(ValueError, match=r"seed1 ended with exit code 2: out of luck; see .*log\.txt"):
+        run_all(jobs, core_shares(1))
+    assert [job.finished for job in jobs] == [True, False, False] and [starts(job) for job in jobs] == [1, 1, 0]
+    for job in jobs:
+        (job.folder / "may_end").touch()
+    run_all(jobs, core_shares(2))
+    assert all(job.finished for job in jobs) and [starts(job) for job in jobs] == [1, 2, 1]
+    run_all(jobs, core_shares(2))
+    assert [starts(job) for job in jobs] == [1, 2, 1]
+    rescored = [dataclasses.replace(job, mark="other") for job in jobs]
+    assert not any(job.finished for job in rescored)
+
+
+def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
+    monkeypatch.setattr(
+        "experiments.study_workers.Progress.tell",
+        lambda self, running, force=False: signal.raise_signal(signal.SIGTERM) if running else None,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        run_all(jobs, core_shares(1))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_progress_counts_logged_steps_and_finished_trainings(jobs):
+    from experiments.study_workers import Progress
+
+    first, second, _ = jobs
+    steps = first.training.config.stage("stage1").steps
+    (first.folder / "stage1").mkdir()
+    (first.folder / "stage1" / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    second.result.write_text("{}")
+    progress = Progress(jobs)
+    expected = sum(first.training.flops.values()) / steps + sum(second.training.flops.values())
+    assert progress.done() == pytest.approx(expected) == progress.done()
