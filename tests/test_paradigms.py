@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import audio_stream, clean_batch, conditioning, debug_model, present, video_stream
+from titan_ranks import run_ranks
+from titan_world import config, rows, stage_run, write_latents
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model.args import ModelArgs
@@ -18,6 +20,7 @@ from pretrain.model.flops import ClipShape, forward_flops, training_flops
 from pretrain.model.paradigms import build_model
 from pretrain.model.plan import plan
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
+from pretrain.recipe import ParallelConfig
 from pretrain.types import Conditioning, Stream, Task
 
 MODELS = {name: debug_model(name=name) for name in ("debug", "debug_dual_tower", "debug_unified")}
@@ -215,3 +218,19 @@ def test_first_answers_are_as_loud_as_the_minis(name: str) -> None:
         assert out.video.isfinite().all() and out.audio.isfinite().all()
         norms.append(float(states[0].norm()))
     assert math.log(norms[1] / norms[0]) == pytest.approx(0, abs=1.0)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["debug_dual_tower", "debug_unified"])
+def test_two_ranks_alternate_tasks_and_equal_one(name: str, tmp_path) -> None:
+    """Sharded by block, checkpointed, with unused modalities: the same losses as on one rank."""
+    latents = write_latents(tmp_path / "latents")
+    losses = []
+    for world_size, parallel in ((1, ParallelConfig(shard_blocks=False)), (2, ParallelConfig(activation_checkpointing="full"))):
+        run = stage_run(tmp_path / str(world_size), latents, config(5, flavor=name, interval=100, parallel=parallel))
+        assert run_ranks(run.save(), world_size) == [0] * world_size, (run.out / "log.0").read_text()[-2000:]
+        losses.append([(row["task"], row["loss"]) for row in rows(run) if "loss" in row])
+        assert load_model(run.out / "model")[1].flavor == name
+    assert len({task for task, _ in losses[0]}) >= 3
+    for (task, one), (same_task, two) in zip(*losses, strict=True):
+        assert task == same_task and one == pytest.approx(two, rel=1e-5)
