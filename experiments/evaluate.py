@@ -19,13 +19,19 @@ SUFFIXES = {MAIN_SET: ""}  # of a metric's name, by prompt set; elsewhere the se
 RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
 # metric -> (scorer, part of its score; "" = its value), averaged over clips
 MEANS = {
+    "intelligibility_pocketsphinx": ("intelligibility_pocketsphinx", ""),
     "voice_accuracy_resemblyzer": ("voice_accuracy_resemblyzer", ""),
     "sim_resemblyzer": ("sim_resemblyzer", ""),
+    "sync_mini": ("sync_mini", ""),
+    "sync_judge": ("sync_judge", ""),
+    "sync_c_mini": ("sync_judge", "sync_c_mini"),
+    "sync_d_mini": ("sync_judge", "sync_d_mini"),
     "lip_loudness_correlation": ("lip_loudness_correlation", ""),
     "lip_loudness_lag_frames": ("lip_loudness_correlation", "lag_frames"),
+    "snr_estimate_db": ("snr_estimate_db", ""),
 }
 # metrics that are a sum of errors over a sum of words
-RATIOS = ("wer_pocketsphinx",)
+RATIOS = ("wer_pocketsphinx", "wer_pocketsphinx_judge")
 Row = Mapping[str, Any]
 
 

@@ -12,10 +12,17 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]  # metric -> source -> {
 
 TITLES = {
     "wer_pocketsphinx": "Word error rate (PocketSphinx)",
+    "wer_pocketsphinx_judge": "Word error rate (PocketSphinx, the judge's set-up)",
+    "intelligibility_pocketsphinx": "Intelligibility, 0 to 1 (PocketSphinx)",
     "voice_accuracy_resemblyzer": "Nearest voice is the right one (Resemblyzer)",
     "sim_resemblyzer": "Similarity to the reference voice (Resemblyzer)",
+    "sync_mini": "Sync reward at zero lag (reward network)",
+    "sync_judge": "Sync reward at zero lag (judge network)",
+    "sync_c_mini": "Sync-C of the judge's reduced SyncNet",
+    "sync_d_mini": "Sync-D of the judge's reduced SyncNet (lower is better)",
     "lip_loudness_correlation": "Lips follow loudness (correlation)",
     "lip_loudness_lag_frames": "Lips after sound (frames)",
+    "snr_estimate_db": "Signal to noise, estimated (dB)",
     "reference_wins_disagree": "Reference voice wins over the text",
 }
 SUFFIXES = {

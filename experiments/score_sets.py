@@ -5,22 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples, reference_sounds
+from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples
 from pretrain.codecs.base import load_codecs
+from pretrain.data.corpus.bank import vocabulary
 from pretrain.jsonl import dump
 from pretrain.progress import track
-from rewards.base import Reward
-from rewards.lips import LipLoudness
-from rewards.speech.recognizer import Recognizer
-from rewards.speech.wer import WordErrorRate
-from rewards.timbre.resemblyzer import ResemblyzerEncoder
-from rewards.timbre.similarity import TimbreSimilarity
-from rewards.timbre.voices import NearestVoice, VoiceBank
+from rewards.catalog import open_rewards
 from rewards.types import Score
 
 MAIN_SET = "pretrain_seen"
@@ -33,6 +27,17 @@ PROMPT_SETS = {
     "pretrain_camera": "camera",
 }
 SCORES = "clips.jsonl"
+REWARDS = (
+    "wer_pocketsphinx",
+    "wer_pocketsphinx_judge",
+    "intelligibility_pocketsphinx",
+    "voice_accuracy_resemblyzer",
+    "sim_resemblyzer",
+    "sync_mini",
+    "sync_judge",
+    "lip_loudness_correlation",
+    "snr_estimate_db",
+)
 
 log = logging.getLogger(__name__)
 Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
@@ -47,10 +52,10 @@ class ScoreConfig:
     num_processes: int = 2  # of the recogniser
 
 
-def score_sets(config: ScoreConfig, corpus: Path, codec: Path, generated: Path, out: Path) -> Path:
+def score_sets(config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, generated: Path, out: Path) -> Path:
     """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
 
-    `corpus` and `codec` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
+    `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
     exist. Raises FileNotFoundError or ValueError in one line; nothing is written then.
     """
     start = time.perf_counter()
@@ -58,7 +63,7 @@ def score_sets(config: ScoreConfig, corpus: Path, codec: Path, generated: Path, 
         raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
     groups = _collect(config, corpus, codec, generated)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
-    scores = _score_all(config, [sample for group in groups.values() for sample in group])
+    scores = _score_all(config, [sample for group in groups.values() for sample in group], corpus, syncnet)
     dump(out / SCORES, _rows(groups, scores))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
@@ -79,43 +84,27 @@ def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) ->
     return groups
 
 
-def _score_all(config: ScoreConfig, samples: Sequence[Sample]) -> dict[str, list[Score]]:
+def _score_all(config: ScoreConfig, samples: Sequence[Sample], corpus: Path, syncnet: Path) -> dict[str, list[Score]]:
     """Every scorer over all clips as one batch."""
     clips = [sample.clip for sample in samples]
     scores = {}
-    with ExitStack() as stack:
-        scorers = _scorers(config, samples, stack)
-        for scorer in track(scorers, len(scorers), f"scorers run on {len(clips)} clips"):
+    with open_rewards(REWARDS, _options(config, corpus, syncnet)) as rewards:
+        for reward in track(rewards, len(rewards), f"scorers run on {len(clips)} clips"):
             start = time.perf_counter()
-            scores[scorer.name] = scorer.score(clips)
-            log.info("score: %s, %d clips in %.1f s", scorer.name, len(clips), time.perf_counter() - start)
+            scores[reward.name] = reward.score(clips)
+            log.info("score: %s, %d clips in %.1f s", reward.name, len(clips), time.perf_counter() - start)
     return scores
 
 
-def _scorers(config: ScoreConfig, samples: Sequence[Sample], stack: ExitStack) -> list[Reward]:
-    vocabulary = config.vocabulary or _bank_words()
-    recognizer = stack.enter_context(Recognizer(vocabulary, config.num_processes))
-    encoder = ResemblyzerEncoder()
-    bank = _voice_bank(encoder, samples)
-    return [WordErrorRate(recognizer), NearestVoice(encoder, bank), TimbreSimilarity(encoder), LipLoudness()]
-
-
-def _bank_words() -> Sequence[str]:
-    from pretrain.data.corpus.bank import vocabulary
-
-    return vocabulary()
-
-
-def _voice_bank(encoder: ResemblyzerEncoder, samples: Sequence[Sample]) -> VoiceBank:
-    """Voices as the real one-speaker clips and the reference recordings have them; nothing generated."""
-    real = [sample for sample in samples if sample.source == "real" and len(sample.clip.voices) == 1 and sample.clip.waveform is not None]
-    entries = [(sample.clip.voices[0], sample.data_id, sample.clip.waveform) for sample in real]
-    for voice, sounds in reference_sounds(samples).items():
-        entries += [(voice, f"reference {voice} {index}", sound) for index, sound in enumerate(sounds)]
-    if not entries:
-        raise ValueError("validation.jsonl: no one-speaker clip with meta.voices and no reference; voices cannot be told apart without")
-    voices, names, sounds = zip(*entries, strict=True)
-    return VoiceBank(voices, names, encoder.embed(sounds))
+def _options(config: ScoreConfig, corpus: Path, syncnet: Path) -> dict[str, dict[str, Any]]:
+    hearing = {"vocabulary": config.vocabulary or tuple(vocabulary()), "num_processes": config.num_processes}
+    options: dict[str, dict[str, Any]] = {name: hearing for name in REWARDS if "pocketsphinx" in name}
+    return {
+        **options,
+        "voice_accuracy_resemblyzer": {"bank": corpus / "references"},
+        "sync_mini": {"model": syncnet / "reward"},
+        "sync_judge": {"model": syncnet / "judge"},
+    }
 
 
 def _rows(groups: Groups, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:

@@ -141,11 +141,23 @@ def generate(job: Job, tracker: SpoolTracker) -> None:
             tracker.log_artifact(str(clip), f"clips/{prompts.stem}")
 
 
+def syncnet(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.syncnet import fit_sync
+
+    layout = job.layout
+    report = fit_sync(job.recipe.syncnet, layout.corpus, layout.codec, layout.syncnet)
+    for role in ("reward", "judge"):
+        found = report[role]["real"]["2s"]
+        tracker.log_metrics({f"{role}/{name}": found[name]["mean"] for name in ("true_over_moved", "offset_within_1", "reward_at_0")}, 0)
+        tracker.log_model(layout.syncnet / role, f"syncnet-{role}", {})
+    tracker.log_artifact(str(layout.syncnet / "report.json"))
+
+
 def score(job: Job, tracker: SpoolTracker) -> None:
     from experiments.score_sets import score_sets
 
     layout = job.layout
-    tracker.log_artifact(str(score_sets(job.recipe.score, layout.corpus, layout.codec, layout.generated, layout.scores)))
+    tracker.log_artifact(str(score_sets(job.recipe.score, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores)))
 
 
 def evaluate(job: Job, tracker: SpoolTracker) -> None:
@@ -176,6 +188,7 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
     "codec": codec,
     "encode": encode,
     "generate": generate,
+    "syncnet": syncnet,
     "score": score,
     "evaluate": evaluate,
     "report": report,

@@ -15,6 +15,8 @@ from experiments.score_sets import ScoreConfig, score_sets
 from experiments.statistics import bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
+from rewards.sync.layers import MINI
+from rewards.sync.syncnet import SyncNet, save_syncnet
 
 WORDS = ("seven", "green", "window", "garden")
 BOX = [20, 30, 44, 50]
@@ -67,11 +69,13 @@ def files(tmp_path, monkeypatch):
     rows, index = [], []
     for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
         write_wav(
-            corpus / f"references/{voice}.wav", np.concatenate([load_bank().utterances[w, voice][1].waveform for w in WORDS[::-1]]), 16_000
+            corpus / f"references/{voice}_1.wav",
+            np.concatenate([load_bank().utterances[w, voice][1].waveform for w in WORDS[::-1]]),
+            16_000,
         )
         text, meta = (
             f"A face says <S>{word}<E>.",
-            {"kind": "speech", "voices": [voice], "mouth_boxes": [BOX], "reference_paths": [f"references/{voice}.wav"]},
+            {"kind": "speech", "voices": [voice], "mouth_boxes": [BOX], "reference_paths": [f"references/{voice}_1.wav"]},
         )
         write_clip(corpus / f"clips/{i}.mp4", word, voice)
         write_clip(generated / f"g{i}.mp4", "" if i == 0 else "orange" if i == 1 else word, voice)
@@ -81,7 +85,9 @@ def files(tmp_path, monkeypatch):
         index.append({"data_id": f"g{i}", "prompt": text, "video": f"g{i}.mp4", "reference_paths": references, "meta": meta})
     (corpus / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (generated / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in index))
-    return corpus, tmp_path / "codec", tmp_path / "generated", tmp_path / "reports/demo.json"
+    for role in ("reward", "judge"):
+        save_syncnet(SyncNet(MINI), tmp_path / "syncnet" / role)
+    return corpus, tmp_path / "codec", tmp_path / "syncnet", tmp_path / "generated", tmp_path / "reports/demo.json"
 
 
 def write_clip(path, word, voice):
@@ -97,8 +103,8 @@ def write_clip(path, word, voice):
 
 def test_evaluate_writes_metrics_and_what_was_heard(files):
     torch.set_num_threads(1)
-    metrics = evaluate(EvaluateConfig(), score_sets(ONE, *files[:3], files[3].parent), files[3])
-    written = json.loads(files[3].read_text())
+    metrics = evaluate(EvaluateConfig(), score_sets(ONE, *files[:4], files[4].parent), files[4])
+    written = json.loads(files[4].read_text())
     assert written == metrics
     wer = metrics["wer_pocketsphinx"]
     assert wer["real"]["mean"] == 0.0 and wer["real"]["n"] == 4
@@ -106,7 +112,7 @@ def test_evaluate_writes_metrics_and_what_was_heard(files):
     assert metrics["lip_loudness_correlation"]["codec"]["mean"] > 0.9
     assert metrics["lip_loudness_lag_frames"]["real"]["mean"] == 0.0
     assert set(wer["codec"]) == {"mean", "low", "high", "n"}
-    clips = [json.loads(line) for line in files[3].with_name("clips.jsonl").read_text().splitlines()]
+    clips = [json.loads(line) for line in files[4].with_name("clips.jsonl").read_text().splitlines()]
     silent = next(clip for clip in clips if clip["data_id"] == "g0")
     assert silent["scores"]["wer_pocketsphinx"] is None and silent["reasons"]["wer_pocketsphinx"] == "silent"
     assert next(clip for clip in clips if clip["data_id"] == "g1")["texts"]["wer_pocketsphinx"] == "orange"
@@ -114,15 +120,15 @@ def test_evaluate_writes_metrics_and_what_was_heard(files):
 
 
 def test_missing_generated_set_is_one_line_and_writes_nothing(files):
-    (files[2] / "pretrain_seen/index.jsonl").unlink()
+    (files[3] / "pretrain_seen/index.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="run `nava generate`"):
         score_sets(ONE, *files)
-    assert not files[3].exists()
+    assert not files[4].exists()
 
 
 def test_cut_off_index_names_file_and_line(files):
-    index = files[2] / "pretrain_seen/index.jsonl"
+    index = files[3] / "pretrain_seen/index.jsonl"
     index.write_text(index.read_text()[:-20])
     with pytest.raises(ValueError, match=r"index\.jsonl:4 json"):
         score_sets(ONE, *files)
-    assert not files[3].exists()
+    assert not files[4].exists()

@@ -35,6 +35,11 @@ def encode(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = 
     _run("encode", recipe, settings, out)
 
 
+def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Train the sync network that rewards and the one that judges, and measure both, into OUT/syncnet."""
+    _run("syncnet", recipe, settings, out)
+
+
 def evaluate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
     """Score real, codec and generated clips (OUT/scores) and sum the scores up, into REPORTS/demo.json."""
     _run("score", recipe, settings, out, reports)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from experiments.evaluate import EvaluateConfig
 from experiments.score_sets import ScoreConfig
 from experiments.study_config import StudyConfig
+from experiments.syncnet import SyncFitConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
@@ -26,6 +27,7 @@ class Recipe:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    syncnet: SyncFitConfig = field(default_factory=SyncFitConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
