@@ -93,6 +93,7 @@ class Advantage:
     skipped: int  # groups without contrast
     has_video: bool = True  # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
     has_audio: bool = True
+    are_weights: bool = False  # rwr.group_weights or rwr.data_batch made these
 
 
 @dataclass(frozen=True)

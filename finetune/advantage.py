@@ -1,0 +1,118 @@
+"""Rewards of a round -> advantages per modality: each reward normalised within its group, weighted, whitened (alignment.md 2.9).
+
+Normalising each reward before the sum keeps apart what a sum confuses: in two groups of two clips, one better in both rewards
+(sums 0, 2) and one better in one of them (sums 0, 1), the first difference stays twice the second.
+Pure: the caller gathers the rewards of all ranks first, so that every rank works out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finetune.types import Advantage
+from pretrain.config import nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Which modality a reward speaks about and how much it weighs. Raises ValueError on another modality or a weight that
+    is not positive."""
+
+    modality: Literal["video", "audio", "both"]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.modality not in ("video", "audio", "both") or not self.weight > 0:
+            raise ValueError(f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig:
+    """routed: False gives both modalities the whole sum; whiten: each modality's sum to mean 0 and deviation 1 over the round;
+    min_spread: rewards of a group within this range are one and the same, in the reward's unit; eps: beside deviations."""
+
+    routed: bool = True
+    whiten: bool = True
+    min_spread: float = 1e-6
+    eps: float = 1e-6
+
+
+class _Groups(NamedTuple):
+    index: Tensor  # [B] int64, 0 .. size - 1
+    size: int
+
+    def reduced(self, values: Tensor, reduce: str, start: float = 0.0) -> Tensor:
+        """[B] fp64 -> [size]."""
+        return values.new_full((self.size,), start).scatter_reduce(0, self.index, values, reduce)
+
+
+def advantages(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[str, Route], config: AdvantageConfig) -> Advantage:
+    """rewards: name -> [B], NaN where a clip could not be scored; groups [B] int64.
+
+    A clip that one reward could not score, while it scored others of its group, leaves all statistics and is not valid; a
+    reward that scored none of a group (no reference voice asked for, say) does not apply to that group. A group in which no
+    reward differs is skipped. Raises ValueError on infinite rewards, other lengths, and names without a route or a reward.
+    """
+    _check(rewards, groups, routes)
+    labels, index = torch.unique(groups, return_inverse=True)
+    cells = _Groups(index, len(labels))
+    values = {name: rewards[name].detach().double() for name in routes}
+    known = {name: ~value.isnan() for name, value in values.items()}
+    applies = {name: cells.reduced(some.double(), "amax")[index] > 0 for name, some in known.items()}
+    scored = torch.stack(list(applies.values())).any(0)
+    for name in routes:
+        scored = scored & (known[name] | ~applies[name])
+    normalised = {name: _normalised(values[name], scored & known[name], cells, config) for name in routes}
+    differs = torch.stack([contrast for _, contrast in normalised.values()]).any(0)
+    valid = scored & differs[index]
+    parts: dict[str, Tensor] = {}
+    for modality in ("video", "audio"):
+        heard = [name for name, route in routes.items() if not config.routed or route.modality in (modality, "both")]
+        parts[modality] = _whole([(routes[name].weight, *normalised[name]) for name in heard], valid, cells, config)
+    speaks = {modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values()) for modality in parts}
+    contrast = float(differs.double().mean()) if cells.size else 0.0
+    return Advantage(
+        parts["video"].float(), parts["audio"].float(), valid, contrast, int((~differs).sum()), speaks["video"], speaks["audio"]
+    )  # fmt: skip
+
+
+def _normalised(values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
+    """((r - mean_g) / (std_g + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it does not differ."""
+    number = cells.reduced(usable.double(), "sum").clamp_min(1)
+    top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
+    low = cells.reduced(torch.where(usable, values, torch.inf), "amin", torch.inf)
+    mean = cells.reduced(torch.where(usable, values, 0.0), "sum") / number
+    away = torch.where(usable, values - mean[cells.index], 0.0)
+    std = (cells.reduced(away.square(), "sum") / (number - 1).clamp_min(1)).sqrt()
+    differs = top - low > config.min_spread
+    return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
+
+
+def _whole(heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig) -> Tensor:
+    """Weighted sum [B] of one modality's rewards, whitened over the valid clips of groups that differ in it."""
+    total, differs = torch.zeros(len(valid), dtype=torch.float64, device=valid.device), torch.zeros_like(valid)
+    for weight, normalised, contrast in heard:
+        total, differs = total + weight * normalised, differs | contrast[cells.index]
+    counted = valid & differs
+    if config.whiten and int(counted.sum()) > 1:
+        total = (total - total[counted].mean()) / (total[counted].std() + config.eps)
+    return torch.where(counted, total, 0.0)
+
+
+def _check(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[str, Route]) -> None:
+    if not routes:
+        raise ValueError("advantages: no reward has a route; name at least one")
+    for name in routes.keys() - rewards.keys():
+        raise ValueError(f"advantages: a route for {name!r}, but no such reward; {nearest(name, list(rewards))}")
+    for name in rewards.keys() - routes.keys():
+        raise ValueError(f"advantages: no route for reward {name!r}; {nearest(name, list(routes))}")
+    for name, values in rewards.items():
+        if values.shape != groups.shape:
+            raise ValueError(f"advantages: reward {name!r} has {tuple(values.shape)} values for {len(groups)} clips")
+        if bool(values.isinf().any()):
+            raise ValueError(f"advantages: reward {name!r} is infinite for some clip; a clip that cannot be scored is NaN")

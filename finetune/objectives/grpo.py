@@ -1,0 +1,123 @@
+"""Flow-GRPO: clipped policy ratios over stochastic steps, both modalities (alignment.md 2.2, 2.3, 2.8).
+
+    joint:   r = exp(w dlp_v + (1 - w) dlp_a),  loss = max(-A r, -A clip(r))
+    routed:  a ratio and an advantage for each modality,  loss = w loss_v + (1 - w) loss_a
+    both:    + k (w mean((v - v_ref)^2) + (1 - w) the same of audio)
+
+Log-probabilities are means over elements, which makes a ratio the root of the true one: hence clip ranges of 1e-4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finetune.noising import both, mean_square, metric, streams_at, usable
+from finetune.sde import joint_log_prob, replay
+from finetune.types import Key, ObjectiveLoss, Policy, Rollout, Scored, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """clip_range is tied to the kernel and is not comparable between kernels; video_share: w; reference_weight: k;
+    routed: each modality its own ratio and advantage; ratio_tolerance: of the on-policy check. Raises ValueError on values
+    out of range."""
+
+    clip_range: float = 1e-4
+    max_advantage: float = 5.0
+    video_share: float = 0.5
+    reference_weight: float = 1e-2
+    routed: bool = False
+    ratio_tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.clip_range <= 0 or self.max_advantage <= 0 or self.ratio_tolerance <= 0:
+            raise ValueError("grpo: clip_range, max_advantage and ratio_tolerance must be positive")
+        if not 0 <= self.video_share <= 1 or self.reference_weight < 0:
+            got = f"{self.video_share} and {self.reference_weight}"
+            raise ValueError(f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}")
+
+
+def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
+    """max(-A r, -A clip(r, 1 - c, 1 + c)), A clamped; log_ratio and advantage broadcast, the loss has their shape."""
+    ratio, limited = torch.exp(log_ratio), advantage.clamp(-max_advantage, max_advantage)
+    return torch.maximum(-limited * ratio, -limited * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Bool: the clip holds this step's gradient back."""
+    moved = torch.expm1(log_ratio)
+    return ((moved > clip_range) & (advantage > 0)) | ((moved < -clip_range) & (advantage < 0))
+
+
+def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
+    """Raises ValueError unless every ratio is 1 within `tolerance` (NaN is not): before an update the policy that is trained
+    must be the one that rolled out."""
+    worst = float(torch.expm1(log_ratio.detach().double()).abs().max()) if log_ratio.numel() else 0.0
+    if not worst <= tolerance:
+        raise ValueError(
+            f"not on policy before the first update: |ratio - 1| is {worst:.2e}, allowed {tolerance:.0e}; "
+            "compare precision, guidance, levels and the adapters of rollout and training"
+        )
+
+
+def count(batch: Scored, config: GrpoConfig) -> Tensor:
+    """Valid clips times trained steps."""
+    return batch.advantage.valid.sum().double() * _trajectory(batch.rollout).levels.shape[1]
+
+
+def loss(policy: Policy, batch: Scored, config: GrpoConfig, key: Key) -> ObjectiveLoss:
+    """Two forward passes a trained step (one without a reference term). Nothing is drawn: `key` is not read. Raises
+    ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio meets two advantages."""
+    rollout, given = usable(batch), batch.advantage
+    steps = _trajectory(rollout)
+    if not config.routed and not (given.has_video and given.has_audio and torch.equal(given.video, given.audio)):
+        raise ValueError("grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route the rewards")
+    log_ratios, away = zip(*(_one_step(policy, rollout, index, config) for index in range(steps.levels.shape[1])), strict=True)
+    video, audio = (torch.stack([ratios[part] for ratios in log_ratios], dim=1) for part in (0, 1))
+    if batch.on_policy:
+        check_on_policy(torch.stack([video, audio])[:, given.valid], config.ratio_tolerance)
+    w = config.video_share
+    if config.routed:
+        terms = [
+            (w * given.has_video, video, given.video[:, None], "video"),
+            ((1 - w) * given.has_audio, audio, given.audio[:, None], "audio"),
+        ]
+    else:
+        terms = [(1.0, joint_log_prob(video, audio, w), given.video[:, None], "joint")]
+    valid = given.valid[:, None].expand_as(video)
+    per_step = config.reference_weight * torch.stack(away, dim=1)
+    metrics = {"from_reference": metric(torch.stack(away, dim=1), valid)}
+    for share, log_ratio, advantage, name in terms:
+        if share:
+            per_step = per_step + share * clipped_loss(log_ratio, advantage, config.clip_range, config.max_advantage)
+        metrics[f"clip_fraction_{name}"] = metric(clipped(log_ratio, advantage, config.clip_range).double(), valid)
+        metrics[f"ratio_off_{name}"] = metric(torch.expm1(log_ratio).abs(), valid)
+        metrics[f"ratio_bias_{name}"] = metric(torch.expm1(log_ratio), valid)
+    total = torch.where(valid, per_step, 0.0).sum()
+    return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_step, valid), **metrics})
+
+
+def _one_step(policy: Policy, rollout: Rollout, index: int, config: GrpoConfig) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
+    steps = _trajectory(rollout)
+    levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
+    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.clock)
+    away = torch.zeros_like(steps.log_prob_video[:, index])
+    now = both(policy.velocity("default", *streams, rollout.conditioning))
+    if config.reference_weight:
+        with torch.no_grad():
+            reference = both(policy.velocity("reference", *streams, rollout.conditioning))
+        far_video, far_audio = (mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True))
+        away = config.video_share * far_video + (1 - config.video_share) * far_audio
+    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, steps.next_video[:, index])
+    audio = replay(steps.kernel, streams[1].latents, now[1], levels, next_levels, steps.next_audio[:, index])
+    return (video - steps.log_prob_video[:, index], audio - steps.log_prob_audio[:, index]), away
+
+
+def _trajectory(rollout: Rollout) -> Trajectory:
+    if rollout.trajectory is None:
+        raise ValueError("grpo: the rollout has no trajectory; sample it with stochastic steps")
+    return rollout.trajectory

@@ -1,0 +1,163 @@
+"""Flow-DPO on good / same / bad votes: ties have a probability of their own, every axis its own modality (alignment.md 2.6).
+
+    D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2) (D(first) - D(second))
+    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 - 1) P(first) P(second)
+
+A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their sum; an axis
+voted Same brings only its tie loss, an axis nobody voted on brings nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from finetune.noising import both, draw, mean_square, metric, noised
+from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
+from pretrain.flow.path import LevelConfig, velocity_target
+from pretrain.types import Conditioning, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieShares:
+    """Share of Same among the votes of each kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError beyond."""
+
+    video: float = 0.0
+    audio: float = 0.0
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("video", "audio", "total"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all ties teach nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GsbDpoConfig:
+    """beta: of E per element; ties: modelled, or dropped (plain flow-DPO); tie_shares: from `tie_shares` of all pairs;
+    weights of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises ValueError on values out of range."""
+
+    beta: float = 100.0
+    ties: Literal["model", "drop"] = "model"
+    tie_shares: TieShares = field(default_factory=TieShares)
+    video_weight: float = 1.0
+    audio_weight: float = 1.0
+    total_weight: float = 1.0
+    reference_weight: float = 0.0
+    levels: LevelConfig = field(default_factory=lambda: LevelConfig(weight="flat"))
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.ties not in ("model", "drop"):
+            raise ValueError(f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}")
+        if min(self.video_weight, self.audio_weight, self.total_weight, self.reference_weight) < 0:
+            raise ValueError("gsb_dpo: weights must not be negative")
+
+
+class LogProbs(NamedTuple):
+    """ln of the three outcomes, each [B]; `tie` is -inf at theta 1."""
+
+    first: Tensor
+    tie: Tensor
+    second: Tensor
+
+
+def tie_theta(share: float) -> float:
+    """theta >= 1 at which two equal clips tie with this probability."""
+    return (1 + share) / (1 - share)
+
+
+def tie_shares(pairs: PreferencePairs) -> TieShares:
+    """Shares of Same among the votes of a whole preference set. Raises ValueError where a kind has nothing but ties."""
+
+    def share(labels: Tensor) -> float:
+        asked = int((labels != NO_LABEL).sum())
+        return int((labels == TIE).sum()) / asked if asked else 0.0
+
+    return TieShares(video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total))
+
+
+def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
+    """Rao-Kupper for tie share p; finite wherever the margin is, but for ties at p = 0."""
+    theta = torch.tensor(tie_theta(share), dtype=torch.float64)
+    first, second = logsigmoid(margin - theta.log().item()), logsigmoid(-margin - theta.log().item())
+    return LogProbs(first, first + second + torch.log((theta - 1) * (theta + 1)).item(), second)
+
+
+def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
+    """[B]: minus the log-probability of each label, 0 where there is none. Raises ValueError on a tie at share 0."""
+    if share == 0 and bool((labels == TIE).any()):
+        raise ValueError("a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop")
+    probs = outcome_log_probs(margin, share)
+    tie = probs.tie if share else torch.zeros_like(margin)
+    chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, tie))
+    return torch.where(labels == NO_LABEL, 0.0, -chosen)
+
+
+def margin(error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float) -> Tensor:
+    """[B]: by how much more the policy than the reference fits the first clip than the second. Arguments: E, each [B]."""
+    return -(beta / 2) * ((error - reference) - (other_error - other_reference))
+
+
+def count(batch: PreferencePairs, config: GsbDpoConfig) -> Tensor:
+    """Pairs with a label that is used."""
+    return torch.stack([labels != NO_LABEL for labels in _labels(batch, config)]).any(0).sum().double()
+
+
+def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key) -> ObjectiveLoss:
+    """Two forward passes over both clips of every pair, at one level and one noise a pair."""
+    drawn = draw(batch.first, config.levels, key)
+    first_streams, second_streams = noised(batch.first, drawn), noised(batch.second, drawn)
+    streams = _stacked(first_streams[0], second_streams[0]), _stacked(first_streams[1], second_streams[1])
+    conditioning = _conditioning(batch.first.conditioning, batch.second.conditioning)
+    with torch.no_grad():
+        reference = both(policy.velocity("reference", *streams, conditioning))
+    now = both(policy.velocity("default", *streams, conditioning))
+    targets = [
+        torch.cat([velocity_target(getattr(clips, name), getattr(drawn, name)) for clips in (batch.first, batch.second)])
+        for name in ("video", "audio")
+    ]
+    margins: list[Tensor] = []
+    away = torch.zeros_like(drawn.weight)
+    for velocity, before, target, weight in zip(now, reference, targets, (config.video_weight, config.audio_weight), strict=True):
+        first, second = mean_square(velocity - target).chunk(2)
+        first_before, second_before = mean_square(before - target).chunk(2)
+        margins.append(drawn.weight * margin(first, first_before, second, second_before, config.beta))
+        away = away + weight * torch.stack(mean_square(velocity - before).chunk(2)).mean(0)
+    margins.append(margins[0] + margins[1])
+    return _summed(batch, config, margins, away)
+
+
+def _summed(batch: PreferencePairs, config: GsbDpoConfig, margins: list[Tensor], away: Tensor) -> ObjectiveLoss:
+    labels, weights = _labels(batch, config), (config.video_weight, config.audio_weight, config.total_weight)
+    shares = config.tie_shares if config.ties == "model" else TieShares()
+    used = torch.stack([asked != NO_LABEL for asked in labels]).any(0)
+    per_pair = torch.where(used, config.reference_weight * away, 0.0)
+    metrics = {"from_reference": metric(away, used)}
+    for name, found, asked, weight in zip(("video", "audio", "total"), margins, labels, weights, strict=True):
+        terms = preference_loss(found, asked, getattr(shares, name))
+        per_pair = per_pair + weight * terms
+        decided = (asked == FIRST) | (asked == SECOND)
+        metrics[f"loss_{name}"] = metric(terms, asked != NO_LABEL)
+        metrics[f"margin_{name}"] = metric(found * asked, decided)
+        metrics[f"accuracy_{name}"] = metric((found * asked > 0).float(), decided)
+    return ObjectiveLoss(per_pair.sum(), count(batch, config), {"loss": metric(per_pair, used), **metrics})
+
+
+def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> list[Tensor]:
+    labels = [batch.labels_video, batch.labels_audio, batch.labels_total]
+    if config.ties == "drop":
+        labels = [torch.where(asked == TIE, asked.new_tensor(NO_LABEL), asked) for asked in labels]
+    return labels
+
+
+def _stacked(first: Stream, second: Stream) -> Stream:
+    latents, lengths, sigma = (torch.cat([getattr(first, name), getattr(second, name)]) for name in ("latents", "lengths", "sigma"))
+    return Stream(latents, lengths, sigma, first.rate_hz, first.clock_hz)
+
+
+def _conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
+    return Conditioning(*(torch.cat([getattr(first, name), getattr(second, name)]) for name in first.__dataclass_fields__))

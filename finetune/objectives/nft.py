@@ -1,0 +1,92 @@
+"""DiffusionNFT: implicit better and worse policies around the old one, in the space of clean estimates (alignment.md 2.5).
+
+    v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A / c) / 2 + 1/2
+    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without gradient
+
+At v = v_old its gradient is A times that of mean(e^2) / w, although its value does not depend on A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from finetune.noising import both, draw, mean_square, metric, noised, over, usable
+from finetune.types import Key, ObjectiveLoss, Policy, Scored
+from pretrain.flow.path import LevelConfig
+
+SMALLEST_ERROR = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NftConfig:
+    """beta: how far the implicit policies stand from the old one; max_advantage: c; reference_weight: k, per modality
+    weighted like the rest. Raises ValueError on a beta or c that is not positive or a negative weight."""
+
+    beta: float = 1.0
+    max_advantage: float = 5.0
+    reference_weight: float = 1e-2
+    video_weight: float = 1.0
+    audio_weight: float = 1.0
+    levels: LevelConfig = field(default_factory=lambda: LevelConfig(weight="flat"))
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.max_advantage <= 0:
+            raise ValueError(f"nft: beta and max_advantage must be positive, got {self.beta} and {self.max_advantage}")
+        if min(self.reference_weight, self.video_weight, self.audio_weight) < 0:
+            raise ValueError("nft: reference_weight, video_weight and audio_weight must not be negative")
+
+
+def nft_terms(
+    velocity: Tensor, old: Tensor, state: Tensor, clean: Tensor, levels: Tensor, advantage: Tensor, beta: float, max_advantage: float
+) -> Tensor:
+    """[B]: the contrastive loss of one modality. velocity, old, state, clean [B, ...]; levels, advantage [B]."""
+    better = beta * velocity + (1 - beta) * old
+    worse = (1 + beta) * old - beta * velocity
+    share = (advantage / max_advantage).clamp(-1, 1) / 2 + 0.5
+    positive, negative = (_normalised_error(policy, state, clean, levels) for policy in (better, worse))
+    return max_advantage * (share * positive + (1 - share) * negative) / beta
+
+
+def _normalised_error(velocity: Tensor, state: Tensor, clean: Tensor, levels: Tensor) -> Tensor:
+    """[B]: mean(e^2) / w; w is one number per clip, so it divides the mean."""
+    error = (state - over(levels, state) * velocity) - clean
+    with torch.no_grad():
+        size = error.double().abs().flatten(1).mean(1).clamp_min(SMALLEST_ERROR)
+    return mean_square(error) / size
+
+
+def count(batch: Scored, config: NftConfig) -> Tensor:
+    """Valid clips."""
+    return batch.advantage.valid.sum().double()
+
+
+def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> ObjectiveLoss:
+    """Three forward passes (two without a reference term), one of them with gradient. Raises ValueError on rwr's weights."""
+    rollout, given, valid = usable(batch), batch.advantage, batch.advantage.valid
+    drawn = draw(rollout, config.levels, key)
+    video, audio = noised(rollout, drawn)
+    with torch.no_grad():
+        old = both(policy.velocity("old", video, audio, rollout.conditioning))
+        reference = both(policy.velocity("reference", video, audio, rollout.conditioning)) if config.reference_weight else None
+    now = both(policy.velocity("default", video, audio, rollout.conditioning))
+    parts = (
+        (video.latents, rollout.video, given.video, config.video_weight, given.has_video, "video"),
+        (audio.latents, rollout.audio, given.audio, config.audio_weight, given.has_audio, "audio"),
+    )
+    metrics: dict[str, Tensor] = {}
+    per_clip = torch.zeros_like(drawn.weight, dtype=torch.float64)
+    for index, (state, clean, advantage, weight, spoken_of, name) in enumerate(parts):
+        if spoken_of:
+            terms = nft_terms(now[index], old[index], state, clean, drawn.levels, advantage, config.beta, config.max_advantage)
+            per_clip = per_clip + weight * drawn.weight * terms
+            metrics[f"nft_{name}"] = metric(terms, valid)
+        metrics[f"from_old_{name}"] = metric(mean_square(now[index] - old[index]), valid)
+        if reference is not None:
+            away = mean_square(now[index] - reference[index])
+            per_clip = per_clip + config.reference_weight * weight * away
+            metrics[f"from_reference_{name}"] = metric(away, valid)
+    total = torch.where(valid, per_clip, 0.0).sum()
+    return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_clip, valid), **metrics})
