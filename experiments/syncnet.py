@@ -102,9 +102,12 @@ def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
     return inputs
 
 
-def separation(embedder: Embedder, clips: Sequence[SyncInput], num_windows: int, seed: int = 0) -> dict[str, Any]:
-    """Every measure of `rewards.sync.separation` as `{mean, low, high, n}`; n counts clips, which are what is resampled."""
-    by_clip = [measures(moved_cuts(v, a, num_windows)) for v, a in embedded(embedder, clips)]
+def separation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_windows: int, seed: int = 0) -> dict[str, Any]:
+    """Every measure of `rewards.sync.separation` as `{mean, low, high, n}` over cuts of clips given as (lips, sound) embeddings.
+
+    n counts clips, which are what is resampled. Raises ValueError for clips that are too short for a cut.
+    """
+    by_clip = [measures(moved_cuts(v, a, num_windows)) for v, a in pairs]
     answer: dict[str, Any] = {"cuts": sum(measured["spearman"].number for measured in by_clip)}
     for name in by_clip[0]:
         counts = [measured[name] for measured in by_clip]
@@ -156,7 +159,8 @@ def _fit(job: _Job) -> dict[str, Any]:
         shutil.rmtree(job.out / job.role, ignore_errors=True)
         save_syncnet(net, job.out / job.role)
         embedder = Embedder(net)
-        found = {source: {length: separation(embedder, clips, num) for length, num in CUTS.items()} for source, clips in job.tests.items()}
+        pairs = {source: embedded(embedder, clips) for source, clips in job.tests.items()}
+        found = {source: {length: separation(some, num) for length, num in CUTS.items()} for source, some in pairs.items()}
     finally:
         torch.set_num_threads(threads)
     means = [round(float(np.mean(losses[i : i + LOSS_STEPS])), 4) for i in range(0, len(losses), LOSS_STEPS)]

@@ -49,7 +49,7 @@ def pictures(plan: ClipPlan, seed: int) -> np.ndarray:
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
     num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
     starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(sounds), num_blinks, 1))  # some fall outside the clip
-    blinks = ((times >= starts) & (times < starts + BLINK_S)).any(axis=1)
+    blinks = np.any((times >= starts) & (times < starts + BLINK_S), axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 
 
