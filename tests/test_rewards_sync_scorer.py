@@ -91,7 +91,7 @@ def test_a_clip_by_hand():
     )  # fmt: skip
 
 
-MIXED = [clip(40, 25.0, 1), clip(36, 24.0, 2), clip(60, 25.0, 3, faces=2), clip(12, 25.0, 4), clip(30, 30.0, 5)]
+MIXED = [clip(40, 25.0, 1), clip(36, 24.0, 2), clip(60, 25.0, 24, faces=2), clip(12, 25.0, 4), clip(30, 30.0, 5)]
 ALONE = [REWARD.score([one])[0] for one in MIXED]
 
 
@@ -110,6 +110,7 @@ def test_the_mean_is_over_faces():
     assert ALONE[2].value == pytest.approx((one.value + other.value) / 2, abs=1e-6)
     assert ALONE[2].parts["sync_c_mini"] == pytest.approx((one.parts["sync_c_mini"] + other.parts["sync_c_mini"]) / 2, abs=1e-6)
     assert (ALONE[2].parts["faces"], ALONE[2].parts["windows"]) == (2, 110)
+    assert one.parts["offset_frames"] != other.parts["offset_frames"]
     surest = max(one, other, key=lambda score: score.parts["sync_c_mini"])
     assert ALONE[2].parts["offset_frames"] == surest.parts["offset_frames"]
 
