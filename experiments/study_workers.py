@@ -19,6 +19,7 @@ from pretrain.launch import end_with_parent
 from pretrain.progress import MetricsTail
 
 POLL_S, REPORT_S = 1.0, 20.0
+TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
 GRACE_S = 60.0  # for a stage to finish its step and write a checkpoint
 
 
@@ -40,7 +41,7 @@ class Job:
 
 
 class Progress:
-    """Share of the study's training FLOPs that is done, and the time left at the rate since it was started."""
+    """Share of the study's work that is done, by training FLOPs, and the time left at the rate since it was started."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
@@ -50,7 +51,7 @@ class Progress:
         self.at_start, self.started, self.told = self.done(), time.monotonic(), 0.0
 
     def done(self) -> float:
-        """FLOPs of all steps that were logged."""
+        """FLOPs of all steps that were logged; a training that is not scored yet counts for less than its whole."""
         return sum(self._done(job) for job in self.jobs)
 
     def _done(self, job: Job) -> float:
@@ -62,7 +63,7 @@ class Progress:
             for row in self.tails[key].rows():
                 self.steps[key] = int(row["step"])
             flops += cost * min(1.0, self.steps.get(key, 0) / job.training.config.stage(stage).steps)
-        return flops
+        return TRAINED_SHARE * flops
 
     def tell(self, running: Sequence[Job], force: bool = False) -> None:
         """A line on stderr, not more often than every 20 s."""
