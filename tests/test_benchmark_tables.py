@@ -65,7 +65,7 @@ def bench(tmp_path) -> Path:
             write_mp4(root / "generated" / f"{name}.mp4", frames, 24.0, sound(0.1 * (index + 1)), RATE)
         if name not in "be":
             write_wav(root / "generated" / f"{name}.wav", sound(0.1 * (index + 1)), RATE)
-        if subset == "set2":
+        if subset != "set3":
             write_wav(root / subset / f"{name}.wav", sound(0.9), RATE)
     return root
 

@@ -194,6 +194,8 @@ def test_gates_leave_silence_out_of_the_loudness():
     padded = np.concatenate([sine(peak=0.1, seconds=4), np.zeros(48_000 * 4, dtype=np.float32)])
     assert lufs(padded, 48_000) == pytest.approx(-23.01, abs=0.4)  # blocks over the edge count
     assert rms_dbfs(padded) == pytest.approx(-26.02, abs=0.01)
+    quieter = np.concatenate([sine(peak=0.1, seconds=4), sine(peak=0.1 * 10 ** (-15 / 20), seconds=4)])  # under the relative gate alone
+    assert lufs(quieter, 48_000) == pytest.approx(-23.01, abs=0.4)
     assert lufs(np.zeros(48_000), 48_000) == rms_dbfs(np.zeros(10)) == -120.0
 
 

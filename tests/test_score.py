@@ -125,9 +125,13 @@ def test_an_interrupted_run_goes_on(clips, tmp_path):
     assert [json.loads(line)["clip"] for line in out.read_text().splitlines()] == ["c0", "c1"]
     with out.open("a") as file:
         file.write('{"clip": "c2", "conf')  # what a kill in the middle of a write leaves
+    MeanLevel.fail_at = "only_sound"
+    with pytest.raises(KeyboardInterrupt):
+        score_files(list_clips(clips), settings(), out)
+    assert [json.loads(line)["clip"] for line in out.read_text().splitlines()] == ["c0", "c1", "c2", "c3"]
     MeanLevel.calls, MeanLevel.fail_at = 0, ""
     rows = score_files(list_clips(clips), settings(), out)
-    assert MeanLevel.calls == 3 and [row["clip"] for row in rows] == ["c0", "c1", "c2", "c3", "only_sound"]
+    assert MeanLevel.calls == 1 and [row["clip"] for row in rows] == ["c0", "c1", "c2", "c3", "only_sound"]
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
 
 
