@@ -74,6 +74,7 @@ def by_hand(crops: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def test_a_clip_by_hand():
     given_clip = clip()
+    sound_of(given_clip)[4_000:12_000] = 0  # where the floor of the coefficients counts
     v, a = by_hand(MouthBoxes().crops(given_clip)[0].pixels, sound_of(given_clip))
     assert len(v) == 35
     score = REWARD.score([given_clip])[0]
