@@ -43,7 +43,7 @@ class Served:
 def _form(content_type: str, body: bytes) -> dict[str, Any]:
     message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
     parts = message.iter_parts()  # type: ignore[attr-defined]
-    return {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts}
+    return {str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) for part in parts}
 
 
 def _first_sample(wav: bytes) -> int:

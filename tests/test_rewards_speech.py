@@ -46,6 +46,14 @@ def test_batch_is_the_same_as_one_by_one_in_any_order(recognizer):
     assert batch[::-1] == [score.text for score in scorer.score(clips[::-1])]
 
 
+def test_what_was_heard_before_changes_no_score(recognizer):
+    loud, quiet = sound(spoken("seven", "rms")), sound(spoken("green", "slt", 0.02))
+    noise = 0.3 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    alone = recognizer.spot([quiet])
+    recognizer.spot([noise, loud])
+    assert recognizer.spot([quiet]) == alone
+
+
 def test_processes_give_what_one_process_gives(recognizer):
     sounds = [sound(spoken(word, "awb")) for word in load_bank().words[:10]]
     with Recognizer(load_bank().words, num_processes=2) as pool:

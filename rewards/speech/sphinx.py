@@ -106,6 +106,7 @@ class Sphinx:
 
 
 def _decode(decoder: Any, sound: Sound) -> Any:
+    decoder.reinit_feat()  # its noise estimate would go on from the sound before, and make scores depend on order
     decoder.start_utt()
     decoder.process_raw(sound.pcm, full_utt=True)
     decoder.end_utt()
