@@ -39,7 +39,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
     "study paradigms": Verb("study", "paradigms", "compare NAVA with its two rivals on equal terms", "nava study paradigms"),
     "gsb stats": Verb("gsb", "stats", "what votes on clips say: win, tie, lose, strengths, raters", "nava gsb stats votes.jsonl"),
-    "gsb export": Verb("gsb", "export", "votes to preference pairs", "nava gsb export votes.jsonl --clips ours=a/index.jsonl base=b/index.jsonl"),
+    "gsb export": Verb("gsb", "export", "votes to preference pairs", "nava gsb export votes.jsonl --clips nava=clips/a base=clips/b"),
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
     "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),
     "plan": Verb("look", "plan", "parameters, memory per GPU and tokens of a flavor", "nava plan nava_6b --gpus 128"),

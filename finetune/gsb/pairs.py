@@ -1,0 +1,185 @@
+"""Votes on clips -> preference pairs for training: one row for each case and pair of clips, answers counted per axis.
+
+Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it shows no
+preference. An axis nobody was asked about has no label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from finetune.gsb.votes import AXES, Vote
+from pretrain.jsonl import FieldError, dump, scan
+
+RULE = "most frequent of first, Same, second; a draw is Same"
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True)
+class ClipRef:
+    """A clip that votes speak of. `sha256` is of its file, "" until somebody needs it."""
+
+    clip_id: str
+    model: str
+    case_id: str
+    prompt: str
+    video: Path | None
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """Raises FileNotFoundError for a clip without digest whose file is gone."""
+        return self.sha256 or _digest(self.video)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two clips of one prompt and how often each answer was given: `counts[axis] = (first, Same, second)`."""
+
+    case_id: str
+    first: ClipRef
+    second: ClipRef
+    counts: Mapping[str, tuple[int, int, int]]
+    simulated: bool
+
+    def label(self, axis: str) -> int | None:
+        """+1 the first wins, 0 Same, -1 the second, None where nobody was asked."""
+        return majority(self.counts[axis]) if axis in self.counts else None
+
+    def as_json(self, folder: Path) -> dict[str, Any]:
+        """Videos relative to `folder`."""
+        return {
+            "case_id": self.case_id,
+            "prompt": self.first.prompt,
+            "first": _clip_json(self.first, folder),
+            "second": _clip_json(self.second, folder),
+            "labels": {axis: self.label(axis) for axis in AXES},
+            "counts": {axis: dict(zip(("first", "same", "second"), count, strict=True)) for axis, count in self.counts.items()},
+            "rule": RULE,
+            "simulated": self.simulated,
+        }
+
+
+def majority(count: Sequence[int]) -> int:
+    """Label of (first, Same, second) answers by the rule: +1, 0 or -1."""
+    first, same, second = count
+    return 1 if first > max(same, second) else -1 if second > max(first, same) else 0
+
+
+def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
+    """The clips of an index of `nava generate` (or its folder), all of `model`; or, without it, each row names its `model`.
+
+    A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises FileNotFoundError, or
+    ValueError naming file, line and field.
+    """
+    index = source / INDEX if source.is_dir() else source
+    clips = []
+    for line, row in scan(index):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(index))
+        row = {**row, **({"model": model} if model else {})}
+        for name in ("data_id", "prompt", "model"):
+            if not isinstance(row.get(name), str):
+                advice = "; or give the index as MODEL=INDEX" if name == "model" else ""
+                raise ValueError(FieldError(line, name, f"expected text, got {row.get(name)!r}{advice}").at(index))
+        if not row.get("video") and not row.get("sha256"):
+            raise ValueError(FieldError(line, "video", "missing, and no sha256 either; name the clip's file").at(index))
+        video = index.parent / row["video"] if row.get("video") else None
+        case = str(row.get("case_id", row["data_id"]))
+        clips.append(ClipRef(row["data_id"], row["model"], case, row["prompt"], video, row.get("sha256") or ""))
+    return clips
+
+
+def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str) -> list[PreferencePair]:
+    """The pairs of clips that `votes` (of the file `source`, named in errors) are about, in order of their first vote.
+
+    The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its digest where
+    the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is one of several.
+    """
+    known: dict[tuple[str, str], list[ClipRef]] = {}
+    for clip in clips:
+        known.setdefault((clip.model, clip.case_id), []).append(clip)
+    counts: dict[tuple[ClipRef, ClipRef], dict[str, list[int]]] = {}
+    simulated: Counter[tuple[ClipRef, ClipRef]] = Counter()
+    for vote in votes:
+        left = _find(vote, "left", known, source)
+        right = _find(vote, "right", known, source)
+        if left.prompt != right.prompt:
+            raise ValueError(FieldError(vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts").at(source))
+        first, second = (left, right) if vote.left_model == vote.pair[0] else (right, left)
+        counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[1 - vote.verdict(vote.pair[0])] += 1
+        simulated[first, second] += vote.simulated
+    if not counts:
+        raise ValueError(f"{source}: no vote is left to make a pair of")
+    return [
+        PreferencePair(pair[0].case_id, *pair, {axis: (n[0], n[1], n[2]) for axis, n in asked.items()}, bool(simulated[pair]))
+        for pair, asked in counts.items()
+    ]
+
+
+def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
+    """One row per pair, written whole or not at all."""
+    dump(path, (pair.as_json(path.parent) for pair in pairs))
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """What `write_pairs` wrote. Raises ValueError `file:line field: message` for a damaged row."""
+    pairs = []
+    for line, row in scan(path):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(path))
+        try:
+            first, second = (_clip_from(row[side], row, path.parent) for side in ("first", "second"))
+            counts = {axis: (int(n["first"]), int(n["same"]), int(n["second"])) for axis, n in row["counts"].items()}
+            pairs.append(PreferencePair(row["case_id"], first, second, counts, bool(row["simulated"])))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(FieldError(line, "row", f"not a pair of `nava gsb export` ({error}); export it again").at(path)) from None
+    return pairs
+
+
+def tie_shares(pairs: Iterable[PreferencePair]) -> dict[str, float]:
+    """Share of Same among the labels of each axis: p in theta = (1 + p) / (1 - p) of the Rao-Kupper loss."""
+    labels: dict[str, list[int]] = {}
+    for pair in pairs:
+        for axis in pair.counts:
+            labels.setdefault(axis, []).append(majority(pair.counts[axis]))
+    return {axis: labels[axis].count(0) / len(labels[axis]) for axis in AXES if axis in labels}
+
+
+def _find(vote: Vote, side: str, known: Mapping[tuple[str, str], list[ClipRef]], source: Path | str) -> ClipRef:
+    model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
+    candidates = known.get((model, vote.case_id), [])
+    if not candidates:
+        raise ValueError(FieldError(vote.line, "case_id", f"no clip of {model!r} for case {vote.case_id!r} in the index").at(source))
+    matching = [clip for clip in candidates if clip.digest() == digest] if digest else candidates
+    if not matching:
+        message = f"{digest[:12]}... is not {candidates[0].digest()[:12]}... of the clip in the index; the votes are about another clip"
+        raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
+    if len(matching) > 1 and not digest:
+        message = f"{len(matching)} clips of {model!r} answer case {vote.case_id!r}; only a digest can tell which was shown"
+        raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
+    return matching[0]
+
+
+def _clip_json(clip: ClipRef, folder: Path) -> dict[str, Any]:
+    video = Path(os.path.relpath(clip.video, folder)).as_posix() if clip.video else None
+    return {"clip_id": clip.clip_id, "model": clip.model, "sha256": clip.digest(), "video": video}
+
+
+def _clip_from(clip: Mapping[str, Any], row: Mapping[str, Any], folder: Path) -> ClipRef:
+    video = folder / clip["video"] if clip["video"] else None
+    return ClipRef(clip["clip_id"], clip["model"], row["case_id"], row["prompt"], video, clip["sha256"])
+
+
+@cache
+def _digest(video: Path) -> str:
+    if not video.is_file():
+        raise FileNotFoundError(f"{video}: no such file; a clip of the index is gone")
+    with video.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

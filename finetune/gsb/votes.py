@@ -1,0 +1,181 @@
+"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields, validated row by row.
+
+Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right), case_id. Ours: axis
+(overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated, attention (metrics.md 9.1, 9.4).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pretrain.config import nearest
+from pretrain.jsonl import FieldError, scan
+
+AXES = ("overall", "sync", "voice", "picture")
+SIDES = ("left", "right")
+CHOICES = (*SIDES, "tie")
+REQUIRED = ("user_id", "left_model", "right_model", "choice", "ours_side", "case_id")
+OPTIONAL = ("axis", "repeat", "seconds", "seed", "left_sha256", "right_sha256", "simulated", "attention")
+_LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspelt optional one
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One answer of one rater about one pair of clips.
+
+    `ours_side` is None where neither clip is ours. In an attention check it names the untouched original, so that is the
+    right answer. `repeat` counts how often this rater had seen this pair before.
+    """
+
+    user_id: str
+    case_id: str
+    left_model: str
+    right_model: str
+    choice: str
+    ours_side: str | None
+    axis: str = "overall"
+    repeat: int = 0
+    seconds: float | None = None  # the rater's time
+    seed: int | None = None  # of the random side
+    left_sha256: str = ""
+    right_sha256: str = ""
+    simulated: bool = False
+    attention: bool = False
+    line: int = 0
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two models in alphabetical order."""
+        return (self.left_model, self.right_model) if self.left_model < self.right_model else (self.right_model, self.left_model)
+
+    @property
+    def question(self) -> tuple[str, str, tuple[str, str], str]:
+        """What was asked of whom: rater, case, pair, axis."""
+        return self.user_id, self.case_id, self.pair, self.axis
+
+    def verdict(self, model: str) -> int:
+        """+1 where `model` (one of the two) was preferred, -1 where the other was, 0 for a tie."""
+        if self.choice == "tie":
+            return 0
+        return 1 if (self.left_model if self.choice == "left" else self.right_model) == model else -1
+
+
+@dataclass(frozen=True)
+class VoteSet:
+    """The votes of a file and which model is `ours`; None where no vote names a side of ours."""
+
+    path: Path
+    votes: tuple[Vote, ...]
+    ours: str | None
+
+    @property
+    def num_simulated(self) -> int:
+        return sum(vote.simulated for vote in self.votes)
+
+
+def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
+    """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another one.
+
+    `ours` is the model that ours_side names (in most rows, when not given). With `models` no other model may occur. Raises
+    FileNotFoundError, or ValueError `file:line field: message` for the first row that is wrong: a field missing or of the
+    wrong kind, an unknown model, ours_side against left_model and right_model, the same rater, case, models, axis and
+    repeat twice.
+    """
+    path = Path(path)
+    votes: list[Vote] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    error: FieldError | None = None
+    for line, row in scan(path):
+        result = row if isinstance(row, FieldError) else _vote(row, line, {*models, *([ours] if ours else [])} if models else set())
+        if isinstance(result, Vote):
+            result = _unless_seen(result, seen)
+        if isinstance(result, FieldError):
+            error = result
+            break
+        votes.append(result)
+    ours = ours or _most_named(votes)
+    error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
+    if error:
+        raise ValueError(error.at(path))
+    return VoteSet(path, tuple(votes), ours)
+
+
+def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
+    for name in REQUIRED:
+        if name not in row:
+            return FieldError(line, name, f"missing; a vote has {', '.join(REQUIRED)}")
+    for name in row.keys() - {*REQUIRED, *OPTIONAL}:
+        if meant := _misspelt(name):
+            return FieldError(line, str(name), f"unknown; did you mean {meant!r}?")
+    values: dict[str, Any] = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if name in row}
+    for name in ("user_id", "case_id"):
+        if isinstance(values[name], int) and not isinstance(values[name], bool):
+            values[name] = str(values[name])
+    message = next(((name, wrong) for name, value in values.items() if (wrong := _wrong(name, value, models, row))), None)
+    if message:
+        return FieldError(line, *message)
+    if values["left_model"] == values["right_model"]:
+        return FieldError(line, "right_model", f"{values['right_model']!r} on both sides; give two clips of one model two names")
+    return Vote(**values, line=line)
+
+
+def _wrong(name: str, value: Any, models: set[str], row: dict[str, Any]) -> str:
+    """What is wrong with one field, or ''."""
+    if name in ("choice", "axis") or (name == "ours_side" and value is not None):
+        valid = {"choice": CHOICES, "axis": AXES, "ours_side": SIDES}[name]
+        return "" if value in valid else f"unknown value {value!r}; {nearest(str(value), valid)}"
+    if name in ("user_id", "case_id", "left_model", "right_model"):
+        if not isinstance(value, str) or not value.strip():
+            return f"expected a name, got {value!r}"
+        known = not models or value in models or row.get("attention") is True or not name.endswith("_model")
+        return "" if known else f"unknown model {value!r}; {nearest(value, models)}"
+    if name in ("simulated", "attention"):
+        return "" if isinstance(value, bool) else f"expected true or false, got {value!r}"
+    if name in ("left_sha256", "right_sha256"):
+        return "" if isinstance(value, str) else f"expected a digest as text, got {value!r}"
+    if name == "repeat":
+        return "" if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else f"expected 0, 1, 2 ..., got {value!r}"
+    if name == "seed" and value is not None:
+        return "" if isinstance(value, int) and not isinstance(value, bool) else f"expected a whole number, got {value!r}"
+    if name == "seconds" and value is not None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        return "" if number else f"expected seconds from 0, got {value!r}"
+    return ""
+
+
+@lru_cache(256)
+def _misspelt(name: str) -> str:
+    return (difflib.get_close_matches(name, OPTIONAL, n=1, cutoff=_LOOKS_MEANT) or [""])[0]
+
+
+def _unless_seen(vote: Vote, seen: dict[tuple[Any, ...], int]) -> Vote | FieldError:
+    key = (*vote.question, vote.repeat)
+    first = seen.setdefault(key, vote.line)
+    if first == vote.line:
+        return vote
+    what = f"case {vote.case_id!r}, {' and '.join(vote.pair)}, {vote.axis}, repeat {vote.repeat}"
+    return FieldError(vote.line, "repeat", f"{vote.user_id!r} voted on {what} on line {first} too; remove one, or count repeats up")
+
+
+def _most_named(votes: Sequence[Vote]) -> str | None:
+    tellers = [vote for vote in votes if vote.ours_side and not vote.attention]
+    named = Counter(vote.left_model if vote.ours_side == "left" else vote.right_model for vote in tellers)
+    return named.most_common(1)[0][0] if named else None
+
+
+def _side_error(vote: Vote, ours: str | None) -> FieldError | None:
+    if vote.attention:  # compares any clip with its spoilt copy
+        return None if vote.ours_side else FieldError(vote.line, "ours_side", "an attention check names the side of the untouched original")
+    side = "left" if vote.left_model == ours else "right" if vote.right_model == ours else None
+    if vote.ours_side == side:
+        return None
+    there = f"{vote.left_model!r} is left and {vote.right_model!r} right"
+    right = f"{side!r}" if side else "null"
+    return FieldError(vote.line, "ours_side", f"{vote.ours_side!r} contradicts the models: {there}, ours is {ours!r}; expected {right}")
