@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan, Projections
@@ -140,4 +139,4 @@ class Head(nn.Module):
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """[B, N, width], modulation [2, B, G, 1, width] -> [B, N, out_features], fp32."""
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
-        return F.linear(hidden.to(self.linear.weight.dtype), self.linear.weight, self.linear.bias).float()
+        return self.linear(hidden.to(self.linear.weight.dtype)).float()

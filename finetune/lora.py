@@ -1,0 +1,157 @@
+"""Low-rank adapters on a NAVA transformer, by PEFT: which layers, how they start, and what stays frozen.
+
+Two adapters lie on every wrapped layer, both fp32 whatever the base's precision: `default` is trained, `old` follows it. Maps that
+are not called as modules (the embedders' convolutions) cannot carry one: PEFT would wrap them without any effect.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pretrain.config import nearest
+from pretrain.model.attention import Projections
+from pretrain.model.blocks import FeedForward, Head
+from pretrain.model.shell import AVTransformer
+from pretrain.randomness import generator_for
+
+if TYPE_CHECKING:
+    import peft
+    from peft.tuners.lora import LoraLayer
+
+DEFAULT, OLD = "default", "old"
+GROUPS = {
+    "self_attention": "q, k, v, o of self-attention, of each stream",
+    "cross_attention": "q, k, v, o of attention to the text and, in a dual tower, to the other tower; none in `unified`",
+    "ffn": "both maps of each feed-forward",
+    "heads": "the last map of each modality",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Raises ValueError on a rank or alpha below what works, and on unknown groups."""
+
+    rank: int = 32
+    alpha: float = 64.0  # the update is alpha / rank * B A
+    targets: tuple[str, ...] = ("self_attention", "cross_attention", "ffn")  # groups of layers (GROUPS)
+    seed: int = 0  # of A; B starts at zero
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha {self.alpha}")
+        if not self.targets:
+            raise ValueError(f"lora.targets is empty; name groups of layers: {', '.join(GROUPS)}")
+        for group in self.targets:
+            if group not in GROUPS:
+                raise ValueError(f"lora.targets: unknown group {group!r}; {nearest(group, GROUPS)}")
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
+    """Full names of the layers of these groups, in the model's order. Raises ValueError where the model has none."""
+    names = []
+    for name, module in model.named_modules():
+        if _group(name, module) in groups:
+            names += [f"{name}.{child}" for child, layer in module.named_children() if isinstance(layer, nn.Linear)]
+    if not names:
+        raise ValueError(f"lora.targets: paradigm {model.args.paradigm} has no layers of {', '.join(groups)}; valid: {', '.join(GROUPS)}")
+    return names
+
+
+def _group(name: str, module: nn.Module) -> str:
+    if isinstance(module, Projections):
+        return "self_attention" if name.rpartition(".")[2].startswith("self_attn") else "cross_attention"
+    return "ffn" if isinstance(module, FeedForward) else "heads" if isinstance(module, Head) else ""
+
+
+def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
+    """Wrap the layers in place and freeze everything but `default`; the model then still computes exactly what it did.
+
+    Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would take the adapters along).
+    A model on the meta device needs `reset` once its weights exist. Raises ValueError where there are adapters or no layers.
+    """
+    from peft import inject_adapter_in_model
+
+    if any(".lora_A." in name for name, _ in model.named_parameters()):
+        raise ValueError("the model has adapters already; inject into a freshly built or loaded one")
+    names = target_names(model, config.targets)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws first values that `reset` overwrites
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two adapters are meant
+        for adapter in (DEFAULT, OLD):
+            inject_adapter_in_model(peft_config(config, names), model, adapter)
+    layers = adapter_layers(model)
+    if sorted(layers) != sorted(names):
+        raise ValueError(f"PEFT wrapped {len(layers)} layers where {len(names)} were named; use a peft release that setup installs")
+    set_roles(layers)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for adapter in (DEFAULT, OLD):
+        for parameter in adapter_parameters(model, adapter).values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(adapter == DEFAULT)
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        reset(model, config)
+    return model
+
+
+def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
+    """What PEFT is told, and what adapter_config.json says."""
+    import peft
+
+    return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(names), lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+
+
+def reset(model: nn.Module, config: LoraConfig) -> None:
+    """First values of both adapters: A uniform in +-1/sqrt(inputs), drawn by the layer's name, and B zero; no collective."""
+    for adapter in (DEFAULT, OLD):
+        for name, parameter in adapter_parameters(model, adapter).items():
+            first = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                bound = parameter.shape[1] ** -0.5
+                first.uniform_(-bound, bound, generator=generator_for(config.seed, "lora", name))
+            put(parameter, first)
+
+
+@torch.no_grad()
+def put(parameter: Tensor, whole: Tensor) -> None:
+    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part."""
+    if isinstance(parameter, DTensor):
+        local = whole.to(parameter.device, parameter.dtype)
+        whole = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Wrapped layers by their name in the plain model, also where activation checkpointing has wrapped the blocks."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name.replace("_checkpoint_wrapped_module.", ""): layer for name, layer in layers.items()}
+
+
+def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """One adapter's parameters as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`. Of a sharded model these are the shards
+    only while it is resharded."""
+    found: dict[str, Tensor] = {}
+    for name, layer in adapter_layers(model).items():
+        found[f"{name}.lora_A.weight"] = layer.lora_A[adapter].get_parameter("weight")
+        found[f"{name}.lora_B.weight"] = layer.lora_B[adapter].get_parameter("weight")
+    return found
+
+
+def set_roles(layers: Mapping[str, LoraLayer], adapter: str | None = DEFAULT) -> None:
+    """Compute with this adapter, or with none. PEFT's own set_adapter also turns requires_grad, which the optimizer and FSDP
+    have read once and for all; its two switches are set directly."""
+    for layer in layers.values():
+        layer._disable_adapters = adapter is None
+        layer._active_adapter = [adapter or DEFAULT]  # type: ignore[assignment]
