@@ -118,8 +118,10 @@ def test_simulated_votes_are_labelled_and_mixtures_warned_of(tmp_path, capsys):
     assert run("gsb", "stats", path) == 0
     printed = capsys.readouterr().out
     assert "SIMULATED VOTES (1 of 2): no person was asked" in printed and "tie nu" in printed and "+0.00" in printed and "base " in printed
-    write(path, [row(case="1"), row("right", case="2")])
-    assert run("gsb", "stats", path) == 0 and "SIMULATED" not in capsys.readouterr().out
+    write(path, [row(case="1"), row("right", case="2"), row("right", case="1", left="base", right="ours", side="right", repeat=1)])
+    assert run("gsb", "stats", path) == 0
+    printed = capsys.readouterr().out
+    assert "SIMULATED" not in printed and "raters: 1, same answer in 1 of 1 swapped repeats, no attention checks" in printed
 
 
 @pytest.mark.parametrize("rows", [[row(side="right"), row(case="2"), row(case="3")], [row("tie")], [row(axis="sync")]])

@@ -83,6 +83,10 @@ def test_the_first_wrong_line_is_named(tmp_path):
     assert error(tmp_path, [rows[0], rows[2], rows[1]]).startswith("2 choice")
 
 
+def test_a_model_called_ours_is_ours_even_if_every_row_says_otherwise(tmp_path):
+    assert error(tmp_path, [row(side="right"), row(case="d", side="right")]).startswith("1 ours_side: 'right' contradicts the models")
+
+
 def test_ours_given_by_name_is_held_against_every_row(tmp_path):
     assert error(tmp_path, [row()], ours="base").startswith("1 ours_side: 'left' contradicts the models")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,6 +96,7 @@ def _show(found: Mapping[str, Any]) -> None:
             named = (("Krippendorff alpha", "krippendorff_alpha"), ("Fleiss kappa", "fleiss_kappa"), ("Gwet AC1", "gwet_ac1"))
             values = ", ".join(f"{label} {_number(agreed[name])}" for label, name in named)
             console.print(f"agreement over {agreed['items']} items: {values}", markup=False, highlight=False)
+    console.print(f"\n{_raters(found['raters'])}", markup=False, highlight=False)
     for warning in found["warnings"]:
         console.print(f"warning: {warning}", markup=False, highlight=False)
 
@@ -122,6 +123,15 @@ def _strengths(fit: Mapping[str, Any]) -> str:
     side = "fixed at 0" if fit["side_fixed"] else f"{fit['side']:+.3f} (se {errors['side']:.3f})"
     ties = f"tie nu {fit['tie']:.3f}; left side {side}; log-likelihood {fit['log_likelihood']:.2f}"
     return f"Davidson strengths, ours 0: {models}; {ties}"
+
+
+def _raters(raters: Sequence[Mapping[str, Any]]) -> str:
+    checks, passed, repeats, same = (
+        sum(rater[name] for rater in raters) for name in ("attention_checks", "attention_passed", "swapped_repeats", "same_answer")
+    )
+    consistency = f"same answer in {same} of {repeats} swapped repeats" if repeats else "no swapped repeats"
+    attention = f"passed {passed} of {checks} attention checks" if checks else "no attention checks"
+    return f"raters: {len(raters)}, {consistency}, {attention}"
 
 
 def _number(value: float | None) -> str:

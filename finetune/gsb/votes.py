@@ -83,7 +83,7 @@ class VoteSet:
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
     """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another one.
 
-    `ours` is the model that ours_side names (in most rows, when not given). With `models` no other model may occur. Raises
+    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With `models` no other model may occur. Raises
     FileNotFoundError, or ValueError `file:line field: message` for the first row that is wrong: a field missing or of the
     wrong kind, an unknown model, ours_side against left_model and right_model, the same rater, case, models, axis and
     repeat twice.
@@ -100,7 +100,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
             error = result
             break
         votes.append(result)
-    ours = ours or _most_named(votes)
+    ours = ours or _find_ours(votes)
     error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
     if error:
         raise ValueError(error.at(path))
@@ -164,7 +164,9 @@ def _unless_seen(vote: Vote, seen: dict[tuple[Any, ...], int]) -> Vote | FieldEr
     return FieldError(vote.line, "repeat", f"{vote.user_id!r} voted on {what} on line {first} too; remove one, or count repeats up")
 
 
-def _most_named(votes: Sequence[Vote]) -> str | None:
+def _find_ours(votes: Sequence[Vote]) -> str | None:
+    if any("ours" in vote.pair for vote in votes if not vote.attention):
+        return "ours"
     tellers = [vote for vote in votes if vote.ours_side and not vote.attention]
     named = Counter(vote.left_model if vote.ours_side == "left" else vote.right_model for vote in tellers)
     return named.most_common(1)[0][0] if named else None
