@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench_layouts import read_seed_tts, read_verse_bench
-from experiments.benchmark import Benchmark, measure
-from experiments.benchmark_metrics import VERSE_BENCH, rewards_with_options, seed_tts
-from experiments.benchmark_tables import markdown, metrics_to_log, write_tables
 from experiments.cli import find_verb
 from experiments.commands import benchmark as verbs
-from experiments.paper_figures import SEED_TTS_EN
-from experiments.paper_figures import VERSE_BENCH as PAPER
-from experiments.score import ScoreSettings
-from experiments.verse_bench_composite import BOUNDS, PARTS, WEIGHTS, composites, normalise
+from experiments.paper.composite import BOUNDS, PARTS, WEIGHTS, composites, normalise
+from experiments.paper.figures import SEED_TTS_EN
+from experiments.paper.figures import VERSE_BENCH as PAPER
+from experiments.paper.layouts import read_seed_tts, read_verse_bench
+from experiments.paper.metrics import VERSE_BENCH, rewards_with_options, seed_tts
+from experiments.paper.run import Benchmark, measure
+from experiments.paper.tables import markdown, metrics_to_log, write_tables
+from experiments.scoring.run import ScoreSettings
 from pretrain.codecs.media import write_mp4, write_wav
 from rewards.base import Unscorable, score_prepared
 from rewards.types import Score
@@ -97,7 +97,7 @@ def test_images_lie_beside_the_case_or_in_clips(bench):
 
 def test_eligible_cases_are_those_of_the_benchmark():
     """As Verse-Bench's own script: sync and WER where speech is asked for, PQ in sets 1 and 2, FD in set 2 with a sound prompt."""
-    from experiments.bench_layouts import BenchItem
+    from experiments.paper.layouts import BenchItem
 
     items = [BenchItem(f"{s}{bool(t)}{bool(p)}", s, t, p) for s in ("set1", "set2", "set3") for t in ("", "hi") for p in ((), ("rain",))]
     counts = {metric.label: sum(map(metric.eligible, items)) for metric in VERSE_BENCH}

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import score as score_module
 from experiments.benchmarks.reward_speed import speed
-from experiments.clip_sources import list_clips, load_clip
 from experiments.commands.score import score
-from experiments.score import ScoreSettings, score_files
-from experiments.score_config import settings_from
-from experiments.score_store import ScoreStore
-from experiments.score_summary import summarise
+from experiments.scoring import run as score_module
+from experiments.scoring.clips import list_clips, load_clip
+from experiments.scoring.config import settings_from
+from experiments.scoring.run import ScoreSettings, score_files
+from experiments.scoring.store import ScoreStore
+from experiments.scoring.summary import summarise
 from pretrain.codecs.media import write_mp4, write_wav
 from rewards.base import score_prepared
 from rewards.types import Score
@@ -164,7 +164,7 @@ def test_two_processes_do_not_score_into_one_file(clips, tmp_path):
 
 def test_a_killed_process_leaves_no_lock(clips, tmp_path):
     hold = "ScoreStore(Path(sys.argv[1]), 'a', {}).__enter__()"
-    program = f"import os, sys; from pathlib import Path; from experiments.score_store import ScoreStore; {hold}; os.kill(os.getpid(), 9)"
+    program = f"import os, sys; from pathlib import Path; from experiments.scoring.store import ScoreStore; {hold}; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.jsonl")], check=False)
     assert (tmp_path / ".s.jsonl.lock").exists()
     assert len(score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")) == 5

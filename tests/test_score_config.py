@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.clip_sources import ClipFile, list_clips
-from experiments.score_config import settings_from
+from experiments.scoring.clips import ClipFile, list_clips
+from experiments.scoring.config import settings_from
 from pretrain.codecs.media import write_wav
 from rewards.catalog import CATALOG, checked_options, open_rewards
 from rewards.speech.intelligibility import Intelligibility

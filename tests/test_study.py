@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from titan_world import write_latents
 
 from experiments.layout import Layout
-from experiments.study import StudyRecipe, study_paradigms
-from experiments.study_config import FLOPS, PARADIGMS, STEPS, StudyConfig
-from experiments.study_flops import matched_steps, step_flops, steps_of, total_flops
-from experiments.study_page import page
-from experiments.study_plan import StudyPlan, mark_of, plan_study
-from experiments.study_plot import draw
-from experiments.study_scores import tabulated
-from experiments.study_statistics import Draws, Table, difference_over_seeds, mean_over_seeds
-from experiments.study_table import tabulate
-from experiments.study_workers import Job, core_shares, run_all
+from experiments.study.config import FLOPS, PARADIGMS, STEPS, StudyConfig
+from experiments.study.flops import matched_steps, step_flops, steps_of, total_flops
+from experiments.study.page import page
+from experiments.study.plan import StudyPlan, mark_of, plan_study
+from experiments.study.plot import draw
+from experiments.study.run import StudyRecipe, study_paradigms
+from experiments.study.scores import tabulated
+from experiments.study.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
+from experiments.study.table import tabulate
+from experiments.study.workers import Job, core_shares, run_all
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
@@ -201,9 +201,9 @@ def jobs(plan, tmp_path, monkeypatch) -> list[Job]:
     """Jobs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(
-        "experiments.study_workers.worker_command", lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)]
+        "experiments.study.workers.worker_command", lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)]
     )
-    monkeypatch.setattr("experiments.study_workers.POLL_S", 0.02)
+    monkeypatch.setattr("experiments.study.workers.POLL_S", 0.02)
     made = [Job(training, tmp_path / training.label, "m") for training in plan.trainings[4:7]]
     for job in made:
         job.folder.mkdir()
@@ -231,7 +231,7 @@ def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(jo
 
 def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
     monkeypatch.setattr(
-        "experiments.study_workers.Progress.tell",
+        "experiments.study.workers.Progress.tell",
         lambda self, running, force=False: signal.raise_signal(signal.SIGTERM) if running else None,
     )
     before = signal.getsignal(signal.SIGTERM)
@@ -241,7 +241,7 @@ def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
 
 
 def test_progress_counts_logged_steps_and_finished_trainings(jobs):
-    from experiments.study_workers import TRAINED_SHARE, Progress
+    from experiments.study.workers import TRAINED_SHARE, Progress
 
     first, second, _ = jobs
     steps = first.training.config.stage("stage1").steps

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.clip_sources import ClipFile, list_clips, load_clip
 from experiments.doctor import processor_name
-from experiments.score_config import settings_from
+from experiments.scoring.clips import ClipFile, list_clips, load_clip
+from experiments.scoring.config import settings_from
 from pretrain.files import replacing
 from rewards.base import Reward
 from rewards.catalog import CATALOG, open_rewards

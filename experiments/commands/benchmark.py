@@ -13,7 +13,7 @@ from experiments.commands.score import RewardNames, RewardSettings
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
-    from experiments.benchmark import Benchmark
+    from experiments.paper.run import Benchmark
 
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
 BenchFolder = Annotated[Path, tyro.conf.Positional]
@@ -36,10 +36,10 @@ def verse_bench(
     --set REWARD.weights=PATH adds a published metric, --rewards adds stand-ins and plug-ins, each under its own name.
     The table goes to --to, the run to MLflow. Done scores are kept.
     """
-    from experiments.bench_layouts import read_verse_bench
-    from experiments.benchmark import Benchmark
-    from experiments.benchmark_metrics import VERSE_BENCH
-    from experiments.paper_figures import VERSE_BENCH as PAPER
+    from experiments.paper.figures import VERSE_BENCH as PAPER
+    from experiments.paper.layouts import read_verse_bench
+    from experiments.paper.metrics import VERSE_BENCH
+    from experiments.paper.run import Benchmark
 
     items = read_verse_bench(folder, clips or folder / "generated")
     _run(Benchmark("Verse-Bench", items, VERSE_BENCH, PAPER, with_composites=True), rewards, settings, to, out, as_json)
@@ -61,10 +61,10 @@ def seed_tts(
 
     WER is in percent and SIM x100, as published; they need wer_whisper.weights and sim_wavlm_ecapa.weights (--set).
     """
-    from experiments.bench_layouts import read_seed_tts
-    from experiments.benchmark import Benchmark
-    from experiments.benchmark_metrics import seed_tts as metrics
-    from experiments.paper_figures import SEED_TTS_EN
+    from experiments.paper.figures import SEED_TTS_EN
+    from experiments.paper.layouts import read_seed_tts
+    from experiments.paper.metrics import seed_tts as metrics
+    from experiments.paper.run import Benchmark
 
     inside = folder / language / "meta.lst"
     listing = meta or (inside if inside.is_file() or not (folder / "meta.lst").is_file() else folder / "meta.lst")
@@ -74,10 +74,10 @@ def seed_tts(
 
 
 def _run(benchmark: Benchmark, rewards: tuple[str, ...], settings: tuple[str, ...], to: Path, out: Path, as_json: bool) -> None:
-    from experiments.benchmark import measure
-    from experiments.benchmark_metrics import rewards_with_options
-    from experiments.benchmark_tables import markdown, metrics_to_log, write_tables
-    from experiments.score_config import settings_from
+    from experiments.paper.metrics import rewards_with_options
+    from experiments.paper.run import measure
+    from experiments.paper.tables import markdown, metrics_to_log, write_tables
+    from experiments.scoring.config import settings_from
     from experiments.single_runs import single_run
 
     files = [file for item in benchmark.items if (file := item.sound_file())]

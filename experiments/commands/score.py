@@ -32,10 +32,10 @@ def score(
     kept. --rubric is a YAML file (items: {reward: {weight, normalise, floor}}, guardrails, options) that adds a total; its
     rewards are scored where --rewards names none. A reward that is better when lower takes a negative weight.
     """
-    from experiments.clip_sources import list_clips
-    from experiments.score import score_files
-    from experiments.score_config import settings_from
-    from experiments.score_summary import show, summarise
+    from experiments.scoring.clips import list_clips
+    from experiments.scoring.config import settings_from
+    from experiments.scoring.run import score_files
+    from experiments.scoring.summary import show, summarise
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")

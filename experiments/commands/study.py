@@ -15,7 +15,7 @@ def paradigms(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path
     --judge is a trained sync network, OUT/syncnet/judge where there is one. Sizes: --set study.seeds=1 --set study.num_prompts=16.
     """
     loaded = recipe_for(recipe, settings)
-    from experiments.study import StudyRecipe, study_paradigms
+    from experiments.study.run import StudyRecipe, study_paradigms
 
     study_paradigms(StudyRecipe(loaded.study, loaded.pretrain, loaded.generate), Layout(out=out), judge or out / "syncnet" / "judge")
     print((out / "study" / "paradigms.md").read_text())

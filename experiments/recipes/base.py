@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments.evaluate import EvaluateConfig
 from experiments.score_sets import ScoreConfig
-from experiments.study_config import StudyConfig
+from experiments.study.config import StudyConfig
 from experiments.syncnet import SyncFitConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig

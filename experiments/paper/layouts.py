@@ -1,0 +1,147 @@
+"""The file layouts of Verse-Bench and Seed-TTS eval, read as their own scripts read them.
+
+Verse-Bench: BENCH/set1..set3/NAME.json (also in set*/data) with `video_prompt`, `audio_prompt` (list of texts) and
+`speech_prompt.text`; beside it, or in set*/clips, NAME.jpg (reference image) and in set2 NAME.wav (reference sound).
+Results: NAME.mp4 and NAME.wav in one folder. Seed-TTS eval: a meta.lst of `|`-separated lines, prompt sounds relative to its
+folder; results: UTT.wav in one folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.scoring.clips import ClipFile
+from pretrain.files import read_json
+
+SETS = ("set1", "set2", "set3")
+IMAGES, SOUNDS = (".jpg", ".jpeg", ".png"), (".wav", ".mp3", ".m4a")
+META_FIELDS = {
+    2: ("name", "text"),
+    3: ("name", "text", "voice"),
+    4: ("name", "prompt_text", "voice", "text"),
+    5: ("name", "prompt_text", "voice", "text", "truth"),
+}
+
+
+@dataclass(frozen=True)
+class BenchItem:
+    """One case of a benchmark with the clip that answers it; `video` and `sound` are None where there is no such file."""
+
+    name: str
+    subset: str
+    speech: str = ""
+    sounds: tuple[str, ...] = ()  # texts that describe the sound apart from speech
+    prompt: str = ""
+    image: Path | None = None
+    reference_sound: Path | None = None
+    voice: Path | None = None
+    video: Path | None = None
+    sound: Path | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.subset}/{self.name}"
+
+    def video_file(self) -> ClipFile | None:
+        return self._file(self.video, self.prompt, sound_only=False)
+
+    def sound_file(self) -> ClipFile | None:
+        """With the text of the sound as its prompt, as the benchmark compares them."""
+        return self._file(self.sound, self.sounds[0] if self.sounds else "", sound_only=True)
+
+    def _file(self, path: Path | None, prompt: str, sound_only: bool) -> ClipFile | None:
+        if path is None:
+            return None
+        return ClipFile(
+            name=self.key,
+            path=path,
+            prompt=prompt,
+            spans=(self.speech,) if self.speech.strip() else (),
+            references=(self.voice,),
+            first_frame=self.image,
+            reference_sound=self.reference_sound,
+            group=self.key,
+            sound_only=sound_only,
+        )
+
+
+def read_verse_bench(root: Path, clips: Path) -> list[BenchItem]:
+    """Every case of set1 to set3 in order. Raises FileNotFoundError or ValueError in one line for missing or wrong files."""
+    _check_clips(clips)
+    items = [item for name in SETS for item in _verse_bench_set(root / name, clips)]
+    if not items:
+        raise FileNotFoundError(f"{root}: no set1, set2 or set3 with NAME.json; give the folder of the data set dorni/Verse-Bench")
+    return items
+
+
+def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
+    """Every line of a meta.lst; the sound is UTT.wav, or that of UTT.mp4. Raises as `read_verse_bench`, naming file and line."""
+    _check_clips(clips)
+    if not meta.is_file():
+        raise FileNotFoundError(f"{meta}: no such file; give the folder of the Seed-TTS test set, or --meta")
+    items: list[BenchItem] = []
+    for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        fields = line.strip().split("|")
+        if len(fields) not in META_FIELDS:
+            raise ValueError(
+                f"{meta}:{number}: {len(fields)} fields; expected 2 to 5, utt_id|prompt_text|prompt_wav|infer_text[|infer_wav]"
+            )
+        row = dict(zip(META_FIELDS[len(fields)], fields, strict=True))
+        name = row["name"].removesuffix(".wav")
+        if name in {item.name for item in items}:
+            raise ValueError(f"{meta}:{number}: {name!r} is there twice")
+        video = _first(clips, name, (".mp4",))
+        voice = meta.parent / row["voice"] if row.get("voice") else None
+        sound = _first(clips, name, (".wav",)) or video
+        items.append(BenchItem(name, meta.parent.name or "all", row["text"], prompt=row["text"], voice=voice, video=video, sound=sound))
+    if not items:
+        raise ValueError(f"{meta}: the file is empty; expected utt_id|prompt_text|prompt_wav|infer_text")
+    return items
+
+
+def _verse_bench_set(folder: Path, clips: Path) -> Iterator[BenchItem]:
+    for path in sorted([*folder.glob("*.json"), *(folder / "data").glob("*.json")]):
+        content = read_json(path, "get the data set again")
+        places = list(dict.fromkeys([path.parent, folder, folder / "clips"]))
+        images = (found for place in places if (found := _first(place, path.stem, IMAGES)))
+        sounds = (found for place in places if (found := _first(place, path.stem, SOUNDS)))
+        video = _first(clips, path.stem, (".mp4",))
+        yield BenchItem(
+            name=path.stem,
+            subset=folder.name,
+            speech=_speech(content, path),
+            sounds=_sounds(content, path),
+            prompt=str(content.get("video_prompt", "")),
+            image=next(images, None),
+            reference_sound=next(sounds, None) if folder.name == "set2" else None,
+            video=video,
+            sound=_first(clips, path.stem, (".wav",)) or video,
+        )
+
+
+def _speech(content: dict[str, Any], path: Path) -> str:
+    prompt = content.get("speech_prompt")
+    if not isinstance(prompt, dict) or not isinstance(prompt.get("text"), str):
+        raise ValueError(f"{path}: speech_prompt.text: expected a text, got {prompt!r}")
+    return prompt["text"]
+
+
+def _sounds(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    prompts = content.get("audio_prompt")
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"{path}: audio_prompt: expected a list of texts, got {prompts!r}")
+    return tuple(prompts)
+
+
+def _first(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path | None:
+    return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
+
+
+def _check_clips(clips: Path) -> None:
+    if not clips.is_dir():
+        raise FileNotFoundError(f"{clips}: no such folder; give the folder with the generated clips as --clips")

@@ -1,0 +1,205 @@
+"""What `nava score` is pointed at, as a list of clips: a folder of media, an index of `nava generate`, a manifest, prompts with videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.codecs.media import SOUND_SUFFIXES, read_media, read_rates
+from pretrain.data.manifest import Row, read_manifest
+from pretrain.jsonl import FieldError, scan
+from pretrain.prompt import PromptRow, parse, read_prompts
+from rewards.types import Box, Clip
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm"})
+VIDEO_KEYS = ("video", "video_path")
+INDEX = "index.jsonl"
+REFERENCE_RATE_HZ = 16_000
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A clip on disk and what was asked of it; `group` is shared by the clips that answer the same prompt."""
+
+    name: str  # unique in its source
+    path: Path
+    prompt: str = ""
+    spans: tuple[str, ...] = ()
+    references: tuple[Path | None, ...] = ()
+    voices: tuple[str, ...] = ()
+    mouth_boxes: tuple[Box, ...] = ()
+    face_boxes: tuple[Box, ...] = ()
+    span_times: tuple[tuple[float, float], ...] = ()
+    first_frame: Path | None = None
+    reference_sound: Path | None = None
+    group: str = ""
+    sound_only: bool = False  # the picture is not decoded
+
+    def attached(self) -> list[Path]:
+        """The other files its scores depend on."""
+        return [path for path in (*self.references, self.first_frame, self.reference_sound) if path is not None]
+
+
+def list_clips(source: Path) -> list[ClipFile]:
+    """The clips of a folder (with the index.jsonl of `nava generate` where there is one, here or in subfolders) or of a JSONL.
+
+    A JSONL holds training rows (`video_info`), rows of an index, or prompts with a `video` each. A sound beside a video of
+    the same name is that video's. Raises FileNotFoundError or ValueError in one line for nothing to score or a bad row.
+    """
+    if source.is_dir():
+        clips = list(_folder(source))
+        if not clips:
+            raise FileNotFoundError(f"{source}: no {INDEX} and no {', '.join(sorted(VIDEO_SUFFIXES | SOUND_SUFFIXES))} file in it")
+    else:
+        clips = list(_jsonl(source))
+    seen: set[str] = set()
+    for clip in clips:
+        if clip.name in seen:
+            raise ValueError(f"{source}: {clip.name!r} is there twice; make names unique")
+        seen.add(clip.name)
+    return clips
+
+
+def check_attached(clips: Iterable[ClipFile]) -> None:
+    """Raises FileNotFoundError for the first reference or image that is not there."""
+    for clip in clips:
+        for path in clip.attached():
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file; {clip.name} refers to it, mend the row or put the file there")
+
+
+def load_clip(file: ClipFile) -> Clip:
+    """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises MediaError."""
+    rates = read_rates(file.path)
+    wants_picture = rates.fps is not None and not file.sound_only
+    media = read_media(
+        file.path,
+        fps=rates.fps or 24.0,
+        sample_rate_hz=rates.sample_rate_hz or REFERENCE_RATE_HZ,
+        want_video=wants_picture,
+        want_audio=rates.sample_rate_hz is not None,
+    )
+    return Clip(
+        waveform=media.waveform,
+        sample_rate_hz=media.sample_rate_hz,
+        frames=media.frames,
+        fps=media.fps,
+        prompt=file.prompt,
+        spans=file.spans,
+        references=tuple(_sound(path, REFERENCE_RATE_HZ) if path else None for path in file.references),
+        voices=file.voices,
+        name=file.name,
+        mouth_boxes=file.mouth_boxes,
+        face_boxes=file.face_boxes,
+        span_times=file.span_times,
+        first_frame=_image(file.first_frame) if file.first_frame else None,
+        reference_sound=_sound(file.reference_sound, media.sample_rate_hz) if file.reference_sound else None,
+    )
+
+
+def _folder(folder: Path) -> Iterator[ClipFile]:
+    indices = sorted(folder.rglob(INDEX))
+    indexed = {index.parent for index in indices}
+    for index in indices:
+        yield from _index(index, index.parent.relative_to(folder))
+    media = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES and path.is_file()]
+    videos = {path.with_suffix("") for path in media if path.suffix.lower() in VIDEO_SUFFIXES}
+    for path in media:
+        beside = path.suffix.lower() in SOUND_SUFFIXES and path.with_suffix("") in videos
+        if path.parent not in indexed and not beside and not path.name.startswith("."):
+            yield ClipFile(path.relative_to(folder).with_suffix("").as_posix(), path)
+
+
+def _jsonl(source: Path) -> Iterator[ClipFile]:
+    line, first = next(scan(source))
+    if isinstance(first, FieldError):
+        raise ValueError(first.at(source))
+    if "video_info" in first:
+        yield from (_training_clip(row, source.parent) for row in read_manifest(source)[0])
+    elif "reference_paths" in first and "video" in first:
+        yield from _index(source, Path())
+    elif any(key in first for key in VIDEO_KEYS):
+        yield from _prompts(source)
+    else:
+        raise ValueError(f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts with a video each")
+
+
+def _training_clip(row: Row, folder: Path) -> ClipFile:
+    times = tuple(zip(row.speech_start_s, row.speech_end_s, strict=True))
+    references = [folder / reference if reference else None for reference in row.meta.get("reference_paths", ())]
+    return _described(row.data_id, row.data_path, row.text, row.meta, references, times)
+
+
+def _index(index: Path, prefix: Path) -> Iterator[ClipFile]:
+    for line, row in scan(index):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(index))
+        if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
+            raise ValueError(f"{index}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
+        # index rows give the references as they were opened: relative to the folder the command was started in
+        references = [Path(reference) if reference else None for reference in row["reference_paths"]]
+        name = (prefix / row["data_id"]).as_posix()
+        yield _described(name, index.parent / row["video"], row["prompt"], row["meta"], references, (), row.get("image_path"))
+
+
+def _prompts(source: Path) -> Iterator[ClipFile]:
+    videos = {line: next((row[key] for key in VIDEO_KEYS if row.get(key)), None) for line, row in scan(source) if isinstance(row, dict)}
+    for row in read_prompts(source):
+        video = videos[row.line]
+        if not isinstance(video, str):
+            raise ValueError(f"{source}:{row.line} video: expected a path, got {video!r}")
+        yield _prompted(row, source.parent / video)
+
+
+def _prompted(row: PromptRow, video: Path) -> ClipFile:
+    return _described(row.data_id, video, row.prompt.text, row.meta, row.reference_paths, (), row.image_path)
+
+
+def _described(
+    name: str,
+    path: Path,
+    text: str,
+    meta: Mapping[str, Any],
+    references: Iterable[Path | None],
+    times: tuple[tuple[float, float], ...],
+    image: Path | str | None = None,
+) -> ClipFile:
+    moving = meta.get("kind") == "camera"  # the mouth leaves its box
+    return ClipFile(
+        name=name,
+        path=path,
+        prompt=text,
+        spans=tuple(span.text for span in parse(text).spans),
+        references=tuple(references),
+        voices=tuple(meta.get("voices", ())),
+        mouth_boxes=() if moving else _boxes(meta.get("mouth_boxes", ())),
+        face_boxes=() if moving else _boxes(meta.get("face_boxes", ())),
+        span_times=times,
+        first_frame=Path(image) if image else None,
+        group=str(meta.get("group", text)),
+    )
+
+
+def _boxes(boxes: Iterable[Iterable[float]]) -> tuple[Box, ...]:
+    return tuple((int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in boxes)
+
+
+@lru_cache(256)
+def _sound(path: Path, sample_rate_hz: int) -> np.ndarray | None:
+    return read_media(path, want_video=False, sample_rate_hz=sample_rate_hz).waveform
+
+
+@lru_cache(256)
+def _image(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not an image that can be read ({error}); write it again or drop its row") from None

@@ -1,0 +1,104 @@
+"""Settings of a scoring run from the command line and a rubric file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.scoring.clips import ClipFile
+from experiments.scoring.run import ScoreSettings
+from rewards.catalog import CATALOG, check_names, check_weights
+from rewards.guardrails import GuardrailLimits
+from rewards.options import fill, nearest
+from rewards.recipes.speech import VocabularyOptions
+from rewards.rubric import Rubric
+
+RUBRIC_KEYS = ("items", "guardrails", "options")
+
+
+def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
+    """(rubric, limits, options of rewards) of a YAML file with `items`, and `guardrails` and `options` where wanted.
+
+    Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong sign.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a rubric as YAML (items: {{reward: {{weight: 1.0}}}})")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a mapping with {', '.join(RUBRIC_KEYS)}, got {content!r}")
+    for key in content:
+        if key not in RUBRIC_KEYS:
+            raise ValueError(f"{path}: {key}: unknown key; {nearest(str(key), RUBRIC_KEYS)}")
+    try:
+        rubric = Rubric.from_config(content.get("items"))
+        limits = fill(GuardrailLimits, content.get("guardrails"), "guardrails")
+        check_weights({item.reward: item.weight for item in rubric.items})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return rubric, limits, dict(content.get("options") or {})
+
+
+def settings_from(
+    rewards: Sequence[str], rubric_path: Path | None, settings: Sequence[str], files: Sequence[ClipFile], batch: int = 64
+) -> ScoreSettings:
+    """Rewards named on the command line, else those of the rubric, with `REWARD.OPTION=VALUE` over the rubric file's options."""
+    rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
+    wanted = [name for given in rewards for name in given.split(",") if name]
+    if rubric is not None and not wanted:
+        wanted = [_reward_of(item.reward) for item in rubric.items]
+    if not wanted:
+        raise ValueError(f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or package.module:Class")
+    check_names(wanted)
+    if batch < 1:
+        raise ValueError(f"--batch: expected at least 1, got {batch}")
+    for setting in settings:
+        name, option, value = _setting(setting, wanted)
+        options[name] = {**(options.get(name) or {}), option: value}
+    for name in wanted:
+        if name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions):
+            options[name] = with_vocabulary(name, options.get(name), files)
+    return ScoreSettings(rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch)
+
+
+def with_vocabulary(name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]) -> dict[str, Any]:
+    """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said is in it.
+
+    Not the words of the clips themselves: with few clips that would give their answers away.
+    """
+    if options and options.get("vocabulary"):
+        return dict(options)
+    from pretrain.data.corpus.bank import vocabulary
+    from rewards.speech.scoring import normalize
+
+    words = vocabulary()
+    unknown = {word for file in files for span in file.spans for word in normalize(span).split()} - set(words)
+    if unknown:
+        raise ValueError(
+            f"{name}.vocabulary: {sorted(unknown)[0]!r} is not among the {len(words)} words of the corpus; "
+            f"set all words that can be heard, --set {name}.vocabulary=[...]"
+        )
+    return {**(options or {}), "vocabulary": list(words)}
+
+
+def _reward_of(name: str) -> str:
+    """The reward that an item of a rubric belongs to; parts are named `reward.part`."""
+    return name if name in CATALOG else name.partition(".")[0]
+
+
+def _setting(text: str, wanted: Sequence[str]) -> tuple[str, str, Any]:
+    key, equals, value = text.partition("=")
+    name, dot, option = key.rpartition(".")
+    if not equals or not dot:
+        raise ValueError(f"--set {text}: expected REWARD.OPTION=VALUE")
+    if name not in wanted:
+        raise ValueError(f"--set {text}: {name!r} is not asked for; {nearest(name, wanted)}")
+    try:
+        return name, option, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {text}: the value is not YAML") from None

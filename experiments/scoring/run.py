@@ -1,0 +1,158 @@
+"""Scores clips from disk with several rewards: each clip is decoded once, in chunks that fit into memory, and can be interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.provenance import md5_of
+from experiments.scoring.clips import ClipFile, check_attached, load_clip
+from experiments.scoring.store import Row, ScoreStore, config_id, identity
+from pretrain.codecs.media import MediaError
+from pretrain.progress import track
+from rewards.base import Reward, unscored
+from rewards.catalog import checked_options, open_rewards
+from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.rubric import Rubric
+from rewards.types import Clip, Score
+
+CHUNK_BYTES = 1 << 29  # of decoded frames and samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """Which rewards with which options (`{reward: {option: value}}`), what they add up to, and from where a clip is flagged."""
+
+    rewards: tuple[str, ...]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rubric: Rubric | None = None
+    limits: GuardrailLimits = field(default_factory=GuardrailLimits)
+    batch: int = 64  # clips given to a reward at once, fewer where they are large
+
+    def described(self) -> dict[str, Any]:
+        """What scores depend on: the options that count, and the content of the files they name; not rubric, limits or batch."""
+        filled = checked_options(self.rewards, self.options)
+        return {"rewards": {name: _described(options) for name, options in filled.items()}}
+
+
+def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[Row]:
+    """Scores what `out` (JSONL) does not hold yet; returns one row a clip in the order of `files`.
+
+    A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}}, guardrails, flags, and
+    with a rubric total {value, reason, parts}. A clip that cannot be read is a row whose scores have no value but that
+    reason. Rows of other clips stay in the file. Raises ValueError for wrong settings, an `out` of other settings or in
+    use, and what a broken scorer raises.
+    """
+    described = settings.described()
+    check_attached(files)
+    with ScoreStore(out, config_id(described), described) as store:
+        kept = store.kept(files)
+        todo = [file for file in files if file.name not in kept]
+        if todo:
+            with open_rewards(settings.rewards, settings.options) as rewards:
+                for chunk in _chunks(track(todo, len(todo), "clips scored"), settings.batch):
+                    store.append(_score_chunk(chunk, rewards, store.config_id))
+        finished = {row["clip"]: row for row in _judged([store.rows[file.name] for file in files], settings)}
+        others = [row for name, row in store.rows.items() if name not in finished]
+        store.replace([*finished.values(), *others])
+        return list(finished.values())
+
+
+def to_scores(rows: Sequence[Row], name: str) -> list[Score]:
+    """A reward's scores as they were before they were written."""
+    found = [row["scores"][name] for row in rows]
+    return [
+        Score(
+            value=math.nan if entry["value"] is None else entry["value"],
+            reason=entry["reason"],
+            parts={part: math.nan if value is None else value for part, value in entry["parts"].items()},
+            text=entry["text"],
+            seconds=entry["seconds"],
+        )
+        for entry in found
+    ]
+
+
+def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFile, Clip | str]]]:
+    """Decoded clips (or why one could not be decoded), up to `batch` or CHUNK_BYTES at a time."""
+    chunk: list[tuple[ClipFile, Clip | str]] = []
+    held = 0
+    for file in files:
+        try:
+            clip: Clip | str = load_clip(file)
+        except MediaError as error:
+            clip = str(error)
+        chunk.append((file, clip))
+        if isinstance(clip, Clip):
+            held += sum(array.nbytes for array in (clip.frames, clip.waveform) if array is not None)
+        if len(chunk) >= batch or held >= CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _score_chunk(chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Sequence[Reward], config: str) -> list[Row]:
+    clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
+    columns = {}
+    for reward in rewards:
+        scores = reward.score(clips) if clips else []
+        if len(scores) != len(clips):
+            raise ValueError(f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip")
+        columns[reward.name] = iter(scores)
+    rows = []
+    for file, clip in chunk:
+        read = isinstance(clip, Clip)
+        measured = measure(clip) if isinstance(clip, Clip) else {}
+        rows.append({
+            "clip": file.name, "path": str(file.path), "config": config, **(identity(file) if file.path.is_file() else {}),
+            "prompt": file.prompt, "group": file.group,
+            "scores": {name: _entry(next(column) if read else unscored(str(clip))) for name, column in columns.items()},
+            "guardrails": {name: _number(value) for name, value in measured.items()},
+        })  # fmt: skip
+    return rows
+
+
+def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
+    """Flags by the limits, totals by the rubric: both follow from what was scored, and may be asked for anew."""
+    answers = []
+    for row in rows:
+        kept = {key: value for key, value in row.items() if key not in ("flags", "total")}
+        answers.append(
+            {
+                **kept,
+                "flags": list(
+                    flags({name: math.nan if value is None else value for name, value in row["guardrails"].items()}, settings.limits)
+                ),
+            }
+        )
+    if settings.rubric is not None and rows:
+        columns = {name: to_scores(rows, name) for name in rows[0]["scores"]}
+        found = settings.rubric.total(columns, [row["group"] for row in rows])
+        for row, total in zip(answers, found.totals, strict=True):
+            row["total"] = {key: value for key, value in _entry(total).items() if key in ("value", "reason", "parts")}
+    return answers
+
+
+def _entry(score: Score) -> dict[str, Any]:
+    parts = {name: _number(value) for name, value in score.parts.items()}
+    reason = score.reason or ("NaN" if _number(score.value) is None else "")
+    return {"value": _number(score.value), "reason": reason, "parts": parts, "text": score.text, "seconds": round(score.seconds, 6)}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _described(options: Any) -> dict[str, Any]:
+    """Options with the md5 of every file or folder they name; without those that only change the speed."""
+    if isinstance(options, Mapping):
+        return dict(options)
+    counted = [field.name for field in dataclasses.fields(options) if not field.metadata.get("speed_only")]
+    values = {name: getattr(options, name) for name in counted}
+    return {name: md5_of(value) if isinstance(value, Path) and value.exists() else value for name, value in values.items()}

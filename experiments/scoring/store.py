@@ -1,0 +1,124 @@
+"""The scores file: one whole line per clip, kept over interruptions, never mixed from two ways of scoring."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.scoring.clips import ClipFile
+from pretrain.jsonl import dump
+
+Row = dict[str, Any]
+
+
+class ScoreStore:
+    """Context manager over one scores.jsonl; a second process that opens the same file gets a ValueError.
+
+    `config_id` names the rewards and their settings; `settings` is what it was made from, for the message when they differ.
+    """
+
+    def __init__(self, path: Path, config_id: str, settings: Mapping[str, Any]) -> None:
+        self.path, self.config_id, self.settings = path, config_id, settings
+        self.rows: dict[str, Row] = {}
+
+    def __enter__(self) -> ScoreStore:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self.path.with_name(f".{self.path.name}.lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(f"{self.path}: another process scores into it; wait for it, or give another --out") from None
+        try:
+            self._read()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def kept(self, files: Sequence[ClipFile]) -> dict[str, Row]:
+        """Rows whose clip, prompt and attached files are what they were when they were scored."""
+        return {file.name: row for file in files if (row := self.rows.get(file.name)) and _same(file, row)}
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds whole lines and waits until they are on disk; a later row of a clip counts, not an earlier one."""
+        with self.path.open("ab") as file:
+            file.write("".join(_line(row) for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows |= {row["clip"]: row for row in rows}
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """The file holds exactly these rows, in this order."""
+        self.rows = {row["clip"]: row for row in rows}
+        dump(self.path, self.rows.values())
+
+    def _read(self) -> None:
+        if not self.path.is_file():
+            return
+        *lines, torn = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            row = _parsed(line, f"{self.path}:{number}")
+            if row["config"] != self.config_id:
+                differs = _difference(row, self.settings)
+                raise ValueError(f"{self.path}: scored with other rewards or settings ({differs}); give another --out, or remove it")
+            self.rows[row["clip"]] = row
+        if torn:  # a kill in the middle of a write
+            self.replace(self.rows.values())
+
+
+def config_id(settings: Mapping[str, Any]) -> str:
+    """Short name of a way of scoring; equal for equal settings in any order of keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def identity(file: ClipFile) -> dict[str, Any]:
+    """What a row says about the clip it was made from. Raises OSError where the clip's file cannot be read."""
+    stat = file.path.stat()
+    with file.path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest, "request": _request(file)}
+
+
+def _same(file: ClipFile, row: Row) -> bool:
+    if not file.path.is_file() or row.get("request") != _request(file):
+        return False
+    stat = file.path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (row.get("size"), row.get("mtime_ns")):
+        return True
+    return stat.st_size == row.get("size") and identity(file)["sha256"] == row.get("sha256")
+
+
+def _request(file: ClipFile) -> str:
+    """Digest of everything but the clip's own content that its scores depend on."""
+    asked = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in file.attached()]
+    return config_id({**asked, "attached": stats})
+
+
+def _parsed(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); remove the line or the file") from None
+    if not isinstance(row, dict) or not {"clip", "config", "scores"} <= row.keys():
+        raise ValueError(f"{where}: not a row of `nava score`; give another --out")
+    return row
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _difference(row: Row, settings: Mapping[str, Any]) -> str:
+    before, after = set(row["scores"]), set(settings.get("rewards", {}))
+    changes = [f"without {name}" for name in sorted(after - before)] + [f"with {name}" for name in sorted(before - after)]
+    return ", ".join(changes) or f"settings {row['config']}, asked for {config_id(settings)}"
