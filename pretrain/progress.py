@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,10 +52,11 @@ class MetricsTail:
 
 
 class StageProgress:
-    """Context manager: `show(row)` for each row of metrics.jsonl."""
+    """Context manager: `show(row)` for each row of metrics.jsonl; `describe` says a row in a few words, `unit` names a step."""
 
-    def __init__(self, stage: str, steps: int) -> None:
-        self.stage, self.steps = stage, steps
+    def __init__(self, stage: str, steps: int, describe: Callable[[Mapping[str, Any]], str] | None = None, unit: str = "step") -> None:
+        self.stage, self.steps, self.unit = stage, steps, unit
+        self.describe = describe or describe_step
         self.console = Console(file=sys.stderr)
         self.live = self.console.is_terminal
         self.tenth = -1
@@ -69,7 +70,7 @@ class StageProgress:
             self.task = self.bar.add_task(f"{self.stage} starting", total=self.steps, text="")
             self.bar.start()
         else:
-            self._line(f"{self.stage}: starting, {self.steps} steps")
+            self._line(f"{self.stage}: starting, {self.steps} {self.unit}s")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +80,7 @@ class StageProgress:
     def show(self, row: Mapping[str, Any]) -> None:
         if "seconds_per_step" not in row:  # a validation row
             return
-        step, text = int(row["step"]), describe(row)
+        step, text = int(row["step"]), self.describe(row)
         if self.live:
             self.bar.update(self.task, completed=step, description=f"{self.stage} {row['task']}", text=text)
             return
@@ -87,13 +88,13 @@ class StageProgress:
         if tenth != self.tenth:
             self.tenth = tenth
             left = (self.steps - step) * row["seconds_per_step"]
-            self._line(f"{self.stage}: step {step}/{self.steps} {row['task']} {text}, {left:.0f} s left")
+            self._line(f"{self.stage}: {self.unit} {step}/{self.steps} {row['task']} {text}, {left:.0f} s left")
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def describe(row: Mapping[str, Any]) -> str:
+def describe_step(row: Mapping[str, Any]) -> str:
     """Losses per modality and speed, in a few words."""
     parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in ("video", "audio") if f"loss_{name}" in row]
     skipped = int(row["skipped_nonfinite"] + row["skipped_spikes"])

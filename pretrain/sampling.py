@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,8 +32,11 @@ class Clock:
     audio_hz: float  # audio tokens per second
 
 
+Model = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
+
+
 def sample(
-    model: AVTransformer, noise: Latents, conditioning: Conditioning, clock: Clock, config: SamplerConfig,
+    model: Model, noise: Latents, conditioning: Conditioning, clock: Clock, config: SamplerConfig,
     first_frame: Tensor | None = None,
 ) -> Latents:  # fmt: skip
     """Latents of B clips from their noise. `first_frame` [B, 48, 1, H, W] is given clean (level 0) and kept as it is."""
@@ -54,7 +58,7 @@ def sample(
         still[:, :, 0] = 0
         return Velocity(still, answer.audio)
 
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what FSDP gathers is kept, and is trained with afterwards
         return solve(velocity, start, config.steps, config.shift, config.solver)
 
 

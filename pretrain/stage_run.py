@@ -8,13 +8,21 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from pretrain.files import read_json, replacing
+from pretrain.files import read_json
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
+from pretrain.torchrun import IDENTITY, RESOLVED, write_json
 
-RESOLVED, IDENTITY, STATE, ERROR = "resolved.json", "run.json", "state.json", "error.txt"
+
+class Run(Protocol):
+    """A training with a folder of its own."""
+
+    @property
+    def out(self) -> Path: ...
+
+    def identity(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +88,14 @@ class StageRun:
 
 def parent_id(init_from: Path | None) -> str:
     """Id of the model a stage starts from; "" = from scratch."""
-    return str(_model_config(init_from)["checkpoint_id"]) if init_from else ""
+    return str(model_config(init_from)["checkpoint_id"]) if init_from else ""
 
 
 def check_parent(run: StageRun) -> None:
     """Raises ValueError where `init_from` is no model folder, or one of another flavor or codec."""
     if run.init_from is None:
         return
-    parent, where = _model_config(run.init_from), run.init_from / "config.json"
+    parent, where = model_config(run.init_from), run.init_from / "config.json"
     identity = run.identity()
     for name in ("flavor", "args", "codec_id"):
         if name not in parent or parent[name] != identity[name]:
@@ -95,7 +103,7 @@ def check_parent(run: StageRun) -> None:
             raise ValueError(f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}")
 
 
-def check_run_folder(run: StageRun) -> None:
+def check_run_folder(run: Run) -> None:
     """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or parent."""
     path, identity = run.out / IDENTITY, run.identity()
     if path.is_file():
@@ -116,13 +124,8 @@ def clear(out: Path) -> None:
         shutil.rmtree(out)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _model_config(folder: Path) -> dict[str, Any]:
+def model_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises FileNotFoundError or ValueError in one line."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give the model/ folder that a finished stage wrote")

@@ -54,9 +54,14 @@ class Trackers:
 
 def build_tracker(name: str, options: Mapping[str, Any]) -> Tracker:
     """Call "package.module:factory" with the options. Raises ValueError where there is no such factory."""
+    return build(name, options, "trackers")
+
+
+def build(name: str, options: Mapping[str, Any], what: str) -> Any:
+    """The same for any kind of part; `what` names it in the error."""
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"trackers: {name!r} cannot be loaded ({error}); write it as package.module:factory") from None
+        raise ValueError(f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory") from None
     return factory(**options)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from titan_world import config, write_latents
 
-from pretrain.launch import check_port, pretrain_stage
+from pretrain.launch import pretrain_stage
 from pretrain.progress import MetricsTail, StageProgress
+from pretrain.torchrun import check_port
 
 USER = """
 import sys

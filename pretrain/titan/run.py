@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,14 @@ from safetensors import SafetensorError
 from torchtitan.tools.logging import init_logger, logger
 
 from pretrain.data.loader import open_sets
-from pretrain.stage_run import ERROR, STATE, StageRun, write_json
+from pretrain.stage_run import StageRun
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.job_config import CHECKPOINT_FOLDER
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
+from pretrain.torchrun import METRICS, STATE, report, write_json
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
-
-METRICS = "metrics.jsonl"
 
 
 def train_stage(run: StageRun) -> str:
@@ -82,16 +79,6 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
     write_json(run.out / STATE, {"status": status, "stage": run.stage, "step": step, "steps": stage.steps, "model_id": model_id})
 
 
-def _report(error: Exception, out: Path) -> None:
-    """One line in error.txt.RANK and the traceback in the log, as far as the disk lets us."""
-    line = " ".join(str(error).split())
-    with contextlib.suppress(OSError):
-        (out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
-    with contextlib.suppress(OSError):
-        traceback.print_exc()
-        print(f"error: {line}", file=sys.stderr, flush=True)
-
-
 def main(path: Path) -> int:
     """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt."""
     # the outputs of our blocks are views that nobody changes in place
@@ -101,7 +88,7 @@ def main(path: Path) -> int:
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:
-        _report(save_error(error, run.out / CHECKPOINT_FOLDER) if is_full(error) else error, run.out)
+        report(save_error(error, run.out / CHECKPOINT_FOLDER) if is_full(error) else error, run.out)
         # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
         os._exit(2)
     if dist.is_initialized():
