@@ -106,7 +106,7 @@ def test_nothing_to_count_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no vote on axis 'overall' to count; there are votes on sync"):
         summary(tmp_path, [row(axis="sync")])
     with pytest.raises(ValueError, match="ours_side is null in every vote"):
-        summary(tmp_path, [row(side=None)])
+        summary(tmp_path, [row(left="clip a", right="clip b", side=None)])
     with pytest.raises(ValueError, match="no vote is left to count"):
         summary(tmp_path, [row(), *[row("right", case=case, attention=True) for case in "ab"]])
 

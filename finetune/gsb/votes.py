@@ -83,10 +83,10 @@ class VoteSet:
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
     """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another one.
 
-    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With `models` no other model may occur. Raises
-    FileNotFoundError, or ValueError `file:line field: message` for the first row that is wrong: a field missing or of the
-    wrong kind, an unknown model, ours_side against left_model and right_model, the same rater, case, models, axis and
-    repeat twice.
+    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With `models` no other
+    model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for the first row that is wrong: a
+    field missing or of the wrong kind, an unknown model, ours_side against left_model and right_model, the same rater, case,
+    models, axis and repeat twice.
     """
     path = Path(path)
     votes: list[Vote] = []
