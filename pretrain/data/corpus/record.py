@@ -34,21 +34,26 @@ def faces_of(plan: ClipPlan) -> tuple[Face, ...]:
     return tuple(Face(turn.character, *place) for turn, place in zip(plan.turns, places, strict=False)) if plan.has_video else ()
 
 
-def pictures(plan: ClipPlan, seed: int) -> np.ndarray:
-    """uint8 [T, 64, 64, 3]; each mouth follows its own speaker's clean sound."""
+def openings_of(plan: ClipPlan) -> np.ndarray:
+    """float32 [faces, T] in 0..1: each mouth follows its own speaker's clean sound."""
+    length = num_samples(plan.num_frames)
+    sounds = [spoken(turn, length) for turn in plan.turns]
+    if plan.place is not None:
+        sounds = [np.sum(sounds, axis=0)]
+    return np.stack([mouth_openings(sound, plan.num_frames) for sound in sounds])
+
+
+def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [T, 64, 64, 3]; mouths open as `openings_of` the plan unless `openings` [faces, T] says otherwise."""
     if plan.event is not None:
         colour = EVENT_COLOURS[plan.event.colour]
         if plan.event.name == "ball":
             return render_ball(ball_heights(plan.event, plan.num_frames), plan.background, colour)
         return render_light(light_levels(plan.event, plan.num_frames), plan.background, colour)
-    length = num_samples(plan.num_frames)
-    sounds = [spoken(turn, length) for turn in plan.turns]
-    if plan.place is not None:
-        sounds = [np.sum(sounds, axis=0)]
-    openings = np.stack([mouth_openings(sound, plan.num_frames) for sound in sounds])
+    openings = openings_of(plan) if openings is None else openings
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
     num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
-    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(sounds), num_blinks, 1))  # some fall outside the clip
+    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1))  # some fall outside the clip
     blinks = np.any((times >= starts) & (times < starts + BLINK_S), axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 
