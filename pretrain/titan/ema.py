@@ -8,19 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 
 class Ema:
     """weights <- decay * weights + (1 - decay) * model, with decay warmed up as (1 + n) / (10 + n).
 
-    A torch Stateful: DCP saves its DTensors sharded like the model's.
+    `only_trained` leaves frozen weights out. A torch Stateful: DCP saves its DTensors sharded like the model's.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, only_trained: bool = False) -> None:
         self.decay, self.updates = decay, 0
-        self.current = cast(dict[str, Tensor], get_model_state_dict(model))  # references: the optimizer works in place
+        which = StateDictOptions(ignore_frozen_params=only_trained)
+        self.current = cast(dict[str, Tensor], get_model_state_dict(model, options=which))  # references: the optimizer works in place
         self.weights = {name: value.detach().clone() for name, value in self.current.items()}
 
     @torch.no_grad()
@@ -28,8 +29,8 @@ class Ema:
         """Take in the model's weights after an optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = [_local(self.current[name]) for name in self.weights]
-        averaged = [_local(value) for value in self.weights.values()]
+        current = [local_shard(self.current[name]) for name in self.weights]
+        averaged = [local_shard(value) for value in self.weights.values()]
         torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
@@ -44,7 +45,7 @@ class Ema:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, averaged in self.weights.items():
-            mine, theirs = _local(averaged), _local(self.current[name])
+            mine, theirs = local_shard(averaged), local_shard(self.current[name])
             kept = mine.clone()
             mine.copy_(theirs)
             theirs.copy_(kept)
@@ -59,5 +60,6 @@ class Ema:
                 self.weights[name].copy_(value)
 
 
-def _local(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
+    """This rank's part, sharing memory; the tensor itself where it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value

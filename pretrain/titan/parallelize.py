@@ -47,6 +47,13 @@ def sum_gradients(model: nn.Module) -> None:
             module.set_gradient_divide_factor(1.0)
 
 
+def reshard(model: nn.Module) -> None:
+    """Forget gathered weights: a forward pass without a backward leaves them, and would use them again after the shards have changed."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def data_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
     """1-D mesh of all ranks, or (replicate, shard) for HSDP."""
     if parallel_dims.dp_replicate > 1:

@@ -8,13 +8,13 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from pretrain.data.collate import collate, to_av_batch
 from pretrain.data.loader import SampleSet, open_sets
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
+from pretrain.titan.parallelize import reshard
 from pretrain.types import AVBatch, Task
 from pretrain.validation import LEVEL_BUCKETS, validation_losses, validation_sums
 
@@ -38,10 +38,10 @@ class Validator:
         if not batches:
             return {}
         with ema.swapped_in():
-            _reshard(model)
+            reshard(model)
             # a fresh gather of the averaged weights now, and of the trained ones afterwards
             sums = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
-            _reshard(model)
+            reshard(model)
         names = [f"{name}/{level}/{part}" for name in ("video", "audio") for level in LEVEL_BUCKETS for part in ("sum", "count")]
         totals = torch.stack([sums[name] for name in names]).to(self.device)
         dist.all_reduce(totals)
@@ -66,9 +66,3 @@ class Validator:
                 av_batch = to_av_batch({name: value.to(self.device) for name, value in batch.items()})
                 yield from (av_batch for _ in LEVEL_BUCKETS)
             left -= len(members)
-
-
-def _reshard(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
