@@ -68,6 +68,16 @@ def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
     return names
 
 
+def adapter_shapes(model: AVTransformer, config: LoraConfig) -> dict[str, torch.Size]:
+    """Names and shapes of an adapter's parameters, from the model without adapters (also on the meta device)."""
+    shapes: dict[str, torch.Size] = {}
+    for name in target_names(model, config.targets):
+        outputs, inputs = model.get_parameter(f"{name}.weight").shape
+        shapes[f"{name}.lora_A.weight"] = torch.Size((config.rank, inputs))
+        shapes[f"{name}.lora_B.weight"] = torch.Size((outputs, config.rank))
+    return shapes
+
+
 def _group(name: str, module: nn.Module) -> str:
     if isinstance(module, Projections):
         return "self_attention" if name.rpartition(".")[2].startswith("self_attn") else "cross_attention"

@@ -6,7 +6,8 @@ from model_cases import audio_stream, conditioning, debug_model, present, video_
 from torch import Tensor
 
 from finetune.lora import GROUPS, LoraConfig, inject
-from finetune.policy import COPY, LATE_RAMP, RAMP, LoraPolicy, OldSchedule
+from finetune.old_schedule import COPY, LATE_RAMP, RAMP, OldSchedule
+from finetune.policy import LoraPolicy
 from finetune.types import Policy
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
 from pretrain.model.shell import AVTransformer
@@ -66,7 +67,8 @@ def test_backward_after_other_roles_is_that_of_default():
     for policy in (one, other):
         moved(policy.parameters)
     loss = answers(one, "default").square().mean()
-    answers(one, "old"), answers(one, "reference")
+    for role in ("old", "reference"):
+        answers(one, role)
     loss.backward()
     answers(other, "default").square().mean().backward()
     assert all(torch.equal(present(a.grad), present(b.grad)) for a, b in zip(one.parameters, other.parameters, strict=True))
@@ -98,7 +100,7 @@ def test_old_keeps_its_share_and_decay_zero_copies():
     policy.update_old(1.0)
     assert torch.equal(answers(policy, "old"), answers(policy, "default").detach())
     assert policy.old_updates == 3
-    with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
         policy.update_old(1.5)
 
 
@@ -135,7 +137,9 @@ def test_average_holds_adapters_only_and_is_swapped_in():
 def test_state_comes_back_exactly():
     policy = LoraPolicy(injected())
     moved(policy.parameters)
-    policy.update_old(0.3), policy.update_ema(), moved(policy.parameters, seed=12)
+    policy.update_old(0.3)
+    policy.update_ema()
+    moved(policy.parameters, seed=12)
     saved = {name: _cloned(value) for name, value in policy.state_dict().items()}
     fresh = LoraPolicy(inject(debug_model(), dataclasses.replace(CONFIG, seed=9)))
     assert not torch.equal(fresh.parameters[0], policy.parameters[0])
@@ -148,7 +152,9 @@ def test_state_comes_back_exactly():
 
 
 def _cloned(value):
-    return {name: _cloned(item) for name, item in value.items()} if isinstance(value, dict) else value.clone() if isinstance(value, Tensor) else value
+    if isinstance(value, dict):
+        return {name: _cloned(item) for name, item in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def test_refuses_models_without_adapters_lowered_adapters_and_other_trained_weights():

@@ -1,0 +1,144 @@
+"""Adapters on disk: a standard PEFT folder (adapter_config.json, adapter_model.safetensors) and adapter.json with what PEFT does not know.
+
+Any PEFT program can load the folder onto the base model; here it is loaded, or merged into a full model folder, only onto the very
+base, rank and layers it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from finetune.lora import DEFAULT, OLD, LoraConfig, adapter_parameters, adapter_shapes, inject, peft_config, put, target_names
+from pretrain.config import override
+from pretrain.files import read_json, replacing, save_tensors
+from pretrain.model.checkpoint import WeightsName, check_keys, load_model, read_model_folder, read_weights, write_model
+from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
+
+WEIGHTS, SIDECAR = "adapter_model.safetensors", "adapter.json"
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What adapter.json says."""
+
+    flavor: str
+    base_id: str  # checkpoint_id of the model folder it was trained on
+    base_weights: WeightsName = "ema"  # which of that folder's weights
+    config: LoraConfig = field(default_factory=LoraConfig)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # everything else: parents, step, recipe hash
+    adapter_id: str = ""  # start of the sha256 of the weights; set by save_adapter
+
+
+def gathered(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole copies on the CPU of an adapter's parameters (LoraPolicy.adapters). All ranks must call it."""
+    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in parameters.items()}
+    return {name: value.detach().cpu().clone() for name, value in whole.items()}
+
+
+def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -> str:
+    """Write whole tensors (`gathered`) as a folder, on one rank; returns the adapter's id. adapter.json comes last and marks the
+    folder complete; an earlier one is taken away first. Raises OSError where it cannot be written."""
+    layers = sorted({name.rpartition(".lora_")[0] for name in tensors})
+    described = peft_config(adapter.config, layers)
+    described.inference_mode, described.base_model_name_or_path = True, adapter.base_id
+    standard = {**described.to_dict(), "target_modules": layers}  # PEFT holds a set, whose order would differ from run to run
+    with replacing(folder / WEIGHTS) as path:
+        save_tensors({f"{_PEFT_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
+        with path.open("rb") as file:
+            adapter_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        (folder / SIDECAR).unlink(missing_ok=True)
+    own = dataclasses.asdict(dataclasses.replace(adapter, adapter_id=adapter_id))
+    for name, content in (("adapter_config.json", standard), (SIDECAR, own)):
+        with replacing(folder / name) as path:
+            path.write_text(json.dumps(content, indent=1) + "\n")
+    return adapter_id
+
+
+def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
+    """What save_adapter wrote. Raises FileNotFoundError or ValueError in one line where it is missing, damaged or incomplete."""
+    path = folder / SIDECAR
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; give an adapter folder that a finished alignment wrote")
+    content = read_json(path, "export the adapter again")
+    names = {item.name for item in dataclasses.fields(Adapter)}
+    if content.keys() != names:
+        raise ValueError(f"{path}: expected {', '.join(sorted(names))}, got {', '.join(sorted(content))}; export the adapter again")
+    adapter = Adapter(**{**content, "config": override(LoraConfig(), content["config"], str(path))})
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); copy or export the adapter again") from None
+    return adapter, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, config: LoraConfig) -> Adapter:
+    """A saved adapter into both `default` and `old` of an injected model, sharded or not, before its first forward pass; every rank
+    reads the file and cuts its own part. Raises ValueError in one line on another flavor, base, rank, alpha or targets."""
+    adapter, tensors = read_adapter(folder)
+    _check_fit(folder, adapter, flavor, base_id)
+    for name in ("rank", "alpha", "targets"):
+        found, wanted = getattr(adapter.config, name), getattr(config, name)
+        if found != wanted:
+            raise ValueError(f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} to {found}")
+    for name in (DEFAULT, OLD):
+        parameters = adapter_parameters(model, name)
+        check_keys({key: value.shape for key, value in parameters.items()}, tensors, str(folder))
+        for key, parameter in parameters.items():
+            put(parameter, tensors[key])
+    return adapter
+
+
+def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
+    """The base model (fp32, eval mode) with the adapter on it, not merged. Raises as load_adapter and load_model do."""
+    described = read_adapter(folder)[0]
+    model, found = load_model(base, described.base_weights)
+    inject(model, described.config)
+    return model, load_adapter(folder, model, found.flavor, str(found.facts["checkpoint_id"]), described.config)
+
+
+@torch.no_grad()
+def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] | None = None) -> str:
+    """Write base + alpha / rank * B A as a full model folder (both weight files alike), fp32; returns its checkpoint id.
+
+    Its config.json carries `facts`, the adapter's id, and the base's own facts under `base`. Raises ValueError in one line where
+    the adapter was trained on another base.
+    """
+    adapter, tensors = read_adapter(folder)
+    described = read_model_folder(base)
+    base_id = str(described.facts["checkpoint_id"])
+    _check_fit(folder, adapter, described.flavor, base_id)
+    with torch.device("meta"):
+        model = build_model(described.args)
+    check_keys(adapter_shapes(model, adapter.config), tensors, str(folder))
+    weights = read_weights(base, adapter.base_weights)
+    check_keys({name: value.shape for name, value in model.state_dict().items()}, weights, str(base))
+    for layer in target_names(model, adapter.config.targets):
+        weights[f"{layer}.weight"] += adapter.config.scaling * (tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"])
+    kept = {name: described.facts[name] for name in ("codec_id", "ema_updates") if name in described.facts}
+    lineage = {"stage": "align", "parent": base_id, "adapter_id": adapter.adapter_id, "lora": dataclasses.asdict(adapter.config)}
+    return write_model(
+        out, described.flavor, described.args, {"model": weights, "ema": weights},
+        {**kept, **lineage, **adapter.facts, **(facts or {}), "base": described.facts},
+    )  # fmt: skip
+
+
+def _check_fit(folder: Path, adapter: Adapter, flavor: str, base_id: str) -> None:
+    where = folder / SIDECAR
+    if adapter.flavor != flavor:
+        raise ValueError(f"{where}: adapter of flavor {adapter.flavor}, the model is {flavor}; give an adapter of this flavor")
+    if adapter.base_id != base_id:
+        raise ValueError(f"{where}: adapter of base model {adapter.base_id}, this one is {base_id}; give the base it was trained on")
