@@ -70,6 +70,8 @@ def test_a_constant_reward_brings_no_other_advantage_in(config: AdvantageConfig)
     assert torch.equal(found.video, torch.zeros(8)) and found.has_video and bool((found.audio != 0).all())
     half = advantages({**rewards, "picture": values(*[0.3] * 4, 1, 2, 3, 5)}, torch.arange(8) // 4, routes, config)
     assert torch.equal(half.video[:4], torch.zeros(4)) and bool((half.video[4:] != 0).all())
+    if config.whiten:  # over the clips that differ in the picture, not diluted by the others
+        assert float(half.video[4:].std()) == pytest.approx(1, abs=1e-4)
 
 
 def test_an_unscored_clip_leaves_the_statistics() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetune.noising import draw, mean_square, noised
 from finetune.objectives.nft import NftConfig, count, loss, nft_terms
 from finetune.objectives.rwr import RwrConfig, group_weights
+from finetune.types import take
 from pretrain.types import Velocity
 
 ALONE = NftConfig(reference_weight=0)
@@ -89,10 +90,11 @@ def test_no_gradient_leaks_through_the_normaliser() -> None:
 
 
 def test_a_perfect_answer_is_finite() -> None:
-    state, clean, _, _ = case(2)
-    perfect = ((state - clean) / levels()[:, None, None]).requires_grad_()
-    value = nft_terms(perfect, perfect.detach(), state, clean, levels(), torch.ones(3).double(), 1.0, 5.0).sum()
-    assert bool(value.isfinite()) and bool(torch.autograd.grad(value, perfect)[0].isfinite().all())
+    state, _, velocity, _ = case(2)
+    clean = state - levels()[:, None, None] * velocity  # the error is 0 to the last bit
+    now = velocity.clone().requires_grad_()
+    value = nft_terms(now, velocity, state, clean, levels(), torch.ones(3).double(), 1.0, 5.0).sum()
+    assert value.item() == 0 and bool(torch.autograd.grad(value, now)[0].isfinite().all())
 
 
 @pytest.mark.parametrize("width", [10, 100])
@@ -179,6 +181,15 @@ def test_a_broken_clip_takes_no_part() -> None:
         for policy, clips in zip(policies, (rollout(), broken), strict=True)
     )
     assert whole == without
+
+
+def test_draws_belong_to_the_clip() -> None:
+    """Unlike between clips; the same for one clip wherever it stands, also as seen from another rank."""
+    whole = draw(rollout(), ALONE.levels, KEY)
+    part = draw(take(rollout(), torch.tensor([3, 1])), ALONE.levels, KEY)
+    for name in ("levels", "video", "audio"):
+        rows = getattr(whole, name)
+        assert len({row.flatten()[0].item() for row in rows}) == 4 and torch.equal(getattr(part, name), rows[[3, 1]])
 
 
 def test_draws_change_with_the_key_only() -> None:

@@ -111,10 +111,13 @@ def test_log_probabilities_are_means_over_elements() -> None:
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_the_gradient_pulls_the_mean_to_the_state_that_was_drawn(kernel: Kernel) -> None:
     state, velocity, noise = draws(2, 6)
+    velocity.requires_grad_()
     taken = step(kernel, state, velocity, at(0.8, 0.5), at(0.6, 0.1), noise)
     assert not taken.next_state.requires_grad
-    reached = transition(kernel, state, velocity.requires_grad_(), at(0.8, 0.5), at(0.6, 0.1))
-    (pull,) = torch.autograd.grad(log_prob(kernel, taken.next_state, reached).sum(), reached.mean)
+    reached = transition(kernel, state, velocity, at(0.8, 0.5), at(0.6, 0.1))
+    stored = taken.next_state.clone().requires_grad_()
+    pull, none = torch.autograd.grad(log_prob(kernel, stored, reached).sum(), [reached.mean, stored], allow_unused=True)
+    assert none is None
     assert bool((pull * (taken.next_state - reached.mean) > 0).all())
 
 
@@ -127,7 +130,7 @@ def test_replay_is_bit_for_bit(kernel: Kernel, levels: tuple[float, float], seed
     velocity = velocity.bfloat16()
     s, t = (at(level, level) for level in levels)
     taken = step(kernel, state, velocity, s, t, noise)
-    assert taken.next_state.dtype == torch.float32
+    assert taken.next_state.dtype == step(kernel, state, velocity.double(), s, t, noise).next_state.dtype == torch.float32
     again = replay(kernel, state, velocity, s, t, taken.next_state)
     assert torch.equal(torch.exp(again - taken.log_prob), torch.ones(2))
 
