@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments.runs import Interrupted
 from experiments.study.scores import score_clips
 from experiments.tracking import RunStart, SpoolTracker, new_run_key
@@ -148,6 +150,8 @@ if __name__ == "__main__":
     from experiments.errors import one_line_errors
 
     if len(sys.argv) > 2 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))  # ranks and scorers started here stay there
+        cores = set(map(int, sys.argv[2].split(",")))
+        os.sched_setaffinity(0, cores)  # ranks and scorers started here stay there
+        torch.set_num_threads(len(cores))  # torch counted the cores when it was imported; more threads than cores wait for each other
     with one_line_errors():
         train(Path(sys.argv[1]))
