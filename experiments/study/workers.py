@@ -15,8 +15,8 @@ from pathlib import Path
 from experiments.runs import Interrupted
 from experiments.study.plan import Training
 from experiments.study.training import LOG, result_file
-from pretrain.torchrun import end_with_parent
 from pretrain.progress import MetricsTail
+from pretrain.torchrun import end_with_parent
 
 POLL_S, REPORT_S = 1.0, 20.0
 TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
