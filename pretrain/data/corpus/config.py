@@ -31,8 +31,8 @@ class CorpusConfig:
     prompts_camera: int = 24
     prompts_align_train: int = 128
     prompts_align_held_out: int = 208
-    talk_a: int = 96  # clips of several words, to train a sync reward
-    talk_b: int = 96  # its judge
+    talk_a: int = 64  # clips of several words, to train a sync reward
+    talk_b: int = 64  # its judge
     talk_test: int = 104  # and to test both
     processes: int = 2
 
