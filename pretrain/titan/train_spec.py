@@ -43,18 +43,23 @@ def build_complete_optimizers(model_parts: list[nn.Module], config: Optimizer, p
     """
     optimizers = build_optimizers(model_parts, config, parallel_dims)
     for optimizer in optimizers:
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        for state in optimizer.state.values():
-            state["step"].zero_()
+        create_moments(optimizer)
     return optimizers
+
+
+def create_moments(optimizer: torch.optim.Optimizer) -> None:
+    """All moments at zero, as if no step had been taken."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        state["step"].zero_()
 
 
 def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:

@@ -1,0 +1,90 @@
+"""One alignment about to run: what the launcher resolves and every rank reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.recipe import AlignConfig
+from pretrain.randomness import stable_hash
+from pretrain.recipe import from_json, to_json
+from pretrain.stage_run import model_config
+from pretrain.torchrun import RESOLVED, write_json
+
+BaseWeights = Literal["ema", "model"]
+CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRun:
+    """Everything a rank needs. `scorer` is ("package.module:factory", keyword arguments), built on every rank; `trackers` likewise,
+    called on rank 0."""
+
+    config: AlignConfig
+    base: Path  # a model/ folder
+    codec: Path
+    prompts: Path  # JSONL of training prompts
+    scorer: tuple[str, Mapping[str, Any]]
+    out: Path
+    weights: BaseWeights = "ema"
+    pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
+    clips: Path | None = None  # the rollout store that its clips lie in
+    data: Path | None = None  # latents of a pretraining set, rwr only
+    trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips", "data")
+
+    def save(self) -> Path:
+        """Write out/resolved.json for the ranks; returns its path."""
+        paths = {name: str(path.absolute()) if (path := getattr(self, name)) else "" for name in self._PATHS}
+        path = self.out / RESOLVED
+        write_json(path, {
+            "config": to_json(self.config), "scorer": [self.scorer[0], dict(self.scorer[1])], "weights": self.weights,
+            "trackers": {name: dict(options) for name, options in self.trackers.items()}, **paths,
+        })  # fmt: skip
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> AlignRun:
+        values = json.loads(path.read_text())
+        paths = {name: Path(values[name]) if values[name] else None for name in cls._PATHS}
+        return cls(
+            config=from_json(AlignConfig, values["config"], "config"), scorer=(values["scorer"][0], values["scorer"][1]),
+            weights=values["weights"], trackers=values["trackers"], **paths,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a run and its resumption."""
+        parent = model_config(self.base)
+        return {
+            "flavor": parent["flavor"],
+            "args": parent["args"],
+            "stage": "align",
+            "recipe_hash": self.recipe_hash(),
+            "codec_id": parent.get("codec_id", ""),
+            "parent": f"{parent['checkpoint_id']} ({self.weights})",
+            "prompts": digest(self.prompts),
+            "scorer": f"{stable_hash(self.scorer[0], json.dumps(dict(self.scorer[1]), sort_keys=True, default=str)):016x}",
+            "pairs": digest(self.pairs) if self.pairs else "",
+        }
+
+    def recipe_hash(self) -> str:
+        """Identity of what is trained: the config without phases that do not run and without what changes no weight."""
+        fields = to_json(self.config)
+        for name in ("rwr", "gsb_dpo", "nft", "grpo"):
+            if name not in self.config.sequence:
+                del fields[name]
+        for name in CHANGES_NOTHING:
+            del fields[name]
+        return f"{stable_hash(fields):016x}"
+
+
+def digest(path: Path) -> str:
+    """Raises FileNotFoundError in one line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a JSONL file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,41 @@
+"""Aligns a model on local ranks: checks before, torchrun, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune.align_run import AlignRun
+from finetune.prompts import read_prompt_set
+from pretrain.launch import StageResult, finished, outcome
+from pretrain.progress import StageProgress
+from pretrain.stage_run import check_run_folder, clear
+from pretrain.torchrun import check_port, run_ranks
+
+
+def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
+    """Align into run.out, going on from the newest checkpoint there: adapter/ (PEFT), model/ (merged), metrics.jsonl, state.json,
+    samples/round-N. A finished one is returned at once.
+
+    port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the folder. Raises ValueError, FileNotFoundError
+    or OSError in one line; out/log.txt has the rest.
+    """
+    run.config.check_ranks(nproc)
+    read_prompt_set(run.prompts, run.config)
+    if port:
+        check_port(port)
+    if restart:
+        clear(run.out)
+    check_run_folder(run)
+    if done := finished(run.out):
+        return done
+    run.save()
+    progress = StageProgress("align", run.config.num_rounds, describe, "round")
+    return outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress))
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Rewards and what a round cost, in a few words."""
+    rewards = [f"{name.removeprefix('reward/')} {value:.3f}" for name, value in row.items() if name.startswith("reward/")]
+    loss = [f"loss {row[name]:.4f}" for name in row if name.endswith("/loss")]
+    return ", ".join([*rewards, *loss, f"{row['seconds_per_step']:.0f} s a round"])

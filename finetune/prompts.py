@@ -1,0 +1,67 @@
+"""Which prompts a round rolls out: drawn by the seed, each as often as the others, of one length, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.recipe import AlignConfig
+from pretrain.prompt import PromptRow, read_prompts
+from pretrain.randomness import generator_for
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """`aside` is never trained on: it is scored to see whether to stop."""
+
+    train: tuple[tuple[PromptRow, ...], ...]  # by length, the longest list first
+    aside: tuple[PromptRow, ...]
+
+
+def read_prompt_set(path: Path, config: AlignConfig) -> PromptSet:
+    """Raises ValueError or FileNotFoundError in one line: prompts that start from an image, or fewer than a round asks for."""
+    rows = read_prompts(path)
+    for row in rows:
+        if row.image_path:
+            raise ValueError(f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a first frame out")
+        for reference in row.reference_paths:
+            if reference is not None and not reference.is_file():
+                raise FileNotFoundError(f"{path}:{row.line}: {reference} does not exist; correct the path or remove it")
+    by_length: dict[int, list[PromptRow]] = {}
+    for row in shuffled(rows, config.seed, "prompts"):
+        by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
+    lists = sorted(by_length.values(), key=len, reverse=True)
+    aside, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
+    needed = max((phase.prompts_per_round for name, phase in config.phases if name != "gsb_dpo"), default=0)
+    usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
+    if not usable or len(aside) < config.stop.prompts:
+        raise ValueError(
+            f"{path}: {len(lists[0])} prompts of one length beside {len(aside)} set aside, but a round takes {needed} and stop.prompts is "
+            f"{config.stop.prompts}; give more prompts or ask for fewer"
+        )
+    return PromptSet(tuple(usable), tuple(aside))
+
+
+def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:
+    """`number` prompts of round `index`. A list is walked through in an order of its own for each pass; what is left of a pass
+    when it no longer fills a round is left out of it."""
+    weights = torch.tensor([float(len(some)) for some in prompts.train])
+    choices = [int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length"))) for before in range(index + 1)]
+    rows, visit = prompts.train[choices[-1]], choices[:-1].count(choices[-1])
+    turn, place = divmod(visit, len(rows) // number)
+    return shuffled(rows, config.seed, "pass", turn)[place * number : (place + 1) * number]
+
+
+def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:
+    """This rank's equal, contiguous part. Raises ValueError where there is none."""
+    if len(rows) % world_size:
+        raise ValueError(f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or stop.prompts")
+    size = len(rows) // world_size
+    return list(rows[rank * size : (rank + 1) * size])
+
+
+def shuffled(rows: Sequence[PromptRow], *key: object) -> list[PromptRow]:
+    return [rows[index] for index in torch.randperm(len(rows), generator=generator_for(*key)).tolist()]

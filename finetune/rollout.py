@@ -1,0 +1,160 @@
+"""Prompts -> K clips each by one role of the policy; every draw is keyed by seed, round, prompt and k, never by the rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.noising import both, streams_at
+from finetune.policy import LoraPolicy
+from finetune.recipe import AlignConfig, GrpoPhase
+from finetune.sde import step
+from finetune.types import Key, Role, Rollout, Trajectory, take
+from pretrain.codecs.base import Codecs
+from pretrain.flow.solvers import Latents, sampling_levels, solve
+from pretrain.generate import conditioning_of
+from pretrain.prompt import PromptRow
+from pretrain.randomness import generator_for, stable_hash
+from pretrain.sampling import Clock, SamplerConfig, streams
+from pretrain.types import (
+    AUDIO_CHANNELS,
+    AUDIO_TOKENS_PER_S,
+    PIXELS_PER_LATENT,
+    VIDEO_CHANNELS,
+    VIDEO_FRAMES_PER_LATENT,
+    Conditioning,
+    Velocity,
+    num_audio_tokens,
+    num_video_latents,
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts of one length in their latent form, K rows each (the rows of a prompt are neighbours)."""
+
+    rows: tuple[PromptRow, ...]  # [P]
+    conditioning: Conditioning  # P * K rows; every prompt was encoded once
+    groups: Tensor  # [P * K] int64
+    sample_ids: Tensor  # [P * K] int64
+    video_shape: tuple[int, ...]
+    audio_shape: tuple[int, ...]
+    clock: Clock
+
+
+def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices: Mapping[Path, Tensor], config: AlignConfig) -> Asked:
+    """Encode the prompts once and repeat their rows. Raises ValueError where they are not of one length or start from an image."""
+    lengths = {row.num_frames or config.num_frames for row in rows}
+    if len(lengths) != 1 or any(row.image_path for row in rows):
+        raise ValueError(f"a round rolls out prompts of one length and without first frames, got lengths {sorted(lengths)}")
+    num_frames = lengths.pop()
+    encoded = conditioning_of(rows, codecs, voices)
+    repeated = Conditioning(*(getattr(encoded, item.name).repeat_interleave(clips_per_prompt, 0) for item in fields(encoded)))
+    numbers = [(row.data_id, k) for row in rows for k in range(clips_per_prompt)]
+    grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
+    return Asked(
+        rows=tuple(rows),
+        conditioning=repeated,
+        groups=torch.tensor([stable_hash(data_id) for data_id, _ in numbers], dtype=torch.int64),
+        sample_ids=torch.tensor([stable_hash(data_id, k) for data_id, k in numbers], dtype=torch.int64),
+        video_shape=(VIDEO_CHANNELS, num_video_latents(num_frames), *grid),
+        audio_shape=(AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps)),
+        clock=Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
+    )
+
+
+def roll_out(
+    policy: LoraPolicy, role: Role, asked: Asked, sampler: SamplerConfig, batch: int, key: Key, device: torch.device,
+    stochastic: GrpoPhase | None = None,
+) -> Rollout:  # fmt: skip
+    """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every draw begins with."""
+    whole = Rollout(
+        video=_noise(asked, key, "video", asked.video_shape), audio=_noise(asked, key, "audio", asked.audio_shape),
+        conditioning=asked.conditioning, groups=asked.groups, sample_ids=asked.sample_ids, clock=asked.clock,
+    )  # fmt: skip
+    places = torch.arange(len(whole.groups)).split(batch)
+    made = [_made(policy, role, take(whole, rows), sampler, key, device, stochastic) for rows in places]
+    joined = replace(whole, video=torch.cat([part.video for part in made]), audio=torch.cat([part.audio for part in made]))
+    if stochastic is None:
+        return joined
+    steps = [part.trajectory for part in made if part.trajectory is not None]
+    tensors = {
+        item.name: torch.cat([getattr(part, item.name) for part in steps]) for item in fields(Trajectory) if item.name != "kernel"
+    }  # fmt: skip
+    return replace(joined, trajectory=Trajectory(stochastic.kernel, **tensors))
+
+
+def _noise(asked: Asked, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=generator_for(*key, sample, name)) for sample in asked.sample_ids.tolist()])
+
+
+def _made(
+    policy: LoraPolicy, role: Role, noise: Rollout, sampler: SamplerConfig, key: Key, device: torch.device, stochastic: GrpoPhase | None
+) -> Rollout:  # fmt: skip
+    given = to_device(noise, device)
+    if stochastic is not None:
+        return to_device(_walk(policy, role, given, stochastic, key), torch.device("cpu"))
+
+    def velocity(state: Latents, level: float) -> Velocity:
+        return policy.guided(role, *streams(state, level, given.clock), given.conditioning, sampler.guidance)
+
+    with torch.no_grad():
+        made = solve(velocity, Latents(given.video, given.audio), sampler.steps, sampler.shift, sampler.solver)
+    assert made.video is not None and made.audio is not None
+    return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
+
+
+def _walk(policy: LoraPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
+    """Euler steps, stochastic ones inside each group's window."""
+    table = torch.tensor(sampling_levels(phase.sampler.steps, phase.sampler.shift), dtype=torch.float64, device=noise.video.device)
+    starts = window_starts(noise.groups, phase, key)
+    states = {"video": noise.video, "audio": noise.audio}
+    kept: dict[str, list[list[Tensor]]] = {}
+    for index in range(phase.sampler.steps):
+        now, then = table[index].expand(len(starts)), table[index + 1].expand(len(starts))
+        with torch.no_grad():
+            answer = both(policy.velocity(role, *streams_at(states["video"], states["audio"], now, noise.clock), noise.conditioning))
+        inside = (starts <= index) & (index < starts + phase.window)
+        rows = inside.nonzero()[:, 0]
+        for (name, state), velocity in zip(tuple(states.items()), answer, strict=True):
+            after = state + velocity * float(table[index + 1] - table[index])
+            if len(rows):
+                fresh = _step_noise(noise.sample_ids[rows], key, f"{name} step {index}", state)
+                taken = step(phase.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh)
+                after[rows] = taken.next_state
+                for place, row in enumerate(rows.tolist()):
+                    of_row = kept.setdefault(name, [[] for _ in starts])[row]
+                    of_row.append(state[row])
+                    kept.setdefault(f"next_{name}", [[] for _ in starts])[row].append(taken.next_state[place])
+                    kept.setdefault(f"log_prob_{name}", [[] for _ in starts])[row].append(taken.log_prob[place])
+            states[name] = after
+    stacked = {name: torch.stack([torch.stack(of_row) for of_row in rows]) for name, rows in kept.items()}
+    at = starts[:, None] + torch.arange(phase.window, device=starts.device)
+    trajectory = Trajectory(kernel=phase.kernel, levels=table[at], next_levels=table[at + 1], **stacked)
+    return replace(noise, video=states["video"], audio=states["audio"], trajectory=trajectory)
+
+
+def window_starts(groups: Tensor, phase: GrpoPhase, key: Key) -> Tensor:
+    """[B] int64: first stochastic step of each clip, the same for all clips of a group (alignment.md, section 3)."""
+    places = phase.first_steps - phase.window + 1
+    drawn = {group: stable_hash(*key, group, "window") % places for group in groups.tolist()}
+    return torch.tensor([drawn[group] for group in groups.tolist()], dtype=torch.int64, device=groups.device)
+
+
+def _step_noise(sample_ids: Tensor, key: Key, name: str, like: Tensor) -> Tensor:
+    drawn = [torch.randn(like.shape[1:], generator=generator_for(*key, sample, name)) for sample in sample_ids.tolist()]
+    return torch.stack(drawn).to(like)
+
+
+def to_device(rollout: Rollout, device: torch.device) -> Rollout:
+    """Everything that a policy reads."""
+    moved = {name: getattr(rollout, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
+    conditioning = Conditioning(*(getattr(rollout.conditioning, item.name).to(device) for item in fields(Conditioning)))
+    steps = rollout.trajectory
+    if steps is not None:
+        steps = replace(steps, **{item.name: getattr(steps, item.name).to(device) for item in fields(steps) if item.name != "kernel"})
+    return replace(rollout, **moved, conditioning=conditioning, trajectory=steps)

@@ -1,0 +1,154 @@
+"""Optimizer steps of any objective on FSDP2 ranks: accumulation, global divisors, clipping, AdamW, the average of the weights.
+
+A round is cut into optimizer steps by what its clips are, never by rank: a step takes an equal part of every group, so that any
+number of ranks makes the same steps, and every rank runs the same number of forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from finetune.objectives import grpo, gsb_dpo, nft, rwr
+from finetune.policy import LoraPolicy
+from finetune.recipe import AlignConfig, Phase
+from finetune.rollout import to_device
+from finetune.types import Advantage, Batch, Key, PreferencePairs, Scored, take
+from pretrain.randomness import generator_for
+from pretrain.titan.ema import local_shard
+from pretrain.titan.ranks import Ranks
+from pretrain.titan.train_spec import create_moments
+
+OBJECTIVES: dict[str, Any] = {"rwr": rwr, "gsb_dpo": gsb_dpo, "nft": nft, "grpo": grpo}
+
+
+class Trainer:
+    """Holds the optimizer of `default`."""
+
+    def __init__(self, policy: LoraPolicy, ranks: Ranks, config: AlignConfig) -> None:
+        self.policy, self.ranks, self.config = policy, ranks, config
+        self.optimizer = torch.optim.AdamW(policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        create_moments(self.optimizer)
+        self.skipped = self.skipped_in_a_row = 0
+
+    def begin_phase(self, phase: Phase) -> None:
+        """Its learning rate; moments of another objective's gradients are forgotten."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        self.set_rate(phase)
+
+    def set_rate(self, phase: Phase) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.lr
+
+    def learn(self, name: str, phase: Phase, batch: Batch, objective: Any, key: Key) -> dict[str, float]:
+        """All optimizer steps of a round on this rank's rows; returns the last epoch's metrics, equal on every rank."""
+        sums: dict[str, Tensor] = {}
+        norms: list[float] = []
+        for epoch in range(phase.epochs):
+            sums = {}
+            for rows in step_rows(batch, phase, (*key, epoch)):
+                part = take(batch, self._worth(batch, rows))
+                if isinstance(part, Scored):
+                    part = replace(part, on_policy=not norms)
+                self._step(OBJECTIVES[name], phase, part, objective, (*key, epoch), sums, norms)
+        found = {f"{name}/{metric}": float(total / count) for metric, (total, count) in sums.items() if count}
+        norm = max(norms, default=0.0)
+        return {**found, "grad_norm": norm, "optimizer_steps": float(len(norms)), "skipped_nonfinite": float(self.skipped)}
+
+    def _worth(self, batch: Batch, rows: Tensor) -> Tensor:
+        """Rows that take part first, cut to as many as the rank with the most of them has: the others would cost and teach nothing."""
+        valid = batch.advantage.valid[rows] if isinstance(batch, Scored) else torch.ones_like(rows, dtype=torch.bool)
+        most = int(self.ranks.gathered(valid.sum()[None]).max())
+        return torch.cat([rows[valid], rows[~valid]])[:most]
+
+    def _step(
+        self, module: Any, phase: Phase, batch: Batch, objective: Any, key: Key, sums: dict[str, Tensor], norms: list[float]
+    ) -> None:  # fmt: skip
+        """One optimizer step; adds to `sums` and `norms`."""
+        rows = torch.arange(num_rows(batch)).split(phase.micro_batch)
+        parts = [take(batch, some) for some in rows if len(some)]
+        count = self.ranks.summed(sum((module.count(part, objective).cpu() for part in parts), torch.zeros((), dtype=torch.float64)))
+        if not count:
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: list[dict[str, Tensor]] = []
+        for index, part in enumerate(parts):
+            if isinstance(self.policy.model, FSDPModule):
+                self.policy.model.set_requires_gradient_sync(index == len(parts) - 1)
+            answer = module.loss(self.policy, on_device(part, self.ranks.device), objective, key)
+            (answer.loss / float(count)).backward()
+            metrics.append(answer.metrics)
+        names = list(metrics[0])
+        stacked = torch.stack([sum((found[name].cpu() for found in metrics), torch.zeros(2, dtype=torch.float64)) for name in names])
+        for name, value in zip(names, self.ranks.summed(stacked), strict=True):
+            sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + value
+        norms.append(self._apply())
+
+    def _apply(self) -> float:
+        """Clip and step; a gradient that is not finite is skipped, and too many in a row raise ValueError."""
+        gradients = [parameter.grad for parameter in self.policy.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            scale = min(1.0, self.config.grad_clip / (norm + 1e-6))
+            torch._foreach_mul_([local_shard(gradient) for gradient in gradients], scale)  # pyright: ignore[reportPrivateImportUsage]
+            self.optimizer.step()
+            self.policy.update_ema()
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.policy.weights_changed()
+        if self.skipped_in_a_row >= self.config.max_skips:
+            raise ValueError(f"{self.skipped_in_a_row} steps in a row had a gradient of norm {norm}; lower the phase's lr")
+        return norm
+
+    def moments(self) -> dict[str, Any]:
+        """The optimizer's state by parameter, in the model's order; DTensors where sharded."""
+        names = self.policy.adapters["default"]
+        return {name: self.optimizer.state[cast(Tensor, parameter)] for name, parameter in names.items()}
+
+
+def step_rows(batch: Batch, phase: Phase, key: Key) -> list[Tensor]:
+    """This rank's rows of each optimizer step of an epoch."""
+    if isinstance(batch, PreferencePairs):
+        return list(torch.arange(num_rows(batch)).chunk(phase.steps_per_epoch))
+    size = phase.clips_per_prompt
+    orders = []
+    for start in range(0, num_rows(batch), size):
+        group = int(batch.rollout.groups[start])
+        orders.append(start + torch.randperm(size, generator=generator_for(*key, group, "order")))
+    return [part.flatten() for part in torch.stack(orders).chunk(phase.steps_per_epoch, dim=1)]
+
+
+def num_rows(batch: Batch) -> int:
+    return len(batch.rollout.groups if isinstance(batch, Scored) else batch.labels_total)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    if isinstance(batch, Scored):
+        given = batch.advantage
+        moved = {name: getattr(given, name).to(device) for name in ("video", "audio", "valid")}
+        return replace(batch, rollout=to_device(batch.rollout, device), advantage=replace(given, **moved))
+    labels = {name: getattr(batch, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")}
+    return replace(batch, first=to_device(batch.first, device), second=to_device(batch.second, device), **labels)
+
+
+def rows_of_rank(whole: Advantage, rank: int, rows: int) -> Advantage:
+    """This rank's part of what was worked out over all."""
+    return take(whole, torch.arange(rank * rows, (rank + 1) * rows))
+
+
+def gathered_values(ranks: Ranks, groups: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Group ids (int64, never through floats) and each reward of all ranks' clips, in rank order."""
+    return ranks.gathered(groups), [ranks.gathered(value.double()) for value in values]

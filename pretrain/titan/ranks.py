@@ -1,0 +1,75 @@
+"""Ranks for trainings with a loop of their own: the process group, and a model sharded as pretraining shards it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchtitan.config import ActivationCheckpoint, JobConfig, Parallelism, Training
+from torchtitan.config.job_config import Compile
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.utils import device_module, device_type
+
+from pretrain.model.shell import AVTransformer
+from pretrain.recipe import ParallelConfig
+from pretrain.titan.parallelize import parallelize
+
+_PATIENCE = timedelta(minutes=60)  # a rank may wait for another's rewards that long
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others. What is gathered or summed lies on the CPU."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """[world * n, ...] in rank order of every rank's [n, ...], which must be equally long."""
+        values = values.cpu().contiguous()
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values)
+        return torch.cat(parts)
+
+    def summed(self, values: Tensor) -> Tensor:
+        values = values.detach().cpu().clone()
+        dist.all_reduce(values)
+        return values
+
+    def said(self, text: str) -> list[str]:
+        """Every rank's text, in rank order."""
+        answers = [""] * self.world_size
+        dist.all_gather_object(answers, text)
+        return answers
+
+
+def join() -> Ranks:
+    """Join the process group that torchrun's environment describes."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = torch.device("cpu")
+    if device_type != "cpu":
+        device = torch.device(device_type, int(os.environ["LOCAL_RANK"]))
+        device_module.set_device(device)
+    dist.init_process_group("gloo" if device_type == "cpu" else f"{device_type}:nccl,cpu:gloo", timeout=_PATIENCE)
+    return Ranks(rank, world_size, device)
+
+
+def shard(model: AVTransformer, ranks: Ranks, bf16: bool, parallel: ParallelConfig) -> AVTransformer:
+    """FSDP2 or HSDP over all ranks, in place. Raises ValueError where `parallel.replicas` does not divide them."""
+    if ranks.world_size % parallel.replicas:
+        raise ValueError(f"parallel.replicas {parallel.replicas} does not divide {ranks.world_size} ranks; choose a divisor")
+    dims = ParallelDims(
+        dp_shard=-1, dp_replicate=parallel.replicas, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=ranks.world_size
+    )  # fmt: skip
+    job = JobConfig(
+        training=Training(mixed_precision_param="bfloat16" if bf16 else "float32"),
+        parallelism=Parallelism(fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never"),
+        activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),
+        compile=Compile(enable=parallel.compile_blocks),
+    )
+    return parallelize(model, dims, job, parallel.shard_blocks)
