@@ -37,6 +37,7 @@ from rewards.sync.windows import SyncInput, to_25_fps
 SETS = {"reward": "talk_a", "judge": "talk_b"}
 TEST_SET = "talk_test"
 CUTS = {"2s": 45, "1s": 21}  # windows of a clip of 49 or 25 frames at 24 fps
+CODEC_CLIPS = 8  # a round trip of four seconds takes some 20 MB
 LOSS_STEPS = 10  # a loss of the report is a mean over so many steps
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,10 @@ def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_
     talking = {name: _talking(corpus / f"{name}.jsonl") for name in (*SETS.values(), TEST_SET)}
     codecs = load_codecs(codec)
     count = round(config.codec_share * len(talking[SETS["reward"]]))
-    from_codec = sync_inputs(codec_samples([*talking[SETS["reward"]][:count], *talking[TEST_SET]], codecs))
+    trips = [*talking[SETS["reward"]][:count], *talking[TEST_SET]]
+    from_codec = [
+        clip for i in range(0, len(trips), CODEC_CLIPS) for clip in sync_inputs(codec_samples(trips[i : i + CODEC_CLIPS], codecs))
+    ]
     tests = {"real": sync_inputs(talking[TEST_SET]), "codec": from_codec[count:]}
     jobs = []
     for number, (role, name) in enumerate(SETS.items()):
