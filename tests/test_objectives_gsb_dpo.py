@@ -203,6 +203,17 @@ def test_a_rank_more_changes_nothing() -> None:
     assert_parts_add_up(loss, count, lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)), batch, config)
 
 
+def test_a_pair_nobody_voted_on_takes_no_part() -> None:
+    policy, config = GainPolicy((0.5, 0.6)), replace(CONFIG, reference_weight=10.0)
+    asked, unasked = pairs([FIRST], [TIE], [SECOND]), pairs([NO_LABEL], [NO_LABEL], [NO_LABEL])
+    nothing = loss(policy, unasked, config, KEY)
+    assert nothing.loss.item() == 0 and float(nothing.count) == 0 and policy.gradients(nothing.loss) == (0.0, 0.0)
+    held = loss(policy, asked, config, KEY).loss.item() - loss(policy, asked, CONFIG, KEY).loss.item()
+    streams = noised(asked.first, draw(asked.first, CONFIG.levels, KEY)), noised(asked.second, draw(asked.first, CONFIG.levels, KEY))
+    away = [0.04 * float(mean_square(video.latents)) + 0.09 * float(mean_square(audio.latents)) for video, audio in streams]
+    assert held == pytest.approx(10 * sum(away) / 2, rel=1e-6)  # the mean over both clips
+
+
 def test_tie_shares_are_counted_among_the_votes_that_were_cast() -> None:
     batch = pairs([FIRST, TIE, NO_LABEL, NO_LABEL], [TIE, SECOND, FIRST, TIE], [NO_LABEL] * 4)
     assert tie_shares(batch) == TieShares(video=0.5, audio=0.5, total=0.0)

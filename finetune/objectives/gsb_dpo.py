@@ -92,8 +92,7 @@ def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
     if share == 0 and bool((labels == TIE).any()):
         raise ValueError("a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop")
     probs = outcome_log_probs(margin, share)
-    tie = probs.tie if share else torch.zeros_like(margin)
-    chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, tie))
+    chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
 
 
