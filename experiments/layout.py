@@ -76,6 +76,11 @@ class Layout:
     def metrics(self) -> Path:
         return self.reports / "demo.json"
 
+    @property
+    def align(self) -> Path:
+        """adapter/ (PEFT), model/ (merged) and what the alignment said on its way."""
+        return self.out / "align"
+
     def pretrain(self, stage: str) -> Path:
         return self.out / "pretrain" / stage
 
@@ -94,6 +99,7 @@ class Layout:
             "encode": self.latents,
             "generate": self.generated,
             "syncnet": self.syncnet,
+            "align": self.align,
             "score": self.scores,
             "evaluate": self.metrics,
             "report": self.reports / "demo.html",

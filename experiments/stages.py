@@ -32,6 +32,10 @@ class Job:
     nproc: int = 0
     port: int = 0  # of torchrun, 0 = any free one
 
+    @property
+    def ranks(self) -> int:
+        return self.nproc or _default_ranks()
+
 
 def run_stage(stage: str, job: Job) -> None:
     """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
@@ -104,7 +108,7 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
         layout.pretrain(stage),
         codec_id=_read_json(layout.codec / "config.json", "fit the codec first: `nava codec`")["codec_id"],
         init_from=layout.model(before[-1]) if before else None,
-        nproc=job.nproc or _default_ranks(),
+        nproc=job.ranks,
         port=job.port,
         trackers={"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
     )

@@ -67,6 +67,11 @@ def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> Progress:
     return progress
 
 
+def newest(out: Path) -> int:
+    """Rounds of the newest finished checkpoint; 0 where there is none."""
+    return max(complete_steps(out / FOLDER), default=0)
+
+
 def _state(trainer: Trainer, progress: Progress, best: dict[str, Tensor]) -> dict[str, Any]:
     progress.skipped, progress.skipped_in_a_row = trainer.skipped, trainer.skipped_in_a_row
     return {

@@ -73,8 +73,8 @@ class Alignment:
         except ValueError as error:
             if not self.learning:
                 self._save()
-            rounds = self.progress.rounds
-            raise ValueError(f"round {rounds + 1} is lost, the state is that of round {rounds}: {error}") from error
+            kept = checkpoint.newest(self.run.out)
+            raise ValueError(f"round {self.progress.rounds + 1} is lost, the saved state is that of round {kept}: {error}") from error
         self._save()
         return "finished"
 

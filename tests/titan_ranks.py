@@ -1,49 +1,25 @@
-"""Runs ranks as forked processes: a fork server imports torchtitan once, a rank then starts in milliseconds."""
+"""Runs the ranks of a pretraining stage, with a mishap on the way."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["pretrain.titan.run", "titan_ranks"])
+from rank_processes import run_processes
 
 
 def run_ranks(resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0) -> list[int]:
-    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way; ranks left waiting for a dead one are killed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [_FORKS.Process(target=_rank, args=(rank, world_size, port, resolved, mishap)) for rank in range(world_size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout_s)
-        if process.exitcode is None or process.exitcode < 0:
-            for other in ranks:
-                other.kill()
-    for process in ranks:
-        process.join()
-    return [process.exitcode for process in ranks if process.exitcode is not None]
+    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way."""
+    return run_processes(_rank, world_size, resolved.parent, resolved, mishap, timeout_s=timeout_s)
 
 
-def _rank(rank: int, world_size: int, port: int, resolved: Path, mishap: str) -> None:
-    log = os.open(resolved.parent / f"log.{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": "1"})
-    import torch
-
+def _rank(rank: int, resolved: Path, mishap: str) -> int:
     from pretrain.titan import run
 
-    torch.set_num_threads(1)
     if mishap:
         _arrange(mishap, rank)
-    os._exit(run.main(resolved))
+    return run.main(resolved)
 
 
 def _arrange(mishap: str, rank: int) -> None:

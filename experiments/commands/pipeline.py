@@ -95,23 +95,30 @@ def _check_before_training(stages: list[str], job: Job) -> None:
 
 
 def _train(stage: str, job: Job, resume: bool) -> None:
-    """Train, go on, or keep what is finished; nobody loses a trained model by a command with other numbers."""
-    from experiments.runs import can_go_on, unchanged
-    from experiments.stages import config_of, run_stage
+    from experiments.stages import run_stage
 
-    layout, name = job.layout, f"pretrain_{stage}"
-    config, trained = config_of(name, job.recipe), layout.pretrain(stage)
+    name = f"pretrain_{stage}"
+    if must_train(name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"):
+        run_stage(name, job)
+
+
+def must_train(name: str, said: str, trained: Path, job: Job, resume: bool, asked: str = "") -> bool:
+    """True to train or go on, False to keep what is finished. Raises ValueError where something else would be replaced: nobody loses
+    a trained model by a command with other numbers."""
+    from experiments.runs import can_go_on, unchanged
+    from experiments.stages import config_of
+
+    layout, config = job.layout, config_of(name, job.recipe)
     if not resume:
         (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
     elif unchanged(name, config, layout, job.root):
-        print(f"{stage}: finished, with these inputs and settings; kept (--no-resume trains it again)")
-        return
+        print(f"{said}: finished, with these inputs and settings; kept (--no-resume trains it again)")
+        return False
     elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
         raise ValueError(
-            f"{trained}: trained with other inputs or settings ({job.recipe.pretrain.flavor} asked for); give --no-resume to replace it, "
-            "or --out for another folder"
+            f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or --out for another folder"
         )
-    run_stage(name, job)
+    return True
 
 
 def _holds_training(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from experiments.evaluate import EvaluateConfig
 from experiments.score_sets import ScoreConfig
 from experiments.study.config import StudyConfig
 from experiments.syncnet import SyncFitConfig
+from finetune.recipe import AlignConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
@@ -28,6 +29,7 @@ class Recipe:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     syncnet: SyncFitConfig = field(default_factory=SyncFitConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)

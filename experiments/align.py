@@ -1,0 +1,55 @@
+"""The pipeline's alignment: the pretrained model, the corpus' training prompts and the reward's network, as one tracked run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs import Interrupted
+from experiments.tracking import SpoolTracker
+
+if TYPE_CHECKING:
+    from experiments.layout import Layout
+    from experiments.stages import Job
+    from finetune.align_run import AlignRun
+
+PROMPTS = "align_train.jsonl"  # those set aside for stopping early come out of it too: align_held_out is for judging alone
+BASE = "stage3"
+
+
+def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None = None, clips: Path | None = None) -> AlignRun:
+    """What is aligned from what. `pairs` and `clips` (a rollout store) are for gsb_dpo."""
+    from experiments.align_scorer import scorer_options
+    from finetune.align_run import AlignRun
+
+    layout, config = job.layout, job.recipe.align
+    spool = {"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}} if tracker else {}
+    return AlignRun(
+        config=config, base=layout.model(BASE), codec=layout.codec, prompts=layout.prompts / PROMPTS, out=layout.align, trackers=spool,
+        scorer=("experiments.align_scorer:AlignScorer", scorer_options(config, layout.corpus, layout.codec, layout.syncnet)),
+        pairs=pairs, clips=clips,
+    )  # fmt: skip
+
+
+def align(job: Job, tracker: SpoolTracker, pairs: Path | None = None, clips: Path | None = None) -> None:
+    """Align into OUT/align, going on from what is there; raises Interrupted when it was stopped before its last round."""
+    from finetune.launch import align_model
+
+    run = align_run(job, tracker, pairs, clips)
+    tracker.set_tags(parents_of(run, job.layout))
+    result = align_model(run, job.ranks, job.port)
+    if result.status != "finished" or result.model is None:
+        raise Interrupted(f"align stopped after round {result.step} with a checkpoint; the same command goes on from there")
+    checkpoint = checkpoint_of(result.model)
+    tracker.set_tags({CHECKPOINT_TAG: checkpoint})
+    tracker.log_model(result.model, f"{job.recipe.name}-aligned", {CHECKPOINT_TAG: checkpoint})
+    tracker.log_model(run.out / "adapter", f"{job.recipe.name}-adapter", {CHECKPOINT_TAG: checkpoint})
+
+
+def parents_of(run: AlignRun, layout: Layout) -> dict[str, str]:
+    """Tags: the checkpoint it started from, the prompts, the rewards and the pairs."""
+    identity = run.identity()
+    tags = {"nava.parent_checkpoint": checkpoint_of(run.base), "nava.prompts": f"{PROMPTS} sha256 {identity['prompts']}"}
+    tags["nava.rubric"] = ", ".join(f"{name} {route.weight:g} ({route.modality})" for name, route in run.config.rubric.routes().items())
+    return tags | ({"nava.pairs": f"sha256 {identity['pairs']}"} if run.pairs else {})

@@ -1,0 +1,63 @@
+"""`nava align`: refine the pretrained model by rewards on its own clips, or by votes on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.pipeline import must_train
+from experiments.layout import Layout
+
+Pairs = Annotated[Path | None, tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo")]
+Clips = Annotated[Path | None, tyro.conf.arg(help="the store of rollouts that those pairs speak of, for gsb_dpo")]
+
+
+def align(
+    recipe: RecipeName = "mini",
+    /,
+    nproc: int = 0,
+    port: int = 0,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    pairs: Pairs = None,
+    clips: Clips = None,
+    resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")] = True,
+) -> None:
+    """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
+
+    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json and samples/round-N.
+    --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last round.
+    """
+    from experiments.align import align as refine
+    from experiments.align import align_run
+    from experiments.runs import tracked
+    from experiments.stages import Job, config_of
+    from pretrain.torchrun import check_port
+
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    if port:
+        check_port(port)
+    job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
+    if ("gsb_dpo" in job.recipe.align.sequence) != (pairs is not None and clips is not None):
+        raise ValueError("--pairs and --clips belong to gsb_dpo: give both where align.sequence names it, and neither where it does not")
+    check_before(align_run(job, None, pairs, clips), job.ranks)
+    if must_train("align", "align", job.layout.align, job, resume):
+        with tracked("align", job.recipe.name, config_of("align", job.recipe), job.layout, job.root, resume=True) as tracker:
+            refine(job, tracker, pairs, clips)
+
+
+def check_before(run: object, ranks: int) -> None:
+    """What would stop the ranks, before anything is replaced. Raises ValueError or FileNotFoundError."""
+    from experiments.align_scorer import AlignScorer
+    from finetune.align_run import AlignRun
+    from finetune.prompts import read_prompt_set
+
+    assert isinstance(run, AlignRun)
+    run.identity()
+    run.config.check_ranks(ranks)
+    read_prompt_set(run.prompts, run.config)
+    AlignScorer(**run.scorer[1]).close()

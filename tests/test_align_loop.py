@@ -1,0 +1,213 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from align_world import align_run, config, error, metrics, run_align, write_world
+from safetensors.torch import load_file
+
+from finetune.adapters import adapted_model, read_adapter
+from finetune.align_run import AlignRun
+from finetune.launch import align_model
+from finetune.recipe import AlignConfig, GrpoPhase, NftPhase, RubricConfig, StopConfig
+from finetune.round import Parts, play
+from pretrain.config import override
+from pretrain.flow.guidance import GuidanceScales
+from pretrain.model.checkpoint import load_model
+from pretrain.recipe import from_json, to_json
+from pretrain.sampling import SamplerConfig
+from pretrain.titan.checkpoints import complete_steps
+
+distributed = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(world) -> AlignRun:
+    """Three rounds of nft and one of rwr, uninterrupted."""
+    run = align_run(world, world / "whole", recipe())
+    assert run_align(run) == [0], (run.out / "log.0").read_text()[-2000:]
+    return run
+
+
+def recipe() -> AlignConfig:
+    made = config(("nft", "rwr"), rounds=3)
+    return dataclasses.replace(made, rwr=dataclasses.replace(made.rwr, rounds=1))
+
+
+def state(run: AlignRun) -> dict:
+    return json.loads((run.out / "state.json").read_text())
+
+
+def assert_same_result(run: AlignRun, whole: AlignRun) -> None:
+    for name in ("adapter/adapter_model.safetensors", "model/ema.safetensors"):
+        assert (run.out / name).read_bytes() == (whole.out / name).read_bytes(), name
+    rewards = [[(row["step"], row.get("reward/warm"), row.get("aside_total")) for row in metrics(each)] for each in (run, whole)]
+    assert rewards[0] == rewards[1]
+
+
+@distributed
+def test_what_a_run_leaves(whole, world):
+    rows = metrics(whole)
+    assert [(row["step"], row.get("task")) for row in rows] == [(0, None), (1, "nft"), (2, "nft"), (3, "nft"), (4, "rwr")]
+    for row in rows[1:]:
+        assert {"reward/warm", "part/warm.twice", "guardrail/flagged", "contrast", "skipped_groups", "grad_norm"} <= row.keys()
+        assert {"seconds/rollout", "seconds/score", "seconds/update", "seconds_per_step"} <= row.keys()
+        assert row["clips"] == 16 and row["part/warm.twice"] == pytest.approx(2 * row["reward/warm"])
+    assert rows[1]["nft/from_old_audio"] > 0 and rows[1]["nft/from_reference_audio"] > 0
+    assert state(whole) == {"status": "finished", "stage": "align", "step": 4, "steps": 4, "model_id": state(whole)["model_id"]}
+    assert complete_steps(whole.out / "checkpoint") == [3, 4]
+    assert sorted(path.name for path in (whole.out / "samples").iterdir()) == ["round-0", "round-2", "round-3", "round-4"]
+    model, described = load_model(whole.out / "model")
+    assert described.facts["checkpoint_id"] == state(whole)["model_id"]
+    assert described.facts["codec_id"] == load_model(world / "base")[1].facts["codec_id"]
+    adapted, _ = adapted_model(world / "base", whole.out / "adapter")
+    base = load_model(world / "base")[0].state_dict()
+    assert any(not torch.equal(value, base[name]) for name, value in model.state_dict().items())
+    assert adapted.args == model.args
+
+
+@distributed
+@pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
+def test_the_reward_rises_on_prompts_set_aside(world, tmp_path, algorithm):
+    made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
+    run = align_run(world, tmp_path, made)
+    assert run_align(run) == [0], (run.out / "log.0").read_text()[-2000:]
+    before, after = (row["aside/reward/warm"] for row in metrics(run) if "aside_total" in row)
+    assert after > before
+
+
+@distributed
+@pytest.mark.parametrize("after_round", [1, 3])  # within a phase, and between two of them
+def test_killed_between_rounds_ends_bit_equal(world, whole, tmp_path, after_round):
+    run = align_run(world, tmp_path, recipe())
+    assert run_align(run, mishap=f"kill@{after_round}") == [-9]
+    assert complete_steps(run.out / "checkpoint")[-1] == after_round
+    assert run_align(run) == [0]
+    assert_same_result(run, whole)
+
+
+@distributed
+def test_sigterm_keeps_the_last_round_and_exits_0(world, whole, tmp_path):
+    run = align_run(world, tmp_path, recipe())
+    assert run_align(run, mishap="term@2") == [0]
+    assert (state(run)["status"], state(run)["step"]) == ("interrupted", 1)
+    assert not (run.out / "model").exists()
+    assert run_align(run) == [0]
+    assert_same_result(run, whole)
+
+
+@distributed
+@pytest.mark.parametrize(
+    ("call", "every", "kept"),
+    [
+        (3, 1, 1),  # scored are the prompts set aside, rounds 1 and 2, and those set aside again: round 2
+        (3, 4, 1),  # saved because of the failure
+        (4, 1, 1),  # round 2 had learned
+    ],
+)
+def test_a_reward_that_raises_loses_the_round_and_nothing_else(world, whole, tmp_path, call, every, kept):
+    made = dataclasses.replace(recipe(), checkpoint_every=every)
+    run = align_run(world, tmp_path, made, fail_at=call)
+    assert run_align(run) == [2]
+    assert error(run).startswith(f"round 2 is lost, the saved state is that of round {kept}: reward warm failed: its network is gone")
+    assert complete_steps(run.out / "checkpoint") == [kept]
+    mended = align_run(world, tmp_path, made)
+    assert run_align(mended) == [0]
+    assert_same_result(mended, whole)
+
+
+@distributed
+@pytest.mark.parametrize(("wrong", "says"), [("flat", "warm: all from 0.5 to 0.5"), ("nan", "warm: all NaN, silent")])
+def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wrong, says):
+    run = align_run(world, tmp_path, config(rounds=5), **{wrong: True})
+    assert run_align(run) == [2]
+    line = error(run)
+    assert "told the clips of any prompt apart for 2 rounds" in line and says in line and "saved state is that of round 1" in line
+    assert complete_steps(run.out / "checkpoint") == [1]
+    assert metrics(run)[1]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[1]
+
+
+@distributed
+def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path):
+    made = config(rounds=6, stop=StopConfig(prompts=2, every=1, patience=2))
+    run = align_run(world, tmp_path, made, falls_from=4)  # scored before are the prompts set aside, round 1, and those set aside again
+    assert run_align(run) == [0]
+    totals = [row["aside_total"] for row in metrics(run)]
+    assert len(totals) == 4 and totals.index(max(totals)) == 1
+    assert read_adapter(run.out / "adapter")[0].facts["best_round"] == 1
+    one_round = align_run(world, tmp_path / "one", config(rounds=1, stop=StopConfig(prompts=2, every=1, patience=2)))
+    assert run_align(one_round) == [0]
+    best, first = (load_file(each.out / "adapter" / "adapter_model.safetensors") for each in (run, one_round))
+    assert best.keys() == first.keys() and all(torch.equal(value, first[name]) for name, value in best.items())
+
+
+def test_a_round_raises_before_it_learns():
+    learned: list[int] = []
+
+    def broken(clips: int) -> None:
+        raise ValueError("reward warm failed")
+
+    parts = Parts(
+        lambda index: index,
+        broken,
+        lambda clips, said: (clips, {}),
+        lambda batch, index: learned.append(index) or {},
+        lambda index: {},
+        print,
+    )
+    with pytest.raises(ValueError, match="warm"):
+        play(3, parts)
+    assert learned == []
+
+
+def test_a_round_logs_what_its_parts_say_with_their_seconds():
+    rows: list[tuple[dict, int]] = []
+    parts = Parts(
+        lambda index: index + 1, lambda clips: clips * 10, lambda clips, said: ((clips, said), {"contrast": 1.0}),
+        lambda batch, index: {"loss": float(batch[1])}, lambda index: {"decay": 0.5}, lambda row, step: rows.append((row, step)),
+    )  # fmt: skip
+    row = play(3, parts)
+    assert rows == [(row, 4)]
+    assert (row["contrast"], row["loss"], row["decay"]) == (1.0, 40.0, 0.5)
+    assert row["seconds_per_step"] == pytest.approx(sum(value for name, value in row.items() if name.startswith("seconds/")))
+
+
+def test_config_survives_json_and_overrides_are_strict():
+    made = AlignConfig()
+    assert from_json(AlignConfig, json.loads(json.dumps(to_json(made)))) == made
+    changed = override(made, {"sequence": ["rwr", "nft"], "nft": {"objective": {"beta": 0.5}}, "rubric": {"sync": {"sync_mini": 2.0}}})
+    assert changed.nft.objective.beta == 0.5 and [name for name, _ in changed.phases] == ["rwr", "nft"]
+    with pytest.raises(ValueError, match=r"nft.objective.betta.*beta"):
+        override(made, {"nft": {"objective": {"betta": 0.5}}})
+    with pytest.raises(ValueError, match=r"unknown algorithm 'ntf'.*nft"):
+        AlignConfig(sequence=("ntf",))
+
+
+def test_configs_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="steps_per_epoch 3 must divide clips_per_prompt 8"):
+        NftPhase(steps_per_epoch=3)
+    with pytest.raises(ValueError, match="without guidance"):
+        GrpoPhase(sampler=SamplerConfig(solver="euler", steps=16, guidance=GuidanceScales()))
+    with pytest.raises(ValueError, match="under two"):
+        RubricConfig(audio={"a": 1.0}, sync={"a": 1.0})
+    with pytest.raises(ValueError, match="weight above 0"):
+        RubricConfig(audio={"a": -1.0}, sync={})
+    with pytest.raises(ValueError, match="prompts_per_round 24 does not divide into 5"):
+        AlignConfig().check_ranks(5)
+
+
+def test_launch_refuses_before_anything_starts(world, tmp_path):
+    run = dataclasses.replace(align_run(world, tmp_path / "a", config()), out=tmp_path / "b")
+    with pytest.raises(ValueError, match="does not divide"):
+        align_model(run, nproc=3)
+    with pytest.raises(ValueError, match=r"10 prompts|8 prompts.*a round takes 40"):
+        align_model(dataclasses.replace(run, config=config(phase={"prompts_per_round": 40})))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        align_model(dataclasses.replace(run, prompts=tmp_path / "none.jsonl"))
+    assert not (tmp_path / "b" / "resolved.json").exists()
