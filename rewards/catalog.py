@@ -48,6 +48,7 @@ CATALOG: dict[str, Entry] = {
     "audiobox_pq": Entry(sound.audiobox, WeightsOptions, offline=False),
     "fd_verse_bench": Entry(sound.fd_verse_bench, WeightsOptions, lower_is_better=True, about="reference", offline=False),
     "clap_text_cosine": Entry(sound.clap_text, WeightsOptions, about="text", offline=False),
+    "picture_noise_judge": Entry(picture.noise_judge, judge=True, lower_is_better=True, picture=True),
     "identity_colour_edge": Entry(picture.identity, picture=True, about="image"),
 }
 

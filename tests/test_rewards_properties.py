@@ -18,8 +18,11 @@ from rewards.base import Reward
 from rewards.catalog import CATALOG
 from rewards.lips import LipLoudness
 from rewards.quality.noise import NoiseEstimate
+from rewards.quality.picture_noise import PictureNoise
 from rewards.semantic.identity import FirstFrameIdentity
+from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.recognizer import Recognizer
+from rewards.speech.settings import JUDGE
 from rewards.speech.wer import WordErrorRate
 from rewards.sync.crops import FaceTracks, MouthBoxes
 from rewards.sync.faces import GivenFaces
@@ -98,9 +101,15 @@ REWARDS = {
         frozenset({"sound", "frames", "several frames", "face", "fps"}),
     ),
     "wer_pocketsphinx": Case(lambda: WordErrorRate(Recognizer(load_bank().words)), frozenset({"sound", "text"})),
+    "wer_pocketsphinx_judge": Case(lambda: WordErrorRate(Recognizer(load_bank().words, settings=JUDGE)), frozenset({"sound", "text"})),
+    "intelligibility_pocketsphinx": Case(lambda: Intelligibility(Recognizer(load_bank().words)), frozenset({"sound", "text"})),
+    "intelligibility_pocketsphinx_judge": Case(
+        lambda: Intelligibility(Recognizer(load_bank().words, settings=JUDGE)), frozenset({"sound", "text"})
+    ),
     "sim_resemblyzer": Case(lambda: TimbreSimilarity(ResemblyzerEncoder()), frozenset({"sound", "reference"})),
     "voice_accuracy_resemblyzer": Case(nearest_voice, frozenset({"sound", "voice"})),
     "snr_estimate_db": Case(NoiseEstimate, frozenset({"sound"})),
+    "picture_noise_judge": Case(PictureNoise, frozenset({"frames", "several frames"})),
     "identity_colour_edge": Case(FirstFrameIdentity, frozenset({"frames", "first_frame"})),
 }
 

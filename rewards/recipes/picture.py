@@ -10,3 +10,9 @@ def identity(options: NoOptions, shared: Shared) -> Reward:
     from rewards.semantic.identity import FirstFrameIdentity
 
     return FirstFrameIdentity()
+
+
+def noise_judge(options: NoOptions, shared: Shared) -> Reward:
+    from rewards.quality.picture_noise import PictureNoise
+
+    return PictureNoise()
