@@ -33,10 +33,9 @@ class AlignRun:
     weights: BaseWeights = "ema"
     pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
     clips: Path | None = None  # the rollout store that its clips lie in
-    data: Path | None = None  # latents of a pretraining set, rwr only
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips", "data")
+    _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips")
 
     def save(self) -> Path:
         """Write out/resolved.json for the ranks; returns its path."""

@@ -55,7 +55,10 @@ def open_pairs(path: Path, store: RolloutStore, phase: GsbDpoPhase) -> PairSourc
     if pairs[0].first.case_id and any(store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs):
         raise ValueError(f"{path}: a pair's clips answer different prompts; export the votes again")
     source = PairSource(pairs, store, TieShares())
-    return PairSource(pairs, store, tie_shares(source.batch(pairs)))
+    try:
+        return PairSource(pairs, store, tie_shares(source.batch(pairs)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _label(pair: PreferencePair, axes: Sequence[str]) -> int:

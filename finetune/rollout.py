@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from finetune.noising import both, streams_at
-from finetune.policy import LoraPolicy
 from finetune.recipe import AlignConfig, GrpoPhase
 from finetune.sde import step
-from finetune.types import Key, Role, Rollout, Trajectory, take
+from finetune.types import Key, Policy, Role, Rollout, Trajectory, take
 from pretrain.codecs.base import Codecs
+from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_levels, solve
 from pretrain.generate import conditioning_of
 from pretrain.prompt import PromptRow
@@ -27,10 +28,19 @@ from pretrain.types import (
     VIDEO_CHANNELS,
     VIDEO_FRAMES_PER_LATENT,
     Conditioning,
+    Stream,
     Velocity,
     num_audio_tokens,
     num_video_latents,
 )
+
+
+class RollingPolicy(Policy, Protocol):
+    """A policy that can be sampled with guidance."""
+
+    def guided(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning, scales: GuidanceScales
+    ) -> Velocity: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,14 @@ class Asked:
     video_shape: tuple[int, ...]
     audio_shape: tuple[int, ...]
     clock: Clock
+
+    def part(self, start: int, end: int) -> Asked:
+        """Prompts `start` to `end` (exclusive)."""
+        count = len(self.groups) // len(self.rows)
+        rows = slice(start * count, end * count)
+        given = Conditioning(*(getattr(self.conditioning, item.name)[rows] for item in fields(Conditioning)))
+        cut = {"conditioning": given, "groups": self.groups[rows], "sample_ids": self.sample_ids[rows]}
+        return replace(self, rows=self.rows[start:end], **cut)
 
 
 def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices: Mapping[Path, Tensor], config: AlignConfig) -> Asked:
@@ -68,7 +86,7 @@ def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices
 
 
 def roll_out(
-    policy: LoraPolicy, role: Role, asked: Asked, sampler: SamplerConfig, batch: int, key: Key, device: torch.device,
+    policy: RollingPolicy, role: Role, asked: Asked, sampler: SamplerConfig, batch: int, key: Key, device: torch.device,
     stochastic: GrpoPhase | None = None,
 ) -> Rollout:  # fmt: skip
     """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every draw begins with."""
@@ -93,7 +111,7 @@ def _noise(asked: Asked, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _made(
-    policy: LoraPolicy, role: Role, noise: Rollout, sampler: SamplerConfig, key: Key, device: torch.device, stochastic: GrpoPhase | None
+    policy: RollingPolicy, role: Role, noise: Rollout, sampler: SamplerConfig, key: Key, device: torch.device, stochastic: GrpoPhase | None
 ) -> Rollout:  # fmt: skip
     given = to_device(noise, device)
     if stochastic is not None:
@@ -108,7 +126,7 @@ def _made(
     return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
-def _walk(policy: LoraPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
+def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
     """Euler steps, stochastic ones inside each group's window."""
     table = torch.tensor(sampling_levels(phase.sampler.steps, phase.sampler.shift), dtype=torch.float64, device=noise.video.device)
     starts = window_starts(noise.groups, phase, key)

@@ -1,0 +1,169 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from align_world import align_run, config, error, metrics, run_align, write_world
+
+from finetune.align_run import AlignRun
+from finetune.gsb.pairs import PreferencePair, read_clips, write_pairs
+from finetune.make_rollouts import RolloutsConfig, make_rollouts
+from finetune.pair_batches import open_pairs
+from finetune.prompts import read_prompt_set
+from finetune.recipe import GsbDpoPhase, StopConfig
+from finetune.rollout import ask
+from finetune.rollout_store import open_store, write_store
+from finetune.trainer import step_rows
+from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Rollout
+from pretrain.codecs.base import load_codecs
+from pretrain.generate import reference_voices
+
+K = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """With store/ of three clips a prompt, the third louder in its latents than the others, and votes that like it."""
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    rows, clips = made_clips(folder)
+    write_store(folder / "store", rows, clips, {"codec_id": load_codecs(folder / "codec").codec_id})
+    write_pairs(folder / "pairs.jsonl", made_pairs(folder))
+    return folder
+
+
+def made_clips(folder: Path):
+    codecs = load_codecs(folder / "codec")
+    rows = list(read_prompt_set(folder / "prompts.jsonl", config(stop=StopConfig(prompts=0))).train[0])
+    given = ask(rows, K, codecs, reference_voices(rows, folder / "prompts.jsonl", codecs), config())
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(len(given.groups), *given.video_shape, generator=generator)
+    audio = torch.randn(len(given.groups), *given.audio_shape, generator=generator)
+    audio[2::K] += 0.5
+    return rows, Rollout(video, audio, given.conditioning, given.groups, given.sample_ids, given.clock)
+
+
+def made_pairs(folder: Path) -> list[PreferencePair]:
+    clips = {clip.clip_id: clip for clip in read_clips(folder / "store")}
+    pairs = []
+    for clip in clips.values():
+        if clip.clip_id.endswith("k0"):
+            first, second, best = (clips[clip.clip_id[:-1] + str(k)] for k in range(K))
+            pairs.append(
+                PreferencePair(
+                    first.case_id, first, best, {"voice": (0, 1, 4), "picture": (1, 3, 1) if not pairs else (3, 1, 1)}, simulated=True
+                )
+            )
+            pairs.append(PreferencePair(first.case_id, first, second, {"voice": (1, 2, 1), "overall": (3, 0, 2)}, simulated=True))
+    return pairs
+
+
+def dpo(**changes) -> GsbDpoPhase:
+    fields = {"rounds": 2, "pairs_per_round": 8, "epochs": 2, "steps_per_epoch": 2, "micro_batch": 3, "lr": 3e-3, **changes}
+    return GsbDpoPhase(**fields)
+
+
+def pair_run(world: Path, out: Path, **changes) -> AlignRun:
+    run = align_run(world, out, config(("gsb_dpo",), gsb_dpo=dpo(**changes)))
+    run = dataclasses.replace(run, pairs=world / "pairs.jsonl", clips=world / "store")
+    run.save()
+    return run
+
+
+def test_a_store_gives_back_the_clips_it_was_given(world):
+    rows, clips = made_clips(world)
+    store = open_store(world / "store")
+    row = rows[3]
+    found = store.rollout([f"{row.data_id}-k2", f"{rows[0].data_id}-k0"])
+    assert torch.equal(found.video[0], clips.video[3 * K + 2]) and torch.equal(found.audio[1], clips.audio[0])
+    assert torch.equal(found.groups, clips.groups[[3 * K + 2, 0]]) and torch.equal(found.sample_ids, clips.sample_ids[[3 * K + 2, 0]])
+    assert torch.equal(found.conditioning.text[0], clips.conditioning.text[3 * K + 2]) and found.clock == clips.clock
+    assert store.case(f"{row.data_id}-k2") == row.data_id
+
+
+def test_rollouts_of_a_model_come_in_any_batch_alike(world, tmp_path):
+    made = [RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().nft.sampler) for batch in (6, 64)]
+    for index, each in enumerate(made):
+        facts = make_rollouts(each, config(), world / "base", world / "codec", world / "prompts.jsonl", tmp_path / str(index))
+        assert (facts["clips"], facts["prompts"]) == (20, 10)
+    few, many = (open_store(tmp_path / str(index)) for index in (0, 1))
+    assert list(few.places) == list(many.places) and few.facts["checkpoint_id"]
+    clips = ["p3-k1", "p9-k0"]
+    torch.testing.assert_close(few.rollout(clips).audio, many.rollout(clips).audio, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(few.rollout(["p3-k0"]).audio, few.rollout(["p3-k1"]).audio)
+
+
+def test_votes_find_the_clips_of_a_store(world):
+    clips = read_clips(world / "store")
+    assert len(clips) == 30 and len({clip.sha256 for clip in clips}) == 30
+    assert {clip.model for clip in clips} == {"k0", "k1", "k2"}
+
+
+def test_labels_go_to_the_axis_they_are_about(world):
+    source = open_pairs(world / "pairs.jsonl", open_store(world / "store"), dpo())
+    batch = source.batch(source.pairs[:2])
+    assert batch.labels_audio.tolist() == [SECOND, TIE]
+    assert batch.labels_video.tolist() == [TIE, NO_LABEL]
+    assert batch.labels_total.tolist() == [NO_LABEL, FIRST]
+    assert source.shares.audio == pytest.approx(0.5) and source.shares.video == pytest.approx(0.1)
+
+
+def test_votes_of_an_axis_that_are_all_ties_are_refused(world, tmp_path):
+    flat = [dataclasses.replace(pair, counts={**pair.counts, "voice": (0, 3, 0)}) for pair in made_pairs(world)]
+    write_pairs(tmp_path / "pairs.jsonl", flat)
+    with pytest.raises(ValueError, match=r"pairs\.jsonl: tie share of audio"):
+        open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
+
+
+def test_ranks_take_equal_parts_of_each_step_and_all_pairs_once_a_pass(world):
+    source, phase = open_pairs(world / "pairs.jsonl", open_store(world / "store"), dpo()), dpo()
+    whole = source.of_round(phase, 0, 0, 0, 1)
+    parts = [source.of_round(phase, 0, 0, rank, 2) for rank in range(2)]
+    for step in range(2):
+        ids = [part.first.sample_ids[step_rows(part, phase, (0,))[step]].tolist() for part in parts]
+        assert len(ids[0]) == len(ids[1]) == 2
+        assert sorted(ids[0] + ids[1]) == sorted(whole.first.sample_ids[step_rows(whole, phase, (0,))[step]].tolist())
+    rounds = [source.of_round(phase, 0, index, 0, 1) for index in range(2)]
+    keys = [(int(a), int(b)) for made in rounds for a, b in zip(made.first.sample_ids, made.second.sample_ids, strict=True)]
+    assert len(set(keys)) == 16
+
+
+def test_a_clip_that_is_not_stored_and_too_few_pairs_are_refused(world, tmp_path):
+    store = open_store(world / "store")
+    with pytest.raises(ValueError, match=r"20 pairs, but a round takes 40"):
+        open_pairs(world / "pairs.jsonl", store, dpo(pairs_per_round=40))
+    lost = [dataclasses.replace(pair, second=dataclasses.replace(pair.second, clip_id="gone")) for pair in made_pairs(world)]
+    write_pairs(tmp_path / "pairs.jsonl", lost)
+    with pytest.raises(ValueError, match="clip 'gone' is not in"):
+        open_pairs(tmp_path / "pairs.jsonl", store, dpo())
+    with pytest.raises(FileNotFoundError, match="make the rollouts"):
+        open_store(tmp_path)
+
+
+@pytest.mark.distributed
+def test_votes_alone_raise_what_they_like(world, tmp_path):
+    run = pair_run(world, tmp_path, rounds=4)
+    assert run_align(run) == [0], (run.out / "log.0").read_text()[-2000:]
+    rows = metrics(run)
+    assert [row.get("task") for row in rows] == [None, *["gsb_dpo"] * 4]
+    assert rows[-1]["gsb_dpo/accuracy_audio"] > 0.6 and rows[-1]["gsb_dpo/margin_audio"] > rows[1]["gsb_dpo/margin_audio"]
+    assert rows[-1]["aside/reward/warm"] > rows[0]["aside/reward/warm"]
+    assert json.loads((run.out / "model" / "config.json").read_text())["pairs"]
+
+
+@pytest.mark.distributed
+def test_two_ranks_learn_votes_as_one_does(world, tmp_path):
+    from safetensors.torch import load_file
+
+    one, two = pair_run(world, tmp_path / "one", rounds=1, lr=1e-3), pair_run(world, tmp_path / "two", rounds=1, lr=1e-3)
+    assert run_align(one) == [0] and run_align(two, world_size=2) == [0, 0]
+    found, expected = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (two, one))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.distributed
+def test_gsb_dpo_without_pairs_is_refused(world, tmp_path):
+    run = align_run(world, tmp_path, config(("gsb_dpo",), gsb_dpo=dpo()))
+    assert run_align(run) == [2]
+    assert "gsb_dpo needs preference pairs" in error(run)
