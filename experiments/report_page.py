@@ -176,10 +176,10 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def _method() -> str:
     return (
         "<h2>How it was measured</h2><p class=soft>Words: PocketSphinx with a grammar of any number of the corpus' words, on "
-        "peak-normalised sound; errors over words of all clips. Voices: Resemblyzer embeddings; the nearest mean of reference "
-        "recordings. Sync: two small SyncNets trained here on other clips, one to reward and one that only judges; their zero-lag "
-        "statistic, and Sync-C and Sync-D as published. Lips: darkness of the mouth's box against loudness, frame by frame; not measured "
-        "where the camera moves. "
+        "peak-normalised sound; errors over words of all clips. Voices: Resemblyzer embeddings; the nearest mean of real "
+        "utterances, the clip itself left out. Sync: two small SyncNets trained here on other clips, one to reward and one that only "
+        "judges; their zero-lag statistic, and Sync-C and Sync-D as published. Lips: darkness of the mouth's box against loudness, "
+        "frame by frame; not measured where the camera moves. "
         "These are small stand-ins and their names say so: none of the numbers can be compared with a published table. Clips that cannot "
         "be scored (silence, a still mouth) take no part and are missing from the counts.</p>"
     )
