@@ -74,6 +74,11 @@ class Aside:
             total += route.weight * moved if math.isfinite(moved) else 0.0
         return total
 
+    def take_written(self) -> list[Path]:
+        """Sample clips written since the last call, on rank 0."""
+        written, self.written = self.written, []
+        return written
+
     @torch.no_grad()
     def take_best(self) -> None:
         """The averaged weights become the best that were scored, where stopping early keeps them."""

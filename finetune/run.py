@@ -44,8 +44,11 @@ def align(run: AlignRun) -> str:
     trackers: list[Trackers] = []
 
     def log(row: dict[str, Any], step: int) -> None:
+        written = alignment.aside.take_written()
         for tracker in trackers if row else ():
             tracker.log_metrics(row, step)
+            for path in written:
+                tracker.log_artifact(str(path), f"samples/{path.parent.name}")
 
     if ranks.rank == 0:
         remove_incomplete(run.out / FOLDER)
@@ -68,8 +71,6 @@ def align(run: AlignRun) -> str:
         for tracker in trackers:
             tracker.set_tags({"status": status, "model_id": model_id, "parent_model_id": str(described.facts["checkpoint_id"])})
             tracker.log_artifact(str(run.out / METRICS))
-            for path in alignment.aside.written:
-                tracker.log_artifact(str(path), f"samples/round-{alignment.progress.rounds}")
     return status
 
 

@@ -73,6 +73,18 @@ def test_what_a_run_leaves(whole, world):
 
 
 @distributed
+def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
+    spool = {"experiments.tracking:SpoolTracker": {"folder": str(tmp_path / "spool")}}
+    run = dataclasses.replace(align_run(world, tmp_path / "run", config()), trackers=spool)
+    run.save()
+    assert run_align(run) == [0]
+    events = [json.loads(line) for line in (tmp_path / "spool" / "events.jsonl").read_text().splitlines()]
+    assert [event["folder"] for event in events if event["kind"] == "artifact"] == ["samples/round-0", "samples/round-2", ""]
+    assert [event["step"] for event in events if event["kind"] == "metrics"] == [0, 1, 2]
+    assert events[-2]["kind"] == "tags" and events[-2]["values"]["status"] == "finished"
+
+
+@distributed
 @pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
 def test_the_reward_rises_on_prompts_set_aside(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
