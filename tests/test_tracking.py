@@ -1,6 +1,6 @@
 import json
-import mmap
 import math
+import mmap
 import os
 from pathlib import Path
 
