@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.evaluate_clips import clip_of
+from experiments.reward_options import reward_options
 from finetune.scores import Scores
 from pretrain.codecs.base import load_codecs
-from pretrain.codecs.media import read_media, write_mp4
+from pretrain.codecs.media import write_mp4
 from pretrain.prompt import PromptRow
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ
 from rewards.catalog import CATALOG, check_weights, open_rewards
@@ -84,15 +85,7 @@ class AlignScorer:
         self._stack.close()
 
     def _clip(self, frames: np.ndarray, sound: np.ndarray, row: PromptRow) -> Clip:
-        moving = row.meta.get("kind") == "camera"  # the mouth leaves its box
-        boxes = () if moving else row.meta.get("mouth_boxes", ())
-        return Clip(
-            waveform=sound, sample_rate_hz=AUDIO_SAMPLE_RATE_HZ, frames=frames, fps=self.fps, prompt=row.prompt.text,
-            spans=tuple(span.text for span in row.prompt.spans),
-            references=tuple(_sound(path) if path else None for path in row.reference_paths),
-            voices=tuple(row.meta.get("voices", ())), name=row.data_id,
-            mouth_boxes=tuple((int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in boxes),
-        )  # fmt: skip
+        return clip_of(frames, sound, row.prompt, row.meta, row.reference_paths, row.data_id, self.fps)
 
     def _guardrails(self, clips: Sequence[Clip], places: Sequence[int], total: int) -> dict[str, Tensor]:
         measured = [measure(clip) for clip in clips]
@@ -102,14 +95,9 @@ class AlignScorer:
 
 def scorer_options(align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1) -> dict[str, Any]:
     """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as plain JSON values."""
-    from pretrain.data.corpus.bank import vocabulary
-
     weights = {name: route.weight for name, route in align.rubric.routes().items()}
-    hearing = {"vocabulary": list(vocabulary()), "num_processes": num_processes}
-    known: dict[str, dict[str, Any]] = {name: hearing for name in weights if "pocketsphinx" in name}
-    known["sync_mini"] = {"model": str((syncnet / "reward").absolute())}
-    known["voice_accuracy_resemblyzer"] = {"bank": str((corpus / "references").absolute())}
-    options = {name: {**known.get(name, {}), **align.reward_options.get(name, {})} for name in weights}
+    known = reward_options(list(weights), corpus, syncnet, num_processes=num_processes)
+    options = {name: {**known[name], **align.reward_options.get(name, {})} for name in weights}
     return {
         "codec": str(codec.absolute()), "weights": weights, "options": options, "fps": align.fps, "limits": dict(align.guardrails),
     }  # fmt: skip
@@ -124,8 +112,3 @@ def _column(values: Sequence[float], places: Sequence[int], total: int) -> Tenso
 def _parts(scores: Sequence[Score], places: Sequence[int], total: int) -> dict[str, Tensor]:
     names = sorted({name for score in scores for name in score.parts})
     return {name: _column([score.parts.get(name, math.nan) for score in scores], places, total) for name in names}
-
-
-@cache
-def _sound(path: Path) -> np.ndarray | None:
-    return read_media(path, want_video=False, sample_rate_hz=AUDIO_SAMPLE_RATE_HZ).waveform

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -18,7 +18,7 @@ from pretrain.codecs.base import Codecs
 from pretrain.codecs.media import read_media
 from pretrain.data.manifest import read_manifest
 from pretrain.jsonl import FieldError, scan
-from pretrain.prompt import parse
+from pretrain.prompt import ParsedPrompt, parse
 from rewards.types import Clip
 
 FPS, SAMPLE_RATE_HZ = 24.0, 16_000
@@ -44,7 +44,9 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
     for row in read_manifest(manifest)[0]:
         kind = row.meta.get("kind", "speech")
         if row.has_video and len(samples[kind]) < limit and parse(row.text).spans:
-            samples[kind].append(Sample(row.data_id, "real", kind, _clip(row.data_path, row.text, row.meta, manifest.parent, row.data_id)))
+            references = row.meta.get("reference_paths", ())
+            clip = _read(row.data_path, row.text, row.meta, references, manifest.parent, row.data_id)
+            samples[kind].append(Sample(row.data_id, "real", kind, clip))
     return dict(samples)
 
 
@@ -56,9 +58,8 @@ def generated_samples(folder: Path, kind: str, limit: int | None = None) -> list
             raise ValueError(row.at(folder / "index.jsonl"))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
             raise ValueError(f"{folder / 'index.jsonl'}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
-        meta = {**row["meta"], "reference_paths": row["reference_paths"]}
-        # index rows give the references as they were opened: relative to the folder the command was started in
-        clip = _clip(folder / row["video"], row["prompt"], meta, Path(), row["data_id"], kind)
+        # references are as they were opened: relative to the folder the command was started in
+        clip = _read(folder / row["video"], row["prompt"], row["meta"], row["reference_paths"], Path(), row["data_id"], kind)
         samples.append(Sample(row["data_id"], "generated", kind, clip))
     return samples
 
@@ -97,24 +98,34 @@ def _content(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return sample.clip.frames, sample.clip.waveform
 
 
-def _clip(path: Path, text: str, meta: dict[str, Any], root: Path, data_id: str, kind: str | None = None) -> Clip:
-    media = read_media(path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
-    spans = tuple(span.text for span in parse(text).spans)
-    references = tuple(meta.get("reference_paths", ()))
+def clip_of(
+    frames: np.ndarray | None, sound: np.ndarray | None, prompt: ParsedPrompt, meta: Mapping[str, Any], references: Sequence[Path | None],
+    name: str, fps: float = FPS, kind: str = "",
+) -> Clip:  # fmt: skip
+    """A decoded clip with what its row knows: spans, references (read once), voices, and where the mouths are.
+
+    frames [F, H, W, 3] uint8, sound [S] at 16 kHz; `kind` stands in for that of `meta`. Raises ValueError for an unreadable reference.
+    """
     moving = (kind or meta.get("kind", "")) == "camera"  # the mouth leaves its box
     boxes = () if moving else meta.get("mouth_boxes", ())
     return Clip(
-        waveform=media.waveform,
+        waveform=sound,
         sample_rate_hz=SAMPLE_RATE_HZ,
-        frames=media.frames,
-        fps=FPS,
-        prompt=text,
-        spans=spans,
-        references=tuple(_sound(root / reference) if reference else None for reference in references),
+        frames=frames,
+        fps=fps,
+        prompt=prompt.text,
+        spans=tuple(span.text for span in prompt.spans),
+        references=tuple(_sound(path) if path else None for path in references),
         voices=tuple(meta.get("voices", ())),
-        name=data_id,
+        name=name,
         mouth_boxes=tuple((int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in boxes),
     )
+
+
+def _read(path: Path, text: str, meta: Mapping[str, Any], references: Sequence[str], root: Path, name: str, kind: str = "") -> Clip:
+    media = read_media(path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
+    opened = [root / reference if reference else None for reference in references]
+    return clip_of(media.frames, media.waveform, parse(text), meta, opened, name, kind=kind)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.layout import Layout
 from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
 from pretrain.files import read_json, replacing
 
 
@@ -86,14 +86,8 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
     ensure_sender(layout.tracking, root)
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    try:
+    with failure_marked(tracker):
         yield tracker
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
     seconds = time.monotonic() - clock
     record = RunRecord(
         stage=stage, key=key, recipe=recipe, git_commit=git.commit, git_dirty=git.dirty, lock_md5=lock_hash(root), inputs=inputs,

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples, reference_sounds
+from experiments.evaluate_clips import Sample, codec_samples, generated_samples, real_samples
+from experiments.reward_options import reward_options
+from experiments.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.base import load_codecs
-from pretrain.data.corpus.bank import vocabulary
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.catalog import open_rewards
-from rewards.timbre.encoder import VoiceEncoder
-from rewards.timbre.similarity import TimbreSimilarity
-from rewards.timbre.voices import NearestVoice, VoiceBank
+from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
 
 MAIN_SET = "pretrain_seen"
@@ -65,7 +64,7 @@ def score_sets(config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, ge
         raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
     groups = _collect(config, corpus, codec, generated)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
-    scores = _score_all(config, [sample for group in groups.values() for sample in group], syncnet)
+    scores = _score_all(config, [sample for group in groups.values() for sample in group], corpus, syncnet)
     dump(out / SCORES, _rows(groups, scores))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
@@ -86,44 +85,19 @@ def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) ->
     return groups
 
 
-def _score_all(config: ScoreConfig, samples: Sequence[Sample], syncnet: Path) -> dict[str, list[Score]]:
+def _score_all(config: ScoreConfig, samples: Sequence[Sample], corpus: Path, syncnet: Path) -> dict[str, list[Score]]:
     """Every scorer over all clips as one batch."""
     clips = [sample.clip for sample in samples]
     scores = {}
-    with open_rewards(REWARDS, _options(config, syncnet)) as opened:
-        encoder = next(reward.encoder for reward in opened if isinstance(reward, TimbreSimilarity))
-        rewards = [*opened, NearestVoice(encoder, _voice_bank(encoder, samples))]
+    options = reward_options(REWARDS, corpus, syncnet, config.vocabulary, config.num_processes)
+    with open_rewards(REWARDS, options) as opened:
+        encoder = timbre_encoder(opened)
+        rewards = [*opened, NearestVoice(encoder, voice_bank(encoder, samples, corpus / "validation.jsonl"))]
         for reward in track(rewards, len(rewards), f"scorers run on {len(clips)} clips"):
             start = time.perf_counter()
             scores[reward.name] = reward.score(clips)
             log.info("score: %s, %d clips in %.1f s", reward.name, len(clips), time.perf_counter() - start)
     return scores
-
-
-def _options(config: ScoreConfig, syncnet: Path) -> dict[str, dict[str, Any]]:
-    hearing = {"vocabulary": config.vocabulary or tuple(vocabulary()), "num_processes": config.num_processes}
-    options: dict[str, dict[str, Any]] = {name: hearing for name in REWARDS if "pocketsphinx" in name}
-    return {
-        **options,
-        "sync_mini": {"model": syncnet / "reward"},
-        "sync_judge": {"model": syncnet / "judge"},
-    }
-
-
-def _voice_bank(encoder: VoiceEncoder, samples: Sequence[Sample]) -> VoiceBank:
-    """Voices as the real one-speaker clips and the reference recordings have them; nothing generated.
-
-    References alone would not do: they are longer than a clip's one word, and a codec's word lies nearer to another voice's clips
-    (measured: 0.83 of the codec's clips right against 0.98).
-    """
-    real = [sample for sample in samples if sample.source == "real" and len(sample.clip.voices) == 1 and sample.clip.waveform is not None]
-    entries = [(sample.clip.voices[0], sample.data_id, sample.clip.waveform) for sample in real]
-    for voice, sounds in reference_sounds(samples).items():
-        entries += [(voice, f"reference {voice} {index}", sound) for index, sound in enumerate(sounds)]
-    if not entries:
-        raise ValueError("validation.jsonl: no one-speaker clip with meta.voices and no reference; voices cannot be told apart without")
-    voices, names, sounds = zip(*entries, strict=True)
-    return VoiceBank(voices, names, encoder.embed(sounds))
 
 
 def _rows(groups: Groups, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.layout import Layout
 from experiments.provenance import git_state, lock_hash
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
 
 
 @contextmanager
@@ -20,12 +20,6 @@ def single_run(name: str, config: Mapping[str, Any], tags: Mapping[str, str], la
     made_by = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower(), "dvc.lock.md5": lock_hash(root)}
     tracker.start(RunStart(name=name, tags={"nava.stage": name, **made_by, **tags}, config=config))
     ensure_sender(layout.tracking, root)
-    try:
+    with failure_marked(tracker):
         yield tracker
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
     tracker.finish("FINISHED")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +84,19 @@ class SpoolTracker:
             if not self._broken:
                 log.warning("tracking: %s cannot be written (%s); this run goes on without it", self.folder / EVENTS, error)
             self._broken = True
+
+
+@contextlib.contextmanager
+def failure_marked(tracker: SpoolTracker) -> Iterator[None]:
+    """End the run as KILLED or FAILED where the body raises; that it FINISHED is the caller's to say."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
 
 
 def new_run_key(name: str) -> str:

@@ -138,12 +138,6 @@ class ObjectiveLoss:
     metrics: dict[str, Tensor]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
 
 
-class Objective(Protocol):
-    """The type of every objective's `loss`."""
-
-    def __call__(self, policy: Policy, batch: Any, config: Any, key: Key, /) -> ObjectiveLoss: ...
-
-
 def take(batch: T, rows: Tensor) -> T:
     """The same batch with only these rows [N] int64, in this order; for micro-batches and for a rank's own part."""
     if not is_dataclass(batch) or isinstance(batch, type):

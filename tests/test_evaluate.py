@@ -103,7 +103,7 @@ def write_clip(path, word, voice):
 
 def test_evaluate_writes_metrics_and_what_was_heard(files):
     torch.set_num_threads(1)
-    metrics = evaluate(EvaluateConfig(), score_sets(ONE, *files[:4], files[4].parent), files[4])
+    metrics = evaluate(EvaluateConfig(), score_sets(ONE, *files[:4], out=files[4].parent), files[4])
     written = json.loads(files[4].read_text())
     assert written == metrics
     wer = metrics["wer_pocketsphinx"]

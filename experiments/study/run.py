@@ -18,7 +18,7 @@ from experiments.study.scores import write_voice_bank
 from experiments.study.table import tabulate
 from experiments.study.training import KEY, TrainingTask, write_json
 from experiments.study.workers import Job, core_shares, run_all
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
@@ -59,14 +59,8 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
         job.folder.mkdir(parents=True, exist_ok=True)
         if not job.finished:
             _task(job, recipe, layout, inputs, bank, judge, tracker.key).save(job.folder)
-    try:
+    with failure_marked(tracker):
         run_all(jobs, core_shares(recipe.study.parallel_runs))
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
     study = _written(recipe, plan, jobs, inputs, folder, root)
     for path in sorted(folder.glob(f"{NAME}.*")):
         tracker.log_artifact(str(path))

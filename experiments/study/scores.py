@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluate_clips import generated_samples, real_samples, reference_sounds
+from experiments.evaluate_clips import generated_samples, real_samples
+from experiments.voice_bank import voice_bank
 from pretrain.files import replacing
 from rewards.base import Reward
 from rewards.timbre.resemblyzer import ResemblyzerEncoder
@@ -44,15 +45,9 @@ METRICS = {
 def write_voice_bank(corpus: Path, out: Path) -> None:
     """Embeddings of the real one-speaker clips and reference recordings, so that every training is judged by the same voices."""
     samples = [sample for group in real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values() for sample in group]
-    single = [sample for sample in samples if len(sample.clip.voices) == 1 and sample.clip.waveform is not None]
-    entries = [(sample.clip.voices[0], sample.data_id, sample.clip.waveform) for sample in single]
-    for voice, sounds in reference_sounds(samples).items():
-        entries += [(voice, f"reference {voice} {index}", sound) for index, sound in enumerate(sounds)]
-    if not entries:
-        raise ValueError(f"{corpus / 'validation.jsonl'}: no one-speaker clip with meta.voices; voices cannot be told apart without")
-    voices, names, sounds = zip(*entries, strict=True)
+    bank = voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
     with replacing(out) as temporary, temporary.open("wb") as file:
-        np.savez(file, voices=voices, names=names, embeddings=ResemblyzerEncoder().embed(sounds))
+        np.savez(file, voices=bank.voices, names=bank.names, embeddings=bank.embeddings)
 
 
 def score_clips(clips: Path, bank: Path, judge: str, processes: int, out: Path) -> None:

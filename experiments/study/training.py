@@ -18,7 +18,7 @@ import torch
 
 from experiments.runs import Interrupted
 from experiments.study.scores import score_clips
-from experiments.tracking import RunStart, SpoolTracker, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, failure_marked, new_run_key
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig, generate
 from pretrain.recipe import PretrainConfig, from_json, to_json
@@ -63,14 +63,8 @@ def train(folder: Path) -> None:
     tracker = SpoolTracker(Path(task.tracking) / _run_key(folder, task.label))
     config = {"pretrain": to_json(task.pretrain), "generate": to_json(task.generate)}
     tracker.start(RunStart(name=f"study {task.label}", tags=task.tags, config=config, parents={"study": task.parent}))
-    try:
+    with failure_marked(tracker):
         result = _train_and_score(folder, task, tracker)
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
     out = folder / result_file(task.mark)
     write_json(out, {**result, "seconds": round(time.monotonic() - started, 1)})
     _drop_weights(folder, task)
