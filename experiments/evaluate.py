@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.score_sets import MAIN_SET
-from experiments.statistics import Interval, bootstrap_mean, bootstrap_ratio
+from experiments.before_after import before_after
+from experiments.before_after_votes import simulated_gsb
+from experiments.panel import PanelConfig
+from experiments.score_rows import MEANS, RATIOS, Row, read_scores, terms
+from experiments.score_sets import ALIGN_SET, MAIN_SET
+from experiments.statistics import Interval, bootstrap_ratio
 from pretrain.files import replacing
-from pretrain.jsonl import FieldError, scan
+from rewards.guardrails import GuardrailLimits
+from rewards.options import fill
 
-SUFFIXES = {MAIN_SET: ""}  # of a metric's name, by prompt set; elsewhere the set's name without "pretrain"
+SUFFIXES = {MAIN_SET: "", ALIGN_SET: f"_{ALIGN_SET}"}  # of a metric's name, by prompt set; elsewhere the set's name without "pretrain"
 RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
-# metric -> (scorer, part of its score; "" = its value), averaged over clips
-MEANS = {
-    "intelligibility_pocketsphinx": ("intelligibility_pocketsphinx", ""),
-    "voice_accuracy_resemblyzer": ("voice_accuracy_resemblyzer", ""),
-    "sim_resemblyzer": ("sim_resemblyzer", ""),
-    "sync_mini": ("sync_mini", ""),
-    "sync_judge": ("sync_judge", ""),
-    "sync_c_mini": ("sync_judge", "sync_c_mini"),
-    "sync_d_mini": ("sync_judge", "sync_d_mini"),
-    "lip_loudness_correlation": ("lip_loudness_correlation", ""),
-    "lip_loudness_lag_frames": ("lip_loudness_correlation", "lag_frames"),
-    "snr_estimate_db": ("snr_estimate_db", ""),
-}
-# metrics that are a sum of errors over a sum of words
-RATIOS = ("wer_pocketsphinx", "wer_pocketsphinx_judge")
-Row = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,46 +30,60 @@ class EvaluateConfig:
     """How scores are summed up."""
 
     seed: int = 0  # of the bootstrap
+    panel: PanelConfig = field(default_factory=PanelConfig)  # simulated raters of before and after alignment
 
 
-def evaluate(config: EvaluateConfig, scores: Path, out: Path) -> dict[str, Any]:
-    """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated: {mean, low, high, n}}}`.
+def evaluate(
+    config: EvaluateConfig,
+    scores: Path,
+    out: Path,
+    alignment_out: Path | None = None,
+    votes_out: Path | None = None,
+    rewarded: Mapping[str, float] = {},
+    limits: Mapping[str, float] = {},
+) -> dict[str, Any]:
+    """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low, high, n}}}`.
 
-    Raises FileNotFoundError or ValueError in one line; nothing is written then.
+    With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with `votes_out` (the simulated
+    panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the guardrails' that the clips were scored with.
+    Raises FileNotFoundError or ValueError in one line; nothing is written then but votes.
     """
+    groups = read_scores(scores)
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
-    for (prompt_set, source), rows in read_scores(scores).items():
+    for (prompt_set, source), rows in groups.items():
         suffix = SUFFIXES.get(prompt_set, prompt_set.removeprefix("pretrain"))
         for name, interval in summarise(rows, config.seed).items():
             metrics.setdefault(RENAMED.get(name + suffix, name + suffix), {})[source] = interval.as_json()
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    alignment = _alignment(config, groups, votes_out, rewarded, limits) if alignment_out else None
+    _write(out, metrics)
+    if alignment_out and alignment:
+        _write(alignment_out, alignment)
     return metrics
-
-
-def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
-    """Rows by prompt set and source; FileNotFoundError or ValueError in one line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run `nava evaluate`, which scores the clips first")
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for _, row in scan(path):
-        if isinstance(row, FieldError):
-            raise ValueError(row.at(path))
-        groups[row["prompt_set"], row["source"]].append(row)
-    return dict(groups)
 
 
 def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
     """One interval per metric; a metric that no clip of the group could be scored on is left out."""
-    intervals = {name: bootstrap_ratio(column(rows, name, "errors"), column(rows, name, "words"), seed) for name in RATIOS}
-    intervals |= {name: bootstrap_mean(column(rows, scorer, part), seed) for name, (scorer, part) in MEANS.items()}
+    intervals = {name: bootstrap_ratio(*terms(rows, name), seed) for name in (*RATIOS, *MEANS)}
     return {name: interval for name, interval in intervals.items() if interval.n}
 
 
-def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:
-    """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the scorer did not run."""
-    return [_number(row["parts"].get(scorer, {}).get(part) if part else row["scores"].get(scorer)) for row in rows]
+def _alignment(
+    config: EvaluateConfig,
+    groups: Mapping[tuple[str, str], Sequence[Row]],
+    votes_out: Path | None,
+    rewarded: Mapping[str, float],
+    limits: Mapping[str, float],
+) -> dict[str, Any] | None:
+    before, after, codec = (groups.get(key, ()) for key in ((ALIGN_SET, "generated"), (ALIGN_SET, "aligned"), (MAIN_SET, "codec")))
+    if not before or not after or not codec:
+        log.warning("%s: clips before or after alignment, or of the codec, are not among the scores; no comparison is written", ALIGN_SET)
+        return None
+    weighed = [name for name, weight in rewarded.items() if weight]
+    found = before_after(before, after, codec, fill(GuardrailLimits, limits, "score.guardrails"), weighed, config.seed)
+    raters = {"raters": simulated_gsb(config.panel, before, after, votes_out, rewarded)} if votes_out else {}
+    return {"prompt_set": ALIGN_SET, "codec_of": MAIN_SET, **found, **raters}
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _write(path: Path, content: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -27,7 +27,7 @@ CODEC_BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One clip and what it is: `source` is real, codec or generated; `kind` is the corpus' (speech, dialogue, camera, event)."""
+    """One clip and what it is: `source` is real, codec, generated or aligned; `kind` is the corpus' (speech, dialogue, camera, event)."""
 
     data_id: str
     source: str
@@ -50,7 +50,7 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
     return dict(samples)
 
 
-def generated_samples(folder: Path, kind: str, limit: int | None = None) -> list[Sample]:
+def generated_samples(folder: Path, kind: str, limit: int | None = None, source: str = "generated") -> list[Sample]:
     """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or ValueError in one line."""
     samples = []
     for line, row in islice(scan(folder / "index.jsonl"), limit):
@@ -60,7 +60,7 @@ def generated_samples(folder: Path, kind: str, limit: int | None = None) -> list
             raise ValueError(f"{folder / 'index.jsonl'}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
         # references are as they were opened: relative to the folder the command was started in
         clip = _read(folder / row["video"], row["prompt"], row["meta"], row["reference_paths"], Path(), row["data_id"], kind)
-        samples.append(Sample(row["data_id"], "generated", kind, clip))
+        samples.append(Sample(row["data_id"], source, kind, clip))
     return samples
 
 

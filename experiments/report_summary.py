@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiments.report_alignment_table import print_alignment, verdict_table
+from experiments.verdict import Verdict
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]  # metric -> source -> {mean, low, high, n}
 
@@ -14,6 +16,7 @@ TITLES = {
     "wer_pocketsphinx": "Word error rate (PocketSphinx)",
     "wer_pocketsphinx_judge": "Word error rate (PocketSphinx, the judge's set-up)",
     "intelligibility_pocketsphinx": "Intelligibility, 0 to 1 (PocketSphinx)",
+    "intelligibility_pocketsphinx_judge": "Intelligibility, 0 to 1 (PocketSphinx, the judge's set-up)",
     "voice_accuracy_resemblyzer": "Nearest voice is the right one (Resemblyzer)",
     "sim_resemblyzer": "Similarity to the reference voice (Resemblyzer)",
     "sync_mini": "Sync reward at zero lag (reward network)",
@@ -22,28 +25,17 @@ TITLES = {
     "sync_d_mini": "Sync-D of the judge's reduced SyncNet (lower is better)",
     "lip_loudness_correlation": "Lips follow loudness (correlation)",
     "lip_loudness_lag_frames": "Lips after sound (frames)",
+    "picture_noise_judge": "Noise of the picture, estimated (lower is better)",
     "snr_estimate_db": "Signal to noise, estimated (dB)",
     "reference_wins_disagree": "Reference voice wins over the text",
 }
-SUFFIXES = {
+SUFFIXES = {  # of prompt sets that get a column each
     "_heldout_pairs": "word-voice pairs never trained",
     "_disagree": "text and reference disagree",
     "_dialogue": "dialogue",
     "_camera": "camera moves",
 }
 SOURCES = ("real", "codec", "generated")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One thing that must hold: `met` is None when it was not measured."""
-
-    metric: str
-    value: float | None
-    limit: str  # as a person reads it
-    met: bool | None
-    n: int
-    aim: bool = False  # wished for, not demanded
 
 
 def verdicts(metrics: Metrics) -> list[Verdict]:
@@ -65,6 +57,11 @@ def verdicts(metrics: Metrics) -> list[Verdict]:
         ),
         _verdict(metrics, "lip_loudness_lag_frames", "0 ± 1", lambda value: abs(value) <= 1),
     ]
+
+
+def main_metrics(metrics: Metrics) -> list[str]:
+    """Those of the main set that its generated clips have, in order."""
+    return [name for name, by_source in metrics.items() if name in TITLES and not name.endswith("_disagree") and "generated" in by_source]
 
 
 def title(metric: str) -> str:
@@ -99,15 +96,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid JSON ({error.msg} at line {error.lineno}); run `nava evaluate` again") from None
 
 
-def print_summary(path: Path) -> None:
-    """For the terminal: the main metrics with their intervals, the other prompt sets, and what must hold."""
+def print_summary(path: Path, alignment: Path | None = None) -> None:
+    """For the terminal: the main metrics with their intervals, the other prompt sets, what must hold, and the same of `alignment`
+    (what `evaluate` wrote of before and after) where there is that file."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     metrics, console = read_metrics(path), Console()
     main = Table("mean, 95 % interval", *SOURCES, "clips", box=box.SIMPLE_HEAD)
-    for metric in (metric for metric in metrics if metric in TITLES and not metric.endswith("_disagree")):
+    for metric in main_metrics(metrics):
         clips = max(interval["n"] for interval in metrics[metric].values())
         main.add_row(metric, *(_short(metrics[metric].get(source)) for source in SOURCES), str(clips))
     console.print(main)
@@ -116,27 +114,15 @@ def print_summary(path: Path) -> None:
         for base in dict.fromkeys(base for column in grid.values() for base in column):
             others.add_row(base, *(_short(column.get(base)) for column in grid.values()))
         console.print(others)
-    limits = Table("must hold", "measured", "limit", "verdict", box=box.SIMPLE_HEAD)
-    for verdict in verdicts(metrics):
-        value = "–" if verdict.value is None else f"{verdict.value:.3f}"
-        colour = {True: "green", False: "yellow" if verdict.aim else "red", None: "yellow"}[verdict.met]
-        limits.add_row(verdict.metric, value, verdict.limit, f"[{colour}]{verdict_word(verdict)}[/]")
-    console.print(limits)
+    console.print(verdict_table(verdicts(metrics)))
+    if alignment is not None and alignment.is_file():
+        print_alignment(console, read_metrics(alignment))
 
 
 def _short(interval: Mapping[str, Any] | None) -> str:
     if interval is None or interval["mean"] is None:
         return "–"
     return f"{interval['mean']:.2f}\n[dim]{interval['low']:.2f}..{interval['high']:.2f}[/]"
-
-
-def verdict_word(verdict: Verdict) -> str:
-    """pass or SHORT for what must hold; reached or not reached for aims."""
-    if verdict.met is None:
-        return "not measured"
-    if verdict.aim:
-        return "aim reached" if verdict.met else "aim not reached"
-    return "pass" if verdict.met else "SHORT"
 
 
 def _verdict(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from pretrain.codecs.base import load_codecs
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.catalog import open_rewards
+from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.options import fill
 from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
 
 MAIN_SET = "pretrain_seen"
+ALIGN_SET = "align_held_out"  # the same prompts and seeds before (source generated) and after alignment (source aligned)
 # prompt set -> kind of the real clips it is compared with; "" = none
 PROMPT_SETS = {
     MAIN_SET: "speech",
@@ -40,6 +45,10 @@ REWARDS = (
     "snr_estimate_db",
 )
 
+# judges of alignment alone, run on its clips and on what they are held against
+ALIGN_JUDGES = ("intelligibility_pocketsphinx_judge", "picture_noise_judge")
+WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned"))
+
 log = logging.getLogger(__name__)
 Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
 
@@ -51,21 +60,28 @@ class ScoreConfig:
     max_real_clips: int = 208  # of each kind
     vocabulary: tuple[str, ...] = ()  # empty = the words of the speech bank
     num_processes: int = 2  # of the recogniser
+    guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
+
+    def __post_init__(self) -> None:
+        fill(GuardrailLimits, self.guardrails, "score.guardrails")
 
 
-def score_sets(config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, generated: Path, out: Path) -> Path:
+def score_sets(
+    config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, generated: Path, out: Path, aligned: Path | None = None
+) -> Path:
     """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
 
     `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
-    exist. Raises FileNotFoundError or ValueError in one line; nothing is written then.
+    exist. `aligned` is such a folder of the aligned model; where it and `generated` both have align_held_out, those clips and the
+    codec's of `pretrain_seen` get `ALIGN_JUDGES` too, `guardrails` and the `flags` of limits they are beyond.
+    Raises FileNotFoundError or ValueError in one line; nothing is written then.
     """
     start = time.perf_counter()
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
-    groups = _collect(config, corpus, codec, generated)
+    groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
-    scores = _score_all(config, [sample for group in groups.values() for sample in group], corpus, syncnet)
-    dump(out / SCORES, _rows(groups, scores))
+    dump(out / SCORES, _rows(config, groups, _score_all(config, groups, corpus, syncnet)))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
 
@@ -85,31 +101,60 @@ def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) ->
     return groups
 
 
-def _score_all(config: ScoreConfig, samples: Sequence[Sample], corpus: Path, syncnet: Path) -> dict[str, list[Score]]:
-    """Every scorer over all clips as one batch."""
-    clips = [sample.clip for sample in samples]
+def _aligned(generated: Path, aligned: Path | None) -> Groups:
+    """The held-out prompts before and after alignment, or nothing where one of the two is missing."""
+    if aligned is None:
+        return {}
+    for folder in (generated / ALIGN_SET, aligned / ALIGN_SET):
+        if not (folder / "index.jsonl").is_file():
+            log.warning("%s: no such prompt set among the generated clips; before and after alignment is left out", folder)
+            return {}
+    sources = {"generated": generated, "aligned": aligned}
+    return {(ALIGN_SET, source): generated_samples(root / ALIGN_SET, "speech", source=source) for source, root in sources.items()}
+
+
+def _watched(groups: Groups) -> list[tuple[str, str]]:
+    return [key for key in WATCHED if key in groups] if (ALIGN_SET, "aligned") in groups else []
+
+
+def _score_all(config: ScoreConfig, groups: Groups, corpus: Path, syncnet: Path) -> dict[str, dict[tuple[str, str], list[Score]]]:
+    """Every scorer over all clips of the groups it runs on as one batch: by scorer and group."""
     scores = {}
-    options = reward_options(REWARDS, corpus, syncnet, config.vocabulary, config.num_processes)
-    with open_rewards(REWARDS, options) as opened:
+    names = (*REWARDS, *(ALIGN_JUDGES if _watched(groups) else ()))
+    options = reward_options(names, corpus, syncnet, config.vocabulary, config.num_processes)
+    # alignment's own references stay out, so that the other sets' voices do not depend on it
+    pretrained = [sample for (prompt_set, _), group in groups.items() for sample in group if prompt_set != ALIGN_SET]
+    with open_rewards(names, options) as opened:
         encoder = timbre_encoder(opened)
-        rewards = [*opened, NearestVoice(encoder, voice_bank(encoder, samples, corpus / "validation.jsonl"))]
-        for reward in track(rewards, len(rewards), f"scorers run on {len(clips)} clips"):
+        rewards = [*opened, NearestVoice(encoder, voice_bank(encoder, pretrained, corpus / "validation.jsonl"))]
+        for reward in track(rewards, len(rewards), f"scorers run on {sum(map(len, groups.values()))} clips"):
             start = time.perf_counter()
-            scores[reward.name] = reward.score(clips)
-            log.info("score: %s, %d clips in %.1f s", reward.name, len(clips), time.perf_counter() - start)
+            keys = _watched(groups) if reward.name in ALIGN_JUDGES else list(groups)
+            answers = iter(reward.score([sample.clip for key in keys for sample in groups[key]]))
+            scores[reward.name] = {key: list(islice(answers, len(groups[key]))) for key in keys}
+            log.info("score: %s, %d clips in %.1f s", reward.name, sum(len(groups[key]) for key in keys), time.perf_counter() - start)
     return scores
 
 
-def _rows(groups: Groups, scores: dict[str, list[Score]]) -> list[dict[str, Any]]:
-    samples = [(key, sample) for key, group in groups.items() for sample in group]
+def _rows(config: ScoreConfig, groups: Groups, scores: Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]) -> list[dict[str, Any]]:
+    limits, watched = fill(GuardrailLimits, config.guardrails, "score.guardrails"), _watched(groups)
     return [
         {
-            "prompt_set": prompt_set, "source": source, "data_id": sample.data_id, "prompt": sample.clip.prompt,
+            "prompt_set": key[0], "source": key[1], "data_id": sample.data_id, "prompt": sample.clip.prompt,
             "spans": list(sample.clip.spans), "voices": list(sample.clip.voices),
-            **_answers({name: values[index] for name, values in scores.items()}),
+            **_answers({name: by_group[key][index] for name, by_group in scores.items() if key in by_group}),
+            **(_guarded(sample, limits) if key in watched else {}),
         }
-        for index, ((prompt_set, source), sample) in enumerate(samples)
+        for key, group in groups.items() for index, sample in enumerate(group)
     ]  # fmt: skip
+
+
+def _guarded(sample: Sample, limits: GuardrailLimits) -> dict[str, Any]:
+    measured = measure(sample.clip)
+    return {
+        "guardrails": {name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()},
+        "flags": list(flags(measured, limits)),
+    }
 
 
 def _answers(scores: dict[str, Score]) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""The simulated panel on the same prompts before and after alignment, through the files and statistics that people's votes take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.before_after import AFTER, BEFORE, paired
+from experiments.panel import PanelConfig, check_apart, write_votes
+from experiments.panel_pairs import votes_before_after
+from experiments.score_rows import Row, column
+from finetune.gsb.pairs import ClipRef
+from finetune.gsb.summary import summarise
+from finetune.gsb.votes import AXES, read_votes
+
+KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "sign_p", "raters", "prompts")
+
+
+def simulated_gsb(
+    config: PanelConfig, before: Sequence[Row], after: Sequence[Row], votes_out: Path, rewarded: Mapping[str, float]
+) -> dict[str, Any]:
+    """Writes the votes and returns `{simulated: true, raters, votes, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high, sign_p}}}`.
+
+    Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason` says so. Raises
+    ValueError where the panel would look at something of `rewarded` (the rubric's weights), or a judge did not run.
+    """
+    check_apart(config, rewarded)
+    before, after = paired(before, after)
+    scores = {**_scores(config, BEFORE, before), **_scores(config, AFTER, after)}
+    write_votes(votes_out, votes_before_after(config, _clips(AFTER, after), _clips(BEFORE, before), scores))
+    votes = read_votes(votes_out, AFTER)
+    try:
+        found = summarise(votes)
+    except ValueError as error:  # all ties: nothing to prefer, and that is an answer
+        return {"simulated": True, "gsb": {}, "reason": str(error)}
+    by_axis = found.get("axes", {found["axis"]: found})
+    gsb = {axis: {key: by_axis[axis]["pairs"][BEFORE][key] for key in KEPT} for axis in AXES if axis in by_axis}
+    return {"simulated": True, "raters": config.raters, "votes": found["votes"], "gsb": gsb}
+
+
+def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:
+    return [ClipRef(row["data_id"], model, row["data_id"], row["prompt"], None) for row in rows]
+
+
+def _scores(config: PanelConfig, model: str, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """A judge that did not run is left out, for the panel to complain about."""
+    columns = {
+        feature.name: column(rows, *feature.name.split(".", 1))
+        for feature in config.features
+        if all(feature.name.partition(".")[0] in row["scores"] for row in rows)
+    }
+    return {(model, row["data_id"]): {name: values[place] for name, values in columns.items()} for place, row in enumerate(rows)}
