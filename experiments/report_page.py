@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from experiments.report_summary import SOURCES, SUFFIXES, TITLES, Metrics, by_set, title, verdict_word, verdicts
+from experiments.report_summary import SOURCES, SUFFIXES, TITLES, Metrics, by_set, main_metrics, title, verdicts
+from experiments.verdict import Verdict, verdict_word
 
 STYLE = """
 :root { --ink:#22282e; --soft:#5f6b74; --line:#e1e5e8; --paper:#fff; --wash:#f5f7f8; --good:#1d7a4c; --bad:#b3372f; --wait:#8a6510; }
@@ -30,6 +31,10 @@ h2 { font-size:1.25rem; margin:40px 0 6px } p { margin:4px 0 12px; max-width:75c
 table { border-collapse:collapse; width:100%; font-size:.9rem } h3 { margin:22px 0 8px; font-size:1rem }
 th,td { padding:7px 12px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap } tr:last-child td { border:0 }
 th:first-child,td:first-child { text-align:left; white-space:normal } td code, td small { color:var(--soft); font-size:.8rem }
+.tile b small { font-size:.85rem; font-weight:400 }
+.votes { display:grid; grid-template-columns:7em 1fr 15em; gap:6px 12px; align-items:center; margin:8px 0; font-size:.9rem }
+.votes .bar { display:flex; height:22px; border-radius:5px; overflow:hidden } .bar span { color:#fff; font-size:.8rem; text-align:center;
+  overflow:hidden; white-space:nowrap; line-height:22px } .good { background:var(--good) } .same { background:#9aa5ad } .bad { background:var(--bad) }
 .wide { width:100%; border-radius:10px; border:1px solid var(--line) }
 """
 SCRIPT = """
@@ -37,7 +42,13 @@ function hear(clip) { const silent = clip.muted; document.querySelectorAll('vide
   clip.muted = !silent; clip.currentTime = 0; clip.play() }
 document.querySelectorAll('video').forEach(v => { v.onclick = () => hear(v); v.onkeydown = e => { if (e.key == 'Enter') hear(v) } })
 """
-SOURCE_NAMES = {"real": "Real clip", "codec": "Real, through the codec", "generated": "Generated"}
+SOURCE_NAMES = {
+    "real": "Real clip",
+    "codec": "Real, through the codec",
+    "generated": "Generated",
+    "before": "Before alignment",
+    "aligned": "After alignment",
+}
 
 
 @dataclass(frozen=True)
@@ -63,24 +74,25 @@ class Section:
     rows: Sequence[tuple[str, Sequence[Card]]]
 
 
-def page(metrics: Metrics, sections: Sequence[Section], losses: bytes | None, facts: Mapping[str, Any]) -> str:
-    """The whole page; `facts` are shown as they are, name and value."""
+def page(metrics: Metrics, sections: Sequence[Section], losses: bytes | None, facts: Mapping[str, Any], alignment: str = "") -> str:
+    """The whole page; `facts` are shown as they are, name and value; `alignment` is HTML of that part, "" where there is none."""
     first, *others = sections
     parts = [
         "<h1>NAVA mini: clips that speak</h1>",
         "<p class=soft>A small model of sound and picture, trained on this machine from rendered faces and synthesised voices. "
         "Click a clip to hear it. Each is made from its prompt and, for the voice, a reference recording.</p>",
-        _section(first),
-        _tiles(metrics),
+        section_html(first),
+        tiles("What must hold", verdicts(metrics)),
         "<h2>Measured</h2><p class=soft>Mean over clips with its bootstrap 95 % interval. The codec's round trip is about the most a "
         "model can reach that speaks through this codec. A dash: not measured there.</p>",
         _table(metrics),
         _other_sets(metrics),
+        alignment,
     ]
     if losses is not None:
         parts.append("<h2>Training</h2><p class=soft>Loss of each modality over the stages.</p>")
-        parts.append(f'<img class=wide src="{_png(losses)}" alt="loss curves">')
-    parts += [_section(section) for section in others if section.rows]
+        parts.append(f'<img class=wide src="{png_uri(losses)}" alt="loss curves">')
+    parts += [section_html(section) for section in others if section.rows]
     parts += [_facts(facts), _method()]
     body = "\n".join(parts)
     script = f"<script>{SCRIPT}</script>"
@@ -95,7 +107,7 @@ def marked_prompt(prompt: str) -> str:
     return escape(prompt).replace(escape("<S>"), "<mark>").replace(escape("<E>"), "</mark>")
 
 
-def _section(section: Section) -> str:
+def section_html(section: Section) -> str:
     rows = "".join(
         f"<div class=row><div class=prompt>{marked_prompt(prompt)}</div><div class=cards>{''.join(map(_card, cards))}</div></div>"
         for prompt, cards in section.rows
@@ -114,7 +126,7 @@ def _card(card: Card) -> str:
     items = "".join(f"<dt>{name}</dt><dd>{value}{_sign(right)}</dd>" for name, value, right in facts)
     name, data = SOURCE_NAMES[card.source], base64.b64encode(card.mp4).decode()
     video = f'<video autoplay muted loop playsinline tabindex=0 title="click to hear" src="data:video/mp4;base64,{data}"></video>'
-    picture = f'<img src="{_png(card.picture)}" alt="{name}: frames, spectrogram and waveform">'
+    picture = f'<img src="{png_uri(card.picture)}" alt="{name}: frames, spectrogram and waveform">'
     return f"<div class=card><div class=source>{name}</div><div class=top>{video}<dl>{items}</dl></div>{picture}</div>"
 
 
@@ -124,23 +136,27 @@ def _sign(right: bool | None) -> str:
     return ' <span class=pass title="right">✓</span>' if right else ' <span class=short title="wrong">✗</span>'
 
 
-def _tiles(metrics: Metrics) -> str:
-    tiles = []
-    for verdict in verdicts(metrics):
-        style = {True: "pass", False: "open" if verdict.aim else "short", None: "open"}[verdict.met]
-        value = "–" if verdict.value is None else f"{verdict.value:.2f}"
-        tiles.append(
-            f"<div class=tile>{escape(title(verdict.metric))}<b>{value}</b>{'aim' if verdict.aim else 'must be'} {escape(verdict.limit)} "
-            f"<span class={style}>{verdict_word(verdict)}</span><br><span class=soft>{verdict.n} clips</span></div>"
-        )
-    return f"<h2>What must hold</h2><div class=tiles>{''.join(tiles)}</div>"
+def tiles(heading: str, found: Sequence[Verdict]) -> str:
+    """A heading and a tile for each verdict."""
+    return f"<h2>{escape(heading)}</h2><div class=tiles>{''.join(map(_tile, found))}</div>"
+
+
+def _tile(verdict: Verdict) -> str:
+    style = {True: "pass", False: "open" if verdict.aim else "short", None: "open"}[verdict.met]
+    value = "–" if verdict.value is None else str(verdict.value) if isinstance(verdict.value, int) else f"{verdict.value:.2f}"
+    interval = f" <small class=soft>{verdict.interval[0]:.2f} to {verdict.interval[1]:.2f}</small>" if verdict.interval else ""
+    return (
+        f"<div class=tile>{escape(title(verdict.metric))}<b>{value}{interval}</b>{'aim' if verdict.aim else 'must be'} "
+        f"{escape(verdict.limit)} <span class={style}>{verdict_word(verdict)}</span><br>"
+        f"<span class=soft>{verdict.n} {escape(verdict.counted)}</span></div>"
+    )
 
 
 def _table(metrics: Metrics) -> str:
     """The main set: real, codec and generated side by side."""
     rows = []
-    for metric in (metric for metric in metrics if metric in TITLES and not metric.endswith("_disagree")):
-        cells = "".join(_cell(metrics[metric].get(source)) for source in SOURCES)
+    for metric in main_metrics(metrics):
+        cells = "".join(cell(metrics[metric].get(source)) for source in SOURCES)
         clips = max(interval["n"] for interval in metrics[metric].values())
         rows.append(f"<tr><td>{escape(title(metric))}<br><code>{escape(metric)}</code></td>{cells}<td>{clips}</td></tr>")
     head = "".join(f"<th>{name}</th>" for name in ("metric", *SOURCES, "clips"))
@@ -155,12 +171,13 @@ def _other_sets(metrics: Metrics) -> str:
     head = "".join(f"<th>{escape(SUFFIXES[suffix])}<br><code>{suffix}</code></th>" for suffix in grid)
     bases = list(dict.fromkeys(base for column in grid.values() for base in column))
     rows = "".join(
-        f"<tr><td>{escape(TITLES[base])}</td>{''.join(_cell(column.get(base)) for column in grid.values())}</tr>" for base in bases
+        f"<tr><td>{escape(TITLES[base])}</td>{''.join(cell(column.get(base)) for column in grid.values())}</tr>" for base in bases
     )
     return f"<h3>Generated, other prompts</h3><div class=scroll><table><tr><th>metric</th>{head}</tr>{rows}</table></div>"
 
 
-def _cell(interval: Mapping[str, Any] | None) -> str:
+def cell(interval: Mapping[str, Any] | None) -> str:
+    """A table's cell: the mean over its interval."""
     if interval is None or interval["mean"] is None:
         return "<td>–</td>"
     return f"<td>{interval['mean']:.3f}<br><small>{interval['low']:.3f} to {interval['high']:.3f}</small></td>"
@@ -185,5 +202,5 @@ def _method() -> str:
     )
 
 
-def _png(picture: bytes) -> str:
+def png_uri(picture: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
