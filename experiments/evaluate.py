@@ -46,7 +46,7 @@ def evaluate(
 
     With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with `votes_out` (the simulated
     panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the guardrails' that the clips were scored with.
-    Raises FileNotFoundError or ValueError in one line; nothing is written then but votes.
+    Without them an old `alignment_out` is removed. Raises FileNotFoundError or ValueError in one line; only votes are written then.
     """
     groups = read_scores(scores)
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
@@ -58,6 +58,8 @@ def evaluate(
     _write(out, metrics)
     if alignment_out and alignment:
         _write(alignment_out, alignment)
+    elif alignment_out:
+        alignment_out.unlink(missing_ok=True)  # of other clips than those just summed up
     return metrics
 
 

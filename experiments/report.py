@@ -1,18 +1,21 @@
-"""From numbers and clips to `demo.html`, `contact_sheet.png` and `losses.png`."""
+"""From numbers and clips to `demo.html` and its pictures."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.evaluate_clips import FPS, SAMPLE_RATE_HZ, Sample, codec_samples, generated_samples, real_samples
+from experiments.report_alignment import alignment_html
+from experiments.report_alignment_pictures import before_after_dots, reward_curves
 from experiments.report_page import Card, Section, page
 from experiments.report_pictures import clip_png, contact_sheet, loss_curves
 from experiments.report_summary import print_summary, read_metrics
-from experiments.score_sets import SCORES
+from experiments.score_sets import ALIGN_SET, SCORES
 from pretrain.codecs.base import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
@@ -21,6 +24,7 @@ from pretrain.jsonl import FieldError, scan
 __all__ = ["print_summary", "report"]
 
 NUM_EXAMPLES = 4
+NUM_READ = 64  # clips of a set that examples are looked for in
 Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
 
 
@@ -33,8 +37,14 @@ def report(
     codec: Path,
     out: Path,
     facts: Mapping[str, Any] = {},
+    alignment: Path | None = None,
+    aligned: Path | None = None,
+    align_log: Path | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
+
+    demo.html, contact_sheet.png, losses.png; where `alignment` (what `evaluate` wrote of before and after) is there, before_after.png
+    and, with `align_log` (metrics.jsonl of the alignment), alignment.png. `aligned` holds the aligned model's clips by prompt set.
 
     `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage names in order to folders with
     metrics.jsonl, `facts` are shown in a table (seconds per stage, memory, speed). Examples are the first prompts of each
@@ -59,12 +69,38 @@ def report(
     _write(out / "contact_sheet.png", sheet)
     if losses is not None:
         _write(out / "losses.png", losses)
-    return _write(out / "demo.html", page(metrics, sections, losses, facts).encode())
+    aligned_part = _alignment(alignment, aligned, align_log, generated, details, out)
+    return _write(out / "demo.html", page(metrics, sections, losses, facts, aligned_part).encode())
+
+
+def _alignment(alignment: Path | None, aligned: Path | None, log: Path | None, generated: Path, details: Details, out: Path) -> str:
+    """HTML of before and after, its pictures written beside; "" where nothing was aligned."""
+    if alignment is None or not alignment.is_file():
+        return ""
+    found = read_metrics(alignment)
+    dots, curves = before_after_dots(found), reward_curves(log) if log else None
+    _write(out / "before_after.png", dots)
+    if curves is not None:
+        _write(out / "alignment.png", curves)
+    about = "The first prompts of the set, one per voice, before and after; never chosen by their scores."
+    rows = _before_after(generated / ALIGN_SET, aligned / ALIGN_SET, details) if aligned else []
+    return alignment_html(found, Section("The same prompts", about, rows), dots, curves)
+
+
+def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str, list[Card]]]:
+    aligned = {sample.data_id: sample for sample in generated_samples(after, "speech", limit=NUM_READ, source="aligned")}
+    rows = []
+    for sample in _first_per_voice(generated_samples(before, "speech", limit=NUM_READ)):
+        if sample.data_id not in aligned:
+            raise ValueError(f"{after}: no clip {sample.data_id}, which {before} has; generate both sets from the same prompts")
+        cards = [replace(_card(ALIGN_SET, sample, details), source="before"), _card(ALIGN_SET, aligned[sample.data_id], details)]
+        rows.append((sample.clip.prompt, cards))
+    return rows
 
 
 def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
     """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each voice."""
-    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=64))
+    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=NUM_READ))
     real_clips = [sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples]
     rows = []
     codecs = load_codecs(codec)

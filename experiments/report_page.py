@@ -33,8 +33,9 @@ th,td { padding:7px 12px; text-align:right; border-bottom:1px solid var(--line);
 th:first-child,td:first-child { text-align:left; white-space:normal } td code, td small { color:var(--soft); font-size:.8rem }
 .tile b small { font-size:.85rem; font-weight:400 }
 .votes { display:grid; grid-template-columns:7em 1fr 15em; gap:6px 12px; align-items:center; margin:8px 0; font-size:.9rem }
-.votes .bar { display:flex; height:22px; border-radius:5px; overflow:hidden } .bar span { color:#fff; font-size:.8rem; text-align:center;
-  overflow:hidden; white-space:nowrap; line-height:22px } .good { background:var(--good) } .same { background:#9aa5ad } .bad { background:var(--bad) }
+.votes .bar { display:flex; height:22px; border-radius:5px; overflow:hidden }
+.bar span { color:#fff; font-size:.8rem; text-align:center; overflow:hidden; white-space:nowrap; line-height:22px }
+.good { background:var(--good) } .same { background:#76828b } .bad { background:var(--bad) }
 .wide { width:100%; border-radius:10px; border:1px solid var(--line) }
 """
 SCRIPT = """
@@ -107,13 +108,14 @@ def marked_prompt(prompt: str) -> str:
     return escape(prompt).replace(escape("<S>"), "<mark>").replace(escape("<E>"), "</mark>")
 
 
-def section_html(section: Section) -> str:
+def section_html(section: Section, level: int = 2) -> str:
+    """A heading, its sentence, and the cards of every prompt."""
     rows = "".join(
         f"<div class=row><div class=prompt>{marked_prompt(prompt)}</div><div class=cards>{''.join(map(_card, cards))}</div></div>"
         for prompt, cards in section.rows
     )
     beside = "beside" if all(len(cards) == 1 for _, cards in section.rows) else ""
-    return f'<h2>{escape(section.heading)}</h2><p class=soft>{escape(section.about)}</p><div class="{beside}">{rows}</div>'
+    return f'<h{level}>{escape(section.heading)}</h{level}><p class=soft>{escape(section.about)}</p><div class="{beside}">{rows}</div>'
 
 
 def _card(card: Card) -> str:
@@ -136,9 +138,9 @@ def _sign(right: bool | None) -> str:
     return ' <span class=pass title="right">✓</span>' if right else ' <span class=short title="wrong">✗</span>'
 
 
-def tiles(heading: str, found: Sequence[Verdict]) -> str:
+def tiles(heading: str, found: Sequence[Verdict], level: int = 2) -> str:
     """A heading and a tile for each verdict."""
-    return f"<h2>{escape(heading)}</h2><div class=tiles>{''.join(map(_tile, found))}</div>"
+    return f"<h{level}>{escape(heading)}</h{level}><div class=tiles>{''.join(map(_tile, found))}</div>"
 
 
 def _tile(verdict: Verdict) -> str:
