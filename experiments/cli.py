@@ -39,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "score": Verb("score", "score", "score any clips with rewards of your choice", "nava score my_clips --rewards snr_estimate_db"),
     "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
     "study paradigms": Verb("study", "paradigms", "compare NAVA with its two rivals on equal terms", "nava study paradigms"),
+    "study objectives": Verb("study", "objectives", "four objectives of alignment at one rollout budget", "nava study objectives"),
     "gsb stats": Verb("gsb", "stats", "what votes on clips say: win, tie, lose, strengths, raters", "nava gsb stats votes.jsonl"),
     "gsb export": Verb("gsb", "export", "votes to preference pairs", "nava gsb export votes.jsonl --clips nava=clips/a base=clips/b"),
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),

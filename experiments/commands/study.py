@@ -20,3 +20,23 @@ def paradigms(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path
     study_paradigms(StudyRecipe(loaded.study, loaded.pretrain, loaded.generate), Layout(out=out), judge or out / "syncnet" / "judge")
     print((out / "study" / "paradigms.md").read_text())
     print(f"report  {out / 'study' / 'paradigms.md'}, .json and .png")
+
+
+def objectives(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), nproc: int = 0) -> None:
+    """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget; compare, with the cost.
+
+    Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava demo` in OUT. Writes
+    OUT/study/objectives.json, .md and .png; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks
+    where there is none. Sizes: --set objectives.rounds=4 --set objectives.seeds=3 --set 'objectives.arms=[pretrained, nft, rwr]'.
+    """
+    from experiments.objectives_study.material import Sections
+    from experiments.objectives_study.run import study_objectives
+    from experiments.stages import Job
+
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
+    found = job.recipe
+    study_objectives(Sections(found.objectives, found.align, found.generate, found.rollout, found.votes), job.layout, job.ranks)
+    print((out / "study" / "objectives.md").read_text())
+    print(f"report  {out / 'study' / 'objectives.md'}, .json and .png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from experiments.evaluate import EvaluateConfig
+from experiments.objectives_study.config import ObjectivesConfig
 from experiments.score_sets import ScoreConfig
 from experiments.study.config import StudyConfig
 from experiments.syncnet import SyncFitConfig
@@ -33,3 +34,4 @@ class Recipe:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # of `nava study objectives`
