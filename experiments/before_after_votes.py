@@ -20,7 +20,8 @@ KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "si
 def simulated_gsb(
     config: PanelConfig, before: Sequence[Row], after: Sequence[Row], votes_out: Path, rewarded: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Writes the votes and returns `{simulated: true, raters, votes, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high, sign_p}}}`.
+    """Writes the votes and returns `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high,
+    sign_p}}, gsb_all_raters}`, the last with the votes of raters that the fixed rule drops too.
 
     Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason` says so. Raises
     ValueError where the panel would look at something of `rewarded` (the rubric's weights), or a judge did not run.
@@ -31,12 +32,16 @@ def simulated_gsb(
     write_votes(votes_out, votes_before_after(config, _clips(AFTER, after), _clips(BEFORE, before), scores))
     votes = read_votes(votes_out, AFTER)
     try:
-        found = summarise(votes)
+        found, of_all = summarise(votes), summarise(votes, keep_all_raters=True)
     except ValueError as error:  # all ties: nothing to prefer, and that is an answer
         return {"simulated": True, "gsb": {}, "reason": str(error)}
+    rest = {"raters": config.raters, "votes": found["votes"], "warnings": found["warnings"]}
+    return {"simulated": True, **rest, "gsb": _by_axis(found), "gsb_all_raters": _by_axis(of_all)}
+
+
+def _by_axis(found: Mapping[str, Any]) -> dict[str, Any]:
     by_axis = found.get("axes", {found["axis"]: found})
-    gsb = {axis: {key: by_axis[axis]["pairs"][BEFORE][key] for key in KEPT} for axis in AXES if axis in by_axis}
-    return {"simulated": True, "raters": config.raters, "votes": found["votes"], "gsb": gsb}
+    return {axis: {key: by_axis[axis]["pairs"][BEFORE][key] for key in KEPT} for axis in AXES if axis in by_axis}
 
 
 def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from experiments.before_after_verdicts import alignment_verdicts, beyond_codec, beyond_from_the_start
-from experiments.report_alignment_table import SIMULATED
+from experiments.report_alignment_table import SIMULATED, gsb_words, kept_words
 from experiments.report_page import Section, cell, png_uri, section_html, tiles
 from experiments.report_summary import TITLES
 
@@ -64,7 +64,8 @@ def _raters(raters: Found) -> str:
     )
     if "reason" in raters:
         return about + f"<p>{escape(raters['reason'])}</p>"
-    return about + "".join(_bar(axis, gsb) for axis, gsb in raters["gsb"].items())
+    bars = "".join(_bar(axis, gsb) for axis, gsb in raters["gsb"].items())
+    return f"{about}{bars}<p class=soft>{escape(kept_words(raters))}.</p>"
 
 
 def _bar(axis: str, gsb: Found) -> str:
@@ -74,8 +75,8 @@ def _bar(axis: str, gsb: Found) -> str:
         for key in ("good", "same", "bad")
         if gsb[key]
     )
-    numbers = f"GSB {gsb['gsb']:+.2f} ({gsb['gsb_low']:+.2f} to {gsb['gsb_high']:+.2f}), sign test p {gsb['sign_p']:.2g}, {total} votes"
-    return f"<div class=votes><span>{escape(axis)}, simulated</span><div class=bar>{pieces}</div><small>{numbers}</small></div>"
+    words = escape(f"{gsb_words(gsb)}; {total} votes of {gsb['raters']} raters on {gsb['prompts']} prompts")
+    return f"<div class=votes><span>{escape(axis)}, simulated</span><div class=bar>{pieces}</div><small>{words}</small></div>"
 
 
 def _guardrails(found: Found) -> str:

@@ -13,15 +13,14 @@ from matplotlib.figure import Figure
 from experiments.report_pictures import DPI, FAINT, INK, png
 from pretrain.jsonl import FieldError, scan
 
-# what is measured -> (judge, reward or what is watched); "" = there is none
-TOPICS = {
-    "words wrong": ("wer_pocketsphinx_judge", "wer_pocketsphinx"),
-    "intelligibility": ("intelligibility_pocketsphinx_judge", "intelligibility_pocketsphinx"),
-    "lips with sound": ("sync_judge", "sync_mini"),
-    "voice": ("", "sim_resemblyzer"),
-    "noise of picture; of sound, dB": ("picture_noise_judge", "snr_estimate_db"),
-}
-SAME_UNIT = ("words wrong", "intelligibility", "lips with sound")  # judge and reward on one scale
+# (what it is about, judge), (what it is about, reward or what is watched); "" = there is none
+PANELS = (
+    (("words wrong", "wer_pocketsphinx_judge"), ("words wrong", "wer_pocketsphinx")),
+    (("intelligibility", "intelligibility_pocketsphinx_judge"), ("intelligibility", "intelligibility_pocketsphinx")),
+    (("lips with sound", "sync_judge"), ("lips with sound", "sync_mini")),
+    (("voice", ""), ("voice", "sim_resemblyzer")),
+    (("noise of the picture", "picture_noise_judge"), ("signal to noise, dB", "snr_estimate_db")),
+)
 SIDES = {"before": ("#8a949c", "o"), "after": ("#c8642a", "o"), "codec": (INK, "D")}
 ASIDE, TRAINED = "aside/reward/", "reward/"
 
@@ -29,19 +28,19 @@ ASIDE, TRAINED = "aside/reward/", "reward/"
 def before_after_dots(found: Mapping[str, Any]) -> bytes:
     """One row per topic: the judge on the left, its reward on the right; dots are means, lines their 95 % intervals."""
     metrics = found["metrics"]
-    topics = {topic: names for topic, names in TOPICS.items() if any(name in metrics for name in names)}
-    figure = Figure(figsize=(11, 0.5 + 1.2 * max(len(topics), 1)), dpi=DPI, layout="constrained")
-    panels = figure.subplots(max(len(topics), 1), 2, squeeze=False)
-    for row, (topic, names) in zip(panels, topics.items(), strict=False):
-        for axes, name in zip(row, names, strict=True):
+    rows = [row for row in PANELS if any(name in metrics for _, name in row)]
+    figure = Figure(figsize=(11, 0.5 + 1.2 * max(len(rows), 1)), dpi=DPI, layout="constrained")
+    for panels, row in zip(figure.subplots(max(len(rows), 1), 2, squeeze=False), rows, strict=False):
+        for axes, (about, name) in zip(panels, row, strict=True):
             if name in metrics:
-                _dots(axes, topic, name, metrics[name])
+                _dots(axes, about, name, metrics[name])
             else:
                 axes.set_axis_off()
-                axes.text(0.5, 0.5, "not measured" if name else "no judge", ha="center", color=FAINT, transform=axes.transAxes)
-        if topic in SAME_UNIT and metrics.keys() >= set(names):
-            low, high = zip(*(axes.get_xlim() for axes in row), strict=True)
-            for axes in row:
+                missing = "not measured" if name else "no judge"
+                axes.text(0.5, 0.5, f"{about}: {missing}", ha="center", color=FAINT, transform=axes.transAxes)
+        if row[0][0] == row[1][0] and all(name in metrics for _, name in row):  # judge and reward on one scale
+            low, high = zip(*(axes.get_xlim() for axes in panels), strict=True)
+            for axes in panels:
                 axes.set_xlim(min(low), max(high))
     return png(figure)
 
@@ -66,7 +65,7 @@ def reward_curves(log: Path) -> bytes | None:
     return png(figure)
 
 
-def _dots(axes: Axes, topic: str, name: str, metric: Mapping[str, Any]) -> None:
+def _dots(axes: Axes, about: str, name: str, metric: Mapping[str, Any]) -> None:
     for place, (side, (colour, marker)) in enumerate(SIDES.items()):
         interval = metric[side]
         if interval["mean"] is not None:
@@ -76,7 +75,7 @@ def _dots(axes: Axes, topic: str, name: str, metric: Mapping[str, Any]) -> None:
             axes.annotate(text, (interval["mean"], -place), (0, 6), textcoords="offset points", ha="center", fontsize=7.5, color=colour)
     axes.set_yticks([0, -1, -2], list(SIDES), fontsize=8.5)
     axes.set_ylim(-2.6, 0.8)
-    axes.set_title(f"{topic} · {metric['role']} · {metric['better']} is better", loc="left", fontsize=9, color=INK)
+    axes.set_title(f"{about} · {metric['role']} · {metric['better']} is better", loc="left", fontsize=9, color=INK)
     axes.set_title(name, loc="right", fontsize=8, color=FAINT)
     axes.margins(x=0.12)
     _plain(axes, "x")

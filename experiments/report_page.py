@@ -32,7 +32,7 @@ table { border-collapse:collapse; width:100%; font-size:.9rem } h3 { margin:22px
 th,td { padding:7px 12px; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap } tr:last-child td { border:0 }
 th:first-child,td:first-child { text-align:left; white-space:normal } td code, td small { color:var(--soft); font-size:.8rem }
 .tile b small { font-size:.85rem; font-weight:400 }
-.votes { display:grid; grid-template-columns:7em 1fr 15em; gap:6px 12px; align-items:center; margin:8px 0; font-size:.9rem }
+.votes { display:grid; grid-template-columns:9em 1fr 22em; gap:6px 12px; align-items:center; margin:8px 0; font-size:.9rem }
 .votes .bar { display:flex; height:22px; border-radius:5px; overflow:hidden }
 .bar span { color:#fff; font-size:.8rem; text-align:center; overflow:hidden; white-space:nowrap; line-height:22px }
 .good { background:var(--good) } .same { background:#76828b } .bad { background:var(--bad) }
