@@ -47,7 +47,6 @@ class JudgeFeature:
 JUDGES = (
     JudgeFeature("sync_judge", "sync", 0.15),
     JudgeFeature("intelligibility_pocketsphinx_judge", "voice", 0.25),
-    JudgeFeature("sim_resemblyzer", "voice", 0.06, 0.5),
     JudgeFeature("picture_noise_judge", "picture", -0.3, 0.5),
 )
 

@@ -34,12 +34,21 @@ class Route:
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
     """routed: False gives both modalities the whole sum; whiten: each modality's sum to mean 0 and deviation 1 over the round;
-    min_spread: rewards of a group within this range are one and the same, in the reward's unit; eps: beside deviations."""
+    min_spread: rewards of a group within this range are one and the same, in the reward's unit; eps: beside deviations.
+
+    std: what a reward's distance from its group's mean is divided by: the deviation within the group, or the one pooled over all
+    groups, so that a group whose clips are nearly alike counts less than one that fails and succeeds. Raises ValueError on others.
+    """
 
     routed: bool = True
+    std: Literal["group", "pooled"] = "group"
     whiten: bool = True
     min_spread: float = 1e-6
     eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.std not in ("group", "pooled"):
+            raise ValueError(f"advantage.std: expected group or pooled, got {self.std!r}")
 
 
 class _Groups(NamedTuple):
@@ -82,13 +91,16 @@ def advantages(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[st
 
 
 def _normalised(values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
-    """((r - mean_g) / (std_g + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it does not differ."""
+    """((r - mean_g) / (std + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it does not differ."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
     top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
     low = cells.reduced(torch.where(usable, values, torch.inf), "amin", torch.inf)
     mean = cells.reduced(torch.where(usable, values, 0.0), "sum") / number
     away = torch.where(usable, values - mean[cells.index], 0.0)
-    std = (cells.reduced(away.square(), "sum") / (number - 1).clamp_min(1)).sqrt()
+    squares, freedom = cells.reduced(away.square(), "sum"), (number - 1).clamp_min(1)
+    if config.std == "pooled":
+        squares, freedom = squares.sum().expand_as(squares), freedom.sum().expand_as(freedom)
+    std = (squares / freedom).sqrt()
     differs = top - low > config.min_spread
     return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig
 from finetune.rollout import Asked, ask, roll_out
 from finetune.rollout_store import write_store
@@ -19,7 +20,7 @@ from pretrain.generate import GenerateConfig, reference_voices
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
-from pretrain.prompt import PromptRow, read_prompts
+from pretrain.prompt import PromptRow
 from pretrain.sampling import SamplerConfig, lower_precision
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -56,12 +57,12 @@ class BasePolicy:
 
 
 def make_rollouts(config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path) -> dict[str, Any]:
-    """Replace `out` by a store of K clips for each prompt; `sizes` says how long and large they are. Returns counts and seconds.
+    """Replace `out` by a store of K clips for each prompt that alignment by `sizes` may train on. Returns counts and seconds.
 
     Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of several lengths.
     """
     started = time.perf_counter()
-    rows = read_prompts(prompts)
+    rows = [row for some in read_prompt_set(prompts, sizes).train for row in some]
     model, described = load_model(base, config.weights)
     codecs = load_codecs(codec)
     trained_on = described.facts.get("codec_id", codecs.codec_id)

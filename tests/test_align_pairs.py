@@ -82,15 +82,17 @@ def test_a_store_gives_back_the_clips_it_was_given(world):
 
 
 def test_rollouts_of_a_model_come_in_any_batch_alike(world, tmp_path):
+    trained = [row.data_id for some in read_prompt_set(world / "prompts.jsonl", config()).train for row in some]
     made = [RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().nft.sampler) for batch in (6, 64)]
     for index, each in enumerate(made):
         facts = make_rollouts(each, config(), world / "base", world / "codec", world / "prompts.jsonl", tmp_path / str(index))
-        assert (facts["clips"], facts["prompts"]) == (20, 10)
+        assert (facts["clips"], facts["prompts"]) == (2 * len(trained), len(trained))
     few, many = (open_store(tmp_path / str(index)) for index in (0, 1))
     assert list(few.places) == list(many.places) and few.facts["checkpoint_id"]
-    clips = ["p3-k1", "p9-k0"]
+    assert {row["case_id"] for row in few.places.values()} == set(trained)
+    clips = [f"{trained[1]}-k1", f"{trained[-1]}-k0"]
     torch.testing.assert_close(few.rollout(clips).audio, many.rollout(clips).audio, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(few.rollout(["p3-k0"]).audio, few.rollout(["p3-k1"]).audio)
+    assert not torch.allclose(few.rollout([f"{trained[0]}-k0"]).audio, few.rollout([f"{trained[0]}-k1"]).audio)
 
 
 def test_votes_find_the_clips_of_a_store(world):

@@ -151,7 +151,7 @@ def test_export_leaves_an_old_file_alone_when_it_fails(tmp_path, capsys):
 def test_repeats_checks_and_dropped_raters_make_no_pairs(tmp_path):
     generated(tmp_path / "ours")
     generated(tmp_path / "base")
-    checks = [row("right", user="bad", case=f"a{i}", right="late", attention=True) for i in range(2)]
+    checks = [row("right", user="bad", case=f"a{i}", right="late", attention=True) for i in range(3)]
     votes = [row(), row("right", repeat=1), row("right", user="bad"), row("right", user="bad", case="d"), *checks]
     assert export(tmp_path, votes) == 0
     (pair,) = read_pairs(tmp_path / "out" / "pairs.jsonl")

@@ -60,13 +60,13 @@ def test_axes_are_apart_and_share_holm(tmp_path):
 
 
 def test_repeats_checks_and_dropped_raters_do_not_count(tmp_path):
-    checks = [row("right", user="bad", case=f"a{i}", right="late", attention=True) for i in range(2)]
+    checks = [row("right", user="bad", case=f"a{i}", right="late", attention=True) for i in range(3)]
     rows = [row(), row("right"), row(user="bad", case="d"), row("right", case="e"), *checks]
     rows[1]["repeat"] = 1
     found = summary(tmp_path, rows)
-    assert found["votes"] == {"read": 6, "counted": 2, "attention": 2, "repeats": 1, "of_dropped_raters": 1, "simulated": 0}
+    assert found["votes"] == {"read": 7, "counted": 2, "attention": 3, "repeats": 1, "of_dropped_raters": 1, "simulated": 0}
     assert set(found["pairs"]) == {"base"} and found["pairs"]["base"]["good"] == 1
-    assert "rater bad is dropped: passed 0 of 2 attention checks" in found["warnings"]
+    assert "rater bad is dropped: passed 0 of 3 attention checks" in found["warnings"]
     assert summary(tmp_path, rows, keep_all_raters=True)["pairs"]["base"]["good"] == 2
 
 
@@ -108,7 +108,7 @@ def test_nothing_to_count_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="ours_side is null in every vote"):
         summary(tmp_path, [row(left="clip a", right="clip b", side=None)])
     with pytest.raises(ValueError, match="no vote is left to count"):
-        summary(tmp_path, [row(), *[row("right", case=case, attention=True) for case in "ab"]])
+        summary(tmp_path, [row(), *[row("right", case=case, attention=True) for case in "abd"]])
 
 
 def test_simulated_votes_are_labelled_and_mixtures_warned_of(tmp_path, capsys):

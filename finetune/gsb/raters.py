@@ -20,7 +20,7 @@ ONE_VOTE_PER_CASE = "one vote per case: agreement cannot be computed"
 class DropRule:
     """Fixed before any vote is seen. A rater goes who failed attention checks or contradicts himself, shown often enough."""
 
-    min_attention_checks: int = 2
+    min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
     min_repeats: int = 8
     min_self_consistency: float = 0.4  # share of equal answers; guessing among three gives a third

@@ -1,0 +1,123 @@
+"""Clips of a rollout store before the simulated panel: judged, voted on, and paired up for training. No person votes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluate_clips import clip_of
+from experiments.panel import PanelConfig, write_votes
+from experiments.panel_pairs import votes_for_pairs, write_clips
+from experiments.reward_options import reward_options
+from finetune.curation import CurationConfig, choose, text_features, vote_margin
+from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
+from finetune.gsb.raters import check_raters, kept_votes
+from finetune.gsb.votes import read_votes
+from finetune.rollout_store import RolloutStore, open_store
+from pretrain.codecs.base import load_codecs
+from pretrain.progress import track
+from pretrain.prompt import parse
+from pretrain.torchrun import write_json
+from rewards.catalog import open_rewards
+from rewards.types import Clip, Score
+
+VOTES, CLIPS, PAIRS, SUMMARY = "votes.jsonl", "clips.jsonl", "pairs.jsonl", "summary.json"
+MODEL = "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesConfig:
+    """Who votes on what, and which pairs are kept for training. Raises ValueError on impossible numbers."""
+
+    panel: PanelConfig = field(default_factory=PanelConfig)
+    pairs_per_case: int = 3
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(share=1.0))  # of pairs: diverse prompts, clear votes
+    batch: int = 64  # clips that are decoded at once
+    num_processes: int = 2  # of the recogniser
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_case < 1 or self.batch < 1 or self.num_processes < 1:
+            raise ValueError(f"votes: pairs_per_case, batch and num_processes must be at least 1, got {self}")
+
+
+def vote_on_rollouts(config: VotesConfig, store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path) -> dict[str, Any]:
+    """Writes `out`/votes.jsonl (the public format, every row simulated), clips.jsonl, pairs.jsonl and summary.json; returns the summary.
+
+    `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one line.
+    """
+    started = time.perf_counter()
+    clips_of = open_store(store)
+    found = judged(config, clips_of, codec, corpus, syncnet)
+    named = [ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"]) for name, row in clips_of.places.items()]
+    rows, renamed = votes_for_pairs(config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case)
+    out.mkdir(parents=True, exist_ok=True)
+    write_votes(out / VOTES, rows)
+    write_clips(out / CLIPS, renamed)
+    votes = read_votes(out / VOTES).votes
+    pairs = pair_up(kept_votes(votes, check_raters(votes)), renamed, out / VOTES)
+    kept, report = curated(config.curation, pairs)
+    write_pairs(out / PAIRS, kept)
+    means = {feature.name: _mean([values[feature.name] for values in found.values()]) for feature in config.panel.features}
+    summary = {
+        "simulated": True, "clips": len(named), "votes": len(votes), "raters": config.panel.raters, "pairs": len(kept),
+        "same_share": tie_shares(kept), "judges": means, "curation": report, "seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def judged(config: VotesConfig, store: RolloutStore, codec: Path, corpus: Path, syncnet: Path) -> dict[str, dict[str, float]]:
+    """Clip -> what each judge of the panel says of it, NaN where it could not."""
+    features = [feature.name for feature in config.panel.features]
+    names = list(dict.fromkeys(feature.partition(".")[0] for feature in features))
+    found: dict[str, dict[str, float]] = {}
+    with open_rewards(names, reward_options(names, corpus, syncnet, num_processes=config.num_processes)) as judges:
+        batches = -(-len(store.places) // config.batch)
+        for clips in track(_decoded(store, codec, config.batch), batches, "clips before the judges (batches)"):
+            scores = {name: judge.score(clips) for name, judge in zip(names, judges, strict=True)}
+            for place, clip in enumerate(clips):
+                found[clip.name] = {feature: _value({name: scores[name][place] for name in names}, feature) for feature in features}
+    return found
+
+
+def curated(config: CurationConfig, pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them where the share is 1."""
+    if config.budget(len(pairs)) >= len(pairs):
+        return list(pairs), {"all": len(pairs), "chosen": len(pairs)}
+    axis = "overall" if all("overall" in pair.counts for pair in pairs) else next(iter(pairs[0].counts))
+    gains = vote_margin(np.array([pair.counts.get(axis, (0, 0, 0)) for pair in pairs]))
+    choice = choose(text_features([pair.first.prompt for pair in pairs]), gains, config)
+    return [pairs[index] for index in choice.indices], choice.report
+
+
+def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip]]:
+    codecs = load_codecs(codec)
+    if store.facts.get("codec_id", codecs.codec_id) != codecs.codec_id:
+        raise ValueError(f"{store.folder}: latents of codec {store.facts['codec_id']}, but {codec} is {codecs.codec_id}; roll out again")
+    names = list(store.places)
+    for start in range(0, len(names), batch):
+        part = names[start : start + batch]
+        latents = store.rollout(part)
+        frames, sounds = codecs.video.decode(latents.video).numpy(), codecs.audio.decode(latents.audio).numpy()
+        yield [_clip(name, store.places[name], *media) for name, media in zip(part, zip(frames, sounds, strict=True), strict=True)]
+
+
+def _clip(name: str, row: dict[str, Any], frames: Any, sound: Any) -> Clip:
+    references = [Path(path) if path else None for path in row["reference_paths"]]
+    return clip_of(frames, sound, parse(row["prompt"]), row["meta"], references, name)
+
+
+def _value(scores: dict[str, Score], feature: str) -> float:
+    name, _, part = feature.partition(".")
+    return math.nan if scores[name].reason else scores[name].parts[part] if part else scores[name].value
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return round(sum(known) / len(known), 4) if known else None
