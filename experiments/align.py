@@ -18,6 +18,15 @@ PROMPTS = "align_train.jsonl"  # those set aside for stopping early come out of 
 BASE = "stage3"
 
 
+def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
+    """What gsb_dpo learns from where the recipe asks for it: pairs and the store of their clips, as the pipeline's stages made them."""
+    from experiments.votes import PAIRS
+
+    if "gsb_dpo" not in job.recipe.align.sequence:
+        return None, None
+    return job.layout.votes / PAIRS, job.layout.rollouts
+
+
 def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None = None, clips: Path | None = None) -> AlignRun:
     """What is aligned from what. `pairs` and `clips` (a rollout store) are for gsb_dpo."""
     from experiments.align_scorer import scorer_options

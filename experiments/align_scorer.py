@@ -95,7 +95,7 @@ class AlignScorer:
 
 def scorer_options(align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1) -> dict[str, Any]:
     """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as plain JSON values."""
-    weights = {name: route.weight for name, route in align.rubric.routes().items()}
+    weights = align.rubric.weights()
     known = reward_options(list(weights), corpus, syncnet, num_processes=num_processes)
     options = {name: {**known[name], **align.reward_options.get(name, {})} for name in weights}
     return {

@@ -15,6 +15,10 @@ STAGES = (
     "pretrain_stage3",
     "syncnet",
     "generate",
+    "rollout",
+    "votes",
+    "align",
+    "generate_aligned",
     "score",
     "evaluate",
     "report",
@@ -77,6 +81,31 @@ class Layout:
         return self.reports / "demo.json"
 
     @property
+    def alignment(self) -> Path:
+        """Numbers before and after alignment, beside `metrics`."""
+        return self.reports / "alignment.json"
+
+    @property
+    def rollouts(self) -> Path:
+        """Latents of the pretrained model's clips that votes are about."""
+        return self.out / "rollouts"
+
+    @property
+    def votes(self) -> Path:
+        """votes.jsonl of the simulated panel on `rollouts`, pairs.jsonl for training."""
+        return self.out / "votes"
+
+    @property
+    def aligned(self) -> Path:
+        """Clips of the aligned model, one folder for each prompt set."""
+        return self.out / "aligned"
+
+    @property
+    def gsb(self) -> Path:
+        """votes.jsonl of the simulated panel on clips before and after alignment."""
+        return self.out / "gsb"
+
+    @property
     def align(self) -> Path:
         """adapter/ (PEFT), model/ (merged) and what the alignment said on its way."""
         return self.out / "align"
@@ -99,7 +128,10 @@ class Layout:
             "encode": self.latents,
             "generate": self.generated,
             "syncnet": self.syncnet,
+            "rollout": self.rollouts,
+            "votes": self.votes,
             "align": self.align,
+            "generate_aligned": self.aligned,
             "score": self.scores,
             "evaluate": self.metrics,
             "report": self.reports / "demo.html",

@@ -19,6 +19,7 @@ from experiments.runs import Interrupted, read_record, tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
 
+HELD_OUT = "align_held_out"  # prompts that alignment never sees
 LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
 
 
@@ -41,7 +42,7 @@ def run_stage(stage: str, job: Job) -> None:
     """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
-    resume = stage.startswith("pretrain_")  # only an interrupted training can be gone on with; everything else starts over
+    resume = is_training(stage)  # only an interrupted training can be gone on with; everything else starts over
     with tracked(stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root, resume) as tracker:
         if stage.startswith("pretrain_"):
             pretrain(stage.removeprefix("pretrain_"), job, tracker)
@@ -49,11 +50,16 @@ def run_stage(stage: str, job: Job) -> None:
             WORK[stage](job, tracker)
 
 
+def is_training(stage: str) -> bool:
+    """The stages that keep checkpoints."""
+    return stage.startswith("pretrain_") or stage == "align"
+
+
 def config_of(stage: str, recipe: Any) -> dict[str, Any]:
     """The part of the recipe a stage depends on, as plain values; a pretraining stage does not depend on the others' numbers."""
     from experiments.recipes.load import as_plain
 
-    section = "pretrain" if stage.startswith("pretrain_") else stage
+    section = "pretrain" if stage.startswith("pretrain_") else stage.removesuffix("_aligned")
     if section == "report":
         return {}
     config = as_plain(getattr(recipe, section))
@@ -138,7 +144,7 @@ def generate(job: Job, tracker: SpoolTracker) -> None:
     from pretrain.generate import generate as speak
 
     layout = job.layout
-    for prompts in sorted(layout.prompts.glob("pretrain_*.jsonl")):
+    for prompts in (*sorted(layout.prompts.glob("pretrain_*.jsonl")), layout.prompts / f"{HELD_OUT}.jsonl"):
         folder = layout.generated / prompts.stem
         speak(job.recipe.generate, layout.model("stage3"), layout.codec, prompts, folder, None)
         for clip in sorted(folder.glob("*.mp4"))[:4]:
@@ -157,19 +163,63 @@ def syncnet(job: Job, tracker: SpoolTracker) -> None:
     tracker.log_artifact(str(layout.syncnet / "report.json"))
 
 
+def rollout(job: Job, tracker: SpoolTracker) -> None:
+    from finetune.make_rollouts import make_rollouts
+
+    layout, recipe = job.layout, job.recipe
+    prompts = layout.prompts / "align_train.jsonl"
+    facts = make_rollouts(recipe.rollout, recipe.align, layout.model("stage3"), layout.codec, prompts, layout.rollouts)
+    tracker.set_tags({"nava.rollouts": f"{facts['clips']} clips of {facts['prompts']} prompts"})
+
+
+def votes(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.panel import check_apart
+    from experiments.votes import PAIRS, SUMMARY, VOTES, vote_on_rollouts
+
+    layout = job.layout
+    check_apart(job.recipe.votes.panel, job.recipe.align.rubric.weights())
+    vote_on_rollouts(job.recipe.votes, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes)
+    tracker.set_tags({"nava.simulated": "true"})
+    for name in (VOTES, PAIRS, SUMMARY):
+        tracker.log_artifact(str(layout.votes / name))
+
+
+def align(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.align import align as refine
+    from experiments.align import pairs_and_clips
+
+    refine(job, tracker, *pairs_and_clips(job))
+
+
+def generate_aligned(job: Job, tracker: SpoolTracker) -> None:
+    from pretrain.generate import generate as speak
+
+    layout, folder = job.layout, job.layout.aligned / HELD_OUT
+    speak(job.recipe.generate, layout.align / "model", layout.codec, layout.prompts / f"{HELD_OUT}.jsonl", folder, None)
+    for clip in sorted(folder.glob("*.mp4"))[:4]:
+        tracker.log_artifact(str(clip), f"clips/{HELD_OUT}")
+
+
 def score(job: Job, tracker: SpoolTracker) -> None:
     from experiments.score_sets import score_sets
 
-    layout = job.layout
-    tracker.log_artifact(str(score_sets(job.recipe.score, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores)))
+    layout, config = job.layout, job.recipe.score
+    aligned = layout.aligned if layout.aligned.is_dir() else None
+    tracker.log_artifact(
+        str(score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned))
+    )
 
 
 def evaluate(job: Job, tracker: SpoolTracker) -> None:
     from experiments.evaluate import evaluate as measure
     from experiments.score_sets import SCORES
 
-    measure(job.recipe.evaluate, job.layout.scores / SCORES, job.layout.metrics)
-    tracker.log_artifact(str(job.layout.metrics))
+    layout, recipe = job.layout, job.recipe
+    given = {"rewarded": recipe.align.rubric.weights(), "limits": recipe.score.guardrails}
+    measure(recipe.evaluate, layout.scores / SCORES, layout.metrics, layout.alignment, layout.gsb / "votes.jsonl", **given)
+    for path in (layout.metrics, layout.alignment, layout.gsb / "votes.jsonl"):
+        if path.is_file():
+            tracker.log_artifact(str(path))
 
 
 def report(job: Job, tracker: SpoolTracker) -> None:
@@ -181,9 +231,10 @@ def report(job: Job, tracker: SpoolTracker) -> None:
     if records:
         facts["commit"] = records[-1].git_commit + (" with changes" if records[-1].git_dirty else "")
     stages = {name: layout.pretrain(name) for name in PRETRAIN_STAGES if layout.pretrain(name).is_dir()}
-    page = write(layout.metrics, layout.scores, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts)
-    tracker.log_artifact(str(page))
-    tracker.log_artifact(str(page.with_name("contact_sheet.png")))
+    after = {"alignment": layout.alignment, "aligned": layout.aligned, "align_log": layout.align / "metrics.jsonl"}
+    page = write(layout.metrics, layout.scores, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts, **after)
+    for path in (page, *sorted(page.parent.glob("*.png"))):
+        tracker.log_artifact(str(path))
 
 
 WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
@@ -193,6 +244,10 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
     "encode": encode,
     "generate": generate,
     "syncnet": syncnet,
+    "rollout": rollout,
+    "votes": votes,
+    "align": align,
+    "generate_aligned": generate_aligned,
     "score": score,
     "evaluate": evaluate,
     "report": report,
@@ -204,7 +259,7 @@ def run_where_needed(stage: str, job: Job) -> None:
 
     DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's numbers changed.
     """
-    if stage.startswith("pretrain_") and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
+    if is_training(stage) and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
         print(f"{stage}: same inputs and settings as its last run, kept (delete {job.layout.runs / stage}.json to train again)")
     else:
         run_stage(stage, job)

@@ -147,6 +147,10 @@ class RubricConfig:
         routes |= {name: Route(modality="audio", weight=weight) for name, weight in self.audio.items()}
         return routes | {name: Route(modality="both", weight=weight) for name, weight in self.sync.items()}
 
+    def weights(self) -> dict[str, float]:
+        """Of each reward, wherever it leads."""
+        return {name: route.weight for name, route in self.routes().items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:

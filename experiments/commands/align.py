@@ -11,8 +11,8 @@ from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.commands.pipeline import must_train
 from experiments.layout import Layout
 
-Pairs = Annotated[Path | None, tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo")]
-Clips = Annotated[Path | None, tyro.conf.arg(help="the store of rollouts that those pairs speak of, for gsb_dpo")]
+Pairs = Annotated[Path | None, tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; OUT/votes/pairs.jsonl where not given")]
+Clips = Annotated[Path | None, tyro.conf.arg(help="the store of rollouts that those pairs speak of; OUT/rollouts where not given")]
 
 
 def align(
@@ -32,7 +32,7 @@ def align(
     --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last round.
     """
     from experiments.align import align as refine
-    from experiments.align import align_run
+    from experiments.align import align_run, pairs_and_clips
     from experiments.runs import tracked
     from experiments.stages import Job, config_of
     from pretrain.torchrun import check_port
@@ -42,8 +42,10 @@ def align(
     if port:
         check_port(port)
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
-    if ("gsb_dpo" in job.recipe.align.sequence) != (pairs is not None and clips is not None):
-        raise ValueError("--pairs and --clips belong to gsb_dpo: give both where align.sequence names it, and neither where it does not")
+    usual_pairs, usual_clips = pairs_and_clips(job)
+    if usual_pairs is None and (pairs or clips):
+        raise ValueError("--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out")
+    pairs, clips = pairs or usual_pairs, clips or usual_clips
     check_before(align_run(job, None, pairs, clips), job.ranks)
     if must_train("align", "align", job.layout.align, job, resume):
         with tracked("align", job.recipe.name, config_of("align", job.recipe), job.layout, job.root, resume=True) as tracker:

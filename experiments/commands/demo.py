@@ -27,7 +27,7 @@ def show_result(layout: Layout) -> None:
     """The report's numbers, where the time went, and where to look next."""
     from experiments.report_summary import print_summary
 
-    print_summary(layout.metrics)
+    print_summary(layout.metrics, layout.alignment)
     print_timings(layout)
     print(f"report  {layout.reports / 'demo.html'}")
     print(f"clips   {layout.generated}/*/*.mp4")

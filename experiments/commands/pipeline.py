@@ -40,6 +40,19 @@ def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path =
     _run("syncnet", recipe, settings, out)
 
 
+def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Make several clips of each training prompt of the alignment with the pretrained model, for votes, into OUT/rollouts."""
+    _run("rollout", recipe, settings, out)
+
+
+def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl, into OUT/votes.
+
+    People's votes come in the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
+    """
+    _run("votes", recipe, settings, out)
+
+
 def evaluate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
     """Score real, codec and generated clips (OUT/scores) and sum the scores up, into REPORTS/demo.json."""
     _run("score", recipe, settings, out, reports)

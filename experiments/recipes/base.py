@@ -9,6 +9,8 @@ from experiments.objectives_study.config import ObjectivesConfig
 from experiments.score_sets import ScoreConfig
 from experiments.study.config import StudyConfig
 from experiments.syncnet import SyncFitConfig
+from experiments.votes import VotesConfig
+from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
@@ -30,6 +32,8 @@ class Recipe:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     syncnet: SyncFitConfig = field(default_factory=SyncFitConfig)
+    rollout: RolloutsConfig = field(default_factory=RolloutsConfig)
+    votes: VotesConfig = field(default_factory=VotesConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
