@@ -1,0 +1,76 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from align_world import write_world
+from test_align_pairs import dpo, made_clips
+
+from experiments.panel import JudgeFeature, PanelConfig
+from experiments.votes import VotesConfig, curated, judged, vote_on_rollouts
+from finetune.curation import CurationConfig
+from finetune.gsb.pairs import read_pairs
+from finetune.gsb.votes import read_votes
+from finetune.pair_batches import open_pairs
+from finetune.rollout_store import open_store, write_store
+from pretrain.codecs.base import load_codecs
+
+PANEL = PanelConfig(features=(JudgeFeature("picture_noise_judge", "picture", -0.02),), axes=("overall", "picture"), noise=0.1, lapses=0.0)
+CONFIG = VotesConfig(panel=PANEL, batch=7, num_processes=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    rows, clips = made_clips(folder)
+    write_store(folder / "store", rows, clips, {"codec_id": load_codecs(folder / "codec").codec_id})
+    return folder
+
+
+def voted(world: Path, out: Path, config: VotesConfig = CONFIG):
+    return vote_on_rollouts(config, world / "store", world / "codec", world, world, out)
+
+
+def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
+    summary = voted(world, tmp_path)
+    assert summary == json.loads((tmp_path / "summary.json").read_text()) and summary["simulated"] is True
+    votes = read_votes(tmp_path / "votes.jsonl")
+    assert votes.num_simulated == len(votes.votes) == summary["votes"]
+    source = open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
+    assert len(source.pairs) == summary["pairs"] == 30
+    assert all(pair.simulated and pair.first.case_id == source.store.case(pair.first.clip_id) for pair in source.pairs)
+
+
+def test_labels_follow_what_the_judges_measured(world, tmp_path):
+    voted(world, tmp_path)
+    noise = judged(CONFIG, open_store(world / "store"), world / "codec", world, world)
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    cleaner = [noise[p.second.clip_id]["picture_noise_judge"] - noise[p.first.clip_id]["picture_noise_judge"] for p in pairs]
+    assert np.corrcoef(cleaner, [pair.label("picture") or 0 for pair in pairs])[0, 1] > 0.6
+
+
+def test_decoding_in_other_batches_changes_nothing(world):
+    few, many = (judged(dataclasses.replace(CONFIG, batch=b), open_store(world / "store"), world / "codec", world, world) for b in (3, 64))
+    for clip, values in few.items():
+        assert values == pytest.approx(many[clip], rel=1e-4)
+
+
+def test_a_share_of_the_pairs_is_chosen_and_said(world, tmp_path):
+    summary = voted(world, tmp_path, dataclasses.replace(CONFIG, curation=CurationConfig(share=0.5)))
+    assert summary["pairs"] == summary["curation"]["chosen"] == 15
+    whole = read_pairs(tmp_path / "pairs.jsonl")
+    assert curated(CurationConfig(share=1.0), whole)[0] == whole
+
+
+def test_a_store_of_another_codec_is_refused(world, tmp_path):
+    rows, clips = made_clips(world)
+    write_store(tmp_path / "store", rows, clips, {"codec_id": "other"})
+    with pytest.raises(ValueError, match="latents of codec other"):
+        vote_on_rollouts(CONFIG, tmp_path / "store", world / "codec", world, world, tmp_path / "votes")
+    assert not (tmp_path / "votes").exists()
+
+
+def test_impossible_numbers_are_refused():
+    with pytest.raises(ValueError, match="pairs_per_case"):
+        VotesConfig(pairs_per_case=0)
