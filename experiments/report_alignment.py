@@ -12,7 +12,7 @@ from experiments.report_page import Section, cell, png_uri, section_html, tiles
 from experiments.report_summary import TITLES
 
 Found = Mapping[str, Any]  # what `evaluate` wrote
-ROLES = {"judge": "judge, never rewarded", "reward": "rewarded", "watched": "only watched"}
+ROLES = {"judge": "judge", "reward": "rewarded", "watched": "only watched"}
 
 
 def alignment_html(found: Found, examples: Section, dots: bytes, curves: bytes | None) -> str:
@@ -41,15 +41,14 @@ def _table(found: Found) -> str:
         cells = "".join(cell(metric.get(key)) for key in ("before", "after", "codec", "difference", "closed"))
         where = "driven beyond" if name in beyond else "beyond before too" if name in from_start else "no"
         lost = metric["unscored"]
-        unscored = f"<br><small>unscored {lost['before']} and {lost['after']}</small>" if lost["before"] or lost["after"] else ""
-        rows.append(
-            f"<tr><td>{escape(TITLES[name])}<br><code>{escape(name)}</code></td><td>{ROLES[metric['role']]}<br>"
-            f"<small>{metric['better']} is better</small></td>{cells}<td>{where}</td><td>{metric['difference']['n']}{unscored}</td></tr>"
-        )
-    names = ("metric", "role", "before", "after", "codec", "after − before", "share of gap closed", "beyond the codec", "prompts")
+        unscored = f", {lost['before']} and {lost['after']} clips unscored" if lost["before"] or lost["after"] else ""
+        about = f"{ROLES[metric['role']]}, {metric['better']} is better, {metric['difference']['n']} prompts{unscored}"
+        title = escape(TITLES[name].removesuffix(" (lower is better)"))
+        rows.append(f"<tr><td>{title}<br><code>{escape(name)}</code><br><small>{about}</small></td>{cells}<td>{where}</td></tr>")
+    names = ("metric", "before", "after", "codec", "after − before", "gap closed", "beyond the codec")
     head = "".join(f"<th>{name}</th>" for name in names)
     return (
-        f"<p class=soft>Mean with its bootstrap 95 % interval; differences over the same prompts. Share of the gap: (before − after) / "
+        f"<p class=soft>Mean with its bootstrap 95 % interval; differences over the same prompts. Gap closed: (before − after) / "
         f"(before − codec), prompts and the {found['codec_clips']} codec clips drawn apart; a dash where there is no measurable gap or "
         f"none was asked for. Seed {found['seed']}.</p><div class=scroll><table><tr>{head}</tr>{''.join(rows)}</table></div>"
     )

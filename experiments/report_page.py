@@ -145,8 +145,10 @@ def tiles(heading: str, found: Sequence[Verdict], level: int = 2) -> str:
 
 def _tile(verdict: Verdict) -> str:
     style = {True: "pass", False: "open" if verdict.aim else "short", None: "open"}[verdict.met]
-    value = "–" if verdict.value is None else str(verdict.value) if isinstance(verdict.value, int) else f"{verdict.value:.2f}"
-    interval = f" <small class=soft>{verdict.interval[0]:.2f} to {verdict.interval[1]:.2f}</small>" if verdict.interval else ""
+    digits = 3 if verdict.interval and max(map(abs, verdict.interval)) < 0.1 else 2
+    value = "–" if verdict.value is None else str(verdict.value) if isinstance(verdict.value, int) else f"{verdict.value:.{digits}f}"
+    ends = [f"{end:.{digits}f}" for end in verdict.interval or ()]
+    interval = f" <small class=soft>{' to '.join(ends)}</small>" if ends else ""
     return (
         f"<div class=tile>{escape(title(verdict.metric))}<b>{value}{interval}</b>{'aim' if verdict.aim else 'must be'} "
         f"{escape(verdict.limit)} <span class={style}>{verdict_word(verdict)}</span><br>"
