@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ PANEL = PanelConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=(
 NONE = GuardrailLimits()
 
 
-def row(index, errors=0, words=4, flags=(), **scores):
+def row(index: int, errors: float | None = 0, words=4, flags=(), **scores: Any) -> dict[str, Any]:
     """A clip's row; `errors` are both recognisers', None = could not be scored."""
     parts = {} if errors is None else {"errors": errors, "words": words}
     wer = {name: None if errors is None else errors / words for name in ("wer_pocketsphinx", "wer_pocketsphinx_judge")}
@@ -30,12 +31,12 @@ def row(index, errors=0, words=4, flags=(), **scores):
     }  # fmt: skip
 
 
-def rows(count, errors=0, start=0, **scores):
+def rows(count: int, errors: float | None = 0, start=0, **scores: Any) -> list[dict[str, Any]]:
     return [row(start + index, errors, **scores) for index in range(count)]
 
 
 def mean_of(values):
-    return values, [1.0] * len(values)
+    return list(values), [1.0] * len(values)
 
 
 def test_share_closed_of_constant_data_is_exact():
@@ -103,20 +104,20 @@ def test_unscored_prompts_leave_both_sides_and_are_counted():
 
 @pytest.mark.parametrize(("metric", "better", "worse"), [("sync_judge", 1.2, 0.8), ("picture_noise_judge", 0.8, 1.2)])
 def test_beyond_the_codec_is_beyond_its_interval_on_the_better_side(metric, better, worse):
-    codec = [row(i, **{metric: 1.0 + 0.1 * (-1) ** i}) for i in range(20)]
-    made = {value: rows(5, **{metric: value}) for value in (better, worse, 1.0)}
+    codec = [row(i, 0, 4, (), **{metric: 1.0 + 0.1 * (-1) ** i}) for i in range(20)]
+    made: dict[float, Any] = {value: rows(5, 0, 0, **{metric: value}) for value in (better, worse, 1.0)}
     driven, within = (before_after(made[1.0], made[value], codec, NONE) for value in (better, worse))
     assert driven["metrics"][metric]["beyond_codec"] is True and beyond_codec(driven) == [metric]
     assert within["metrics"][metric]["beyond_codec"] is False and beyond_codec(within) == []
     stayed = before_after(made[better], made[better], codec, NONE)
     assert stayed["metrics"][metric]["beyond_codec"] is True  # said, but not alignment's doing
     assert beyond_codec(stayed) == [] and beyond_from_the_start(stayed) == [metric]
-    further = before_after(made[better], rows(5, **{metric: 2 * better - 1}), codec, NONE)
+    further = before_after(made[better], rows(5, 0, 0, **{metric: 2 * better - 1}), codec, NONE)
     assert beyond_codec(further) == [metric]
 
 
 def test_what_the_rubric_weighs_is_a_reward():
-    scores = {"lip_loudness_correlation": 0.5}
+    scores: dict[str, Any] = {"lip_loudness_correlation": 0.5}
     for rewarded, role in (((), "watched"), (("lip_loudness_correlation",), "reward")):
         found = before_after(rows(3, **scores), rows(3, **scores), rows(3, **scores), NONE, rewarded)
         assert found["metrics"]["lip_loudness_correlation"]["role"] == role
@@ -149,7 +150,7 @@ def test_clips_that_do_not_pair_are_refused(change, message):
 def good(closed=0.6, sim=0.0, after_flags=()):
     """An alignment that passes, unless changed."""
     rng = np.random.default_rng(0)
-    base = [dict(errors=2, sync_judge=0.8, sim_resemblyzer=0.6 + 0.01 * value) for value in rng.standard_normal(40)]
+    base: list[dict[str, Any]] = [dict(errors=2, sync_judge=0.8, sim_resemblyzer=0.6 + 0.01 * value) for value in rng.standard_normal(40)]
     codec = [row(i, errors=0, sync_judge=1.2, sim_resemblyzer=0.7) for i in range(40)]
     before = [row(i, **values) for i, values in enumerate(base)]
     moved = [{**v, "errors": 2 - 2 * closed, "sync_judge": 0.8 + 0.4 * closed, "sim_resemblyzer": v["sim_resemblyzer"] + sim} for v in base]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.score_sets import ScoreConfig, score_sets
+from experiments.report import report
+from experiments.score_sets import ALIGN_JUDGES, ScoreConfig, score_sets
 from experiments.statistics import bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
@@ -64,7 +66,8 @@ class Identity:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one is silent."""
-    monkeypatch.setattr("experiments.score_sets.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
+    for module in ("score_sets", "report"):
+        monkeypatch.setattr(f"experiments.{module}.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
     corpus, generated = tmp_path / "corpus", tmp_path / "generated" / "pretrain_seen"
     rows, index = [], []
     for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
@@ -132,3 +135,61 @@ def test_cut_off_index_names_file_and_line(files):
     with pytest.raises(ValueError, match=r"index\.jsonl:4 json"):
         score_sets(ONE, *files)
     assert not files[4].exists()
+
+
+def with_alignment(files, out):
+    """Scores with a held-out set beside: before = the generated clips, after = the real ones under their names."""
+    corpus, codec, syncnet, generated, _ = files
+    for root in (generated, out / "aligned"):
+        shutil.copytree(generated / "pretrain_seen", root / "align_held_out", dirs_exist_ok=True)
+    for i in range(len(WORDS)):
+        shutil.copy(corpus / f"clips/{i}.mp4", out / f"aligned/align_held_out/g{i}.mp4")
+    config = ScoreConfig(num_processes=1, guardrails={"min_motion": 2.0})
+    return score_sets(config, corpus, codec, syncnet, generated, out / "scores", out / "aligned")
+
+
+def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, monkeypatch):
+    torch.set_num_threads(1)
+    for picture in ("clip_png", "contact_sheet"):  # tests/test_report.py draws them
+        monkeypatch.setattr(f"experiments.report.{picture}", lambda *clips: b"png")
+    corpus, codec, _, generated, metrics_path = files
+    half = score_sets(ONE, *files[:4], out=tmp_path / "half", aligned=tmp_path / "aligned")
+    assert "before and after alignment is left out" in caplog.text and "align_held_out" not in half.read_text()
+    alone = [json.loads(line) for line in half.read_text().splitlines()]
+    scores = with_alignment(files, tmp_path)
+    rows = [json.loads(line) for line in scores.read_text().splitlines()]
+    watched = [row for row in rows if "guardrails" in row]
+    assert {(row["prompt_set"], row["source"]) for row in watched} == {
+        ("pretrain_seen", "codec"), ("align_held_out", "generated"), ("align_held_out", "aligned")
+    }  # fmt: skip
+    assert all({*ALIGN_JUDGES} <= row["scores"].keys() for row in watched)
+    assert all(not {*ALIGN_JUDGES} & row["scores"].keys() for row in rows if row not in watched)
+    assert all(any(flag.startswith("motion") and flag.endswith("< 2") for flag in row["flags"]) for row in watched)  # the config's limit
+    assert [row for row in rows if row["source"] in ("real", "generated") and row["prompt_set"] == "pretrain_seen"] == [
+        row for row in alone if row["source"] != "codec"
+    ]
+    alignment, votes = metrics_path.with_name("alignment.json"), tmp_path / "gsb/votes.jsonl"
+    limits = {"min_motion": 2.0}
+    metrics = evaluate(EvaluateConfig(), scores, metrics_path, alignment, votes, {"sync_mini": 1.0}, limits)
+    wer = metrics["wer_pocketsphinx_align_held_out"]
+    assert wer["generated"]["mean"] == pytest.approx(1 / 3, abs=1e-5) and wer["aligned"]["mean"] == 0.0
+    found = json.loads(alignment.read_text())
+    paired = found["metrics"]["wer_pocketsphinx_judge"]
+    assert paired["after"]["mean"] == 0.0 and paired["difference"]["n"] == 3  # one clip before is silent
+    assert paired["unscored"] == {"before": 1, "after": 0, "codec": 0}
+    assert found["flagged"] == {"before": 4, "after": 4, "codec": 4} and found["guardrails"]["motion"]["low"] == 2.0
+    assert found["raters"]["simulated"] is True and found["prompts"] == 4
+    assert all(json.loads(line)["simulated"] for line in votes.read_text().splitlines())
+    page = report(metrics_path, scores.parent, {}, generated, corpus, codec, tmp_path / "page", {}, alignment, tmp_path / "aligned")
+    html = page.read_text()
+    assert html.count("After alignment") == html.count("Before alignment") == 8  # name and picture of four prompts
+    assert "SIMULATED RATERS" in html and page.with_name("before_after.png").is_file()
+    evaluate(EvaluateConfig(), half, metrics_path, alignment)
+    assert "no comparison is written" in caplog.text and not alignment.exists()  # it was of other clips
+    page = report(metrics_path, half.parent, {}, generated, corpus, codec, tmp_path / "page", {}, alignment)
+    assert "Before and after" not in page.read_text()
+
+
+def test_unknown_guardrail_is_refused_before_any_work():
+    with pytest.raises(ValueError, match=r"score\.guardrails\.min_montion: unknown option; did you mean 'min_motion'"):
+        ScoreConfig(guardrails={"min_montion": 1.0})
