@@ -30,6 +30,7 @@ def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
 def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None = None, clips: Path | None = None) -> AlignRun:
     """What is aligned from what. `pairs` and `clips` (a rollout store) are for gsb_dpo."""
     from experiments.align_scorer import scorer_options
+    from experiments.curate_prompts import CHOSEN
     from finetune.align_run import AlignRun
 
     layout, config = job.layout, job.recipe.align
@@ -37,7 +38,7 @@ def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None 
     return AlignRun(
         config=config, base=layout.model(BASE), codec=layout.codec, prompts=layout.prompts / PROMPTS, out=layout.align, trackers=spool,
         scorer=("experiments.align_scorer:AlignScorer", scorer_options(config, layout.corpus, layout.codec, layout.syncnet)),
-        pairs=pairs, clips=clips,
+        pairs=pairs, clips=clips, chosen=layout.chosen / CHOSEN if config.curated_prompts else None,
     )  # fmt: skip
 
 

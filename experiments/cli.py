@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
     "syncnet": Verb("pipeline", "syncnet", "train the sync reward and its judge", "nava syncnet mini"),
     "rollout": Verb("pipeline", "rollout", "several clips of each prompt, to vote on", "nava rollout mini --set rollout.seed=1"),
+    "curate prompts": Verb("pipeline", "curate_prompts", "choose the prompts that alignment trains on", "nava curate prompts mini"),
     "votes": Verb("pipeline", "votes", "have a simulated panel vote on the rollouts", "nava votes mini"),
     "align": Verb("align", "align", "refine the model with rewards or votes", "nava align mini --set align.nft.rounds=4"),
     "evaluate": Verb("pipeline", "evaluate", "measure real, codec and generated clips side by side", "nava evaluate mini"),

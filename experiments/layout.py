@@ -16,6 +16,7 @@ STAGES = (
     "syncnet",
     "generate",
     "rollout",
+    "curate_prompts",
     "votes",
     "align",
     "generate_aligned",
@@ -91,6 +92,11 @@ class Layout:
         return self.out / "rollouts"
 
     @property
+    def chosen(self) -> Path:
+        """chosen.json: the prompts that alignment trains on, and why."""
+        return self.out / "chosen"
+
+    @property
     def votes(self) -> Path:
         """votes.jsonl of the simulated panel on `rollouts`, pairs.jsonl for training."""
         return self.out / "votes"
@@ -129,6 +135,7 @@ class Layout:
             "generate": self.generated,
             "syncnet": self.syncnet,
             "rollout": self.rollouts,
+            "curate_prompts": self.chosen,
             "votes": self.votes,
             "align": self.align,
             "generate_aligned": self.aligned,

@@ -172,6 +172,15 @@ def rollout(job: Job, tracker: SpoolTracker) -> None:
     tracker.set_tags({"nava.rollouts": f"{facts['clips']} clips of {facts['prompts']} prompts"})
 
 
+def curate_prompts(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.curate_prompts import CHOSEN
+    from experiments.curate_prompts import curate_prompts as choose
+
+    layout, weights = job.layout, job.recipe.align.rubric.weights()
+    choose(job.recipe.curate_prompts, weights, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.chosen)
+    tracker.log_artifact(str(layout.chosen / CHOSEN))
+
+
 def votes(job: Job, tracker: SpoolTracker) -> None:
     from experiments.panel import check_apart
     from experiments.votes import PAIRS, SUMMARY, VOTES, vote_on_rollouts
@@ -245,6 +254,7 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
     "generate": generate,
     "syncnet": syncnet,
     "rollout": rollout,
+    "curate_prompts": curate_prompts,
     "votes": votes,
     "align": align,
     "generate_aligned": generate_aligned,

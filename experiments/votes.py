@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.evaluate_clips import clip_of
 from experiments.panel import PanelConfig, write_votes
 from experiments.panel_pairs import votes_for_pairs, write_clips
-from experiments.reward_options import reward_options
+from experiments.store_scores import score_store
 from finetune.curation import CurationConfig, choose, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.votes import read_votes
-from finetune.rollout_store import RolloutStore, open_store
-from pretrain.codecs.base import load_codecs
-from pretrain.progress import track
-from pretrain.prompt import parse
+from finetune.rollout_store import open_store
 from pretrain.torchrun import write_json
-from rewards.catalog import open_rewards
-from rewards.types import Clip, Score
 
 VOTES, CLIPS, PAIRS, SUMMARY = "votes.jsonl", "clips.jsonl", "pairs.jsonl", "summary.json"
 MODEL = "pretrained"
@@ -53,7 +47,8 @@ def vote_on_rollouts(config: VotesConfig, store: Path, codec: Path, corpus: Path
     """
     started = time.perf_counter()
     clips_of = open_store(store)
-    found = judged(config, clips_of, codec, corpus, syncnet)
+    judges = [feature.name for feature in config.panel.features]
+    found = score_store(clips_of, judges, codec, corpus, syncnet, config.batch, config.num_processes)
     named = [ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"]) for name, row in clips_of.places.items()]
     rows, renamed = votes_for_pairs(config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,20 +67,6 @@ def vote_on_rollouts(config: VotesConfig, store: Path, codec: Path, corpus: Path
     return summary
 
 
-def judged(config: VotesConfig, store: RolloutStore, codec: Path, corpus: Path, syncnet: Path) -> dict[str, dict[str, float]]:
-    """Clip -> what each judge of the panel says of it, NaN where it could not."""
-    features = [feature.name for feature in config.panel.features]
-    names = list(dict.fromkeys(feature.partition(".")[0] for feature in features))
-    found: dict[str, dict[str, float]] = {}
-    with open_rewards(names, reward_options(names, corpus, syncnet, num_processes=config.num_processes)) as judges:
-        batches = -(-len(store.places) // config.batch)
-        for clips in track(_decoded(store, codec, config.batch), batches, "clips before the judges (batches)"):
-            scores = {name: judge.score(clips) for name, judge in zip(names, judges, strict=True)}
-            for place, clip in enumerate(clips):
-                found[clip.name] = {feature: _value({name: scores[name][place] for name in names}, feature) for feature in features}
-    return found
-
-
 def curated(config: CurationConfig, pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], dict[str, Any]]:
     """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them where the share is 1."""
     if config.budget(len(pairs)) >= len(pairs):
@@ -94,28 +75,6 @@ def curated(config: CurationConfig, pairs: Sequence[PreferencePair]) -> tuple[li
     gains = vote_margin(np.array([pair.counts.get(axis, (0, 0, 0)) for pair in pairs]))
     choice = choose(text_features([pair.first.prompt for pair in pairs]), gains, config)
     return [pairs[index] for index in choice.indices], choice.report
-
-
-def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip]]:
-    codecs = load_codecs(codec)
-    if store.facts.get("codec_id", codecs.codec_id) != codecs.codec_id:
-        raise ValueError(f"{store.folder}: latents of codec {store.facts['codec_id']}, but {codec} is {codecs.codec_id}; roll out again")
-    names = list(store.places)
-    for start in range(0, len(names), batch):
-        part = names[start : start + batch]
-        latents = store.rollout(part)
-        frames, sounds = codecs.video.decode(latents.video).numpy(), codecs.audio.decode(latents.audio).numpy()
-        yield [_clip(name, store.places[name], *media) for name, media in zip(part, zip(frames, sounds, strict=True), strict=True)]
-
-
-def _clip(name: str, row: dict[str, Any], frames: Any, sound: Any) -> Clip:
-    references = [Path(path) if path else None for path in row["reference_paths"]]
-    return clip_of(frames, sound, parse(row["prompt"]), row["meta"], references, name)
-
-
-def _value(scores: dict[str, Score], feature: str) -> float:
-    name, _, part = feature.partition(".")
-    return math.nan if scores[name].reason else scores[name].parts[part] if part else scores[name].value
 
 
 def _mean(values: Sequence[float]) -> float | None:

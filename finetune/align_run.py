@@ -33,9 +33,10 @@ class AlignRun:
     weights: BaseWeights = "ema"
     pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
     clips: Path | None = None  # the rollout store that its clips lie in
+    chosen: Path | None = None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips")
+    _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips", "chosen")
 
     def save(self) -> Path:
         """Write out/resolved.json for the ranks; returns its path."""
@@ -69,6 +70,7 @@ class AlignRun:
             "prompts": digest(self.prompts),
             "scorer": f"{stable_hash(self.scorer[0], json.dumps(dict(self.scorer[1]), sort_keys=True, default=str)):016x}",
             "pairs": digest(self.pairs) if self.pairs else "",
+            "chosen": digest(self.chosen) if self.chosen else "",
         }
 
     def recipe_hash(self) -> str:

@@ -101,6 +101,24 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
     return {group: float(np.std(found)) if len(found) > 1 else float("nan") for group, found in scored.items()}
 
 
+def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
+    """Gain of a prompt: how far the mean reward of its clips lies below the best prompt's, in deviations of all rewards [N].
+
+    Where a model does well already there is little to win. NaN for a prompt none of whose clips is scored.
+    """
+    values = np.asarray(rewards, np.float64)
+    members: dict[Hashable, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        members.setdefault(group, []).append(float(value))
+    scored = {group: [value for value in found if not np.isnan(value)] for group, found in members.items()}
+    means = {group: float(np.mean(found)) if found else float("nan") for group, found in scored.items()}
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return means
+    best, spread = np.nanmax(list(means.values())), known.std()
+    return {group: float((best - mean) / spread) if spread else 0.0 * mean for group, mean in means.items()}
+
+
 def vote_margin(counts: np.ndarray) -> np.ndarray:
     """Gain of a pair from its votes [N, 3] (first, Same, second): |first - second| / votes, 0..1; NaN without a vote."""
     votes = np.asarray(counts, np.float64)

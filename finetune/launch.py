@@ -21,7 +21,7 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
-    read_prompt_set(run.prompts, run.config)
+    read_prompt_set(run.prompts, run.config, run.chosen)
     if port:
         check_port(port)
     if restart:

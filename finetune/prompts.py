@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from finetune.recipe import AlignConfig
+from pretrain.files import read_json
 from pretrain.prompt import PromptRow, read_prompts
 from pretrain.randomness import generator_for
 
@@ -21,8 +22,11 @@ class PromptSet:
     aside: tuple[PromptRow, ...]
 
 
-def read_prompt_set(path: Path, config: AlignConfig) -> PromptSet:
-    """Raises ValueError or FileNotFoundError in one line: prompts that start from an image, or fewer than a round asks for."""
+def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
+    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; those set aside are drawn from all, and are not among them.
+
+    Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round asks for.
+    """
     rows = read_prompts(path)
     for row in rows:
         if row.image_path:
@@ -35,13 +39,15 @@ def read_prompt_set(path: Path, config: AlignConfig) -> PromptSet:
         by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
     lists = sorted(by_length.values(), key=len, reverse=True)
     aside, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
+    if chosen is not None:
+        names = set(read_json(chosen, "choose the prompts again")["data_ids"])
+        lists = [[row for row in some if row.data_id in names] for some in lists]
     needed = max((phase.prompts_per_round for name, phase in config.phases if name != "gsb_dpo"), default=0)
     usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
     if not usable or len(aside) < config.stop.prompts:
-        raise ValueError(
-            f"{path}: {len(lists[0])} prompts of one length beside {len(aside)} set aside, but a round takes {needed} and stop.prompts is "
-            f"{config.stop.prompts}; give more prompts or ask for fewer"
-        )
+        found = f"{len(lists[0])} prompts of one length beside {len(aside)} set aside"
+        asked = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
+        raise ValueError(f"{chosen or path}: {found}, but {asked}; give more prompts or ask for fewer")
     return PromptSet(tuple(usable), tuple(aside))
 
 

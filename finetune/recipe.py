@@ -184,6 +184,7 @@ class AlignConfig:
     reward_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # beside those that the pipeline knows
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
+    curated_prompts: bool = True  # the pipeline gives the ones that were chosen, False: all that are not set aside
     seed: int = 0
     ema_decay: float = 0.9
     weight_decay: float = 1e-4

@@ -82,7 +82,7 @@ def build_alignment(run: AlignRun, ranks: Ranks, log: Any) -> tuple[Alignment, M
     trained_on = described.facts.get("codec_id", codecs.codec_id)
     if trained_on != codecs.codec_id:
         raise ValueError(f"{run.base}: trained on latents of codec {trained_on}, but {run.codec} is {codecs.codec_id}; give that codec")
-    prompts = read_prompt_set(run.prompts, config)
+    prompts = read_prompt_set(run.prompts, config, run.chosen)
     rows = [row for some in (*prompts.train, prompts.aside) for row in some]
     voices = reference_voices(rows, run.prompts, codecs)
     inject(model, config.lora)
@@ -112,7 +112,7 @@ def export(run: AlignRun, alignment: Alignment, described: ModelFolder) -> str:
     if alignment.ranks.rank:
         return ""
     identity = run.identity()
-    facts = {name: identity[name] for name in ("recipe_hash", "prompts", "scorer", "pairs")}
+    facts = {name: identity[name] for name in ("recipe_hash", "prompts", "scorer", "pairs", "chosen")}
     facts |= {"rounds": progress.rounds, "sequence": list(run.config.sequence)}
     facts |= {"best_round": progress.best_round} if alignment.aside.best else {}
     base_id = str(described.facts["checkpoint_id"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.curation import CurationConfig, choose, contrast, random_choice, text_features, vote_margin
+from finetune.curation import CurationConfig, choose, contrast, random_choice, shortfall, text_features, vote_margin
 
 
 def clusters(rng, sizes=(6, 6, 6), spread=0.05):
@@ -121,3 +121,20 @@ def test_bad_input_is_one_line(features, gains, config, message):
 def test_impossible_settings_are_refused(config):
     with pytest.raises(ValueError, match=r"curation\.[a-z_]+: "):
         CurationConfig(**config)
+
+
+def test_a_prompt_of_low_rewards_has_most_to_win_and_the_best_nothing():
+    found = shortfall(np.array([1.0, 3.0, 5.0, 5.0, np.nan, 2.0, np.nan]), [*"aabbcc", "d"])
+    spread = np.std([1.0, 3.0, 5.0, 5.0, 2.0])
+    assert found["b"] == 0.0 and found["a"] == pytest.approx(3.0 / spread) and found["c"] == pytest.approx(3.0 / spread)
+    assert np.isnan(found["d"])
+    assert set(shortfall(np.ones(4), [*"aabb"]).values()) == {0.0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 10.0), shift=st.floats(-5.0, 5.0))
+def test_the_unit_of_a_reward_does_not_change_what_there_is_to_win(seed, scale, shift):
+    rng = np.random.default_rng(seed)
+    rewards, groups = rng.standard_normal(12), [*"aaabbbcccddd"]
+    before, after = shortfall(rewards, groups), shortfall(scale * rewards + shift, groups)
+    assert [after[group] for group in before] == pytest.approx(list(before.values()), abs=1e-9)

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from align_world import write_world
+from align_world import config, write_world
 from test_align_pairs import dpo, made_clips
 
+from experiments.curate_prompts import PromptChoiceConfig, curate_prompts, prompt_gains
 from experiments.panel import JudgeFeature, PanelConfig
-from experiments.votes import VotesConfig, curated, judged, vote_on_rollouts
+from experiments.store_scores import score_store
+from experiments.votes import VotesConfig, curated, vote_on_rollouts
 from finetune.curation import CurationConfig
 from finetune.gsb.pairs import read_pairs
 from finetune.gsb.votes import read_votes
 from finetune.pair_batches import open_pairs
+from finetune.prompts import read_prompt_set
+from finetune.recipe import StopConfig
 from finetune.rollout_store import open_store, write_store
 from pretrain.codecs.base import load_codecs
 
@@ -32,6 +36,10 @@ def voted(world: Path, out: Path, config: VotesConfig = CONFIG):
     return vote_on_rollouts(config, world / "store", world / "codec", world, world, out)
 
 
+def scores(world: Path, batch: int = 7):
+    return score_store(open_store(world / "store"), ["picture_noise_judge"], world / "codec", world, world, batch, 1)
+
+
 def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
     summary = voted(world, tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text()) and summary["simulated"] is True
@@ -44,14 +52,15 @@ def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
 
 def test_labels_follow_what_the_judges_measured(world, tmp_path):
     voted(world, tmp_path)
-    noise = judged(CONFIG, open_store(world / "store"), world / "codec", world, world)
+    noise = scores(world)
     pairs = read_pairs(tmp_path / "pairs.jsonl")
     cleaner = [noise[p.second.clip_id]["picture_noise_judge"] - noise[p.first.clip_id]["picture_noise_judge"] for p in pairs]
     assert np.corrcoef(cleaner, [pair.label("picture") or 0 for pair in pairs])[0, 1] > 0.6
 
 
 def test_decoding_in_other_batches_changes_nothing(world):
-    few, many = (judged(dataclasses.replace(CONFIG, batch=b), open_store(world / "store"), world / "codec", world, world) for b in (3, 64))
+    few, many = scores(world, 3), scores(world, 64)
+    assert few.keys() == many.keys()
     for clip, values in few.items():
         assert values == pytest.approx(many[clip], rel=1e-4)
 
@@ -74,3 +83,24 @@ def test_a_store_of_another_codec_is_refused(world, tmp_path):
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="pairs_per_case"):
         VotesConfig(pairs_per_case=0)
+
+
+def test_prompts_that_earn_little_are_chosen_and_training_takes_those(world, tmp_path):
+    weights = {"snr_estimate_db": 1.0}
+    one = PromptChoiceConfig(curation=CurationConfig(count=4, gain_weight=1.0), num_processes=1)
+    chosen = curate_prompts(one, weights, world / "store", world / "codec", world, world, tmp_path)
+    assert len(chosen["data_ids"]) == 4 and set(chosen["gains"]) == {f"p{index}" for index in range(10)}
+    assert chosen["report"]["curated"]["mean_gain"] > chosen["report"]["everything"]["mean_gain"]
+    recipe = config(stop=StopConfig(prompts=2))
+    kept = read_prompt_set(world / "prompts.jsonl", dataclasses.replace(recipe, nft=dataclasses.replace(recipe.nft, prompts_per_round=2)),
+                           tmp_path / "chosen.json")  # fmt: skip
+    aside = read_prompt_set(world / "prompts.jsonl", recipe).aside
+    assert kept.aside == aside
+    assert {row.data_id for row in kept.train[0]} == set(chosen["data_ids"]) - {row.data_id for row in aside}
+
+
+def test_gains_of_several_rewards_are_weighed():
+    cases = [*"aabb"]
+    first, second = np.array([0.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0, 0.0])
+    found = prompt_gains({"x": first, "y": second}, cases, {"x": 3.0, "y": 1.0})
+    assert found == pytest.approx({"a": 6.0, "b": 2.0})

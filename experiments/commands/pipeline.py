@@ -45,6 +45,11 @@ def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path =
     _run("rollout", recipe, settings, out)
 
 
+def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+    """Choose the prompts that alignment trains on: diverse ones whose clips in OUT/rollouts earn little yet, into OUT/chosen."""
+    _run("curate_prompts", recipe, settings, out)
+
+
 def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl, into OUT/votes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from experiments.curate_prompts import PromptChoiceConfig
 from experiments.evaluate import EvaluateConfig
 from experiments.objectives_study.config import ObjectivesConfig
 from experiments.score_sets import ScoreConfig
@@ -33,6 +34,7 @@ class Recipe:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     syncnet: SyncFitConfig = field(default_factory=SyncFitConfig)
     rollout: RolloutsConfig = field(default_factory=RolloutsConfig)
+    curate_prompts: PromptChoiceConfig = field(default_factory=PromptChoiceConfig)
     votes: VotesConfig = field(default_factory=VotesConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
