@@ -19,10 +19,10 @@ def page(study: Mapping[str, Any], picture: str) -> str:
     lines = [
         "# Objectives of alignment at one rollout budget",
         "",
-        f"Every arm rolls out {study['budget_clips']} clips for {study['training_prompts']} training prompts, starts from one pretrained "
-        f"model and is asked {clips['prompts']} held-out prompts that no alignment saw ({clips['seeds']} alignment seed(s); "
-        f"{study['ranks']} rank(s)). In brackets: 95 % intervals of the paired difference to the pretrained model, prompts and seeds "
-        f"resampled together ({study['config']['resamples']} resamples). **Bold**: the interval leaves 0 out. Arrows: which way is better.",
+        f"Every arm rolls out {study['budget_clips']} clips of {study['training_prompts']} training prompts (a third: {study['third']}), "
+        f"starts from one pretrained model and is asked {clips['prompts']} held-out prompts that no alignment saw ({clips['seeds']} "
+        f"alignment seed(s); {study['ranks']} rank(s)). In brackets: 95 % intervals of the paired difference to the pretrained model, "
+        f"prompts and seeds resampled together ({study['config']['resamples']} resamples). **Bold**: the interval leaves 0 out. Arrows: which way is better.",
         "",
         f"The votes are simulated: a panel of judges on a store of {stored['prompts']} prompts x {stored['clips_per_prompt']} clips by the "
         f"pretrained model. `{NO_TIES}` has the same votes without the pairs on whose questions nobody won, as plain flow-DPO.",
@@ -91,7 +91,7 @@ def _gains(study: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     for arm, entry in study["arms"].items():
         means = [entry["metrics"][name]["mean"] for name in names]
         if arm == BASELINE:
-            rows.append([arm, *("-" if mean is None else f"{mean:.3f}" for mean in means)])
+            rows.append([arm, *("-" if mean is None else f"{round(mean, 3) + 0.0:.3f}" for mean in means)])
         else:
             rows.append([arm, *(_cell(entry["differences"][name]) for name in names)])
     return _rows(["arm", *heads], rows)
@@ -110,13 +110,16 @@ def _curation(study: Mapping[str, Any]) -> list[str]:
     if "curation" not in study:
         return []
     found = study["curation"]
-    rows = [[name, *(_share(found["shares"][arm][name]) for arm in (CHOSEN, RANDOM)), _cell(diff)]
-            for name, diff in found["differences"].items()]  # fmt: skip
-    word = {"better": "keeps more than", "worse": "keeps less than"}.get(found["differences"][RUBRIC]["verdict"], "is not told apart from")
+    differences, shares = found["differences"], found["shares"]
+    names = [RUBRIC, PANEL, *(name for name in differences if name not in TOTALS)]
+    rows = [[name, *(_share(shares[arm][name]) for arm in (CHOSEN, RANDOM)), _cell(differences[name])] for name in names]
+    kept = [f"{total}: {_share(shares[CHOSEN][total])} by the chosen, {_share(shares[RANDOM][total])} by the random" for total in TOTALS]
+    word = {"better": "keeps more than", "worse": "keeps less than"}.get(differences[RUBRIC]["verdict"], "is not told apart from")
     return [
         "## How much of the gain comes from chosen prompts?", "",
         f"A third of the training prompts, as many rounds. The chosen third **{word}** a random one ({RUBRIC} "
-        f"{_interval(found['differences'][RUBRIC])}). Shares are of nft's gain on all prompts; - where that gain is not told apart from 0.",
+        f"{_interval(differences[RUBRIC])}). Of nft's gain on all prompts is kept, {'; '.join(kept)} (- : there is no gain whose interval "
+        "leaves 0 out).",
         "", *_rows(["metric", "share kept by the chosen third", "by a random third", "chosen minus random"], rows), "",
     ]  # fmt: skip
 
@@ -129,7 +132,7 @@ def _limits(study: Mapping[str, Any]) -> list[str]:
         + " Store, votes and chosen third are one for all seeds; a random third is drawn for each.",
         "- The budget is of clips, not of time: objectives keep their own sampler, epochs and learning rate of the recipe, which were not "
         "searched for each alike. Voted arms take nft's optimizer steps; the clips a step are as near as whole pairs allow.",
-        "- Every arm trains on the same prompts; none is set aside and none stops early.",
+        "- The prompts that the recipe sets aside for stopping early are left out of all arms, and none stops early.",
         "- A clip that a scorer refuses takes no part in that metric's difference, on both sides.",
     ]
     for arm, entry in study["arms"].items():

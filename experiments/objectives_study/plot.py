@@ -32,6 +32,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
         axes.axvline(0.0, color="#333333", linewidth=0.8)
         axes.set_title(f"{name} ({'up' if study['metrics'][name]['higher_is_better'] else 'down'})", fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3, axis="x")
     for axes in panels[len(names) :]:
         axes.set_visible(False)

@@ -137,6 +137,7 @@ def _written(tasks: Sequence[Task], material: Material, ranks: int, root: Path) 
         "budget_clips": budget(sections.objectives, sections.align),
         "stored": dict(zip(("prompts", "clips_per_prompt"), material.stored, strict=True)),
         "training_prompts": len(material.rows),
+        "third": sections.objectives.curation.budget(len(material.rows)),
         **tabulate(sections, [task.arm for task in tasks], results),
         "runs": {task.arm.label: {"folder": task.folder.name, "seconds": round(seconds_of(task), 1)} for task in tasks},
     }

@@ -34,12 +34,13 @@ def difference(one: Table, other: Table, resamples: int) -> Interval:
     return difference_over_seeds(one, other, crossed_draws(one, resamples))
 
 
-def share_of_gain(part: Table, whole: Table, base: Table, resamples: int) -> Interval:
-    """(part - base) / (whole - base). NaN where the interval of `whole - base` reaches 0: a share of what may be nothing says nothing."""
+def share_of_gain(part: Table, whole: Table, base: Table, up: bool, resamples: int) -> Interval:
+    """(part - base) / (whole - base), `up`: higher is better. NaN where `whole - base` is no gain whose interval leaves 0 out: a share
+    of what may be nothing says nothing."""
     part, whole, base = paired(part, whole, base)
     draws = crossed_draws(part, resamples)
     nothing = Interval(math.nan, math.nan, math.nan, part.scored)
-    if not decided(difference_over_seeds(whole, base, draws)):
+    if verdict(difference_over_seeds(whole, base, draws), up) != "better":
         return nothing
     below = draws.means(base)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -52,6 +53,10 @@ def share_of_gain(part: Table, whole: Table, base: Table, resamples: int) -> Int
     return Interval((ours - before) / (theirs - before), float(low), float(high), part.scored)
 
 
-def decided(found: Interval) -> bool:
-    """The interval is there and leaves 0 out."""
-    return not math.isnan(found.mean) and (found.low > 0 or found.high < 0)
+def verdict(found: Interval, up: bool) -> str:
+    """What the interval of a difference says; `up`: higher is better."""
+    if math.isnan(found.mean):
+        return "not measured"
+    if found.low <= 0 <= found.high:
+        return "not told apart"
+    return "better" if (found.mean > 0) == up else "worse"

@@ -9,9 +9,8 @@ from typing import Any
 from experiments.objectives_study.arms import Arm, seeds_of
 from experiments.objectives_study.config import BASELINE, CHOSEN, NFT, NO_TIES, RANDOM, TIES
 from experiments.objectives_study.material import Sections
-from experiments.objectives_study.statistics import crossed_draws, decided, difference, share_of_gain
+from experiments.objectives_study.statistics import crossed_draws, difference, share_of_gain, verdict
 from experiments.objectives_study.totals import higher_is_better, target_of, units_of, with_totals
-from experiments.statistics import Interval
 from experiments.study.statistics import Table, mean_over_seeds
 
 Results = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
@@ -49,7 +48,7 @@ def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[
         found["ties"] = _differences(tables[TIES], tables[NO_TIES], better, resamples)
     if {NFT, CHOSEN, RANDOM} <= tables.keys():
         found["curation"] = {
-            "shares": {name: _shares(tables[name], tables[NFT], tables[BASELINE], resamples) for name in (CHOSEN, RANDOM)},
+            "shares": {name: _shares(tables[name], tables[NFT], tables[BASELINE], better, resamples) for name in (CHOSEN, RANDOM)},
             "differences": _differences(tables[CHOSEN], tables[RANDOM], better, resamples),
         }
     return found
@@ -70,15 +69,6 @@ def _differences(ours: Tables, theirs: Tables, better: Mapping[str, bool], resam
     return {name: {**interval.as_json(), "verdict": verdict(interval, better[name])} for name, interval in found.items()}
 
 
-def verdict(found: Interval, up: bool) -> str:
-    """What an interval of a difference says; `up`: higher is better."""
-    if found.mean != found.mean:
-        return "not measured"
-    if not decided(found):
-        return "not told apart"
-    return "better" if (found.mean > 0) == up else "worse"
-
-
 def _target(name: str, parts: Mapping[str, list[str]], differences: Mapping[str, Any]) -> dict[str, Any]:
     """The arm's own target, as one total and metric by metric."""
     total = target_of(name)
@@ -87,9 +77,9 @@ def _target(name: str, parts: Mapping[str, list[str]], differences: Mapping[str,
     return {"total": total, "verdict": differences[total]["verdict"], "improved": improved, "worsened": worsened}
 
 
-def _shares(part: Tables, whole: Tables, base: Tables, resamples: int) -> dict[str, Any]:
-    """Of the gain on all prompts, where that one is told apart from nothing."""
-    return {name: share_of_gain(table, whole[name], base[name], resamples).as_json() for name, table in part.items()}
+def _shares(part: Tables, whole: Tables, base: Tables, better: Mapping[str, bool], resamples: int) -> dict[str, Any]:
+    """Of the gain on all prompts, where there is one."""
+    return {name: share_of_gain(table, whole[name], base[name], better[name], resamples).as_json() for name, table in part.items()}
 
 
 def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
