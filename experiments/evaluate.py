@@ -81,7 +81,7 @@ def _alignment(
         log.warning("%s: clips before or after alignment, or of the codec, are not among the scores; no comparison is written", ALIGN_SET)
         return None
     weighed = [name for name, weight in rewarded.items() if weight]
-    found = before_after(before, after, codec, fill(GuardrailLimits, limits, "score.guardrails"), weighed, config.seed)
+    found = before_after(before, after, codec, fill(GuardrailLimits, limits, "align.guardrails"), weighed, config.seed)
     raters = {"raters": simulated_gsb(config.panel, before, after, votes_out, rewarded)} if votes_out else {}
     return {"prompt_set": ALIGN_SET, "codec_of": MAIN_SET, **found, **raters}
 

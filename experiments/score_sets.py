@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,28 +60,25 @@ class ScoreConfig:
     max_real_clips: int = 208  # of each kind
     vocabulary: tuple[str, ...] = ()  # empty = the words of the speech bank
     num_processes: int = 2  # of the recogniser
-    guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
-
-    def __post_init__(self) -> None:
-        fill(GuardrailLimits, self.guardrails, "score.guardrails")
 
 
 def score_sets(
-    config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, generated: Path, out: Path, aligned: Path | None = None
-) -> Path:
+    config: ScoreConfig, corpus: Path, codec: Path, syncnet: Path, generated: Path, out: Path, aligned: Path | None = None,
+    limits: Mapping[str, float] = {},
+) -> Path:  # fmt: skip
     """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
 
     `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
     exist. `aligned` is such a folder of the aligned model; where it and `generated` both have align_held_out, those clips and the
-    codec's of `pretrain_seen` get `ALIGN_JUDGES` too, `guardrails` and the `flags` of limits they are beyond.
+    codec's of `pretrain_seen` get `ALIGN_JUDGES` too, `guardrails` and the `flags` of `limits` (align.guardrails) they are beyond.
     Raises FileNotFoundError or ValueError in one line; nothing is written then.
     """
-    start = time.perf_counter()
+    start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
     groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
-    dump(out / SCORES, _rows(config, groups, _score_all(config, groups, corpus, syncnet)))
+    dump(out / SCORES, _rows(bounds, groups, _score_all(config, groups, corpus, syncnet)))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
 
@@ -136,8 +133,8 @@ def _score_all(config: ScoreConfig, groups: Groups, corpus: Path, syncnet: Path)
     return scores
 
 
-def _rows(config: ScoreConfig, groups: Groups, scores: Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]) -> list[dict[str, Any]]:
-    limits, watched = fill(GuardrailLimits, config.guardrails, "score.guardrails"), _watched(groups)
+def _rows(limits: GuardrailLimits, groups: Groups, scores: Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]) -> list[dict[str, Any]]:
+    watched = _watched(groups)
     return [
         {
             "prompt_set": key[0], "source": key[1], "data_id": sample.data_id, "prompt": sample.clip.prompt,

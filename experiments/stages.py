@@ -212,10 +212,10 @@ def generate_aligned(job: Job, tracker: SpoolTracker) -> None:
 def score(job: Job, tracker: SpoolTracker) -> None:
     from experiments.score_sets import score_sets
 
-    layout, config = job.layout, job.recipe.score
+    layout, config, limits = job.layout, job.recipe.score, job.recipe.align.guardrails
     aligned = layout.aligned if layout.aligned.is_dir() else None
     tracker.log_artifact(
-        str(score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned))
+        str(score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned, limits))
     )
 
 
@@ -224,7 +224,7 @@ def evaluate(job: Job, tracker: SpoolTracker) -> None:
     from experiments.score_sets import SCORES
 
     layout, recipe = job.layout, job.recipe
-    given = {"rewarded": recipe.align.rubric.weights(), "limits": recipe.score.guardrails}
+    given = {"rewarded": recipe.align.rubric.weights(), "limits": recipe.align.guardrails}
     measure(recipe.evaluate, layout.scores / SCORES, layout.metrics, layout.alignment, layout.gsb / "votes.jsonl", **given)
     for path in (layout.metrics, layout.alignment, layout.gsb / "votes.jsonl"):
         if path.is_file():

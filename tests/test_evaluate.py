@@ -144,8 +144,7 @@ def with_alignment(files, out):
         shutil.copytree(generated / "pretrain_seen", root / "align_held_out", dirs_exist_ok=True)
     for i in range(len(WORDS)):
         shutil.copy(corpus / f"clips/{i}.mp4", out / f"aligned/align_held_out/g{i}.mp4")
-    config = ScoreConfig(num_processes=1, guardrails={"min_motion": 2.0})
-    return score_sets(config, corpus, codec, syncnet, generated, out / "scores", out / "aligned")
+    return score_sets(ONE, corpus, codec, syncnet, generated, out / "scores", out / "aligned", {"min_motion": 2.0})
 
 
 def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, monkeypatch):
@@ -190,6 +189,6 @@ def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, 
     assert "Before and after" not in page.read_text()
 
 
-def test_unknown_guardrail_is_refused_before_any_work():
-    with pytest.raises(ValueError, match=r"score\.guardrails\.min_montion: unknown option; did you mean 'min_motion'"):
-        ScoreConfig(guardrails={"min_montion": 1.0})
+def test_unknown_guardrail_is_refused_before_any_work(files):
+    with pytest.raises(ValueError, match=r"align\.guardrails\.min_montion: unknown option; did you mean 'min_motion'"):
+        score_sets(ONE, *files, limits={"min_montion": 1.0})

@@ -22,7 +22,7 @@ class DropRule:
 
     min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
-    min_repeats: int = 8
+    min_repeats: int = 8  # pairs shown again; the questions asked about one are no independent evidence
     min_self_consistency: float = 0.4  # share of equal answers; guessing among three gives a third
 
 
@@ -129,11 +129,13 @@ def _check(user: str, votes: Sequence[Vote], rule: DropRule) -> RaterCheck:
     counted = first_votes(votes)
     attention = [vote.choice == vote.ours_side for vote in votes if vote.attention]
     first = {vote.question: vote for vote in counted}
-    repeats = [
-        vote.verdict(vote.pair[0]) == first[vote.question].verdict(vote.pair[0])
+    again = [
+        vote
         for vote in votes
         if not vote.attention and vote is not first[vote.question] and vote.left_model != first[vote.question].left_model
     ]
+    repeats = [vote.verdict(vote.pair[0]) == first[vote.question].verdict(vote.pair[0]) for vote in again]
+    showings = len({(vote.case_id, vote.pair) for vote in again})
     decided = [vote.choice == "left" for vote in counted if vote.choice != "tie"]
     return RaterCheck(
         user_id=user,
@@ -145,7 +147,7 @@ def _check(user: str, votes: Sequence[Vote], rule: DropRule) -> RaterCheck:
         same_answer=sum(repeats),
         left_share=sum(decided) / len(decided) if decided else math.nan,
         side_p=_fair_p(sum(decided), len(decided)) if decided else math.nan,
-        dropped=_reason(attention, repeats, rule),
+        dropped=_reason(attention, repeats, showings, rule),
     )
 
 
@@ -156,10 +158,10 @@ def _fair_p(lefts: int, decided: int) -> float:
     return float(binomtest(lefts, decided).pvalue)
 
 
-def _reason(attention: Sequence[bool], repeats: Sequence[bool], rule: DropRule) -> str:
+def _reason(attention: Sequence[bool], repeats: Sequence[bool], showings: int, rule: DropRule) -> str:
     if len(attention) >= rule.min_attention_checks and sum(attention) < rule.min_attention_passed * len(attention):
         return f"passed {sum(attention)} of {len(attention)} attention checks"
-    if len(repeats) >= rule.min_repeats and sum(repeats) < rule.min_self_consistency * len(repeats):
+    if showings >= rule.min_repeats and sum(repeats) < rule.min_self_consistency * len(repeats):
         return f"gave the same answer in {sum(repeats)} of {len(repeats)} swapped repeats"
     return ""
 
