@@ -22,7 +22,8 @@ def page(study: Mapping[str, Any], picture: str) -> str:
         f"Every arm rolls out {study['budget_clips']} clips of {study['training_prompts']} training prompts (a third: {study['third']}), "
         f"starts from one pretrained model and is asked {clips['prompts']} held-out prompts that no alignment saw ({clips['seeds']} "
         f"alignment seed(s); {study['ranks']} rank(s)). In brackets: 95 % intervals of the paired difference to the pretrained model, "
-        f"prompts and seeds resampled together ({study['config']['resamples']} resamples). **Bold**: the interval leaves 0 out. Arrows: which way is better.",
+        f"prompts and seeds resampled together ({study['config']['resamples']} resamples). **Bold**: the interval leaves 0 out. Arrows: "
+        "which way is better.",
         "",
         f"The votes are simulated: a panel of judges on a store of {stored['prompts']} prompts x {stored['clips_per_prompt']} clips by the "
         f"pretrained model. `{NO_TIES}` has the same votes without the pairs on whose questions nobody won, as plain flow-DPO.",
