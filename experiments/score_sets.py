@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,7 @@ WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned")
 
 log = logging.getLogger(__name__)
 Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
+ByScorer = Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def score_sets(
         raise FileNotFoundError(f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
     groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
-    dump(out / SCORES, _rows(bounds, groups, _score_all(config, groups, corpus, syncnet)))
+    dump(out / SCORES, rows_of(bounds, groups, _score_all(config, groups, corpus, syncnet), _watched(groups)))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
 
@@ -133,8 +134,8 @@ def _score_all(config: ScoreConfig, groups: Groups, corpus: Path, syncnet: Path)
     return scores
 
 
-def _rows(limits: GuardrailLimits, groups: Groups, scores: Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]) -> list[dict[str, Any]]:
-    watched = _watched(groups)
+def rows_of(limits: GuardrailLimits, groups: Groups, scores: ByScorer, watched: Container[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A row per clip from the scores by scorer and group; guardrails of the groups in `watched` are measured here."""
     return [
         {
             "prompt_set": key[0], "source": key[1], "data_id": sample.data_id, "prompt": sample.clip.prompt,

@@ -46,13 +46,16 @@ class Phase:
         for name in ("rounds", "prompts_per_round", "clips_per_prompt", "epochs", "steps_per_epoch", "micro_batch", "rollout_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
         if self.clips_per_prompt % self.steps_per_epoch:
             raise ValueError(
                 f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt {self.clips_per_prompt}: every step takes an equal "
                 "part of every group"
             )
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
 
     @property
     def rolls_out_with(self) -> Role:
@@ -82,7 +85,10 @@ class GsbDpoPhase(Phase):
     tie_shares_from_pairs: bool = True  # False: those of the objective
     lr: float = 1e-4
     micro_batch: int = 16  # pairs
-    clips_per_prompt: int = 2
+
+    def _check_steps(self) -> None:
+        if self.pairs_per_round < 1 or self.pairs_per_round % self.steps_per_epoch:
+            raise ValueError(f"steps_per_epoch {self.steps_per_epoch} must divide pairs_per_round {self.pairs_per_round}")
 
 
 @dataclass(frozen=True, kw_only=True)

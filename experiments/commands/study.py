@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.layout import Layout
+
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def paradigms(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), judge: Path | None = None) -> None:
@@ -40,3 +46,30 @@ def objectives(recipe: RecipeName = "mini", /, settings: Settings = (), out: Pat
     study_objectives(Sections(found.objectives, found.align, found.generate, found.rollout, found.votes), job.layout, job.ranks)
     print((out / "study" / "objectives.md").read_text())
     print(f"report  {out / 'study' / 'objectives.md'}, .json and .png")
+
+
+def seeds(
+    recipe: RecipeName = "mini",
+    /,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    seeds: int = 3,
+    nproc: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the held-out prompts.
+
+    Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json and .md; started
+    again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where there is none.
+    """
+    from experiments.seeds_study.run import study_seeds
+    from experiments.stages import Job
+
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    study = study_seeds(Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc), seeds)
+    if as_json:
+        print(json.dumps(study, indent=1))
+        return
+    print((out / "study" / "seeds.md").read_text())
+    print(f"report  {out / 'study' / 'seeds.md'} and .json")
