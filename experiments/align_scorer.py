@@ -58,6 +58,7 @@ class AlignScorer:
             measured = _column([score.value for score in scores], places, len(rows))
             values[name] = -measured if name in self.lower else measured
             parts |= {name: measured} if name in self.lower else {}
+            parts |= {reward.name: measured} if name in CATALOG and name != reward.name else {}  # e.g. preference_simulated
             parts |= {f"{name}.{part}": column for part, column in _parts(scores, places, len(rows)).items()}
             if why := next((score.reason for score in scores if score.reason), "" if places else "latents that are not finite"):
                 reasons[name] = why
@@ -96,8 +97,7 @@ class AlignScorer:
 def scorer_options(align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1) -> dict[str, Any]:
     """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as plain JSON values."""
     weights = align.rubric.weights()
-    known = reward_options(list(weights), corpus, syncnet, num_processes=num_processes)
-    options = {name: {**known[name], **align.reward_options.get(name, {})} for name in weights}
+    options = reward_options(list(weights), corpus, syncnet, num_processes=num_processes, given=align.reward_options)
     return {
         "codec": str(codec.absolute()), "weights": weights, "options": options, "fps": align.fps, "limits": dict(align.guardrails),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rewards.base import Reward
 from rewards.options import fill, nearest
-from rewards.recipes import picture, sound, speech, sync
+from rewards.recipes import picture, preference, sound, speech, sync
 from rewards.recipes.base import NoOptions, Shared, WeightsOptions
 
 
@@ -50,6 +50,7 @@ CATALOG: dict[str, Entry] = {
     "clap_text_cosine": Entry(sound.clap_text, WeightsOptions, about="text", offline=False),
     "picture_noise_judge": Entry(picture.noise_judge, judge=True, lower_is_better=True, picture=True),
     "identity_colour_edge": Entry(picture.identity, picture=True, about="image"),
+    "preference": Entry(preference.preference, preference.PreferenceOptions, picture=True, offline=False),  # the model's file is the user's
 }
 
 
@@ -80,14 +81,18 @@ def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]])
 
     Raises ValueError and FileNotFoundError in one line for unknown names, wrong options and missing or wrong weights.
     """
-    filled = checked_options(names, options)
     with ExitStack() as stack:
-        shared = Shared(stack)
-        rewards = [_plugin(name, filled[name]) if is_plugin(name) else CATALOG[name].make(filled[name], shared) for name in names]
-        names_given = [reward.name for reward in rewards]
-        if doubled := {name for name in names_given if names_given.count(name) > 1}:
-            raise ValueError(f"two rewards are called {sorted(doubled)[0]!r}; ask for one of them")
-        yield rewards
+        yield build_rewards(names, options, Shared(stack))
+
+
+def build_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]], shared: Shared) -> list[Reward]:
+    """As `open_rewards`, with parts that `shared` has already or will close."""
+    filled = checked_options(names, options)
+    rewards = [_plugin(name, filled[name]) if is_plugin(name) else CATALOG[name].make(filled[name], shared) for name in names]
+    names_given = [reward.name for reward in rewards]
+    if doubled := {name for name in names_given if names_given.count(name) > 1}:
+        raise ValueError(f"two rewards are called {sorted(doubled)[0]!r}; ask for one of them")
+    return rewards
 
 
 def check_weights(weights: Mapping[str, float]) -> None:

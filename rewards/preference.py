@@ -176,10 +176,10 @@ class PreferenceReward:
 
 
 def check_no_judge(features: Sequence[str]) -> None:
-    """Raises ValueError for a judge, or a part of one, among the features of a reward."""
+    """Raises ValueError for a judge, a part of one or a judge's other way of counting among the features of a reward."""
+    judges = [name for name, entry in CATALOG.items() if entry.judge]
     for name in features:
-        entry = CATALOG.get(name) or CATALOG.get(name.partition(".")[0])
-        if entry and entry.judge:
+        if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
             raise ValueError(f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model without it")
 
 

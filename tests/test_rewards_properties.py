@@ -2,15 +2,19 @@
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preference_files import write_model
 from scipy.signal import resample_poly
 
 from pretrain.data.corpus.bank import load_bank
@@ -19,6 +23,8 @@ from rewards.catalog import CATALOG
 from rewards.lips import LipLoudness
 from rewards.quality.noise import NoiseEstimate
 from rewards.quality.picture_noise import PictureNoise
+from rewards.recipes.base import Shared
+from rewards.recipes.preference import PreferenceOptions, preference
 from rewards.semantic.identity import FirstFrameIdentity
 from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.recognizer import Recognizer
@@ -84,6 +90,12 @@ def nearest_voice() -> NearestVoice:
     return NearestVoice(encoder, VoiceBank(tuple(np.repeat(VOICES, 2)), tuple("abcdefgh"), encoder.embed(said)))
 
 
+def preference_for_clean_sound() -> Reward:
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder) / "preference.json", ("snr_estimate_db",), mean=0.0)
+        return preference(PreferenceOptions(model), Shared(ExitStack()))
+
+
 @dataclass(frozen=True)
 class Case:
     """How a reward is built, and which parts of a clip it needs."""
@@ -111,6 +123,7 @@ REWARDS = {
     "snr_estimate_db": Case(NoiseEstimate, frozenset({"sound"})),
     "picture_noise_judge": Case(PictureNoise, frozenset({"frames", "several frames"})),
     "identity_colour_edge": Case(FirstFrameIdentity, frozenset({"frames", "first_frame"})),
+    "preference": Case(preference_for_clean_sound, frozenset({"sound"})),
 }
 
 SOUND, PICTURES = spoken(WORDS[0], VOICES[0]), good(0).frames

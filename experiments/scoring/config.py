@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from experiments.reward_options import preference_options
 from experiments.scoring.clips import ClipFile
 from experiments.scoring.run import ScoreSettings
 from rewards.catalog import CATALOG, check_names, check_weights
@@ -61,7 +62,9 @@ def settings_from(
         name, option, value = _setting(setting, wanted)
         options[name] = {**(options.get(name) or {}), option: value}
     for name in wanted:
-        if name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions):
+        if name == "preference":
+            options[name] = preference_options(options.get(name), lambda inner, given: _inner(inner, given, files))
+        elif _hears(name):
             options[name] = with_vocabulary(name, options.get(name), files)
     return ScoreSettings(rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch)
 
@@ -81,9 +84,18 @@ def with_vocabulary(name: str, options: Mapping[str, Any] | None, files: Sequenc
     if unknown:
         raise ValueError(
             f"{name}.vocabulary: {sorted(unknown)[0]!r} is not among the {len(words)} words of the corpus; "
-            f"set all words that can be heard, --set {name}.vocabulary=[...]"
+            f"set all words that can be heard, {name}.vocabulary=[...]"
         )
     return {**(options or {}), "vocabulary": list(words)}
+
+
+def _hears(name: str) -> bool:
+    """Whether it is a recogniser of given words."""
+    return name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions)
+
+
+def _inner(name: str, options: Mapping[str, Any], files: Sequence[ClipFile]) -> Mapping[str, Any]:
+    return with_vocabulary(f"preference.options.{name}", options, files) if _hears(name) else options
 
 
 def _reward_of(name: str) -> str:

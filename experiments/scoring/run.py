@@ -15,8 +15,9 @@ from experiments.scoring.store import Row, ScoreStore, config_id, identity
 from pretrain.codecs.media import MediaError
 from pretrain.progress import track
 from rewards.base import Reward, unscored
-from rewards.catalog import checked_options, open_rewards
+from rewards.catalog import CATALOG, checked_options, open_rewards
 from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.recipes.preference import PreferenceOptions, needed_rewards
 from rewards.rubric import Rubric
 from rewards.types import Clip, Score
 
@@ -43,9 +44,9 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
     """Scores what `out` (JSONL) does not hold yet; returns one row a clip in the order of `files`.
 
     A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}}, guardrails, flags, and
-    with a rubric total {value, reason, parts}. A clip that cannot be read is a row whose scores have no value but that
-    reason. Rows of other clips stay in the file. Raises ValueError for wrong settings, an `out` of other settings or in
-    use, and what a broken scorer raises.
+    with a rubric total {value, reason, parts}; `called` {reward: name of its scores} where a reward of the catalog answers under
+    another name. A clip that cannot be read is a row whose scores have no value but that reason. Rows of other clips stay in
+    the file. Raises ValueError for wrong settings, an `out` of other settings or in use, and what a broken scorer raises.
     """
     described = settings.described()
     check_attached(files)
@@ -55,7 +56,7 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
         if todo:
             with open_rewards(settings.rewards, settings.options) as rewards:
                 for chunk in _chunks(track(todo, len(todo), "clips scored"), settings.batch):
-                    store.append(_score_chunk(chunk, rewards, store.config_id))
+                    store.append(_score_chunk(chunk, dict(zip(settings.rewards, rewards, strict=True)), store.config_id))
         finished = {row["clip"]: row for row in _judged([store.rows[file.name] for file in files], settings)}
         others = [row for name, row in store.rows.items() if name not in finished]
         store.replace([*finished.values(), *others])
@@ -96,10 +97,11 @@ def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFi
         yield chunk
 
 
-def _score_chunk(chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Sequence[Reward], config: str) -> list[Row]:
+def _score_chunk(chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str) -> list[Row]:
     clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
+    called = {asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name}
     columns = {}
-    for reward in rewards:
+    for reward in rewards.values():
         scores = reward.score(clips) if clips else []
         if len(scores) != len(clips):
             raise ValueError(f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip")
@@ -112,7 +114,7 @@ def _score_chunk(chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Sequence
             "clip": file.name, "path": str(file.path), "config": config, **(identity(file) if file.path.is_file() else {}),
             "prompt": file.prompt, "group": file.group,
             "scores": {name: _entry(next(column) if read else unscored(str(clip))) for name, column in columns.items()},
-            "guardrails": {name: _number(value) for name, value in measured.items()},
+            "guardrails": {name: _number(value) for name, value in measured.items()}, **({"called": called} if called else {}),
         })  # fmt: skip
     return rows
 
@@ -132,6 +134,7 @@ def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
         )
     if settings.rubric is not None and rows:
         columns = {name: to_scores(rows, name) for name in rows[0]["scores"]}
+        columns |= {asked: columns[name] for asked, name in rows[0].get("called", {}).items()}
         found = settings.rubric.total(columns, [row["group"] for row in rows])
         for row, total in zip(answers, found.totals, strict=True):
             row["total"] = {key: value for key, value in _entry(total).items() if key in ("value", "reason", "parts")}
@@ -153,6 +156,10 @@ def _described(options: Any) -> dict[str, Any]:
     """Options with the md5 of every file or folder they name; without those that only change the speed."""
     if isinstance(options, Mapping):
         return dict(options)
+    if isinstance(options, PreferenceOptions):
+        names = needed_rewards(options)
+        inner = checked_options(names, {name: options.options.get(name, {}) for name in names})
+        return {"model": md5_of(Path(options.model or "")), "options": {name: _described(each) for name, each in inner.items()}}
     counted = [field.name for field in dataclasses.fields(options) if not field.metadata.get("speed_only")]
     values = {name: getattr(options, name) for name in counted}
     return {name: md5_of(value) if isinstance(value, Path) and value.exists() else value for name, value in values.items()}
