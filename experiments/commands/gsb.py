@@ -1,4 +1,4 @@
-"""`nava gsb`: votes on clips to statistics, and to preference pairs for training."""
+"""`nava gsb`: votes on clips to statistics, to preference pairs for training, and to a reward that weighs as they do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import tyro
 Axis = Literal["overall", "sync", "voice", "picture"]
 Votes = Annotated[Path, tyro.conf.Positional]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help="the only models there may be; each must have been compared")]
+Scores = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="[MODEL=]FILE[#SOURCE]", help="scores.jsonl of `nava score`; #SOURCE: only those rows of it")
+]
+Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help="rewards in the scores, or reward.part")]
 Indices = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[MODEL=]INDEX", help="index.jsonl of `nava generate`, or its folder")]
 
 
@@ -70,6 +74,34 @@ def export(
     print("share of Same: " + ", ".join(f"{axis} {share:.1%}" for axis, share in shares.items()))
 
 
+def fit(
+    votes: Votes,
+    /,
+    scores: Scores,
+    features: Features,
+    out: Path = Path("preference.json"),
+    axis: Axis = "overall",
+    ours: str | None = None,
+    keep_all_raters: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on what other rewards said of the clips.
+
+    Writes a model for the reward `preference` (preference.model=FILE) of `nava score`, a rubric and `nava align`. Clips are found
+    by model and case (case_id, else the clip's name), and by digest where both know it. Weights are per standard deviation of a
+    feature; judges are refused. A model of simulated votes says so, and its scores are called preference_simulated.
+    """
+    from experiments.fit_preference import fit_votes
+    from experiments.scored_clips import ScoresFile
+    from finetune.gsb.votes import read_votes
+    from rewards.preference_fit import PreferenceConfig
+
+    files = [ScoresFile.parsed(text) for text in scores]
+    model, found = fit_votes(read_votes(votes, ours), files, features, axis, keep_all_raters, PreferenceConfig())
+    model.save(out)
+    print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(found, out)
+
+
 def _index(text: str) -> tuple[str | None, Path]:
     """A path that exists is a path, also with a = in it."""
     model, equals, path = text.partition("=")
@@ -99,6 +131,36 @@ def _show(found: Mapping[str, Any]) -> None:
     console.print(f"\n{_raters(found['raters'])}", markup=False, highlight=False)
     for warning in found["warnings"]:
         console.print(f"warning: {warning}", markup=False, highlight=False)
+
+
+def _show_fit(found: Mapping[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, votes, held_out = Console(), found["votes"], found["held_out"]
+    if found["simulated"]:
+        console.print(f"SIMULATED VOTES ({votes['simulated']} of those used): no person was asked", style="bold", markup=False)
+    left_out = ", ".join(f"{votes[name]} {name.replace('_', ' ')}" for name in ("without_clip", "without_score") if votes[name])
+    told = f"{votes['fitted']} of {votes['asked']} votes on {found['axis']}" + (f" ({left_out})" if left_out else "")
+    console.print(f"{told}, {found['raters']} raters", markup=False, highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("feature", overflow="fold", min_width=8)
+    for name in ("weight per sd", "error", "sd", "alone, held out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in found["features"].items():
+        alone = _share(held_out["alone"][name]["accuracy"]) if held_out else "-"
+        table.add_row(Text(name), f"{row['weight']:+.3f}", _number(row["standard_error"]), f"{row['sd']:.3g}", alone)
+    console.print(table)
+    tie, side = (f"{found[name]['value']:+.3f} (se {_number(found[name]['standard_error'])})" for name in ("tie", "side"))
+    console.print(f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}", markup=False, highlight=False)
+    if held_out:
+        logs = f"log-likelihood {held_out['log_likelihood']:.3f} a vote, chance {held_out['chance_log_likelihood']:.3f}"
+        hits = f"{_share(held_out['accuracy'])} of {held_out['decided']} decided votes, chance {held_out['chance']:.0%}"
+        console.print(f"held-out prompts: accuracy {hits}; {logs}", markup=False, highlight=False)
+    else:
+        console.print("held-out prompts: too few to say", markup=False, highlight=False)
+    console.print(f"{out}", markup=False, highlight=False)
 
 
 def _pairs_table(pairs: Mapping[str, Any]) -> Any:
@@ -136,3 +198,7 @@ def _raters(raters: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.1%}"
