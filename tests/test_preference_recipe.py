@@ -139,7 +139,8 @@ def test_scores_of_another_model_or_of_another_network_behind_it_do_not_mix(tmp_
         score_files(files, made, out)
     network = tmp_path / "net"
     network.mkdir()
-    behind = [f"preference.model={write_model(tmp_path / 'sync.json', ('sync_mini',))}", f"preference.options={{sync_mini: {{model: {network}}}}}"]
+    other = write_model(tmp_path / "sync.json", ("sync_mini",))
+    behind = [f"preference.model={other}", f"preference.options={{sync_mini: {{model: {network}}}}}"]
     looking = settings_from(["preference"], None, behind, files)
     one = looking.described()
     (network / "weights").write_text("trained again")
