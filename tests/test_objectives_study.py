@@ -171,6 +171,9 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
     more = replace(given, objectives=replace(given.objectives, seeds=2))
     run(world, more)
     assert world.aligned() == ["nft-seed1", "rwr-seed1", "gsb_dpo-seed1"] and ("vote", 3) not in world.calls
+    others = replace(given, votes=replace(given.votes, panel=replace(given.votes.panel, seed=7)))
+    run(world, others)
+    assert world.aligned() == ["gsb_dpo-seed0"] and ("vote", 3) in world.calls
     (world.layout.syncnet / "judge" / "config.json").write_text("{}")
     run(world, replace(given, objectives=replace(given.objectives, arms=("pretrained", "nft", "gsb_dpo"))))
     assert ("vote", 3) in world.calls and len([call for call in world.calls if call[0] == "score"]) == 3
