@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.panel_pairs import own_names
 from experiments.store_scores import score_store
+from experiments.votes import clips_of
 from finetune.curation import CurationConfig, choose, shortfall, text_features
-from finetune.rollout_store import open_store
+from finetune.recipe import AlignConfig
+from finetune.rollout_store import RolloutStore, open_store
+from pretrain.jsonl import dump
 from pretrain.torchrun import write_json
+from rewards.catalog import CATALOG
 
-CHOSEN = "chosen.json"
+CHOSEN, SCORES = "chosen.json", "scores.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +37,17 @@ class PromptChoiceConfig:
 
 
 def curate_prompts(
-    config: PromptChoiceConfig, weights: Mapping[str, float], store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path
+    config: PromptChoiceConfig, align: AlignConfig, store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path
 ) -> dict[str, Any]:
     """Writes `out`/chosen.json: data_ids, each prompt's gain, and what the choice is worth beside random ones; returns it.
 
-    weights: of the rubric. A prompt's gain is the weighted sum of how far each reward of its clips lies below the best prompt's
-    (`finetune.curation.shortfall`). Raises FileNotFoundError or ValueError in one line.
+    A prompt's gain is the weighted sum, over the rubric of `align`, of how far each reward of its clips lies below the best prompt's.
+    `out`/scores.jsonl has the rewards of every clip under the names that votes on the store know (for `nava gsb fit`). Raises
+    FileNotFoundError or ValueError in one line.
     """
     started = time.perf_counter()
-    clips = open_store(store)
-    found = score_store(clips, list(weights), codec, corpus, syncnet, config.batch, config.num_processes)
+    clips, weights = open_store(store), align.rubric.weights()
+    found = score_store(clips, list(weights), codec, corpus, syncnet, config.batch, config.num_processes, align.reward_options)
     cases = [clips.case(clip) for clip in found]
     prompts = {row["case_id"]: row["prompt"] for row in clips.places.values()}
     gains = prompt_gains({name: np.array([values[name] for values in found.values()]) for name in weights}, cases, weights)
@@ -52,12 +58,23 @@ def curate_prompts(
         "gains": {name: round(gain, 4) if np.isfinite(gain) else None for name, gain in gains.items()},
         "report": choice.report, "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    dump(out / SCORES, _score_rows(clips, found))
     write_json(out / CHOSEN, chosen)
     return chosen
 
 
-def prompt_gains(rewards: Mapping[str, np.ndarray], cases: list[str], weights: Mapping[str, float]) -> dict[str, float]:
-    """Case -> weighted sum of the shortfalls of each reward [N]; NaN where a reward could score none of its clips."""
-    parts = {name: shortfall(values, cases) for name, values in rewards.items()}
+def prompt_gains(rewards: Mapping[str, np.ndarray], cases: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """Case -> weighted sum of the shortfalls of each reward [N], those that are better when lower turned round; NaN where a reward
+    could score none of its clips."""
+    lower = {name for name in rewards if name in CATALOG and CATALOG[name].lower_is_better}
+    parts = {name: shortfall(-values if name in lower else values, cases) for name, values in rewards.items()}
     return {case: sum(weights[name] * parts[name][case] for name in weights) for case in dict.fromkeys(cases)}
+
+
+def _score_rows(store: RolloutStore, found: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, Any]]:
+    for clip in own_names(clips_of(store)):
+        scores = {name: round(value, 6) if np.isfinite(value) else None for name, value in found[clip.clip_id].items()}
+        yield {
+            "data_id": clip.clip_id, "model": clip.model, "case_id": clip.case_id, "prompt": clip.prompt, "sha256": clip.sha256,
+            "scores": scores, "parts": {},
+        }  # fmt: skip

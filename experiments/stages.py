@@ -176,8 +176,8 @@ def curate_prompts(job: Job, tracker: SpoolTracker) -> None:
     from experiments.curate_prompts import CHOSEN
     from experiments.curate_prompts import curate_prompts as choose
 
-    layout, weights = job.layout, job.recipe.align.rubric.weights()
-    choose(job.recipe.curate_prompts, weights, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.chosen)
+    layout, recipe = job.layout, job.recipe
+    choose(recipe.curate_prompts, recipe.align, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.chosen)
     tracker.log_artifact(str(layout.chosen / CHOSEN))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,23 @@ from rewards.types import Clip, Score
 
 
 def score_store(
-    store: RolloutStore, features: Sequence[str], codec: Path, corpus: Path, syncnet: Path, batch: int, num_processes: int
+    store: RolloutStore,
+    features: Sequence[str],
+    codec: Path,
+    corpus: Path,
+    syncnet: Path,
+    batch: int,
+    num_processes: int,
+    given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Clip -> value of each feature (a reward, or `reward.part`), NaN where it could not be scored.
 
-    `codec`, `corpus` and `syncnet` are outputs of those stages; batch: clips decoded at once. Raises ValueError for another codec's
-    latents and whatever opening the rewards raises.
+    `codec`, `corpus` and `syncnet` are outputs of those stages; batch: clips decoded at once; given: options of rewards. Raises
+    ValueError for another codec's latents and whatever opening the rewards raises.
     """
     names = list(dict.fromkeys(feature.partition(".")[0] for feature in features))
     found: dict[str, dict[str, float]] = {}
-    with open_rewards(names, reward_options(names, corpus, syncnet, num_processes=num_processes)) as scorers:
+    with open_rewards(names, reward_options(names, corpus, syncnet, num_processes=num_processes, given=given)) as scorers:
         batches = -(-len(store.places) // batch)
         for clips in track(_decoded(store, codec, batch), batches, f"rollouts scored by {', '.join(names)} (batches)"):
             scores = {name: scorer.score(clips) for name, scorer in zip(names, scorers, strict=True)}

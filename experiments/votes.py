@@ -18,7 +18,7 @@ from finetune.curation import CurationConfig, choose, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.votes import read_votes
-from finetune.rollout_store import open_store
+from finetune.rollout_store import RolloutStore, open_store
 from pretrain.torchrun import write_json
 
 VOTES, CLIPS, PAIRS, SUMMARY = "votes.jsonl", "clips.jsonl", "pairs.jsonl", "summary.json"
@@ -46,10 +46,10 @@ def vote_on_rollouts(config: VotesConfig, store: Path, codec: Path, corpus: Path
     `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one line.
     """
     started = time.perf_counter()
-    clips_of = open_store(store)
+    rollouts = open_store(store)
     judges = [feature.name for feature in config.panel.features]
-    found = score_store(clips_of, judges, codec, corpus, syncnet, config.batch, config.num_processes)
-    named = [ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"]) for name, row in clips_of.places.items()]
+    found = score_store(rollouts, judges, codec, corpus, syncnet, config.batch, config.num_processes)
+    named = clips_of(rollouts)
     rows, renamed = votes_for_pairs(config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case)
     out.mkdir(parents=True, exist_ok=True)
     write_votes(out / VOTES, rows)
@@ -65,6 +65,11 @@ def vote_on_rollouts(config: VotesConfig, store: Path, codec: Path, corpus: Path
     }  # fmt: skip
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def clips_of(store: RolloutStore) -> list[ClipRef]:
+    """The store's clips as those of one model."""
+    return [ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"]) for name, row in store.places.items()]
 
 
 def curated(config: CurationConfig, pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], dict[str, Any]]:

@@ -58,7 +58,7 @@ def align(run: AlignRun) -> str:
         signal.signal(number, lambda *_: setattr(alignment.scoring, "stop_requested", True))
     resumed = alignment.resume()
     if ranks.rank == 0:
-        first = JsonlTracker(run.out / METRICS, resumed if alignment.progress.baseline else -1)
+        first = JsonlTracker(run.out / METRICS, resumed if resumed or alignment.progress.baseline else -1)
         trackers.append(Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()]))
         _state(run, "running", resumed)
     try:

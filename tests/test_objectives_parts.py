@@ -4,14 +4,13 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.objectives_study.arms import budget, optimizer_steps, plan_arms, store_sizes, votes_phase
 from experiments.objectives_study.config import ARMS, ObjectivesConfig
-from experiments.objectives_study.material import gains_of, is_decided, write_prompts
+from experiments.objectives_study.material import is_decided, write_prompts
 from experiments.objectives_study.one_arm import rounds_cost
 from experiments.objectives_study.scores import tabulated
 from experiments.objectives_study.statistics import crossed_draws, difference, share_of_gain, verdict
@@ -103,22 +102,6 @@ def test_impossible_sizes_are_named(changes, says):
 )
 def test_a_pair_goes_where_no_question_that_is_learned_from_has_a_winner(counts, kept):
     assert is_decided(pair(0, **counts)) is kept
-
-
-def test_gains_are_spreads_in_units_of_each_reward():
-    groups = ["a", "a", "b", "b", "c", "c"]
-    values = {"x": np.array([0.0, 2.0, 1.0, 1.0, math.nan, 1.0]), "flat": np.full(6, 3.0), "none": np.full(6, math.nan)}
-    found = gains_of(values, groups, {"x": 0.5, "flat": 1.0, "none": 1.0})
-    assert found["a"] == pytest.approx(1.0 / np.nanstd(values["x"])) and found["b"] == 0 and math.isnan(found["c"])
-    rescaled = gains_of({"x": 10 * values["x"]}, groups, {"x": 2.0})
-    assert rescaled["a"] == pytest.approx(found["a"])
-
-
-def test_weights_of_the_rubric_weigh_the_gains():
-    groups = ["a", "a", "b", "b"]
-    values = {"x": np.array([-1.0, 1.0, 0.0, 0.0]), "y": np.array([0.0, 0.0, -3.0, 3.0])}
-    found = gains_of(values, groups, {"x": 3.0, "y": 1.0})
-    assert found["a"] == pytest.approx(3 * found["b"])
 
 
 def test_chosen_prompts_keep_their_order_ids_and_files(tmp_path):

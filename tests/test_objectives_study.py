@@ -54,11 +54,11 @@ class World:
         write_pairs(out / "pairs.jsonl", [pair(i, overall=(3, 0, 0) if i % 2 else (0, 3, 0)) for i in range(40)])
         return {"simulated": True}
 
-    def reward(self, align, layout, store, prompts):
-        rows = read_prompts(prompts)
+    def reward(self, align, layout, store, processes):
+        rows = read_prompts(store.parents[1] / "prompts" / "all.jsonl")
         groups = [row.data_id for row in rows for _ in range(2)]
         told = {row.data_id: float(int(row.data_id[1:]) >= 20) for row in rows}
-        return groups, {"sync_mini": np.array([sign * told[name] for name, sign in zip(groups, [-1, 1] * len(rows), strict=True)])}
+        return groups, {"sync_mini": np.array([-told[name] for name in groups])}
 
     def align(self, run, ranks):
         label = run.out.parent.name

@@ -12,11 +12,11 @@ from experiments.panel import JudgeFeature, PanelConfig
 from experiments.store_scores import score_store
 from experiments.votes import VotesConfig, curated, vote_on_rollouts
 from finetune.curation import CurationConfig
-from finetune.gsb.pairs import read_pairs
+from finetune.gsb.pairs import read_clips, read_pairs
 from finetune.gsb.votes import read_votes
 from finetune.pair_batches import open_pairs
 from finetune.prompts import read_prompt_set
-from finetune.recipe import StopConfig
+from finetune.recipe import RubricConfig, StopConfig
 from finetune.rollout_store import open_store, write_store
 from pretrain.codecs.base import load_codecs
 
@@ -86,9 +86,9 @@ def test_impossible_numbers_are_refused():
 
 
 def test_prompts_that_earn_little_are_chosen_and_training_takes_those(world, tmp_path):
-    weights = {"snr_estimate_db": 1.0}
+    paid = config(rubric=RubricConfig(audio={"snr_estimate_db": 1.0}, sync={}))
     one = PromptChoiceConfig(curation=CurationConfig(count=4, gain_weight=1.0), num_processes=1)
-    chosen = curate_prompts(one, weights, world / "store", world / "codec", world, world, tmp_path)
+    chosen = curate_prompts(one, paid, world / "store", world / "codec", world, world, tmp_path)
     assert len(chosen["data_ids"]) == 4 and set(chosen["gains"]) == {f"p{index}" for index in range(10)}
     assert chosen["report"]["curated"]["mean_gain"] > chosen["report"]["everything"]["mean_gain"]
     recipe = config(stop=StopConfig(prompts=2))
@@ -99,8 +99,20 @@ def test_prompts_that_earn_little_are_chosen_and_training_takes_those(world, tmp
     assert {row.data_id for row in kept.train[0]} == set(chosen["data_ids"]) - {row.data_id for row in aside}
 
 
+def test_the_clips_rewards_are_named_as_the_votes_name_them(world, tmp_path):
+    voted(world, tmp_path / "votes")
+    paid = config(rubric=RubricConfig(audio={"snr_estimate_db": 1.0}, sync={}))
+    one = PromptChoiceConfig(curation=CurationConfig(count=4), num_processes=1)
+    curate_prompts(one, paid, world / "store", world / "codec", world, world, tmp_path / "chosen")
+    rows = [json.loads(line) for line in (tmp_path / "chosen/scores.jsonl").read_text().splitlines()]
+    known = {(clip.model, clip.case_id): clip.sha256 for clip in read_clips(tmp_path / "votes/clips.jsonl")}
+    assert {(row["model"], row["case_id"]): row["sha256"] for row in rows} == known and len(rows) == 30
+
+
 def test_gains_of_several_rewards_are_weighed():
     cases = [*"aabb"]
     first, second = np.array([0.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0, 0.0])
     found = prompt_gains({"x": first, "y": second}, cases, {"x": 3.0, "y": 1.0})
     assert found == pytest.approx({"a": 6.0, "b": 2.0})
+    turned = prompt_gains({"wer_pocketsphinx": first}, cases, {"wer_pocketsphinx": 1.0})
+    assert turned == pytest.approx({"a": 0.0, "b": 2.0})

@@ -22,7 +22,7 @@ class ObjectivesConfig:
     rounds: int = 6  # every arm may roll out rounds * nft.prompts_per_round * nft.clips_per_prompt clips
     num_prompts: int = 0  # the first of the held-out ones; 0 = all
     pilot_clips: int = 4  # of each training prompt, whose rewards say what can be learned from it
-    curation: CurationConfig = field(default_factory=CurationConfig)  # of the chosen and the random third
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(gain_weight=0.9))  # of the chosen and the random third
     recognizer_processes: int = 2
     resamples: int = 2000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from experiments.align import BASE, PROMPTS
+from experiments.curate_prompts import prompt_gains
 from experiments.layout import Layout
 from experiments.objectives_study.arms import Arm, budget, store_sizes
 from experiments.objectives_study.config import ObjectivesConfig
 from experiments.objectives_study.runners import Runners
 from experiments.study.plan import mark_of
 from experiments.votes import PAIRS, VotesConfig
-from finetune.curation import choose, contrast, random_choice, text_features
+from finetune.curation import choose, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.pair_batches import AXES
@@ -99,20 +100,20 @@ class Material:
         return self._written(arm.prompts, {self.rows[index].data_id for index in indices})
 
     def chosen(self) -> list[int]:
-        """Places of the third that curation picks: diverse texts, and rewards that tell the clips of a prompt apart."""
+        """Places of the third that curation picks: diverse texts whose clips earn little yet, as the stage `curate_prompts` does."""
         gains = self.pilot()["gains"]
         values = np.array([np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows])
         return choose(text_features([row.prompt.text for row in self.rows]), values, self.sections.objectives.curation).indices
 
     def pilot(self) -> dict[str, Any]:
-        """{"gains": {prompt: contrast of its rewards or None}, "seconds": ...} of a few clips of every training prompt."""
+        """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every training prompt."""
         out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
         if not out.is_file():
             started, prompts = time.monotonic(), self._written("all", {row.data_id for row in self.rows})
             store, align = out.parent / "rollouts", self._plain()
             self.runners.roll_out(self._pilot, align, self.layout.model(BASE), self.layout.codec, prompts, store)
-            groups, values = self.runners.reward(align, self.layout, store, prompts)
-            found = gains_of(values, groups, {name: route.weight for name, route in align.rubric.routes().items()})
+            groups, values = self.runners.reward(align, self.layout, store, self.sections.objectives.recognizer_processes)
+            found = prompt_gains(values, groups, align.rubric.weights())
             gains = {str(name): None if np.isnan(gain) else gain for name, gain in found.items()}
             write_json(out, {"gains": gains, "seconds": round(time.monotonic() - started, 1)})
             shutil.rmtree(store, ignore_errors=True)
@@ -180,19 +181,6 @@ def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
             voices = [os.path.relpath(source.parent / voice, out.parent) if voice else voice for voice in row.get("spk_wavs") or []]
             rows.append({**row, "spk_wavs": voices})
     dump(out, rows)
-
-
-def gains_of(values: Mapping[str, np.ndarray], groups: Sequence[Hashable], weights: Mapping[str, float]) -> dict[Hashable, float]:
-    """What could be learned from each prompt: the spread of its clips' rewards in units of each reward's spread over all clips,
-    averaged by the rubric's weights over the rewards that tell anything apart; NaN where no reward was measured twice."""
-    sums: dict[Hashable, list[float]] = {group: [0.0, 0.0] for group in groups}
-    for name, measured in values.items():
-        spread = float(np.nanstd(measured)) if np.isfinite(measured).any() else 0.0
-        for group, found in contrast(measured, groups).items() if spread else ():
-            if not np.isnan(found):
-                sums[group][0] += weights[name] * found / spread
-                sums[group][1] += weights[name]
-    return {group: total / weight if weight else float("nan") for group, (total, weight) in sums.items()}
 
 
 def is_decided(pair: PreferencePair) -> bool:
