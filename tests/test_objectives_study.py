@@ -58,7 +58,8 @@ class World:
         rows = read_prompts(store.parents[1] / "prompts" / "all.jsonl")
         groups = [row.data_id for row in rows for _ in range(2)]
         told = {row.data_id: float(int(row.data_id[1:]) >= 20) for row in rows}
-        return groups, {"sync_mini": np.array([-told[name] for name in groups])}
+        values = np.array([-told[name] for name in groups])
+        return groups, {reward: values for reward in align.rubric.weights()}
 
     def align(self, run, ranks):
         label = run.out.parent.name
