@@ -68,6 +68,8 @@ class RwrPhase(Phase):
 
     objective: RwrConfig = field(default_factory=RwrConfig)
     epochs: int = 2
+    steps_per_epoch: int = 4
+    lr: float = 1e-3
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(
             solver="euler", steps=16, shift=5.0,
@@ -115,7 +117,7 @@ class GrpoPhase(Phase):
     """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of the sampler; all others are
     Euler's."""
 
-    objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True))
+    objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True, reference_weight=1e-3))
     kernel: Kernel = field(default_factory=Kernel)
     window: int = 2
     first_steps: int = 10
