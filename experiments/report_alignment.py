@@ -20,8 +20,9 @@ def alignment_html(found: Found, examples: Section, dots: bytes, curves: bytes |
     parts = [
         "<h2>Before and after alignment</h2>"
         f"<p class=soft>The same {found['prompts']} prompts, kept out of alignment, with the same seeds, by the pretrained and by the "
-        "aligned model. Judges are a second recogniser set-up and a second sync network that nothing was optimised for; what was rewarded "
-        "stands beside them. Codec: real clips through the codec, about the most that can be reached.</p>",
+        "aligned model. Judges are a second recogniser set-up and a second sync network that no rubric weighs; what was rewarded stands "
+        "beside them. Training votes (gsb_dpo) that were simulated looked at the judges, as these raters do: what they moved is no "
+        "independent gain. Codec: real clips through the codec, about the most that can be reached.</p>",
         tiles("What alignment must reach", alignment_verdicts(found), level=3),
         f'<h3>Judges beside rewards</h3><img class=wide src="{png_uri(dots)}" alt="each metric before, after and of the codec">',
         _table(found),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.report_alignment_table import measured
 from experiments.verdict import Verdict, verdict_word
 
 SHOWN = (
@@ -35,9 +36,7 @@ def page(study: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    value = "–" if verdict.value is None else f"{verdict.value:.3f}"
-    interval = f" ({verdict.interval[0]:.3f}..{verdict.interval[1]:.3f})" if verdict.interval else ""
-    return f"| {verdict.metric} | {value}{interval}, n {verdict.n} {verdict.counted} | {verdict.limit} | {verdict_word(verdict)} |"
+    return f"| {verdict.metric} | {measured(verdict)}, n {verdict.n} {verdict.counted} | {verdict.limit} | {verdict_word(verdict)} |"
 
 
 def _metric(name: str, found: Mapping[str, Any]) -> str:
