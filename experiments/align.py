@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PROMPTS = "align_train.jsonl"  # those set aside for stopping early come out of it too: align_held_out is for judging alone
 BASE = "stage3"
+CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"
+VOTE = "`nava votes` first, or leave gsb_dpo out of align.sequence"
 
 
 def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
@@ -24,7 +26,14 @@ def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
 
     if "gsb_dpo" not in job.recipe.align.sequence:
         return None, None
-    return job.layout.votes / PAIRS, job.layout.rollouts
+    return there(job.layout.votes / PAIRS, VOTE), there(job.layout.rollouts, "`nava rollout` first")
+
+
+def there(path: Path, advice: str) -> Path:
+    """The path. Raises FileNotFoundError where it is not there."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; run {advice}")
+    return path
 
 
 def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None = None, clips: Path | None = None) -> AlignRun:
@@ -38,7 +47,7 @@ def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None 
     return AlignRun(
         config=config, base=layout.model(BASE), codec=layout.codec, prompts=layout.prompts / PROMPTS, out=layout.align, trackers=spool,
         scorer=("experiments.align_scorer:AlignScorer", scorer_options(config, layout.corpus, layout.codec, layout.syncnet)),
-        pairs=pairs, clips=clips, chosen=layout.chosen / CHOSEN if config.curated_prompts else None,
+        pairs=pairs, clips=clips, chosen=there(layout.chosen / CHOSEN, CURATE) if config.curated_prompts else None,
     )  # fmt: skip
 
 

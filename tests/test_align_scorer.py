@@ -6,7 +6,11 @@ import pytest
 import torch
 from align_world import config, write_world
 
+from experiments.align import align_run, pairs_and_clips
 from experiments.align_scorer import AlignScorer, scorer_options
+from experiments.layout import Layout
+from experiments.recipes.load import load_recipe
+from experiments.stages import Job
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from finetune.scores import Scores, means, summed
@@ -124,3 +128,12 @@ def test_means_of_ranks_leave_out_what_was_not_scored():
 def test_samples_are_files_to_look_at(world, rows, tmp_path):
     paths = scorer(world, {"snr_estimate_db": 1.0}).write(*latents(), rows, tmp_path / "samples")
     assert [path.name for path in paths] == ["p0.mp4", "p1.mp4", "p2.mp4"] and all(path.stat().st_size > 500 for path in paths)
+
+
+def test_what_alignment_needs_and_is_not_there_is_named_with_what_to_run(tmp_path):
+    job = Job(recipe=load_recipe("mini", settings=["align.sequence=[gsb_dpo]"]), layout=Layout(out=tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"pairs\.jsonl: no such file or folder; run `nava votes` first"):
+        pairs_and_clips(job)
+    with pytest.raises(FileNotFoundError, match=r"chosen\.json: .*run `nava curate prompts` first, or set align.curated_prompts=false"):
+        align_run(job)
+    assert pairs_and_clips(dataclasses.replace(job, recipe=load_recipe("mini"))) == (None, None)

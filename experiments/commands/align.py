@@ -42,10 +42,11 @@ def align(
     if port:
         check_port(port)
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
-    usual_pairs, usual_clips = pairs_and_clips(job)
-    if usual_pairs is None and (pairs or clips):
+    if "gsb_dpo" not in job.recipe.align.sequence and (pairs or clips):
         raise ValueError("--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out")
-    pairs, clips = pairs or usual_pairs, clips or usual_clips
+    if pairs is None or clips is None:
+        usual = pairs_and_clips(job)
+        pairs, clips = pairs or usual[0], clips or usual[1]
     check_before(align_run(job, None, pairs, clips), job.ranks)
     if must_train("align", "align", job.layout.align, job, resume):
         with tracked("align", job.recipe.name, config_of("align", job.recipe), job.layout, job.root, resume=True) as tracker:
