@@ -103,7 +103,7 @@ class RolloutStore:
 def open_store(folder: Path) -> RolloutStore:
     """Raises FileNotFoundError or ValueError in one line."""
     if not (folder / META).is_file():
-        raise FileNotFoundError(f"{folder / META}: no such file; make the rollouts first")
+        raise FileNotFoundError(f"{folder / META}: no such file; make the rollouts first: `nava rollout`")
     places = {}
     for _, row in scan(folder / INDEX):
         if isinstance(row, FieldError):
