@@ -64,7 +64,10 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class RwrPhase(Phase):
-    """Guided rollouts: without, it distils the blurrier samples of the unguided policy (DESIGN.md, decision 8)."""
+    """Guided rollouts: without, it distils the blurrier samples of the unguided policy (DESIGN.md, decision 8).
+
+    Measured on the mini, it falls all the same: what it distils is guided once more when it is evaluated (docs/study/objectives.md).
+    """
 
     objective: RwrConfig = field(default_factory=RwrConfig)
     epochs: int = 2
