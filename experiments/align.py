@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
 from experiments.runs import Interrupted
 from experiments.tracking import SpoolTracker
+from pretrain.data.corpus.texts import ALIGN_TRAIN
 
 if TYPE_CHECKING:
     from experiments.layout import Layout
     from experiments.stages import Job
     from finetune.align_run import AlignRun
 
-PROMPTS = "align_train.jsonl"  # those set aside for stopping early come out of it too: align_held_out is for judging alone
+PROMPTS = f"{ALIGN_TRAIN}.jsonl"  # those set aside for stopping early come out of it too: align_held_out is for judging alone
 BASE = "stage3"
 CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"
 VOTE = "`nava votes` first, or leave gsb_dpo out of align.sequence"

@@ -80,10 +80,22 @@ def _alignment(
     if not before or not after or not codec:
         log.warning("%s: clips before or after alignment, or of the codec, are not among the scores; no comparison is written", ALIGN_SET)
         return None
+    return {"prompt_set": ALIGN_SET, "codec_of": MAIN_SET, **compare(config, before, after, codec, votes_out, rewarded, limits)}
+
+
+def compare(
+    config: EvaluateConfig,
+    before: Sequence[Row],
+    after: Sequence[Row],
+    codec: Sequence[Row],
+    votes_out: Path | None,
+    rewarded: Mapping[str, float],
+    limits: Mapping[str, float],
+) -> dict[str, Any]:
+    """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as of `evaluate`."""
     weighed = [name for name, weight in rewarded.items() if weight]
     found = before_after(before, after, codec, fill(GuardrailLimits, limits, "align.guardrails"), weighed, config.seed)
-    raters = {"raters": simulated_gsb(config.panel, before, after, votes_out, rewarded)} if votes_out else {}
-    return {"prompt_set": ALIGN_SET, "codec_of": MAIN_SET, **found, **raters}
+    return {**found, **({"raters": simulated_gsb(config.panel, before, after, votes_out, rewarded)} if votes_out else {})}
 
 
 def _write(path: Path, content: Any) -> None:

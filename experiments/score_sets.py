@@ -15,6 +15,7 @@ from experiments.evaluate_clips import Sample, codec_samples, generated_samples,
 from experiments.reward_options import reward_options
 from experiments.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.base import load_codecs
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.catalog import open_rewards
@@ -24,7 +25,7 @@ from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
 
 MAIN_SET = "pretrain_seen"
-ALIGN_SET = "align_held_out"  # the same prompts and seeds before (source generated) and after alignment (source aligned)
+ALIGN_SET = ALIGN_HELD_OUT  # the same prompts and seeds before (source generated) and after alignment (source aligned)
 # prompt set -> kind of the real clips it is compared with; "" = none
 PROMPT_SETS = {
     MAIN_SET: "speech",

@@ -18,8 +18,8 @@ from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
 from experiments.runs import Interrupted, read_record, tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 
-HELD_OUT = "align_held_out"  # prompts that alignment never sees
 LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
 
 
@@ -144,7 +144,7 @@ def generate(job: Job, tracker: SpoolTracker) -> None:
     from pretrain.generate import generate as speak
 
     layout = job.layout
-    for prompts in (*sorted(layout.prompts.glob("pretrain_*.jsonl")), layout.prompts / f"{HELD_OUT}.jsonl"):
+    for prompts in (*sorted(layout.prompts.glob("pretrain_*.jsonl")), layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"):
         folder = layout.generated / prompts.stem
         speak(job.recipe.generate, layout.model("stage3"), layout.codec, prompts, folder, None)
         for clip in sorted(folder.glob("*.mp4"))[:4]:
@@ -164,11 +164,11 @@ def syncnet(job: Job, tracker: SpoolTracker) -> None:
 
 
 def rollout(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.align import BASE, PROMPTS
     from finetune.make_rollouts import make_rollouts
 
     layout, recipe = job.layout, job.recipe
-    prompts = layout.prompts / "align_train.jsonl"
-    facts = make_rollouts(recipe.rollout, recipe.align, layout.model("stage3"), layout.codec, prompts, layout.rollouts)
+    facts = make_rollouts(recipe.rollout, recipe.align, layout.model(BASE), layout.codec, layout.prompts / PROMPTS, layout.rollouts)
     tracker.set_tags({"nava.rollouts": f"{facts['clips']} clips of {facts['prompts']} prompts"})
 
 
@@ -203,10 +203,10 @@ def align(job: Job, tracker: SpoolTracker) -> None:
 def generate_aligned(job: Job, tracker: SpoolTracker) -> None:
     from pretrain.generate import generate as speak
 
-    layout, folder = job.layout, job.layout.aligned / HELD_OUT
-    speak(job.recipe.generate, layout.align / "model", layout.codec, layout.prompts / f"{HELD_OUT}.jsonl", folder, None)
+    layout, folder = job.layout, job.layout.aligned / ALIGN_HELD_OUT
+    speak(job.recipe.generate, layout.align / "model", layout.codec, layout.prompts / f"{ALIGN_HELD_OUT}.jsonl", folder, None)
     for clip in sorted(folder.glob("*.mp4"))[:4]:
-        tracker.log_artifact(str(clip), f"clips/{HELD_OUT}")
+        tracker.log_artifact(str(clip), f"clips/{ALIGN_HELD_OUT}")
 
 
 def score(job: Job, tracker: SpoolTracker) -> None:

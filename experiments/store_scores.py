@@ -45,8 +45,7 @@ def score_store(
 
 def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip]]:
     codecs = load_codecs(codec)
-    if store.facts.get("codec_id", codecs.codec_id) != codecs.codec_id:
-        raise ValueError(f"{store.folder}: latents of codec {store.facts['codec_id']}, but {codec} is {codecs.codec_id}; roll out again")
+    store.check_codec(codecs, codec)
     names = list(store.places)
     for start in range(0, len(names), batch):
         part = names[start : start + batch]

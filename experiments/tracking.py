@@ -21,8 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import replacing
+
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
+RUN_KEY = "run_key.txt"
 log = logging.getLogger(__name__)
 
 
@@ -102,6 +105,15 @@ def failure_marked(tracker: SpoolTracker) -> Iterator[None]:
 def new_run_key(name: str) -> str:
     """Name of a run's spool folder: sorts by time, reads as the stage, and is unique."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}-{uuid.uuid4().hex[:8]}"
+
+
+def kept_run_key(folder: Path, name: str) -> str:
+    """Key of the run that belongs to a folder, the same one until its RUN_KEY file is removed."""
+    path = folder / RUN_KEY
+    if not path.is_file():
+        with replacing(path) as temporary:
+            temporary.write_text(new_run_key(name))
+    return path.read_text()
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:

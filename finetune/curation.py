@@ -93,12 +93,7 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
 
     Without contrast there is nothing to prefer, and no objective learns from the group.
     """
-    values = np.asarray(rewards, np.float64)
-    members: dict[Hashable, list[float]] = {}
-    for value, group in zip(values, groups, strict=True):
-        members.setdefault(group, []).append(float(value))
-    scored = {group: [value for value in found if not np.isnan(value)] for group, found in members.items()}
-    return {group: float(np.std(found)) if len(found) > 1 else float("nan") for group, found in scored.items()}
+    return {group: float(np.std(found)) if len(found) > 1 else float("nan") for group, found in _scored(rewards, groups).items()}
 
 
 def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
@@ -106,11 +101,7 @@ def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable,
 
     Where a model does well already there is little to win. NaN for a prompt none of whose clips is scored.
     """
-    values = np.asarray(rewards, np.float64)
-    members: dict[Hashable, list[float]] = {}
-    for value, group in zip(values, groups, strict=True):
-        members.setdefault(group, []).append(float(value))
-    scored = {group: [value for value in found if not np.isnan(value)] for group, found in members.items()}
+    values, scored = np.asarray(rewards, np.float64), _scored(rewards, groups)
     means = {group: float(np.mean(found)) if found else float("nan") for group, found in scored.items()}
     known = values[~np.isnan(values)]
     if not len(known):
@@ -137,6 +128,16 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
         for word in words:
             row[place[word]] += 1
     return features / np.linalg.norm(features, axis=1, keepdims=True) if len(texts) else features
+
+
+def _scored(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, list[float]]:
+    """Group -> those of its rewards that are not NaN."""
+    members: dict[Hashable, list[float]] = {}
+    for value, group in zip(np.asarray(rewards, np.float64).tolist(), groups, strict=True):
+        found = members.setdefault(group, [])
+        if not np.isnan(value):
+            found.append(value)
+    return members
 
 
 def _check(groups: Sequence[np.ndarray], gains: np.ndarray) -> None:

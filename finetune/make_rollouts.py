@@ -14,7 +14,7 @@ from finetune.recipe import AlignConfig
 from finetune.rollout import Asked, ask, roll_out
 from finetune.rollout_store import write_store
 from finetune.types import Role, Rollout
-from pretrain.codecs.base import load_codecs
+from pretrain.codecs.base import check_trained_on, load_codecs
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.generate import GenerateConfig, reference_voices
 from pretrain.model.checkpoint import WeightsName, load_model
@@ -65,9 +65,7 @@ def make_rollouts(config: RolloutsConfig, sizes: AlignConfig, base: Path, codec:
     rows = [row for some in read_prompt_set(prompts, sizes).train for row in some]
     model, described = load_model(base, config.weights)
     codecs = load_codecs(codec)
-    trained_on = described.facts.get("codec_id", codecs.codec_id)
-    if trained_on != codecs.codec_id:
-        raise ValueError(f"{base}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give that codec")
+    check_trained_on(codecs, codec, described.facts, base)
     asked = ask(rows, config.clips_per_prompt, codecs, reference_voices(rows, prompts, codecs), sizes)
     if config.bf16:
         lower_precision(model, torch.bfloat16)

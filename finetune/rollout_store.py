@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finetune.types import Rollout
+from pretrain.codecs.base import Codecs
 from pretrain.data.store import replace_folder
 from pretrain.files import read_json, save_tensors
 from pretrain.jsonl import FieldError, dump, scan
@@ -69,6 +70,12 @@ class RolloutStore:
     @cached_property
     def _files(self) -> dict[int, Any]:
         return {}
+
+    def check_codec(self, codecs: Codecs, codec: Path) -> None:
+        """Raises ValueError where the latents are not of `codecs`, the folder `codec`."""
+        made_with = self.facts.get("codec_id", codecs.codec_id)
+        if made_with != codecs.codec_id:
+            raise ValueError(f"{self.folder}: latents of codec {made_with}, but {codec} is {codecs.codec_id}; roll out again")
 
     def case(self, clip: str) -> str:
         return self.places[clip]["case_id"]

@@ -23,7 +23,7 @@ from finetune.prompts import read_prompt_set
 from finetune.rollout_store import open_store
 from finetune.scoring import RankScoring
 from finetune.trainer import Trainer
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs, check_trained_on, load_codecs
 from pretrain.generate import reference_voices
 from pretrain.model.checkpoint import ModelFolder, load_model
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
@@ -79,9 +79,7 @@ def build_alignment(run: AlignRun, ranks: Ranks, log: Any) -> tuple[Alignment, M
     config = run.config
     model, described = load_model(run.base, run.weights)
     codecs = load_codecs(run.codec)
-    trained_on = described.facts.get("codec_id", codecs.codec_id)
-    if trained_on != codecs.codec_id:
-        raise ValueError(f"{run.base}: trained on latents of codec {trained_on}, but {run.codec} is {codecs.codec_id}; give that codec")
+    check_trained_on(codecs, run.codec, described.facts, run.base)
     prompts = read_prompt_set(run.prompts, config, run.chosen)
     rows = [row for some in (*prompts.train, prompts.aside) for row in some]
     voices = reference_voices(rows, run.prompts, codecs)
@@ -98,8 +96,7 @@ def _pairs(run: AlignRun, codecs: Codecs) -> PairSource | None:
     if run.pairs is None or run.clips is None:
         raise ValueError("gsb_dpo needs preference pairs and the rollouts they speak of; give both")
     store = open_store(run.clips)
-    if store.facts.get("codec_id", codecs.codec_id) != codecs.codec_id:
-        raise ValueError(f"{run.clips}: latents of codec {store.facts['codec_id']}, but {run.codec} is {codecs.codec_id}; roll out again")
+    store.check_codec(codecs, run.codec)
     return open_pairs(run.pairs, store, run.config.gsb_dpo)
 
 

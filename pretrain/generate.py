@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs, check_trained_on, load_codecs
 from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.store import replace_folder
 from pretrain.flow.guidance import GuidanceScales
@@ -87,9 +87,7 @@ def generate(config: GenerateConfig, model: Path, codec: Path, prompts: Path, ou
     _check(rows, prompts, out)
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)
-    trained_on = described.facts.get("codec_id", codecs.codec_id)  # a model from elsewhere need not say
-    if trained_on != codecs.codec_id:
-        raise ValueError(f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows")
+    check_trained_on(codecs, codec, described.facts, model)
     references = _References(reference_voices(rows, prompts, codecs), _images(rows, prompts, config))
     if config.bf16:
         lower_precision(network, torch.bfloat16)

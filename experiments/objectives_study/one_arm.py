@@ -20,14 +20,14 @@ from experiments.objectives_study.material import Material
 from experiments.objectives_study.scores import metric_names
 from experiments.runs import Interrupted
 from experiments.study.plan import mark_of
-from experiments.tracking import RunStart, SpoolTracker, failure_marked, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, failure_marked, kept_run_key
 from finetune.align_run import AlignRun
-from pretrain.files import read_json, replacing
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
+from pretrain.files import read_json
 from pretrain.recipe import to_json
 from pretrain.torchrun import METRICS, write_json
 
-HELD_OUT = "align_held_out"
-KEY, SPENT = "run_key.txt", "spent.json"
+SPENT = "spent.json"
 PARTS = ("rollout", "score", "update")  # of a round, by what metrics.jsonl calls them
 
 
@@ -63,7 +63,8 @@ def task_of(arm: Arm, material: Material, ranks: int) -> Task:
         trained += [to_json(sections.objectives.curation)] if arm.prompts != "all" else []
         trained += [material.pilot_mark] if arm.name == CHOSEN else []
     folder = material.folder / "runs" / f"{arm.label}-{mark_of(trained)}"
-    judged = [material.inputs[f"{HELD_OUT}.jsonl"], material.inputs["syncnet_judge"], names_of(material), sections.objectives.num_prompts]
+    asked = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
+    judged = [*asked, names_of(material), sections.objectives.num_prompts]
     return Task(arm, folder, mark_of(to_json(sections.generate), judged))
 
 
@@ -79,7 +80,7 @@ def run_arm(task: Task, material: Material, ranks: int, parent: SpoolTracker) ->
     Raises Interrupted where a signal ended the alignment, ValueError or OSError in one line where a part failed.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
-    tracker = SpoolTracker(parent.folder.with_name(run_key(task.folder, f"objectives-{task.arm.label}")))
+    tracker = SpoolTracker(parent.folder.with_name(kept_run_key(task.folder, f"objectives-{task.arm.label}")))
     tags = {"nava.study": "objectives", "nava.arm": task.arm.name, "nava.seed": str(task.arm.seed)}
     config = {"align": to_json(task.arm.config) if task.arm.config else {}, "generate": to_json(material.sections.generate)}
     name = f"study objectives {task.arm.label}"
@@ -132,7 +133,7 @@ def _scored(task: Task, material: Material, model: Path) -> dict[str, Any]:
     out, clips = task.folder / f"scores-{task.mark}.json", task.folder / "clips"
     if not out.is_file():
         layout, limits = material.layout, material.sections.align.guardrails
-        prompts = layout.prompts / f"{HELD_OUT}.jsonl"
+        prompts = layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"
         with _clock(task.folder, task.judging):
             material.runners.generate(material.sections.generate, model, layout.codec, prompts, clips, config.num_prompts or None)
             material.runners.score(clips, names_of(material), layout, limits, config.recognizer_processes, out)
@@ -155,15 +156,6 @@ def means(scores: Mapping[str, Any]) -> dict[str, float]:
     known = {name: [pair for pair in pairs if pair] for name, pairs in scores["metrics"].items()}
     sums = {name: (sum(above for above, _ in some), sum(below for _, below in some)) for name, some in known.items()}
     return {name: above / below for name, (above, below) in sums.items() if below}
-
-
-def run_key(folder: Path, name: str) -> str:
-    """Key of the run that belongs to a folder, the same one until the file is removed."""
-    path = folder / KEY
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(new_run_key(name))
-    return path.read_text()
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from experiments.layout import Layout
 from experiments.objectives_study.arms import budget, plan_arms
 from experiments.objectives_study.config import CHOSEN, RANDOM
 from experiments.objectives_study.material import Material, Sections
-from experiments.objectives_study.one_arm import HELD_OUT, KEY, Task, run_arm, run_key, task_of
+from experiments.objectives_study.one_arm import Task, run_arm, task_of
 from experiments.objectives_study.page import page
 from experiments.objectives_study.plot import draw
 from experiments.objectives_study.runners import Runners
 from experiments.objectives_study.table import tabulate
 from experiments.provenance import git_state, md5_of
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked
+from experiments.tracking import RUN_KEY, RunStart, SpoolTracker, ensure_sender, failure_marked, kept_run_key
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, replacing
 from pretrain.recipe import to_json
 from pretrain.stage_run import model_config
@@ -48,13 +49,13 @@ def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path 
     for path in sorted(folder.parent.glob(f"{NAME}.*")):
         tracker.log_artifact(str(path))
     tracker.finish("FINISHED")
-    (folder / KEY).unlink(missing_ok=True)
+    (folder / RUN_KEY).unlink(missing_ok=True)
     return study
 
 
 def _inputs(layout: Layout) -> dict[str, str]:
     """What the study reads, by content. Raises FileNotFoundError with what to run first."""
-    prompts = {name: layout.prompts / name for name in (PROMPTS, f"{HELD_OUT}.jsonl")}
+    prompts = {name: layout.prompts / name for name in (PROMPTS, f"{ALIGN_HELD_OUT}.jsonl")}
     needed = {layout.model(BASE) / "config.json": "pretrain", layout.codec / "config.json": "codec"}
     needed |= {layout.syncnet / role / "config.json": "syncnet" for role in ("reward", "judge")}
     for path, verb in {**needed, **dict.fromkeys(prompts.values(), "corpus")}.items():
@@ -78,7 +79,7 @@ def _check_thirds(material: Material) -> None:
 
 def _tracker(folder: Path, layout: Layout, material: Material, root: Path) -> SpoolTracker:
     """The study's run; the same one until the study is finished."""
-    tracker, git = SpoolTracker(layout.tracking / run_key(folder, f"study_{NAME}")), git_state(root)
+    tracker, git = SpoolTracker(layout.tracking / kept_run_key(folder, f"study_{NAME}")), git_state(root)
     tags = {"nava.study": NAME, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
     tracker.start(RunStart(name=f"study {NAME}", tags=tags, config=to_json(material.sections), inputs=dict(material.inputs)))
     ensure_sender(layout.tracking, root)

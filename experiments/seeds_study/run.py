@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.align import align_run, pairs_and_clips
-from experiments.before_after import before_after
 from experiments.before_after_verdicts import alignment_verdicts
-from experiments.before_after_votes import simulated_gsb
+from experiments.evaluate import compare
 from experiments.evaluate_clips import generated_samples
 from experiments.layout import Layout
 from experiments.reward_options import reward_options
@@ -22,7 +21,7 @@ from experiments.score_sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, S
 from experiments.seeds_study.page import page
 from experiments.seeds_study.pooled import mean_rows
 from experiments.single_runs import single_run
-from experiments.stages import HELD_OUT, Job
+from experiments.stages import Job
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
 from pretrain.files import read_json, replacing
@@ -103,7 +102,7 @@ def _rows(job: Job, model: Path, folder: Path) -> list[Row]:
     mark = {"model": read_json(model / "config.json", "align again")["checkpoint_id"], "generate": str(job.recipe.generate)}
     if not (folder / "mark.json").is_file() or read_json(folder / "mark.json", "remove it") != mark:
         clips = folder / ALIGN_SET
-        generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{HELD_OUT}.jsonl", clips, None)
+        generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
         samples, names = generated_samples(clips, "speech", source="aligned"), (*REWARDS, *ALIGN_JUDGES)
         options = reward_options(names, layout.corpus, layout.syncnet, job.recipe.score.vocabulary, job.recipe.score.num_processes)
         with open_rewards(names, options) as rewards:
@@ -115,10 +114,8 @@ def _rows(job: Job, model: Path, folder: Path) -> list[Row]:
 
 
 def _measured(job: Job, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], votes: Path) -> dict[str, Any]:
-    recipe = job.recipe
-    weights, limits = recipe.align.rubric.weights(), fill(GuardrailLimits, recipe.align.guardrails, "align.guardrails")
-    found = before_after(before, after, codec, limits, weights, recipe.evaluate.seed)
-    return {**found, "raters": simulated_gsb(recipe.evaluate.panel, before, after, votes, weights)}
+    align = job.recipe.align
+    return compare(job.recipe.evaluate, before, after, codec, votes, align.rubric.weights(), align.guardrails)
 
 
 def _seconds(metrics: Path) -> float:

@@ -16,9 +16,9 @@ from experiments.study.plan import StudyPlan, mark_of, plan_study
 from experiments.study.plot import draw
 from experiments.study.scores import write_voice_bank
 from experiments.study.table import tabulate
-from experiments.study.training import KEY, TrainingTask, write_json
+from experiments.study.training import TrainingTask, write_json
 from experiments.study.workers import Job, core_shares, run_all
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
+from experiments.tracking import RUN_KEY, RunStart, SpoolTracker, ensure_sender, failure_marked, kept_run_key
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
@@ -65,7 +65,7 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     for path in sorted(folder.glob(f"{NAME}.*")):
         tracker.log_artifact(str(path))
     tracker.finish("FINISHED")
-    (folder / KEY).unlink(missing_ok=True)
+    (folder / RUN_KEY).unlink(missing_ok=True)
     return study
 
 
@@ -111,11 +111,7 @@ def _task(job: Job, recipe: StudyRecipe, layout: Layout, inputs: Mapping[str, st
 
 def _tracker(folder: Path, layout: Layout, inputs: Mapping[str, str], recipe: StudyRecipe, root: Path) -> SpoolTracker:
     """The study's run; the same one until the study is finished."""
-    path = folder / KEY
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(new_run_key(f"study_{NAME}"))
-    tracker, git = SpoolTracker(layout.tracking / path.read_text()), git_state(root)
+    tracker, git = SpoolTracker(layout.tracking / kept_run_key(folder, f"study_{NAME}")), git_state(root)
     tags = {"nava.study": NAME, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
     tracker.start(RunStart(name=f"study {NAME}", tags=tags, config=to_json(recipe), inputs=dict(inputs)))
     ensure_sender(layout.tracking, root)

@@ -18,12 +18,12 @@ import torch
 
 from experiments.runs import Interrupted
 from experiments.study.scores import score_clips
-from experiments.tracking import RunStart, SpoolTracker, failure_marked, new_run_key
+from experiments.tracking import RunStart, SpoolTracker, failure_marked, kept_run_key
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig, generate
 from pretrain.recipe import PretrainConfig, from_json, to_json
 
-TASK, LOG, KEY = "task.json", "log.txt", "run_key.txt"
+TASK, LOG = "task.json", "log.txt"
 
 
 def result_file(mark: str) -> str:
@@ -60,7 +60,7 @@ def train(folder: Path) -> None:
     """Train, generate and score; FOLDER/result-MARK.json is written last. Raises Interrupted where a signal ended a stage early."""
     started = time.monotonic()
     task = from_json(TrainingTask, read_json(folder / TASK, "run the study again"))
-    tracker = SpoolTracker(Path(task.tracking) / _run_key(folder, task.label))
+    tracker = SpoolTracker(Path(task.tracking) / kept_run_key(folder, task.label))
     config = {"pretrain": to_json(task.pretrain), "generate": to_json(task.generate)}
     tracker.start(RunStart(name=f"study {task.label}", tags=task.tags, config=config, parents={"study": task.parent}))
     with failure_marked(tracker):
@@ -125,14 +125,6 @@ def _means(scores: dict[str, Any]) -> dict[str, float]:
     pairs = {name: [pair for pair in values if pair] for name, values in scores["metrics"].items()}
     sums = {name: (sum(above for above, _ in some), sum(below for _, below in some)) for name, some in pairs.items()}
     return {f"study/{name}": above / below for name, (above, below) in sums.items() if below}
-
-
-def _run_key(folder: Path, label: str) -> str:
-    path = folder / KEY
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(new_run_key(label))
-    return path.read_text()
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -6,10 +6,10 @@ Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pretrain.prompt import ParsedPrompt
 
@@ -68,6 +68,13 @@ class Codecs:
     text: TextEncoder
     speaker: SpeakerEncoder
     codec_id: str
+
+
+def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], model: Path) -> None:
+    """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need not say."""
+    trained_on = facts.get("codec_id", codecs.codec_id)
+    if trained_on != codecs.codec_id:
+        raise ValueError(f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows")
 
 
 def load_codecs(folder: str | Path) -> Codecs:
