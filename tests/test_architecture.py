@@ -12,7 +12,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 # What a package may import of ours. The longest matching prefix of the importing module decides.
-FOUNDATION = {f"pretrain.{name}" for name in ("types", "prompt", "config", "randomness", "files", "jsonl", "progress")}
+FOUNDATION = {f"pretrain.{name}" for name in ("types", "prompt", "config", "randomness", "files", "jsonl", "progress", "storage", "storage_errors")}
 ALLOWED = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},
@@ -23,6 +23,8 @@ ALLOWED = {
     "pretrain.files": FOUNDATION,
     "pretrain.jsonl": FOUNDATION,
     "pretrain.progress": FOUNDATION,
+    "pretrain.storage": FOUNDATION,
+    "pretrain.storage_errors": FOUNDATION,
     "pretrain.flow": {"pretrain.flow", *FOUNDATION},
     "pretrain.model": {"pretrain.model", *FOUNDATION},
     "pretrain.codecs": {"pretrain.codecs", *FOUNDATION},

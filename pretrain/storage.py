@@ -1,0 +1,218 @@
+"""Where data and checkpoints are: local folders and object stores behind one interface.
+
+A place enters as text. A URL such as s3://bucket/run becomes a `upath.UPath`, anything else a `pathlib.Path`, and the code below uses the
+methods that both have. Endpoints and credentials come from the environment or fsspec's configuration (FSSPEC_S3_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, ...), never from the URL. Objects of a store appear whole at the end of their upload.
+
+`exists()` and `is_file()` of a UPath are also False where the store does not answer; `is_file` here raises instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+
+from pretrain.config import nearest
+from pretrain.files import replacing
+from pretrain.storage_errors import named_errors
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # what pathlib makes of a URL
+_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss", "memory", "hdfs", "sftp", "ssh", "http", "https", "hf", "webdav")
+_WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")  # an object appears when its upload is complete
+_DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "adl": "adlfs", "oci": "ocifs",
+            "oss": "ossfs", "hdfs": "pyarrow", "sftp": "paramiko", "ssh": "paramiko", "http": "aiohttp", "https": "aiohttp",
+            "hf": "huggingface_hub", "webdav": "webdav4"}  # fmt: skip
+_OPTIONS = {"use_listings_cache": False}  # other ranks write too
+_CHUNK = 8 * 2**20
+
+
+def place(text: str | Path) -> Path:
+    """The place a text names; a UPath comes back with a connection of its own, as a forked process needs.
+
+    Raises ValueError for an unknown protocol, a missing driver, credentials in the URL, a URL without a bucket.
+    """
+    match = (_COLLAPSED if isinstance(text, PurePath) else _URL).fullmatch(str(text))
+    if match is None:
+        return Path(text)
+    protocol, rest = match.group(1).lower(), match.group(2)
+    if protocol in ("file", "local"):
+        return Path(rest)
+    if "@" in rest.split("/")[0] and protocol not in ("abfs", "az", "adl", "hf"):
+        raise ValueError(f"{protocol}://...@...: credentials do not belong in a URL; give them in the environment")
+    where = f"{protocol}://{rest}"
+    if protocol not in _STORES or "::" in rest:
+        raise ValueError(f"{where}: unknown protocol {protocol!r}; {nearest(protocol, _STORES)}")
+    if not rest.strip("/"):
+        raise ValueError(f"{where}: names no bucket; give {protocol}://BUCKET/FOLDER")
+    _check_driver(protocol, where)
+    from upath import UPath
+
+    return cast(Path, UPath(where.rstrip("/"), **cast(Any, _OPTIONS)))
+
+
+def is_remote(path: Path) -> bool:
+    return not isinstance(path, PurePath)
+
+
+def is_file(path: Path) -> bool:
+    """Whether the file is there. Raises OSError in one line where the store does not answer or forbids it."""
+    if not is_remote(path):
+        return path.is_file()
+    with named_errors(path):
+        try:
+            return _store(path).info(_key(path))["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+
+def list_folder(path: Path) -> list[Path]:
+    """Files and folders directly below, sorted; none where the folder is missing. Raises OSError where the store does not answer."""
+    if not is_remote(path):
+        return sorted(path.iterdir()) if path.is_dir() else []
+    with named_errors(path):
+        try:
+            names = {entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in _store(path).ls(_key(path), detail=True)}
+        except FileNotFoundError:
+            return []
+    return [path / name for name in sorted(names - {"", path.name})]
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder and all below it; nothing where there is none. Raises OSError where a store refuses."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with named_errors(path):
+        try:
+            _store(path).rm(_key(path), recursive=True)
+        except FileNotFoundError:
+            return
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file; nothing where there is none. Raises OSError where a store refuses."""
+    if not is_remote(path):
+        path.unlink(missing_ok=True)
+        return
+    with named_errors(path):
+        try:
+            _store(path).rm_file(_key(path))
+        except FileNotFoundError:
+            return
+
+
+def check_reachable(path: Path) -> None:
+    """Raises OSError in one line where a remote place's bucket is missing, forbidden or not reachable. Local places pass."""
+    if not is_remote(path):
+        return
+    store, key = _store(path), _key(path)
+    protocol = str(path).split("://")[0]
+    with named_errors(path):
+        if protocol in _WHOLE_UPLOADS:
+            store.ls(key.lstrip("/").split("/")[0], detail=False)
+        else:
+            store.exists(key)
+
+
+@contextmanager
+def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
+    """The file itself if local, else a download that is removed afterwards, in NAVA_CACHE or the temporary folder.
+
+    sha256: hexadecimal; raises ValueError where the content is another. Raises OSError where the store fails.
+    """
+    if not is_remote(path):
+        _check_sum(path, path, sha256)
+        yield path
+        return
+    with _scratch() as folder:
+        local = folder / path.name
+        with named_errors(path):
+            _store(path).get_file(_key(path), str(local))
+        _check_sum(local, path, sha256)
+        yield local
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts. On failure nothing of it appears.
+
+    Raises OSError in one line where the upload fails; what was at `path` before is then intact.
+    """
+    if not is_remote(path):
+        with replacing(path) as temporary:
+            yield temporary
+        return
+    with _scratch() as folder:
+        local = folder / path.name
+        yield local
+        with named_errors(path):
+            _upload(local, path)
+
+
+def _upload(local: Path, path: Path) -> None:
+    store, key = _store(path), _key(path)
+    if str(path).split("://")[0] in _WHOLE_UPLOADS:
+        store.put_file(str(local), key)
+        return
+    parent, name = key.rsplit("/", 1)
+    temporary = f"{parent}/.{name}.{os.getpid()}.tmp"
+    try:
+        store.makedirs(parent, exist_ok=True)
+        store.put_file(str(local), temporary)
+        store.mv(temporary, key)
+    except BaseException:
+        if store.exists(temporary):
+            store.rm_file(temporary)
+        raise
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    cache = os.environ.get("NAVA_CACHE")
+    if cache:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="nava-", dir=cache) as folder:
+        yield Path(folder)
+
+
+def _check_sum(local: Path, path: Path, sha256: str) -> None:
+    if not sha256:
+        return
+    digest = hashlib.sha256()
+    with local.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{path}: sha256 is {digest.hexdigest()[:16]}..., expected {sha256[:16]}...; copy or write it again")
+
+
+def _check_driver(protocol: str, where: str) -> None:
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        raise ValueError(f"{where}: no driver for {protocol}; pip install {_DRIVERS.get(protocol, protocol)}") from None
+
+
+def _store(path: Path) -> AbstractFileSystem:
+    """A file system of this process: a UPath keeps the one it first used, which breaks after a fork."""
+    import fsspec
+
+    remote: Any = path
+    return fsspec.filesystem(remote.protocol, **remote.storage_options)
+
+
+def _key(path: Path) -> str:
+    return cast(Any, path).path
