@@ -19,6 +19,7 @@ class ClipShape:
     context: int  # text states, padding included
     references: int = 1
     video_levels: int = 1  # latent frames where a first frame is given, else 1
+    joined: bool = True  # False: modalities kept apart; saves what lies between them, but not where it is masked (unified)
 
     @property
     def streams(self) -> list[int]:
@@ -37,6 +38,18 @@ def training_flops(args: ModelArgs, shape: ClipShape) -> int:
     The first maps of latents, text and levels need no gradient of their input.
     """
     return 3 * forward_flops(args, shape) - _first_maps(args, shape)
+
+
+def params_met_per_video_token(args: ModelArgs) -> int:
+    """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are no matmuls, left out.
+
+    Cross-attention's k and v are not among them: the context's tokens meet those, and there are few of them.
+    """
+    one, none = ClipShape(video=1, audio=0, context=0), ClipShape(video=0, audio=0, context=0)
+    attention = _attend(args, 1, 1) * (args.num_alignment_blocks + args.num_fusion_blocks)
+    levels = _map(1, args.time_frequencies, args.width) + _square(args, 1) + _map(1, args.width, 6 * args.width)
+    met = forward_flops(args, one) - forward_flops(args, none) - attention - levels
+    return met // 2
 
 
 def block_flops(args: ModelArgs, shape: ClipShape) -> int:
@@ -71,14 +84,16 @@ def _cross(args: ModelArgs, tokens: int, seen: int) -> int:
 
 def _nava(args: ModelArgs, shape: ClipShape) -> int:
     tokens = shape.video + shape.audio
-    alignment = _alone(args, tokens) + sum(_cross(args, count, shape.context) for count in shape.streams)
-    fusion = _alone(args, tokens) + _cross(args, tokens, shape.context)
+    between = 0 if shape.joined else 2 * _attend(args, shape.video, shape.audio)
+    alignment = _alone(args, tokens) - between + sum(_cross(args, count, shape.context) for count in shape.streams)
+    fusion = _alone(args, tokens) - between + _cross(args, tokens, shape.context)
     return args.num_alignment_blocks * alignment + args.num_fusion_blocks * fusion
 
 
 def _dual_tower(args: ModelArgs, shape: ClipShape) -> int:
     towers = sum(_alone(args, count) + _cross(args, count, shape.context) for count in shape.streams)
-    meeting = _cross(args, shape.video, shape.audio) + _cross(args, shape.audio, shape.video) if shape.video and shape.audio else 0
+    both = shape.video and shape.audio and shape.joined
+    meeting = _cross(args, shape.video, shape.audio) + _cross(args, shape.audio, shape.video) if both else 0
     return args.num_alignment_blocks * (towers + meeting)
 
 
