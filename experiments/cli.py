@@ -28,6 +28,10 @@ VERBS: dict[str, Verb] = {
     "corpus": Verb("pipeline", "corpus", "render the talking-face corpus", "nava corpus mini --set corpus.seed=1"),
     "curate": Verb("pipeline", "curate", "choose the curated high-quality pairs", "nava curate mini"),
     "codec": Verb("pipeline", "codec", "fit the linear codecs on the corpus", "nava codec mini"),
+    "codec import": Verb(
+        "codec", "import_published", "make a codec of published weights",
+        "nava codec import --video wan2.2 --audio ltx-2.3 --text wan2.2 --speaker redimnet.pt --to out/codec",
+    ),
     "encode": Verb("pipeline", "encode", "turn clips, prompts and voices into latents", "nava encode mini"),
     "pretrain": Verb("pipeline", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
     "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
@@ -49,7 +53,7 @@ VERBS: dict[str, Verb] = {
     "gsb fit": Verb("gsb", "fit", "learn a reward from votes", "nava gsb fit votes.jsonl --scores a=a.jsonl b=b.jsonl --features NAME"),
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
     "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),
-    "plan": Verb("look", "plan", "parameters, memory per GPU and tokens of a flavor", "nava plan nava_6b --gpus 128"),
+    "plan": Verb("plan", "plan", "parameters, FLOPs, memory per GPU and days of a model", "nava plan nava_6b --gpus 128"),
     "tracking flush": Verb("look", "tracking_flush", "send runs that MLflow has not got yet", "nava tracking flush"),
     "ui": Verb("look", "ui", "open the MLflow user interface on this repository's runs", "nava ui --port 5000"),
 }  # fmt: skip

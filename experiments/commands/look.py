@@ -1,4 +1,4 @@
-"""Verbs that only look: at a machine, a prompt file, a plan, a lineage, the runs."""
+"""Verbs that only look: at a machine, a prompt file, a lineage, the runs."""
 
 from __future__ import annotations
 
@@ -43,22 +43,6 @@ def prompt_check(
     return 2 if found["errors"] else 0
 
 
-def plan(
-    flavor: Annotated[str, tyro.conf.Positional],
-    /,
-    gpus: int = 8,
-    frames: int = 145,
-    height: int = 704,
-    width: int = 1280,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Count a flavor on the meta device: parameters, memory per GPU by part, tokens of a clip of that size."""
-    from pretrain.model.plan import plan as count
-
-    found = count(flavor, gpus, frames, height, width)
-    _print_json(found) if as_json else _print_table(found)
-
-
 def lineage(
     target: Annotated[str, tyro.conf.Positional], /, out: Path = Path("out"), as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
 ) -> None:
@@ -97,15 +81,3 @@ def ui(port: int = 5000) -> int:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
-
-
-def _print_table(values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from experiments.flatten import flattened
-
-    table = Table(show_header=False, box=None)
-    for name, value in flattened(values):
-        table.add_row(name, f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value))
-    Console().print(table)

@@ -1,72 +1,98 @@
-"""What a model costs: parameters, tokens, FLOPs and memory per GPU, counted from the model on the meta device."""
+"""What a model costs: parameters, tokens, FLOPs, memory per GPU and time, counted from the sizes; nothing is allocated."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import flavor
-from pretrain.model.flops import ClipShape, training_flops
-from pretrain.model.paradigms import build_model
-from pretrain.model.shell import AVTransformer
+from pretrain.model.flops import ClipShape, block_flops, forward_flops, params_met_per_video_token, training_flops
+from pretrain.model.plan_memory import FRAGMENTATION, RUNTIME_BYTES, Checkpointing, Setup, largest_local_batch, memory_parts, sizes_of
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
 GIB = 2**30
-FP32_BYTES, BF16_BYTES = 4, 2
-ADAM_STATES = 2
+LIMITS_GB = (80, 141)  # H100, H200; decimal, as they are sold
 
 
 def plan(
-    name: str, gpus: int = 1, frames: int = 145, height: int = 704, width: int = 1280, fps: float = 24.0, context_tokens: int = 512
-) -> dict[str, Any]:
-    """Parameters, tokens of one clip, training FLOPs of one clip and memory per GPU by part, in plain types for JSON.
+    name: str, gpus: int = 1, frames: int = 145, height: int = 704, width: int = 1280, fps: float = 24.0, context_tokens: int = 512,
+    *, context: int = 1, replicas: int = 1, checkpointing: Checkpointing = "full", local_batch: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in plain types for JSON.
 
-    Memory counts fully sharded fp32 parameters, gradients, AdamW moments and EMA, the largest block gathered in bf16 twice
-    (one in use, one prefetched), and activations of one clip under full checkpointing (block inputs, and one block's inside).
-    Raises ValueError on an unknown flavor or sizes that do not split into tokens.
+    context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips of one micro-batch.
+    Raises ValueError on an unknown flavor, sizes that do not split into tokens, or degrees that do not divide.
     """
-    args = flavor(name)
-    if gpus < 1:
-        raise ValueError(f"gpus must be at least 1, got {gpus}")
+    args, setup = flavor(name), Setup(gpus=gpus, replicas=replicas, context=context, checkpointing=checkpointing, local_batch=local_batch)
+    if args.num_heads % context:
+        raise ValueError(f"{args.num_heads} heads do not divide over {context} context ranks; choose a divisor")
+    clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
+    parts = memory_parts(args, clip, setup)
+    return {
+        "flavor": name,
+        "params_total": sizes.total,
+        "params_by_part": dict(sizes.parts),
+        "params_met_per_video_token": params_met_per_video_token(args),
+        "tokens_per_clip": {"video": clip.video, "audio": clip.audio, "total": clip.video + clip.audio},
+        "flops_per_clip": _flops(args, clip, checkpointing),
+        "training_flops_per_clip": training_flops(args, clip),
+        "gpus": gpus,
+        "setup": {"replicas": replicas, "context": context, "shards": setup.shards, "checkpointing": checkpointing,
+                  "local_batch": local_batch},
+        "memory_per_gpu_gib": {part: round(size / GIB, 3) for part, size in {**parts, "total": sum(parts.values())}.items()},
+        "largest_local_batch": _largest(args, clip, setup),
+    }  # fmt: skip
+
+
+def clip_shape(args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512) -> ClipShape:
+    """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into tokens."""
     cell = PIXELS_PER_LATENT * args.patch_size
     for side, pixels in (("height", height), ("width", width)):
         if pixels < cell or pixels % cell:
             raise ValueError(f"{side} must be a positive multiple of {cell} pixels, got {pixels}")
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
     video = num_video_latents(frames) * (height // cell) * (width // cell)
-    audio = num_audio_tokens(frames, fps)
-    with torch.device("meta"):
-        model = build_model(args)
-    parts = {part: _count(module) for part, module in model.named_children()}
-    total = _count(model)
+    return ClipShape(video=video, audio=num_audio_tokens(frames, fps), context=context_tokens)
+
+
+def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) -> list[str]:
+    """What the numbers of a plan rest on, for the reader."""
+    recompute = {"none": "nothing is recomputed", "selective": "every second block is recomputed", "full": "every block is recomputed"}
+    return [
+        "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a replica",
+        "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the time path is fp32",
+        f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward pass",
+        f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes and goes in a step",
+        "GPU sizes are decimal: 80 GB = 74.5 GiB, 141 GB = 131.3 GiB",
+        "FLOPs are matmuls alone, 2 per multiply-add, as torch's FlopCounterMode counts them; model FLOPs leave recomputation out",
+        f"times follow from model FLOPs at {mfu:.0%} of {peak_tflops:g} TFLOP/s per GPU: the {mfu:.0%} is stated, not measured; "
+        "data, validation and checkpoints are taken to be hidden",
+    ]
+
+
+def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> float:
+    """Seconds that `flops` of model FLOPs take. Raises ValueError on an MFU outside (0, 1] or a peak that is not positive."""
+    if not 0 < mfu <= 1 or not peak_tflops > 0:
+        raise ValueError(f"mfu must be in (0, 1] and peak_tflops positive, got {mfu} and {peak_tflops}")
+    return flops / (gpus * peak_tflops * 1e12 * mfu)
+
+
+def _flops(args: ModelArgs, clip: ClipShape, checkpointing: Checkpointing) -> dict[str, int]:
+    forward, training = forward_flops(args, clip), training_flops(args, clip)
+    share = {"none": 0.0, "selective": 0.5, "full": 1.0}[checkpointing]
     return {
-        "flavor": name,
-        "params_total": total,
-        "params_by_part": parts,
-        "tokens_per_clip": {"video": video, "audio": audio, "total": video + audio},
-        "training_flops_per_clip": training_flops(args, ClipShape(video=video, audio=audio, context=context_tokens)),
-        "gpus": gpus,
-        "memory_per_gpu_gib": _memory(args, model, total, gpus, video + audio),
+        "forward": forward,
+        "backward": training - forward,
+        "training": training,
+        "with_recomputation": training + round(share * block_flops(args, clip)),
     }
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _memory(args: ModelArgs, model: AVTransformer, total: int, gpus: int, tokens: int) -> dict[str, float]:
-    blocks = [block for group in model.block_groups() for block in group]
-    largest = max(_count(block) for block in blocks)
-    inside = tokens * (10 * args.width + 2 * args.ffn_width) * BF16_BYTES
-    parts = {
-        "parameters": total * FP32_BYTES / gpus,
-        "gradients": total * FP32_BYTES / gpus,
-        "optimizer": total * FP32_BYTES * ADAM_STATES / gpus,
-        "ema": total * FP32_BYTES / gpus,
-        "gathered_blocks": 2.0 * largest * BF16_BYTES,
-        "activations": len(blocks) * tokens * args.width * BF16_BYTES + inside,
-    }
-    parts["total"] = sum(parts.values())
-    return {part: round(size / GIB, 3) for part, size in parts.items()}
+def _largest(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, dict[str, int]]:
+    modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    found: dict[str, dict[str, int]] = {}
+    for mode in modes:
+        each = Setup(gpus=setup.gpus, replicas=setup.replicas, context=setup.context, checkpointing=mode)
+        found[mode] = {f"{size}_gb": largest_local_batch(args, clip, each, size * 1e9) for size in LIMITS_GB}
+    return found
