@@ -15,9 +15,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pretrain.config import nearest
 from pretrain.files import replacing
@@ -34,6 +34,7 @@ _DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": 
             "oss": "ossfs", "hdfs": "pyarrow", "sftp": "paramiko", "ssh": "paramiko", "http": "aiohttp", "https": "aiohttp",
             "hf": "huggingface_hub", "webdav": "webdav4"}  # fmt: skip
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
+_S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
 
 
@@ -58,7 +59,7 @@ def place(text: str | Path) -> Path:
     _check_driver(protocol, where)
     from upath import UPath
 
-    return cast(Path, UPath(where.rstrip("/"), **cast(Any, _OPTIONS)))
+    return cast(Path, UPath(where.rstrip("/"), **cast(Any, _OPTIONS | (_S3_OPTIONS if protocol.startswith("s3") else {}))))
 
 
 def is_remote(path: Path) -> bool:
@@ -117,9 +118,8 @@ def check_reachable(path: Path) -> None:
     if not is_remote(path):
         return
     store, key = _store(path), _key(path)
-    protocol = str(path).split("://")[0]
     with named_errors(path):
-        if protocol in _WHOLE_UPLOADS:
+        if _appears_whole(path):
             store.ls(key.lstrip("/").split("/")[0], detail=False)
         else:
             store.exists(key)
@@ -160,9 +160,55 @@ def writing(path: Path) -> Iterator[Path]:
             _upload(local, path)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store fails."""
+    with named_errors(path), (_store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb")) as stream:
+        yield cast(BinaryIO, stream)
+
+
+@contextmanager
+def uploading(path: Path) -> Iterator[BinaryIO]:
+    """A stream into a new file, sent in parts while it is written; in a store nothing appears on failure.
+
+    A file of a local folder grows in place: use `writing` where half of one must not be seen. Raises OSError in one line.
+    """
+    if not is_remote(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    with named_errors(path):
+        stream: Any = _store(path).open(_key(path), "wb")
+        try:
+            yield stream
+        except BaseException:
+            with suppress(Exception):
+                _discard(stream, path)
+            raise
+        stream.close()
+
+
+def _discard(stream: Any, path: Path) -> None:
+    if _appears_whole(path):
+        stream.closed = True  # closing would complete the upload
+        stream.discard()
+    else:
+        stream.close()
+        _store(path).rm_file(_key(path))
+
+
+def move_file(old: Path, new: Path) -> None:
+    """Rename within one place; `new` is replaced. Raises OSError in one line where a store fails."""
+    if not is_remote(old):
+        old.replace(new)
+        return
+    with named_errors(new):
+        _store(old).mv(_key(old), _key(new))
+
+
 def _upload(local: Path, path: Path) -> None:
     store, key = _store(path), _key(path)
-    if str(path).split("://")[0] in _WHOLE_UPLOADS:
+    if _appears_whole(path):
         store.put_file(str(local), key)
         return
     parent, name = key.rsplit("/", 1)
@@ -212,6 +258,10 @@ def _store(path: Path) -> AbstractFileSystem:
 
     remote: Any = path
     return fsspec.filesystem(remote.protocol, **remote.storage_options)
+
+
+def _appears_whole(path: Path) -> bool:
+    return str(path).split("://")[0] in _WHOLE_UPLOADS
 
 
 def _key(path: Path) -> str:
