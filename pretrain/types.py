@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # checking a prompts file must not wait for torch
@@ -36,7 +37,7 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch is generated from, besides clean latents."""
+    """What a batch is generated from, besides clean latents. Its answers are remembered: on a GPU each waits for all that is queued."""
 
     text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
     text_mask: Tensor  # [B, S] bool, True = a real token
@@ -44,6 +45,22 @@ class Conditioning:
     speaker_positions: Tensor  # [B, R] int64, index along S of the span's timbre token; -1 = no such span
     text_kept: Tensor  # [B] bool, False = unconditional: cross-attention contributes nothing
     modalities_joined: Tensor  # [B] bool, False = video attends only to video, audio only to audio
+
+    @cached_property
+    def all_joined(self) -> bool:
+        return bool(self.modalities_joined.all())
+
+    @cached_property
+    def any_joined(self) -> bool:
+        return bool(self.modalities_joined.any())
+
+    @cached_property
+    def all_kept(self) -> bool:
+        return bool(self.text_kept.all())
+
+    @cached_property
+    def text_padded(self) -> bool:
+        return not bool(self.text_mask.all())
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,11 @@ class Stream:
     sigma: Tensor  # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     rate_hz: float  # latent frames (video) or tokens (audio) per second
     clock_hz: float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
+
+    @cached_property
+    def padded(self) -> bool:
+        """Remembered: on a GPU the answer waits for all that is queued."""
+        return not bool((self.lengths == self.latents.shape[2]).all())
 
 
 class Velocity(NamedTuple):

@@ -1,7 +1,7 @@
 """The three paradigms side by side: equal sizes, counted FLOPs, isolation, masks, gradients, checkpoints."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def _first(stream: Stream, length: int) -> Stream:
 
 
 def _first_text(given_text: Conditioning, words: int) -> Conditioning:
-    first = {name: value[:1] for name, value in vars(given_text).items()}
+    first = {name: value[:1] for name, value in ((item.name, getattr(given_text, item.name)) for item in fields(given_text))}
     return Conditioning(**{**first, "text": first["text"][:, :words], "text_mask": first["text_mask"][:, :words]})
 
 

@@ -9,64 +9,63 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.model.args import ModelArgs
+from pretrain.model.context_parallel import Counts, Share, heads_to_tokens, tokens_to_heads
 from pretrain.model.rope import rotate
-
-CPU_MATMUL_LIMIT = 1 << 16  # scores per head up to which plain matmuls beat the CPU's flash kernel (3x, forward + backward, 54 tokens)
-
-
-def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q [B, heads, N, d] and k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may attend."""
-    if q.device.type != "cpu" or q.shape[2] * k.shape[2] > CPU_MATMUL_LIMIT:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2)).unflatten(0, q.shape[:2])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.bmm(scores.softmax(dim=-1).flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+from pretrain.model.scaled_attention import scaled_attention
+from pretrain.model.width_norm import WidthNorm
+from pretrain.types import Conditioning
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
     """How the joint sequence attends: in one call, in one call per modality, or in one call under a mask."""
 
-    num_video: int
+    num_video: int  # tokens on this rank
     num_audio: int
     apart: bool  # True: no sample joins its modalities, so two calls and no mask
     mask: Tensor | None  # [B, 1, N, N] bool, True = may attend; None = everything valid and joined
+    share: Share | None = None  # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[B, heads, N, d] each -> [B, heads, N, d]."""
+        """[B, heads, n, d] each of this rank's tokens -> [B, heads, n, d]."""
+        if self.share is None:
+            return self._attend(q, k, v, ((self.num_video, self.num_audio),))
+        counts, group = self.share.counts, self.share.group
+        tokens = [video + audio for video, audio in counts]
+        q, k, v = tokens_to_heads(q, k, v, tokens, group)
+        return heads_to_tokens(self._attend(q, k, v, counts), tokens, group)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, counts: Counts) -> Tensor:
         if not self.apart:
             return scaled_attention(q, k, v, self.mask)
-        sizes = (self.num_video, self.num_audio)
-        parts = zip(q.split(sizes, dim=2), k.split(sizes, dim=2), v.split(sizes, dim=2), strict=True)
-        return torch.cat([scaled_attention(*part, mask=None) for part in parts], dim=2)
+        sizes = [count for pair in counts for count in pair]
+        pieces = [x.split(sizes, dim=2) for x in (q, k, v)]
+        out: list[Tensor] = [q] * len(sizes)
+        for kind in (0, 1):
+            attended = scaled_attention(*(torch.cat(piece[kind::2], dim=2) for piece in pieces), mask=None)
+            out[kind::2] = attended.split(sizes[kind::2], dim=2)
+        return torch.cat(out, dim=2)
 
 
-def plan_attention(valid: Tensor | None, joined: Tensor, num_video: int, num_audio: int) -> AttentionPlan:
-    """Plan for samples with `joined` [B] and, where lengths are mixed, `valid` [B, N] tokens; padding is attended to by nobody."""
-    both = num_video > 0 and num_audio > 0
-    all_joined = not both or bool(joined.all())
-    if valid is None and (all_joined or not bool(joined.any())):
-        return AttentionPlan(num_video, num_audio, apart=not all_joined, mask=None)
-    is_audio = torch.arange(num_video + num_audio, device=joined.device) >= num_video
+def plan_attention(
+    valid: Tensor | None, conditioning: Conditioning, num_video: int, num_audio: int, share: Share | None = None
+) -> AttentionPlan:  # fmt: skip
+    """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N] tokens; padding is attended
+    to by nobody. Counts and `valid` are of whole samples, also where a `share` says that this rank holds a part of them."""
+    video, audio = share.counts[share.group.rank] if share else (num_video, num_audio)
+    all_joined = not (num_video and num_audio) or conditioning.all_joined
+    if valid is None and (all_joined or not conditioning.any_joined):
+        return AttentionPlan(video, audio, apart=not all_joined, mask=None, share=share)
+    joined = conditioning.modalities_joined
+    places = share.order(joined.device) if share else torch.arange(num_video + num_audio, device=joined.device)
+    is_audio = places >= num_video
     mask = joined[:, None, None] | (is_audio[:, None] == is_audio)
     if valid is not None:
         own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # a padded query sees itself: softmax stays finite
-        mask = (mask & valid[:, None, :]) | own
-    return AttentionPlan(num_video, num_audio, apart=False, mask=mask[:, None])
-
-
-class WidthNorm(nn.RMSNorm):
-    """RMSNorm; on CPU spelled out, because the composite kernel's backward there takes three times as long."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
-        return (x * torch.rsqrt(square + self.eps).to(x.dtype)) * self.weight.to(x.dtype)
+        mask = (mask & valid[:, places][:, None, :]) | own
+    return AttentionPlan(video, audio, apart=False, mask=mask[:, None], share=share)
 
 
 class Projections(nn.Module):

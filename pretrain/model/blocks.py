@@ -28,9 +28,9 @@ class Context(NamedTuple):
 def cross_context(tokens: Tensor, conditioning: Conditioning, attend_padding: bool) -> Context:
     """The context tokens [B, S, width] with what of them each sample may attend to."""
     kept, mask = conditioning.text_kept, None
-    if not attend_padding and not bool(conditioning.text_mask.all()):
+    if not attend_padding and conditioning.text_padded:
         mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]  # a dropped text may be empty: softmax stays finite
-    return Context(tokens, mask, None if bool(kept.all()) else kept[:, None, None].to(tokens.dtype))
+    return Context(tokens, mask, None if conditioning.all_kept else kept[:, None, None].to(tokens.dtype))
 
 
 class FeedForward(nn.Sequential):

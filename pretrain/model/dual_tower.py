@@ -97,9 +97,9 @@ class DualTowerTransformer(AVTransformer):
 
     def mix(self, given: Inputs) -> Pair:
         joined = given.conditioning.modalities_joined
-        plans = tuple(plan_attention(valid, joined, count, 0) for valid, count in zip(given.valid, given.counts, strict=True))
+        plans = tuple(plan_attention(valid, given.conditioning, count, 0) for valid, count in zip(given.valid, given.counts, strict=True))
         context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
-        meeting = self._meeting(given, joined) if bool(joined.any()) else None
+        meeting = self._meeting(given, joined) if given.conditioning.any_joined else None
         tokens = given.tokens
         for index, block in enumerate(self.tower_blocks):
             picked = tuple(m.alignment[index] if m else None for m in given.modulations[:2])
@@ -108,4 +108,4 @@ class DualTowerTransformer(AVTransformer):
 
     def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:
         video, audio = (None if valid is None else valid[:, None, None] for valid in given.valid)
-        return Meeting(None if bool(joined.all()) else joined[:, None, None].to(given.context.dtype), (video, audio))
+        return Meeting(None if given.conditioning.all_joined else joined[:, None, None].to(given.context.dtype), (video, audio))

@@ -5,6 +5,7 @@ What lies between (which token meets which, and where) is a subclass's `mix`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from pretrain.model.args import ModelArgs
 from pretrain.model.blocks import Head
 from pretrain.model.clean_answer import velocity_of_answer
+from pretrain.model.context_parallel import ContextGroup, Share, check_degree
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
+from pretrain.model.initial import first_values
 from pretrain.model.modulation import StreamModulation, TimePath
 from pretrain.model.rope import audio_angles, turns_of, video_angles
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
@@ -26,15 +29,16 @@ class Inputs(NamedTuple):
     """What a paradigm mixes; of each pair, None where the modality is absent."""
 
     tokens: Pair  # [B, N, width] each
-    valid: Pair  # [B, N] bool each, False = padding; None also where nothing is padded
+    valid: Pair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
     turns: Pair  # complex [N, 1, head_dim // 2] each
     modulations: tuple[StreamModulation | None, ...]  # video, audio, and whatever else a paradigm modulates
     context: Tensor  # [B, S, width] text with timbre tokens in their places
     conditioning: Conditioning
+    share: Share | None  # where tokens and turns are this rank's part of the samples
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Video and audio tokens of a sample."""
+        """Video and audio tokens of a sample here."""
         video, audio = (0 if x is None else x.shape[1] for x in self.tokens)
         return video, audio
 
@@ -42,12 +46,13 @@ class Inputs(NamedTuple):
 class AVTransformer(nn.Module):
     """`forward(video, audio, conditioning) -> Velocity`; either stream may be absent.
 
-    A paradigm gives `add_blocks`, `block_groups` and `mix`.
+    A paradigm gives `add_blocks`, `block_groups` and `mix`. `join_context_group` lets ranks hold the tokens of a batch together.
     """
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.args = args
+        self.context_group: ContextGroup | None = None
         self.video_embedder, self.audio_embedder = VideoEmbedder(args), AudioEmbedder(args)
         self.text_embedder, self.timbre_token = TextEmbedder(args), TimbreToken(args)
         self.time = TimePath(args)
@@ -71,51 +76,68 @@ class AVTransformer(nn.Module):
         """Velocities shaped like the latents, fp32. Raises ValueError where both streams are absent."""
         if video is None and audio is None:
             raise ValueError("forward needs video, audio or both; got neither")
-        modulations = self.modulations(video, audio)
-        tokens = self._embed(video, audio)
+        share = self._share(video, audio)
+        modulations = self.modulations(video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None)
         given = Inputs(
-            tokens, self._valid(video, audio, tokens), self._turns(video, audio), modulations, self._context(conditioning), conditioning
-        )
+            self._embed(video, audio, share), self._valid(video, audio), self._turns(video, audio, share), modulations,
+            self._context(conditioning), conditioning, share,
+        )  # fmt: skip
         video_tokens, audio_tokens = self.mix(given)
         answers: list[Tensor | None] = [None, None]
         if video and video_tokens is not None and modulations[0]:
-            answers[0] = self._unpatch(self.head(video_tokens, modulations[0].head), video)
+            features = self.head(video_tokens, modulations[0].head)
+            answers[0] = self._unpatch(share.whole_video(features) if share else features, video)
         if audio and audio_tokens is not None and modulations[1]:
-            answers[1] = self.head_audio(audio_tokens, modulations[1].head).transpose(1, 2)
+            features = self.head_audio(audio_tokens, modulations[1].head)
+            answers[1] = (share.whole_audio(features) if share else features).transpose(1, 2)
         return Velocity(
             video=velocity_of_answer(answers[0], video, self.args.open_deviation_video),
             audio=velocity_of_answer(answers[1], audio, self.args.open_deviation_audio),
         )
 
+    def join_context_group(self, group: ContextGroup | None) -> None:
+        """Hold a part of every batch's tokens from here on. Raises ValueError where the model does not split that way."""
+        if group:
+            check_degree(self.args, group.size)
+        self.context_group = group
+
     def modulations(self, video: Stream | None, audio: Stream | None) -> tuple[StreamModulation | None, ...]:
         """Modulation of video and audio; a paradigm may append others."""
         return self.time(video.sigma if video else None, audio.sigma if audio else None)[:2]
 
-    def _embed(self, video: Stream | None, audio: Stream | None) -> Pair:
+    def _share(self, video: Stream | None, audio: Stream | None) -> Share | None:
+        if self.context_group is None:
+            return None
+        frames, rows, columns = self._grid(video) if video else (0, 0, 0)
+        return Share(self.context_group, frames, rows, columns, audio.latents.shape[2] if audio else 0)
+
+    def _grid(self, video: Stream) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens."""
+        frames, rows, columns = video.latents.shape[2:]
+        return frames, rows // self.args.patch_size, columns // self.args.patch_size
+
+    def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> Pair:
+        tokens = self.video_embedder(video.latents) if video else None
         audio_tokens = self.audio_embedder(audio.latents, _valid(audio, audio.latents.shape[2])) if audio else None
-        return (self.video_embedder(video.latents) if video else None), audio_tokens
+        return _own((tokens, audio_tokens), share, dim=1)
 
-    def _valid(self, video: Stream | None, audio: Stream | None, tokens: Pair) -> Pair:
-        frames = valid = None
-        if video and tokens[0] is not None:
-            size = video.latents.shape[2]
-            frames = _valid(video, size)
-            frames = None if frames is None else frames.repeat_interleave(tokens[0].shape[1] // size, dim=1)
-        if audio:
-            valid = _valid(audio, audio.latents.shape[2])
-        return frames, valid
+    def _valid(self, video: Stream | None, audio: Stream | None) -> Pair:
+        frames = None
+        if video and (frames := _valid(video, video.latents.shape[2])) is not None:
+            _, rows, columns = self._grid(video)
+            frames = frames.repeat_interleave(rows * columns, dim=1)
+        return frames, _valid(audio, audio.latents.shape[2]) if audio else None
 
-    def _turns(self, video: Stream | None, audio: Stream | None) -> Pair:
+    def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> Pair:
         """Rotary turns of both streams on the video's clock, also where audio is alone."""
-        dims, theta, patch = self.args.head_dim, self.args.rope_theta, self.args.patch_size
+        dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
-            _, _, frames, rows, columns = video.latents.shape
-            out[0] = turns_of(video_angles(frames, rows // patch, columns // patch, dims, theta, video.latents.device))
+            out[0] = turns_of(video_angles(*self._grid(video), dims, theta, video.latents.device))
         if audio:
             ratio = audio.clock_hz / audio.rate_hz
             out[1] = turns_of(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
-        return out[0], out[1]
+        return _own((out[0], out[1]), share, dim=0)
 
     def _context(self, conditioning: Conditioning) -> Tensor:
         """Text states with the timbre tokens in their places, [B, S, width]."""
@@ -130,30 +152,26 @@ class AVTransformer(nn.Module):
         return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, channels, frames, rows, columns)
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
-        """Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release).
-
-        At other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
-        """
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
-                fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
-                bound = (6 / (fan_in + fan_out)) ** 0.5
-                nn.init.uniform_(module.weight, -bound, bound)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-                module.reset_parameters()
-        for linear in (self.text_embedder[0], self.text_embedder[2], self.time.embedding[0], self.time.embedding[2]):
-            nn.init.normal_(linear.get_parameter("weight"), std=0.02 * (3072 / self.args.width) ** 0.5)
-        for table in self.time.tables.values():
-            nn.init.normal_(table, std=self.args.width**-0.5)
-        nn.init.normal_(self.timbre_token.null_token, std=0.02)
-        for head in (self.head, self.head_audio):
-            nn.init.zeros_(head.linear.weight)
+        """Draw all first values (pretrain.model.initial) in place."""
+        for first in first_values(self):
+            first.draw(self.get_parameter(first.name))
 
 
 def _valid(stream: Stream, size: int) -> Tensor | None:
     """[B, size] True where not padding; None where nothing is padded."""
-    if bool((stream.lengths == size).all()):
+    if not stream.padded:
         return None
     return torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
+
+
+def _own(pair: Pair, share: Share | None, dim: int) -> Pair:
+    """This rank's part of whole (video, audio) tokens along dim."""
+    if share is None:
+        return pair
+    video, audio = pair
+    return None if video is None else share.own_video(video, dim), None if audio is None else share.own_audio(audio, dim)
+
+
+def _own_levels(sigma: Tensor, share: Share | None) -> Tensor:
+    """This rank's part of the audio's levels [B, G], where there is one per token."""
+    return sigma if share is None or sigma.shape[1] == 1 else share.own_audio(sigma, 1)

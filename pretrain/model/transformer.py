@@ -22,7 +22,8 @@ class NavaTransformer(AVTransformer):
         return self.double_blocks, self.single_blocks
 
     def mix(self, given: Inputs) -> Pair:
-        plan = plan_attention(_joint_valid(given), given.conditioning.modalities_joined, *given.counts)
+        counts = given.share.whole if given.share else given.counts
+        plan = plan_attention(_joint_valid(given, counts), given.conditioning, *counts, given.share)
         context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
         tokens, modulations = given.tokens, given.modulations
         for index, block in enumerate(self.double_blocks):
@@ -36,9 +37,10 @@ class NavaTransformer(AVTransformer):
         return video, audio
 
 
-def _joint_valid(given: Inputs) -> Tensor | None:
-    """[B, N] over the concatenated tokens; None where nothing is padded."""
+def _joint_valid(given: Inputs, counts: tuple[int, int]) -> Tensor | None:
+    """[B, N] over the concatenated tokens of whole samples; None where nothing is padded."""
     if all(valid is None for valid in given.valid):
         return None
-    pairs = [(x, valid) for x, valid in zip(given.tokens, given.valid, strict=True) if x is not None]
-    return torch.cat([x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid for x, valid in pairs], dim=1)
+    joined = given.conditioning.modalities_joined
+    pairs = zip(counts, given.valid, strict=True)
+    return torch.cat([joined.new_ones(len(joined), count) if valid is None else valid for count, valid in pairs], dim=1)
