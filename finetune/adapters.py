@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from finetune.lora import DEFAULT, OLD, LoraConfig, adapter_parameters, adapter_shapes, inject, peft_config, put, target_names
+from finetune.lora import DEFAULT, OLD, LoraConfig, adapter_parameters, adapter_shapes, inject, peft_config, target_names
 from pretrain.config import override
 from pretrain.files import read_json, replacing, save_tensors
-from pretrain.model.checkpoint import WeightsName, check_keys, load_model, read_model_folder, read_weights, write_model
+from pretrain.model.checkpoint import WeightsName, check_keys, load_model, open_weights, read_model_folder, write_model
 from pretrain.model.paradigms import build_model
+from pretrain.model.sharded import put
+from pretrain.model.shards import ShardReader
 from pretrain.model.shell import AVTransformer
 
 WEIGHTS, SIDECAR = "adapter_model.safetensors", "adapter.json"
@@ -96,7 +98,7 @@ def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, conf
             raise ValueError(f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} to {found}")
     for name in (DEFAULT, OLD):
         parameters = adapter_parameters(model, name)
-        check_keys({key: value.shape for key, value in parameters.items()}, tensors, str(folder))
+        check_keys(_shapes(parameters), _shapes(tensors), str(folder))
         for key, parameter in parameters.items():
             put(parameter, tensors[key])
     return adapter
@@ -123,17 +125,42 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
     _check_fit(folder, adapter, described.flavor, base_id)
     with torch.device("meta"):
         model = build_model(described.args)
-    check_keys(adapter_shapes(model, adapter.config), tensors, str(folder))
-    weights = read_weights(base, adapter.base_weights)
-    check_keys({name: value.shape for name, value in model.state_dict().items()}, weights, str(base))
-    for layer in target_names(model, adapter.config.targets):
-        weights[f"{layer}.weight"] += adapter.config.scaling * (tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"])
+    check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
+    layers = target_names(model, adapter.config.targets)
+    weights = _Merged(open_weights(base, adapter.base_weights, _shapes(model.state_dict())), layers, tensors, adapter.config.scaling)
     kept = {name: described.facts[name] for name in ("codec_id", "ema_updates") if name in described.facts}
     lineage = {"stage": "align", "parent": base_id, "adapter_id": adapter.adapter_id, "lora": dataclasses.asdict(adapter.config)}
     return write_model(
         out, described.flavor, described.args, {"model": weights, "ema": weights},
         {**kept, **lineage, **adapter.facts, **(facts or {}), "base": described.facts},
     )  # fmt: skip
+
+
+class _Merged:
+    """A TensorSource of base weights with an adapter's updates in them."""
+
+    def __init__(self, base: ShardReader, layers: Collection[str], update: Mapping[str, Tensor], scaling: float) -> None:
+        self.base, self.layers, self.update, self.scaling = base, {f"{layer}.weight" for layer in layers}, update, scaling
+
+    def keys(self) -> Collection[str]:
+        return self.base.keys()
+
+    def shape(self, key: str) -> torch.Size:
+        return self.base.shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.float32
+
+    def tensor(self, key: str) -> Tensor:
+        weight = self.base.tensor(key).float()
+        if key in self.layers:
+            layer = key.removesuffix(".weight")
+            weight += self.scaling * (self.update[f"{layer}.lora_B.weight"] @ self.update[f"{layer}.lora_A.weight"])
+        return weight
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}
 
 
 def _check_fit(folder: Path, adapter: Adapter, flavor: str, base_id: str) -> None:

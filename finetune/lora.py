@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pretrain.config import nearest
 from pretrain.model.attention import Projections
 from pretrain.model.blocks import FeedForward, Head
+from pretrain.model.sharded import put
 from pretrain.model.shell import AVTransformer
 from pretrain.randomness import generator_for
 
@@ -132,21 +132,18 @@ def reset(model: nn.Module, config: LoraConfig) -> None:
             put(parameter, first)
 
 
-@torch.no_grad()
-def put(parameter: Tensor, whole: Tensor) -> None:
-    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part."""
-    if isinstance(parameter, DTensor):
-        local = whole.to(parameter.device, parameter.dtype)
-        whole = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.copy_(whole)
-
-
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Wrapped layers by their name in the plain model, also where activation checkpointing has wrapped the blocks."""
     from peft.tuners.lora import LoraLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     return {name.replace("_checkpoint_wrapped_module.", ""): layer for name, layer in layers.items()}
+
+
+def base_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The frozen base's parameters by their names in the plain model; of a sharded model these are the shards."""
+    found = model.state_dict()
+    return {name.replace(".base_layer.", "."): value for name, value in found.items() if ".lora_" not in name}
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:

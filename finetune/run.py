@@ -16,7 +16,7 @@ from finetune.adapters import Adapter, gathered, merge_adapter, save_adapter
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.loop import Alignment
-from finetune.lora import DEFAULT, inject
+from finetune.lora import DEFAULT, base_parameters, inject, reset
 from finetune.pair_batches import PairSource, open_pairs
 from finetune.policy import LoraPolicy
 from finetune.prompts import read_prompt_set
@@ -25,7 +25,9 @@ from finetune.scoring import RankScoring
 from finetune.trainer import Trainer
 from pretrain.codecs.base import Codecs, check_trained_on, load_codecs
 from pretrain.generate import reference_voices
-from pretrain.model.checkpoint import ModelFolder, load_model
+from pretrain.model.checkpoint import ModelFolder, load_into, open_weights, read_model_folder
+from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import Ranks, join, shard
 from pretrain.torchrun import METRICS, STATE, report, write_json
@@ -77,17 +79,33 @@ def align(run: AlignRun) -> str:
 def build_alignment(run: AlignRun, ranks: Ranks, log: Any) -> tuple[Alignment, ModelFolder]:
     """Everything a rank needs, from its files. Raises ValueError or FileNotFoundError in one line."""
     config = run.config
-    model, described = load_model(run.base, run.weights)
+    described = read_model_folder(run.base)
     codecs = load_codecs(run.codec)
     check_trained_on(codecs, run.codec, described.facts, run.base)
     prompts = read_prompt_set(run.prompts, config, run.chosen)
     rows = [row for some in (*prompts.train, prompts.aside) for row in some]
     voices = reference_voices(rows, run.prompts, codecs)
-    inject(model, config.lora)
-    shard(model, ranks, config.mixed_precision == "bf16", config.parallel)
+    model = sharded_base(run, described, ranks)
     trainer = Trainer(LoraPolicy(model, config.ema_decay), ranks, config)
     scorer = build(run.scorer[0], run.scorer[1], "scorer")
     return Alignment(run, trainer, codecs, prompts, voices, RankScoring(scorer, ranks), log, _pairs(run, codecs)), described
+
+
+def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTransformer:
+    """The base with fresh adapters, sharded before any weight is read: a rank never holds more than its part and one whole tensor.
+
+    Raises FileNotFoundError or ValueError in one line where the weights are missing, damaged or of another size.
+    """
+    config = run.config
+    with torch.device("meta"):
+        model = build_model(described.args)
+    weights = open_weights(run.base, run.weights, {key: value.shape for key, value in model.state_dict().items()})
+    inject(model, config.lora)
+    shard(model, ranks, config.mixed_precision == "bf16", config.parallel)
+    model.to_empty(device=ranks.device)
+    load_into(base_parameters(model), weights)
+    reset(model, config.lora)
+    return model.eval()
 
 
 def _pairs(run: AlignRun, codecs: Codecs) -> PairSource | None:

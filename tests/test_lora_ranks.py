@@ -3,7 +3,8 @@ import torch
 from lora_ranks import STEPS, Case, run_case
 from model_cases import audio_stream, conditioning, debug_model, present, video_stream
 
-from finetune.lora import GROUPS, LoraConfig, adapter_parameters, inject, put
+from finetune.lora import GROUPS, LoraConfig, adapter_parameters, inject
+from pretrain.model.sharded import put
 
 pytestmark = pytest.mark.distributed
 EVERYTHING = ("start", "base", "loss", "answer/default", "answer/old", "answer/reference", "answer/averaged")

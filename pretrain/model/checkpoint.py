@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.config import override
-from pretrain.files import replacing, save_tensors
 from pretrain.model.args import ModelArgs
 from pretrain.model.paradigms import build_model
+from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_order, write_tensors
+from pretrain.model.sharded import put
+from pretrain.model.shards import InMemory, ShardReader, TensorSource
 from pretrain.model.shell import AVTransformer
+from pretrain.storage import is_file, is_remote, remove_file, writing
+from pretrain.storage_errors import named_errors
 
+CONFIG = "config.json"
 WeightsName = Literal["model", "ema"]
 
 
@@ -34,67 +36,87 @@ class ModelFolder:
 
 
 def write_model(
-    folder: Path, flavor: str, args: ModelArgs, weights: Mapping[WeightsName, Mapping[str, Tensor]], facts: Mapping[str, Any]
-) -> str:
-    """Write one fp32 safetensors file per entry of `weights`, then config.json, which marks the folder complete.
+    folder: Path, flavor: str, args: ModelArgs, weights: Mapping[WeightsName, Mapping[str, Tensor] | TensorSource],
+    facts: Mapping[str, Any], *, keep_dtype: bool = False, max_bytes: int = SHARD_BYTES,
+) -> str:  # fmt: skip
+    """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which marks the folder complete.
 
-    Returns `checkpoint_id`: the sha256 of the EMA weights (of the plain ones where there are none), shortened. Every file is
-    written whole or not at all; an earlier model's config.json is taken away first, so that no mixture looks complete.
+    Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the average equals the model and
+    is not stored again. Returns `checkpoint_id`: the digest of the EMA weights (of the plain ones where there are none), shortened.
+    Files take their places after the last was written; an earlier model's config.json is taken away first, so that no mixture looks
+    complete. Raises OSError.
     """
-    named: WeightsName = "ema" if "ema" in weights else "model"
-    with ExitStack() as stack:  # all files take their places after the last one was written
-        written: dict[WeightsName, Path] = {name: stack.enter_context(replacing(folder / f"{name}.safetensors")) for name in weights}
-        for name, path in written.items():
-            save_tensors({key: tensor.detach().float().contiguous().cpu() for key, tensor in weights[name].items()}, path)
-        with written[named].open("rb") as file:
-            checkpoint_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        (folder / "config.json").unlink(missing_ok=True)
+    sources = {name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()}
+    if is_remote(folder):
+        remove_file(folder / CONFIG)
+    with ExitStack() as stack:
+        writers: dict[str, ShardWriter] = {}
+        for name, source in sources.items():
+            plan = plan_of(source, None if keep_dtype else torch.float32)
+            writers[name] = stack.enter_context(ShardWriter(folder, name, plan, max_bytes))
+        for name, writer in writers.items():
+            write_tensors(writer, sources[name], f"tensors of {name} written")
+        checkpoint_id = writers["ema" if "ema" in writers else "model"].digest()[:16]
+        if not is_remote(folder):
+            remove_file(folder / CONFIG)
     content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
-    with replacing(folder / "config.json") as path:
+    with writing(folder / CONFIG) as path:
         path.write_text(json.dumps(content, indent=1) + "\n")
     return checkpoint_id
 
 
+def written_keys(source: TensorSource) -> list[str]:
+    """Keys in the order in which write_model asks for them; ranks that do not write ask for them too where that is collective."""
+    return write_order(plan_of(source, torch.float32))
+
+
 def read_model_folder(folder: Path) -> ModelFolder:
     """Raises FileNotFoundError or ValueError in one line where the folder is not a model."""
-    path = folder / "config.json"
-    if not path.is_file():
+    path = folder / CONFIG
+    if not is_file(path):
         raise FileNotFoundError(f"{folder}: no config.json; give a model folder such as out/pretrain/stage3/model")
     try:
-        content = json.loads(path.read_text())
+        with named_errors(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
         flavor, args = content.pop("flavor"), content.pop("args")
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path}: not a model's config ({error}); export the checkpoint again") from None
     return ModelFolder(flavor, override(ModelArgs(), args, str(path)), content)
 
 
-def read_weights(folder: Path, weights: WeightsName = "ema") -> dict[str, Tensor]:
-    """Named tensors of a model folder. Raises FileNotFoundError or ValueError (truncated or not safetensors)."""
-    path = folder / f"{weights}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing; the folder holds {sorted(p.name for p in folder.glob('*.safetensors'))}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
+def weights_stem(facts: Mapping[str, Any], weights: WeightsName) -> WeightsName:
+    """The name of the files that hold these weights: an average that equals the model is stored once."""
+    return "model" if facts.get("ema_is_model") else weights
+
+
+def open_weights(folder: Path, weights: WeightsName, shapes: Mapping[str, torch.Size]) -> ShardReader:
+    """A model folder's weights, to be read tensor by tensor. Raises ValueError that names missing, extra and misshapen keys."""
+    reader = ShardReader(folder, weights_stem(read_model_folder(folder).facts, weights))
+    check_keys(shapes, reader.shapes(), str(folder))
+    return reader
+
+
+def load_into(parameters: Mapping[str, Tensor], reader: ShardReader) -> None:
+    """Put every tensor of the reader into the parameter of its name, sharded or not; no rank holds more than one whole tensor."""
+    for key, parameter in parameters.items():
+        put(parameter, reader.tensor(key))
 
 
 def load_model(folder: Path, weights: WeightsName = "ema") -> tuple[AVTransformer, ModelFolder]:
     """The model in eval mode, fp32. Raises ValueError that names missing, extra and misshapen keys."""
     described = read_model_folder(folder)
-    tensors = read_weights(folder, weights)
     with torch.device("meta"):
         model = build_model(described.args)
-    check_keys({key: tensor.shape for key, tensor in model.state_dict().items()}, tensors, str(folder))
-    model.load_state_dict(tensors, assign=True)
+    reader = open_weights(folder, weights, {key: tensor.shape for key, tensor in model.state_dict().items()})
+    model.load_state_dict({key: reader.tensor(key).float() for key in reader.keys()}, assign=True)  # noqa: SIM118
     return model.eval(), described
 
 
-def check_keys(expected: dict[str, torch.Size], found: dict[str, Tensor], where: str) -> None:
+def check_keys(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], where: str) -> None:
     """Raises ValueError that names the first missing, extra and misshapen key."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    unlike = sorted(key for key in expected.keys() & found.keys() if found[key].shape != expected[key])
-    shapes = [f"{key} {tuple(found[key].shape)} for {tuple(expected[key])}" for key in unlike]
+    unlike = sorted(key for key in expected.keys() & found.keys() if found[key] != expected[key])
+    shapes = [f"{key} {tuple(found[key])} for {tuple(expected[key])}" for key in unlike]
     kinds = {"missing": missing, "extra": extra, "misshapen": shapes}
     problems = [f"{kind} {keys[0]} (of {len(keys)})" for kind, keys in kinds.items() if keys]
     if problems:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _CHUNK = 8 * 2**20
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named tensors that come one at a time; shapes and dtypes are known before."""
 
