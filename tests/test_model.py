@@ -245,24 +245,6 @@ def test_bf16_stays_near_fp32() -> None:
         assert (a - b).norm() / a.norm() < 2e-2
 
 
-def test_cpu_matmul_attention_equals_sdpa() -> None:
-    from pretrain.model.attention import scaled_attention
-
-    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
-    mask = torch.rand(2, 1, 5, 7) > 0.3
-    mask[..., 0] = True
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(scaled_attention(q, k, v, mask), expected, atol=1e-6, rtol=1e-5)
-
-
-def test_width_norm_equals_rms_norm() -> None:
-    from pretrain.model.attention import WidthNorm
-
-    norm, x = WidthNorm(32, eps=1e-6), torch.randn(4, 5, 32)
-    torch.nn.init.normal_(norm.weight)
-    torch.testing.assert_close(norm(x), torch.nn.functional.rms_norm(x, (32,), norm.weight, 1e-6), atol=1e-6, rtol=1e-5)
-
-
 @settings(max_examples=30, deadline=None)
 @given(sigma=st.floats(0.01, 1.0), deviation=st.floats(0.05, 2.0))
 def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None:
