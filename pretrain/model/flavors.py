@@ -1,4 +1,7 @@
-"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its number of parameters."""
+"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its number of parameters.
+
+A name with `_published` computes what the released weights were trained for: the padding of the text is attended to.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,10 @@ FLAVORS: dict[str, ModelArgs] = {
     "debug_dual_tower": replace(_DEBUG, paradigm="dual_tower", num_alignment_blocks=2, num_fusion_blocks=0),
     "debug_unified": replace(_DEBUG, paradigm="unified", num_alignment_blocks=0, num_fusion_blocks=2),
 }
+_PUBLISHED = ("nava_6b", "nava_7b_split", "debug")
+FLAVORS |= {
+    f"{name}_published": replace(FLAVORS[name], attend_text_padding=True, timbre_keeps_text=False) for name in _PUBLISHED
+}  # fmt: skip
 
 
 def flavor(name: str) -> ModelArgs:

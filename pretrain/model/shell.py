@@ -22,6 +22,7 @@ from pretrain.model.rope import audio_angles, turns_of, video_angles
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
+CONTEXT_TOKENS = 512  # text length of the published weights (nava.md, section 2)
 Pair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
 
 
@@ -141,7 +142,8 @@ class AVTransformer(nn.Module):
 
     def _context(self, conditioning: Conditioning) -> Tensor:
         """Text states with the timbre tokens in their places, [B, S, width]."""
-        tokens, voices = self.text_embedder(conditioning.text), self.timbre_token(conditioning.speakers)
+        text = pad_text(conditioning.text) if self.args.attend_text_padding else conditioning.text
+        tokens, voices = self.text_embedder(text), self.timbre_token(conditioning.speakers)
         return place_timbre_tokens(tokens, voices, conditioning.speaker_positions, self.args.timbre_keeps_text)
 
     def _unpatch(self, x: Tensor, video: Stream) -> Tensor:
@@ -155,6 +157,14 @@ class AVTransformer(nn.Module):
         """Draw all first values (pretrain.model.initial) in place."""
         for first in first_values(self):
             first.draw(self.get_parameter(first.name))
+
+
+def pad_text(states: Tensor) -> Tensor:
+    """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S equal context vectors."""
+    missing = CONTEXT_TOKENS - states.shape[1]
+    if missing < 0:
+        raise ValueError(f"the text has {states.shape[1]} tokens; a model that attends to its padding takes {CONTEXT_TOKENS}, shorten it")
+    return nn.functional.pad(states, (0, 0, 0, missing))
 
 
 def _valid(stream: Stream, size: int) -> Tensor | None:

@@ -1,0 +1,146 @@
+"""From a model folder to a published layout, tensor by tensor: an imported model comes out as it came in, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.config import nearest
+from pretrain.convert.account import sizes_of, their_shapes
+from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
+from pretrain.model.args import ModelArgs
+from pretrain.model.checkpoint import ModelFolder, WeightsName, open_weights, read_model_folder
+from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
+from pretrain.model.shards import ShardReader
+from pretrain.storage import is_file, list_folder, writing
+
+WrittenAs = Literal["same", "fp32", "bf16"]
+_STEMS: dict[Layout, str] = {"nava": "NAVA", "wan": "diffusion_pytorch_model", "wan_diffusers": "diffusion_pytorch_model"}
+_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is asked for. Raises ValueError on unknown names."""
+
+    layout: Layout
+    weights: WeightsName = "ema"
+    written_as: WrittenAs = "same"  # as it was imported; for a trained model as it is stored
+    max_bytes: int = 0  # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
+
+    def __post_init__(self) -> None:
+        if self.layout not in _STEMS:
+            raise ValueError(f"unknown layout {self.layout!r}; {nearest(self.layout, _STEMS)}")
+        if self.written_as not in ("same", *_DTYPES):
+            raise ValueError(f"unknown dtype {self.written_as!r}; {nearest(self.written_as, ('same', *_DTYPES))}")
+        if self.weights not in ("ema", "model"):
+            raise ValueError(f"unknown weights {self.weights!r}; {nearest(self.weights, ('ema', 'model'))}")
+
+
+class Theirs:
+    """A TensorSource in a published layout over a model folder of ours."""
+
+    def __init__(self, reader: ShardReader, some: Collection[Rule], shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype]):
+        back = [rule for rule in some if not rule.copied]
+        self.reader, self.shapes, self.dtypes = reader, shapes, dtypes
+        self.place = {key: (rule, row) for rule in back for row, key in enumerate(rule.theirs)}
+
+    def keys(self) -> Collection[str]:
+        return self.place.keys()
+
+    def shape(self, key: str) -> torch.Size:
+        return self.shapes[key]
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.dtypes.get(key) or self.reader.dtype(self.place[key][0].ours)
+
+    def tensor(self, key: str) -> Tensor:
+        rule, row = self.place[key]
+        whole = self.reader.tensor(rule.ours)
+        size = self.shapes[key][0]
+        return (whole if len(rule.theirs) == 1 else whole[row * size : (row + 1) * size]).to(self.dtype(key))
+
+
+def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
+    """Write a model folder in a published layout into a folder or, where `to` ends in .safetensors, a file. Returns what was written.
+
+    Raises FileNotFoundError, ValueError or OSError in one line; nothing is left where it fails.
+    """
+    described = read_model_folder(model)
+    check_expressible(described.args, config.layout, model)
+    sizes = sizes_of(described.args)
+    some = rules(config.layout, described.args, sizes.shapes, _suffix(described, config.layout))
+    theirs = Theirs(open_weights(model, config.weights, sizes.shapes), some, their_shapes(some, sizes), _dtypes(described, config))
+    single = to.name.endswith(".safetensors")
+    folder, stem = (to.parent, to.name.removesuffix(".safetensors")) if single else (to, _STEMS[config.layout])
+    _check_destination(to, single)
+    shard = config.max_bytes or (2**62 if single or config.layout == "nava" else SHARD_BYTES)
+    with ShardWriter(folder, stem, plan_of(theirs), shard, {"format": "pt"}) as writer:
+        write_tensors(writer, theirs, "tensors exported")
+    if config.layout == "wan_diffusers" and not single:
+        with writing(folder / "config.json") as path:
+            path.write_text(json.dumps(diffusers_config(described.args), indent=2) + "\n")
+    left = sorted(rule.ours for rule in some if not rule.theirs)
+    told = {"layout": config.layout, "checkpoint_id": described.facts["checkpoint_id"], "weights": config.weights}
+    return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
+
+
+def check_expressible(args: ModelArgs, layout: Layout, model: Path) -> None:
+    """Raises ValueError where the layout's own code would compute something else than this model."""
+    wanted = {"open_deviation_video": None, "gelu": "tanh"}
+    if layout == "nava":
+        wanted |= {"open_deviation_audio": None, "timbre_keeps_text": False}
+    for field, value in wanted.items():
+        if getattr(args, field) != value:
+            raise ValueError(f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export a model without it")
+
+
+def diffusers_config(args: ModelArgs) -> dict[str, Any]:
+    """config.json of diffusers' WanTransformer3DModel for the video side of a model."""
+    return {
+        "_class_name": "WanTransformer3DModel", "patch_size": [1, args.patch_size, args.patch_size], "num_attention_heads": args.num_heads,
+        "attention_head_dim": args.head_dim, "in_channels": args.video_channels, "out_channels": args.video_channels,
+        "text_dim": args.text_width, "freq_dim": args.time_frequencies, "ffn_dim": args.ffn_width,
+        "num_layers": args.num_alignment_blocks + args.num_fusion_blocks, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
+        "eps": args.eps, "rope_max_seq_len": 1024, "image_dim": None, "added_kv_proj_dim": None, "pos_embed_seq_len": None,
+    }  # fmt: skip
+
+
+def _suffix(described: ModelFolder, layout: Layout) -> AudioSuffix:
+    source = described.facts.get("source", {})
+    return source["audio_suffix"] if source.get("layout") == layout == "nava" else "leaf"
+
+
+def _dtypes(described: ModelFolder, config: ExportConfig) -> Mapping[str, torch.dtype]:
+    """Their dtype by key; empty = as stored."""
+    source = described.facts.get("source", {})
+    if config.written_as != "same":
+        return _Always(_DTYPES[config.written_as])
+    if source.get("layout") != config.layout:
+        return {}
+    others = {key: getattr(torch, name) for key, name in source["other_dtypes"].items()}
+    return _Always(getattr(torch, source["dtype"]), others)
+
+
+class _Always(dict[str, torch.dtype]):
+    """One dtype for every key but the exceptions."""
+
+    def __init__(self, dtype: torch.dtype, others: Mapping[str, torch.dtype] | None = None) -> None:
+        super().__init__(others or {})
+        self.usual = dtype
+
+    def get(self, key: str, default: Any = None) -> Any:  # type: ignore[override]
+        return super().get(key, self.usual)
+
+
+def _check_destination(to: Path, single: bool) -> None:
+    if single and is_file(to):
+        raise ValueError(f"{to}: exists; remove it or give another file")
+    if not single and (is_file(to) or list_folder(to)):
+        raise ValueError(f"{to}: not empty; give another folder, or a file that ends in .safetensors")
