@@ -28,7 +28,6 @@ from pretrain.randomness import generator_for
 from pretrain.sampling import Clock, SamplerConfig, lower_precision, sample
 from pretrain.types import (
     AUDIO_CHANNELS,
-    AUDIO_SAMPLE_RATE_HZ,
     AUDIO_TOKENS_PER_S,
     PIXELS_PER_LATENT,
     SPEAKER_DIM,
@@ -141,12 +140,13 @@ def _make(
     latents = sample(model, _noise(rows, config), given, clock, config.sampler, first_frames)
     assert latents.video is not None and latents.audio is not None
     frames = codecs.video.decode(latents.video.float()).numpy()
-    sounds = codecs.audio.decode(latents.audio.float()).numpy()
+    sounds = codecs.audio.decode_channels(latents.audio.float()).numpy()
     index = []
     for row, picture, sound in zip(rows, frames, sounds, strict=True):
         name = row.data_id
-        write_mp4(folder / f"{name}.mp4", picture, config.fps, sound, AUDIO_SAMPLE_RATE_HZ, {**marks, "data_id": name})
-        write_wav(folder / f"{name}.wav", sound, AUDIO_SAMPLE_RATE_HZ)
+        rate = codecs.audio.sample_rate_hz
+        write_mp4(folder / f"{name}.mp4", picture, config.fps, sound, rate, {**marks, "data_id": name})
+        write_wav(folder / f"{name}.wav", sound, rate)
         index.append({
             "data_id": name, "prompt": row.prompt.text, "video": f"{name}.mp4", "audio": f"{name}.wav",
             "num_frames": len(picture), "fps": config.fps, "duration": len(picture) / config.fps,

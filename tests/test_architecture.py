@@ -29,6 +29,8 @@ ALLOWED = {
     "pretrain.model": {"pretrain.model", *FOUNDATION},
     "pretrain.codecs": {"pretrain.codecs", *FOUNDATION},
     "pretrain.codecs.fit": {"pretrain.codecs", "pretrain.data.manifest", "pretrain.data.store", *FOUNDATION},  # reads the corpus it fits
+    # The conditioning voice encoder is the network that rewards has; rewards imports nothing of ours, so no circle can close.
+    "pretrain.codecs.published.redimnet": {"pretrain.codecs", "rewards.timbre.redimnet", *FOUNDATION},
     "finetune": {"finetune", "pretrain"},
     "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},
     "experiments": OURS,

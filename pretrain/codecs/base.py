@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pretrain.prompt import ParsedPrompt
+from pretrain.types import PIXELS_PER_LATENT, num_video_latents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,14 +37,18 @@ class VideoCodec(Protocol):
 
 
 class AudioCodec(Protocol):
-    sample_rate_hz: int
+    sample_rate_hz: int  # of what is encoded and of what comes back
 
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, N] -> float32 [B, 128, ceil(N / 640)]; ValueError for non-finite samples."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[B, 128, L] -> [B, L * 640] in -1..1; ValueError for non-finite latents."""
+        """[B, 128, L] -> mono [B, L * 640] in -1..1; ValueError for non-finite latents."""
+        ...
+
+    def decode_channels(self, latents: Tensor) -> Tensor:
+        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own 1 or 2 channels: what people hear."""
         ...
 
 
@@ -54,6 +59,8 @@ class TextEncoder(Protocol):
 
 
 class SpeakerEncoder(Protocol):
+    name: str  # of the network, as voice rewards name theirs: what conditions must not judge
+
     def embed(self, waveform: Tensor) -> Tensor:
         """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never occurs: it means `no reference`."""
         ...
@@ -78,7 +85,10 @@ def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], mode
 
 
 def load_codecs(folder: str | Path) -> Codecs:
-    """Codecs of a folder written by `pretrain.codecs.fit`; FileNotFoundError or ValueError in one line when it is not one."""
+    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not one.
+
+    `linear` ones are fitted by `pretrain.codecs.fit`, `published` ones refer to weights from elsewhere.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")
@@ -91,7 +101,21 @@ def load_codecs(folder: str | Path) -> Codecs:
         from pretrain.codecs.folder import load_linear
 
         return load_linear(Path(folder), config)
-    raise ValueError(f"{path} kind: unknown codec {kind!r}; valid: 'linear'")
+    if kind == "published":
+        from pretrain.codecs.published.folder import load_published
+
+        return load_published(Path(folder), config)
+    raise ValueError(f"{path} kind: unknown codec {kind!r}; valid: 'linear', 'published'")
+
+
+def check_frames(frames: Tensor) -> None:
+    """Raises ValueError unless frames are uint8 [B, T, H, W, 3] with T = 1 + 4n and H, W multiples of 16."""
+    if frames.dim() != 5 or frames.shape[-1] != 3 or str(frames.dtype) != "torch.uint8":
+        raise ValueError(f"frames: expected uint8 [B, T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    num_video_latents(frames.shape[1])
+    height, width = frames.shape[2:4]
+    if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT or not height or not width:
+        raise ValueError(f"frames of {height}x{width} pixels; height and width must be multiples of {PIXELS_PER_LATENT}")
 
 
 def check_finite(values: Tensor, what: str) -> None:

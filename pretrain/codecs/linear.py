@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pretrain.codecs.base import check_finite
+from pretrain.codecs.base import check_finite, check_frames
 from pretrain.codecs.mel import HOP, MEL_FLOOR, NUM_MELS, from_log_mel, log_mel
 from pretrain.codecs.projection import LinearProjection
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, AUDIO_SAMPLES_PER_TOKEN, PIXELS_PER_LATENT, VIDEO_FRAMES_PER_LATENT, num_video_latents
@@ -60,6 +60,10 @@ class LinearAudioCodec:
         waveform = from_log_mel(self.decode_log_mel(latents), self.num_iterations)
         return waveform / waveform.abs().amax(1, keepdim=True).clamp_min(1.0)
 
+    def decode_channels(self, latents: Tensor) -> Tensor:
+        """[B, 128, L] -> [B, 1, L * 640]."""
+        return self.decode(latents)[:, None]
+
     def decode_log_mel(self, latents: Tensor) -> Tensor:
         """[B, 128, L] -> [B, 64, 4 L] log-mel, clipped to what a sound can have."""
         check_finite(latents, "audio latents")
@@ -71,12 +75,9 @@ class LinearAudioCodec:
 def video_blocks(frames: Tensor) -> Tensor:
     """uint8 [B, T, H, W, 3] -> float [B, F, H/16, W/16, 4*16*16*3] in 0..1; ValueError for other shapes."""
     size, step = PIXELS_PER_LATENT, VIDEO_FRAMES_PER_LATENT
-    if frames.dim() != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-        raise ValueError(f"frames: expected uint8 [B, T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    check_frames(frames)
     batch, num_frames, height, width, _ = frames.shape
     num_latents = num_video_latents(num_frames)
-    if height % size or width % size or not height or not width:
-        raise ValueError(f"frames of {height}x{width} pixels; height and width must be multiples of {size}")
     repeated = torch.cat([frames[:, :1].expand(-1, step - 1, -1, -1, -1), frames], dim=1)
     pixels = repeated.view(batch, num_latents, step, height // size, size, width // size, size, 3)
     return pixels.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, num_latents, height // size, width // size, -1).float() / 255.0

@@ -125,9 +125,9 @@ def write_mp4(
     sample_rate_hz: int,
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Writes [T, H, W, 3] uint8 frames and [N] float samples as h264 + AAC that browsers play; all keys of `metadata` are kept.
+    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC that browsers play.
 
-    The file appears complete or not at all. Raises ValueError for frames or samples that cannot be written.
+    All keys of `metadata` are kept; the file appears complete or not at all. Raises ValueError for what cannot be written.
     """
     path = Path(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -144,12 +144,12 @@ def write_mp4(
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> None:
-    """Writes [N] float samples in -1..1 as 16-bit mono wav, complete or not at all."""
+    """Writes [N] or [channels, N] float samples in -1..1 as 16-bit wav, complete or not at all."""
     path = Path(path)
     _check_samples(path, waveform)
     with replacing(path) as temporary:
         written = io.BytesIO()  # soundfile turns a full disk into an error without a reason
-        soundfile.write(written, np.clip(waveform, -1.0, 1.0), sample_rate_hz, subtype="PCM_16", format="WAV")
+        soundfile.write(written, np.clip(waveform, -1.0, 1.0).T, sample_rate_hz, subtype="PCM_16", format="WAV")
         temporary.write_bytes(written.getbuffer())
 
 
@@ -165,15 +165,17 @@ def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform
     video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
     audio = None
     if waveform is not None:
-        audio = container.add_stream("aac", rate=rate, layout="mono")
-        audio.bit_rate = min(AAC_BITS_PER_S, AAC_BITS_PER_SAMPLE * rate)
+        waveform = np.atleast_2d(waveform)
+        layout = {1: "mono", 2: "stereo"}[len(waveform)]
+        audio = container.add_stream("aac", rate=rate, layout=layout)
+        audio.bit_rate = len(waveform) * min(AAC_BITS_PER_S, AAC_BITS_PER_SAMPLE * rate)
     for picture in frames:
         container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
     container.mux(video.encode(None))
     if audio is not None and waveform is not None:
-        samples = np.clip(waveform, -1.0, 1.0).astype(np.float32)[None]
+        samples = np.clip(waveform, -1.0, 1.0).astype(np.float32)
         for start in range(0, samples.shape[1], 1024):
-            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout="mono")
+            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout=layout)
             sound.rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
             container.mux(audio.encode(sound))
         container.mux(audio.encode(None))
@@ -279,6 +281,8 @@ def _check_present(path: Path) -> None:
 
 
 def _check_samples(path: Path, waveform: np.ndarray) -> None:
+    if waveform.ndim > 2 or (waveform.ndim == 2 and len(waveform) > 2):
+        raise ValueError(f"{path}: samples must be [N] or [channels, N] of 1 or 2 channels, got {list(waveform.shape)}")
     if not np.isfinite(waveform).all():
         bad = int((~np.isfinite(waveform)).sum())
         raise MediaError(f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row")

@@ -29,6 +29,8 @@ _MAX_VALUE = 4.0
 class SpectralSpeakerEncoder:
     """Implements `SpeakerEncoder`; `mean` and `std` [192] standardise the statistics over the codec's training sounds."""
 
+    name = "spectral"
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean, self.std = mean, std
 

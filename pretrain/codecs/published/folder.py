@@ -1,0 +1,158 @@
+"""A codec folder of kind `published`: config.json that says where each part lies, by which digest it is known, and how it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.codecs.base import Codecs
+from pretrain.codecs.published import ltx_audio, redimnet, umt5, wan
+from pretrain.codecs.published.deferred import Deferred, device_named
+from pretrain.codecs.published.weights import Digests, Source, check_unchanged, digests, fingerprint, part_folder
+from pretrain.config import override
+from pretrain.files import replacing
+
+Precision = Literal["bfloat16", "float32"]
+_SOURCES: dict[str, Source] = {
+    "video": wan.SOURCE, "audio": ltx_audio.VAE_SOURCE, "vocoder": ltx_audio.VOCODER_SOURCE, "text": umt5.SOURCE,
+    "tokenizer": umt5.SOURCE, "speaker": redimnet.SOURCE,
+}  # fmt: skip
+_AGAIN = "run `nava codec import` again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedOptions:
+    """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's id."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    video_dtype: Precision = "bfloat16"
+    audio_dtype: Precision = "float32"
+    text_dtype: Precision = "bfloat16"
+    encode_tile: int = 0  # pixels, a multiple of 32; 0 = whole frames
+    decode_tile: int = 0
+    tile_overlap: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("video_dtype", "audio_dtype", "text_dtype"):
+            if getattr(self, name) not in ("bfloat16", "float32"):
+                raise ValueError(f"{name}: unknown {getattr(self, name)!r}; valid: bfloat16, float32")
+        for size in (self.encode_tile, self.decode_tile):
+            self.tiles(size)
+
+    def tiles(self, size: int) -> wan.Tiles:
+        return wan.Tiles(size, self.tile_overlap if size else 0)
+
+
+def import_codec(video: Path, audio: Path, text: Path, speaker: Path, to: Path, options: PublishedOptions = PublishedOptions()) -> str:
+    """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
+
+    Raises FileNotFoundError or ValueError in one line for a part that is missing, truncated or another one; then nothing is written.
+    """
+    if to.exists() and any(to.iterdir()) and _kind_of(to) != "published":
+        raise ValueError(f"{to}: not empty and not a published codec; give another folder")
+    parts: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, folder: Path, files: list[Path]) -> None:
+        parts[name] = {"path": str(folder.absolute()), "files": files}
+
+    add("video", folder := part_folder(video, "vae", wan.SOURCE), wan.check_wan(folder))
+    vae, vocoder = _audio_folders(audio)
+    add("audio", vae, ltx_audio.check_ltx(vae))
+    add("vocoder", vocoder, ltx_audio.check_vocoder(vocoder))
+    encoder, tokenizer = umt5.text_folders(text)
+    text_files, tokenizer_files, width = umt5.check_umt5(encoder, tokenizer)
+    add("text", encoder, text_files)
+    add("tokenizer", tokenizer, tokenizer_files)
+    redimnet.check_redimnet(speaker)
+    add("speaker", speaker.parent, [speaker])
+    for part in parts.values():
+        part["files"] = digests(Path(part["files"][0]).parent, part["files"])
+    codec_id = _codec_id({name: part["files"] for name, part in parts.items()}, options)
+    config = {
+        "kind": "published", "codec_id": codec_id, "conditioner": redimnet.ReDimNetSpeaker.name, "text_width": width,
+        "options": dataclasses.asdict(options), "parts": parts,
+    }  # fmt: skip
+    with replacing(to / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n")
+    return codec_id
+
+
+def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
+    """Codecs of a folder of kind `published`; a part's weights are checked and read when it is first used.
+
+    Raises FileNotFoundError or ValueError in one line, at once for the config and at first use for a part.
+    """
+    where = folder / "config.json"
+    try:
+        options = override(PublishedOptions(), config["options"], f"{where} options")
+        paths = {name: Path(config["parts"][name]["path"]) for name in _SOURCES}
+        files: dict[str, Digests] = {name: config["parts"][name]["files"] for name in _SOURCES}
+        found, width = _codec_id(files, options), int(config["text_width"])
+        speaker_file = paths["speaker"] / next(iter(files["speaker"]))
+        codec_id = config["codec_id"]
+    except (KeyError, TypeError, StopIteration) as error:
+        raise ValueError(f"{where}: not a published codec's config ({error!r}); {_AGAIN}") from None
+    if found != codec_id:
+        raise ValueError(f"{where}: options and digests are of codec {found}, codec_id says {codec_id}; {_AGAIN}")
+    device = device_named(options.device)
+
+    def ready(*names: str) -> None:
+        for name in names:
+            check_unchanged(paths[name], files[name], _SOURCES[name])
+
+    def load_video() -> Any:
+        ready("video")
+        return wan.load_wan(paths["video"], _dtype(options.video_dtype), device)
+
+    def load_audio() -> Any:
+        ready("audio", "vocoder")
+        return ltx_audio.load_ltx(paths["audio"], paths["vocoder"], _dtype(options.audio_dtype), device)
+
+    def load_text() -> Any:
+        ready("text", "tokenizer")
+        return umt5.load_umt5(paths["text"], paths["tokenizer"], _dtype(options.text_dtype), device)
+
+    def load_speaker() -> Any:
+        ready("speaker")
+        return redimnet.load_redimnet(speaker_file, device)
+
+    return Codecs(
+        video=wan.WanVideoCodec(Deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)),
+        audio=ltx_audio.LtxAudioCodec(Deferred(load_audio)),
+        text=umt5.UMT5TextEncoder(Deferred(load_text), width),
+        speaker=redimnet.ReDimNetSpeaker(Deferred(load_speaker)),
+        codec_id=codec_id,
+    )
+
+
+def _audio_folders(given: Path) -> tuple[Path, Path]:
+    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling vocoder."""
+    vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
+    vocoder = vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"
+    return vae, part_folder(vocoder, "vocoder", ltx_audio.VOCODER_SOURCE)
+
+
+def _codec_id(files: Mapping[str, Digests], options: PublishedOptions) -> str:
+    """The vocoder, the device and the tiles of decoding shape no latents."""
+    shaping = {name: {file: facts["sha256"] for file, facts in found.items()} for name, found in files.items() if name != "vocoder"}
+    chosen = {name: getattr(options, name) for name in ("video_dtype", "audio_dtype", "text_dtype", "encode_tile")}
+    if options.encode_tile:
+        chosen["tile_overlap"] = options.tile_overlap
+    return fingerprint({**shaping, "options": chosen})
+
+
+def _kind_of(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text())["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _dtype(name: Precision) -> Any:
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
