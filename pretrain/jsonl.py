@@ -37,10 +37,11 @@ def scan(path: Path | str) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
         raise ValueError(f"{path}:1 json: the file is empty; expected one JSON object per line")
     for number, raw in enumerate(lines, start=1):
         if raw.strip():
-            yield number, _row(raw, number, last=number == len(lines))
+            yield number, parse_line(raw, number, last=number == len(lines))
 
 
-def _row(raw: bytes, line: int, last: bool) -> dict[str, Any] | FieldError:
+def parse_line(raw: bytes, line: int, last: bool) -> dict[str, Any] | FieldError:
+    """One line's object, or what is wrong with it; the last line may have been cut off."""
     try:
         row = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
     except UnicodeDecodeError as error:

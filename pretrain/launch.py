@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.loader import check_sets
+from pretrain.data.sample_set import check_sets
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.stage_run import StageRun, check_parent, check_run_folder, clear

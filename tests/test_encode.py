@@ -19,7 +19,9 @@ from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.encode import EncodeConfig, encode_set, encode_sets
 from pretrain.data.manifest import Row, read_manifest, write_manifest
-from pretrain.data.store import LatentStore, LatentWriter, Sample
+from pretrain.data.sample import Sample
+from pretrain.data.store import LatentStore
+from pretrain.data.writer import LatentWriter
 
 RATE = 16_000
 CONFIG = EncodeConfig(batch_size=4)
@@ -220,17 +222,21 @@ def test_non_finite_latents_name_the_sample_and_leave_the_old_set(tmp_path: Path
 def test_damage_is_noticed(tmp_path: Path) -> None:
     with LatentWriter(tmp_path / "set", "codec") as writer:
         writer.add(sample_of(0))
-    shard, index = tmp_path / "set" / "shard-00000.safetensors", tmp_path / "set" / "index.jsonl"
-    data = bytearray(shard.read_bytes())
-    data[-3] ^= 4
-    shard.write_bytes(data)
-    with pytest.raises(ValueError, match="damaged shard"):
-        LatentStore(tmp_path / "set")[0]
+    shard, index = tmp_path / "set" / "shard-000000.safetensors", tmp_path / "set" / "index.arrow"
+    whole = shard.read_bytes()
+    for damaged, says in (
+        (whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:], "the checksum of id-0 differs"),
+        (whole[:-9], f"{len(whole) - 9} bytes, expected"),
+        (b"\xff" * len(whole), "not a safetensors file"),
+    ):  # fmt: skip
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"shard-000000.safetensors: damaged shard \({says}.*--verify"):
+            LatentStore(tmp_path / "set")[0]
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match="shard is missing"):
+    with pytest.raises(FileNotFoundError, match=r"shard is missing.*--verify"):
         LatentStore(tmp_path / "set")[0]
-    index.write_text(index.read_text() + " ")
-    with pytest.raises(ValueError, match=r"index.jsonl: damaged"):
+    index.write_bytes(index.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"index.arrow: missing or damaged"):
         LatentStore(tmp_path / "set")
     with pytest.raises(FileNotFoundError, match="nava encode"):
         LatentStore(tmp_path / "nowhere")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pretrain.data.collate import to_av_batch
-from pretrain.data.loader import SampleSet, Slice, StageLoader
+from pretrain.data.loader import Slice, StageLoader
+from pretrain.data.sample_set import SampleSet
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
 from pretrain.types import Task

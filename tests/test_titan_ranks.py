@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
 
-from pretrain.data.store import LatentStore, LatentWriter
+from pretrain.data.store import LatentStore
+from pretrain.data.writer import LatentWriter
 from pretrain.recipe import CheckpointConfig, ParallelConfig, PretrainConfig
 from pretrain.stage_run import StageRun
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.data.store import LatentWriter, Sample
+from pretrain.data.sample import Sample
+from pretrain.data.writer import LatentWriter
 from pretrain.recipe import CheckpointConfig, PretrainConfig
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import StageRun, check_run_folder
@@ -19,7 +20,7 @@ from pretrain.stage_run import StageRun, check_run_folder
 JOINT_AND_AUDIO = {"T2A": 1.0, "T2AV": 0.6, "TI2AV": 0.4, "T2V": 0.5}
 
 
-def write_latents(folder: Path) -> Path:
+def write_latents(folder: Path, side: int = 2) -> Path:
     """audio_only: 12 sounds. paired: 16 clips of two lengths, some of two speakers."""
     for name in ("audio_only", "paired"):
         with LatentWriter(folder / name, codec_id="test-codec") as writer:
@@ -29,7 +30,7 @@ def write_latents(folder: Path) -> Path:
                 spans = 1 + index % 2
                 writer.add(Sample(
                     f"{name}-{index}",
-                    torch.randn(48, frames, 2, 2, generator=generator) if name == "paired" else None,
+                    torch.randn(48, frames, side, side, generator=generator) if name == "paired" else None,
                     torch.randn(128, tokens, generator=generator), 6.0,
                     torch.randn(6 + index % 3, 256, generator=generator), torch.arange(spans),
                     torch.randn(spans, 192, generator=generator),

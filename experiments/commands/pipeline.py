@@ -101,7 +101,7 @@ def pretrain(
 
 def _check_before_training(stages: list[str], job: Job) -> None:
     """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
-    from pretrain.data.loader import check_sets
+    from pretrain.data.sample_set import check_sets
     from pretrain.torchrun import check_port
 
     for stage in stages:

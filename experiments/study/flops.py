@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from pretrain.data.collate import Batch, num_tokens
-from pretrain.data.loader import Slice, StageLoader, open_sets
+from pretrain.data.loader import Slice, StageLoader
+from pretrain.data.sample_set import open_sets
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape, training_flops
 from pretrain.recipe import PretrainConfig

@@ -61,7 +61,7 @@ def read_manifest(path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION) 
     rejected: list[FieldError] = []
     seen: dict[str, int] = {}
     for line, content in scan(path):
-        result = content if isinstance(content, FieldError) else _row(content, line, path.parent)
+        result = content if isinstance(content, FieldError) else row_of(content, line, path.parent)
         if isinstance(result, Row) and result.data_id in seen:
             result = FieldError(line, "data_id", f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique")
         if isinstance(result, FieldError):
@@ -75,9 +75,15 @@ def read_manifest(path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION) 
 
 def check_rejected(path: Path | str, rejected: list[FieldError], num_rows: int, max_bad_fraction: float) -> None:
     """Raises ValueError, naming the first bad row, when more than the allowed part of a set is rejected."""
-    if rejected and (len(rejected) > max_bad_fraction * num_rows or len(rejected) == num_rows):
-        share = f"{len(rejected)} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
-        raise ValueError(f"{rejected[0].at(path)} ({share}; mend them or allow more)")
+    if rejected:
+        check_bad(path, rejected[0], len(rejected), num_rows, max_bad_fraction)
+
+
+def check_bad(path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float) -> None:
+    """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all of them."""
+    if num_bad > max_bad_fraction * num_rows or num_bad == num_rows:
+        share = f"{num_bad} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
+        raise ValueError(f"{first.at(path)} ({share}; mend them or allow more)")
 
 
 def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
@@ -86,7 +92,8 @@ def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
     dump(path, (row.to_json(folder) for row in rows))
 
 
-def _row(content: dict[str, Any], line: int, folder: Path) -> Row | FieldError:
+def row_of(content: dict[str, Any], line: int, folder: Path) -> Row | FieldError:
+    """The typed row of one line's object, or what is wrong with it; its paths are relative to `folder`."""
     try:
         return _typed_row(content, line, folder)
     except _Wrong as error:

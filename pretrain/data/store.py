@@ -1,105 +1,31 @@
-"""Encoded data sets on disk: safetensors shards, `index.jsonl` (one line per sample) and `manifest.json` (codec, sizes, checksums).
+"""Encoded data sets, local or in an object store: safetensors shards, `index.arrow` (a row per sample), `manifest.json` (codec, checksums).
 
-A set's folder is written under a temporary name and takes its place when complete. Nothing here is a pickle.
+Not webdataset's tar: a tar is read front to back, so an exact global shuffle, or going on exactly on another number of ranks, means reading
+everything again; a safetensors shard gives any sample by its key, mapped into memory. Nothing here is a pickle.
+
+Checksums: manifest.json has a SHA-256 of every shard, compared when a copy arrives from an object store and by `nava encode --verify`; the
+index has a CRC-32 of every sample, compared at each read, so that damage is noticed where it lies and no start has to read a whole set.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from pretrain.files import read_json, save_tensors
+from pretrain.data.index import LatentIndex
+from pretrain.data.parts import FORMAT, INDEX, MANIFEST, sha256_of, shard_name
+from pretrain.data.sample import Sample, checksum, tensor_names, unpack
+from pretrain.data.shard_cache import ShardCache
+from pretrain.files import read_json
+from pretrain.storage import is_file, place
 
-FORMAT = "nava-latents-1"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One encoded clip; a modality the set does not have is None. All tensors are float32 but `speaker_positions` (int64)."""
-
-    data_id: str
-    video: Tensor | None  # [48, F, h, w]
-    audio: Tensor | None  # [128, L]
-    video_rate_hz: float  # latent frames per second, beside which the audio's 25 tokens per second are rescaled
-    text: Tensor  # [S, D]
-    speaker_positions: Tensor  # [R] index along S of each span's timbre token
-    speakers: Tensor  # [R, 192] reference voice of each span; zeros = none
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
-class LatentWriter:
-    """Context manager that writes a set's folder; on an error nothing is left behind and an older folder stays as it was."""
-
-    def __init__(self, folder: Path, codec_id: str, latent_dtype: str = "float32", max_shard_bytes: int = 64 * 2**20) -> None:
-        if latent_dtype not in DTYPES:
-            raise ValueError(f"latent_dtype: unknown {latent_dtype!r}; valid: {', '.join(DTYPES)}")
-        self.folder, self.codec_id, self.latent_dtype, self.max_shard_bytes = Path(folder), codec_id, latent_dtype, max_shard_bytes
-        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        self._index: list[dict[str, Any]] = []
-        self._shards: dict[str, dict[str, Any]] = {}
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
-        self.extra: dict[str, Any] = {}  # further keys of manifest.json, e.g. the rejected rows
-
-    def __enter__(self) -> LatentWriter:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
-        return self
-
-    def add(self, sample: Sample) -> None:
-        """Raises ValueError naming the sample when a latent is not finite."""
-        key = f"{len(self._index):07d}"
-        tensors = {"text": sample.text.half(), "speaker_positions": sample.speaker_positions, "speakers": sample.speakers.float()}
-        for name in ("video", "audio"):
-            latents = getattr(sample, name)
-            if latents is not None:
-                tensors[name] = latents.to(DTYPES[self.latent_dtype])
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{sample.data_id}: {name} has non-finite values; fit the codec again or drop the row")
-            self._pending[f"{key}.{name}"] = tensor.contiguous().clone()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        self._index.append({"data_id": sample.data_id, "shard": self._shard_name(), "key": key, "video_rate_hz": sample.video_rate_hz,
-                            "shapes": shapes, "meta": sample.meta})  # fmt: skip
-        self._pending_bytes += size
-        if self._pending_bytes >= self.max_shard_bytes - 2 * size:
-            self._flush()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._index)
-                (self._temporary / "index.jsonl").write_text(lines, encoding="utf-8")
-                manifest = {"format": FORMAT, "codec_id": self.codec_id, "latent_dtype": self.latent_dtype, "samples": len(self._index),
-                            "index_sha256": hashlib.sha256(lines.encode()).hexdigest(), "shards": self._shards, **self.extra}  # fmt: skip
-                (self._temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-                replace_folder(self._temporary, self.folder)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _shard_name(self) -> str:
-        return f"shard-{len(self._shards):05d}.safetensors"
-
-    def _flush(self) -> None:
-        if self._pending:
-            path = self._temporary / self._shard_name()
-            save_tensors(self._pending, path)
-            self._shards[path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-            self._pending, self._pending_bytes = {}, 0
+_REPAIR = "run its `nava encode` again with --verify, then go on"
+_OPEN_SHARDS = 64
 
 
 class LatentStore:
@@ -108,10 +34,12 @@ class LatentStore:
     Raises FileNotFoundError for a folder that is not a set, ValueError for another codec, a damaged shard or index.
     """
 
-    def __init__(self, folder: str | Path, *, in_memory: bool = False, codec_id: str | None = None) -> None:
-        self.folder = Path(folder)
-        path = self.folder / "manifest.json"
-        if not path.is_file():
+    def __init__(
+        self, folder: str | Path, *, in_memory: bool = False, codec_id: str | None = None, cache: ShardCache | None = None
+    ) -> None:
+        self.folder, self.cache = place(folder), cache or ShardCache()
+        path = self.folder / MANIFEST
+        if not is_file(path):
             raise FileNotFoundError(f"{path}: no encoded set here; run `nava encode` first")
         self.manifest: Mapping[str, Any] = read_json(path, "run `nava encode` again")
         if self.manifest.get("format") != FORMAT:
@@ -119,50 +47,72 @@ class LatentStore:
         self.codec_id: str = self.manifest["codec_id"]
         if codec_id is not None and codec_id != self.codec_id:
             raise ValueError(f"{path} codec_id: encoded by {self.codec_id}, the codec here is {codec_id}; run `nava encode` again")
-        lines = (self.folder / "index.jsonl").read_bytes()
-        if hashlib.sha256(lines).hexdigest() != self.manifest["index_sha256"]:
-            raise ValueError(f"{self.folder / 'index.jsonl'}: damaged (its checksum differs from manifest.json); run `nava encode` again")
-        self.index: list[dict[str, Any]] = [json.loads(line) for line in lines.splitlines()]
-        self._open: dict[str, Any] = {}
-        self._samples = [self._read(row) for row in self.index] if in_memory else None
+        self.index = self._open_index()
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._samples = [self._read(number) for number in range(len(self.index))] if in_memory else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard["bytes"] for shard in self.manifest["shards"].values())
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._samples[index] if self._samples is not None else self._read(self.index[index])
+        return self._samples[index] if self._samples is not None else self._read(index)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # open files do not travel to worker processes
+        return {**self.__dict__, "_open": OrderedDict()}  # open files do not travel to worker processes
 
-    def _read(self, row: Mapping[str, Any]) -> Sample:
+    def _open_index(self) -> LatentIndex:
+        path, sha256 = self.folder / INDEX, self.manifest["index_sha256"]
+        local = self.cache.fetch(path, sha256, self.manifest["index_bytes"])
+        if not local.is_file() or sha256_of(local) != sha256:
+            raise ValueError(f"{path}: missing or damaged (its checksum differs from {MANIFEST}); run `nava encode` again")
+        return LatentIndex(local)
+
+    def _read(self, number: int) -> Sample:
+        row = self.index.row(number)
+        names = tensor_names(bool(row["frames"]), bool(row["tokens"]))
         shard = self._shard(row["shard"])
-        tensors = {name: shard.get_tensor(f"{row['key']}.{name}") for name in row["shapes"]}
-        floats = {name: tensors[name].float() if name in tensors else None for name in ("video", "audio")}
-        return Sample(row["data_id"], floats["video"], floats["audio"], row["video_rate_hz"], tensors["text"].float(),
-                      tensors["speaker_positions"], tensors["speakers"], row["meta"])  # fmt: skip
+        try:
+            tensors = {name: shard.get_tensor(f"{row['row']:07d}.{name}") for name in names}
+        except SafetensorError as error:
+            raise self._damaged(row["shard"], f"{row['data_id']} is not in it, {error}") from None
+        if checksum(tensors) != row["crc32"]:
+            raise self._damaged(row["shard"], f"the checksum of {row['data_id']} differs from the index")
+        return unpack(tensors, row["video_rate_hz"])
 
-    def _shard(self, name: str) -> Any:
-        """The open shard; its checksum is compared at the first use."""
-        if name not in self._open:
-            path = self.folder / name
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: shard is missing; run `nava encode` again")
-            if sha256_of(path) != self.manifest["shards"][name]["sha256"]:
-                raise ValueError(f"{path}: damaged shard (its checksum differs from manifest.json); run `nava encode` again")
-            try:
-                self._open[name] = safe_open(path, framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{path}: not a safetensors file ({error}); run `nava encode` again") from None
-        return self._open[name]
+    def _shard(self, number: int) -> Any:
+        """The open shard; its size is compared when it is opened, its samples' checksums when they are read."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        name = shard_name(number)
+        path, facts = self.folder / name, self.manifest["shards"][name]
+        try:
+            local = self.cache.fetch(path, facts["sha256"], facts["bytes"])
+            size = local.stat().st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: shard is missing; {_REPAIR}") from None
+        except ValueError as error:  # another checksum on arrival
+            raise self._damaged(number, str(error)) from None
+        if size != facts["bytes"]:
+            raise self._damaged(number, f"{size} bytes, expected {facts['bytes']}")
+        try:
+            self._open[number] = safe_open(local, framework="pt")
+        except SafetensorError as error:
+            raise self._damaged(number, f"not a safetensors file, {error}") from None
+        if len(self._open) > _OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return self._open[number]
 
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def _damaged(self, number: int, why: str) -> ValueError:
+        return ValueError(f"{self.folder / shard_name(number)}: damaged shard ({why}); {_REPAIR}")
 
 
 def replace_folder(new: Path, old: Path) -> None:

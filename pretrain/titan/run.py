@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torchtitan.tools.logging import init_logger, logger
 
-from pretrain.data.loader import open_sets
+from pretrain.data.sample_set import open_sets
 from pretrain.stage_run import StageRun
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.job_config import CHECKPOINT_FOLDER

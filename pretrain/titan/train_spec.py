@@ -14,7 +14,8 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.model import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec
 
-from pretrain.data.loader import SampleSet, Slice, StageLoader
+from pretrain.data.loader import Slice, StageLoader
+from pretrain.data.sample_set import SampleSet
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS
 from pretrain.model.paradigms import build_model

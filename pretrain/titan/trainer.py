@@ -21,7 +21,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
 from pretrain.data.collate import Batch, to_av_batch
-from pretrain.data.loader import SampleSet
+from pretrain.data.sample_set import SampleSet
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
 from pretrain.stage_run import StageRun

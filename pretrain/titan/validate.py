@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.data.collate import collate, to_av_batch
-from pretrain.data.loader import SampleSet, open_sets
+from pretrain.data.sample_set import SampleSet, open_sets
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
