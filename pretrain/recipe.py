@@ -31,9 +31,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When full training states are written and which are kept."""
+    """When full training states are written, where, and which are kept."""
 
     interval: int = 200  # steps
+    folder: str = ""  # a path or URL (s3://bucket/run) that gets a folder per stage; "" = checkpoint/ in the run's own folder
     asynchronous: bool = True  # training goes on while the state is written
     keep_last: int = 2
     keep_every: int = 0  # also keep steps divisible by this; 0 = none

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any, Protocol
 from pretrain.files import read_json
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
+from pretrain.storage import check_reachable, is_file, place, remove_folder, writing
 from pretrain.torchrun import IDENTITY, RESOLVED, write_json
+
+CHECKPOINTS = "checkpoint"
 
 
 class Run(Protocol):
@@ -37,6 +39,12 @@ class StageRun:
     init_from: Path | None = None  # a model/ folder of an earlier stage
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the training states are, a folder step-N each."""
+        folder = self.config.checkpoint.folder
+        return place(folder) / self.stage if folder else self.out / CHECKPOINTS
+
     def save(self) -> Path:
         """Write out/resolved.json for the ranks; returns its path."""
         values = {
@@ -59,10 +67,10 @@ class StageRun:
         return cls(
             config=from_json(PretrainConfig, values["config"], "config"),
             stage=values["stage"],
-            latents=Path(values["latents"]),
+            latents=place(values["latents"]),
             out=Path(values["out"]),
             codec_id=values["codec_id"],
-            init_from=Path(init_from) if init_from else None,
+            init_from=place(init_from) if init_from else None,
             trackers=values["trackers"],
         )
 
@@ -105,23 +113,34 @@ def check_parent(run: StageRun) -> None:
 
 def check_run_folder(run: Run) -> None:
     """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or parent."""
-    path, identity = run.out / IDENTITY, run.identity()
-    if path.is_file():
-        before = read_json(path, f"remove {run.out} or train into another folder")
-        for name, value in identity.items():
-            if name not in before or before[name] != value:
-                found = _difference(before.get(name, "nothing"), value)
-                raise ValueError(
-                    f"{path}: the checkpoints here are of another {name}: {found}; remove {run.out} or train into another folder"
-                )
     run.out.mkdir(parents=True, exist_ok=True)
-    write_json(path, identity)
+    _claim(run.out, run.identity())
+
+
+def check_checkpoints(run: StageRun) -> None:
+    """Claim a place of checkpoints outside the run folder. Raises OSError where it cannot be reached, ValueError where it is another's."""
+    if run.config.checkpoint.folder:
+        check_reachable(run.checkpoints)
+        _claim(run.checkpoints, run.identity())
 
 
 def clear(out: Path) -> None:
     """Forget an earlier run in this folder."""
-    if out.is_dir():
-        shutil.rmtree(out)
+    remove_folder(out)
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    path = folder / IDENTITY
+    if is_file(path):
+        before = read_json(path, f"remove {folder} or train into another folder")
+        for name, value in identity.items():
+            if name not in before or before[name] != value:
+                found = _difference(before.get(name, "nothing"), value)
+                raise ValueError(
+                    f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train into another folder"
+                )
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(identity, indent=2) + "\n")
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -6,17 +6,20 @@ import os
 import signal
 from pathlib import Path
 
+from object_store import connect
 from rank_processes import run_processes
 
 
-def run_ranks(resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0) -> list[int]:
-    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way."""
-    return run_processes(_rank, world_size, resolved.parent, resolved, mishap, timeout_s=timeout_s)
+def run_ranks(resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0, endpoint: str = "") -> list[int]:
+    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way; `endpoint` is that of an object store."""
+    return run_processes(_rank, world_size, resolved.parent, resolved, mishap, endpoint, timeout_s=timeout_s)
 
 
-def _rank(rank: int, resolved: Path, mishap: str) -> int:
+def _rank(rank: int, resolved: Path, mishap: str, endpoint: str) -> int:
     from pretrain.titan import run
 
+    if endpoint:
+        connect(endpoint)
     if mishap:
         _arrange(mishap, rank)
     return run.main(resolved)

@@ -22,7 +22,6 @@ from torchtitan.config.job_config import Compile
 
 from pretrain.recipe import PretrainConfig
 
-CHECKPOINT_FOLDER = "checkpoint"
 TRAIN_SPEC = "nava"
 
 
@@ -56,9 +55,9 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
             fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never",
         ),
         checkpoint=Checkpoint(
-            enable=True,
+            enable=False,  # the trainer puts a manager of its own in the place of torchtitan's
             enable_ft_dataloader_checkpoints=False,
-            folder=CHECKPOINT_FOLDER,
+            folder="",
             interval=config.checkpoint.interval,
             async_mode="async" if config.checkpoint.asynchronous else "disabled",
             keep_latest_k=0,  # retention is ours: torchtitan has no keep-every-n and counts unfinished folders

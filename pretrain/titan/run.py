@@ -17,7 +17,6 @@ from torchtitan.tools.logging import init_logger, logger
 from pretrain.data.sample_set import open_sets
 from pretrain.stage_run import StageRun
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
-from pretrain.titan.job_config import CHECKPOINT_FOLDER
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
@@ -40,7 +39,7 @@ def train_stage(run: StageRun) -> str:
             tracker.log_metrics(metrics, step)
 
     if rank == 0:
-        remove_incomplete(run.out / CHECKPOINT_FOLDER)
+        remove_incomplete(run.checkpoints)
     trainer = PretrainTrainer(run, sets, log)
     trainer.stop_on(signal.SIGTERM, signal.SIGINT)
     resumed = trainer.resume()
@@ -71,7 +70,7 @@ def _exported(trainer: PretrainTrainer, run: StageRun, rank: int) -> str:
     try:
         return export(trainer.model, trainer.ema, run, trainer.step, rank)
     except (OSError, SafetensorError) as error:  # the latter also where the disk is full
-        raise save_error(error, run.out / CHECKPOINT_FOLDER) from error
+        raise save_error(error, run.checkpoints) from error
 
 
 def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
@@ -88,7 +87,7 @@ def main(path: Path) -> int:
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:
-        report(save_error(error, run.out / CHECKPOINT_FOLDER) if is_full(error) else error, run.out)
+        report(save_error(error, run.checkpoints) if is_full(error) else error, run.out)
         # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
         os._exit(2)
     if dist.is_initialized():

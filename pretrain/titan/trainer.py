@@ -6,6 +6,7 @@ and its loop has neither a way to skip a step nor to stop at a signal, so those 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
@@ -25,8 +25,8 @@ from pretrain.data.sample_set import SampleSet
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
 from pretrain.stage_run import StageRun
-from pretrain.titan.checkpoints import remove_incomplete, retain, save_error
-from pretrain.titan.job_config import CHECKPOINT_FOLDER, TRAIN_SPEC, job_config
+from pretrain.titan.job_config import TRAIN_SPEC, job_config
+from pretrain.titan.manager import Checkpoints
 from pretrain.titan.policy import StepJudge
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import initialise, load_parent
@@ -48,7 +48,11 @@ class PretrainTrainer(Trainer):
         initialise(self.model, config.flavor, config.seed)
         self.ema = load_parent(self.model, run)
         self.judge = StepJudge(config.policy)
-        self.checkpointer.states.update(ema=self.ema, judge=self.judge)
+        self.checkpointer = Checkpoints(
+            run.checkpoints, config.checkpoint, dataloader=self.dataloader, model_parts=self.model_parts, optimizers=self.optimizers,
+            lr_schedulers=self.lr_schedulers, states={"train_state": self, "ema": self.ema, "judge": self.judge},
+            checkpoint_config=dataclasses.replace(self.job_config.checkpoint, enable=True),
+        )  # fmt: skip
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
         self.window = Window()
         self.stop_requested = self.stopping = False
@@ -136,16 +140,7 @@ class PretrainTrainer(Trainer):
         return values
 
     def _save(self, last: bool) -> None:
-        folder = self.run.out / CHECKPOINT_FOLDER
-        try:
-            self.checkpointer.save(self.step, last_step=last)
-        except (Exception, CheckpointException) as error:  # the latter is a BaseException
-            reported = save_error(error, folder)
-            if dist.get_rank() == 0:
-                remove_incomplete(folder)
-            raise reported from error
-        if dist.get_rank() == 0 and (last or self.step % self.run.config.checkpoint.interval == 0):
-            retain(folder, self.run.config.checkpoint.keep_last, self.run.config.checkpoint.keep_every)
+        self.checkpointer.save(self.step, last_step=last)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "rng": torch.get_rng_state()}

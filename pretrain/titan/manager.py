@@ -1,0 +1,74 @@
+"""torchtitan's checkpoint manager with the states in a local folder or a store, our retention and one-line failures."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
+from torchtitan.tools.logging import logger
+
+from pretrain.recipe import CheckpointConfig
+from pretrain.storage import is_remote
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
+from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.store_dcp import StoreReader, StoreWriter
+
+
+class Checkpoints(CheckpointManager):
+    """Saves to and loads from `place`/step-N. `newest` is the last step known to be complete, 0 = none."""
+
+    def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
+        super().__init__(base_folder=str(place), sd_adapter=None, **parts)
+        self.place, self.config, self.newest = place, config, 0
+
+    @torch.no_grad()
+    def load(self, step: int = -1) -> bool:
+        """The newest complete state, if any. Raises OSError where the place cannot be read."""
+        self.newest = max(complete_steps(self.place), default=0)
+        if not self.newest:
+            return False
+        logger.info(f"loading the checkpoint of step {self.newest} from {self.place}")
+        self.dcp_load(self._states_to_load(False), self._create_checkpoint_id(self.newest), from_hf=False, from_quantized=False)
+        return True
+
+    def save(self, curr_step: int, last_step: bool = False) -> None:
+        """All ranks call it. Raises OSError in one line where the state cannot be written; the states before stay."""
+        try:
+            super().save(curr_step, last_step)
+        except (Exception, CheckpointException) as error:  # the latter is a BaseException
+            if of_lost_peers(error):
+                raise
+            reported = save_error(error, self.place, self.newest)
+            if dist.get_rank() == 0:
+                with suppress(OSError):  # the next run removes them
+                    remove_incomplete(self.place)
+            raise reported from error
+        if dist.get_rank() == 0 and self._should_save(curr_step, last_step):
+            try:
+                self.newest = max(retain(self.place, self.config.keep_last, self.config.keep_every), default=0)
+            except OSError as error:  # what could not be removed is removed after the next save
+                logger.warning(f"an old checkpoint could not be removed: {error}")
+
+    def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, async_mode: AsyncMode, *args: Any, **options: Any) -> Any:
+        if not is_remote(self.place):
+            return super().dcp_save(state_dict, checkpoint_id, async_mode, *args, **options)
+        with torch.no_grad():
+            writer = StoreWriter(self.place / Path(checkpoint_id).name)
+            if async_mode is AsyncMode.ASYNC:
+                return state_dict_saver.async_save(state_dict, storage_writer=writer, process_group=self.pg)
+            return state_dict_saver.save(state_dict, storage_writer=writer)
+
+    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
+        if not is_remote(self.place):
+            return super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+        state_dict_loader.load(state_dict, storage_reader=StoreReader(self.place / Path(checkpoint_id).name))
+        self.states["model"].load_state_dict(state_dict)
+
+    def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
+        return f"{self.place}/step-{step}"
