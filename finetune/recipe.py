@@ -222,6 +222,8 @@ class AlignConfig:
                 raise ValueError(f"sequence: unknown algorithm {name!r}; {nearest(name, ALGORITHMS)}")
         if self.mixed_precision not in ("fp32", "bf16"):
             raise ValueError(f"mixed_precision: expected fp32 or bf16, got {self.mixed_precision!r}")
+        if self.parallel.context != 1:
+            raise ValueError(f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; set it to 1")
         for name in ("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

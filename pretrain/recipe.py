@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pretrain.config import nearest
+from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
@@ -54,6 +55,8 @@ class ParallelConfig:
     """How ranks share the model: FSDP2 over all ranks, or HSDP with `replicas` groups of ranks."""
 
     replicas: int = 1
+    context: int = 1  # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
+    # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the rest is computed again
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     shard_blocks: bool = True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
     reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
@@ -97,6 +100,9 @@ class PretrainConfig:
                 raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")
         _one_of("mixed_precision", self.mixed_precision, ("fp32", "bf16"))
         _one_of("parallel.activation_checkpointing", self.parallel.activation_checkpointing, ("none", "selective", "full"))
+        if self.parallel.context < 1 or self.parallel.replicas < 1:
+            raise ValueError(f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}")
+        check_degree(flavor(self.flavor), self.parallel.context)
         for name in ("global_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -112,11 +118,15 @@ class PretrainConfig:
         return self.stages[name]
 
     def local_batch(self, world_size: int) -> int:
-        """Samples per rank and micro-batch. Raises ValueError where the global batch does not split."""
-        local = self.local_batch_size or self.global_batch_size // world_size
-        if local < 1 or self.global_batch_size % (local * world_size):
+        """Samples per micro-batch of a rank, or of a context group. Raises ValueError where ranks or the global batch do not split."""
+        holders = world_size // self.parallel.context
+        if world_size % (self.parallel.context * self.parallel.replicas):
+            degrees = f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context}"
+            raise ValueError(f"{degrees} does not divide {world_size} ranks; choose divisors")
+        local = self.local_batch_size or self.global_batch_size // holders
+        if local < 1 or self.global_batch_size % (local * holders):
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} does not split over {world_size} ranks x local_batch_size "
+                f"global_batch_size {self.global_batch_size} does not split over {holders} data-parallel ranks x local_batch_size "
                 f"{local}; set one of them so that it does"
             )
         return local

@@ -52,6 +52,7 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         parallelism=Parallelism(
             data_parallel_replicate_degree=parallel.replicas,
             data_parallel_shard_degree=-1,
+            context_parallel_degree=parallel.context,
             fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never",
         ),
         checkpoint=Checkpoint(

@@ -1,30 +1,32 @@
-"""Activation checkpointing, compilation and FSDP2 / HSDP of an AVTransformer; the same wrapping on one rank and on many."""
+"""Context groups, activation checkpointing, compilation and FSDP2 / HSDP of an AVTransformer; the same wrapping on any number of ranks."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.utils import device_type
 
+from pretrain.model.context_parallel import ContextGroup
 from pretrain.model.shell import AVTransformer
+from pretrain.titan.activations import checkpointed
 
 
 def parallelize(
     model: AVTransformer, parallel_dims: ParallelDims, job_config: JobConfig, shard_blocks: bool = True
 ) -> AVTransformer:
     """Wrap in place: each block is an FSDP unit if `shard_blocks`, the time path is one of its own in fp32, the rest is the root unit."""
+    model.join_context_group(context_group(parallel_dims))
     blocks = model.block_groups()
-    _checkpoint_activations(blocks, job_config.activation_checkpoint.mode)
+    for group in blocks:
+        for index, block in enumerate(group):
+            group[index] = checkpointed(block, job_config.activation_checkpoint.mode)
     if job_config.compile.enable:
-        for group in blocks:
-            for block in group:
-                block.compile(backend=job_config.compile.backend)
+        compile_blocks(blocks, job_config.compile.backend)
     mesh = data_mesh(parallel_dims)
     dtype = TORCH_DTYPE_MAP[job_config.training.mixed_precision_param]
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -37,6 +39,15 @@ def parallelize(
     fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)  # the root is needed first in the backward pass
     sum_gradients(model)
     return model
+
+
+def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str) -> None:
+    """Each block as one graph; blocks of a kind share it. Lengths become dynamic with the second one that is met."""
+    # absent modalities, masks, dropped text and levels per frame or per clip each make a graph of their own
+    torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateImportUsage]
+    for group in blocks:
+        for block in group:
+            block.compile(backend=backend, fullgraph=True)
 
 
 def sum_gradients(model: nn.Module) -> None:
@@ -54,22 +65,19 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def context_group(parallel_dims: ParallelDims) -> ContextGroup | None:
+    """This rank's neighbours, which hold its micro-batches with it; None where every rank has its own."""
+    if parallel_dims.cp == 1:
+        return None
+    mesh = parallel_dims.get_mesh("cp")
+    return ContextGroup(mesh.get_local_rank(), mesh.size(), mesh.get_group().group_name)
+
+
 def data_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
-    """1-D mesh of all ranks, or (replicate, shard) for HSDP."""
+    """1-D mesh of all ranks, or (replicate, shard) for HSDP; the ranks of a context group hold shards like any others."""
     if parallel_dims.dp_replicate > 1:
-        return init_device_mesh(
-            device_type, (parallel_dims.dp_replicate, parallel_dims.dp_shard), mesh_dim_names=("dp_replicate", "fsdp")
-        )
+        sizes = (parallel_dims.dp_replicate, parallel_dims.dp_shard * parallel_dims.cp)
+        return init_device_mesh(device_type, sizes, mesh_dim_names=("dp_replicate", "fsdp"))
     # torchtitan gives a world of one a fake process group, which moves no data; the wrapping is kept there, so that one rank runs
     # the same code and the same bf16 casts as many
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("fsdp",))
-
-
-def _checkpoint_activations(blocks: tuple[nn.ModuleList, ...], mode: str) -> None:
-    every = {"none": 0, "full": 1, "selective": 2}[mode]  # selective: every second block
-    index = 0
-    for group in blocks:
-        for position, block in enumerate(group):
-            if every and index % every == 0:
-                group[position] = checkpoint_wrapper(block, preserve_rng_state=False)
-            index += 1

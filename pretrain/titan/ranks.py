@@ -60,11 +60,12 @@ def join() -> Ranks:
 
 
 def shard(model: AVTransformer, ranks: Ranks, bf16: bool, parallel: ParallelConfig) -> AVTransformer:
-    """FSDP2 or HSDP over all ranks, in place. Raises ValueError where `parallel.replicas` does not divide them."""
-    if ranks.world_size % parallel.replicas:
-        raise ValueError(f"parallel.replicas {parallel.replicas} does not divide {ranks.world_size} ranks; choose a divisor")
+    """FSDP2 or HSDP over all ranks, in place. Raises ValueError where `parallel` does not divide them."""
+    if ranks.world_size % (parallel.replicas * parallel.context):
+        degrees = f"parallel.replicas {parallel.replicas} x parallel.context {parallel.context}"
+        raise ValueError(f"{degrees} does not divide {ranks.world_size} ranks; choose divisors")
     dims = ParallelDims(
-        dp_shard=-1, dp_replicate=parallel.replicas, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=ranks.world_size
+        dp_shard=-1, dp_replicate=parallel.replicas, cp=parallel.context, tp=1, pp=1, ep=1, etp=1, world_size=ranks.world_size
     )  # fmt: skip
     job = JobConfig(
         training=Training(mixed_precision_param="bfloat16" if bf16 else "float32"),

@@ -135,9 +135,9 @@ class PretrainTrainer(Trainer):
         self.lr_schedulers.step()
 
     def _summed(self, values: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum over ranks, once for those that hold a micro-batch together."""
         dist.all_reduce(values)
-        return values
+        return values / self.run.config.parallel.context
 
     def _save(self, last: bool) -> None:
         self.checkpointer.save(self.step, last_step=last)

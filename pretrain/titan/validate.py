@@ -23,10 +23,12 @@ _CLIPS_PER_BATCH = 8  # over all ranks
 
 
 class Validator:
-    """Holds the validation clips of this rank; without such a set, or without clips enough for every rank, there is nothing to run."""
+    """Holds the validation clips of this rank (of its context group, the same on each of its ranks); without such a set, or without
+    clips enough for every rank, there is nothing to run."""
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
-        self.run, self.rank, self.world_size, self.device = run, rank, world_size, device
+        context = run.config.parallel.context
+        self.run, self.rank, self.world_size, self.device = run, rank // context, world_size // context, device
         self.clips: SampleSet | None = None
         if (run.latents / VALIDATION_SET / "manifest.json").is_file() and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
@@ -45,6 +47,7 @@ class Validator:
         names = [f"{name}/{level}/{part}" for name in ("video", "audio") for level in LEVEL_BUCKETS for part in ("sum", "count")]
         totals = torch.stack([sums[name] for name in names]).to(self.device)
         dist.all_reduce(totals)
+        totals /= self.run.config.parallel.context
         losses = validation_losses(dict(zip(names, totals.cpu(), strict=True)))
         for name in ("video", "audio"):
             values = [value for key, value in losses.items() if key.startswith(f"validation/{name}/")]
