@@ -11,7 +11,7 @@ from pretrain.data.sample_set import check_sets
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder, clear
-from pretrain.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
+from pretrain.torchrun import check_port, failure, read_state, run_ranks
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def pretrain_stage(
         check_port(port)
     if restart:
         clear(run.out)
-    check_run_folder(run)
-    if done := finished(run.out):
         clear(run.checkpoints)
     check_checkpoints(run)
+    check_run_folder(run)
+    if done := finished(run.out):
         return done
     run.save()
     code = run_ranks("pretrain.titan.run", run.out, nproc, port, StageProgress(stage, config.stage(stage).steps))
