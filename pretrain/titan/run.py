@@ -12,15 +12,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.tools.logging import init_logger, logger
 
 from pretrain.data.sample_set import open_sets
+from pretrain.data.shard_cache import ShardCache
+from pretrain.data.token_split import check_sets_split
+from pretrain.model.flavors import flavor
 from pretrain.stage_run import StageRun
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
+from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
-from pretrain.torchrun import METRICS, STATE, report, write_json
+from pretrain.torchrun import ERROR, METRICS, STATE, report, write_json
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
@@ -31,7 +36,10 @@ def train_stage(run: StageRun) -> str:
     """
     rank = int(os.environ["RANK"])
     config = run.config
-    sets = open_sets(run.latents, config.stage(run.stage), run.codec_id or None, config.mix_lengths)
+    cache = ShardCache(max_bytes=int(config.cache_gb * 2**30))
+    stage = config.stage(run.stage)
+    sets = open_sets(run.latents, stage, run.codec_id or None, config.mix_lengths, shuffle_shards=config.shuffle_shards, cache=cache)
+    check_sets_split(sets, flavor(config.flavor).patch_size, config.parallel.context)
     trackers: list[Trackers] = []
 
     def log(metrics: dict[str, Any], step: int) -> None:
@@ -79,17 +87,23 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 
 def main(path: Path) -> int:
-    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt."""
+    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank went away."""
     # the outputs of our blocks are views that nobody changes in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
     run = StageRun.load(path)
+    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(missing_ok=True)  # of the attempt before an elastic restart
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:
         report(save_error(error, run.checkpoints) if is_full(error) else error, run.out)
         # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
         os._exit(2)
+    except (Exception, CheckpointException) as error:  # the latter is a BaseException
+        if not of_lost_peers(error):
+            raise
+        logger.error(f"lost another rank: {' '.join(str(error).split())[:300]}")
+        os._exit(3)
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0
