@@ -1,0 +1,62 @@
+"""Ours against its peer at one shape and precision: training and generation steps, tokens per second, share of the matmul ceiling."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from typing import Any
+
+import torch
+
+from experiments.benchmarks.peers.contestants import generation_step, ltx2, ours, training_step, wan
+from experiments.benchmarks.peers.shapes import Shape
+from experiments.benchmarks.peers.timing import race, ratio, seconds_of, summary
+
+_SIDES = (1024, 2048, 4096)
+_GPU_SIDES = (4096, 8192, 16384)
+
+
+def matmul_ceiling(dtype: torch.dtype, device: torch.device, tries: int = 4) -> float:
+    """FLOP/s of the fastest square matrix product found, over a few sizes."""
+    best = 0.0
+    for side in _SIDES if device.type == "cpu" else _GPU_SIDES:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        torch.mm(left, right)
+        seconds = min(seconds_of(lambda a=left, b=right: torch.mm(a, b), device) for _ in range(tries))
+        best = max(best, 2 * side**3 / seconds)
+    return best
+
+
+def compare(shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False) -> dict[str, Any]:
+    """JSON of one shape: both contestants' seconds, our tokens/s and share of the ceiling of this moment, and the ratios."""
+    torch.manual_seed(0)
+    peer = ltx2 if shape.audio else wan
+    our_model, our_forward = ours(shape, dtype, device, compiled)
+    their_model, their_forward = peer(shape, dtype, device, compiled)
+    before = matmul_ceiling(dtype, device)
+    training = race(training_step(our_model, our_forward), training_step(their_model, their_forward), budget_s, device)
+    ceiling = max(before, matmul_ceiling(dtype, device))
+    generation = race(generation_step(our_forward), generation_step(their_forward), budget_s / 3, device)
+    median = statistics.median(training[0])
+    found = {
+        "peer": "LTX2VideoTransformer3DModel" if shape.audio else "WanTransformer3DModel",
+        "dtype": str(dtype).removeprefix("torch."),
+        "compiled": compiled,
+        "tokens": shape.tokens,
+        "parameters": {"ours": _count(our_model), "peer": _count(their_model)},
+        "training": {"ours_s": summary(training[0]), "peer_s": summary(training[1]), "times_as_fast": ratio(*training)},
+        "generation": {"ours_s": summary(generation[0]), "peer_s": summary(generation[1]), "times_as_fast": ratio(*generation)},
+        "tokens_per_s": round(shape.tokens / median, 1),
+        "training_gflop": round(shape.training_flops() / 1e9, 2),
+        "ceiling_gflops": round(ceiling / 1e9, 1),
+        "share_of_ceiling": round(shape.training_flops() / median / ceiling, 3),
+    }
+    if device.type == "cuda":
+        found["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    del our_model, our_forward, their_model, their_forward
+    gc.collect()
+    return found
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
