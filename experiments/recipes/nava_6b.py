@@ -1,16 +1,24 @@
-"""The published model: 6.3 B parameters, 70 K steps at an effective batch of 512 (nava.md, sections 2 and 3)."""
+"""The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md, sections 2 and 3)."""
 
 from experiments.recipes.base import Recipe
+from pretrain.dropout import DropoutConfig
+from pretrain.flow.path import LevelConfig
+from pretrain.objective import ObjectiveConfig
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.schedule import StageConfig
 
 
 def nava_6b() -> Recipe:
-    """Full size. How the 70 K steps divide over the stages is not in the text we have; halves and quarters are ours."""
+    """Warm-started by `nava pretrain nava_6b --from MODEL`, a folder of `nava import wan2.2` (or of `nava import nava`).
+
+    Stated in nava.md: everything of the objective, the optimizer but its betas and warmup, batch, steps in all, and the ratios of
+    audio alone to both per stage. Ours: how the steps divide over the stages, betas, 1000 steps of warmup, the EMA, and the intervals.
+    The rate stays at 1e-4 after its warmup, as in the release, whose scheduler never steps.
+    """
     return Recipe(
         name="nava_6b",
         pretrain=PretrainConfig(
-            flavor="nava_6b",
+            flavor="nava_6b_published",  # attends to text padding and lets a timbre token replace its text, as the weights learned it
             stages={
                 "stage1": _stage("stage1", 35_000, tasks={"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5}, sets={"paired": 1.0}, audio="audio_only"),
                 "stage2": _stage("stage2", 25_000, tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5}, sets={"paired": 1.0}, audio="hq_audio"),
@@ -18,8 +26,14 @@ def nava_6b() -> Recipe:
             },
             global_batch_size=512,
             local_batch_size=1,
+            mixed_precision="bf16",
             ema_decay=0.9999,
-            optimizer=OptimizerConfig(beta2=0.999),
+            optimizer=OptimizerConfig(beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0),
+            objective=ObjectiveConfig(
+                audio_weight=0.2,
+                levels=LevelConfig(draw="release", weight="release", shift=5.0),
+                dropout=DropoutConfig(text=0.1, modality_mask=0.2, timbre_kept=0.9, first_frame=0.5),
+            ),
             checkpoint=CheckpointConfig(interval=500, keep_last=3, keep_every=5000),
             parallel=ParallelConfig(activation_checkpointing="full", compile_blocks=True),
             validate_every=1000,
@@ -29,5 +43,6 @@ def nava_6b() -> Recipe:
 
 def _stage(name: str, steps: int, tasks: dict[str, float], sets: dict[str, float], audio: str) -> StageConfig:
     return StageConfig(
-        name=name, steps=steps, tasks=tasks, sets=sets, audio_sets={audio: 1.0} if audio else {}, lr=1e-4, warmup_steps=1000
-    )
+        name=name, steps=steps, tasks=tasks, sets=sets, audio_sets={audio: 1.0} if audio else {}, lr=1e-4, warmup_steps=1000,
+        decay_fraction=0.0, min_lr_factor=1.0,
+    )  # fmt: skip

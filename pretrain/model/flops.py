@@ -40,6 +40,18 @@ def training_flops(args: ModelArgs, shape: ClipShape) -> int:
     return 3 * forward_flops(args, shape) - _first_maps(args, shape)
 
 
+def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """Of the forward pass: queries times as many keys, and their values, in all blocks."""
+    alone = sum(_attend(args, count, count) for count in shape.streams)
+    if args.paradigm == "dual_tower":
+        return args.num_alignment_blocks * alone
+    if args.paradigm == "unified":
+        tokens = shape.context + shape.video + shape.audio
+        return args.num_fusion_blocks * _attend(args, tokens, tokens)
+    tokens = shape.video + shape.audio
+    return (args.num_alignment_blocks + args.num_fusion_blocks) * (_attend(args, tokens, tokens) if shape.joined else alone)
+
+
 def params_met_per_video_token(args: ModelArgs) -> int:
     """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are no matmuls, left out.
 

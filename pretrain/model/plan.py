@@ -6,7 +6,7 @@ from typing import Any
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import flavor
-from pretrain.model.flops import ClipShape, block_flops, forward_flops, params_met_per_video_token, training_flops
+from pretrain.model.flops import ClipShape, block_flops, forward_flops, params_met_per_video_token, self_attention_flops, training_flops
 from pretrain.model.plan_memory import FRAGMENTATION, RUNTIME_BYTES, Checkpointing, Setup, largest_local_batch, memory_parts, sizes_of
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
@@ -58,7 +58,8 @@ def clip_shape(args: ModelArgs, frames: int, height: int, width: int, fps: float
 
 def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) -> list[str]:
     """What the numbers of a plan rest on, for the reader."""
-    recompute = {"none": "nothing is recomputed", "selective": "every second block is recomputed", "full": "every block is recomputed"}
+    recompute = {"none": "nothing is recomputed", "selective": "blocks keep their input and self-attention, the rest is recomputed",
+                 "full": "blocks keep their input, all of them is recomputed"}  # fmt: skip
     return [
         "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a replica",
         "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the time path is fp32",
@@ -80,12 +81,12 @@ def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> flo
 
 def _flops(args: ModelArgs, clip: ClipShape, checkpointing: Checkpointing) -> dict[str, int]:
     forward, training = forward_flops(args, clip), training_flops(args, clip)
-    share = {"none": 0.0, "selective": 0.5, "full": 1.0}[checkpointing]
+    again = {"none": 0, "selective": block_flops(args, clip) - self_attention_flops(args, clip), "full": block_flops(args, clip)}
     return {
         "forward": forward,
         "backward": training - forward,
         "training": training,
-        "with_recomputation": training + round(share * block_flops(args, clip)),
+        "with_recomputation": training + again[checkpointing],
     }
 
 

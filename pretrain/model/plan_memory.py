@@ -126,13 +126,14 @@ def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks
     tokens = (clip.video + clip.audio) / setup.context * batch
     inside = saved_by_block(args, tokens, clip.context * batch)
     inputs = tokens * width * BF16
-    recomputed = {"none": 0, "selective": (num_blocks + 1) // 2, "full": num_blocks}[setup.checkpointing]
+    # selective: the attended, and where ranks exchange tokens for heads, what they sent each other (q, k, v and back)
+    kept = {"none": inside, "selective": inputs * (2 if setup.context == 1 else 6), "full": inputs}[setup.checkpointing]
     text = clip.context * batch * (args.text_width + 3 * width) * BF16
     audio = clip.audio * batch * (args.audio_embed_kernel * (2 * width + args.audio_embed_hidden) + 3 * args.audio_embed_hidden) * BF16
     latents = (clip.video * args.video_channels * args.patch_size**2 + clip.audio * args.audio_channels) * batch * LATENT_COPIES * FP32
     return {
-        "activations_kept": (num_blocks - recomputed) * inside + recomputed * inputs,
-        "activations_recomputed": inside if recomputed else 0.0,
+        "activations_kept": num_blocks * kept,
+        "activations_recomputed": inside if setup.checkpointing != "none" else 0.0,
         "backward_workspace": tokens * (2 * args.ffn_width * BF16 + 3 * width * FP32),
         "embedders_and_heads": text + audio + tokens * width * (2 * FP32 + BF16),
         "latents": float(latents),
