@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from experiments.runs import read_record
 from experiments.spool import SpooledRun, spooled_runs
 
 CHECKPOINT_TAG = "nava.checkpoint_id"
+START_TAG = "parent_model_id"  # what a trainer says of the model it started from
+SHA256 = "sha256:"  # before the digest of an input that came from outside
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,17 @@ def trace(target: str, layout: Layout, root: Path) -> dict[str, Any]:
     waiting = [key]
     while waiting:
         if (key_now := waiting.pop(0)) not in runs:
-            runs[key_now] = facts = _facts(key_now, layout, root)
+            runs[key_now] = facts = _with_start(_facts(key_now, layout, root), layout)
             waiting += facts.parents.values()
     return {"target": target, "kind": kind, "checkpoint_id": checkpoint, "run": key, "runs": [asdict(facts) for facts in runs.values()]}
+
+
+def _with_start(facts: RunFacts, layout: Layout) -> RunFacts:
+    """With the run that made the model it started from, where that is not a stage of the pipeline, such as an import."""
+    run = SpooledRun(layout.tracking / facts.run)
+    started_from = _tags(run).get(START_TAG, "") if run.exists() else ""
+    key = _run_with_checkpoint(started_from, layout) if started_from else ""
+    return facts if not key or key in facts.parents.values() else replace(facts, parents={**facts.parents, "model": key})
 
 
 def _of_path(path: Path, layout: Layout) -> tuple[str, str, str]:
@@ -190,9 +200,9 @@ def show(found: Mapping[str, Any]) -> None:
         node = parent.add(f"[bold]{run['stage']}[/bold]  {run['status'].lower()}  run {run['run']}  commit {commit}")
         sent = run["mlflow_run_id"] or "(not sent yet: nava tracking flush)"
         node.add(f"MLflow {sent}; made {run['output']} {run['output_md5']}".rstrip())
-        data = {path: md5 for path, md5 in run["inputs"].items() if path.startswith(("out/", "reports/"))}
+        data = {path: md5 for path, md5 in run["inputs"].items() if path.startswith(("out/", "reports/")) or md5.startswith(SHA256)}
         for path, md5 in data.items():
-            node.add(f"[dim]{md5[:12]}  {path}[/dim]")
+            node.add(f"[dim]{md5 if md5.startswith(SHA256) else md5[:12]}  {path}[/dim]")
         if code := len(run["inputs"]) - len(data):
             node.add(f"[dim]and {code} files and folders of code (--json lists them)[/dim]")
         for ancestor in run["parents"].values():

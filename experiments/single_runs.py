@@ -13,12 +13,14 @@ from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_
 
 
 @contextmanager
-def single_run(name: str, config: Mapping[str, Any], tags: Mapping[str, str], layout: Layout, root: Path) -> Iterator[SpoolTracker]:
-    """Run the body as a run `name` in MLflow with commit and settings; its end is written down however it ends."""
+def single_run(
+    name: str, config: Mapping[str, Any], tags: Mapping[str, str], layout: Layout, root: Path, inputs: Mapping[str, str] | None = None
+) -> Iterator[SpoolTracker]:  # fmt: skip
+    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest); its end is written down however it ends."""
     git = git_state(root)
     tracker = SpoolTracker(layout.tracking / new_run_key(name))
     made_by = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower(), "dvc.lock.md5": lock_hash(root)}
-    tracker.start(RunStart(name=name, tags={"nava.stage": name, **made_by, **tags}, config=config))
+    tracker.start(RunStart(name=name, tags={"nava.stage": name, **made_by, **tags}, config=config, inputs=inputs or {}))
     ensure_sender(layout.tracking, root)
     with failure_marked(tracker):
         yield tracker

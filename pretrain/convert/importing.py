@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,13 +126,18 @@ class Converted:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def run_import(planned: Planned, to: Path, max_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises ValueError or OSError."""
+def run_import(
+    planned: Planned, to: Path, digests: Mapping[str, str] | None = None, max_bytes: int = SHARD_BYTES
+) -> dict[str, Any]:  # fmt: skip
+    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises ValueError or OSError.
+
+    digests: sha256 of the source's files by name, where they are known already.
+    """
     check_destination(to)
     there = not is_remote(to) and to.exists()
     source = {
-        "layout": planned.layout, "audio_suffix": planned.suffix, "name": planned.reader.path.name, "sha256": planned.reader.sha256(),
-        **_dtypes(planned), "ignored": dict(planned.account.ignored),
+        "layout": planned.layout, "audio_suffix": planned.suffix, "name": planned.reader.path.name,
+        "sha256": dict(digests or planned.reader.sha256()), **_dtypes(planned), "ignored": dict(planned.account.ignored),
     }  # fmt: skip
     facts = {"stage": "import", "kind": planned.config.kind, "step": 0, "ema_updates": 0, "ema_is_model": True, "source": source}
     if planned.config.kind == "wan2.2":
