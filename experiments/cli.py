@@ -32,8 +32,10 @@ VERBS: dict[str, Verb] = {
         "codec", "import_published", "make a codec of published weights",
         "nava codec import --video wan2.2 --audio ltx-2.3 --text wan2.2 --speaker redimnet.pt --to out/codec",
     ),
-    "encode": Verb("pipeline", "encode", "turn clips, prompts and voices into latents", "nava encode mini"),
-    "pretrain": Verb("pipeline", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
+    "encode": Verb("encode", "encode", "turn clips, prompts and voices into latents", "nava encode mini --manifest a.jsonl --nproc 2"),
+    "pretrain": Verb("pretrain", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
+    "import": Verb("convert", "import_published", "published weights to a model folder", "nava import wan2.2 Wan2.2-TI2V-5B --to out/warm"),
+    "export": Verb("convert", "export_published", "a model folder to published weights", "nava export nava out/warm --to NAVA.safetensors"),
     "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
     "syncnet": Verb("pipeline", "syncnet", "train the sync reward and its judge", "nava syncnet mini"),
     "rollout": Verb("pipeline", "rollout", "several clips of each prompt, to vote on", "nava rollout mini --set rollout.seed=1"),
@@ -54,6 +56,11 @@ VERBS: dict[str, Verb] = {
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
     "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),
     "plan": Verb("plan", "plan", "parameters, FLOPs, memory per GPU and days of a model", "nava plan nava_6b --gpus 128"),
+    "launch node": Verb("launch", "node", "train on this machine by a script", "nava launch node nava_6b --gpus-per-node 8 --dry-run"),
+    "launch slurm": Verb("launch", "slurm", "train under Slurm, requeued when preempted", "nava launch slurm nava_6b --nodes 16 --dry-run"),
+    "launch kubernetes": Verb(
+        "launch", "kubernetes", "train as a Kubeflow TrainJob", "nava launch kubernetes nava_6b --nodes 16 --image IMAGE --dry-run"
+    ),
     "tracking flush": Verb("look", "tracking_flush", "send runs that MLflow has not got yet", "nava tracking flush"),
     "ui": Verb("look", "ui", "open the MLflow user interface on this repository's runs", "nava ui --port 5000"),
 }  # fmt: skip

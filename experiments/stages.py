@@ -19,6 +19,7 @@ from experiments.runs import Interrupted, read_record, tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
+from pretrain.nodes import Nodes
 
 LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
 
@@ -32,6 +33,8 @@ class Job:
     root: Path = Path()
     nproc: int = 0
     port: int = 0  # of torchrun, 0 = any free one
+    nodes: Nodes = field(default_factory=Nodes)
+    init_from: Path | None = None  # a model folder that a pretraining stage starts from, instead of the stage before it
 
     @property
     def ranks(self) -> int:
@@ -113,9 +116,10 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
         layout.latents,
         layout.pretrain(stage),
         codec_id=_read_json(layout.codec / "config.json", "fit the codec first: `nava codec`")["codec_id"],
-        init_from=layout.model(before[-1]) if before else None,
+        init_from=job.init_from or (layout.model(before[-1]) if before else None),
         nproc=job.ranks,
         port=job.port,
+        nodes=job.nodes,
         trackers={"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
     )
     if result.status != "finished":

@@ -52,6 +52,7 @@ class StageRun:
             "stage": self.stage,
             "latents": str(self.latents),
             "out": str(self.out),
+            "checkpoints": str(self.checkpoints),
             "codec_id": self.codec_id,
             "init_from": str(self.init_from) if self.init_from else None,
             "trackers": {name: dict(options) for name, options in self.trackers.items()},
@@ -105,7 +106,9 @@ def check_parent(run: StageRun) -> None:
         return
     parent, where = model_config(run.init_from), run.init_from / "config.json"
     identity = run.identity()
-    for name in ("flavor", "args", "codec_id"):
+    # a published checkpoint does not say which codec it was trained with: the latents' own decides
+    published = parent.get("stage") == "import" and "codec_id" not in parent
+    for name in ("flavor", "args") if published else ("flavor", "args", "codec_id"):
         if name not in parent or parent[name] != identity[name]:
             found = parent.get(name, "nothing")
             raise ValueError(f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}")

@@ -19,39 +19,55 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.files import read_json, replacing
+from pretrain.nodes import Nodes
 from pretrain.progress import MetricsTail, StageProgress
+from pretrain.rank_failure import ATTEMPT, dead_rank, newest_state
 
 LOG, METRICS = "log.txt", "metrics.jsonl"
 RESOLVED, IDENTITY, STATE, ERROR = "resolved.json", "run.json", "state.json", "error.txt"
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that ranks have for a checkpoint after SIGTERM
+ALONE = Nodes()
 _POLL_S = 0.2
 
 
-def run_ranks(module: str, out: Path, nproc: int, port: int, progress: StageProgress) -> int:
-    """`python -m module out/resolved.json` on `nproc` local ranks, to its end; returns torchrun's exit code.
+def run_ranks(module: str, out: Path, nproc: int, port: int, progress: StageProgress | None, nodes: Nodes = ALONE) -> int:
+    """`python -m module out/resolved.json` on `nproc` ranks of this node, to its end; returns torchrun's exit code.
 
-    port: torchrun's rendezvous port, 0 = any free one. Raises ValueError where it is taken.
+    port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows nothing and clears nothing.
+    Raises ValueError where the port is taken.
     """
-    if port:
+    if port and nodes.count == 1:
         check_port(port)
-    for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):  # what an earlier attempt said is not this one's answer
-        stale.unlink()
+    if nodes.leads:
+        for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):  # what an earlier attempt said is not this one's answer
+            stale.unlink()
     threads = max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // nproc)
     repository = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options by environment
+    environment = {SHUTDOWN_TIMEOUT: "90", **inherited, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    command = [sys.executable, "-m", "torch.distributed.run", *nodes.arguments(nproc, port), "-m", module, str(out / RESOLVED)]
     tail = MetricsTail(out / METRICS)
-    with (out / LOG).open("a") as log, progress:
+    with log_file(out, nodes).open("a") as log, progress or contextlib.nullcontext():
+        print(ATTEMPT, file=log, flush=True)
         process = subprocess.Popen(
-            _command(module, out / RESOLVED, nproc, port), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-            preexec_fn=end_with_parent,
-        )  # fmt: skip
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=end_with_parent
+        )
         with _forwarding(process):
             while (code := _wait(process)) is None:
-                for row in tail.rows():
-                    progress.show(row)
-        for row in tail.rows():
-            progress.show(row)
+                _show(tail, progress)
+        _show(tail, progress)
     return code
+
+
+def log_file(out: Path, nodes: Nodes) -> Path:
+    """What the ranks of a node print: log.txt, or log.NODE.txt of those that do not lead."""
+    return out / (LOG if nodes.leads else f"log.{nodes.rank}.txt")
+
+
+def _show(tail: MetricsTail, progress: StageProgress | None) -> None:
+    for row in tail.rows() if progress else ():
+        progress.show(row)  # type: ignore[union-attr]
 
 
 def check_port(port: int) -> None:
@@ -62,11 +78,6 @@ def check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ValueError(f"port {port} for torchrun cannot be used ({error.strerror}); choose another, or 0 for any free one") from None
-
-
-def _command(module: str, resolved: Path, nproc: int, port: int) -> list[str]:
-    where = ["--master-addr=127.0.0.1", f"--master-port={port}"] if port else ["--standalone"]
-    return [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={nproc}", "-m", module, str(resolved)]
 
 
 def _wait(process: subprocess.Popen) -> int | None:
@@ -122,12 +133,16 @@ def report(error: Exception, out: Path) -> None:
         print(f"error: {line}", file=sys.stderr, flush=True)
 
 
-def failure(out: Path, code: int) -> Exception:
-    """The ranks' own one-line error, or the last error line of the log."""
+def failure(out: Path, code: int, log: Path | None = None) -> Exception:
+    """Which rank was killed, or the ranks' own one-line error, or the last error line of the log (out/log.txt)."""
+    log = log or out / LOG
+    printed = log.read_text(errors="replace")
+    if died := dead_rank(printed):
+        return OSError(f"{died}; {newest_state(out / RESOLVED)}; run again to resume; see {log}")
     reported = sorted(out.glob(f"{ERROR}.*"))
     if reported:
         line = reported[0].read_text().strip()
         return OSError(line) if "could not be written" in line else ValueError(line)
-    lines = [line.strip() for line in (out / LOG).read_text(errors="replace").splitlines()]
+    lines = [line.strip() for line in printed.splitlines()]
     errors = [line for line in lines if "Error" in line and "ChildFailedError" not in line and not line.startswith("raise ")]
-    return ValueError(f"training ended with exit code {code}: {errors[-1][:300] if errors else 'no error line'}; see {out / LOG}")
+    return ValueError(f"training ended with exit code {code}: {errors[-1][:300] if errors else 'no error line'}; see {log}")

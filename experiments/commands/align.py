@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from experiments.commands.options import RecipeName, Settings, recipe_for
-from experiments.commands.pipeline import must_train
+from experiments.commands.pretrain import must_train
 from experiments.layout import Layout
 
 Pairs = Annotated[Path | None, tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; OUT/votes/pairs.jsonl where not given")]

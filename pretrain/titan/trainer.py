@@ -45,7 +45,7 @@ class PretrainTrainer(Trainer):
         register_train_spec(TRAIN_SPEC, train_spec(run, sets))
         super().__init__(job_config(config, run.stage, run.out, int(os.environ["WORLD_SIZE"])))
         self.model = self.model_parts[0]
-        initialise(self.model, config.flavor, config.seed)
+        self.first_weights()
         self.ema = load_parent(self.model, run)
         self.judge = StepJudge(config.policy)
         self.checkpointer = Checkpoints(
@@ -56,6 +56,10 @@ class PretrainTrainer(Trainer):
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
         self.window = Window()
         self.stop_requested = self.stopping = False
+
+    def first_weights(self) -> None:
+        """What training starts from where there is no parent."""
+        initialise(self.model, self.run.config.flavor, self.run.config.seed)
 
     @property
     def finished(self) -> bool:

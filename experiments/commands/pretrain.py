@@ -1,0 +1,130 @@
+"""`nava pretrain`: the stages of a recipe, on one machine or as one of several."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.layout import Layout
+from pretrain.config import nearest
+
+if TYPE_CHECKING:
+    from experiments.stages import Job
+
+
+def pretrain(
+    recipe: RecipeName,
+    /,
+    stage: str = "all",
+    nproc: int = 0,
+    port: int = 0,
+    init_from: Annotated[str, tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from")] = "",
+    nnodes: Annotated[int, tyro.conf.arg(help="machines; each runs this same command and sees the same --out")] = 1,
+    rdzv: Annotated[str, tyro.conf.arg(metavar="HOST:PORT", help="where they meet: the first machine's address")] = "",
+    node_rank: Annotated[int, tyro.conf.arg(help="which of them this is; -1 = as Slurm or Kubeflow Trainer says")] = -1,
+    max_restarts: Annotated[int, tyro.conf.arg(help="times the ranks are started again after one has died")] = 0,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")] = True,
+) -> None:
+    """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the first from --from if given.
+
+    --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun on a single machine.
+    A run that was interrupted goes on from its last checkpoint. Several machines use ports from that of --rdzv on, one per stage.
+    """
+    from experiments.stages import Job
+    from pretrain.nodes import Nodes
+    from pretrain.nodes import node_rank as rank_of
+    from pretrain.storage import place
+
+    loaded = recipe_for(recipe, settings)
+    names = list(loaded.pretrain.stages)
+    if stage != "all" and stage not in names:
+        raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    nodes = Nodes(count=nnodes, rank=rank_of(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts)
+    if nnodes > 1 and not resume:
+        raise ValueError("--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes")
+    start = place(init_from) if init_from else None
+    job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start)
+    chosen = names if stage == "all" else [stage]
+    if nodes.leads:
+        _check_before_training(chosen, job)
+    for name in chosen:
+        here = dataclasses.replace(job, nodes=nodes.at(names.index(name)), init_from=start if name == chosen[0] else None)
+        if nodes.leads:
+            _train(name, here, resume)
+        elif not _join(name, here):
+            return
+
+
+def _check_before_training(stages: list[str], job: Job) -> None:
+    """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
+    from pretrain.data.sample_set import check_sets
+    from pretrain.stage_run import parent_id
+    from pretrain.torchrun import check_port
+
+    for stage in stages:
+        check_sets(job.layout.latents, job.recipe.pretrain.stage(stage))
+    if job.nproc:
+        job.recipe.pretrain.local_batch(job.nproc * job.nodes.count)
+    if job.port:
+        check_port(job.port)
+    if job.init_from:
+        _check_same_parent(job.layout.pretrain(stages[0]), parent_id(job.init_from))
+
+
+def _check_same_parent(trained: Path, parent: str) -> None:
+    """Raises ValueError where the folder's training started from another model."""
+    from pretrain.files import read_json
+    from pretrain.torchrun import IDENTITY
+
+    path = trained / IDENTITY
+    before = read_json(path, f"remove {trained}").get("parent") if path.is_file() else parent
+    if before != parent:
+        raise ValueError(f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for another folder")
+
+
+def _train(stage: str, job: Job, resume: bool) -> None:
+    from experiments.stages import run_stage
+
+    name = f"pretrain_{stage}"
+    if must_train(name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"):
+        run_stage(name, job)
+
+
+def _join(stage: str, job: Job) -> bool:
+    """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node reports."""
+    from pretrain.launch import join_stage
+
+    result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes)
+    print(f"{stage}: {result.status} at step {result.step}")
+    return result.status == "finished"
+
+
+def must_train(name: str, said: str, trained: Path, job: Job, resume: bool, asked: str = "") -> bool:
+    """True to train or go on, False to keep what is finished. Raises ValueError where something else would be replaced: nobody loses
+    a trained model by a command with other numbers."""
+    from experiments.runs import can_go_on, unchanged
+    from experiments.stages import config_of
+
+    layout, config = job.layout, config_of(name, job.recipe)
+    if not resume:
+        (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
+    elif unchanged(name, config, layout, job.root):
+        print(f"{said}: finished, with these inputs and settings; kept (--no-resume trains it again)")
+        return False
+    elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
+        raise ValueError(
+            f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or --out for another folder"
+        )
+    return True
+
+
+def _holds_training(folder: Path) -> bool:
+    return (folder / "model").is_dir() or any(folder.glob("checkpoint/step-*/.metadata"))
