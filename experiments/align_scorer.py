@@ -39,6 +39,9 @@ class AlignScorer:
         self.lower = {name for name in weights if name in CATALOG and CATALOG[name].lower_is_better}
         check_weights({name: -weight if name in self.lower else weight for name, weight in weights.items()})
         self.codecs, self.fps = load_codecs(Path(codec)), fps
+        if any(weight and name.partition(".")[0] == f"sim_{self.codecs.speaker.name}" for name, weight in weights.items()):
+            heard = self.codecs.speaker.name
+            raise ValueError(f"reward sim_{heard}: {heard} conditions the model, which would be scored by its own condition; take another")
         self.limits = fill(GuardrailLimits, limits, "guardrails")
         self._stack = ExitStack()
         self.names = list(weights)

@@ -87,6 +87,8 @@ def generate(config: GenerateConfig, model: Path, codec: Path, prompts: Path, ou
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)
     check_trained_on(codecs, codec, described.facts, model)
+    if codecs.text.width != network.args.text_width:
+        raise ValueError(f"{codec}: text states are {codecs.text.width} wide, {model} takes {network.args.text_width}; give its codec")
     references = _References(reference_voices(rows, prompts, codecs), _images(rows, prompts, config))
     if config.bf16:
         lower_precision(network, torch.bfloat16)

@@ -9,8 +9,12 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
+class PartError(OSError):
+    """A part of the codec is missing, damaged or another one: no fault of the clip that asked for it, so no reason to reject a row."""
+
+
 class Deferred(Generic[Value]):
-    """`make()`, called once whichever thread asks first; a failure is raised and tried again at the next call."""
+    """`make()`, called once whichever thread asks first. Its ValueError or FileNotFoundError comes out as PartError, at every call."""
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make, self._lock = make, Lock()
@@ -19,7 +23,10 @@ class Deferred(Generic[Value]):
     def __call__(self) -> Value:
         with self._lock:
             if not self._made:
-                self._made.append(self._make())
+                try:
+                    self._made.append(self._make())
+                except (ValueError, FileNotFoundError) as error:
+                    raise PartError(str(error)) from error
             return self._made[0]
 
     @property
@@ -28,11 +35,17 @@ class Deferred(Generic[Value]):
 
 
 def device_named(name: str) -> str:
-    """`auto` is the current GPU where there is one, else the CPU; ValueError for a device that is not here."""
+    """`auto` is the current GPU where there is one, else the CPU; ValueError for a device that is not here.
+
+    A GPU comes out with its number: the current one belongs to a thread, and readers in other threads would ask another GPU.
+    """
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
-        raise ValueError(f"codec device: {name!r} is not here; set auto, cpu" + (" or cuda" if torch.cuda.is_available() else ""))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if name in ("auto", "cuda") and count:
+        return f"cuda:{torch.cuda.current_device()}"
+    if name not in [f"cuda:{index}" for index in range(count)]:
+        raise ValueError(f"codec device: {name!r} is not here; set auto or cpu" + (f", or cuda:0 to cuda:{count - 1}" if count else ""))
     return name

@@ -84,7 +84,7 @@ def import_codec(video: Path, audio: Path, text: Path, speaker: Path, to: Path, 
 def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     """Codecs of a folder of kind `published`; a part's weights are checked and read when it is first used.
 
-    Raises FileNotFoundError or ValueError in one line, at once for the config and at first use for a part.
+    Raises ValueError in one line for the config, PartError (an OSError) for a part at its first use.
     """
     where = folder / "config.json"
     try:
