@@ -10,7 +10,7 @@ from model_cases import audio_stream, conditioning, debug_model, video_stream
 
 from pretrain.model.flavors import FLAVORS, flavor
 from pretrain.model.plan import plan
-from pretrain.model.rope import audio_angles, axis_split, rotate, turns_of, video_angles
+from pretrain.model.rope import audio_angles, axis_split, rotate, turns_of, video_turns
 from pretrain.model.transformer import NavaTransformer
 from pretrain.types import Stream
 
@@ -116,10 +116,19 @@ def test_audio_position_turns_as_video_time(position: int, rate_v: float, rate_a
     assert not angles[temporal:].any()
 
 
-def test_video_angles_of_a_whole_time_equal_audio_angles() -> None:
-    video = video_angles(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
-    audio = audio_angles(26, 6 / 25, 128, 1e4)[25]
+def test_video_turns_of_a_whole_time_equal_audio_turns() -> None:
+    video = video_turns(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
+    audio = turns_of(audio_angles(26, 6 / 25, 128, 1e4))[25]
     torch.testing.assert_close(video, audio)  # 1 second is latent frame 6 and token 25
+
+
+@settings(max_examples=20, deadline=None)
+@given(place=st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3)))
+def test_a_video_token_turns_by_its_frame_row_and_column(place: tuple[int, int, int]) -> None:
+    turns = video_turns(5, 3, 4, 24, 1e4).view(5, 3, 4, 12)[place]
+    for position, part, pairs in zip(place, turns.split([4, 4, 4]), (4, 4, 4), strict=True):
+        exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+        torch.testing.assert_close(part, torch.exp(1j * position * 1e4**-exponents).to(torch.complex64))
 
 
 @settings(max_examples=20, deadline=None)

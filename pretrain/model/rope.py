@@ -18,12 +18,13 @@ def _angles(positions: Tensor, num_dims: int, theta: float) -> Tensor:
     return torch.outer(positions.double(), theta**-exponents)
 
 
-def video_angles(frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
-    """Angles of video tokens in (t, h, w) order: [frames * rows * columns, head_dim // 2], fp64."""
-    axes = [torch.arange(size, device=device) for size in (frames, rows, columns)]
-    grid = torch.meshgrid(*axes, indexing="ij")
-    parts = [_angles(axis.flatten(), dims, theta) for axis, dims in zip(grid, axis_split(head_dim), strict=True)]
-    return torch.cat(parts, dim=1)
+def video_turns(frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Turns of video tokens in (t, h, w) order: [frames * rows * columns, 1, head_dim // 2], complex64."""
+    grid, parts = (frames, rows, columns), []
+    for axis, (size, dims) in enumerate(zip(grid, axis_split(head_dim), strict=True)):
+        along = turns_of(_angles(torch.arange(size, device=device), dims, theta))  # sines of an axis, not of the whole grid
+        parts.append(along.view(*[size if other == axis else 1 for other in range(3)], -1).expand(*grid, -1))
+    return torch.cat(parts, dim=-1).flatten(0, 2)[:, None]
 
 
 def audio_angles(tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:

@@ -21,8 +21,9 @@ class WidthNorm(nn.RMSNorm):
 class _NormOnCpu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)).square_().div_(x.shape[-1])
-        inverse = torch.rsqrt(square.add_(eps)).to(x.dtype)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
+        inverse = torch.rsqrt(square.div_(x.shape[-1]).add_(eps)).to(x.dtype)
         normed = x * inverse
         ctx.save_for_backward(normed, inverse, weight)
         return normed * weight
