@@ -18,7 +18,7 @@ from pretrain.model.context_parallel import ContextGroup, Share, check_degree
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
 from pretrain.model.initial import first_values
 from pretrain.model.modulation import StreamModulation, TimePath
-from pretrain.model.rope import audio_angles, turns_of, video_angles
+from pretrain.model.rope import audio_angles, turns_of, video_turns
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -134,7 +134,7 @@ class AVTransformer(nn.Module):
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
-            out[0] = turns_of(video_angles(*self._grid(video), dims, theta, video.latents.device))
+            out[0] = video_turns(*self._grid(video), dims, theta, video.latents.device)
         if audio:
             ratio = audio.clock_hz / audio.rate_hz
             out[1] = turns_of(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
