@@ -92,6 +92,9 @@ class PretrainConfig:
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
+    shuffle_shards: int = 16  # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
+    prefetch: int = 2  # micro-batches made ahead of the step that takes them
+    cache_gb: float = 200.0  # a machine's copies of shards from an object store
 
     def __post_init__(self) -> None:
         flavor(self.flavor)
@@ -108,6 +111,11 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.checkpoint.interval < 1 or self.checkpoint.keep_last < 1:
             raise ValueError(f"checkpoint.interval and keep_last must be at least 1, got {self.checkpoint}")
+        if self.shuffle_shards < 0 or self.prefetch < 0 or not self.cache_gb > 0:
+            raise ValueError(
+                f"shuffle_shards and prefetch must not be negative and cache_gb more than 0, got {self.shuffle_shards}, "
+                f"{self.prefetch}, {self.cache_gb}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -136,7 +144,7 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     """Identity of what a stage trains: the config without the other stages and without what changes no weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
-    for name in ("checkpoint", "log_every", "validate_every", "validation_samples"):
+    for name in ("checkpoint", "log_every", "validate_every", "validation_samples", "prefetch", "cache_gb"):
         del fields[name]
     return f"{stable_hash(fields):016x}"
 

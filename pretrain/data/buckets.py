@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _PIXELS_PER_TOKEN = 2 * PIXELS_PER_LATENT  # the model's patches are 2 x 2 latents
+_SAME_ASPECT = math.log(1.05)
 _FRAMES_AT_ONCE = 16
 
 
@@ -48,13 +49,18 @@ class BucketConfig:
 
 
 def choose_size(height: int, width: int, sizes: Sequence[tuple[int, int]], max_upscale: float = 1.0) -> tuple[int, int]:
-    """The (height, width) with the nearest aspect ratio, of those the clip covers without being enlarged more than `max_upscale`;
-    of equal aspects (to 1 %) the largest. Raises ValueError where the clip is too small for all."""
+    """The (height, width) with the nearest aspect ratio, of those the clip covers without being enlarged more than `max_upscale`.
+
+    Of aspects that are within 5 % of the nearest one the largest: a crop by so little is better than half the resolution. Raises ValueError
+    where the clip is too small for all.
+    """
     covered = [size for size in sizes if cover_scale(height, width, size) <= max_upscale + 1e-9]
     if not covered:
         least = min(cover_scale(height, width, size) for size in sizes)
         raise ValueError(f"{width}x{height} pixels would be enlarged {least:.2f} times, at most {max_upscale:g} is allowed")
-    return min(covered, key=lambda size: (round(abs(math.log(size[0] * width / (size[1] * height))), 2), -size[0] * size[1], size))
+    distance = {size: abs(math.log(size[0] * width / (size[1] * height))) for size in covered}
+    near = [size for size in covered if distance[size] <= min(distance.values()) + _SAME_ASPECT]
+    return max(near, key=lambda size: (size[0] * size[1], -distance[size], size))
 
 
 def cover_scale(height: int, width: int, size: tuple[int, int]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +12,7 @@ _POLL_S = 0.1
 _END = object()
 
 
-def prefetched(items: Iterator[Item], depth: int) -> Iterator[Item]:
+def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """The same items, up to `depth` of them made in advance by a thread; 0 = none, and no thread.
 
     An error of `items` is raised here, as it is, in its turn. Closing this iterator ends the thread and closes `items`.

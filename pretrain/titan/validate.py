@@ -13,6 +13,7 @@ from pretrain.data.collate import collate, to_av_batch
 from pretrain.data.sample_set import SampleSet, open_sets
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import StageRun
+from pretrain.storage import is_file
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.types import AVBatch, Task
@@ -30,7 +31,7 @@ class Validator:
         context = run.config.parallel.context
         self.run, self.rank, self.world_size, self.device = run, rank // context, world_size // context, device
         self.clips: SampleSet | None = None
-        if (run.latents / VALIDATION_SET / "manifest.json").is_file() and run.config.validation_samples:
+        if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
             self.clips = open_sets(run.latents, stage, run.codec_id or None)[VALIDATION_SET]
 

@@ -1,0 +1,203 @@
+"""Encoding by ranks: the same bytes whoever encodes which unit, and going on after any kind of end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from encode_world import CONFIG, digests, encode_with, job, kill_when, start_rank, write_world
+from test_encode import make_row
+
+from experiments.cli import main
+from pretrain.data.buckets import BucketConfig
+from pretrain.data.encode import encode_set
+from pretrain.data.encode_launch import encode_places
+from pretrain.data.encode_ranks import EncodeJob
+from pretrain.data.manifest import read_manifest, write_manifest
+from pretrain.data.store import LatentStore
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    rows = [make_row(folder, index) for index in range(10)]
+    rows[4] = replace(rows[4], data_path=folder / "nowhere.mp4")
+    rows[8] = replace(rows[8], data_id="clip-1")  # again
+    return write_world(folder, rows)
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    encode_with(job(world, folder))
+    return folder
+
+
+def test_one_rank_gives_the_sets(world: Path, whole: Path) -> None:
+    store = LatentStore(whole / "rows")
+    good = [index for index in range(10) if index not in (4, 8)]
+    assert [sample.data_id for sample in store] == [f"clip-{index}" for index in good]
+    assert [sample.meta["line"] for sample in store] == [index + 1 for index in good]
+    assert store.manifest["num_rejected"] == 2
+    assert store.manifest["rejected_fields"] == {"data_id": 1, "video_info[0].data_path": 1}
+    told = store.manifest["rejected"]
+    assert told[0].startswith("rows.jsonl:5 video_info") and told[1] == "rows.jsonl:9 data_id: 'clip-1' is also on line 2; make it unique"
+    assert {name: shard["samples"] for name, shard in store.manifest["shards"].items()} == {
+        "shard-000000.safetensors": 3, "shard-000001.safetensors": 2, "shard-000002.safetensors": 2, "shard-000003.safetensors": 1,
+    }  # fmt: skip
+    assert all(sample.video is None for sample in LatentStore(whole / "audio_only"))
+
+
+def test_the_stage_gives_the_same_samples(world: Path, whole: Path, tmp_path: Path) -> None:
+    from pretrain.codecs.base import load_codecs
+
+    encode_set(CONFIG, world / "rows.jsonl", load_codecs(world / "codec"), tmp_path / "rows")
+    ours, theirs = LatentStore(tmp_path / "rows"), LatentStore(whole / "rows")
+    assert ours.manifest["index_sha256"] == theirs.manifest["index_sha256"]
+    assert {path.suffix for path in (tmp_path / "rows").iterdir()} == {".safetensors", ".arrow", ".json"}
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_bytes_do_not_depend_on_the_number_of_ranks(world: Path, whole: Path, tmp_path: Path, world_size: int) -> None:
+    encode_with(job(world, tmp_path), world_size)
+    assert digests(tmp_path) == digests(whole)
+
+
+def test_two_processes_at_once_and_one_that_is_killed(world: Path, whole: Path, tmp_path: Path) -> None:
+    one = job(world, tmp_path / "sets")
+    ranks = [start_rank(one, tmp_path / f"rank-{rank}", rank, 2) for rank in range(2)]
+    kill_when(ranks[1], tmp_path / "sets/rows/parts/000001-1.json")
+    assert ranks[0].wait(60) == 0
+    encode_with(one, 3)
+    assert digests(tmp_path / "sets") == digests(whole)
+
+
+@pytest.mark.parametrize("lost", ["parts/000002-0.json", "shard-000001.safetensors", "index.arrow", "everything"])
+def test_killed_between_any_two_files(world: Path, whole: Path, tmp_path: Path, lost: str) -> None:
+    """What a kill leaves is a finished set less some of its last files."""
+    shutil.copytree(whole, tmp_path / "sets")
+    rows = tmp_path / "sets/rows"
+    (rows / "manifest.json").unlink()
+    if lost == "everything":
+        shutil.rmtree(rows)
+    else:
+        (rows / lost).unlink()
+    if lost.startswith("shard"):  # a shard comes before its part index
+        next((rows / "parts").glob("000001-*")).unlink()
+    encode_with(job(world, tmp_path / "sets"), 2)
+    assert digests(tmp_path / "sets") == digests(whole)
+
+
+def test_a_finished_set_is_not_opened_again(world: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "sets")
+    moment = {path: path.stat().st_mtime_ns for path in (tmp_path / "sets").rglob("*") if path.is_file()}
+    encode_with(job(world, tmp_path / "sets"), 2)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sets").rglob("*") if path.is_file()} == moment
+
+
+def test_what_was_encoded_otherwise_is_refused(world: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "sets")
+    before = digests(tmp_path / "sets")
+    other = replace(CONFIG, latent_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart"):
+        encode_with(job(world, tmp_path / "sets", other))
+    shutil.copytree(world / "codec", tmp_path / "codec")
+    config = json.loads((tmp_path / "codec/config.json").read_text())
+    (tmp_path / "codec/config.json").write_text(json.dumps({**config, "codec_id": "another"}))
+    with pytest.raises(ValueError, match="codec"):
+        encode_with(job(world, tmp_path / "sets", codec=str(tmp_path / "codec")))
+    changed = tmp_path / "rows.jsonl"
+    write_manifest(changed, read_manifest(world / "rows.jsonl", 1.0)[0][:5])
+    sets = (replace(job(world, "").sets[0], manifest=str(changed)),)
+    with pytest.raises(ValueError, match="manifest_sha256: encoded with"):
+        encode_with(job(world, tmp_path / "sets", sets=sets))
+    assert digests(tmp_path / "sets") == before
+    # fields that change no byte may change
+    encode_with(job(world, tmp_path / "sets", replace(CONFIG, num_readers=3, max_bad_fraction=0.6)))
+
+
+def test_too_many_bad_rows_stop_early_or_at_the_end(world: Path, tmp_path: Path) -> None:
+    rows = [make_row(tmp_path, index) for index in range(4)]
+    missing = [replace(row, data_id=f"bad-{row.data_id}", data_path=tmp_path / "nowhere.mp4") for row in rows]
+    write_manifest(tmp_path / "rows.jsonl", [*missing[:2], *rows, *missing[2:]])
+    write_manifest(tmp_path / "audio_only.jsonl", rows)
+    (tmp_path / "codec").symlink_to(world / "codec")
+    one = job(tmp_path, tmp_path / "sets", replace(CONFIG, max_bad_fraction=0.1))
+    with pytest.raises(ValueError, match=r"rows.jsonl:1 .*nowhere.mp4.* \(1 of 8 rows are bad, more than 10%"):
+        encode_with(one)
+    assert not list((tmp_path / "sets/rows").glob("parts/*"))  # it did not wait for the end of the unit
+    encode_with(job(tmp_path, tmp_path / "sets", replace(CONFIG, max_bad_fraction=0.5)))  # goes on where that was
+    assert LatentStore(tmp_path / "sets/rows").manifest["num_rejected"] == 4
+
+
+def test_verify_finds_damage_and_repairs_it(world: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "sets")
+    shard = tmp_path / "sets/rows/shard-000002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    (tmp_path / "sets/audio_only/shard-000000.safetensors").unlink()
+    index = tmp_path / "sets/rows/index.arrow"
+    index.write_bytes(index.read_bytes()[:-1])
+    encode_with(job(world, tmp_path / "sets"))  # a finished set: kept as it is
+    assert digests(tmp_path / "sets") != digests(whole)
+    encode_with(job(world, tmp_path / "sets", verify=True), 2)
+    assert digests(tmp_path / "sets") == digests(whole)
+
+
+def test_a_job_survives_its_file(world: Path, tmp_path: Path) -> None:
+    one = job(world, "s3://bucket/latents", replace(CONFIG, buckets=BucketConfig(sizes=("64x32",), frames=(5, 25))), verify=True)
+    one.save(tmp_path / "job.json")
+    assert EncodeJob.load(tmp_path / "job.json") == one
+    assert set(json.loads((tmp_path / "job.json").read_text())) == {field.name for field in dataclasses.fields(EncodeJob)}
+
+
+@pytest.mark.distributed
+def test_the_launcher_and_its_one_line_errors(world: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = encode_places(job(world, tmp_path / "sets"), tmp_path / "log", 2)
+    assert found["rows"]["samples"] == 8 and digests(tmp_path / "sets") == digests(whole)
+    assert "encode: percent 100/100" in capfd.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"nowhere/rows.jsonl: no such file"):
+        encode_places(job(world / "nowhere", tmp_path / "x", codec=str(world / "codec")), tmp_path / "log", 1)
+
+
+@pytest.mark.slow
+def test_what_stops_a_rank_is_one_line(world: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "sets")
+    with pytest.raises(ValueError, match=r"^[^\n]*encode.json fps: encoded with 24.0, asked for 12.0; give --restart[^\n]*$"):
+        encode_places(job(world, tmp_path / "sets", replace(CONFIG, fps=12.0)), tmp_path / "log", 2)
+    found = encode_places(job(world, tmp_path / "sets", replace(CONFIG, fps=12.0, max_bad_fraction=0.8)), tmp_path / "log", 1, restart=True)
+    assert found["rows"]["samples"] == 8
+
+
+def test_the_verb_by_list_and_as_one_of_several_ranks(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = f"0\tspoken\t{world / 'rows.jsonl'}\n1\tsounds\t{world / 'audio_only.jsonl'}\n2\tpictures\t{world / 'audio_only.jsonl'}\n"
+    Path("train.list").write_text(lines)
+    Path("train.weight").write_text("spoken\t1\ttext_to_av\nsounds\t1\ttext_to_audio\npictures\t1\ttext_to_video\n")
+    options = ["--list", "train.list", "--codec", str(world / "codec"), "--to", "sets", "--set", "encode.max_bad_fraction=0.5",
+               "--set", "encode.rows_per_shard=4"]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert main(["encode", "mini", *options]) == 0
+    video, sound, silent = (LatentStore(f"sets/{name}")[0] for name in ("spoken", "sounds", "pictures"))
+    assert [sample.video is None for sample in (video, sound, silent)] == [False, True, False]
+    assert [sample.audio is None for sample in (video, sound, silent)] == [False, False, True]
+    with pytest.raises(SystemExit):
+        main(["encode", "mini", *options, "--restart"])
+    assert "remove the sets' folders instead" in capsys.readouterr().err
+    monkeypatch.delenv("RANK")
+    for wrong, says in (
+        (["--nproc", "2"], "belong to --list or --manifest"),
+        (["--manifest", "a/rows.jsonl", "b/rows.jsonl"], "'rows' is given twice"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["encode", "mini", *wrong])
+        assert says in capsys.readouterr().err
