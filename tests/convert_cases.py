@@ -39,7 +39,7 @@ def sizes_for(args: ModelArgs) -> Sizes:
     return Sizes(
         width=args.width, num_heads=args.num_heads, ffn_width=args.ffn_width, num_double=args.num_alignment_blocks,
         num_single=args.num_fusion_blocks, text_width=args.text_width, audio_hidden=args.audio_embed_hidden,
-        time_frequencies=args.time_frequencies, split_norm_ffn=args.split_ffn_and_norms, speaker_eps=1e-5,
+        time_frequencies=args.time_frequencies, audio_kernel=args.audio_embed_kernel, split_norm_ffn=args.split_ffn_and_norms, speaker_eps=1e-5,
     )  # fmt: skip
 
 
