@@ -16,6 +16,9 @@ from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.types import Conditioning
 
+# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects are dear in backward)
+Rows = Sequence[Tensor] | Tensor
+
 
 class Context(NamedTuple):
     """What cross-attention sees."""
@@ -44,8 +47,8 @@ def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Co
     return x + (update if context.kept is None else update * context.kept).to(x.dtype)
 
 
-def add_ffn(x: Tensor, ffn: FeedForward, modulation: Tensor, eps: float) -> Tensor:
-    """x + gate2 * ffn(modulated norm2(x)); modulation [6, B, G, 1, width]."""
+def add_ffn(x: Tensor, ffn: FeedForward, modulation: Rows, eps: float) -> Tensor:
+    """x + gate2 * ffn(modulated norm2(x))."""
     hidden = modulated_norm(x, modulation[3], modulation[4], eps)
     return gated_add(x, ffn(hidden.to(next(ffn.parameters()).dtype)), modulation[5])
 
@@ -72,37 +75,44 @@ class AlignmentBlock(nn.Module):
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (self.self_attn_audio, self.cross_attn_audio, *((self.norm3_audio, self.ffn_audio) if self.split else (self.norm3, self.ffn))),
         )
+        rows = [None if modulation is None else modulation.unbind() for modulation in modulations]
         qkv = [
-            self._project(x, part[0], modulation, turn)
-            for x, part, modulation, turn in zip(streams, parts, modulations, turns, strict=True)
-            if x is not None and modulation is not None and turn is not None
+            self._project(x, part[0], row, turn)
+            for x, part, row, turn in zip(streams, parts, rows, turns, strict=True)
+            if x is not None and row is not None and turn is not None
         ]
         q, k, v = ((torch.cat(pieces, dim=1) if len(qkv) > 1 else pieces[0]).transpose(1, 2) for pieces in zip(*qkv, strict=True))
-        attended = plan.attend(q, k, v).transpose(1, 2).flatten(2).split((plan.num_video, plan.num_audio), dim=1)
+        attended = iter(split_streams(plan.attend(q, k, v).transpose(1, 2).flatten(2), (plan.num_video, plan.num_audio)))
         out: list[Tensor | None] = []
-        for x, update, modulation, (self_attn, cross_attn, norm3, ffn) in zip(streams, attended, modulations, parts, strict=True):
-            if x is None or modulation is None:
+        for x, row, (self_attn, cross_attn, norm3, ffn) in zip(streams, rows, parts, strict=True):
+            if x is None or row is None:
                 out.append(None)
                 continue
-            x = gated_add(x, self_attn.o(update), modulation[2])
-            out.append(add_ffn(add_cross(x, cross_attn, norm3, context), ffn, modulation, self.eps))
+            x = gated_add(x, self_attn.o(next(attended)), row[2])
+            out.append(add_ffn(add_cross(x, cross_attn, norm3, context), ffn, row, self.eps))
         return out[0], out[1]
 
-    def _project(self, x: Tensor, attention: Projections, modulation: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, attention: Projections, modulation: Rows, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
         return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), turns)
 
 
-def normed_streams(x: Tensor, modulations: tuple[Tensor, ...], sizes: Sequence[int], first: int, eps: float) -> Tensor:
+def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """x [B, N, ...] cut into the present streams; the whole of it where there is one (a split would copy its gradient)."""
+    present = [size for size in sizes if size]
+    return (x,) if len(present) == 1 else x.split(present, dim=1)
+
+
+def normed_streams(x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float) -> Tensor:
     """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels (rows first, first + 1)."""
-    split = zip(x.split(sizes, dim=1), modulations, strict=True)
+    split = zip(split_streams(x, sizes), modulations, strict=True)
     pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
-def gated_streams(x: Tensor, update: Tensor, modulations: tuple[Tensor, ...], sizes: Sequence[int], row: int) -> Tensor:
+def gated_streams(x: Tensor, update: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], row: int) -> Tensor:
     """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
-    split = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), modulations, strict=True)
+    split = zip(split_streams(x, sizes), split_streams(update, sizes), modulations, strict=True)
     pieces = [gated_add(piece, change, m[row]) for piece, change, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
@@ -118,14 +128,15 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
         """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in order."""
-        sizes = [size for size in (plan.num_video, plan.num_audio) if size]
-        hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)
+        sizes = (plan.num_video, plan.num_audio)
+        rows = [modulation.unbind() for modulation in modulations]
+        hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
-        x = gated_streams(x, update, modulations, sizes, 2)
+        x = gated_streams(x, update, rows, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)
-        hidden = normed_streams(x, modulations, sizes, 3, self.eps).to(next(self.ffn.parameters()).dtype)
-        return gated_streams(x, self.ffn(hidden), modulations, sizes, 5)
+        hidden = normed_streams(x, rows, sizes, 3, self.eps).to(next(self.ffn.parameters()).dtype)
+        return gated_streams(x, self.ffn(hidden), rows, sizes, 5)
 
 
 class Head(nn.Module):

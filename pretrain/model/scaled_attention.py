@@ -18,7 +18,8 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     """Attend from q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may attend."""
     if q.device.type != "cpu" or not _matmuls_are_faster(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = torch.bmm(q.flatten(0, 1) * q.shape[-1] ** -0.5, k.flatten(0, 1).transpose(1, 2)).unflatten(0, q.shape[:2])
+    keys = k.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), keys, beta=0, alpha=q.shape[-1] ** -0.5).unflatten(0, q.shape[:2])
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return torch.bmm(scores.softmax(dim=-1).flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
