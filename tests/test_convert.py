@@ -131,6 +131,7 @@ def test_the_average_is_the_model_and_lies_on_disk_once(tmp_path) -> None:
     assert digest == hashlib.sha256((tmp_path / "s" / "weights.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_dcp_fills_a_model(tmp_path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 

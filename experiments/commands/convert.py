@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def _show(result: dict[str, Any], keys: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 250)
     if keys:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in ("key", "shape", "state", "from"):
