@@ -79,6 +79,15 @@ class Stream:
         return not bool((self.lengths == self.latents.shape[2]).all())
 
 
+def answer_early(*given: Stream | Conditioning | None) -> None:
+    """Ask all that a forward pass will, while nothing is queued on the device: the pass itself then waits for nothing."""
+    for item in given:
+        if isinstance(item, Stream):
+            _ = item.padded
+        elif item:
+            _ = item.all_joined, item.any_joined, item.all_kept, item.text_padded
+
+
 class Velocity(NamedTuple):
     """The model's answer, shaped like the latents it was given; None for an absent modality."""
 

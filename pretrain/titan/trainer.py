@@ -31,7 +31,7 @@ from pretrain.titan.policy import StepJudge
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import initialise, load_parent
 from pretrain.titan.window import StepResult, Window
-from pretrain.types import Task
+from pretrain.types import Task, answer_early
 
 MetricsSink = Callable[[dict[str, Any], int], None]
 
@@ -98,7 +98,7 @@ class PretrainTrainer(Trainer):
         counts = [torch.stack(element_counts(corrupted)) for _, _, corrupted in micro_batches]
         tokens = sum(tokens for _, tokens, _ in micro_batches)
         flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64, device=self.device)
-        totals = self._summed(torch.cat([torch.stack(counts).sum(0), flags]))
+        totals = self._summed(torch.cat([torch.stack(counts).sum(0), flags])).cpu()
         video_count, audio_count, tokens, stop = totals.tolist()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for _, _, corrupted in micro_batches:
@@ -129,7 +129,9 @@ class PretrainTrainer(Trainer):
     def _corrupted(self, batch: Batch, labels: Tensor) -> tuple[Task, int, Corrupted]:
         on_device = {name: value.to(self.device) for name, value in batch.items()}
         clean = to_av_batch(on_device)
-        return clean.task, labels.numel(), corrupt(clean, self.run.config.objective, self.noise_seed)
+        corrupted = corrupt(clean, self.run.config.objective, self.noise_seed)
+        answer_early(corrupted.video, corrupted.audio, corrupted.conditioning)
+        return clean.task, labels.numel(), corrupted
 
     def _apply(self, result: StepResult) -> None:
         if self.judge.take(result.loss, result.grad_norm, self.step):
