@@ -171,7 +171,7 @@ def _step_noise(sample_ids: Tensor, key: Key, name: str, like: Tensor) -> Tensor
 def to_device(rollout: Rollout, device: torch.device) -> Rollout:
     """Everything that a policy reads."""
     moved = {name: getattr(rollout, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
-    conditioning = Conditioning(*(getattr(rollout.conditioning, item.name).to(device) for item in fields(Conditioning)))
+    conditioning = rollout.conditioning.to(device)
     steps = rollout.trajectory
     if steps is not None:
         steps = replace(steps, **{item.name: getattr(steps, item.name).to(device) for item in fields(steps) if item.name != "kernel"})

@@ -7,12 +7,13 @@ S context tokens, D context width, R voice references. Latents are standardised 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # checking a prompts file must not wait for torch
+    import torch
     from torch import Tensor
 
 VIDEO_CHANNELS = 48
@@ -45,6 +46,10 @@ class Conditioning:
     speaker_positions: Tensor  # [B, R] int64, index along S of the span's timbre token; -1 = no such span
     text_kept: Tensor  # [B] bool, False = unconditional: cross-attention contributes nothing
     modalities_joined: Tensor  # [B] bool, False = video attends only to video, audio only to audio
+
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on another device."""
+        return Conditioning(*(getattr(self, item.name).to(device) for item in fields(self)))
 
     @cached_property
     def all_joined(self) -> bool:

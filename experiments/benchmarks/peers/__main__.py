@@ -50,10 +50,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    device = torch.device(options.device)
+    device, threads = torch.device(options.device), torch.get_num_threads()
     found: dict[str, Any] = {**facts(device), "races": {}}
     for name in options.shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES):
         for dtype in options.dtypes:
+            torch.set_num_threads(SHAPES[name].threads or threads)
             result = compare(SHAPES[name], DTYPES[dtype], device, options.seconds, options.compile)
             found["races"][f"{name}/{dtype}"] = result
             training, generation = result["training"]["times_as_fast"], result["generation"]["times_as_fast"]
@@ -62,6 +63,7 @@ def main() -> None:
                 f"{training['ratio']:.2f}x ({training['low']:.2f}..{training['high']:.2f})   generation {generation['ratio']:.2f}x "
                 f"({generation['low']:.2f}..{generation['high']:.2f})  of {result['peer']}", flush=True,
             )  # fmt: skip
+    torch.set_num_threads(threads)
     if not options.no_scaling:
         found["scaling"] = scaling(device)
     with replacing(options.out) as path:

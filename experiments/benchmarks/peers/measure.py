@@ -42,6 +42,7 @@ def compare(shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: fl
         "peer": "LTX2VideoTransformer3DModel" if shape.audio else "WanTransformer3DModel",
         "dtype": str(dtype).removeprefix("torch."),
         "compiled": compiled,
+        "threads": torch.get_num_threads(),
         "tokens": shape.tokens,
         "parameters": {"ours": _count(our_model), "peer": _count(their_model)},
         "training": {"ours_s": summary(training[0]), "peer_s": summary(training[1]), "times_as_fast": ratio(*training)},

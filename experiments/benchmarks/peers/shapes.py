@@ -25,6 +25,7 @@ class Shape:
     audio: int  # tokens
     context: int  # text states
     text_width: int
+    threads: int = 0  # of torch on the CPU; 0 = all
 
     @property
     def video_tokens(self) -> int:
@@ -53,9 +54,9 @@ class Shape:
         return self.batch * training_flops(self.args(), clip)
 
 
-_MINI = {
-    "width": 192, "heads": 3, "ffn": 768, "alignment": 1, "fusion": 3, "frames": 7, "rows": 4, "columns": 4, "context": 25,
-    "text_width": 256,
+_MINI = {  # as a rank of the demo trains it: 16 clips, one thread
+    "batch": 16, "threads": 1, "width": 192, "heads": 3, "ffn": 768, "alignment": 1, "fusion": 3, "frames": 7, "rows": 4, "columns": 4,
+    "context": 25, "text_width": 256,
 }  # fmt: skip
 _SMALL = {
     "width": 512, "heads": 8, "ffn": 2048, "alignment": 2, "fusion": 4, "batch": 1, "frames": 10, "rows": 16, "columns": 16,
@@ -73,9 +74,8 @@ _LARGE = {
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape(name="mini_video", batch=32, audio=0, **_MINI),
-        Shape(name="mini_joint", batch=32, audio=26, **_MINI),
-        Shape(name="mini_video_batch8", batch=8, audio=0, **_MINI),
+        Shape(name="mini_video", audio=0, **_MINI),
+        Shape(name="mini_joint", audio=26, **_MINI),
         Shape(name="small_video", audio=0, **_SMALL),
         Shape(name="small_joint", audio=42, **_SMALL),
         Shape(name="medium_video", audio=0, **_MEDIUM),
