@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from convert_cases import TINY, flavor_of, imported, nava_tensors, read_all, siz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nava_rederived import layout_shapes
+from object_store import BUCKET, object_store
 from torch import Tensor
 
 from pretrain.convert.account import account, sizes_of, their_shapes
@@ -24,6 +26,7 @@ from pretrain.model.checkpoint import load_model, read_model_folder
 from pretrain.model.flavors import flavor
 from pretrain.model.paradigms import build_model
 from pretrain.model.shards import ShardReader
+from pretrain.storage import place
 
 SMALL = replace(TINY, width=12, num_heads=2, ffn_width=8, text_width=6, audio_embed_hidden=8, audio_embed_kernel=3, time_frequencies=4)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -227,3 +230,17 @@ def test_other_work_is_not_replaced(tmp_path) -> None:
     with pytest.raises(ValueError, match="not empty; give another folder"):
         run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "full")
     assert [item.name for item in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"])
+def test_by_url_in_both_directions(store: str, tmp_path) -> None:
+    tensors = nava_tensors(SMALL)
+    with flavor_of(SMALL) as name, object_store() if store == "s3" else nullcontext():
+        root = place("memory://convert" if store == "memory" else f"s3://{BUCKET}/convert")
+        for file in write_checkpoint(tmp_path / "s", tensors, shards=3).iterdir():
+            (root / "source" / file.name).write_bytes(file.read_bytes())
+        run_import(plan_import(ImportConfig(kind="nava", flavor=name), root / "source"), root / "model", max_bytes=20_000)
+        run_export(ExportConfig(layout="nava", max_bytes=15_000), root / "model", root / "back")
+        back = ShardReader(root / "back")
+        assert len(back.files) > 1 and same_bits({key: back.tensor(key) for key in back.keys()}, tensors)  # noqa: SIM118
+        assert load_model(root / "model")[1].facts["stage"] == "import"

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pretrain.progress import track
-from pretrain.storage import is_file, list_folder
+from pretrain.storage import is_file, is_remote, list_folder
 from pretrain.storage_errors import named_errors
 
 DTYPES = {
@@ -81,7 +82,7 @@ class ShardReader:
     """
 
     def __init__(self, path: Path, stem: str = "") -> None:
-        self.path = path
+        self.path, self._last = path, None
         index, self.files = _find(path, stem)
         self._entries: dict[str, _Entry] = {}
         for file in self.files:
@@ -109,9 +110,9 @@ class ShardReader:
         entry = self._entries[key]
         if not entry.size:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        with named_errors(entry.file), entry.file.open("rb") as file:
+        buffer = bytearray(entry.size)
+        with named_errors(entry.file), self._opened(entry.file) as file:
             file.seek(entry.start)
-            buffer = bytearray(entry.size)
             if file.readinto(buffer) != entry.size:
                 raise ValueError(f"{entry.file}: not a whole safetensors file (ends inside {key}); copy or export it again")
         return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
@@ -121,6 +122,17 @@ class ShardReader:
         large = sum(entry.size for entry in self._entries.values()) > _SHOWN
         files = track(self.files, len(self.files), "files checksummed") if large else self.files
         return {file.name: self._digest(file) for file in files}
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        """The file; of an object store the last one stays open, since each opening asks it for the size and reading ahead helps."""
+        if not is_remote(path):
+            with path.open("rb") as file:
+                yield file
+            return
+        if self._last is None or self._last[0] != path:
+            self._last = (path, path.open("rb"))
+        yield self._last[1]
 
     def _digest(self, path: Path) -> str:
         digest = hashlib.sha256()
