@@ -103,22 +103,28 @@ def open_set(
 
 def buckets_of_index(index: LatentIndex, mix_lengths: bool = False) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Members (int32) of each bucket, and where each shard's begin among them, from the index alone."""
-    members: dict[int, list[np.ndarray]] = defaultdict(list)
-    shards: dict[int, list[np.ndarray]] = defaultdict(list)
-    start = 0
+    if not len(index):
+        return {}, {}
+    counts = np.zeros(1, np.int64)
+    for (codes,) in index.columns("bucket"):
+        found = np.bincount(np.zeros_like(codes) if mix_lengths else codes, minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    members = [np.empty(count, np.int32) for count in counts]
+    starts: list[list[np.ndarray]] = [[] for _ in counts]
+    filled, last_shard = [0] * len(counts), [-1] * len(counts)
+    row = 0
     for codes, in_shards in index.columns("bucket", "shard"):
         for code in (0,) if mix_lengths else np.unique(codes):
             found = np.arange(len(codes)) if mix_lengths else np.flatnonzero(codes == code)
-            members[int(code)].append((found + start).astype(np.int32))
-            shards[int(code)].append(in_shards[found])
-        start += len(codes)
-    buckets, starts = {}, {}
-    for code in list(members):
-        together, of_shard = np.concatenate(members.pop(code)), np.concatenate(shards.pop(code))
-        key = "all" if mix_lengths else size_key(index.row(together[0]))
-        buckets[key] = together
-        starts[key] = np.concatenate([[0], np.flatnonzero(np.diff(of_shard)) + 1, [len(together)]])
-    return buckets, starts
+            members[code][filled[code] : filled[code] + len(found)] = found + row
+            shards = in_shards[found]
+            starts[code].append(np.flatnonzero(np.diff(shards, prepend=last_shard[code])) + filled[code])
+            filled[code], last_shard[code] = filled[code] + len(found), shards[-1]
+        row += len(codes)
+    keys = ["all" if mix_lengths else size_key(index.row(of_bucket[0])) for of_bucket in members if len(of_bucket)]
+    ends = [np.concatenate([*begins, [len(of_bucket)]]) for begins, of_bucket in zip(starts, members, strict=True)]
+    return dict(zip(keys, members, strict=True)), dict(zip(keys, ends, strict=True))
 
 
 def _buckets_of(samples: Samples, mix_lengths: bool) -> dict[str, np.ndarray]:
