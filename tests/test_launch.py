@@ -163,7 +163,7 @@ def test_the_script_of_one_node_trains(tmp_path: Path) -> None:
 def test_a_preempted_slurm_job_checkpoints_requeues_and_goes_on(tmp_path: Path) -> None:
     """Two nodes of one rank each, found by a real rendezvous."""
     environment = write_world(tmp_path) | {"SLURM_NNODES": "2"}
-    first = Request(recipe="launch_world.launched", nodes=2, gpus_per_node=1, settings=("pretrain.stages.stage1.steps=400",))
+    first = Request(recipe="launch_world.launched", nodes=2, gpus_per_node=1, settings=("pretrain.stages.stage1.steps=100",))
     batch = tmp_path / "job.sbatch"
     batch.write_text(slurm.render(first, SlurmOptions()).replace(f":{RENDEZVOUS_PORT}", f":{free_port()}"))
     job = subprocess.Popen(["bash", str(batch)], env=environment, cwd=tmp_path)
@@ -173,14 +173,14 @@ def test_a_preempted_slurm_job_checkpoints_requeues_and_goes_on(tmp_path: Path) 
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=100) == 130, logs(tmp_path)
     status, step = state(tmp_path)
-    assert status == "interrupted" and 0 < step < 400
+    assert status == "interrupted" and 0 < step < 100
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("srun --kill-on-bad-exit=1 nava pretrain") and calls[1:] == ["scontrol requeue 7"]
     batch.write_text(batch.read_text().replace(re.search(r":(\d+)\"$", batch.read_text(), re.M)[1], str(free_port())))  # type: ignore[index]
     again = subprocess.run(["bash", str(batch)], env=environment, cwd=tmp_path, timeout=250)
     assert again.returncode == 0, logs(tmp_path)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert state(tmp_path) == ("finished", 400) and sorted(set(steps)) == list(range(1, 401))
+    assert state(tmp_path) == ("finished", 100) and sorted(set(steps)) == list(range(1, 101))
     assert (tmp_path / "calls").read_text().count("requeue") == 1
 
 

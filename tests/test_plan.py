@@ -50,7 +50,8 @@ def test_memory_falls_with_gpus_and_context_and_rises_with_the_batch(gpus: int, 
     assert total(gpus=gpus, context=context, checkpointing=mode, local_batch=batch + 1) > here
     assert total(gpus=2 * gpus, replicas=2, context=context, checkpointing=mode, local_batch=batch) == pytest.approx(here)
     if batch:
-        assert total(gpus=2 * gpus, context=2 * context, checkpointing=mode, local_batch=batch) < here
+        if mode != "selective" or context > 1:  # sharing at all costs selective checkpointing the exchanges it keeps
+            assert total(gpus=2 * gpus, context=2 * context, checkpointing=mode, local_batch=batch) < here
         modes = [total(gpus=gpus, context=context, checkpointing=each, local_batch=batch) for each in ("full", "selective", "none")]
         assert modes == sorted(modes)
 
