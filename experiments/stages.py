@@ -218,9 +218,8 @@ def score(job: Job, tracker: SpoolTracker) -> None:
 
     layout, config, limits = job.layout, job.recipe.score, job.recipe.align.guardrails
     aligned = layout.aligned if layout.aligned.is_dir() else None
-    tracker.log_artifact(
-        str(score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned, limits))
-    )
+    scored = score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned, limits)
+    tracker.log_artifact(str(scored))
 
 
 def evaluate(job: Job, tracker: SpoolTracker) -> None:
