@@ -7,11 +7,14 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from encode_world import CONFIG, digests, encode_with, job, kill_when, start_rank, write_world
+from object_store import BUCKET, object_store
 from test_encode import make_row
 
 from experiments.cli import main
@@ -152,9 +155,14 @@ def test_verify_finds_damage_and_repairs_it(world: Path, whole: Path, tmp_path: 
     assert digests(tmp_path / "sets") == digests(whole)
 
 
-def test_manifest_and_sets_in_an_object_store(world: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.fixture(params=["memory", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[Path]:
+    with object_store() if request.param == "s3" else nullcontext():
+        yield place(f"{request.param}://{BUCKET}/{uuid.uuid4().hex}")
+
+
+def test_manifest_and_sets_in_an_object_store(world: Path, whole: Path, bucket: Path) -> None:
     """Manifest, clips and sets by URL: the same files as locally."""
-    bucket = place(f"memory://bucket-{uuid.uuid4().hex}")
     for path in [*world.glob("*.jsonl"), *world.glob("*.mp4")]:
         with writing(bucket / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
@@ -167,7 +175,7 @@ def test_manifest_and_sets_in_an_object_store(world: Path, whole: Path, tmp_path
     # a clip that is missing is named by its place
     assert differing == {"rows/manifest.json", "rows/parts/000001-1.json"}
     rejected = LatentStore(bucket / "latents/rows").manifest["rejected"][0]
-    assert rejected.startswith("rows.jsonl:5 video_info[0].data_path: memory://") and "nowhere.mp4" in rejected
+    assert rejected.startswith(f"rows.jsonl:5 video_info[0].data_path: {bucket}/") and "nowhere.mp4" in rejected
     (bucket / "latents/rows/shard-000000.safetensors").unlink()
     encode_with(replace(one, verify=True))
     again = (bucket / "latents/rows/shard-000000.safetensors").read_bytes()
