@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -41,7 +43,7 @@ def parallelize(
     return model
 
 
-def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str) -> None:
+def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str | Callable) -> None:
     """Each block as one graph; blocks of a kind share it. Lengths become dynamic with the second one that is met."""
     # absent modalities, masks, dropped text and levels per frame or per clip each make a graph of their own
     torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateImportUsage]
