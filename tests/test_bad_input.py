@@ -194,7 +194,7 @@ def test_other_rates_are_resampled_and_said_once(world, tmp_path, monkeypatch, c
         (["mini", "--set", "pretrain.stages=3"], "pretrain.stages: expected a mapping"),
         (["mini", "--set", "pretrain.stages.stage1.tasks={T2A: much}"], "pretrain.stages.stage1.tasks.T2A: expected float, got 'much'"),
         (["mini", "--set", "pretrain={1: 2}"], "pretrain.1: unknown key; did you mean"),
-        (["mini", "--nproc", "3"], "global_batch_size 32 does not split over 3 ranks"),
+        (["mini", "--nproc", "3"], "global_batch_size 32 does not split over 3 data-parallel ranks"),
     ],
 )
 def test_a_wrong_name_stops_pretraining_before_anything_is_made(nava, tmp_path, arguments, says):

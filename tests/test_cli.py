@@ -7,7 +7,8 @@ import pytest
 
 from experiments import demo, doctor, runs, stages
 from experiments.cli import VERBS, find_verb, main
-from experiments.commands import look, pipeline
+from experiments.commands import look
+from experiments.commands import pretrain as pretrain_verb
 from experiments.commands.demo import demo as demo_verb
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
@@ -147,14 +148,14 @@ def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeyp
 
     monkeypatch.setattr(stages, "run_stage", train)
     job = stages.Job(recipe=load_recipe("mini"), layout=Layout(out=tmp_path), root=tmp_path)
-    pipeline._train("stage1", job, resume=True)
+    pretrain_verb._train("stage1", job, resume=True)
     job.layout.model("stage1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"other inputs or settings.*--no-resume"):
-        pipeline._train("stage1", job, resume=True)
+        pretrain_verb._train("stage1", job, resume=True)
     monkeypatch.setattr(runs, "unchanged", lambda *_: True)
-    pipeline._train("stage1", job, resume=True)
+    pretrain_verb._train("stage1", job, resume=True)
     assert "kept" in capsys.readouterr().out and trained == ["pretrain_stage1"]
-    pipeline._train("stage1", job, resume=False)
+    pretrain_verb._train("stage1", job, resume=False)
     assert trained == ["pretrain_stage1"] * 2
 
 
