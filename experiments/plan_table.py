@@ -13,7 +13,9 @@ GIB = 2**30
 def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print what `nava plan` found."""
     console = console or Console()
-    for table in (_model(found), _memory(found), _batches(found), *([_time(found["time"])] if "time" in found else [])):
+    tables = [_model(found), _memory(found), _batches(found)]
+    tables += [make(found[key]) for key, make in (("time", _time), ("dry_run", _dry_run)) if key in found]
+    for table in tables:
         console.print(table)
     console.print("Assumptions:")
     for line in found["assumptions"]:
@@ -57,6 +59,19 @@ def _time(time: dict[str, Any]) -> Table:
     table.add_row("tokens/s", f"{time['tokens_per_s']:,.0f}", f"{time['tokens_per_s_per_gpu']:,.0f} per GPU")
     for name, stage in (*time["stages"].items(), ("total", time["total"])):
         table.add_row(name, f"{stage['steps']:,}", f"{stage['days']:.1f}")
+    return table
+
+
+def _dry_run(found: dict[str, Any]) -> Table:
+    table = _table(f"dry run: rank 0 of {found['ranks']}, one step of {found['tokens']} tokens", "", "", "")
+    table.add_row("parameters here", f"{found['parameters_here']:,}", f"of {found['parameters_whole']:,}")
+    for name, size in found["shard_gib"].items():
+        table.add_row(f"shard of {name}", f"{size:.4f} GiB", "")
+    reached = f"{found['tensors_with_gradient']:,} with gradients, {found['tensors_stepped']:,} stepped"
+    table.add_row("tensors", f"{found['tensors']:,}", reached)
+    seconds = found["seconds"]
+    table.add_row("seconds", f"{seconds['total']:.0f}", f"{seconds['build']:.0f} to build, {seconds['step']:.0f} for the step")
+    table.add_row("peak memory", f"{found['peak_rss_gib']:.1f} GiB", f"left out: {found['left_out']}")
     return table
 
 

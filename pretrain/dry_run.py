@@ -33,13 +33,13 @@ def rehearse(config: PretrainConfig, gpus: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "pretrain.titan.dry_run", str(resolved), str(gpus)]
         environment = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment)
-            assert process.stderr is not None
-            for line in process.stderr:
-                file.write(line)
-                if line.startswith("dry run: "):
-                    print(line, end="", file=sys.stderr, flush=True)
-            code = process.wait()
+            with subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE, text=True, env=environment) as process:
+                assert process.stderr is not None
+                for line in process.stderr:
+                    file.write(line)
+                    if line.startswith("dry run: "):
+                        print(line, end="", file=sys.stderr, flush=True)
+            code = process.returncode
         if code or not (out / _RESULT).is_file():
             lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
             raise ValueError(f"the dry run ended with exit code {code}: {lines[-1] if lines else 'it said nothing'}")

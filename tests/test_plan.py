@@ -199,6 +199,21 @@ def test_the_verb_refuses_a_setting_of_a_flavor_and_an_unknown_name(capsys: pyte
         assert answer in capsys.readouterr().err
 
 
+@pytest.mark.distributed
+def test_a_dry_run_cuts_gathers_steps_and_averages(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 pretended ranks: 2 replicas of 8 shards, 2 ranks to a clip."""
+    asked = ["plan", "debug", "--gpus", "16", "--replicas", "2", "--context", "2", "--dry-run"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["dry_run"]
+    whole = found["parameters_whole"]
+    assert whole == plan("debug")["params_total"] and whole / 8 <= found["parameters_here"] < whole / 8 * 1.5
+    assert found["tensors"] == found["tensors_with_gradient"] == found["tensors_stepped"]
+    assert found["ema_updates"] == found["rows_logged"] == 1
+    with pytest.raises(SystemExit):
+        main([*asked, "--gpus", "10"])
+    assert "do not divide" in capsys.readouterr().err
+
+
 def test_smaller_clips_need_less() -> None:
     shorter = replace(CLIP, video=CLIP.video // 2)
     assert sum(memory_parts(ARGS, shorter, Setup()).values()) < sum(memory_parts(ARGS, CLIP, Setup()).values())

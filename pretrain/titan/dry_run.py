@@ -55,7 +55,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     started = time.perf_counter()
     init_fake_mode(gpus)
     rows: list[dict[str, Any]] = []
-    _say(f"building {run.config.flavor} and rank 0's shards of {gpus}; the step takes about three times as long")
+    _say(f"building {run.config.flavor} and rank 0's shards of {gpus}")
     trainer = RehearsingTrainer(run, {SET: SampleSet(SET, [tiny_clip(run)])}, lambda metrics, step: rows.append(metrics))
     trainer.take_every_step()
     for module in trainer.model.modules():
@@ -75,6 +75,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
         "ranks": gpus,
         "tokens": sum(num_tokens(batch) for batch, _ in batches),
         "parameters_whole": sum(value.numel() for value in parameters.values()),
+        "parameters_here": sum(local_shard(value).numel() for value in parameters.values()),
         "shard_gib": {
             "parameters": _gib(parameters.values()),
             "gradients": _gib(value.grad for value in parameters.values() if value.grad is not None),
