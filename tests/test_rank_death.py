@@ -16,7 +16,7 @@ from pretrain.rank_failure import ATTEMPT, dead_rank, newest_state
 from pretrain.recipe import PretrainConfig
 from pretrain.stage_run import StageRun
 
-STEPS = 30
+STEPS = 16
 
 
 def record(rank: int, code: str) -> str:
@@ -82,7 +82,7 @@ def kill_rank_1_after(out: Path, steps: int) -> threading.Thread:
 
 
 def recipe() -> PretrainConfig:
-    return config(steps=STEPS, interval=2)
+    return config(steps=STEPS, interval=3)
 
 
 @pytest.fixture(scope="module")
@@ -119,5 +119,6 @@ def test_an_elastic_restart_goes_on_exactly(latents, uninterrupted, tmp_path):
     result = pretrain_stage(recipe(), "stage1", latents, tmp_path, nproc=2, nodes=Nodes(max_restarts=1))
     killer.join()
     assert result.status == "finished"
-    assert "1/1 attempts left; will restart worker group" in (tmp_path / "log.txt").read_text()
+    printed = (tmp_path / "log.txt").read_text()
+    assert printed.count("Starting job") == 4 and printed.count("loading the checkpoint of step") == 2  # each rank twice
     assert_same_training(tmp_path, uninterrupted)

@@ -25,7 +25,8 @@ class Checkpoints(CheckpointManager):
 
     def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
         super().__init__(base_folder=str(place), sd_adapter=None, **parts)
-        self.place, self.config, self.newest = place, config, 0
+        self.place, self.config = place, config
+        self.newest = self.pending = 0  # pending: being written while training goes on; a later save waits for it
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
@@ -49,9 +50,13 @@ class Checkpoints(CheckpointManager):
                 with suppress(OSError):  # the next run removes them
                     remove_incomplete(self.place)
             raise reported from error
-        if dist.get_rank() == 0 and self._should_save(curr_step, last_step):
+        if not self._should_save(curr_step, last_step):
+            return
+        pending = self.async_mode is AsyncMode.ASYNC and not last_step
+        self.newest, self.pending = (self.pending or self.newest, curr_step) if pending else (curr_step, 0)
+        if dist.get_rank() == 0:
             try:
-                self.newest = max(retain(self.place, self.config.keep_last, self.config.keep_every), default=0)
+                retain(self.place, self.config.keep_last, self.config.keep_every)
             except OSError as error:  # what could not be removed is removed after the next save
                 logger.warning(f"an old checkpoint could not be removed: {error}")
 
