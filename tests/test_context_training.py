@@ -37,7 +37,10 @@ def one_rank(latents, tmp_path_factory) -> StageRun:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("parallel", [HSDP, ParallelConfig(context=2)], ids=["replicas x context", "shards x context"])
+@pytest.mark.parametrize(
+    "parallel",
+    [pytest.param(HSDP, id="replicas x context"), pytest.param(ParallelConfig(context=2), id="shards x context", marks=pytest.mark.slow)],
+)
 def test_training_on_four_ranks_equals_one(latents, one_rank, tmp_path, parallel):
     run = trained(tmp_path, latents, parallel, 4)
     ours, theirs = rows(run), rows(one_rank)
