@@ -22,7 +22,7 @@ from pretrain.model.shell import AVTransformer
 
 TINY = ModelArgs(
     width=32, num_heads=2, ffn_width=48, num_alignment_blocks=2, num_fusion_blocks=3, text_width=20, time_frequencies=16,
-    audio_embed_hidden=40, attend_text_padding=True,
+    audio_embed_hidden=40, attend_text_padding=True, dropped_text_is_zeros=True,
 )  # fmt: skip
 NAME = "tiny_published"
 
@@ -39,7 +39,8 @@ def sizes_for(args: ModelArgs) -> Sizes:
     return Sizes(
         width=args.width, num_heads=args.num_heads, ffn_width=args.ffn_width, num_double=args.num_alignment_blocks,
         num_single=args.num_fusion_blocks, text_width=args.text_width, audio_hidden=args.audio_embed_hidden,
-        time_frequencies=args.time_frequencies, audio_kernel=args.audio_embed_kernel, split_norm_ffn=args.split_ffn_and_norms, speaker_eps=1e-5,
+        time_frequencies=args.time_frequencies, audio_kernel=args.audio_embed_kernel, split_norm_ffn=args.split_ffn_and_norms,
+        speaker_eps=1e-5,
     )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], shards: int = 
 
 def imported(path: Path, to: Path, args: ModelArgs = TINY, kind: str = "nava", **given: object) -> AVTransformer:
     """The model after an import, fp32, with `args` as they are (also where a published model would have others)."""
-    with flavor_of(replace(args, attend_text_padding=True)) as name:
+    with flavor_of(replace(args, attend_text_padding=True, dropped_text_is_zeros=True)) as name:
         run_import(plan_import(ImportConfig(kind=kind, flavor=name, **given), path), to)  # type: ignore[arg-type]
     model = load_model(to)[0]
     model.args = args

@@ -36,6 +36,8 @@ def answers(tmp_path, args: ModelArgs = TINY, suffix: str = "leaf", given: str =
     )
     with torch.no_grad():
         ours = model(*streams, conditioning)
+    if args.dropped_text_is_zeros:  # said to the oracle as what it is: a kept text of zeros without timbre tokens
+        text, places, kept = text * kept[:, None, None], torch.where(kept[:, None], places, -1), torch.ones_like(kept)
     theirs = forward(
         tensors, sizes_for(args), video=video if given != "audio" else None, audio=audio if given != "video" else None,
         video_levels=levels.expand(2, 3), audio_levels=LEVELS.expand(2, 11), text=text, text_lengths=lengths, speakers=speakers,
@@ -45,7 +47,7 @@ def answers(tmp_path, args: ModelArgs = TINY, suffix: str = "leaf", given: str =
 
 
 FIRST_FRAME = torch.tensor([[0.0, 0.6, 0.6], [0.0, 0.3, 0.3]])
-CASES = {
+CASES: dict[str, dict] = {
     "joint": {},
     "audio only": {"given": "audio"},
     "video only": {"given": "video"},
@@ -54,8 +56,11 @@ CASES = {
     "timbre tokens": {"places": torch.tensor([[1, 4], [2, 3]])},
     "a timbre token among the padding": {"places": torch.tensor([[1, 5], [5, -1]])},
     "text dropped for one": {"kept": torch.tensor([True, False]), "places": torch.tensor([[1, 4], [2, -1]])},
+    "dropped text skipped": {"kept": torch.tensor([True, False]), "args": replace(TINY, dropped_text_is_zeros=False)},
     "suffix on the module": {"suffix": "module"},
-    "padding not attended to": {"args": replace(TINY, attend_text_padding=False), "places": torch.tensor([[1, 4], [2, -1]])},
+    "padding not attended to": {
+        "args": replace(TINY, attend_text_padding=False, dropped_text_is_zeros=False), "places": torch.tensor([[1, 4], [2, -1]]),
+    },
     "norms and feed-forward per modality": {"args": replace(TINY, split_ffn_and_norms=True)},
     "heads of 20 dims": {"args": replace(TINY, width=40)},
     "alignment blocks alone": {"args": replace(TINY, num_alignment_blocks=2, num_fusion_blocks=0)},

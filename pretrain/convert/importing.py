@@ -87,8 +87,11 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 
 def check_published(args: ModelArgs, name: str) -> None:
     """Raises ValueError where a model of these sizes would not compute what the published weights were trained for."""
-    clean = {"open_deviation_video": None, "open_deviation_audio": None}
-    for field, value in {"attend_text_padding": True, "timbre_keeps_text": False, "gelu": "tanh", **clean}.items():
+    needed = {
+        "attend_text_padding": True, "dropped_text_is_zeros": True, "timbre_keeps_text": False, "gelu": "tanh",
+        "open_deviation_video": None, "open_deviation_audio": None,
+    }  # fmt: skip
+    for field, value in needed.items():
         if getattr(args, field) != value:
             twin = f"{name}_published"
             advice = f"use --flavor {twin}" if twin in FLAVORS else "use a flavor of that kind"

@@ -41,6 +41,8 @@ class ModelArgs:
     open_deviation_video: float | None = None
     open_deviation_audio: float | None = None
     attend_text_padding: bool = False  # True for the published weights, which were trained that way
+    # False: cross-attention contributes nothing where the text is dropped. True: it attends to 512 zero rows (the release).
+    dropped_text_is_zeros: bool = False
     # False: a timbre token replaces the context vector of its place (published weights). Cross-attention sees a set, so a
     # token without its place's text state cannot say which span it belongs to; True adds the token to that state.
     timbre_keeps_text: bool = False
@@ -56,6 +58,8 @@ class ModelArgs:
         if unused:
             kind = "fusion" if self.paradigm == "dual_tower" else "alignment"
             raise ValueError(f"paradigm {self.paradigm} has no {kind} blocks; num_{kind}_blocks must be 0, got {unused}")
+        if self.dropped_text_is_zeros and not self.attend_text_padding:
+            raise ValueError("dropped_text_is_zeros attends to rows of padding; set attend_text_padding too")
         if self.head_dim < 6:
             raise ValueError(f"width / num_heads is {self.head_dim}; three rotary axes need at least 6")
 

@@ -32,7 +32,8 @@ FLAVORS: dict[str, ModelArgs] = {
 }
 _PUBLISHED = ("nava_6b", "nava_7b_split", "debug")
 FLAVORS |= {
-    f"{name}_published": replace(FLAVORS[name], attend_text_padding=True, timbre_keeps_text=False) for name in _PUBLISHED
+    f"{name}_published": replace(FLAVORS[name], attend_text_padding=True, dropped_text_is_zeros=True, timbre_keeps_text=False)
+    for name in _PUBLISHED
 }  # fmt: skip
 
 

@@ -44,5 +44,13 @@ def turns_of(angles: Tensor) -> Tensor:
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn interleaved pairs of x [B, N, heads, d] by complex turns [N, 1, d // 2], in fp32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # inductor makes no kernels of complex numbers
+        return rotate_pairs(pairs, torch.view_as_real(turns)).flatten(-2).to(x.dtype)
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+
+
+def rotate_pairs(pairs: Tensor, turns: Tensor) -> Tensor:
+    """(a + ib)(c + is) spelled out; pairs [B, N, heads, d // 2, 2], turns [N, 1, d // 2, 2]."""
+    (a, b), (c, s) = pairs.unbind(-1), turns.unbind(-1)
+    return torch.stack([a * c - b * s, a * s + b * c], dim=-1)

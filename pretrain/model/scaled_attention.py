@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 # Up to which size plain matmuls beat the CPU's flash kernel, forward + backward. Measured on AVX512-BF16, 2 cores, torch 2.13:
 # bf16 1.3 to 1.8 times as fast from 640 to 4400 tokens (6 times at 54), so there only the memory of the scores is a limit
-# (their rounding costs 0.5 % of the output where flash has 0.2 %, tests/test_cpu_kernels.py);
+# (their rounding costs 0.5 % of the output where flash has 0.2 %, tests/test_kernels.py);
 # fp32 1.2 times as fast at 640 tokens, the same at 1280, slower from 1760 on.
 CPU_BF16_SCORES = 1 << 28  # over batch and heads: 512 MiB
 CPU_FP32_SCORES = 1 << 19  # per head

@@ -77,7 +77,7 @@ class AVTransformer(nn.Module):
         """Velocities shaped like the latents, fp32. Raises ValueError where both streams are absent."""
         if video is None and audio is None:
             raise ValueError("forward needs video, audio or both; got neither")
-        share = self._share(video, audio)
+        share, conditioning = self._share(video, audio), self._without_dropped_text(conditioning)
         modulations = self.modulations(video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None)
         given = Inputs(
             self._embed(video, audio, share), self._valid(video, audio), self._turns(video, audio, share), modulations,
@@ -139,6 +139,14 @@ class AVTransformer(nn.Module):
             ratio = audio.clock_hz / audio.rate_hz
             out[1] = turns_of(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
         return _own((out[0], out[1]), share, dim=0)
+
+    def _without_dropped_text(self, conditioning: Conditioning) -> Conditioning:
+        """Dropped texts as zero rows without timbre tokens, where the weights were trained so; else as given."""
+        if not self.args.dropped_text_is_zeros or conditioning.all_kept:
+            return conditioning
+        kept = conditioning.text_kept[:, None]
+        text, places = conditioning.text * kept[..., None], torch.where(kept, conditioning.speaker_positions, -1)
+        return replace(conditioning, text=text, speaker_positions=places, text_kept=torch.ones_like(conditioning.text_kept))
 
     def _context(self, conditioning: Conditioning) -> Tensor:
         """Text states with the timbre tokens in their places, [B, S, width]."""
