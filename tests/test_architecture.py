@@ -12,7 +12,8 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
 # What a package may import of ours. The longest matching prefix of the importing module decides.
-FOUNDATION = {f"pretrain.{name}" for name in ("types", "prompt", "config", "randomness", "files", "jsonl", "progress", "storage", "storage_errors")}
+_GROUND = ("types", "prompt", "config", "randomness", "files", "jsonl", "progress", "storage", "storage_errors")
+FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 ALLOWED = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},
