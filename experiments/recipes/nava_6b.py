@@ -1,10 +1,14 @@
 """The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md, sections 2 and 3)."""
 
 from experiments.recipes.base import Recipe
+from pretrain.data.buckets import BucketConfig
+from pretrain.data.encode import EncodeConfig
 from pretrain.dropout import DropoutConfig
 from pretrain.flow.path import LevelConfig
+from pretrain.generate import GenerateConfig
 from pretrain.objective import ObjectiveConfig
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, PretrainConfig
+from pretrain.sampling import SamplerConfig
 from pretrain.schedule import StageConfig
 
 
@@ -12,11 +16,18 @@ def nava_6b() -> Recipe:
     """Warm-started by `nava pretrain nava_6b --from MODEL`, a folder of `nava import wan2.2` (or of `nava import nava`).
 
     Stated in nava.md: everything of the objective, the optimizer but its betas and warmup, batch, steps in all, and the ratios of
-    audio alone to both per stage. Ours: how the steps divide over the stages, betas, 1000 steps of warmup, the EMA, and the intervals.
+    audio alone to both per stage. Ours: how the steps divide over the stages, betas, 1000 steps of warmup, the EMA, the intervals, and the
+    list of sizes that clips are brought to.
     The rate stays at 1e-4 after its warmup, as in the release, whose scheduler never steps.
     """
     return Recipe(
         name="nava_6b",
+        encode=EncodeConfig(
+            latent_dtype="bfloat16",
+            batch_size=1,
+            buckets=BucketConfig(sizes=("704x1280", "1280x704", "960x960"), frames=(25, 49, 73, 97, 121, 145)),
+        ),
+        generate=GenerateConfig(sampler=SamplerConfig(), num_frames=145, height=704, width=1280, batch_size=1),  # the release's sampler
         pretrain=PretrainConfig(
             flavor="nava_6b_published",  # attends to text padding and lets a timbre token replace its text, as the weights learned it
             stages={
