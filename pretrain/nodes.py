@@ -47,7 +47,8 @@ class Nodes:
         """What torchrun is told. port: of a single machine, 0 = any free one."""
         ranks = [f"--nproc-per-node={nproc}", f"--max-restarts={self.max_restarts}"]
         if self.count == 1:
-            return ["--master-addr=127.0.0.1", f"--master-port={port}", *ranks] if port else ["--standalone", *ranks]
+            meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=nava"] if port else ["--standalone"]
+            return [*meeting, *ranks]
         patience = f"join_timeout={JOIN_TIMEOUT_S},read_timeout={JOIN_TIMEOUT_S},is_host={int(self.leads)}"
         where = ["--rdzv-backend=c10d", f"--rdzv-endpoint={self.rendezvous}", "--rdzv-id=nava", f"--rdzv-conf={patience}"]
         return [f"--nnodes={self.count}", *where, *ranks]

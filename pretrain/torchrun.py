@@ -26,6 +26,8 @@ from pretrain.rank_failure import ATTEMPT, dead_rank, newest_state
 LOG, METRICS = "log.txt", "metrics.jsonl"
 RESOLVED, IDENTITY, STATE, ERROR = "resolved.json", "run.json", "state.json", "error.txt"
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that ranks have for a checkpoint after SIGTERM
+# a store of each attempt's own: in one that torchrun keeps, restarted ranks meet the addresses of the dead (pytorch issue 135712)
+FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 ALONE = Nodes()
 _POLL_S = 0.2
 
@@ -45,7 +47,7 @@ def run_ranks(module: str, out: Path, nproc: int, port: int, progress: StageProg
     repository = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options by environment
-    environment = {SHUTDOWN_TIMEOUT: "90", **inherited, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    environment = {SHUTDOWN_TIMEOUT: "90", FRESH_STORE: "1", **inherited, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     command = [sys.executable, "-m", "torch.distributed.run", *nodes.arguments(nproc, port), "-m", module, str(out / RESOLVED)]
     tail = MetricsTail(out / METRICS)
     with log_file(out, nodes).open("a") as log, progress or contextlib.nullcontext():

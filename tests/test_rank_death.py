@@ -32,12 +32,16 @@ def record(rank: int, code: str) -> str:
         ([(5, "-11 (pid: 12) SIGSEGV"), (0, "3 (pid: 11)")], "rank 5 on node7 was killed by SIGSEGV (by a fault"),
         ([(5, "-99 (pid: 12) ")], "rank 5 on node7 was killed by signal 99"),
         ([(0, "2 (pid: 11)"), (1, "3 (pid: 12)")], ""),
+        ([(0, "-15 (pid: 77) SIGTERM"), (1, "3 (pid: 12)")], ""),
+        ([(0, "-9 (pid: 77) SIGKILL"), (1, "-9 (pid: 12) SIGKILL")], "rank 1 on"),
         ([], ""),
     ],
 )
 def test_the_killed_rank_is_found_among_those_that_lost_it(records, line):
     table = "======\nx FAILED\n------\nFailures:\n" + "".join(record(*each) for each in records) + "======\n"
-    assert dead_rank(f"{ATTEMPT}\nnoise\n{table}").startswith(line) and bool(dead_rank(table)) == bool(line)
+    noise = "W1122 api.py:1028] Sending process 77 closing signal SIGTERM"
+    assert dead_rank(f"{ATTEMPT}\n{noise}\n{table}").startswith(line)
+    assert bool(dead_rank(f"{noise}\n{table}")) == bool(line)
     assert dead_rank(f"{ATTEMPT}\n{table}{ATTEMPT}\nValueError: other\n") == ""  # of the attempt before
 
 
