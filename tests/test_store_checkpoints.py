@@ -49,6 +49,22 @@ def assert_same_weights(a: StageRun, b: StageRun) -> None:
         assert (a.out / "model" / name).read_bytes() == (b.out / "model" / name).read_bytes(), name
 
 
+@pytest.fixture(scope="module")
+def latents_in_store(server, latents) -> Path:
+    folder = place(f"s3://{BUCKET}/latents")
+    for file in latents.rglob("*"):
+        if file.is_file():
+            (folder / file.relative_to(latents).as_posix()).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.slow
+def test_data_and_states_in_a_store_train_as_local_ones_do(server, latents_in_store, uninterrupted, tmp_path):
+    run = prepared(dataclasses.replace(uninterrupted, latents=latents_in_store), tmp_path / "run", f"s3://{BUCKET}/both")
+    assert run_ranks(run.save(), 2, endpoint=server.endpoint) == [0, 0], (run.out / "log.0").read_text()[-2000:]
+    assert_same_weights(run, uninterrupted)
+
+
 @pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_states_in_a_store_are_kept_listed_and_resumed_exactly(server, uninterrupted, tmp_path, asynchronous):
     run = prepared(uninterrupted, tmp_path / "run", f"s3://{BUCKET}/exact-{asynchronous}", asynchronous=asynchronous)
