@@ -89,6 +89,80 @@ def test_several_channels_become_their_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.waveform, 0.2, atol=1e-4)
 
 
+def tone(num_samples: int = 25 * 667) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(num_samples) / RATE)).astype(np.float32)
+
+
+def heard(path: Path, channels: int, rate: int = RATE) -> np.ndarray:
+    waveform = read_media(path, want_video=False, channels=channels, sample_rate_hz=rate).waveform
+    assert waveform is not None and waveform.dtype == np.float32
+    return waveform
+
+
+@pytest.mark.parametrize("rate", [RATE, 8000])
+@pytest.mark.parametrize("kind", ["mp4", "wav"])
+def test_two_channels_stay_apart(tmp_path: Path, kind: str, rate: int) -> None:
+    path, left = tmp_path / f"a.{kind}", np.stack([tone(), 0 * tone()])
+    if kind == "mp4":
+        write_mp4(path, flash_and_click(3)[0], 24, left, RATE)
+    else:
+        write_wav(path, left, RATE)
+    stereo = heard(path, 2, rate)
+    assert stereo.shape[0] == 2 and abs(stereo.shape[1] - left.shape[1] * rate / RATE) <= 2048
+    assert abs(float(np.sqrt(np.mean(stereo[0, 1000:7000] ** 2))) - 0.3 / np.sqrt(2)) < 0.01
+    assert float(np.abs(stereo[1]).max()) < 1e-3
+    np.testing.assert_allclose(heard(path, 1, rate), stereo.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "wav"])
+def test_mono_is_on_both_channels(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "mp4":
+        write_mp4(path, flash_and_click(3)[0], 24, tone(), RATE)
+    else:
+        write_wav(path, tone(), RATE)
+    mono = heard(path, 1)
+    assert mono.ndim == 1 and np.array_equal(heard(path, 2), np.stack([mono, mono]))
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 6, 9])
+def test_one_channel_is_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels: int) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, (3000, num_channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    assert np.array_equal(heard(tmp_path / "a.wav", 1), samples.mean(axis=1))
+
+
+@pytest.mark.parametrize(("at", "sides"), list(enumerate([(1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0, 0), (0.5**0.5, 0), (0, 0.5**0.5)])))
+def test_surround_is_mixed_to_its_sides(tmp_path: Path, at: int, sides: tuple[float, float]) -> None:
+    """ITU-R BS.775 as FFmpeg has it, centre and rears 3 dB down and no LFE, divided by the most that a side can get."""
+    samples = np.zeros((3000, 6), np.float32)
+    samples[:, at] = tone(3000)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    expected = np.outer(sides, tone(3000)) / (1 + 2**0.5)
+    np.testing.assert_allclose(heard(tmp_path / "a.wav", 2), expected, atol=1e-4)
+
+
+def test_channels_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "nine.wav", np.zeros((800, 9)), RATE)
+    with pytest.raises(MediaError, match=r"nine.wav: 9 channels of unknown places .*; mix them down to two"):
+        heard(tmp_path / "nine.wav", 2)
+    bad = np.zeros((800, 6), np.float32)
+    bad[7, 3] = np.nan  # in the channel that the mix leaves out
+    soundfile.write(tmp_path / "nan.wav", bad, RATE, subtype="FLOAT")
+    with pytest.raises(MediaError, match=r"nan.wav: .* are NaN or infinite"):
+        heard(tmp_path / "nan.wav", 2)
+    write_wav(tmp_path / "a.wav", tone(), RATE)
+    with pytest.raises(ValueError, match="channels: valid are 1 and 2, got 3"):
+        heard(tmp_path / "a.wav", 3)
+
+
+def test_lengths_are_fitted_channel_by_channel() -> None:
+    both = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for num_samples in (1, 3, 5):
+        assert np.array_equal(fit_length(both, num_samples), np.stack([fit_length(row, num_samples) for row in both]))
+    assert fit_length(both, 5).tolist() == [[0, 1, 2, 0, 0], [3, 4, 5, 0, 0]]
+
+
 def test_picture_file_is_one_frame(tmp_path: Path) -> None:
     from PIL import Image
 

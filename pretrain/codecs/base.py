@@ -38,9 +38,10 @@ class VideoCodec(Protocol):
 
 class AudioCodec(Protocol):
     sample_rate_hz: int  # of what is encoded and of what comes back
+    channels: int  # 1 or 2 that a sound has inside: what `encode` keeps apart and `decode_channels` gives
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """[B, N] -> float32 [B, 128, ceil(N / 640)]; ValueError for non-finite samples."""
+        """Mono [B, N], or [B, 2, N] where `channels` is 2 -> float32 [B, 128, ceil(N / 640)]; ValueError for non-finite samples."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class AudioCodec(Protocol):
         ...
 
     def decode_channels(self, latents: Tensor) -> Tensor:
-        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own 1 or 2 channels: what people hear."""
+        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own `channels`: what people hear."""
         ...
 
 

@@ -46,6 +46,7 @@ class LinearAudioCodec:
     """Implements `AudioCodec`."""
 
     sample_rate_hz = AUDIO_SAMPLE_RATE_HZ
+    channels = 1
 
     def __init__(self, projection: LinearProjection, num_iterations: int = 16) -> None:
         self.projection = projection

@@ -1,4 +1,4 @@
-"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and mono float samples.
+"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and float samples, mono unless stereo is asked for.
 
 Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned after a round
 trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
@@ -21,6 +21,7 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from pretrain.codecs.channels import LayoutError, mixed, of_frame
 from pretrain.files import replacing
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
@@ -46,7 +47,7 @@ class Media:
 
     frames: np.ndarray | None  # [T, H, W, 3] uint8 RGB
     fps: float
-    waveform: np.ndarray | None  # [N] float32 mono in -1..1
+    waveform: np.ndarray | None  # float32 in -1..1, mono [N] or stereo [2, N]
     sample_rate_hz: int
 
 
@@ -59,25 +60,33 @@ class Rates:
 
 
 def read_media(
-    path: str | Path, *, fps: float = 24.0, sample_rate_hz: int = 16_000, want_video: bool = True, want_audio: bool = True
+    path: str | Path,
+    *,
+    fps: float = 24.0,
+    sample_rate_hz: int = 16_000,
+    want_video: bool = True,
+    want_audio: bool = True,
+    channels: int = 1,
 ) -> Media:
     """Reads a clip or a sound at the asked rates.
 
     Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by polyphase
-    resampling (both said once per process), several channels by their mean. Raises MediaError (a ValueError) for a file
-    that is missing, empty, corrupt, truncated, without a wanted stream, 0 seconds long, or with non-finite samples.
+    resampling (both said once per process), several channels to 1 or 2 as `channels.mixed` does. Raises MediaError (a
+    ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted stream, 0 seconds long, or with
+    non-finite samples.
     """
     path = Path(path)
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
         if want_video:
             raise MediaError(f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set")
-        waveform, found_rate = _read_sound(path)
-        return Media(None, fps, _to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
+        if channels == 1 or _sound_header(path).channels <= 2:  # soundfile does not say where more channels are
+            waveform, found_rate = _read_sound(path, channels)
+            return Media(None, fps, _to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
     frames, waveform = None, None
     try:
         with av.open(str(path), options={"threads": "1"}) as container:
-            pictures, sounds, offset_s = _decode(path, container, want_video, want_audio)
+            pictures, sounds, offset_s = _decode(path, container, want_video, want_audio, channels)
             if want_video:
                 frames = _to_fps(path, pictures, container.streams.video[0], fps)
             if want_audio:
@@ -85,6 +94,8 @@ def read_media(
                 waveform = _to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
     except FFmpegError as error:
         raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
+    except LayoutError as error:
+        raise MediaError(f"{path}: {error}") from None
     return Media(frames, fps, waveform, sample_rate_hz)
 
 
@@ -93,10 +104,7 @@ def read_rates(path: str | Path) -> Rates:
     path = Path(path)
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
-        try:
-            return Rates(None, soundfile.info(path).samplerate)
-        except soundfile.LibsndfileError as error:
-            raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+        return Rates(None, _sound_header(path).samplerate)
     try:
         with av.open(str(path)) as container:
             video, audio = container.streams.video, container.streams.audio
@@ -154,8 +162,8 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
 
 
 def fit_length(waveform: np.ndarray, num_samples: int) -> np.ndarray:
-    """The first `num_samples` of [N], zeros behind where it is shorter."""
-    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
+    """The first `num_samples` of [N] or [C, N], zeros behind where it is shorter."""
+    return _pad(waveform[..., :num_samples], 0, max(0, num_samples - waveform.shape[-1]))
 
 
 def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int) -> None:
@@ -182,9 +190,9 @@ def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform
 
 
 def _decode(
-    path: Path, container: InputContainer, want_video: bool, want_audio: bool
+    path: Path, container: InputContainer, want_video: bool, want_audio: bool, channels: int
 ) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
-    """(seconds, picture) and (seconds, mono samples) of the wanted streams, and the clock's zero in seconds."""
+    """(seconds, picture) and (seconds, [N] or [2, N] samples) of the wanted streams, and the clock's zero in seconds."""
     wanted = []
     for kind, want, found in (("video", want_video, container.streams.video), ("audio", want_audio, container.streams.audio)):
         if want and not found:
@@ -200,7 +208,7 @@ def _decode(
             if isinstance(frame, av.VideoFrame):
                 pictures.append((_seconds(frame), to_rgb.reformat(frame, format="rgb24").to_ndarray()))
             elif isinstance(frame, av.AudioFrame):
-                sounds.append((_seconds(frame), _mono(frame)))
+                sounds.append((_seconds(frame), of_frame(frame, channels)))
     zero_s = pictures[0][0] if pictures and math.isfinite(pictures[0][0]) else 0.0
     return pictures, sounds, zero_s
 
@@ -209,22 +217,17 @@ def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:
     return float(frame.time) if frame.time is not None else math.nan
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind == "i":
-        samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return samples.mean(axis=0, dtype=np.float32)
-
-
 def _join_sounds(path: Path, sounds: list[tuple[float, np.ndarray]], rate: int, zero_s: float) -> np.ndarray:
-    if not sounds or not sum(len(samples) for _, samples in sounds):
+    if not sounds or not sum(samples.shape[-1] for _, samples in sounds):
         raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
-    waveform = np.concatenate([samples for _, samples in sounds])
+    waveform = np.concatenate([samples for _, samples in sounds], axis=-1)
     _check_samples(path, waveform)
     late = round((sounds[0][0] - zero_s) * rate) if math.isfinite(sounds[0][0]) else 0
-    return np.pad(waveform, (late, 0)) if late > 0 else waveform[-late:]
+    return _pad(waveform, late, 0) if late > 0 else waveform[..., -late:]
+
+
+def _pad(waveform: np.ndarray, before: int, behind: int) -> np.ndarray:
+    return np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(before, behind)])
 
 
 def _to_fps(path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.VideoStream, fps: float) -> np.ndarray:
@@ -242,14 +245,21 @@ def _to_fps(path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.Vid
     return frames[np.abs(asked[:, None] - times[None]).argmin(axis=1)]
 
 
-def _read_sound(path: Path) -> tuple[np.ndarray, int]:
+def _sound_header(path: Path) -> soundfile._SoundFileInfo:
+    try:
+        return soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+
+
+def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
     if not len(samples):
         raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
-    waveform = samples.mean(axis=1)
+    waveform = mixed(samples.T, channels)
     _check_samples(path, waveform)
     return waveform, rate
 
@@ -261,7 +271,7 @@ def _to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.nd
     from scipy.signal import resample_poly  # slow to import, seldom needed
 
     common = math.gcd(found, wanted)
-    return resample_poly(waveform, wanted // common, found // common).astype(np.float32)
+    return resample_poly(waveform, wanted // common, found // common, axis=-1).astype(np.float32)
 
 
 _said: set[str] = set()

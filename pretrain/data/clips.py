@@ -39,7 +39,7 @@ class Clip:
 
     row: Row
     frames: Tensor | None  # [T, H, W, 3] uint8
-    waveform: Tensor | None  # [L * 640]
+    waveform: Tensor | None  # mono [L * 640] or stereo [2, L * 640], as the codec takes it
     speakers: Tensor  # [R, 192]
 
 
@@ -56,16 +56,19 @@ class Streams:
 
 
 class ClipReader:
-    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads."""
+    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads. Voices are always of the mono mix."""
 
-    def __init__(self, buckets: BucketConfig, fps: float, folder: Path, speaker: SpeakerEncoder, streams: Streams) -> None:
+    def __init__(
+        self, buckets: BucketConfig, fps: float, folder: Path, speaker: SpeakerEncoder, streams: Streams, channels: int = 1
+    ) -> None:
         self.buckets, self.fps, self.folder, self.speaker, self.streams = buckets, fps, folder, speaker, streams
+        self.channels = channels
         self._pixels = buckets.pixels
         self._reference = lru_cache(maxsize=4096)(self._embed_file)
 
     def __call__(self, row: Row) -> Clip | FieldError:
         try:
-            media = _read(row.data_path, self.fps, self.streams)
+            media = _read(row.data_path, self.fps, self.streams, self.channels)
             frames, sound = self._frames(row, media), self._sound(row, media)
         except _Speech as error:
             return FieldError(row.line, "text_list[0].speech_end", str(error))
@@ -96,7 +99,7 @@ class ClipReader:
         if media.waveform is None:
             return None
         if media.frames is None:
-            tokens = whole = max(1, round(len(media.waveform) / AUDIO_SAMPLE_RATE_HZ * AUDIO_TOKENS_PER_S))
+            tokens = whole = max(1, round(media.waveform.shape[-1] / AUDIO_SAMPLE_RATE_HZ * AUDIO_TOKENS_PER_S))
             if self.buckets.frames:
                 tokens = choose_length(whole, audio_lengths(self.buckets.frames, self.fps), "audio tokens")
                 _check_speech(row, tokens / AUDIO_TOKENS_PER_S, whole / AUDIO_TOKENS_PER_S)
@@ -118,13 +121,14 @@ class ClipReader:
                 if path:
                     speakers[index] = self._reference(self.folder / path)
         elif sound is not None:
+            mono = sound if sound.dim() == 1 else sound.mean(0)
             for index, (start_s, end_s) in enumerate(zip(row.speech_start_s, row.speech_end_s, strict=True)):
                 start, end = (round(at * AUDIO_SAMPLE_RATE_HZ) for at in (start_s, end_s))
-                speakers[index] = self.speaker.embed(sound[start:end])
+                speakers[index] = self.speaker.embed(mono[start:end])
         return speakers
 
     def _embed_file(self, path: Path) -> Tensor:
-        waveform = _read(path, self.fps, Streams(video=False)).waveform
+        waveform = _read(path, self.fps, Streams(video=False), channels=1).waveform
         assert waveform is not None
         return self.speaker.embed(torch.from_numpy(waveform))
 
@@ -144,10 +148,10 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items
             future.cancel()
 
 
-def _read(path: Path, fps: float, streams: Streams) -> Media:
+def _read(path: Path, fps: float, streams: Streams, channels: int) -> Media:
     with local_file(path) as local:
         return read_media(
-            local, fps=fps, sample_rate_hz=AUDIO_SAMPLE_RATE_HZ, want_video=streams.video, want_audio=streams.audio
+            local, fps=fps, sample_rate_hz=AUDIO_SAMPLE_RATE_HZ, want_video=streams.video, want_audio=streams.audio, channels=channels
         )  # fmt: skip
 
 

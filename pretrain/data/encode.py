@@ -61,7 +61,8 @@ def encode_set(config: EncodeConfig, manifest: Path, codecs: Codecs, out: Path, 
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     units = split(manifest, config.rows_per_shard)
-    encoder = SetEncoder(config, out.name, str(manifest), units, codecs.codec_id, Streams(video=not audio_only), temporary)
+    streams = Streams(video=not audio_only)
+    encoder = SetEncoder(config, out.name, str(manifest), units, codecs.codec_id, streams, temporary, codecs.audio.channels)
     try:
         clips = encoder.encode(range(len(units)), codecs)
         for _ in track(clips, units.num_rows, f"{out.name}: clips encoded"):

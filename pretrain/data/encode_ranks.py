@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.codecs.base import load_codecs
+from pretrain.codecs.base import Codecs, load_codecs
 from pretrain.data.clips import Streams
 from pretrain.data.encode import EncodeConfig
 from pretrain.data.encode_units import LISTED_EVERY_S, SetEncoder
@@ -73,7 +73,7 @@ def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     codecs = load_codecs(job.codec)
-    with _encoders(job, codecs.codec_id) as encoders:
+    with _encoders(job, codecs) as encoders:
         for encoder in encoders:
             encoder.claim()
             if job.verify:
@@ -100,14 +100,17 @@ def _verify(encoder: SetEncoder, rank: int, world_size: int, tell: Tell) -> None
 
 
 @contextmanager
-def _encoders(job: EncodeJob, codec_id: str) -> Iterator[list[SetEncoder]]:
+def _encoders(job: EncodeJob, codecs: Codecs) -> Iterator[list[SetEncoder]]:
     with ExitStack() as stack:
         encoders = []
         for one in job.sets:
             manifest = place(one.manifest)
             units = split(stack.enter_context(local_file(manifest)), job.config.rows_per_shard, manifest.parent)
             streams = Streams(one.video, one.audio)
-            encoders.append(SetEncoder(job.config, one.name, one.manifest, units, codec_id, streams, place(job.to) / one.name))
+            folder = place(job.to) / one.name
+            encoders.append(
+                SetEncoder(job.config, one.name, one.manifest, units, codecs.codec_id, streams, folder, codecs.audio.channels)
+            )  # fmt: skip
         yield encoders
 
 

@@ -48,12 +48,15 @@ class SetEncoder:
     codec_id: str
     streams: Streams
     folder: Path
+    channels: int = 1  # of sound, as the codec has them
 
     def identity(self) -> dict[str, Any]:
         """What all units of a set have in common."""
         config = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _NO_PART_OF_IT}
         streams = [name for name, used in dataclasses.asdict(self.streams).items() if used]
         identity = {"format": FORMAT, "codec_id": self.codec_id, "manifest_sha256": self.units.sha256, "streams": streams, **config}
+        if self.channels != 1:
+            identity["channels"] = self.channels
         return json.loads(json.dumps(identity))
 
     def claim(self) -> None:
@@ -93,7 +96,7 @@ class SetEncoder:
 
     def encode(self, todo: Sequence[int], codecs: Codecs) -> Iterator[int]:
         """Encodes the units in order and yields a row's unit after each row. Raises ValueError once too many rows are bad for certain."""
-        reader = ClipReader(self.config.buckets, self.config.fps, self.units.folder, codecs.speaker, self.streams)
+        reader = ClipReader(self.config.buckets, self.config.fps, self.units.folder, codecs.speaker, self.streams, self.channels)
         tally = _Tally(self)
 
         def read(item: tuple[int, Row | FieldError]) -> tuple[int, Clip | FieldError]:

@@ -47,6 +47,7 @@ class LtxAudioCodec:
     """Implements `AudioCodec`. `networks` gives VAE and vocoder when first needed; answers are on the CPU."""
 
     sample_rate_hz = AUDIO_SAMPLE_RATE_HZ
+    channels = _CHANNELS
 
     def __init__(self, networks: Callable[[], Networks]) -> None:
         self._networks = networks
