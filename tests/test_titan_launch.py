@@ -44,7 +44,7 @@ def test_unknown_stage_flavor_and_ranks_fail_before_anything_starts(latents, tmp
         pretrain_stage(config(), "stage9", latents, tmp_path / "run")
     with pytest.raises(ValueError, match="unknown model flavor 'minni'; did you mean 'mini'"):
         pretrain_stage(config(flavor="minni"), "stage1", latents, tmp_path / "run")
-    with pytest.raises(ValueError, match="does not split over 3 ranks"):
+    with pytest.raises(ValueError, match="does not split over 3 data-parallel ranks"):
         pretrain_stage(config(), "stage1", latents, tmp_path / "run", nproc=3)
     with pytest.raises(FileNotFoundError, match="audio_only"):
         pretrain_stage(config(), "stage1", tmp_path, tmp_path / "run")
