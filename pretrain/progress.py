@@ -70,7 +70,7 @@ class StageProgress:
             self.task = self.bar.add_task(f"{self.stage} starting", total=self.steps, text="")
             self.bar.start()
         else:
-            self._line(f"{self.stage}: starting, {self.steps} {self.unit}s")
+            self._line(f"{self.stage}: starting, {self.unit} 0/{self.steps}")
         return self
 
     def __exit__(self, *_: object) -> None:

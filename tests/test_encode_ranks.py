@@ -201,10 +201,12 @@ def test_the_launcher_and_its_one_line_errors(world: Path, whole: Path, tmp_path
 @pytest.mark.slow
 def test_what_stops_a_rank_is_one_line(world: Path, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "sets")
-    with pytest.raises(ValueError, match=r"^[^\n]*encode.json fps: encoded with 24.0, asked for 12.0; give --restart[^\n]*$"):
-        encode_places(job(world, tmp_path / "sets", replace(CONFIG, fps=12.0)), tmp_path / "log", 2)
-    found = encode_places(job(world, tmp_path / "sets", replace(CONFIG, fps=12.0, max_bad_fraction=0.8)), tmp_path / "log", 1, restart=True)
-    assert found["rows"]["samples"] == 8
+    changed = replace(CONFIG, latent_dtype="bfloat16")
+    refused = r"^[^\n]*encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart[^\n]*$"
+    with pytest.raises(ValueError, match=refused):
+        encode_places(job(world, tmp_path / "sets", changed), tmp_path / "log", 2)
+    found = encode_places(job(world, tmp_path / "sets", changed), tmp_path / "log", 1, restart=True)
+    assert (found["rows"]["samples"], found["rows"]["latent_dtype"]) == (8, "bfloat16")
 
 
 def test_the_verb_by_list_and_as_one_of_several_ranks(
