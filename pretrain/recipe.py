@@ -83,7 +83,7 @@ class PretrainConfig:
     mix_lengths: bool = False  # True: a step may hold samples of different sizes, padded
     seed: int = 0
     mixed_precision: Literal["fp32", "bf16"] = "bf16"
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # 0 = no average: what is exported as such are the weights themselves
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -70,6 +70,8 @@ def test_parts_sum_to_the_total_and_states_are_those_of_the_issue() -> None:
     one = memory_parts(ARGS, CLIP, Setup())
     states = sum(one[name] for name in ("parameters", "gradients", "optimizer"))
     assert states / 2**30 == pytest.approx(93.8, abs=0.1)  # 94 GiB of fp32 states without the EMA
+    without = memory_parts(ARGS, CLIP, Setup(ema=False))
+    assert without["ema"] == 0 and sum(one.values()) - sum(without.values()) == one["ema"] == one["parameters"]
 
 
 @pytest.mark.parametrize(

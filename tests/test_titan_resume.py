@@ -117,3 +117,17 @@ def test_a_later_stage_starts_from_the_earlier_ones_weights_and_ema(uninterrupte
     parents = [json.loads((each.out / "model" / "config.json").read_text()) for each in (uninterrupted, run)]
     assert parents[1]["parent"] == parents[0]["checkpoint_id"]
     assert parents[1]["ema_updates"] == parents[0]["ema_updates"] + 1
+
+
+def test_without_an_average_a_resumed_run_ends_equal_and_a_stage_starts_from_it(uninterrupted, latents, tmp_path):
+    whole, cut = (
+        stage_run(tmp_path / name, latents, dataclasses.replace(uninterrupted.config, ema_decay=0.0)) for name in ("whole", "cut")
+    )
+    assert run_ranks(whole.save()) == [0]
+    assert run_ranks(cut.save(), mishap="kill@2") == [-9] and run_ranks(cut.save()) == [0]
+    files = [sorted(path.name for path in (run.out / "model").iterdir()) for run in (whole, cut, uninterrupted)]
+    assert files[0] == files[1] == ["config.json", "model.safetensors"]
+    weights = [(run.out / "model" / "model.safetensors").read_bytes() for run in (whole, cut, uninterrupted)]
+    assert weights[0] == weights[1] == weights[2]  # the average never acts on training
+    after = stage_run(tmp_path / "after", latents, whole.config, init_from=whole.out / "model")
+    assert run_ranks(after.save()) == [0]

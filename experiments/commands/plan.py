@@ -43,7 +43,7 @@ def plan(
     name = config.flavor if config else flavor
     found = count(
         name, gpus, frames, height, width, fps,
-        context=context, replicas=replicas, checkpointing=checkpointing, local_batch=local_batch,
+        context=context, replicas=replicas, checkpointing=checkpointing, local_batch=local_batch, ema=not config or config.ema_decay > 0,
     )  # fmt: skip
     step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pretrain.model.args import ModelArgs
@@ -17,13 +18,15 @@ LIMITS_GB = (80, 141)  # H100, H200; decimal, as they are sold
 def plan(
     name: str, gpus: int = 1, frames: int = 145, height: int = 704, width: int = 1280, fps: float = 24.0, context_tokens: int = 512,
     *, context: int = 1, replicas: int = 1, checkpointing: Checkpointing = "full", local_batch: int = 1,
+    ema: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in plain types for JSON.
 
     context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips of one micro-batch.
     Raises ValueError on an unknown flavor, sizes that do not split into tokens, or degrees that do not divide.
     """
-    args, setup = flavor(name), Setup(gpus=gpus, replicas=replicas, context=context, checkpointing=checkpointing, local_batch=local_batch)
+    args = flavor(name)
+    setup = Setup(gpus=gpus, replicas=replicas, context=context, checkpointing=checkpointing, local_batch=local_batch, ema=ema)
     if args.num_heads % context:
         raise ValueError(f"{args.num_heads} heads do not divide over {context} context ranks; choose a divisor")
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
@@ -94,6 +97,6 @@ def _largest(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, dict[s
     modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
     found: dict[str, dict[str, int]] = {}
     for mode in modes:
-        each = Setup(gpus=setup.gpus, replicas=setup.replicas, context=setup.context, checkpointing=mode)
+        each = replace(setup, checkpointing=mode)
         found[mode] = {f"{size}_gb": largest_local_batch(args, clip, each, size * 1e9) for size in LIMITS_GB}
     return found

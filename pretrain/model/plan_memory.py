@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -30,6 +30,7 @@ class Setup:
     context: int = 1  # GPUs that share one clip's tokens
     checkpointing: Checkpointing = "full"
     local_batch: int = 1  # clips of one micro-batch, per group of `context` GPUs
+    ema: bool = True
 
     def __post_init__(self) -> None:
         for name in ("gpus", "replicas", "context"):
@@ -92,7 +93,7 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
         "parameters": FP32 * shard,
         "gradients": FP32 * shard,
         "optimizer": FP32 * ADAM_MOMENTS * shard,
-        "ema": FP32 * shard,
+        "ema": FP32 * shard if setup.ema else 0.0,
         **passing,
         "allowance": RUNTIME_BYTES + FRAGMENTATION * sum(passing.values()),
     }
@@ -100,7 +101,7 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
     """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the batch."""
-    empty, one = (sum(memory_parts(args, clip, _with_batch(setup, batch)).values()) for batch in (0, 1))
+    empty, one = (sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1))
     return max(0, int((limit_bytes - empty) // (one - empty)))
 
 
@@ -138,7 +139,3 @@ def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks
         "embedders_and_heads": text + audio + tokens * width * (2 * FP32 + BF16),
         "latents": float(latents),
     }
-
-
-def _with_batch(setup: Setup, batch: int) -> Setup:
-    return Setup(gpus=setup.gpus, replicas=setup.replicas, context=setup.context, checkpointing=setup.checkpointing, local_batch=batch)

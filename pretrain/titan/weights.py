@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from pretrain.model.checkpoint import load_into, open_weights, read_model_folder, write_model, written_keys
+from pretrain.model.checkpoint import WeightsName, load_into, open_weights, read_model_folder, write_model, written_keys
 from pretrain.model.flavors import flavor
 from pretrain.model.initial import first_values
 from pretrain.model.paradigms import build_model
 from pretrain.model.sharded import Gathered, put
+from pretrain.model.shards import TensorSource
 from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
 
@@ -60,16 +61,18 @@ def load_parent(model: nn.Module, run: StageRun) -> Ema:
 
 
 def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
-    """Write out/model/ (config.json, model and ema safetensors; full fp32 tensors) on rank 0; returns the model's id.
+    """Write out/model/ (config.json, model and, where there is an average, ema safetensors; full fp32 tensors) on rank 0; returns its id.
 
     All ranks must call it: tensor by tensor is gathered and written. A failed write leaves an earlier export as it was.
     """
-    sources = {"model": Gathered(sharded_parameters(model)), "ema": Gathered(ema.weights)}
+    sources: dict[WeightsName, TensorSource] = {"model": Gathered(sharded_parameters(model))}
+    if not ema.off:
+        sources["ema"] = Gathered(ema.weights)
     if rank:
         for source in sources.values():
             for key in written_keys(source):
                 source.tensor(key)
         return ""
     config = run.config
-    facts = {**run.identity(), "step": step, "ema_updates": ema.updates}
-    return write_model(run.out / "model", config.flavor, flavor(config.flavor), {"model": sources["model"], "ema": sources["ema"]}, facts)
+    facts = {**run.identity(), "step": step, "ema_updates": ema.updates} | ({"ema_is_model": True} if ema.off else {})
+    return write_model(run.out / "model", config.flavor, flavor(config.flavor), sources, facts)
