@@ -60,6 +60,11 @@ class Conditioning:
         return bool(self.modalities_joined.any())
 
     @cached_property
+    def rows_by_joining(self) -> tuple[Tensor, Tensor]:
+        """Indices of the samples whose modalities are joined, and of those where they are apart."""
+        return self.modalities_joined.nonzero()[:, 0], (~self.modalities_joined).nonzero()[:, 0]
+
+    @cached_property
     def all_kept(self) -> bool:
         return bool(self.text_kept.all())
 
@@ -90,7 +95,7 @@ def answer_early(*given: Stream | Conditioning | None) -> None:
         if isinstance(item, Stream):
             _ = item.padded
         elif item:
-            _ = item.all_joined, item.any_joined, item.all_kept, item.text_padded
+            _ = item.all_joined, item.any_joined, item.rows_by_joining, item.all_kept, item.text_padded
 
 
 class Velocity(NamedTuple):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import audio_stream, conditioning, debug_model, video_stream
+from model_cases import audio_stream, conditioning, debug_model, present, video_stream
 
+from pretrain.model.attention import plan_attention
 from pretrain.model.flavors import FLAVORS, flavor
 from pretrain.model.plan import plan
 from pretrain.model.rope import audio_angles, axis_split, rotate, turns_of, video_turns
@@ -83,6 +84,21 @@ def test_one_batch_may_mix_joined_and_masked_samples() -> None:
     torch.testing.assert_close(out.audio[1], masked.audio[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.video[0], joined.video[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.video[1], masked.video[1], atol=1e-5, rtol=1e-5)
+
+
+def test_long_batches_that_mix_them_attend_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = replace(conditioning(4), modalities_joined=torch.tensor([True, False, False, True]))
+    answers = []
+    for limit in (1 << 18, 0):
+        monkeypatch.setattr("pretrain.model.attention.MASKED_SCORES", limit)
+        model = debug_model()
+        out = model(video_stream(4), audio_stream(4), replace(mixed))
+        (present(out.video).square().sum() + present(out.audio).square().sum()).backward()
+        answers.append([present(out.video), present(out.audio), *(p.grad for p in model.parameters() if p.grad is not None)])
+        plan = plan_attention(None, mixed, 12, 10)
+        assert (plan.rows is None) == bool(limit) and (plan.mask is None) != bool(limit)
+    for masked, by_rows in zip(*answers, strict=True):
+        torch.testing.assert_close(by_rows, masked, atol=1e-5 * max(1.0, float(masked.detach().abs().max())), rtol=1e-5)
 
 
 @settings(max_examples=10, deadline=None)

@@ -17,15 +17,18 @@ from pretrain.model.scaled_attention import scaled_attention
 from pretrain.model.width_norm import WidthNorm
 from pretrain.types import Conditioning
 
+MASKED_SCORES = 1 << 18  # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How the joint sequence attends: in one call, in one call per modality, or in one call under a mask."""
+    """How the joint sequence attends: in one call, in one call per modality, each for its samples, or in one call under a mask."""
 
     num_video: int  # tokens on this rank
     num_audio: int
     apart: bool  # True: no sample joins its modalities, so two calls and no mask
     mask: Tensor | None  # [B, 1, N, N] bool, True = may attend; None = everything valid and joined
+    rows: tuple[Tensor, Tensor] | None = None  # samples that join and samples that do not, where each group has calls of its own
     share: Share | None = None  # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -38,8 +41,14 @@ class AttentionPlan:
         return heads_to_tokens(self._attend(q, k, v, counts), tokens, group)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, counts: Counts) -> Tensor:
-        if not self.apart:
-            return scaled_attention(q, k, v, self.mask)
+        if self.rows:
+            joined, apart = self.rows
+            whole = scaled_attention(q[joined], k[joined], v[joined], mask=None)
+            attended = torch.cat([whole, self._attend_apart(q[apart], k[apart], v[apart], counts)])
+            return attended[torch.cat(self.rows).argsort()]
+        return self._attend_apart(q, k, v, counts) if self.apart else scaled_attention(q, k, v, self.mask)
+
+    def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, counts: Counts) -> Tensor:
         sizes = [count for pair in counts for count in pair]
         pieces = [x.split(sizes, dim=2) for x in (q, k, v)]
         out: list[Tensor] = [q] * len(sizes)
@@ -58,6 +67,8 @@ def plan_attention(
     all_joined = not (num_video and num_audio) or conditioning.all_joined
     if valid is None and (all_joined or not conditioning.any_joined):
         return AttentionPlan(video, audio, apart=not all_joined, mask=None, share=share)
+    if valid is None and (num_video + num_audio) ** 2 > MASKED_SCORES:
+        return AttentionPlan(video, audio, apart=False, mask=None, rows=conditioning.rows_by_joining, share=share)
     joined = conditioning.modalities_joined
     places = share.order(joined.device) if share else torch.arange(num_video + num_audio, device=joined.device)
     is_audio = places >= num_video
