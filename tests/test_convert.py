@@ -232,6 +232,20 @@ def test_other_work_is_not_replaced(tmp_path) -> None:
     assert [item.name for item in (tmp_path / "full").iterdir()] == ["notes.txt"]
 
 
+def test_an_exported_file_replaces_and_removes_nothing(tmp_path) -> None:
+    """Not a checkpoint whose name begins alike, not shards of the same name, and not the model it comes from."""
+    path = write_checkpoint(tmp_path / "s", nava_tensors(SMALL))
+    with flavor_of(SMALL) as name:
+        run_import(plan_import(ImportConfig(kind="nava", flavor=name), path), tmp_path / "m", max_bytes=20_000)
+    before = {item.name: item.read_bytes() for item in (tmp_path / "m").iterdir()}
+    with pytest.raises(ValueError, match="exists; remove it or give another file"):
+        run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "m" / "model.safetensors")
+    assert {item.name: item.read_bytes() for item in (tmp_path / "m").iterdir()} == before
+    (tmp_path / "nava-tuned.safetensors").write_bytes(b"mine")
+    run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "nava.safetensors")
+    assert (tmp_path / "nava-tuned.safetensors").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("store", ["memory", "s3"])
 def test_by_url_in_both_directions(store: str, tmp_path) -> None:
     tensors = nava_tensors(SMALL)

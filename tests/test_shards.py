@@ -107,7 +107,7 @@ print(json.dumps(peak() - before))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_an_import_stays_below_two_shards(tmp_path) -> None:
-    """A checkpoint of eight shards: the peak of resident memory grows by less than one of them."""
+    """Of a checkpoint of eight shards."""
     from convert_cases import write_checkpoint
 
     from pretrain.convert.account import sizes_of, their_shapes
@@ -128,3 +128,50 @@ def test_an_import_stays_below_two_shards(tmp_path) -> None:
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 3
     assert grown < 2 * largest, f"{grown / 2**20:.0f} MiB for shards of {largest / 2**20:.0f} MiB"
     print(f"peak grew by {grown / 2**20:.1f} MiB; largest shard {largest / 2**20:.1f} MiB, checkpoint {8 * largest / 2**20:.0f} MiB")
+
+
+def test_files_of_other_checkpoints_stay(tmp_path) -> None:
+    for name in ("x-tuned.safetensors", "x-00001-of-2.safetensors", "x.safetensors.bak", "xy.safetensors"):
+        (tmp_path / name).write_bytes(b"of somebody else")
+    before = {path.name for path in tmp_path.iterdir()}
+    write(tmp_path, {f"k{index}": torch.ones(10) for index in range(3)}, 40)
+    write(tmp_path, {"k": torch.ones(3)})
+    assert {path.name for path in tmp_path.iterdir()} == before | {"x.safetensors"}
+
+
+def entry(shape, begin, end, dtype="F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+HEADERS: dict[str, object] = {
+    "overlapping": {"a": entry([2], 0, 8), "b": entry([2], 0, 8)},
+    "a hole": {"a": entry([2], 8, 16)},
+    "beyond the end": {"a": entry([4], 10**30, 10**30 + 16)},
+    "negative place": {"a": entry([4], -16, 0)},
+    "fractional place": {"a": entry([4], 0.0, 16.0)},
+    "negative shape": {"a": entry([-2, -2], 0, 16)},
+    "endless shape": {"a": entry([4], 0, 16), "b": entry([2**70, 0], 16, 16)},
+    "other type": {"a\nb": entry([4], 0, 16, "Q\n")},
+    "no object": [1],
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_headers_that_lie_are_refused_in_one_line(header, tmp_path) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(ValueError, match=r"x\.safetensors: not a whole safetensors file") as error:
+        ShardReader(tmp_path / "x.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "..\\x.safetensors", "weights.bin"])
+def test_an_index_names_files_of_its_own_folder_alone(name: str, tmp_path) -> None:
+    (tmp_path / "i").mkdir()
+    write(tmp_path, {"k": torch.ones(3)})
+    write(tmp_path / "i", {"k": torch.ones(3)})
+    (tmp_path / "i" / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "-x.safetensors", "k": name}}))
+    with pytest.raises(ValueError, match="not an index") as error:
+        ShardReader(tmp_path / "i")
+    assert "'-x.safetensors'" not in str(error.value) and "\n" not in str(error.value)

@@ -17,7 +17,7 @@ from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import ModelFolder, WeightsName, open_weights, read_model_folder
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
-from pretrain.model.shards import ShardReader
+from pretrain.model.shards import ShardReader, files_of
 from pretrain.storage import is_file, list_folder, writing
 
 WrittenAs = Literal["same", "fp32", "bf16"]
@@ -140,7 +140,7 @@ class _Always(dict[str, torch.dtype]):
 
 
 def _check_destination(to: Path, single: bool) -> None:
-    if single and is_file(to):
-        raise ValueError(f"{to}: exists; remove it or give another file")
+    if single and (there := files_of(to.parent, to.name.removesuffix(".safetensors"))):
+        raise ValueError(f"{there[0]}: exists; remove it or give another file")
     if not single and (is_file(to) or list_folder(to)):
         raise ValueError(f"{to}: not empty; give another folder, or a file that ends in .safetensors")

@@ -18,9 +18,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from pretrain.model.shards import DTYPES, INDEX, TensorSource
+from pretrain.model.shards import DTYPES, INDEX, TensorSource, files_of
 from pretrain.progress import track
-from pretrain.storage import is_remote, list_folder, remove_file, writing
+from pretrain.storage import is_remote, remove_file, writing
 
 SHARD_BYTES = 4 * 2**30
 _SHOWN = 2**30  # bytes above which writing shows progress
@@ -126,9 +126,8 @@ class ShardWriter:
 
     def _remove_others(self) -> None:
         kept = {*self.files, *([f"{self.stem}{INDEX}"] if len(self._shards) > 1 else [])}
-        for path in list_folder(self.folder):
-            ours = path.name.startswith((f"{self.stem}.safetensors", f"{self.stem}-")) and ".safetensors" in path.name
-            if ours and path.name not in kept:
+        for path in files_of(self.folder, self.stem):
+            if path.name not in kept:
                 remove_file(path)
 
 

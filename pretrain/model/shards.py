@@ -28,6 +28,7 @@ DTYPES = {
 }  # fmt: skip
 INDEX = ".safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_LARGEST_NUMBER = 2**62
 _PART = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _CHUNK = 8 * 2**20
 _SHOWN = 2**30  # bytes above which reading all shows progress
@@ -150,6 +151,13 @@ class ShardReader:
                 raise ValueError(f"{self.path}: {entry.file.name} holds {key}, which the index does not name; copy the checkpoint again")
 
 
+def files_of(folder: Path, stem: str) -> list[Path]:
+    """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another checkpoint."""
+    ends = {".safetensors", INDEX}
+    rests = ((path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem))
+    return [path for path, rest in rests if rest in ends or _PART.fullmatch(rest)]
+
+
 def _find(path: Path, stem: str) -> tuple[dict[str, str] | None, list[Path]]:
     """(the index, None where there is one file only; the files)."""
     if is_file(path):
@@ -178,9 +186,9 @@ def _of_index(path: Path) -> tuple[dict[str, str], list[Path]]:
         with named_errors(path):
             index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(index.values()))
-        if any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in names):
-            raise TypeError(f"it names {names[0]!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if outside := [name for name in names if "/" in name or "\\" in name or not name.endswith(".safetensors")]:
+            raise TypeError(f"it names {outside[0]!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not an index of safetensors shards ({error!r}); copy the checkpoint again") from None
     for name in names:
         if not is_file(path.parent / name):
@@ -198,18 +206,29 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         header = json.loads(text)
         header.pop("__metadata__", None)
         entries = dict(_entries(header, path, 8 + length))
-        if 8 + length + sum(entry.size for entry in entries.values()) != size:
-            raise ValueError(f"{size} bytes are not what its header says")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_places(entries, 8 + length, size)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
     return entries
+
+
+def _check_places(entries: Mapping[str, _Entry], start: int, end: int) -> None:
+    """Raises ValueError where the tensors do not fill the file from start to end, one behind the other."""
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if entry.start != start:
+            raise ValueError(f"{key!r} does not begin where the tensor before it ends")
+        start += entry.size
+    if start != end:
+        raise ValueError(f"{end} bytes are not what its header says")
 
 
 def _entries(header: Mapping[str, Any], path: Path, start: int) -> Iterator[tuple[str, _Entry]]:
     for key, item in header.items():
         if item["dtype"] not in DTYPES:
-            raise ValueError(f"{key} is {item['dtype']}, not one of {', '.join(DTYPES)}")
-        dtype, shape, (begin, end) = DTYPES[item["dtype"]], torch.Size(item["shape"]), item["data_offsets"]
-        if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{key} does not have the size of its shape")
-        yield key, _Entry(path, dtype, shape, start + begin, end - begin)
+            raise ValueError(f"{key!r} is {item['dtype']!r}, not one of {', '.join(DTYPES)}")
+        dtype, shape, (begin, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
+        if not all(type(number) is int and 0 <= number < _LARGEST_NUMBER for number in (begin, end, *shape)):
+            raise ValueError(f"{key!r} has a size or place that cannot be")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{key!r} does not have the size of its shape")
+        yield key, _Entry(path, dtype, torch.Size(shape), start + begin, end - begin)
