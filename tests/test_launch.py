@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from launch_world import free_port, write_world
 
@@ -29,7 +29,7 @@ IMAGE = KubernetesOptions(image="registry/nava:1")
 
 def of_script(text: str, rendezvous: str = "") -> list[str]:
     """What a shell would run as `nava`: the script with `exec` printing its arguments."""
-    line = next(line for line in text.splitlines() if "nava pretrain" in line)
+    line = next(line for line in text.split("\n") if "nava pretrain" in line)
     line = line[line.index("nava pretrain") :].removesuffix(" &")
     program = f'rendezvous={shlex.quote(rendezvous)}\nshow() {{ printf "%s\\0" "$@"; }}\nshow {line}'
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
@@ -38,12 +38,17 @@ def of_script(text: str, rendezvous: str = "") -> list[str]:
 
 def of_job(text: str) -> tuple[dict, list[str]]:
     job = yaml.safe_load(text)
-    script = job["spec"]["trainer"]["command"][2].replace("$$(", "$(")
-    return job, of_script(script)
+    return job, of_script(expanded(job["spec"]["trainer"]["command"][2]))
+
+
+def expanded(text: str) -> str:
+    """What Kubernetes makes of a command or value: $$ is a dollar, $(NAME) a variable, and any other dollar itself."""
+    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "A VARIABLE", text)
 
 
 @settings(max_examples=25, deadline=None)
 @given(recipe=HOSTILE, setting=HOSTILE, out=HOSTILE, value=HOSTILE)
+@example(recipe="a", setting="x=$$", out="$(OUT)", value="a$$(b)$$$")
 def test_any_name_survives_every_shell_and_all_launchers_run_the_same(recipe: str, setting: str, out: str, value: str) -> None:
     request = Request(recipe=recipe, settings=(setting,), out=out, env=(f"X={value}",), workdir=out, init_from=value)
     script, batch = node.render(request), slurm.render(request, SlurmOptions())
@@ -52,8 +57,8 @@ def test_any_name_survives_every_shell_and_all_launchers_run_the_same(recipe: st
     assert command[2] == recipe and f"--set={setting}" in command and f"--out={out}" in command
     for text in (script, batch):
         assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).returncode == 0
-    assert {"name": "X", "value": value.replace("$(", "$$(")} in job["spec"]["trainer"]["env"]
-    exported = next(line for line in script.splitlines() if line.startswith("export X="))
+    assert [expanded(item["value"]) for item in job["spec"]["trainer"]["env"] if item["name"] == "X"] == [value]
+    exported = next(line for line in script.split("\n") if line.startswith("export X="))
     shown = subprocess.run(["bash", "-c", f'{exported}\nprintf %s "$X"'], capture_output=True, text=True, check=True)
     assert shown.stdout == value
 
@@ -63,7 +68,7 @@ def test_several_nodes_meet_and_the_rest_of_the_line_is_the_same() -> None:
     batch = slurm.render(request, SlurmOptions())
     _, command = of_job(kubernetes.render(request, IMAGE))
     assert of_script(batch) == [*request.arguments(), "--rdzv="] == command
-    assert '"$PET_MASTER_ADDR:$PET_MASTER_PORT"' in kubernetes.render(request, IMAGE)
+    assert '"$PET_MASTER_ADDR:$PET_MASTER_PORT"' in expanded(kubernetes.render(request, IMAGE))
     with pytest.raises(ValueError, match="a script starts one machine"):
         node.render(request)
 
@@ -104,6 +109,7 @@ def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
         (lambda: Request(recipe="a", nodes=0), "at least 1"),
         (lambda: Request(recipe="a\nb"), "control characters"),
         (lambda: Request(recipe="a", env=("1X=2",)), "NAME=value"),
+        (lambda: Request(recipe="a", env=("A\nB",)), "control characters"),
         (lambda: Request(recipe="a", grace_s=5), "grace"),
         (lambda: SlurmOptions(partition="x\n#SBATCH --array=1"), "--partition"),
         (lambda: KubernetesOptions(image=""), "--image"),

@@ -73,15 +73,20 @@ def render(request: Request, options: KubernetesOptions) -> str:
 
 
 def _script(request: Request) -> str:
-    """`exec`, so that the pod's SIGTERM reaches `nava`; Kubernetes would read $(X) of a command as its own, $$(X) it leaves alone."""
+    """`exec`, so that the pod's SIGTERM reaches `nava`."""
     lines = [f"cd -- {shlex.quote(request.workdir)}"] if request.workdir else []
     if request.nodes > 1:
         lines.append('rendezvous="$PET_MASTER_ADDR:$PET_MASTER_PORT"')
-    return "\n".join([*lines, f"exec {request.command()}"]).replace("$(", "$$(")
+    return _escaped("\n".join([*lines, f"exec {request.command()}"]))
+
+
+def _escaped(text: str) -> str:
+    """Kubernetes reads $(X) of a command or value as a variable of its own, and $$ as one dollar."""
+    return text.replace("$", "$$")
 
 
 def _environment(request: Request, options: KubernetesOptions) -> list[dict[str, Any]]:
-    plain = [{"name": name, "value": value.replace("$(", "$$(")} for name, value in request.variables().items()]
+    plain = [{"name": name, "value": _escaped(value)} for name, value in request.variables().items()]
     parts = [re.split("[=:]", item) for item in options.secrets]
     return plain + [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for name, secret, key in parts]
 
@@ -104,4 +109,3 @@ def _pods(request: Request, options: KubernetesOptions) -> dict[str, Any]:
         return {"podTemplateOverrides": [{"targetJobs": [{"name": CONTAINER}], "spec": spec}]}
     jobs = [{"name": CONTAINER, "template": {"spec": {"template": {"spec": spec}}}}]
     return {"runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}}]}
-

@@ -32,10 +32,10 @@ class Request:
             raise ValueError(f"--nodes and --gpus-per-node must be at least 1, got {self.nodes} and {self.gpus_per_node}")
         if self.max_restarts < 0 or self.grace_s < 30:
             raise ValueError(f"--max-restarts must be at least 0 and --grace-s at least 30, got {self.max_restarts} and {self.grace_s}")
-        self.variables()
         for text in (self.recipe, self.stage, self.init_from, self.out, self.workdir, *self.settings, *self.env):
             if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
                 raise ValueError(f"{text!r}: control characters cannot go into a command line; take them out")
+        self.variables()
 
     @property
     def name(self) -> str:
