@@ -158,13 +158,15 @@ def bad_row(folder: Path, kind: str) -> Row:
         return replace(row, meta={"reference_paths": ["nowhere.wav"]})
     if kind == "references":
         return replace(row, meta={"reference_paths": ["a.wav", "b.wav"]})
+    if kind == "numbers":
+        return replace(row, meta={"reference_paths": [1]})
     if kind == "silent":
         return replace(row, speech_start_s=(0.0,), speech_end_s=(0.01,))
     return row
 
 
 REASONS = {"missing": "no such file", "empty": "0 bytes", "corrupt": "not a media file", "frames": "1 + 4n", "reference": "nowhere.wav",
-           "references": "at most 1", "silent": "silent"}  # fmt: skip
+           "references": "at most 1", "numbers": "list of at most 1 paths", "silent": "silent"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", REASONS)

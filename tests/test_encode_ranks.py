@@ -21,7 +21,7 @@ from experiments.cli import main
 from pretrain.data.buckets import BucketConfig
 from pretrain.data.encode import encode_set
 from pretrain.data.encode_launch import encode_places
-from pretrain.data.encode_ranks import EncodeJob
+from pretrain.data.encode_ranks import EncodeJob, SetJob
 from pretrain.data.manifest import read_manifest, write_manifest
 from pretrain.data.store import LatentStore
 from pretrain.storage import place, writing
@@ -124,6 +124,22 @@ def test_what_was_encoded_otherwise_is_refused(world: Path, whole: Path, tmp_pat
     assert digests(tmp_path / "sets") == before
     # fields that change no byte may change
     encode_with(job(world, tmp_path / "sets", replace(CONFIG, num_readers=3, max_bad_fraction=0.6)))
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", ".", "..", "a/b", "a\\b", "", "a\nb"])
+def test_a_set_is_a_folder_below_its_place(name: str) -> None:
+    """With --restart that folder is removed."""
+    with pytest.raises(ValueError, match="cannot name a set's folder") as error:
+        SetJob(name=name, manifest="rows.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_that_leads_out_of_its_place_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sets.list").write_text("0\t../victim\trows.jsonl\n")
+    (tmp_path / "sets.weight").write_text("../victim\t1\ttext_to_av\n")
+    with pytest.raises(SystemExit):
+        main(["encode", "--list", str(tmp_path / "sets.list"), "--out", str(tmp_path / "out"), "--restart"])
+    assert "'../victim' cannot name a set's folder" in capsys.readouterr().err
 
 
 def test_too_many_bad_rows_stop_early_or_at_the_end(world: Path, tmp_path: Path) -> None:

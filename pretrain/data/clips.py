@@ -115,7 +115,7 @@ class ClipReader:
         speakers = torch.zeros(num_spans, SPEAKER_DIM)
         if "reference_paths" in row.meta:
             paths = row.meta["reference_paths"]
-            if not isinstance(paths, list) or len(paths) > num_spans:
+            if not isinstance(paths, list) or len(paths) > num_spans or not all(path is None or isinstance(path, str) for path in paths):
                 raise ValueError(f"expected a list of at most {num_spans} paths, one per speech span, got {paths!r}")
             for index, path in enumerate(paths):
                 if path:

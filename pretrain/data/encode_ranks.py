@@ -32,12 +32,16 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SetJob:
-    """One manifest to encode; it may be a URL."""
+    """One manifest to encode; it may be a URL. Raises ValueError for a name that is no folder's below the place it is encoded to."""
 
     name: str
     manifest: str
     video: bool = True
     audio: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name[0] == "." or not self.name.isprintable() or set(self.name) & set("/\\"):
+            raise ValueError(f"{self.manifest}: {self.name!r} cannot name a set's folder; give it a name without slashes or a leading dot")
 
 
 @dataclass(frozen=True, kw_only=True)
