@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -32,6 +34,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files of `replacing` in a local folder whose process is gone: it was killed."""
+    found = [(path, _TEMPORARY.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
+    return [path for path, match in found if match and not _is_running(int(match[1]))]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

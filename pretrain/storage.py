@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pretrain.config import nearest
-from pretrain.files import replacing
+from pretrain.files import leftovers, replacing
 from pretrain.storage_errors import named_errors
 
 if TYPE_CHECKING:
@@ -44,17 +44,20 @@ def place(text: str | Path) -> Path:
     Raises ValueError for an unknown protocol, a missing driver, credentials in the URL, a URL without a bucket.
     """
     match = (_COLLAPSED if isinstance(text, PurePath) else _URL).fullmatch(str(text))
+    if "::" in str(text) and "://" in str(text):
+        raise ValueError(f"{str(text).split('::')[0]}::...: chained URLs are not taken; give the place itself")
     if match is None:
         return Path(text)
     protocol, rest = match.group(1).lower(), match.group(2)
     if protocol in ("file", "local"):
         return Path(rest)
-    if "@" in rest.split("/")[0] and protocol not in ("abfs", "az", "adl", "hf"):
+    user = rest.split("/")[0].rpartition("@")[0]  # of abfs and az a container
+    if ":" in user or (user and protocol not in ("abfs", "az", "adl", "hf")):
         raise ValueError(f"{protocol}://...@...: credentials do not belong in a URL; give them in the environment")
     where = f"{protocol}://{rest}"
-    if protocol not in _STORES or "::" in rest:
+    if protocol not in _STORES:
         raise ValueError(f"{where}: unknown protocol {protocol!r}; {nearest(protocol, _STORES)}")
-    if not rest.strip("/"):
+    if not rest.split("/")[0]:
         raise ValueError(f"{where}: names no bucket; give {protocol}://BUCKET/FOLDER")
     _check_driver(protocol, where)
     from upath import UPath
@@ -87,6 +90,18 @@ def list_folder(path: Path) -> list[Path]:
         except FileNotFoundError:
             return []
     return [path / name for name in sorted(names - {"", path.name})]
+
+
+def holds_work(folder: Path) -> bool:
+    """Whether there is anything in a folder but temporary files of killed processes."""
+    found = list_folder(folder)
+    return bool(found) and (is_remote(folder) or len(leftovers(folder)) < len(found))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of killed processes; stores have none."""
+    for path in [] if is_remote(folder) else leftovers(folder):
+        path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

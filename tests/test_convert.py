@@ -1,6 +1,9 @@
 """Published layouts in and out: bit for bit, every key accounted for, refusals in one line, nothing half-written."""
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -244,6 +247,41 @@ def test_an_exported_file_replaces_and_removes_nothing(tmp_path) -> None:
     (tmp_path / "nava-tuned.safetensors").write_bytes(b"mine")
     run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "nava.safetensors")
     assert (tmp_path / "nava-tuned.safetensors").read_bytes() == b"mine"
+
+
+def test_a_killed_import_or_export_can_simply_be_repeated(tmp_path) -> None:
+    path = write_checkpoint(tmp_path / "s", nava_tensors())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in ("m", "back"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f".model-00001-of-00002.safetensors.{dead.pid}.tmp").write_bytes(b"half")
+    imported(path, tmp_path / "m")
+    run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "back")
+    assert not [item for name in ("m", "back") for item in (tmp_path / name).iterdir() if item.name.endswith(".tmp")]
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / f".NAVA.safetensors.{os.getpid()}.tmp").write_bytes(b"of a process that runs")
+    with pytest.raises(ValueError, match="not empty"):
+        run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "busy")
+
+
+CHANGES: dict[str, Any] = {
+    "no text": b"\xff\xfe", "a list": [], "null": None, "deep": b"[" * 100_000, "args": {"args": []}, "heads": {"args": {"num_heads": 0}},
+    "flavor": {"flavor": 3}, "source": {"source": "x"}, "empty source": {"source": {"layout": "nava"}},
+    "a function for a dtype": {"source": {"layout": "nava", "audio_suffix": "leaf", "dtype": "load", "other_dtypes": {}}},
+    "suffix": {"source": {"layout": "nava", "audio_suffix": "x", "dtype": "float32", "other_dtypes": {}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_config_of_other_types_is_refused_in_one_line_before_anything_is_written(change, tmp_path) -> None:
+    imported(write_checkpoint(tmp_path / "s", nava_tensors()), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    said = {**json.loads(path.read_text()), **change} if isinstance(change, dict) else change
+    path.write_bytes(said if isinstance(said, bytes) else json.dumps(said).encode())
+    with pytest.raises(ValueError, match=r"m/config\.json") as error:
+        run_export(ExportConfig(layout="nava"), tmp_path / "m", tmp_path / "back")
+    assert "\n" not in str(error.value) and not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("store", ["memory", "s3"])

@@ -107,3 +107,9 @@ def test_a_stage_starts_from_an_import_on_two_ranks(made, tmp_path) -> None:
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert main(["export", "nava", str(run.out / "model"), "--to", str(tmp_path / "trained"), "--weights", "model"]) == 0
     assert all(torch.equal(value, load_file(tmp_path / "trained" / "NAVA.safetensors")[key]) for key, value in nava_tensors(DEBUG).items())
+
+
+def test_dcp_into_a_store_is_refused_before_anything_is_read(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", "nava", str(tmp_path / "missing"), "--to", "memory://dcp/model", "--flavor", "debug_published", "--dcp"])
+    assert "needs a local folder" in capsys.readouterr().err

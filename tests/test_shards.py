@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,20 @@ def test_failure_leaves_the_earlier_checkpoint(tmp_path) -> None:
     with pytest.raises(ValueError, match="expected k0"), ShardWriter(tmp_path, "x", plan_of(InMemory(tensors)), 40) as writer:
         writer.add("k1", tensors["k1"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_stays(tmp_path) -> None:
+    """What is left in the buffer fails once more when the file is closed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as error:
+            write(tmp_path, {"k": torch.ones(900), "l": torch.ones(300), "m": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert error.value.filename == str(tmp_path / "x.safetensors") and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [0, 5, 8, 60, -1])

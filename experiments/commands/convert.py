@@ -38,6 +38,7 @@ def import_published(
     PATH is a .safetensors file, an index or a folder, local or a URL. Every key must fit; --dry-run shows which becomes which.
     The folder is what `nava generate --model` and `nava pretrain --from` take. The files' sha256 are in its lineage.
     """
+    from pretrain.convert.dcp import check_local
     from pretrain.convert.importing import KINDS, ImportConfig, check_destination, plan_import
     from pretrain.storage import place
 
@@ -46,6 +47,8 @@ def import_published(
     if not to and not dry_run:
         raise ValueError("--to: give the folder that the model is written to (or --dry-run)")
     config = ImportConfig(kind=kind, flavor=flavor, stored_as=dtype, audio_from=audio_from, seed=seed)
+    if dcp and to:
+        check_local(place(to))
     planned = plan_import(config, place(path))
     if to:
         check_destination(place(to))

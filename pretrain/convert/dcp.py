@@ -19,6 +19,12 @@ from pretrain.storage import is_remote
 FOLDER = "dcp"
 
 
+def check_local(model: Path) -> None:
+    """Raises ValueError where the folder is in an object store."""
+    if is_remote(model):
+        raise ValueError(f"{model}: --dcp maps files into memory and needs a local folder; import locally and copy it")
+
+
 def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
     """Write model/dcp; it appears whole or not at all. Tensors are mapped from the shards, so that memory holds one at a time.
 
@@ -28,8 +34,7 @@ def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    if is_remote(model):
-        raise ValueError(f"{model}: --dcp maps files into memory and needs a local folder; import locally and copy it")
+    check_local(model)
     reader = ShardReader(model, weights_stem(read_model_folder(model).facts, weights))
     state: dict[str, Tensor] = {}
     for file in reader.files:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,14 +15,15 @@ from pretrain.config import nearest
 from pretrain.convert.account import sizes_of, their_shapes
 from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
 from pretrain.model.args import ModelArgs
-from pretrain.model.checkpoint import ModelFolder, WeightsName, open_weights, read_model_folder
+from pretrain.model.checkpoint import CONFIG, ModelFolder, WeightsName, open_weights, read_model_folder
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
 from pretrain.model.shards import ShardReader, files_of
-from pretrain.storage import is_file, list_folder, writing
+from pretrain.storage import holds_work, is_file, remove_leftovers, writing
 
 WrittenAs = Literal["same", "fp32", "bf16"]
 _STEMS: dict[Layout, str] = {"nava": "NAVA", "wan": "diffusion_pytorch_model", "wan_diffusers": "diffusion_pytorch_model"}
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_STORED_AS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # in an import's config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +75,14 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     """
     described = read_model_folder(model)
     check_expressible(described.args, config.layout, model)
+    source = _source(described, model) if described.facts.get("source") else {}
     sizes = sizes_of(described.args)
-    some = rules(config.layout, described.args, sizes.shapes, _suffix(described, config.layout))
-    theirs = Theirs(open_weights(model, config.weights, sizes.shapes), some, their_shapes(some, sizes), _dtypes(described, config))
+    some = rules(config.layout, described.args, sizes.shapes, source.get("audio_suffix", "leaf"))
+    theirs = Theirs(open_weights(model, config.weights, sizes.shapes), some, their_shapes(some, sizes), _dtypes(source, config))
     single = to.name.endswith(".safetensors")
     folder, stem = (to.parent, to.name.removesuffix(".safetensors")) if single else (to, _STEMS[config.layout])
     _check_destination(to, single)
+    remove_leftovers(folder)
     shard = config.max_bytes or (2**62 if single or config.layout == "nava" else SHARD_BYTES)
     with ShardWriter(folder, stem, plan_of(theirs), shard, {"format": "pt"}) as writer:
         write_tensors(writer, theirs, "tensors exported")
@@ -87,7 +90,7 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
         with writing(folder / "config.json") as path:
             path.write_text(json.dumps(diffusers_config(described.args), indent=2) + "\n")
     left = sorted(rule.ours for rule in some if not rule.theirs)
-    told = {"layout": config.layout, "checkpoint_id": described.facts["checkpoint_id"], "weights": config.weights}
+    told = {"layout": config.layout, "checkpoint_id": described.facts.get("checkpoint_id", ""), "weights": config.weights}
     return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
@@ -112,20 +115,26 @@ def diffusers_config(args: ModelArgs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _suffix(described: ModelFolder, layout: Layout) -> AudioSuffix:
-    source = described.facts.get("source", {})
-    return source["audio_suffix"] if source.get("layout") == layout == "nava" else "leaf"
+def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
+    """What an import wrote of the layout and dtypes that it met. Raises ValueError where it is something else."""
+    source = described.facts["source"]
+    try:
+        others = {str(key): _STORED_AS[name] for key, name in source["other_dtypes"].items()}
+        layout, suffix, usual = source["layout"], source["audio_suffix"], _STORED_AS[source["dtype"]]
+        if layout not in _STEMS or suffix not in get_args(AudioSuffix):
+            raise ValueError(f"layout {layout!r}, audio_suffix {suffix!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{model / CONFIG}: its `source` is not an import's ({error!r}); import the checkpoint again") from None
+    return {"layout": layout, "audio_suffix": suffix, "dtype": usual, "other_dtypes": others}
 
 
-def _dtypes(described: ModelFolder, config: ExportConfig) -> Mapping[str, torch.dtype]:
+def _dtypes(source: Mapping[str, Any], config: ExportConfig) -> Mapping[str, torch.dtype]:
     """Their dtype by key; empty = as stored."""
-    source = described.facts.get("source", {})
     if config.written_as != "same":
         return _Always(_DTYPES[config.written_as])
     if source.get("layout") != config.layout:
         return {}
-    others = {key: getattr(torch, name) for key, name in source["other_dtypes"].items()}
-    return _Always(getattr(torch, source["dtype"]), others)
+    return _Always(source["dtype"], source["other_dtypes"])
 
 
 class _Always(dict[str, torch.dtype]):
@@ -142,5 +151,5 @@ class _Always(dict[str, torch.dtype]):
 def _check_destination(to: Path, single: bool) -> None:
     if single and (there := files_of(to.parent, to.name.removesuffix(".safetensors"))):
         raise ValueError(f"{there[0]}: exists; remove it or give another file")
-    if not single and (is_file(to) or list_folder(to)):
+    if not single and (is_file(to) or holds_work(to)):
         raise ValueError(f"{to}: not empty; give another folder, or a file that ends in .safetensors")

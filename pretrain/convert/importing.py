@@ -21,7 +21,7 @@ from pretrain.model.flavors import FLAVORS, flavor
 from pretrain.model.initial import drawn
 from pretrain.model.shard_writer import SHARD_BYTES
 from pretrain.model.shards import ShardReader
-from pretrain.storage import is_file, is_remote, list_folder
+from pretrain.storage import holds_work, is_file, is_remote, remove_leftovers
 
 Kind = Literal["nava", "wan2.2"]
 StoredAs = Literal["source", "fp32", "bf16"]
@@ -138,6 +138,7 @@ def run_import(
     """
     check_destination(to)
     there = not is_remote(to) and to.exists()
+    remove_leftovers(to)
     source = {
         "layout": planned.layout, "audio_suffix": planned.suffix, "name": planned.reader.path.name,
         "sha256": dict(digests or planned.reader.sha256()), **_dtypes(planned), "ignored": dict(planned.account.ignored),
@@ -160,7 +161,7 @@ def check_destination(to: Path) -> None:
     """Raises ValueError where something else than an earlier import would be replaced."""
     if is_file(to):
         raise ValueError(f"{to}: is a file; give a folder for the model")
-    if not list_folder(to):
+    if not holds_work(to):
         return
     if not is_file(to / CONFIG) or read_model_folder(to).facts.get("stage") != "import":
         raise ValueError(f"{to}: not empty and not an earlier import; give another folder")

@@ -48,7 +48,7 @@ class ModelArgs:
     timbre_keeps_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or self.head_dim % 2:
+        if self.num_heads < 1 or self.width % self.num_heads or self.head_dim % 2:
             raise ValueError(f"width {self.width} must split into {self.num_heads} heads of even size")
         for name in ("open_deviation_video", "open_deviation_audio"):
             value = getattr(self, name)

@@ -79,7 +79,9 @@ def read_model_folder(folder: Path) -> ModelFolder:
         with named_errors(path):
             content = json.loads(path.read_text(encoding="utf-8"))
         flavor, args = content.pop("flavor"), content.pop("args")
-    except (json.JSONDecodeError, KeyError) as error:
+        if not isinstance(flavor, str) or not isinstance(args, dict):
+            raise TypeError(f"flavor {flavor!r}, args {args!r}"[:100])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a model's config ({error}); export the checkpoint again") from None
     return ModelFolder(flavor, override(ModelArgs(), args, str(path)), content)
 

@@ -78,18 +78,16 @@ class ShardWriter:
         return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in self.files.items()).encode()).hexdigest()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None and len(self.files) < len(self._shards):
-            error = ValueError(f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were written")
-            kind = ValueError
-        self._writing.__exit__(kind, error, trace)
-        if kind is None and len(self._shards) > 1:
-            index = self._stack.enter_context(writing(self.folder / f"{self.stem}{INDEX}"))
-            index.write_text(json.dumps(self._index(), indent=1, sort_keys=True) + "\n")
-        self._stack.__exit__(kind, error, trace)
-        if kind is None:
-            self._remove_others()
-        elif trace is None and error is not None:
-            raise error
+        with self._stack:  # files take their places where nothing is raised in here, and vanish otherwise
+            with self._writing:
+                if error is not None:
+                    raise error
+                if len(self.files) < len(self._shards):
+                    raise ValueError(f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were written")
+            if len(self._shards) > 1:
+                index = self._stack.enter_context(writing(self.folder / f"{self.stem}{INDEX}"))
+                index.write_text(json.dumps(self._index(), indent=1, sort_keys=True) + "\n")
+        self._remove_others()
 
     def _open(self) -> None:
         number = len(self.files)
