@@ -75,7 +75,7 @@ def _of_path(path: Path, layout: Layout) -> tuple[str, str, str]:
     stage = _stage_of(path, layout)
     if stage and (record := read_record(layout, stage)):
         return kind, checkpoint, record.key
-    if checkpoint and (key := _run_with_checkpoint(checkpoint, layout)):
+    if checkpoint and (key := _run_with_checkpoint(checkpoint, layout, path)):
         return kind, checkpoint, key
     known = "its metadata names no checkpoint" if not checkpoint else f"no run here made checkpoint {checkpoint}"
     raise ValueError(f"{path}: not an output of a stage that ran here, and {known}; give --out of the run that made it")
@@ -104,11 +104,13 @@ def _stage_of(path: Path, layout: Layout) -> str:
     return "pretrain_" + PRETRAIN_STAGES[-1] if path == (layout.out / "pretrain").resolve() else ""
 
 
-def _run_with_checkpoint(checkpoint: str, layout: Layout) -> str:
-    for run in reversed(spooled_runs(layout.tracking)):
-        if _tags(run).get(CHECKPOINT_TAG) == checkpoint:
-            return run.key
-    return ""
+def _run_with_checkpoint(checkpoint: str, layout: Layout, path: Path | None = None) -> str:
+    """The last run that made it, before all others the last one that wrote to `path`: equal weights may have come from several sources."""
+    found = {run.key: _tags(run) for run in reversed(spooled_runs(layout.tracking))}
+    keys = [key for key, tags in found.items() if tags.get(CHECKPOINT_TAG) == checkpoint]
+    here = {path.resolve(), *path.resolve().parents} if path else set()
+    wrote = (key for key in keys if (output := found[key].get("nava.output")) and Path(output).resolve() in here)
+    return next(wrote, keys[0] if keys else "")
 
 
 def _of_run(target: str, layout: Layout) -> str:

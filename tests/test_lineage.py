@@ -8,6 +8,7 @@ from experiments.layout import Layout
 from experiments.lineage import CHECKPOINT_TAG, show, trace
 from experiments.provenance import git_state, md5_of, stage_inputs
 from experiments.runs import tracked
+from experiments.tracking import RunStart, SpoolTracker
 
 PIPELINE = """
 stages:
@@ -72,6 +73,19 @@ def test_a_clip_carried_elsewhere_is_known_by_its_checkpoint(world, tmp_path, mo
     monkeypatch.setattr(media, "read_metadata", lambda path: {"checkpoint_id": "unheard-of"})
     with pytest.raises(ValueError, match="no run here made checkpoint unheard-of"):
         trace(str(clip), world, tmp_path)
+
+
+def test_of_runs_with_equal_weights_the_folders_own_is_named(world, tmp_path):
+    for name in ("first", "second"):
+        tracker = SpoolTracker(world.tracking / f"2-{name}")
+        tracker.start(RunStart(name="import", tags={"nava.stage": "import", "nava.output": f"models/{name}", CHECKPOINT_TAG: "equal"}))
+        tracker.finish("FINISHED")
+    for name in ("first", "second", "carried"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text(json.dumps({"checkpoint_id": "equal"}))
+    assert trace("models/first", world, tmp_path)["run"] == "2-first"
+    assert trace("models/first/config.json", world, tmp_path)["run"] == "2-first"
+    assert trace("models/second", world, tmp_path)["run"] == trace("models/carried", world, tmp_path)["run"] == "2-second"
 
 
 def test_a_run_is_found_by_key_stage_or_mlflow_id(world, tmp_path):
