@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_settings_come_after_params():
     recipe = load_recipe("mini", PARAMS, ["pretrain.stages.stage1.steps=7", "pretrain.stages.stage1.lr=1e-4", "pretrain.seed=3"])
     assert (recipe.pretrain.stages["stage1"].steps, recipe.pretrain.stages["stage1"].lr, recipe.pretrain.seed) == (7, 1e-4, 3)
     assert recipe.pretrain.stages["stage2"] == load_recipe("mini", PARAMS).pretrain.stages["stage2"]
+
+
+def test_a_recipe_beside_the_command_is_found(tmp_path, monkeypatch):
+    (tmp_path / "recipe_of_mine.py").write_text("from experiments.recipes.mini import mini as small\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    assert load_recipe("recipe_of_mine.small").name == "mini"
 
 
 def test_a_recipe_is_found_by_its_dotted_name():

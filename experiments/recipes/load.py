@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,13 @@ def recipe_function(name: str) -> Any:
     """The function behind a shipped recipe's name or a dotted one (`my.package.recipe`)."""
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
+        here = str(Path.cwd())
+        if not {"", here} & set(sys.path):
+            sys.path.append(here)  # a console script, unlike `python -m`, does not look where it is started
         try:
             return getattr(importlib.import_module(module_name), attribute)
         except (ModuleNotFoundError, AttributeError) as error:
-            raise ValueError(f"recipe {name!r}: {error}; give package.module.function") from None
+            raise ValueError(f"recipe {name!r}: {error}; give package.module.function, importable from here or by PYTHONPATH") from None
     if name not in shipped_recipes():
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, shipped_recipes())}")
     return getattr(importlib.import_module(f"experiments.recipes.{name}"), name)
