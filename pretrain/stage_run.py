@@ -150,7 +150,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises FileNotFoundError or ValueError in one line."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; give the model/ folder that a finished stage wrote")
+        raise FileNotFoundError(f"{path}: not found; give the model/ folder of a finished stage, or one of `nava import`")
     return read_json(path, "train the earlier stage again or give another model")
 
 
