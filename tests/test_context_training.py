@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
@@ -12,6 +13,7 @@ from pretrain.data.token_split import check_sets_split
 from pretrain.data.writer import LatentWriter
 from pretrain.recipe import ParallelConfig
 from pretrain.stage_run import StageRun
+from pretrain.titan.validate import Validator
 
 HSDP = ParallelConfig(replicas=2, context=2, activation_checkpointing="selective")
 
@@ -70,6 +72,14 @@ def test_bad_degrees_are_refused_before_anything_starts(latents):
     with pytest.raises(ValueError, match="data set 'audio_only': 6 audio tokens are too few for 8 ranks"):
         check_sets_split(dict(sorted(open_sets(latents, stage).items())), 2, 8)
     check_sets_split(open_sets(latents, stage), 2, 4)
+
+
+def test_validation_clips_that_do_not_split_are_refused_before_training(tmp_path):
+    folder = write_latents(tmp_path / "latents")
+    (folder / "paired").rename(folder / "validation")
+    run = stage_run(tmp_path / "out", folder, config(parallel=ParallelConfig(context=2)))
+    with pytest.raises(ValueError, match="data set 'validation': a frame of 1 x 1 tokens does not split over 2 ranks"):
+        Validator(run, 0, 2, torch.device("cpu"))
 
 
 def test_alignment_refuses_context_groups():

@@ -80,7 +80,7 @@ def test_parts_sum_to_the_total_and_states_are_those_of_the_issue() -> None:
         ({"gpus": 0}, "gpus must be at least 1"),
         ({"gpus": 8, "replicas": 3}, "8 gpus do not divide into 3 replicas x 1"),
         ({"gpus": 8, "replicas": 2, "context": 8}, "do not divide"),
-        ({"gpus": 10, "context": 5}, "24 heads do not divide over 5"),
+        ({"gpus": 10, "context": 5}, "5 does not divide the model's 24 heads"),
         ({"height": 700}, "multiple of 32"),
         ({"checkpointing": "some"}, "none, selective or full"),
         ({"local_batch": -1}, "local_batch"),
@@ -219,3 +219,16 @@ def test_a_dry_run_cuts_gathers_steps_and_averages(capsys: pytest.CaptureFixture
 def test_smaller_clips_need_less() -> None:
     shorter = replace(CLIP, video=CLIP.video // 2)
     assert sum(memory_parts(ARGS, shorter, Setup()).values()) < sum(memory_parts(ARGS, CLIP, Setup()).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "message"),
+    [
+        ("nava_6b", 24, "22 x 40 tokens does not split over 24"),
+        ("nava_6b", 7, "24 heads"),
+        ("dual_tower", 2, "does not split its tokens"),
+    ],
+)
+def test_a_context_degree_that_training_refuses_is_not_planned(name: str, context: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(name, context, context=context)

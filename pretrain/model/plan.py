@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain.model.args import ModelArgs
+from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, block_flops, forward_flops, params_met_per_video_token, self_attention_flops, training_flops
 from pretrain.model.plan_memory import FRAGMENTATION, RUNTIME_BYTES, Checkpointing, Setup, largest_local_batch, memory_parts, sizes_of
@@ -27,9 +28,10 @@ def plan(
     """
     args = flavor(name)
     setup = Setup(gpus=gpus, replicas=replicas, context=context, checkpointing=checkpointing, local_batch=local_batch, ema=ema)
-    if args.num_heads % context:
-        raise ValueError(f"{args.num_heads} heads do not divide over {context} context ranks; choose a divisor")
+    check_degree(args, context)
+    cell = PIXELS_PER_LATENT * args.patch_size
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
+    check_split(num_video_latents(frames), height // cell, width // cell, clip.audio, context, "plan")
     parts = memory_parts(args, clip, setup)
     return {
         "flavor": name,

@@ -11,6 +11,8 @@ from torch import nn
 
 from pretrain.data.collate import collate, to_av_batch
 from pretrain.data.sample_set import SampleSet, open_sets
+from pretrain.data.token_split import check_sets_split
+from pretrain.model.flavors import flavor
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import StageRun
 from pretrain.storage import is_file
@@ -33,7 +35,9 @@ class Validator:
         self.clips: SampleSet | None = None
         if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
-            self.clips = open_sets(run.latents, stage, run.codec_id or None)[VALIDATION_SET]
+            sets = open_sets(run.latents, stage, run.codec_id or None)
+            check_sets_split(sets, flavor(run.config.flavor).patch_size, context)  # here: not when it is first due
+            self.clips = sets[VALIDATION_SET]
 
     def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:
         """`validation/{video|audio}/{level}` and their means, of the EMA weights; all ranks must call it."""
