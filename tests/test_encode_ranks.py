@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import shutil
@@ -215,6 +216,16 @@ def test_the_launcher_and_its_one_line_errors(world: Path, whole: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_a_second_launch_does_not_give_its_job_to_the_ranks_of_the_first(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "resolved.json").write_text("the first one's job")
+    with (tmp_path / "run" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another `nava encode` works there"):
+            encode_places(job(world, tmp_path / "sets"), tmp_path / "run", 1, restart=True)
+    assert (tmp_path / "run" / "resolved.json").read_text() == "the first one's job"
+
+
 def test_what_stops_a_rank_is_one_line(world: Path, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "sets")
     changed = replace(CONFIG, latent_dtype="bfloat16")

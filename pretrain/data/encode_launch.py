@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ def encode_places(job: EncodeJob, folder: Path, nproc: int, restart: bool = Fals
     restart: forget what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one line.
     """
     _check(job)
+    folder = folder.absolute()
+    with _alone(folder):
+        return _encode(job, folder, nproc, restart)
+
+
+def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str, dict[str, Any]]:
     folders = {one.name: place(job.to) / one.name for one in job.sets}
     for where in folders.values() if restart else ():
         remove_folder(where)
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / METRICS).unlink(missing_ok=True)
     job.save(folder / RESOLVED)
     code = run_ranks("pretrain.data.encode_ranks", folder, nproc, 0, progress_of(job))
@@ -34,6 +39,20 @@ def encode_places(job: EncodeJob, folder: Path, nproc: int, restart: bool = Fals
     if code or unfinished:
         raise failure(folder, code)
     return {name: read_json(where / MANIFEST, _AGAIN) for name, where in folders.items()}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Ranks read their job from the folder: a second one would give the first one's ranks its own."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another `nava encode` works there; wait for it, or give another --out") from None
+        yield
 
 
 def progress_of(job: EncodeJob) -> StageProgress:
@@ -54,4 +73,3 @@ def _check(job: EncodeJob) -> None:
         if not is_file(place(one.manifest)):
             raise FileNotFoundError(f"{one.manifest}: no such file; give the path of a JSONL file")
     check_reachable(place(job.to))
-
