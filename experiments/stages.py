@@ -5,7 +5,6 @@ Every stage imports only what it needs, so a change of the report does not wait 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -105,6 +104,7 @@ def encode(job: Job, tracker: SpoolTracker) -> None:
 def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
     """Train one stage from the model of the one before it; raises Interrupted when it was stopped before its last step."""
     from experiments.samples import make_samples
+    from experiments.training_data import codec_id_of, latents_of
     from pretrain.launch import pretrain_stage
 
     layout, config = job.layout, job.recipe.pretrain
@@ -113,9 +113,9 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
     result = pretrain_stage(
         config,
         stage,
-        layout.latents,
+        latents_of(config, layout),
         layout.pretrain(stage),
-        codec_id=_read_json(layout.codec / "config.json", "fit the codec first: `nava codec`")["codec_id"],
+        codec_id=codec_id_of(config, stage, layout),
         init_from=job.init_from or (layout.model(before[-1]) if before else None),
         nproc=job.ranks,
         port=job.port,
@@ -136,12 +136,6 @@ def _default_ranks() -> int:
     import torch
 
     return torch.cuda.device_count() or min(2, os.cpu_count() or 1)  # two CPU ranks keep their speed where two threads would wait
-
-
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {advice}")
-    return json.loads(path.read_text())
 
 
 def generate(job: Job, tracker: SpoolTracker) -> None:

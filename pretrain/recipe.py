@@ -92,8 +92,9 @@ class PretrainConfig:
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
+    latents: str = ""  # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
     shuffle_shards: int = 16  # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
-    prefetch: int = 2  # micro-batches made ahead of the step that takes them
+    prefetch: int = 2  # micro-batches made ahead by a thread, where sets are read shard by shard
     cache_gb: float = 200.0  # a machine's copies of shards from an object store
 
     def __post_init__(self) -> None:
@@ -144,7 +145,7 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     """Identity of what a stage trains: the config without the other stages and without what changes no weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
-    for name in ("checkpoint", "log_every", "validate_every", "validation_samples", "prefetch", "cache_gb"):
+    for name in ("checkpoint", "log_every", "validate_every", "validation_samples", "latents", "prefetch", "cache_gb"):
         del fields[name]
     return f"{stable_hash(fields):016x}"
 

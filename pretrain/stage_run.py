@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pretrain.files import read_json
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
+from pretrain.schedule import StageConfig
 from pretrain.storage import check_reachable, is_file, place, remove_folder, writing
 from pretrain.torchrun import IDENTITY, RESOLVED, write_json
 
@@ -84,15 +85,19 @@ class StageRun:
             "recipe_hash": recipe_hash(self.config, self.stage),
             "codec_id": self.codec_id,
             "parent": parent_id(self.init_from),
-            "latents": self._latents(),
+            "latents": digests_of_sets(self.latents, self.config.stage(self.stage)),
         }
 
-    def _latents(self) -> dict[str, str]:
-        """Checksum of each data set's index; a set that is missing is reported when it is opened."""
-        stage = self.config.stage(self.stage)
-        manifests = {name: self.latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
-        found = {name: read_json(path, "run `nava encode` again") for name, path in manifests.items() if path.is_file()}
-        return {name: str(manifest.get("index_sha256"))[:16] for name, manifest in found.items()}
+
+def manifests_of_sets(latents: Path, stage: StageConfig) -> dict[str, dict[str, Any]]:
+    """manifest.json of each of the stage's sets; one that is missing is left out, and reported when it is opened."""
+    paths = {name: latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
+    return {name: read_json(path, "run `nava encode` again") for name, path in paths.items() if is_file(path)}
+
+
+def digests_of_sets(latents: Path, stage: StageConfig) -> dict[str, str]:
+    """Checksum of each set's index."""
+    return {name: str(manifest.get("index_sha256"))[:16] for name, manifest in manifests_of_sets(latents, stage).items()}
 
 
 def parent_id(init_from: Path | None) -> str:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.model.rope import rotate, rotate_pairs, video_turns
 from pretrain.model.scaled_attention import scaled_attention
 from pretrain.model.width_norm import WidthNorm
 
@@ -67,9 +66,3 @@ def test_width_norm_in_lower_precision_is_as_close_as_rms_norm(dtype: torch.dtyp
         errors.append(((answer.double() - truth).norm() / truth.norm(), (grad.double() - true_grad).norm() / true_grad.norm()))
     assert errors[0][0] < 1.6 * errors[1][0] + 1e-6
     assert errors[0][1] < 1.6 * errors[1][1] + 1e-6
-
-
-def test_turning_pairs_spelled_out_equals_complex_numbers() -> None:
-    turns, x = video_turns(3, 2, 2, 12, 1e4), torch.randn(2, 12, 3, 12)
-    spelled = rotate_pairs(x.unflatten(-1, (-1, 2)), torch.view_as_real(turns)).flatten(-2)
-    torch.testing.assert_close(spelled, rotate(x, turns), atol=1e-6, rtol=1e-6)

@@ -13,12 +13,16 @@ from titan_world import config, rows, stage_run, write_latents
 
 from experiments.cli import main
 from experiments.commands.pretrain import _check_same_parent
+from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
+from experiments.training_data import check_same_data, codec_id_of, latents_of
 from pretrain.launch import pretrain_stage
 from pretrain.model.checkpoint import load_model, write_model
 from pretrain.model.flavors import flavor
+from pretrain.recipe import recipe_hash
 from pretrain.schedule import StageConfig
 from pretrain.stage_run import check_parent, parent_id
+from pretrain.torchrun import write_json
 
 IMPORTED = {"stage": "import", "step": 0, "ema_updates": 0, "ema_is_model": True}
 
@@ -82,3 +86,34 @@ def test_the_papers_run() -> None:
     audio_share = [stage.tasks.get("T2A", 0.0) / sum(stage.tasks.values()) for stage in run.stages.values()]
     assert audio_share == [0.75, 0.25, 0.0]
     assert flavor(run.flavor).attend_text_padding and run.local_batch(128) == 1
+
+
+def sets_of(folder: Path, **codecs: str) -> Path:
+    """Manifests of encoded sets, each by a codec."""
+    for name, codec in codecs.items():
+        write_json(folder / name / "manifest.json", {"codec_id": codec, "index_sha256": f"{name} by {codec}"})
+    return folder
+
+
+def test_latents_may_be_anywhere_and_say_their_codec(tmp_path: Path) -> None:
+    layout, place = Layout(out=tmp_path / "out"), sets_of(tmp_path / "place", audio_only="a", paired="a")
+    there = replace(config(), latents=str(place))
+    assert latents_of(config(), layout) == layout.latents and latents_of(there, layout) == place
+    assert codec_id_of(there, "stage1", layout) == "a"
+    with pytest.raises(FileNotFoundError, match="fit the codec first"):
+        codec_id_of(config(), "stage1", layout)
+    sets_of(place, paired="b")
+    with pytest.raises(ValueError, match=r"sets of different codecs .*paired by b"):
+        codec_id_of(there, "stage1", layout)
+    assert recipe_hash(there, "stage1") == recipe_hash(config(), "stage1")  # where they lie is not what is trained
+
+
+def test_a_training_is_not_kept_when_its_sets_have_changed(tmp_path: Path) -> None:
+    layout, place = Layout(out=tmp_path / "out"), sets_of(tmp_path / "place", audio_only="a", paired="a")
+    there = replace(config(), latents=str(place))
+    check_same_data(there, "stage1", layout)  # nothing was trained
+    stage_run(layout.pretrain("stage1"), place, there)
+    check_same_data(there, "stage1", layout)
+    sets_of(place, paired="b")
+    with pytest.raises(ValueError, match=r"trained on other latents \(paired changed\); give --no-resume"):
+        check_same_data(there, "stage1", layout)

@@ -54,7 +54,7 @@ def pretrain(
     job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start)
     chosen = names if stage == "all" else [stage]
     if nodes.leads:
-        _check_before_training(chosen, job)
+        _check_before_training(chosen, job, resume)
     for name in chosen:
         here = dataclasses.replace(job, nodes=nodes.at(names.index(name)), init_from=start if name == chosen[0] else None)
         if nodes.leads:
@@ -63,20 +63,27 @@ def pretrain(
             return
 
 
-def _check_before_training(stages: list[str], job: Job) -> None:
+def _check_before_training(stages: list[str], job: Job, resume: bool) -> None:
     """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
+    from experiments.training_data import check_same_data, codec_id_of, latents_of
     from pretrain.data.sample_set import check_sets
     from pretrain.stage_run import parent_id
     from pretrain.torchrun import check_port
 
+    config = job.recipe.pretrain
     for stage in stages:
-        check_sets(job.layout.latents, job.recipe.pretrain.stage(stage))
+        check_sets(latents_of(config, job.layout), config.stage(stage))
     if job.nproc:
         job.recipe.pretrain.local_batch(job.nproc * job.nodes.count)
     if job.port:
         check_port(job.port)
     if job.init_from:
         _check_same_parent(job.layout.pretrain(stages[0]), parent_id(job.init_from))
+    for stage in stages:
+        if config.latents:
+            codec_id_of(config, stage, job.layout)
+        if resume:
+            check_same_data(config, stage, job.layout)
 
 
 def _check_same_parent(trained: Path, parent: str) -> None:

@@ -47,6 +47,10 @@ class SampleSet:
         self.shard_starts = shard_starts or {}
 
     @property
+    def in_memory(self) -> bool:
+        return isinstance(self.samples, list)
+
+    @property
     def by_shards(self) -> bool:
         """Whether samples of one shard should be read together."""
         return bool(self.shard_starts)

@@ -69,7 +69,8 @@ def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
     def build_loader(dp_world_size: int, dp_rank: int, tokenizer, job_config, infinite: bool = True) -> StageLoader:
         config = run.config
         part = Slice(dp_rank, dp_world_size, job_config.training.local_batch_size)
-        return StageLoader(config.stage(run.stage), sets, config.seed, config.global_batch_size, part, config.prefetch)
+        prefetch = 0 if all(source.in_memory for source in sets.values()) else config.prefetch  # a thread would only take a core
+        return StageLoader(config.stage(run.stage), sets, config.seed, config.global_batch_size, part, prefetch)
 
     return TrainSpec(
         model_cls=lambda titan_args: build_model(titan_args.args),  # type: ignore[arg-type]
