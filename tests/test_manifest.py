@@ -116,3 +116,10 @@ def test_wrong_mixing_files_name_line_and_cure(tmp_path, listed, weights, found)
 def test_mix_entry_paths_are_relative_to_the_list(tmp_path):
     write_mix(tmp_path / "mix.list", [MixEntry(0, "a", tmp_path / "a.jsonl", 1.0, "text_to_av")])
     assert (tmp_path / "mix.list").read_text() == "0\ta\ta.jsonl\n"
+
+
+def test_a_mixing_file_may_name_manifests_in_a_store(tmp_path):
+    (tmp_path / "train.list").write_text("0\tfar\tmemory://bucket/sets/far.jsonl\n1\tnear\tnear.jsonl\n")
+    (tmp_path / "train.weight").write_text("far\t1\ttext_to_av\nnear\t1\ttext_to_av\n")
+    far, near = read_mix(tmp_path / "train.list")
+    assert (str(far.path), near.path) == ("memory://bucket/sets/far.jsonl", tmp_path / "near.jsonl")

@@ -103,6 +103,7 @@ def _train(stage: str, job: Job, resume: bool) -> None:
     name = f"pretrain_{stage}"
     if must_train(name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"):
         run_stage(name, job)
+        print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 
 
 def _join(stage: str, job: Job) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config import nearest
+from pretrain.storage import place
 
 MODALS = ("text_to_av", "text_to_audio", "text_to_video", "text_to_image")
 
@@ -18,7 +19,7 @@ class MixEntry:
 
     index: int
     name: str
-    path: Path  # of the set's manifest
+    path: Path  # of the set's manifest, local or in a store
     weight: float
     modal: str  # one of MODALS
 
@@ -41,7 +42,7 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
             raise ValueError(f"{list_path}:{line} set_name: {name!r} is listed twice; keep one")
         if name not in weights:
             raise ValueError(f"{list_path}:{line} set_name: {name!r} has no line in {weight_path}; {nearest(name, weights)}")
-        entries.append(MixEntry(int(cells[0]), name, list_path.parent / cells[-1], *weights[name]))
+        entries.append(MixEntry(int(cells[0]), name, _manifest(list_path, cells[-1]), *weights[name]))
     unused = set(weights) - {entry.name for entry in entries}
     if unused:
         wrong = min(unused)
@@ -55,6 +56,11 @@ def write_mix(list_path: Path | str, entries: Sequence[MixEntry]) -> None:
     lines = [f"{entry.index}\t{entry.name}\t{entry.path.relative_to(list_path.parent).as_posix()}\n" for entry in entries]
     list_path.write_text("".join(lines))
     list_path.with_suffix(".weight").write_text("".join(f"{entry.name}\t{entry.weight:g}\t{entry.modal}\n" for entry in entries))
+
+
+def _manifest(list_path: Path, text: str) -> Path:
+    """A URL is a place of its own, anything else lies beside the list."""
+    return place(text) if "://" in text else list_path.parent / text
 
 
 def _read_weights(path: Path) -> dict[str, tuple[float, str]]:
