@@ -175,6 +175,22 @@ def writing(path: Path) -> Iterator[Path]:
             _upload(local, path)
 
 
+def create(path: Path, text: str) -> None:
+    """Write a small file unless it is there: of several writers at once one wins. Read it afterwards to learn who."""
+    if is_remote(path):
+        if not is_file(path):
+            with writing(path) as local:
+                local.write_text(text, encoding="utf-8")
+        return
+    with suppress(FileExistsError), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            os.link(temporary, path)
+        except OSError as error:  # a file system without links takes the last writer
+            if isinstance(error, FileExistsError):
+                raise
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store fails."""

@@ -180,3 +180,31 @@ def test_a_stores_errors_become_one_line(error, kind, message):
 def test_other_errors_pass_as_they_are():
     with pytest.raises(KeyError), named_errors("s3://b/x"):
         raise KeyError("ours")
+
+
+@pytest.mark.parametrize("place", ["memory://bucket/claims", ""])
+def test_what_was_created_first_stays(tmp_path, place):
+    path = storage.place(place or str(tmp_path)) / "deep" / "claim.json"
+    storage.create(path, "first")
+    storage.create(path, "second")
+    assert path.read_text() == "first"
+    assert [found.name for found in storage.list_folder(path.parent)] == ["claim.json"]
+
+
+def test_of_two_processes_at_once_one_creates(tmp_path):
+    """The other comes between this one's look and its write."""
+    path, link = tmp_path / "claim.json", storage.os.link
+
+    def other_first(source, target):
+        path.write_text("other")
+        link(source, target)
+
+    with mock.patch.object(storage.os, "link", other_first):
+        storage.create(path, "own")
+    assert path.read_text() == "other" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_links_takes_a_claim_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "link", mock.Mock(side_effect=PermissionError(1, "not permitted")))
+    storage.create(tmp_path / "claim.json", "first")
+    assert (tmp_path / "claim.json").read_text() == "first"

@@ -26,7 +26,7 @@ from pretrain.data.units import Units
 from pretrain.files import read_json
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
-from pretrain.storage import is_file, local_file, remove_file, writing
+from pretrain.storage import create, is_file, local_file, remove_file
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
 
 if TYPE_CHECKING:
@@ -62,17 +62,15 @@ class SetEncoder:
     def claim(self) -> None:
         """Raises ValueError where the folder holds units of another manifest, codec or config, or a set of unknown origin."""
         path, identity = self.folder / IDENTITY, self.identity()
-        if is_file(path):
-            before = read_json(path, "give --restart to encode anew")
-            for name in sorted({*before, *identity}):
-                if before.get(name) != identity.get(name):
-                    found = f"encoded with {before.get(name)}, asked for {identity.get(name)}"
-                    raise ValueError(f"{path} {name}: {found}; give --restart to encode anew, or another place")
-        elif is_file(self.folder / MANIFEST):
-            raise ValueError(f"{self.folder}: a set that was not made by this command; give --restart to replace it, or another place")
-        else:
-            with writing(path) as temporary:
-                temporary.write_text(json.dumps(identity, indent=1) + "\n")
+        if not is_file(path):
+            if is_file(self.folder / MANIFEST):
+                raise ValueError(f"{self.folder}: a set that was not made by this command; give --restart to replace it, or another place")
+            create(path, json.dumps(identity, indent=1) + "\n")
+        before = read_json(path, "give --restart to encode anew")  # another encode may have been first
+        for name in sorted({*before, *identity}):
+            if before.get(name) != identity.get(name):
+                found = f"encoded with {before.get(name)}, asked for {identity.get(name)}"
+                raise ValueError(f"{path} {name}: {found}; give --restart to encode anew, or another place")
 
     def finished(self) -> bool:
         return is_file(self.folder / MANIFEST)
