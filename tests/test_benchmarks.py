@@ -1,5 +1,6 @@
 """What the benchmarks compute from times, and that every contestant does the same work."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.benchmarks.full_step import PARTS, described, random_clip
+from experiments.benchmarks.peers.__main__ import earlier
 from experiments.benchmarks.peers.contestants import generation_step, ltx2, ours, training_step, wan
 from experiments.benchmarks.peers.shapes import SHAPES
 from experiments.benchmarks.peers.timing import race, ratio
@@ -61,3 +63,12 @@ def test_parts_of_a_full_step_on_a_small_model(part: str) -> None:
     found = described(measured, shape.video + shape.audio, 1e9, CPU)
     assert found["tokens_per_s"] == pytest.approx((shape.video + shape.audio) / found["seconds"]["low"], rel=1e-2)
     assert found["share_of_ceiling"] > 0
+
+
+def test_races_of_the_same_day_and_machine_are_kept(tmp_path) -> None:
+    file, today = tmp_path / "races.json", {"date": "2026-11-22", "hardware": "one"}
+    assert earlier(file, today) == {**today, "races": {}}
+    held = {**today, "races": {"mini/bf16": 1}, "scaling": []}
+    file.write_text(json.dumps(held))
+    assert earlier(file, today) == held
+    assert earlier(file, {**today, "hardware": "other"}) == {"date": "2026-11-22", "hardware": "other", "races": {}}

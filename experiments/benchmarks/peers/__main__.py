@@ -3,6 +3,7 @@
 Training step (forward and backward) and generation step at equal width, depth, tokens and precision. Each line says how many times as
 fast ours is, with its 95 % interval over alternating rounds. Video alone races WanTransformer3DModel, video with sound
 LTX2VideoTransformer3DModel, a dual tower. The share of the matmul ceiling is by exact counts of matmul FLOPs (pretrain.model.flops).
+Races that FILE holds already, of the same day and machine, stay where they are not run again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ def facts(device: torch.device) -> dict[str, Any]:
     }
 
 
+def earlier(path: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """What a file of the same day, machine and versions holds; else a page without races."""
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    return before if described.items() <= before.items() else {**described, "races": {}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: all that suit the device")
@@ -51,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device, threads = torch.device(options.device), torch.get_num_threads()
-    found: dict[str, Any] = {**facts(device), "races": {}}
+    found: dict[str, Any] = earlier(options.out, facts(device))
     for name in options.shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES):
         for dtype in options.dtypes:
             torch.set_num_threads(SHAPES[name].threads or threads)

@@ -22,7 +22,7 @@ def seconds_of(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def race(one: Step, other: Step, budget_s: float, device: torch.device, least: int = 5, most: int = 60) -> tuple[list[float], list[float]]:
+def race(one: Step, other: Step, budget_s: float, device: torch.device, least: int = 11, most: int = 60) -> tuple[list[float], list[float]]:
     """Seconds of each call, after two calls each to warm up; the order within a round alternates. Ends after about `budget_s`."""
     for step in (one, other):
         step()
