@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import ContextGroup
 from pretrain.model.paradigms import build_model
+from pretrain.model.shell import AVTransformer
 from pretrain.types import Conditioning, Stream
 
 Case = tuple[Stream | None, Stream | None, Conditioning]
@@ -46,7 +47,7 @@ def cases() -> dict[str, Case]:
     }  # fmt: skip
 
 
-def filled_model(args: ModelArgs = ARGS) -> nn.Module:
+def filled_model(args: ModelArgs = ARGS) -> AVTransformer:
     torch.manual_seed(0)
     model = build_model(args)
     model.init_weights()
@@ -60,7 +61,7 @@ def answers(model: nn.Module, case: Case) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     velocity = model(*case)
     found = {name: value for name, value in velocity._asdict().items() if value is not None}
-    loss = sum((value * torch.linspace(-1, 1, value.numel()).view(value.shape)).sum() for value in found.values())
+    loss = torch.stack([(value * torch.linspace(-1, 1, value.numel()).view(value.shape)).sum() for value in found.values()]).sum()
     loss.backward()
     gradients = {name: present(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return {**{name: value.detach() for name, value in found.items()}, **gradients}
@@ -70,7 +71,7 @@ def rank(index: int, folder: Path) -> int:
     """Every case on this rank of a context group of all ranks; rank 0 writes what came out, gradients summed over the ranks."""
     dist.init_process_group("gloo")
     model = filled_model()
-    model.join_context_group(ContextGroup(index, dist.get_world_size(), dist.group.WORLD.group_name))
+    model.join_context_group(ContextGroup(index, dist.get_world_size(), present(dist.group.WORLD).group_name))
     results = {}
     for name, case in cases().items():
         found = answers(model, case)

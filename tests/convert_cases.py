@@ -79,7 +79,7 @@ def read_all(path: Path) -> dict[str, Tensor]:
 
 def wan_model(args: ModelArgs = TINY, seed: int = 2):
     """diffusers' Wan2.2 transformer of the same video side, random everywhere."""
-    from diffusers import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     torch.manual_seed(seed)
     model = WanTransformer3DModel(

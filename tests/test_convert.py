@@ -109,13 +109,13 @@ def test_full_size_keys_and_shapes_are_those_of_the_rederivation(name: str, para
 
 
 def test_full_size_wan_is_diffusers_model_on_the_meta_device() -> None:
-    from diffusers import WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     from pretrain.convert.exporting import diffusers_config
 
     args = flavor("nava_6b_published")
     with torch.device("meta"):
-        model = WanTransformer3DModel.from_config(diffusers_config(args))
+        model: Any = WanTransformer3DModel.from_config(diffusers_config(args))
     expected = {key: value.shape for key, value in model.state_dict().items()}
     assert full("wan_diffusers", "nava_6b_published") == expected
     assert sum(shape.numel() for shape in expected.values()) == 4_999_787_712
