@@ -95,7 +95,9 @@ def answer_early(*given: Stream | Conditioning | None) -> None:
         if isinstance(item, Stream):
             _ = item.padded
         elif item:
-            _ = item.all_joined, item.any_joined, item.rows_by_joining, item.all_kept, item.text_padded
+            _ = item.all_joined, item.any_joined, item.all_kept, item.text_padded
+            if item.any_joined and not item.all_joined:
+                _ = item.rows_by_joining
 
 
 class Velocity(NamedTuple):

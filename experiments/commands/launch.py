@@ -26,7 +26,6 @@ def node(
     """One machine: a shell script. Without --dry-run it is written to --to and started."""
     from experiments.launch.node import render
     from experiments.launch.request import Request
-    from experiments.launch.submit import submit, write
 
     request = Request(
         recipe=recipe, gpus_per_node=gpus_per_node, stage=stage, settings=settings, init_from=init_from, out=out, max_restarts=max_restarts,
@@ -34,11 +33,7 @@ def node(
     )  # fmt: skip
     _check(request.recipe, settings, stage, request.world_size)
     text = render(request)
-    if dry_run:
-        print(text, end="")
-        return 0
-    path = write(to, f"{request.name}.sh", text)
-    return submit(["bash", str(path)])
+    return _show_or_submit(text, to / f"{request.name}.sh", ["bash"], dry_run)
 
 
 def slurm(
@@ -53,7 +48,6 @@ def slurm(
     """
     from experiments.launch.request import Request
     from experiments.launch.slurm import SlurmOptions, render
-    from experiments.launch.submit import check_command, submit, write
 
     request = Request(
         recipe=recipe, nodes=nodes, gpus_per_node=gpus_per_node, stage=stage, settings=settings, init_from=init_from, out=out,
@@ -65,11 +59,7 @@ def slurm(
     )  # fmt: skip
     _check(request.recipe, settings, stage, request.world_size)
     text = render(request, options)
-    if dry_run:
-        print(text, end="")
-        return 0
-    check_command("sbatch", "where Slurm is")
-    return submit(["sbatch", str(write(to, f"{request.name}.sbatch", text))])
+    return _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
 
 
 def kubernetes(
@@ -86,7 +76,6 @@ def kubernetes(
     """
     from experiments.launch.kubernetes import KubernetesOptions, render
     from experiments.launch.request import Request
-    from experiments.launch.submit import check_command, submit, write
 
     request = Request(
         recipe=recipe, nodes=nodes, gpus_per_node=gpus_per_node, stage=stage, settings=settings, init_from=init_from, out=out,
@@ -98,11 +87,19 @@ def kubernetes(
     )  # fmt: skip
     _check(request.recipe, settings, stage, request.world_size)
     text = render(request, options)
+    return _show_or_submit(text, to / f"{request.name}.yaml", ["kubectl", "apply", "-f"], dry_run, "where your cluster is reached")
+
+
+def _show_or_submit(text: str, file: Path, command: list[str], dry_run: bool, where: str = "") -> int:
+    """Print what was rendered, or write it to `file` and give that to `command`, which must be here if `where` says where it is."""
+    from experiments.launch.submit import check_command, submit, write
+
     if dry_run:
         print(text, end="")
         return 0
-    check_command("kubectl", "where your cluster is reached")
-    return submit(["kubectl", "apply", "-f", str(write(to, f"{request.name}.yaml", text))])
+    if where:
+        check_command(command[0], where)
+    return submit([*command, str(write(file.parent, file.name, text))])
 
 
 def _check(recipe: str, settings: tuple[str, ...], stage: str, world_size: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pretrain.model.shards import InMemory
 
 
 @torch.no_grad()
@@ -18,21 +18,9 @@ def put(parameter: Tensor, whole: Tensor) -> None:
     parameter.copy_(whole)
 
 
-class Gathered:
+class Gathered(InMemory):
     """A TensorSource of parameters that may be sharded: each tensor comes whole, on the CPU; all ranks must ask for the same one."""
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.parameters = parameters
-
-    def keys(self) -> Collection[str]:
-        return self.parameters.keys()
-
-    def shape(self, key: str) -> torch.Size:
-        return self.parameters[key].shape
-
-    def dtype(self, key: str) -> torch.dtype:
-        return self.parameters[key].dtype
-
     def tensor(self, key: str) -> Tensor:
-        value = self.parameters[key].detach()
+        value = self.tensors[key].detach()
         return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
