@@ -71,7 +71,7 @@ def install(torch_args: list[str]) -> None:
         print(f"  torch as pip finds it; if that is the CUDA build and you want the small CPU one: {CPU_HINT}", flush=True)
     pip_install(TORCH, [TORCH, *torch_args])
     # In one call with torch pinned, so that nothing can trade the build just installed for another.
-    pip_install("the project and its packages", ["-e", ".[dev,align,faces,s3]", TORCH])
+    pip_install("the project and its packages", ["-e", ".[dev,align,faces,s3,serve]", TORCH])
     # Their own dependencies name webrtcvad, which needs a C compiler (webrtcvad-wheels is the same module as a wheel), and
     # torchaudio, whose CUDA build breaks transformers' imports; what is used of them needs neither.
     pip_install("resemblyzer and audiobox-aesthetics", ["--no-deps", "resemblyzer==0.1.4", "audiobox_aesthetics==0.0.4"])

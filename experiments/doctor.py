@@ -19,7 +19,7 @@ NEEDED = {
     "resemblyzer": "resemblyzer", "webrtcvad-wheels": "webrtcvad", "librosa": "librosa", "soundfile": "soundfile", "av": "av",
     "tyro": "tyro", "rich": "rich", "safetensors": "safetensors",
 }  # fmt: skip
-EXTRAS = {"trl": "align", "peft": "align", "ray": "serve", "gradio": "serve", "pytest": "dev", "hypothesis": "dev"}
+EXTRAS = {"trl": "align", "peft": "align", "ray": "serve", "pytest": "dev", "hypothesis": "dev"}
 DEMO_DISK_GIB = 3.0
 DEMO_MEMORY_GIB = 6.0
 MATMUL_SIZE = 2048
