@@ -1,0 +1,227 @@
+"""One round on one screen, over plain callables: roll out, score, learn, publish, with rounds overlapping as far as `staleness` lets them.
+
+    pipeline.begin(round, tasks)      units = pipeline.finish(round)      pipeline.attend(learn(round, units))      publish(round + 1)
+
+Nothing here knows Ray, tensors or rewards: a worker is whatever `start` takes, a future whatever `wait` and `result` take. One thread; work
+moves on only while `finish` or `attend` waits. Lost workers are the business of what makes the futures: only final errors arrive here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Worker = TypeVar("Worker")
+Task = TypeVar("Task")
+Future = TypeVar("Future", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Pool(Generic[Worker, Task, Future]):
+    """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are with a worker at a time."""
+
+    name: str
+    workers: Sequence[Worker]
+    start: Callable[[Worker, Task], Future]
+    in_flight: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.workers or self.in_flight < 1:
+            raise ValueError(
+                f"pool {self.name}: {len(self.workers)} workers with {self.in_flight} tasks each; give it at least one worker and one task"
+            )
+
+
+@dataclass(frozen=True)
+class Unit(Generic[Task, Future]):
+    """A task, its clip (not fetched) and what each pool of scorers answered to it."""
+
+    task: Task
+    clip: Future
+    scores: dict[str, Any]
+
+
+@dataclass(eq=False)
+class _Round(Generic[Task, Future]):
+    number: int
+    tasks: Sequence[Task]
+    clips: dict[int, Future] = field(default_factory=dict)
+    scores: dict[int, dict[str, Any]] = field(default_factory=dict)
+    unscored: set[int] = field(default_factory=set)  # places rolled out and not scored by every pool
+    scored: int = 0
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class _Line:
+    """What waits for a pool, the earliest round first, and how many tasks each of its workers has."""
+
+    pool: Pool[Any, Any, Any]
+    queue: list[tuple[int, int]] = field(default_factory=list)  # heap of (round, place)
+    load: list[int] = field(default_factory=list)
+
+    def free_worker(self) -> int | None:
+        least = min(range(len(self.load)), key=self.load.__getitem__)
+        return least if self.load[least] < self.pool.in_flight else None
+
+    def forget(self, number: int) -> None:
+        self.queue = [entry for entry in self.queue if entry[0] != number]
+        heapq.heapify(self.queue)
+
+
+@dataclass(frozen=True)
+class _Running:
+    line: _Line
+    worker: int
+    of: _Round[Any, Any]
+    place: int
+
+
+class Pipeline(Generic[Task, Future]):
+    """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker, (task, clip))`.
+
+    wait: takes futures, returns those that are done, at least one unless it gave up waiting. Called over again until there is one.
+    result: what a scorer's future holds, or raises. Clips are never asked for, so a rollout's error has to come out of its scorers.
+    max_unscored: no rollout starts while as many clips are not scored by every pool. Those that run then still end: at most
+    max_unscored - 1 clips and one for every rollout in flight wait.
+    Raises ValueError without scorers, without a `max_unscored` of at least 1, and for a round that is begun twice or not at all.
+    """
+
+    def __init__(
+        self,
+        rollout: Pool[Any, Task, Future],
+        scorers: Mapping[str, Pool[Any, tuple[Task, Future], Future]],
+        wait: Callable[[Sequence[Future]], Sequence[Future]],
+        result: Callable[[Future], Any],
+        max_unscored: int,
+    ) -> None:
+        if not scorers or max_unscored < 1:
+            raise ValueError(f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 of both")
+        self.wait, self.result, self.max_unscored = wait, result, max_unscored
+        self._rollout = _Line(rollout, load=[0] * len(rollout.workers))
+        self._scorers = {name: _Line(pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()}
+        self._rounds: dict[int, _Round[Task, Future]] = {}
+        self._running: dict[Future, _Running] = {}
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """Rounds that are begun and not finished."""
+        return tuple(sorted(self._rounds))
+
+    def begin(self, round: int, tasks: Sequence[Task]) -> None:
+        """Queue the rollouts of a round. Those of lower rounds go first, whenever they are begun."""
+        if round in self._rounds:
+            raise ValueError(f"round {round} is begun already; finish it or drop all")
+        self._rounds[round] = _Round(round, tuple(tasks))
+        for place in range(len(tasks)):
+            heapq.heappush(self._rollout.queue, (round, place))
+        self._start_what_can()
+
+    def finish(self, round: int) -> list[Unit[Task, Future]]:
+        """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has forgotten the round then."""
+        if round not in self._rounds:
+            raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
+        mine = self._rounds[round]
+        while mine.error is None and mine.scored < len(mine.tasks):
+            self._turn(())
+        del self._rounds[round]
+        if mine.error is not None:
+            raise mine.error
+        return [Unit(task, mine.clips[place], mine.scores[place]) for place, task in enumerate(mine.tasks)]
+
+    def attend(self, futures: Sequence[Future]) -> None:
+        """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on meanwhile."""
+        left = dict.fromkeys(futures)
+        while left:
+            for done in self._turn(tuple(left)):
+                left.pop(done, None)
+
+    def drop(self) -> None:
+        """Forget every round. Tasks that run already keep their workers busy until they end; what they answer is not looked at."""
+        self._rounds.clear()
+        for line in (self._rollout, *self._scorers.values()):
+            line.queue.clear()
+
+    def _turn(self, others: Sequence[Future]) -> Sequence[Future]:
+        """Start what can be, wait for something, take what is done."""
+        self._start_what_can()
+        done = self.wait([*self._running, *others])
+        for future in done:
+            if future in self._running:
+                self._take(future)
+        self._start_what_can()
+        return done
+
+    def _start_what_can(self) -> None:
+        for line in self._scorers.values():
+            while self._start_next(line):
+                pass
+        while sum(len(part.unscored) for part in self._rounds.values()) < self.max_unscored and self._start_next(self._rollout):
+            pass
+
+    def _start_next(self, line: _Line) -> bool:
+        worker = line.free_worker()
+        if worker is None or not line.queue:
+            return False
+        number, place = line.queue[0]
+        part = self._rounds[number]
+        task = part.tasks[place]
+        future = line.pool.start(line.pool.workers[worker], task if line is self._rollout else (task, part.clips[place]))
+        heapq.heappop(line.queue)  # only after it started: a start that raises loses no task
+        line.load[worker] += 1
+        self._running[future] = _Running(line, worker, part, place)
+        return True
+
+    def _take(self, future: Future) -> None:
+        run = self._running[future]
+        part, place = run.of, run.place
+        if self._rounds.get(part.number) is part and part.error is None:
+            if run.line is self._rollout:
+                part.clips[place], part.scores[place] = future, {}
+                part.unscored.add(place)
+                for line in self._scorers.values():
+                    heapq.heappush(line.queue, (part.number, place))
+            else:
+                self._take_score(run, future)
+        del self._running[future]
+        run.line.load[run.worker] -= 1
+
+    def _take_score(self, run: _Running, future: Future) -> None:
+        part, scores = run.of, run.of.scores[run.place]
+        try:
+            answer = self.result(future)
+        except Exception as error:
+            part.error = error
+            part.unscored.clear()
+            for line in (self._rollout, *self._scorers.values()):
+                line.forget(part.number)
+            return
+        scores[next(name for name, line in self._scorers.items() if line is run.line)] = answer
+        if len(scores) == len(self._scorers):
+            part.unscored.remove(run.place)
+            part.scored += 1
+
+
+def play_rounds(
+    first: int,
+    end: int,
+    staleness: int,
+    pipeline: Pipeline[Task, Future],
+    tasks: Callable[[int, int], Sequence[Task]],
+    learn: Callable[[int, Sequence[Unit[Task, Future]]], Sequence[Future]],
+    publish: Callable[[int], None],
+) -> None:
+    """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are published.
+
+    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon as that one is published.
+    `learn` starts the update and returns its futures; `publish(version)` takes what came of it, and raises what went wrong.
+    """
+    ahead = first
+    for current in range(first, end):
+        while ahead < min(current + staleness + 1, end):
+            pipeline.begin(ahead, tasks(ahead, max(ahead - staleness, 0)))
+            ahead += 1
+        pipeline.attend(learn(current, pipeline.finish(current)))
+        publish(current + 1)
