@@ -1,0 +1,116 @@
+"""What a rewrite is worth, as TRL asks for it: functions of (prompts, completions, **columns) that answer a number for each completion.
+
+`source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span gets no clip: it
+counts as the worst clip of its group, so that no reward pays for lost words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from finetune.rewriter import form
+from finetune.rewriter.language_model import text_of
+from finetune.rewriter.spans import protect
+from pretrain.config import nearest
+from pretrain.prompt import PromptRow, parse
+
+RewardFunction = Callable[..., list[float | None]]
+NAMES = ("spans", "structure", "length", "clips")
+
+
+class ClipScore(Protocol):
+    """Scores the clips that rewrites lead to; None or NaN where one cannot be scored. Every rewrite keeps its row's spans."""
+
+    def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> Sequence[float | None]: ...
+
+
+def spans(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+    """1 where every span is kept verbatim and in order, else half the share of spans that are."""
+    return [spans_kept(short, rewrite) for short, rewrite in _rewrites(source, completions)]
+
+
+def structure(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+    """Share of the form, in the prompt's language, that is there in order: 0 to 1."""
+    return [form.structure(rewrite, form.form_of(short)) for short, rewrite in _rewrites(source, completions)]
+
+
+def length(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+    """1 in the wanted range, less outside of it."""
+    return [form.length(rewrite, form.form_of(short)) for short, rewrite in _rewrites(source, completions)]
+
+
+def fault(source: str, rewrite: str) -> str:
+    """"" where the rewrite keeps every span of the short prompt and has no placeholder left, else why not."""
+    return protect(source).check(source, rewrite)
+
+
+def spans_kept(source: str, rewrite: str) -> float:
+    """1 where there is no `fault`; else half the longest common subsequence of spans over the longer list."""
+    if not fault(source, rewrite):
+        return 1.0
+    wanted = [span.text for span in parse(source).spans]
+    try:
+        found = [span.text for span in parse(rewrite).spans]
+    except ValueError:
+        return 0.0
+    return 0.5 * _common(wanted, found) / max(len(wanted), len(found), 1)
+
+
+def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
+    """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip. Raises what `score` raises."""
+
+    def clips(
+        prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], row: Sequence[int], **_: Any
+    ) -> list[float | None]:  # fmt: skip
+        rewrites = [rewrite for _, rewrite in _rewrites(source, completions)]
+        whole = [not fault(short, rewrite) for short, rewrite in zip(source, rewrites, strict=True)]
+        asked = sorted({(place, rewrite) for place, rewrite, kept in zip(row, rewrites, whole, strict=True) if kept})
+        answers = list(score([rewrite for _, rewrite in asked], [rows[place] for place, _ in asked])) if asked else []
+        if len(answers) != len(asked):
+            raise ValueError(f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer every one")
+        known = {key: _number(value) for key, value in zip(asked, answers, strict=True)}
+        values = [known.get(key) for key in zip(row, rewrites, strict=True)]
+        return [value if kept else _worst(values, row, place) for value, kept, place in zip(values, whole, row, strict=True)]
+
+    return clips
+
+
+def reward_functions(
+    weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
+) -> tuple[list[RewardFunction], list[float]]:  # fmt: skip
+    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises ValueError for unknown names or none left."""
+    known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
+    if score is not None:
+        known["clips"] = clips_of(score, rows)
+    for name in weights:
+        if name not in NAMES:
+            raise ValueError(f"rewards.{name}: unknown reward; {nearest(name, NAMES)}")
+    chosen = {name: weight for name, weight in weights.items() if weight and name in known}
+    if not chosen:
+        raise ValueError("rewards: none is left; give one a weight, or say how clips are scored")
+    return [known[name] for name in chosen], list(chosen.values())
+
+
+def _rewrites(source: Sequence[str], completions: Sequence[Any]) -> list[tuple[str, str]]:
+    """(short prompt, what its rewrite is once the spans are back)."""
+    return [(short, form.rewrite_of(short, text_of(made))) for short, made in zip(source, completions, strict=True)]
+
+
+def _worst(values: Sequence[float | None], row: Sequence[int], place: int) -> float | None:
+    return min((value for value, other in zip(values, row, strict=True) if other == place and value is not None), default=None)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    best = [0] * (len(right) + 1)
+    for word in left:
+        before = best[:]
+        for place, other in enumerate(right, start=1):
+            best[place] = before[place - 1] + 1 if word == other else max(before[place], best[place - 1])
+    return best[-1]

@@ -1,0 +1,127 @@
+"""Votes (Good, Same, Bad) between rewrites of one prompt -> pairs that DPO learns from.
+
+The votes are those of `finetune.gsb`: case_id names the prompt, left_model and right_model who rewrote it. Raters may have read the
+rewrites or watched their clips. A digest in a vote is that of the rewrite's text (UTF-8), or of its clip where the rewrite's row
+says one (`sha256`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.gsb.pairs import ClipRef, pair_up
+from finetune.gsb.votes import Vote
+from finetune.rewriter.rewards import fault
+from finetune.rewriter.spans import protect
+from pretrain.jsonl import FieldError, scan
+from pretrain.prompt import SPEECH_END, SPEECH_START, parse
+
+SOURCE = "source_prompt"  # in a rewrite's meta: the prompt it was made from
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewrite of one prompt; `digest` is what a vote may call it by."""
+
+    model: str
+    case_id: str
+    source: str
+    text: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class RewritePair:
+    """`chosen` was preferred to `rejected`; both answer `source`."""
+
+    case_id: str
+    source: str
+    chosen: str
+    rejected: str
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What votes gave: pairs, and how many comparisons gave none, by reason."""
+
+    pairs: tuple[RewritePair, ...]
+    left_out: Mapping[str, int]
+
+
+def read_rewrites(path: Path, model: str) -> list[Rewrite]:
+    """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError naming file, line and field."""
+    rewrites: list[Rewrite] = []
+    seen: dict[str, int] = {}
+    for line, row in scan(path):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(path))
+        meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+        case, text, source, digest = row.get("case_id", row.get("data_id")), row.get("prompt"), meta.get(SOURCE), row.get("sha256")
+        for name, value in (("data_id", case), ("prompt", text), (f"meta.{SOURCE}", source)):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(FieldError(line, name, f"expected text, got {value!r}; give what `nava rewrite` wrote").at(path))
+        assert isinstance(case, str) and isinstance(text, str) and isinstance(source, str)
+        if digest is not None and not isinstance(digest, str):
+            raise ValueError(FieldError(line, "sha256", f"expected a digest as text, got {digest!r}").at(path))
+        try:
+            parse(source)
+        except ValueError as error:
+            raise ValueError(FieldError(line, f"meta.{SOURCE}", str(error)).at(path)) from None
+        if case in seen:
+            raise ValueError(FieldError(line, "data_id", f"{case!r} is also on line {seen[case]}; one rewriter, one rewrite").at(path))
+        seen[case] = line
+        rewrites.append(Rewrite(model, case, source, text, digest or text_digest(text)))
+    return rewrites
+
+
+def text_digest(text: str) -> str:
+    """sha256 of the text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, source: Path | str) -> Pairs:
+    """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first vote.
+
+    Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred one lost or altered a
+    span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on a rewrite that is not there, is another text,
+    or answers another prompt), where no vote is about `axis`, or where no pair is left.
+    """
+    asked = [vote for vote in votes if vote.axis == axis]
+    if not asked:
+        raise ValueError(f"{source}: no vote to count about {axis!r}; ask raters, or name another --axis")
+    known = {(rewrite.model, rewrite.case_id): rewrite for rewrite in rewrites}
+    named = [ClipRef(rewrite.case_id, rewrite.model, rewrite.case_id, rewrite.source, None, rewrite.digest) for rewrite in rewrites]
+    pairs, left_out = [], Counter[str]()
+    for pair in pair_up(asked, named, source):
+        label = pair.label(axis)
+        first, second = (known[clip.model, clip.case_id] for clip in (pair.first, pair.second))
+        chosen, rejected = (first, second) if label == 1 else (second, first)
+        reason = "same" if not label else "equal" if first.text == second.text else "broken" if fault(chosen.source, chosen.text) else ""
+        if reason:
+            left_out[reason] += 1
+        else:
+            pairs.append(RewritePair(chosen.case_id, chosen.source, chosen.text, rejected.text, pair.simulated))
+    if not pairs:
+        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise ValueError(f"{source}: no pair is left to learn from ({counts}); collect votes on other rewrites")
+    return Pairs(tuple(pairs), dict(left_out))
+
+
+def as_answer(source: str, rewrite: str) -> str:
+    """What the model should have answered to give `rewrite`: the i-th span's placeholder where the i-th span stands unaltered."""
+    protected = protect(source)
+    answer = rewrite
+    try:
+        found = parse(rewrite).spans
+    except ValueError:
+        return rewrite
+    for number, span in reversed(list(enumerate(found, start=1))):
+        if number <= len(protected.words) and span.text == protected.words[number - 1]:
+            start, end = span.start - len(SPEECH_START), span.end + len(SPEECH_END)
+            answer = answer[:start] + protected.placeholder(number) + answer[end:]
+    return answer
