@@ -58,6 +58,7 @@ class _Round(Generic[Task, Future]):
 class _Line:
     """What waits for a pool, the earliest round first, and how many tasks each of its workers has."""
 
+    name: str
     pool: Pool[Any, Any, Any]
     queue: list[tuple[int, int]] = field(default_factory=list)  # heap of (round, place)
     load: list[int] = field(default_factory=list)
@@ -100,8 +101,8 @@ class Pipeline(Generic[Task, Future]):
         if not scorers or max_unscored < 1:
             raise ValueError(f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 of both")
         self.wait, self.result, self.max_unscored = wait, result, max_unscored
-        self._rollout = _Line(rollout, load=[0] * len(rollout.workers))
-        self._scorers = {name: _Line(pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()}
+        self._rollout = _Line("", rollout, load=[0] * len(rollout.workers))
+        self._scorers = [_Line(name, pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()]
         self._rounds: dict[int, _Round[Task, Future]] = {}
         self._running: dict[Future, _Running] = {}
 
@@ -141,7 +142,7 @@ class Pipeline(Generic[Task, Future]):
     def drop(self) -> None:
         """Forget every round. Tasks that run already keep their workers busy until they end; what they answer is not looked at."""
         self._rounds.clear()
-        for line in (self._rollout, *self._scorers.values()):
+        for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
     def _turn(self, others: Sequence[Future]) -> Sequence[Future]:
@@ -155,7 +156,7 @@ class Pipeline(Generic[Task, Future]):
         return done
 
     def _start_what_can(self) -> None:
-        for line in self._scorers.values():
+        for line in self._scorers:
             while self._start_next(line):
                 pass
         while sum(len(part.unscored) for part in self._rounds.values()) < self.max_unscored and self._start_next(self._rollout):
@@ -181,7 +182,7 @@ class Pipeline(Generic[Task, Future]):
             if run.line is self._rollout:
                 part.clips[place], part.scores[place] = future, {}
                 part.unscored.add(place)
-                for line in self._scorers.values():
+                for line in self._scorers:
                     heapq.heappush(line.queue, (part.number, place))
             else:
                 self._take_score(run, future)
@@ -195,10 +196,10 @@ class Pipeline(Generic[Task, Future]):
         except Exception as error:
             part.error = error
             part.unscored.clear()
-            for line in (self._rollout, *self._scorers.values()):
+            for line in (self._rollout, *self._scorers):
                 line.forget(part.number)
             return
-        scores[next(name for name, line in self._scorers.items() if line is run.line)] = answer
+        scores[run.line.name] = answer
         if len(scores) == len(self._scorers):
             part.unscored.remove(run.place)
             part.scored += 1
