@@ -19,26 +19,15 @@ import numpy as np
 import soundfile
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
-from av.video.reformatter import VideoReformatter
 
-from pretrain.codecs.channels import LayoutError, mixed, of_frame
+from pretrain.codecs.channels import LayoutError, mixed
+from pretrain.codecs.decoding import Admit, MediaError, MissingMediaError, decode, everything
 from pretrain.files import replacing
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 VIDEO_CRF = 12
 AAC_BITS_PER_S = 160_000
 AAC_BITS_PER_SAMPLE = 6  # the format's own ceiling for one channel; at 16 kHz it binds before AAC_BITS_PER_S
-
-
-class MediaError(ValueError):
-    """A file that cannot be used; the message is one line: path, what was found, what to do."""
-
-
-class MissingMediaError(MediaError, FileNotFoundError):
-    """There is no such file."""
-
-    def __str__(self) -> str:  # OSError would print a tuple of its arguments
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -82,20 +71,33 @@ def read_media(
             raise MediaError(f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set")
         if channels == 1 or _sound_header(path).channels <= 2:  # soundfile does not say where more channels are
             waveform, found_rate = _read_sound(path, channels)
-            return Media(None, fps, _to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
-    frames, waveform = None, None
+            return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
     try:
         with av.open(str(path), options={"threads": "1"}) as container:
-            pictures, sounds, offset_s = _decode(path, container, want_video, want_audio, channels)
-            if want_video:
-                frames = _to_fps(path, pictures, container.streams.video[0], fps)
-            if want_audio:
-                found_rate = container.streams.audio[0].rate
-                waveform = _to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
+            return read_container(
+                path, container, fps=fps, sample_rate_hz=sample_rate_hz, want_video=want_video, want_audio=want_audio, channels=channels
+            )
     except FFmpegError as error:
         raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
     except LayoutError as error:
         raise MediaError(f"{path}: {error}") from None
+
+
+def read_container(
+    path: Path, container: InputContainer, *, fps: float, sample_rate_hz: int, want_video: bool, want_audio: bool,
+    channels: int = 1, admit: Admit = everything,
+) -> Media:  # fmt: skip
+    """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame before it is kept and may raise.
+
+    Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of unknown places.
+    """
+    frames, waveform = None, None
+    pictures, sounds, offset_s = decode(path, container, want_video, want_audio, channels, admit)
+    if want_video:
+        frames = _to_fps(path, pictures, container.streams.video[0], fps)
+    if want_audio:
+        found_rate = container.streams.audio[0].rate
+        waveform = to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
     return Media(frames, fps, waveform, sample_rate_hz)
 
 
@@ -189,34 +191,6 @@ def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform
         container.mux(audio.encode(None))
 
 
-def _decode(
-    path: Path, container: InputContainer, want_video: bool, want_audio: bool, channels: int
-) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
-    """(seconds, picture) and (seconds, [N] or [2, N] samples) of the wanted streams, and the clock's zero in seconds."""
-    wanted = []
-    for kind, want, found in (("video", want_video, container.streams.video), ("audio", want_audio, container.streams.audio)):
-        if want and not found:
-            raise MediaError(f"{path}: no {kind} stream; add one or put the row into a set that does not need it")
-        if want:
-            found[0].codec_context.thread_count = 1
-            wanted.append(found[0])
-    to_rgb = VideoReformatter()  # one for the file: each frame's own would set its tables up anew
-    pictures: list[tuple[float, np.ndarray]] = []
-    sounds: list[tuple[float, np.ndarray]] = []
-    for packet in container.demux(wanted):
-        for frame in packet.decode():
-            if isinstance(frame, av.VideoFrame):
-                pictures.append((_seconds(frame), to_rgb.reformat(frame, format="rgb24").to_ndarray()))
-            elif isinstance(frame, av.AudioFrame):
-                sounds.append((_seconds(frame), of_frame(frame, channels)))
-    zero_s = pictures[0][0] if pictures and math.isfinite(pictures[0][0]) else 0.0
-    return pictures, sounds, zero_s
-
-
-def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:
-    return float(frame.time) if frame.time is not None else math.nan
-
-
 def _join_sounds(path: Path, sounds: list[tuple[float, np.ndarray]], rate: int, zero_s: float) -> np.ndarray:
     if not sounds or not sum(samples.shape[-1] for _, samples in sounds):
         raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
@@ -264,7 +238,8 @@ def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
     return waveform, rate
 
 
-def _to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
+def to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
+    """Float [..., N] samples at another rate (polyphase), said once per process; `path` is what that line names."""
     if found == wanted:
         return waveform.astype(np.float32, copy=False)
     _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))
