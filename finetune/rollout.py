@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.noising import both, streams_at
 from finetune.recipe import AlignConfig, GrpoPhase
 from finetune.sde import step
-from finetune.types import Key, Policy, Role, Rollout, Trajectory, take
+from finetune.types import Key, Policy, Role, Rollout, Trajectory, joined, take
 from pretrain.codecs.base import Codecs
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_levels, solve
@@ -58,10 +58,13 @@ class Asked:
     def part(self, start: int, end: int) -> Asked:
         """Prompts `start` to `end` (exclusive)."""
         count = len(self.groups) // len(self.rows)
-        rows = slice(start * count, end * count)
+        return replace(self.clips(start * count, end * count), rows=self.rows[start:end])
+
+    def clips(self, start: int, end: int) -> Asked:
+        """Clips `start` to `end` (exclusive), which may be in the middle of a prompt's; `rows` stays as it is."""
+        rows = slice(start, end)
         given = Conditioning(*(getattr(self.conditioning, item.name)[rows] for item in fields(Conditioning)))
-        cut = {"conditioning": given, "groups": self.groups[rows], "sample_ids": self.sample_ids[rows]}
-        return replace(self, rows=self.rows[start:end], **cut)
+        return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
 
 
 def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices: Mapping[Path, Tensor], config: AlignConfig) -> Asked:
@@ -96,14 +99,7 @@ def roll_out(
     )  # fmt: skip
     places = torch.arange(len(whole.groups)).split(batch)
     made = [_made(policy, role, take(whole, rows), sampler, key, device, stochastic) for rows in places]
-    joined = replace(whole, video=torch.cat([part.video for part in made]), audio=torch.cat([part.audio for part in made]))
-    if stochastic is None:
-        return joined
-    steps = [part.trajectory for part in made if part.trajectory is not None]
-    tensors = {
-        item.name: torch.cat([getattr(part, item.name) for part in steps]) for item in fields(Trajectory) if item.name != "kernel"
-    }  # fmt: skip
-    return replace(joined, trajectory=Trajectory(stochastic.kernel, **tensors))
+    return joined(made)
 
 
 def _noise(asked: Asked, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:

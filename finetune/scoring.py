@@ -7,13 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from finetune.hands import Stopped
 from finetune.scores import Scorer, Scores, means, summed
 from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
-
-
-class Stopped(Exception):
-    """A signal came; what had begun is left out."""
 
 
 class RankScoring:

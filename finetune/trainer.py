@@ -7,7 +7,6 @@ number of ranks makes the same steps, and every rank runs the same number of for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -58,7 +57,7 @@ class Trainer:
             for rows in step_rows(batch, phase, (*key, epoch)):
                 part = take(batch, self._worth(batch, rows))
                 if isinstance(part, Scored):
-                    part = replace(part, on_policy=not norms)
+                    part = replace(part, on_policy=part.on_policy and not norms)
                 self._step(OBJECTIVES[name], phase, part, objective, (*key, epoch), sums, norms)
         found = {f"{name}/{metric}": float(total / count) for metric, (total, count) in sums.items() if count}
         norm = max(norms, default=0.0)
@@ -147,8 +146,3 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 def rows_of_rank(whole: Advantage, rank: int, rows: int) -> Advantage:
     """This rank's part of what was worked out over all."""
     return take(whole, torch.arange(rank * rows, (rank + 1) * rows))
-
-
-def gathered_values(ranks: Ranks, groups: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Group ids (int64, never through floats) and each reward of all ranks' clips, in rank order."""
-    return ranks.gathered(groups), [ranks.gathered(value.double()) for value in values]

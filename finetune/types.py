@@ -13,7 +13,7 @@ Advantages (and rwr's weights) are worked out once per round over all ranks, bef
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -150,3 +150,20 @@ def take(batch: T, rows: Tensor) -> T:
         elif isinstance(value, (Rollout, Trajectory, Advantage, Conditioning)):
             cut[item.name] = take(value, rows)
     return replace(batch, **cut)
+
+
+def joined(parts: Sequence[T]) -> T:
+    """`take` backwards: the rows of all parts, in order; what is not a tensor is that of the first."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if not is_dataclass(first) or isinstance(first, type):
+        raise TypeError(f"joined: expected batches, got {type(first).__name__}")
+    whole: dict[str, Any] = {}
+    for item in fields(first):
+        values = [getattr(part, item.name) for part in parts]
+        if isinstance(values[0], Tensor):
+            whole[item.name] = torch.cat(values)
+        elif isinstance(values[0], (Rollout, Trajectory, Advantage, Conditioning)):
+            whole[item.name] = joined(values)
+    return replace(first, **whole)
