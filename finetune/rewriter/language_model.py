@@ -67,7 +67,9 @@ def load(folder: Path, device: str = "auto") -> tuple[PreTrainedModel, PreTraine
     check_folder(folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a bar for each file; this repository has its own
     settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", truncation_side="left", **settings)

@@ -1,0 +1,71 @@
+"""The checkpoints of TRL's trainer in a run's own folder: which are whole, and whose they are.
+
+The trainer writes a checkpoint file by file. One counts once `complete.json` lists what is in it; a killed save leaves none and is
+removed. Resuming reads only what this list holds, unchanged: random state and moments lie in pickles (opened with weights_only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.files import read_json, replacing
+
+FOLDER = "checkpoints"
+COMPLETE = "complete.json"
+IDENTITY = "identity.json"
+START_OVER = "--no-resume starts over"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Say whose folder this is. Raises ValueError where it holds another run's checkpoints."""
+    path = out / IDENTITY
+    plain = json.loads(json.dumps(identity))
+    if path.is_file() and (held := read_json(path, START_OVER)) != plain:
+        wrong = next(name for name in sorted({*held, *plain}) if held.get(name) != plain.get(name))
+        raise ValueError(f"{out}: begun with another {wrong}; give another folder, or {START_OVER}")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=1))
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Everything is written: say so, with the digest of every file."""
+    found = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in _files(checkpoint)}
+    with replacing(checkpoint / COMPLETE) as temporary:
+        temporary.write_text(json.dumps(found, indent=1))
+
+
+def newest(out: Path) -> tuple[int, Path | None]:
+    """(step, folder) of the newest whole checkpoint, (0, None) without one; what a killed save left is removed.
+
+    Raises ValueError for a checkpoint with a file that was changed, added or removed since.
+    """
+    whole: dict[int, Path] = {}
+    for folder in (out / FOLDER).glob("checkpoint-*"):
+        if not (folder / COMPLETE).is_file():
+            shutil.rmtree(folder)
+        elif found := _NAME.fullmatch(folder.name):
+            whole[int(found[1])] = folder
+    if not whole:
+        return 0, None
+    step = max(whole)
+    listed = read_json(whole[step] / COMPLETE, START_OVER)
+    found = {path.relative_to(whole[step]).as_posix(): _digest(path) for path in _files(whole[step])}
+    if wrong := next((name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)), None):
+        raise ValueError(f"{whole[step] / wrong}: not as it was saved; remove the checkpoint, or {START_OVER}")
+    return step, whole[step]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,194 @@
+"""Tunes a prompt rewriter with TRL: GRPO on rewards, DPO on pairs of votes; a LoRA adapter on a frozen causal language model.
+
+One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.rewriter import checkpoints
+from finetune.rewriter.config import DpoTuning, GrpoTuning, Tuning, described
+from finetune.rewriter.form import TEMPLATE_ID, messages
+from finetune.rewriter.language_model import answer, check_folder, folder_digest, half_precision, load, request
+from finetune.rewriter.rewards import ClipScore, reward_functions
+from finetune.rewriter.votes import RewritePair, as_answer
+from pretrain.data.store import replace_folder
+from pretrain.progress import StageProgress
+from pretrain.prompt import PromptRow
+from pretrain.tracking import JsonlTracker, Trackers
+from pretrain.types import Tracker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+METRICS = "metrics.jsonl"
+Rows = list[dict[str, Any]]
+Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at `step`."""
+
+    status: str
+    step: int
+    adapter: Path
+    model: Path
+
+
+def tune_grpo(
+    config: GrpoTuning, model: Path, rows: Sequence[PromptRow], out: Path, score: ClipScore | None = None, score_id: str = "",
+    trackers: Sequence[Tracker] = (),
+) -> Tuned:  # fmt: skip
+    """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it belongs to the run's identity).
+
+    Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged tuning, and what a
+    reward raises.
+    """
+    functions, weights = reward_functions(config.rewards, score, rows)
+    per_step = config.batch // config.group
+    if len(rows) < per_step:
+        raise ValueError(f"{len(rows)} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch")
+    if config.vllm:
+        _check_vllm()
+    sources = [row.prompt.text for row in rows]
+    data = [{"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)]
+
+    def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        arguments = GRPOConfig(
+            **common, num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
+            beta=config.beta, reward_weights=weights, multi_objective_aggregation="normalize_then_sum", use_vllm=bool(config.vllm),
+            vllm_mode="server", vllm_server_base_url=config.vllm or None,
+        )  # fmt: skip
+        shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
+        _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
+        return _quiet(GRPOTrainer)(
+            model=network, reward_funcs=functions, args=arguments, train_dataset=Dataset.from_list(shown), **shared
+        )  # fmt: skip
+
+    return _run("grpo", config, model, out, {"data": _digest(data), "score": score_id}, make, trackers)
+
+
+def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()) -> Tuned:
+    """Make preferred rewrites more likely than rejected ones. Raises as `tune_grpo`."""
+    if not pairs:
+        raise ValueError("no pair to learn from; give votes that prefer one rewrite to another")
+    data = [
+        {"prompt": messages(pair.source), "chosen": as_answer(pair.source, pair.chosen), "rejected": as_answer(pair.source, pair.rejected)}
+        for pair in pairs
+    ]
+
+    def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+
+        arguments = DPOConfig(**common, beta=config.beta, loss_type=[config.loss], max_length=None)
+        shown = [
+            {"prompt": request(tokenizer, row["prompt"]), **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")}}
+            for row in data
+        ]
+        longest = max(len(tokenizer(row[side]).input_ids) for row in data for side in ("chosen", "rejected"))
+        _check_fits(network, tokenizer, [row["prompt"] for row in shown], longest, model)
+        return _quiet(DPOTrainer)(model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared)
+
+    return _run("dpo", config, model, out, {"data": _digest(data)}, make, trackers)
+
+
+def _run(
+    algorithm: str, config: Tuning, model: Path, out: Path, identity: Mapping[str, Any], make: Make, trackers: Sequence[Tracker]
+) -> Tuned:  # fmt: skip
+    check_folder(model)
+    facts = {"algorithm": algorithm, "config": described(config), "model": folder_digest(model), "template": TEMPLATE_ID, **identity}
+    checkpoints.claim(out, facts)
+    resumed, checkpoint = checkpoints.newest(out)
+    network, tokenizer = load(model, config.device)
+    from peft import LoraConfig
+    from transformers import PrinterCallback
+
+    from finetune.rewriter.watch import Watch, describe
+
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    shared = {"processing_class": tokenizer, "peft_config": lora}
+    trainer = make(network, tokenizer, shared, _arguments(config, out))
+    trainer.remove_callback(PrinterCallback)
+    rows = Trackers(JsonlTracker(out / METRICS, resumed or -1), trackers)
+    with StageProgress(f"rewriter {algorithm}", config.steps, describe) as progress:
+        watch = Watch(rows, progress)
+        trainer.add_callback(watch)
+        with watch.signals():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    step = trainer.state.global_step
+    tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
+    if tuned.status == "finished":
+        _export(trainer, tokenizer, tuned)
+    for tracker in trackers:
+        tracker.set_tags({"status": tuned.status, "nava.parent_model_sha256": facts["model"]})
+        tracker.log_artifact(str(out / METRICS))
+    return tuned
+
+
+def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
+    """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest may not be whole."""
+    half = half_precision(config.device)
+    return {
+        "output_dir": str(out / checkpoints.FOLDER), "max_steps": config.steps, "per_device_train_batch_size": config.micro_batch,
+        "gradient_accumulation_steps": config.batch // config.micro_batch, "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps, "lr_scheduler_type": "constant_with_warmup", "logging_steps": 1,
+        "save_strategy": "steps", "save_steps": config.save_every, "save_total_limit": 2, "seed": config.seed, "bf16": half,
+        "use_cpu": config.device == "cpu", "gradient_checkpointing": config.gradient_checkpointing, "report_to": [],
+        "disable_tqdm": True, "logging_nan_inf_filter": False,
+    }  # fmt: skip
+
+
+def _quiet(kind: Any) -> Any:
+    """The trainer without its model card and without telling its makers about the run."""
+    return type(kind.__name__, (kind,), {"_send_telemetry": lambda self: None, "create_model_card": lambda self, *_, **__: None})
+
+
+def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> None:
+    """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
+    adapted = trainer.accelerator.unwrap_model(trainer.model)
+    merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
+    for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):  # in this order: merging takes the adapter off
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save(partial)
+        tokenizer.save_pretrained(partial)
+        replace_folder(partial, folder)
+
+
+def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: int, folder: Path) -> None:
+    room = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    asked = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
+    if room and asked + answered > room:
+        raise ValueError(
+            f"{folder}: takes {room} tokens, and a request of {asked} with an answer of {answered} is longer; "
+            "shorten prompts or completion_tokens, or take another model"
+        )
+
+
+def _tokens(tokenizer: Any, prompt: Any) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return tokenizer(prompt).input_ids
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+
+def _check_vllm() -> None:
+    from trl.import_utils import is_vllm_available
+
+    if not is_vllm_available():
+        raise ValueError("vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty")
+
+
+def _digest(data: Rows) -> str:
+    return hashlib.sha256(json.dumps(data, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
