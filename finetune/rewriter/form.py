@@ -12,7 +12,6 @@ import json
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TypedDict
 
 from finetune.rewriter.spans import map_outside, map_spoken, outside, protect
 
@@ -30,11 +29,7 @@ Where the prompt has no [SPEECH], say: {silence}
 No background music unless the prompt asks for it."""
 
 
-class Message(TypedDict):
-    """One message of a chat, as OpenAI's interface and chat templates take it."""
-
-    role: str
-    content: str
+Message = dict[str, str]  # role and content, as OpenAI's interface and chat templates take it
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:['’-][^\W_{_HAN}]+)*")
 _MIN_WORDS = 3  # of a part, besides its cue: the cue alone says nothing
 _MAX_CUES = 30  # of one part that are looked at
 _THINKING = re.compile(r"\A.*</think\s*>", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"\A```\w*\s*\n(.*?)\n?\s*```\Z", re.DOTALL)
+_LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 def form_of(prompt: str) -> Form:
@@ -122,11 +117,16 @@ def messages(prompt: str, form: Form | None = None) -> list[Message]:
 def rewrite_of(prompt: str, answer: str) -> str:
     """The rewrite in a model's answer: thoughts, fence and quotes around it gone, one paragraph, spans put back; unchecked."""
     text = _THINKING.sub("", answer).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1].strip()
+    if text.startswith("```") and text.endswith("```") and "\n" in text:
+        text = text[text.index("\n") : -3].strip()
     if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("“", "”"), ("「", "」")}:
         text = text[1:-1].strip()
-    return map_outside(protect(prompt).restore(text), lambda piece: re.sub(r"\s*[\r\n]\s*", " ", piece))
+    return map_outside(protect(prompt).restore(text), _one_line)
+
+
+def _one_line(piece: str) -> str:
+    lines = _LINE_END.split(piece)
+    return piece if len(lines) == 1 else " ".join(line.strip() for line in lines)
 
 
 def sections(text: str, form: Form | None = None) -> dict[str, str]:
@@ -164,7 +164,7 @@ def _longest(text: str, form: Form) -> dict[str, str]:
     words = [word.start() for word in _WORD.finditer(unspoken)]
     cues = []  # (start, end of the cue, part)
     for number, part in enumerate(form.parts):
-        starts = re.finditer(rf"(?:\A|[.!?…。！？；;，,：:\x01\n])\s*({re.escape(part.cue)})", unspoken)
+        starts = re.finditer(rf"(?:\A|[.!?…。！？；;，,：:\x01\n])\s{{0,3}}({re.escape(part.cue)})", unspoken)
         cues += [(found.start(1), found.end(1), number) for found, _ in zip(starts, range(_MAX_CUES), strict=False)]
     cues.sort()
     chains: list[tuple[int, ...]] = []  # the longest that ends at each cue, as positions in `cues`

@@ -16,7 +16,7 @@ from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
 PLACEHOLDER = "SPEECH"
 
-_MARK_LIKE = re.compile(r"<\s*[/\\]?\s*(?:s|e|pad|unk|extra_id_\d+)\s*/?\s*>", re.IGNORECASE)
+_MARK_LIKE = re.compile(r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE)  # after white space is taken out
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")
 
@@ -136,7 +136,7 @@ def _signs(pieces: list[str]) -> Counter[str]:
     """What looks like a mark, and characters that change how others are shown, by name."""
     found: Counter[str] = Counter()
     for piece in pieces:
-        folded = "".join(sign for sign in unicodedata.normalize("NFKC", piece) if unicodedata.category(sign) != "Cf")
+        folded = "".join(sign for sign in unicodedata.normalize("NFKC", piece) if not sign.isspace() and unicodedata.category(sign) != "Cf")
         found.update(f"{mark!r}" for mark in _MARK_LIKE.findall(folded))
         found.update(f"U+{ord(sign):04X}" for sign in piece if sign in _BIDI or _is_control(sign))
     return found

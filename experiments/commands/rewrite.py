@@ -1,0 +1,91 @@
+"""`nava rewrite`: short prompts to the long ones NAVA wants."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from orchestration.rewrite import Rewrite
+
+SHOWN = 5  # rows that fell back, told one by one
+
+Endpoint = Annotated[str, tyro.conf.arg(metavar="URL", help="server with OpenAI's chat interface, such as vLLM's http://host:8000")]
+Model = Annotated[str, tyro.conf.arg(help="name of the model that the server serves")]
+Template = Annotated[bool, tyro.conf.arg(help="write every prompt by the embedded template; needs no model")]
+Language = Annotated[Literal["auto", "en", "zh"], tyro.conf.arg(help="of the rewrite; auto: the prompt's own, zh suits published weights")]
+Fallback = Annotated[Literal["template", "original"], tyro.conf.arg(help="what stands for a prompt that the model did not get right")]
+Token = Annotated[str, tyro.conf.arg(metavar="NAME", help="environment variable with the server's bearer token; without it none is sent")]
+Cache = Annotated[Path, tyro.conf.arg(help="rewrites that passed, kept for the next run; delete it to ask for all again")]
+
+
+def rewrite(
+    prompts: Annotated[Path, tyro.conf.Positional],
+    /,
+    to: Path,
+    endpoint: Endpoint = "",
+    model: Model = "",
+    template: Template = False,
+    language: Language = "auto",
+    fallback: Fallback = "template",
+    token_variable: Token = "",
+    concurrency: int = 16,
+    tries: int = 4,
+    timeout: Annotated[float, tyro.conf.arg(help="seconds for one answer, from first to last byte")] = 120.0,
+    max_tokens: int = 4096,
+    temperature: float = 0.3,
+    min_structure: Annotated[float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is asked for again")] = 0.5,
+    cache: Cache = Path("out/rewrites/cache.jsonl"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Rewrite the prompts of a JSONL into --to: same rows and order, other fields as they are, the source in meta.rewrite.
+
+    What stands between <S> and <E> is never changed: an answer that does is asked for again, at last the template or the prompt as it
+    is stands in its place (meta.rewrite.by and .reason say so). A run that was interrupted goes on where it was; the same command
+    after a finished one asks again only for what fell back.
+    """
+    from orchestration.rewrite import Asking, rewrite_all, without_model
+    from orchestration.rewrite_cache import RewriteCache
+    from orchestration.rewrite_endpoint import ChatEndpoint
+    from orchestration.rewrite_rows import read_rows, write_rows
+
+    if template == bool(endpoint):
+        raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
+    asking = Asking(language=language, fallback=fallback, concurrency=concurrency, num_tries=tries, min_structure=min_structure)
+    if template:
+        rows = read_rows(prompts, to)
+        rewrites = [without_model(row.prompt, asking) for row in rows]
+    else:
+        server = ChatEndpoint(
+            base_url=endpoint, model=model, token_variable=token_variable, timeout_s=timeout, max_tokens=max_tokens, temperature=temperature
+        )
+        rows = read_rows(prompts, to)
+        kept = RewriteCache(cache)
+        try:
+            rewrites = rewrite_all([row.prompt for row in rows], server, kept, asking)
+        finally:
+            kept.close()
+    write_rows(to, rows, rewrites, model)
+    _tell(rewrites, [row.data_id for row in rows], to, as_json)
+
+
+def _tell(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: bool) -> None:
+    """Who wrote how many rows, and the first that fell back with their reasons."""
+    counts = Counter(rewrite.by for rewrite in rewrites)
+    failed = [(name, rewrite) for name, rewrite in zip(names, rewrites, strict=True) if rewrite.reason]
+    for name, rewrite in failed[:SHOWN]:
+        print(f"{name}: by {rewrite.by}, {rewrite.tries} tries, last: {rewrite.reason}", file=sys.stderr)
+    if len(failed) > SHOWN:
+        print(f"... and {len(failed) - SHOWN} more; meta.rewrite.reason of each row says why", file=sys.stderr)
+    cached = sum(rewrite.cached for rewrite in rewrites)
+    if as_json:
+        print(json.dumps({"rows": len(rewrites), **counts, "fell_back": len(failed), "cached": cached, "to": str(to)}, indent=1))
+        return
+    by = ", ".join(f"{count} by {'the prompt as it is' if name == 'original' else name}" for name, count in sorted(counts.items()))
+    print(f"{len(rewrites)} prompts: {by}{f' ({cached} of an earlier run)' if cached else ''}; {len(failed)} fell back\nrewrites  {to}")
