@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("pretrain", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"),
     "import": Verb("convert", "import_published", "published weights to a model folder", "nava import wan2.2 Wan2.2-TI2V-5B --to out/warm"),
     "export": Verb("convert", "export_published", "a model folder to published weights", "nava export nava out/warm --to NAVA.safetensors"),
+    "rewrite": Verb("rewrite", "rewrite", "short prompts to long ones, speech kept", "nava rewrite my.jsonl --to long.jsonl --template"),
     "generate": Verb("generate", "generate", "prompts JSONL -> mp4 with sound and wav", "nava generate my_prompts.jsonl --to my_clips"),
     "syncnet": Verb("pipeline", "syncnet", "train the sync reward and its judge", "nava syncnet mini"),
     "rollout": Verb("pipeline", "rollout", "several clips of each prompt, to vote on", "nava rollout mini --set rollout.seed=1"),
