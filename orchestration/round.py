@@ -49,8 +49,8 @@ class _Round(Generic[Task, Future]):
     tasks: Sequence[Task]
     clips: dict[int, Future] = field(default_factory=dict)
     scores: dict[int, dict[str, Any]] = field(default_factory=dict)
-    unscored: set[int] = field(default_factory=set)  # places rolled out and not scored by every pool
-    scored: int = 0
+    unscored: int = 0  # rolled out and not scored by every pool
+    scored: int = 0  # by every pool
     error: Exception | None = None
 
 
@@ -159,7 +159,7 @@ class Pipeline(Generic[Task, Future]):
         for line in self._scorers:
             while self._start_next(line):
                 pass
-        while sum(len(part.unscored) for part in self._rounds.values()) < self.max_unscored and self._start_next(self._rollout):
+        while sum(part.unscored for part in self._rounds.values()) < self.max_unscored and self._start_next(self._rollout):
             pass
 
     def _start_next(self, line: _Line) -> bool:
@@ -181,7 +181,7 @@ class Pipeline(Generic[Task, Future]):
         if self._rounds.get(part.number) is part and part.error is None:
             if run.line is self._rollout:
                 part.clips[place], part.scores[place] = future, {}
-                part.unscored.add(place)
+                part.unscored += 1
                 for line in self._scorers:
                     heapq.heappush(line.queue, (part.number, place))
             else:
@@ -195,13 +195,13 @@ class Pipeline(Generic[Task, Future]):
             answer = self.result(future)
         except Exception as error:
             part.error = error
-            part.unscored.clear()
+            part.unscored = 0
             for line in (self._rollout, *self._scorers):
                 line.forget(part.number)
             return
         scores[run.line.name] = answer
         if len(scores) == len(self._scorers):
-            part.unscored.remove(run.place)
+            part.unscored -= 1
             part.scored += 1
 
 

@@ -46,6 +46,7 @@ class World:
     max_unscored: int = 2
     interruptions: float = 0.0
     failing: set[tuple[str, int, int]] = field(default_factory=set)
+    last: str = ""  # tasks of this pool end only when no other one runs
 
     def __post_init__(self) -> None:
         self.draw, self.births = random.Random(self.seed), 0
@@ -81,6 +82,7 @@ class World:
             assert any(one.error is error and one.asked and one.task and one.task.round == round for one in self.futures)
             assert round not in self.alive, "an error that was not asked for"
             self.begun.discard(round)
+            self._nobody_idles()
             return None
         assert tasks is not None, "a round with an error ended well"
         assert [unit.task for unit in units] == tasks
@@ -89,6 +91,7 @@ class World:
             assert all(self.started[name, unit.task] == 1 for name in self.pools)
         self.begun.discard(round)
         del self.alive[round]
+        self._nobody_idles()
         return units
 
     def drop(self) -> None:
@@ -117,13 +120,14 @@ class World:
         return self.futures[-count:]
 
     def wait(self, futures: Sequence[Future]) -> Sequence[Future]:
-        """Some of those that are done, or none; a busy worker's first task may end."""
+        """Some of those that are done, or none."""
         assert futures and len(set(futures)) == len(futures), "waiting for nothing, or twice for one"
         self._nobody_idles()
         if self.draw.random() < self.interruptions:
             raise Interrupted
         for future in futures:
-            future.done = future.done or self.draw.random() < 0.3
+            held = future.pool == self.last and any(one.pool != self.last for one in futures)
+            future.done = future.done or (self.draw.random() < 0.3 and not held)
         done = [future for future in futures if future.done]
         told = self.draw.sample(done, self.draw.randint(0, len(done)))
         for future in told:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_world import ROLLOUT, TRAINER, Future, Interrupted, Task, World
 
@@ -57,18 +57,24 @@ OPERATIONS = st.lists(
         st.tuples(st.just("attend"), st.integers(0, 3), st.just(0)),
         st.tuples(st.just("drop"), st.just(0), st.just(0)),
     ),
-    max_size=12,
+    min_size=4,
+    max_size=16,
 )
 
 
+@settings(max_examples=200)
 @given(SEEDS, POOLS, st.integers(1, 2), st.integers(1, 4), st.sets(PLACES, max_size=4), OPERATIONS)
 def test_any_use_with_errors_signals_and_drops(seed, pools, in_flight, max_unscored, failing, operations):
+    """`finish` of the round that so many begun ones precede; a `begin` of one under way finishes it first."""
     world = World(seed, pools, in_flight, max_unscored, 0.1, failing)
     for name, number, count in operations:
-        if name == "begin" and number not in world.begun:
+        if name == "begin":
+            if number in world.begun:
+                until_it_ends(lambda number=number: world.finish(number))
             world.begin(number, count)
-        elif name == "finish" and number in world.begun:
-            until_it_ends(lambda number=number: world.finish(number))
+        elif name == "finish" and world.begun:
+            chosen = sorted(world.begun)[number % len(world.begun)]
+            until_it_ends(lambda chosen=chosen: world.finish(chosen))
         elif name == "attend":
             update = world.trainers(number) if number else []
             until_it_ends(lambda update=update: world.pipeline.attend(update))
@@ -80,6 +86,37 @@ def test_any_use_with_errors_signals_and_drops(seed, pools, in_flight, max_unsco
     world.failing.clear()
     world.begin(7, 3)
     assert len(until_it_ends(lambda: world.finish(7))) == 3  # type: ignore[arg-type]
+
+
+@given(SEEDS, POOLS)
+def test_rounds_go_on_during_the_update(seed, pools):
+    """The update ends last, so attending to it has to bring the other round to its end; nothing is left to wait for."""
+    world = World(seed, pools, last=TRAINER)
+    world.begin(1, 5)
+    world.pipeline.attend(world.trainers(2))
+    world.pipeline.wait = None  # type: ignore[assignment]
+    assert world.finish(1) is not None
+
+
+@given(SEEDS)
+def test_a_lower_round_goes_first_though_begun_later(seed):
+    world = World(seed, in_flight=1)
+    for number in (9, 4, 7, 1):
+        world.begin(number, 5)
+    assert all(world.finish(number) is not None for number in (7, 1, 4, 9))
+    assert [one.task.round for one in world.futures if one.pool == ROLLOUT and one.task][2:] == [1] * 5 + [4] * 5 + [7] * 5 + [9] * 3
+
+
+@given(SEEDS, st.integers(0, 6), st.sampled_from([ROLLOUT, "sync"]))
+def test_a_round_begun_again_takes_nothing_of_its_former_life(seed, turns, late):
+    """What was dropped ends last, as a rollout or as a score, when another round of that number is under way."""
+    world = World(seed, last=late)
+    world.begin(2, 4)
+    for _ in range(turns):
+        world.pipeline.attend(world.trainers(1))
+    world.drop()
+    world.begin(2, 4)
+    assert world.finish(2) is not None
 
 
 @given(SEEDS, PLACES)
