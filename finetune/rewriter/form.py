@@ -125,8 +125,9 @@ def rewrite_of(prompt: str, answer: str) -> str:
 
 
 def _one_line(piece: str) -> str:
-    lines = _LINE_END.split(piece)
-    return piece if len(lines) == 1 else " ".join(line.strip() for line in lines)
+    first, *lines = _LINE_END.split(piece)
+    kept = [line.strip() for line in lines[:-1] if line.strip()]
+    return " ".join([first.rstrip(), *kept, lines[-1].lstrip()]) if lines else piece
 
 
 def sections(text: str, form: Form | None = None) -> dict[str, str]:
@@ -161,12 +162,13 @@ def _structure(text: str, form: Form) -> float:
 def _longest(text: str, form: Form) -> dict[str, str]:
     """Longest chain of cues in the form's order, with _MIN_WORDS words behind each before the next."""
     unspoken = map_spoken(text, lambda span: "\x01" * len(span))
-    words = [word.start() for word in _WORD.finditer(unspoken)]
     cues = []  # (start, end of the cue, part)
     for number, part in enumerate(form.parts):
         starts = re.finditer(rf"(?:\A|[.!?…。！？；;，,：:\x01\n])\s{{0,3}}({re.escape(part.cue)})", unspoken)
         cues += [(found.start(1), found.end(1), number) for found, _ in zip(starts, range(_MAX_CUES), strict=False)]
     cues.sort()
+    within = {at for start, end, _ in cues for at in range(start, end)}
+    words = [word.start() for word in _WORD.finditer(unspoken) if word.start() not in within]
     chains: list[tuple[int, ...]] = []  # the longest that ends at each cue, as positions in `cues`
     for at, (start, _, number) in enumerate(cues):
         before = [chain for chain in chains if _follows(cues[chain[-1]], start, number, words)]
