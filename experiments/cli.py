@@ -54,6 +54,8 @@ VERBS: dict[str, Verb] = {
     "gsb stats": Verb("gsb", "stats", "what votes on clips say: win, tie, lose, strengths, raters", "nava gsb stats votes.jsonl"),
     "gsb export": Verb("gsb", "export", "votes to preference pairs", "nava gsb export votes.jsonl --clips nava=clips/a base=clips/b"),
     "gsb fit": Verb("gsb", "fit", "learn a reward from votes", "nava gsb fit votes.jsonl --scores a=a.jsonl b=b.jsonl --features NAME"),
+    "rewriter grpo": Verb("rewriter", "grpo", "tune the prompt rewriter by rewards", "nava rewriter grpo my_lm my_prompts.jsonl"),
+    "rewriter dpo": Verb("rewriter", "dpo", "tune it by votes", "nava rewriter dpo my_lm votes.jsonl --rewrites a=a.jsonl b=b.jsonl"),
     "lineage": Verb("look", "lineage", "from a clip, checkpoint or run back to data, code and parents", "nava lineage out/generated"),
     "prompt check": Verb("look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"),
     "plan": Verb("plan", "plan", "parameters, FLOPs, memory per GPU and days of a model", "nava plan nava_6b --gpus 128"),

@@ -116,6 +116,11 @@ class Layout:
         """adapter/ (PEFT), model/ (merged) and what the alignment said on its way."""
         return self.out / "align"
 
+    @property
+    def rewriter(self) -> Path:
+        """adapter/ (PEFT), model/ (merged) of the tuned prompt rewriter, and its checkpoints; no stage of the pipeline."""
+        return self.out / "rewriter"
+
     def pretrain(self, stage: str) -> Path:
         return self.out / "pretrain" / stage
 
@@ -142,4 +147,5 @@ class Layout:
             "score": self.scores,
             "evaluate": self.metrics,
             "report": self.reports / "demo.html",
+            "rewriter": self.rewriter,
         }[stage]

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from finetune.rewriter.form import ENGLISH, messages
-from finetune.rewriter.language_model import request
 from finetune.rewriter.template import by_template
 from finetune.rewriter.votes import as_answer
 from pretrain.progress import track
@@ -111,9 +110,7 @@ def answers(folder: Path, rows: Sequence[PromptRow], per_prompt: int, seed: int,
     torch.manual_seed(seed)
     answered: list[list[str]] = []
     for row in track(rows, len(rows), f"prompts answered by {folder.name}"):
-        asked = tokenizer.apply_chat_template(
-            request(tokenizer, messages(row.prompt.text)), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )  # fmt: skip
+        asked: Any = tokenizer(ASK + messages(row.prompt.text)[-1]["content"] + ANSWER, return_tensors="pt")
         with torch.no_grad():
             made: Any = model.generate(  # type: ignore[operator]
                 **asked, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=per_prompt, max_new_tokens=tokens

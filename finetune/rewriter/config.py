@@ -42,7 +42,8 @@ class GrpoTuning(Tuning):
     """`group` rewrites of a prompt are compared with each other. `rewards`: reward -> weight, 0 leaves one out.
 
     beta: weight of the KL term towards the model before tuning; 0 needs no reference. vllm: base URL of a vLLM server that
-    generates, "" = this process does.
+    generates, "" = this process does. normalise: each = every reward within its group before they are summed, for rewards of
+    different scales; total = only their sum; auto = each where clips are scored.
     """
 
     group: int = 8
@@ -50,6 +51,7 @@ class GrpoTuning(Tuning):
     beta: float = 0.0
     rewards: Mapping[str, float] = field(default_factory=lambda: {"spans": 2.0, "structure": 1.0, "length": 1.0, "clips": 1.0})
     vllm: str = ""
+    normalise: Literal["auto", "each", "total"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,19 +77,24 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
     return clips
 
 
-def reward_functions(
-    weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
-) -> tuple[list[RewardFunction], list[float]]:  # fmt: skip
-    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises ValueError for unknown names or none left."""
-    known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
-    if score is not None:
-        known["clips"] = clips_of(score, rows)
+def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
+    """Raises ValueError for unknown names, or where no reward is left (`clips` is one only with `scores_clips`)."""
     for name in weights:
         if name not in NAMES:
             raise ValueError(f"rewards.{name}: unknown reward; {nearest(name, NAMES)}")
-    chosen = {name: weight for name, weight in weights.items() if weight and name in known}
-    if not chosen:
+    if not any(weight for name, weight in weights.items() if scores_clips or name != "clips"):
         raise ValueError("rewards: none is left; give one a weight, or say how clips are scored")
+
+
+def reward_functions(
+    weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
+) -> tuple[list[RewardFunction], list[float]]:  # fmt: skip
+    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as `check_weights`."""
+    check_weights(weights, score is not None)
+    known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
+    if score is not None:
+        known["clips"] = clips_of(score, rows)
+    chosen = {name: weight for name, weight in weights.items() if weight and name in known}
     return [known[name] for name in chosen], list(chosen.values())
 
 

@@ -5,10 +5,14 @@ One process. A killed run goes on from its newest whole checkpoint and ends with
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +21,7 @@ from finetune.rewriter import checkpoints
 from finetune.rewriter.config import DpoTuning, GrpoTuning, Tuning, described
 from finetune.rewriter.form import TEMPLATE_ID, messages
 from finetune.rewriter.language_model import answer, check_folder, folder_digest, half_precision, load, request
-from finetune.rewriter.rewards import ClipScore, reward_functions
+from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
 from finetune.rewriter.votes import RewritePair, as_answer
 from pretrain.data.store import replace_folder
 from pretrain.progress import StageProgress
@@ -43,6 +47,19 @@ class Tuned:
     model: Path
 
 
+def check_grpo(config: GrpoTuning, prompts: int, scores_clips: bool) -> None:
+    """What `tune_grpo` would refuse of the settings for so many prompts. Raises ValueError."""
+    check_weights(config.rewards, scores_clips)
+    per_step = config.batch // config.group
+    if prompts < per_step:
+        raise ValueError(f"{prompts} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch")
+    if config.vllm:
+        from trl.import_utils import is_vllm_available
+
+        if not is_vllm_available():
+            raise ValueError("vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty")
+
+
 def tune_grpo(
     config: GrpoTuning, model: Path, rows: Sequence[PromptRow], out: Path, score: ClipScore | None = None, score_id: str = "",
     trackers: Sequence[Tracker] = (),
@@ -52,23 +69,21 @@ def tune_grpo(
     Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged tuning, and what a
     reward raises.
     """
+    check_grpo(config, len(rows), score is not None)
     functions, weights = reward_functions(config.rewards, score, rows)
-    per_step = config.batch // config.group
-    if len(rows) < per_step:
-        raise ValueError(f"{len(rows)} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch")
-    if config.vllm:
-        _check_vllm()
+    each = config.normalise == "each" or (config.normalise == "auto" and score is not None)
     sources = [row.prompt.text for row in rows]
     data = [{"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)]
 
     def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
 
         arguments = GRPOConfig(
             **common, num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
-            beta=config.beta, reward_weights=weights, multi_objective_aggregation="normalize_then_sum", use_vllm=bool(config.vllm),
-            vllm_mode="server", vllm_server_base_url=config.vllm or None,
+            beta=config.beta, reward_weights=weights, use_vllm=bool(config.vllm), vllm_mode="server",
+            multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize", vllm_server_base_url=config.vllm or None,
         )  # fmt: skip
         shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
         _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
@@ -90,7 +105,8 @@ def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: 
 
     def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
 
         arguments = DPOConfig(**common, beta=config.beta, loss_type=[config.loss], max_length=None)
         shown = [
@@ -119,14 +135,15 @@ def _run(
 
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     shared = {"processing_class": tokenizer, "peft_config": lora}
-    trainer = make(network, tokenizer, shared, _arguments(config, out))
-    trainer.remove_callback(PrinterCallback)
-    rows = Trackers(JsonlTracker(out / METRICS, resumed or -1), trackers)
-    with StageProgress(f"rewriter {algorithm}", config.steps, describe) as progress:
-        watch = Watch(rows, progress)
-        trainer.add_callback(watch)
-        with watch.signals():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with _hushed():
+        trainer = make(network, tokenizer, shared, _arguments(config, out))
+        trainer.remove_callback(PrinterCallback)
+        rows = Trackers(JsonlTracker(out / METRICS, resumed or -1), trackers)
+        with StageProgress(f"rewriter {algorithm}", config.steps, describe) as progress:
+            watch = Watch(rows, progress)
+            trainer.add_callback(watch)
+            with watch.signals():
+                _train(trainer, checkpoint, out)
     step = trainer.state.global_step
     tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
     if tuned.status == "finished":
@@ -135,6 +152,23 @@ def _run(
         tracker.set_tags({"status": tuned.status, "nava.parent_model_sha256": facts["model"]})
         tracker.log_artifact(str(out / METRICS))
     return tuned
+
+
+def _train(trainer: Any, checkpoint: Path | None, out: Path) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if shutil.disk_usage(out).free < 2**20:  # said in many ways by what writes a checkpoint's parts
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
+        raise
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what TRL and transformers have to say about each other's settings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
@@ -181,13 +215,6 @@ def _tokens(tokenizer: Any, prompt: Any) -> Sequence[int]:
     if isinstance(prompt, str):
         return tokenizer(prompt).input_ids
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-
-
-def _check_vllm() -> None:
-    from trl.import_utils import is_vllm_available
-
-    if not is_vllm_available():
-        raise ValueError("vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty")
 
 
 def _digest(data: Rows) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.gsb.pairs import ClipRef, pair_up
 from finetune.gsb.votes import Vote
@@ -20,7 +21,7 @@ from finetune.rewriter.spans import protect
 from pretrain.jsonl import FieldError, scan
 from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
-SOURCE = "source_prompt"  # in a rewrite's meta: the prompt it was made from
+MADE = "rewrite"  # in a row's meta, of `nava rewrite`: source and more
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def read_rewrites(path: Path, model: str) -> list[Rewrite]:
     for line, row in scan(path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
-        meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-        case, text, source, digest = row.get("case_id", row.get("data_id")), row.get("prompt"), meta.get(SOURCE), row.get("sha256")
-        for name, value in (("data_id", case), ("prompt", text), (f"meta.{SOURCE}", source)):
+        case, text = row.get("case_id", row.get("data_id")), row.get("prompt", row.get("text"))
+        source, digest = _source(row), row.get("sha256")
+        for name, value in (("data_id", case), ("prompt", text), (f"meta.{MADE}.source", source)):
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(FieldError(line, name, f"expected text, got {value!r}; give what `nava rewrite` wrote").at(path))
         assert isinstance(case, str) and isinstance(text, str) and isinstance(source, str)
@@ -71,12 +72,19 @@ def read_rewrites(path: Path, model: str) -> list[Rewrite]:
         try:
             parse(source)
         except ValueError as error:
-            raise ValueError(FieldError(line, f"meta.{SOURCE}", str(error)).at(path)) from None
+            raise ValueError(FieldError(line, f"meta.{MADE}.source", str(error)).at(path)) from None
         if case in seen:
             raise ValueError(FieldError(line, "data_id", f"{case!r} is also on line {seen[case]}; one rewriter, one rewrite").at(path))
         seen[case] = line
         rewrites.append(Rewrite(model, case, source, text, digest or text_digest(text)))
     return rewrites
+
+
+def _source(row: Mapping[str, Any]) -> Any:
+    """The prompt that a row was made from; None where it does not say."""
+    meta = row.get("meta")
+    made = meta.get(MADE) if isinstance(meta, dict) else None
+    return made.get("source") if isinstance(made, dict) else None
 
 
 def text_digest(text: str) -> str:

@@ -59,7 +59,7 @@ class Watch(TrainerCallback):
 
         def stop(number: int, _: object) -> None:
             self.stop_requested = True
-            signal.signal(number, before[number])  # the second one is not waited for
+            signal.signal(number, before[signal.Signals(number)])  # the second one is not waited for
 
         for number in SIGNALS:
             signal.signal(number, stop)

@@ -1,0 +1,103 @@
+"""What the clips of rewritten prompts are worth: a NAVA model makes them, rewards of the catalog score them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.align_scorer import AlignScorer
+from pretrain.codecs.base import check_trained_on
+from pretrain.flow.solvers import Latents
+from pretrain.generate import GenerateConfig, conditioning_of, reference_voices
+from pretrain.model.checkpoint import load_model
+from pretrain.prompt import PromptRow, parse
+from pretrain.randomness import generator_for
+from pretrain.sampling import Clock, lower_precision, sample
+from pretrain.types import (
+    AUDIO_CHANNELS,
+    AUDIO_TOKENS_PER_S,
+    PIXELS_PER_LATENT,
+    VIDEO_CHANNELS,
+    VIDEO_FRAMES_PER_LATENT,
+    num_audio_tokens,
+    num_video_latents,
+)
+
+
+class RewriteClips:
+    """finetune.rewriter.rewards.ClipScore: the weighted sum of rewards of one clip for each rewrite, NaN where one cannot score it.
+
+    `weights`: reward -> weight from 0, one that is better when lower counts with its sign turned, judges are refused. All rewrites of
+    a prompt start from the same noise, so that their clips differ by the words alone. Raises ValueError or FileNotFoundError in one
+    line for unusable models, rewards, references, and for prompts that start from an image.
+    """
+
+    def __init__(
+        self, model: Path, codec: Path, weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], config: GenerateConfig,
+        rows: Sequence[PromptRow], prompts: Path,
+    ) -> None:  # fmt: skip
+        if wrong := next((row for row in rows if row.image_path is not None), None):
+            raise ValueError(f"{prompts}:{wrong.line} image_path: clips of rewrites start from no image; leave it out")
+        if missing := next(((row, path) for row in rows for path in row.reference_paths if path and not path.is_file()), None):
+            raise FileNotFoundError(f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or remove it")
+        self.scorer = AlignScorer(str(codec), weights, options, config.fps)
+        self.weights, self.config = dict(weights), config
+        self.network, described = load_model(model, config.weights)
+        codecs = self.scorer.codecs
+        check_trained_on(codecs, codec, described.facts, model)
+        self.voices = reference_voices(rows, prompts, codecs)
+        cuda = config.device != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if cuda else "cpu")
+        if config.bf16:
+            lower_precision(self.network, torch.bfloat16)
+        self.network.to(self.device).eval()
+        made_of = [described.facts["checkpoint_id"], codecs.codec_id, self.weights, options, dataclasses.asdict(config)]
+        self.identity = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> list[float]:
+        """One total for each rewrite, in order."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            groups[row.num_frames or self.config.num_frames].append(place)
+        totals = [math.nan] * len(rows)
+        for places in groups.values():
+            for start in range(0, len(places), self.config.batch_size):
+                chosen = places[start : start + self.config.batch_size]
+                asked = [_rewritten(rows[place], rewrites[place]) for place in chosen]
+                for place, total in zip(chosen, self._totals(asked), strict=True):
+                    totals[place] = total
+        return totals
+
+    def close(self) -> None:
+        self.scorer.close()
+
+    def _totals(self, rows: Sequence[PromptRow]) -> list[float]:
+        config, codecs = self.config, self.scorer.codecs
+        frames = rows[0].num_frames or config.num_frames
+        grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
+        noise = Latents(
+            self._noise(rows, "video", (VIDEO_CHANNELS, num_video_latents(frames), *grid)),
+            self._noise(rows, "audio", (AUDIO_CHANNELS, num_audio_tokens(frames, config.fps))),
+        )
+        clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
+        made = sample(self.network, noise, conditioning_of(rows, codecs, self.voices).to(self.device), clock, config.sampler)
+        assert made.video is not None and made.audio is not None
+        scores = self.scorer.score(made.video.float().cpu(), made.audio.float().cpu(), rows)
+        return torch.stack([weight * scores.values[name] for name, weight in self.weights.items() if weight]).sum(0).tolist()
+
+    def _noise(self, rows: Sequence[PromptRow], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        drawn = [torch.randn(shape, generator=generator_for(self.config.seed, row.data_id, name)) for row in rows]
+        return torch.stack(drawn).to(self.device)
+
+
+def _rewritten(row: PromptRow, rewrite: str) -> PromptRow:
+    """The row with other words around the same speech."""
+    return dataclasses.replace(row, prompt=parse(rewrite, row.prompt.references))
