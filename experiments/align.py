@@ -52,13 +52,23 @@ def align_run(job: Job, tracker: SpoolTracker | None = None, pairs: Path | None 
     )  # fmt: skip
 
 
-def align(job: Job, tracker: SpoolTracker, pairs: Path | None = None, clips: Path | None = None) -> None:
-    """Align into OUT/align, going on from what is there; raises Interrupted when it was stopped before its last round."""
-    from finetune.launch import align_model
+def align(job: Job, tracker: SpoolTracker, pairs: Path | None = None, clips: Path | None = None, ray: str = "") -> None:
+    """Align into OUT/align, going on from what is there; raises Interrupted when it was stopped before its last round.
 
+    ray: on the Ray at this address ("local": an embedded one) instead of ranks of torchrun.
+    """
     run = align_run(job, tracker, pairs, clips)
     tracker.set_tags(parents_of(run, job.layout))
-    result = align_model(run, job.ranks, job.port)
+    if ray:
+        from experiments.align_scorer import options_for
+        from orchestration.align import align_on_ray
+
+        tracker.set_tags({"nava.ray": ray, "nava.staleness": str(job.recipe.ray.staleness)})
+        result = align_on_ray(run, job.ranks, job.recipe.ray, options_for, ray)
+    else:
+        from finetune.launch import align_model
+
+        result = align_model(run, job.ranks, job.port)
     if result.status != "finished" or result.model is None:
         raise Interrupted(f"align stopped after round {result.step} with a checkpoint; the same command goes on from there")
     checkpoint = checkpoint_of(result.model)

@@ -106,6 +106,12 @@ def scorer_options(align: Any, corpus: Path, codec: Path, syncnet: Path, num_pro
     }  # fmt: skip
 
 
+def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of a scorer of these rewards alone, from those of one of all."""
+    cut = {part: {name: options[part][name] for name in rewards if name in options[part]} for part in ("weights", "options")}
+    return {**options, **cut}
+
+
 def _column(values: Sequence[float], places: Sequence[int], total: int) -> Tensor:
     column = torch.full((total,), math.nan, dtype=torch.float64)
     column[list(places)] = torch.tensor(values, dtype=torch.float64)

@@ -35,6 +35,7 @@ class AlignRun:
     clips: Path | None = None  # the rollout store that its clips lie in
     chosen: Path | None = None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
 
     _PATHS = ("base", "codec", "prompts", "out", "pairs", "clips", "chosen")
 
@@ -44,7 +45,7 @@ class AlignRun:
         path = self.out / RESOLVED
         write_json(path, {
             "config": to_json(self.config), "scorer": [self.scorer[0], dict(self.scorer[1])], "weights": self.weights,
-            "trackers": {name: dict(options) for name, options in self.trackers.items()}, **paths,
+            "staleness": self.staleness, "trackers": {name: dict(options) for name, options in self.trackers.items()}, **paths,
         })  # fmt: skip
         return path
 
@@ -54,7 +55,7 @@ class AlignRun:
         paths = {name: Path(values[name]) if values[name] else None for name in cls._PATHS}
         return cls(
             config=from_json(AlignConfig, values["config"], "config"), scorer=(values["scorer"][0], values["scorer"][1]),
-            weights=values["weights"], trackers=values["trackers"], **paths,  # type: ignore[arg-type]
+            weights=values["weights"], trackers=values["trackers"], staleness=values["staleness"], **paths,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class AlignRun:
                 del fields[name]
         for name in CHANGES_NOTHING:
             del fields[name]
-        return f"{stable_hash(fields):016x}"
+        return f"{stable_hash({**fields, 'staleness': self.staleness} if self.staleness else fields):016x}"
 
 
 def digest(path: Path) -> str:

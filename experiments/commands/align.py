@@ -24,12 +24,19 @@ def align(
     out: Path = Path("out"),
     pairs: Pairs = None,
     clips: Clips = None,
+    ray: Annotated[
+        tuple[str, ...] | None,
+        tyro.conf.arg(metavar="[ADDRESS]", help="on Ray: an embedded one, or the cluster at HOST:PORT, whose nodes see all these paths"),
+    ] = None,
     resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")] = True,
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
 
     Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json and samples/round-N.
     --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last round.
+
+    --ray gives rollouts and rewards workers of their own (section `ray` of the recipe: workers, pools, staleness). With staleness 0 the
+    result is that of local ranks; a lost worker or rank is replaced. It also writes rounds.jsonl (which samples each round learned from).
     """
     from experiments.align import align as refine
     from experiments.align import align_run, pairs_and_clips
@@ -41,6 +48,9 @@ def align(
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     if port:
         check_port(port)
+    address = address_of(ray)
+    if address and port:
+        raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
     if "gsb_dpo" not in job.recipe.align.sequence and (pairs or clips):
         raise ValueError("--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out")
@@ -48,9 +58,25 @@ def align(
         usual = pairs_and_clips(job)
         pairs, clips = pairs or usual[0], clips or usual[1]
     check_before(align_run(job, None, pairs, clips), job.ranks)
-    if must_train("align", "align", job.layout.align, job, resume):
-        with tracked("align", job.recipe.name, config_of("align", job.recipe), job.layout, job.root, resume=True) as tracker:
-            refine(job, tracker, pairs, clips)
+    config = config_of("align", job.recipe)
+    if address:
+        job.recipe.ray.rewards_of(list(job.recipe.align.rubric.routes()))
+        config |= {"staleness": job.recipe.ray.staleness} if job.recipe.ray.staleness else {}
+    if must_train("align", "align", job.layout.align, job, resume, config=config):
+        with tracked("align", job.recipe.name, config, job.layout, job.root, resume=True) as tracker:
+            refine(job, tracker, pairs, clips, address)
+
+
+def address_of(ray: tuple[str, ...] | None) -> str:
+    """Of the Ray that --ray asks for; "" where it does not. Raises ValueError on what is no address."""
+    if ray is None:
+        return ""
+    if len(ray) > 1:
+        raise ValueError(f"--ray: expected one address or none, got {' '.join(ray)}")
+    address = ray[0] if ray else "local"
+    if address != "local" and ":" not in address:
+        raise ValueError(f"--ray: expected HOST:PORT, or nothing for an embedded Ray, got {address!r}; the recipe goes before the options")
+    return address
 
 
 def check_before(run: object, ranks: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -115,13 +116,15 @@ def _join(stage: str, job: Job) -> bool:
     return result.status == "finished"
 
 
-def must_train(name: str, said: str, trained: Path, job: Job, resume: bool, asked: str = "") -> bool:
+def must_train(
+    name: str, said: str, trained: Path, job: Job, resume: bool, asked: str = "", config: Mapping[str, Any] | None = None
+) -> bool:  # fmt: skip
     """True to train or go on, False to keep what is finished. Raises ValueError where something else would be replaced: nobody loses
-    a trained model by a command with other numbers."""
+    a trained model by a command with other numbers. config: what the result depends on, where that is not the stage's section alone."""
     from experiments.runs import can_go_on, unchanged
     from experiments.stages import config_of
 
-    layout, config = job.layout, config_of(name, job.recipe)
+    layout, config = job.layout, config or config_of(name, job.recipe)
     if not resume:
         (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
     elif unchanged(name, config, layout, job.root):

@@ -13,6 +13,7 @@ from experiments.syncnet import SyncFitConfig
 from experiments.votes import VotesConfig
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig
+from orchestration.config import RayConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
@@ -37,6 +38,7 @@ class Recipe:
     curate_prompts: PromptChoiceConfig = field(default_factory=PromptChoiceConfig)
     votes: VotesConfig = field(default_factory=VotesConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    ray: RayConfig = field(default_factory=RayConfig)  # of `nava align --ray`
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)

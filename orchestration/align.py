@@ -1,0 +1,130 @@
+"""Aligns a model on Ray: checks before, the driver of a run, and how it ended. The same run as on local ranks, by other hands."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.align_run import AlignRun
+from finetune.checkpoint import FOLDER
+from finetune.hands import WentBack
+from finetune.journal import Journal
+from finetune.launch import describe
+from finetune.loop import Alignment
+from finetune.prompts import read_prompt_set
+from orchestration.cluster import LOCAL, Group, connected, places, reward_workers, rollout_workers
+from orchestration.config import RayConfig
+from orchestration.futures import Futures
+from orchestration.hands import RayHands, Workforce
+from orchestration.round import Pool
+from pretrain.launch import StageResult, finished
+from pretrain.progress import StageProgress
+from pretrain.stage_run import check_run_folder
+from pretrain.titan.checkpoints import is_full, save_error
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Cut = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]  # a scorer's options for some of its rewards
+
+
+def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:
+    """Align into run.out, going on from the newest checkpoint there; leaves what `finetune.launch.align_model` leaves, and
+    rounds.jsonl and published/ beside it. A finished one is returned at once.
+
+    cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose nodes see all paths of the run; "local" = an
+    embedded one that ends with this process. Raises ValueError, FileNotFoundError or OSError in one line.
+    """
+    run = dataclasses.replace(run, staleness=config.staleness)
+    run.config.check_ranks(ranks)
+    pools = config.rewards_of(list(run.config.rubric.routes()))
+    prompts = read_prompt_set(run.prompts, run.config, run.chosen)
+    run.out.mkdir(parents=True, exist_ok=True)
+    with alone(run.out):
+        check_run_folder(run)
+        if done := finished(run.out):
+            return done
+        run.save()
+        progress = StageProgress("align", run.config.num_rounds, describe, "round")
+        with connected(address, config, ranks), progress:
+            force = _workforce(run, ranks, config, pools, cut, address == LOCAL)
+            try:
+                with _hearing(Futures()) as futures:
+                    hands = RayHands(
+                        run, prompts, ranks, config.staleness, force, futures, config.max_unscored, config.trainers.max_restarts
+                    )  # fmt: skip
+                    return _drive(run, hands, progress)
+            except OSError as error:
+                raise save_error(error, run.out / FOLDER) if is_full(error) else error from error
+
+
+def _drive(run: AlignRun, hands: RayHands, progress: StageProgress) -> StageResult:
+    journal = Journal(run, hands.take_written)
+
+    def log(row: dict[str, Any], step: int) -> None:
+        journal.log(row, step)
+        progress.show({"step": step, **row})
+
+    alignment = Alignment(run, hands, log, journal.begin)
+    alignment.resume()
+    status, model_id = alignment.run_rounds(), ""
+    while status == "finished" and not model_id:
+        try:
+            model_id = hands.export(alignment.progress)
+        except WentBack:
+            alignment.resume()
+    journal.end(status, alignment.progress.rounds, model_id, hands.ranks.base_id)
+    model = run.out / "model" if status == "finished" else None
+    return StageResult(status, alignment.progress.rounds, model, model_id)
+
+
+def _workforce(
+    run: AlignRun, ranks: int, config: RayConfig, pools: Mapping[str, Sequence[str]], cut: Cut, local: bool
+) -> Workforce:  # fmt: skip
+    given = places(config, ranks, local)
+    name, options = run.scorer
+    scorers = {
+        pool: reward_workers(pool, (name, cut(options, rewards)), config.pools[pool], given[f"pool {pool}"])
+        for pool, rewards in pools.items()
+    }  # fmt: skip
+    rollers = rollout_workers(run, config.rollout, given["rollout"])
+
+    def rollout(weights: Callable[[Any], Any]) -> Pool[Any, Any, Any]:
+        return Pool("rollout", rollers, lambda worker, task: worker.roll_out.remote(task, [weights(task)]), config.rollout.in_flight)
+
+    return Workforce(
+        build=lambda: Group(run, ranks, given["trainers"]),
+        rollout=rollout,
+        scorers={
+            pool: Pool(pool, workers, lambda worker, both: worker.score.remote(*both), config.pools[pool].in_flight)
+            for pool, workers in scorers.items()
+        },
+        writer=next(iter(scorers.values()))[0],
+    )
+
+
+@contextmanager
+def _hearing(futures: Futures) -> Iterator[Futures]:
+    """SIGTERM and Ctrl-C let the round go and write a checkpoint."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: setattr(futures, "stop_requested", True))
+        yield futures
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Raises ValueError where another driver aligns into this folder; a killed one lets go of it."""
+    with (out / ".driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another `nava align` is at work here; wait for it, or give --out for another folder") from None
+        yield

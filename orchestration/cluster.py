@@ -1,0 +1,154 @@
+"""Ray itself: an embedded one or a cluster, and the processes of an alignment on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.align_run import AlignRun
+from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
+from orchestration.config import RayConfig, Workers
+from orchestration.futures import one_line
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What each process of a kind is given."""
+
+    cpus: float
+    gpus: float
+    runtime_env: Mapping[str, Any]
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        environment = {"runtime_env": dict(self.runtime_env)} if self.runtime_env else {}
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **environment, **more}
+
+
+@contextmanager
+def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
+    """Ray, an embedded one for `local`, else the cluster's at `address`; gone with all its processes afterwards.
+
+    Raises ValueError where the cluster has too little, OSError where it cannot be reached.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    repository = str(Path(__file__).resolve().parents[1])
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    if ray.is_initialized():
+        raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
+    try:
+        if address == LOCAL:
+            cpus = max(_cores(), round(_needed(config, ranks, _cores(), 0)["CPU"] + 0.5))
+            ray.init(address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet)
+        else:
+            quiet.pop("include_dashboard")
+            ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); `ray start --head` starts one") from None
+    try:
+        if address != LOCAL:
+            _check_room(address, config, ranks)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def places(config: RayConfig, ranks: int, local: bool) -> dict[str, Place]:
+    """What the processes of each kind get; "trainers", "rollout" and "pool NAME"."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    cores = _cores() if local else 0
+    return {kind: Place(_cpus(given, count, cores), _gpus(given, gpus), given.runtime_env) for kind, given, count in _kinds(config, ranks)}
+
+
+class Group:
+    """The ranks that train, as one: every call goes to all of them."""
+
+    def __init__(self, run: AlignRun, ranks: int, place: Place) -> None:
+        import ray
+
+        made = ray.remote(TrainerRank).options(**place.options(max_restarts=0))
+        self.actors = [made.remote(run, rank, ranks, place.threads) for rank in range(ranks)]
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """A future of each rank's answer."""
+        return [getattr(actor, method).remote(*arguments) for actor in self.actors]
+
+    def call_each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        return [getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)]
+
+    def end(self) -> None:
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)  # type: ignore[arg-type]
+
+
+def rollout_workers(run: AlignRun, given: Workers, place: Place) -> list[Any]:
+    import ray
+
+    made = ray.remote(RolloutWorker).options(**_lasting(place, given))
+    return [made.remote(run, f"rollout {number}", place.threads, ray.get) for number in range(given.workers)]
+
+
+def reward_workers(pool: str, scorer: tuple[str, Mapping[str, Any]], given: Workers, place: Place) -> list[Any]:
+    import ray
+
+    made = ray.remote(RewardWorker).options(**_lasting(place, given))
+    return [made.remote(scorer, f"{pool} {number}", place.threads) for number in range(given.workers)]
+
+
+def _lasting(place: Place, given: Workers) -> dict[str, Any]:
+    """A lost worker is started again, and does again what it had not finished."""
+    return place.options(max_restarts=given.max_restarts, max_task_retries=given.max_restarts)
+
+
+def _kinds(config: RayConfig, ranks: int) -> list[tuple[str, Workers, int]]:
+    pools = [(f"pool {name}", pool, pool.workers) for name, pool in config.pools.items()]
+    return [("trainers", config.trainers, ranks), ("rollout", config.rollout, config.rollout.workers), *pools]
+
+
+def _needed(config: RayConfig, ranks: int, cores: int, gpus: float) -> dict[str, float]:
+    kinds = _kinds(config, ranks)
+    return {
+        "CPU": sum(count * _cpus(given, count, cores) for _, given, count in kinds),
+        "GPU": sum(count * _gpus(given, gpus > 0) for _, given, count in kinds),
+    }
+
+
+def _check_room(address: str, config: RayConfig, ranks: int) -> None:
+    import ray
+
+    there = ray.cluster_resources()
+    for name, needed in _needed(config, ranks, 0, there.get("GPU", 0)).items():
+        if needed > there.get(name, 0):
+            found = f"{needed:g} {name}s are needed and it has {there.get(name, 0):g}"
+            raise ValueError(f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools or --nproc")
+
+
+def _cpus(given: Workers, count: int, cores: int) -> float:
+    return given.num_cpus or max(1, cores // count)
+
+
+def _gpus(given: Workers, there: bool) -> float:
+    return float(there) if given.num_gpus == -1 else given.num_gpus
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _python_path(repository: str) -> str:
+    return os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])

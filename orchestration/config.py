@@ -1,0 +1,73 @@
+"""How an alignment is spread over Ray: a section of the recipe; changes no number of a run but by `staleness`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pretrain.config import nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Some processes of a kind. Raises ValueError on numbers that cannot be."""
+
+    workers: int = 2
+    num_cpus: float = 0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
+    num_gpus: float = 0.0  # of each; -1 = one where the cluster has any
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)  # Ray's own: pip, env_vars, ...
+    in_flight: int = 1  # tasks with a worker at a time
+    max_restarts: int = 5  # of a worker that was lost; its tasks are done again
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.in_flight < 1 or self.max_restarts < 0:
+            raise ValueError(f"workers and in_flight must be at least 1 and max_restarts not negative, got {self}")
+        if self.num_cpus < 0 or (self.num_gpus < 0 and self.num_gpus != -1):
+            raise ValueError(f"num_cpus must not be negative, num_gpus neither, but for -1, got {self.num_cpus} and {self.num_gpus}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardPool(Workers):
+    """Workers that all score the same rewards; none named = all that no other pool names."""
+
+    rewards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """`trainers.workers` is not read: how many ranks train is the run's own number."""
+
+    trainers: Workers = field(default_factory=lambda: Workers(num_gpus=-1, max_restarts=3))  # times that the group is built anew
+    rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
+    pools: Mapping[str, RewardPool] = field(default_factory=lambda: {"rewards": RewardPool()})
+    staleness: int = 0  # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are updated
+    max_unscored: int = 8  # batches of clips that may wait for rewards before rollouts wait
+    object_store_mb: int = 500  # of the embedded Ray
+
+    def __post_init__(self) -> None:
+        if self.staleness < 0 or self.max_unscored < 1:
+            raise ValueError(f"staleness must be at least 0 and max_unscored 1, got {self.staleness} and {self.max_unscored}")
+        if self.object_store_mb < 80:
+            raise ValueError(f"object_store_mb must be at least 80, Ray's own least, got {self.object_store_mb}")
+        if not self.pools:
+            raise ValueError("pools: no pool; name one, such as rewards")
+
+    def rewards_of(self, names: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Which of the run's rewards each pool scores; a pool that is left without any is left out.
+
+        Raises ValueError where a reward is unknown, or in no pool or in two.
+        """
+        named = [name for pool in self.pools.values() for name in pool.rewards]
+        for name in named:
+            if name not in names:
+                raise ValueError(f"ray.pools: reward {name!r} is not in the rubric; {nearest(name, names)}")
+            if named.count(name) > 1:
+                raise ValueError(f"ray.pools: reward {name!r} is in two pools; leave it in one")
+        rest = tuple(name for name in names if name not in named)
+        takers = [pool for pool, given in self.pools.items() if not given.rewards]
+        if rest and len(takers) != 1:
+            found = f"{len(takers)} pools without named rewards"
+            raise ValueError(f"ray.pools: {found}, but {', '.join(rest)} must be scored by one; leave `rewards` empty in exactly one pool")
+        shares = {pool: given.rewards or rest for pool, given in self.pools.items()}
+        return {pool: share for pool, share in shares.items() if share}

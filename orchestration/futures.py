@@ -1,0 +1,111 @@
+"""Ray's futures as the pipeline wants them, with errors in one line, and an ear for signals and for ranks that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.hands import Stopped
+
+_POLL_S = 0.5  # how soon a signal is heard
+_WORD_OF_A_DEATH_S = 15.0  # a rank may complain of another's death before Ray knows of it
+
+
+class LostRank(Exception):
+    """A rank that trains is gone."""
+
+
+class Futures:
+    """`stop_requested` may be set from a signal handler; it is heard where `stoppable`."""
+
+    def __init__(self) -> None:
+        self.stop_requested = self.stoppable = False
+        self._watched: dict[Any, Any] = {}  # a rank's future -> its answer, once there
+
+    def check(self) -> None:
+        """Raises Stopped after a signal."""
+        if self.stop_requested:
+            raise Stopped
+
+    def put(self, value: Any) -> Any:
+        import ray
+
+        return ray.put(value)
+
+    def wait(self, futures: Sequence[Any]) -> Sequence[Any]:
+        """Those that are done; none after a while, or where there are none. Raises Stopped after a signal where that is welcome,
+        and what `watch` says."""
+        import ray
+
+        if self.stoppable:
+            self.check()
+        asked = list(futures)
+        done, _ = ray.wait(asked, num_returns=1, timeout=_POLL_S, fetch_local=False)
+        if done:
+            done, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+        for future in done:
+            if future in self._watched:
+                self._watched[future] = self._answer_of_rank(future)
+        return done
+
+    def watch(self, futures: Sequence[Any]) -> None:
+        """Ranks' futures: `wait` raises as soon as one of them fails, for the others then wait for it in vain. LostRank where one is
+        gone, else the rank's own error."""
+        self._watched = dict.fromkeys(futures)
+
+    def watched(self) -> list[Any]:
+        """What the watched ones answered, in the order given; they are forgotten."""
+        answers = list(self._watched.values())
+        self._watched = {}
+        return answers
+
+    def result(self, future: Any) -> Any:
+        """A worker's answer. Raises its own error, or OSError where it was lost too often."""
+        import ray
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        try:
+            return ray.get(future)
+        except RayTaskError as error:
+            raise _own(error) from None
+        except RayActorError as error:
+            raise OSError(f"a worker was lost more often than max_restarts allows: {one_line(error)}") from None
+        except RayError as error:
+            raise OSError(f"Ray lost what a worker had made: {one_line(error)}") from None
+
+    def _answer_of_rank(self, future: Any) -> Any:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            return ray.get(future)
+        except RayActorError as error:
+            raise LostRank(one_line(error)) from None
+        except RayTaskError as error:
+            if self._another_died():
+                raise LostRank(one_line(error.cause)) from None
+            raise _own(error) from None
+
+    def _another_died(self) -> bool:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        done, _ = ray.wait(list(self._watched), num_returns=len(self._watched), timeout=_WORD_OF_A_DEATH_S, fetch_local=False)
+        for future in done:
+            try:
+                ray.get(future)
+            except RayActorError:
+                return True
+            except RayTaskError:
+                continue
+        return False
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _own(error: Any) -> Exception:
+    """What was raised over there, as it would have been here."""
+    cause = error.cause
+    return cause if isinstance(cause, (ValueError, OSError)) else ValueError(f"{type(cause).__name__}: {one_line(cause)}")

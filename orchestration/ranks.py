@@ -1,0 +1,73 @@
+"""The group of ranks that train, kept alive: every call goes to all of them, and a group that lost one is built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoint import FOLDER, newest
+from finetune.hands import WentBack
+from orchestration.cluster import Group
+from orchestration.futures import Futures, LostRank
+from pretrain.titan.checkpoints import remove_incomplete
+
+
+class Ranks:
+    """build: starts a group of processes. attend: waits for futures while other work goes on.
+
+    Raises ValueError or OSError in one line where a rank cannot be built, and OSError after `max_restarts` groups were lost.
+    """
+
+    def __init__(
+        self, out: Path, build: Callable[[], Group], futures: Futures, attend: Callable[[Sequence[Any]], None], max_restarts: int
+    ) -> None:  # fmt: skip
+        self.out, self.build, self.futures, self.attend, self.left = out, build, futures, attend, max_restarts
+        self.lost = 0
+        self.base_id = ""
+        self.group = self._built()
+
+    def __call__(self, method: str, *arguments: Any) -> list[Any]:
+        """Every rank's answer. Raises WentBack where one was lost: the group is a fresh one then and wants `load`."""
+        return self._answers(lambda: self.group.call(method, *arguments))
+
+    def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """The same with arguments of each rank's own."""
+        return self._answers(lambda: self.group.call_each(method, arguments))
+
+    def _answers(self, start: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            return self._attended(start())
+        except LostRank as error:
+            self._rebuild(error)
+            raise WentBack from error
+
+    def _attended(self, futures: list[Any]) -> list[Any]:
+        stoppable, self.futures.stoppable = self.futures.stoppable, False
+        self.futures.watch(futures)
+        try:
+            self.attend(futures)
+            return self.futures.watched()
+        finally:
+            self.futures.stoppable = stoppable
+            self.futures.watch(())
+
+    def _rebuild(self, error: LostRank) -> None:
+        while True:
+            self.lost += 1
+            if self.lost > self.left:
+                state = f"the checkpoint of round {newest(self.out)} is intact; run again to resume"
+                raise OSError(f"a rank that trains was lost {self.lost} times ({error}); {state}") from None
+            self.group.end()
+            try:
+                self.group = self._built()
+                return
+            except LostRank as again:
+                error = again
+
+    def _built(self) -> Group:
+        self.group = group = self.build()
+        host, port = self._attended([group.actors[0].address.remote()])[0]
+        self.base_id = self._attended(group.call("join", host, port))[0]
+        remove_incomplete(self.out / FOLDER)  # the ranks before are gone: `join` has waited for them
+        return group

@@ -1,0 +1,62 @@
+"""Versions of the adapter that rolls out: on disk for a run that is resumed, in the object store for the workers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from finetune.types import Role
+from pretrain.files import replacing, save_tensors
+
+FOLDER = "published"
+_FILE = re.compile(r"version-(\d+)-(\w+)\.safetensors")
+
+
+class Versions:
+    """Version r is what r finished rounds have made. `put` hands tensors to the workers and gives a reference to them."""
+
+    def __init__(self, out: Path, put: Callable[[Mapping[str, Tensor]], Any]) -> None:
+        self.folder, self.put = out / FOLDER, put
+        self.references: dict[str, Any] = {}
+
+    def publish(self, number: int, role: Role, tensors: Mapping[str, Tensor]) -> None:
+        """Raises OSError where it cannot be written."""
+        with replacing(self.path(number, role)) as path:
+            save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
+        self.references[name(number, role)] = self.put(tensors)
+
+    def reference(self, number: int, role: Role) -> Any:
+        """From disk where this process has not published it. Raises ValueError where it is not there, or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        key, path = name(number, role), self.path(number, role)
+        if key not in self.references:
+            try:
+                self.references[key] = self.put(load_file(path))
+            except (SafetensorError, FileNotFoundError) as error:
+                advice = "the rounds ahead were rolled out by it; go on with ray.staleness=0 in another folder, or start over"
+                raise ValueError(f"{path}: not a whole safetensors file ({error}); {advice}") from None
+        return self.references[key]
+
+    def forget(self) -> None:
+        """What was published by a run that went back: it is published again."""
+        self.references.clear()
+
+    def retain(self, oldest: int) -> None:
+        """Drop versions before `oldest`."""
+        for path in self.folder.glob("version-*"):
+            if (found := _FILE.fullmatch(path.name)) and int(found[1]) < oldest:
+                path.unlink(missing_ok=True)
+                self.references.pop(name(int(found[1]), found[2]), None)  # type: ignore[arg-type]
+
+    def path(self, number: int, role: Role) -> Path:
+        return self.folder / f"version-{number}-{role}.safetensors"
+
+
+def name(number: int, role: Role) -> str:
+    return f"{number}-{role}"
