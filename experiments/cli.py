@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "evaluate verse-bench": Verb("benchmark", "verse_bench", "measure any clips on Verse-Bench", "nava evaluate verse-bench verse_bench"),
     "evaluate seed-tts": Verb("benchmark", "seed_tts", "measure any speech on Seed-TTS eval", "nava evaluate seed-tts seedtts_testset"),
     "score": Verb("score", "score", "score any clips with rewards of your choice", "nava score my_clips --rewards snr_estimate_db"),
+    "serve rewards": Verb("serve", "rewards", "score clips for others, over HTTP", "nava serve rewards --rewards sync_mini --root out"),
     "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
     "study paradigms": Verb("study", "paradigms", "compare NAVA with its two rivals on equal terms", "nava study paradigms"),
     "study objectives": Verb("study", "objectives", "four objectives of alignment at one rollout budget", "nava study objectives"),
@@ -64,6 +65,7 @@ VERBS: dict[str, Verb] = {
     "launch kubernetes": Verb(
         "launch", "kubernetes", "train as a Kubeflow TrainJob", "nava launch kubernetes nava_6b --nodes 16 --image IMAGE --dry-run"
     ),
+    "submit": Verb("submit", "submit", "run a stage of the pipeline as a Ray job", "nava submit mini --stage align"),
     "tracking flush": Verb("look", "tracking_flush", "send runs that MLflow has not got yet", "nava tracking flush"),
     "ui": Verb("look", "ui", "open the MLflow user interface on this repository's runs", "nava ui --port 5000"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rewards.base import Reward
 from rewards.options import fill, nearest
-from rewards.recipes import picture, preference, sound, speech, sync
+from rewards.recipes import picture, preference, remote, sound, speech, sync
 from rewards.recipes.base import NoOptions, Shared, WeightsOptions
 
 
@@ -51,6 +51,8 @@ CATALOG: dict[str, Entry] = {
     "picture_noise_judge": Entry(picture.noise_judge, judge=True, lower_is_better=True, picture=True),
     "identity_colour_edge": Entry(picture.identity, picture=True, about="image"),
     "preference": Entry(preference.preference, preference.PreferenceOptions, picture=True, offline=False),  # the model's file is the user's
+    "remote": Entry(remote.remote, remote.RemoteOptions, picture=True, offline=False),
+    "remote_judge": Entry(remote.remote_judge, remote.RemoteOptions, judge=True, picture=True, offline=False),
 }
 
 

@@ -1,0 +1,54 @@
+"""`nava serve rewards`: scores as a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.commands.score import RewardNames, RewardSettings
+
+Roots = Annotated[
+    tyro.conf.UseAppendAction[tuple[Path, ...]],
+    tyro.conf.arg(name="root", metavar="FOLDER", help="a folder whose files may be named by path; may be given again"),
+]
+LimitSettings = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="limit", metavar="NAME=NUMBER", help="override a limit of orchestration/service/limits.py; may be given again"),
+]
+Ray = Annotated[str, tyro.conf.arg(metavar="ADDRESS", help="a Ray cluster; an embedded one where not given")]
+TokenFile = Annotated[Path | None, tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing")]
+
+
+def rewards(
+    rewards: RewardNames = ("snr_estimate_db", "lip_loudness_correlation"),
+    host: str = "127.0.0.1",
+    port: int = 8123,
+    token_file: TokenFile = None,
+    roots: Roots = (),
+    settings: RewardSettings = (),
+    limits: LimitSettings = (),
+    out: Path = Path("out"),
+    batch: int = 8,
+    replicas: int = 1,
+    cpus: float = 0.0,
+    gpus: float = 0.0,
+    ray: Ray = "local",
+) -> None:
+    """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and /healthz.
+
+    Networks and words that the pipeline made are taken from --out. Without --root clips can only be uploaded. The service speaks
+    plain HTTP: put a proxy with TLS before it where the network is not yours. `rewards.remote:NAME` uses it as a reward.
+    """
+    from experiments.serving import config_from, serve_until_stopped
+    from orchestration.service.token import token_from
+    from pretrain.torchrun import check_port
+
+    check_port(port)
+    token, where = token_from(token_file, out / "service" / "token")
+    config = config_from(
+        [name for given in rewards for name in given.split(",") if name], settings, limits, roots, out, token,
+        batch=batch, replicas=replicas, cpus=cpus, gpus=gpus,
+    )  # fmt: skip
+    serve_until_stopped(config, host, port, ray, where)

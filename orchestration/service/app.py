@@ -1,0 +1,188 @@
+"""The web application over any `Scoring`: FastAPI, no ray."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from orchestration.service.body import Spool
+from orchestration.service.decode import Decoded, Job
+from orchestration.service.decoders import Decoders
+from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
+from orchestration.service.limits import Limits, Refusal
+from orchestration.service.metrics import Metrics
+from orchestration.service.paths import real_path
+from orchestration.service.schema import PART, RefusalAnswer, RewardAnswer, ScoreAnswer, ScoreRequest, ServedReward, read_request
+from orchestration.service.scoring import RewardFailed, Scoring, one_line
+from rewards.types import Clip, Score
+
+_JSON_AND_FILES = {
+    "description": "One clip. With uploads: multipart/form-data, this JSON as the part `request`, files as parts it names `part:NAME`.",
+    "content": {
+        "application/json": {"schema": ScoreRequest.model_json_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["request"],
+                "properties": {
+                    "request": {"type": "string"},
+                    **{part: {"type": "string", "format": "binary"} for part in ("video", "audio")},
+                },
+            }
+        },
+    },
+}
+
+
+def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
+    """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`: gate.digest_of(token)."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        with tempfile.TemporaryDirectory(prefix="nava_uploads_") as folder:
+            service.spool = Spool(Path(folder).resolve(), limits)
+            service.decoders = Decoders(limits, roots)
+            yield
+            service.decoders.close()
+
+    app = FastAPI(title="NAVA rewards", lifespan=lifespan, docs_url=None, redoc_url=None)
+    service = _Service(scoring, roots, metrics)
+    refusals: dict[int | str, dict[str, Any]] = {status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)}
+
+    @app.post(SCORE, responses=refusals, openapi_extra={"requestBody": _JSON_AND_FILES})
+    async def score(request: Request) -> ScoreAnswer:
+        """Scores one clip; a reward that fails or has no score for it says so, and the others answer."""
+        return await service.score(request)
+
+    @app.get("/v1/rewards")
+    async def rewards() -> list[ServedReward]:
+        """What may be asked for."""
+        return list(scoring.served.values())
+
+    @app.get(HEALTH)
+    async def health() -> dict[str, str]:
+        """200 where every reward answers; needs no token."""
+        if wrong := await scoring.health():
+            raise Refusal(503, wrong, "service", retry_after_s=5)
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Prometheus text."""
+        metrics.held.labels("uploads").set(service.spool.held)
+        metrics.held.labels("decoded").set(service.decoders.held)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return Response(refusal.content(), refusal.status, refusal.headers(), "application/json")
+
+    @app.exception_handler(Exception)  # it is raised on to the gate, which logs it
+    async def failed(request: Request, error: Exception) -> Response:
+        return await refused(request, INTERNAL)
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        refusal = Refusal(error.status_code, one_line(error) if not error.detail else str(error.detail))
+        return Response(refusal.content(), refusal.status, error.headers, "application/json")
+
+    return Gate(app, token_digest, limits, metrics)
+
+
+class _Service:
+    spool: Spool
+    decoders: Decoders
+
+    def __init__(self, scoring: Scoring, roots: Sequence[Path], metrics: Metrics) -> None:
+        self.scoring, self.roots, self.metrics = scoring, roots, metrics
+
+    async def score(self, incoming: Request) -> ScoreAnswer:
+        started = time.monotonic()
+        try:
+            async with self.spool.receive(incoming) as body:
+                asked = read_request(body.request, set(body.uploads), list(self.scoring.served))
+                job = await asyncio.to_thread(self._job, asked, body.uploads)
+                async with self.decoders.decoded(job, self.spool.folder) as decoded:
+                    clip = _clip(asked, decoded)
+                    names = list(dict.fromkeys(asked.rewards or self.scoring.served))
+                    answers = await asyncio.gather(*(self._answer(name, clip) for name in names))
+        except ClientDisconnect:
+            raise Refusal(408, "body: the connection ended before the body did") from None
+        return ScoreAnswer(scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3))
+
+    def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> Job:
+        def real(name: str | None, field: str) -> str | None:
+            if name is None:
+                return None
+            return str(uploads[name.removeprefix(PART)] if name.startswith(PART) else real_path(name, self.roots, field))
+
+        clip = real(asked.clip, "clip")
+        assert clip is not None  # read_request refuses a request without
+        return Job(
+            clip, real(asked.audio, "audio"), [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],
+            real(asked.first_frame, "first_frame"), real(asked.reference_sound, "reference_sound"),
+        )  # fmt: skip
+
+    async def _answer(self, name: str, clip: Clip) -> RewardAnswer:
+        started = time.monotonic()
+        try:
+            answer = _answer_of(await self.scoring.score(name, clip))
+        except RewardFailed as error:
+            answer = RewardAnswer(error=_sendable(one_line(error)))
+        outcome = "failed" if answer.error else "unscorable" if answer.reason else "scored"
+        self.metrics.rewards.labels(name, outcome).inc()
+        self.metrics.reward_seconds.labels(name).observe(time.monotonic() - started)
+        return answer
+
+
+def _clip(asked: ScoreRequest, decoded: Decoded) -> Clip:
+    arrays = decoded.arrays
+    references = tuple(arrays.get(f"references[{index}]") for index in range(len(asked.references)))
+    spans = tuple(asked.spans or ())
+    return Clip(
+        waveform=arrays.get("waveform"),
+        sample_rate_hz=decoded.sample_rate_hz,
+        frames=arrays.get("frames"),
+        fps=decoded.fps,
+        prompt=asked.prompt,
+        spans=spans,
+        references=references + (None,) * (len(spans) - len(references)),
+        voices=tuple(asked.voices),
+        name=asked.name,
+        mouth_boxes=tuple(asked.mouth_boxes),
+        face_boxes=tuple(asked.face_boxes),
+        span_times=tuple(asked.span_times),
+        first_frame=arrays.get("first_frame"),
+        reference_sound=arrays.get("reference_sound"),
+    )
+
+
+def _answer_of(score: Score) -> RewardAnswer:
+    """JSON has no NaN and no infinity, and no halves of characters."""
+    value = _number(score.value)
+    return RewardAnswer(
+        value=value,
+        parts={_sendable(name): _number(part) for name, part in score.parts.items()},
+        reason=_sendable(score.reason) or ("" if value is not None else f"its value is {float(score.value)}"),
+        text=_sendable(score.text),
+        seconds=_number(score.seconds) or 0.0,
+    )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _sendable(text: str) -> str:
+    return " ".join(str(text).split()).encode("utf-8", "replace").decode()

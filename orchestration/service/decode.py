@@ -1,0 +1,243 @@
+"""Files of a request to arrays, none of them trusted: the kind is read from the content, the header is checked before anything is
+decoded, and what comes out is counted while it comes. Runs in a process that may be killed (`decode_worker`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import soundfile
+from av.container import InputContainer
+from av.error import FFmpegError
+
+from orchestration.service.limits import Limits, Refusal
+from orchestration.service.paths import open_checked
+from pretrain.codecs.channels import LayoutError, mixed
+from pretrain.codecs.media import MediaError, read_container, to_rate
+
+REFERENCE_RATE_HZ = 16_000
+# What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile bytes.
+CODECS = "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+MAX_STREAMS = 8
+FPS_RANGE = (1.0, 240.0)
+RATE_RANGE_HZ = (4_000, 384_000)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Real paths of a request's files; errors call them by their fields."""
+
+    clip: str
+    audio: str | None = None
+    references: Sequence[str | None] = ()
+    first_frame: str | None = None
+    reference_sound: str | None = None
+
+
+@dataclass
+class Decoded:
+    """uint8 [T, H, W, 3] frames, float32 sounds; `references` at 16 kHz, `reference_sound` at the clip's rate."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    fps: float = 24.0
+    sample_rate_hz: int = REFERENCE_RATE_HZ
+
+
+def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
+    """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422 corrupt; 403 other places."""
+    budget = _Budget(limits)
+    answer = Decoded()
+    _clip(job, roots, budget, answer)
+    for index, reference in enumerate(job.references):
+        if reference is not None:
+            where = f"references[{index}]"
+            with _opened(reference, roots, where, limits) as file:
+                samples, rate = _sound(file, where, budget)
+            answer.arrays[where] = _resampled(samples, rate, REFERENCE_RATE_HZ, where, budget)
+    if job.reference_sound is not None:
+        with _opened(job.reference_sound, roots, "reference_sound", limits) as file:
+            samples, rate = _sound(file, "reference_sound", budget)
+        answer.arrays["reference_sound"] = _resampled(samples, rate, answer.sample_rate_hz, "reference_sound", budget)
+    if job.first_frame is not None:
+        with _opened(job.first_frame, roots, "first_frame", limits) as file:
+            answer.arrays["first_frame"] = _picture(file, budget)
+    return answer
+
+
+def _clip(job: Job, roots: Sequence[Path], budget: _Budget, answer: Decoded) -> None:
+    with _opened(job.clip, roots, "clip", budget.limits) as file:
+        if _kind(file, "clip") == "sound":
+            waveform, answer.sample_rate_hz = _sound(file, "clip", budget)
+            answer.arrays["waveform"] = _flat(waveform)
+        else:
+            _video(file, budget, answer, want_audio=job.audio is None)
+    if job.audio is not None:
+        with _opened(job.audio, roots, "audio", budget.limits) as file:
+            waveform, answer.sample_rate_hz = _sound(file, "audio", budget)
+        answer.arrays["waveform"] = _flat(waveform)
+
+
+class _Budget:
+    """Counts what is decoded, over all files of a request."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.bytes = limits, 0
+
+    def add(self, num_bytes: int, where: str) -> None:
+        self.bytes += num_bytes
+        self.check(0, where)
+
+    def check(self, num_bytes: int, where: str) -> None:
+        """Raises Refusal where so many bytes more would be too many."""
+        if self.bytes + num_bytes > self.limits.decoded_bytes:
+            raise Refusal(413, f"{where}: more than {self.limits.decoded_bytes} bytes when decoded; send a shorter or smaller clip", "clip")
+
+
+class _Admission:
+    """Refuses the frame with which a clip is larger than its header and the limits allow."""
+
+    def __init__(self, budget: _Budget) -> None:
+        self.budget, self.limits = budget, budget.limits
+        self.frames, self.seconds, self.size = 0, 0.0, (0, 0)
+
+    def __call__(self, frame: av.VideoFrame | av.AudioFrame) -> None:
+        if frame.time is not None and not -1.0 <= frame.time <= self.limits.clip_seconds + 1.0:
+            _too_long(f"a frame at {frame.time:g} s", self.limits)
+        if isinstance(frame, av.VideoFrame):
+            self.frames += 1
+            self.size = self.size if self.frames > 1 else (frame.width, frame.height)
+            if (frame.width, frame.height) != self.size:
+                raise Refusal(422, f"clip: frames of {self.size} and {(frame.width, frame.height)} pixels; encode it again", "clip")
+            _check_picture(self.frames, frame.width, frame.height, self.limits)
+            self.budget.add(3 * frame.width * frame.height, "clip")
+        else:
+            self.seconds += frame.samples / max(1, frame.sample_rate)
+            if self.seconds > self.limits.clip_seconds:
+                _too_long(f"over {self.limits.clip_seconds:g} s of sound", self.limits)
+            self.budget.add(4 * frame.samples, "clip")
+
+
+def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -> None:
+    # From a file object with a named format: no playlist, no other protocol, no file beside it is ever opened.
+    options = {"protocol_whitelist": "none", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "codec_whitelist": CODECS, "enable_drefs": "0"}
+    try:
+        with av.open(file, mode="r", format="mp4", options=options) as container:
+            rate = _check_container(container, budget)
+            sounds = container.streams.audio if want_audio else ()
+            answer.fps = rate
+            if sounds:
+                answer.sample_rate_hz = sounds[0].rate
+            media = read_container(
+                Path("clip"), container, fps=rate, sample_rate_hz=answer.sample_rate_hz,
+                want_video=bool(container.streams.video), want_audio=bool(sounds), admit=_Admission(budget),
+            )  # fmt: skip
+    except (FFmpegError, LayoutError, MediaError) as error:
+        said = error.strerror if isinstance(error, FFmpegError) else str(error).removeprefix("clip: ").partition(";")[0]
+        raise Refusal(422, f"clip: not an mp4 that can be decoded ({said}); encode it as h264 and AAC", "clip") from None
+    answer.arrays |= {name: array for name, array in (("frames", media.frames), ("waveform", media.waveform)) if array is not None}
+
+
+def _check_container(container: InputContainer, budget: _Budget) -> float:
+    """Frames a second; what the header promises is held against the limits before a frame is decoded."""
+    limits, pictures, sounds = budget.limits, container.streams.video, container.streams.audio
+    if len(container.streams) > MAX_STREAMS or not (pictures or sounds):
+        raise Refusal(422, f"clip: {len(container.streams)} streams; send one of picture and one of sound", "clip")
+    if container.duration is not None and not 0 <= container.duration / 1e6 <= limits.clip_seconds:
+        _too_long(f"{container.duration / 1e6:g} s", limits)
+    for stream in sounds[:1]:
+        _check_rate(stream.rate, stream.codec_context.channels, "clip")
+    if not pictures:
+        return 24.0
+    picture, rate = pictures[0], float(pictures[0].average_rate or pictures[0].guessed_rate or 24.0)
+    if not FPS_RANGE[0] <= rate <= FPS_RANGE[1]:
+        raise Refusal(422, f"clip: {rate:g} frames a second; {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g} are taken", "clip")
+    context = picture.codec_context
+    _check_picture(picture.frames, context.width, context.height, limits)
+    budget.check(3 * picture.frames * context.width * context.height, "clip")
+    context.options = {"max_pixels": str(limits.pixels)}  # the stream itself may say another size later
+    return rate
+
+
+def _check_picture(frames: int, width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.pixels:
+        raise Refusal(413, f"clip: frames of {width}x{height}; at most {limits.pixels} pixels are taken", "clip")
+    if frames > limits.frames:
+        raise Refusal(413, f"clip: {frames} frames; at most {limits.frames} are taken", "clip")
+
+
+def _check_rate(rate: int, channels: int, where: str) -> None:
+    if not RATE_RANGE_HZ[0] <= rate <= RATE_RANGE_HZ[1] or not 1 <= channels <= 8:
+        raise Refusal(422, f"{where}: sound of {rate} Hz and {channels} channels; encode it as mono or stereo of 16 to 48 kHz", "clip")
+
+
+def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int]:
+    """float32 [C, N] and its rate."""
+    if _kind(file, where) != "sound":
+        raise Refusal(415, f"{where}: not a sound; send wav or flac", "clip")
+    try:
+        with soundfile.SoundFile(file) as sound:
+            _check_rate(sound.samplerate, sound.channels, where)
+            if sound.frames > budget.limits.clip_seconds * sound.samplerate:
+                _too_long(f"{sound.frames / sound.samplerate:g} s of sound", budget.limits, where)
+            budget.add(4 * sound.frames * sound.channels, where)
+            samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError) as error:
+        raise Refusal(422, f"{where}: not a sound that can be decoded ({' '.join(str(error).split())[:120]})", "clip") from None
+    if not len(samples) or not np.isfinite(samples).all():
+        raise Refusal(422, f"{where}: 0 seconds of sound, or samples that are not finite; write it again", "clip")
+    return samples.T, rate
+
+
+def _resampled(samples: np.ndarray, rate: int, wanted: int, where: str, budget: _Budget) -> np.ndarray:
+    budget.add(4 * samples.shape[1] * wanted // rate, where)
+    return to_rate(Path(where), mixed(samples, 1), rate, wanted)
+
+
+def _picture(file: BinaryIO, budget: _Budget) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header alone
+            _check_picture(1, *image.size, budget.limits)
+            budget.add(3 * image.size[0] * image.size[1], "first_frame")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Refusal(422, "first_frame: not a png or jpeg that can be decoded", "clip") from None
+
+
+def _opened(path: str, roots: Sequence[Path], where: str, limits: Limits) -> BinaryIO:
+    descriptor = open_checked(Path(path), roots)
+    file = os.fdopen(descriptor, "rb")
+    if (size := os.fstat(descriptor).st_size) > limits.file_bytes:
+        file.close()
+        raise Refusal(413, f"{where}: a file of {size} bytes; at most {limits.file_bytes} are taken", "clip")
+    return file
+
+
+def _kind(file: BinaryIO, where: str) -> str:
+    """`sound` or `video` by the first bytes; names and content types may say what they like."""
+    start = file.read(12)
+    file.seek(0)
+    if (start[:4] == b"RIFF" and start[8:] == b"WAVE") or start[:4] == b"fLaC":
+        return "sound"
+    if start[4:8] == b"ftyp":
+        return "video"
+    raise Refusal(415, f"{where}: neither mp4, wav nor flac by its first bytes; send one of them", "clip")
+
+
+def _flat(samples: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(samples[0] if len(samples) == 1 else samples)
+
+
+def _too_long(found: str, limits: Limits, where: str = "clip") -> None:
+    raise Refusal(413, f"{where}: {found}; at most {limits.clip_seconds:g} s are taken", "clip")
+
+
+def array_table(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Name, dtype and shape of each, as JSON."""
+    return [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)} for name, array in arrays.items()]

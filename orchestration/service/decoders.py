@@ -1,0 +1,144 @@
+"""Processes that decode (`decode_worker`), and clips made of what they answer. A process that takes too long or dies is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from orchestration.service.decode import Decoded, Job
+from orchestration.service.decode_worker import read_message, write_message
+from orchestration.service.limits import Limits, Refusal
+
+DTYPES = {"uint8": np.uint8, "float32": np.float32}
+
+
+class Decoders:
+    """`limits.decoders` processes; `close` ends them. All decoded clips together stay below `limits.held_bytes`."""
+
+    def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
+        self.limits, self.roots = limits, [str(root) for root in roots]
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        for _ in range(limits.decoders):
+            self._idle.put(_Process())
+        self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
+        self._room = asyncio.Condition()
+        self.held = 0
+
+    @asynccontextmanager
+    async def decoded(self, job: Job, uploads: Path | None = None) -> AsyncIterator[Decoded]:
+        """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and 422 where a file is the
+        process's death or too slow."""
+        most = self.limits.decoded_bytes
+        async with self._room:
+            await self._room.wait_for(lambda: self.held + most <= self.limits.held_bytes)
+            self.held += most
+        kept = most
+        try:
+            roots = [*self.roots, *([str(uploads)] if uploads else [])]
+            message = {"job": dataclasses.asdict(job), "roots": roots, "limits": dataclasses.asdict(self.limits)}
+            answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
+            kept = sum(array.nbytes for array in answer.arrays.values())
+            await self._give_back(most - kept)
+            yield answer
+        finally:
+            await self._give_back(kept)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._idle.empty():
+            self._idle.get().end()
+
+    async def _give_back(self, num_bytes: int) -> None:
+        async with self._room:
+            self.held -= num_bytes
+            self._room.notify_all()
+
+    def _ask(self, message: dict[str, Any]) -> Decoded:
+        process = self._idle.get()
+        timer = threading.Timer(self.limits.decode_seconds + 1.0, process.kill)
+        timer.start()
+        try:
+            return _answer_of(process.ask(message, self.limits.decoded_bytes))
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            late = process.killed
+            process.kill()
+            reason = f"takes more than {self.limits.decode_seconds:g} s to decode" if late else "cannot be decoded; the decoder died of it"
+            raise Refusal(422, f"clip: {reason}; encode it as h264 and AAC", "clip") from None
+        finally:
+            timer.cancel()
+            if process.killed:
+                process.end()
+                process = _Process()
+            self._idle.put(process)
+
+
+def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
+    header, arrays = answer
+    if "refusal" in header:
+        status, reason, fault = header["refusal"]
+        raise Refusal(status, reason, fault)
+    return Decoded(arrays, header["fps"], header["sample_rate_hz"])
+
+
+class _Process:
+    """Started when it is first asked, in a group of its own so that its fork can be killed with it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self.killed = False
+
+    def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or ValueError where the process died."""
+        source, sink = self._streams()
+        write_message(sink, message)
+        sink.flush()
+        if (header := read_message(source)) is None:
+            raise EOFError
+        table = header.get("arrays", [])  # not to be trusted either: a decoder may have been taken over by its file
+        sizes = [math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize for entry in table]
+        if sum(sizes) > most or min(sizes, default=0) < 0:
+            raise ValueError("more than a clip may have")
+        arrays = {}
+        for entry, size in zip(table, sizes, strict=True):
+            content = bytearray(size)
+            if source.readinto(content) != size:  # type: ignore[attr-defined]
+                raise EOFError
+            arrays[entry["name"]] = np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return header, arrays
+
+    def kill(self) -> None:
+        self.killed = True
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, 9)
+
+    def end(self) -> None:
+        self.kill()
+        if self._process is not None:
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):  # what was not written is lost with the process
+                    stream.close()  # type: ignore[union-attr]
+            self._process.wait()
+
+    def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
+        if self._process is None:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestration.service.decode_worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
+            )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None
+        return self._process.stdout, self._process.stdin

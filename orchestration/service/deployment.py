@@ -1,0 +1,193 @@
+"""The service on Ray Serve: one deployment for the web application, one for each reward, which batches what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
+
+from orchestration.service.app import build_app
+from orchestration.service.holder import RayHolder
+from orchestration.service.limits import MIB, Limits
+from orchestration.service.schema import ServedReward
+from orchestration.service.scoring import Died, RewardFailed, one_line, score_apart
+from pretrain.progress import track
+from rewards.catalog import CATALOG
+from rewards.types import Clip, Score
+
+APP = "nava_rewards"
+HEALTH_SECONDS = 3.0
+LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """Rewards of the catalog with their options, who may ask (digest of the token), for which files, and at what cost."""
+
+    rewards: tuple[str, ...]
+    token_digest: bytes
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    roots: tuple[Path, ...] = ()  # real paths
+    limits: Limits = field(default_factory=Limits)
+    batch: int = 8  # clips a reward is given at once
+    batch_wait_s: float = 0.05  # for more of them to come
+    replicas: int = 1  # of each reward
+    cpus: float = 0.0  # reserved for each replica of a reward
+    gpus: float = 0.0
+
+
+class RewardReplica:
+    """One reward; clips that are asked for at about the same time are scored together."""
+
+    def __init__(self, name: str, config: ServiceConfig) -> None:
+        self.seconds = config.limits.reward_seconds
+        self.holder = RayHolder(name, config.options.get(name) or {}, config.cpus, config.gpus)
+        self.score.set_max_batch_size(config.batch)  # type: ignore[attr-defined]
+        self.score.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
+
+    @serve.batch
+    async def score(self, clips: list[Clip]) -> list[Score | str]:
+        return await score_apart(clips, self.holder, self.seconds)
+
+    async def load(self) -> str:
+        """"" or why the reward cannot be loaded."""
+        try:
+            await self.holder.ready()
+        except (RewardFailed, Died) as error:
+            return one_line(error)
+        return ""
+
+    async def alive(self) -> bool:
+        return True
+
+
+class ServeScoring:
+    """scoring.Scoring over handles of `RewardReplica`."""
+
+    def __init__(self, handles: Mapping[str, Any], wait_seconds: float) -> None:
+        self.handles, self.wait_seconds = handles, wait_seconds
+        self.served: Mapping[str, ServedReward] = {name: described(name) for name in handles}
+
+    async def score(self, reward: str, clip: Clip) -> Score:
+        try:
+            answer = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
+        except TimeoutError:
+            raise RewardFailed(f"no answer after {self.wait_seconds:g} s, the queue included; try again") from None
+        except (RayError, RayServeException) as error:
+            raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again") from None
+        if isinstance(answer, str):
+            raise RewardFailed(answer)
+        return answer
+
+    async def health(self) -> str:
+        asked = [asyncio.wait_for(handle.alive.remote(), HEALTH_SECONDS) for handle in self.handles.values()]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        down = [name for name, answer in zip(self.handles, answers, strict=True) if answer is not True]
+        return f"{', '.join(down)}: no answer" if down else ""
+
+
+def described(name: str) -> ServedReward:
+    """What the catalog says of a reward; nothing is known of a plug-in."""
+    entry = CATALOG.get(name)
+    if entry is None:
+        return ServedReward(name=name)
+    return ServedReward(name=name, lower_is_better=entry.lower_is_better, judge=entry.judge, picture=entry.picture, about=entry.about)
+
+
+def application(config: ServiceConfig) -> serve.Application:
+    """What `serve.run` takes, as `APP`."""
+    names = {name: _deployed(index, name) for index, name in enumerate(config.rewards)}
+    limits, silent = config.limits, LoggingConfig(enable_access_log=False)
+
+    def build():
+        handles = {name: serve.get_deployment_handle(deployed, APP) for name, deployed in names.items()}
+        return build_app(ServeScoring(handles, limits.wait_seconds), config.roots, limits, config.token_digest)
+
+    common = {"ray_actor_options": {"num_cpus": 0}, "logging_config": silent, "graceful_shutdown_timeout_s": 5.0}
+    replica = serve.deployment(RewardReplica).options(
+        num_replicas=config.replicas, max_ongoing_requests=limits.requests + config.batch, **common
+    )
+    rewards = [replica.options(name=deployed).bind(name, config) for name, deployed in names.items()]
+    # More than `limits.requests` must come through, for the gate to refuse them with a reason.
+    web = serve.deployment(serve.ingress(build)()).options(name="web", max_ongoing_requests=2 * limits.requests + 64, **common)
+    return web.bind(*rewards)
+
+
+@contextmanager
+def running(config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None) -> Iterator[None]:
+    """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all of it gone afterwards.
+
+    Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
+    """
+    with claimed(host, port):
+        _connect(address, temporary)
+        try:
+            serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
+            serve.run(application(config), name=APP, route_prefix="/")
+            _load(config)
+            yield
+        except (RayError, RayServeException, RuntimeError) as error:
+            raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@contextmanager
+def claimed(host: str, port: int) -> Iterator[None]:
+    """host:port is free, and no other service can take it. Raises OSError.
+
+    Ray shares its port with whoever asks (SO_REUSEPORT), so two services would take turns in answering.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port))
+        guard = socket.socket(family)
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        guard.bind((host, port))  # and never listens
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise OSError(f"--port {port}: {host} cannot be served there ({why}); take another port") from None
+    with guard:
+        yield
+
+
+def _connect(address: str, temporary: str | None) -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if ray.is_initialized():
+        raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
+    try:
+        if address == LOCAL:
+            place = {"_temp_dir": temporary} if temporary else {}
+            ray.init(address=LOCAL, num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=512 * MIB, **place, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise OSError(f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or leave it out") from None
+
+
+def _load(config: ServiceConfig) -> None:
+    """All at once. Raises ValueError for the first reward that cannot be loaded."""
+    asked = [serve.get_deployment_handle(_deployed(index, name), APP).load.remote() for index, name in enumerate(config.rewards)]
+    for name, answer in zip(config.rewards, track(asked, len(asked), "rewards loaded"), strict=True):
+        if said := answer.result():
+            raise ValueError(f"{name}: {said}")
+
+
+def _deployed(index: int, name: str) -> str:
+    """The name of a reward's deployment."""
+    return f"reward_{index}_{''.join(letter if letter.isalnum() else '_' for letter in name)}"

@@ -1,0 +1,104 @@
+"""Before anything is read: who may ask, and how many at once. ASGI around the web application."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from orchestration.service.limits import Limits, Refusal
+from orchestration.service.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+SCORE, HEALTH = "/v1/score", "/healthz"
+PATHS = (SCORE, HEALTH, "/metrics", "/v1/rewards", "/openapi.json")
+LOG = logging.getLogger(__name__)
+INTERNAL = Refusal(500, "internal error; it is in the service's log", "service")
+
+
+def digest_of(token: str) -> bytes:
+    """What the service knows of its token: it never has the token itself."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+class Gate:
+    """Refuses with 401 and 503, turns whatever goes wrong behind it into one line, and counts."""
+
+    def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.token_digest, self.limits, self.metrics = app, token_digest, limits, metrics
+        self.running = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # a websocket
+            return await send({"type": "websocket.close", "code": 1008})
+        answer, started = _Answer(send), time.monotonic()
+        try:
+            self._check(scope)
+            await self._pass_on(scope, receive, answer)
+        except Refusal as refusal:
+            await answer.refuse(refusal)
+        except asyncio.CancelledError:  # the caller is gone
+            answer.status = answer.status or 499
+            raise
+        except Exception:
+            LOG.exception("%s", scope["path"] if scope["path"] in PATHS else "another path")
+            await answer.refuse(INTERNAL)
+        finally:
+            path = scope["path"] if scope["path"] in PATHS else "other"
+            self.metrics.requests.labels(path, str(answer.status or 499)).inc()
+            if path == SCORE:
+                self.metrics.seconds.observe(time.monotonic() - started)
+
+    def _check(self, scope: Message) -> None:
+        if scope["path"] != HEALTH and not hmac.compare_digest(_presented(scope), self.token_digest):
+            raise Refusal(401, "token: missing or wrong; send Authorization: Bearer TOKEN")
+
+    async def _pass_on(self, scope: Message, receive: Receive, answer: _Answer) -> None:
+        if scope["path"] != SCORE:
+            return await self.app(scope, receive, answer)
+        if self.running >= self.limits.requests:
+            raise Refusal(503, f"{self.running} requests are being answered, which is all at once; try again", "service", retry_after_s=2)
+        self.running += 1
+        self.metrics.running.set(self.running)
+        try:
+            await self.app(scope, receive, answer)
+        finally:
+            self.running -= 1
+            self.metrics.running.set(self.running)
+
+
+class _Answer:
+    """`send`, knowing whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.status = send, 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self.send(message)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        if self.status:
+            return
+        content = refusal.content()
+        headers = {"content-type": "application/json", "content-length": str(len(content)), **refusal.headers()}
+        encoded = [(key.encode(), value.encode()) for key, value in headers.items()]
+        await self({"type": "http.response.start", "status": refusal.status, "headers": encoded})
+        await self({"type": "http.response.body", "body": content})
+
+
+def _presented(scope: Message) -> bytes:
+    """Digest of the token sent; of nothing for none, several or another scheme."""
+    found = [value for key, value in scope["headers"] if key.lower() == b"authorization"]
+    scheme, _, token = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
+    return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" and token.strip() else b""

@@ -1,0 +1,77 @@
+"""A reward in a Ray actor of its own: what it leaks, hangs in or dies of stays there, and ending it ends all of that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+from orchestration.service.scoring import Died, RewardFailed, one_line
+from rewards.types import Clip, Score
+
+LOAD_SECONDS = 600.0  # published weights are gigabytes
+
+
+class RewardActor:
+    """Builds its reward when told to, so that a reward that cannot be built is an error and no dead actor."""
+
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.name, self.options = name, options
+        self._stack = ExitStack()
+        self._reward: Any = None
+
+    def load(self) -> None:
+        from rewards.catalog import open_rewards
+
+        if self._reward is None:
+            options = {self.name: self.options} if self.options else {}
+            (self._reward,) = self._stack.enter_context(open_rewards([self.name], options))
+
+    def score(self, clips: Sequence[Clip]) -> list[Score]:
+        return self._reward.score(clips)
+
+
+class RayHolder:
+    """scoring.Holder of one reward of the catalog."""
+
+    def __init__(self, name: str, options: Mapping[str, Any], num_cpus: float, num_gpus: float) -> None:
+        self._make = lambda: ray.remote(RewardActor).options(num_cpus=num_cpus, num_gpus=num_gpus).remote(name, dict(options))
+        self._actor: Any = self._make()
+        self._loaded = False
+
+    async def ready(self) -> None:
+        if self._loaded:
+            return
+        try:
+            await asyncio.wait_for(self._actor.load.remote(), LOAD_SECONDS)
+        except TimeoutError:
+            raise Died from None
+        except Exception as error:
+            if isinstance(translated := _translated(error), Died):
+                raise translated from None
+            raise RewardFailed(f"cannot be loaded: {one_line(translated)}") from None
+        self._loaded = True
+
+    async def score(self, clips: Sequence[Clip]) -> list[Score]:
+        try:
+            return await self._actor.score.remote(list(clips))
+        except Exception as error:
+            raise _translated(error) from None
+
+    async def replace(self) -> None:
+        ray.kill(self._actor)
+        self._actor, self._loaded = self._make(), False
+
+
+def _translated(error: Exception) -> Exception:
+    """Ray's errors carry the reward's own inside, or say that its process is gone."""
+    if isinstance(error, (RayActorError, WorkerCrashedError)):
+        return Died(one_line(error))
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        kind = type(error.cause).__name__
+        return RewardFailed(f"{kind}: {one_line(error.cause)}")
+    return error

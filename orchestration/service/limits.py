@@ -1,0 +1,60 @@
+"""What a request may cost, and how one that may not go on is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+Fault = Literal["request", "clip", "service"]
+MIB, GIB = 1 << 20, 1 << 30
+
+
+class Refusal(Exception):
+    """A request that is not answered: HTTP status, one line, whose fault it is, and seconds to wait where trying again may help.
+
+    `clip`: this clip cannot be scored and never will be; `request`: it was asked wrongly; `service`: try again.
+    """
+
+    def __init__(self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.fault, self.retry_after_s = status, " ".join(reason.split()), fault, retry_after_s
+
+    def content(self) -> bytes:
+        """The answer's JSON."""
+        return json.dumps({"reason": self.reason, "fault": self.fault}).encode()
+
+    def headers(self) -> dict[str, str]:
+        return {
+            **({"retry-after": str(self.retry_after_s)} if self.retry_after_s else {}),
+            **({"www-authenticate": "Bearer"} if self.status == 401 else {}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bytes, seconds and counts. Raises ValueError for what is not positive."""
+
+    requests: int = 1024  # at once; the next one is told to come again
+    body_bytes: int = 64 * MIB
+    json_bytes: int = MIB
+    body_seconds: float = 30.0  # to send a body
+    spool_bytes: int = 4 * GIB  # uploads on disk at once, over all requests
+    file_bytes: int = GIB  # a file given by its path
+    clip_seconds: float = 60.0  # of picture or of any sound
+    frames: int = 2000
+    pixels: int = 1920 * 1088  # of a frame
+    decoded_bytes: int = 512 * MIB  # of one request's frames and samples
+    held_bytes: int = 4 * GIB  # decoded clips at once, over all requests
+    decode_seconds: float = 30.0
+    decoders: int = 2
+    reward_seconds: float = 60.0  # a batch may run
+    wait_seconds: float = 300.0  # a clip may wait for a reward, the queue included
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(f"limits.{field.name}: expected more than 0, got {getattr(self, field.name)}")
+        if self.held_bytes < self.decoded_bytes:
+            raise ValueError(f"limits.held_bytes: {self.held_bytes} is less than one clip's {self.decoded_bytes} (decoded_bytes); raise it")

@@ -1,0 +1,26 @@
+"""What the service counts, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    """One registry for one web application; labels are from fixed sets, so that no caller can make them grow."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("nava_requests", "Answered requests by path and status", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram("nava_request_seconds", "Seconds from the head to the answer", registry=self.registry, buckets=SECONDS)
+        self.running = Gauge("nava_requests_running", "Score requests that are not answered yet", registry=self.registry)
+        self.rewards = Counter("nava_rewards", "Scores by reward and outcome", ["reward", "outcome"], registry=self.registry)
+        self.reward_seconds = Histogram(
+            "nava_reward_seconds", "Seconds from asking a reward to its score, the queue included", ["reward"],
+            registry=self.registry, buckets=SECONDS,
+        )  # fmt: skip
+        self.held = Gauge("nava_held_bytes", "Bytes of uploads and of decoded clips", ["kind"], registry=self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,91 @@
+"""Scores of clips from different callers: one that breaks a reward, or takes it down, costs the others of its batch nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from orchestration.service.schema import ServedReward
+from rewards.types import Clip, Score
+
+MAX_LOST = 2  # of one batch; after that the reward itself is taken to be broken
+
+
+class RewardFailed(Exception):
+    """The reward, not the clip, is at fault; the message is one line."""
+
+
+class Died(Exception):
+    """The process that holds a reward is gone."""
+
+
+class Scoring(Protocol):
+    """What the web application asks: one clip, one reward. Raises RewardFailed."""
+
+    served: Mapping[str, ServedReward]
+
+    async def score(self, reward: str, clip: Clip) -> Score: ...
+
+    async def health(self) -> str:
+        """"" or what is wrong."""
+        ...
+
+
+class Holder(Protocol):
+    """A reward in a process of its own."""
+
+    async def ready(self) -> None:
+        """Waits until the reward is loaded. Raises RewardFailed where it cannot be, Died where its process died of it."""
+        ...
+
+    async def score(self, clips: Sequence[Clip]) -> list[Score]:
+        """Raises what the reward raises, or Died."""
+        ...
+
+    async def replace(self) -> None:
+        """Ends the process and starts another."""
+        ...
+
+
+async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> list[Score | str]:
+    """A score, or why the reward failed, for each clip in order.
+
+    The batch is scored as one. Where that fails, each clip is scored alone, so that only those at fault have an error; after
+    MAX_LOST processes that died or hung the rest is given up.
+    """
+    answers, lost = await _attempt(clips, holder, seconds)
+    if len(clips) <= 1 or not isinstance(answers[0], str):
+        return answers
+    alone: list[Score | str] = []
+    num_lost = 0
+    for clip in clips:
+        if num_lost >= MAX_LOST:
+            alone.append(f"not scored: the reward's process was lost {num_lost} times in this batch; try again")
+            continue
+        (answer,), lost = await _attempt([clip], holder, seconds)
+        num_lost += lost
+        alone.append(answer)
+    return alone
+
+
+async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tuple[list[Score | str], bool]:
+    """(scores or one error for all, whether the process was lost)."""
+    try:
+        await holder.ready()
+        scores = await asyncio.wait_for(holder.score(clips), seconds)
+    except TimeoutError:
+        await holder.replace()
+        return [f"no answer after {seconds:g} s"] * len(clips), True
+    except Died:
+        await holder.replace()
+        return ["its process died"] * len(clips), True
+    except Exception as error:  # whatever a reward raises
+        return [one_line(error)] * len(clips), False
+    if not isinstance(scores, list) or len(scores) != len(clips) or not all(isinstance(score, Score) for score in scores):
+        return [f"answered something else than {len(clips)} scores"] * len(clips), False
+    return list(scores), False
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

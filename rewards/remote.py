@@ -1,0 +1,159 @@
+"""Rewards that another machine computes: a client of `nava serve rewards`. Clips go out without loss, so scores are those of the same
+reward here. `rewards.remote:NAME` is the served reward NAME as a plug-in; several of them may be in one rubric."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from rewards.base import unscored
+from rewards.options import nearest
+from rewards.remote_upload import upload_of
+from rewards.types import Clip, Score
+
+RETRIED = (408, 429, 502, 503, 504)
+MAX_WAIT_S = 60.0
+TOKEN_VARIABLE = "NAVA_API_TOKEN"
+
+
+class RemoteReward:
+    """A reward of the service at `url`. `token_file` holds the bearer token; else it is $NAVA_API_TOKEN.
+
+    A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the service cannot be
+    reached, refuses the request or says that the reward failed; ValueError for a wrong address or token, a reward it does not have,
+    a judge unless `measure_only`, and one that is better when lower unless `turned` (values with their sign turned) or `measure_only`.
+    """
+
+    def __init__(
+        self, reward: str, url: str = "", token_file: str | Path | None = None, name: str = "", timeout_s: float = 330.0,
+        num_tries: int = 4, backoff_s: float = 0.5, concurrency: int = 8, turned: bool = False, measure_only: bool = False,
+    ) -> None:  # fmt: skip
+        if not re.fullmatch(r"https?://[^/@\s]+(/[^?#@\s]*)?", url):
+            raise ValueError(f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the service's address")
+        if num_tries < 1 or concurrency < 1 or not timeout_s > 0:
+            raise ValueError(f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: more than 0 each")
+        self.reward, self.url, self.name = reward, url.rstrip("/"), name or f"remote_{reward}"
+        self.timeout_s, self.num_tries, self.backoff_s, self.concurrency = float(timeout_s), num_tries, float(backoff_s), concurrency
+        self._sign = -1.0 if turned else 1.0
+        self._token_file = Path(token_file) if token_file else None
+        self._check(turned, measure_only)
+
+    def score(self, clips: Sequence[Clip]) -> list[Score]:
+        """Each clip is a request of its own, `concurrency` at a time; the service batches them. The first failure ends the batch."""
+        token = self._token()
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            return list(pool.map(lambda clip: self._score(clip, token), clips))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _score(self, clip: Clip, token: str) -> Score:
+        start = time.perf_counter()
+        try:
+            content_type, body = upload_of(clip, self.reward)
+        except ValueError as error:
+            return unscored(str(error))
+        status, answer = self._ask("/v1/score", token, content_type, body)
+        if status != 200:
+            return unscored(str(answer.get("reason")))
+        try:
+            return self._scored(answer["scores"][self.reward], time.perf_counter() - start)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ConnectionError(f"{self.url}: an answer without a score of {self.reward}; is it `nava serve rewards`?") from None
+
+    def _scored(self, answer: Mapping[str, Any], seconds: float) -> Score:
+        if answer["error"]:
+            raise ConnectionError(f"{self.url}: reward {self.reward} failed there: {answer['error']}")
+        parts = {name: math.nan if part is None else float(part) for name, part in answer["parts"].items()}
+        if answer["value"] is None:
+            return Score(math.nan, str(answer["reason"]) or "no value", parts, str(answer["text"]), seconds)
+        return Score(self._sign * float(answer["value"]), str(answer["reason"]), parts, str(answer["text"]), seconds)
+
+    def _check(self, turned: bool, measure_only: bool) -> None:
+        """The service is there and has the reward, and its values are used as they are meant."""
+        _, served = self._ask("/v1/rewards", self._token())
+        try:
+            found = {entry["name"]: entry for entry in served}
+        except (TypeError, KeyError):
+            raise ConnectionError(f"{self.url}: an answer without rewards; is it `nava serve rewards`?") from None
+        if self.reward not in found:
+            raise ValueError(f"remote {self.reward}: {self.url} does not serve it; {nearest(self.reward, found)}")
+        if found[self.reward].get("judge") and not measure_only:
+            raise ValueError(f"remote {self.reward}: a judge must stay out of what is rewarded; set measure_only=true to measure by it")
+        if found[self.reward].get("lower_is_better") and not (turned or measure_only):
+            raise ValueError(f"remote {self.reward}: lower is better; set turned=true to reward its negative, or measure_only=true")
+
+    def _token(self) -> str:
+        if self._token_file is not None and not self._token_file.is_file():
+            raise ValueError(f"remote {self.reward}: token_file {self._token_file}: no such file; put the service's token there")
+        token = (self._token_file.read_text() if self._token_file else os.environ.get(TOKEN_VARIABLE, "")).strip()
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise ValueError(f"remote {self.reward}: no token; set token_file or ${TOKEN_VARIABLE} to the service's")
+        return token
+
+    def _ask(self, path: str, token: str, content_type: str = "", body: bytes | None = None) -> tuple[int, Any]:
+        """(200, the answer) or (another status, the refusal) where a clip is at fault."""
+        headers = {"Authorization": f"Bearer {token}", **({"Content-Type": content_type} if content_type else {})}
+        failure = ""
+        for attempt in range(self.num_tries):
+            wait = 0.0
+            try:
+                request = urllib.request.Request(self.url + path, body, headers)
+                with _OPENER.open(request, timeout=self.timeout_s) as response:
+                    return 200, _json(response.read())
+            except urllib.error.HTTPError as error:
+                refusal = _json(error.read())
+                refusal = refusal if isinstance(refusal, dict) else {}
+                if refusal.get("fault") == "clip":
+                    return error.code, refusal
+                failure = f"status {error.code} {refusal.get('reason', '')}".strip()
+                if error.code not in RETRIED:
+                    raise ConnectionError(f"{self.url}: {failure}") from None
+                wait = _retry_after(error.headers.get("Retry-After", ""))
+            except (OSError, HTTPException) as error:
+                failure = " ".join(str(getattr(error, "reason", "") or error or type(error).__name__).split())
+            if attempt + 1 < self.num_tries:
+                time.sleep(min(MAX_WAIT_S, max(wait, self.backoff_s * 2**attempt)))
+        raise ConnectionError(f"{self.url}: {failure[:200]}, {self.num_tries} tries; check that the service is up")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """None: the token goes to no other host."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _retry_after(value: str) -> float:
+    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
+
+
+def _without_login(address: str) -> str:
+    return re.sub(r"//[^/]*@", "//", address)
+
+
+def __getattr__(name: str) -> Callable[..., RemoteReward]:
+    """`rewards.remote:NAME`: the catalog builds a plug-in by its attribute of this module."""
+    if not name[0].islower():
+        raise AttributeError(name)
+    return partial(RemoteReward, name)
