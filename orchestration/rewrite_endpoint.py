@@ -127,6 +127,8 @@ class ChatEndpoint:
             connection.request("POST", address.path, body, headers)
             response = connection.getresponse()
             answer = _read(response)
+            if time.monotonic() - started >= self.timeout_s:  # cut by the alarm, which looks like the end of a body of no given length
+                raise TimeoutError
             return response.status, response.headers, answer
         except (OSError, http.client.HTTPException):
             if time.monotonic() - started >= self.timeout_s:

@@ -1,0 +1,96 @@
+"""`nava rewrite` as a process: killed and run again, two at once on one output, stopped by Ctrl-C while a server hangs."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+from tests.rewrite_world import Hostile, served
+
+PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(40)]
+
+
+@contextmanager
+def slow(hostile: Hostile, pause_s: float = 0.05):
+    """Good answers, one at a time."""
+    turn = threading.Lock()
+
+    def respond(handler):
+        with turn:
+            time.sleep(pause_s)
+            hostile.respond(handler)
+
+    with served(respond) as url:
+        yield url
+
+
+def started(folder, url: str) -> subprocess.Popen:
+    program = "import sys; from experiments.cli import main; sys.exit(main())"
+    options = ["p.jsonl", "--to", "q.jsonl", "--cache", "c.jsonl", "--endpoint", url, "--model", "m", "--concurrency", "4"]
+    command = [sys.executable, "-c", program, "rewrite", *options]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def prepared(folder) -> Hostile:
+    (folder / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    return Hostile(PROMPTS, only=["good"])
+
+
+def until(condition, limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    hostile = prepared(tmp_path)
+    with slow(hostile) as url:
+        process = started(tmp_path, url)
+        until(lambda: len(hostile.requests) >= 15)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "q.jsonl").exists()
+        with (tmp_path / "c.jsonl").open("ab") as cache:
+            cache.write(b'{"key": "torn')
+        before = len(hostile.requests)
+        output, error = started(tmp_path, url).communicate(timeout=60)
+        assert "40 by model" in output, error
+        made = (tmp_path / "q.jsonl").read_bytes()
+        assert len(hostile.requests) - before <= 40 - 15 + 2 * 4  # the answers at hand are not asked for again
+        (tmp_path / "c.jsonl").unlink()
+        started(tmp_path, url).communicate(timeout=60)
+    rows = [json.loads(line) for line in made.splitlines()]
+    assert [row["meta"]["rewrite"].pop("tries") for row in rows].count(1) >= 20
+    whole = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert [row["meta"]["rewrite"].pop("tries") for row in whole] == [1] * 40
+    assert rows == whole
+
+
+def test_two_at_once_on_one_output_leave_it_whole(tmp_path):
+    hostile = prepared(tmp_path)
+    with slow(hostile, 0.01) as url:
+        both = [started(tmp_path, url) for _ in range(2)]
+        assert all("40 by model" in process.communicate(timeout=60)[0] for process in both)
+        rows = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+        assert [row["meta"]["rewrite"]["source"] for row in rows] == PROMPTS
+        before = len(hostile.requests)
+        assert "40 of an earlier run" in started(tmp_path, url).communicate(timeout=60)[0]
+    assert len(hostile.requests) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "p.jsonl", "q.jsonl"]
+
+
+def test_an_interrupt_ends_a_run_whose_server_hangs(tmp_path):
+    hostile = prepared(tmp_path)
+    hostile.names = ["hangs"]
+    with served(lambda handler: hostile.end.wait(60), hostile.end) as url:
+        process = started(tmp_path, url)
+        time.sleep(4.0)
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error.splitlines()[-1]) == (130, "nava: interrupted")
+    assert time.monotonic() - begun < 10
