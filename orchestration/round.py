@@ -217,7 +217,8 @@ def play_rounds(
     """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are published.
 
     Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon as that one is published.
-    `learn` starts the update and returns its futures; `publish(version)` takes what came of it, and raises what went wrong.
+    `learn` starts the update and returns its futures; `publish(version)` takes what came of it, and raises what went wrong. Whatever is
+    raised leaves rounds begun: `pipeline.drop()` before going on from the last version.
     """
     ahead = first
     for current in range(first, end):

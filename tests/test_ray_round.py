@@ -50,6 +50,36 @@ def test_rounds_are_whole_and_as_stale_as_asked(seed, pools, in_flight, max_unsc
     assert len(world.started) == rounds * count * len(pools)
 
 
+@given(SEEDS, st.integers(0, 2), st.integers(0, 5), st.integers(0, 4))
+def test_rounds_go_on_from_the_last_version_after_a_trainer_was_lost(seed, staleness, lost, ahead):
+    """The update of one round fails once; dropped and played from there, every round is learned from once and by its own version."""
+    world, learned, asked = World(seed), [], {}
+    published = 0
+
+    def tasks(round: int, version: int) -> list[Task]:
+        assert asked.setdefault(round, version) == version <= published
+        return world.tasks(round, 3)
+
+    def learn(round: int, units: Sequence[Unit[Task, Future]]) -> list[Future]:
+        assert [unit.task for unit in units] == world.alive.pop(round)
+        learned.append(round)
+        return world.trainers(2)
+
+    def publish(version: int) -> None:
+        nonlocal published
+        if version == lost + 1 and learned.count(lost) == 1:
+            raise OSError("a trainer is gone")
+        published = version
+
+    with pytest.raises(OSError, match="a trainer is gone"):
+        play_rounds(0, 6, staleness, world.pipeline, tasks, learn, publish)
+    for _ in range(ahead):
+        world.pipeline.attend(world.trainers(1))
+    world.drop()
+    play_rounds(published, 6, staleness, world.pipeline, tasks, learn, publish)
+    assert learned == [*range(lost + 1), *range(lost, 6)] and published == 6
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("begin"), st.integers(0, 4), st.integers(0, 6)),
