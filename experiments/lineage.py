@@ -128,7 +128,7 @@ def _of_run(target: str, layout: Layout) -> str:
 def _tags(run: SpooledRun) -> dict[str, str]:
     tags: dict[str, str] = {}
     for _, event in run.events():
-        if event["kind"] == "start":
+        if event["kind"] in ("announce", "start"):
             tags |= event["tags"]
         elif event["kind"] == "tags":
             tags |= event["values"]
@@ -139,9 +139,10 @@ def _facts(key: str, layout: Layout, root: Path) -> RunFacts:
     run = SpooledRun(layout.tracking / key)
     if run.exists():
         events = [event for _, event in run.events()]
-        first = next(event for event in events if event["kind"] == "start")
-        last = next(event for event in reversed(events) if event["kind"] in ("start", "finish"))
-        status = last["status"] if last["kind"] == "finish" else "RUNNING" if run.alive() else "INTERRUPTED"
+        first = next((event for event in events if event["kind"] == "start"), events[0])
+        last = next(event for event in reversed(events) if event["kind"] in ("announce", "start", "finish"))
+        going = "SCHEDULED" if last["kind"] == "announce" else "RUNNING" if run.alive() else "INTERRUPTED"
+        status = last["status"] if last["kind"] == "finish" else going
         return _from_tags(key, run.sent().run_id, status, _tags(run), first, root)
     return _from_mlflow(key, root)
 

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from experiments.flatten import flattened
 
 KEY_TAG = "nava.run"
+ANNOUNCED = "nava.announced"
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_COPIED_BYTES = 256 << 20
@@ -38,19 +39,35 @@ class MlflowStore:
         local = (root / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
         return self.client.create_experiment(name, artifact_location=local)
 
+    def announce(self, key: str, event: Mapping[str, Any]) -> str:
+        """Create a run that is to come, or find it; returns its MLflow id."""
+        run_id = self.find(key)
+        if not run_id:
+            tags = {KEY_TAG: key, ANNOUNCED: "true", **event["tags"]}
+            run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=event["name"]).info.run_id
+        self.client.update_run(run_id, status="SCHEDULED")
+        return run_id
+
     def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str:
         """Create the run, or take up the one with this key again; returns its MLflow id."""
         run_id = self.find(key)
+        announced = bool(run_id) and ANNOUNCED in self.client.get_run(run_id).data.tags
         if run_id:
             self.client.update_run(run_id, status="RUNNING")
+        if run_id and not announced:
             self.client.set_tag(run_id, "nava.resumed_at_ms", str(event["time_ms"]))
             return run_id
         tags = {KEY_TAG: key, **event["tags"], **_parent_tags(event["parents"], run_ids)}
         tags |= {f"input.{path}": md5 for path, md5 in event["inputs"].items()}
-        run = self.client.create_run(self.experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"])
-        run_id = run.info.run_id
+        if announced:
+            self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        else:
+            run = self.client.create_run(self.experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"])
+            run_id = run.info.run_id
         self._log_config(run_id, event["config"])
         self._log_inputs(run_id, event["inputs"])
+        if announced:
+            self.client.delete_tag(run_id, ANNOUNCED)
         return run_id
 
     def find(self, key: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +15,24 @@ from typing import Any
 
 from experiments.layout import Layout
 from experiments.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
-from experiments.tracking import RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
+from experiments.spool import SpooledRun
+from experiments.tracking import HANDED_RUN, JOB, RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
+from orchestration.launch import JOB as JOB_VARIABLE
 from pretrain.files import read_json, replacing
 
 
 class Interrupted(KeyboardInterrupt):
     """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own line."""
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that its run is marked as stopped; a second one does not disturb that."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted("stopped on request; the same command goes on")
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,11 @@ def can_go_on(stage: str, config: Mapping[str, Any], layout: Layout, root: Path)
     return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(stage_inputs(stage, root), config)
 
 
+def running_key(stage: str, layout: Layout) -> str:
+    """Key of the stage's run that has not ended well yet."""
+    return _read_marker(layout.runs / f"{stage}.running.json")["key"]
+
+
 def _read_marker(marker: Path) -> dict[str, Any]:
     return {"fingerprint": "", "key": "", **read_json(marker, "remove it")}
 
@@ -76,13 +95,15 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
     git = git_state(root)
     marker = layout.runs / f"{stage}.running.json"
-    key, mark = new_run_key(stage), fingerprint(inputs, config)
+    mark = fingerprint(inputs, config)
+    key = _handed_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
     if resume:
         key = _take_up(marker, mark, layout.output_of(stage)) or key
     _write_json(marker, {"key": key, "fingerprint": mark})
     tracker = SpoolTracker(layout.tracking / key)
     tags = {"nava.stage": stage, "nava.recipe": recipe, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
     tags |= {"dvc.lock.md5": lock_hash(root), "nava.output": str(layout.output_of(stage))}
+    tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
     ensure_sender(layout.tracking, root)
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
@@ -98,6 +119,18 @@ def tracked(stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, 
     tracker.finish("FINISHED")
     _write_json(layout.runs / f"{stage}.json", asdict(record))
     marker.unlink(missing_ok=True)
+
+
+def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
+    """Key of the run that a submission announced for this stage; empty where there is none, or where it began with other inputs."""
+    name, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    if name != stage:
+        return ""
+    run = SpooledRun(spool / key)
+    if not run.exists() or not run.started():
+        return key
+    left = _read_marker(marker) if marker.is_file() else {}
+    return key if (left.get("key"), left.get("fingerprint")) == (key, current) else ""
 
 
 def _take_up(marker: Path, current: str, output: Path) -> str:

@@ -21,6 +21,8 @@ class Store(Protocol):
 
     uri: str
 
+    def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
+
     def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
@@ -96,6 +98,20 @@ class SpooledRun:
         except psutil.NoSuchProcess:
             return False
 
+    def started(self) -> bool:
+        """False for a run that is only announced."""
+        return any(event["kind"] == "start" for _, event in self.events())
+
+    def last_end(self) -> tuple[str, int]:
+        """(status, milliseconds since 1970) of the run's last end; ("", 0) while it runs or waits."""
+        last = ("", 0)
+        for _, event in self.events():
+            if event["kind"] in ("announce", "start"):
+                last = ("", 0)
+            elif event["kind"] == "finish":
+                last = (event["status"], event["time_ms"])
+        return last
+
     def end_if_abandoned(self) -> bool:
         """Write the end that a killed process could not write; True when there was one to write."""
         if not (self.folder / OWNER).is_file() or self.alive():
@@ -116,12 +132,18 @@ class SpooledRun:
             else:
                 sent = self._send_batch(store, sent, batch, behind)
                 batch = []
-                run_id = store.start(self.key, event, self._siblings(store.uri)) if event["kind"] == "start" else sent.run_id
-                if event["kind"] != "start":
-                    getattr(store, event["kind"])(run_id, event)
-                sent = self._remember(Sent(store.uri, run_id, offset))
+                sent = self._remember(Sent(store.uri, self._send_event(store, sent.run_id, event), offset))
             behind = offset
         self._send_batch(store, sent, batch, behind)
+
+    def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
+        """The run's id, which the first event makes."""
+        if event["kind"] == "announce":
+            return store.announce(self.key, event)
+        if event["kind"] == "start":
+            return store.start(self.key, event, self._siblings(store.uri))
+        getattr(store, event["kind"])(run_id, event)
+        return run_id
 
     def _send_batch(self, store: Store, sent: Sent, batch: list[Mapping[str, Any]], behind: int) -> Sent:
         if not batch:

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.layout import PRETRAIN_STAGES, STAGES, Layout
 from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
-from experiments.runs import Interrupted, read_record, tracked, unchanged
+from experiments.runs import Interrupted, end_on_sigterm, read_record, tracked, unchanged
 from experiments.tracking import SpoolTracker
 from pretrain.config import nearest
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
@@ -283,6 +283,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"unknown stage {arguments[0]!r}; {nearest(arguments[0], STAGES)}")
         from experiments.recipes.load import load_recipe, read_params
 
+        end_on_sigterm()
         params = Path("params.yaml")
         values = read_params(params)
         recipe = load_recipe(values.get("recipe", "mini"), params)

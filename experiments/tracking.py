@@ -26,6 +26,8 @@ from pretrain.files import replacing
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
+HANDED_RUN = "NAVA_RUN"  # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
+JOB = "nava.job"  # tag: the submission id of the job that a run is part of
 log = logging.getLogger(__name__)
 
 
@@ -64,6 +66,10 @@ class SpoolTracker:
     def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
         """Log a folder of safetensors as a model of this run."""
         self._append("model", path=str(path.resolve()), name=name, tags=dict(tags))
+
+    def announce(self, run: RunStart) -> None:
+        """Say that the run is to come: MLflow gives it an id and shows it as SCHEDULED until it starts."""
+        self._append("announce", **vars(run))
 
     def start(self, run: RunStart) -> None:
         """Begin the run, or begin it again after an interruption."""

@@ -91,11 +91,16 @@ def _wait(process: subprocess.Popen) -> int | None:
 
 @contextlib.contextmanager
 def _forwarding(process: subprocess.Popen) -> Iterator[None]:
-    """SIGTERM and Ctrl-C go to torchrun as SIGTERM: the ranks finish their step, write a checkpoint and end."""
+    """SIGTERM and Ctrl-C go to torchrun as SIGTERM: the ranks finish their step, write a checkpoint and end.
+
+    Once: each further signal would cut its wait for them short.
+    """
+    told: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def forward(number: int, frame: object) -> None:
-        if process.poll() is None:
+        if process.poll() is None and not told:
+            told.append(number)
             process.send_signal(signal.SIGTERM)
 
     try:

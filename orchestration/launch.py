@@ -1,0 +1,172 @@
+"""Ray Jobs: submit a command under a run's id, and submit it again where it was interrupted.
+
+A job's name is the id of its run; attempts after the first end in -2, -3 and so on. An attempt that is interrupted submits the next one
+before it ends; that one waits for its predecessor's end, and goes away where a person stopped it (Ray's status STOPPED): `ray job stop`
+sends the same SIGTERM as a machine that is taken away, and only the status tells them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
+LOCAL = "http://127.0.0.1:8265"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+MIN_GRACE_S = 30
+_RUN, _ATTEMPT, _LEFT, _AFTER, _PLACE = "nava.run", "nava.attempt", "nava.requeues_left", "nava.after", "nava.place"
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+class Jobs(Protocol):
+    """What is asked of `ray.job_submission.JobSubmissionClient`."""
+
+    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> str: ...
+
+    def list_jobs(self) -> Sequence[Any]: ...
+
+    def get_job_info(self, job_id: str) -> Any: ...
+
+    def stop_job(self, job_id: str) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """A command for the cluster. Raises ValueError where a number cannot be."""
+
+    run_id: str
+    command: Sequence[str]
+    workdir: str  # as the cluster's machines see it
+    env: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)  # shown with the job
+    grace_s: int = 120  # between SIGTERM and SIGKILL
+    max_requeues: int = 3
+
+    def __post_init__(self) -> None:
+        if self.grace_s < MIN_GRACE_S or self.max_requeues < 0:
+            raise ValueError(
+                f"--grace-s must be at least {MIN_GRACE_S} and --max-requeues at least 0, got {self.grace_s} and {self.max_requeues}"
+            )
+
+    def entrypoint(self) -> str:
+        """One shell line; `exec`, so that no shell stands between Ray's signal and the command."""
+        return f"cd -- {shlex.quote(self.workdir)} && exec {shlex.join(self.command)}"
+
+    def variables(self) -> dict[str, str]:
+        """Ray kills 3 seconds after SIGTERM unless told otherwise, too early for a checkpoint."""
+        times = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.grace_s), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
+        return {**times, **self.env}
+
+
+def connect(address: str = "") -> Jobs:
+    """The cluster at this dashboard address, or where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, or on this machine.
+
+    Raises ValueError for an address that is none, OSError where nothing answers.
+    """
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise ValueError(f"Ray Jobs need Ray ({error}); pip install 'nava[serve]'") from None
+    if address and not address.startswith(("http://", "https://")):
+        raise ValueError(f"--address {address}: expected the dashboard's address as http://HOST:8265")
+    known = any(os.environ.get(name) for name in _ADDRESSES)
+    where = address or ("" if known else LOCAL)
+    try:
+        with _without(_ADDRESSES if address else ()):  # Ray lets the environment win over what is asked for
+            return JobSubmissionClient(where or None)
+    except ConnectionError:
+        raise OSError(f"{address_of(address)}: no Ray cluster answers; start one by `ray start --head`, or give its --address") from None
+    except RuntimeError as error:
+        raise OSError(f"{address_of(address)}: {_first_line(error)}") from None
+
+
+def address_of(address: str) -> str:
+    """Where `connect` looks."""
+    return address or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), LOCAL)
+
+
+@contextlib.contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def check_free(jobs: Jobs, place: str) -> None:
+    """Raises ValueError where a job of this place (a repository's folder and stage) has not ended: two would write the same files."""
+    for job in jobs.list_jobs():
+        if (job.metadata or {}).get(_PLACE) == place and _status(job) not in ENDED:
+            raise ValueError(f"{job.submission_id}: does this already ({_status(job).lower()}); `ray job stop {job.submission_id}` ends it")
+
+
+def submit(jobs: Jobs, spec: JobSpec, place: str) -> str:
+    """Submit under the run's id, or the next free attempt of it; returns the submission id. Raises OSError where Ray refuses."""
+    attempt = _last_attempt(jobs, spec.run_id) + 1
+    facts = {**spec.facts, _RUN: spec.run_id, _PLACE: place, _LEFT: str(spec.max_requeues), _AFTER: ""}
+    return _submit(jobs, spec.run_id, attempt, spec.entrypoint(), spec.variables(), facts)
+
+
+def requeue(jobs: Jobs, job_id: str) -> str:
+    """Submit this job's next attempt; its id, or "" where it has been interrupted too often."""
+    info = jobs.get_job_info(job_id)
+    facts = {name: value for name, value in info.metadata.items() if name.startswith("nava.")}
+    left = int(facts[_LEFT])
+    if not left:
+        return ""
+    facts |= {_LEFT: str(left - 1), _AFTER: job_id}
+    variables = dict((info.runtime_env or {}).get("env_vars", {}))
+    return _submit(jobs, facts[_RUN], int(facts[_ATTEMPT]) + 1, info.entrypoint, variables, facts)
+
+
+def cancelled(jobs: Jobs, job_id: str, patience_s: float = 600.0, poll_s: float = 0.5) -> bool:
+    """Wait for the attempt before this one to end; True where a person stopped it.
+
+    Raises OSError when it has not ended after `patience_s`, which a killed machine does not delay.
+    """
+    before = jobs.get_job_info(job_id).metadata.get(_AFTER, "")
+    end = time.monotonic() + patience_s
+    while before:
+        status = _status(jobs.get_job_info(before))
+        if status in ENDED:
+            return status == "STOPPED"
+        if time.monotonic() > end:
+            raise OSError(f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then submit again")
+        time.sleep(poll_s)
+    return False
+
+
+def commands(job_id: str, address: str) -> dict[str, str]:
+    """Ray's own commands for a job."""
+    where = f" --address {shlex.quote(address)}"
+    return {"list": f"ray job list{where}", "logs": f"ray job logs{where} --follow {job_id}", "cancel": f"ray job stop{where} {job_id}"}
+
+
+def _submit(jobs: Jobs, run_id: str, attempt: int, entrypoint: str, variables: Mapping[str, str], facts: Mapping[str, str]) -> str:
+    job_id = run_id if attempt == 1 else f"{run_id}-{attempt}"
+    environment = {"env_vars": {**variables, JOB: job_id}}
+    try:
+        return jobs.submit_job(
+            entrypoint=entrypoint, submission_id=job_id, runtime_env=environment, metadata={**facts, _ATTEMPT: str(attempt)}
+        )
+    except RuntimeError as error:
+        raise OSError(f"{job_id}: Ray did not take the job: {_first_line(error)}") from None
+
+
+def _last_attempt(jobs: Jobs, run_id: str) -> int:
+    found = [job.metadata or {} for job in jobs.list_jobs()]
+    return max((int(facts[_ATTEMPT]) for facts in found if facts.get(_RUN) == run_id), default=0)
+
+
+def _status(job: Any) -> str:
+    return str(getattr(job.status, "value", job.status))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

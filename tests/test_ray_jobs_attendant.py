@@ -1,0 +1,71 @@
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from experiments import submitted
+from experiments.spool import SpooledRun
+from experiments.tracking import RunStart, SpoolTracker
+
+# a command that starts one worker and ends as that one ended; SIGTERM kills it and not its worker, as DVC
+MANAGER = "import subprocess, sys; sys.exit(255 * bool(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()))"
+WORKER = """import pathlib, signal, sys, time
+def stop(number, frame):
+    time.sleep(0.5); pathlib.Path('checkpoint').write_text('saved'); sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path('working').write_text('')
+time.sleep(60)"""
+
+
+@pytest.mark.parametrize("whom", ["attendant", "manager", "worker", "all"])
+def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
+    attended = submitted._Attended([sys.executable, "-c", MANAGER, WORKER], tmp_path)
+
+    def stop():
+        while not (tmp_path / "working").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        (worker,) = attended.started
+        if whom in ("attendant", "all"):
+            attended.stop()
+        if whom in ("manager", "all"):
+            attended.process.terminate()
+        if whom in ("worker", "all"):
+            worker.send_signal(signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code = attended.wait()
+    thread.join()
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+    assert code == (-signal.SIGTERM if whom in ("manager", "all") else 255)
+    assert attended.asked is (whom != "worker")  # then the stage's run says that it was stopped
+
+
+def test_only_a_run_that_was_stopped_since_counts_as_interrupted(tmp_path):
+    tracker = SpoolTracker(tmp_path / "spool" / "run")
+    tracker.start(RunStart(name="align"))
+    tracker.finish("KILLED")
+    now = int(time.time() * 1000)
+    assert submitted.stopped_since(now - 60_000, tmp_path / "spool")
+    assert not submitted.stopped_since(now + 60_000, tmp_path / "spool")
+    tracker.start(RunStart(name="align"))
+    assert not submitted.stopped_since(0, tmp_path / "spool")
+    tracker.finish("FAILED")
+    assert not submitted.stopped_since(0, tmp_path / "spool")
+
+
+def test_an_announced_run_that_never_began_gets_an_end(tmp_path, monkeypatch):
+    tracker = SpoolTracker(tmp_path / "run")
+    tracker.announce(RunStart(name="align"))
+    monkeypatch.setenv("NAVA_RUN", "align=run")
+    submitted.end_unstarted(tmp_path, "FINISHED")
+    submitted.end_unstarted(tmp_path, "FAILED")
+    assert SpooledRun(tmp_path / "run").last_end()[0] == "FINISHED"
+    begun = SpoolTracker(tmp_path / "begun")
+    begun.start(RunStart(name="align"))
+    monkeypatch.setenv("NAVA_RUN", "align=begun")
+    submitted.end_unstarted(tmp_path, "FAILED")
+    assert SpooledRun(tmp_path / "begun").last_end()[0] == ""
