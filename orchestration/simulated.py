@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from orchestration.round import Pipeline, Pool
@@ -23,39 +24,17 @@ class _Sleeper:
         return bytes(answer_bytes)
 
 
+@dataclass(frozen=True)
 class SleepingCluster:
-    """Context manager: an embedded Ray with sleeping workers that take no cores; all of it is gone afterwards.
+    """Actors of each kind. A task is (seconds of the rollout, seconds of the score); its clip has `clip_bytes`."""
 
-    A task is (seconds of the rollout, seconds of the score). Clips of `clip_bytes` go from worker to worker by the object store.
-    Raises RuntimeError where this process has a Ray already.
-    """
-
-    def __init__(self, rollout: int, reward: int, trainers: int, clip_bytes: int, temporary: Path | None = None) -> None:
-        self.counts, self.clip_bytes, self.temporary = (rollout, reward, trainers), clip_bytes, temporary
-
-    def __enter__(self) -> SleepingCluster:
-        import ray
-
-        if ray.is_initialized():
-            raise RuntimeError("this process has a Ray already; leave it first (ray.shutdown)")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        where: dict[str, Any] = {"_temp_dir": str(self.temporary)} if self.temporary else {}
-        ray.init(
-            address="local", num_cpus=sum(self.counts), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False, logging_level=logging.ERROR, **where,
-        )  # fmt: skip
-        made: Any = ray.remote(_Sleeper).options(num_cpus=0)
-        self.rollout, self.reward, self.trainers = ([made.remote() for _ in range(count)] for count in self.counts)
-        everyone = [*self.rollout, *self.reward, *self.trainers]
-        ray.get([worker.work.remote(0.0, 0) for worker in everyone])  # started, before any clock does
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        import ray
-
-        ray.shutdown()
+    rollout: Sequence[Any]
+    reward: Sequence[Any]
+    trainers: Sequence[Any]
+    clip_bytes: int
 
     def pipeline(self, max_unscored: int, in_flight: int = 1) -> Pipeline[tuple[float, float], Any]:
+        """Clips go from worker to worker through the object store."""
         import ray
 
         def roll_out(worker: Any, task: tuple[float, float]) -> Any:
@@ -74,3 +53,29 @@ class SleepingCluster:
     def train(self, seconds: float) -> list[Any]:
         """A future of every rank."""
         return [worker.work.remote(seconds, 0) for worker in self.trainers]
+
+
+@contextmanager
+def sleeping_cluster(rollout: int, reward: int, trainers: int, clip_bytes: int) -> Iterator[SleepingCluster]:
+    """An embedded Ray with that many workers of each kind, started; nothing of it is left afterwards.
+
+    Raises RuntimeError where this process has a Ray already.
+    """
+    import ray
+
+    if ray.is_initialized():
+        raise RuntimeError("this process has a Ray already; leave it first (ray.shutdown)")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    counts = (rollout, reward, trainers)
+    with tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder:
+        try:
+            ray.init(
+                address="local", num_cpus=sum(counts), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder,
+            )  # fmt: skip
+            made: Any = ray.remote(_Sleeper).options(num_cpus=0)
+            actors = tuple([made.remote() for _ in range(count)] for count in counts)
+            ray.get([actor.work.remote(0.0, 0) for kind in actors for actor in kind])
+            yield SleepingCluster(actors[0], actors[1], actors[2], clip_bytes)
+        finally:
+            ray.shutdown()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from experiments.benchmarks.ray_pipeline import MEASURED, Round, Settings, Stages, drawn, ideal_seconds, least_load, stages_of
 from orchestration.round import Pipeline, Pool, play_rounds
-from orchestration.simulated import SleepingCluster
+from orchestration.simulated import sleeping_cluster
 
 ROOT = Path(__file__).parent.parent
 SECONDS = st.floats(0.01, 5.0)
@@ -152,7 +152,7 @@ def test_the_pipeline_on_ray_itself():
     import ray
     from ray.exceptions import RayActorError
 
-    with SleepingCluster(2, 2, 1, 200_000) as cluster:
+    with sleeping_cluster(2, 2, 1, 200_000) as cluster:
         pipeline = cluster.pipeline(max_unscored=2)
         pipeline.begin(0, [(0.01, 0.01)] * 9)
         pipeline.begin(1, [(0.01, 0.01), (-1.0, 0.01), (0.01, 0.01)])

@@ -20,6 +20,7 @@ import datetime
 import importlib.metadata
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ import numpy as np
 from experiments.doctor import processor_name
 from experiments.statistics import bootstrap_ratio
 from orchestration.round import Unit, play_rounds
-from orchestration.simulated import SleepingCluster
+from orchestration.simulated import SleepingCluster, sleeping_cluster
 from pretrain.files import replacing
 from pretrain.jsonl import FieldError, scan
 from pretrain.progress import track
@@ -157,12 +158,12 @@ def measured_seconds(cluster: SleepingCluster, rounds: Sequence[Round], stalenes
     return time.perf_counter() - start
 
 
-def measure(stages: Sequence[Stages], settings: Settings, temporary: Path | None = None) -> dict[str, Any]:
+def measure(stages: Sequence[Stages], settings: Settings) -> dict[str, Any]:
     """`{staleness N: {share: {mean, low, high, n}, seconds_per_round, ideal_seconds_per_round}}`; n counts repeats."""
     seconds: dict[int, list[tuple[float, float]]] = {staleness: [] for staleness in STALENESSES}
     todo = [(repeat, staleness) for repeat in range(settings.repeats) for staleness in STALENESSES]
     workers = (settings.rollout_workers, settings.reward_workers)
-    with SleepingCluster(*workers, settings.trainer_ranks, CLIP_BYTES, temporary) as cluster:
+    with sleeping_cluster(*workers, settings.trainer_ranks, CLIP_BYTES) as cluster:
         for repeat, staleness in track(todo, len(todo), "runs of the sleeping cluster"):
             rounds = drawn(stages, settings, repeat)
             ideal = ideal_seconds(rounds, staleness, *workers)
@@ -185,10 +186,9 @@ def main() -> None:
     parser.add_argument("metrics", type=Path, nargs="?", help="metrics.jsonl of an alignment")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument("--ray-temp-dir", type=Path, help="a short path; Ray's own choice without")
     parser.add_argument("--out", type=Path, help="JSON")
     options = vars(parser.parse_args())
-    path, temporary, out = options.pop("metrics"), options.pop("ray_temp_dir"), options.pop("out")
+    path, out = options.pop("metrics"), options.pop("out")
     try:
         settings = Settings(**options)
         stages = stages_of(path) if path else MEASURED
@@ -197,12 +197,14 @@ def main() -> None:
     found = {
         "date": datetime.date.today().isoformat(),
         "hardware": processor_name(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),  # processes that want a core: what else runs here disturbs the times
         "ray": importlib.metadata.version("ray"),
         "times": f"{len(stages)} rounds of {'a given run' if path else 'the demo'}",
         "mean_stage_seconds": {name: round(float(np.mean([getattr(one, name) for one in stages])), 3) for name in asdict(stages[0])},
         "settings": asdict(settings),
         "wanted_share": WANTED_SHARE,
-        **measure(stages, settings, temporary),
+        **measure(stages, settings),
     }
     for staleness in STALENESSES:
         row = found[f"staleness {staleness}"]
@@ -210,8 +212,8 @@ def main() -> None:
         interval = f"{share['mean']:.1%} of the ideal (95 %: {share['low']:.1%} to {share['high']:.1%}, {share['n']} runs)"
         print(f"staleness {staleness}: {interval}, least {row['least_share']:.1%}; {spent}")
     if out:
-        with replacing(out) as temporary_file:
-            temporary_file.write_text(json.dumps(found, indent=1) + "\n")
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
     if any(found[f"staleness {staleness}"]["share"]["low"] < WANTED_SHARE for staleness in STALENESSES):
         raise SystemExit(f"below {WANTED_SHARE:.0%} of the ideal")
 
