@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pretrain.config import nearest
 
@@ -32,6 +32,7 @@ class RewardPool(Workers):
     """Workers that all score the same rewards; none named = all that no other pool names."""
 
     rewards: tuple[str, ...] = ()
+    may_be_added: ClassVar[bool] = True  # by an override under a name of its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def override(config: ConfigT, values: Mapping[str, Any], where: str = "") -> ConfigT:
-    """Copy of a frozen dataclass tree with `values` (nested mappings) put in; raises ValueError on unknown keys or wrong types."""
+    """Copy of a frozen dataclass tree with `values` (nested mappings) put in; raises ValueError on unknown keys or wrong types.
+
+    Members of a mapping of dataclasses are those that are there, unless their class says `may_be_added`.
+    """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for key, value in values.items():
@@ -52,12 +55,17 @@ def _coerce(current: Any, value: Any, hint: Any, path: str) -> Any:
 
 
 def _coerce_member(current: Mapping[str, Any], key: str, value: Any, path: str) -> Any:
+    member = type(next(iter(current.values())))
+    if key not in current and getattr(member, "may_be_added", False):
+        return _coerce(member(), value, member, f"{path}.{key}")
     if key not in current:
         raise ValueError(f"{path}.{key}: unknown key; {nearest(str(key), current)}")
     return _coerce(current[key], value, type(current[key]), f"{path}.{key}")
 
 
 def _scalar(value: Any, hint: Any, path: str) -> Any:
+    if hint is Any:
+        return value
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         base = typing.get_origin(option) or option
