@@ -72,16 +72,13 @@ def serve_until_stopped(config: ServiceConfig, host: str, port: int, address: st
     from orchestration.service.deployment import running
 
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        print(f"starting {', '.join(config.rewards)}", flush=True)
-        with running(config, host, port, address):
-            print(try_line(config, host, port, token), flush=True)
-            stop.wait()
-            print("stopping", flush=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    print(f"starting {', '.join(config.rewards)}", flush=True)
+    with running(config, host, port, address):
+        for number in (signal.SIGINT, signal.SIGTERM):  # over those that Ray has set
+            signal.signal(number, lambda *_: stop.set())
+        print(try_line(config, host, port, token), flush=True)
+        stop.wait()
+        print("stopping", flush=True)
 
 
 def try_line(config: ServiceConfig, host: str, port: int, token: str) -> str:

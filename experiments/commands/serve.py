@@ -43,9 +43,9 @@ def rewards(
     """
     from experiments.serving import config_from, serve_until_stopped
     from orchestration.service.token import token_from
-    from pretrain.torchrun import check_port
 
-    check_port(port)
+    if not 0 < port < 65536:
+        raise ValueError(f"--port {port}: expected 1 to 65535")
     token, where = token_from(token_file, out / "service" / "token")
     config = config_from(
         [name for given in rewards for name in given.split(",") if name], settings, limits, roots, out, token,

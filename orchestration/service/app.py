@@ -57,7 +57,7 @@ def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_dig
             service.decoders.close()
 
     app = FastAPI(title="NAVA rewards", lifespan=lifespan, docs_url=None, redoc_url=None)
-    service = _Service(scoring, roots, metrics)
+    service = app.state.service = _Service(scoring, roots, metrics)
     refusals: dict[int | str, dict[str, Any]] = {status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)}
 
     @app.post(SCORE, responses=refusals, openapi_extra={"requestBody": _JSON_AND_FILES})

@@ -163,9 +163,9 @@ def _check_container(container: InputContainer, budget: _Budget) -> float:
     return rate
 
 
-def _check_picture(frames: int, width: int, height: int, limits: Limits) -> None:
+def _check_picture(frames: int, width: int, height: int, limits: Limits, where: str = "clip") -> None:
     if width * height > limits.pixels:
-        raise Refusal(413, f"clip: frames of {width}x{height}; at most {limits.pixels} pixels are taken", "clip")
+        raise Refusal(413, f"{where}: {width}x{height} pixels; at most {limits.pixels} are taken", "clip")
     if frames > limits.frames:
         raise Refusal(413, f"clip: {frames} frames; at most {limits.frames} are taken", "clip")
 
@@ -179,6 +179,11 @@ def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int
     """float32 [C, N] and its rate."""
     if _kind(file, where) != "sound":
         raise Refusal(415, f"{where}: not a sound; send wav or flac", "clip")
+    start = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if start[:4] == b"RIFF" and int.from_bytes(start[4:], "little") + 8 > size:
+        raise Refusal(422, f"{where}: its header tells more bytes than the {size} it has; write it again", "clip")
     try:
         with soundfile.SoundFile(file) as sound:
             _check_rate(sound.samplerate, sound.channels, where)
@@ -201,12 +206,13 @@ def _resampled(samples: np.ndarray, rate: int, wanted: int, where: str, budget: 
 def _picture(file: BinaryIO, budget: _Budget) -> np.ndarray:
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = None  # the limit here is lower, and has a reason
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header alone
-            _check_picture(1, *image.size, budget.limits)
+            _check_picture(1, *image.size, budget.limits, "first_frame")
             budget.add(3 * image.size[0] * image.size[1], "first_frame")
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
         raise Refusal(422, "first_frame: not a png or jpeg that can be decoded", "clip") from None
 
 

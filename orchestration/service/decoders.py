@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Decoders:
         self.limits, self.roots = limits, [str(root) for root in roots]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for _ in range(limits.decoders):
-            self._idle.put(_Process())
+            self._idle.put(_Process())  # importing takes a second, which no request should wait for
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
         self._room = asyncio.Condition()
         self.held = 0
@@ -95,15 +95,20 @@ def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
 
 
 class _Process:
-    """Started when it is first asked, in a group of its own so that its fork can be killed with it."""
+    """In a group of its own, so that its fork can be killed with it."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "orchestration.service.decode_worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
+        )  # fmt: skip
         self.killed = False
 
     def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or ValueError where the process died."""
-        source, sink = self._streams()
+        sink, source = self._process.stdin, self._process.stdout
+        assert sink is not None and source is not None
         write_message(sink, message)
         sink.flush()
         if (header := read_message(source)) is None:
@@ -122,23 +127,12 @@ class _Process:
 
     def kill(self) -> None:
         self.killed = True
-        if self._process is not None and self._process.poll() is None:
+        if self._process.poll() is None:
             os.killpg(self._process.pid, 9)
 
     def end(self) -> None:
         self.kill()
-        if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):  # what was not written is lost with the process
-                    stream.close()  # type: ignore[union-attr]
-            self._process.wait()
-
-    def _streams(self) -> tuple[IO[bytes], IO[bytes]]:
-        if self._process is None:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestration.service.decode_worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
-            )  # fmt: skip
-        assert self._process.stdin is not None and self._process.stdout is not None
-        return self._process.stdout, self._process.stdin
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # what was not written is lost with the process
+                stream.close()  # type: ignore[union-attr]
+        self._process.wait()

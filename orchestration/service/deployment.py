@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -167,6 +168,7 @@ def claimed(host: str, port: int) -> Iterator[None]:
 
 def _connect(address: str, temporary: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
