@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from finetune.rewriter.votes import RewritePair, as_answer
 from pretrain.data.store import replace_folder
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
+from pretrain.randomness import stable_hash
 from pretrain.tracking import JsonlTracker, Trackers
 from pretrain.types import Tracker
 
@@ -83,7 +85,8 @@ def tune_grpo(
         arguments = GRPOConfig(
             **common, num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
             beta=config.beta, reward_weights=weights, use_vllm=bool(config.vllm), vllm_mode="server",
-            multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize", vllm_server_base_url=config.vllm or None,
+            vllm_server_base_url=config.vllm or None, shuffle_dataset=False,
+            multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize",
         )  # fmt: skip
         shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
         _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
@@ -91,7 +94,7 @@ def tune_grpo(
             model=network, reward_funcs=functions, args=arguments, train_dataset=Dataset.from_list(shown), **shared
         )  # fmt: skip
 
-    return _run("grpo", config, model, out, {"data": _digest(data), "score": score_id}, make, trackers)
+    return _run("grpo", config, model, out, {"data": _digest(data), "score": score_id}, make, config.batch // config.group, trackers)
 
 
 def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()) -> Tuned:
@@ -117,11 +120,12 @@ def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: 
         _check_fits(network, tokenizer, [row["prompt"] for row in shown], longest, model)
         return _quiet(DPOTrainer)(model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared)
 
-    return _run("dpo", config, model, out, {"data": _digest(data)}, make, trackers)
+    return _run("dpo", config, model, out, {"data": _digest(data)}, make, config.batch, trackers)
 
 
 def _run(
-    algorithm: str, config: Tuning, model: Path, out: Path, identity: Mapping[str, Any], make: Make, trackers: Sequence[Tracker]
+    algorithm: str, config: Tuning, model: Path, out: Path, identity: Mapping[str, Any], make: Make, per_step: int,
+    trackers: Sequence[Tracker],
 ) -> Tuned:  # fmt: skip
     check_folder(model)
     facts = {"algorithm": algorithm, "config": described(config), "model": folder_digest(model), "template": TEMPLATE_ID, **identity}
@@ -137,14 +141,14 @@ def _run(
     shared = {"processing_class": tokenizer, "peft_config": lora}
     with _hushed():
         trainer = make(network, tokenizer, shared, _arguments(config, out))
+        trainer.train_dataset = trainer.train_dataset.select(_order(len(trainer.train_dataset), config.steps * per_step, config.seed))
         trainer.remove_callback(PrinterCallback)
         rows = Trackers(JsonlTracker(out / METRICS, resumed or -1), trackers)
         with StageProgress(f"rewriter {algorithm}", config.steps, describe) as progress:
             watch = Watch(rows, progress)
             trainer.add_callback(watch)
             with watch.signals():
-                _train(trainer, checkpoint, out)
-    step = trainer.state.global_step
+                step = _train(trainer, checkpoint, out) if resumed < config.steps else _take(trainer, checkpoint, resumed)
     tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
     if tuned.status == "finished":
         _export(trainer, tokenizer, tuned)
@@ -154,9 +158,27 @@ def _run(
     return tuned
 
 
-def _train(trainer: Any, checkpoint: Path | None, out: Path) -> None:
+def _order(count: int, wanted: int, seed: int) -> list[int]:
+    """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws again on resuming."""
+    passes = range(-(-wanted // count))
+    return [place for number in passes for place in random.Random(stable_hash(seed, "pass", number)).sample(range(count), count)][:wanted]
+
+
+def _take(trainer: Any, checkpoint: Path | None, step: int) -> int:
+    """The adapter of the last step's checkpoint; the trainer would take one step more."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    assert checkpoint is not None
+    set_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model), load_file(checkpoint / "adapter_model.safetensors"))
+    return step
+
+
+def _train(trainer: Any, checkpoint: Path | None, out: Path) -> int:
+    """Steps done, those of earlier runs included."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer.state.global_step
     except Exception as error:
         if shutil.disk_usage(out).free < 2**20:  # said in many ways by what writes a checkpoint's parts
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
@@ -166,8 +188,11 @@ def _train(trainer: Any, checkpoint: Path | None, out: Path) -> None:
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Without what TRL and transformers have to say about each other's settings."""
+    from datasets import disable_progress_bars
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        disable_progress_bars()
         yield
 
 
@@ -180,7 +205,7 @@ def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
         "warmup_steps": config.warmup_steps, "lr_scheduler_type": "constant_with_warmup", "logging_steps": 1,
         "save_strategy": "steps", "save_steps": config.save_every, "save_total_limit": 2, "seed": config.seed, "bf16": half,
         "use_cpu": config.device == "cpu", "gradient_checkpointing": config.gradient_checkpointing, "report_to": [],
-        "disable_tqdm": True, "logging_nan_inf_filter": False,
+        "disable_tqdm": True, "logging_nan_inf_filter": False, "train_sampling_strategy": "sequential",
     }  # fmt: skip
 
 
@@ -198,6 +223,7 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> N
         shutil.rmtree(partial, ignore_errors=True)
         save(partial)
         tokenizer.save_pretrained(partial)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         replace_folder(partial, folder)
 
 
