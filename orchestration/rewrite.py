@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from finetune.rewriter.form import FORMS, Form, Message, form_of, length, messages, rewrite_of, structure
+from finetune.rewriter.form import FORMS, Form, Message, form_of, messages, num_words, rewrite_of, structure
 from finetune.rewriter.spans import check_spans, protect
 from finetune.rewriter.template import by_template
-from orchestration.rewrite_cache import RewriteCache, request_key
+from orchestration.rewrite_cache import Kept, RewriteCache, request_key
 from orchestration.rewrite_endpoint import NoAnswer
 from pretrain.progress import track
 
 MAX_CHARACTERS = 20_000  # of an answer, besides its prompt's own
 MAX_WAIT_S = 60.0
+MAX_CONCURRENCY = 512
 JOIN_S = 5.0
 
 
@@ -48,11 +49,14 @@ class Asking:
     num_tries: int = 4
     backoff_s: float = 0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
     min_structure: float = 0.5
+    seed: int = 0  # another one asks a server that samples by seed for other answers
     patience: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.concurrency, self.num_tries, self.patience) < 1 or self.backoff_s < 0 or not 0 <= self.min_structure <= 1:
-            raise ValueError(f"{self}: concurrency, num_tries and patience from 1, backoff_s from 0, min_structure in 0..1")
+        whole = min(self.num_tries, self.patience) >= 1 and 1 <= self.concurrency <= MAX_CONCURRENCY
+        if not whole or min(self.backoff_s, self.seed) < 0 or not 0 <= self.min_structure <= 1:
+            limits = f"concurrency 1..{MAX_CONCURRENCY}, num_tries and patience from 1, backoff_s and seed from 0, min_structure in 0..1"
+            raise ValueError(f"{self}: {limits}")
 
     def form(self, prompt: str) -> Form:
         return form_of(prompt) if self.language == "auto" else FORMS[self.language]
@@ -75,8 +79,13 @@ def fault(prompt: str, text: str, form: Form, min_structure: float) -> str:
         return f"{len(text)} characters, far too long"
     if wrong := protect(prompt).check(prompt, text):
         return wrong
-    if not length(text, form):
-        return f"no words, or more than twice the wanted {form.high}"
+    if "<think" in text.lower() and "<think" not in prompt.lower():
+        return "thoughts without an end"
+    count, limit = num_words(text), 2 * max(form.high, num_words(prompt))
+    if not 0 < count <= limit:
+        return f"{count} words, wanted 1 to {limit}"
+    if count > 2 * num_words(text, repeated=False):
+        return "says the same again and again"
     found = structure(text, form)
     return "" if found >= min_structure else f"{found:.0%} of the form's parts, wanted {min_structure:.0%}"
 
@@ -99,9 +108,9 @@ def rewrite_all(prompts: Sequence[str], endpoint: Endpoint, cache: RewriteCache,
     requests = {prompt: messages(prompt, asking.form(prompt)) for prompt in dict.fromkeys(prompts)}
     done: dict[str, Rewrite] = {}
     for prompt, request in requests.items():
-        text = cache.get(request_key(request, endpoint.settings))
-        if text is not None and not fault(prompt, text, asking.form(prompt), asking.min_structure):
-            done[prompt] = Rewrite(text, "model", cached=True)
+        kept = cache.get(request_key(request, endpoint.settings))
+        if kept and not fault(prompt, kept.text, asking.form(prompt), asking.min_structure):
+            done[prompt] = Rewrite(kept.text, "model", tries=kept.tries, cached=True)
     todo = [prompt for prompt in requests if prompt not in done]
     run = _Run(endpoint, cache, asking, requests, iter(todo))
     threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(asking.concurrency, len(todo)))]
@@ -152,11 +161,12 @@ class _Run:
         for attempt in range(self.asking.num_tries):
             tries, wait_s = attempt + 1, 0.0
             try:
-                text = rewrite_of(prompt, self.endpoint.ask(self.requests[prompt], seed=attempt))
+                seed = self.asking.seed * self.asking.num_tries + attempt
+                text = rewrite_of(prompt, self.endpoint.ask(self.requests[prompt], seed))
                 reached = True
                 reason = fault(prompt, text, self.asking.form(prompt), self.asking.min_structure)
                 if not reason:
-                    self.cache.put(request_key(self.requests[prompt], self.endpoint.settings), text)
+                    self.cache.put(request_key(self.requests[prompt], self.endpoint.settings), Kept(text, tries))
                     self.note(True, "")
                     return Rewrite(text, "model", tries=tries)
             except NoAnswer as error:

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,22 @@ def request_key(messages: Sequence[Mapping[str, str]], settings: Mapping[str, An
     return hashlib.sha256(json.dumps([list(messages), settings], sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A rewrite that passed, and at which try."""
+
+    text: str
+    tries: int
+
+
 class RewriteCache:
-    """Texts by `request_key`, kept in `path` (None: in memory only). Safe to use from many threads.
+    """Rewrites by `request_key`, kept in `path` (None: in memory only). Safe to use from many threads.
 
     Raises OSError naming the file where it cannot be read or written.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.texts, self.lock = path, _read(path) if path else {}, threading.Lock()
+        self.path, self.kept, self.lock = path, _read(path) if path else {}, threading.Lock()
         self.file = -1
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,14 +44,14 @@ class RewriteCache:
             if (size := os.fstat(self.file).st_size) and os.pread(self.file, 1, size - 1) != b"\n":
                 self._append(b"\n")
 
-    def get(self, key: str) -> str | None:
-        return self.texts.get(key)
+    def get(self, key: str) -> Kept | None:
+        return self.kept.get(key)
 
-    def put(self, key: str, text: str) -> None:
+    def put(self, key: str, kept: Kept) -> None:
         with self.lock:
-            self.texts[key] = text
+            self.kept[key] = kept
             if self.file >= 0:
-                self._append(json.dumps({"key": key, "text": text}).encode() + b"\n")
+                self._append(json.dumps({"key": key, "text": kept.text, "tries": kept.tries}).encode() + b"\n")
 
     def close(self) -> None:
         with self.lock:
@@ -59,8 +68,8 @@ class RewriteCache:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
-def _read(path: Path) -> dict[str, str]:
-    texts: dict[str, str] = {}
+def _read(path: Path) -> dict[str, Kept]:
+    found: dict[str, Kept] = {}
     if path.exists():
         with path.open("rb") as file:
             for line in file:
@@ -68,6 +77,7 @@ def _read(path: Path) -> dict[str, str]:
                     row = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
-                if isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("text"), str):
-                    texts[row["key"]] = row["text"]
-    return texts
+                match row:
+                    case {"key": str(key), "text": str(text), "tries": int(tries)}:
+                        found[key] = Kept(text, tries)
+    return found

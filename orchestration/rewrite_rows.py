@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,8 @@ def read_rows(source: Path, to: Path) -> list[SourceRow]:
             raise ValueError(f"{where}: names {names[0]!r} relative to its own folder; put --to into that folder too")
         rows.append(SourceRow(row, key, parsed.prompt.text, parsed.data_id))
     to.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(to.with_name(f"{to.name}.writable")) as probe:  # before hours of work, not after
-        probe.touch()
-    to.with_name(f"{to.name}.writable").unlink(missing_ok=True)
-    return rows
+    with tempfile.TemporaryFile(dir=to.parent):  # before hours of work, not after
+        return rows
 
 
 def _files(row: dict[str, Any]) -> list[str]:
@@ -85,7 +84,7 @@ def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite],
 def _line(row: dict[str, Any]) -> str:
     """One line of JSON; escaped where a field besides the prompt holds half a surrogate pair, which UTF-8 cannot."""
     text = json.dumps(row, ensure_ascii=False)
-    return (text if text.isprintable() or _encodes(text) else json.dumps(row)) + "\n"
+    return (text if _encodes(text) else json.dumps(row)) + "\n"
 
 
 def _encodes(text: str) -> bool:

@@ -138,7 +138,7 @@ class Hostile:
             self._drip(handler)
         elif name != "hangs up":
             status, answer = ANSWERS[name](self.prompts[content])
-            _send(handler, status, answer, {"Retry-After": "0"} if status == 429 else {})
+            send(handler, status, answer, {"Retry-After": "0"} if status == 429 else {})
 
     def _drip(self, handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
@@ -148,7 +148,7 @@ class Hostile:
             handler.wfile.flush()
 
 
-def _send(handler: BaseHTTPRequestHandler, status: int, answer: bytes, headers: dict[str, str]) -> None:
+def send(handler: BaseHTTPRequestHandler, status: int, answer: bytes, headers: dict[str, str]) -> None:
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(answer)))
     for name, value in headers.items():

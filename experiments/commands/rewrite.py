@@ -41,6 +41,7 @@ def rewrite(
     max_tokens: int = 4096,
     temperature: float = 0.3,
     min_structure: Annotated[float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is asked for again")] = 0.5,
+    seed: Annotated[int, tyro.conf.arg(help="another one gets other answers for what fell back")] = 0,
     cache: Cache = Path("out/rewrites/cache.jsonl"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
@@ -57,7 +58,7 @@ def rewrite(
 
     if template == bool(endpoint):
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
-    asking = Asking(language=language, fallback=fallback, concurrency=concurrency, num_tries=tries, min_structure=min_structure)
+    asking = Asking(language=language, fallback=fallback, concurrency=concurrency, num_tries=tries, min_structure=min_structure, seed=seed)
     if template:
         rows = read_rows(prompts, to)
         rewrites = [without_model(row.prompt, asking) for row in rows]

@@ -149,9 +149,14 @@ def length(text: str, form: Form | None = None) -> float:
     A sentence said again does not count again, so that repetition is no length. `form` None is the one that fits best.
     """
     form = form or max(FORMS.values(), key=lambda each: _structure(text, each))
-    sentences = dict.fromkeys(sentence.strip() for sentence in re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text])))
-    count = sum(len(_WORD.findall(sentence)) for sentence in sentences)
+    count = num_words(text, repeated=False)
     return min(1.0, count / form.low) if count < form.high else max(0.0, 2.0 - count / form.high)
+
+
+def num_words(text: str, repeated: bool = True) -> int:
+    """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different sentence once."""
+    sentences = re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text]))
+    return sum(len(_WORD.findall(sentence)) for sentence in (sentences if repeated else {sentence.strip() for sentence in sentences}))
 
 
 def _structure(text: str, form: Form) -> float:

@@ -36,7 +36,7 @@ class Protected:
     def restore(self, answer: str) -> str:
         """The answer with every placeholder replaced by its span; marks that the model put around one are its span's own.
 
-        A placeholder of no span stays as it is, and `check_spans` finds the count wrong or `restored` says so.
+        A placeholder of no span stays as it is, and `check` says so.
         """
         around = rf"(?:{SPEECH_START}\s*)?\[{re.escape(self.name)} (\d{{1,4}})\](?:\s*{SPEECH_END})?"
 
@@ -49,7 +49,8 @@ class Protected:
     def check(self, source: str, answer: str) -> str:
         """As `check_spans` of the restored answer; a placeholder of no span is wrong too."""
         rewritten = self.restore(answer)
-        left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]]{{0,20}}\]?", "".join(outside(rewritten) or [rewritten]), re.IGNORECASE)
+        unspoken = "\n".join(outside(rewritten) or [rewritten])
+        left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
         return f"{left[0]!r} stands for no span; there are {len(self.words)}" if left else check_spans(source, rewritten)
 
 
