@@ -55,7 +55,9 @@ def clip(**changes) -> Clip:
 
 
 def same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return (one is None and other is None) or (one is not None and other is not None and one.dtype == other.dtype and np.array_equal(one, other))
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def test_the_clip_arrives_bit_for_bit(world):

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_a_full_service_says_when_to_come_again(tmp_path):
     from dataclasses import replace
 
     with service(tmp_path, limits=replace(SMALL, requests=1)) as (client, _):
-        client.app.running = 1
+        gate: Any = client.app
+        gate.running = 1
         answer = client.post("/v1/score", json={"clip": "a.wav"})
         assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0 and answer.json()["fault"] == "service"
 
