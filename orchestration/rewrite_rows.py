@@ -53,8 +53,11 @@ def read_rows(source: Path, to: Path) -> list[SourceRow]:
             raise ValueError(f"{where}: names {names[0]!r} relative to its own folder; put --to into that folder too")
         rows.append(SourceRow(row, key, parsed.prompt.text, parsed.data_id))
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=to.parent):  # before hours of work, not after
-        return rows
+    try:
+        tempfile.TemporaryFile(dir=to.parent).close()  # before hours of work, not after
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(to)) from None
+    return rows
 
 
 def _files(row: dict[str, Any]) -> list[str]:
