@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,8 +137,10 @@ def _clip_score(
         return None, ""
     from experiments.reward_options import reward_options
     from experiments.rewriter_clips import RewriteClips
+    from rewards.catalog import check_names
 
     weights = dict(map(_weight, rewards))
+    check_names(weights)
     given = _options(settings, weights)
     options = reward_options(list(weights), layout.corpus, layout.syncnet, given=given)
     score = RewriteClips(clips, codec or layout.codec, weights, options, recipe_for(recipe, ()).generate, rows, prompts)
@@ -147,9 +150,12 @@ def _clip_score(
 def _weight(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     try:
-        return name, float(value) if equals else 1.0
+        weight = float(value) if equals else 1.0
     except ValueError:
-        raise ValueError(f"--rewards {text}: expected NAME or NAME=WEIGHT") from None
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(f"--rewards {text}: expected NAME or NAME=WEIGHT with a weight above 0")
+    return name, weight
 
 
 def _options(settings: tuple[str, ...], names: dict[str, float]) -> dict[str, dict[str, Any]]:
