@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
@@ -26,12 +29,25 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
         check_port(port)
     if restart:
         clear(run.out)
-    check_run_folder(run)
-    if done := finished(run.out):
-        return done
-    run.save()
-    progress = StageProgress("align", run.config.num_rounds, describe, "round")
-    return outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress))
+    with alone(run.out):
+        check_run_folder(run)
+        if done := finished(run.out):
+            return done
+        run.save()
+        progress = StageProgress("align", run.config.num_rounds, describe, "round")
+        return outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress))
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has let go of it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another alignment is at work here; wait for it, or give another folder") from None
+        yield
 
 
 def describe(row: Mapping[str, Any]) -> str:

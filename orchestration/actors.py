@@ -7,8 +7,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,14 @@ from torch import Tensor
 from finetune.align_run import AlignRun
 from finetune.checkpoint import Progress
 from finetune.recipe import GsbDpoPhase, Phase
+from finetune.scores import Scorer
 from finetune.types import Advantage, Role
 from orchestration.tasks import ClipTask, Made, Origin, Scored
+
+if TYPE_CHECKING:
+    from finetune.policy import LoraPolicy
+    from pretrain.codecs.base import Codecs
+    from pretrain.titan.ranks import Ranks
 
 Fetch = Callable[[Any], Any]  # a reference to what it refers to
 
@@ -91,28 +99,47 @@ class TrainerRank:
 
 
 class RolloutWorker:
-    """An unsharded policy that makes clips with whatever version of the adapter a task names; a fresh one needs nothing else."""
+    """An unsharded policy that makes clips with whatever version of the adapter a task names; a fresh one needs nothing else.
+
+    It is built at first use, so that what is wrong with its files is raised as it is.
+    """
 
     def __init__(self, run: AlignRun, name: str, threads: int, fetch: Fetch) -> None:
-        from dataclasses import replace
-
-        from finetune.learner import sharded_base
-        from finetune.policy import LoraPolicy
-        from pretrain.codecs.base import load_codecs
-        from pretrain.model.checkpoint import read_model_folder
-        from pretrain.titan.ranks import join
-
         torch.set_num_threads(threads)
         self.run, self.config, self.name, self.fetch = run, run.config, name, fetch
-        # a world of one: the casts of the ranks that learn, and so their numbers
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        self.ranks = join()
-        alone = replace(run, config=replace(run.config, parallel=replace(run.config.parallel, replicas=1)))
-        self.policy = LoraPolicy(sharded_base(alone, read_model_folder(run.base), self.ranks), ema_decay=0.0)
-        self.codecs = load_codecs(run.codec)
         self.voices: dict[Path, Tensor] = {}
         self.asked: tuple[Any, Any] = (None, None)
         self.version = ""
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """A world of one: the casts of the ranks that learn, and so their numbers."""
+        from pretrain.titan.ranks import join
+
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        return join()
+
+    @cached_property
+    def policy(self) -> LoraPolicy:
+        from finetune.learner import sharded_base
+        from finetune.policy import LoraPolicy
+        from pretrain.model.checkpoint import read_model_folder
+
+        alone = replace(self.run, config=replace(self.config, parallel=replace(self.config.parallel, replicas=1)))
+        return LoraPolicy(sharded_base(alone, read_model_folder(self.run.base), self.ranks), ema_decay=0.0)
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        from pretrain.codecs.base import check_trained_on, load_codecs
+        from pretrain.model.checkpoint import read_model_folder
+
+        codecs = load_codecs(self.run.codec)
+        check_trained_on(codecs, self.run.codec, read_model_folder(self.run.base).facts, self.run.base)
+        return codecs
+
+    def ready(self) -> None:
+        """Raises ValueError or FileNotFoundError in one line where something is missing."""
+        _ = self.codecs, self.policy
 
     def roll_out(self, task: ClipTask, weights: list[Any]) -> Made:
         """weights: the one reference to the adapter of `task.version`, fetched where another one is held."""
@@ -152,14 +179,21 @@ class RolloutWorker:
 
 
 class RewardWorker:
-    """A scorer of some of the run's rewards."""
+    """A scorer of some of the run's rewards; built at first use, as a RolloutWorker is."""
 
     def __init__(self, scorer: tuple[str, Mapping[str, Any]], name: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.given, self.name = scorer, name
+
+    @cached_property
+    def scorer(self) -> Scorer:
         from pretrain.tracking import build
 
-        torch.set_num_threads(threads)
-        self.name = name
-        self.scorer = build(scorer[0], scorer[1], "scorer")
+        return build(*self.given, "scorer")
+
+    def ready(self) -> None:
+        """Raises what the scorer raises when it is built."""
+        _ = self.scorer
 
     def score(self, task: ClipTask, made: Made) -> Scored:
         """Raises ValueError where a reward failed, whatever it raised."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.hands import WentBack
 from finetune.journal import Journal
-from finetune.launch import describe
+from finetune.launch import alone, describe
 from finetune.loop import Alignment
 from finetune.prompts import read_prompt_set
 from orchestration.cluster import LOCAL, Group, connected, places, reward_workers, rollout_workers
@@ -42,7 +40,6 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen)
-    run.out.mkdir(parents=True, exist_ok=True)
     with alone(run.out):
         check_run_folder(run)
         if done := finished(run.out):
@@ -56,6 +53,8 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
                     hands = RayHands(
                         run, prompts, ranks, config.staleness, force, futures, config.max_unscored, config.trainers.max_restarts
                     )  # fmt: skip
+                    for future in force.ready:
+                        futures.result(future)
                     return _drive(run, hands, progress)
             except OSError as error:
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error
@@ -103,6 +102,7 @@ def _workforce(
             for pool, workers in scorers.items()
         },
         writer=next(iter(scorers.values()))[0],
+        ready=[worker.ready.remote() for workers in (rollers, *scorers.values()) for worker in workers],
     )
 
 
@@ -117,14 +117,3 @@ def _hearing(futures: Futures) -> Iterator[Futures]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Raises ValueError where another driver aligns into this folder; a killed one lets go of it."""
-    with (out / ".driver.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another `nava align` is at work here; wait for it, or give --out for another folder") from None
-        yield

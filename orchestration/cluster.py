@@ -15,6 +15,7 @@ from orchestration.config import RayConfig, Workers
 from orchestration.futures import one_line
 
 LOCAL = "local"
+_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # helpers of an embedded Ray wait that long for a head that died with its driver
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
     """
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     repository = str(Path(__file__).resolve().parents[1])
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address == LOCAL:
+            os.environ.setdefault(_PATIENCE, "5")
             cpus = max(_cores(), round(_needed(config, ranks, _cores(), 0)["CPU"] + 0.5))
             ray.init(address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet)
         else:

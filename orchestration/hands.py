@@ -28,12 +28,14 @@ Units = Sequence[Unit[ClipTask, Any]]
 
 @dataclass(frozen=True)
 class Workforce:
-    """Who does the work. rollout: tasks to clips; scorers: pools of (task, clip) to answers; writer: a worker that writes clips."""
+    """Who does the work. rollout: tasks to clips; scorers: pools of (task, clip) to answers; writer: a worker that writes clips;
+    ready: futures that tell whether each worker could be built."""
 
     build: Callable[[], Group]
     rollout: Callable[[Callable[[ClipTask], Any]], Pool[Any, ClipTask, Any]]  # asks for the weights of a task
     scorers: Mapping[str, Pool[Any, tuple[ClipTask, Any], Any]]
     writer: Any
+    ready: Sequence[Any]
 
 
 class RayHands:

@@ -25,7 +25,10 @@ class Ranks:
         self.out, self.build, self.futures, self.attend, self.left = out, build, futures, attend, max_restarts
         self.lost = 0
         self.base_id = ""
-        self.group = self._built()
+        try:
+            self.group = self._built()
+        except LostRank as error:
+            self._rebuild(error)
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]:
         """Every rank's answer. Raises WentBack where one was lost: the group is a fresh one then and wants `load`."""
@@ -68,6 +71,11 @@ class Ranks:
     def _built(self) -> Group:
         self.group = group = self.build()
         host, port = self._attended([group.actors[0].address.remote()])[0]
-        self.base_id = self._attended(group.call("join", host, port))[0]
+        try:
+            self.base_id = self._attended(group.call("join", host, port))[0]
+        except ValueError as error:
+            if "EADDRINUSE" in str(error):  # another process was quicker
+                raise LostRank(str(error)) from None
+            raise
         remove_incomplete(self.out / FOLDER)  # the ranks before are gone: `join` has waited for them
         return group

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
-from ray_world import Driver, ledger
+from ray_world import Driver, all_options, ledger
 from safetensors.torch import load_file
 
 from experiments.align_scorer import options_for
 from experiments.commands.align import address_of
 from finetune.align_run import AlignRun
 from finetune.hands import Said
+from finetune.launch import align_model, alone
 from finetune.recipe import AlignConfig
 from finetune.scores import Scores
 from finetune.types import joined, take
-from orchestration.align import alone
+from orchestration.align import align_on_ray
 from orchestration.config import RayConfig, RewardPool
 from orchestration.ledger import Ledger
 from orchestration.round import Unit
@@ -208,10 +209,14 @@ def test_addresses():
         address_of(("a:1", "b:2"))
 
 
-def test_one_driver_at_a_time_in_a_folder(tmp_path):
-    with alone(tmp_path), pytest.raises(ValueError, match="another `nava align` is at work"), alone(tmp_path):
-        pass
-    with alone(tmp_path):
+def test_one_alignment_at_a_time_in_a_folder(world, tmp_path):
+    run = align_run(world, tmp_path / "a", config())
+    with alone(run.out):
+        with pytest.raises(ValueError, match="another alignment is at work here"):
+            align_on_ray(run, 2, RayConfig(), all_options)
+        with pytest.raises(ValueError, match="another alignment is at work here"):
+            align_model(run, 2)
+    with alone(run.out):
         pass
 
 
