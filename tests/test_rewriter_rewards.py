@@ -32,7 +32,7 @@ def row(text: str, name: str = "p") -> PromptRow:
     ],
 )
 def test_spans_are_worth_what_is_kept(answer, value):
-    assert spans(None, [answer], [SOURCE]) == [pytest.approx(value)]
+    assert spans([], [answer], [SOURCE]) == [pytest.approx(value)]
 
 
 def test_a_prompt_without_speech_loses_by_made_up_speech():
@@ -49,14 +49,14 @@ def test_a_template_rewrite_gets_full_marks_and_answers_come_back(words):
     assert spans_kept(source, rewrite) == 1
     assert rewrite_of(source, as_answer(source, rewrite)) == rewrite_of(source, rewrite)
     assert not words or "[SPEECH" in as_answer(source, rewrite)
-    (kept,) = spans(None, [as_answer(source, rewrite)], [source])
-    (formed,) = structure(None, [[{"role": "assistant", "content": as_answer(source, rewrite)}]], [source])
+    (kept,) = spans([], [as_answer(source, rewrite)], [source])
+    (formed,) = structure([], [[{"role": "assistant", "content": as_answer(source, rewrite)}]], [source])
     assert kept == 1 and formed == 1
 
 
 def test_a_rewrite_in_another_language_is_not_in_form():
-    (kept,) = structure(None, [by_template("一个男人走路。")], ["A man walks."])
-    assert kept < 0.3
+    (kept,) = structure([], [by_template("一个男人走路。")], ["A man walks."])
+    assert kept is not None and kept < 0.3
 
 
 def test_clips_are_scored_once_each_and_lost_speech_is_the_worst_of_its_prompt():
@@ -69,7 +69,7 @@ def test_clips_are_scored_once_each_and_lost_speech_is_the_worst_of_its_prompt()
     rows = [row(SOURCE, "a"), row("A dog runs.", "b")]
     answers = ["x [SPEECH 1] [SPEECH 2]", "xx [SPEECH 1] [SPEECH 2]", "x [SPEECH 1] [SPEECH 2]", "x [SPEECH 1]", "fog", "dog"]
     source, places = [SOURCE] * 4 + ["A dog runs."] * 2, [0, 0, 0, 0, 1, 1]
-    found = clips_of(score, rows)(None, answers, source=source, row=places, trainer_state=None)
+    found = clips_of(score, rows)([], answers, source=source, row=places, trainer_state=None)
     assert len(asked) == 1 and len(asked[0]) == 4  # equal rewrites share a clip
     assert {name for text, name in asked[0] if "dog" in text} == {"b"}
     first, second = float(len("x <S>hello<E> <S>good bye<E>")), float(len("xx <S>hello<E> <S>good bye<E>"))
@@ -80,12 +80,12 @@ def test_where_all_lost_their_speech_nobody_is_judged_by_clips():
     def score(rewrites, rows):
         raise AssertionError("no clip is to be made")
 
-    assert clips_of(score, [row(SOURCE)])(None, ["a", "b"], source=[SOURCE] * 2, row=[0, 0]) == [None, None]
+    assert clips_of(score, [row(SOURCE)])([], ["a", "b"], source=[SOURCE] * 2, row=[0, 0]) == [None, None]
 
 
 def test_a_score_that_leaves_rewrites_out_is_refused():
     with pytest.raises(ValueError, match="0 values for 1 rewrites"):
-        clips_of(lambda rewrites, rows: [], [row("A dog.")])(None, ["A dog."], source=["A dog."], row=[0])
+        clips_of(lambda rewrites, rows: [], [row("A dog.")])([], ["A dog."], source=["A dog."], row=[0])
 
 
 def test_weights_name_rewards():
