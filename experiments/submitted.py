@@ -111,7 +111,7 @@ def attend(stage: str, root: Path = Path()) -> None:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     if not job:
         raise ValueError(f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same here")
-    jobs = connect()
+    jobs = connect().jobs
     if cancelled(jobs, job):
         end_unstarted(spool, "KILLED")
         print("the attempt before this one was stopped by request: nothing to do", flush=True)

@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
@@ -63,26 +64,54 @@ class JobSpec:
         return {**times, **self.env}
 
 
-def connect(address: str = "") -> Jobs:
+@dataclass(frozen=True)
+class Cluster:
+    """by_token: it wants Ray's token, which Ray's own commands send only where RAY_AUTH_MODE says so."""
+
+    jobs: Jobs
+    address: str
+    by_token: bool = False
+
+    def commands(self, job_id: str) -> dict[str, str]:
+        """Ray's own commands for a job."""
+        where, mode = f" --address {shlex.quote(self.address)}", "RAY_AUTH_MODE=token " if self.by_token else ""
+        asked = {"list": f"list{where}", "logs": f"logs{where} --follow {job_id}", "cancel": f"stop{where} {job_id}"}
+        return {name: f"{mode}ray job {text}" for name, text in asked.items()}
+
+
+def connect(address: str = "") -> Cluster:
     """The cluster at this dashboard address, or where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, or on this machine.
 
+    Where it wants a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
     Raises ValueError for an address that is none, OSError where nothing answers.
     """
     try:
+        from ray.exceptions import AuthenticationError, RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ValueError(f"Ray Jobs need Ray ({error}); pip install 'nava[serve]'") from None
     if address and not address.startswith(("http://", "https://")):
         raise ValueError(f"--address {address}: expected the dashboard's address as http://HOST:8265")
-    known = any(os.environ.get(name) for name in _ADDRESSES)
-    where = address or ("" if known else LOCAL)
+    where = address or (None if any(os.environ.get(name) for name in _ADDRESSES) else LOCAL)
+    shown = address_of(address)
     try:
         with _without(_ADDRESSES if address else ()):  # Ray lets the environment win over what is asked for
-            return JobSubmissionClient(where or None)
+            try:
+                return Cluster(JobSubmissionClient(where), shown)
+            except AuthenticationError:
+                if not (token := _token()):
+                    raise
+                return Cluster(JobSubmissionClient(where, headers={"Authorization": f"Bearer {token}"}), shown, by_token=True)
     except ConnectionError:
-        raise OSError(f"{address_of(address)}: no Ray cluster answers; start one by `ray start --head`, or give its --address") from None
-    except RuntimeError as error:
-        raise OSError(f"{address_of(address)}: {_first_line(error)}") from None
+        raise OSError(f"{shown}: no Ray cluster answers; start one by `ray start --head`, or give its --address") from None
+    except (RuntimeError, RayError) as error:  # of a version that cannot be talked to, or a cluster that wants another token
+        raise OSError(f"{shown}: {_first_line(error)}") from None
+
+
+def _token() -> str:
+    """Ray's, from where Ray looks for it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
 
 
 def address_of(address: str) -> str:
@@ -140,12 +169,6 @@ def cancelled(jobs: Jobs, job_id: str, patience_s: float = 600.0, poll_s: float 
             raise OSError(f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then submit again")
         time.sleep(poll_s)
     return False
-
-
-def commands(job_id: str, address: str) -> dict[str, str]:
-    """Ray's own commands for a job."""
-    where = f" --address {shlex.quote(address)}"
-    return {"list": f"ray job list{where}", "logs": f"ray job logs{where} --follow {job_id}", "cancel": f"ray job stop{where} {job_id}"}
 
 
 def _submit(jobs: Jobs, run_id: str, attempt: int, entrypoint: str, variables: Mapping[str, str], facts: Mapping[str, str]) -> str:

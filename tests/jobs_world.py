@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from launch_world import free_port, write_world
+from launch_world import write_world
 from titan_world import config
 
 from experiments.recipes.base import Recipe
 
+TOKEN = "RAY_AUTH_TOKEN"
 STAGE, RECIPE, STEPS = "pretrain_stage1", "jobs_world.submitted", 120
 DVC = f"""stages:
   {STAGE}:
@@ -48,22 +51,28 @@ def write_pipeline(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """A head with a dashboard on ports of its own; its address. Ends with everything it started."""
+def cluster(token: str) -> Iterator[str]:
+    """A head with a dashboard on ports of its own, open to who has the token; its address. Ends with everything it started."""
     folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")  # Ray's sockets have to have short names
     names = (
         "port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
     )  # fmt: skip
-    ports = {name: free_port() for name in names}
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"]
     command += ["--object-store-memory=100000000", "--include-dashboard=true", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token",
+        TOKEN: token,
+    }
+    log = Path(folder) / "head.txt"
+    with log.open("w") as said:
+        head = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
     try:
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_until(lambda: answers(address), 90)
+        wait_until(lambda: head.poll() is not None or answers(address), 120)
+        assert head.poll() is None, log.read_text()[-2000:]
         yield address
     finally:
         family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
@@ -75,6 +84,16 @@ def cluster() -> Iterator[str]:
                 process.kill()
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Below those that the system hands out by itself: nobody else comes to have one before Ray takes it."""
+    found: set[int] = set()
+    while len(found) < count:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
+            found.add(probe.getsockname()[1])
+    return list(found)
 
 
 def answers(address: str) -> bool:

@@ -16,7 +16,7 @@ from experiments.spool import SpooledRun
 from experiments.submission import Submission, check, mlflow_id, submit
 from experiments.tracking import RunStart, SpoolTracker, new_run_key
 from orchestration import launch
-from orchestration.launch import JobSpec, cancelled, check_free, commands, connect, requeue
+from orchestration.launch import Cluster, JobSpec, cancelled, check_free, connect, requeue
 
 
 @dataclass
@@ -125,11 +125,14 @@ def test_numbers_that_cannot_be_are_refused(changes):
 
 
 def test_commands_are_rays_own():
-    assert commands("abc", "http://h:8265") == {
+    cluster = Cluster(FakeJobs(), "http://h:8265")
+    assert cluster.commands("abc") == {
         "list": "ray job list --address http://h:8265",
         "logs": "ray job logs --address http://h:8265 --follow abc",
         "cancel": "ray job stop --address http://h:8265 abc",
     }
+    locked = Cluster(FakeJobs(), "http://h:8265", by_token=True)
+    assert locked.commands("abc")["list"] == "RAY_AUTH_MODE=token ray job list --address http://h:8265"
 
 
 def test_a_wrong_address_is_one_line(monkeypatch):

@@ -1,9 +1,11 @@
 import json
+import os
 import subprocess
 import sys
+import uuid
 
 import pytest
-from jobs_world import RECIPE, STAGE, STEPS, Parts, cluster, rows, wait_until, write_pipeline
+from jobs_world import RECIPE, STAGE, STEPS, TOKEN, Parts, cluster, rows, wait_until, write_pipeline
 
 pytest.importorskip("ray")
 from orchestration.launch import connect
@@ -13,8 +15,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def address():
-    with cluster() as where:
-        yield where
+    """Ray's own way: whoever has the token in the environment, but not RAY_AUTH_MODE, is refused by Ray's own commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKEN, uuid.uuid4().hex)
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        with cluster(os.environ[TOKEN]) as where:
+            yield where
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +45,8 @@ def submit(root, environment, address):
 
 
 def ended(jobs, job):
-    wait_until(lambda: job in {found.submission_id for found in jobs.list_jobs()}, 60)
-    wait_until(lambda: jobs.get_job_info(job).status in ("SUCCEEDED", "FAILED", "STOPPED"), 120)
+    wait_until(lambda: job in {found.submission_id for found in jobs.list_jobs()}, 200)
+    wait_until(lambda: jobs.get_job_info(job).status in ("SUCCEEDED", "FAILED", "STOPPED"), 300)
     info = jobs.get_job_info(job)
     return str(info.status.value), info.driver_exit_code
 
@@ -53,15 +59,15 @@ def mlflow_run(root, run_id):
     return run, [metric.step for metric in client.get_metric_history(run_id, "grad_norm")]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", ["attendant", "dvc", "stage", "torchrun", "rank"])
 def test_sigterm_to_any_part_leaves_a_checkpoint_and_the_job_goes_on(address, whole, tmp_path, part):
     root = tmp_path / "w"
     environment = write_pipeline(root)
-    said, jobs = submit(root, environment, address), connect(address)
+    said, jobs = submit(root, environment, address), connect(address).jobs
     job = said["job"]
-    assert said["logs"].endswith(f"--follow {job}") and said["cancel"] == f"ray job stop --address {address} {job}"
-    wait_until(lambda: rows(root) > 2, 90)
+    assert said["logs"].endswith(f"--follow {job}") and said["cancel"] == f"RAY_AUTH_MODE=token ray job stop --address {address} {job}"
+    wait_until(lambda: rows(root) > 2, 200)
     Parts(root).terminate(part)
     assert ended(jobs, job) == ("FAILED", 130)
     assert rows(root) < STEPS
@@ -74,19 +80,19 @@ def test_sigterm_to_any_part_leaves_a_checkpoint_and_the_job_goes_on(address, wh
     assert sorted(set(steps)) == steps == list(range(1, STEPS + 1))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_stopped_job_is_not_submitted_again_and_a_new_submission_goes_on_with_its_run(address, whole, tmp_path):
     root = tmp_path / "w"
     environment = write_pipeline(root)
-    said, jobs = submit(root, environment, address), connect(address)
+    said, jobs = submit(root, environment, address), connect(address).jobs
     job = said["job"]
-    wait_until(lambda: rows(root) > 2, 90)
+    wait_until(lambda: rows(root) > 2, 200)
     twice = subprocess.run(
         [sys.executable, "-m", "experiments.cli", "submit", RECIPE, "--stage", STAGE, "--address", address],
         cwd=root, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert twice.returncode == 2 and f"{job}: does this already (running)" in twice.stderr
-    subprocess.run(said["cancel"].split(), check=True, capture_output=True)
+    subprocess.run(said["cancel"], shell=True, check=True, capture_output=True)
     assert ended(jobs, job)[0] == "STOPPED"
     assert ended(jobs, f"{job}-2")[0] == "STOPPED"
     state = json.loads((root / "out" / "pretrain" / "stage1" / "state.json").read_text())

@@ -36,7 +36,7 @@ def submit(
     from experiments.recipes.load import load_recipe, read_params
     from experiments.submission import Submission, check
     from experiments.submission import submit as hand_over
-    from orchestration.launch import address_of, commands, connect
+    from orchestration.launch import connect
 
     params = Path("params.yaml")
     submission = Submission(
@@ -45,8 +45,9 @@ def submit(
     )  # fmt: skip
     chosen = str(read_params(params).get("recipe", "mini"))
     check(submission, load_recipe(chosen, params).name)
-    job = hand_over(submission, connect(address))
-    lines = {"job": job, "runs": f"dvc repro {stage}", **commands(job, address_of(address)), "run": f"nava lineage {job.split('-')[0]}"}
+    cluster = connect(address)
+    job = hand_over(submission, cluster.jobs)
+    lines = {"job": job, "runs": f"dvc repro {stage}", **cluster.commands(job), "run": f"nava lineage {job.split('-')[0]}"}
     print("\n".join(f"{name:<8}{text}" for name, text in lines.items()))
 
 
