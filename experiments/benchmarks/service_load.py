@@ -132,6 +132,7 @@ def measured(outcomes: Sequence[Outcome], seconds: float, rewards: Sequence[str]
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from orchestration.service.deployment import running
 
+    load = os.getloadavg()[0]  # processes that wait for these cores: the service, its callers and all else share them
     token, root = secrets.token_urlsafe(32), options.clips.resolve()
     limits = (f"body_seconds={BODY_SECONDS}", f"body_bytes={4 << 20}", "decode_seconds=20", "clip_seconds=30")
     files = [file for file in list_clips(root) if file.path.suffix == ".mp4"]
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         well = all(outcome.right(config.rewards) for outcome in outcomes)
     return {
         "date": datetime.date.today().isoformat(), "processor": processor_name(), "cores": len(os.sched_getaffinity(0)),
-        "load_of_others": "the machine is shared", "rewards": list(config.rewards), "batch": config.batch,
+        "load_of_others": round(load, 1), "rewards": list(config.rewards), "batch": config.batch,
         "rounds": rounds, "well_afterwards": well,
         "holds": well and all(each["good"] == each["good_answered"] and each["bad"] == each["bad_refused"] for each in rounds),
     }  # fmt: skip

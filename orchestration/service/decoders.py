@@ -11,9 +11,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestration.service.decode import Decoded, Job
 from orchestration.service.decode_worker import read_message, write_message
 from orchestration.service.limits import Limits, Refusal
 
+START_SECONDS = 120.0  # on a busy machine
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
@@ -69,21 +70,32 @@ class Decoders:
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
         process = self._idle.get()
-        timer = threading.Timer(self.limits.decode_seconds + 1.0, process.kill)
-        timer.start()
         try:
-            return _answer_of(process.ask(message, self.limits.decoded_bytes))
+            with _killed_after(START_SECONDS, process):
+                process.wait_until_ready()
+            with _killed_after(self.limits.decode_seconds + 1.0, process):
+                answer = process.ask(message, self.limits.decoded_bytes)
+            return _answer_of(answer)
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             late = process.killed
             process.kill()
             reason = f"takes more than {self.limits.decode_seconds:g} s to decode" if late else "cannot be decoded; the decoder died of it"
             raise Refusal(422, f"clip: {reason}; encode it as h264 and AAC", "clip") from None
         finally:
-            timer.cancel()
             if process.killed:
                 process.end()
                 process = _Process()
             self._idle.put(process)
+
+
+@contextmanager
+def _killed_after(seconds: float, process: _Process) -> Iterator[None]:
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
@@ -105,7 +117,14 @@ class _Process:
             [sys.executable, "-m", "orchestration.service.decode_worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
         )  # fmt: skip
-        self.killed = False
+        self.killed, self._ready = False, False
+
+    def wait_until_ready(self) -> None:
+        """What it imports is in memory. Raises EOFError or ValueError where it did not start."""
+        assert self._process.stdout is not None
+        if not self._ready and read_message(self._process.stdout) != {"ready": True}:
+            raise EOFError
+        self._ready = True
 
     def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or ValueError where the process died."""

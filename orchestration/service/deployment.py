@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -141,7 +142,8 @@ def running(config: ServiceConfig, host: str, port: int, address: str = LOCAL, t
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
         finally:
-            serve.shutdown()
+            with contextlib.suppress(RayError, RayServeException, RuntimeError):  # it may not have come to an application
+                serve.delete(APP)  # and nothing else that a cluster serves
             ray.shutdown()
 
 
