@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from finetune.rewriter import checkpoints, tune
 from finetune.rewriter.form import messages
 from finetune.rewriter.language_model import check_folder, load
 from finetune.rewriter.tune import tune_dpo, tune_grpo
+from pretrain.prompt import parse
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +209,12 @@ def test_what_does_not_fit_is_refused_before_training(model, tmp_path):
         tune_grpo(grpo(), model, ROWS[:1], tmp_path)
     with pytest.raises(ValueError, match="no vLLM"):
         tune_grpo(grpo(vllm="http://localhost:1"), model, ROWS, tmp_path)
+
+
+def test_half_a_surrogate_pair_is_named(model, tmp_path):
+    torn = dataclasses.replace(ROWS[0], prompt=parse("A man \ud83d waves."))
+    with pytest.raises(ValueError, match=r"'p0': half a surrogate pair at character 7"):
+        tune_grpo(grpo(batch=4), model, [torn], tmp_path / "grpo")
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        tune_dpo(dpo(), model, [dataclasses.replace(PAIRS[0], rejected="\udc00")], tmp_path / "dpo")
+    assert not list(tmp_path.iterdir())

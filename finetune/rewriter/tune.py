@@ -75,6 +75,7 @@ def tune_grpo(
     functions, weights = reward_functions(config.rewards, score, rows)
     each = config.normalise == "each" or (config.normalise == "auto" and score is not None)
     sources = [row.prompt.text for row in rows]
+    _check_text([(row.data_id, row.prompt.text) for row in rows])
     data = [{"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)]
 
     def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
@@ -101,6 +102,7 @@ def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: 
     """Make preferred rewrites more likely than rejected ones. Raises as `tune_grpo`."""
     if not pairs:
         raise ValueError("no pair to learn from; give votes that prefer one rewrite to another")
+    _check_text([(pair.case_id, text) for pair in pairs for text in (pair.source, pair.chosen, pair.rejected)])
     data = [
         {"prompt": messages(pair.source), "chosen": as_answer(pair.source, pair.chosen), "rejected": as_answer(pair.source, pair.rejected)}
         for pair in pairs
@@ -225,6 +227,14 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> N
         tokenizer.save_pretrained(partial)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         replace_folder(partial, folder)
+
+
+def _check_text(named: Sequence[tuple[str, str]]) -> None:
+    for name, text in named:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name!r}: half a surrogate pair at character {error.start + 1}, which no tokenizer takes; mend it") from None
 
 
 def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: int, folder: Path) -> None:
