@@ -49,7 +49,7 @@ class World:
     last: str = ""  # tasks of this pool end only when no other one runs
 
     def __post_init__(self) -> None:
-        self.draw, self.births = random.Random(self.seed), 0
+        self.draw, self.births, self.waits = random.Random(self.seed), 0, 0
         self.alive: dict[int, list[Task]] = {}  # round -> its tasks; begun, not finished, without a known error
         self.begun: set[int] = set()
         self.futures: list[Future] = []
@@ -121,6 +121,8 @@ class World:
 
     def wait(self, futures: Sequence[Future]) -> Sequence[Future]:
         """Some of those that are done, or none."""
+        self.waits += 1
+        assert self.waits < 5000, "it does not end"
         assert futures and len(set(futures)) == len(futures), "waiting for nothing, or twice for one"
         self._nobody_idles()
         if self.draw.random() < self.interruptions:
