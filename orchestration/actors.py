@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from finetune.align_run import AlignRun
-from finetune.checkpoint import Progress
 from finetune.recipe import GsbDpoPhase, Phase
 from finetune.scores import Scorer
 from finetune.types import Advantage, Role
 from orchestration.tasks import ClipTask, Made, Origin, Scored
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what a worker of rewards would wait seconds for in vain
+    from finetune.checkpoint import Progress
     from finetune.policy import LoraPolicy
     from pretrain.codecs.base import Codecs
     from pretrain.titan.ranks import Ranks

@@ -47,7 +47,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
         run.save()
         progress = StageProgress("align", run.config.num_rounds, describe, "round")
         with connected(address, config, ranks), progress:
-            force = _workforce(run, ranks, config, pools, cut, address == LOCAL)
+            force = _workforce(run, ranks, config, pools, cut, address)
             try:
                 with _hearing(Futures()) as futures:
                     hands = RayHands(
@@ -81,9 +81,9 @@ def _drive(run: AlignRun, hands: RayHands, progress: StageProgress) -> StageResu
 
 
 def _workforce(
-    run: AlignRun, ranks: int, config: RayConfig, pools: Mapping[str, Sequence[str]], cut: Cut, local: bool
+    run: AlignRun, ranks: int, config: RayConfig, pools: Mapping[str, Sequence[str]], cut: Cut, address: str
 ) -> Workforce:  # fmt: skip
-    given = places(config, ranks, local)
+    given = places(config, ranks, address)
     name, options = run.scorer
     scorers = {
         pool: reward_workers(pool, (name, cut(options, rewards)), config.pools[pool], given[f"pool {pool}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Place:
 def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
     """Ray, an embedded one for `local`, else the cluster's at `address`; gone with all its processes afterwards.
 
-    Raises ValueError where the cluster has too little, OSError where it cannot be reached.
+    Raises OSError where it cannot be reached.
     """
     import ray
 
@@ -51,7 +52,8 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
     try:
         if address == LOCAL:
             os.environ.setdefault(_PATIENCE, "5")
-            cpus = max(_cores(), round(_needed(config, ranks, _cores(), 0)["CPU"] + 0.5))
+            needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
+            cpus = max(_cores(), math.ceil(needed))  # more than there are: kinds of processes take turns
             ray.init(address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet)
         else:
             quiet.pop("include_dashboard")
@@ -59,20 +61,23 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); `ray start --head` starts one") from None
     try:
-        if address != LOCAL:
-            _check_room(address, config, ranks)
         yield
     finally:
         ray.shutdown()
 
 
-def places(config: RayConfig, ranks: int, local: bool) -> dict[str, Place]:
-    """What the processes of each kind get; "trainers", "rollout" and "pool NAME"."""
+def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
+    """What the processes of each kind get; "trainers", "rollout" and "pool NAME". Raises ValueError where that is more than there is."""
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0) > 0
-    cores = _cores() if local else 0
-    return {kind: Place(_cpus(given, count, cores), _gpus(given, gpus), given.runtime_env) for kind, given, count in _kinds(config, ranks)}
+    cores = _cores() if address == LOCAL else 0
+    of_ranks, of_workers = shared_gpus(int(ray.cluster_resources().get("GPU", 0)), ranks, config.rollout.workers)
+    found = {}
+    for kind, given, count in _kinds(config, ranks):
+        gpus = given.num_gpus if given.num_gpus != -1 else of_ranks if kind == "trainers" else of_workers
+        found[kind] = Place(_cpus(given, count, cores), gpus, given.runtime_env)
+    _check_room(address, found, config, ranks)
+    return found
 
 
 class Group:
@@ -122,30 +127,31 @@ def _kinds(config: RayConfig, ranks: int) -> list[tuple[str, Workers, int]]:
     return [("trainers", config.trainers, ranks), ("rollout", config.rollout, config.rollout.workers), *pools]
 
 
-def _needed(config: RayConfig, ranks: int, cores: int, gpus: float) -> dict[str, float]:
-    kinds = _kinds(config, ranks)
-    return {
-        "CPU": sum(count * _cpus(given, count, cores) for _, given, count in kinds),
-        "GPU": sum(count * _gpus(given, gpus > 0) for _, given, count in kinds),
-    }
-
-
-def _check_room(address: str, config: RayConfig, ranks: int) -> None:
+def _check_room(address: str, given: Mapping[str, Place], config: RayConfig, ranks: int) -> None:
+    """Ray would wait for what never comes."""
     import ray
 
     there = ray.cluster_resources()
-    for name, needed in _needed(config, ranks, 0, there.get("GPU", 0)).items():
-        if needed > there.get(name, 0):
+    counts = {kind: count for kind, _, count in _kinds(config, ranks)}
+    for name, field in (("CPU", "cpus"), ("GPU", "gpus")):
+        needed = sum(counts[kind] * getattr(place, field) for kind, place in given.items())
+        if needed > there.get(name, 0) + 1e-6:
             found = f"{needed:g} {name}s are needed and it has {there.get(name, 0):g}"
-            raise ValueError(f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools or --nproc")
+            raise ValueError(f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their num_{field} or --nproc")
 
 
 def _cpus(given: Workers, count: int, cores: int) -> float:
     return given.num_cpus or max(1, cores // count)
 
 
-def _gpus(given: Workers, there: bool) -> float:
-    return float(there) if given.num_gpus == -1 else given.num_gpus
+def shared_gpus(there: int, ranks: int, workers: int) -> tuple[float, float]:
+    """GPUs of each rank that trains and of each rollout worker: one each where there are enough; else no two ranks share one, for
+    their collectives refuse that, and the workers share what is left of each."""
+    if there >= ranks + workers:
+        return 1.0, 1.0
+    if there < ranks:
+        return (0.0, 0.0) if not there else (1.0, 1.0)  # refused for want of room
+    return 0.6, math.floor(1e4 * 0.4 / math.ceil(workers / there)) / 1e4
 
 
 def _cores() -> int:

@@ -15,7 +15,7 @@ class Workers:
 
     workers: int = 2
     num_cpus: float = 0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
-    num_gpus: float = 0.0  # of each; -1 = one where the cluster has any
+    num_gpus: float = 0.0  # of each; -1 = for ranks and rollouts, a share of what there is
     runtime_env: Mapping[str, Any] = field(default_factory=dict)  # Ray's own: pip, env_vars, ...
     in_flight: int = 1  # tasks with a worker at a time
     max_restarts: int = 5  # of a worker that was lost; its tasks are done again

@@ -19,6 +19,7 @@ from finetune.recipe import AlignConfig
 from finetune.scores import Scores
 from finetune.types import joined, take
 from orchestration.align import align_on_ray
+from orchestration.cluster import shared_gpus
 from orchestration.config import RayConfig, RewardPool
 from orchestration.ledger import Ledger
 from orchestration.round import Unit
@@ -199,6 +200,17 @@ def test_pools_are_added_by_name():
     pools = override(RayConfig(), {"pools": given}).pools
     assert pools["rewards"] == RewardPool()
     assert pools["speech"] == RewardPool(rewards=("wer",), num_gpus=1.0, runtime_env={"pip": ["x"], "env_vars": {"A": "b"}})
+
+
+@pytest.mark.parametrize(("there", "ranks", "workers"), [(0, 2, 2), (1, 1, 2), (2, 2, 2), (2, 2, 3), (8, 8, 8), (8, 4, 4), (3, 2, 5)])
+def test_gpus_are_shared_so_that_all_fit_and_ranks_have_their_own(there, ranks, workers):
+    of_rank, of_worker = shared_gpus(there, ranks, workers)
+    assert (of_rank, of_worker) == (0, 0) if not there else of_rank > 0.5
+    left = [1.0] * there
+    for size, count in ((of_rank, ranks), (of_worker, workers)):
+        for _ in range(count if there else 0):  # as Ray packs: wherever it fits
+            place = next(place for place, room in enumerate(left) if room >= size - 1e-9)
+            left[place] -= size
 
 
 def test_addresses():
