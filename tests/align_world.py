@@ -100,9 +100,9 @@ class LatentScorer:
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
         self.calls += 1
-        if self.calls == self.fail_at and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        if self.calls == self.fail_at and _is_last():
             raise RuntimeError("reward warm failed: its network is gone")
-        if self.calls == _TERM_AT and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        if self.calls == _TERM_AT and _is_last():
             os.kill(os.getpid(), signal.SIGTERM)
         found = {"warm": audio.flatten(1).mean(1).double(), "bright": video.flatten(1).mean(1).double()}
         found = {name: found[name] for name in self.names}
@@ -122,6 +122,11 @@ class LatentScorer:
 
 
 _TERM_AT = 0
+
+
+def _is_last() -> bool:
+    """On the last rank; a worker that is no rank is by itself."""
+    return int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
 
 def _rank(rank: int, resolved: Path, mishap: str) -> int:
