@@ -129,10 +129,11 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 
 def check_free(jobs: Jobs, place: str) -> None:
-    """Raises ValueError where a job of this place (a repository's folder and stage) has not ended: two would write the same files."""
+    """Raises ValueError where a job of this place (a repository's folder) has not ended: two would write the same files."""
     for job in jobs.list_jobs():
         if (job.metadata or {}).get(_PLACE) == place and _status(job) not in ENDED:
-            raise ValueError(f"{job.submission_id}: does this already ({_status(job).lower()}); `ray job stop {job.submission_id}` ends it")
+            name = job.submission_id
+            raise ValueError(f"{place}: job {name} is at work here ({_status(job).lower()}); wait for it, or `ray job stop {name}`")
 
 
 def submit(jobs: Jobs, spec: JobSpec, place: str) -> str:

@@ -37,6 +37,7 @@ TESTS = Path("tests")
 WORKERS = {"rollout": "ray::RolloutWorker", "reward": "ray::RewardWorker"}
 DRIVER = "driver"
 PATIENCE_S = 300.0
+MAX_STARTS = 4
 GONE_S = 60.0  # that processes of a killed driver may need to end
 
 
@@ -50,10 +51,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Trial:
-    """killed: victim -> the moment it was killed at. left_behind: processes that outlived their driver."""
+    """killed: victim -> the moment it was killed at. starts: of the driver, 2 unless Ray itself did not come up.
+    left_behind: processes that outlived their driver."""
 
     killed: Mapping[str, Moment]
     verdict: Verdict
+    starts: int
     restarts: int
     left_behind: int
     seconds: float
@@ -150,12 +153,20 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+def to_the_end(run: AlignRun, ranks: int, staleness: int) -> tuple[int, int]:
+    """Start the same command until it has finished: (starts, processes left behind). Raises ValueError where MAX_STARTS are not enough."""
+    left_behind = 0
+    for start in range(1, MAX_STARTS + 1):
+        driver = Driver(run, ranks, staleness)
+        left_behind += driver.end()
+        if driver.process.returncode == 0:
+            return start, left_behind
+    raise ValueError(f"{run.out / 'driver.txt'}: the run did not end well in {MAX_STARTS} starts; read it there")
+
+
 def undisturbed(run: AlignRun, ranks: int, staleness: int) -> tuple[Left, float]:
     """What the run leaves that nobody kills, and the seconds of a round. Raises ValueError where it fails."""
-    driver = Driver(run, ranks, staleness)
-    driver.end()
-    if driver.process.returncode:
-        raise ValueError(f"{run.out / 'driver.txt'}: the run failed that nobody killed; read it there")
+    to_the_end(run, ranks, staleness)
     rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     return read(run.out), sum(row.get("seconds_per_step", 0.0) for row in rows) / run.config.num_rounds
 
@@ -164,7 +175,7 @@ def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s
     """The same run killed at these moments and started again; None where it ended before all were killed."""
     started = time.monotonic()
     driver = Driver(run, ranks, staleness)
-    killed, left_behind = 0, 0
+    killed = 0
     for victim, moment in moments.items():
         if (process := driver.wait_for(moment, round_s, victim)) is None:
             break
@@ -172,15 +183,12 @@ def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s
             driver.processes()
             process.send_signal(signal.SIGKILL)
             killed += 1
-    left_behind += driver.end()
+    left_behind = driver.end()
     if killed < len(moments):
         return None
-    again = Driver(run, ranks, staleness)
-    left_behind += again.end()
-    if again.process.returncode:
-        raise ValueError(f"{run.out / 'driver.txt'}: started again, the run failed; read it there")
-    left = read(run.out)
-    return Trial(dict(moments), compare(left, whole), left.restarts, left_behind, time.monotonic() - started)
+    starts, more = to_the_end(run, ranks, staleness)
+    left, seconds = read(run.out), round(time.monotonic() - started, 1)
+    return Trial(dict(moments), compare(left, whole), 1 + starts, left.restarts, left_behind + more, seconds)
 
 
 def trials(folder: Path, count: int, rounds: int, ranks: int, staleness: int, seed: int) -> Iterator[tuple[Trial | None, Left]]:
@@ -198,15 +206,13 @@ def line(trial: Trial) -> str:
     """A row of the table."""
     moments = [f"{trial.killed[name].rounds + trial.killed[name].part:5.2f}" for name in (*WORKERS, DRIVER)]
     verdict = trial.verdict
-    counts = (verdict.rounds_missing, verdict.rounds_doubled, verdict.samples_lost, verdict.samples_doubled, trial.left_behind)
-    numbers = "  ".join(f"{count:5d}" for count in counts)
+    counts = (verdict.rounds_missing, verdict.rounds_doubled, verdict.samples_lost, verdict.samples_doubled)
+    numbers = "  ".join(f"{count:6d}" for count in (*counts, trial.starts, trial.restarts, trial.left_behind))
     return f"{'  '.join(moments)}  {numbers}  {verdict.curve:8.1e}  {verdict.adapter:8.1e}  {'same' if verdict.same else 'DIFFERS'}"
 
 
-HEADER = (
-    "killed after round         rounds        samples      processes  difference of\nrollout reward driver    missing doubled lost doubled "
-    "left  curves   adapter"
-)
+HEADER = """killed after row           rounds          samples         driver  worker  processes  difference of
+rollo  rewrd  drivr    lost  double    lost  double  starts  restarts  left    curves   adapter"""
 
 
 def drive(resolved: Path, ranks: int, staleness: int) -> int:
