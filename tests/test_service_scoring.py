@@ -59,9 +59,24 @@ def test_the_clip_at_fault_is_the_only_one_with_an_error(bad, said):
     assert holder.alive and holder.batches == [3, 1, 1, 1]
 
 
-def test_alone_it_is_not_tried_again():
-    found, holder = answers("kill")
-    assert "died" in str(found[0]) and holder.batches == [1] and holder.replaced == 1
+@pytest.mark.parametrize(("bad", "batches"), [("kill", [1, 1]), ("hang", [1]), ("raise", [1])])
+def test_alone_it_is_tried_again_only_where_others_may_have_killed_its_process(bad, batches):
+    found, holder = answers(bad)
+    assert BAD[bad] in str(found[0]) and holder.batches == batches and holder.alive
+
+
+def test_a_process_that_was_killed_before_costs_nothing():
+    holder = Holder()
+    score, calls = holder.score, []
+
+    async def dead_at_first(clips):
+        calls.append(len(clips))
+        if len(calls) == 1:
+            raise Died
+        return await score(clips)
+
+    holder.score = dead_at_first
+    assert asyncio.run(score_apart([Clip(None, 16_000, name="a")], holder, 1.0)) == [Score(1)]
 
 
 def test_a_reward_that_always_hangs_costs_a_batch_bounded_time():

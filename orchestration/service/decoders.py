@@ -24,6 +24,7 @@ from orchestration.service.decode_worker import read_message, write_message
 from orchestration.service.limits import Limits, Refusal
 
 START_SECONDS = 120.0  # on a busy machine
+TRIES = 2
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
@@ -36,7 +37,7 @@ class Decoders:
         for _ in range(limits.decoders):
             self._idle.put(_Process())  # importing takes a second, which no request should wait for
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
-        self._room = asyncio.Condition()
+        self._freed = asyncio.Event()
         self.held = 0
 
     @asynccontextmanager
@@ -44,48 +45,55 @@ class Decoders:
         """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and 422 where a file is the
         process's death or too slow."""
         most = self.limits.decoded_bytes
-        async with self._room:
-            await self._room.wait_for(lambda: self.held + most <= self.limits.held_bytes)
-            self.held += most
+        while self.held + most > self.limits.held_bytes:
+            self._freed.clear()
+            await self._freed.wait()
+        self.held += most
         kept = most
         try:
             roots = [*self.roots, *([str(uploads)] if uploads else [])]
             message = {"job": dataclasses.asdict(job), "roots": roots, "limits": dataclasses.asdict(self.limits)}
             answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
             kept = sum(array.nbytes for array in answer.arrays.values())
-            await self._give_back(most - kept)
+            self._give_back(most - kept)
             yield answer
         finally:
-            await self._give_back(kept)
+            self._give_back(kept)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._idle.empty():
             self._idle.get().end()
 
-    async def _give_back(self, num_bytes: int) -> None:
-        async with self._room:
-            self.held -= num_bytes
-            self._room.notify_all()
+    def _give_back(self, num_bytes: int) -> None:
+        """Without an await, in which a caller who leaves could end it half done."""
+        self.held -= num_bytes
+        self._freed.set()
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
-        process = self._idle.get()
-        try:
-            with _killed_after(START_SECONDS, process):
-                process.wait_until_ready()
-            with _killed_after(self.limits.decode_seconds + 1.0, process):
-                answer = process.ask(message, self.limits.decoded_bytes)
-            return _answer_of(answer)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
-            late = process.killed
-            process.kill()
-            reason = f"takes more than {self.limits.decode_seconds:g} s to decode" if late else "cannot be decoded; the decoder died of it"
-            raise Refusal(422, f"clip: {reason}; encode it as h264 and AAC", "clip") from None
-        finally:
-            if process.killed:
-                process.end()
-                process = _Process()
-            self._idle.put(process)
+        """A process that died is no proof against the file, as others kill processes too; one that died twice of it is."""
+        reason = ""
+        for _ in range(TRIES):
+            process = self._idle.get()
+            try:
+                with _killed_after(START_SECONDS, process):
+                    process.wait_until_ready()
+                with _killed_after(self.limits.decode_seconds + 1.0, process):
+                    return _answer_of(process.ask(message, self.limits.decoded_bytes))
+            except Refusal:
+                raise
+            except Exception:  # whatever a process does that a file may have taken over
+                if process.killed:
+                    reason = f"takes more than {self.limits.decode_seconds:g} s to decode"
+                    break
+                process.kill()
+                reason = "cannot be decoded; the decoder died of it"
+            finally:
+                if process.killed:
+                    process.end()
+                    process = _Process()
+                self._idle.put(process)
+        raise Refusal(422, f"clip: {reason}; encode it as h264 and AAC", "clip")
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from rewards.types import Clip, Score
 MAX_LOST = 2  # of one batch; after that the reward itself is taken to be broken
 
 
+DIED = "its process died"
+
+
 class RewardFailed(Exception):
     """The reward, not the clip, is at fault; the message is one line."""
 
@@ -54,8 +57,9 @@ async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> 
     The batch is scored as one. Where that fails, each clip is scored alone, so that only those at fault have an error; after
     MAX_LOST processes that died or hung the rest is given up.
     """
-    answers, lost = await _attempt(clips, holder, seconds)
-    if len(clips) <= 1 or not isinstance(answers[0], str):
+    answers, _ = await _attempt(clips, holder, seconds)
+    # A process may also have been killed by others, for its memory say, before this clip came.
+    if not answers or not isinstance(answers[0], str) or (len(clips) == 1 and answers[0] != DIED):
         return answers
     alone: list[Score | str] = []
     num_lost = 0
@@ -79,7 +83,7 @@ async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tup
         return [f"no answer after {seconds:g} s"] * len(clips), True
     except Died:
         await holder.replace()
-        return ["its process died"] * len(clips), True
+        return [DIED] * len(clips), True
     except Exception as error:  # whatever a reward raises
         return [one_line(error)] * len(clips), False
     if not isinstance(scores, list) or len(scores) != len(clips) or not all(isinstance(score, Score) for score in scores):
