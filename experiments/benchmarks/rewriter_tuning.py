@@ -26,7 +26,7 @@ from finetune.rewriter.config import DpoTuning, GrpoTuning
 from finetune.rewriter.form import messages, rewrite_of
 from finetune.rewriter.language_model import load
 from finetune.rewriter.rewards import length, spans, structure
-from finetune.rewriter.tune import tune_dpo, tune_grpo
+from finetune.rewriter.tune import Tuned, tune_dpo, tune_grpo
 from finetune.rewriter.votes import Pairs, Rewrite, as_answer, preferred, text_digest
 from pretrain.jsonl import dump
 from pretrain.prompt import PromptRow
@@ -106,10 +106,12 @@ def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
     clock = time.perf_counter()
     grpo = tune_grpo(GRPO, folder / "student", seen, folder / "grpo")
     seconds["grpo"] = time.perf_counter() - clock
+    _finished(grpo)
     taught, judged = voted(seen, answers(folder / "student", seen, 2, 2), folder), voted(aside, before, folder)
     clock = time.perf_counter()
     dpo = tune_dpo(DPO, folder / "student", taught.pairs, folder / "dpo")
     seconds["dpo"] = time.perf_counter() - clock
+    _finished(dpo)
     rewards = form_rewards(aside, before)
     shares = [share_preferred(path, judged) for path in (folder / "student", dpo.model)]
     return {
@@ -121,6 +123,11 @@ def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
             "form": compared(rewards, form_rewards(aside, answers(dpo.model, aside, PER_PROMPT, 1))),
         },
     }  # fmt: skip
+
+
+def _finished(tuned: Tuned) -> None:
+    if tuned.status != "finished":
+        raise KeyboardInterrupt(f"stopped after step {tuned.step}; the same command goes on")
 
 
 def table(found: dict[str, Any]) -> str:
