@@ -105,7 +105,7 @@ def test_two_jobs_do_not_work_in_one_place():
     jobs = FakeJobs()
     job = launch.submit(jobs, spec(), "/place")
     check_free(jobs, "/other")
-    with pytest.raises(ValueError, match="/place: job abc is at work here .running.; wait for it, or `ray job stop abc`"):
+    with pytest.raises(ValueError, match=r"/place: job abc is at work here .running.; wait for it, or `ray job stop abc`"):
         check_free(jobs, "/place")
     jobs.jobs[job].status = "FAILED"
     check_free(jobs, "/place")
