@@ -40,9 +40,10 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has let go of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has let go of it. The lock
+    lies beside the folder, which may be replaced."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -47,7 +47,7 @@ class TrainerRank:
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
-        self._lock = (self.run.out / f".rank.{self.rank}.lock").open("w")
+        self._lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         self.learner = Learner(self.run, join())

@@ -8,14 +8,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from orchestration.config import RayConfig
 from pretrain.config import override
 
 TESTS = Path(__file__).resolve().parent
+DRIVERS: list[Driver] = []  # all that were started
+
+
+@pytest.fixture(autouse=True)
+def no_driver_outlives_its_test() -> Iterator[None]:
+    """For modules that import it."""
+    yield
+    while DRIVERS:
+        DRIVERS.pop().end()
 
 
 def all_options(options: Mapping[str, Any], rewards: Sequence[str]) -> Mapping[str, Any]:
@@ -33,20 +44,24 @@ class Driver:
         command = [sys.executable, str(TESTS / "ray_world.py"), str(out / "resolved.json"), str(ranks), json.dumps(ray)]
         self.log = (out / "driver.txt").open("a")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        DRIVERS.append(self)
 
     def wait(self, timeout: float = 300.0) -> int:
         """Its exit code, with everything it started gone."""
         try:
             code = self.process.wait(timeout)
         finally:
-            self.process.kill()
-            self.log.close()
-        deadline = time.monotonic() + 60
+            self.end()
+        deadline = time.monotonic() + 120
         while left := self.processes():
             assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.2)
         subprocess.run(["rm", "-rf", self.temporary], check=False)
         return code
+
+    def end(self) -> None:
+        self.process.kill()
+        self.log.close()
 
     def until(self, found: Callable[[], Any], timeout: float = 200.0) -> Any:
         """The first answer that is not empty. Raises where the driver ends before."""

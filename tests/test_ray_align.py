@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
-from ray_world import Driver, all_options, ledger
+from ray_world import Driver, all_options, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 
 from experiments.align_scorer import options_for
@@ -51,6 +51,7 @@ def distance(run: AlignRun, other: AlignRun) -> float:
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(900)
 def test_ray_aligns_as_local_ranks_do(world, tmp_path):
     local, remote = align_run(world, tmp_path / "local", both()), align_run(world, tmp_path / "remote", both())
     driver = Driver(remote.out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
-from ray_world import Driver, ledger
+from ray_world import Driver, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 from test_ray_align import assert_ledger_is_whole, both, distance
 
@@ -16,7 +16,7 @@ from finetune.align_run import AlignRun
 from finetune.recipe import StopConfig
 from pretrain.titan.checkpoints import complete_steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1200)]
 VERSIONS = ["0-old", "1-old", "2-default", "3-default"]
 TITLES = {"rollout": "ray::RolloutWorker.roll_out", "reward": "ray::RewardWorker.score", "rank": "ray::TrainerRank.learn"}
 

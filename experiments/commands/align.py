@@ -42,6 +42,7 @@ def align(
     from experiments.align import align_run, pairs_and_clips
     from experiments.runs import tracked
     from experiments.stages import Job, config_of
+    from finetune.launch import alone
     from pretrain.torchrun import check_port
 
     if nproc < 0:
@@ -62,6 +63,8 @@ def align(
     if address:
         job.recipe.ray.rewards_of(list(job.recipe.align.rubric.routes()))
         config |= {"staleness": job.recipe.ray.staleness} if job.recipe.ray.staleness else {}
+    with alone(job.layout.align):
+        pass  # before anything there is replaced
     if must_train("align", "align", job.layout.align, job, resume, config=config):
         with tracked("align", job.recipe.name, config, job.layout, job.root, resume=True) as tracker:
             refine(job, tracker, pairs, clips, address)
