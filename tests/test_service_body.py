@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_world import SMALL
 
-from orchestration.service.body import Spool
+from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.limits import Refusal
 from orchestration.service.multipart import Begin, Data, MultipartParser
 from rewards.remote_upload import multipart
@@ -121,3 +123,14 @@ def test_errors_behind_the_body_are_not_the_senders(tmp_path):
 
     with pytest.raises(TimeoutError, match="of a reward"):
         asyncio.run(receive())
+
+
+def test_uploads_of_a_killed_service_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone, other = tmp_path / "nava_uploads_999999999_x", tmp_path / f"nava_uploads_{os.getppid()}_x"
+    for folder in (gone, other):
+        folder.mkdir()
+        (folder / "0").write_bytes(b"x")
+    with uploads_folder() as mine:
+        assert not gone.exists() and other.exists() and mine.is_dir()
+    assert list(tmp_path.iterdir()) == [other]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from orchestration.service.body import Spool
+from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, Job
 from orchestration.service.decoders import Decoders
 from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
@@ -50,8 +49,8 @@ def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_dig
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
-        with tempfile.TemporaryDirectory(prefix="nava_uploads_") as folder:
-            service.spool = Spool(Path(folder).resolve(), limits)
+        with uploads_folder() as folder:
+            service.spool = Spool(folder, limits)
             service.decoders = Decoders(limits, roots)
             yield
             service.decoders.close()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
+
+import psutil
 
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.multipart import Begin, MultipartParser, boundary_of
 
 REQUEST_PART = "request"
 MAX_PARTS = 64
+PREFIX = "nava_uploads_"
 
 
 class Incoming(Protocol):
@@ -32,6 +37,17 @@ class Body:
 
     request: bytes = b""
     uploads: dict[str, Path] = field(default_factory=dict)
+
+
+@contextmanager
+def uploads_folder() -> Iterator[Path]:
+    """Where uploads are kept while a service runs; those of services that were killed are removed first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*_*"):
+        process = left.name.removeprefix(PREFIX).partition("_")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}_") as folder:
+        yield Path(folder).resolve()
 
 
 class Spool:

@@ -180,7 +180,7 @@ def _connect(address: str, temporary: str | None) -> None:
             ray.init(address=LOCAL, num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=512 * MIB, **place, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or leave it out") from None
 
 
