@@ -16,7 +16,10 @@ from orchestration.config import RayConfig, Workers
 from orchestration.futures import one_line
 
 LOCAL = "local"
-_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"  # helpers of an embedded Ray wait that long for a head that died with its driver
+EMBEDDED = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # its helpers wait that long for a head that died with its driver
+    "RAY_worker_niceness": "0",  # its workers are the work, not guests on the machine: 15 without
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address == LOCAL:
-            os.environ.setdefault(_PATIENCE, "5")
+            os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
             needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
             cpus = max(_cores(), math.ceil(needed))  # more than there are: kinds of processes take turns
             ray.init(address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet)
