@@ -23,7 +23,7 @@ from titan_world import config
 from experiments.recipes.base import Recipe
 
 TOKEN = "RAY_AUTH_TOKEN"
-STAGE, RECIPE, STEPS = "pretrain_stage1", "jobs_world.submitted", 120
+STAGE, RECIPE, STEPS = "pretrain_stage1", "jobs_world.submitted", 240
 DVC = f"""stages:
   {STAGE}:
     cmd: python -m experiments.stages {STAGE}
