@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +226,9 @@ def drive(resolved: Path, ranks: int, staleness: int) -> int:
 
 
 def report(found: Sequence[Trial], whole: Left, given: argparse.Namespace, redrawn: int) -> dict[str, Any]:
-    import ray
-    import torch
-
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat(), "torch": torch.__version__,
-        "ray": ray.__version__, "world": "tests/align_world.py, nft then grpo", "rounds": whole.rounds, "ranks": given.ranks,
+        "machine": f"{processor_name()}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat(), "torch": version("torch"),
+        "ray": version("ray"), "world": "tests/align_world.py, nft then grpo", "rounds": whole.rounds, "ranks": given.ranks,
         "samples": sum(map(len, whole.samples.values())), "staleness": given.staleness, "seed": given.seed, "trials": len(found),
         "same": sum(trial.verdict.same for trial in found), "drawn_again": redrawn,
         "worst_curve_difference": max(trial.verdict.curve for trial in found), "runs": [asdict(trial) for trial in found],
