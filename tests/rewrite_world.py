@@ -94,6 +94,7 @@ ANSWERS = {
     "splits": lambda prompt: (200, _chat(_words(prompt, lambda words: words[:1] + "<E> <S>" + words[1:]))),
     "more spans": lambda prompt: (200, _chat(good_answer(prompt) + " <S>buy now<E>")),
     "more placeholders": lambda prompt: (200, _chat(good_answer(prompt) + " [SPEECH 9] [SPEECHX 9]")),
+    "split placeholder": lambda prompt: (200, _chat(re.sub(r"(\[SPEECHX*) ", "\\1\n", good_answer(prompt)))),  # lines are joined later
     "wide marks": lambda prompt: (200, _chat("＜S＞hey＜E＞ " + good_answer(prompt))),
     "turns around": lambda prompt: (200, _chat("\u202e" + good_answer(prompt))),
     "combines": lambda prompt: (200, _chat(protect(prompt).restore(good_answer(prompt)).replace("<E>", "<E>\u0338"))),

@@ -81,7 +81,9 @@ def test_no_span_is_lost_or_altered_in_ten_thousand(tmp_path):
     assert all(met[name] for name in [*ANSWERS, *WIRE])
 
 
-@pytest.mark.parametrize("name", ["translates", "swaps", "splits", "combines", "half a character", "wide marks", "turns around"])
+@pytest.mark.parametrize(
+    "name", ["translates", "swaps", "splits", "combines", "half a character", "wide marks", "turns around", "split placeholder"]
+)
 def test_the_check_here_sees_what_the_attacks_do(name):
     """The attacks are real: taken as they come, without the check of the rewriter, they change spans or their surroundings."""
     prompt = "She says <S>Good day<E>, he <S>no<E>."

@@ -92,8 +92,9 @@ def test_marks_of_the_source_must_be_right():
 def test_placeholders_survive_marks_around_them_and_unknown_ones_are_told():
     protected = protect(TWO)
     assert protected.restore("a <S>[SPEECH 1]<E> b <S> [SPEECH 2] <E>") == "a <S>Good day<E> b <S>no<E>"
-    assert protected.check(TWO, "[SPEECH 1] [SPEECH 2] [SPEECH 3]") == "'[SPEECH 3]' stands for no span; there are 2"
-    assert "stands for no span" in protected.check(TWO, "[SPEECH 1] [SPEECH 2] [speech two]")
+    left = "'[SPEECH 3]' is left in place of speech; there are 2 spans"
+    assert protected.check(TWO, protected.restore("[SPEECH 1] [SPEECH 2] [SPEECH 3]")) == left
+    assert "'[speech two]' is left" in protected.check(TWO, protected.restore("[SPEECH 1] [SPEECH 2] [speech two]"))
     assert protect("[SPEECH 1] <S>a<E>").text == "[SPEECH 1] [SPEECHX 1]"
 
 

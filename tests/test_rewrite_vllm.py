@@ -66,7 +66,7 @@ def test_rows_through_a_real_server(server, tmp_path, capsys):
     for number, row in enumerate(made[:24]):
         assert f"<S>数字 {number} 👍<E>" in row["prompt"] and row["prompt"].startswith("The video shows a calm room")
     reasons = [row["meta"]["rewrite"]["reason"] for row in made[24:]]
-    assert reasons[:2] == ["'[SPEECH 1]' stands for no span; there are 0", "1 speech spans, expected 2"]
+    assert reasons[:2] == ["'[SPEECH 1]' is left in place of speech; there are 0 spans", "1 speech spans, expected 2"]
     assert reasons[2].startswith("status 400") and made[26]["meta"]["rewrite"]["tries"] == 1
     assert metric(url, "vllm:request_success_total") - before == 24 + 2 + 2
 

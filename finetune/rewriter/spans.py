@@ -36,7 +36,7 @@ class Protected:
     def restore(self, answer: str) -> str:
         """The answer with every placeholder replaced by its span; marks that the model put around one are its span's own.
 
-        A placeholder of no span stays as it is, and `check` says so.
+        A placeholder of no span, or one written otherwise, stays as it is, and `check` says so.
         """
         around = rf"(?:{SPEECH_START}\s*)?\[{re.escape(self.name)} (\d{{1,4}})\](?:\s*{SPEECH_END})?"
 
@@ -46,12 +46,11 @@ class Protected:
 
         return re.sub(around, span, answer)
 
-    def check(self, source: str, answer: str) -> str:
-        """As `check_spans` of the restored answer; a placeholder of no span is wrong too."""
-        rewritten = self.restore(answer)
+    def check(self, source: str, rewritten: str) -> str:
+        """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its spans are back already."""
         unspoken = "\n".join(outside(rewritten) or [rewritten])
         left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
-        return f"{left[0]!r} stands for no span; there are {len(self.words)}" if left else check_spans(source, rewritten)
+        return f"{left[0]!r} is left in place of speech; there are {len(self.words)} spans" if left else check_spans(source, rewritten)
 
 
 def protect(prompt: str) -> Protected:
