@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ STAGE = "rewriter"
 
 def tune_tracked(
     algorithm: Algorithm, config: Tuning, made_of: Mapping[str, str], layout: Layout, root: Path, resume: bool,
-    work: Callable[[SpoolTracker], Tuned], tags: Mapping[str, str],
+    work: Callable[[SpoolTracker], Tuned], tags: Mapping[str, str], sources: Sequence[Path],
 ) -> None:  # fmt: skip
     """Run `work` in OUT/rewriter. `made_of`: digests of model and data, part of the run's settings; an interrupted run of the same goes on.
 
-    Raises ValueError where another tuned rewriter would be replaced, Interrupted when it was stopped before its last step.
+    Raises ValueError where another tuned rewriter would be replaced, or one of `sources` with it, Interrupted when it was stopped
+    before its last step.
     """
+    if wrong := next((path for path in sources if path.resolve().is_relative_to(layout.rewriter.resolve())), None):
+        raise ValueError(f"{wrong}: lies in {layout.rewriter}, which this tuning replaces; give --out for another folder")
     settings = json.loads(json.dumps({"algorithm": algorithm, "rewriter": described(config), **made_of}))
     if not resume:
         (layout.runs / f"{STAGE}.running.json").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import yaml
 
 from experiments.layout import Layout
 from experiments.reward_options import reward_options
+from experiments.scoring.config import reward_setting
 from rewards.catalog import check_names, checked_options
 from rewards.options import fill, nearest
 
@@ -35,17 +37,14 @@ def config_from(
     check_names(rewards)
     given: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        name, dot, option = key.rpartition(".")
-        if not equals or not dot or name not in rewards:
-            raise ValueError(f"--set {setting}: expected REWARD.OPTION=VALUE of {', '.join(rewards)}")
-        given.setdefault(name, {})[option] = yaml.safe_load(value)
+        name, option, value = reward_setting(setting, rewards)
+        given.setdefault(name, {})[option] = value
     layout = Layout(out=out)
     names = tuple(dict.fromkeys(rewards))
     options = reward_options(list(names), layout.corpus, layout.syncnet, given=given)
     checked_options(names, options)
     for name, number in sizes.items():
-        if number < (0 if name in ("cpus", "gpus") else 1):
+        if not (0 if name in ("cpus", "gpus") else 1) <= number < math.inf:
             raise ValueError(f"--{name}: expected {'0 or more' if name in ('cpus', 'gpus') else 'at least 1'}, got {number}")
     return ServiceConfig(
         rewards=names, token_digest=digest_of(token), options=options, roots=allowed_roots(roots), limits=limits_from(limits),
@@ -63,8 +62,11 @@ def limits_from(settings: Sequence[str]) -> Limits:
         name, _, value = setting.partition("=")
         if name not in names:
             raise ValueError(f"--limit {setting}: unknown limit; {nearest(name, names)}")
-        values[name] = yaml.safe_load(value)
-    return fill(Limits, {name: value for name, value in values.items()}, "--limit")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--limit {setting}: expected NAME=NUMBER") from None
+    return fill(Limits, values, "--limit")
 
 
 def serve_until_stopped(config: ServiceConfig, host: str, port: int, address: str, token: str) -> None:

@@ -7,6 +7,7 @@ from align_world import write_world
 from rewriter_world import PAIRS, ROWS, small_model
 
 from experiments.cli import main
+from experiments.commands.rewriter import _options
 from experiments.rewriter import overridden
 from experiments.rewriter_clips import RewriteClips
 from finetune.rewriter.config import DpoTuning, GrpoTuning
@@ -54,6 +55,9 @@ def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
     assert before == (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
     assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3", "--no-resume"]) == 0
     assert before != (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
+    said = line_of(capsys, "rewriter", "grpo", "out/rewriter/model", "prompts.jsonl", *GRPO, "--no-resume")  # on from what it made
+    assert "out/rewriter/model: lies in out/rewriter, which this tuning replaces" in said
+    assert (place / "out/rewriter/model/model.safetensors").is_file()
 
 
 def write_rewrites(place) -> None:
@@ -90,6 +94,7 @@ def test_dpo_learns_from_votes_and_says_whose(place, capsys):
         (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--clip-score", "a:b"], "give one of them"),
         (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mni"], "did you mean 'sync_mini'"),
         (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mini=-1"], "a weight above 0"),
+        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--set-reward", "sync_mini.model=["], "not YAML"),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "good.jsonl"], "expected NAME=OUT.jsonl"),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "a=good.jsonl", "a=bad.jsonl"], "'a' stands twice"),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "good=good.jsonl"], "no clip of 'bad'"),
@@ -100,6 +105,14 @@ def test_wrong_inputs_end_with_one_line_before_anything_is_made(place, capsys, a
     write_rewrites(place)
     assert message in line_of(capsys, "rewriter", *arguments)
     assert not (place / "out").exists()
+
+
+def test_options_of_a_plug_in_are_its_own():
+    names = {"rewards.remote:sync_mini": 1.0, "sync_mini": 1.0}
+    settings = ("rewards.remote:sync_mini.url=http://h:1", "sync_mini.margin=2", "sync_mini.model=m")
+    assert _options(settings, names) == {"rewards.remote:sync_mini": {"url": "http://h:1"}, "sync_mini": {"margin": 2, "model": "m"}}
+    with pytest.raises(ValueError, match=r"--set-reward sync\.x=1: 'sync' is not asked for"):
+        _options(("sync.x=1",), names)
 
 
 def test_settings_keep_the_rewards_that_are_not_named():

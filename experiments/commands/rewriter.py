@@ -74,7 +74,7 @@ def grpo(
         tune_tracked(
             "grpo", config, made_of, layout, Path(), resume,
             lambda tracker: tune_grpo(config, model, rows, layout.rewriter, score, score_id, [tracker]),
-            {"nava.parent_model": str(model), "nava.prompts": str(prompts)},
+            {"nava.parent_model": str(model), "nava.prompts": str(prompts)}, [model, prompts, *([clips] if clips else [])],
         )  # fmt: skip
     finally:
         if hasattr(score, "close"):
@@ -121,6 +121,7 @@ def dpo(
         "dpo", config, made_of, layout, Path(), resume,
         lambda tracker: tune_dpo(config, model, made.pairs, layout.rewriter, [tracker]),
         {"nava.parent_model": str(model), "nava.votes": str(votes), "nava.simulated_pairs": str(simulated)},
+        [model, votes, *files.values()],
     )  # fmt: skip
 
 
@@ -159,17 +160,12 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _options(settings: tuple[str, ...], names: dict[str, float]) -> dict[str, dict[str, Any]]:
-    from experiments.recipes.load import parse_setting
-    from pretrain.config import nearest
+    from experiments.scoring.config import reward_setting
 
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
-        (name, values), *_ = parse_setting(setting).items()
-        if name not in names:
-            raise ValueError(f"--set-reward {setting}: {name!r} scores no clips here; {nearest(name, names)}")
-        if not isinstance(values, dict):
-            raise ValueError(f"--set-reward {setting}: expected REWARD.OPTION=VALUE")
-        options[name] = {**options.get(name, {}), **values}
+        name, option, value = reward_setting(setting, list(names), "--set-reward")
+        options.setdefault(name, {})[option] = value
     return options
 
 

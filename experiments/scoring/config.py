@@ -59,7 +59,7 @@ def settings_from(
     if batch < 1:
         raise ValueError(f"--batch: expected at least 1, got {batch}")
     for setting in settings:
-        name, option, value = _setting(setting, wanted)
+        name, option, value = reward_setting(setting, wanted)
         options[name] = {**(options.get(name) or {}), option: value}
     for name in wanted:
         if name == "preference":
@@ -103,14 +103,15 @@ def _reward_of(name: str) -> str:
     return name if name in CATALOG else name.partition(".")[0]
 
 
-def _setting(text: str, wanted: Sequence[str]) -> tuple[str, str, Any]:
+def reward_setting(text: str, wanted: Sequence[str], flag: str = "--set") -> tuple[str, str, Any]:
+    """(reward, option, value) of REWARD.OPTION=VALUE, whose value is YAML. Raises ValueError naming `flag`."""
     key, equals, value = text.partition("=")
     name, dot, option = key.rpartition(".")
     if not equals or not dot:
-        raise ValueError(f"--set {text}: expected REWARD.OPTION=VALUE")
+        raise ValueError(f"{flag} {text}: expected REWARD.OPTION=VALUE")
     if name not in wanted:
-        raise ValueError(f"--set {text}: {name!r} is not asked for; {nearest(name, wanted)}")
+        raise ValueError(f"{flag} {text}: {name!r} is not asked for; {nearest(name, wanted)}")
     try:
         return name, option, yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ValueError(f"--set {text}: the value is not YAML") from None
+        raise ValueError(f"{flag} {text}: the value is not YAML; quote it") from None
