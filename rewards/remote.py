@@ -114,8 +114,7 @@ class RemoteReward:
                 with _OPENER.open(request, timeout=self.timeout_s) as response:
                     return 200, _json(response.read())
             except urllib.error.HTTPError as error:
-                refusal = _json(error.read())
-                refusal = refusal if isinstance(refusal, dict) else {}
+                refusal = _refusal(error)
                 if refusal.get("fault") == "clip":
                     return error.code, refusal
                 failure = f"status {error.code} {refusal.get('reason', '')}".strip()
@@ -142,6 +141,15 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
+    """What the service says of it; {} for something else, or an answer that was cut off."""
+    try:
+        found = _json(error.read())
+    except (OSError, HTTPException):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _retry_after(value: str) -> float:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 from tests.rewrite_world import Hostile, served
 
-PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(40)]
+PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(24)]
 
 
 @contextmanager
-def slow(hostile: Hostile, pause_s: float = 0.05):
+def slow(hostile: Hostile, pause_s: float = 0.02):
     """Good answers, one at a time."""
     turn = threading.Lock()
 
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
             cache.write(b'{"key": "torn')
         before = len(hostile.requests)
         output, error = started(tmp_path, url).communicate(timeout=60)
-        assert "40 prompts: " in output and "of an earlier run" in output, error
+        assert "24 prompts: " in output and "of an earlier run" in output, error
         made = (tmp_path / "q.jsonl").read_bytes()
         resumed = len(hostile.requests) - before
         (tmp_path / "c.jsonl").unlink()
@@ -74,20 +74,26 @@ def test_two_at_once_on_one_output_leave_it_whole(tmp_path):
     hostile = prepared(tmp_path, "good")
     with slow(hostile, 0.01) as url:
         both = [started(tmp_path, url) for _ in range(2)]
-        assert all("40 by model" in process.communicate(timeout=60)[0] for process in both)
+        assert all("24 by model" in process.communicate(timeout=60)[0] for process in both)
         rows = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
         assert [row["meta"]["rewrite"]["source"] for row in rows] == PROMPTS
         before = len(hostile.requests)
-        assert "40 of an earlier run" in started(tmp_path, url).communicate(timeout=60)[0]
+        assert "24 of an earlier run" in started(tmp_path, url).communicate(timeout=60)[0]
     assert len(hostile.requests) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "p.jsonl", "q.jsonl"]
 
 
 def test_an_interrupt_ends_a_run_whose_server_hangs(tmp_path):
     hostile = prepared(tmp_path, "hangs")
-    with served(lambda handler: hostile.end.wait(60), hostile.end) as url:
+    asked = threading.Event()
+
+    def respond(handler):
+        asked.set()
+        hostile.end.wait(60)
+
+    with served(respond, hostile.end) as url:
         process = started(tmp_path, url)
-        time.sleep(4.0)
+        assert asked.wait(60)
         process.send_signal(signal.SIGINT)
         begun = time.monotonic()
         _, error = process.communicate(timeout=30)

@@ -144,9 +144,25 @@ def test_a_full_service_is_asked_again(world):
     url, _, app = world
     reward = RemoteReward("snr_estimate_db", url, num_tries=2)
     app.running = SMALL.requests
-    threading.Timer(1.0, lambda: setattr(app, "running", 0)).start()
+    threading.Timer(0.2, lambda: setattr(app, "running", 0)).start()
     started = time.monotonic()
     assert np.isfinite(reward.score([clip()])[0].value) and time.monotonic() - started > 1.9  # its Retry-After
+
+
+def test_a_refusal_that_is_cut_off_is_asked_again():
+    def answer(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n{")
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        with pytest.raises(ConnectionError, match="status 503, 2 tries"):
+            RemoteReward("a", f"http://127.0.0.1:{listener.getsockname()[1]}", num_tries=2, backoff_s=0.01)
+        thread.join(5)
 
 
 def test_no_service_is_one_line():

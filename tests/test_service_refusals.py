@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import soundfile
 from service_world import SMALL, TOKEN, service
 
 from experiments.benchmarks.service_attacks import Attack, attacks, mp4, outside_link
-from orchestration.service.decoders import _Process
+from orchestration.service.decoders import _killed_after, _Process
 
 
 def wav(seconds: float = 1.0) -> bytes:
@@ -135,6 +136,21 @@ def test_a_decoder_that_dies_or_hangs_is_replaced(world, monkeypatch):
     answer = client.post("/v1/score", json=asked)
     assert answer.status_code == 422 and "died" in answer.json()["reason"]
     assert decoders.held == 0
+
+
+def test_a_kill_at_the_moment_of_the_answer_is_known_of():
+    class Slow(_Process):
+        def __init__(self) -> None:
+            self.killed = False
+
+        def kill(self) -> None:
+            time.sleep(0.2)  # as long as a busy machine may keep the thread
+            self.killed = True
+
+    process = Slow()
+    with _killed_after(0.01, process):
+        time.sleep(0.05)
+    assert process.killed
 
 
 def test_a_file_swapped_after_its_check_is_not_read(tmp_path):

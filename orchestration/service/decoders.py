@@ -104,6 +104,7 @@ def _killed_after(seconds: float, process: _Process) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # it may be killing at this moment: nobody may take the process for a good one
 
 
 def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
