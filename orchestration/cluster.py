@@ -61,8 +61,10 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
         else:
             quiet.pop("include_dashboard")
             ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); `ray start --head` starts one") from None
+    except Exception as error:  # Ray has no class of its own for most of these, a start that took too long among them
+        ray.shutdown()
+        advice = "run again, when the machine has less to do" if address == LOCAL else "`ray start --head` starts one"
+        raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); {advice}") from None
     try:
         yield
     finally:

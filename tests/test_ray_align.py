@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
+from ray.exceptions import AuthenticationError
 from ray_world import Driver, all_options, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 
@@ -19,7 +21,7 @@ from finetune.recipe import AlignConfig
 from finetune.scores import Scores
 from finetune.types import joined, take
 from orchestration.align import align_on_ray
-from orchestration.cluster import shared_gpus
+from orchestration.cluster import connected, shared_gpus
 from orchestration.config import RayConfig, RewardPool
 from orchestration.ledger import Ledger
 from orchestration.round import Unit
@@ -212,6 +214,17 @@ def test_gpus_are_shared_so_that_all_fit_and_ranks_have_their_own(there, ranks, 
         for _ in range(count if there else 0):  # as Ray packs: wherever it fits
             place = next(place for place, room in enumerate(left) if room >= size - 1e-9)
             left[place] -= size
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), AuthenticationError("no token")])
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error: Exception):
+    def fails(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(OSError, match=r"^Ray at 10\.0\.0\.1:6379 cannot be reached \(.+\); `ray start --head` starts one$"):
+        with connected("10.0.0.1:6379", RayConfig(), 2):
+            pass
 
 
 def test_addresses():
