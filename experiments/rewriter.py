@@ -52,12 +52,14 @@ def overridden(config: Any, settings: tuple[str, ...]) -> Any:
     from experiments.recipes.load import parse_setting
     from pretrain.config import override
 
+    together: dict[str, Any] = {}  # as some of them only go together, such as batch and micro_batch
+    weights = dict(config.rewards) if isinstance(config, GrpoTuning) else {}
     for setting in settings:
         values = parse_setting(setting)
-        if isinstance(values.get("rewards"), dict) and isinstance(config, GrpoTuning):
-            values["rewards"] = {**config.rewards, **values["rewards"]}
-        config = override(config, values)
-    return config
+        if isinstance(values.get("rewards"), dict):
+            values["rewards"] = weights = {**weights, **values["rewards"]}
+        together |= values
+    return override(config, together)
 
 
 def _holds_tuning(folder: Path) -> bool:

@@ -31,13 +31,15 @@ from pretrain.types import (
     num_video_latents,
 )
 
+MAX_UNSCORED = 4  # calls in a row without any score: something is wrong with more than a clip
+
 
 class RewriteClips:
     """finetune.rewriter.rewards.ClipScore: the weighted sum of rewards of one clip for each rewrite, NaN where one cannot score it.
 
     `weights`: reward -> weight from 0, one that is better when lower counts with its sign turned, judges are refused. All rewrites of
     a prompt start from the same noise, so that their clips differ by the words alone. Raises ValueError or FileNotFoundError in one
-    line for unusable models, rewards, references, and for prompts that start from an image.
+    line for unusable models, rewards, references, for prompts that start from an image, and where clips are never scored.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RewriteClips:
             raise FileNotFoundError(f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or remove it")
         self.scorer = AlignScorer(str(codec), weights, options, config.fps)
         self.weights, self.config = dict(weights), config
+        self._unscored, self._why = 0, ""
         self.network, described = load_model(model, config.weights)
         codecs = self.scorer.codecs
         check_trained_on(codecs, codec, described.facts, model)
@@ -74,6 +77,9 @@ class RewriteClips:
                 asked = [_rewritten(rows[place], rewrites[place]) for place in chosen]
                 for place, total in zip(chosen, self._totals(asked), strict=True):
                     totals[place] = total
+        self._unscored = 0 if any(map(math.isfinite, totals)) else self._unscored + 1
+        if self._unscored >= MAX_UNSCORED:
+            raise ValueError(f"no clip of {MAX_UNSCORED} steps in a row has a score ({self._why}); check --rewards and the prompts' meta")
         return totals
 
     def close(self) -> None:
@@ -91,6 +97,7 @@ class RewriteClips:
         made = sample(self.network, noise, conditioning_of(rows, codecs, self.voices).to(self.device), clock, config.sampler)
         assert made.video is not None and made.audio is not None
         scores = self.scorer.score(made.video.float().cpu(), made.audio.float().cpu(), rows)
+        self._why = ", ".join(f"{name}: {why}" for name, why in scores.reasons.items()) or "no reason given"
         return torch.stack([weight * scores.values[name] for name, weight in self.weights.items() if weight]).sum(0).tolist()
 
     def _noise(self, rows: Sequence[PromptRow], name: str, shape: tuple[int, ...]) -> torch.Tensor:

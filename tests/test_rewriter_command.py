@@ -9,7 +9,7 @@ from rewriter_world import PAIRS, ROWS, small_model
 from experiments.cli import main
 from experiments.commands.rewriter import _options
 from experiments.rewriter import overridden
-from experiments.rewriter_clips import RewriteClips
+from experiments.rewriter_clips import MAX_UNSCORED, RewriteClips
 from finetune.rewriter.config import DpoTuning, GrpoTuning
 from pretrain.generate import GenerateConfig
 from pretrain.prompt import parse, read_prompts
@@ -118,8 +118,22 @@ def test_options_of_a_plug_in_are_its_own():
 def test_settings_keep_the_rewards_that_are_not_named():
     config = overridden(GrpoTuning(), ("rewards.spans=5", "steps=7", "rewards.length=0"))
     assert config.steps == 7 and dict(config.rewards) == {"spans": 5.0, "structure": 1.0, "length": 0.0, "clips": 1.0}
+    assert overridden(DpoTuning(), ("batch=2", "micro_batch=2")) == overridden(DpoTuning(), ("micro_batch=2", "batch=2"))
     with pytest.raises(ValueError, match="group: unknown key"):
         overridden(DpoTuning(), ("group=4",))
+
+
+def test_clips_that_are_never_scored_end_the_tuning(tmp_path):
+    world = write_world(tmp_path)
+    rows = read_prompts(world / "prompts.jsonl")[:1]
+    sizes = {"num_frames": 5, "height": 32, "width": 32, "bf16": False, "device": "cpu"}
+    config = GenerateConfig(**sizes, sampler=dataclasses.replace(GenerateConfig().sampler, steps=1))
+    weights = {"snr_estimate_db": 1.0, "lip_loudness_correlation": 1.0}
+    score = RewriteClips(world / "base", world / "codec", weights, {}, config, rows, world / "prompts.jsonl")
+    for _ in range(MAX_UNSCORED - 1):
+        assert math.isnan(score([rows[0].prompt.text], rows)[0])
+    with pytest.raises(ValueError, match=r"lip_loudness_correlation: no mouth box"):
+        score([rows[0].prompt.text], rows)
 
 
 def test_clips_of_rewrites_differ_by_their_words_alone(tmp_path):
