@@ -14,7 +14,7 @@ from orchestration.rewrite_endpoint import ChatEndpoint
 from orchestration.rewrite_rows import read_rows, write_rows
 from tests.rewrite_world import ANSWERS, ISSUE, SPAN, WIRE, Hostile, prompts, served
 
-SMALL, FULL = 250, 10_000
+SMALL, FULL = 120, 10_000
 
 
 def generated(count: int) -> list[str]:

@@ -144,7 +144,15 @@ def test_a_full_service_is_asked_again(world):
     url, _, app = world
     reward = RemoteReward("snr_estimate_db", url, num_tries=2)
     app.running = SMALL.requests
-    threading.Timer(0.2, lambda: setattr(app, "running", 0)).start()
+    refused = app.metrics.requests.labels("/v1/score", "503")._value
+    before = refused.get()
+
+    def leave() -> None:
+        while refused.get() == before:
+            time.sleep(0.01)
+        app.running = 0
+
+    threading.Thread(target=leave, daemon=True).start()
     started = time.monotonic()
     assert np.isfinite(reward.score([clip()])[0].value) and time.monotonic() - started > 1.9  # its Retry-After
 
