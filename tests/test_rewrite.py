@@ -200,6 +200,7 @@ def test_the_command_keeps_rows_and_says_what_fell_back(tmp_path, capsys):
         (["p.jsonl", "--to", "p.jsonl", "--template"], "is the file to be rewritten"),
         (["p.jsonl", "--to", ".", "--template"], "a folder"),
         (["p.jsonl", "--to", "/proc/q.jsonl", "--template"], "/proc/q.jsonl: no such file"),
+        (["p.jsonl", "--to", "q.jsonl", "--endpoint", "http://h", "--model", "m", "--cache", "./p.jsonl"], "--cache p.jsonl: is the file"),
         (["bad.jsonl", "--to", "q.jsonl", "--template"], "bad.jsonl:2 prompt: <S> at character 1 without <E>"),
         (["half.jsonl", "--to", "q.jsonl", "--template"], "half.jsonl:1 prompt: half a surrogate pair"),
         (["voice.jsonl", "--to", "sub/q.jsonl", "--template"], "'v.wav' relative to its own folder"),

@@ -58,6 +58,8 @@ def rewrite(
 
     if template == bool(endpoint):
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
+    if cache.resolve() in (prompts.resolve(), to.resolve()):
+        raise ValueError(f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a file of its own")
     asking = Asking(language=language, fallback=fallback, concurrency=concurrency, num_tries=tries, min_structure=min_structure, seed=seed)
     if template:
         rows = read_rows(prompts, to)
