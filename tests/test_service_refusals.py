@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import soundfile
 from service_world import SMALL, TOKEN, service
 
 from experiments.benchmarks.service_attacks import Attack, attacks, mp4, outside_link
+from orchestration.service import decode_worker
 from orchestration.service.decoders import _killed_after, _Process
 
 
@@ -136,6 +138,29 @@ def test_a_decoder_that_dies_or_hangs_is_replaced(world, monkeypatch):
     answer = client.post("/v1/score", json=asked)
     assert answer.status_code == 422 and "died" in answer.json()["reason"]
     assert decoders.held == 0
+
+
+def test_a_title_that_is_not_utf8_is_no_fault(world):
+    client, _, root = world
+    clip = mp4(24, 32, 32)
+    assert clip.count(b"Lavf") == 1  # in the tag that says what wrote it
+    (root / "latin.mp4").write_bytes(clip.replace(b"Lavf", b"L\xe4vf"))
+    answer = client.post("/v1/score", json={"clip": "latin.mp4", "rewards": ["judge"]})
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_file_nobody_thought_of_costs_no_process(tmp_path, monkeypatch):
+    def surprising(*_: object) -> None:
+        raise KeyError("?")
+
+    read, write = os.pipe()
+    monkeypatch.setattr(decode_worker, "decode_job", surprising)
+    if not (child := os.fork()):
+        decode_worker._answer({"limits": vars(SMALL), "job": {"clip": "x"}, "roots": []}, os.fdopen(write, "wb"))
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        assert decode_worker.read_message(answer) == {"refusal": [422, ANY, "clip"]}
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_kill_at_the_moment_of_the_answer_is_known_of():

@@ -126,7 +126,7 @@ def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -
     # From a file object with a named format: no playlist, no other protocol, no file beside it is ever opened.
     options = {"protocol_whitelist": "none", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "codec_whitelist": CODECS, "enable_drefs": "0"}
     try:
-        with av.open(file, mode="r", format="mp4", options=options) as container:
+        with av.open(file, mode="r", format="mp4", options=options, metadata_errors="replace") as container:  # titles may be Latin-1
             rate = _check_container(container, budget)
             sounds = container.streams.audio if want_audio else ()
             answer.fps = rate

@@ -73,6 +73,9 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
         except MemoryError:
             header = {"refusal": [413, "clip: needs too much memory to decode; send a smaller clip", "clip"]}
             answer = Decoded()
+        except Exception:  # of a decoder over a file that nobody thought of; only a crash is worth a process
+            header = {"refusal": [422, "clip: not a file that can be decoded; encode it as h264 and AAC", "clip"]}
+            answer = Decoded()
         write_message(sink, header)
         for array in answer.arrays.values():
             sink.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
