@@ -13,8 +13,9 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
+
+from orchestration.ray_token import ray_token
 
 JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
 LOCAL = "http://127.0.0.1:8265"
@@ -99,19 +100,13 @@ def connect(address: str = "") -> Cluster:
             try:
                 return Cluster(JobSubmissionClient(where), shown)
             except AuthenticationError:
-                if not (token := _token()):
+                if not (token := ray_token()):
                     raise
                 return Cluster(JobSubmissionClient(where, headers={"Authorization": f"Bearer {token}"}), shown, by_token=True)
     except ConnectionError:
         raise OSError(f"{shown}: no Ray cluster answers; start one by `ray start --head`, or give its --address") from None
     except (RuntimeError, RayError) as error:  # of a version that cannot be talked to, or a cluster that wants another token
         raise OSError(f"{shown}: {_first_line(error)}") from None
-
-
-def _token() -> str:
-    """Ray's, from where Ray looks for it."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
 
 
 def address_of(address: str) -> str:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,18 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error: Exception):
     with pytest.raises(OSError, match=r"^Ray at 10\.0\.0\.1:6379 cannot be reached \(.+\); `ray start --head` starts one$"):
         with connected("10.0.0.1:6379", RayConfig(), 2):
             pass
+
+
+def test_a_cluster_gets_the_token_that_ray_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    for token, mode in (("", None), ("secret", "token")):
+        (tmp_path / "token").write_text(token)
+        with connected("10.0.0.1:6379", RayConfig(), 2):
+            assert os.environ.get("RAY_AUTH_MODE") == mode
+    monkeypatch.delenv("RAY_AUTH_MODE")
 
 
 def test_addresses():

@@ -1,0 +1,15 @@
+"""The token that Ray's own processes know each other by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def ray_token() -> str:
+    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
+
+    A head that `ray start` starts wants it, once there is one.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
