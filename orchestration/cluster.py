@@ -14,7 +14,7 @@ from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
 from orchestration.futures import one_line
-from orchestration.ray_token import ray_token
+from orchestration.ray_token import send_token
 
 LOCAL = "local"
 EMBEDDED = {
@@ -46,8 +46,8 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
 
     Raises OSError where it cannot be reached.
     """
-    if address != LOCAL and ray_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read as ray is imported; a cluster that wants no token takes no offence
+    if address != LOCAL:
+        send_token()
     import ray
 
     repository = str(Path(__file__).resolve().parents[1])

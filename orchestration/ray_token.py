@@ -13,3 +13,9 @@ def ray_token() -> str:
     """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+
+
+def send_token() -> None:
+    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no offence."""
+    if ray_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

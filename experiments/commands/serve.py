@@ -42,10 +42,13 @@ def rewards(
     plain HTTP: put a proxy with TLS before it where the network is not yours. `rewards.remote:NAME` uses it as a reward.
     """
     from experiments.serving import config_from, serve_until_stopped
+    from orchestration.ray_token import send_token
     from orchestration.service.token import token_from
 
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
+    if ray != "local":
+        send_token()
     token, where = token_from(token_file, out / "service" / "token")
     config = config_from(
         [name for given in rewards for name in given.split(",") if name], settings, limits, roots, out, token,
