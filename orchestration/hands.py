@@ -41,8 +41,8 @@ class Workforce:
 class RayHands:
     """finetune.hands.Hands of a driver that sees references, scores and progress, never a clip.
 
-    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any call raises WentBack where
-    ranks were lost and stand anew, and OSError where that happened too often.
+    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any call but `load` raises
+    WentBack where ranks were lost and stand anew; all raise OSError where that happened too often.
     """
 
     def __init__(
@@ -61,17 +61,13 @@ class RayHands:
         self.learned: list[int] = []
 
     def load(self) -> Progress:
-        self.pipeline.drop()
-        self.versions.forget()
-        try:
-            progress = self.ranks("load")[0]
-        except WentBack:
-            return self.load()
-        self.ledger.cut(progress.rounds)
-        self.rounds = progress.rounds
-        if 0 <= progress.phase < len(self.config.phases):
-            self._publish(self.config.phases[progress.phase][1], progress.rounds)
-        return progress
+        while True:
+            self.pipeline.drop()
+            self.versions.forget()
+            try:
+                return self._load()
+            except WentBack:
+                continue
 
     def save(self, progress: Progress) -> None:
         self.ranks("save", progress)
@@ -125,7 +121,7 @@ class RayHands:
     def score_aside(self, rounds: int) -> Said | None:
         if not self.prompts.aside:
             return None
-        version, number = f"aside-{rounds}", _number(rounds) - 1  # before the rounds that it is scored between
+        version, number = self.versions.key(f"aside-{rounds}"), _number(rounds) - 1  # before the rounds that it is scored between
         self.versions.references[version] = self.futures.put(self.ranks("averaged")[0])
         key = (self.config.seed, "aside")
         tasks = list(clip_tasks(self.prompts.aside, self.world_size, 1, self.config, 0, key, "default", version, stochastic=False))
@@ -148,6 +144,14 @@ class RayHands:
     def close(self) -> None:
         """Nothing is left behind: the processes end with their connection to Ray."""
 
+    def _load(self) -> Progress:
+        progress = self.ranks("load")[0]
+        self.ledger.cut(progress.rounds)
+        self.rounds = progress.rounds
+        if 0 <= progress.phase < len(self.config.phases):
+            self._publish(self.config.phases[progress.phase][1], progress.rounds)
+        return progress
+
     def _publish(self, phase: Phase, rounds: int) -> None:
         if not isinstance(phase, GsbDpoPhase):
             self.versions.publish(rounds, phase.rolls_out_with, self.ranks("weights", phase.rolls_out_with)[0])
@@ -161,9 +165,8 @@ class RayHands:
                 self.versions.reference(version, role)
                 rows = prompts_of_round(self.prompts, self.config, phase.prompts_per_round, index)
                 key, place = (self.config.seed, index), self._place(phase)
-                whole = clip_tasks(
-                    rows, self.world_size, phase.clips_per_prompt, self.config, place, key, role, name(version, role)
-                )  # fmt: skip
+                known_by = self.versions.key(name(version, role))
+                whole = clip_tasks(rows, self.world_size, phase.clips_per_prompt, self.config, place, key, role, known_by)
                 self.pipeline.begin(_number(index), list(whole))
 
     def _version(self, index: int) -> int:

@@ -21,20 +21,21 @@ class Versions:
 
     def __init__(self, out: Path, put: Callable[[Mapping[str, Tensor]], Any]) -> None:
         self.folder, self.put = out / FOLDER, put
-        self.references: dict[str, Any] = {}
+        self.references: dict[str, Any] = {}  # by `key`
+        self._lives = 0
 
     def publish(self, number: int, role: Role, tensors: Mapping[str, Tensor]) -> None:
         """Raises OSError where it cannot be written."""
         with replacing(self.path(number, role)) as path:
             save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
-        self.references[name(number, role)] = self.put(tensors)
+        self.references[self.key(name(number, role))] = self.put(tensors)
 
     def reference(self, number: int, role: Role) -> Any:
         """From disk where this process has not published it. Raises ValueError where it is not there, or damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        key, path = name(number, role), self.path(number, role)
+        key, path = self.key(name(number, role)), self.path(number, role)
         if key not in self.references:
             try:
                 self.references[key] = self.put(load_file(path))
@@ -46,13 +47,18 @@ class Versions:
     def forget(self) -> None:
         """What was published by a run that went back: it is published again."""
         self.references.clear()
+        self._lives += 1
+
+    def key(self, version: str) -> str:
+        """What workers know it by. Made again after a loss it is another one to them: it may differ by rounding."""
+        return f"{version}-{self._lives}"
 
     def retain(self, oldest: int) -> None:
         """Drop versions before `oldest`."""
         for path in self.folder.glob("version-*"):
             if (found := _FILE.fullmatch(path.name)) and int(found[1]) < oldest:
                 path.unlink(missing_ok=True)
-                self.references.pop(name(int(found[1]), found[2]), None)  # type: ignore[arg-type]
+                self.references.pop(self.key(name(int(found[1]), found[2])), None)  # type: ignore[arg-type]
 
     def path(self, number: int, role: Role) -> Path:
         return self.folder / f"version-{number}-{role}.safetensors"

@@ -169,6 +169,17 @@ def test_versions_come_back_from_disk_and_damaged_ones_are_refused(tmp_path):
     assert list((tmp_path / "published").iterdir()) == []
 
 
+def test_a_version_made_again_is_another_to_the_workers(tmp_path):
+    """A worker that idled meanwhile would take its weights for the ones that were made again, which may differ by rounding."""
+    versions = Versions(tmp_path, dict)
+    versions.publish(3, "old", {"a": torch.zeros(1)})
+    before = versions.key("3-old")
+    versions.forget()
+    versions.publish(3, "old", {"a": torch.ones(1)})
+    assert versions.key("3-old") != before and before not in versions.references
+    assert versions.references[versions.key("3-old")]["a"] == versions.reference(3, "old")["a"] == 1.0
+
+
 def test_pools_share_the_rewards():
     split = RayConfig(pools={"rest": RewardPool(), "speech": RewardPool(rewards=("wer",))})
     assert split.rewards_of(["sync", "wer", "sim"]) == {"rest": ("sync", "sim"), "speech": ("wer",)}
