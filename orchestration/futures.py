@@ -62,42 +62,39 @@ class Futures:
     def result(self, future: Any) -> Any:
         """A worker's answer. Raises its own error, or OSError where it was lost too often."""
         import ray
+        from ray.exceptions import RayError
+
+        try:
+            return ray.get(future)
+        except RayError as error:
+            raise _own(error) from None
+
+    def _answer_of_rank(self, future: Any) -> Any:
+        import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         try:
             return ray.get(future)
-        except RayTaskError as error:
-            raise _own(error) from None
-        except RayActorError as error:
-            raise OSError(f"a worker was lost more often than max_restarts allows: {one_line(error)}") from None
-        except RayError as error:
-            raise OSError(f"Ray lost what a worker had made: {one_line(error)}") from None
-
-    def _answer_of_rank(self, future: Any) -> Any:
-        import ray
-        from ray.exceptions import RayActorError, RayTaskError
-
-        try:
-            return ray.get(future)
-        except RayActorError as error:
-            raise LostRank(one_line(error)) from None
-        except RayTaskError as error:
+        except RayTaskError as error:  # before the others: it is also of its cause's class
             if self._another_died():
                 raise LostRank(one_line(error.cause)) from None
+            raise _own(error) from None
+        except RayActorError as error:
+            raise LostRank(one_line(error)) from None
+        except RayError as error:
             raise _own(error) from None
 
     def _another_died(self) -> bool:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayActorError, RayError, RayTaskError
 
         done, _ = ray.wait(list(self._watched), num_returns=len(self._watched), timeout=_WORD_OF_A_DEATH_S, fetch_local=False)
         for future in done:
             try:
                 ray.get(future)
-            except RayActorError:
-                return True
-            except RayTaskError:
-                continue
+            except RayError as error:
+                if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+                    return True
         return False
 
 
@@ -106,6 +103,14 @@ def one_line(error: BaseException) -> str:
 
 
 def _own(error: Any) -> Exception:
-    """What was raised over there, as it would have been here."""
-    cause = error.cause
-    return cause if isinstance(cause, (ValueError, OSError)) else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+    """What was raised over there, as it would have been here; OSError for what Ray itself could not do."""
+    from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, RayError):
+        return cause if isinstance(cause, (ValueError, OSError)) else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+    if isinstance(cause, RayActorError):
+        return OSError(f"a worker was lost more often than max_restarts allows: {one_line(cause)}")
+    if isinstance(cause, (RuntimeEnvSetupError, ActorUnschedulableError)):
+        return OSError(f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}")
+    return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
