@@ -46,16 +46,18 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
             return done
         run.save()
         progress = StageProgress("align", run.config.num_rounds, describe, "round")
-        with connected(address, config, ranks), progress:
-            force = _workforce(run, ranks, config, pools, cut, address)
+        with _signals_given_back(), connected(address, config, ranks), progress, _on_signal(signal.default_int_handler):
+            force, futures = _workforce(run, ranks, config, pools, cut, address), Futures()
             try:
-                with _hearing(Futures()) as futures:
-                    hands = RayHands(
-                        run, prompts, ranks, config.staleness, force, futures, config.max_unscored, config.trainers.max_restarts
-                    )  # fmt: skip
-                    for future in force.ready:
-                        futures.result(future)
+                hands = RayHands(
+                    run, prompts, ranks, config.staleness, force, futures, config.max_unscored, config.trainers.max_restarts
+                )  # fmt: skip
+                for future in force.ready:
+                    futures.result(future)
+                with _on_signal(lambda *_: setattr(futures, "stop_requested", True)):
                     return _drive(run, hands, progress)
+            except KeyboardInterrupt:  # what loads may take minutes, and a place for it on a cluster may never be free
+                raise KeyboardInterrupt("stopped before its first round; the same command goes on") from None
             except OSError as error:
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error
 
@@ -107,13 +109,20 @@ def _workforce(
 
 
 @contextmanager
-def _hearing(futures: Futures) -> Iterator[Futures]:
-    """SIGTERM and Ctrl-C let the round go and write a checkpoint."""
+def _on_signal(do: Callable[[int, Any], Any]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C do this: before there is a round, they end the run; after that, they let the round go and write a checkpoint."""
+    with _signals_given_back():
+        for number in SIGNALS:
+            signal.signal(number, do)
+        yield
+
+
+@contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """Handlers are those of before; `ray.init` leaves one of its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: setattr(futures, "stop_requested", True))
-        yield futures
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

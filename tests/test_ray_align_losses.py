@@ -1,5 +1,6 @@
 """Alignment on Ray with processes that are killed, rewards that fail and signals: it ends as an undisturbed one does."""
 
+import fcntl
 import json
 import os
 import signal
@@ -80,6 +81,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, local, tmp_path):
     assert Driver(run.out).wait() == 0
     assert_as(run, local)
     assert_ledger_is_whole(run, VERSIONS)
+
+
+def test_a_signal_ends_a_run_whose_ranks_do_not_come_up(world, tmp_path):
+    """Here a rank of an earlier group that does not go away; on a cluster, a place for it that is never free."""
+    run = align_run(world, tmp_path / "out", both())
+    with run.out.with_name(".out.rank-1.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        driver = Driver(run.out)
+        driver.until(lambda: len(driver.processes("ray::TrainerRank.join")) == 2)
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.wait(60) != 0
+    assert "stopped before its first round; the same command goes on" in driver.said()
 
 
 def test_stale_rounds_are_the_same_each_time_also_after_a_kill(world, tmp_path):
