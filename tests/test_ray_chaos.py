@@ -2,6 +2,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from experiments.benchmarks import ray_chaos
 from experiments.benchmarks.chaos_verdict import TOLERANCE, Left, Verdict, compare, read
 from experiments.benchmarks.ray_chaos import DRIVER, Moment, disturbed, draw, tiny_run, undisturbed
 
@@ -47,6 +49,8 @@ def test_a_run_that_lost_nothing_is_the_same():
         ({"curves": {**left().curves, 2: {"nft/loss": 0.5}}}, {"curve": float("inf")}),
         ({"curves": {**left().curves, 2: {**left().curves[2], "grpo/loss": 1.0}}}, {"curve": float("inf")}),
         ({"adapter": {"a": torch.ones(2, 2) + 1e-3}}, {"adapter": pytest.approx(1e-3, rel=1e-3)}),
+        ({"curves": {**left().curves, 2: {"nft/loss": float("nan"), "reward/warm": 0.3}}}, {"curve": float("inf")}),
+        ({"adapter": {"a": torch.full((2, 2), float("nan"))}}, {"adapter": float("inf")}),
         ({"adapter": {"b": torch.ones(2, 2)}}, {"adapter": float("inf")}),
     ],
 )
@@ -80,6 +84,30 @@ def test_the_driver_is_killed_last_and_within_the_rounds(seed, rounds):
     assert set(moments) == {"rollout", "reward", DRIVER}
     places = [moment.rounds + moment.part for moment in moments.values()]
     assert places == sorted(places) and list(moments)[-1] == DRIVER and places[0] >= 0 and places[-1] < rounds
+
+
+@pytest.mark.parametrize(("code", "killed"), [(2, 1), (0, 1), (2, 0)])
+def test_a_driver_that_falls_with_its_worker_is_no_draw_that_came_too_late(monkeypatch, tmp_path, code, killed):
+    class Fallen:
+        def __init__(self, run, ranks, staleness) -> None:
+            self.process, self.victim = SimpleNamespace(returncode=code), SimpleNamespace(send_signal=lambda number: None)
+
+        def wait_for(self, moment, round_s, victim):
+            return self.victim if moment.rounds < killed else None
+
+        def processes(self) -> None: ...
+
+        def end(self) -> int:
+            return 0
+
+    monkeypatch.setattr(ray_chaos, "Driver", Fallen)
+    moments = {"rollout": Moment(0, 0.0), "reward": Moment(1, 0.0), DRIVER: Moment(2, 0.0)}
+    run = SimpleNamespace(out=tmp_path)
+    if code and killed:
+        with pytest.raises(ValueError, match="did not outlive the loss of rollout"):
+            disturbed(run, moments, left(), 1.0, 1, 0)
+    else:
+        assert disturbed(run, moments, left(), 1.0, 1, 0) is None
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _curve_difference(found: Mapping[int, Mapping[str, float]], whole: Mapping[i
     differences = [0.0]
     for number, values in whole.items():
         others = found.get(number, {})
-        differences += [abs(others.get(name, float("inf")) - value) for name, value in values.items()]
+        differences += [_difference(others.get(name, float("inf")), value) for name, value in values.items()]
         differences += [float("inf") for name in others if name not in values]
     return max(differences)
 
@@ -101,4 +102,10 @@ def _curve_difference(found: Mapping[int, Mapping[str, float]], whole: Mapping[i
 def _weight_difference(found: Mapping[str, Any], whole: Mapping[str, Any]) -> float:
     if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in whole.items()}:
         return float("inf")
-    return max((float((found[name] - whole[name]).abs().max()) for name in whole), default=0.0)
+    return max((_difference(float((found[name] - whole[name]).abs().max()), 0.0) for name in whole), default=0.0)
+
+
+def _difference(found: float, wanted: float) -> float:
+    """Infinite where one of them is NaN, which `max` and every comparison would let pass."""
+    difference = abs(found - wanted)
+    return float("inf") if math.isnan(difference) else difference

@@ -173,7 +173,10 @@ def undisturbed(run: AlignRun, ranks: int, staleness: int) -> tuple[Left, float]
 
 
 def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s: float, ranks: int, staleness: int) -> Trial | None:
-    """The same run killed at these moments and started again; None where it ended before all were killed."""
+    """The same run killed at these moments and started again; None where it ended well before all were killed, or never began.
+
+    Raises ValueError where it did not outlive a worker.
+    """
     started = time.monotonic()
     driver = Driver(run, ranks, staleness)
     killed = 0
@@ -186,6 +189,9 @@ def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s
             killed += 1
     left_behind = driver.end()
     if killed < len(moments):
+        if killed and driver.process.returncode:
+            victims = " and ".join(list(moments)[:killed])
+            raise ValueError(f"{run.out / 'driver.txt'}: the driver did not outlive the loss of {victims}; read it there")
         return None
     starts, more = to_the_end(run, ranks, staleness)
     left, seconds = read(run.out), round(time.monotonic() - started, 1)
@@ -261,8 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 content = report(found, whole, given, redrawn)
                 with replacing(given.to) as temporary:
                     temporary.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{content['same']} of {len(found)} end as the run that nobody killed")
-    return 0 if content["same"] == len(found) else 1
+    left = sum(trial.left_behind for trial in found)
+    print(f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left behind")
+    return 0 if content["same"] == len(found) and not left else 1
 
 
 if __name__ == "__main__":
