@@ -7,6 +7,7 @@ ends as interrupted, and this process, which waits for both, sees it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -77,7 +78,8 @@ class _Attended:
         for process in going:
             if process not in self.told:
                 self.told.add(process)
-                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended just before
+                    process.send_signal(signal.SIGTERM)
         if not going and self.process.poll() is None:
             self.process.terminate()
 

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from experiments import submitted
@@ -42,6 +43,15 @@ def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
     assert (tmp_path / "checkpoint").read_text() == "saved"
     assert code == (-signal.SIGTERM if whom in ("manager", "all") else 255)
     assert attended.asked is (whom != "worker")  # then the stage's run says that it was stopped
+
+
+def test_what_ends_just_before_it_is_told_to_stop_disturbs_nobody(tmp_path):
+    """Its own end and the signal for all of them come together."""
+    attended = submitted._Attended([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path)
+    gone = psutil.Process(attended.process.pid)
+    assert attended.wait() == 0
+    attended._tell([gone])
+    assert gone in attended.told
 
 
 def test_only_a_run_that_was_stopped_since_counts_as_interrupted(tmp_path):
