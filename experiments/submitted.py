@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
@@ -25,7 +26,11 @@ from experiments.tracking import HANDED_RUN, SpoolTracker
 from experiments.tracking_send import wait_until_sent
 from pretrain.config import nearest
 
+if TYPE_CHECKING:
+    from orchestration.launch import Jobs
+
 POLL_S = 0.2
+ALONE_S = 3.0  # in which a command that was to stop ends by itself, once what it started has
 MLFLOW_PATIENCE_S = 20.0
 
 
@@ -50,6 +55,7 @@ class _Attended:
         self.started: set[psutil.Process] = set()
         self.told: set[psutil.Process] = set()
         self.asked = False
+        self.alone = 0  # looks in a row at which nothing that it started was going
 
     def stop(self) -> None:
         self.asked = True
@@ -80,7 +86,8 @@ class _Attended:
                 self.told.add(process)
                 with contextlib.suppress(psutil.NoSuchProcess):  # it ended just before
                     process.send_signal(signal.SIGTERM)
-        if not going and self.process.poll() is None:
+        self.alone = 0 if going else self.alone + 1
+        if self.alone * POLL_S > ALONE_S and self.process.poll() is None:
             self.process.terminate()
 
 
@@ -106,7 +113,7 @@ def end_unstarted(spool: Path, status: str) -> None:
 
 def attend(stage: str, root: Path = Path()) -> None:
     """Raises KeyboardInterrupt where the job was interrupted (and, if it may, was submitted again), ValueError where a stage failed."""
-    from orchestration.launch import JOB, cancelled, connect, requeue
+    from orchestration.launch import JOB, connect
 
     spool, job = Layout().tracking, os.environ.get(JOB, "")
     if stage not in STAGES:
@@ -114,7 +121,7 @@ def attend(stage: str, root: Path = Path()) -> None:
     if not job:
         raise ValueError(f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same here")
     jobs = connect().jobs
-    if cancelled(jobs, job):
+    if _unwanted(jobs, job, spool):
         end_unstarted(spool, "KILLED")
         print("the attempt before this one was stopped by request: nothing to do", flush=True)
         jobs.stop_job(job)
@@ -126,6 +133,25 @@ def attend(stage: str, root: Path = Path()) -> None:
         if code:
             raise ValueError("a stage failed (its own line is above); mend that and submit again, it goes on where it stopped")
         return
+    _submit_again(jobs, job, spool)
+
+
+def _unwanted(jobs: Jobs, job: str, spool: Path) -> bool:
+    """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an interruption as any other."""
+    from orchestration.launch import cancelled
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return cancelled(jobs, job)
+    except KeyboardInterrupt:
+        _submit_again(jobs, job, spool)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _submit_again(jobs: Jobs, job: str, spool: Path) -> NoReturn:
+    from orchestration.launch import requeue
+
     following = requeue(jobs, job)
     if not following:
         end_unstarted(spool, "KILLED")

@@ -1,3 +1,4 @@
+import os
 import signal
 import sys
 import threading
@@ -5,10 +6,12 @@ import time
 
 import psutil
 import pytest
+from test_ray_jobs import FakeJobs, spec
 
 from experiments import submitted
 from experiments.spool import SpooledRun
 from experiments.tracking import RunStart, SpoolTracker
+from orchestration import launch
 
 # a command that starts one worker and ends as that one ended; SIGTERM kills it and not its worker, as DVC
 MANAGER = "import subprocess, sys; sys.exit(255 * bool(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()))"
@@ -45,6 +48,16 @@ def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
     assert attended.asked is (whom != "worker")  # then the stage's run says that it was stopped
 
 
+def test_a_command_has_time_to_write_down_how_its_worker_ended(tmp_path):
+    """As DVC has to, which takes longer than the attendant to look again; one that does nothing else is told in the end."""
+    slow = MANAGER.replace("sys.exit(", "code = ").removesuffix(")") + "; import time; time.sleep(1.0); sys.exit(code)"
+    worker = "import time; time.sleep(60)"
+    for command, code in ((["-c", slow, worker], 255), (["-c", worker], -signal.SIGTERM)):
+        attended = submitted._Attended([sys.executable, *command], tmp_path)
+        threading.Timer(1.0, attended.stop).start()
+        assert attended.wait() == code
+
+
 def test_what_ends_just_before_it_is_told_to_stop_disturbs_nobody(tmp_path):
     """Its own end and the signal for all of them come together."""
     attended = submitted._Attended([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path)
@@ -52,6 +65,25 @@ def test_what_ends_just_before_it_is_told_to_stop_disturbs_nobody(tmp_path):
     assert attended.wait() == 0
     attended._tell([gone])
     assert gone in attended.told
+
+
+def test_an_attempt_that_is_told_to_stop_while_it_waits_is_submitted_again(tmp_path, monkeypatch):
+    """Its machine is taken away before the attempt before it has ended on another."""
+    jobs = FakeJobs()
+    waiting = launch.requeue(jobs, launch.submit(jobs, spec(max_requeues=2), "/place"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAVA_JOB", waiting)
+    monkeypatch.setattr(launch, "connect", lambda: launch.Cluster(jobs, "http://h:8265"))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(3.0, setattr, (jobs.jobs["abc"], "status", "STOPPED")).start()  # so that the test ends
+    try:
+        with pytest.raises(KeyboardInterrupt, match="interrupted; submitted again as abc-3"):
+            submitted.attend("align")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(jobs.jobs) == ["abc", "abc-2", "abc-3"] and jobs.stopped == []
 
 
 def test_only_a_run_that_was_stopped_since_counts_as_interrupted(tmp_path):
