@@ -3,6 +3,7 @@ import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_a_driver_that_falls_with_its_worker_is_no_draw_that_came_too_late(monke
 
     monkeypatch.setattr(ray_chaos, "Driver", Fallen)
     moments = {"rollout": Moment(0, 0.0), "reward": Moment(1, 0.0), DRIVER: Moment(2, 0.0)}
-    run = SimpleNamespace(out=tmp_path)
+    run: Any = SimpleNamespace(out=tmp_path)
     if code and killed:
         with pytest.raises(ValueError, match="did not outlive the loss of rollout"):
             disturbed(run, moments, left(), 1.0, 1, 0)

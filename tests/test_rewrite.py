@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rewrite_world import ANSWERS, Hostile, good_answer, send, served
 
 from experiments.cli import main
 from finetune.rewriter.form import ENGLISH, messages, rewrite_of
 from orchestration.rewrite import Asking, fault, rewrite_all
 from orchestration.rewrite_cache import Kept, RewriteCache, request_key
 from orchestration.rewrite_endpoint import ChatEndpoint
-from tests.rewrite_world import ANSWERS, Hostile, good_answer, send, served
 
 SECRET = "sk-very-secret"
 PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(6)]

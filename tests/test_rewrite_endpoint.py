@@ -4,12 +4,12 @@ import threading
 import time
 
 import pytest
+from rewrite_world import send, served
 
 from finetune.rewriter.form import messages
 from orchestration.rewrite import Asking, rewrite_all
 from orchestration.rewrite_cache import RewriteCache
 from orchestration.rewrite_endpoint import MAX_ANSWER_BYTES, ChatEndpoint, NoAnswer
-from tests.rewrite_world import send, served
 
 SECRET = "sk-very-secret"
 OK = "HTTP/1.1 200 OK\r\n"

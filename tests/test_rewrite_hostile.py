@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from rewrite_world import ANSWERS, ISSUE, SPAN, WIRE, Hostile, prompts, served
 
 from finetune.rewriter.form import ENGLISH, rewrite_of
 from orchestration.rewrite import Asking, fault, rewrite_all
 from orchestration.rewrite_cache import RewriteCache
 from orchestration.rewrite_endpoint import ChatEndpoint
 from orchestration.rewrite_rows import read_rows, write_rows
-from tests.rewrite_world import ANSWERS, ISSUE, SPAN, WIRE, Hostile, prompts, served
 
 SMALL, FULL = 120, 10_000
 

@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from tests.rewrite_world import Hostile, served
+from rewrite_world import Hostile, served
 
 PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(24)]
 

@@ -5,11 +5,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rewrite_world import SPAN, good_answer, prompts
 
 from finetune.rewriter.form import CHINESE, ENGLISH, FORMS, form_of, length, messages, rewrite_of, sections, structure
 from finetune.rewriter.spans import check_spans, map_outside, outside, protect
 from finetune.rewriter.template import by_template
-from tests.rewrite_world import SPAN, good_answer, prompts
 
 TWO = "A woman says <S>Good day<E> and a man <S>no<E>."
 

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rewrite_world import good_answer
+from vllm_world import kill, metric, vllm_server, write_chain_model
 
 from experiments.cli import main
 from finetune.rewriter.form import ENGLISH
 from orchestration.rewrite import Asking, rewrite_all
 from orchestration.rewrite_cache import RewriteCache
 from orchestration.rewrite_endpoint import ChatEndpoint
-from tests.rewrite_world import good_answer
-from tests.vllm_world import kill, metric, vllm_server, write_chain_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "sk-of-the-test"

@@ -26,6 +26,10 @@ class FakeStore:
             raise OSError("no route to host")
         self.taken.append((kind, run_id, what))
 
+    def announce(self, key, event):
+        self._take("announce", key, event["tags"])
+        return self.runs.setdefault(key, f"id-{len(self.runs)}")
+
     def start(self, key, event, run_ids):
         self._take("start", key, event["parents"])
         return self.runs.setdefault(key, f"id-{len(self.runs)}")
