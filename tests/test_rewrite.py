@@ -113,10 +113,11 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(tmp_path):
         with pytest.raises(ConnectionError, match=r"5 prompts in a row without an answer .* run the same command again"):
             asked(url, prompts, patient, cache := RewriteCache(tmp_path / "cache.jsonl"))
         cache.close()
+    before = len(hostile.requests)
     with served(hostile.respond) as url:
         rewrites = asked(url, prompts, patient, RewriteCache(tmp_path / "cache.jsonl"))
     assert {rewrite.by for rewrite in rewrites} == {"model"} and sum(rewrite.cached for rewrite in rewrites) >= 9
-    assert len(hostile.requests) == 40 + 10 - sum(rewrite.cached for rewrite in rewrites)
+    assert len(hostile.requests) - before == 40 - sum(rewrite.cached for rewrite in rewrites)
 
 
 def test_the_cache_outlives_torn_lines_and_is_checked(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 from rewrite_world import Hostile, served
 
@@ -31,7 +32,9 @@ def started(folder, url: str) -> subprocess.Popen:
     program = "import sys; from experiments.cli import main; sys.exit(main())"
     options = ["p.jsonl", "--to", "q.jsonl", "--cache", "c.jsonl", "--endpoint", url, "--model", "m", "--concurrency", "4"]
     command = [sys.executable, "-c", program, "rewrite", *options]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs ignore SIGINT, and what they start inherits that
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
 
 
 def prepared(folder, *answers: str) -> Hostile:
