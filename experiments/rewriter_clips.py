@@ -15,21 +15,11 @@ import torch
 
 from experiments.align_scorer import AlignScorer
 from pretrain.codecs.base import check_trained_on
-from pretrain.flow.solvers import Latents
-from pretrain.generate import GenerateConfig, conditioning_of, reference_voices
+from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
 from pretrain.model.checkpoint import load_model
 from pretrain.prompt import PromptRow, parse
-from pretrain.randomness import generator_for
 from pretrain.sampling import Clock, lower_precision, sample
-from pretrain.types import (
-    AUDIO_CHANNELS,
-    AUDIO_TOKENS_PER_S,
-    PIXELS_PER_LATENT,
-    VIDEO_CHANNELS,
-    VIDEO_FRAMES_PER_LATENT,
-    num_audio_tokens,
-    num_video_latents,
-)
+from pretrain.types import AUDIO_TOKENS_PER_S, VIDEO_FRAMES_PER_LATENT
 
 MAX_UNSCORED = 4  # calls in a row without any score: something is wrong with more than a clip
 
@@ -57,8 +47,7 @@ class RewriteClips:
         codecs = self.scorer.codecs
         check_trained_on(codecs, codec, described.facts, model)
         self.voices = reference_voices(rows, prompts, codecs)
-        cuda = config.device != "cpu" and torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
+        self.device = device_of(config)
         if config.bf16:
             lower_precision(self.network, torch.bfloat16)
         self.network.to(self.device).eval()
@@ -87,22 +76,13 @@ class RewriteClips:
 
     def _totals(self, rows: Sequence[PromptRow]) -> list[float]:
         config, codecs = self.config, self.scorer.codecs
-        frames = rows[0].num_frames or config.num_frames
-        grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
-        noise = Latents(
-            self._noise(rows, "video", (VIDEO_CHANNELS, num_video_latents(frames), *grid)),
-            self._noise(rows, "audio", (AUDIO_CHANNELS, num_audio_tokens(frames, config.fps))),
-        )
+        noise = noise_of(rows, config, self.device)
         clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
         made = sample(self.network, noise, conditioning_of(rows, codecs, self.voices).to(self.device), clock, config.sampler)
         assert made.video is not None and made.audio is not None
         scores = self.scorer.score(made.video.float().cpu(), made.audio.float().cpu(), rows)
         self._why = ", ".join(f"{name}: {why}" for name, why in scores.reasons.items()) or "no reason given"
         return torch.stack([weight * scores.values[name] for name, weight in self.weights.items() if weight]).sum(0).tolist()
-
-    def _noise(self, rows: Sequence[PromptRow], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        drawn = [torch.randn(shape, generator=generator_for(self.config.seed, row.data_id, name)) for row in rows]
-        return torch.stack(drawn).to(self.device)
 
 
 def _rewritten(row: PromptRow, rewrite: str) -> PromptRow:

@@ -14,7 +14,7 @@ import yaml
 
 from experiments.layout import Layout
 from experiments.reward_options import reward_options
-from experiments.scoring.config import reward_setting
+from experiments.scoring.config import reward_settings
 from rewards.catalog import check_names, checked_options
 from rewards.options import fill, nearest
 
@@ -35,11 +35,7 @@ def config_from(
     if not rewards:
         raise ValueError("--rewards: give one or more names of the catalog, or package.module:Class")
     check_names(rewards)
-    given: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, option, value = reward_setting(setting, rewards)
-        given.setdefault(name, {})[option] = value
-    layout = Layout(out=out)
+    layout, given = Layout(out=out), reward_settings(settings, rewards)
     names = tuple(dict.fromkeys(rewards))
     options = reward_options(list(names), layout.corpus, layout.syncnet, given=given)
     checked_options(names, options)

@@ -29,13 +29,26 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
         check_port(port)
     if restart:
         clear(run.out)
+    with taken_up(run) as done:
+        return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
+
+
+@contextmanager
+def taken_up(run: AlignRun) -> Iterator[StageResult | None]:
+    """The run's folder to oneself: what a finished run left there, else None, with the run written down for who does it.
+
+    Raises ValueError as `alone` does, and where the folder holds another run.
+    """
     with alone(run.out):
         check_run_folder(run)
-        if done := finished(run.out):
-            return done
-        run.save()
-        progress = StageProgress("align", run.config.num_rounds, describe, "round")
-        return outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress))
+        done = finished(run.out)
+        if done is None:
+            run.save()
+        yield done
+
+
+def progress_of(run: AlignRun) -> StageProgress:
+    return StageProgress("align", run.config.num_rounds, describe, "round")
 
 
 @contextmanager

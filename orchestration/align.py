@@ -12,7 +12,7 @@ from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.hands import WentBack
 from finetune.journal import Journal
-from finetune.launch import alone, describe
+from finetune.launch import progress_of, taken_up
 from finetune.loop import Alignment
 from finetune.prompts import read_prompt_set
 from orchestration.cluster import LOCAL, Group, connected, places, reward_workers, rollout_workers
@@ -20,9 +20,8 @@ from orchestration.config import RayConfig
 from orchestration.futures import Futures
 from orchestration.hands import RayHands, Workforce
 from orchestration.round import Pool
-from pretrain.launch import StageResult, finished
+from pretrain.launch import StageResult
 from pretrain.progress import StageProgress
-from pretrain.stage_run import check_run_folder
 from pretrain.titan.checkpoints import is_full, save_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,12 +39,10 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen)
-    with alone(run.out):
-        check_run_folder(run)
-        if done := finished(run.out):
+    with taken_up(run) as done:
+        if done:
             return done
-        run.save()
-        progress = StageProgress("align", run.config.num_rounds, describe, "round")
+        progress = progress_of(run)
         with _signals_given_back(), connected(address, config, ranks), progress, _on_signal(signal.default_int_handler):
             force, futures = _workforce(run, ranks, config, pools, cut, address), Futures()
             try:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
-from orchestration.futures import one_line
+from orchestration.errors import one_line
 from orchestration.ray_token import send_token
 
 LOCAL = "local"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.hands import Stopped
+from orchestration.errors import one_line
 
 _POLL_S = 0.5  # how soon a signal is heard
 _WORD_OF_A_DEATH_S = 15.0  # a rank may complain of another's death before Ray knows of it
@@ -96,10 +97,6 @@ class Futures:
                 if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
                     return True
         return False
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _own(error: Any) -> Exception:

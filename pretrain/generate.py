@@ -85,7 +85,7 @@ def generate(config: GenerateConfig, model: Path, codec: Path, prompts: Path, ou
 
     Everything is checked before work starts; `out` is replaced as a whole. Raises ValueError or FileNotFoundError in one line.
     """
-    device = _device(config)
+    device = device_of(config)
     rows = read_prompts(prompts)[:limit]
     _check(rows, prompts, out)
     network, described = load_model(model, config.weights)
@@ -143,10 +143,10 @@ def _make(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Sample, decode and write one batch; returns its index rows."""
     clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
-    device = _device(config)
+    device = device_of(config)
     given, first_frames = conditioning_of(rows, codecs, references.voices).to(device), _first_frames(rows, references, codecs)
     first_frames = None if first_frames is None else first_frames.to(device)
-    latents = sample(model, _noise(rows, config, device), given, clock, config.sampler, first_frames)
+    latents = sample(model, noise_of(rows, config, device), given, clock, config.sampler, first_frames)
     assert latents.video is not None and latents.audio is not None
     frames = codecs.video.decode(latents.video.float().cpu()).numpy()
     sounds = codecs.audio.decode_channels(latents.audio.float().cpu()).numpy()
@@ -194,14 +194,15 @@ def reference_voices(rows: Sequence[PromptRow], prompts: Path, codecs: Codecs) -
     return voices
 
 
-def _device(config: GenerateConfig) -> torch.device:
+def device_of(config: GenerateConfig) -> torch.device:
+    """Raises ValueError for a GPU that is not there."""
     wanted = config.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: this torch sees no GPU; set device to auto or cpu")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
 
 
-def _noise(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.device) -> Latents:
+def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.device) -> Latents:
     """Noise keyed by (seed, data id), drawn on the CPU: a prompt gives the same clip in any batch and on any device."""
     num_frames = _num_frames(rows[0], config)
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)

@@ -7,9 +7,9 @@ from align_world import write_world
 from rewriter_world import PAIRS, ROWS, small_model
 
 from experiments.cli import main
-from experiments.commands.rewriter import _options
 from experiments.rewriter import overridden
 from experiments.rewriter_clips import MAX_UNSCORED, RewriteClips
+from experiments.scoring.config import reward_settings
 from finetune.rewriter.config import DpoTuning, GrpoTuning
 from pretrain.generate import GenerateConfig
 from pretrain.prompt import parse, read_prompts
@@ -108,11 +108,12 @@ def test_wrong_inputs_end_with_one_line_before_anything_is_made(place, capsys, a
 
 
 def test_options_of_a_plug_in_are_its_own():
-    names = {"rewards.remote:sync_mini": 1.0, "sync_mini": 1.0}
+    names, flag = ["rewards.remote:sync_mini", "sync_mini"], "--set-reward"
     settings = ("rewards.remote:sync_mini.url=http://h:1", "sync_mini.margin=2", "sync_mini.model=m")
-    assert _options(settings, names) == {"rewards.remote:sync_mini": {"url": "http://h:1"}, "sync_mini": {"margin": 2, "model": "m"}}
+    wanted = {"rewards.remote:sync_mini": {"url": "http://h:1"}, "sync_mini": {"margin": 2, "model": "m"}}
+    assert reward_settings(settings, names, flag) == wanted
     with pytest.raises(ValueError, match=r"--set-reward sync\.x=1: 'sync' is not asked for"):
-        _options(("sync.x=1",), names)
+        reward_settings(("sync.x=1",), names, flag)
 
 
 def test_settings_keep_the_rewards_that_are_not_named():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -138,11 +138,12 @@ def _clip_score(
         return None, ""
     from experiments.reward_options import reward_options
     from experiments.rewriter_clips import RewriteClips
+    from experiments.scoring.config import reward_settings
     from rewards.catalog import check_names
 
     weights = dict(map(_weight, rewards))
     check_names(weights)
-    given = _options(settings, weights)
+    given = reward_settings(settings, list(weights), "--set-reward")
     options = reward_options(list(weights), layout.corpus, layout.syncnet, given=given)
     score = RewriteClips(clips, codec or layout.codec, weights, options, recipe_for(recipe, ()).generate, rows, prompts)
     return score, score.identity
@@ -157,16 +158,6 @@ def _weight(text: str) -> tuple[str, float]:
     if not 0 < weight < math.inf:
         raise ValueError(f"--rewards {text}: expected NAME or NAME=WEIGHT with a weight above 0")
     return name, weight
-
-
-def _options(settings: tuple[str, ...], names: dict[str, float]) -> dict[str, dict[str, Any]]:
-    from experiments.scoring.config import reward_setting
-
-    options: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, option, value = reward_setting(setting, list(names), "--set-reward")
-        options.setdefault(name, {})[option] = value
-    return options
 
 
 def _named(rewrites: tuple[str, ...]) -> dict[str, Path]:

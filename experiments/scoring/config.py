@@ -58,9 +58,8 @@ def settings_from(
     check_names(wanted)
     if batch < 1:
         raise ValueError(f"--batch: expected at least 1, got {batch}")
-    for setting in settings:
-        name, option, value = reward_setting(setting, wanted)
-        options[name] = {**(options.get(name) or {}), option: value}
+    for name, given in reward_settings(settings, wanted).items():
+        options[name] = {**(options.get(name) or {}), **given}
     for name in wanted:
         if name == "preference":
             options[name] = preference_options(options.get(name), lambda inner, given: _inner(inner, given, files))
@@ -103,7 +102,16 @@ def _reward_of(name: str) -> str:
     return name if name in CATALOG else name.partition(".")[0]
 
 
-def reward_setting(text: str, wanted: Sequence[str], flag: str = "--set") -> tuple[str, str, Any]:
+def reward_settings(settings: Sequence[str], wanted: Sequence[str], flag: str = "--set") -> dict[str, dict[str, Any]]:
+    """Options by reward out of REWARD.OPTION=VALUE; the last of equal ones counts. Raises ValueError naming `flag`."""
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, option, value = _reward_setting(setting, wanted, flag)
+        options.setdefault(name, {})[option] = value
+    return options
+
+
+def _reward_setting(text: str, wanted: Sequence[str], flag: str) -> tuple[str, str, Any]:
     """(reward, option, value) of REWARD.OPTION=VALUE, whose value is YAML. Raises ValueError naming `flag`."""
     key, equals, value = text.partition("=")
     name, dot, option = key.rpartition(".")

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from orchestration.errors import one_line
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, Job
 from orchestration.service.decoders import Decoders
@@ -22,7 +23,7 @@ from orchestration.service.limits import Limits, Refusal
 from orchestration.service.metrics import Metrics
 from orchestration.service.paths import real_path
 from orchestration.service.schema import PART, RefusalAnswer, RewardAnswer, ScoreAnswer, ScoreRequest, ServedReward, read_request
-from orchestration.service.scoring import RewardFailed, Scoring, one_line
+from orchestration.service.scoring import RewardFailed, Scoring
 from rewards.types import Clip, Score
 
 _JSON_AND_FILES = {

@@ -19,11 +19,12 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from orchestration.errors import one_line
 from orchestration.service.app import build_app
 from orchestration.service.holder import RayHolder
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
-from orchestration.service.scoring import Died, RewardFailed, one_line, score_apart
+from orchestration.service.scoring import Died, RewardFailed, score_apart
 from pretrain.progress import track
 from rewards.catalog import CATALOG
 from rewards.types import Clip, Score

@@ -10,7 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from orchestration.service.scoring import Died, RewardFailed, one_line
+from orchestration.errors import one_line
+from orchestration.service.scoring import Died, RewardFailed
 from rewards.types import Clip, Score
 
 LOAD_SECONDS = 600.0  # published weights are gigabytes

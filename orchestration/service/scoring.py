@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from orchestration.errors import one_line
 from orchestration.service.schema import ServedReward
 from rewards.types import Clip, Score
 
@@ -89,7 +90,3 @@ async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tup
     if not isinstance(scores, list) or len(scores) != len(clips) or not all(isinstance(score, Score) for score in scores):
         return [f"answered something else than {len(clips)} scores"] * len(clips), False
     return list(scores), False
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
