@@ -36,7 +36,9 @@ def installed(torch_args: list[str]) -> bool:
 
 
 def usable(python: Path) -> bool:
-    return python.exists() and subprocess.run([python, "-c", "import pip"], capture_output=True).returncode == 0
+    return (
+        python.exists() and subprocess.run([python, "-c", "import pip"], capture_output=True).returncode == 0
+    )
 
 
 def pip_install(what: str, arguments: list[str]) -> None:
@@ -44,7 +46,9 @@ def pip_install(what: str, arguments: list[str]) -> None:
     print(f"  installing {what}", flush=True)
     command = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar", "off", *arguments]
     with LOG.open("ab") as log:
-        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT)
+        pip = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT
+        )
     start = said = time.monotonic()
     while pip.poll() is None:
         time.sleep(0.2)
@@ -52,7 +56,10 @@ def pip_install(what: str, arguments: list[str]) -> None:
             said = time.monotonic()
             print(f"    {said - start:4.0f} s  {last_lines(1)[:110]}", flush=True)
     if pip.returncode:
-        print(f"{last_lines(12)}\nmake: pip could not install {what} (all of it in {LOG}); mend that and run make again", file=sys.stderr)
+        print(
+            f"{last_lines(12)}\nmake: pip could not install {what} (all of it in {LOG}); mend that and run make again",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
 
 
@@ -68,19 +75,28 @@ def install(torch_args: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
     LOG.write_text("")
     if not torch_args:
-        print(f"  torch as pip finds it; if that is the CUDA build and you want the small CPU one: {CPU_HINT}", flush=True)
+        print(
+            f"  torch as pip finds it; if that is the CUDA build and you want the small CPU one: {CPU_HINT}",
+            flush=True,
+        )
     pip_install(TORCH, [TORCH, *torch_args])
     # In one call with torch pinned, so that nothing can trade the build just installed for another.
     pip_install("the project and its packages", ["-e", ".[dev,align,faces,s3,serve]", TORCH])
     # Their own dependencies name webrtcvad, which needs a C compiler (webrtcvad-wheels is the same module as a wheel), and
     # torchaudio, whose CUDA build breaks transformers' imports; what is used of them needs neither.
-    pip_install("resemblyzer and audiobox-aesthetics", ["--no-deps", "resemblyzer==0.1.4", "audiobox_aesthetics==0.0.4"])
+    pip_install(
+        "resemblyzer and audiobox-aesthetics",
+        ["--no-deps", "resemblyzer==0.1.4", "audiobox_aesthetics==0.0.4"],
+    )
 
 
 def main() -> None:
     if not (3, 11) <= sys.version_info < (3, 13):
         found = sys.version.split()[0]
-        print(f"make: Python 3.11 or 3.12 is needed, this is {found}; say make PYTHON=/path/to/python3.11", file=sys.stderr)
+        print(
+            f"make: Python 3.11 or 3.12 is needed, this is {found}; say make PYTHON=/path/to/python3.11",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     torch_args = sys.argv[1:]
     with (ROOT / ".venv.lock").open("w") as lock:

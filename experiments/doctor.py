@@ -14,11 +14,25 @@ from typing import Any
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "asimdbf16")
 # distribution name -> (module, the way to get it). Optional ones are named by `extras`.
 NEEDED = {
-    "torch": "torch", "torchtitan": "torchtitan", "triton": "triton", "diffusers": "diffusers", "transformers": "transformers",
-    "mlflow": "mlflow", "dvc": "dvc", "submodlib-py": "submodlib", "jiwer": "jiwer", "pocketsphinx": "pocketsphinx",
-    "resemblyzer": "resemblyzer", "webrtcvad-wheels": "webrtcvad", "librosa": "librosa", "soundfile": "soundfile", "av": "av",
-    "tyro": "tyro", "rich": "rich", "safetensors": "safetensors",
-}  # fmt: skip
+    "torch": "torch",
+    "torchtitan": "torchtitan",
+    "triton": "triton",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "mlflow": "mlflow",
+    "dvc": "dvc",
+    "submodlib-py": "submodlib",
+    "jiwer": "jiwer",
+    "pocketsphinx": "pocketsphinx",
+    "resemblyzer": "resemblyzer",
+    "webrtcvad-wheels": "webrtcvad",
+    "librosa": "librosa",
+    "soundfile": "soundfile",
+    "av": "av",
+    "tyro": "tyro",
+    "rich": "rich",
+    "safetensors": "safetensors",
+}
 EXTRAS = {"trl": "align", "peft": "align", "ray": "serve", "pytest": "dev", "hypothesis": "dev"}
 DEMO_DISK_GIB = 3.0
 DEMO_MEMORY_GIB = 6.0
@@ -36,9 +50,14 @@ def examine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": processor_name(),
-        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count(),
+        "cores": len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else psutil.cpu_count(),
         "bf16_flags": [flag for flag in BF16_FLAGS if flag in flags],
-        "memory_gib": {"total": round(memory.total / 2**30, 1), "available": round(memory.available / 2**30, 1)},
+        "memory_gib": {
+            "total": round(memory.total / 2**30, 1),
+            "available": round(memory.available / 2**30, 1),
+        },
         "disk_free_gib": round(disk.free / 2**30, 1),
         "versions": versions,
     }
@@ -46,7 +65,9 @@ def examine() -> dict[str, Any]:
         import torch
 
         report["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        report["matmul_gflops"] = {name: round(matmul_ceiling_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")}
+        report["matmul_gflops"] = {
+            name: round(matmul_ceiling_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")
+        }
     report["missing"] = _missing(versions, report)
     return report
 
@@ -61,15 +82,21 @@ def _version(name: str) -> str:
 def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
     missing = []
     if not (3, 11) <= sys.version_info < (3, 13):
-        missing.append(f"Python 3.11 or 3.12, this is {report['python']}: make clean-venv, then make PYTHON=/path/to/python3.11 setup")
+        missing.append(
+            f"Python 3.11 or 3.12, this is {report['python']}: make clean-venv, then make PYTHON=/path/to/python3.11 setup"
+        )
     for name, module in NEEDED.items():
         if not versions[name] or importlib.util.find_spec(module) is None:
             how = "pip install --no-deps resemblyzer==0.1.4" if name == "resemblyzer" else "make setup"
             missing.append(f"{name}: {how}")
     if report["disk_free_gib"] < DEMO_DISK_GIB:
-        missing.append(f"disk: {report['disk_free_gib']} GiB free here, the demo wants {DEMO_DISK_GIB}: free some")
+        missing.append(
+            f"disk: {report['disk_free_gib']} GiB free here, the demo wants {DEMO_DISK_GIB}: free some"
+        )
     if report["memory_gib"]["available"] < DEMO_MEMORY_GIB:
-        missing.append(f"memory: {report['memory_gib']['available']} GiB available, the demo may want {DEMO_MEMORY_GIB}: close something")
+        missing.append(
+            f"memory: {report['memory_gib']['available']} GiB available, the demo may want {DEMO_MEMORY_GIB}: close something"
+        )
     return missing
 
 
@@ -114,11 +141,24 @@ def show(report: dict[str, Any]) -> None:
     print(f"{report['processor']}, {report['cores']} cores, {flags}")
     if "matmul_gflops" in report:
         speed, gpus = report["matmul_gflops"], ", ".join(report["gpus"]) or "none"
-        print(f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {gpus}")
+        print(
+            f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {gpus}"
+        )
     memory = report["memory_gib"]
-    print(f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} GiB free here")
-    print("packages: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
-    absent = [f"{name} (pip install -e '.[{EXTRAS[name]}]')" for name in EXTRAS if not report["versions"][name]]
+    print(
+        f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} GiB free here"
+    )
+    print(
+        "packages: "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
+    )
+    absent = [
+        f"{name} (pip install -e '.[{EXTRAS[name]}]')" for name in EXTRAS if not report["versions"][name]
+    ]
     if absent:
         print("not installed, and not needed for the demo: " + ", ".join(absent))
-    print("missing: nothing" if not report["missing"] else "missing:\n" + "\n".join(f"  {line}" for line in report["missing"]))
+    print(
+        "missing: nothing"
+        if not report["missing"]
+        else "missing:\n" + "\n".join(f"  {line}" for line in report["missing"])
+    )

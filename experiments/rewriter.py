@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
-from experiments.runs import Interrupted, can_go_on, tracked, unchanged
-from experiments.tracking import SpoolTracker
+from experiments.runs.run import Interrupted, can_go_on, tracked, unchanged
+from experiments.runs.tracker import SpoolTracker
 from finetune.rewriter.checkpoints import FOLDER
 from finetune.rewriter.config import Algorithm, GrpoTuning, Tuning, described
 from finetune.rewriter.tune import Tuned
@@ -18,21 +18,34 @@ STAGE = "rewriter"
 
 
 def tune_tracked(
-    algorithm: Algorithm, config: Tuning, made_of: Mapping[str, str], layout: Layout, root: Path, resume: bool,
-    work: Callable[[SpoolTracker], Tuned], tags: Mapping[str, str], sources: Sequence[Path],
-) -> None:  # fmt: skip
+    algorithm: Algorithm,
+    config: Tuning,
+    made_of: Mapping[str, str],
+    layout: Layout,
+    root: Path,
+    resume: bool,
+    work: Callable[[SpoolTracker], Tuned],
+    tags: Mapping[str, str],
+    sources: Sequence[Path],
+) -> None:
     """Run `work` in OUT/rewriter. `made_of`: digests of model and data, part of the run's settings; an interrupted run of the same goes on.
 
     Raises ValueError where another tuned rewriter would be replaced, or one of `sources` with it, Interrupted when it was stopped
     before its last step.
     """
-    if wrong := next((path for path in sources if path.resolve().is_relative_to(layout.rewriter.resolve())), None):
-        raise ValueError(f"{wrong}: lies in {layout.rewriter}, which this tuning replaces; give --out for another folder")
+    if wrong := next(
+        (path for path in sources if path.resolve().is_relative_to(layout.rewriter.resolve())), None
+    ):
+        raise ValueError(
+            f"{wrong}: lies in {layout.rewriter}, which this tuning replaces; give --out for another folder"
+        )
     settings = json.loads(json.dumps({"algorithm": algorithm, "rewriter": described(config), **made_of}))
     if not resume:
         (layout.runs / f"{STAGE}.running.json").unlink(missing_ok=True)
     elif unchanged(STAGE, settings, layout, root):
-        print(f"{layout.rewriter}: finished, with these inputs and settings; kept (--no-resume tunes it again)")
+        print(
+            f"{layout.rewriter}: finished, with these inputs and settings; kept (--no-resume tunes it again)"
+        )
         return
     elif _holds_tuning(layout.rewriter) and not can_go_on(STAGE, settings, layout, root):
         advice = "give --no-resume to replace it, or --out for another folder"
@@ -41,10 +54,14 @@ def tune_tracked(
         tracker.set_tags({"nava.algorithm": algorithm, **tags})
         tuned = work(tracker)
         if tuned.status != "finished":
-            raise Interrupted(f"rewriter {algorithm} stopped after step {tuned.step} with a checkpoint; the same command goes on")
+            raise Interrupted(
+                f"rewriter {algorithm} stopped after step {tuned.step} with a checkpoint; the same command goes on"
+            )
         tracker.log_model(tuned.adapter, "rewriter-adapter", {"nava.algorithm": algorithm})
         tracker.log_model(tuned.model, "rewriter", {"nava.algorithm": algorithm})
-    print(f"adapter  {tuned.adapter}\nmodel    {tuned.model}   (vllm serve {tuned.model}; nava rewrite ... --model)")
+    print(
+        f"adapter  {tuned.adapter}\nmodel    {tuned.model}   (vllm serve {tuned.model}; nava rewrite ... --model)"
+    )
 
 
 def overridden(config: Any, settings: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.align_scorer import AlignScorer
+from experiments.scoring.latents import AlignScorer
 from pretrain.codecs.base import check_trained_on
 from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
 from pretrain.model.checkpoint import load_model
@@ -33,13 +33,25 @@ class RewriteClips:
     """
 
     def __init__(
-        self, model: Path, codec: Path, weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], config: GenerateConfig,
-        rows: Sequence[PromptRow], prompts: Path,
-    ) -> None:  # fmt: skip
+        self,
+        model: Path,
+        codec: Path,
+        weights: Mapping[str, float],
+        options: Mapping[str, Mapping[str, Any]],
+        config: GenerateConfig,
+        rows: Sequence[PromptRow],
+        prompts: Path,
+    ) -> None:
         if wrong := next((row for row in rows if row.image_path is not None), None):
-            raise ValueError(f"{prompts}:{wrong.line} image_path: clips of rewrites start from no image; leave it out")
-        if missing := next(((row, path) for row in rows for path in row.reference_paths if path and not path.is_file()), None):
-            raise FileNotFoundError(f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or remove it")
+            raise ValueError(
+                f"{prompts}:{wrong.line} image_path: clips of rewrites start from no image; leave it out"
+            )
+        if missing := next(
+            ((row, path) for row in rows for path in row.reference_paths if path and not path.is_file()), None
+        ):
+            raise FileNotFoundError(
+                f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or remove it"
+            )
         self.scorer = AlignScorer(str(codec), weights, options, config.fps)
         self.weights, self.config = dict(weights), config
         self._unscored, self._why = 0, ""
@@ -51,8 +63,16 @@ class RewriteClips:
         if config.bf16:
             lower_precision(self.network, torch.bfloat16)
         self.network.to(self.device).eval()
-        made_of = [described.facts["checkpoint_id"], codecs.codec_id, self.weights, options, dataclasses.asdict(config)]
-        self.identity = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        made_of = [
+            described.facts["checkpoint_id"],
+            codecs.codec_id,
+            self.weights,
+            options,
+            dataclasses.asdict(config),
+        ]
+        self.identity = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[
+            :16
+        ]
 
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> list[float]:
         """One total for each rewrite, in order."""
@@ -68,7 +88,9 @@ class RewriteClips:
                     totals[place] = total
         self._unscored = 0 if any(map(math.isfinite, totals)) else self._unscored + 1
         if self._unscored >= MAX_UNSCORED:
-            raise ValueError(f"no clip of {MAX_UNSCORED} steps in a row has a score ({self._why}); check --rewards and the prompts' meta")
+            raise ValueError(
+                f"no clip of {MAX_UNSCORED} steps in a row has a score ({self._why}); check --rewards and the prompts' meta"
+            )
         return totals
 
     def close(self) -> None:
@@ -78,11 +100,21 @@ class RewriteClips:
         config, codecs = self.config, self.scorer.codecs
         noise = noise_of(rows, config, self.device)
         clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
-        made = sample(self.network, noise, conditioning_of(rows, codecs, self.voices).to(self.device), clock, config.sampler)
+        made = sample(
+            self.network,
+            noise,
+            conditioning_of(rows, codecs, self.voices).to(self.device),
+            clock,
+            config.sampler,
+        )
         assert made.video is not None and made.audio is not None
         scores = self.scorer.score(made.video.float().cpu(), made.audio.float().cpu(), rows)
         self._why = ", ".join(f"{name}: {why}" for name, why in scores.reasons.items()) or "no reason given"
-        return torch.stack([weight * scores.values[name] for name, weight in self.weights.items() if weight]).sum(0).tolist()
+        return (
+            torch.stack([weight * scores.values[name] for name, weight in self.weights.items() if weight])
+            .sum(0)
+            .tolist()
+        )
 
 
 def _rewritten(row: PromptRow, rewrite: str) -> PromptRow:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.layout import Layout
-from experiments.reward_options import reward_options
 from experiments.scoring.config import reward_settings
+from experiments.scoring.options import reward_options
 from rewards.catalog import check_names, checked_options
 from rewards.options import fill, nearest
 
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 
 def config_from(
-    rewards: Sequence[str], settings: Sequence[str], limits: Sequence[str], roots: Sequence[Path], out: Path, token: str,
+    rewards: Sequence[str],
+    settings: Sequence[str],
+    limits: Sequence[str],
+    roots: Sequence[Path],
+    out: Path,
+    token: str,
     **sizes: float,
-) -> ServiceConfig:  # fmt: skip
+) -> ServiceConfig:
     """What is served. Raises ValueError or FileNotFoundError in one line for unknown rewards, options, limits and folders."""
     from orchestration.service.deployment import ServiceConfig
     from orchestration.service.gate import digest_of
@@ -41,11 +46,20 @@ def config_from(
     checked_options(names, options)
     for name, number in sizes.items():
         if not (0 if name in ("cpus", "gpus") else 1) <= number < math.inf:
-            raise ValueError(f"--{name}: expected {'0 or more' if name in ('cpus', 'gpus') else 'at least 1'}, got {number}")
+            raise ValueError(
+                f"--{name}: expected {'0 or more' if name in ('cpus', 'gpus') else 'at least 1'}, got {number}"
+            )
     return ServiceConfig(
-        rewards=names, token_digest=digest_of(token), options=options, roots=allowed_roots(roots), limits=limits_from(limits),
-        batch=int(sizes["batch"]), replicas=int(sizes["replicas"]), cpus=sizes["cpus"], gpus=sizes["gpus"],
-    )  # fmt: skip
+        rewards=names,
+        token_digest=digest_of(token),
+        options=options,
+        roots=allowed_roots(roots),
+        limits=limits_from(limits),
+        batch=int(sizes["batch"]),
+        replicas=int(sizes["replicas"]),
+        cpus=sizes["cpus"],
+        gpus=sizes["gpus"],
+    )
 
 
 def limits_from(settings: Sequence[str]) -> Limits:

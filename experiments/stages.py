@@ -5,47 +5,32 @@ Every stage imports only what it needs, so a change of the report does not wait 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.layout import PRETRAIN_STAGES, STAGES, Layout
-from experiments.lineage import CHECKPOINT_TAG, checkpoint_of
-from experiments.runs import Interrupted, end_on_sigterm, read_record, tracked, unchanged
-from experiments.tracking import SpoolTracker
+from experiments.job import Job
+from experiments.layout import PRETRAIN_STAGES, STAGES
+from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.run import Interrupted, end_on_sigterm, read_record, tracked, unchanged
+from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
-from pretrain.nodes import Nodes
 
 LATENT_SETS = ("audio_only", "paired", "hq_audio", "validation")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, two on a CPU)."""
-
-    recipe: Any
-    layout: Layout = field(default_factory=Layout)
-    root: Path = Path()
-    nproc: int = 0
-    port: int = 0  # of torchrun, 0 = any free one
-    nodes: Nodes = field(default_factory=Nodes)
-    init_from: Path | None = None  # a model folder that a pretraining stage starts from, instead of the stage before it
-
-    @property
-    def ranks(self) -> int:
-        return self.nproc or _default_ranks()
 
 
 def run_stage(stage: str, job: Job) -> None:
     """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
-    resume = is_training(stage)  # only an interrupted training can be gone on with; everything else starts over
-    with tracked(stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root, resume) as tracker:
+    resume = is_training(
+        stage
+    )  # only an interrupted training can be gone on with; everything else starts over
+    with tracked(
+        stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root, resume
+    ) as tracker:
         if stage.startswith("pretrain_"):
             pretrain(stage.removeprefix("pretrain_"), job, tracker)
         else:
@@ -94,7 +79,7 @@ def codec(job: Job, tracker: SpoolTracker) -> None:
 
 
 def encode(job: Job, tracker: SpoolTracker) -> None:
-    from pretrain.data.encode import encode_sets
+    from pretrain.data.encoding.encode import encode_sets
 
     manifests = {name: job.layout.corpus / f"{name}.jsonl" for name in LATENT_SETS}
     manifests["curated"] = job.layout.curated / "curated.jsonl"
@@ -103,9 +88,8 @@ def encode(job: Job, tracker: SpoolTracker) -> None:
 
 def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
     """Train one stage from the model of the one before it; raises Interrupted when it was stopped before its last step."""
-    from experiments.samples import make_samples
-    from experiments.training_data import codec_id_of, latents_of
-    from pretrain.launch import pretrain_stage
+    from experiments.pipeline.training_data import codec_id_of, latents_of, make_samples
+    from pretrain.launch.launch import pretrain_stage
 
     layout, config = job.layout, job.recipe.pretrain
     names = list(config.stages)
@@ -120,10 +104,12 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
         nproc=job.ranks,
         port=job.port,
         nodes=job.nodes,
-        trackers={"experiments.tracking:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
+        trackers={"experiments.runs.tracker:SpoolTracker": {"folder": str(tracker.folder.resolve())}},
     )
     if result.status != "finished":
-        raise Interrupted(f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there")
+        raise Interrupted(
+            f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there"
+        )
     model = layout.model(stage)
     checkpoint = checkpoint_of(model)
     tracker.set_tags({CHECKPOINT_TAG: checkpoint})
@@ -132,17 +118,14 @@ def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
         tracker.log_artifact(str(path), "samples")
 
 
-def _default_ranks() -> int:
-    import torch
-
-    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)  # two CPU ranks keep their speed where two threads would wait
-
-
 def generate(job: Job, tracker: SpoolTracker) -> None:
     from pretrain.generate import generate as speak
 
     layout = job.layout
-    for prompts in (*sorted(layout.prompts.glob("pretrain_*.jsonl")), layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"):
+    for prompts in (
+        *sorted(layout.prompts.glob("pretrain_*.jsonl")),
+        layout.prompts / f"{ALIGN_HELD_OUT}.jsonl",
+    ):
         folder = layout.generated / prompts.stem
         speak(job.recipe.generate, layout.model("stage3"), layout.codec, prompts, folder, None)
         for clip in sorted(folder.glob("*.mp4"))[:4]:
@@ -150,50 +133,73 @@ def generate(job: Job, tracker: SpoolTracker) -> None:
 
 
 def syncnet(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.syncnet import fit_sync
+    from experiments.pipeline.syncnet import fit_sync
 
     layout = job.layout
     report = fit_sync(job.recipe.syncnet, layout.corpus, layout.codec, layout.syncnet)
     for role in ("reward", "judge"):
         found = report[role]["real"]["2s"]
-        tracker.log_metrics({f"{role}/{name}": found[name]["mean"] for name in ("true_over_moved", "offset_within_1", "reward_at_0")}, 0)
+        tracker.log_metrics(
+            {
+                f"{role}/{name}": found[name]["mean"]
+                for name in ("true_over_moved", "offset_within_1", "reward_at_0")
+            },
+            0,
+        )
         tracker.log_model(layout.syncnet / role, f"syncnet-{role}", {})
     tracker.log_artifact(str(layout.syncnet / "report.json"))
 
 
 def rollout(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.align import BASE, PROMPTS
+    from experiments.pipeline.align import BASE, PROMPTS
     from finetune.make_rollouts import make_rollouts
 
     layout, recipe = job.layout, job.recipe
-    facts = make_rollouts(recipe.rollout, recipe.align, layout.model(BASE), layout.codec, layout.prompts / PROMPTS, layout.rollouts)
+    facts = make_rollouts(
+        recipe.rollout,
+        recipe.align,
+        layout.model(BASE),
+        layout.codec,
+        layout.prompts / PROMPTS,
+        layout.rollouts,
+    )
     tracker.set_tags({"nava.rollouts": f"{facts['clips']} clips of {facts['prompts']} prompts"})
 
 
 def curate_prompts(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.curate_prompts import CHOSEN
-    from experiments.curate_prompts import curate_prompts as choose
+    from experiments.pipeline.curate_prompts import CHOSEN
+    from experiments.pipeline.curate_prompts import curate_prompts as choose
 
     layout, recipe = job.layout, job.recipe
-    choose(recipe.curate_prompts, recipe.align, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.chosen)
+    choose(
+        recipe.curate_prompts,
+        recipe.align,
+        layout.rollouts,
+        layout.codec,
+        layout.corpus,
+        layout.syncnet,
+        layout.chosen,
+    )
     tracker.log_artifact(str(layout.chosen / CHOSEN))
 
 
 def votes(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.panel import check_apart
-    from experiments.votes import PAIRS, SUMMARY, VOTES, vote_on_rollouts
+    from experiments.pipeline.votes import PAIRS, SUMMARY, VOTES, vote_on_rollouts
+    from finetune.gsb.panel import check_apart
 
     layout = job.layout
     check_apart(job.recipe.votes.panel, job.recipe.align.rubric.weights())
-    vote_on_rollouts(job.recipe.votes, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes)
+    vote_on_rollouts(
+        job.recipe.votes, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes
+    )
     tracker.set_tags({"nava.simulated": "true"})
     for name in (VOTES, PAIRS, SUMMARY):
         tracker.log_artifact(str(layout.votes / name))
 
 
 def align(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.align import align as refine
-    from experiments.align import pairs_and_clips
+    from experiments.pipeline.align import align as refine
+    from experiments.pipeline.align import pairs_and_clips
 
     refine(job, tracker, *pairs_and_clips(job))
 
@@ -202,34 +208,50 @@ def generate_aligned(job: Job, tracker: SpoolTracker) -> None:
     from pretrain.generate import generate as speak
 
     layout, folder = job.layout, job.layout.aligned / ALIGN_HELD_OUT
-    speak(job.recipe.generate, layout.align / "model", layout.codec, layout.prompts / f"{ALIGN_HELD_OUT}.jsonl", folder, None)
+    speak(
+        job.recipe.generate,
+        layout.align / "model",
+        layout.codec,
+        layout.prompts / f"{ALIGN_HELD_OUT}.jsonl",
+        folder,
+        None,
+    )
     for clip in sorted(folder.glob("*.mp4"))[:4]:
         tracker.log_artifact(str(clip), f"clips/{ALIGN_HELD_OUT}")
 
 
 def score(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.score_sets import score_sets
+    from experiments.scoring.sets import score_sets
 
     layout, config, limits = job.layout, job.recipe.score, job.recipe.align.guardrails
     aligned = layout.aligned if layout.aligned.is_dir() else None
-    scored = score_sets(config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned, limits)
+    scored = score_sets(
+        config, layout.corpus, layout.codec, layout.syncnet, layout.generated, layout.scores, aligned, limits
+    )
     tracker.log_artifact(str(scored))
 
 
 def evaluate(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.evaluate import evaluate as measure
-    from experiments.score_sets import SCORES
+    from experiments.report.evaluate import evaluate as measure
+    from experiments.scoring.sets import SCORES
 
     layout, recipe = job.layout, job.recipe
     given = {"rewarded": recipe.align.rubric.weights(), "limits": recipe.align.guardrails}
-    measure(recipe.evaluate, layout.scores / SCORES, layout.metrics, layout.alignment, layout.gsb / "votes.jsonl", **given)
+    measure(
+        recipe.evaluate,
+        layout.scores / SCORES,
+        layout.metrics,
+        layout.alignment,
+        layout.gsb / "votes.jsonl",
+        **given,
+    )
     for path in (layout.metrics, layout.alignment, layout.gsb / "votes.jsonl"):
         if path.is_file():
             tracker.log_artifact(str(path))
 
 
 def report(job: Job, tracker: SpoolTracker) -> None:
-    from experiments.report import report as write
+    from experiments.report.report import report as write
 
     layout = job.layout
     records = [record for stage in STAGES if (record := read_record(layout, stage))]
@@ -237,8 +259,22 @@ def report(job: Job, tracker: SpoolTracker) -> None:
     if records:
         facts["commit"] = records[-1].git_commit + (" with changes" if records[-1].git_dirty else "")
     stages = {name: layout.pretrain(name) for name in PRETRAIN_STAGES if layout.pretrain(name).is_dir()}
-    after = {"alignment": layout.alignment, "aligned": layout.aligned, "align_log": layout.align / "metrics.jsonl"}
-    page = write(layout.metrics, layout.scores, stages, layout.generated, layout.corpus, layout.codec, layout.reports, facts, **after)
+    after = {
+        "alignment": layout.alignment,
+        "aligned": layout.aligned,
+        "align_log": layout.align / "metrics.jsonl",
+    }
+    page = write(
+        layout.metrics,
+        layout.scores,
+        stages,
+        layout.generated,
+        layout.corpus,
+        layout.codec,
+        layout.reports,
+        facts,
+        **after,
+    )
     for path in (page, *sorted(page.parent.glob("*.png"))):
         tracker.log_artifact(str(path))
 
@@ -267,7 +303,9 @@ def run_where_needed(stage: str, job: Job) -> None:
     DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's numbers changed.
     """
     if is_training(stage) and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
-        print(f"{stage}: same inputs and settings as its last run, kept (delete {job.layout.runs / stage}.json to train again)")
+        print(
+            f"{stage}: same inputs and settings as its last run, kept (delete {job.layout.runs / stage}.json to train again)"
+        )
     else:
         run_stage(stage, job)
 

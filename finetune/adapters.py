@@ -20,12 +20,28 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from finetune.lora import DEFAULT, OLD, LoraConfig, adapter_parameters, adapter_shapes, inject, peft_config, target_names
+from finetune.lora import (
+    DEFAULT,
+    OLD,
+    LoraConfig,
+    adapter_parameters,
+    adapter_shapes,
+    inject,
+    peft_config,
+    target_names,
+)
 from pretrain.config import override
 from pretrain.files import read_json, replacing, save_tensors
-from pretrain.model.checkpoint import WeightsName, check_keys, load_model, open_weights, read_model_folder, write_model
-from pretrain.model.paradigms import build_model
-from pretrain.model.sharded import put
+from pretrain.model.checkpoint import (
+    WeightsName,
+    check_keys,
+    load_model,
+    open_weights,
+    put,
+    read_model_folder,
+    write_model,
+)
+from pretrain.model.flavors import build_model
 from pretrain.model.shards import ShardReader
 from pretrain.model.shell import AVTransformer
 
@@ -47,7 +63,10 @@ class Adapter:
 
 def gathered(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole copies on the CPU of an adapter's parameters (LoraPolicy.adapters). All ranks must call it."""
-    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in parameters.items()}
+    whole = {
+        name: value.full_tensor() if isinstance(value, DTensor) else value
+        for name, value in parameters.items()
+    }
     return {name: value.detach().cpu().clone() for name, value in whole.items()}
 
 
@@ -57,7 +76,10 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) 
     layers = sorted({name.rpartition(".lora_")[0] for name in tensors})
     described = peft_config(adapter.config, layers)
     described.inference_mode, described.base_model_name_or_path = True, adapter.base_id
-    standard = {**described.to_dict(), "target_modules": layers}  # PEFT holds a set, whose order would differ from run to run
+    standard = {
+        **described.to_dict(),
+        "target_modules": layers,
+    }  # PEFT holds a set, whose order would differ from run to run
     with replacing(folder / WEIGHTS) as path:
         save_tensors({f"{_PEFT_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
         with path.open("rb") as file:
@@ -78,12 +100,16 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     content = read_json(path, "export the adapter again")
     names = {item.name for item in dataclasses.fields(Adapter)}
     if content.keys() != names:
-        raise ValueError(f"{path}: expected {', '.join(sorted(names))}, got {', '.join(sorted(content))}; export the adapter again")
+        raise ValueError(
+            f"{path}: expected {', '.join(sorted(names))}, got {', '.join(sorted(content))}; export the adapter again"
+        )
     adapter = Adapter(**{**content, "config": override(LoraConfig(), content["config"], str(path))})
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); copy or export the adapter again") from None
+        raise ValueError(
+            f"{folder / WEIGHTS}: not a whole safetensors file ({error}); copy or export the adapter again"
+        ) from None
     return adapter, {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
 
 
@@ -95,7 +121,9 @@ def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, conf
     for name in ("rank", "alpha", "targets"):
         found, wanted = getattr(adapter.config, name), getattr(config, name)
         if found != wanted:
-            raise ValueError(f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} to {found}")
+            raise ValueError(
+                f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} to {found}"
+            )
     for name in (DEFAULT, OLD):
         parameters = adapter_parameters(model, name)
         check_keys(_shapes(parameters), _shapes(tensors), str(folder))
@@ -109,7 +137,9 @@ def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
     described = read_adapter(folder)[0]
     model, found = load_model(base, described.base_weights)
     inject(model, described.config)
-    return model, load_adapter(folder, model, found.flavor, str(found.facts["checkpoint_id"]), described.config)
+    return model, load_adapter(
+        folder, model, found.flavor, str(found.facts["checkpoint_id"]), described.config
+    )
 
 
 @torch.no_grad()
@@ -127,20 +157,40 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
         model = build_model(described.args)
     check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
     layers = target_names(model, adapter.config.targets)
-    weights = _Merged(open_weights(base, adapter.base_weights, _shapes(model.state_dict())), layers, tensors, adapter.config.scaling)
+    weights = _Merged(
+        open_weights(base, adapter.base_weights, _shapes(model.state_dict())),
+        layers,
+        tensors,
+        adapter.config.scaling,
+    )
     kept = {name: described.facts[name] for name in ("codec_id", "ema_updates") if name in described.facts}
-    lineage = {"stage": "align", "parent": base_id, "adapter_id": adapter.adapter_id, "lora": dataclasses.asdict(adapter.config)}
+    lineage = {
+        "stage": "align",
+        "parent": base_id,
+        "adapter_id": adapter.adapter_id,
+        "lora": dataclasses.asdict(adapter.config),
+    }
     return write_model(
-        out, described.flavor, described.args, {"model": weights, "ema": weights},
+        out,
+        described.flavor,
+        described.args,
+        {"model": weights, "ema": weights},
         {**kept, **lineage, **adapter.facts, **(facts or {}), "base": described.facts},
-    )  # fmt: skip
+    )
 
 
 class _Merged:
     """A TensorSource of base weights with an adapter's updates in them."""
 
-    def __init__(self, base: ShardReader, layers: Collection[str], update: Mapping[str, Tensor], scaling: float) -> None:
-        self.base, self.layers, self.update, self.scaling = base, {f"{layer}.weight" for layer in layers}, update, scaling
+    def __init__(
+        self, base: ShardReader, layers: Collection[str], update: Mapping[str, Tensor], scaling: float
+    ) -> None:
+        self.base, self.layers, self.update, self.scaling = (
+            base,
+            {f"{layer}.weight" for layer in layers},
+            update,
+            scaling,
+        )
 
     def keys(self) -> Collection[str]:
         return self.base.keys()
@@ -155,7 +205,9 @@ class _Merged:
         weight = self.base.tensor(key).float()
         if key in self.layers:
             layer = key.removesuffix(".weight")
-            weight += self.scaling * (self.update[f"{layer}.lora_B.weight"] @ self.update[f"{layer}.lora_A.weight"])
+            weight += self.scaling * (
+                self.update[f"{layer}.lora_B.weight"] @ self.update[f"{layer}.lora_A.weight"]
+            )
         return weight
 
 
@@ -166,6 +218,10 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def _check_fit(folder: Path, adapter: Adapter, flavor: str, base_id: str) -> None:
     where = folder / SIDECAR
     if adapter.flavor != flavor:
-        raise ValueError(f"{where}: adapter of flavor {adapter.flavor}, the model is {flavor}; give an adapter of this flavor")
+        raise ValueError(
+            f"{where}: adapter of flavor {adapter.flavor}, the model is {flavor}; give an adapter of this flavor"
+        )
     if adapter.base_id != base_id:
-        raise ValueError(f"{where}: adapter of base model {adapter.base_id}, this one is {base_id}; give the base it was trained on")
+        raise ValueError(
+            f"{where}: adapter of base model {adapter.base_id}, this one is {base_id}; give the base it was trained on"
+        )

@@ -28,7 +28,9 @@ class Route:
 
     def __post_init__(self) -> None:
         if self.modality not in ("video", "audio", "both") or not self.weight > 0:
-            raise ValueError(f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and {self.weight}")
+            raise ValueError(
+                f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and {self.weight}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,9 @@ class _Groups(NamedTuple):
         return values.new_full((self.size,), start).scatter_reduce(0, self.index, values, reduce)
 
 
-def advantages(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[str, Route], config: AdvantageConfig) -> Advantage:
+def advantages(
+    rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[str, Route], config: AdvantageConfig
+) -> Advantage:
     """rewards: name -> [B], NaN where a clip could not be scored; groups [B] int64.
 
     A clip that one reward could not score, while it scored others of its group, leaves all statistics and is not valid; a
@@ -81,16 +85,33 @@ def advantages(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[st
     valid = scored & differs[index]
     parts: dict[str, Tensor] = {}
     for modality in ("video", "audio"):
-        heard = [name for name, route in routes.items() if not config.routed or route.modality in (modality, "both")]
-        parts[modality] = _whole([(routes[name].weight, *normalised[name]) for name in heard], valid, cells, config)
-    speaks = {modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values()) for modality in parts}
+        heard = [
+            name
+            for name, route in routes.items()
+            if not config.routed or route.modality in (modality, "both")
+        ]
+        parts[modality] = _whole(
+            [(routes[name].weight, *normalised[name]) for name in heard], valid, cells, config
+        )
+    speaks = {
+        modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values())
+        for modality in parts
+    }
     contrast = float(differs.double().mean()) if cells.size else 0.0
     return Advantage(
-        parts["video"].float(), parts["audio"].float(), valid, contrast, int((~differs).sum()), speaks["video"], speaks["audio"]
-    )  # fmt: skip
+        parts["video"].float(),
+        parts["audio"].float(),
+        valid,
+        contrast,
+        int((~differs).sum()),
+        speaks["video"],
+        speaks["audio"],
+    )
 
 
-def _normalised(values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig) -> tuple[Tensor, Tensor]:
+def _normalised(
+    values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig
+) -> tuple[Tensor, Tensor]:
     """((r - mean_g) / (std + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it does not differ."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
     top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
@@ -105,9 +126,14 @@ def _normalised(values: Tensor, usable: Tensor, cells: _Groups, config: Advantag
     return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
 
 
-def _whole(heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig) -> Tensor:
+def _whole(
+    heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
+) -> Tensor:
     """Weighted sum [B] of one modality's rewards, whitened over the valid clips of groups that differ in it."""
-    total, differs = torch.zeros(len(valid), dtype=torch.float64, device=valid.device), torch.zeros_like(valid)
+    total, differs = (
+        torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
+        torch.zeros_like(valid),
+    )
     for weight, normalised, contrast in heard:
         total, differs = total + weight * normalised, differs | contrast[cells.index]
     counted = valid & differs
@@ -120,11 +146,17 @@ def _check(rewards: Mapping[str, Tensor], groups: Tensor, routes: Mapping[str, R
     if not routes:
         raise ValueError("advantages: no reward has a route; name at least one")
     for name in routes.keys() - rewards.keys():
-        raise ValueError(f"advantages: a route for {name!r}, but no such reward; {nearest(name, list(rewards))}")
+        raise ValueError(
+            f"advantages: a route for {name!r}, but no such reward; {nearest(name, list(rewards))}"
+        )
     for name in rewards.keys() - routes.keys():
         raise ValueError(f"advantages: no route for reward {name!r}; {nearest(name, list(routes))}")
     for name, values in rewards.items():
         if values.shape != groups.shape:
-            raise ValueError(f"advantages: reward {name!r} has {tuple(values.shape)} values for {len(groups)} clips")
+            raise ValueError(
+                f"advantages: reward {name!r} has {tuple(values.shape)} values for {len(groups)} clips"
+            )
         if bool(values.isinf().any()):
-            raise ValueError(f"advantages: reward {name!r} is infinite for some clip; a clip that cannot be scored is NaN")
+            raise ValueError(
+                f"advantages: reward {name!r} is infinite for some clip; a clip that cannot be scored is NaN"
+            )

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.recipe import AlignConfig
+from pretrain.files import write_json
+from pretrain.launch.stage_run import model_config
+from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
 from pretrain.recipe import from_json, to_json
-from pretrain.stage_run import model_config
-from pretrain.torchrun import RESOLVED, write_json
 
 BaseWeights = Literal["ema", "model"]
 CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
@@ -33,7 +34,9 @@ class AlignRun:
     weights: BaseWeights = "ema"
     pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
     clips: Path | None = None  # the rollout store that its clips lie in
-    chosen: Path | None = None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
+    chosen: Path | None = (
+        None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
+    )
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
 
@@ -43,10 +46,17 @@ class AlignRun:
         """Write out/resolved.json for the ranks; returns its path."""
         paths = {name: str(path.absolute()) if (path := getattr(self, name)) else "" for name in self._PATHS}
         path = self.out / RESOLVED
-        write_json(path, {
-            "config": to_json(self.config), "scorer": [self.scorer[0], dict(self.scorer[1])], "weights": self.weights,
-            "staleness": self.staleness, "trackers": {name: dict(options) for name, options in self.trackers.items()}, **paths,
-        })  # fmt: skip
+        write_json(
+            path,
+            {
+                "config": to_json(self.config),
+                "scorer": [self.scorer[0], dict(self.scorer[1])],
+                "weights": self.weights,
+                "staleness": self.staleness,
+                "trackers": {name: dict(options) for name, options in self.trackers.items()},
+                **paths,
+            },
+        )
         return path
 
     @classmethod
@@ -54,9 +64,13 @@ class AlignRun:
         values = json.loads(path.read_text())
         paths = {name: Path(values[name]) if values[name] else None for name in cls._PATHS}
         return cls(
-            config=from_json(AlignConfig, values["config"], "config"), scorer=(values["scorer"][0], values["scorer"][1]),
-            weights=values["weights"], trackers=values["trackers"], staleness=values["staleness"], **paths,  # type: ignore[arg-type]
-        )  # fmt: skip
+            config=from_json(AlignConfig, values["config"], "config"),
+            scorer=(values["scorer"][0], values["scorer"][1]),
+            weights=values["weights"],
+            trackers=values["trackers"],
+            staleness=values["staleness"],
+            **paths,  # type: ignore[arg-type]
+        )
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its resumption."""

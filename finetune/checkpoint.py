@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from finetune.trainer import Trainer
-from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
+from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
 
 FOLDER = "checkpoint"
 
@@ -31,7 +31,9 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     old_updates: int = 0  # in this phase
-    baseline: dict[str, list[float]] = field(default_factory=dict)  # reward -> mean and deviation on the prompts set aside
+    baseline: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # reward -> mean and deviation on the prompts set aside
     best_total: float | None = None
     best_round: int = 0
     without_better: int = 0

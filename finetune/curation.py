@@ -30,7 +30,9 @@ class CurationConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"curation.share: expected a share in (0, 1], got {self.share}; a number of prompts is curation.count")
+            raise ValueError(
+                f"curation.share: expected a share in (0, 1], got {self.share}; a number of prompts is curation.count"
+            )
         if self.count < 0:
             raise ValueError(f"curation.count: at least 1, or 0 to go by share, got {self.count}")
         if not 0 <= self.gain_weight <= 1:
@@ -60,7 +62,10 @@ def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, confi
     order given, up to equal entries. Raises ValueError for unlike lengths, features that are not finite, negative gains, and
     fewer candidates than the budget.
     """
-    groups = [np.asarray(group, np.float64) for group in ([features] if isinstance(features, np.ndarray) else features)]
+    groups = [
+        np.asarray(group, np.float64)
+        for group in ([features] if isinstance(features, np.ndarray) else features)
+    ]
     values = np.asarray(gains, np.float64)
     _check(groups, values)
     order = _canonical(groups, values)
@@ -93,7 +98,10 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
 
     Without contrast there is nothing to prefer, and no objective learns from the group.
     """
-    return {group: float(np.std(found)) if len(found) > 1 else float("nan") for group, found in _scored(rewards, groups).items()}
+    return {
+        group: float(np.std(found)) if len(found) > 1 else float("nan")
+        for group, found in _scored(rewards, groups).items()
+    }
 
 
 def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
@@ -142,10 +150,14 @@ def _scored(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, l
 
 def _check(groups: Sequence[np.ndarray], gains: np.ndarray) -> None:
     if gains.ndim != 1 or not len(gains):
-        raise ValueError(f"curation: gains must be one number for each of at least one, got shape {list(gains.shape)}")
+        raise ValueError(
+            f"curation: gains must be one number for each of at least one, got shape {list(gains.shape)}"
+        )
     for group in groups:
         if group.ndim != 2 or len(group) != len(gains):
-            raise ValueError(f"curation: features must be [{len(gains)}, D] as there are {len(gains)} gains, got {list(group.shape)}")
+            raise ValueError(
+                f"curation: features must be [{len(gains)}, D] as there are {len(gains)} gains, got {list(group.shape)}"
+            )
         if not np.isfinite(group).all():
             row = int(np.flatnonzero(~np.isfinite(group).all(axis=1))[0])
             raise ValueError(f"curation: features of entry {row} are not finite; leave it out")
@@ -168,7 +180,9 @@ def _ranks(gains: np.ndarray) -> np.ndarray:
     return (rankdata(gains) - 1) / (len(gains) - 1) if len(gains) > 1 else np.ones_like(gains)
 
 
-def _report(similarity: np.ndarray, worth: np.ndarray, gains: np.ndarray, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+def _report(
+    similarity: np.ndarray, worth: np.ndarray, gains: np.ndarray, chosen: Sequence[int], seed: int
+) -> dict[str, Any]:
     best = facility_location(worth, range(worth.shape[1]))
     rng = np.random.default_rng(seed)
     subsets = [rng.choice(len(gains), len(chosen), replace=False) for _ in range(RANDOM_SUBSETS)]
@@ -178,7 +192,9 @@ def _report(similarity: np.ndarray, worth: np.ndarray, gains: np.ndarray, chosen
         return {
             "coverage": facility_location(similarity, picked) / len(similarity),
             "mean_gain": float(gains[picked].mean()),
-            "gain_share": float(gains[picked].sum() / gains.sum()) if gains.any() else float(len(picked) / len(gains)),
+            "gain_share": float(gains[picked].sum() / gains.sum())
+            if gains.any()
+            else float(len(picked) / len(gains)),
             "objective": facility_location(worth, picked) / best,
         }
 

@@ -60,7 +60,9 @@ class Hands(Protocol):
 
     def score(self, clips: Any) -> Said: ...
 
-    def learn(self, name: str, phase: Phase, clips: Any, advantage: Advantage | None, index: int) -> Mapping[str, float]:
+    def learn(
+        self, name: str, phase: Phase, clips: Any, advantage: Advantage | None, index: int
+    ) -> Mapping[str, float]:
         """All optimizer steps of the round. advantage: of all clips, None for pairs."""
         ...
 

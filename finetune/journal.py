@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.checkpoint import Progress
-from pretrain.torchrun import METRICS, STATE, write_json
+from pretrain.files import write_json
+from pretrain.launch.torchrun import METRICS, STATE
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
@@ -21,8 +22,14 @@ class Journal:
 
     def begin(self, progress: Progress) -> None:
         """Rows of rounds that are to be played again are dropped, also when a run goes back on its way."""
-        first = JsonlTracker(self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1)
-        others = self.trackers.others if self.trackers else [build_tracker(name, options) for name, options in self.run.trackers.items()]
+        first = JsonlTracker(
+            self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
+        )
+        others = (
+            self.trackers.others
+            if self.trackers
+            else [build_tracker(name, options) for name, options in self.run.trackers.items()]
+        )
         self.trackers = Trackers(first, others)
         self.state("running", progress.rounds)
 
@@ -41,5 +48,11 @@ class Journal:
         self.trackers.log_artifact(str(self.run.out / METRICS))
 
     def state(self, status: str, rounds: int, model_id: str = "") -> None:
-        values = {"status": status, "stage": "align", "step": rounds, "steps": self.run.config.num_rounds, "model_id": model_id}
+        values = {
+            "status": status,
+            "stage": "align",
+            "step": rounds,
+            "steps": self.run.config.num_rounds,
+            "model_id": model_id,
+        }
         write_json(self.run.out / STATE, values)

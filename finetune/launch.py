@@ -10,10 +10,10 @@ from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set
-from pretrain.launch import StageResult, finished, outcome
+from pretrain.launch.launch import StageResult, finished, outcome
+from pretrain.launch.stage_run import check_run_folder, clear
+from pretrain.launch.torchrun import check_port, run_ranks
 from pretrain.progress import StageProgress
-from pretrain.stage_run import check_run_folder, clear
-from pretrain.torchrun import check_port, run_ranks
 
 
 def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
@@ -60,12 +60,18 @@ def alone(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{out}: another alignment is at work here; wait for it, or give another folder") from None
+            raise ValueError(
+                f"{out}: another alignment is at work here; wait for it, or give another folder"
+            ) from None
         yield
 
 
 def describe(row: Mapping[str, Any]) -> str:
     """Rewards and what a round cost, in a few words."""
-    rewards = [f"{name.removeprefix('reward/')} {value:.3f}" for name, value in row.items() if name.startswith("reward/")]
+    rewards = [
+        f"{name.removeprefix('reward/')} {value:.3f}"
+        for name, value in row.items()
+        if name.startswith("reward/")
+    ]
     loss = [f"loss {row[name]:.4f}" for name in row if name.endswith("/loss")]
     return ", ".join([*rewards, *loss, f"{row['seconds_per_step']:.0f} s a round"])

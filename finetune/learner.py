@@ -19,12 +19,13 @@ from finetune.recipe import GsbDpoPhase, Phase
 from finetune.rollout_store import open_store
 from finetune.trainer import Trainer, rows_of_rank
 from finetune.types import Advantage, PreferencePairs, Role, Rollout, Scored
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
+from pretrain.codecs.load import load_codecs
 from pretrain.model.checkpoint import ModelFolder, load_into, open_weights, read_model_folder
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model
 from pretrain.model.shell import AVTransformer
-from pretrain.titan.checkpoints import save_error
 from pretrain.titan.ema import local_shard
+from pretrain.titan.manager import save_error
 from pretrain.titan.ranks import Ranks, shard
 
 
@@ -41,7 +42,11 @@ class Learner:
         self.trainer = Trainer(self.policy, ranks, run.config)
         self.pairs = _pairs(run, codecs)
         averaged = self.policy.ema.weights
-        self.best = {name: value.detach().clone() for name, value in averaged.items()} if run.config.stop.patience else {}
+        self.best = (
+            {name: value.detach().clone() for name, value in averaged.items()}
+            if run.config.stop.patience
+            else {}
+        )
 
     def load(self) -> Progress:
         """The newest checkpoint and its phase's learning rate."""
@@ -60,7 +65,9 @@ class Learner:
     def update_old(self, decay: float) -> None:
         self.policy.update_old(decay)
 
-    def learn(self, name: str, phase: Phase, clips: Rollout, whole: Advantage, index: int, on_policy: bool = True) -> Mapping[str, float]:
+    def learn(
+        self, name: str, phase: Phase, clips: Rollout, whole: Advantage, index: int, on_policy: bool = True
+    ) -> Mapping[str, float]:
         """clips: this rank's; whole: the advantages of all. on_policy: they were made by the weights as they are."""
         batch = Scored(clips, rows_of_rank(whole, self.ranks.rank, len(clips.groups)), on_policy)
         return self.trainer.learn(name, phase, batch, phase.objective, (self.config.seed, index))  # type: ignore[attr-defined]
@@ -70,7 +77,9 @@ class Learner:
         assert self.pairs is not None
         return self.pairs.of_round(phase, self.config.seed, index, self.ranks.rank, self.ranks.world_size)
 
-    def learn_pairs(self, name: str, phase: GsbDpoPhase, pairs: PreferencePairs, index: int) -> Mapping[str, float]:
+    def learn_pairs(
+        self, name: str, phase: GsbDpoPhase, pairs: PreferencePairs, index: int
+    ) -> Mapping[str, float]:
         assert self.pairs is not None
         objective = phase.objective
         if phase.tie_shares_from_pairs:
@@ -108,7 +117,13 @@ class Learner:
         facts |= {"rounds": progress.rounds, "sequence": list(run.config.sequence)}
         facts |= {"best_round": progress.best_round} if self.best else {}
         base_id = str(self.described.facts["checkpoint_id"])
-        adapter = Adapter(flavor=self.described.flavor, base_id=base_id, base_weights=run.weights, config=run.config.lora, facts=facts)
+        adapter = Adapter(
+            flavor=self.described.flavor,
+            base_id=base_id,
+            base_weights=run.weights,
+            config=run.config.lora,
+            facts=facts,
+        )
         try:
             save_adapter(run.out / "adapter", tensors, adapter)
             return merge_adapter(run.base, run.out / "adapter", run.out / "model")
@@ -124,7 +139,9 @@ def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTrans
     config = run.config
     with torch.device("meta"):
         model = build_model(described.args)
-    weights = open_weights(run.base, run.weights, {key: value.shape for key, value in model.state_dict().items()})
+    weights = open_weights(
+        run.base, run.weights, {key: value.shape for key, value in model.state_dict().items()}
+    )
     inject(model, config.lora)
     shard(model, ranks, config.mixed_precision == "bf16", config.parallel)
     model.to_empty(device=ranks.device)

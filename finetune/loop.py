@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from finetune import checkpoint
 from finetune.advantage import advantages
 from finetune.align_run import AlignRun
-from finetune.aside import score_aside
 from finetune.checkpoint import Progress
 from finetune.hands import Hands, Said, Stopped, WentBack
 from finetune.objectives.rwr import group_weights
-from finetune.recipe import GsbDpoPhase, NftPhase, Phase, RwrPhase
-from finetune.round import Parts, play
+from finetune.recipe import AlignConfig, GsbDpoPhase, NftPhase, Phase, RwrPhase
 from finetune.types import Advantage
 
 Judged = tuple[Any, Advantage | None]  # clips, or pairs that need no advantage
@@ -25,8 +26,12 @@ class Alignment:
     """`run_rounds` goes on from what `resume` found. begin: told of the progress when rounds begin, or begin again; log: of each row."""
 
     def __init__(
-        self, run: AlignRun, hands: Hands, log: Callable[[dict[str, Any], int], None], begin: Callable[[Progress], None] = lambda _: None
-    ) -> None:  # fmt: skip
+        self,
+        run: AlignRun,
+        hands: Hands,
+        log: Callable[[dict[str, Any], int], None],
+        begin: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
         self.run, self.config, self.hands, self.log, self.begin = run, run.config, hands, log, begin
         self.progress = Progress()
         self.learning = False
@@ -65,7 +70,9 @@ class Alignment:
             if not self.learning:
                 self._save()
             kept = checkpoint.newest(self.run.out)
-            raise ValueError(f"round {self.progress.rounds + 1} is lost, the saved state is that of round {kept}: {error}") from error
+            raise ValueError(
+                f"round {self.progress.rounds + 1} is lost, the saved state is that of round {kept}: {error}"
+            ) from error
         self._save()
         return "finished"
 
@@ -109,15 +116,23 @@ class Alignment:
             assert isinstance(phase, GsbDpoPhase)
             return (clips, None), {"pairs": float(phase.pairs_per_round)}
         progress, routes = self.progress, self.config.rubric.routes()
-        whole = advantages({name: said.values[name] for name in routes}, said.groups, routes, self.config.rubric.advantage)
+        whole = advantages(
+            {name: said.values[name] for name in routes}, said.groups, routes, self.config.rubric.advantage
+        )
         flat = progress.flat_rounds + 1 if whole.contrast == 0 else 0
         if flat >= self.config.max_flat_rounds:
             why = ", ".join(_spread(name, said.values[name], said.reasons) for name in routes)
-            raise ValueError(f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric and the clips")
+            raise ValueError(
+                f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric and the clips"
+            )
         progress.flat_rounds = flat
         if isinstance(phase, RwrPhase):
             whole = group_weights(whole, said.groups, phase.objective)
-        found = {"contrast": whole.contrast, "skipped_groups": float(whole.skipped), "clips": float(len(said.groups))}
+        found = {
+            "contrast": whole.contrast,
+            "skipped_groups": float(whole.skipped),
+            "clips": float(len(said.groups)),
+        }
         return (clips, whole), {**said.means, **found}
 
     def _learn(self, name: str, phase: Phase, judged: Judged, index: int) -> Mapping[str, float]:
@@ -145,3 +160,70 @@ def _spread(name: str, values: Tensor, reasons: Mapping[str, str]) -> str:
     if not len(known):
         return f"{name}: all NaN, {reasons.get(name, 'no reason given')}"
     return f"{name}: all from {float(known.min()):.4g} to {float(known.max()):.4g}"
+
+
+Clips = TypeVar("Clips")
+Answers = TypeVar("Answers")
+Judged = TypeVar("Judged")
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts(Generic[Clips, Answers, Judged]):
+    """The parts of a round. `judge` also answers what it wants logged."""
+
+    roll_out: Callable[[int], Clips]
+    score: Callable[[Clips], Answers]
+    judge: Callable[[Clips, Answers], tuple[Judged, Metrics]]
+    learn: Callable[[Judged, int], Metrics]
+    publish: Callable[[int], Metrics]
+    log: Callable[[dict[str, Any], int], None]
+
+
+def play(index: int, parts: Parts[Clips, Answers, Judged]) -> dict[str, Any]:
+    """Round `index` (from 0); logs and returns its row with the seconds of each part. Raises what a part raises."""
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, part: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        answer = part(*arguments)
+        seconds[f"seconds/{name}"] = time.perf_counter() - start
+        return answer
+
+    clips = timed("rollout", parts.roll_out, index)
+    said = timed("score", parts.score, clips)
+    judged, found = timed("advantage", parts.judge, clips, said)
+    learned = timed("update", parts.learn, judged, index)
+    published = timed("publish", parts.publish, index)
+    row = {**found, **learned, **published, **seconds, "seconds_per_step": sum(seconds.values())}
+    parts.log(row, index + 1)
+    return row
+
+
+def score_aside(hands: Hands, config: AlignConfig, progress: Progress, rounds: int) -> dict[str, float]:
+    """`aside/...` means; takes note in `progress`, and has the weights kept, where the total is the best. All ranks call it."""
+    said = hands.score_aside(rounds)
+    if said is None:
+        return {}
+    total = _total(said.values, config, progress)
+    if progress.best_total is None or total > progress.best_total:
+        progress.best_total, progress.best_round, progress.without_better = total, rounds, 0
+        hands.keep_best()
+    else:
+        progress.without_better += 1
+    return {"aside_total": total, **{f"aside/{name}": value for name, value in said.means.items()}}
+
+
+def _total(values: Mapping[str, Tensor], config: AlignConfig, progress: Progress) -> float:
+    """Weighted sum of how far each reward's mean has moved since the first scoring, in its deviations there."""
+    total = 0.0
+    for name, route in config.rubric.routes().items():
+        known = values[name][~values[name].isnan()]
+        mean = float(known.mean()) if len(known) else math.nan
+        if name not in progress.baseline:
+            spread = float(known.std()) if len(known) > 1 else 0.0
+            progress.baseline[name] = [mean, spread]
+        before, spread = progress.baseline[name]
+        moved = (mean - before) / max(spread, 1e-6)
+        total += route.weight * moved if math.isfinite(moved) else 0.0
+    return total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain.config import nearest
 from pretrain.model.attention import Projections
 from pretrain.model.blocks import FeedForward, Head
-from pretrain.model.sharded import put
+from pretrain.model.checkpoint import put
 from pretrain.model.shell import AVTransformer
 from pretrain.randomness import generator_for
 
@@ -45,7 +45,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
-            raise ValueError(f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha {self.alpha}")
+            raise ValueError(
+                f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha {self.alpha}"
+            )
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name groups of layers: {', '.join(GROUPS)}")
         for group in self.targets:
@@ -62,9 +64,13 @@ def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if _group(name, module) in groups:
-            names += [f"{name}.{child}" for child, layer in module.named_children() if isinstance(layer, nn.Linear)]
+            names += [
+                f"{name}.{child}" for child, layer in module.named_children() if isinstance(layer, nn.Linear)
+            ]
     if not names:
-        raise ValueError(f"lora.targets: paradigm {model.args.paradigm} has no layers of {', '.join(groups)}; valid: {', '.join(GROUPS)}")
+        raise ValueError(
+            f"lora.targets: paradigm {model.args.paradigm} has no layers of {', '.join(groups)}; valid: {', '.join(GROUPS)}"
+        )
     return names
 
 
@@ -95,13 +101,20 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
     if any(".lora_A." in name for name, _ in model.named_parameters()):
         raise ValueError("the model has adapters already; inject into a freshly built or loaded one")
     names = target_names(model, config.targets)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws first values that `reset` overwrites
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two adapters are meant
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+    ):  # PEFT draws first values that `reset` overwrites
+        warnings.filterwarnings(
+            "ignore", message="Already found a `peft_config` attribute"
+        )  # two adapters are meant
         for adapter in (DEFAULT, OLD):
             inject_adapter_in_model(peft_config(config, names), model, adapter)
     layers = adapter_layers(model)
     if sorted(layers) != sorted(names):
-        raise ValueError(f"PEFT wrapped {len(layers)} layers where {len(names)} were named; use a peft release that setup installs")
+        raise ValueError(
+            f"PEFT wrapped {len(layers)} layers where {len(names)} were named; use a peft release that setup installs"
+        )
     set_roles(layers)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -118,7 +131,9 @@ def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
     """What PEFT is told, and what adapter_config.json says."""
     import peft
 
-    return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(names), lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    return peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(names), lora_dropout=0.0, bias="none"
+    )  # type: ignore[arg-type]
 
 
 def reset(model: nn.Module, config: LoraConfig) -> None:

@@ -14,7 +14,8 @@ from finetune.recipe import AlignConfig
 from finetune.rollout import Asked, ask, roll_out
 from finetune.rollout_store import write_store
 from finetune.types import Role, Rollout
-from pretrain.codecs.base import check_trained_on, load_codecs
+from pretrain.codecs.base import check_trained_on
+from pretrain.codecs.load import load_codecs
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.generate import GenerateConfig, reference_voices
 from pretrain.model.checkpoint import WeightsName, load_model
@@ -38,7 +39,9 @@ class RolloutsConfig:
 
     def __post_init__(self) -> None:
         if self.clips_per_prompt < 2 or self.batch < 1:
-            raise ValueError(f"rollouts: clips_per_prompt must be at least 2 and batch at least 1, got {self}")
+            raise ValueError(
+                f"rollouts: clips_per_prompt must be at least 2 and batch at least 1, got {self}"
+            )
 
 
 class BasePolicy:
@@ -47,16 +50,25 @@ class BasePolicy:
     def __init__(self, model: AVTransformer) -> None:
         self.model = model
 
-    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
+    def velocity(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
+    ) -> Velocity:
         return self.model(video, audio, conditioning)
 
     def guided(
-        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning, scales: GuidanceScales
-    ) -> Velocity:  # fmt: skip
+        self,
+        role: Role,
+        video: Stream | None,
+        audio: Stream | None,
+        conditioning: Conditioning,
+        scales: GuidanceScales,
+    ) -> Velocity:
         return guided_velocity(lambda given: self.model(video, audio, given), conditioning, scales)
 
 
-def make_rollouts(config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path) -> dict[str, Any]:
+def make_rollouts(
+    config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
+) -> dict[str, Any]:
     """Replace `out` by a store of K clips for each prompt that alignment by `sizes` may train on. Returns counts and seconds.
 
     Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of several lengths.
@@ -70,9 +82,19 @@ def make_rollouts(config: RolloutsConfig, sizes: AlignConfig, base: Path, codec:
     if config.bf16:
         lower_precision(model, torch.bfloat16)
     clips = _by_prompt(BasePolicy(model), rows, asked, config)
-    facts = {"checkpoint_id": described.facts["checkpoint_id"], "codec_id": codecs.codec_id, "weights": config.weights, "seed": config.seed}
+    facts = {
+        "checkpoint_id": described.facts["checkpoint_id"],
+        "codec_id": codecs.codec_id,
+        "weights": config.weights,
+        "seed": config.seed,
+    }
     write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt})
-    return {"clips": len(clips.groups), "prompts": len(rows), "seconds": round(time.perf_counter() - started, 2), **facts}
+    return {
+        "clips": len(clips.groups),
+        "prompts": len(rows),
+        "seconds": round(time.perf_counter() - started, 2),
+        **facts,
+    }
 
 
 def _by_prompt(policy: BasePolicy, rows: list[PromptRow], asked: Asked, config: RolloutsConfig) -> Rollout:
@@ -81,7 +103,20 @@ def _by_prompt(policy: BasePolicy, rows: list[PromptRow], asked: Asked, config: 
     made = []
     for start in track(range(0, len(rows), size), -(-len(rows) // size), "rollouts (batches)"):
         part = asked.part(start, start + size)
-        made.append(roll_out(policy, "reference", part, config.sampler, config.batch, (config.seed, "votes"), torch.device("cpu")))
+        made.append(
+            roll_out(
+                policy,
+                "reference",
+                part,
+                config.sampler,
+                config.batch,
+                (config.seed, "votes"),
+                torch.device("cpu"),
+            )
+        )
     whole = made[0]
-    joined = {name: torch.cat([getattr(part, name) for part in made]) for name in ("video", "audio", "groups", "sample_ids")}
+    joined = {
+        name: torch.cat([getattr(part, name) for part in made])
+        for name in ("video", "audio", "groups", "sample_ids")
+    }
     return replace(whole, conditioning=asked.conditioning, **joined)

@@ -27,9 +27,13 @@ class Draw:
 def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> Draw:
     """Level and noise of each clip from (key, its sample id)."""
     ids, device = rollout.sample_ids.tolist(), rollout.video.device
-    drawn = torch.tensor([draw_level(levels, generator_for(*key, sample, "level")) for sample in ids], device=device)
+    drawn = torch.tensor(
+        [draw_level(levels, generator_for(*key, sample, "level")) for sample in ids], device=device
+    )
     video, audio = (
-        torch.stack([torch.randn(clean.shape[1:], generator=generator_for(*key, sample, name)) for sample in ids]).to(clean)
+        torch.stack(
+            [torch.randn(clean.shape[1:], generator=generator_for(*key, sample, name)) for sample in ids]
+        ).to(clean)
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
     return Draw(drawn, level_weight(drawn, levels), video, audio)
@@ -46,7 +50,11 @@ def usable(batch: Scored, weights: bool = False) -> Rollout:
     """The clips with those that take no part zeroed: one of NaN would reach the weights even through a loss of 0.
     Raises ValueError where weights were given for advantages or the other way round."""
     if batch.advantage.are_weights != weights:
-        wanted = "weights: turn a round's advantages into them by rwr.group_weights" if weights else "advantages, got rwr's weights"
+        wanted = (
+            "weights: turn a round's advantages into them by rwr.group_weights"
+            if weights
+            else "advantages, got rwr's weights"
+        )
         raise ValueError(f"this objective reads {wanted}")
     rollout, valid = batch.rollout, batch.advantage.valid
 
@@ -56,9 +64,14 @@ def usable(batch: Scored, weights: bool = False) -> Rollout:
     steps = rollout.trajectory
     if steps is not None:
         steps = replace(
-            steps, video=kept(steps.video), audio=kept(steps.audio), next_video=kept(steps.next_video), next_audio=kept(steps.next_audio),
-            log_prob_video=kept(steps.log_prob_video), log_prob_audio=kept(steps.log_prob_audio),
-        )  # fmt: skip
+            steps,
+            video=kept(steps.video),
+            audio=kept(steps.audio),
+            next_video=kept(steps.next_video),
+            next_audio=kept(steps.next_audio),
+            log_prob_video=kept(steps.log_prob_video),
+            log_prob_audio=kept(steps.log_prob_audio),
+        )
     return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
@@ -76,7 +89,9 @@ def both(velocity: Velocity) -> tuple[Tensor, Tensor]:
     """(video, audio) in fp32 or more. Raises ValueError where the policy left one out."""
     if velocity.video is None or velocity.audio is None:
         raise ValueError("the policy answered for one modality only; alignment needs both video and audio")
-    video, audio = (part if part.dtype == torch.float64 else part.float() for part in (velocity.video, velocity.audio))
+    video, audio = (
+        part if part.dtype == torch.float64 else part.float() for part in (velocity.video, velocity.audio)
+    )
     return video, audio
 
 

@@ -27,7 +27,9 @@ class PairSource:
     store: RolloutStore
     shares: TieShares
 
-    def of_round(self, phase: GsbDpoPhase, seed: int, index: int, rank: int, world_size: int) -> PreferencePairs:
+    def of_round(
+        self, phase: GsbDpoPhase, seed: int, index: int, rank: int, world_size: int
+    ) -> PreferencePairs:
         """This rank's equal part of each optimizer step of round `index`. The pairs are walked through in an order of their own for
         each pass; what no longer fills a round is left out of it."""
         turn, place = divmod(index, len(self.pairs) // phase.pairs_per_round)
@@ -38,8 +40,14 @@ class PairSource:
 
     def batch(self, pairs: Sequence[PreferencePair]) -> PreferencePairs:
         """The pairs with their clips."""
-        labels = {name: torch.tensor([_label(pair, axes) for pair in pairs], dtype=torch.int8) for name, axes in AXES.items()}
-        first, second = (self.store.rollout([getattr(pair, side).clip_id for pair in pairs]) for side in ("first", "second"))
+        labels = {
+            name: torch.tensor([_label(pair, axes) for pair in pairs], dtype=torch.int8)
+            for name, axes in AXES.items()
+        }
+        first, second = (
+            self.store.rollout([getattr(pair, side).clip_id for pair in pairs])
+            for side in ("first", "second")
+        )
         return PreferencePairs(first, second, **labels)
 
 
@@ -49,10 +57,16 @@ def open_pairs(path: Path, store: RolloutStore, phase: GsbDpoPhase) -> PairSourc
     for pair in pairs:
         for clip in (pair.first, pair.second):
             if clip.clip_id not in store.places:
-                raise ValueError(f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were voted on")
+                raise ValueError(
+                    f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were voted on"
+                )
     if len(pairs) < phase.pairs_per_round:
-        raise ValueError(f"{path}: {len(pairs)} pairs, but a round takes {phase.pairs_per_round}; set gsb_dpo.pairs_per_round")
-    if pairs[0].first.case_id and any(store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs):
+        raise ValueError(
+            f"{path}: {len(pairs)} pairs, but a round takes {phase.pairs_per_round}; set gsb_dpo.pairs_per_round"
+        )
+    if pairs[0].first.case_id and any(
+        store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs
+    ):
         raise ValueError(f"{path}: a pair's clips answer different prompts; export the votes again")
     source = PairSource(pairs, store, TieShares())
     try:

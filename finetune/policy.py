@@ -44,7 +44,9 @@ class LoraPolicy:
         """The trained parameters, in the model's order."""
         return list(self.adapters[DEFAULT].values())
 
-    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
+    def velocity(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
+    ) -> Velocity:
         """With gradient where `role` is default and gradients are on."""
         if role == DEFAULT:
             return self.model(video, audio, conditioning)
@@ -52,20 +54,32 @@ class LoraPolicy:
             return self.model(video, audio, conditioning)
 
     def guided(
-        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning, scales: GuidanceScales,
+        self,
+        role: Role,
+        video: Stream | None,
+        audio: Stream | None,
+        conditioning: Conditioning,
+        scales: GuidanceScales,
         negative: Conditioning | None = None,
-    ) -> Velocity:  # fmt: skip
+    ) -> Velocity:
         """Guided velocity, without gradient; for rollouts."""
         joint = video is not None and audio is not None
-        with torch.no_grad(), self._acting_as(role):  # inference mode would leave gathered weights that backward cannot save
-            return guided_velocity(lambda given: self.model(video, audio, given), conditioning, scales, negative, joint)
+        with (
+            torch.no_grad(),
+            self._acting_as(role),
+        ):  # inference mode would leave gathered weights that backward cannot save
+            return guided_velocity(
+                lambda given: self.model(video, audio, given), conditioning, scales, negative, joint
+            )
 
     @torch.no_grad()
     def update_old(self, decay: float) -> None:
         """old <- decay * old + (1 - decay) * default. Raises ValueError on a decay outside [0, 1]."""
         if not 0 <= decay <= 1:
             raise ValueError(f"the old policy's decay must be between 0 and 1, got {decay}")
-        old, default = ([local_shard(value) for value in self.adapters[name].values()] for name in (OLD, DEFAULT))
+        old, default = (
+            [local_shard(value) for value in self.adapters[name].values()] for name in (OLD, DEFAULT)
+        )
         torch._foreach_lerp_(old, default, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.old_updates += 1
         self.weights_changed()
@@ -90,7 +104,10 @@ class LoraPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Both adapters and the average (DTensors where sharded), with their update counts; for DCP or, on one rank, safetensors."""
-        adapters = {adapter: {name: value.detach() for name, value in found.items()} for adapter, found in self.adapters.items()}
+        adapters = {
+            adapter: {name: value.detach() for name, value in found.items()}
+            for adapter, found in self.adapters.items()
+        }
         return {"adapters": adapters, "old_updates": self.old_updates, "ema": self.ema.state_dict()}
 
     @torch.no_grad()
@@ -116,9 +133,19 @@ class LoraPolicy:
         for name, default in self.adapters[DEFAULT].items():
             old = self.adapters[OLD][name]
             if default.dtype != torch.float32 or old.dtype != torch.float32:
-                raise ValueError(f"{name} is {default.dtype}; adapters stay fp32: lower the base's precision before inject, not after")
-            if isinstance(default, DTensor) and isinstance(old, DTensor) and default.placements != old.placements:
-                raise ValueError(f"{name}: adapters default and old are sharded unlike: {default.placements} and {old.placements}")
+                raise ValueError(
+                    f"{name} is {default.dtype}; adapters stay fp32: lower the base's precision before inject, not after"
+                )
+            if (
+                isinstance(default, DTensor)
+                and isinstance(old, DTensor)
+                and default.placements != old.placements
+            ):
+                raise ValueError(
+                    f"{name}: adapters default and old are sharded unlike: {default.placements} and {old.placements}"
+                )
         trained = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
         if trained != {id(parameter) for parameter in self.parameters}:
-            raise ValueError("exactly the adapter `default` must be trainable; leave requires_grad as finetune.lora.inject sets it")
+            raise ValueError(
+                "exactly the adapter `default` must be trainable; leave requires_grad as finetune.lora.inject sets it"
+            )

@@ -30,10 +30,14 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
     rows = read_prompts(path)
     for row in rows:
         if row.image_path:
-            raise ValueError(f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a first frame out")
+            raise ValueError(
+                f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a first frame out"
+            )
         for reference in row.reference_paths:
             if reference is not None and not reference.is_file():
-                raise FileNotFoundError(f"{path}:{row.line}: {reference} does not exist; correct the path or remove it")
+                raise FileNotFoundError(
+                    f"{path}:{row.line}: {reference} does not exist; correct the path or remove it"
+                )
     by_length: dict[int, list[PromptRow]] = {}
     for row in shuffled(rows, config.seed, "prompts"):
         by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
@@ -55,7 +59,10 @@ def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index
     """`number` prompts of round `index`. A list is walked through in an order of its own for each pass; what is left of a pass
     when it no longer fills a round is left out of it."""
     weights = torch.tensor([float(len(some)) for some in prompts.train])
-    choices = [int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length"))) for before in range(index + 1)]
+    choices = [
+        int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length")))
+        for before in range(index + 1)
+    ]
     rows, visit = prompts.train[choices[-1]], choices[:-1].count(choices[-1])
     turn, place = divmod(visit, len(rows) // number)
     return shuffled(rows, config.seed, "pass", turn)[place * number : (place + 1) * number]
@@ -64,7 +71,9 @@ def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index
 def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:
     """This rank's equal, contiguous part. Raises ValueError where there is none."""
     if len(rows) % world_size:
-        raise ValueError(f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or stop.prompts")
+        raise ValueError(
+            f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or stop.prompts"
+        )
     size = len(rows) // world_size
     return list(rows[rank * size : (rank + 1) * size])
 

@@ -10,9 +10,8 @@ from finetune.advantage import AdvantageConfig, Route
 from finetune.lora import LoraConfig
 from finetune.objectives.grpo import GrpoConfig
 from finetune.objectives.gsb_dpo import GsbDpoConfig
-from finetune.objectives.nft import NftConfig
+from finetune.objectives.nft import NftConfig, OldSchedule
 from finetune.objectives.rwr import RwrConfig
-from finetune.old_schedule import OldSchedule
 from finetune.sde import Kernel
 from pretrain.config import nearest
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales
@@ -43,7 +42,15 @@ class Phase:
     rollout_batch: int = 96  # clips per rank and forward pass while sampling
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "prompts_per_round", "clips_per_prompt", "epochs", "steps_per_epoch", "micro_batch", "rollout_batch"):
+        for name in (
+            "rounds",
+            "prompts_per_round",
+            "clips_per_prompt",
+            "epochs",
+            "steps_per_epoch",
+            "micro_batch",
+            "rollout_batch",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lr <= 0:
@@ -75,10 +82,19 @@ class RwrPhase(Phase):
     lr: float = 1e-3
     sampler: SamplerConfig = field(
         default_factory=lambda: SamplerConfig(
-            solver="euler", steps=16, shift=5.0,
-            guidance=GuidanceScales(text_video=0.0, text_audio=2.0, align_video=2.0, align_audio=0.0, timbre_audio=0.0, timbre_video=0.0),
+            solver="euler",
+            steps=16,
+            shift=5.0,
+            guidance=GuidanceScales(
+                text_video=0.0,
+                text_audio=2.0,
+                align_video=2.0,
+                align_audio=0.0,
+                timbre_audio=0.0,
+                timbre_video=0.0,
+            ),
         )
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +110,9 @@ class GsbDpoPhase(Phase):
 
     def _check_steps(self) -> None:
         if self.pairs_per_round < 1 or self.pairs_per_round % self.steps_per_epoch:
-            raise ValueError(f"steps_per_epoch {self.steps_per_epoch} must divide pairs_per_round {self.pairs_per_round}")
+            raise ValueError(
+                f"steps_per_epoch {self.steps_per_epoch} must divide pairs_per_round {self.pairs_per_round}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +150,13 @@ class GrpoPhase(Phase):
         super().__post_init__()
         if not 1 <= self.window <= self.first_steps <= self.sampler.steps - 1:
             got = f"window {self.window}, first_steps {self.first_steps}, sampler.steps {self.sampler.steps}"
-            raise ValueError(f"grpo: expected 1 <= window <= first_steps < sampler.steps (the last step is deterministic), got {got}")
+            raise ValueError(
+                f"grpo: expected 1 <= window <= first_steps < sampler.steps (the last step is deterministic), got {got}"
+            )
         if self.sampler.solver != "euler" or self.sampler.guidance != NO_GUIDANCE:
-            raise ValueError("grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the trained policy")
+            raise ValueError(
+                "grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the trained policy"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +164,18 @@ class RubricConfig:
     """Weights of the rewards by what they speak about; better is higher (a reward that is better when lower is turned round)."""
 
     video: Mapping[str, float] = field(default_factory=dict)
-    audio: Mapping[str, float] = field(default_factory=lambda: {"intelligibility_pocketsphinx": 1.0, "sim_resemblyzer": 0.25})
+    audio: Mapping[str, float] = field(
+        default_factory=lambda: {"intelligibility_pocketsphinx": 1.0, "sim_resemblyzer": 0.25}
+    )
     sync: Mapping[str, float] = field(default_factory=lambda: {"sync_mini": 1.0})  # to both modalities
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
 
     def __post_init__(self) -> None:
         names = [name for part in (self.video, self.audio, self.sync) for name in part]
         if doubled := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"rubric: {sorted(doubled)[0]!r} is under two of video, audio and sync; sync leads to both")
+            raise ValueError(
+                f"rubric: {sorted(doubled)[0]!r} is under two of video, audio and sync; sync leads to both"
+            )
         if not names:
             raise ValueError("rubric: no reward; name one under video, audio or sync")
         self.routes()
@@ -178,7 +204,9 @@ class StopConfig:
 
     def __post_init__(self) -> None:
         if self.prompts < 0 or self.every < 1 or self.patience < 0:
-            raise ValueError(f"stop: prompts and patience must not be negative and every at least 1, got {self}")
+            raise ValueError(
+                f"stop: prompts and patience must not be negative and every at least 1, got {self}"
+            )
         if self.patience and not self.prompts:
             raise ValueError("stop.patience needs prompts to score; set stop.prompts")
 
@@ -194,10 +222,14 @@ class AlignConfig:
     grpo: GrpoPhase = field(default_factory=GrpoPhase)
     lora: LoraConfig = field(default_factory=LoraConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)
-    reward_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # beside those that the pipeline knows
+    reward_options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # beside those that the pipeline knows
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
-    curated_prompts: bool = True  # the pipeline gives the ones that were chosen, False: all that are not set aside
+    curated_prompts: bool = (
+        True  # the pipeline gives the ones that were chosen, False: all that are not set aside
+    )
     seed: int = 0
     ema_decay: float = 0.9
     weight_decay: float = 1e-4
@@ -223,7 +255,9 @@ class AlignConfig:
         if self.mixed_precision not in ("fp32", "bf16"):
             raise ValueError(f"mixed_precision: expected fp32 or bf16, got {self.mixed_precision!r}")
         if self.parallel.context != 1:
-            raise ValueError(f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; set it to 1")
+            raise ValueError(
+                f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; set it to 1"
+            )
         for name in ("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -245,6 +279,10 @@ class AlignConfig:
             parts = world_size * (phase.steps_per_epoch if isinstance(phase, GsbDpoPhase) else 1)
             if getattr(phase, key) % parts:
                 found = f"{name}.{key} {getattr(phase, key)}"
-                raise ValueError(f"{found} does not divide into {parts} equal parts ({world_size} ranks); change it")
+                raise ValueError(
+                    f"{found} does not divide into {parts} equal parts ({world_size} ranks); change it"
+                )
         if self.stop.prompts % world_size:
-            raise ValueError(f"stop.prompts {self.stop.prompts} does not divide over {world_size} ranks; change it")
+            raise ValueError(
+                f"stop.prompts {self.stop.prompts} does not divide over {world_size} ranks; change it"
+            )

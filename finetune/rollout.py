@@ -39,7 +39,12 @@ class RollingPolicy(Policy, Protocol):
     """A policy that can be sampled with guidance."""
 
     def guided(
-        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning, scales: GuidanceScales
+        self,
+        role: Role,
+        video: Stream | None,
+        audio: Stream | None,
+        conditioning: Conditioning,
+        scales: GuidanceScales,
     ) -> Velocity: ...
 
 
@@ -67,14 +72,24 @@ class Asked:
         return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
 
 
-def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices: Mapping[Path, Tensor], config: AlignConfig) -> Asked:
+def ask(
+    rows: Sequence[PromptRow],
+    clips_per_prompt: int,
+    codecs: Codecs,
+    voices: Mapping[Path, Tensor],
+    config: AlignConfig,
+) -> Asked:
     """Encode the prompts once and repeat their rows. Raises ValueError where they are not of one length or start from an image."""
     lengths = {row.num_frames or config.num_frames for row in rows}
     if len(lengths) != 1 or any(row.image_path for row in rows):
-        raise ValueError(f"a round rolls out prompts of one length and without first frames, got lengths {sorted(lengths)}")
+        raise ValueError(
+            f"a round rolls out prompts of one length and without first frames, got lengths {sorted(lengths)}"
+        )
     num_frames = lengths.pop()
     encoded = conditioning_of(rows, codecs, voices)
-    repeated = Conditioning(*(getattr(encoded, item.name).repeat_interleave(clips_per_prompt, 0) for item in fields(encoded)))
+    repeated = Conditioning(
+        *(getattr(encoded, item.name).repeat_interleave(clips_per_prompt, 0) for item in fields(encoded))
+    )
     numbers = [(row.data_id, k) for row in rows for k in range(clips_per_prompt)]
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
     return Asked(
@@ -89,26 +104,47 @@ def ask(rows: Sequence[PromptRow], clips_per_prompt: int, codecs: Codecs, voices
 
 
 def roll_out(
-    policy: RollingPolicy, role: Role, asked: Asked, sampler: SamplerConfig, batch: int, key: Key, device: torch.device,
+    policy: RollingPolicy,
+    role: Role,
+    asked: Asked,
+    sampler: SamplerConfig,
+    batch: int,
+    key: Key,
+    device: torch.device,
     stochastic: GrpoPhase | None = None,
-) -> Rollout:  # fmt: skip
+) -> Rollout:
     """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every draw begins with."""
     whole = Rollout(
-        video=_noise(asked, key, "video", asked.video_shape), audio=_noise(asked, key, "audio", asked.audio_shape),
-        conditioning=asked.conditioning, groups=asked.groups, sample_ids=asked.sample_ids, clock=asked.clock,
-    )  # fmt: skip
+        video=_noise(asked, key, "video", asked.video_shape),
+        audio=_noise(asked, key, "audio", asked.audio_shape),
+        conditioning=asked.conditioning,
+        groups=asked.groups,
+        sample_ids=asked.sample_ids,
+        clock=asked.clock,
+    )
     places = torch.arange(len(whole.groups)).split(batch)
     made = [_made(policy, role, take(whole, rows), sampler, key, device, stochastic) for rows in places]
     return joined(made)
 
 
 def _noise(asked: Asked, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=generator_for(*key, sample, name)) for sample in asked.sample_ids.tolist()])
+    return torch.stack(
+        [
+            torch.randn(shape, generator=generator_for(*key, sample, name))
+            for sample in asked.sample_ids.tolist()
+        ]
+    )
 
 
 def _made(
-    policy: RollingPolicy, role: Role, noise: Rollout, sampler: SamplerConfig, key: Key, device: torch.device, stochastic: GrpoPhase | None
-) -> Rollout:  # fmt: skip
+    policy: RollingPolicy,
+    role: Role,
+    noise: Rollout,
+    sampler: SamplerConfig,
+    key: Key,
+    device: torch.device,
+    stochastic: GrpoPhase | None,
+) -> Rollout:
     given = to_device(noise, device)
     if stochastic is not None:
         return to_device(_walk(policy, role, given, stochastic, key), torch.device("cpu"))
@@ -117,21 +153,31 @@ def _made(
         return policy.guided(role, *streams(state, level, given.clock), given.conditioning, sampler.guidance)
 
     with torch.no_grad():
-        made = solve(velocity, Latents(given.video, given.audio), sampler.steps, sampler.shift, sampler.solver)
+        made = solve(
+            velocity, Latents(given.video, given.audio), sampler.steps, sampler.shift, sampler.solver
+        )
     assert made.video is not None and made.audio is not None
     return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
 def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
     """Euler steps, stochastic ones inside each group's window."""
-    table = torch.tensor(sampling_levels(phase.sampler.steps, phase.sampler.shift), dtype=torch.float64, device=noise.video.device)
+    table = torch.tensor(
+        sampling_levels(phase.sampler.steps, phase.sampler.shift),
+        dtype=torch.float64,
+        device=noise.video.device,
+    )
     starts = window_starts(noise.groups, phase, key)
     states = {"video": noise.video, "audio": noise.audio}
     kept: dict[str, list[list[Tensor]]] = {}
     for index in range(phase.sampler.steps):
         now, then = table[index].expand(len(starts)), table[index + 1].expand(len(starts))
         with torch.no_grad():
-            answer = both(policy.velocity(role, *streams_at(states["video"], states["audio"], now, noise.clock), noise.conditioning))
+            answer = both(
+                policy.velocity(
+                    role, *streams_at(states["video"], states["audio"], now, noise.clock), noise.conditioning
+                )
+            )
         inside = (starts <= index) & (index < starts + phase.window)
         rows = inside.nonzero()[:, 0]
         for (name, state), velocity in zip(tuple(states.items()), answer, strict=True):
@@ -144,7 +190,9 @@ def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, k
                     of_row = kept.setdefault(name, [[] for _ in starts])[row]
                     of_row.append(state[row])
                     kept.setdefault(f"next_{name}", [[] for _ in starts])[row].append(taken.next_state[place])
-                    kept.setdefault(f"log_prob_{name}", [[] for _ in starts])[row].append(taken.log_prob[place])
+                    kept.setdefault(f"log_prob_{name}", [[] for _ in starts])[row].append(
+                        taken.log_prob[place]
+                    )
             states[name] = after
     stacked = {name: torch.stack([torch.stack(of_row) for of_row in rows]) for name, rows in kept.items()}
     at = starts[:, None] + torch.arange(phase.window, device=starts.device)
@@ -160,7 +208,10 @@ def window_starts(groups: Tensor, phase: GrpoPhase, key: Key) -> Tensor:
 
 
 def _step_noise(sample_ids: Tensor, key: Key, name: str, like: Tensor) -> Tensor:
-    drawn = [torch.randn(like.shape[1:], generator=generator_for(*key, sample, name)) for sample in sample_ids.tolist()]
+    drawn = [
+        torch.randn(like.shape[1:], generator=generator_for(*key, sample, name))
+        for sample in sample_ids.tolist()
+    ]
     return torch.stack(drawn).to(like)
 
 
@@ -170,5 +221,12 @@ def to_device(rollout: Rollout, device: torch.device) -> Rollout:
     conditioning = rollout.conditioning.to(device)
     steps = rollout.trajectory
     if steps is not None:
-        steps = replace(steps, **{item.name: getattr(steps, item.name).to(device) for item in fields(steps) if item.name != "kernel"})
+        steps = replace(
+            steps,
+            **{
+                item.name: getattr(steps, item.name).to(device)
+                for item in fields(steps)
+                if item.name != "kernel"
+            },
+        )
     return replace(rollout, **moved, conditioning=conditioning, trajectory=steps)

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from finetune.types import Rollout
 from pretrain.codecs.base import Codecs
-from pretrain.data.store import replace_folder
-from pretrain.files import read_json, save_tensors
+from pretrain.data.stream.store import replace_folder
+from pretrain.files import read_json, save_tensors, write_json
 from pretrain.jsonl import FieldError, dump, scan
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
 from pretrain.sampling import Clock
-from pretrain.torchrun import write_json
 from pretrain.types import Conditioning
 
 INDEX, META = "index.jsonl", "store.json"
@@ -43,17 +42,31 @@ def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: 
     partial.mkdir(parents=True, exist_ok=True)
     index = []
     tensors = {"video": clips.video, "audio": clips.audio, "sample_ids": clips.sample_ids}
-    tensors |= {f"conditioning.{name}": getattr(clips.conditioning, name) for name in Conditioning.__dataclass_fields__}
+    tensors |= {
+        f"conditioning.{name}": getattr(clips.conditioning, name)
+        for name in Conditioning.__dataclass_fields__
+    }
     for number, places in enumerate(torch.arange(len(clips.groups)).split(SHARD)):
-        save_tensors({name: value[places].contiguous() for name, value in tensors.items()}, partial / f"{number:05d}.safetensors")
+        save_tensors(
+            {name: value[places].contiguous() for name, value in tensors.items()},
+            partial / f"{number:05d}.safetensors",
+        )
         for place, position in enumerate(places.tolist()):
             row, k = rows[position // count], position % count
             latents = clips.video[position].numpy().tobytes() + clips.audio[position].numpy().tobytes()
-            index.append({
-                "data_id": clip_id(row.data_id, k), "case_id": row.data_id, "prompt": row.prompt.text, "model": f"k{k}",
-                "sha256": hashlib.sha256(latents).hexdigest(), "shard": number, "place": place, "meta": row.meta,
-                "reference_paths": [str(path) if path else "" for path in row.reference_paths],
-            })  # fmt: skip
+            index.append(
+                {
+                    "data_id": clip_id(row.data_id, k),
+                    "case_id": row.data_id,
+                    "prompt": row.prompt.text,
+                    "model": f"k{k}",
+                    "sha256": hashlib.sha256(latents).hexdigest(),
+                    "shard": number,
+                    "place": place,
+                    "meta": row.meta,
+                    "reference_paths": [str(path) if path else "" for path in row.reference_paths],
+                }
+            )
     dump(partial / INDEX, index)
     write_json(partial / META, {**facts, "video_hz": clips.clock.video_hz, "audio_hz": clips.clock.audio_hz})
     replace_folder(partial, folder)
@@ -75,7 +88,9 @@ class RolloutStore:
         """Raises ValueError where the latents are not of `codecs`, the folder `codec`."""
         made_with = self.facts.get("codec_id", codecs.codec_id)
         if made_with != codecs.codec_id:
-            raise ValueError(f"{self.folder}: latents of codec {made_with}, but {codec} is {codecs.codec_id}; roll out again")
+            raise ValueError(
+                f"{self.folder}: latents of codec {made_with}, but {codec} is {codecs.codec_id}; roll out again"
+            )
 
     def case(self, clip: str) -> str:
         return self.places[clip]["case_id"]
@@ -90,11 +105,19 @@ class RolloutStore:
         stacked = {name: torch.stack(values) for name, values in found.items()}
         prefix = "conditioning."
         return Rollout(
-            video=stacked["video"], audio=stacked["audio"], sample_ids=stacked["sample_ids"],
-            conditioning=Conditioning(**{name.removeprefix(prefix): value for name, value in stacked.items() if name.startswith(prefix)}),
+            video=stacked["video"],
+            audio=stacked["audio"],
+            sample_ids=stacked["sample_ids"],
+            conditioning=Conditioning(
+                **{
+                    name.removeprefix(prefix): value
+                    for name, value in stacked.items()
+                    if name.startswith(prefix)
+                }
+            ),
             groups=torch.tensor([stable_hash(self.case(clip)) for clip in clips], dtype=torch.int64),
             clock=Clock(self.facts["video_hz"], self.facts["audio_hz"]),
-        )  # fmt: skip
+        )
 
     def _row(self, shard: int, place: int) -> dict[str, Tensor]:
         path = self.folder / f"{shard:05d}.safetensors"
@@ -104,7 +127,9 @@ class RolloutStore:
             file = self._files[shard]
             return {name: file.get_slice(name)[place] for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, FileNotFoundError, OSError) as error:
-            raise ValueError(f"{path}: not a whole shard of rollouts ({error}); make the rollouts again") from None
+            raise ValueError(
+                f"{path}: not a whole shard of rollouts ({error}); make the rollouts again"
+            ) from None
 
 
 def open_store(folder: Path) -> RolloutStore:

@@ -16,9 +16,9 @@ from finetune.checkpoint import FOLDER
 from finetune.journal import Journal
 from finetune.local_hands import build_hands
 from finetune.loop import Alignment
-from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
+from pretrain.launch.torchrun import report
+from pretrain.titan.manager import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
-from pretrain.torchrun import report
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,7 +37,11 @@ def align(run: AlignRun) -> str:
     for number in SIGNALS:
         signal.signal(number, lambda *_: setattr(hands.scoring, "stop_requested", True))
     journal = Journal(run, hands.take_written) if ranks.rank == 0 else None
-    alignment = Alignment(run, hands, journal.log, journal.begin) if journal else Alignment(run, hands, lambda row, step: None)
+    alignment = (
+        Alignment(run, hands, journal.log, journal.begin)
+        if journal
+        else Alignment(run, hands, lambda row, step: None)
+    )
     alignment.resume()
     try:
         status = alignment.run_rounds()
@@ -45,7 +49,9 @@ def align(run: AlignRun) -> str:
         hands.close()
     model_id = hands.export(alignment.progress) if status == "finished" else ""
     if journal:
-        journal.end(status, alignment.progress.rounds, model_id, str(hands.learner.described.facts["checkpoint_id"]))
+        journal.end(
+            status, alignment.progress.rounds, model_id, str(hands.learner.described.facts["checkpoint_id"])
+        )
     return status
 
 

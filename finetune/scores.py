@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from finetune.hands import Stopped
 from pretrain.prompt import PromptRow
+from pretrain.titan.ranks import Ranks
 
 Sums = dict[str, tuple[float, int]]  # (sum, how many)
 
@@ -20,8 +23,12 @@ class Scores:
     """values: what a rubric weighs, higher is better; the rest is only logged. All [B] fp64, NaN where there is none."""
 
     values: Mapping[str, Tensor]
-    parts: Mapping[str, Tensor] = field(default_factory=dict)  # "reward.part", and rewards as they are measured
-    guardrails: Mapping[str, Tensor] = field(default_factory=dict)  # "speech_ratio", ...; "flagged" is 1 for a clip beyond a limit
+    parts: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # "reward.part", and rewards as they are measured
+    guardrails: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # "speech_ratio", ...; "flagged" is 1 for a clip beyond a limit
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
 
 
@@ -63,3 +70,35 @@ def means(sums: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
 def _sum(value: Tensor) -> tuple[float, int]:
     known = ~value.isnan()
     return float(torch.where(known, value, 0.0).sum()), int(known.sum())
+
+
+class RankScoring:
+    """`stop_requested` may be set from a signal handler; the ranks hear of it at the next scoring."""
+
+    def __init__(self, scorer: Scorer, ranks: Ranks) -> None:
+        self.scorer, self.ranks = scorer, ranks
+        self.stop_requested = False
+
+    def score(
+        self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], stoppable: bool = True
+    ) -> tuple[Scores, dict[str, float]]:
+        """This rank's scores and the means over all ranks. Raises ValueError where a reward failed on any rank, and Stopped after a
+        signal if that is welcome here."""
+        scores, error = Scores({}), ""
+        try:
+            scores = self.scorer.score(video, audio, rows)
+        except Exception as failed:  # whatever it is, the other ranks must not be left waiting
+            error = " ".join(str(failed).split()) or type(failed).__name__
+        answers = self.agree(error, json.dumps(summed(scores)), stoppable)
+        return scores, means([json.loads(answer) for answer in answers])
+
+    def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
+        """Every rank's text, in rank order; raises as `score` does."""
+        answers = [
+            json.loads(answer) for answer in self.ranks.said(json.dumps([error, self.stop_requested, text]))
+        ]
+        if failed := [said for said, _, _ in answers if said]:
+            raise ValueError(failed[0])
+        if stoppable and any(stop for _, stop, _ in answers):
+            raise Stopped
+        return [said for _, _, said in answers]

@@ -28,7 +28,9 @@ class Kernel:
         if self.name not in ("flow_sde", "cps"):
             raise ValueError(f"kernel must be flow_sde or cps, got {self.name!r}")
         if not (self.eta > 0 and (self.name == "flow_sde" or self.eta <= 1)):
-            raise ValueError(f"eta must be above 0 (cps: at most 1), got {self.eta} for {self.name}; without noise there is no density")
+            raise ValueError(
+                f"eta must be above 0 (cps: at most 1), got {self.eta} for {self.name}; without noise there is no density"
+            )
 
 
 class Transition(NamedTuple):
@@ -42,20 +44,30 @@ class Step(NamedTuple):
     """A step that was taken."""
 
     next_state: Tensor  # like the state, without gradient
-    log_prob: Tensor  # [B], in the state's precision; mean over elements, so that it does not grow with the clip
+    log_prob: (
+        Tensor  # [B], in the state's precision; mean over elements, so that it does not grow with the clip
+    )
 
 
-def transition(kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor) -> Transition:
+def transition(
+    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor
+) -> Transition:
     """Where a step leads. state, velocity [B, ...]; level, next_level [B] in [0, 1]. At next_level 0 both kernels land on the
     clean estimate x - s v, without noise. Raises ValueError where levels do not fall or the state is of low precision."""
     _check(state, level, next_level)
     s, t = level.double(), next_level.double()
     if kernel.name == "cps":
-        clean, noise, step_std = 1 - t, t * math.cos(kernel.eta * math.pi / 2), t * math.sin(kernel.eta * math.pi / 2)
+        clean, noise, step_std = (
+            1 - t,
+            t * math.cos(kernel.eta * math.pi / 2),
+            t * math.sin(kernel.eta * math.pi / 2),
+        )
         # clean * (x - s v) + noise * (x + (1 - s) v)
         of_state, of_velocity = clean + noise, noise * (1 - s) - clean * s
     else:
-        rate = kernel.eta * torch.sqrt(s / (1 - torch.where(s == 1, t, s)))  # the first step has no finite rate of its own
+        rate = kernel.eta * torch.sqrt(
+            s / (1 - torch.where(s == 1, t, s))
+        )  # the first step has no finite rate of its own
         rate = torch.where(t == 0, 0.0, rate)
         dt = t - s
         pull = rate**2 / (2 * s)
@@ -71,18 +83,24 @@ def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
     noisy = reached.step_std > 0
     if kernel.name == "flow_sde":
         step_std = torch.where(noisy, reached.step_std, 1.0)
-        squared = squared * (0.5 / step_std**2).to(squared.dtype) + (torch.log(step_std) + 0.5 * math.log(2 * math.pi)).to(squared.dtype)
+        squared = squared * (0.5 / step_std**2).to(squared.dtype) + (
+            torch.log(step_std) + 0.5 * math.log(2 * math.pi)
+        ).to(squared.dtype)
     return -squared * noisy
 
 
-def step(kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor) -> Step:
+def step(
+    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor
+) -> Step:
     """Draw the next state with standard normal `noise` shaped like the state, and score exactly what is handed on."""
     reached = transition(kernel, state, velocity, level, next_level)
     next_state = (reached.mean + _over(reached.step_std, state) * noise.to(state.dtype)).detach()
     return Step(next_state, log_prob(kernel, next_state, reached))
 
 
-def replay(kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, next_state: Tensor) -> Tensor:
+def replay(
+    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, next_state: Tensor
+) -> Tensor:
     """Log-probability [B] of a stored step under this velocity; equal to that of `step` bit for bit if the velocity is."""
     return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level))
 
@@ -101,6 +119,10 @@ def _over(coefficient: Tensor, state: Tensor) -> Tensor:
 
 def _check(state: Tensor, level: Tensor, next_level: Tensor) -> None:
     if state.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"a state is kept in fp32, got {state.dtype}; rounding it moves the ratio by more than the clip range")
+        raise ValueError(
+            f"a state is kept in fp32, got {state.dtype}; rounding it moves the ratio by more than the clip range"
+        )
     if not bool(((level > next_level) & (next_level >= 0) & (level <= 1)).all()):
-        raise ValueError(f"a step goes from a level to a lower one in [0, 1], got {level.tolist()} to {next_level.tolist()}")
+        raise ValueError(
+            f"a step goes from a level to a lower one in [0, 1], got {level.tolist()} to {next_level.tolist()}"
+        )

@@ -33,7 +33,9 @@ class Trainer:
 
     def __init__(self, policy: LoraPolicy, ranks: Ranks, config: AlignConfig) -> None:
         self.policy, self.ranks, self.config = policy, ranks, config
-        self.optimizer = torch.optim.AdamW(policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        )
         create_moments(self.optimizer)
         self.skipped = self.skipped_in_a_row = 0
 
@@ -61,21 +63,39 @@ class Trainer:
                 self._step(OBJECTIVES[name], phase, part, objective, (*key, epoch), sums, norms)
         found = {f"{name}/{metric}": float(total / count) for metric, (total, count) in sums.items() if count}
         norm = max(norms, default=0.0)
-        return {**found, "grad_norm": norm, "optimizer_steps": float(len(norms)), "skipped_nonfinite": float(self.skipped)}
+        return {
+            **found,
+            "grad_norm": norm,
+            "optimizer_steps": float(len(norms)),
+            "skipped_nonfinite": float(self.skipped),
+        }
 
     def _worth(self, batch: Batch, rows: Tensor) -> Tensor:
         """Rows that take part first, cut to as many as the rank with the most of them has: the others would cost and teach nothing."""
-        valid = batch.advantage.valid[rows] if isinstance(batch, Scored) else torch.ones_like(rows, dtype=torch.bool)
+        valid = (
+            batch.advantage.valid[rows]
+            if isinstance(batch, Scored)
+            else torch.ones_like(rows, dtype=torch.bool)
+        )
         most = int(self.ranks.gathered(valid.sum()[None]).max())
         return torch.cat([rows[valid], rows[~valid]])[:most]
 
     def _step(
-        self, module: Any, phase: Phase, batch: Batch, objective: Any, key: Key, sums: dict[str, Tensor], norms: list[float]
-    ) -> None:  # fmt: skip
+        self,
+        module: Any,
+        phase: Phase,
+        batch: Batch,
+        objective: Any,
+        key: Key,
+        sums: dict[str, Tensor],
+        norms: list[float],
+    ) -> None:
         """One optimizer step; adds to `sums` and `norms`."""
         rows = torch.arange(num_rows(batch)).split(phase.micro_batch)
         parts = [take(batch, some) for some in rows if len(some)]
-        count = self.ranks.summed(sum((module.count(part, objective).cpu() for part in parts), torch.zeros((), dtype=torch.float64)))
+        count = self.ranks.summed(
+            sum((module.count(part, objective).cpu() for part in parts), torch.zeros((), dtype=torch.float64))
+        )
         if not count:
             return
         self.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +107,12 @@ class Trainer:
             (answer.loss / float(count)).backward()
             metrics.append(answer.metrics)
         names = list(metrics[0])
-        stacked = torch.stack([sum((found[name].cpu() for found in metrics), torch.zeros(2, dtype=torch.float64)) for name in names])
+        stacked = torch.stack(
+            [
+                sum((found[name].cpu() for found in metrics), torch.zeros(2, dtype=torch.float64))
+                for name in names
+            ]
+        )
         for name, value in zip(names, self.ranks.summed(stacked), strict=True):
             sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + value
         norms.append(self._apply())
@@ -109,7 +134,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.policy.weights_changed()
         if self.skipped_in_a_row >= self.config.max_skips:
-            raise ValueError(f"{self.skipped_in_a_row} steps in a row had a gradient of norm {norm}; lower the phase's lr")
+            raise ValueError(
+                f"{self.skipped_in_a_row} steps in a row had a gradient of norm {norm}; lower the phase's lr"
+            )
         return norm
 
     def moments(self) -> dict[str, Any]:
@@ -139,8 +166,12 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         given = batch.advantage
         moved = {name: getattr(given, name).to(device) for name in ("video", "audio", "valid")}
         return replace(batch, rollout=to_device(batch.rollout, device), advantage=replace(given, **moved))
-    labels = {name: getattr(batch, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")}
-    return replace(batch, first=to_device(batch.first, device), second=to_device(batch.second, device), **labels)
+    labels = {
+        name: getattr(batch, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")
+    }
+    return replace(
+        batch, first=to_device(batch.first, device), second=to_device(batch.second, device), **labels
+    )
 
 
 def rows_of_rank(whole: Advantage, rank: int, rows: int) -> Advantage:

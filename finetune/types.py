@@ -34,7 +34,9 @@ FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2
 class Policy(Protocol):
     """The one definition of the velocity that rolls out and that is trained. Only `default` carries gradient."""
 
-    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity: ...
+    def velocity(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
+    ) -> Velocity: ...
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,13 @@ class Trajectory:
     def __post_init__(self) -> None:
         for name in ("video", "audio", "next_video", "next_audio"):
             if (dtype := getattr(self, name).dtype) not in (torch.float32, torch.float64):
-                raise ValueError(f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has another ratio")
+                raise ValueError(
+                    f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has another ratio"
+                )
         if not bool((self.next_levels > 0).all()):
-            raise ValueError("trajectory: a step to level 0 is deterministic and cannot be trained; train earlier steps")
+            raise ValueError(
+                "trajectory: a step to level 0 is deterministic and cannot be trained; train earlier steps"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,21 @@ class Rollout:
     trajectory: Trajectory | None = None  # grpo
 
     def __post_init__(self) -> None:
-        rows = [len(self.video), len(self.audio), len(self.conditioning.text), len(self.groups), len(self.sample_ids)]
+        rows = [
+            len(self.video),
+            len(self.audio),
+            len(self.conditioning.text),
+            len(self.groups),
+            len(self.sample_ids),
+        ]
         if len(set(rows)) > 1:
-            raise ValueError(f"rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, got {rows}")
+            raise ValueError(
+                f"rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, got {rows}"
+            )
         if self.groups.dtype != torch.int64 or self.sample_ids.dtype != torch.int64:
-            raise ValueError(f"rollout: groups and sample_ids must be int64, got {self.groups.dtype} and {self.sample_ids.dtype}")
+            raise ValueError(
+                f"rollout: groups and sample_ids must be int64, got {self.groups.dtype} and {self.sample_ids.dtype}"
+            )
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,9 @@ class PreferencePairs:
     Raises ValueError on other labels or unlike rows."""
 
     first: Rollout
-    second: Rollout  # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
+    second: (
+        Rollout  # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
+    )
     labels_video: Tensor  # [B] int8, picture
     labels_audio: Tensor  # [B] int8, voice
     labels_total: Tensor  # [B] int8, sync and overall
@@ -121,9 +139,13 @@ class PreferencePairs:
             labels = getattr(self, name)
             known = torch.isin(labels, labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
             if labels.shape != self.first.groups.shape or not bool(known.all()):
-                raise ValueError(f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got {labels.tolist()}")
+                raise ValueError(
+                    f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got {labels.tolist()}"
+                )
         if not torch.equal(self.first.groups, self.second.groups):
-            raise ValueError("preference pairs: first and second must be clips of the same prompts in the same order")
+            raise ValueError(
+                "preference pairs: first and second must be clips of the same prompts in the same order"
+            )
 
 
 Batch = Scored | PreferencePairs
@@ -135,7 +157,9 @@ class ObjectiveLoss:
 
     loss: Tensor  # scalar with gradient: SUM over what `count` counts
     count: Tensor  # scalar fp64: clips (rwr, nft), clip-steps (grpo) or pairs (gsb_dpo); equals the module's count(batch, config)
-    metrics: dict[str, Tensor]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+    metrics: dict[
+        str, Tensor
+    ]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
 
 
 def take(batch: T, rows: Tensor) -> T:

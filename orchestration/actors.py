@@ -36,7 +36,11 @@ class TrainerRank:
     def __init__(self, run: AlignRun, rank: int, world_size: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.run, self.rank = run, rank
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}  # Ray shows a rank its own GPU alone
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_RANK": "0",
+        }  # Ray shows a rank its own GPU alone
 
     def address(self) -> tuple[str, int]:
         """Where the ranks can meet, if this is the first of them."""
@@ -65,7 +69,9 @@ class TrainerRank:
     def update_old(self, decay: float) -> None:
         self.learner.update_old(decay)
 
-    def learn(self, place: int, whole: Advantage, index: int, on_policy: bool, *made: Made) -> tuple[Mapping[str, float], list[int]]:
+    def learn(
+        self, place: int, whole: Advantage, index: int, on_policy: bool, *made: Made
+    ) -> tuple[Mapping[str, float], list[int]]:
         """made: this rank's clips, all of them. Metrics, and the ids of the samples that were learned from."""
         from finetune.types import joined
 
@@ -116,7 +122,13 @@ class RolloutWorker:
         """A world of one: the casts of the ranks that learn, and so their numbers."""
         from pretrain.titan.ranks import join
 
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
         return join()
 
     @cached_property
@@ -125,12 +137,15 @@ class RolloutWorker:
         from finetune.policy import LoraPolicy
         from pretrain.model.checkpoint import read_model_folder
 
-        alone = replace(self.run, config=replace(self.config, parallel=replace(self.config.parallel, replicas=1)))
+        alone = replace(
+            self.run, config=replace(self.config, parallel=replace(self.config.parallel, replicas=1))
+        )
         return LoraPolicy(sharded_base(alone, read_model_folder(self.run.base), self.ranks), ema_decay=0.0)
 
     @cached_property
     def codecs(self) -> Codecs:
-        from pretrain.codecs.base import check_trained_on, load_codecs
+        from pretrain.codecs.base import check_trained_on
+        from pretrain.codecs.load import load_codecs
         from pretrain.model.checkpoint import read_model_folder
 
         codecs = load_codecs(self.run.codec)
@@ -152,13 +167,19 @@ class RolloutWorker:
             self.version = task.version
         phase = self.config.phases[task.phase][1]
         clips = roll_out(
-            self.policy, task.role, self._asked(task).clips(task.start, task.end), phase.sampler, phase.rollout_batch, task.key,
-            self.ranks.device, phase if isinstance(phase, GrpoPhase) and task.stochastic else None,
-        )  # fmt: skip
+            self.policy,
+            task.role,
+            self._asked(task).clips(task.start, task.end),
+            phase.sampler,
+            phase.rollout_batch,
+            task.key,
+            self.ranks.device,
+            phase if isinstance(phase, GrpoPhase) and task.stochastic else None,
+        )
         return Made(clips, task.version, Origin(self.name, os.getpid(), time.perf_counter() - started))
 
     def _load(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
-        from pretrain.model.sharded import put
+        from pretrain.model.checkpoint import put
 
         self.version = ""  # until it is all there
         for name, parameter in self.policy.adapters[role].items():
@@ -172,7 +193,11 @@ class RolloutWorker:
 
         mark = (task.key, task.rank, task.clips_per_prompt)
         if self.asked[0] != mark:
-            fresh = [row for row in task.rows if any(path is not None and path not in self.voices for path in row.reference_paths)]
+            fresh = [
+                row
+                for row in task.rows
+                if any(path is not None and path not in self.voices for path in row.reference_paths)
+            ]
             self.voices |= reference_voices(fresh, self.run.prompts, self.codecs)
             self.asked = mark, ask(task.rows, task.clips_per_prompt, self.codecs, self.voices, self.config)
         return self.asked[1]
@@ -207,7 +232,9 @@ class RewardWorker:
 
     def write(self, task: ClipTask, made: Made, number: int, folder: Path) -> list[Path]:
         """The first clips as files a person can look at."""
-        return self.scorer.write(made.rollout.video[:number], made.rollout.audio[:number], task.prompts[:number], folder)
+        return self.scorer.write(
+            made.rollout.video[:number], made.rollout.audio[:number], task.prompts[:number], folder
+        )
 
 
 def _own_address() -> str:

@@ -20,12 +20,14 @@ from orchestration.config import RayConfig
 from orchestration.futures import Futures
 from orchestration.hands import RayHands, Workforce
 from orchestration.round import Pool
-from pretrain.launch import StageResult
+from pretrain.launch.launch import StageResult
 from pretrain.progress import StageProgress
-from pretrain.titan.checkpoints import is_full, save_error
+from pretrain.titan.manager import is_full, save_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-Cut = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]  # a scorer's options for some of its rewards
+Cut = Callable[
+    [Mapping[str, Any], Sequence[str]], Mapping[str, Any]
+]  # a scorer's options for some of its rewards
 
 
 def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:
@@ -43,17 +45,31 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
         if done:
             return done
         progress = progress_of(run)
-        with _signals_given_back(), connected(address, config, ranks), progress, _on_signal(signal.default_int_handler):
+        with (
+            _signals_given_back(),
+            connected(address, config, ranks),
+            progress,
+            _on_signal(signal.default_int_handler),
+        ):
             force, futures = _workforce(run, ranks, config, pools, cut, address), Futures()
             try:
                 hands = RayHands(
-                    run, prompts, ranks, config.staleness, force, futures, config.max_unscored, config.trainers.max_restarts
-                )  # fmt: skip
+                    run,
+                    prompts,
+                    ranks,
+                    config.staleness,
+                    force,
+                    futures,
+                    config.max_unscored,
+                    config.trainers.max_restarts,
+                )
                 for future in force.ready:
                     futures.result(future)
                 with _on_signal(lambda *_: setattr(futures, "stop_requested", True)):
                     return _drive(run, hands, progress)
-            except KeyboardInterrupt:  # what loads may take minutes, and a place for it on a cluster may never be free
+            except (
+                KeyboardInterrupt
+            ):  # what loads may take minutes, and a place for it on a cluster may never be free
                 raise KeyboardInterrupt("stopped before its first round; the same command goes on") from None
             except OSError as error:
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error
@@ -81,23 +97,30 @@ def _drive(run: AlignRun, hands: RayHands, progress: StageProgress) -> StageResu
 
 def _workforce(
     run: AlignRun, ranks: int, config: RayConfig, pools: Mapping[str, Sequence[str]], cut: Cut, address: str
-) -> Workforce:  # fmt: skip
+) -> Workforce:
     given = places(config, ranks, address)
     name, options = run.scorer
     scorers = {
         pool: reward_workers(pool, (name, cut(options, rewards)), config.pools[pool], given[f"pool {pool}"])
         for pool, rewards in pools.items()
-    }  # fmt: skip
+    }
     rollers = rollout_workers(run, config.rollout, given["rollout"])
 
     def rollout(weights: Callable[[Any], Any]) -> Pool[Any, Any, Any]:
-        return Pool("rollout", rollers, lambda worker, task: worker.roll_out.remote(task, [weights(task)]), config.rollout.in_flight)
+        return Pool(
+            "rollout",
+            rollers,
+            lambda worker, task: worker.roll_out.remote(task, [weights(task)]),
+            config.rollout.in_flight,
+        )
 
     return Workforce(
         build=lambda: Group(run, ranks, given["trainers"]),
         rollout=rollout,
         scorers={
-            pool: Pool(pool, workers, lambda worker, both: worker.score.remote(*both), config.pools[pool].in_flight)
+            pool: Pool(
+                pool, workers, lambda worker, both: worker.score.remote(*both), config.pools[pool].in_flight
+            )
             for pool, workers in scorers.items()
         },
         writer=next(iter(scorers.values()))[0],

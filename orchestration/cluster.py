@@ -13,8 +13,7 @@ from typing import Any
 from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
-from orchestration.errors import one_line
-from orchestration.ray_token import send_token
+from orchestration.futures import one_line
 
 LOCAL = "local"
 EMBEDDED = {
@@ -60,13 +59,23 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
             os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
             needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
             cpus = max(_cores(), math.ceil(needed))  # more than there are: kinds of processes take turns
-            ray.init(address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet)
+            ray.init(
+                address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet
+            )
         else:
             quiet.pop("include_dashboard")
-            ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet)
-    except Exception as error:  # Ray has no class of its own for most of these, a start that took too long among them
+            ray.init(
+                address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet
+            )
+    except (
+        Exception
+    ) as error:  # Ray has no class of its own for most of these, a start that took too long among them
         ray.shutdown()
-        advice = "run again, when the machine has less to do" if address == LOCAL else "`ray start --head` starts one"
+        advice = (
+            "run again, when the machine has less to do"
+            if address == LOCAL
+            else "`ray start --head` starts one"
+        )
         raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); {advice}") from None
     try:
         yield
@@ -79,7 +88,9 @@ def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
     import ray
 
     cores = _cores() if address == LOCAL else 0
-    of_ranks, of_workers = shared_gpus(int(ray.cluster_resources().get("GPU", 0)), ranks, config.rollout.workers)
+    of_ranks, of_workers = shared_gpus(
+        int(ray.cluster_resources().get("GPU", 0)), ranks, config.rollout.workers
+    )
     found = {}
     for kind, given, count in _kinds(config, ranks):
         gpus = given.num_gpus if given.num_gpus != -1 else of_ranks if kind == "trainers" else of_workers
@@ -102,7 +113,9 @@ class Group:
         return [getattr(actor, method).remote(*arguments) for actor in self.actors]
 
     def call_each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        return [getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)]
+        return [
+            getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)
+        ]
 
     def end(self) -> None:
         import ray
@@ -118,7 +131,9 @@ def rollout_workers(run: AlignRun, given: Workers, place: Place) -> list[Any]:
     return [made.remote(run, f"rollout {number}", place.threads, ray.get) for number in range(given.workers)]
 
 
-def reward_workers(pool: str, scorer: tuple[str, Mapping[str, Any]], given: Workers, place: Place) -> list[Any]:
+def reward_workers(
+    pool: str, scorer: tuple[str, Mapping[str, Any]], given: Workers, place: Place
+) -> list[Any]:
     import ray
 
     made = ray.remote(RewardWorker).options(**_lasting(place, given))
@@ -145,7 +160,9 @@ def _check_room(address: str, given: Mapping[str, Place], config: RayConfig, ran
         needed = sum(counts[kind] * getattr(place, field) for kind, place in given.items())
         if needed > there.get(name, 0) + 1e-6:
             found = f"{needed:g} {name}s are needed and it has {there.get(name, 0):g}"
-            raise ValueError(f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their num_{field} or --nproc")
+            raise ValueError(
+                f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their num_{field} or --nproc"
+            )
 
 
 def _cpus(given: Workers, count: int, cores: int) -> float:
@@ -168,3 +185,18 @@ def _cores() -> int:
 
 def _python_path(repository: str) -> str:
     return os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def ray_token() -> str:
+    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
+
+    A head that `ray start` starts wants it, once there is one.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+
+
+def send_token() -> None:
+    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no offence."""
+    if ray_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

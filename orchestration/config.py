@@ -14,7 +14,9 @@ class Workers:
     """Some processes of a kind. Raises ValueError on numbers that cannot be."""
 
     workers: int = 2
-    num_cpus: float = 0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
+    num_cpus: float = (
+        0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
+    )
     num_gpus: float = 0.0  # of each; -1 = for ranks and rollouts, a share of what there is
     runtime_env: Mapping[str, Any] = field(default_factory=dict)  # Ray's own: pip, env_vars, ...
     in_flight: int = 1  # tasks with a worker at a time
@@ -22,9 +24,13 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.in_flight < 1 or self.max_restarts < 0:
-            raise ValueError(f"workers and in_flight must be at least 1 and max_restarts not negative, got {self}")
+            raise ValueError(
+                f"workers and in_flight must be at least 1 and max_restarts not negative, got {self}"
+            )
         if self.num_cpus < 0 or (self.num_gpus < 0 and self.num_gpus != -1):
-            raise ValueError(f"num_cpus must not be negative, num_gpus neither, but for -1, got {self.num_cpus} and {self.num_gpus}")
+            raise ValueError(
+                f"num_cpus must not be negative, num_gpus neither, but for -1, got {self.num_cpus} and {self.num_gpus}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +45,9 @@ class RewardPool(Workers):
 class RayConfig:
     """`trainers.workers` is not read: how many ranks train is the run's own number."""
 
-    trainers: Workers = field(default_factory=lambda: Workers(num_gpus=-1, max_restarts=3))  # times that the group is built anew
+    trainers: Workers = field(
+        default_factory=lambda: Workers(num_gpus=-1, max_restarts=3)
+    )  # times that the group is built anew
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
     pools: Mapping[str, RewardPool] = field(default_factory=lambda: {"rewards": RewardPool()})
     staleness: int = 0  # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are updated
@@ -48,9 +56,13 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         if self.staleness < 0 or self.max_unscored < 1:
-            raise ValueError(f"staleness must be at least 0 and max_unscored 1, got {self.staleness} and {self.max_unscored}")
+            raise ValueError(
+                f"staleness must be at least 0 and max_unscored 1, got {self.staleness} and {self.max_unscored}"
+            )
         if self.object_store_mb < 80:
-            raise ValueError(f"object_store_mb must be at least 80, Ray's own least, got {self.object_store_mb}")
+            raise ValueError(
+                f"object_store_mb must be at least 80, Ray's own least, got {self.object_store_mb}"
+            )
         if not self.pools:
             raise ValueError("pools: no pool; name one, such as rewards")
 
@@ -69,6 +81,8 @@ class RayConfig:
         takers = [pool for pool, given in self.pools.items() if not given.rewards]
         if rest and len(takers) != 1:
             found = f"{len(takers)} pools without named rewards"
-            raise ValueError(f"ray.pools: {found}, but {', '.join(rest)} must be scored by one; leave `rewards` empty in exactly one pool")
+            raise ValueError(
+                f"ray.pools: {found}, but {', '.join(rest)} must be scored by one; leave `rewards` empty in exactly one pool"
+            )
         shares = {pool: given.rewards or rest for pool, given in self.pools.items()}
         return {pool: share for pool, share in shares.items() if share}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.hands import Stopped
-from orchestration.errors import one_line
 
 _POLL_S = 0.5  # how soon a signal is heard
 _WORD_OF_A_DEATH_S = 15.0  # a rank may complain of another's death before Ray knows of it
@@ -89,7 +88,9 @@ class Futures:
         import ray
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
-        done, _ = ray.wait(list(self._watched), num_returns=len(self._watched), timeout=_WORD_OF_A_DEATH_S, fetch_local=False)
+        done, _ = ray.wait(
+            list(self._watched), num_returns=len(self._watched), timeout=_WORD_OF_A_DEATH_S, fetch_local=False
+        )
         for future in done:
             try:
                 ray.get(future)
@@ -101,13 +102,32 @@ class Futures:
 
 def _own(error: Any) -> Exception:
     """What was raised over there, as it would have been here; OSError for what Ray itself could not do."""
-    from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError, RuntimeEnvSetupError
+    from ray.exceptions import (
+        ActorUnschedulableError,
+        RayActorError,
+        RayError,
+        RayTaskError,
+        RuntimeEnvSetupError,
+    )
 
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, RayError):
-        return cause if isinstance(cause, (ValueError, OSError)) else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+        return (
+            cause
+            if isinstance(cause, (ValueError, OSError))
+            else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+        )
     if isinstance(cause, RayActorError):
         return OSError(f"a worker was lost more often than max_restarts allows: {one_line(cause)}")
     if isinstance(cause, (RuntimeEnvSetupError, ActorUnschedulableError)):
-        return OSError(f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}")
+        return OSError(
+            f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}"
+        )
     return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
+
+
+MAX_CHARACTERS = 300
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:MAX_CHARACTERS] or type(error).__name__

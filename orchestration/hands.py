@@ -16,12 +16,10 @@ from finetune.recipe import GsbDpoPhase, Phase
 from finetune.types import Advantage
 from orchestration.cluster import Group
 from orchestration.futures import Futures
-from orchestration.ledger import Ledger
 from orchestration.ranks import Ranks
 from orchestration.round import Pipeline, Pool, Unit
-from orchestration.said import Answers
-from orchestration.tasks import ClipTask, clip_tasks
-from orchestration.versions import Versions, name
+from orchestration.tasks import Answers, ClipTask, clip_tasks
+from orchestration.versions import Ledger, Versions, name
 
 Units = Sequence[Unit[ClipTask, Any]]
 
@@ -46,14 +44,33 @@ class RayHands:
     """
 
     def __init__(
-        self, run: AlignRun, prompts: PromptSet, world_size: int, staleness: int, workforce: Workforce, futures: Futures,
-        max_unscored: int, max_restarts: int,
-    ) -> None:  # fmt: skip
-        self.run, self.config, self.prompts, self.world_size, self.staleness = run, run.config, prompts, world_size, staleness
+        self,
+        run: AlignRun,
+        prompts: PromptSet,
+        world_size: int,
+        staleness: int,
+        workforce: Workforce,
+        futures: Futures,
+        max_unscored: int,
+        max_restarts: int,
+    ) -> None:
+        self.run, self.config, self.prompts, self.world_size, self.staleness = (
+            run,
+            run.config,
+            prompts,
+            world_size,
+            staleness,
+        )
         self.futures, self.writer = futures, workforce.writer
-        self.versions, self.ledger, self.answers = Versions(run.out, futures.put), Ledger(run.out), Answers(run.config)
+        self.versions, self.ledger, self.answers = (
+            Versions(run.out, futures.put),
+            Ledger(run.out),
+            Answers(run.config),
+        )
         rollout = workforce.rollout(lambda task: self.versions.references[task.version])
-        self.pipeline: Pipeline[ClipTask, Any] = Pipeline(rollout, workforce.scorers, futures.wait, futures.result, max_unscored)
+        self.pipeline: Pipeline[ClipTask, Any] = Pipeline(
+            rollout, workforce.scorers, futures.wait, futures.result, max_unscored
+        )
         self.ranks = Ranks(run.out, workforce.build, futures, self.pipeline.attend, max_restarts)
         self.written: list[Path] = []
         self.first = self.rounds = 0  # the phase's first round; those that are done
@@ -94,13 +111,18 @@ class RayHands:
             self.futures.stoppable = False
         return self.answers.said(self.units)
 
-    def learn(self, name: str, phase: Phase, clips: int, advantage: Advantage | None, index: int) -> Mapping[str, float]:
+    def learn(
+        self, name: str, phase: Phase, clips: int, advantage: Advantage | None, index: int
+    ) -> Mapping[str, float]:
         place = self._place(phase)
         if advantage is None:
             answers = self.ranks("learn_pairs", place, index)
         else:
             fresh = self._version(index) == index
-            mine = [[unit.clip for unit in self.units if unit.task.rank == rank] for rank in range(self.world_size)]
+            mine = [
+                [unit.clip for unit in self.units if unit.task.rank == rank]
+                for rank in range(self.world_size)
+            ]
             answers = self.ranks.each("learn", [[place, advantage, index, fresh, *made] for made in mine])
         self.learned = [sample for _, samples in answers for sample in samples]
         return answers[0][0]
@@ -112,7 +134,9 @@ class RayHands:
         """The round is in the ledger, and the next ones go on while the prompts set aside are scored and a checkpoint is written."""
         given = isinstance(phase, GsbDpoPhase)
         version = "" if given else name(self._version(rounds - 1), phase.rolls_out_with)
-        self.ledger.add(rounds, self.config.phases[self._place(phase)][0], version, self.learned, self.answers.restarts())
+        self.ledger.add(
+            rounds, self.config.phases[self._place(phase)][0], version, self.learned, self.answers.restarts()
+        )
         self.rounds, self.units = rounds, ()
         if not given:
             self._publish(phase, rounds)
@@ -121,10 +145,25 @@ class RayHands:
     def score_aside(self, rounds: int) -> Said | None:
         if not self.prompts.aside:
             return None
-        version, number = self.versions.key(f"aside-{rounds}"), _number(rounds) - 1  # before the rounds that it is scored between
+        version, number = (
+            self.versions.key(f"aside-{rounds}"),
+            _number(rounds) - 1,
+        )  # before the rounds that it is scored between
         self.versions.references[version] = self.futures.put(self.ranks("averaged")[0])
         key = (self.config.seed, "aside")
-        tasks = list(clip_tasks(self.prompts.aside, self.world_size, 1, self.config, 0, key, "default", version, stochastic=False))
+        tasks = list(
+            clip_tasks(
+                self.prompts.aside,
+                self.world_size,
+                1,
+                self.config,
+                0,
+                key,
+                "default",
+                version,
+                stochastic=False,
+            )
+        )
         self.pipeline.begin(number, tasks)
         units = self.pipeline.finish(number)
         self.written = self._write(units, rounds)
@@ -154,7 +193,9 @@ class RayHands:
 
     def _publish(self, phase: Phase, rounds: int) -> None:
         if not isinstance(phase, GsbDpoPhase):
-            self.versions.publish(rounds, phase.rolls_out_with, self.ranks("weights", phase.rolls_out_with)[0])
+            self.versions.publish(
+                rounds, phase.rolls_out_with, self.ranks("weights", phase.rolls_out_with)[0]
+            )
 
     def _begin(self, phase: Phase, current: int) -> None:
         """Round `current` and those ahead whose weights are published."""
@@ -166,14 +207,18 @@ class RayHands:
                 rows = prompts_of_round(self.prompts, self.config, phase.prompts_per_round, index)
                 key, place = (self.config.seed, index), self._place(phase)
                 known_by = self.versions.key(name(version, role))
-                whole = clip_tasks(rows, self.world_size, phase.clips_per_prompt, self.config, place, key, role, known_by)
+                whole = clip_tasks(
+                    rows, self.world_size, phase.clips_per_prompt, self.config, place, key, role, known_by
+                )
                 self.pipeline.begin(_number(index), list(whole))
 
     def _version(self, index: int) -> int:
         return max(index - self.staleness, self.first)
 
     def _place(self, phase: Phase) -> int:
-        return next(place for place, (_, one) in enumerate(self.config.phases) if one is phase or one == phase)
+        return next(
+            place for place, (_, one) in enumerate(self.config.phases) if one is phase or one == phase
+        )
 
     def _write(self, units: Units, rounds: int) -> list[Path]:
         """The first prompts set aside that the first rank would have."""

@@ -15,20 +15,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orchestration.ray_token import ray_token
+from orchestration.cluster import ray_token
 
 JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
 LOCAL = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 MIN_GRACE_S = 30
-_RUN, _ATTEMPT, _LEFT, _AFTER, _PLACE = "nava.run", "nava.attempt", "nava.requeues_left", "nava.after", "nava.place"
+_RUN, _ATTEMPT, _LEFT, _AFTER, _PLACE = (
+    "nava.run",
+    "nava.attempt",
+    "nava.requeues_left",
+    "nava.after",
+    "nava.place",
+)
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 class Jobs(Protocol):
     """What is asked of `ray.job_submission.JobSubmissionClient`."""
 
-    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> str: ...
+    def submit_job(
+        self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+    ) -> str: ...
 
     def list_jobs(self) -> Sequence[Any]: ...
 
@@ -61,7 +69,10 @@ class JobSpec:
 
     def variables(self) -> dict[str, str]:
         """Ray kills 3 seconds after SIGTERM unless told otherwise, too early for a checkpoint."""
-        times = {"RAY_JOB_STOP_WAIT_TIME_S": str(self.grace_s), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
+        times = {
+            "RAY_JOB_STOP_WAIT_TIME_S": str(self.grace_s),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15),
+        }
         return {**times, **self.env}
 
 
@@ -75,8 +86,15 @@ class Cluster:
 
     def commands(self, job_id: str) -> dict[str, str]:
         """Ray's own commands for a job."""
-        where, mode = f" --address {shlex.quote(self.address)}", "RAY_AUTH_MODE=token " if self.by_token else ""
-        asked = {"list": f"list{where}", "logs": f"logs{where} --follow {job_id}", "cancel": f"stop{where} {job_id}"}
+        where, mode = (
+            f" --address {shlex.quote(self.address)}",
+            "RAY_AUTH_MODE=token " if self.by_token else "",
+        )
+        asked = {
+            "list": f"list{where}",
+            "logs": f"logs{where} --follow {job_id}",
+            "cancel": f"stop{where} {job_id}",
+        }
         return {name: f"{mode}ray job {text}" for name, text in asked.items()}
 
 
@@ -102,10 +120,19 @@ def connect(address: str = "") -> Cluster:
             except AuthenticationError:
                 if not (token := ray_token()):
                     raise
-                return Cluster(JobSubmissionClient(where, headers={"Authorization": f"Bearer {token}"}), shown, by_token=True)
+                return Cluster(
+                    JobSubmissionClient(where, headers={"Authorization": f"Bearer {token}"}),
+                    shown,
+                    by_token=True,
+                )
     except ConnectionError:
-        raise OSError(f"{shown}: no Ray cluster answers; start one by `ray start --head`, or give its --address") from None
-    except (RuntimeError, RayError) as error:  # of a version that cannot be talked to, or a cluster that wants another token
+        raise OSError(
+            f"{shown}: no Ray cluster answers; start one by `ray start --head`, or give its --address"
+        ) from None
+    except (
+        RuntimeError,
+        RayError,
+    ) as error:  # of a version that cannot be talked to, or a cluster that wants another token
         raise OSError(f"{shown}: {_first_line(error)}") from None
 
 
@@ -128,7 +155,9 @@ def check_free(jobs: Jobs, place: str) -> None:
     for job in jobs.list_jobs():
         if (job.metadata or {}).get(_PLACE) == place and _status(job) not in ENDED:
             name = job.submission_id
-            raise ValueError(f"{place}: job {name} is at work here ({_status(job).lower()}); wait for it, or `ray job stop {name}`")
+            raise ValueError(
+                f"{place}: job {name} is at work here ({_status(job).lower()}); wait for it, or `ray job stop {name}`"
+            )
 
 
 def submit(jobs: Jobs, spec: JobSpec, place: str) -> str:
@@ -162,17 +191,29 @@ def cancelled(jobs: Jobs, job_id: str, patience_s: float = 600.0, poll_s: float 
         if status in ENDED:
             return status == "STOPPED"
         if time.monotonic() > end:
-            raise OSError(f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then submit again")
+            raise OSError(
+                f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then submit again"
+            )
         time.sleep(poll_s)
     return False
 
 
-def _submit(jobs: Jobs, run_id: str, attempt: int, entrypoint: str, variables: Mapping[str, str], facts: Mapping[str, str]) -> str:
+def _submit(
+    jobs: Jobs,
+    run_id: str,
+    attempt: int,
+    entrypoint: str,
+    variables: Mapping[str, str],
+    facts: Mapping[str, str],
+) -> str:
     job_id = run_id if attempt == 1 else f"{run_id}-{attempt}"
     environment = {"env_vars": {**variables, JOB: job_id}}
     try:
         return jobs.submit_job(
-            entrypoint=entrypoint, submission_id=job_id, runtime_env=environment, metadata={**facts, _ATTEMPT: str(attempt)}
+            entrypoint=entrypoint,
+            submission_id=job_id,
+            runtime_env=environment,
+            metadata={**facts, _ATTEMPT: str(attempt)},
         )
     except RuntimeError as error:
         raise OSError(f"{job_id}: Ray did not take the job: {_first_line(error)}") from None

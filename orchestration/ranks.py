@@ -10,7 +10,7 @@ from finetune.checkpoint import FOLDER, newest
 from finetune.hands import WentBack
 from orchestration.cluster import Group
 from orchestration.futures import Futures, LostRank
-from pretrain.titan.checkpoints import remove_incomplete
+from pretrain.titan.manager import remove_incomplete
 
 
 class Ranks:
@@ -20,8 +20,13 @@ class Ranks:
     """
 
     def __init__(
-        self, out: Path, build: Callable[[], Group], futures: Futures, attend: Callable[[Sequence[Any]], None], max_restarts: int
-    ) -> None:  # fmt: skip
+        self,
+        out: Path,
+        build: Callable[[], Group],
+        futures: Futures,
+        attend: Callable[[Sequence[Any]], None],
+        max_restarts: int,
+    ) -> None:
         self.out, self.build, self.futures, self.attend, self.left = out, build, futures, attend, max_restarts
         self.lost = 0
         self.base_id = ""

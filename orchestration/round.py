@@ -99,7 +99,9 @@ class Pipeline(Generic[Task, Future]):
         max_unscored: int,
     ) -> None:
         if not scorers or max_unscored < 1:
-            raise ValueError(f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 of both")
+            raise ValueError(
+                f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 of both"
+            )
         self.wait, self.result, self.max_unscored = wait, result, max_unscored
         self._rollout = _Line("", rollout, load=[0] * len(rollout.workers))
         self._scorers = [_Line(name, pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()]
@@ -159,7 +161,9 @@ class Pipeline(Generic[Task, Future]):
         for line in self._scorers:
             while self._start_next(line):
                 pass
-        while sum(part.unscored for part in self._rounds.values()) < self.max_unscored and self._start_next(self._rollout):
+        while sum(part.unscored for part in self._rounds.values()) < self.max_unscored and self._start_next(
+            self._rollout
+        ):
             pass
 
     def _start_next(self, line: _Line) -> bool:
@@ -169,7 +173,9 @@ class Pipeline(Generic[Task, Future]):
         number, place = line.queue[0]
         part = self._rounds[number]
         task = part.tasks[place]
-        future = line.pool.start(line.pool.workers[worker], task if line is self._rollout else (task, part.clips[place]))
+        future = line.pool.start(
+            line.pool.workers[worker], task if line is self._rollout else (task, part.clips[place])
+        )
         heapq.heappop(line.queue)  # only after it started: a start that raises loses no task
         line.load[worker] += 1
         self._running[future] = _Running(line, worker, part, place)

@@ -48,7 +48,9 @@ class SleepingCluster:
             return ray.wait(list(futures), num_returns=1, fetch_local=False)[0]
 
         scorers = {"rewards": Pool("rewards", self.reward, score, in_flight)}
-        return Pipeline(Pool("rollout", self.rollout, roll_out, in_flight), scorers, wait, ray.get, max_unscored)
+        return Pipeline(
+            Pool("rollout", self.rollout, roll_out, in_flight), scorers, wait, ray.get, max_unscored
+        )
 
     def train(self, seconds: float) -> list[Any]:
         """A future of every rank."""
@@ -70,9 +72,14 @@ def sleeping_cluster(rollout: int, reward: int, trainers: int, clip_bytes: int) 
     with tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder:
         try:
             ray.init(
-                address="local", num_cpus=sum(counts), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder,
-            )  # fmt: skip
+                address="local",
+                num_cpus=sum(counts),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
             made: Any = ray.remote(_Sleeper).options(num_cpus=0)
             actors = tuple([made.remote() for _ in range(count)] for count in counts)
             ray.get([actor.work.remote(0.0, 0) for kind in actors for actor in kind])

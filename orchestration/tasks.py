@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from finetune.hands import Said
 from finetune.prompts import share
 from finetune.recipe import AlignConfig, Phase
-from finetune.scores import Scores
+from finetune.scores import Scores, means, summed
 from finetune.types import Key, Role, Rollout
+from orchestration.round import Unit
 from pretrain.prompt import PromptRow
 
 
@@ -65,9 +69,16 @@ class Scored:
 
 
 def clip_tasks(
-    rows: Sequence[PromptRow], world_size: int, clips_per_prompt: int, config: AlignConfig, place: int, key: Key, role: Role, version: str,
+    rows: Sequence[PromptRow],
+    world_size: int,
+    clips_per_prompt: int,
+    config: AlignConfig,
+    place: int,
+    key: Key,
+    role: Role,
+    version: str,
     stochastic: bool = True,
-) -> Iterator[ClipTask]:  # fmt: skip
+) -> Iterator[ClipTask]:
     """The tasks of these prompts in the order of the ranks that learn from them; batches are those of the ranks themselves."""
     phase: Phase = config.phases[place][1]
     for rank in range(world_size):
@@ -76,3 +87,60 @@ def clip_tasks(
         for start in range(0, total, phase.rollout_batch):
             end = min(start + phase.rollout_batch, total)
             yield ClipTask(place, key, rank, mine, clips_per_prompt, start, end, role, version, stochastic)
+
+
+class Answers:
+    """Knows the processes that answered so far."""
+
+    def __init__(self, config: AlignConfig) -> None:
+        self.config = config
+        self._processes: dict[str, int] = {}  # worker -> its process
+        self._restarts = 0
+
+    def said(self, units: Sequence[Unit[ClipTask, Any]]) -> Said:
+        """Of all clips in order. Raises ValueError where a pool scored other clips than the others did."""
+        whole: list[Scores] = []
+        groups: list[torch.Tensor] = []
+        seconds = {"rollout": 0.0, "score": 0.0}
+        for unit in units:
+            answers: list[Scored] = list(unit.scores.values())
+            first = answers[0]
+            if (
+                any(not torch.equal(answer.sample_ids, first.sample_ids) for answer in answers)
+                or first.version != unit.task.version
+            ):
+                raise ValueError(
+                    f"task {unit.task.start} to {unit.task.end} of {unit.task.key}: its scores are of other clips"
+                )
+            whole.append(_merged([answer.scores for answer in answers]))
+            groups.append(first.groups)
+            for kind, origins in (
+                ("rollout", [first.origins[0]]),
+                ("score", [answer.origins[1] for answer in answers]),
+            ):
+                seconds[kind] += sum(origin.seconds for origin in origins)
+                self._note(origins)
+        names = self.config.rubric.routes()
+        values = {name: torch.cat([scores.values[name].double() for scores in whole]) for name in names}
+        reasons = {name: why for scores in reversed(whole) for name, why in scores.reasons.items()}
+        work = {f"work_seconds/{kind}": value for kind, value in seconds.items()}
+        return Said(
+            torch.cat(groups), values, {**means([summed(scores) for scores in whole]), **work}, reasons
+        )
+
+    def restarts(self) -> int:
+        """Workers that were replaced since the last call."""
+        found, self._restarts = self._restarts, 0
+        return found
+
+    def _note(self, origins: Sequence[Origin]) -> None:
+        for origin in origins:
+            self._restarts += self._processes.get(origin.worker, origin.process) != origin.process
+            self._processes[origin.worker] = origin.process
+
+
+def _merged(parts: Sequence[Scores]) -> Scores:
+    fields = ("values", "parts", "guardrails", "reasons")
+    return Scores(
+        *({key: value for part in parts for key, value in getattr(part, field).items()} for field in fields)
+    )

@@ -46,7 +46,10 @@ def _coerce(current: Any, value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{path}: expected a mapping of names, got {value!r}")
         if any(map(dataclasses.is_dataclass, current.values())):
-            return {**current, **{key: _coerce_member(current, key, item, path) for key, item in value.items()}}
+            return {
+                **current,
+                **{key: _coerce_member(current, key, item, path) for key, item in value.items()},
+            }
         member = typing.get_args(hint)[1]
         return {str(key): _scalar(item, member, f"{path}.{key}") for key, item in value.items()}
     if isinstance(current, tuple) and isinstance(value, list):
@@ -72,7 +75,9 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
         if base is typing.Literal:
             if value in typing.get_args(option):
                 return value
-            raise ValueError(f"{path}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}")
+            raise ValueError(
+                f"{path}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}"
+            )
         if base is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 return float(value)  # YAML reads 1e-3 as text

@@ -46,12 +46,16 @@ def draw_dropout(batch: AVBatch, config: DropoutConfig, seed: int) -> Dropped:
     spec = TASKS[batch.task]
     rows = []
     for sample, epoch in zip(batch.sample_ids.tolist(), batch.epochs.tolist(), strict=True):
-        text, mask, timbre, frame = torch.rand(4, generator=generator_for(seed, sample, epoch, "dropout")).tolist()
-        rows.append((
-            text >= config.text,
-            mask >= config.modality_mask,
-            spec.timbre and timbre < config.timbre_kept,
-            spec.first_frame and frame < config.first_frame,
-        ))  # fmt: skip
+        text, mask, timbre, frame = torch.rand(
+            4, generator=generator_for(seed, sample, epoch, "dropout")
+        ).tolist()
+        rows.append(
+            (
+                text >= config.text,
+                mask >= config.modality_mask,
+                spec.timbre and timbre < config.timbre_kept,
+                spec.first_frame and frame < config.first_frame,
+            )
+        )
     columns = torch.tensor(rows, dtype=torch.bool, device=batch.sample_ids.device).unbind(1)
     return Dropped(*columns)

@@ -47,11 +47,21 @@ def parse_line(raw: bytes, line: int, last: bool) -> dict[str, Any] | FieldError
     except UnicodeDecodeError as error:
         return FieldError(line, "json", f"not UTF-8 at byte {error.start}; save the file as UTF-8")
     except (json.JSONDecodeError, RecursionError) as error:
-        where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        advice = "the last line looks cut off; write the file again" if last else "put one whole JSON object on each line"
+        where = (
+            f"{error.msg} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "nested too deeply"
+        )
+        advice = (
+            "the last line looks cut off; write the file again"
+            if last
+            else "put one whole JSON object on each line"
+        )
         return FieldError(line, "json", f"not valid JSON ({where}); {advice}")
     if not isinstance(row, dict):
-        return FieldError(line, "json", f"expected a JSON object, got {type(row).__name__}; put one object on each line")
+        return FieldError(
+            line, "json", f"expected a JSON object, got {type(row).__name__}; put one object on each line"
+        )
     return row
 
 

@@ -48,7 +48,9 @@ class LossSums(NamedTuple):
 
     def loss(self, video_count: Tensor | float, audio_count: Tensor | float, audio_weight: float) -> Tensor:
         """This micro-batch's share of the global loss; a modality nobody has counts as zero."""
-        return self.video / max(float(video_count), 1.0) + audio_weight * self.audio / max(float(audio_count), 1.0)
+        return self.video / max(float(video_count), 1.0) + audio_weight * self.audio / max(
+            float(audio_count), 1.0
+        )
 
 
 def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor | None = None) -> Corrupted:
@@ -74,26 +76,44 @@ def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor |
         audio_noised = _within(clean.lengths, clean.latents.shape[2])[:, None]
         audio_target = velocity_target(clean.latents, noise)
     return Corrupted(
-        video, audio, _conditioning(batch.conditioning, dropped), video_target, audio_target,
-        video_noised, audio_noised, level_weight(levels, config.levels),
-    )  # fmt: skip
+        video,
+        audio,
+        _conditioning(batch.conditioning, dropped),
+        video_target,
+        audio_target,
+        video_noised,
+        audio_noised,
+        level_weight(levels, config.levels),
+    )
 
 
 def velocity_loss(velocity: Velocity, corrupted: Corrupted) -> LossSums:
     """Sums of level-weighted squared velocity errors over noised elements, per modality, fp32."""
-    video, video_count = _squared(velocity.video, corrupted.video_target, corrupted.video_noised, corrupted.weight)
-    audio, audio_count = _squared(velocity.audio, corrupted.audio_target, corrupted.audio_noised, corrupted.weight)
+    video, video_count = _squared(
+        velocity.video, corrupted.video_target, corrupted.video_noised, corrupted.weight
+    )
+    audio, audio_count = _squared(
+        velocity.audio, corrupted.audio_target, corrupted.audio_noised, corrupted.weight
+    )
     return LossSums(video, audio, video_count, audio_count)
 
 
 def element_counts(corrupted: Corrupted) -> tuple[Tensor, Tensor]:
     """Noised (video, audio) elements, known before the forward pass; scalars, fp64."""
-    pairs = ((corrupted.video_noised, corrupted.video_target), (corrupted.audio_noised, corrupted.audio_target))
-    counts = [_count(noised, target) if noised is not None and target is not None else _zero(corrupted.weight) for noised, target in pairs]
+    pairs = (
+        (corrupted.video_noised, corrupted.video_target),
+        (corrupted.audio_noised, corrupted.audio_target),
+    )
+    counts = [
+        _count(noised, target) if noised is not None and target is not None else _zero(corrupted.weight)
+        for noised, target in pairs
+    ]
     return counts[0], counts[1]
 
 
-def _squared(answer: Tensor | None, target: Tensor | None, noised: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _squared(
+    answer: Tensor | None, target: Tensor | None, noised: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     if answer is None or target is None or noised is None:
         return weight.new_zeros(()), _zero(weight)
     per_sample = ((answer.float() - target) ** 2 * noised).flatten(1).sum(1)
@@ -138,10 +158,14 @@ def _within(lengths: Tensor, size: int) -> Tensor:
 def _conditioning(given: Conditioning, dropped: Dropped) -> Conditioning:
     speakers = given.speakers * (dropped.timbre_kept & dropped.text_kept)[:, None, None]
     joined = dropped.modalities_joined & given.modalities_joined
-    return replace(given, speakers=speakers, text_kept=dropped.text_kept & given.text_kept, modalities_joined=joined)
+    return replace(
+        given, speakers=speakers, text_kept=dropped.text_kept & given.text_kept, modalities_joined=joined
+    )
 
 
 def _present(stream: CleanStream | None, name: str, task: str) -> CleanStream:
     if stream is None:
-        raise ValueError(f"task {task} generates {name}, but the batch has none; choose a data set with {name} for it")
+        raise ValueError(
+            f"task {task} generates {name}, but the batch has none; choose a data set with {name} for it"
+        )
     return stream

@@ -16,7 +16,9 @@ from pretrain.types import Task
 DAY_S = 86_400
 
 
-def plan_schedule(config: PretrainConfig, clip: ClipShape, gpus: int, mfu: float, peak_tflops: float) -> dict[str, Any]:
+def plan_schedule(
+    config: PretrainConfig, clip: ClipShape, gpus: int, mfu: float, peak_tflops: float
+) -> dict[str, Any]:
     """Seconds of a step with all modalities and its tokens/s, then steps, FLOPs and days per stage and in total.
 
     All clips are taken to be of the size of `clip`; a task without video has its audio tokens alone.
@@ -27,7 +29,11 @@ def plan_schedule(config: PretrainConfig, clip: ClipShape, gpus: int, mfu: float
     stages: dict[str, dict[str, float]] = {}
     for name, stage in config.stages.items():
         flops = stage.steps * config.global_batch_size * mean_clip_flops(config, stage, clip)
-        stages[name] = {"steps": stage.steps, "flops": flops, "days": step_seconds(flops, gpus, mfu, peak_tflops) / DAY_S}
+        stages[name] = {
+            "steps": stage.steps,
+            "flops": flops,
+            "days": step_seconds(flops, gpus, mfu, peak_tflops) / DAY_S,
+        }
     total = {key: sum(stage[key] for stage in stages.values()) for key in ("steps", "flops", "days")}
     return {
         "global_batch_size": config.global_batch_size,
@@ -48,5 +54,10 @@ def mean_clip_flops(config: PretrainConfig, stage: StageConfig, clip: ClipShape)
     for name, weight in stage.tasks.items():
         spec = TASKS[Task(name)]
         shape = replace(clip, video=clip.video if spec.video else 0, audio=clip.audio if spec.audio else 0)
-        mean += weight / weights * training_flops(args, shape) * (1 if spec.video else stage.audio_only_batch_factor)
+        mean += (
+            weight
+            / weights
+            * training_flops(args, shape)
+            * (1 if spec.video else stage.audio_only_batch_factor)
+        )
     return mean

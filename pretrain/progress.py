@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import track as rich_track
 from rich.text import Text
 
@@ -28,7 +37,11 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         tenth = 10 * done // max(total, 1)
         if tenth > told:
             told, spent = tenth, time.monotonic() - started
-            print(f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class MetricsTail:
@@ -54,16 +67,30 @@ class MetricsTail:
 class StageProgress:
     """Context manager: `show(row)` for each row of metrics.jsonl; `describe` says a row in a few words, `unit` names a step."""
 
-    def __init__(self, stage: str, steps: int, describe: Callable[[Mapping[str, Any]], str] | None = None, unit: str = "step") -> None:
+    def __init__(
+        self,
+        stage: str,
+        steps: int,
+        describe: Callable[[Mapping[str, Any]], str] | None = None,
+        unit: str = "step",
+    ) -> None:
         self.stage, self.steps, self.unit = stage, steps, unit
         self.describe = describe or describe_step
         self.console = Console(file=sys.stderr)
         self.live = self.console.is_terminal
         self.tenth = -1
         self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            _Losses(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=False,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _Losses(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=False,
+        )
 
     def __enter__(self) -> StageProgress:
         if self.live:
@@ -88,7 +115,9 @@ class StageProgress:
         if tenth != self.tenth:
             self.tenth = tenth
             left = (self.steps - step) * row["seconds_per_step"]
-            self._line(f"{self.stage}: {self.unit} {step}/{self.steps} {row['task']} {text}, {left:.0f} s left")
+            self._line(
+                f"{self.stage}: {self.unit} {step}/{self.steps} {row['task']} {text}, {left:.0f} s left"
+            )
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -98,7 +127,9 @@ def describe_step(row: Mapping[str, Any]) -> str:
     """Losses per modality and speed, in a few words."""
     parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in ("video", "audio") if f"loss_{name}" in row]
     skipped = int(row["skipped_nonfinite"] + row["skipped_spikes"])
-    return ", ".join([*parts, f"{row['tokens_per_s']:,.0f} tokens/s"] + ([f"{skipped} skipped"] if skipped else []))
+    return ", ".join(
+        [*parts, f"{row['tokens_per_s']:,.0f} tokens/s"] + ([f"{skipped} skipped"] if skipped else [])
+    )
 
 
 class _Losses(ProgressColumn):

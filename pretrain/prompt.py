@@ -83,17 +83,25 @@ def _find_spans(text: str) -> tuple[Span, ...]:
             raise ValueError(f"{TIMBRE} {at}; remove it, it is put in after every {SPEECH_START} by itself")
         if mark.group() == SPEECH_START:
             if opened is not None:
-                raise ValueError(f"{SPEECH_START} {at} inside an open span; close the span with {SPEECH_END} first")
+                raise ValueError(
+                    f"{SPEECH_START} {at} inside an open span; close the span with {SPEECH_END} first"
+                )
             opened = mark.end()
         elif opened is None:
-            raise ValueError(f"{SPEECH_END} {at} without {SPEECH_START}; put {SPEECH_START} before the spoken words")
+            raise ValueError(
+                f"{SPEECH_END} {at} without {SPEECH_START}; put {SPEECH_START} before the spoken words"
+            )
         else:
             if not text[opened : mark.start()].strip():
-                raise ValueError(f"empty speech span {at}; write the spoken words between {SPEECH_START} and {SPEECH_END}")
+                raise ValueError(
+                    f"empty speech span {at}; write the spoken words between {SPEECH_START} and {SPEECH_END}"
+                )
             spans.append(Span(opened, mark.start(), text[opened : mark.start()]))
             opened = None
     if opened is not None:
-        raise ValueError(f"{SPEECH_START} at character {opened - len(SPEECH_START) + 1} without {SPEECH_END}; close the span")
+        raise ValueError(
+            f"{SPEECH_START} at character {opened - len(SPEECH_START) + 1} without {SPEECH_END}; close the span"
+        )
     return tuple(spans)
 
 
@@ -119,9 +127,16 @@ def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:
         if isinstance(result, PromptRow):
             good.append(result.prompt)
         else:
-            errors += [{"line": error.line, "field": error.field, "message": error.message} for error in result]
+            errors += [
+                {"line": error.line, "field": error.field, "message": error.message} for error in result
+            ]
     num_references = sum(reference is not None for prompt in good for reference in prompt.references)
-    return {"rows": num_rows, "spans": sum(len(prompt.spans) for prompt in good), "references": num_references, "errors": errors}
+    return {
+        "rows": num_rows,
+        "spans": sum(len(prompt.spans) for prompt in good),
+        "references": num_references,
+        "errors": errors,
+    }
 
 
 def _scan_prompts(path: Path, files: bool) -> Iterator[tuple[int, PromptRow | list[FieldError]]]:
@@ -134,7 +149,13 @@ def _scan_prompts(path: Path, files: bool) -> Iterator[tuple[int, PromptRow | li
         result = _prompt_row(row, line, path, errors)
         if result is not None:
             if result.data_id in seen:
-                errors.append(FieldError(line, "data_id", f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique"))
+                errors.append(
+                    FieldError(
+                        line,
+                        "data_id",
+                        f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique",
+                    )
+                )
             seen.setdefault(result.data_id, line)
             if files:
                 errors += _missing_files(result)
@@ -149,23 +170,34 @@ def _prompt_row(row: Mapping[str, Any], line: int, path: Path, errors: list[Fiel
 
     key = "prompt" if "prompt" in row or "text" not in row else "text"  # `text` is the legacy key
     text, references, image = row.get(key), row.get("spk_wavs") or [], row.get("image_path") or None
-    num_frames, data_id, meta = row.get("num_frames"), row.get("data_id", f"{path.stem}-{line:05d}"), row.get("meta") or {}
+    num_frames, data_id, meta = (
+        row.get("num_frames"),
+        row.get("data_id", f"{path.stem}-{line:05d}"),
+        row.get("meta") or {},
+    )
     spans: tuple[Span, ...] | None = None
     if not isinstance(text, str) or not text.strip():
-        wrong(key, f"expected a text, got {text!r}; write the prompt" if key in row else "missing; write the prompt")
+        wrong(
+            key,
+            f"expected a text, got {text!r}; write the prompt" if key in row else "missing; write the prompt",
+        )
     else:
         try:
             spans = _find_spans(text)
         except ValueError as error:
             wrong(key, str(error))
-    if not isinstance(references, list) or not all(item is None or isinstance(item, str) for item in references):
+    if not isinstance(references, list) or not all(
+        item is None or isinstance(item, str) for item in references
+    ):
         wrong("spk_wavs", f"expected a list of paths, got {references!r}")
     elif spans is not None and len(references) > len(spans):
         wrong("spk_wavs", _too_many(len(references), len(spans)))
     if image is not None and not isinstance(image, str):
         wrong("image_path", f"expected a path, got {image!r}")
     if not isinstance(data_id, str) or _UNSAFE_ID.search(data_id):
-        wrong("data_id", f"expected a name fit for a file, got {data_id!r}; leave out slashes and a leading dot")
+        wrong(
+            "data_id", f"expected a name fit for a file, got {data_id!r}; leave out slashes and a leading dot"
+        )
     if not isinstance(meta, dict):
         wrong("meta", f"expected an object, got {meta!r}")
     if num_frames is not None:
@@ -187,5 +219,11 @@ def _check_num_frames(num_frames: Any, wrong: Any) -> None:
 
 
 def _missing_files(row: PromptRow) -> list[FieldError]:
-    named = [("image_path", row.image_path)] + [(f"spk_wavs[{i}]", path) for i, path in enumerate(row.reference_paths)]
-    return [FieldError(row.line, name, f"no such file: {path}") for name, path in named if path is not None and not path.is_file()]
+    named = [("image_path", row.image_path)] + [
+        (f"spk_wavs[{i}]", path) for i, path in enumerate(row.reference_paths)
+    ]
+    return [
+        FieldError(row.line, name, f"no such file: {path}")
+        for name, path in named
+        if path is not None and not path.is_file()
+    ]

@@ -46,7 +46,9 @@ class StepPolicy:
     """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped and counted."""
 
     max_skips_in_a_row: int = 10  # more than that stops the run
-    spike_factor: float = 20.0  # skip where the gradient norm is above this times the running median; 0 = never
+    spike_factor: float = (
+        20.0  # skip where the gradient norm is above this times the running median; 0 = never
+    )
     spike_window: int = 50  # steps the median is over; no spike is called before the window is full
 
 
@@ -55,10 +57,14 @@ class ParallelConfig:
     """How ranks share the model: FSDP2 over all ranks, or HSDP with `replicas` groups of ranks."""
 
     replicas: int = 1
-    context: int = 1  # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
+    context: int = (
+        1  # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
+    )
     # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the rest is computed again
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    shard_blocks: bool = True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
+    shard_blocks: bool = (
+        True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
+    )
     reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
     compile_blocks: bool = False
 
@@ -72,12 +78,19 @@ class PretrainConfig:
         default_factory=lambda: {
             "stage1": StageConfig(name="stage1"),
             "stage2": StageConfig(
-                name="stage2", tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 0.5, "TIA2AV": 0.75, "T2V": 0.25},
-                sets={"paired": 1.0}, audio_sets={"hq_audio": 1.0},
+                name="stage2",
+                tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 0.5, "TIA2AV": 0.75, "T2V": 0.25},
+                sets={"paired": 1.0},
+                audio_sets={"hq_audio": 1.0},
             ),
-            "stage3": StageConfig(name="stage3", tasks={"T2AV": 2.0, "TI2AV": 0.5, "TIA2AV": 1.0}, sets={"curated": 1.0}, audio_sets={}),
+            "stage3": StageConfig(
+                name="stage3",
+                tasks={"T2AV": 2.0, "TI2AV": 0.5, "TIA2AV": 1.0},
+                sets={"curated": 1.0},
+                audio_sets={},
+            ),
         }
-    )  # fmt: skip
+    )
     global_batch_size: int = 32
     local_batch_size: int = 0  # samples per rank and micro-batch; 0 = the rank's whole share, no accumulation
     mix_lengths: bool = False  # True: a step may hold samples of different sizes, padded
@@ -92,8 +105,12 @@ class PretrainConfig:
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
-    latents: str = ""  # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
-    shuffle_shards: int = 16  # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
+    latents: str = (
+        ""  # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
+    )
+    shuffle_shards: int = (
+        16  # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
+    )
     prefetch: int = 2  # micro-batches made ahead by a thread, where sets are read shard by shard
     cache_gb: float = 200.0  # a machine's copies of shards from an object store
 
@@ -103,9 +120,15 @@ class PretrainConfig:
             if stage.name != key:
                 raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")
         _one_of("mixed_precision", self.mixed_precision, ("fp32", "bf16"))
-        _one_of("parallel.activation_checkpointing", self.parallel.activation_checkpointing, ("none", "selective", "full"))
+        _one_of(
+            "parallel.activation_checkpointing",
+            self.parallel.activation_checkpointing,
+            ("none", "selective", "full"),
+        )
         if self.parallel.context < 1 or self.parallel.replicas < 1:
-            raise ValueError(f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}")
+            raise ValueError(
+                f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}"
+            )
         check_degree(flavor(self.flavor), self.parallel.context)
         for name in ("global_batch_size", "log_every"):
             if getattr(self, name) < 1:
@@ -145,7 +168,15 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     """Identity of what a stage trains: the config without the other stages and without what changes no weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
-    for name in ("checkpoint", "log_every", "validate_every", "validation_samples", "latents", "prefetch", "cache_gb"):
+    for name in (
+        "checkpoint",
+        "log_every",
+        "validate_every",
+        "validation_samples",
+        "latents",
+        "prefetch",
+        "cache_gb",
+    ):
         del fields[name]
     return f"{stable_hash(fields):016x}"
 
@@ -160,7 +191,9 @@ def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     hints = typing.get_type_hints(kind)
     if set(values) != set(hints):
         raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ set(hints))}")
-    return kind(**{name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()})
+    return kind(
+        **{name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()}
+    )
 
 
 def _plain(value: Any) -> Any:

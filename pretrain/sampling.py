@@ -36,22 +36,30 @@ Model = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
 
 
 def sample(
-    model: Model, noise: Latents, conditioning: Conditioning, clock: Clock, config: SamplerConfig,
+    model: Model,
+    noise: Latents,
+    conditioning: Conditioning,
+    clock: Clock,
+    config: SamplerConfig,
     first_frame: Tensor | None = None,
-) -> Latents:  # fmt: skip
+) -> Latents:
     """Latents of B clips from their noise. `first_frame` [B, 48, 1, H, W] is given clean (level 0) and kept as it is."""
     start = noise
     if first_frame is not None:
         if noise.video is None:
-            raise ValueError("a first frame was given, but no video is generated; generate video too or drop the image")
+            raise ValueError(
+                "a first frame was given, but no video is generated; generate video too or drop the image"
+            )
         start = Latents(torch.cat([first_frame, noise.video[:, :, 1:]], dim=2), noise.audio)
 
     def velocity(state: Latents, level: float) -> Velocity:
         video, audio = streams(state, level, clock, first_frame is not None)
         answer = guided_velocity(
-            lambda given: model(video, audio, given), conditioning, config.guidance,
+            lambda given: model(video, audio, given),
+            conditioning,
+            config.guidance,
             joint=video is not None and audio is not None,
-        )  # fmt: skip
+        )
         if first_frame is None or answer.video is None:
             return answer
         still = answer.video.clone()
@@ -62,7 +70,9 @@ def sample(
         return solve(velocity, start, config.steps, config.shift, config.solver)
 
 
-def streams(state: Latents, level: float, clock: Clock, first_frame_given: bool = False) -> tuple[Stream | None, Stream | None]:
+def streams(
+    state: Latents, level: float, clock: Clock, first_frame_given: bool = False
+) -> tuple[Stream | None, Stream | None]:
     """The model's inputs at one flow level, all samples of full length."""
     video = audio = None
     if state.video is not None:

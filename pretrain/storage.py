@@ -28,11 +28,54 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # what pathlib makes of a URL
-_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss", "memory", "hdfs", "sftp", "ssh", "http", "https", "hf", "webdav")
-_WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")  # an object appears when its upload is complete
-_DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "adl": "adlfs", "oci": "ocifs",
-            "oss": "ossfs", "hdfs": "pyarrow", "sftp": "paramiko", "ssh": "paramiko", "http": "aiohttp", "https": "aiohttp",
-            "hf": "huggingface_hub", "webdav": "webdav4"}  # fmt: skip
+_STORES = (
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "abfs",
+    "az",
+    "adl",
+    "oci",
+    "oss",
+    "memory",
+    "hdfs",
+    "sftp",
+    "ssh",
+    "http",
+    "https",
+    "hf",
+    "webdav",
+)
+_WHOLE_UPLOADS = (
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "abfs",
+    "az",
+    "adl",
+    "oci",
+    "oss",
+)  # an object appears when its upload is complete
+_DRIVERS = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "adl": "adlfs",
+    "oci": "ocifs",
+    "oss": "ossfs",
+    "hdfs": "pyarrow",
+    "sftp": "paramiko",
+    "ssh": "paramiko",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+    "webdav": "webdav4",
+}
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
@@ -45,7 +88,9 @@ def place(text: str | Path) -> Path:
     """
     match = (_COLLAPSED if isinstance(text, PurePath) else _URL).fullmatch(str(text))
     if "::" in str(text) and "://" in str(text):
-        raise ValueError(f"{str(text).split('::')[0]}::...: chained URLs are not taken; give the place itself")
+        raise ValueError(
+            f"{str(text).split('::')[0]}::...: chained URLs are not taken; give the place itself"
+        )
     if match is None:
         return Path(text)
     protocol, rest = match.group(1).lower(), match.group(2)
@@ -53,7 +98,9 @@ def place(text: str | Path) -> Path:
         return Path(rest)
     user = rest.split("/")[0].rpartition("@")[0]  # of abfs and az a container
     if ":" in user or (user and protocol not in ("abfs", "az", "adl", "hf")):
-        raise ValueError(f"{protocol}://...@...: credentials do not belong in a URL; give them in the environment")
+        raise ValueError(
+            f"{protocol}://...@...: credentials do not belong in a URL; give them in the environment"
+        )
     where = f"{protocol}://{rest}"
     if protocol not in _STORES:
         raise ValueError(f"{where}: unknown protocol {protocol!r}; {nearest(protocol, _STORES)}")
@@ -62,7 +109,10 @@ def place(text: str | Path) -> Path:
     _check_driver(protocol, where)
     from upath import UPath
 
-    return cast(Path, UPath(where.rstrip("/"), **cast(Any, _OPTIONS | (_S3_OPTIONS if protocol.startswith("s3") else {}))))
+    return cast(
+        Path,
+        UPath(where.rstrip("/"), **cast(Any, _OPTIONS | (_S3_OPTIONS if protocol.startswith("s3") else {}))),
+    )
 
 
 def is_remote(path: Path) -> bool:
@@ -86,7 +136,10 @@ def list_folder(path: Path) -> list[Path]:
         return sorted(path.iterdir()) if path.is_dir() else []
     with named_errors(path):
         try:
-            names = {entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in _store(path).ls(_key(path), detail=True)}
+            names = {
+                entry["name"].rstrip("/").rsplit("/", 1)[-1]
+                for entry in _store(path).ls(_key(path), detail=True)
+            }
         except FileNotFoundError:
             return []
     return [path / name for name in sorted(names - {"", path.name})]
@@ -194,7 +247,10 @@ def create(path: Path, text: str) -> None:
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
     """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store fails."""
-    with named_errors(path), (_store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb")) as stream:
+    with (
+        named_errors(path),
+        _store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb") as stream,
+    ):
         yield cast(BinaryIO, stream)
 
 
@@ -271,7 +327,9 @@ def _check_sum(local: Path, path: Path, sha256: str) -> None:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != sha256:
-        raise ValueError(f"{path}: sha256 is {digest.hexdigest()[:16]}..., expected {sha256[:16]}...; copy or write it again")
+        raise ValueError(
+            f"{path}: sha256 is {digest.hexdigest()[:16]}..., expected {sha256[:16]}...; copy or write it again"
+        )
 
 
 def _check_driver(protocol: str, where: str) -> None:
@@ -280,7 +338,9 @@ def _check_driver(protocol: str, where: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError:
-        raise ValueError(f"{where}: no driver for {protocol}; pip install {_DRIVERS.get(protocol, protocol)}") from None
+        raise ValueError(
+            f"{where}: no driver for {protocol}; pip install {_DRIVERS.get(protocol, protocol)}"
+        ) from None
 
 
 def _store(path: Path) -> AbstractFileSystem:

@@ -9,7 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_DRIVERS = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "ocifs", "oci", "ossfs", "paramiko"}
+_DRIVERS = {
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "s3fs",
+    "gcsfs",
+    "google",
+    "adlfs",
+    "azure",
+    "ocifs",
+    "oci",
+    "ossfs",
+    "paramiko",
+}
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|ACCOUNT_KEY|SAS|KEY$", re.IGNORECASE)
 _SILENT = ("Connect", "Timeout", "EndpointURL", "ServerDisconnected")
 _GIVE = "give credentials that may in the environment or fsspec's configuration"
@@ -60,10 +73,17 @@ def _told(error: Exception, path: str) -> OSError:
         if "specified bucket does not exist" in said:
             return FileNotFoundError(f"{path}: the bucket does not exist; create it or correct the name")
         return FileNotFoundError(f"{path}: not found; correct the URL or write it first")
-    if isinstance(error, PermissionError) or "Credentials" in name or "Forbidden" in said or "Unauthorized" in said:
+    if (
+        isinstance(error, PermissionError)
+        or "Credentials" in name
+        or "Forbidden" in said
+        or "Unauthorized" in said
+    ):
         return PermissionError(f"{path}: the store forbids it ({detail}); {_GIVE}")
     if isinstance(error, (ConnectionError, TimeoutError)) or any(word in name for word in _SILENT):
-        return ConnectionError(f"{path}: the store does not answer ({detail}); check its endpoint (S3: FSSPEC_S3_ENDPOINT_URL), try again")
+        return ConnectionError(
+            f"{path}: the store does not answer ({detail}); check its endpoint (S3: FSSPEC_S3_ENDPOINT_URL), try again"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(error.errno, os.strerror(error.errno), error.filename or path)
     return OSError(f"{path}: the store failed ({detail}); try again")

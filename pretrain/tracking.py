@@ -63,5 +63,7 @@ def build(name: str, options: Mapping[str, Any], what: str) -> Any:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory") from None
+        raise ValueError(
+            f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory"
+        ) from None
     return factory(**options)

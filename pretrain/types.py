@@ -81,7 +81,9 @@ class Stream:
     lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
     sigma: Tensor  # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     rate_hz: float  # latent frames (video) or tokens (audio) per second
-    clock_hz: float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
+    clock_hz: (
+        float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
+    )
 
     @cached_property
     def padded(self) -> bool:
@@ -130,7 +132,7 @@ class AVBatch:
 
 
 class Tracker(Protocol):
-    """Where a trainer reports to; `experiments.tracking` injects MLflow, tests inject a list."""
+    """Where a trainer reports to; `experiments.runs.tracker` injects MLflow, tests inject a list."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
 

@@ -34,7 +34,9 @@ def unscored(reason: str) -> Score:
 
 
 def score_prepared(
-    clips: Sequence[Clip], prepare: Callable[[Clip], PreparedT], score: Callable[[list[PreparedT]], Sequence[Score]]
+    clips: Sequence[Clip],
+    prepare: Callable[[Clip], PreparedT],
+    score: Callable[[list[PreparedT]], Sequence[Score]],
 ) -> list[Score]:
     """`prepare` each clip (may raise Unscorable), `score` all that could be prepared as one batch, and put the answers back in order."""
     start = time.perf_counter()

@@ -104,6 +104,11 @@ def _speech_ratio(clip: Clip) -> float:
 
 def _mono(clip: Clip) -> np.ndarray | None:
     waveform = None if clip.waveform is None else np.asarray(clip.waveform)
-    if waveform is None or not waveform.size or not np.issubdtype(waveform.dtype, np.floating) or not np.isfinite(waveform).all():
+    if (
+        waveform is None
+        or not waveform.size
+        or not np.issubdtype(waveform.dtype, np.floating)
+        or not np.isfinite(waveform).all()
+    ):
         return None
     return waveform.mean(axis=0) if waveform.ndim == 2 else waveform

@@ -31,7 +31,9 @@ class LipLoudness:
     name = "lip_loudness_correlation"
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        return score_prepared(clips, _signals, lambda pairs: [_score(opening, loudness) for opening, loudness in pairs])
+        return score_prepared(
+            clips, _signals, lambda pairs: [_score(opening, loudness) for opening, loudness in pairs]
+        )
 
 
 def mouth_opening(frames: np.ndarray, mouth_boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
@@ -43,7 +45,9 @@ def mouth_opening(frames: np.ndarray, mouth_boxes: Sequence[tuple[int, int, int,
     for x0, y0, x1, y1 in mouth_boxes:
         pixels = frames[:, max(0, y0) : y1, max(0, x0) : x1]
         if not pixels.size:
-            raise Unscorable(f"mouth box {[x0, y0, x1, y1]} lies outside of {frames.shape[2]}x{frames.shape[1]} pixels")
+            raise Unscorable(
+                f"mouth box {[x0, y0, x1, y1]} lies outside of {frames.shape[2]}x{frames.shape[1]} pixels"
+            )
         opening += 1.0 - (pixels @ LUMA).mean(axis=(1, 2)) / 255.0
     return opening
 
@@ -55,13 +59,20 @@ def frame_loudness(waveform: np.ndarray, num_frames: int, fps: float) -> np.ndar
     return np.sqrt(np.add.reduceat(padded[: edges[-1]] ** 2, edges[:-1]) / np.diff(edges))
 
 
-def lagged_correlations(opening: np.ndarray, loudness: np.ndarray, max_lag: int = MAX_LAG_FRAMES) -> np.ndarray:
+def lagged_correlations(
+    opening: np.ndarray, loudness: np.ndarray, max_lag: int = MAX_LAG_FRAMES
+) -> np.ndarray:
     """Correlation of opening[t + k] with loudness[t] for k = -max_lag..max_lag, [2 max_lag + 1]; 0 outside of the clip."""
     first = (opening - opening.mean()) / opening.std()
     second = (loudness - loudness.mean()) / loudness.std()
     num = len(first)
     lags = range(-max_lag, max_lag + 1)
-    return np.array([(first[max(0, k) : num + min(0, k)] * second[max(0, -k) : num - max(0, k)]).sum() / num for k in lags])
+    return np.array(
+        [
+            (first[max(0, k) : num + min(0, k)] * second[max(0, -k) : num - max(0, k)]).sum() / num
+            for k in lags
+        ]
+    )
 
 
 def _signals(clip: Clip) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,9 @@ def k_weighting(sample_rate_hz: int) -> list[tuple[np.ndarray, np.ndarray]]:
     tangent = math.tan(math.pi * 1681.974450955533 / sample_rate_hz)
     ratio = tangent / 0.7071752369554196
     band = gain**0.4996667741545416
-    shelf = np.array([gain + band * ratio + tangent**2, 2 * (tangent**2 - gain), gain - band * ratio + tangent**2])
+    shelf = np.array(
+        [gain + band * ratio + tangent**2, 2 * (tangent**2 - gain), gain - band * ratio + tangent**2]
+    )
     poles = np.array([1 + ratio + tangent**2, 2 * (tangent**2 - 1), 1 - ratio + tangent**2])
     low = math.tan(math.pi * 38.13547087602444 / sample_rate_hz)
     slope = low / 0.5003270373238773

@@ -39,8 +39,11 @@ class Moments:
         shift = mean - self.mean
         squares = float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / count
         return Moments(
-            count, self.mean + shift * len(seen) / count, self.squares + squares, max(self.largest, float(np.abs(seen).max()))
-        )  # fmt: skip
+            count,
+            self.mean + shift * len(seen) / count,
+            self.squares + squares,
+            max(self.largest, float(np.abs(seen).max())),
+        )
 
     def z(self, values: np.ndarray) -> np.ndarray:
         """(value - mean) / std; 0 without contrast, NaN where the value is NaN."""
@@ -54,8 +57,15 @@ class Moments:
     def from_json(cls, content: Mapping[str, float]) -> Moments:
         """Raises ValueError for anything but what `to_json` writes."""
         if set(content) != {"count", "mean", "squares", "largest"}:
-            raise ValueError(f"running moments: expected count, mean, squares, largest, got {sorted(content)}")
-        return cls(int(content["count"]), float(content["mean"]), float(content["squares"]), float(content["largest"]))
+            raise ValueError(
+                f"running moments: expected count, mean, squares, largest, got {sorted(content)}"
+            )
+        return cls(
+            int(content["count"]),
+            float(content["mean"]),
+            float(content["squares"]),
+            float(content["largest"]),
+        )
 
 
 def group_z(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:

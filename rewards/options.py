@@ -46,7 +46,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if base is typing.Literal:
             if value in typing.get_args(option):
                 return value
-            raise ValueError(f"{where}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}")
+            raise ValueError(
+                f"{where}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}"
+            )
         if base is tuple and isinstance(value, (list, tuple)):
             member = typing.get_args(option)[0]
             return tuple(_typed(item, member, f"{where}[{index}]") for index, item in enumerate(value))

@@ -11,7 +11,10 @@ from rewards.sound import SAMPLE_RATE_HZ
 from rewards.types import Clip
 
 BLACK = 16  # of 255; codec noise on black frames stays below
-LENGTH_GAP_S, LENGTH_GAP_SHARE = 0.15, 0.02  # two AAC frames of padding stay below; a wrong frame rate in the header does not
+LENGTH_GAP_S, LENGTH_GAP_SHARE = (
+    0.15,
+    0.02,
+)  # two AAC frames of padding stay below; a wrong frame rate in the header does not
 
 
 def visible_frames(clip: Clip) -> np.ndarray:
@@ -38,6 +41,9 @@ def check_fps(clip: Clip) -> None:
 def check_lengths(clip: Clip, sound: np.ndarray) -> None:
     """Raises Unscorable where frames and 16 kHz sound [N] cannot belong together as the header says, or the frame rate is none."""
     check_fps(clip)
-    frames_s, sound_s = len(clip.frames if clip.frames is not None else ()) / clip.fps, len(sound) / SAMPLE_RATE_HZ
+    frames_s, sound_s = (
+        len(clip.frames if clip.frames is not None else ()) / clip.fps,
+        len(sound) / SAMPLE_RATE_HZ,
+    )
     if abs(frames_s - sound_s) > LENGTH_GAP_S + LENGTH_GAP_SHARE * sound_s:
         raise Unscorable(f"{frames_s:.2f} s of frames at {clip.fps:g} fps, {sound_s:.2f} s of sound")

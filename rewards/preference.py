@@ -72,11 +72,15 @@ class PreferenceModel:
             raise ValueError(f"preference model: expected distinct features, got {list(self.features)}")
         for name in _VECTORS:
             if len(getattr(self, name)) != len(self.features):
-                raise ValueError(f"preference model: {len(getattr(self, name))} of {name} for {len(self.features)} features")
+                raise ValueError(
+                    f"preference model: {len(getattr(self, name))} of {name} for {len(self.features)} features"
+                )
         if not np.isfinite([*self.mean, *self.scale, *self.weights, self.tie, self.side]).all():
             raise ValueError("preference model: a number is not finite; fit it again")
         if min(self.scale) <= 0 or self.tie < 0:
-            raise ValueError("preference model: scales must be positive and the tie parameter at least 0; fit it again")
+            raise ValueError(
+                "preference model: scales must be positive and the tie parameter at least 0; fit it again"
+            )
 
     @property
     def theta(self) -> float:
@@ -87,7 +91,9 @@ class PreferenceModel:
         """[N, F] features -> [N, F] what each adds to the utility; NaN where the feature is."""
         values = np.asarray(values, np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.features):
-            raise ValueError(f"preference model: expected features [N, {len(self.features)}], got {list(values.shape)}")
+            raise ValueError(
+                f"preference model: expected features [N, {len(self.features)}], got {list(values.shape)}"
+            )
         return (values - self.mean) / self.scale * self.weights
 
     def utility(self, values: np.ndarray) -> np.ndarray:
@@ -105,8 +111,14 @@ class PreferenceModel:
         """
         columns = [_column(feature, found) for feature in self.features]
         if len({len(column) for column in columns}) > 1:
-            raise ValueError(f"preference model: unlike numbers of scores, {[len(column) for column in columns]}")
-        terms = self.terms(np.array([[score.value for score in row] for row in zip(*columns, strict=True)]).reshape(-1, len(columns)))
+            raise ValueError(
+                f"preference model: unlike numbers of scores, {[len(column) for column in columns]}"
+            )
+        terms = self.terms(
+            np.array([[score.value for score in row] for row in zip(*columns, strict=True)]).reshape(
+                -1, len(columns)
+            )
+        )
         return [self._score(row, term) for row, term in zip(zip(*columns, strict=True), terms, strict=True)]
 
     def _score(self, row: Sequence[Score], terms: np.ndarray) -> Score:
@@ -144,7 +156,9 @@ class PreferenceModel:
             held_out = _fit_from(content.pop("held_out"))
             vectors = {name: tuple(map(_number, content.pop(name))) for name in _VECTORS}
             errors = {name: _number(content.pop(name)) for name in ("tie_error", "side_error")}
-            return cls(features=tuple(content.pop("features")), **vectors, **errors, **content, held_out=held_out)
+            return cls(
+                features=tuple(content.pop("features")), **vectors, **errors, **content, held_out=held_out
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}; fit it again") from None
 
@@ -172,7 +186,10 @@ class PreferenceReward:
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         found = {name: reward.score(clips) for name, reward in self._rewards.items()}
         seconds = [sum(score.seconds for score in row) for row in zip(*found.values(), strict=True)]
-        return [dataclasses.replace(score, seconds=spent) for score, spent in zip(self.model.scores(found), seconds, strict=True)]
+        return [
+            dataclasses.replace(score, seconds=spent)
+            for score, spent in zip(self.model.scores(found), seconds, strict=True)
+        ]
 
 
 def check_no_judge(features: Sequence[str]) -> None:
@@ -180,7 +197,9 @@ def check_no_judge(features: Sequence[str]) -> None:
     judges = [name for name, entry in CATALOG.items() if entry.judge]
     for name in features:
         if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
-            raise ValueError(f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model without it")
+            raise ValueError(
+                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model without it"
+            )
 
 
 def log_probabilities(m: np.ndarray, tie: float) -> np.ndarray:

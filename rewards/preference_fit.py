@@ -24,8 +24,15 @@ class PreferenceConfig:
     seed: int = 0  # of the folds
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.l2) and self.l2 > 0 and math.isfinite(self.rater_side_sd) and self.rater_side_sd > 0):
-            raise ValueError(f"preference: l2 and rater_side_sd must be positive, got {self.l2} and {self.rater_side_sd}")
+        if not (
+            math.isfinite(self.l2)
+            and self.l2 > 0
+            and math.isfinite(self.rater_side_sd)
+            and self.rater_side_sd > 0
+        ):
+            raise ValueError(
+                f"preference: l2 and rater_side_sd must be positive, got {self.l2} and {self.rater_side_sd}"
+            )
         if self.folds < 2:
             raise ValueError(f"preference: at least 2 folds, got {self.folds}")
 
@@ -34,12 +41,16 @@ class PreferenceConfig:
 class Votes:
     """N votes on pairs of clips. Raises ValueError where rows do not agree or a label is unknown."""
 
-    first: np.ndarray  # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
+    first: (
+        np.ndarray
+    )  # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
     second: np.ndarray  # [N, F]
     labels: np.ndarray  # [N] +1 the first was preferred, -1 the second, 0 a tie
     sides: np.ndarray | None = None  # [N] +1 the first clip was left, -1 right, 0 not known
     raters: Sequence[Hashable] | None = None  # [N]; each then has a side bias of their own
-    groups: Sequence[Hashable] | None = None  # [N] e.g. prompts; a group is never on both sides of the cross-validation
+    groups: Sequence[Hashable] | None = (
+        None  # [N] e.g. prompts; a group is never on both sides of the cross-validation
+    )
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -64,7 +75,9 @@ class Votes:
             return None if given is None else [given[index] for index in kept]
 
         sides = None if self.sides is None else self.sides[kept]
-        return Votes(self.first[kept], self.second[kept], self.labels[kept], sides, cut(self.raters), cut(self.groups))
+        return Votes(
+            self.first[kept], self.second[kept], self.labels[kept], sides, cut(self.raters), cut(self.groups)
+        )
 
 
 class _Solution(NamedTuple):
@@ -74,7 +87,9 @@ class _Solution(NamedTuple):
     errors: np.ndarray  # [F + 2] of weights, side, tie; NaN for what is fixed
 
 
-def fit_preference(features: Sequence[str], votes: Votes, config: PreferenceConfig, *, simulated: bool) -> PreferenceModel:
+def fit_preference(
+    features: Sequence[str], votes: Votes, config: PreferenceConfig, *, simulated: bool
+) -> PreferenceModel:
     """Weights of standardised features, tie parameter and side bias, with errors and held-out figures.
 
     A feature that is the same in all clips has weight 0. The weights cannot diverge on separable votes: they are penalised.
@@ -85,7 +100,9 @@ def fit_preference(features: Sequence[str], votes: Votes, config: PreferenceConf
         raise ValueError(f"preference: {votes.first.shape[1]} columns for {len(features)} features")
     complete = np.flatnonzero(np.isfinite(votes.first).all(axis=1) & np.isfinite(votes.second).all(axis=1))
     if not len(complete):
-        raise ValueError(f"preference: none of {len(votes.labels)} votes has all of {', '.join(features)} for both clips")
+        raise ValueError(
+            f"preference: none of {len(votes.labels)} votes has all of {', '.join(features)} for both clips"
+        )
     used = votes.rows(complete)
     if not used.labels.any():
         raise ValueError(f"preference: all {len(complete)} votes are ties; there is no preference to learn")
@@ -159,11 +176,17 @@ def _solve(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> _S
     errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
     num_features, sided = difference.shape[1], votes.sides is not None and bool(votes.sides.any())
     side = float(beta[num_features]) if sided else 0.0
-    told = [*errors[:num_features], errors[num_features] if sided else math.nan, errors[width] if ties else math.nan]
+    told = [
+        *errors[:num_features],
+        errors[num_features] if sided else math.nan,
+        errors[width] if ties else math.nan,
+    ]
     return _Solution(beta[:num_features], side, tie, np.array(told))
 
 
-def _likelihood(m: np.ndarray, tie: float, labels: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+def _likelihood(
+    m: np.ndarray, tie: float, labels: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """Log-likelihood, its slopes by m and tie [N], and minus its second derivatives (mm, m tie, tie tie) [N].
 
     Ties are as if both inequalities had been seen: ln P(tie) = ln s(m - a) + ln s(-m - a) + ln(e^2a - 1).
@@ -203,7 +226,10 @@ def _cross_validated(features: Sequence[str], votes: Votes, config: PreferenceCo
         share = (np.bincount(np.abs(train.labels.astype(int)), minlength=2) + 0.5) / (len(train.labels) + 1.0)
         chance[test] = np.log(np.where(seen == 0, share[0], share[1] / 2))
         scale = _scales(np.concatenate([train.first, train.second]))
-        difference, unseen = (train.first - train.second) / scale, (votes.first[test] - votes.second[test]) / scale
+        difference, unseen = (
+            (train.first - train.second) / scale,
+            (votes.first[test] - votes.second[test]) / scale,
+        )
         for place, column in enumerate(columns):
             solution = _solve(difference[:, column], train, config)
             side = 0.0 if votes.sides is None else solution.side * votes.sides[test]

@@ -37,15 +37,33 @@ class RemoteReward:
     """
 
     def __init__(
-        self, reward: str, url: str = "", token_file: str | Path | None = None, name: str = "", timeout_s: float = 330.0,
-        num_tries: int = 4, backoff_s: float = 0.5, concurrency: int = 8, turned: bool = False, measure_only: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        reward: str,
+        url: str = "",
+        token_file: str | Path | None = None,
+        name: str = "",
+        timeout_s: float = 330.0,
+        num_tries: int = 4,
+        backoff_s: float = 0.5,
+        concurrency: int = 8,
+        turned: bool = False,
+        measure_only: bool = False,
+    ) -> None:
         if not re.fullmatch(r"https?://[^/@\s]+(/[^?#@\s]*)?", url):
-            raise ValueError(f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the service's address")
+            raise ValueError(
+                f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the service's address"
+            )
         if num_tries < 1 or concurrency < 1 or not timeout_s > 0:
-            raise ValueError(f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: more than 0 each")
+            raise ValueError(
+                f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: more than 0 each"
+            )
         self.reward, self.url, self.name = reward, url.rstrip("/"), name or f"remote_{reward}"
-        self.timeout_s, self.num_tries, self.backoff_s, self.concurrency = float(timeout_s), num_tries, float(backoff_s), concurrency
+        self.timeout_s, self.num_tries, self.backoff_s, self.concurrency = (
+            float(timeout_s),
+            num_tries,
+            float(backoff_s),
+            concurrency,
+        )
         self._sign = -1.0 if turned else 1.0
         self._token_file = Path(token_file) if token_file else None
         self._check(turned, measure_only)
@@ -71,7 +89,9 @@ class RemoteReward:
         try:
             return self._scored(answer["scores"][self.reward], time.perf_counter() - start)
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise ConnectionError(f"{self.url}: an answer without a score of {self.reward}; is it `nava serve rewards`?") from None
+            raise ConnectionError(
+                f"{self.url}: an answer without a score of {self.reward}; is it `nava serve rewards`?"
+            ) from None
 
     def _scored(self, answer: Mapping[str, Any], seconds: float) -> Score:
         if answer["error"]:
@@ -79,7 +99,9 @@ class RemoteReward:
         parts = {name: math.nan if part is None else float(part) for name, part in answer["parts"].items()}
         if answer["value"] is None:
             return Score(math.nan, str(answer["reason"]) or "no value", parts, str(answer["text"]), seconds)
-        return Score(self._sign * float(answer["value"]), str(answer["reason"]), parts, str(answer["text"]), seconds)
+        return Score(
+            self._sign * float(answer["value"]), str(answer["reason"]), parts, str(answer["text"]), seconds
+        )
 
     def _check(self, turned: bool, measure_only: bool) -> None:
         """The service is there and has the reward, and its values are used as they are meant."""
@@ -87,25 +109,44 @@ class RemoteReward:
         try:
             found = {entry["name"]: entry for entry in served}
         except (TypeError, KeyError):
-            raise ConnectionError(f"{self.url}: an answer without rewards; is it `nava serve rewards`?") from None
+            raise ConnectionError(
+                f"{self.url}: an answer without rewards; is it `nava serve rewards`?"
+            ) from None
         if self.reward not in found:
-            raise ValueError(f"remote {self.reward}: {self.url} does not serve it; {nearest(self.reward, found)}")
+            raise ValueError(
+                f"remote {self.reward}: {self.url} does not serve it; {nearest(self.reward, found)}"
+            )
         if found[self.reward].get("judge") and not measure_only:
-            raise ValueError(f"remote {self.reward}: a judge must stay out of what is rewarded; set measure_only=true to measure by it")
+            raise ValueError(
+                f"remote {self.reward}: a judge must stay out of what is rewarded; set measure_only=true to measure by it"
+            )
         if found[self.reward].get("lower_is_better") and not (turned or measure_only):
-            raise ValueError(f"remote {self.reward}: lower is better; set turned=true to reward its negative, or measure_only=true")
+            raise ValueError(
+                f"remote {self.reward}: lower is better; set turned=true to reward its negative, or measure_only=true"
+            )
 
     def _token(self) -> str:
         if self._token_file is not None and not self._token_file.is_file():
-            raise ValueError(f"remote {self.reward}: token_file {self._token_file}: no such file; put the service's token there")
-        token = (self._token_file.read_text() if self._token_file else os.environ.get(TOKEN_VARIABLE, "")).strip()
+            raise ValueError(
+                f"remote {self.reward}: token_file {self._token_file}: no such file; put the service's token there"
+            )
+        token = (
+            self._token_file.read_text() if self._token_file else os.environ.get(TOKEN_VARIABLE, "")
+        ).strip()
         if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise ValueError(f"remote {self.reward}: no token; set token_file or ${TOKEN_VARIABLE} to the service's")
+            raise ValueError(
+                f"remote {self.reward}: no token; set token_file or ${TOKEN_VARIABLE} to the service's"
+            )
         return token
 
-    def _ask(self, path: str, token: str, content_type: str = "", body: bytes | None = None) -> tuple[int, Any]:
+    def _ask(
+        self, path: str, token: str, content_type: str = "", body: bytes | None = None
+    ) -> tuple[int, Any]:
         """(200, the answer) or (another status, the refusal) where a clip is at fault."""
-        headers = {"Authorization": f"Bearer {token}", **({"Content-Type": content_type} if content_type else {})}
+        headers = {
+            "Authorization": f"Bearer {token}",
+            **({"Content-Type": content_type} if content_type else {}),
+        }
         failure = ""
         for attempt in range(self.num_tries):
             wait = 0.0
@@ -125,7 +166,9 @@ class RemoteReward:
                 failure = " ".join(str(getattr(error, "reason", "") or error or type(error).__name__).split())
             if attempt + 1 < self.num_tries:
                 time.sleep(min(MAX_WAIT_S, max(wait, self.backoff_s * 2**attempt)))
-        raise ConnectionError(f"{self.url}: {failure[:200]}, {self.num_tries} tries; check that the service is up")
+        raise ConnectionError(
+            f"{self.url}: {failure[:200]}, {self.num_tries} tries; check that the service is up"
+        )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -42,7 +42,10 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
     if clip.first_frame is not None:
         asked["first_frame"], files["first_frame"] = "part:first_frame", _png(clip.first_frame)
     if clip.reference_sound is not None:
-        asked["reference_sound"], files["reference_sound"] = "part:reference_sound", _wav(clip.reference_sound, clip.sample_rate_hz)
+        asked["reference_sound"], files["reference_sound"] = (
+            "part:reference_sound",
+            _wav(clip.reference_sound, clip.sample_rate_hz),
+        )
     return multipart({"request": json.dumps(asked, allow_nan=False).encode(), **files})
 
 
@@ -52,7 +55,11 @@ def multipart(parts: dict[str, bytes]) -> tuple[str, bytes]:
     pieces: list[bytes] = []
     for name, content in parts.items():
         filename = "" if name == "request" else f'; filename="{name}"'
-        pieces += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{filename}\r\n\r\n'.encode(), content, b"\r\n"]
+        pieces += [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{filename}\r\n\r\n'.encode(),
+            content,
+            b"\r\n",
+        ]
     return f"multipart/form-data; boundary={boundary}", b"".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
@@ -64,10 +71,14 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
     with io.BytesIO() as file:
         with av.open(file, "w", format="mp4") as container:
             options = {"qp": "0", "preset": "ultrafast", "bf": "0", "threads": "1"}
-            stream = container.add_stream("libx264rgb", rate=Fraction(fps).limit_denominator(1001), options=options)
+            stream = container.add_stream(
+                "libx264rgb", rate=Fraction(fps).limit_denominator(1001), options=options
+            )
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "rgb24"
             for picture in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
+                )
             container.mux(stream.encode(None))
         return file.getvalue()
 

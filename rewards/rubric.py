@@ -30,7 +30,9 @@ class ItemOptions:
         if not math.isfinite(self.weight):
             raise ValueError(f"weight must be finite, got {self.weight}")
         if self.floor is not None and (self.weight == 0 or math.isnan(self.floor)):
-            raise ValueError("a floor needs a weight other than 0 (its sign says which side is worse) and a number")
+            raise ValueError(
+                "a floor needs a weight other than 0 (its sign says which side is worse) and a number"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ class Rubric:
         return cls(tuple(items))
 
     def total(
-        self, scores: Mapping[str, Sequence[Score]], groups: Sequence[Hashable], running: Mapping[str, Moments] | None = None
+        self,
+        scores: Mapping[str, Sequence[Score]],
+        groups: Sequence[Hashable],
+        running: Mapping[str, Moments] | None = None,
     ) -> RubricScores:
         """Totals of N clips from each reward's N scores; `groups` says which clips answer the same prompt.
 
@@ -99,17 +104,28 @@ class Rubric:
         does a clip beyond a floor with `below: nan`. Raises ValueError for a reward or part that is not there.
         """
         raw = {item.reward: _values(item.reward, scores, len(groups)) for item in self.items}
-        reasons = [_reasons(self.items, {name: column[index] for name, column in raw.items()}) for index in range(len(groups))]
-        beyond = {item.reward: _beyond(item, raw[item.reward]) for item in self.items if item.floor is not None}
+        reasons = [
+            _reasons(self.items, {name: column[index] for name, column in raw.items()})
+            for index in range(len(groups))
+        ]
+        beyond = {
+            item.reward: _beyond(item, raw[item.reward]) for item in self.items if item.floor is not None
+        }
         for item in self.items:
             if item.floor is not None and item.below == "nan":
                 for index in np.flatnonzero(beyond[item.reward]):
-                    reasons[index] += [f"{item.reward}: {raw[item.reward][index].value:.4g} is beyond the floor {item.floor:.4g}"]
+                    reasons[index] += [
+                        f"{item.reward}: {raw[item.reward][index].value:.4g} is beyond the floor {item.floor:.4g}"
+                    ]
         kept = np.array([not reason for reason in reasons], dtype=bool)
         columns, flat, moments = _normalised(self.items, raw, kept, groups, running or {})
         terms = {item.reward: item.weight * columns[item.reward] for item in self.items if item.weight}
         sums = np.sum(list(terms.values()), axis=0)
-        lowered = _lowered(sums, [beyond[item.reward] for item in self.items if item.floor is not None and item.below == "lowest"], groups)
+        lowered = _lowered(
+            sums,
+            [beyond[item.reward] for item in self.items if item.floor is not None and item.below == "lowest"],
+            groups,
+        )
         totals = []
         for index, reason in enumerate(reasons):
             if reason:
@@ -119,7 +135,9 @@ class Rubric:
             if lowered[index] != sums[index]:
                 parts[FLOOR_PART] = float(lowered[index] - sums[index])
             totals.append(Score(float(lowered[index]), parts=parts))
-        return RubricScores(totals, columns, flat, {name: int(mask.sum()) for name, mask in beyond.items()}, moments)
+        return RubricScores(
+            totals, columns, flat, {name: int(mask.sum()) for name, mask in beyond.items()}, moments
+        )
 
 
 def _values(name: str, scores: Mapping[str, Sequence[Score]], num_clips: int) -> list[Score]:
@@ -146,7 +164,9 @@ def _part(score: Score, part: str) -> Score:
 def _reasons(items: Sequence[RubricItem], row: Mapping[str, Score]) -> list[str]:
     """Why a clip has no total; empty when it has one."""
     found = [(item.reward, row[item.reward]) for item in items if item.weight]
-    return [f"{name}: {score.reason or 'NaN'}" for name, score in found if score.reason or math.isnan(score.value)]
+    return [
+        f"{name}: {score.reason or 'NaN'}" for name, score in found if score.reason or math.isnan(score.value)
+    ]
 
 
 def _beyond(item: RubricItem, column: Sequence[Score]) -> np.ndarray:
@@ -174,7 +194,9 @@ def _normalised(
             columns[name] = moments[name].z(values)
             flat[name] = int(not moments[name].has_contrast)
         else:
-            columns[name], flat[name] = group_z(values, groups if item.normalise == "group" else [None] * len(groups))
+            columns[name], flat[name] = group_z(
+                values, groups if item.normalise == "group" else [None] * len(groups)
+            )
     return columns, flat, moments
 
 

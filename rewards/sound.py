@@ -29,7 +29,9 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
         raise Unscorable(f"{np.asarray(clip.waveform).dtype} samples; scale them to floats in -1..1")
     waveform = np.asarray(clip.waveform, dtype=np.float32)
     if not np.isfinite(waveform).all():
-        raise Unscorable(f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite")
+        raise Unscorable(
+            f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite"
+        )
     if waveform.ndim == 2:
         waveform = waveform.mean(axis=0)
     if waveform.ndim != 1:
@@ -37,7 +39,9 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
     if clip.sample_rate_hz < 1:
         raise Unscorable(f"{clip.sample_rate_hz} samples per second")
     if len(waveform) < MIN_DURATION_S * clip.sample_rate_hz:
-        raise Unscorable(f"{len(waveform) / clip.sample_rate_hz:.3f} s of sound, at least {MIN_DURATION_S} s are needed")
+        raise Unscorable(
+            f"{len(waveform) / clip.sample_rate_hz:.3f} s of sound, at least {MIN_DURATION_S} s are needed"
+        )
     peak = float(np.abs(waveform).max())
     if peak < SILENCE_PEAK:
         raise Unscorable("silent")
@@ -47,7 +51,9 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
         from scipy.signal import resample_poly  # slow to import, seldom needed
 
         common = math.gcd(clip.sample_rate_hz, rate_hz)
-        waveform = resample_poly(waveform, rate_hz // common, clip.sample_rate_hz // common).astype(np.float32)
+        waveform = resample_poly(waveform, rate_hz // common, clip.sample_rate_hz // common).astype(
+            np.float32
+        )
     return waveform
 
 
@@ -79,9 +85,18 @@ def span_sounds(clip: Clip) -> list[np.ndarray]:
     waveform, count = mono_16khz(clip), max(1, len(clip.spans))
     if len(clip.span_times) != count:
         return split_spans(waveform, count)
-    sounds = [waveform[max(0, round(start * SAMPLE_RATE_HZ)) : round(end * SAMPLE_RATE_HZ)] for start, end in clip.span_times]
-    if short := [times for times, sound in zip(clip.span_times, sounds, strict=True) if len(sound) < MIN_DURATION_S * SAMPLE_RATE_HZ]:
-        raise Unscorable(f"span at {short[0][0]:.2f}..{short[0][1]:.2f} s has less than {MIN_DURATION_S} s of sound")
+    sounds = [
+        waveform[max(0, round(start * SAMPLE_RATE_HZ)) : round(end * SAMPLE_RATE_HZ)]
+        for start, end in clip.span_times
+    ]
+    if short := [
+        times
+        for times, sound in zip(clip.span_times, sounds, strict=True)
+        if len(sound) < MIN_DURATION_S * SAMPLE_RATE_HZ
+    ]:
+        raise Unscorable(
+            f"span at {short[0][0]:.2f}..{short[0][1]:.2f} s has less than {MIN_DURATION_S} s of sound"
+        )
     return sounds
 
 

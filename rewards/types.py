@@ -20,14 +20,20 @@ class Clip:
     fps: float = 24.0
     prompt: str = ""
     spans: tuple[str, ...] = ()  # the words to be spoken, one text per span of the prompt
-    references: tuple[np.ndarray | None, ...] = ()  # float32 [N] at 16 kHz, the voice of each span; None = free
+    references: tuple[
+        np.ndarray | None, ...
+    ] = ()  # float32 [N] at 16 kHz, the voice of each span; None = free
     voices: tuple[str, ...] = ()  # who should be heard in each span, where the speakers have names
     name: str = ""  # so that a clip is not compared with itself
     mouth_boxes: tuple[Box, ...] = ()  # one per face
     face_boxes: tuple[Box, ...] = ()
-    span_times: tuple[tuple[float, float], ...] = ()  # start and end of each span in seconds, where they are known
+    span_times: tuple[
+        tuple[float, float], ...
+    ] = ()  # start and end of each span in seconds, where they are known
     first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the image the clip was asked to start from
-    reference_sound: np.ndarray | None = None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
+    reference_sound: np.ndarray | None = (
+        None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
+    )
 
 
 @dataclass(frozen=True)

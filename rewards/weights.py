@@ -21,11 +21,15 @@ def checked(path: Path, sha256: str = "", *, what: str, licence: str, source: st
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"{what}: {path}: {found}; get it from {source} ({licence}) and name the file")
+        raise FileNotFoundError(
+            f"{what}: {path}: {found}; get it from {source} ({licence}) and name the file"
+        )
     stat = path.stat()
     digest = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
     if sha256 and digest != sha256.lower():
-        raise ValueError(f"{what}: {path}: sha256 is {digest}, not {sha256.lower()}; get it again from {source}")
+        raise ValueError(
+            f"{what}: {path}: sha256 is {digest}, not {sha256.lower()}; get it again from {source}"
+        )
     line = f"{what}: {path}, sha256 {digest}, licence {licence}"
     LOGGER.info(line)
     if line not in _TOLD:

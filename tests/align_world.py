@@ -36,9 +36,20 @@ def write_world(folder: Path) -> Path:
     """base/ (a random debug model), codec/, prompts.jsonl of ten prompts, every other one with a reference voice."""
     statistics = torch.stack([voice_statistics(sound) for sound in sounds()[::4]])
     parts = {"video": video_codec().projection.tensors(), "audio": audio_codec().projection.tensors()}
-    save_linear(folder / "codec", {**parts, "speaker": SpectralSpeakerEncoder.fit(statistics).tensors()}, {"width": 256}, 4)
+    save_linear(
+        folder / "codec",
+        {**parts, "speaker": SpectralSpeakerEncoder.fit(statistics).tensors()},
+        {"width": 256},
+        4,
+    )
     codec_id = json.loads((folder / "codec" / "config.json").read_text())["codec_id"]
-    write_model(folder / "base", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id, "ema_updates": 1})
+    write_model(
+        folder / "base",
+        "debug",
+        flavor("debug"),
+        {"ema": debug_model().state_dict()},
+        {"codec_id": codec_id, "ema_updates": 1},
+    )
     write_wav(folder / "voice.wav", sounds()[0].numpy(), 16_000)
     voices: list[dict[str, Any]] = [{}, {"spk_wavs": ["voice.wav"]}]
     rows = [
@@ -49,26 +60,48 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def config(sequence: tuple[str, ...] = ("nft",), rounds: int = 2, phase: dict[str, Any] | None = None, **changes: Any) -> AlignConfig:
+def config(
+    sequence: tuple[str, ...] = ("nft",), rounds: int = 2, phase: dict[str, Any] | None = None, **changes: Any
+) -> AlignConfig:
     """fp32, four prompts of four clips a round, two prompts set aside."""
     common: dict[str, Any] = {
-        "rounds": rounds, "prompts_per_round": 4, "clips_per_prompt": 4, "epochs": 2, "micro_batch": 8, "lr": 3e-3,
-        "sampler": SamplerConfig(solver="euler", steps=4, guidance=NftPhase().sampler.guidance), **(phase or {}),
-    }  # fmt: skip
+        "rounds": rounds,
+        "prompts_per_round": 4,
+        "clips_per_prompt": 4,
+        "epochs": 2,
+        "micro_batch": 8,
+        "lr": 3e-3,
+        "sampler": SamplerConfig(solver="euler", steps=4, guidance=NftPhase().sampler.guidance),
+        **(phase or {}),
+    }
     fields: dict[str, Any] = {
-        "sequence": sequence, "nft": NftPhase(**common), "rwr": RwrPhase(**common),
+        "sequence": sequence,
+        "nft": NftPhase(**common),
+        "rwr": RwrPhase(**common),
         "grpo": GrpoPhase(**{"window": 1, "first_steps": 2, "steps_per_epoch": 2, **common}),
-        "rubric": RubricConfig(audio={"warm": 1.0}, sync={}), "stop": StopConfig(prompts=2, every=2), "lora": LoraConfig(rank=4, alpha=8),
-        "mixed_precision": "fp32", "num_frames": 5, "height": 32, "width": 32, "samples": 1, **changes,
-    }  # fmt: skip
+        "rubric": RubricConfig(audio={"warm": 1.0}, sync={}),
+        "stop": StopConfig(prompts=2, every=2),
+        "lora": LoraConfig(rank=4, alpha=8),
+        "mixed_precision": "fp32",
+        "num_frames": 5,
+        "height": 32,
+        "width": 32,
+        "samples": 1,
+        **changes,
+    }
     return dataclasses.replace(AlignConfig(), **fields)
 
 
 def align_run(world: Path, out: Path, recipe: AlignConfig, **options: Any) -> AlignRun:
     out.mkdir(parents=True, exist_ok=True)
     run = AlignRun(
-        config=recipe, base=world / "base", codec=world / "codec", prompts=world / "prompts.jsonl", scorer=(SCORER, options), out=out
-    )  # fmt: skip
+        config=recipe,
+        base=world / "base",
+        codec=world / "codec",
+        prompts=world / "prompts.jsonl",
+        scorer=(SCORER, options),
+        out=out,
+    )
     run.save()
     return run
 
@@ -94,9 +127,21 @@ class LatentScorer:
     wrong, at or from which scoring."""
 
     def __init__(
-        self, fail_at: int = 0, flat: bool = False, nan: bool = False, falls_from: int = 0, names: Sequence[str] = ("warm",)
+        self,
+        fail_at: int = 0,
+        flat: bool = False,
+        nan: bool = False,
+        falls_from: int = 0,
+        names: Sequence[str] = ("warm",),
     ) -> None:
-        self.fail_at, self.flat, self.nan, self.falls_from, self.names, self.calls = fail_at, flat, nan, falls_from, names, 0
+        self.fail_at, self.flat, self.nan, self.falls_from, self.names, self.calls = (
+            fail_at,
+            flat,
+            nan,
+            falls_from,
+            names,
+            0,
+        )
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
         self.calls += 1
@@ -109,9 +154,14 @@ class LatentScorer:
         if self.falls_from and self.calls >= self.falls_from:
             found = {name: value - 10 * self.calls for name, value in found.items()}
         if self.flat or self.nan:
-            found = {name: torch.full_like(value, float("nan") if self.nan else 0.5) for name, value in found.items()}
+            found = {
+                name: torch.full_like(value, float("nan") if self.nan else 0.5)
+                for name, value in found.items()
+            }
         reasons = dict.fromkeys(found, "silent") if self.nan else {}
-        return Scores(found, {"warm.twice": 2 * found[self.names[0]]}, {"flagged": torch.zeros(len(rows))}, reasons)
+        return Scores(
+            found, {"warm.twice": 2 * found[self.names[0]]}, {"flagged": torch.zeros(len(rows))}, reasons
+        )
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

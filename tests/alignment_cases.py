@@ -30,7 +30,9 @@ class GainPolicy:
         self.gains: dict[str, Any] = {"default": self.default, "old": old, "reference": reference}
         self.asked: list[Role] = []
 
-    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
+    def velocity(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
+    ) -> Velocity:
         self.asked.append(role)
         streams = (present(video), present(audio))
         parts = [
@@ -51,11 +53,19 @@ class FreePolicy:
     def __init__(self, **answers: Velocity) -> None:
         self.answers = answers
 
-    def velocity(self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
+    def velocity(
+        self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
+    ) -> Velocity:
         return self.answers[role]
 
 
-def rollout(batch: int = 4, video: tuple[int, ...] = VIDEO, audio: tuple[int, ...] = AUDIO, seed: int = 0, first_id: int = 100) -> Rollout:
+def rollout(
+    batch: int = 4,
+    video: tuple[int, ...] = VIDEO,
+    audio: tuple[int, ...] = AUDIO,
+    seed: int = 0,
+    first_id: int = 100,
+) -> Rollout:
     generator = torch.Generator().manual_seed(seed)
     return Rollout(
         video=torch.randn(batch, *video, generator=generator, dtype=torch.float64),
@@ -67,33 +77,62 @@ def rollout(batch: int = 4, video: tuple[int, ...] = VIDEO, audio: tuple[int, ..
     )
 
 
-def advantage(video: list[float], audio: list[float], valid: list[bool] | None = None, **more: Any) -> Advantage:
+def advantage(
+    video: list[float], audio: list[float], valid: list[bool] | None = None, **more: Any
+) -> Advantage:
     kept = torch.tensor(valid or [True] * len(video))
-    return Advantage(torch.tensor(video).double(), torch.tensor(audio).double(), kept, contrast=1.0, skipped=0, **more)
+    return Advantage(
+        torch.tensor(video).double(), torch.tensor(audio).double(), kept, contrast=1.0, skipped=0, **more
+    )
 
 
-def with_trajectory(clips: Rollout, policy: GainPolicy, kernel: Kernel, levels: tuple[float, ...] = (0.9, 0.7, 0.4)) -> Rollout:
+def with_trajectory(
+    clips: Rollout, policy: GainPolicy, kernel: Kernel, levels: tuple[float, ...] = (0.9, 0.7, 0.4)
+) -> Rollout:
     """The clips with stochastic steps of `policy` from their latents as first states."""
     generator = torch.Generator().manual_seed(5)
     video, audio, kept = clips.video, clips.audio, []
     table = torch.tensor(levels, dtype=torch.float64).expand(len(video), -1)
     for index in range(len(levels) - 1):
         now, then = table[:, index], table[:, index + 1]
-        states = [Stream(x, torch.full((len(x),), x.shape[2]), now.float()[:, None], 6.0, 6.0) for x in (video, audio)]
+        states = [
+            Stream(x, torch.full((len(x),), x.shape[2]), now.float()[:, None], 6.0, 6.0)
+            for x in (video, audio)
+        ]
         answer = policy.velocity("default", states[0], states[1], clips.conditioning)
         steps = [
-            step(kernel, x, present(v).detach(), now, then, torch.randn(x.shape, generator=generator, dtype=x.dtype))
+            step(
+                kernel,
+                x,
+                present(v).detach(),
+                now,
+                then,
+                torch.randn(x.shape, generator=generator, dtype=x.dtype),
+            )
             for x, v in ((video, answer.video), (audio, answer.audio))
         ]
-        kept.append((video, audio, steps[0].next_state, steps[1].next_state, steps[0].log_prob, steps[1].log_prob))
+        kept.append(
+            (video, audio, steps[0].next_state, steps[1].next_state, steps[0].log_prob, steps[1].log_prob)
+        )
         video, audio = steps[0].next_state, steps[1].next_state
-    before_v, before_a, after_v, after_a, lp_v, lp_a = (torch.stack(parts, dim=1) for parts in zip(*kept, strict=True))
+    before_v, before_a, after_v, after_a, lp_v, lp_a = (
+        torch.stack(parts, dim=1) for parts in zip(*kept, strict=True)
+    )
     policy.asked.clear()
-    return replace(clips, trajectory=Trajectory(kernel, before_v, before_a, after_v, after_a, table[:, :-1], table[:, 1:], lp_v, lp_a))
+    return replace(
+        clips,
+        trajectory=Trajectory(
+            kernel, before_v, before_a, after_v, after_a, table[:, :-1], table[:, 1:], lp_v, lp_a
+        ),
+    )
 
 
 def assert_parts_add_up(
-    loss: Callable[..., ObjectiveLoss], count: Callable[..., Tensor], make: Callable[[], GainPolicy], batch: Any, config: Any
+    loss: Callable[..., ObjectiveLoss],
+    count: Callable[..., Tensor],
+    make: Callable[[], GainPolicy],
+    batch: Any,
+    config: Any,
 ) -> None:
     """One rank with all rows = two ranks with some rows each, in whatever order: loss, gradient, count and metrics."""
     whole_policy, part_policy = make(), make()
@@ -102,11 +141,16 @@ def assert_parts_add_up(
     together = sum((part.loss for part in parts), torch.zeros(()))
     torch.testing.assert_close(together, whole.loss, check_dtype=False, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
-        torch.tensor(part_policy.gradients(together)), torch.tensor(whole_policy.gradients(whole.loss)), rtol=1e-8, atol=1e-12
+        torch.tensor(part_policy.gradients(together)),
+        torch.tensor(whole_policy.gradients(whole.loss)),
+        rtol=1e-8,
+        atol=1e-12,
     )
     assert sum(float(part.count) for part in parts) == float(whole.count) == float(count(batch, config))
     for name, value in whole.metrics.items():
-        torch.testing.assert_close(torch.stack([part.metrics[name] for part in parts]).sum(0), value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            torch.stack([part.metrics[name] for part in parts]).sum(0), value, rtol=1e-9, atol=1e-12
+        )
 
 
 def scored(clips: Rollout, given: Advantage, on_policy: bool = False) -> Scored:

@@ -12,15 +12,23 @@ from torch import Tensor, nn
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import ContextGroup
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model
 from pretrain.model.shell import AVTransformer
 from pretrain.types import Conditioning, Stream
 
 Case = tuple[Stream | None, Stream | None, Conditioning]
 ARGS = ModelArgs(
-    width=32, num_heads=4, ffn_width=64, num_alignment_blocks=2, num_fusion_blocks=1, text_width=256, time_frequencies=32,
-    audio_embed_hidden=32, audio_embed_kernel=3, timbre_keeps_text=True,
-)  # fmt: skip
+    width=32,
+    num_heads=4,
+    ffn_width=64,
+    num_alignment_blocks=2,
+    num_fusion_blocks=1,
+    text_width=256,
+    time_frequencies=32,
+    audio_embed_hidden=32,
+    audio_embed_kernel=3,
+    timbre_keeps_text=True,
+)
 
 
 def cases() -> dict[str, Case]:
@@ -38,13 +46,27 @@ def cases() -> dict[str, Case]:
         "apart": (video, audio, parted(False, False)),
         "one of two apart": (video, audio, parted(True, False)),
         "clean first frame": (given, audio, text),
-        "level per audio token": (video, replace(audio, sigma=torch.linspace(0.1, 0.9, 22).view(2, 11)), text),
+        "level per audio token": (
+            video,
+            replace(audio, sigma=torch.linspace(0.1, 0.9, 22).view(2, 11)),
+            text,
+        ),
         "padded": (*shorter, text),
-        "padded, one apart, first frame": (replace(shorter[0], sigma=levels), shorter[1], parted(False, True)),
-        "text dropped and padded": (video, audio, replace(
-            text, text_kept=torch.tensor([False, True]), text_mask=torch.arange(9).expand(2, -1) < torch.tensor([[0], [7]])
-        )),
-    }  # fmt: skip
+        "padded, one apart, first frame": (
+            replace(shorter[0], sigma=levels),
+            shorter[1],
+            parted(False, True),
+        ),
+        "text dropped and padded": (
+            video,
+            audio,
+            replace(
+                text,
+                text_kept=torch.tensor([False, True]),
+                text_mask=torch.arange(9).expand(2, -1) < torch.tensor([[0], [7]]),
+            ),
+        ),
+    }
 
 
 def filled_model(args: ModelArgs = ARGS) -> AVTransformer:
@@ -61,7 +83,9 @@ def answers(model: nn.Module, case: Case) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     velocity = model(*case)
     found = {name: value for name, value in velocity._asdict().items() if value is not None}
-    loss = torch.stack([(value * torch.linspace(-1, 1, value.numel()).view(value.shape)).sum() for value in found.values()]).sum()
+    loss = torch.stack(
+        [(value * torch.linspace(-1, 1, value.numel()).view(value.shape)).sum() for value in found.values()]
+    ).sum()
     loss.backward()
     gradients = {name: present(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return {**{name: value.detach() for name, value in found.items()}, **gradients}

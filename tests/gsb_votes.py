@@ -9,12 +9,31 @@ from finetune.gsb.votes import Vote
 
 def vote(choice="left", *, user="u", case="c", left="ours", right="base", ours="ours", **rest):
     side = "left" if left == ours else "right" if right == ours else None
-    return Vote(user_id=user, case_id=case, left_model=left, right_model=right, choice=choice, ours_side=side, **rest)
+    return Vote(
+        user_id=user, case_id=case, left_model=left, right_model=right, choice=choice, ours_side=side, **rest
+    )
 
 
-def row(choice="left", *, user="u", case: str | int = "c", left="ours", right="base", side: str | None = "left", **rest):
+def row(
+    choice="left",
+    *,
+    user="u",
+    case: str | int = "c",
+    left="ours",
+    right="base",
+    side: str | None = "left",
+    **rest,
+):
     """One line of the public format as a dict."""
-    return {"user_id": user, "left_model": left, "right_model": right, "choice": choice, "ours_side": side, "case_id": case, **rest}
+    return {
+        "user_id": user,
+        "left_model": left,
+        "right_model": right,
+        "choice": choice,
+        "ours_side": side,
+        "case_id": case,
+        **rest,
+    }
 
 
 def write(path, rows):
@@ -33,5 +52,16 @@ def simulated_rows(num_votes, strength, nu, side, *, users=20, seed=0, **rest):
         weights = np.array([np.exp(d / 2), nu, np.exp(-d / 2)])
         choice = ("left", "tie", "right")[rng.choice(3, p=weights / weights.sum())]
         where = "left" if left == "ours" else "right"
-        rows.append(row(choice, user=f"u{index % users}", case=f"c{index}", left=left, right=right, side=where, simulated=True, **rest))
+        rows.append(
+            row(
+                choice,
+                user=f"u{index % users}",
+                case=f"c{index}",
+                left=left,
+                right=right,
+                side=where,
+                simulated=True,
+                **rest,
+            )
+        )
     return rows

@@ -55,11 +55,25 @@ def cluster(token: str) -> Iterator[str]:
     """A head with a dashboard on ports of its own, open to who has the token; its address. Ends with everything it started."""
     folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")  # Ray's sockets have to have short names
     names = (
-        "port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "runtime-env-agent-port", "metrics-export-port", "node-manager-port", "object-manager-port",
-    )  # fmt: skip
+        "port",
+        "dashboard-port",
+        "ray-client-server-port",
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+        "node-manager-port",
+        "object-manager-port",
+    )
     ports = dict(zip(names, free_ports(len(names)), strict=True))
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--temp-dir={folder}",
+    ]
     command += ["--object-store-memory=100000000", "--include-dashboard=true", "--disable-usage-stats"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
@@ -134,7 +148,7 @@ class Parts:
 
 def _part(line: str) -> str:
     names = {"torch.distributed.run": "torchrun", "pretrain.titan.run": "rank", "experiments.stages": "stage"}
-    names |= {"experiments.submitted": "attendant", "dvc repro": "dvc"}
+    names |= {"experiments.jobs.attend": "attendant", "dvc repro": "dvc"}
     return next((name for mark, name in names.items() if mark in line), "")
 
 

@@ -25,7 +25,9 @@ class _Storages(TorchDispatchMode):
             if reference.cdata not in self.seen:
                 self.outside[reference.cdata] = reference
         out = func(*args, **(kwargs or {}))
-        self.seen.update({pair[0].cdata: pair for pair in _references(out) if pair[0].cdata not in self.outside})
+        self.seen.update(
+            {pair[0].cdata: pair for pair in _references(out) if pair[0].cdata not in self.outside}
+        )
         return out
 
 

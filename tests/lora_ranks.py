@@ -34,7 +34,10 @@ def run_case(folder: Path, world_size: int, case: Case) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [_FORKS.Process(target=_rank, args=(rank, world_size, port, folder, case)) for rank in range(world_size)]
+    ranks = [
+        _FORKS.Process(target=_rank, args=(rank, world_size, port, folder, case))
+        for rank in range(world_size)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -51,7 +54,13 @@ def _rank(rank: int, world_size: int, port: int, folder: Path, case: Case) -> No
     log = os.open(folder / f"log.{rank}", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in place.items()} | {"OMP_NUM_THREADS": "1"})
     import torch
 
@@ -74,13 +83,17 @@ def _policy(world_size: int, case: Case, seed: int = 0):
     from finetune.policy import LoraPolicy
     from pretrain.titan.parallelize import parallelize
 
-    model = inject(debug_model(name=case.flavor), LoraConfig(rank=case.rank, alpha=6.0, targets=tuple(GROUPS), seed=seed))
+    model = inject(
+        debug_model(name=case.flavor), LoraConfig(rank=case.rank, alpha=6.0, targets=tuple(GROUPS), seed=seed)
+    )
     job = JobConfig(
         training=Training(mixed_precision_param=case.precision),  # type: ignore[arg-type]
         activation_checkpoint=ActivationCheckpoint(mode=case.checkpointing),  # type: ignore[arg-type]
     )
     shards = world_size // case.replicas
-    dims = ParallelDims(dp_replicate=case.replicas, dp_shard=shards, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=world_size)
+    dims = ParallelDims(
+        dp_replicate=case.replicas, dp_shard=shards, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=world_size
+    )
     return LoraPolicy(parallelize(model, dims, job), ema_decay=0.5)
 
 
@@ -102,7 +115,9 @@ def _train(rank: int, world_size: int, folder: Path, case: Case) -> dict[str, An
         total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(total)
-        result["with_gradient"] = sorted(name for name, value in policy.model.named_parameters() if value.grad is not None)
+        result["with_gradient"] = sorted(
+            name for name, value in policy.model.named_parameters() if value.grad is not None
+        )
         optimizer.step()
         optimizer.zero_grad()
         _answer(policy, "old")  # leaves gathered weights, which the updates must not let anyone use again
@@ -116,7 +131,10 @@ def _train(rank: int, world_size: int, folder: Path, case: Case) -> dict[str, An
     with policy.averaged():
         result["answer/averaged"] = _answer(policy, "default")
     result["answer/after"] = _answer(policy, "default")
-    averages = {name: policy.ema.weights[key] for name, key in zip(policy.adapters["default"], policy.ema.weights, strict=True)}
+    averages = {
+        name: policy.ema.weights[key]
+        for name, key in zip(policy.adapters["default"], policy.ema.weights, strict=True)
+    }
     for name, parameters in {**policy.adapters, "ema": averages}.items():
         result[f"weights/{name}"] = gathered(parameters)
     result |= {"loss": torch.stack(losses), "collectives": collectives, "with_state": len(optimizer.state)}
@@ -140,7 +158,10 @@ def _clips(rows):
 
     from finetune.types import take
 
-    return [take(whole, torch.tensor(list(rows))) for whole in (video_stream(CLIPS), audio_stream(CLIPS), conditioning(CLIPS))]
+    return [
+        take(whole, torch.tensor(list(rows)))
+        for whole in (video_stream(CLIPS), audio_stream(CLIPS), conditioning(CLIPS))
+    ]
 
 
 def _answer(policy, role):
@@ -155,9 +176,14 @@ def _answer(policy, role):
 def _loss(policy, rows):
     """This rank's part of a mean over all clips: towards 0, away from neither old nor reference."""
     video, audio, given = _clips(rows)
-    default, old, reference = (policy.velocity(role, video, audio, given) for role in ("default", "old", "reference"))
+    default, old, reference = (
+        policy.velocity(role, video, audio, given) for role in ("default", "old", "reference")
+    )
     parts = [
-        (mine.square() + 0.5 * (mine - theirs).square() + 0.1 * (mine - base).square()).flatten(1).mean(1).sum()
+        (mine.square() + 0.5 * (mine - theirs).square() + 0.1 * (mine - base).square())
+        .flatten(1)
+        .mean(1)
+        .sum()
         for mine, theirs, base in zip(default, old, reference, strict=True)
     ]
     return (parts[0] + parts[1]) / CLIPS

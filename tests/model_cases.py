@@ -7,8 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pretrain.model.flavors import flavor
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model, flavor
 from pretrain.model.shell import AVTransformer
 from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Task
 
@@ -54,7 +53,9 @@ def audio_stream(batch: int = 2, tokens: int = 10, seed: int = 2, sigma: float =
     return Stream(latents, torch.full((batch,), tokens), torch.full((batch, 1), sigma), 25.0, 6.0)
 
 
-def clean_batch(task: Task = Task.T2AV, batch: int = 4, frames: int = 3, tokens: int = 10, seed: int = 3) -> AVBatch:
+def clean_batch(
+    task: Task = Task.T2AV, batch: int = 4, frames: int = 3, tokens: int = 10, seed: int = 3
+) -> AVBatch:
     generator = torch.Generator().manual_seed(seed)
 
     def clean(shape: tuple[int, ...], rate_hz: float) -> CleanStream:
@@ -62,6 +63,11 @@ def clean_batch(task: Task = Task.T2AV, batch: int = 4, frames: int = 3, tokens:
         return CleanStream(latents, torch.full((batch,), shape[1]), rate_hz)
 
     return AVBatch(
-        task, clean((48, frames, 4, 4), 6.0), clean((128, tokens), 25.0), conditioning(batch),
-        torch.arange(batch), torch.zeros(batch, dtype=torch.int64), 6.0,
-    )  # fmt: skip
+        task,
+        clean((48, frames, 4, 4), 6.0),
+        clean((128, tokens), 25.0),
+        conditioning(batch),
+        torch.arange(batch),
+        torch.zeros(batch, dtype=torch.int64),
+        6.0,
+    )

@@ -56,7 +56,9 @@ def attention_key(block: str, module: str, leaf: str, of_audio: bool, audio_suff
 
 
 def block_names(sizes: Sizes) -> list[str]:
-    return [f"double_blocks.{i}" for i in range(sizes.num_double)] + [f"single_blocks.{i}" for i in range(sizes.num_single)]
+    return [f"double_blocks.{i}" for i in range(sizes.num_double)] + [
+        f"single_blocks.{i}" for i in range(sizes.num_single)
+    ]
 
 
 def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -71,9 +73,13 @@ def layout_shapes(sizes: Sizes, audio_suffix: Suffix = "leaf") -> dict[str, tupl
     for leaf, fan_out, fan_in in (("w1", hidden, width), ("w2", width, hidden), ("w3", hidden, width)):
         shapes[f"patch_embedding_audio.2.{leaf}.weight"] = (fan_out, fan_in, kernel)
     shapes |= _affine("text_embedding.0", width, sizes.text_width) | _affine("text_embedding.2", width, width)
-    shapes |= _affine("time_embedding.0", width, sizes.time_frequencies) | _affine("time_embedding.2", width, width)
+    shapes |= _affine("time_embedding.0", width, sizes.time_frequencies) | _affine(
+        "time_embedding.2", width, width
+    )
     shapes |= _affine("time_projection.1", 6 * width, width)
-    shapes |= _affine("speaker_embedding.net.0", sizes.speaker_dim) | _affine("speaker_embedding.net.1", width, sizes.speaker_dim)
+    shapes |= _affine("speaker_embedding.net.0", sizes.speaker_dim) | _affine(
+        "speaker_embedding.net.1", width, sizes.speaker_dim
+    )
     shapes |= _affine("speaker_embedding.net.3", width, width) | _affine("speaker_embedding.out_norm", width)
     shapes["speaker_embedding.null_token"] = (width,)
     for block in block_names(sizes):
@@ -82,13 +88,20 @@ def layout_shapes(sizes: Sizes, audio_suffix: Suffix = "leaf") -> dict[str, tupl
             shapes[f"{block}.modulation{end}.modulation"] = (1, 6, width)
             for module in ("self_attn", "cross_attn"):
                 for leaf in ("q", "k", "v", "o"):
-                    shapes |= _affine(attention_key(block, module, leaf, of_audio, audio_suffix), width, width)
+                    shapes |= _affine(
+                        attention_key(block, module, leaf, of_audio, audio_suffix), width, width
+                    )
                 for leaf in ("norm_q", "norm_k"):
                     shapes[attention_key(block, module, leaf, of_audio, audio_suffix) + ".weight"] = (width,)
             if not of_audio or sizes.split_norm_ffn:
                 shapes |= _affine(f"{block}.norm3{end}", width)
-                shapes |= _affine(f"{block}.ffn{end}.0", ffn_width, width) | _affine(f"{block}.ffn{end}.2", width, ffn_width)
-    for head, features in (("head", sizes.video_channels * PATCH * PATCH), ("head_audio", sizes.audio_channels)):
+                shapes |= _affine(f"{block}.ffn{end}.0", ffn_width, width) | _affine(
+                    f"{block}.ffn{end}.2", width, ffn_width
+                )
+    for head, features in (
+        ("head", sizes.video_channels * PATCH * PATCH),
+        ("head_audio", sizes.audio_channels),
+    ):
         shapes |= _affine(f"{head}.head", features, width) | {f"{head}.modulation": (1, 2, width)}
     return {f"backbone.{name}": shape for name, shape in shapes.items()}
 
@@ -100,7 +113,9 @@ def random_checkpoint(sizes: Sizes, seed: int, audio_suffix: Suffix = "leaf") ->
     for name, shape in layout_shapes(sizes, audio_suffix).items():
         drawn_wide = name.endswith((".bias", ".modulation", ".null_token"))
         spread = 0.5 if drawn_wide else 0.3 if len(shape) == 1 else 1.0 / math.sqrt(math.prod(shape[1:]))
-        ckpt[name] = float(len(shape) == 1 and not drawn_wide) + spread * torch.randn(shape, generator=generator)
+        ckpt[name] = float(len(shape) == 1 and not drawn_wide) + spread * torch.randn(
+            shape, generator=generator
+        )
     return ckpt
 
 
@@ -124,8 +139,13 @@ def two_linears(ckpt: Ckpt, name: str, x: Tensor) -> Tensor:
 def rotary_angles(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
     """[N, 3] coordinates (t, h, w) -> [N, head_dim/2] angles in fp64: the pairs of t, then of h, then of w."""
     side = 2 * (head_dim // 6)
-    frequencies = [theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims) for dims in (head_dim - 2 * side, side, side)]
-    return torch.cat([coordinates[:, axis, None].double() * one for axis, one in enumerate(frequencies)], dim=1)
+    frequencies = [
+        theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+        for dims in (head_dim - 2 * side, side, side)
+    ]
+    return torch.cat(
+        [coordinates[:, axis, None].double() * one for axis, one in enumerate(frequencies)], dim=1
+    )
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
@@ -135,7 +155,14 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, q_angles: Tensor | None = None, k_angles: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    q_angles: Tensor | None = None,
+    k_angles: Tensor | None = None,
+) -> Tensor:
     size = q.shape[1] // num_heads
     outputs = []
     for head in range(num_heads):
@@ -159,7 +186,9 @@ class Stream:  # the tokens of one modality of one sample
 
 def time_embedding(ckpt: Ckpt, sizes: Sizes, levels: Tensor) -> tuple[Tensor, Tensor]:
     """[N] flow levels -> the embedding [N, width] and the projection [N, 6, width]."""
-    frequencies = 10000.0 ** (-torch.arange(0, sizes.time_frequencies, 2, dtype=torch.float64) / sizes.time_frequencies)
+    frequencies = 10000.0 ** (
+        -torch.arange(0, sizes.time_frequencies, 2, dtype=torch.float64) / sizes.time_frequencies
+    )
     angles = 1000.0 * levels.double()[:, None] * frequencies[None, :]
     sinusoid = torch.cat([angles.cos(), angles.sin()], dim=1).float()
     embedded = linear(ckpt, "time_embedding.2", F.silu(linear(ckpt, "time_embedding.0", sinusoid)))
@@ -168,11 +197,22 @@ def time_embedding(ckpt: Ckpt, sizes: Sizes, levels: Tensor) -> tuple[Tensor, Te
 
 def video_stream(ckpt: Ckpt, sizes: Sizes, latent: Tensor, levels: Tensor) -> Stream:
     frames, rows, columns = latent.shape[1], latent.shape[2] // PATCH, latent.shape[3] // PATCH
-    patches = latent.reshape(-1, frames, rows, PATCH, columns, PATCH).permute(1, 2, 4, 0, 3, 5).flatten(3).flatten(0, 2)
+    patches = (
+        latent.reshape(-1, frames, rows, PATCH, columns, PATCH)
+        .permute(1, 2, 4, 0, 3, 5)
+        .flatten(3)
+        .flatten(0, 2)
+    )
     x = patches @ ckpt["backbone.patch_embedding.weight"].flatten(1).T + ckpt["backbone.patch_embedding.bias"]
     grid = torch.tensor([(t, h, w) for t in range(frames) for h in range(rows) for w in range(columns)])
     angles = rotary_angles(grid, sizes.width // sizes.num_heads, sizes.rope_theta)
-    return Stream(False, x, angles, *time_embedding(ckpt, sizes, levels.repeat_interleave(rows * columns)), (frames, rows, columns))
+    return Stream(
+        False,
+        x,
+        angles,
+        *time_embedding(ckpt, sizes, levels.repeat_interleave(rows * columns)),
+        (frames, rows, columns),
+    )
 
 
 def audio_stream(ckpt: Ckpt, sizes: Sizes, latent: Tensor, levels: Tensor, clock: Tensor) -> Stream:
@@ -182,7 +222,9 @@ def audio_stream(ckpt: Ckpt, sizes: Sizes, latent: Tensor, levels: Tensor, clock
 
     first = F.silu(conv(latent[None], "0"))
     x = conv(F.silu(conv(first, "2.w1")) * conv(first, "2.w3"), "2.w2")[0].T
-    coordinates = torch.stack([clock, torch.zeros_like(clock), torch.zeros_like(clock)], dim=1)  # h = w = 0: those pairs do not turn
+    coordinates = torch.stack(
+        [clock, torch.zeros_like(clock), torch.zeros_like(clock)], dim=1
+    )  # h = w = 0: those pairs do not turn
     angles = rotary_angles(coordinates, sizes.width // sizes.num_heads, sizes.rope_theta)
     return Stream(True, x, angles, *time_embedding(ckpt, sizes, levels))
 
@@ -190,12 +232,27 @@ def audio_stream(ckpt: Ckpt, sizes: Sizes, latent: Tensor, levels: Tensor, clock
 def speaker_token(ckpt: Ckpt, sizes: Sizes, voice: Tensor) -> Tensor:
     if bool((voice == 0).all()):
         null = ckpt["backbone.speaker_embedding.null_token"]
-        return affine_norm(ckpt, "speaker_embedding.out_norm", null, sizes.speaker_eps) if sizes.null_token_normed else null
-    x = linear(ckpt, "speaker_embedding.net.1", affine_norm(ckpt, "speaker_embedding.net.0", voice, sizes.speaker_eps))
-    return affine_norm(ckpt, "speaker_embedding.out_norm", linear(ckpt, "speaker_embedding.net.3", F.silu(x)), sizes.speaker_eps)
+        return (
+            affine_norm(ckpt, "speaker_embedding.out_norm", null, sizes.speaker_eps)
+            if sizes.null_token_normed
+            else null
+        )
+    x = linear(
+        ckpt,
+        "speaker_embedding.net.1",
+        affine_norm(ckpt, "speaker_embedding.net.0", voice, sizes.speaker_eps),
+    )
+    return affine_norm(
+        ckpt,
+        "speaker_embedding.out_norm",
+        linear(ckpt, "speaker_embedding.net.3", F.silu(x)),
+        sizes.speaker_eps,
+    )
 
 
-def context_of(ckpt: Ckpt, sizes: Sizes, hidden: Tensor, voices: Tensor, places: Tensor, context_length: int) -> Tensor:
+def context_of(
+    ckpt: Ckpt, sizes: Sizes, hidden: Tensor, voices: Tensor, places: Tensor, context_length: int
+) -> Tensor:
     """[valid, text_width] hidden states -> [context_length, width] with the timbre tokens in their places."""
     assert len(hidden) <= context_length, "the text does not fit in the context"
     padded = torch.cat([hidden, torch.zeros(context_length - len(hidden), sizes.text_width)])
@@ -206,7 +263,15 @@ def context_of(ckpt: Ckpt, sizes: Sizes, hidden: Tensor, voices: Tensor, places:
     return torch.stack(rows)
 
 
-def run_block(ckpt: Ckpt, sizes: Sizes, block: str, streams: list[Stream], context: Tensor | None, joined: bool, suffix: Suffix) -> None:
+def run_block(
+    ckpt: Ckpt,
+    sizes: Sizes,
+    block: str,
+    streams: list[Stream],
+    context: Tensor | None,
+    joined: bool,
+    suffix: Suffix,
+) -> None:
     """One block, in place. An alignment block has weights per modality; a fusion block has one set for every token."""
     two_sets = block.startswith("double_blocks")
     mods, qkv = [], []
@@ -220,19 +285,31 @@ def run_block(ckpt: Ckpt, sizes: Sizes, block: str, streams: list[Stream], conte
         return y * ckpt[f"backbone.{attention_key(block, module, f'norm_{leaf}', of_audio, suffix)}.weight"]
 
     for stream in streams:  # modulation: shift1, scale1, gate1, shift2, scale2, gate2
-        mod = ckpt[f"backbone.{block}.modulation{'_audio' if two_sets and stream.of_audio else ''}.modulation"] + stream.shifts
+        mod = (
+            ckpt[f"backbone.{block}.modulation{'_audio' if two_sets and stream.of_audio else ''}.modulation"]
+            + stream.shifts
+        )
         x = normalise(stream.x, sizes.eps) * (1.0 + mod[:, 1]) + mod[:, 0]
         mods.append(mod)
         qkv.append([project(stream, "self_attn", leaf, x) for leaf in "qkv"])
     for i, stream in enumerate(streams):
         seen = range(len(streams)) if joined else [i]
         keys, values = (torch.cat([qkv[j][part] for j in seen]) for part in (1, 2))
-        mixed = attend(qkv[i][0], keys, values, sizes.num_heads, stream.angles, torch.cat([streams[j].angles for j in seen]))
+        mixed = attend(
+            qkv[i][0],
+            keys,
+            values,
+            sizes.num_heads,
+            stream.angles,
+            torch.cat([streams[j].angles for j in seen]),
+        )
         stream.x = stream.x + mods[i][:, 2] * project(stream, "self_attn", "o", mixed)
     for stream, mod in zip(streams, mods, strict=True):
         own = "_audio" if two_sets and stream.of_audio and sizes.split_norm_ffn else ""
         if context is not None:
-            q = project(stream, "cross_attn", "q", affine_norm(ckpt, f"{block}.norm3{own}", stream.x, sizes.eps))
+            q = project(
+                stream, "cross_attn", "q", affine_norm(ckpt, f"{block}.norm3{own}", stream.x, sizes.eps)
+            )
             k, v = (project(stream, "cross_attn", leaf, context) for leaf in "kv")
             stream.x = stream.x + project(stream, "cross_attn", "o", attend(q, k, v, sizes.num_heads))
         x = normalise(stream.x, sizes.eps) * (1.0 + mod[:, 4]) + mod[:, 3]
@@ -248,15 +325,32 @@ def run_head(ckpt: Ckpt, sizes: Sizes, stream: Stream) -> Tensor:
         return features.T
     frames, rows, columns = stream.grid
     cells = features.reshape(frames, rows, columns, PATCH, PATCH, sizes.video_channels)
-    return cells.permute(5, 0, 1, 3, 2, 4).reshape(sizes.video_channels, frames, rows * PATCH, columns * PATCH)
+    return cells.permute(5, 0, 1, 3, 2, 4).reshape(
+        sizes.video_channels, frames, rows * PATCH, columns * PATCH
+    )
 
 
 def forward(
-    ckpt: Ckpt, sizes: Sizes, *, video: Tensor | None = None, audio: Tensor | None = None,
-    video_rate_hz: float = 6.0, audio_rate_hz: float = 25.0, video_levels: Tensor | None = None, audio_levels: Tensor | None = None,
-    text: Tensor, text_lengths: Tensor, speakers: Tensor, speaker_positions: Tensor, joined: Tensor, text_kept: Tensor | None = None,
-    attend_text_padding: bool = True, context_length: int = 512, audio_suffix: Suffix = "leaf", audio_start: int = 0,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    ckpt: Ckpt,
+    sizes: Sizes,
+    *,
+    video: Tensor | None = None,
+    audio: Tensor | None = None,
+    video_rate_hz: float = 6.0,
+    audio_rate_hz: float = 25.0,
+    video_levels: Tensor | None = None,
+    audio_levels: Tensor | None = None,
+    text: Tensor,
+    text_lengths: Tensor,
+    speakers: Tensor,
+    speaker_positions: Tensor,
+    joined: Tensor,
+    text_kept: Tensor | None = None,
+    attend_text_padding: bool = True,
+    context_length: int = 512,
+    audio_suffix: Suffix = "leaf",
+    audio_start: int = 0,
+) -> tuple[Tensor | None, Tensor | None]:
     """The velocities [B,48,F,H,W] and [B,128,L], each None where its modality is. `audio_start` moves every audio position (tests only)."""
     ckpt = {name: value.float() for name, value in ckpt.items()}
     out_video, out_audio = [], []
@@ -270,7 +364,9 @@ def forward(
             clock = (torch.arange(audio.shape[2]).double() + audio_start) * (video_rate_hz / audio_rate_hz)
             streams.append(audio_stream(ckpt, sizes, audio[b].float(), audio_levels[b], clock))
         length = int(text_lengths[b])
-        context = context_of(ckpt, sizes, text[b, :length].float(), speakers[b].float(), speaker_positions[b], context_length)
+        context = context_of(
+            ckpt, sizes, text[b, :length].float(), speakers[b].float(), speaker_positions[b], context_length
+        )
         seen = context if attend_text_padding else context[:length]
         dropped = len(seen) == 0 or (text_kept is not None and not text_kept[b])
         for block in block_names(sizes):

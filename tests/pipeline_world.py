@@ -50,14 +50,20 @@ class World:
 
     def __post_init__(self) -> None:
         self.draw, self.births, self.waits = random.Random(self.seed), 0, 0
-        self.alive: dict[int, list[Task]] = {}  # round -> its tasks; begun, not finished, without a known error
+        self.alive: dict[
+            int, list[Task]
+        ] = {}  # round -> its tasks; begun, not finished, without a known error
         self.begun: set[int] = set()
         self.futures: list[Future] = []
         self.started: Counter[tuple[str, Task]] = Counter()
         pools = {name: self._pool(name, count) for name, count in self.pools.items()}
         self.scorers = [name for name in pools if name != ROLLOUT]
         self.pipeline: Pipeline[Task, Future] = Pipeline(
-            pools[ROLLOUT], {name: pools[name] for name in self.scorers}, self.wait, self.result, self.max_unscored
+            pools[ROLLOUT],
+            {name: pools[name] for name in self.scorers},
+            self.wait,
+            self.result,
+            self.max_unscored,
         )
 
     def _pool(self, name: str, count: int) -> Pool[str, Any, Future]:
@@ -79,7 +85,10 @@ class World:
         try:
             units = self.pipeline.finish(round)
         except ValueError as error:
-            assert any(one.error is error and one.asked and one.task and one.task.round == round for one in self.futures)
+            assert any(
+                one.error is error and one.asked and one.task and one.task.round == round
+                for one in self.futures
+            )
             assert round not in self.alive, "an error that was not asked for"
             self.begun.discard(round)
             self._nobody_idles()

@@ -39,11 +39,26 @@ class Driver:
 
     def __init__(self, out: Path, ranks: int = 2, **ray: Any) -> None:
         self.out = out
-        self.temporary = tempfile.mkdtemp(prefix="nr", dir="/tmp")  # the names of Ray's sockets must stay short
-        environment = {**os.environ, "RAY_TMPDIR": self.temporary, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
-        command = [sys.executable, str(TESTS / "ray_world.py"), str(out / "resolved.json"), str(ranks), json.dumps(ray)]
+        self.temporary = tempfile.mkdtemp(
+            prefix="nr", dir="/tmp"
+        )  # the names of Ray's sockets must stay short
+        environment = {
+            **os.environ,
+            "RAY_TMPDIR": self.temporary,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+        }
+        command = [
+            sys.executable,
+            str(TESTS / "ray_world.py"),
+            str(out / "resolved.json"),
+            str(ranks),
+            json.dumps(ray),
+        ]
         self.log = (out / "driver.txt").open("a")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         DRIVERS.append(self)
 
     def wait(self, timeout: float = 300.0) -> int:
@@ -79,7 +94,13 @@ class Driver:
             if folder.name.isdigit():
                 try:
                     mine = f"RAY_TMPDIR={self.temporary}".encode() in (folder / "environ").read_bytes()
-                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    words = (
+                        (folder / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                        .strip()
+                    )
                 except OSError:
                     continue
                 if mine and words and title in words:
@@ -92,7 +113,11 @@ class Driver:
 
 def ledger(out: Path) -> list[dict[str, Any]]:
     path = out / "rounds.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.is_file()
+        else []
+    )
 
 
 def main(resolved: Path, ranks: int, ray: str) -> int:
@@ -101,7 +126,9 @@ def main(resolved: Path, ranks: int, ray: str) -> int:
     from orchestration.align import align_on_ray
 
     try:
-        result = align_on_ray(AlignRun.load(resolved), ranks, override(RayConfig(), json.loads(ray)), all_options)
+        result = align_on_ray(
+            AlignRun.load(resolved), ranks, override(RayConfig(), json.loads(ray)), all_options
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

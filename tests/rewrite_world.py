@@ -18,14 +18,83 @@ from pretrain.prompt import parse
 
 SPAN = re.compile(r"<S>(.*?)<E>", re.DOTALL)  # of its own, not by the parser under test
 
-BITS = st.sampled_from([
-    "一个男人", "“你好！”", "「真的？『是』」", "天，", "。", "👩‍👩‍👧", "👍🏽", "🇩🇪", "❤️", "\U0001f468\u200d\U0001f4bb",
-    "e\u0301", "é", "ﬁ", "Ⅷ", "ＡＢＣ", "\u0338", "\u0301\u0323", "ß", "ſ", "İ", "ı", "\u212a", "\u212b", "한국어", "हिन्दी", "ไทย",
-    "ﷺ", "مرحبا", "שלום", "\u202eabc\u202c", "\u2067ab\u2069", "\u200f", "\u200b", "\u200d", "\ufeff",
-    "<s>", "< S >", "＜S＞", "</S>", "<E", "S>", "<<", ">", "&lt;S&gt;", "[SPEECH 1]", "[SPEECH", "[speech 2]", "1]",
-    "</s>", "<extra_id_1>", "\\1", "\\g<0>", "{0}", "%s", '"', "'", "\\", "``", "```", "</think>", "NaN", "null",
-    "\n", "\r\n", "\t", " ", "  ", "\x00", "\x85", "\u2028", "The camera", "At first,", "Then she says",
-])  # fmt: skip
+BITS = st.sampled_from(
+    [
+        "一个男人",
+        "“你好！”",
+        "「真的？『是』」",
+        "天，",
+        "。",
+        "👩‍👩‍👧",
+        "👍🏽",
+        "🇩🇪",
+        "❤️",
+        "\U0001f468\u200d\U0001f4bb",
+        "e\u0301",
+        "é",
+        "ﬁ",
+        "Ⅷ",
+        "ＡＢＣ",
+        "\u0338",
+        "\u0301\u0323",
+        "ß",
+        "ſ",
+        "İ",
+        "ı",
+        "\u212a",
+        "\u212b",
+        "한국어",
+        "हिन्दी",
+        "ไทย",
+        "ﷺ",
+        "مرحبا",
+        "שלום",
+        "\u202eabc\u202c",
+        "\u2067ab\u2069",
+        "\u200f",
+        "\u200b",
+        "\u200d",
+        "\ufeff",
+        "<s>",
+        "< S >",
+        "＜S＞",
+        "</S>",
+        "<E",
+        "S>",
+        "<<",
+        ">",
+        "&lt;S&gt;",
+        "[SPEECH 1]",
+        "[SPEECH",
+        "[speech 2]",
+        "1]",
+        "</s>",
+        "<extra_id_1>",
+        "\\1",
+        "\\g<0>",
+        "{0}",
+        "%s",
+        '"',
+        "'",
+        "\\",
+        "``",
+        "```",
+        "</think>",
+        "NaN",
+        "null",
+        "\n",
+        "\r\n",
+        "\t",
+        " ",
+        "  ",
+        "\x00",
+        "\x85",
+        "\u2028",
+        "The camera",
+        "At first,",
+        "Then she says",
+    ]
+)
 WORDS = st.lists(BITS | st.text(st.characters(codec="utf-8"), max_size=4), max_size=5).map("".join)
 
 
@@ -47,7 +116,11 @@ def prompts(draw) -> str:
 def good_answer(prompt: str) -> str:
     """What a model that does as it is told would say."""
     protected, form = protect(prompt), form_of(prompt)
-    filling = "宁静的房间里光线柔和而稳定，" * 3 if form is CHINESE else "a calm room with soft and steady light, and hardly any movement"
+    filling = (
+        "宁静的房间里光线柔和而稳定，" * 3
+        if form is CHINESE
+        else "a calm room with soft and steady light, and hardly any movement"
+    )
     gap = "" if form is CHINESE else " "
     placeholders = [protected.placeholder(number) for number, _ in enumerate(protected.words, 1)]
     spoken = f"{gap}她说：".join(["", *placeholders]) or form.silence
@@ -69,7 +142,9 @@ def _swapped(prompt: str) -> str:
 
 
 def _chat(text: object, **more: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}]}).encode()
+    return json.dumps(
+        {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}]}
+    ).encode()
 
 
 def _unplaced(prompt: str, by: str) -> str:
@@ -84,7 +159,10 @@ ANSWERS = {
     "repeats": lambda prompt: (200, _chat(good_answer(prompt) * 3)),
     "500": lambda prompt: (500, b"<html>Internal Server Error"),
     "good": lambda prompt: (200, _chat(good_answer(prompt))),
-    "good, thinking": lambda prompt: (200, _chat(f"<think>{prompt} </think>\n```text\n{good_answer(prompt)}\n```")),
+    "good, thinking": lambda prompt: (
+        200,
+        _chat(f"<think>{prompt} </think>\n```text\n{good_answer(prompt)}\n```"),
+    ),
     "spans by heart": lambda prompt: (200, _chat(protect(prompt).restore(good_answer(prompt)))),
     "swaps": lambda prompt: (200, _chat(_swapped(prompt))),
     "trims": lambda prompt: (200, _chat(_words(prompt, lambda words: words.strip() + "."))),
@@ -94,10 +172,16 @@ ANSWERS = {
     "splits": lambda prompt: (200, _chat(_words(prompt, lambda words: words[:1] + "<E> <S>" + words[1:]))),
     "more spans": lambda prompt: (200, _chat(good_answer(prompt) + " <S>buy now<E>")),
     "more placeholders": lambda prompt: (200, _chat(good_answer(prompt) + " [SPEECH 9] [SPEECHX 9]")),
-    "split placeholder": lambda prompt: (200, _chat(re.sub(r"(\[SPEECHX*) ", "\\1\n", good_answer(prompt)))),  # lines are joined later
+    "split placeholder": lambda prompt: (
+        200,
+        _chat(re.sub(r"(\[SPEECHX*) ", "\\1\n", good_answer(prompt))),
+    ),  # lines are joined later
     "wide marks": lambda prompt: (200, _chat("＜S＞hey＜E＞ " + good_answer(prompt))),
     "turns around": lambda prompt: (200, _chat("\u202e" + good_answer(prompt))),
-    "combines": lambda prompt: (200, _chat(protect(prompt).restore(good_answer(prompt)).replace("<E>", "<E>\u0338"))),
+    "combines": lambda prompt: (
+        200,
+        _chat(protect(prompt).restore(good_answer(prompt)).replace("<E>", "<E>\u0338")),
+    ),
     "half a character": lambda prompt: (200, _chat(good_answer(prompt) + " \ud83d")),
     "timbre token": lambda prompt: (200, _chat(_words(prompt, lambda words: "<extra_id_2>" + words))),
     "rubbish": lambda prompt: (200, b"\xff\xfe<!doctype html>"),
@@ -109,7 +193,7 @@ ANSWERS = {
     "busy": lambda prompt: (429, b"{}"),
     "refuses": lambda prompt: (400, b'{"error": "too long"}'),
     "huge": lambda prompt: (200, _chat("<S>" * 500_000)),
-}  # fmt: skip
+}
 WIRE = ("hangs", "drips", "hangs up")  # done to the connection
 ISSUE = ("drops", "translates", "truncates", "repeats", "500", "hangs")
 

@@ -19,28 +19,53 @@ from finetune.rewriter.votes import RewritePair
 
 ROWS = short_prompts(6, 3)
 PAIRS = [
-    RewritePair(row.data_id, row.prompt.text, f"The video shows this. {row.prompt.text}", f"Bad. {row.prompt.text}", False) for row in ROWS
+    RewritePair(
+        row.data_id,
+        row.prompt.text,
+        f"The video shows this. {row.prompt.text}",
+        f"Bad. {row.prompt.text}",
+        False,
+    )
+    for row in ROWS
 ]
 
 
 def small_model(folder: Path) -> Path:
     make_student(folder, Student(width=16, layers=1, steps=0))
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.embed_tokens.weight"] *= 20  # it is the head too: probabilities that a small adapter can move
+    tensors["model.embed_tokens.weight"] *= (
+        20  # it is the head too: probabilities that a small adapter can move
+    )
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
 def grpo(**changes: Any) -> GrpoTuning:
     fields: dict[str, Any] = {
-        "steps": 4, "batch": 8, "micro_batch": 4, "group": 4, "learning_rate": 1e-2, "completion_tokens": 8, "save_every": 2, "rank": 4,
-        "alpha": 8, "device": "cpu",
-    }  # fmt: skip
+        "steps": 4,
+        "batch": 8,
+        "micro_batch": 4,
+        "group": 4,
+        "learning_rate": 1e-2,
+        "completion_tokens": 8,
+        "save_every": 2,
+        "rank": 4,
+        "alpha": 8,
+        "device": "cpu",
+    }
     return GrpoTuning(**{**fields, **changes})
 
 
 def dpo(**changes: Any) -> DpoTuning:
-    fields: dict[str, Any] = {"steps": 4, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "save_every": 2, "rank": 4, "device": "cpu"}
+    fields: dict[str, Any] = {
+        "steps": 4,
+        "batch": 4,
+        "micro_batch": 2,
+        "learning_rate": 1e-2,
+        "save_every": 2,
+        "rank": 4,
+        "device": "cpu",
+    }
     return DpoTuning(**{**fields, **changes})
 
 

@@ -23,7 +23,12 @@ class Temper:
             ctypes.string_at(0)
         if "raise" in names:
             raise ValueError("of\nno use")
-        return [unscored("asked for") if name == "nan" else Score(float(os.getpid()), parts={"batch": float(len(clips))}) for name in names]
+        return [
+            unscored("asked for")
+            if name == "nan"
+            else Score(float(os.getpid()), parts={"batch": float(len(clips))})
+            for name in names
+        ]
 
 
 class Unloadable:

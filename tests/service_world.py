@@ -19,7 +19,13 @@ from rewards.types import Clip, Score
 
 TOKEN = "a-token-of-the-tests-0123456789"
 SMALL = Limits(
-    body_bytes=2 << 20, json_bytes=50_000, body_seconds=1.0, decoded_bytes=32 << 20, held_bytes=64 << 20, decoders=1, decode_seconds=5.0
+    body_bytes=2 << 20,
+    json_bytes=50_000,
+    body_seconds=1.0,
+    decoded_bytes=32 << 20,
+    held_bytes=64 << 20,
+    decoders=1,
+    decode_seconds=5.0,
 )
 
 
@@ -29,7 +35,9 @@ class LocalScoring:
     def __init__(self, *names: str) -> None:
         with open_rewards(names, {}) as rewards:
             self.rewards = dict(zip(names, rewards, strict=True))
-        self.served: Mapping[str, ServedReward] = {name: ServedReward(name=name) for name in (*names, "broken")} | {
+        self.served: Mapping[str, ServedReward] = {
+            name: ServedReward(name=name) for name in (*names, "broken")
+        } | {
             "judge": ServedReward(name="judge", judge=True),
             "errors": ServedReward(name="errors", lower_is_better=True),
         }
@@ -53,5 +61,7 @@ def service(root: Path, *names: str, limits: Limits = SMALL):
     """(client with the right token, scoring)."""
     scoring = LocalScoring(*names)
     app = build_app(scoring, [root.resolve()], limits, digest_of(TOKEN))
-    with TestClient(app, headers={"authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False) as client:
+    with TestClient(
+        app, headers={"authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False
+    ) as client:
         yield client, scoring

@@ -23,8 +23,17 @@ def inputs() -> tuple[Tensor, tuple[Tensor, ...], Tensor, AttentionPlan, Context
     generator = torch.Generator().manual_seed(1)
     x, text = (torch.randn(1, size, WIDTH, generator=generator) for size in (TOKENS, TEXT))
     modulation = 0.1 * torch.randn(6, 1, 1, 1, WIDTH, generator=generator)
-    turns = torch.polar(torch.ones(TOKENS, 1, WIDTH // HEADS // 2), torch.randn(TOKENS, 1, WIDTH // HEADS // 2, generator=generator))
-    return x, (modulation,), turns, AttentionPlan(TOKENS, 0, apart=False, mask=None), Context(text, None, None)
+    turns = torch.polar(
+        torch.ones(TOKENS, 1, WIDTH // HEADS // 2),
+        torch.randn(TOKENS, 1, WIDTH // HEADS // 2, generator=generator),
+    )
+    return (
+        x,
+        (modulation,),
+        turns,
+        AttentionPlan(TOKENS, 0, apart=False, mask=None),
+        Context(text, None, None),
+    )
 
 
 def gradients(block: nn.Module) -> list[Tensor]:

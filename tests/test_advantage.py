@@ -15,7 +15,11 @@ NAN = math.nan
 PLAIN = AdvantageConfig(whiten=False)
 WHOLE = AdvantageConfig(routed=False)
 HALF = 1 / math.sqrt(2)
-ROUTES = {"sync": Route(modality="both"), "wer": Route(modality="audio", weight=2.0), "picture": Route(modality="video", weight=0.5)}
+ROUTES = {
+    "sync": Route(modality="both"),
+    "wer": Route(modality="audio", weight=2.0),
+    "picture": Route(modality="video", weight=0.5),
+}
 
 
 def values(*numbers: float) -> Tensor:
@@ -38,7 +42,9 @@ def test_two_gains_stay_twice_one_gain() -> None:
     torch.testing.assert_close(found, values(-2 * HALF, 2 * HALF, -HALF, HALF), atol=1e-5, rtol=0)
     whitened = advantages(rewards, cells, routes, AdvantageConfig()).video
     torch.testing.assert_close(whitened[:2], 2 * whitened[2:], atol=1e-5, rtol=0)
-    assert float(whitened.mean()) == pytest.approx(0, abs=1e-6) and float(whitened.std()) == pytest.approx(1, abs=1e-4)
+    assert float(whitened.mean()) == pytest.approx(0, abs=1e-6) and float(whitened.std()) == pytest.approx(
+        1, abs=1e-4
+    )
 
 
 def test_each_modality_hears_its_own_rewards() -> None:
@@ -53,10 +59,14 @@ def test_each_modality_hears_its_own_rewards() -> None:
 
 @pytest.mark.parametrize("config", [PLAIN, AdvantageConfig()])
 @pytest.mark.parametrize(("modality", "silent"), [("audio", "video"), ("video", "audio")])
-def test_a_routed_reward_leaves_the_other_modality_exactly_zero(config: AdvantageConfig, modality, silent: str) -> None:
+def test_a_routed_reward_leaves_the_other_modality_exactly_zero(
+    config: AdvantageConfig, modality, silent: str
+) -> None:
     rewards = {"wer": torch.rand(12, generator=torch.Generator().manual_seed(0))}
     found = advantages(rewards, torch.arange(12) // 4, {"wer": Route(modality=modality)}, config)
-    assert torch.equal(getattr(found, silent), torch.zeros(12)) and bool((getattr(found, modality) != 0).all())
+    assert torch.equal(getattr(found, silent), torch.zeros(12)) and bool(
+        (getattr(found, modality) != 0).all()
+    )
     assert getattr(found, f"has_{modality}") and not getattr(found, f"has_{silent}")
     assert bool(found.valid.all()) and found.contrast == 1
 
@@ -64,11 +74,16 @@ def test_a_routed_reward_leaves_the_other_modality_exactly_zero(config: Advantag
 @pytest.mark.parametrize("config", [PLAIN, AdvantageConfig()])
 def test_a_constant_reward_brings_no_other_advantage_in(config: AdvantageConfig) -> None:
     """The picture is alike in every group, or in one: its advantage there is exactly zero, not the audio's."""
-    rewards = {"wer": torch.rand(8, generator=torch.Generator().manual_seed(1)), "picture": values(*[0.3] * 8)}
+    rewards = {
+        "wer": torch.rand(8, generator=torch.Generator().manual_seed(1)),
+        "picture": values(*[0.3] * 8),
+    }
     routes = {"wer": Route(modality="audio"), "picture": Route(modality="video")}
     found = advantages(rewards, torch.arange(8) // 4, routes, config)
     assert torch.equal(found.video, torch.zeros(8)) and found.has_video and bool((found.audio != 0).all())
-    half = advantages({**rewards, "picture": values(*[0.3] * 4, 1, 2, 3, 5)}, torch.arange(8) // 4, routes, config)
+    half = advantages(
+        {**rewards, "picture": values(*[0.3] * 4, 1, 2, 3, 5)}, torch.arange(8) // 4, routes, config
+    )
     assert torch.equal(half.video[:4], torch.zeros(4)) and bool((half.video[4:] != 0).all())
     if config.whiten:  # over the clips that differ in the picture, not diluted by the others
         assert float(half.video[4:].std()) == pytest.approx(1, abs=1e-4)
@@ -82,7 +97,9 @@ def test_an_unscored_clip_leaves_the_statistics() -> None:
     assert found.valid.tolist() == [True, False, True, True, True, True]
     assert float(found.video[1]) == 0 and float(found.audio[1]) == 0
     kept = torch.tensor([0, 2, 3, 4, 5])
-    without = advantages({name: reward[kept] for name, reward in full.items()}, cells[kept], routes, AdvantageConfig())
+    without = advantages(
+        {name: reward[kept] for name, reward in full.items()}, cells[kept], routes, AdvantageConfig()
+    )
     assert torch.equal(found.video[kept], without.video) and torch.equal(found.audio[kept], without.audio)
 
 
@@ -105,15 +122,26 @@ def test_a_reward_that_scored_none_of_a_group_does_not_apply_there() -> None:
         ((NAN, NAN, NAN, NAN), 2, [False] * 4),
     ],
 )
-def test_groups_without_contrast_are_skipped_and_counted(rewards: tuple[float, ...], skipped: int, valid: list[bool]) -> None:
-    found = advantages({"r": values(*rewards)}, groups(5, 5, 9, 9), {"r": Route(modality="both")}, AdvantageConfig())
+def test_groups_without_contrast_are_skipped_and_counted(
+    rewards: tuple[float, ...], skipped: int, valid: list[bool]
+) -> None:
+    found = advantages(
+        {"r": values(*rewards)}, groups(5, 5, 9, 9), {"r": Route(modality="both")}, AdvantageConfig()
+    )
     assert found.skipped == skipped and found.contrast == (2 - skipped) / 2 and found.valid.tolist() == valid
-    assert torch.equal(found.video[~found.valid], torch.zeros(valid.count(False))) and bool(found.audio.isfinite().all())
+    assert torch.equal(found.video[~found.valid], torch.zeros(valid.count(False))) and bool(
+        found.audio.isfinite().all()
+    )
 
 
 def test_groups_are_told_apart_beyond_float_precision() -> None:
     large = 2**60
-    found = advantages({"r": values(0, 1, 5, 9)}, groups(large, large, large + 1, large + 1), {"r": Route(modality="both")}, PLAIN)
+    found = advantages(
+        {"r": values(0, 1, 5, 9)},
+        groups(large, large, large + 1, large + 1),
+        {"r": Route(modality="both")},
+        PLAIN,
+    )
     torch.testing.assert_close(found.video, values(-HALF, HALF, -HALF, HALF), atol=1e-5, rtol=0)
 
 
@@ -122,21 +150,32 @@ numbers = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN]), min_size=12, max
 
 @settings(max_examples=60)
 @given(sync=numbers, wer=numbers, order=st.permutations(range(12)), whiten=st.booleans())
-def test_the_order_of_clips_does_not_matter(sync: list[float], wer: list[float], order: list[int], whiten: bool) -> None:
+def test_the_order_of_clips_does_not_matter(
+    sync: list[float], wer: list[float], order: list[int], whiten: bool
+) -> None:
     cells, config = torch.arange(12) // 4, AdvantageConfig(whiten=whiten)
     rewards = {"sync": values(*sync), "wer": values(*wer)}
     routes = {"sync": Route(modality="both"), "wer": Route(modality="audio")}
     found = advantages(rewards, cells, routes, config)
-    moved = advantages({name: reward[order] for name, reward in rewards.items()}, cells[order], routes, config)
+    moved = advantages(
+        {name: reward[order] for name, reward in rewards.items()}, cells[order], routes, config
+    )
     for name in ("video", "audio"):
         torch.testing.assert_close(getattr(moved, name), getattr(found, name)[order], atol=1e-5, rtol=0)
         torch.testing.assert_close(getattr(found, name).view(3, 4).sum(1), torch.zeros(3), atol=1e-4, rtol=0)
         assert bool((getattr(found, name)[~found.valid] == 0).all())
-    assert torch.equal(moved.valid, found.valid[order]) and (moved.skipped, moved.contrast) == (found.skipped, found.contrast)
+    assert torch.equal(moved.valid, found.valid[order]) and (moved.skipped, moved.contrast) == (
+        found.skipped,
+        found.contrast,
+    )
 
 
 @settings(max_examples=40)
-@given(rewards=st.lists(st.floats(0, 1), min_size=8, max_size=8), scale=st.floats(0.5, 20), shift=st.floats(-5, 5))
+@given(
+    rewards=st.lists(st.floats(0, 1), min_size=8, max_size=8),
+    scale=st.floats(0.5, 20),
+    shift=st.floats(-5, 5),
+)
 def test_a_rewards_unit_does_not_matter(rewards: list[float], scale: float, shift: float) -> None:
     reward = torch.tensor(rewards, dtype=torch.float64).round(decimals=2)
     cells, routes = torch.arange(8) // 4, {"r": Route(modality="video", weight=3.0)}
@@ -151,7 +190,9 @@ def test_whitening_counts_valid_clips_only() -> None:
     found = advantages(rewards, groups(0, 0, 1, 1, 2, 2, 2, 2), {"r": Route(modality="both")}, WHOLE)
     assert found.valid.tolist() == [True, True, False, False, False, True, True, True]
     kept = found.video[found.valid]
-    assert float(kept.mean()) == pytest.approx(0, abs=1e-6) and float(kept.std()) == pytest.approx(1, abs=1e-4)
+    assert float(kept.mean()) == pytest.approx(0, abs=1e-6) and float(kept.std()) == pytest.approx(
+        1, abs=1e-4
+    )
 
 
 def test_errors_name_the_reward() -> None:

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.curation import CurationConfig, choose, contrast, random_choice, shortfall, text_features, vote_margin
+from finetune.curation import (
+    CurationConfig,
+    choose,
+    contrast,
+    random_choice,
+    shortfall,
+    text_features,
+    vote_margin,
+)
 
 
 def clusters(rng, sizes=(6, 6, 6), spread=0.05):
@@ -34,18 +42,30 @@ def test_without_weight_gain_does_not_matter_and_with_all_of_it_a_prompt_of_no_g
     assert 3 not in choose(features, gains, CurationConfig(count=2, gain_weight=1.0)).indices
 
 
-@pytest.mark.parametrize(("config", "kept"), [({}, 3), ({"share": 0.5}, 5), ({"count": 7}, 7), ({"share": 0.01}, 1), ({"share": 1.0}, 10)])
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [({}, 3), ({"share": 0.5}, 5), ({"count": 7}, 7), ({"share": 0.01}, 1), ({"share": 1.0}, 10)],
+)
 def test_the_budget_is_met_exactly(config, kept):
     rng = np.random.default_rng(1)
     choice = choose(rng.standard_normal((10, 4)), rng.random(10), CurationConfig(**config))
-    assert len(set(choice.indices)) == kept == choice.report["chosen"] == len(random_choice(10, CurationConfig(**config)))
+    assert (
+        len(set(choice.indices))
+        == kept
+        == choice.report["chosen"]
+        == len(random_choice(10, CurationConfig(**config)))
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 14))
 def test_the_order_of_entries_does_not_matter(seed, count):
     rng = np.random.default_rng(seed)
-    features, gains, order = rng.integers(0, 3, (count, 2)), rng.integers(0, 3, count), rng.permutation(count)  # many draws
+    features, gains, order = (
+        rng.integers(0, 3, (count, 2)),
+        rng.integers(0, 3, count),
+        rng.permutation(count),
+    )  # many draws
     chosen = choose(features, gains, CurationConfig()).indices
     permuted = order[choose(features[order], gains[order], CurationConfig()).indices]
     entries = np.column_stack([features, gains])
@@ -126,7 +146,11 @@ def test_impossible_settings_are_refused(config):
 def test_a_prompt_of_low_rewards_has_most_to_win_and_the_best_nothing():
     found = shortfall(np.array([1.0, 3.0, 5.0, 5.0, np.nan, 2.0, np.nan]), [*"aabbcc", "d"])
     spread = np.std([1.0, 3.0, 5.0, 5.0, 2.0])
-    assert found["b"] == 0.0 and found["a"] == pytest.approx(3.0 / spread) and found["c"] == pytest.approx(3.0 / spread)
+    assert (
+        found["b"] == 0.0
+        and found["a"] == pytest.approx(3.0 / spread)
+        and found["c"] == pytest.approx(3.0 / spread)
+    )
     assert np.isnan(found["d"])
     assert set(shortfall(np.ones(4), [*"aabb"]).values()) == {0.0}
 

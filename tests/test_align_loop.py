@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from finetune.adapters import adapted_model, read_adapter
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
+from finetune.loop import Parts, play
 from finetune.recipe import AlignConfig, GrpoPhase, NftPhase, RubricConfig, StopConfig
-from finetune.round import Parts, play
 from pretrain.config import override
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
 from pretrain.recipe import from_json, to_json
 from pretrain.sampling import SamplerConfig
-from pretrain.titan.checkpoints import complete_steps
+from pretrain.titan.manager import complete_steps
 
 distributed = pytest.mark.distributed
 
@@ -47,22 +47,49 @@ def state(run: AlignRun) -> dict:
 def assert_same_result(run: AlignRun, whole: AlignRun) -> None:
     for name in ("adapter/adapter_model.safetensors", "model/ema.safetensors"):
         assert (run.out / name).read_bytes() == (whole.out / name).read_bytes(), name
-    rewards = [[(row["step"], row.get("reward/warm"), row.get("aside_total")) for row in metrics(each)] for each in (run, whole)]
+    rewards = [
+        [(row["step"], row.get("reward/warm"), row.get("aside_total")) for row in metrics(each)]
+        for each in (run, whole)
+    ]
     assert rewards[0] == rewards[1]
 
 
 @distributed
 def test_what_a_run_leaves(whole, world):
     rows = metrics(whole)
-    assert [(row["step"], row.get("task")) for row in rows] == [(0, None), (1, "nft"), (2, "nft"), (3, "nft"), (4, "rwr")]
+    assert [(row["step"], row.get("task")) for row in rows] == [
+        (0, None),
+        (1, "nft"),
+        (2, "nft"),
+        (3, "nft"),
+        (4, "rwr"),
+    ]
     for row in rows[1:]:
-        assert {"reward/warm", "part/warm.twice", "guardrail/flagged", "contrast", "skipped_groups", "grad_norm"} <= row.keys()
+        assert {
+            "reward/warm",
+            "part/warm.twice",
+            "guardrail/flagged",
+            "contrast",
+            "skipped_groups",
+            "grad_norm",
+        } <= row.keys()
         assert {"seconds/rollout", "seconds/score", "seconds/update", "seconds_per_step"} <= row.keys()
         assert row["clips"] == 16 and row["part/warm.twice"] == pytest.approx(2 * row["reward/warm"])
     assert rows[1]["nft/from_old_audio"] > 0 and rows[1]["nft/from_reference_audio"] > 0
-    assert state(whole) == {"status": "finished", "stage": "align", "step": 4, "steps": 4, "model_id": state(whole)["model_id"]}
+    assert state(whole) == {
+        "status": "finished",
+        "stage": "align",
+        "step": 4,
+        "steps": 4,
+        "model_id": state(whole)["model_id"],
+    }
     assert complete_steps(whole.out / "checkpoint") == [3, 4]
-    assert sorted(path.name for path in (whole.out / "samples").iterdir()) == ["round-0", "round-2", "round-3", "round-4"]
+    assert sorted(path.name for path in (whole.out / "samples").iterdir()) == [
+        "round-0",
+        "round-2",
+        "round-3",
+        "round-4",
+    ]
     model, described = load_model(whole.out / "model")
     assert described.facts["checkpoint_id"] == state(whole)["model_id"]
     assert described.facts["codec_id"] == load_model(world / "base")[1].facts["codec_id"]
@@ -74,12 +101,16 @@ def test_what_a_run_leaves(whole, world):
 
 @distributed
 def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
-    spool = {"experiments.tracking:SpoolTracker": {"folder": str(tmp_path / "spool")}}
+    spool = {"experiments.runs.tracker:SpoolTracker": {"folder": str(tmp_path / "spool")}}
     run = dataclasses.replace(align_run(world, tmp_path / "run", config()), trackers=spool)
     run.save()
     assert run_align(run) == [0]
     events = [json.loads(line) for line in (tmp_path / "spool" / "events.jsonl").read_text().splitlines()]
-    assert [event["folder"] for event in events if event["kind"] == "artifact"] == ["samples/round-0", "samples/round-2", ""]
+    assert [event["folder"] for event in events if event["kind"] == "artifact"] == [
+        "samples/round-0",
+        "samples/round-2",
+        "",
+    ]
     assert [event["step"] for event in events if event["kind"] == "metrics"] == [0, 1, 2]
     assert events[-2]["kind"] == "tags" and events[-2]["values"]["status"] == "finished"
 
@@ -127,7 +158,9 @@ def test_a_reward_that_raises_loses_the_round_and_nothing_else(world, whole, tmp
     made = dataclasses.replace(recipe(), checkpoint_every=every)
     run = align_run(world, tmp_path, made, fail_at=call)
     assert run_align(run) == [2]
-    assert error(run).startswith(f"round 2 is lost, the saved state is that of round {kept}: reward warm failed: its network is gone")
+    assert error(run).startswith(
+        f"round 2 is lost, the saved state is that of round {kept}: reward warm failed: its network is gone"
+    )
     assert complete_steps(run.out / "checkpoint") == [kept]
     mended = align_run(world, tmp_path, made)
     assert run_align(mended) == [0]
@@ -135,12 +168,18 @@ def test_a_reward_that_raises_loses_the_round_and_nothing_else(world, whole, tmp
 
 
 @distributed
-@pytest.mark.parametrize(("wrong", "says"), [("flat", "warm: all from 0.5 to 0.5"), ("nan", "warm: all NaN, silent")])
+@pytest.mark.parametrize(
+    ("wrong", "says"), [("flat", "warm: all from 0.5 to 0.5"), ("nan", "warm: all NaN, silent")]
+)
 def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wrong, says):
     run = align_run(world, tmp_path, config(rounds=5), **{wrong: True})
     assert run_align(run) == [2]
     line = error(run)
-    assert "told the clips of any prompt apart for 2 rounds" in line and says in line and "saved state is that of round 1" in line
+    assert (
+        "told the clips of any prompt apart for 2 rounds" in line
+        and says in line
+        and "saved state is that of round 1" in line
+    )
     assert complete_steps(run.out / "checkpoint") == [1]
     assert metrics(run)[1]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[1]
 
@@ -148,15 +187,21 @@ def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wro
 @distributed
 def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path):
     made = config(rounds=6, stop=StopConfig(prompts=2, every=1, patience=2))
-    run = align_run(world, tmp_path, made, falls_from=4)  # scored before are the prompts set aside, round 1, and those set aside again
+    run = align_run(
+        world, tmp_path, made, falls_from=4
+    )  # scored before are the prompts set aside, round 1, and those set aside again
     assert run_align(run) == [0]
     totals = [row["aside_total"] for row in metrics(run)]
     assert len(totals) == 4 and totals.index(max(totals)) == 1
     assert read_adapter(run.out / "adapter")[0].facts["best_round"] == 1
-    one_round = align_run(world, tmp_path / "one", config(rounds=1, stop=StopConfig(prompts=2, every=1, patience=2)))
+    one_round = align_run(
+        world, tmp_path / "one", config(rounds=1, stop=StopConfig(prompts=2, every=1, patience=2))
+    )
     assert run_align(one_round) == [0]
     best, first = (load_file(each.out / "adapter" / "adapter_model.safetensors") for each in (run, one_round))
-    assert best.keys() == first.keys() and all(torch.equal(value, first[name]) for name, value in best.items())
+    assert best.keys() == first.keys() and all(
+        torch.equal(value, first[name]) for name, value in best.items()
+    )
 
 
 def test_a_round_raises_before_it_learns():
@@ -181,19 +226,32 @@ def test_a_round_raises_before_it_learns():
 def test_a_round_logs_what_its_parts_say_with_their_seconds():
     rows: list[tuple[dict, int]] = []
     parts = Parts(
-        lambda index: index + 1, lambda clips: clips * 10, lambda clips, said: ((clips, said), {"contrast": 1.0}),
-        lambda batch, index: {"loss": float(batch[1])}, lambda index: {"decay": 0.5}, lambda row, step: rows.append((row, step)),
-    )  # fmt: skip
+        lambda index: index + 1,
+        lambda clips: clips * 10,
+        lambda clips, said: ((clips, said), {"contrast": 1.0}),
+        lambda batch, index: {"loss": float(batch[1])},
+        lambda index: {"decay": 0.5},
+        lambda row, step: rows.append((row, step)),
+    )
     row = play(3, parts)
     assert rows == [(row, 4)]
     assert (row["contrast"], row["loss"], row["decay"]) == (1.0, 40.0, 0.5)
-    assert row["seconds_per_step"] == pytest.approx(sum(value for name, value in row.items() if name.startswith("seconds/")))
+    assert row["seconds_per_step"] == pytest.approx(
+        sum(value for name, value in row.items() if name.startswith("seconds/"))
+    )
 
 
 def test_config_survives_json_and_overrides_are_strict():
     made = AlignConfig()
     assert from_json(AlignConfig, json.loads(json.dumps(to_json(made)))) == made
-    changed = override(made, {"sequence": ["rwr", "nft"], "nft": {"objective": {"beta": 0.5}}, "rubric": {"sync": {"sync_mini": 2.0}}})
+    changed = override(
+        made,
+        {
+            "sequence": ["rwr", "nft"],
+            "nft": {"objective": {"beta": 0.5}},
+            "rubric": {"sync": {"sync_mini": 2.0}},
+        },
+    )
     assert changed.nft.objective.beta == 0.5 and [name for name, _ in changed.phases] == ["rwr", "nft"]
     with pytest.raises(ValueError, match=r"nft.objective.betta.*beta"):
         override(made, {"nft": {"objective": {"betta": 0.5}}})

@@ -16,7 +16,7 @@ from finetune.rollout import ask
 from finetune.rollout_store import open_store, write_store
 from finetune.trainer import step_rows
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Rollout
-from pretrain.codecs.base import load_codecs
+from pretrain.codecs.load import load_codecs
 from pretrain.generate import reference_voices
 
 K = 3
@@ -51,15 +51,31 @@ def made_pairs(folder: Path) -> list[PreferencePair]:
             first, second, best = (clips[clip.clip_id[:-1] + str(k)] for k in range(K))
             pairs.append(
                 PreferencePair(
-                    first.case_id, first, best, {"voice": (0, 1, 4), "picture": (1, 3, 1) if not pairs else (3, 1, 1)}, simulated=True
+                    first.case_id,
+                    first,
+                    best,
+                    {"voice": (0, 1, 4), "picture": (1, 3, 1) if not pairs else (3, 1, 1)},
+                    simulated=True,
                 )
             )
-            pairs.append(PreferencePair(first.case_id, first, second, {"voice": (1, 2, 1), "overall": (3, 0, 2)}, simulated=True))
+            pairs.append(
+                PreferencePair(
+                    first.case_id, first, second, {"voice": (1, 2, 1), "overall": (3, 0, 2)}, simulated=True
+                )
+            )
     return pairs
 
 
 def dpo(**changes) -> GsbDpoPhase:
-    fields = {"rounds": 2, "pairs_per_round": 8, "epochs": 2, "steps_per_epoch": 2, "micro_batch": 3, "lr": 3e-3, **changes}
+    fields = {
+        "rounds": 2,
+        "pairs_per_round": 8,
+        "epochs": 2,
+        "steps_per_epoch": 2,
+        "micro_batch": 3,
+        "lr": 3e-3,
+        **changes,
+    }
     return GsbDpoPhase(**fields)
 
 
@@ -76,23 +92,37 @@ def test_a_store_gives_back_the_clips_it_was_given(world):
     row = rows[3]
     found = store.rollout([f"{row.data_id}-k2", f"{rows[0].data_id}-k0"])
     assert torch.equal(found.video[0], clips.video[3 * K + 2]) and torch.equal(found.audio[1], clips.audio[0])
-    assert torch.equal(found.groups, clips.groups[[3 * K + 2, 0]]) and torch.equal(found.sample_ids, clips.sample_ids[[3 * K + 2, 0]])
-    assert torch.equal(found.conditioning.text[0], clips.conditioning.text[3 * K + 2]) and found.clock == clips.clock
+    assert torch.equal(found.groups, clips.groups[[3 * K + 2, 0]]) and torch.equal(
+        found.sample_ids, clips.sample_ids[[3 * K + 2, 0]]
+    )
+    assert (
+        torch.equal(found.conditioning.text[0], clips.conditioning.text[3 * K + 2])
+        and found.clock == clips.clock
+    )
     assert store.case(f"{row.data_id}-k2") == row.data_id
 
 
 def test_rollouts_of_a_model_come_in_any_batch_alike(world, tmp_path):
-    trained = [row.data_id for some in read_prompt_set(world / "prompts.jsonl", config()).train for row in some]
-    made = [RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().nft.sampler) for batch in (6, 64)]
+    trained = [
+        row.data_id for some in read_prompt_set(world / "prompts.jsonl", config()).train for row in some
+    ]
+    made = [
+        RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().nft.sampler)
+        for batch in (6, 64)
+    ]
     for index, each in enumerate(made):
-        facts = make_rollouts(each, config(), world / "base", world / "codec", world / "prompts.jsonl", tmp_path / str(index))
+        facts = make_rollouts(
+            each, config(), world / "base", world / "codec", world / "prompts.jsonl", tmp_path / str(index)
+        )
         assert (facts["clips"], facts["prompts"]) == (2 * len(trained), len(trained))
     few, many = (open_store(tmp_path / str(index)) for index in (0, 1))
     assert list(few.places) == list(many.places) and few.facts["checkpoint_id"]
     assert {row["case_id"] for row in few.places.values()} == set(trained)
     clips = [f"{trained[1]}-k1", f"{trained[-1]}-k0"]
     torch.testing.assert_close(few.rollout(clips).audio, many.rollout(clips).audio, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(few.rollout([f"{trained[0]}-k0"]).audio, few.rollout([f"{trained[0]}-k1"]).audio)
+    assert not torch.allclose(
+        few.rollout([f"{trained[0]}-k0"]).audio, few.rollout([f"{trained[0]}-k1"]).audio
+    )
 
 
 def test_votes_find_the_clips_of_a_store(world):
@@ -111,7 +141,9 @@ def test_labels_go_to_the_axis_they_are_about(world):
 
 
 def test_votes_of_an_axis_that_are_all_ties_are_refused(world, tmp_path):
-    flat = [dataclasses.replace(pair, counts={**pair.counts, "voice": (0, 3, 0)}) for pair in made_pairs(world)]
+    flat = [
+        dataclasses.replace(pair, counts={**pair.counts, "voice": (0, 3, 0)}) for pair in made_pairs(world)
+    ]
     write_pairs(tmp_path / "pairs.jsonl", flat)
     with pytest.raises(ValueError, match=r"pairs\.jsonl: tie share of audio"):
         open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
@@ -124,9 +156,15 @@ def test_ranks_take_equal_parts_of_each_step_and_all_pairs_once_a_pass(world):
     for step in range(2):
         ids = [part.first.sample_ids[step_rows(part, phase, (0,))[step]].tolist() for part in parts]
         assert len(ids[0]) == len(ids[1]) == 2
-        assert sorted(ids[0] + ids[1]) == sorted(whole.first.sample_ids[step_rows(whole, phase, (0,))[step]].tolist())
+        assert sorted(ids[0] + ids[1]) == sorted(
+            whole.first.sample_ids[step_rows(whole, phase, (0,))[step]].tolist()
+        )
     rounds = [source.of_round(phase, 0, index, 0, 1) for index in range(2)]
-    keys = [(int(a), int(b)) for made in rounds for a, b in zip(made.first.sample_ids, made.second.sample_ids, strict=True)]
+    keys = [
+        (int(a), int(b))
+        for made in rounds
+        for a, b in zip(made.first.sample_ids, made.second.sample_ids, strict=True)
+    ]
     assert len(set(keys)) == 16
 
 
@@ -134,7 +172,10 @@ def test_a_clip_that_is_not_stored_and_too_few_pairs_are_refused(world, tmp_path
     store = open_store(world / "store")
     with pytest.raises(ValueError, match=r"20 pairs, but a round takes 40"):
         open_pairs(world / "pairs.jsonl", store, dpo(pairs_per_round=40))
-    lost = [dataclasses.replace(pair, second=dataclasses.replace(pair.second, clip_id="gone")) for pair in made_pairs(world)]
+    lost = [
+        dataclasses.replace(pair, second=dataclasses.replace(pair.second, clip_id="gone"))
+        for pair in made_pairs(world)
+    ]
     write_pairs(tmp_path / "pairs.jsonl", lost)
     with pytest.raises(ValueError, match="clip 'gone' is not in"):
         open_pairs(tmp_path / "pairs.jsonl", store, dpo())
@@ -148,7 +189,10 @@ def test_votes_alone_raise_what_they_like(world, tmp_path):
     assert run_align(run) == [0], (run.out / "log.0").read_text()[-2000:]
     rows = metrics(run)
     assert [row.get("task") for row in rows] == [None, *["gsb_dpo"] * 4]
-    assert rows[-1]["gsb_dpo/accuracy_audio"] > 0.6 and rows[-1]["gsb_dpo/margin_audio"] > rows[1]["gsb_dpo/margin_audio"]
+    assert (
+        rows[-1]["gsb_dpo/accuracy_audio"] > 0.6
+        and rows[-1]["gsb_dpo/margin_audio"] > rows[1]["gsb_dpo/margin_audio"]
+    )
     assert rows[-1]["aside/reward/warm"] > rows[0]["aside/reward/warm"]
     assert json.loads((run.out / "model" / "config.json").read_text())["pairs"]
 
@@ -157,7 +201,10 @@ def test_votes_alone_raise_what_they_like(world, tmp_path):
 def test_two_ranks_learn_votes_as_one_does(world, tmp_path):
     from safetensors.torch import load_file
 
-    one, two = pair_run(world, tmp_path / "one", rounds=1, lr=1e-3), pair_run(world, tmp_path / "two", rounds=1, lr=1e-3)
+    one, two = (
+        pair_run(world, tmp_path / "one", rounds=1, lr=1e-3),
+        pair_run(world, tmp_path / "two", rounds=1, lr=1e-3),
+    )
     assert run_align(one) == [0] and run_align(two, world_size=2) == [0, 0]
     found, expected = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (two, one))
     for name, value in expected.items():

@@ -6,11 +6,11 @@ import pytest
 import torch
 from align_world import config, write_world
 
-from experiments.align import align_run, pairs_and_clips
-from experiments.align_scorer import AlignScorer, scorer_options
+from experiments.job import Job
 from experiments.layout import Layout
+from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.recipes.load import load_recipe
-from experiments.stages import Job
+from experiments.scoring.latents import AlignScorer, scorer_options
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from finetune.scores import Scores, means, summed
@@ -34,7 +34,9 @@ def rows(world) -> list[PromptRow]:
 
 def latents(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, *LATENTS[0], generator=generator), torch.randn(batch, *LATENTS[1], generator=generator)
+    return torch.randn(batch, *LATENTS[0], generator=generator), torch.randn(
+        batch, *LATENTS[1], generator=generator
+    )
 
 
 class Loudness:
@@ -43,7 +45,10 @@ class Loudness:
     name = "loudness"
 
     def score(self, clips):
-        found = [Score(float(np.abs(clip.waveform).mean()), parts={"frames": float(len(clip.frames))}) for clip in clips]
+        found = [
+            Score(float(np.abs(clip.waveform).mean()), parts={"frames": float(len(clip.frames))})
+            for clip in clips
+        ]
         return [unscored("silent") if index == 1 else score for index, score in enumerate(found)]
 
 
@@ -71,7 +76,9 @@ def test_clips_carry_what_scorers_need(world, rows):
 def test_values_parts_reasons_and_guardrails(world, rows):
     found = scorer(world, {"test_align_scorer:Loudness": 1.0}).score(*latents(), rows)
     value = found.values["test_align_scorer:Loudness"]
-    assert value.isnan().tolist() == [False, True, False] and found.reasons == {"test_align_scorer:Loudness": "silent"}
+    assert value.isnan().tolist() == [False, True, False] and found.reasons == {
+        "test_align_scorer:Loudness": "silent"
+    }
     assert found.parts["test_align_scorer:Loudness.frames"][[0, 2]].tolist() == [5.0, 5.0]
     assert {"speech_ratio", "motion", "loudness_dbfs", "clipping_ratio", "flagged"} <= found.guardrails.keys()
     assert all(len(column) == 3 for column in found.guardrails.values())
@@ -87,7 +94,9 @@ def test_latents_that_are_not_finite_have_no_score_and_harm_no_other_clip(world,
 
 
 def test_a_reward_that_raises_is_named_in_one_line(world, rows):
-    with pytest.raises(ValueError, match=r"^reward test_align_scorer:Broken failed: RuntimeError: out of memory at line 3$"):
+    with pytest.raises(
+        ValueError, match=r"^reward test_align_scorer:Broken failed: RuntimeError: out of memory at line 3$"
+    ):
         scorer(world, {"test_align_scorer:Broken": 1.0}).score(*latents(), rows)
 
 
@@ -107,9 +116,15 @@ def test_an_error_rate_counts_with_its_sign_turned(world, rows):
 
 
 def test_options_of_the_pipeline_and_of_the_recipe(tmp_path):
-    made = dataclasses.replace(AlignConfig(), reward_options={"intelligibility_pocketsphinx": {"num_processes": 3}})
+    made = dataclasses.replace(
+        AlignConfig(), reward_options={"intelligibility_pocketsphinx": {"num_processes": 3}}
+    )
     options = scorer_options(made, tmp_path / "corpus", tmp_path / "codec", tmp_path / "syncnet")
-    assert options["weights"] == {"intelligibility_pocketsphinx": 1.0, "sim_resemblyzer": 0.25, "sync_mini": 1.0}
+    assert options["weights"] == {
+        "intelligibility_pocketsphinx": 1.0,
+        "sim_resemblyzer": 0.25,
+        "sync_mini": 1.0,
+    }
     assert options["options"]["intelligibility_pocketsphinx"]["num_processes"] == 3
     assert "ocean" in options["options"]["intelligibility_pocketsphinx"]["vocabulary"]
     assert options["options"]["sync_mini"] == {"model": str(tmp_path / "syncnet" / "reward")}
@@ -119,7 +134,10 @@ def test_options_of_the_pipeline_and_of_the_recipe(tmp_path):
 
 def test_means_of_ranks_leave_out_what_was_not_scored():
     nan = float("nan")
-    ranks = [Scores({"a": torch.tensor([1.0, nan])}), Scores({"a": torch.tensor([4.0, 4.0])}, {"a.part": torch.tensor([2.0, nan])})]
+    ranks = [
+        Scores({"a": torch.tensor([1.0, nan])}),
+        Scores({"a": torch.tensor([4.0, 4.0])}, {"a.part": torch.tensor([2.0, nan])}),
+    ]
     found = means([summed(each) for each in ranks])
     assert found == {"reward/a": 3.0, "unscored/a": 0.25, "part/a.part": 2.0}
     assert means([summed(Scores({"a": torch.tensor([nan])}))]) == {"unscored/a": 1.0}
@@ -127,13 +145,20 @@ def test_means_of_ranks_leave_out_what_was_not_scored():
 
 def test_samples_are_files_to_look_at(world, rows, tmp_path):
     paths = scorer(world, {"snr_estimate_db": 1.0}).write(*latents(), rows, tmp_path / "samples")
-    assert [path.name for path in paths] == ["p0.mp4", "p1.mp4", "p2.mp4"] and all(path.stat().st_size > 500 for path in paths)
+    assert [path.name for path in paths] == ["p0.mp4", "p1.mp4", "p2.mp4"] and all(
+        path.stat().st_size > 500 for path in paths
+    )
 
 
 def test_what_alignment_needs_and_is_not_there_is_named_with_what_to_run(tmp_path):
     job = Job(recipe=load_recipe("mini", settings=["align.sequence=[gsb_dpo]"]), layout=Layout(out=tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"pairs\.jsonl: no such file or folder; run `nava votes` first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pairs\.jsonl: no such file or folder; run `nava votes` first"
+    ):
         pairs_and_clips(job)
-    with pytest.raises(FileNotFoundError, match=r"chosen\.json: .*run `nava curate prompts` first, or set align.curated_prompts=false"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"chosen\.json: .*run `nava curate prompts` first, or set align.curated_prompts=false",
+    ):
         align_run(job)
     assert pairs_and_clips(dataclasses.replace(job, recipe=load_recipe("mini"))) == (None, None)

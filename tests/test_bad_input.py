@@ -15,17 +15,17 @@ from test_encode import make_row
 from titan_world import config as stage_config
 from titan_world import write_latents
 
-from experiments import runs
 from experiments.cli import main
+from experiments.runs.run import run as runs
 from pretrain.codecs import media
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.manifest import Row, write_manifest
 from pretrain.files import read_json, replacing, save_tensors
+from pretrain.launch.stage_run import StageRun
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
-from pretrain.stage_run import StageRun
 from pretrain.titan.weights import load_parent
 
 GOOD = {"data_id": "good", "prompt": "A man says <S>zero<E>."}
@@ -41,7 +41,13 @@ def world(tmp_path_factory) -> Path:
         write_manifest(folder / "corpus" / f"{name}.jsonl", rows)
     fit_codecs(CodecConfig(max_clips=20, griffin_lim_iterations=2), folder / "corpus", folder / "codec")
     codec_id = read_json(folder / "codec" / "config.json", "")["codec_id"]
-    write_model(folder / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id})
+    write_model(
+        folder / "model",
+        "debug",
+        flavor("debug"),
+        {"ema": debug_model().state_dict()},
+        {"codec_id": codec_id},
+    )
     write_wav(folder / "voice.wav", next(iter(load_bank().utterances.values()))[0].waveform, 16_000)
     return folder
 
@@ -80,7 +86,10 @@ def prompts(*rows: dict | str) -> Path:
         ({"prompt": "<S>zero"}, "prompts.jsonl:2 prompt: <S> at character 1 without <E>"),
         ({"prompt": "<S>ze<S>ro<E><E>"}, "prompts.jsonl:2 prompt: <S> at character 6 inside an open span"),
         ({"prompt": "<S> <E>"}, "prompts.jsonl:2 prompt: empty speech span"),
-        ({"prompt": "<S>zero<E>", "spk_wavs": ["a.wav", "b.wav"]}, "prompts.jsonl:2 spk_wavs: 2 references for 1 speech spans"),
+        (
+            {"prompt": "<S>zero<E>", "spk_wavs": ["a.wav", "b.wav"]},
+            "prompts.jsonl:2 spk_wavs: 2 references for 1 speech spans",
+        ),
         (
             {"prompt": "A wall.", "num_frames": 24},
             "prompts.jsonl:2 num_frames: num_frames must be 1 + 4n (1, 5, 9, ...), got 24; ",
@@ -90,7 +99,9 @@ def prompts(*rows: dict | str) -> Path:
 )
 def test_a_bad_prompt_is_refused_with_its_line(nava, world, tmp_path, row, says):
     path = prompts(GOOD, row)
-    assert says in nava("generate", path, "--model", world / "model", "--codec", world / "codec", "--to", "clips")
+    assert says in nava(
+        "generate", path, "--model", world / "model", "--codec", world / "codec", "--to", "clips"
+    )
     assert files(tmp_path) == ["prompts.jsonl"]
 
 
@@ -126,7 +137,13 @@ def corpus_with(world: Path, rows: list[Row]) -> None:
     shutil.copytree(world / "codec", "out/codec")
     Path("out/corpus").mkdir()
     Path("out/curated").mkdir()
-    for name in ("corpus/audio_only", "corpus/paired", "corpus/hq_audio", "corpus/validation", "curated/curated"):
+    for name in (
+        "corpus/audio_only",
+        "corpus/paired",
+        "corpus/hq_audio",
+        "corpus/validation",
+        "curated/curated",
+    ):
         write_manifest(f"out/{name}.jsonl", rows)
 
 
@@ -143,7 +160,8 @@ def bad_clip(kind: str) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("missing", "no such file"), ("empty", "0 bytes"), ("corrupt", "corrupt"), ("frames", "1 + 4n")]
+    ("kind", "says"),
+    [("missing", "no such file"), ("empty", "0 bytes"), ("corrupt", "corrupt"), ("frames", "1 + 4n")],
 )
 def test_more_than_1_percent_bad_rows_stop_encoding(nava, world, kind, says):
     Path("out").mkdir()
@@ -151,7 +169,9 @@ def test_more_than_1_percent_bad_rows_stop_encoding(nava, world, kind, says):
     corpus_with(world, [good])
     write_manifest("out/corpus/paired.jsonl", [good, bad_clip(kind)])
     line = nava("encode")
-    assert line.startswith("nava: out/corpus/paired.jsonl:2 video_info[0].data_path: ") and "clip-40.mp4" in line
+    assert (
+        line.startswith("nava: out/corpus/paired.jsonl:2 video_info[0].data_path: ") and "clip-40.mp4" in line
+    )
     assert says in line and "1 of 2 rows are bad, more than 1%" in line
     assert not Path("out/latents/paired").exists() and not list(Path("out/latents").glob(".paired*"))
 
@@ -164,7 +184,11 @@ def test_bad_rows_that_are_allowed_are_counted(world, tmp_path, monkeypatch):
     write_manifest("out/corpus/paired.jsonl", [make_row(Path("out"), 1), bad_clip("empty")])
     assert main(["encode", "--set", "encode.max_bad_fraction=0.5"]) == 0
     written = json.loads(Path("out/latents/paired/manifest.json").read_text())
-    assert written["samples"] == 1 and len(written["rejected"]) == 1 and "paired.jsonl:2" in written["rejected"][0]
+    assert (
+        written["samples"] == 1
+        and len(written["rejected"]) == 1
+        and "paired.jsonl:2" in written["rejected"][0]
+    )
 
 
 def test_other_rates_are_resampled_and_said_once(world, tmp_path, monkeypatch, caplog):
@@ -180,7 +204,10 @@ def test_other_rates_are_resampled_and_said_once(world, tmp_path, monkeypatch, c
     with caplog.at_level(logging.WARNING):
         assert main(["encode"]) == 0
     said = [record.getMessage() for record in caplog.records if "said once" in record.getMessage()]
-    assert sorted(line.split(": ")[1].split(",")[0] for line in said) == ["frame rate 25 fps", "sample rate 24000 Hz"]
+    assert sorted(line.split(": ")[1].split(",")[0] for line in said) == [
+        "frame rate 25 fps",
+        "sample rate 24000 Hz",
+    ]
     assert json.loads(Path("out/latents/paired/manifest.json").read_text())["samples"] == 2
 
 
@@ -189,10 +216,19 @@ def test_other_rates_are_resampled_and_said_once(world, tmp_path, monkeypatch, c
     [
         (["mimi"], "unknown recipe 'mimi'; did you mean 'mini'"),
         (["mini", "--set", "pretrain.flavor=minni"], "unknown model flavor 'minni'; did you mean 'mini'"),
-        (["mini", "--set", "pretrain.stages.stage2.sets={pared: 1}"], "no encoded data set 'pared'; did you mean 'paired'"),
-        (["mini", "--set", "pretrain.stages.stage1.stesp=5"], "pretrain.stages.stage1.stesp: unknown key; did you mean 'steps'"),
+        (
+            ["mini", "--set", "pretrain.stages.stage2.sets={pared: 1}"],
+            "no encoded data set 'pared'; did you mean 'paired'",
+        ),
+        (
+            ["mini", "--set", "pretrain.stages.stage1.stesp=5"],
+            "pretrain.stages.stage1.stesp: unknown key; did you mean 'steps'",
+        ),
         (["mini", "--set", "pretrain.stages=3"], "pretrain.stages: expected a mapping"),
-        (["mini", "--set", "pretrain.stages.stage1.tasks={T2A: much}"], "pretrain.stages.stage1.tasks.T2A: expected float, got 'much'"),
+        (
+            ["mini", "--set", "pretrain.stages.stage1.tasks={T2A: much}"],
+            "pretrain.stages.stage1.tasks.T2A: expected float, got 'much'",
+        ),
         (["mini", "--set", "pretrain={1: 2}"], "pretrain.1: unknown key; did you mean"),
         (["mini", "--nproc", "3"], "global_batch_size 32 does not split over 3 data-parallel ranks"),
     ],
@@ -233,7 +269,9 @@ def test_a_busy_port_is_found_before_a_stage_is_replaced(nava, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} for torchrun cannot be used" in nava("pretrain", "mini", "--no-resume", "--port", port)
+        assert f"port {port} for torchrun cannot be used" in nava(
+            "pretrain", "mini", "--no-resume", "--port", port
+        )
     assert files(tmp_path) == before
 
 
@@ -247,7 +285,10 @@ def test_checkpoints_of_another_flavor_are_not_thrown_away(nava, tmp_path):
     marker.write_text(json.dumps({"key": "k", "fingerprint": "of the mini flavor"}))
     before = files(tmp_path)
     line = nava("pretrain", "mini", "--set", "pretrain.flavor=debug")
-    assert "out/pretrain/stage1: trained with other inputs or settings (debug asked for); give --no-resume" in line
+    assert (
+        "out/pretrain/stage1: trained with other inputs or settings (debug asked for); give --no-resume"
+        in line
+    )
     assert files(tmp_path) == before
 
 
@@ -256,14 +297,19 @@ def test_an_earlier_stage_of_another_flavor_is_refused(nava, world, tmp_path):
     shutil.copytree(world / "codec", tmp_path / "out/codec")
     shutil.copytree(world / "model", tmp_path / "out/pretrain/stage1/model")
     line = nava("pretrain", "mini", "--stage", "stage2")
-    assert "out/pretrain/stage1/model/config.json: flavor is 'debug' instead of 'mini'; start from a model of the same flavor" in line
+    assert (
+        "out/pretrain/stage1/model/config.json: flavor is 'debug' instead of 'mini'; start from a model of the same flavor"
+        in line
+    )
     assert not (tmp_path / "out/pretrain/stage2").exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "other size"])
 def test_damaged_weights_of_the_earlier_stage_are_named(tmp_path, damage):
     weights = debug_model().state_dict()
-    write_model(tmp_path / "model", "debug", flavor("debug"), {"model": weights, "ema": weights}, {"ema_updates": 3})
+    write_model(
+        tmp_path / "model", "debug", flavor("debug"), {"model": weights, "ema": weights}, {"ema_updates": 3}
+    )
     path = tmp_path / "model" / "model.safetensors"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
@@ -272,7 +318,13 @@ def test_damaged_weights_of_the_earlier_stage_are_named(tmp_path, damage):
     else:
         smaller = {name: value[:1] for name, value in weights.items()}
         save_tensors(smaller, path)
-    run = StageRun(config=stage_config(), stage="stage1", latents=tmp_path, out=tmp_path / "run", init_from=tmp_path / "model")
+    run = StageRun(
+        config=stage_config(),
+        stage="stage1",
+        latents=tmp_path,
+        out=tmp_path / "run",
+        init_from=tmp_path / "model",
+    )
     with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path / "model")) as error:
         load_parent(debug_model(), run)
     assert "\n" not in str(error.value)
@@ -280,7 +332,11 @@ def test_damaged_weights_of_the_earlier_stage_are_named(tmp_path, damage):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError) as error, replacing(tmp_path / "rows.jsonl"), Path("/dev/full").open("w") as file:
+    with (
+        pytest.raises(OSError) as error,
+        replacing(tmp_path / "rows.jsonl"),
+        Path("/dev/full").open("w") as file,
+    ):
         file.write("x" * 100_000)
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "rows.jsonl"))
 

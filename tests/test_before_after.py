@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.before_after import UNITS, before_after
-from experiments.before_after_verdicts import alignment_verdicts, beyond_codec, beyond_from_the_start
-from experiments.before_after_votes import simulated_gsb
-from experiments.panel import JudgeFeature, PanelConfig
-from experiments.statistics import bootstrap_closed, bootstrap_difference, bootstrap_mean
+from experiments.report.before_after import UNITS, before_after
+from experiments.report.simulated_gsb import simulated_gsb
+from experiments.report.verdicts import alignment_verdicts, beyond_codec, beyond_from_the_start
+from experiments.scoring.statistics import bootstrap_closed, bootstrap_difference, bootstrap_mean
+from finetune.gsb.panel import JudgeFeature, PanelConfig
 from rewards.guardrails import BOUNDS, GuardrailLimits
 
 PANEL = PanelConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=("overall", "sync"))
@@ -24,11 +24,18 @@ NONE = GuardrailLimits()
 def row(index: int, errors: float | None = 0, words=4, flags=(), **scores: Any) -> dict[str, Any]:
     """A clip's row; `errors` are both recognisers', None = could not be scored."""
     parts = {} if errors is None else {"errors": errors, "words": words}
-    wer = {name: None if errors is None else errors / words for name in ("wer_pocketsphinx", "wer_pocketsphinx_judge")}
+    wer = {
+        name: None if errors is None else errors / words
+        for name in ("wer_pocketsphinx", "wer_pocketsphinx_judge")
+    }
     return {
-        "data_id": f"clip-{index:03d}", "prompt": f"prompt {index}", "scores": {**wer, **scores},
-        "parts": {"wer_pocketsphinx": parts, "wer_pocketsphinx_judge": parts}, "flags": list(flags), "guardrails": {"motion": 0.01},
-    }  # fmt: skip
+        "data_id": f"clip-{index:03d}",
+        "prompt": f"prompt {index}",
+        "scores": {**wer, **scores},
+        "parts": {"wer_pocketsphinx": parts, "wer_pocketsphinx_judge": parts},
+        "flags": list(flags),
+        "guardrails": {"motion": 0.01},
+    }
 
 
 def rows(count: int, errors: float | None = 0, start=0, **scores: Any) -> list[dict[str, Any]]:
@@ -40,12 +47,20 @@ def mean_of(values):
 
 
 def test_share_closed_of_constant_data_is_exact():
-    found = before_after(rows(10, errors=2, sync_judge=0.8), rows(10, errors=1, sync_judge=0.9), rows(7, errors=0, sync_judge=1.2), NONE)
+    found = before_after(
+        rows(10, errors=2, sync_judge=0.8),
+        rows(10, errors=1, sync_judge=0.9),
+        rows(7, errors=0, sync_judge=1.2),
+        NONE,
+    )
     words, sync = (found["metrics"][name]["closed"] for name in ("wer_pocketsphinx_judge", "sync_judge"))
     assert words == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 10}  # (0.5 - 0.25) / (0.5 - 0)
     assert sync == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 10}  # (0.8 - 0.9) / (0.8 - 1.2)
     assert found["metrics"]["sync_judge"]["difference"]["mean"] == pytest.approx(0.1)
-    assert found["metrics"]["sync_judge"]["role"] == "judge" and found["metrics"]["wer_pocketsphinx"]["role"] == "reward"
+    assert (
+        found["metrics"]["sync_judge"]["role"] == "judge"
+        and found["metrics"]["wer_pocketsphinx"]["role"] == "reward"
+    )
 
 
 def test_share_closed_interval_covers_the_truth():
@@ -62,18 +77,26 @@ def test_pairing_narrows_the_difference():
     rng = np.random.default_rng(0)
     before = rng.normal(0, 1, 100)
     after = before + 0.1 + rng.normal(0, 0.01, 100)
-    paired, shuffled = (bootstrap_difference(mean_of(values), mean_of(before)) for values in (after, rng.permutation(after)))
+    paired, shuffled = (
+        bootstrap_difference(mean_of(values), mean_of(before)) for values in (after, rng.permutation(after))
+    )
     assert paired.low > 0.09 and paired.high < 0.11
     assert shuffled.high - shuffled.low > 20 * (paired.high - paired.low)
     assert paired.mean == pytest.approx(shuffled.mean)
 
 
 def test_wer_is_errors_over_words_within_each_resample():
-    before, after = [row(0, errors=4, words=4), row(1, errors=0, words=12)], [row(0, errors=0, words=4), row(1, errors=3, words=12)]
+    before, after = (
+        [row(0, errors=4, words=4), row(1, errors=0, words=12)],
+        [row(0, errors=0, words=4), row(1, errors=3, words=12)],
+    )
     metric = before_after(before, after, rows(2), NONE)["metrics"]["wer_pocketsphinx_judge"]
     assert metric["before"]["mean"] == 0.25 and metric["after"]["mean"] == pytest.approx(3 / 16)
     assert metric["difference"]["mean"] == pytest.approx(-1 / 16)
-    assert (metric["difference"]["low"], metric["difference"]["high"]) == (-1.0, 0.25)  # one prompt drawn twice
+    assert (metric["difference"]["low"], metric["difference"]["high"]) == (
+        -1.0,
+        0.25,
+    )  # one prompt drawn twice
 
 
 def test_no_gap_has_no_share():
@@ -83,7 +106,10 @@ def test_no_gap_has_no_share():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=2, max_size=12), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=2, max_size=12),
+    st.randoms(use_true_random=False),
+)
 def test_the_order_of_the_rows_does_not_matter(pairs, shuffle):
     before = [row(i, sync_judge=old) for i, (old, _) in enumerate(pairs)]
     after = [row(i, sync_judge=new) for i, (_, new) in enumerate(pairs)]
@@ -98,11 +124,15 @@ def test_unscored_prompts_leave_both_sides_and_are_counted():
     before = [row(0, errors=1), row(1, errors=None), row(2, errors=2)]
     after = [row(0, errors=0), row(1, errors=4), row(2, errors=None)]
     metric = before_after(before, after, rows(2), NONE)["metrics"]["wer_pocketsphinx"]
-    assert metric["before"]["mean"] == 0.25 and metric["after"]["mean"] == 0.0 and metric["difference"]["n"] == 1
+    assert (
+        metric["before"]["mean"] == 0.25 and metric["after"]["mean"] == 0.0 and metric["difference"]["n"] == 1
+    )
     assert metric["unscored"] == {"before": 1, "after": 1, "codec": 0}
 
 
-@pytest.mark.parametrize(("metric", "better", "worse"), [("sync_judge", 1.2, 0.8), ("picture_noise_judge", 0.8, 1.2)])
+@pytest.mark.parametrize(
+    ("metric", "better", "worse"), [("sync_judge", 1.2, 0.8), ("picture_noise_judge", 0.8, 1.2)]
+)
 def test_beyond_the_codec_is_beyond_its_interval_on_the_better_side(metric, better, worse):
     codec = [row(i, 0, 4, (), **{metric: 1.0 + 0.1 * (-1) ** i}) for i in range(20)]
     made: dict[float, Any] = {value: rows(5, 0, 0, **{metric: value}) for value in (better, worse, 1.0)}
@@ -126,10 +156,17 @@ def test_what_the_rubric_weighs_is_a_reward():
 def test_guardrails_have_units_limits_and_counts():
     assert UNITS.keys() == BOUNDS.keys()
     still = "motion 0 < 0.0001"
-    found = before_after(rows(3), [row(0, flags=[still]), *rows(2, start=1)], rows(2), GuardrailLimits(max_lufs=-9.0))
+    found = before_after(
+        rows(3), [row(0, flags=[still]), *rows(2, start=1)], rows(2), GuardrailLimits(max_lufs=-9.0)
+    )
     motion, lufs = found["guardrails"]["motion"], found["guardrails"]["loudness_lufs"]
     assert (motion["flagged_before"], motion["flagged_after"], lufs["flagged_after"]) == (0, 1, 0)
-    assert motion["low"] == 1e-4 and motion["high"] is None and lufs["high"] == -9.0 and motion["before"]["n"] == 3
+    assert (
+        motion["low"] == 1e-4
+        and motion["high"] is None
+        and lufs["high"] == -9.0
+        and motion["before"]["n"] == 3
+    )
     assert found["flagged"] == {"before": 0, "after": 1, "codec": 0}
     assert lufs["after"]["mean"] is None  # nothing measured it here
 
@@ -150,10 +187,21 @@ def test_clips_that_do_not_pair_are_refused(change, message):
 def good(closed=0.6, sim=0.0, after_flags=()):
     """An alignment that passes, unless changed."""
     rng = np.random.default_rng(0)
-    base: list[dict[str, Any]] = [dict(errors=2, sync_judge=0.8, sim_resemblyzer=0.6 + 0.01 * value) for value in rng.standard_normal(40)]
+    base: list[dict[str, Any]] = [
+        dict(errors=2, sync_judge=0.8, sim_resemblyzer=0.6 + 0.01 * value)
+        for value in rng.standard_normal(40)
+    ]
     codec = [row(i, errors=0, sync_judge=1.2, sim_resemblyzer=0.7) for i in range(40)]
     before = [row(i, **values) for i, values in enumerate(base)]
-    moved = [{**v, "errors": 2 - 2 * closed, "sync_judge": 0.8 + 0.4 * closed, "sim_resemblyzer": v["sim_resemblyzer"] + sim} for v in base]
+    moved = [
+        {
+            **v,
+            "errors": 2 - 2 * closed,
+            "sync_judge": 0.8 + 0.4 * closed,
+            "sim_resemblyzer": v["sim_resemblyzer"] + sim,
+        }
+        for v in base
+    ]
     after = [row(i, **values, flags=after_flags if i == 0 else ()) for i, values in enumerate(moved)]
     return before, after, codec
 
@@ -165,7 +213,10 @@ def met(found):
 def test_verdicts_are_the_limits_of_the_issue(tmp_path):
     def judged(**changes):
         before, after, codec = good(**changes)
-        return {**before_after(before, after, codec, NONE), "raters": simulated_gsb(PANEL, before, after, tmp_path / "votes.jsonl", {})}
+        return {
+            **before_after(before, after, codec, NONE),
+            "raters": simulated_gsb(PANEL, before, after, tmp_path / "votes.jsonl", {}),
+        }
 
     assert met(judged()) == [True] * 6
     assert met(judged(closed=0.49))[:2] == [False, True] and met(judged(closed=0.29))[:2] == [False, False]
@@ -182,7 +233,9 @@ def test_votes_are_written_marked_and_of_the_right_side(tmp_path):
     found = simulated_gsb(PANEL, before, after, votes, {"sync_mini": 1.0})
     assert found["simulated"] is True and set(found["gsb"]) == {"overall", "sync"}
     overall = found["gsb"]["overall"]
-    assert overall["good"] > 5 * max(overall["bad"], 1) and overall["gsb_low"] > 0 and overall["sign_p"] < 1e-6
+    assert (
+        overall["good"] > 5 * max(overall["bad"], 1) and overall["gsb_low"] > 0 and overall["sign_p"] < 1e-6
+    )
     assert found["gsb_all_raters"]["overall"]["raters"] >= overall["raters"]
     written = [json.loads(line) for line in votes.read_text().splitlines()]
     assert all(vote["simulated"] for vote in written)
@@ -209,4 +262,6 @@ def test_raters_look_at_nothing_rewarded_and_at_what_was_scored(tmp_path):
 
 
 def test_interval_of_a_lone_mean_is_as_before():
-    assert bootstrap_difference(mean_of([1.0, 2.0, 4.0]), mean_of([0.0, 0.0, 0.0])) == bootstrap_mean([1.0, 2.0, 4.0])
+    assert bootstrap_difference(mean_of([1.0, 2.0, 4.0]), mean_of([0.0, 0.0, 0.0])) == bootstrap_mean(
+        [1.0, 2.0, 4.0]
+    )

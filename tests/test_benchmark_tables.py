@@ -30,7 +30,11 @@ class Named:
         self.name, self.parts, self.quiet_fails = name, parts, quiet_fails
 
     def score(self, clips):
-        return score_prepared(clips, self._prepare, lambda levels: [Score(x, parts=dict.fromkeys(self.parts, 2 * x)) for x in levels])
+        return score_prepared(
+            clips,
+            self._prepare,
+            lambda levels: [Score(x, parts=dict.fromkeys(self.parts, 2 * x)) for x in levels],
+        )
 
     def _prepare(self, clip):
         level = float(np.sqrt(2 * np.mean(clip.waveform**2)))  # a sine's peak; AAC overshoots at its ends
@@ -52,9 +56,13 @@ def bench(tmp_path) -> Path:
     """Six cases in three sets: five clips, of which set3/e is a video without a wav; set1/b has no clip at all."""
     root = tmp_path / "bench"
     cases = [
-        ("set1", "a", ["rain"], "Hello there."), ("set1", "b", [], "No clip."), ("set2", "c", ["a dog"], ""),
-        ("set2", "d", [], "Speech."), ("set3", "e", ["wind"], "One two."), ("set3", "f", [], ""),
-    ]  # fmt: skip
+        ("set1", "a", ["rain"], "Hello there."),
+        ("set1", "b", [], "No clip."),
+        ("set2", "c", ["a dog"], ""),
+        ("set2", "d", [], "Speech."),
+        ("set3", "e", ["wind"], "One two."),
+        ("set3", "f", [], ""),
+    ]
     for index, (subset, name, sounds, text) in enumerate(cases):
         folder = root / subset / ("data" if subset == "set3" else "")
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,16 +80,30 @@ def bench(tmp_path) -> Path:
 
 def run(items, options, out, metrics=VERSE_BENCH, paper=PAPER, name="Verse-Bench"):
     rewards = tuple(options)
-    benchmark = Benchmark(name, items, metrics, paper, with_composites=metrics is VERSE_BENCH, of_sound=metrics is not VERSE_BENCH)
+    benchmark = Benchmark(
+        name,
+        items,
+        metrics,
+        paper,
+        with_composites=metrics is VERSE_BENCH,
+        of_sound=metrics is not VERSE_BENCH,
+    )
     return measure(benchmark, ScoreSettings(rewards=rewards, options=options), out)
 
 
 def test_verse_bench_is_read_as_it_lies_there(bench):
     items = {item.key: item for item in read_verse_bench(bench, bench / "generated")}
     assert list(items) == ["set1/a", "set1/b", "set2/c", "set2/d", "set3/e", "set3/f"]
-    assert (items["set1/a"].speech, items["set1/a"].sounds, items["set1/a"].prompt) == ("Hello there.", ("rain",), "scene a")
+    assert (items["set1/a"].speech, items["set1/a"].sounds, items["set1/a"].prompt) == (
+        "Hello there.",
+        ("rain",),
+        "scene a",
+    )
     assert (items["set1/b"].video, items["set1/b"].sound) == (None, None)
-    assert items["set2/c"].reference_sound == bench / "set2" / "c.wav" and items["set1/a"].reference_sound is None
+    assert (
+        items["set2/c"].reference_sound == bench / "set2" / "c.wav"
+        and items["set1/a"].reference_sound is None
+    )
     assert items["set3/e"].sound == bench / "generated" / "e.mp4"  # the video's own sound
     heard, seen = items["set1/a"].sound_file(), items["set1/a"].video_file()
     assert heard and seen and (heard.prompt, seen.prompt) == ("rain", "scene a")
@@ -92,19 +114,40 @@ def test_images_lie_beside_the_case_or_in_clips(bench):
     (bench / "set3" / "clips").mkdir()
     (bench / "set3" / "clips" / "e.png").write_bytes(b"")
     images = {item.name: item.image for item in read_verse_bench(bench, bench / "generated")}
-    assert images["a"] == bench / "set1" / "a.jpg" and images["e"] == bench / "set3" / "clips" / "e.png" and images["f"] is None
+    assert (
+        images["a"] == bench / "set1" / "a.jpg"
+        and images["e"] == bench / "set3" / "clips" / "e.png"
+        and images["f"] is None
+    )
 
 
 def test_eligible_cases_are_those_of_the_benchmark():
     """As Verse-Bench's own script: sync and WER where speech is asked for, PQ in sets 1 and 2, FD in set 2 with a sound prompt."""
     from experiments.paper.layouts import BenchItem
 
-    items = [BenchItem(f"{s}{bool(t)}{bool(p)}", s, t, p) for s in ("set1", "set2", "set3") for t in ("", "hi") for p in ((), ("rain",))]
+    items = [
+        BenchItem(f"{s}{bool(t)}{bool(p)}", s, t, p)
+        for s in ("set1", "set2", "set3")
+        for t in ("", "hi")
+        for p in ((), ("rain",))
+    ]
     counts = {metric.label: sum(map(metric.eligible, items)) for metric in VERSE_BENCH}
     assert counts == {
-        "Sync-C": 6, "Sync-D": 6, "IB": 12, "AS": 12, "ID": 0, "WER": 6, "PQ": 8, "FD": 2, "KL": 2, "CS": 4, "CE": 8, "CU": 8, "PC": 8,
+        "Sync-C": 6,
+        "Sync-D": 6,
+        "IB": 12,
+        "AS": 12,
+        "ID": 0,
+        "WER": 6,
+        "PQ": 8,
+        "FD": 2,
+        "KL": 2,
+        "CS": 4,
+        "CE": 8,
+        "CU": 8,
+        "PC": 8,
         "AV-A": 4,
-    }  # fmt: skip
+    }
 
 
 def test_a_published_name_takes_only_its_own_score(bench, tmp_path):
@@ -114,7 +157,10 @@ def test_a_published_name_takes_only_its_own_score(bench, tmp_path):
     assert (found["metrics"]["FD"]["n"], found["metrics"]["FD"]["eligible"]) == (0, 1)
     assert found["own"]["fd_of_another_model"]["n"] == 5
     page = markdown(found)
-    assert "weights missing: fd_verse_bench.weights" in page and "| this run | weights missing | weights missing |" in page
+    assert (
+        "weights missing: fd_verse_bench.weights" in page
+        and "| this run | weights missing | weights missing |" in page
+    )
 
 
 def test_means_coverage_and_reasons(bench, tmp_path):
@@ -130,7 +176,10 @@ def test_means_coverage_and_reasons(bench, tmp_path):
 def test_parts_are_metrics_too(bench, tmp_path):
     items = read_verse_bench(bench, bench / "generated")
     found = run(items, plugin("syncnet", parts=["sync_c", "sync_c_verse_bench_haar"]), tmp_path / "r")
-    assert (found["metrics"]["Sync-C"]["n"], found["metrics"]["Sync-C"]["eligible"]) == (3, 4)  # a, d, e speak, b has no clip
+    assert (found["metrics"]["Sync-C"]["n"], found["metrics"]["Sync-C"]["eligible"]) == (
+        3,
+        4,
+    )  # a, d, e speak, b has no clip
     assert found["metrics"]["Sync-C"]["mean"] == pytest.approx(2 * np.mean([0.1, 0.4, 0.5]), rel=0.1)
     assert found["metrics"]["Sync-D"]["status"] == "weights missing"
     assert "syncnet.sync_c_verse_bench_haar" in found["own"] and "syncnet.sync_c" not in found["own"]
@@ -150,13 +199,27 @@ def test_a_second_run_scores_nothing_again(bench, tmp_path, monkeypatch):
 
 
 def test_composites_by_hand():
-    values = dict(AS=0.6, ID=0.8, FD=1.5, KL=1.0, CS=0.4, CE=5.5, CU=5.5, PC=5.5, PQ=5.5, WER=0.2, **{"LSE-C": 8.0, "AV-A": 0.1})
+    values = dict(
+        AS=0.6,
+        ID=0.8,
+        FD=1.5,
+        KL=1.0,
+        CS=0.4,
+        CE=5.5,
+        CU=5.5,
+        PC=5.5,
+        PQ=5.5,
+        WER=0.2,
+        **{"LSE-C": 8.0, "AV-A": 0.1},
+    )
     found = {name: value or 0.0 for name, value in composites(values).items()}
     assert found["S_video"] == pytest.approx(0.7)
     assert found["S_audio"] == pytest.approx((0.5 + 0.75 + 0.4 + 0.5 + 0.5 + 0.5 + 0.5) / 7)
     assert found["S_other"] == pytest.approx((0.8 + 0.8) / 2)
     assert found["S_joint"] == pytest.approx(2 * 0.4 * 0.9 / 1.3)
-    expected = 0.5 * found["S_joint"] + 0.2 * found["S_video"] + 0.2 * found["S_audio"] + 0.1 * found["S_other"]
+    expected = (
+        0.5 * found["S_joint"] + 0.2 * found["S_video"] + 0.2 * found["S_audio"] + 0.1 * found["S_other"]
+    )
     assert found["Overall"] == pytest.approx(expected)
     assert sum(WEIGHTS.values()) == pytest.approx(1)
 
@@ -180,10 +243,31 @@ def test_composites_are_clipped():
 
 
 def test_video_quality_is_filled_from_both_or_not_at_all():
-    found = {"paper": PAPER, "composites": {"S_video": None}, "metrics": {}, "own": {}, "benchmark": "b", "clips": 0, "cases": 0}
-    full = {label: {"mean": None, "status": "weights missing"} for label in ("Sync-C", "Sync-D", "IB", "WER", "PQ", "FD")}
+    found = {
+        "paper": PAPER,
+        "composites": {"S_video": None},
+        "metrics": {},
+        "own": {},
+        "benchmark": "b",
+        "clips": 0,
+        "cases": 0,
+    }
+    full = {
+        label: {"mean": None, "status": "weights missing"}
+        for label in ("Sync-C", "Sync-D", "IB", "WER", "PQ", "FD")
+    }
     rows = {
-        label: {**row, "needs": "", "higher_is_better": True, "paper": {}, "reasons": {}, "n": 0, "eligible": 0, "low": None, "high": None}
+        label: {
+            **row,
+            "needs": "",
+            "higher_is_better": True,
+            "paper": {},
+            "reasons": {},
+            "n": 0,
+            "eligible": 0,
+            "low": None,
+            "high": None,
+        }
         for label, row in full.items()
     }
     assert "(AS + ID) / 2" not in markdown({**found, "metrics": rows})
@@ -194,19 +278,28 @@ def test_video_quality_is_filled_from_both_or_not_at_all():
 def speech(tmp_path) -> Path:
     root = tmp_path / "seed"
     (root / "en").mkdir(parents=True)
-    lines = ["u1|Hi.|prompt/p.wav|Hello there.", "u2|Hi.|prompt/p.wav|More.", "", "u3|Hi.|prompt/p.wav|Gone.|truth/u3.wav"]
+    lines = [
+        "u1|Hi.|prompt/p.wav|Hello there.",
+        "u2|Hi.|prompt/p.wav|More.",
+        "",
+        "u3|Hi.|prompt/p.wav|Gone.|truth/u3.wav",
+    ]
     (root / "en" / "meta.lst").write_text("\n".join(lines) + "\n")
     write_wav(root / "en" / "prompt" / "p.wav", sound(0.5), RATE)
     write_wav(root / "generated" / "u1.wav", sound(0.2), RATE)
-    write_mp4(root / "generated" / "u2.mp4", np.zeros((12, 16, 16, 3), dtype=np.uint8), 24.0, sound(0.4), RATE)
+    write_mp4(
+        root / "generated" / "u2.mp4", np.zeros((12, 16, 16, 3), dtype=np.uint8), 24.0, sound(0.4), RATE
+    )
     return root
 
 
 def test_seed_tts_is_read_as_it_lies_there(speech):
     items = read_seed_tts(speech / "en" / "meta.lst", speech / "generated")
     assert [(item.name, item.speech, item.sound and item.sound.name) for item in items] == [
-        ("u1", "Hello there.", "u1.wav"), ("u2", "More.", "u2.mp4"), ("u3", "Gone.", None),
-    ]  # fmt: skip
+        ("u1", "Hello there.", "u1.wav"),
+        ("u2", "More.", "u2.mp4"),
+        ("u3", "Gone.", None),
+    ]
     file = items[0].sound_file()
     assert file and file.references == (items[0].voice,) == (speech / "en" / "prompt" / "p.wav",)
 
@@ -215,15 +308,23 @@ def test_two_and_three_fields_are_lines_of_other_tasks(speech):
     meta = speech / "en" / "vc.lst"
     meta.write_text("u1.wav|Hello.|prompt/p.wav\nu2|Bye.\n")
     items = read_seed_tts(meta, speech / "generated")
-    assert [(item.name, item.speech, item.voice is None) for item in items] == [("u1", "Hello.", False), ("u2", "Bye.", True)]
+    assert [(item.name, item.speech, item.voice is None) for item in items] == [
+        ("u1", "Hello.", False),
+        ("u2", "Bye.", True),
+    ]
 
 
 def test_seed_tts_percent_and_times_100(speech, tmp_path):
     items = read_seed_tts(speech / "en" / "meta.lst", speech / "generated")
     for name, label in (("wer_seed_tts_en", "WER"), ("sim", "SIM")):
-        found = run(items, plugin(name), tmp_path / name, seed_tts("en"), SEED_TTS_EN, "Seed-TTS eval, en")["metrics"]
+        found = run(items, plugin(name), tmp_path / name, seed_tts("en"), SEED_TTS_EN, "Seed-TTS eval, en")[
+            "metrics"
+        ]
         assert found[label]["mean"] == pytest.approx(100 * np.mean([0.2, 0.4]), rel=0.1)
-        assert (found[label]["n"], found[label]["eligible"]) == (2, 3) and found[label]["paper"]["NAVA"] in (5.81, 62.4)
+        assert (found[label]["n"], found[label]["eligible"]) == (2, 3) and found[label]["paper"]["NAVA"] in (
+            5.81,
+            62.4,
+        )
         assert {row["status"] for row in found.values()} == {"scored", "weights missing"}
 
 
@@ -234,11 +335,16 @@ def test_wrong_layouts_are_one_line(bench, speech, tmp_path):
         assert "\n" not in str(caught.value)
 
     fails("no set1, set2 or set3", lambda: read_verse_bench(tmp_path, bench / "generated"))
-    fails("give the folder with the generated clips as --clips", lambda: read_verse_bench(bench, tmp_path / "none"))
+    fails(
+        "give the folder with the generated clips as --clips",
+        lambda: read_verse_bench(bench, tmp_path / "none"),
+    )
     (bench / "set1" / "a.json").write_text('{"audio_prompt": "rain", "speech_prompt": {"text": ""}}')
     fails("audio_prompt: expected a list of texts", lambda: read_verse_bench(bench, bench / "generated"))
     (bench / "set1" / "a.json").write_text('{"audio_prompt": []}')
-    fails("speech_prompt.text: expected a text, got None", lambda: read_verse_bench(bench, bench / "generated"))
+    fails(
+        "speech_prompt.text: expected a text, got None", lambda: read_verse_bench(bench, bench / "generated")
+    )
     (bench / "set1" / "a.json").write_text("{")
     fails("a.json: not JSON", lambda: read_verse_bench(bench, bench / "generated"))
     meta = speech / "en" / "meta.lst"
@@ -246,7 +352,10 @@ def test_wrong_layouts_are_one_line(bench, speech, tmp_path):
     fails("meta.lst:1: 6 fields; expected 2 to 5", lambda: read_seed_tts(meta, speech / "generated"))
     meta.write_text("u1|x\nu1.wav|y\n")
     fails("meta.lst:2: 'u1' is there twice", lambda: read_seed_tts(meta, speech / "generated"))
-    fails("no such file; give the folder of the Seed-TTS test set", lambda: read_seed_tts(speech / "meta.lst", speech / "generated"))
+    fails(
+        "no such file; give the folder of the Seed-TTS test set",
+        lambda: read_seed_tts(speech / "meta.lst", speech / "generated"),
+    )
 
 
 def test_tables_are_written_whole(bench, tmp_path):
@@ -258,32 +367,49 @@ def test_tables_are_written_whole(bench, tmp_path):
     assert "| NAVA | 7.791 | 7.566 | 0.313 | 0.659 | 0.099 | 6.861 | 0.8328 |" in lines
     assert json.loads(data.read_text()) == json.loads(json.dumps(found))
     logged = metrics_to_log(found)
-    assert logged["metrics.IB.coverage"] == pytest.approx(5 / 6) and logged["metrics.FD.coverage"] == 0 and "metrics.FD" not in logged
+    assert (
+        logged["metrics.IB.coverage"] == pytest.approx(5 / 6)
+        and logged["metrics.FD.coverage"] == 0
+        and "metrics.FD" not in logged
+    )
 
 
 def test_rewards_with_options_are_asked_for():
-    assert rewards_with_options(("snr_estimate_db",), ("audiobox_pq.weights=a", "x.y:Z.b=1")) == ("snr_estimate_db", "audiobox_pq")
+    assert rewards_with_options(("snr_estimate_db",), ("audiobox_pq.weights=a", "x.y:Z.b=1")) == (
+        "snr_estimate_db",
+        "audiobox_pq",
+    )
 
 
 def test_verbs_make_table_and_run(bench, speech, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.single_runs.ensure_sender", lambda *_: None)
+    monkeypatch.setattr("experiments.runs.run.ensure_sender", lambda *_: None)
     verbs.verse_bench(bench, to=tmp_path / "v", out=tmp_path / "out", as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["own"]["snr_estimate_db"]["n"] == 5 and found["own"]["identity_colour_edge"]["eligible"] == 0
     verbs.seed_tts(speech, rewards=("snr_estimate_db",), to=tmp_path / "s", out=tmp_path / "out")
     assert "| snr_estimate_db |" in capsys.readouterr().out
-    events = [json.loads(line) for file in sorted((tmp_path / "out" / "tracking").glob("*/events.jsonl")) for line in file.open()]
+    events = [
+        json.loads(line)
+        for file in sorted((tmp_path / "out" / "tracking").glob("*/events.jsonl"))
+        for line in file.open()
+    ]
     assert [event["kind"] for event in events].count("finish") == 2
     logged = next(event["values"] for event in events if event["kind"] == "metrics")
     assert logged["own.snr_estimate_db.coverage"] == pytest.approx(5 / 6)
-    assert {Path(event["path"]).name for event in events if event["kind"] == "artifact"} >= {"table.md", "table.json"}
+    assert {Path(event["path"]).name for event in events if event["kind"] == "artifact"} >= {
+        "table.md",
+        "table.json",
+    }
     assert (
-        find_verb(["evaluate", "verse-bench", "x"]) == ("evaluate verse-bench", ["x"]) and find_verb(["evaluate", "mini"])[0] == "evaluate"
+        find_verb(["evaluate", "verse-bench", "x"]) == ("evaluate verse-bench", ["x"])
+        and find_verb(["evaluate", "mini"])[0] == "evaluate"
     )
 
 
 def test_missing_weights_that_were_asked_for_stop_the_run(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.single_runs.ensure_sender", lambda *_: None)
+    monkeypatch.setattr("experiments.runs.run.ensure_sender", lambda *_: None)
     with pytest.raises(FileNotFoundError, match="syncnet"):
-        verbs.verse_bench(bench, settings=("syncnet.weights=nowhere.model",), to=tmp_path / "v", out=tmp_path / "out")
+        verbs.verse_bench(
+            bench, settings=("syncnet.weights=nowhere.model",), to=tmp_path / "v", out=tmp_path / "out"
+        )
     assert not (tmp_path / "v" / "table.md").exists()

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import demo, doctor, runs, stages
+from experiments import doctor, stages
 from experiments.cli import VERBS, find_verb, main
 from experiments.commands import look
 from experiments.commands import pretrain as pretrain_verb
 from experiments.commands.demo import demo as demo_verb
 from experiments.layout import Layout
+from experiments.pipeline import demo
 from experiments.recipes.load import load_recipe
+from experiments.runs.run import run as runs
 
 ROOT = Path(__file__).parent.parent
 

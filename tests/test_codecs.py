@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
 from pretrain.codecs.folder import save_linear
 from pretrain.codecs.linear import LinearAudioCodec, LinearVideoCodec, audio_blocks, video_blocks
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.mel import from_log_mel, log_mel
 from pretrain.codecs.projection import LinearProjection, fit_projection, orthogonal_mixing
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, voice_statistics
@@ -55,7 +56,9 @@ def video_codec() -> LinearVideoCodec:
 def write_codec(folder: Path) -> Codecs:
     statistics = torch.stack([voice_statistics(sound) for sound in sounds()[::4]])
     parts = {"video": video_codec().projection.tensors(), "audio": audio_codec().projection.tensors()}
-    save_linear(folder, {**parts, "speaker": SpectralSpeakerEncoder.fit(statistics).tensors()}, {"width": 64}, 4)
+    save_linear(
+        folder, {**parts, "speaker": SpectralSpeakerEncoder.fit(statistics).tensors()}, {"width": 64}, 4
+    )
     return load_codecs(folder)
 
 
@@ -100,7 +103,9 @@ def test_audio_round_trip_keeps_spectrum_and_time() -> None:
     error = (log_mel(back) - log_mel(waveform)).square().mean().sqrt()
     assert float(error) < 0.35  # nepers, of about 6 between speech and silence
     envelope = [signal.unfold(1, 160, 160).square().mean(2).sqrt() for signal in (waveform, back)]
-    lags = [float((envelope[0][:, 4:-4] * envelope[1].roll(shift, 1)[:, 4:-4]).sum()) for shift in range(-3, 4)]
+    lags = [
+        float((envelope[0][:, 4:-4] * envelope[1].roll(shift, 1)[:, 4:-4]).sum()) for shift in range(-3, 4)
+    ]
     assert int(np.argmax(lags)) == 3
 
 
@@ -120,7 +125,9 @@ def test_latents_are_standardised_per_channel(whitening: float) -> None:
 def test_whitening_0_keeps_energies_and_1_equalises_them() -> None:
     vectors = torch.randn(4000, 48, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 48)
     kept, white = (fit_projection(vectors, 48, whitening) for whitening in (0.0, 1.0))
-    torch.testing.assert_close(torch.linalg.eigvalsh(white.encode(vectors).T.cov()), torch.ones(48), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(white.encode(vectors).T.cov()), torch.ones(48), atol=1e-2, rtol=0
+    )
     scale = (kept.encode(vectors).square().sum(1) / (vectors - kept.mean).square().sum(1)).sqrt()
     torch.testing.assert_close(scale, scale.mean().expand(4000), rtol=0.1, atol=0)  # one global scale
     for projection in (kept, white):
@@ -148,7 +155,11 @@ def test_non_finite_values_are_refused(bad: float) -> None:
     video, audio, sound = torch.zeros(1, 48, 1, 1, 1), torch.zeros(1, 128, 2), torch.zeros(1, 640)
     for tensor in (video, audio, sound):
         tensor.view(-1)[3] = bad
-    for call, value in ((video_codec().decode, video), (audio_codec().decode, audio), (audio_codec().encode, sound)):
+    for call, value in (
+        (video_codec().decode, video),
+        (audio_codec().decode, audio),
+        (audio_codec().encode, sound),
+    ):
         with pytest.raises(ValueError, match=r"1 of .* NaN or infinite"):
             call(value)
 
@@ -180,7 +191,6 @@ def test_missing_tensor_is_named() -> None:
     del tensors["decoder"]
     with pytest.raises(ValueError, match="x: no tensor decoder"):
         LinearProjection.from_tensors(tensors, "x")
-
 
 
 def test_pieces() -> None:
@@ -221,7 +231,10 @@ def test_words_are_nearly_orthogonal_yet_share_parts() -> None:
 
 def test_spoken_word_looks_the_same_wherever_the_span_stands() -> None:
     encoder = HashedTextEncoder(256)
-    near, far = (encoder.encode([parse(text)]) for text in ("He says <S>ten<E>.", "A tall old man with a blue hat slowly says <S>ten<E>."))
+    near, far = (
+        encoder.encode([parse(text)])
+        for text in ("He says <S>ten<E>.", "A tall old man with a blue hat slowly says <S>ten<E>.")
+    )
     states = [encoded.states[0, int(encoded.speaker_positions[0, 0]) + 1] for encoded in (near, far)]
     assert torch.equal(*states)
 
@@ -238,16 +251,20 @@ def test_prompts_without_tokens_or_too_long_are_refused() -> None:
             HashedTextEncoder(64).encode([parse(text)])
 
 
-
 def test_voices_separate_over_different_words() -> None:
     bank = load_bank()
     keys = [(word, voice) for word, voice in bank.utterances if word in bank.words[:10]]
-    statistics = torch.stack([voice_statistics(torch.from_numpy(bank.utterances[key][1].waveform)) for key in keys])
+    statistics = torch.stack(
+        [voice_statistics(torch.from_numpy(bank.utterances[key][1].waveform)) for key in keys]
+    )
     encoder = SpectralSpeakerEncoder.fit(statistics)
     vectors = torch.stack([encoder.embed(torch.from_numpy(bank.utterances[key][1].waveform)) for key in keys])
     right = 0
     for row, (word, voice) in enumerate(keys):
-        rest = {name: [i for i, (other, speaker) in enumerate(keys) if speaker == name and other != word] for name in bank.voices}
+        rest = {
+            name: [i for i, (other, speaker) in enumerate(keys) if speaker == name and other != word]
+            for name in bank.voices
+        }
         means = {name: vectors[indices].mean(0) for name, indices in rest.items()}
         right += min(means, key=lambda name: float((vectors[row] - means[name]).square().sum())) == voice
     assert right / len(keys) > 0.97
@@ -256,7 +273,9 @@ def test_voices_separate_over_different_words() -> None:
 @settings(max_examples=5, deadline=None)
 @given(gain=st.floats(0.02, 1.0), rate=st.integers(0, 79))
 def test_loudness_does_not_matter(gain: float, rate: int) -> None:
-    torch.testing.assert_close(voice_statistics(sounds()[rate] * gain), voice_statistics(sounds()[rate]), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        voice_statistics(sounds()[rate] * gain), voice_statistics(sounds()[rate]), atol=0.1, rtol=0
+    )
 
 
 def test_only_the_first_30_seconds_count_and_short_sounds_work() -> None:

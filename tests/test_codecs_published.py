@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from published_parts import EXACT, VOCODER_BWE, WAN, write_codec, write_parts
 from torch import Tensor
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.published import ltx_audio, wan
 from pretrain.codecs.published.ltx_mel import log_mel, mel_filters
 from pretrain.codecs.published.wan import Tiles, WanVideoCodec
@@ -59,7 +60,9 @@ def sounds(batch: int, num_samples: int, seed: int = 0) -> Tensor:
 def test_video_shapes(codecs: Codecs, n: int, rows: int, cols: int) -> None:
     frames = pictures(1, 1 + 4 * n, 16 * rows, 16 * cols)
     latents = codecs.video.encode(frames)
-    assert latents.shape == (1, 48, num_video_latents(1 + 4 * n), rows, cols) and latents.dtype == torch.float32
+    assert (
+        latents.shape == (1, 48, num_video_latents(1 + 4 * n), rows, cols) and latents.dtype == torch.float32
+    )
     back = codecs.video.decode(latents)
     assert back.shape == frames.shape and back.dtype == torch.uint8 and back.device.type == "cpu"
 
@@ -106,7 +109,9 @@ def test_larger_tiles_are_nearer_to_the_whole_picture(codecs: Codecs, vae: Any) 
         tiled = WanVideoCodec(lambda: vae, Tiles(size, 32), Tiles(size, 32))
         latents, shown = tiled.encode(frames), tiled.decode(exact).float()
         assert latents.shape == exact.shape and shown.shape == whole.shape
-        return float((latents - exact).square().mean().sqrt() / exact.std()), float((shown - whole).square().mean().sqrt() / whole.std())
+        return float((latents - exact).square().mean().sqrt() / exact.std()), float(
+            (shown - whole).square().mean().sqrt() / whole.std()
+        )
 
     found = {size: errors(size) for size in (64, 128, 192)}
     assert found[192] == (0.0, 0.0)  # fits: no tiles
@@ -145,13 +150,19 @@ def test_audio_rate(codecs: Codecs) -> None:
     assert codecs.audio.sample_rate_hz == 16_000
 
 
-def test_audio_is_diffusers_model_normalised_and_the_last_30_ms_are_silent(parts: Path, codecs: Codecs) -> None:
-    networks = ltx_audio.load_ltx(parts / "ltx" / "audio_vae", parts / "ltx" / "vocoder", torch.float32, "cpu")
+def test_audio_is_diffusers_model_normalised_and_the_last_30_ms_are_silent(
+    parts: Path, codecs: Codecs
+) -> None:
+    networks = ltx_audio.load_ltx(
+        parts / "ltx" / "audio_vae", parts / "ltx" / "vocoder", torch.float32, "cpu"
+    )
     sound = sounds(1, 5 * 640)
     with torch.no_grad():
         mel = log_mel(sound[:, None].expand(-1, 2, -1))
         assert mel.shape == (1, 2, 21, 64)
-        raw = networks.vae.encode(mel, return_dict=False)[0].mode()[:, :, :5]  # causal: the token of the frame after the end goes
+        raw = networks.vae.encode(mel, return_dict=False)[0].mode()[
+            :, :, :5
+        ]  # causal: the token of the frame after the end goes
         wave = networks.vocoder(networks.vae.decode(raw, return_dict=False)[0])
     packed = raw.permute(0, 2, 1, 3).reshape(1, 5, 128)
     expected = (packed - networks.vae.latents_mean) / networks.vae.latents_std
@@ -161,7 +172,9 @@ def test_audio_is_diffusers_model_normalised_and_the_last_30_ms_are_silent(parts
     assert played.shape == (1, 2, 3200) and wave.shape == (1, 2, 17 * 240)
     from scipy.signal import resample_poly
 
-    torch.testing.assert_close(played[..., :2720], torch.from_numpy(resample_poly(wave.numpy(), 2, 3, axis=-1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        played[..., :2720], torch.from_numpy(resample_poly(wave.numpy(), 2, 3, axis=-1)), atol=1e-4, rtol=0
+    )
     assert not bool(played[..., 2720:].any()) and bool(played[..., 2600:2720].any())
     torch.testing.assert_close(codecs.audio.decode(latents), played.mean(1))
 
@@ -171,9 +184,13 @@ def test_audio_batches_stereo_and_determinism(codecs: Codecs) -> None:
     latents = codecs.audio.encode(both)
     assert torch.equal(codecs.audio.encode(both), latents)
     torch.testing.assert_close(codecs.audio.encode(both[1:]), latents[1:], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(codecs.audio.decode(latents)[1:], codecs.audio.decode(latents[1:]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        codecs.audio.decode(latents)[1:], codecs.audio.decode(latents[1:]), atol=1e-5, rtol=1e-4
+    )
     twice = both[:1, None].expand(-1, 2, -1)
-    assert torch.equal(codecs.audio.encode(twice), codecs.audio.encode(both[:1]))  # mono is the same on both channels
+    assert torch.equal(
+        codecs.audio.encode(twice), codecs.audio.encode(both[:1])
+    )  # mono is the same on both channels
     assert not torch.allclose(codecs.audio.encode(both[None]), codecs.audio.encode(both[:1]), atol=1e-3)
 
 
@@ -182,7 +199,9 @@ def test_the_vocoder_with_bandwidth_extension(tmp_path: Path, parts: Path, codec
 
     LTX2VocoderWithBWE(**VOCODER_BWE).save_pretrained(tmp_path / "vocoder")
     assert ltx_audio.check_vocoder(tmp_path / "vocoder")
-    codec = ltx_audio.LtxAudioCodec(partial(ltx_audio.load_ltx, parts / "ltx" / "audio_vae", tmp_path / "vocoder", torch.float32, "cpu"))
+    codec = ltx_audio.LtxAudioCodec(
+        partial(ltx_audio.load_ltx, parts / "ltx" / "audio_vae", tmp_path / "vocoder", torch.float32, "cpu")
+    )
     latents = codecs.audio.encode(sounds(1, 1280))
     assert codec.decode_channels(latents).shape == (1, 2, 1280)  # 48 kHz inside
     assert torch.equal(codec.encode(sounds(1, 1280)), latents)
@@ -191,11 +210,19 @@ def test_the_vocoder_with_bandwidth_extension(tmp_path: Path, parts: Path, codec
 def test_front_end_is_slaneys() -> None:
     import librosa
 
-    expected = librosa.filters.mel(sr=16_000, n_fft=1024, n_mels=64, fmin=0, fmax=8000, htk=False, norm="slaney")
+    expected = librosa.filters.mel(
+        sr=16_000, n_fft=1024, n_mels=64, fmin=0, fmax=8000, htk=False, norm="slaney"
+    )
     np.testing.assert_allclose(mel_filters().numpy(), expected, atol=1e-7)
     sound = sounds(1, 2000)[0]
-    magnitudes = np.abs(librosa.stft(sound.numpy(), n_fft=1024, hop_length=160, window="hann", center=True, pad_mode="reflect"))
-    np.testing.assert_allclose(log_mel(sound).numpy(), np.log(np.maximum(expected @ magnitudes, 1e-5)).T, atol=1e-3)
+    magnitudes = np.abs(
+        librosa.stft(
+            sound.numpy(), n_fft=1024, hop_length=160, window="hann", center=True, pad_mode="reflect"
+        )
+    )
+    np.testing.assert_allclose(
+        log_mel(sound).numpy(), np.log(np.maximum(expected @ magnitudes, 1e-5)).T, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -203,7 +230,12 @@ def test_non_finite_values_are_refused(codecs: Codecs, bad: float) -> None:
     video, audio, sound = torch.zeros(1, 48, 1, 2, 2), torch.zeros(1, 128, 2), torch.zeros(1, 1600)
     for tensor in (video, audio, sound):
         tensor.view(-1)[3] = bad
-    calls = ((codecs.video.decode, video), (codecs.audio.decode, audio), (codecs.audio.encode, sound), (codecs.speaker.embed, sound[0]))
+    calls = (
+        (codecs.video.decode, video),
+        (codecs.audio.decode, audio),
+        (codecs.audio.encode, sound),
+        (codecs.speaker.embed, sound[0]),
+    )
     for call, value in calls:
         with pytest.raises(ValueError, match=r"1 of .* NaN or infinite"):
             call(value)
@@ -228,7 +260,9 @@ def test_text_is_transformers_model_padded_to_512(parts: Path, codecs: Codecs) -
 
     tokenizer = AutoTokenizer.from_pretrained(parts / "pipeline" / "tokenizer")
     network = UMT5EncoderModel.from_pretrained(parts / "pipeline" / "text_encoder").eval()
-    given = tokenizer(with_timbre_tokens(parse(PROMPTS[2])), padding="max_length", max_length=512, return_tensors="pt")
+    given = tokenizer(
+        with_timbre_tokens(parse(PROMPTS[2])), padding="max_length", max_length=512, return_tensors="pt"
+    )
     with torch.no_grad():
         expected = network(given["input_ids"], given["attention_mask"]).last_hidden_state[0]
     encoded = codecs.text.encode([parse(PROMPTS[2])])
@@ -244,7 +278,11 @@ def test_every_span_has_its_timbre_position(codecs: Codecs, words: list[str]) ->
     text = "A man says " + " and ".join(f"<S>{word}<E>" for word in words) + "."
     encoded = codecs.text.encode([parse(text), parse("A wall.")])
     positions = encoded.speaker_positions[0].tolist()
-    assert len(positions) == len(words) and positions == sorted(set(positions)) and min(positions, default=0) >= 0
+    assert (
+        len(positions) == len(words)
+        and positions == sorted(set(positions))
+        and min(positions, default=0) >= 0
+    )
     assert encoded.speaker_positions[1].tolist() == [-1] * len(words)
 
 
@@ -278,6 +316,8 @@ def test_on_a_gpu_as_on_the_cpu(parts: Path, codecs: Codecs, tmp_path: Path) -> 
     assert there.codec_id == codecs.codec_id
     torch.testing.assert_close(there.video.encode(frames), codecs.video.encode(frames), atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(there.audio.encode(sound), codecs.audio.encode(sound), atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(there.speaker.embed(sound[0]), codecs.speaker.embed(sound[0]), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        there.speaker.embed(sound[0]), codecs.speaker.embed(sound[0]), atol=2e-3, rtol=2e-3
+    )
     ours, theirs = (part.text.encode([parse(TWO)]).states for part in (codecs, there))
     torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=2e-3)

@@ -13,17 +13,27 @@ import numpy as np
 import pytest
 import torch
 from model_cases import debug_model
-from published_parts import EXACT, REDIMNET, TEXT_WIDTH, write_codec, write_parts, write_text, write_tokenizer, write_wan
+from published_parts import (
+    EXACT,
+    REDIMNET,
+    TEXT_WIDTH,
+    write_codec,
+    write_parts,
+    write_text,
+    write_tokenizer,
+    write_wan,
+)
 
-from experiments.align_scorer import AlignScorer
 from experiments.cli import main
-from pretrain.codecs.base import load_codecs
+from experiments.scoring.latents import AlignScorer
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.codecs.published import weights
 from pretrain.codecs.published.deferred import PartError
-from pretrain.data.encode import EncodeConfig, encode_sets
+from pretrain.data.encoding.config import EncodeConfig
+from pretrain.data.encoding.encode import encode_sets
 from pretrain.data.manifest import Row, write_manifest
-from pretrain.data.store import LatentStore
+from pretrain.data.stream.store import LatentStore
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import GenerateConfig, generate
 from pretrain.model.checkpoint import write_model
@@ -63,34 +73,84 @@ def without(path: Path, name: str) -> None:
 
 def narrower_voice(path: Path) -> None:
     config = REDIMNET | {"embed_dim": 64}
-    torch.save({"model_config": config, "state_dict": ReDimNet(read_config(config, "test")).state_dict()}, path)
+    torch.save(
+        {"model_config": config, "state_dict": ReDimNet(read_config(config, "test")).state_dict()}, path
+    )
 
 
 VAE, TEXT, LTX = "pipeline/vae", "pipeline/text_encoder", "ltx"
 WEIGHTS, INDEX = "diffusion_pytorch_model.safetensors", '{"weight_map": {"a": "b.safetensors"}}'
 DAMAGE = {
-    "Wan2.1's VAE": (lambda at: configured(at / VAE / "config.json", z_dim=16, patch_size=None), "z_dim 16, expected 48; patch_size None"),
-    "few statistics": (lambda at: configured(at / VAE / "config.json", latents_mean=[0.0]), "latents_mean and latents_std need 48"),
-    "another VAE's weights": (lambda at: write_into(at / VAE, base_dim=16), r"misshapen .*not the weights of the Wan2.2 VAE"),
-    "no VAE": (lambda at: shutil.rmtree(at / VAE), r"no config.json of the Wan2.2 VAE.*Wan-AI/Wan2.2-TI2V-5B-Diffusers.*Apache-2.0"),
-    "truncated VAE": (lambda at: shortened(at / VAE / WEIGHTS), r"vae/diffusion_pytorch_model.safetensors: truncated"),
+    "Wan2.1's VAE": (
+        lambda at: configured(at / VAE / "config.json", z_dim=16, patch_size=None),
+        "z_dim 16, expected 48; patch_size None",
+    ),
+    "few statistics": (
+        lambda at: configured(at / VAE / "config.json", latents_mean=[0.0]),
+        "latents_mean and latents_std need 48",
+    ),
+    "another VAE's weights": (
+        lambda at: write_into(at / VAE, base_dim=16),
+        r"misshapen .*not the weights of the Wan2.2 VAE",
+    ),
+    "no VAE": (
+        lambda at: shutil.rmtree(at / VAE),
+        r"no config.json of the Wan2.2 VAE.*Wan-AI/Wan2.2-TI2V-5B-Diffusers.*Apache-2.0",
+    ),
+    "truncated VAE": (
+        lambda at: shortened(at / VAE / WEIGHTS),
+        r"vae/diffusion_pytorch_model.safetensors: truncated",
+    ),
     "empty VAE": (lambda at: (at / VAE / WEIGHTS).write_bytes(b""), "truncated or not a safetensors file"),
-    "another tensor": (lambda at: without(at / VAE / WEIGHTS, "quant_conv.bias"), r"1 missing \(quant_conv.bias\); 1 unknown \(stranger\)"),
-    "pickled VAE": (lambda at: (at / VAE / WEIGHTS).rename(at / VAE / "Wan2.2_VAE.pth"), "only pickled weights, which are not read"),
-    "missing shard": (lambda at: (at / VAE / f"{WEIGHTS}.index.json").write_text(INDEX), "b.safetensors: missing .1 of 1 shards"),
-    "other mel bins": (lambda at: configured(at / LTX / "audio_vae" / "config.json", mel_bins=80), "mel_bins 80, expected 64"),
+    "another tensor": (
+        lambda at: without(at / VAE / WEIGHTS, "quant_conv.bias"),
+        r"1 missing \(quant_conv.bias\); 1 unknown \(stranger\)",
+    ),
+    "pickled VAE": (
+        lambda at: (at / VAE / WEIGHTS).rename(at / VAE / "Wan2.2_VAE.pth"),
+        "only pickled weights, which are not read",
+    ),
+    "missing shard": (
+        lambda at: (at / VAE / f"{WEIGHTS}.index.json").write_text(INDEX),
+        "b.safetensors: missing .1 of 1 shards",
+    ),
+    "other mel bins": (
+        lambda at: configured(at / LTX / "audio_vae" / "config.json", mel_bins=80),
+        "mel_bins 80, expected 64",
+    ),
     "no vocoder": (lambda at: shutil.rmtree(at / LTX / "vocoder"), "no config.json of the LTX-2 vocoder"),
-    "another rate": (lambda at: configured(at / LTX / "vocoder" / "config.json", output_sampling_rate=44_100), "no 10 ms of a mel frame"),
-    "another text model": (lambda at: configured(at / TEXT / "config.json", model_type="t5"), "model_type 't5', expected 'umt5'"),
-    "truncated text": (lambda at: shortened(at / TEXT / "model.safetensors"), "text_encoder/model.safetensors: truncated"),
-    "no timbre token": (lambda at: write_tokenizer(at / "pipeline" / "tokenizer", extra_ids=0), "<extra_id_2> is no token"),
-    "larger vocabulary": (lambda at: write_tokenizer(at / "pipeline" / "tokenizer", extra_ids=50), "tokens, the encoder knows"),
-    "damaged tokenizer": (lambda at: (at / "pipeline/tokenizer/tokenizer.json").write_text("{"), "not a readable tokenizer"),
+    "another rate": (
+        lambda at: configured(at / LTX / "vocoder" / "config.json", output_sampling_rate=44_100),
+        "no 10 ms of a mel frame",
+    ),
+    "another text model": (
+        lambda at: configured(at / TEXT / "config.json", model_type="t5"),
+        "model_type 't5', expected 'umt5'",
+    ),
+    "truncated text": (
+        lambda at: shortened(at / TEXT / "model.safetensors"),
+        "text_encoder/model.safetensors: truncated",
+    ),
+    "no timbre token": (
+        lambda at: write_tokenizer(at / "pipeline" / "tokenizer", extra_ids=0),
+        "<extra_id_2> is no token",
+    ),
+    "larger vocabulary": (
+        lambda at: write_tokenizer(at / "pipeline" / "tokenizer", extra_ids=50),
+        "tokens, the encoder knows",
+    ),
+    "damaged tokenizer": (
+        lambda at: (at / "pipeline/tokenizer/tokenizer.json").write_text("{"),
+        "not a readable tokenizer",
+    ),
     "no tokenizer": (lambda at: shutil.rmtree(at / "pipeline" / "tokenizer"), "no tokenizer_config.json"),
-    "no speaker": (lambda at: (at / "speaker.pt").unlink(), r"speaker.pt: no such file of the ReDimNet.*IDRnD/ReDimNet"),
+    "no speaker": (
+        lambda at: (at / "speaker.pt").unlink(),
+        r"speaker.pt: no such file of the ReDimNet.*IDRnD/ReDimNet",
+    ),
     "truncated speaker": (lambda at: shortened(at / "speaker.pt"), "not a readable torch file"),
     "narrow speaker": (lambda at: narrower_voice(at / "speaker.pt"), "voices of 64 values, expected 192"),
-}  # fmt: skip
+}
 
 
 def write_into(folder: Path, **changes: Any) -> None:
@@ -101,7 +161,9 @@ def write_into(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_wrong_part_is_refused_in_one_line_and_nothing_is_written(parts: Path, tmp_path: Path, damage: str) -> None:
+def test_a_wrong_part_is_refused_in_one_line_and_nothing_is_written(
+    parts: Path, tmp_path: Path, damage: str
+) -> None:
     spoil, message = DAMAGE[damage]
     spoil(parts)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
@@ -111,8 +173,25 @@ def test_a_wrong_part_is_refused_in_one_line_and_nothing_is_written(parts: Path,
 
 
 def test_the_command_line(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--video", str(whole / "pipeline" / "vae"), "--audio", str(whole / "ltx" / "audio_vae"), "--text", str(whole / "pipeline")]
-    command = ["codec", "import", *given, "--speaker", str(whole / "speaker.pt"), "--to", str(tmp_path / "codec"), "--device", "cpu"]
+    given = [
+        "--video",
+        str(whole / "pipeline" / "vae"),
+        "--audio",
+        str(whole / "ltx" / "audio_vae"),
+        "--text",
+        str(whole / "pipeline"),
+    ]
+    command = [
+        "codec",
+        "import",
+        *given,
+        "--speaker",
+        str(whole / "speaker.pt"),
+        "--to",
+        str(tmp_path / "codec"),
+        "--device",
+        "cpu",
+    ]
     assert main(command) == 0
     codec_id = load_codecs(tmp_path / "codec").codec_id
     assert f"codec {codec_id}" in capsys.readouterr().out
@@ -134,7 +213,11 @@ def test_the_id_names_what_shapes_latents(whole: Path, parts: Path, tmp_path: Pa
     first = made()
     assert first == write_codec(whole, tmp_path / "elsewhere")
     assert first == made(decode_tile=64, tile_overlap=32) == made(device="auto")
-    tiled = {made(encode_tile=64, tile_overlap=32), made(encode_tile=96, tile_overlap=32), made(encode_tile=96)}
+    tiled = {
+        made(encode_tile=64, tile_overlap=32),
+        made(encode_tile=96, tile_overlap=32),
+        made(encode_tile=96),
+    }
     assert len({first, *tiled, made(video_dtype="bfloat16")}) == 5
     configured(parts / LTX / "vocoder" / "config.json", leaky_relu_negative_slope=0.2)
     assert made() == first
@@ -148,11 +231,15 @@ def test_a_part_is_loaded_when_it_is_used(parts: Path, tmp_path: Path) -> None:
     codecs = load_codecs(tmp_path / "codec")
     assert codecs.text.width == TEXT_WIDTH
     assert codecs.video.decode(torch.zeros(1, 48, 1, 2, 2)).shape == (1, 1, 32, 32, 3)
-    with pytest.raises(PartError, match=r"text_encoder/config.json: part of the codec is missing; get it from Wan-AI"):
+    with pytest.raises(
+        PartError, match=r"text_encoder/config.json: part of the codec is missing; get it from Wan-AI"
+    ):
         codecs.text.encode([parse("A wall.")])
 
 
-def test_files_that_change_are_noticed_and_a_touch_is_none(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_change_are_noticed_and_a_touch_is_none(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_codec(parts, tmp_path / "codec")
     path, latents = parts / VAE / WEIGHTS, torch.zeros(1, 48, 1, 2, 2)
     os.utime(path, (1, 1))
@@ -211,15 +298,40 @@ def test_encode_and_generate_end_to_end(whole: Path, tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", frames, 24, sound, 16_000)
     write_wav(tmp_path / "voice.wav", np.tile(sound, 5), 16_000)
     meta = {"reference_paths": ["voice.wav"]}
-    rows = [Row("a", tmp_path / "a.mp4", 24.0, 5 / 24, 32, 32, "A man says <S>seven<E>.", (0.0,), (0.2,), meta=meta)]
+    rows = [
+        Row(
+            "a",
+            tmp_path / "a.mp4",
+            24.0,
+            5 / 24,
+            32,
+            32,
+            "A man says <S>seven<E>.",
+            (0.0,),
+            (0.2,),
+            meta=meta,
+        )
+    ]
     write_manifest(tmp_path / "paired.jsonl", rows)
-    encode_sets(EncodeConfig(), {"paired": tmp_path / "paired.jsonl"}, tmp_path / "codec", tmp_path / "latents")
+    encode_sets(
+        EncodeConfig(), {"paired": tmp_path / "paired.jsonl"}, tmp_path / "codec", tmp_path / "latents"
+    )
     sample = LatentStore(tmp_path / "latents" / "paired", codec_id=codec_id)[0]
     assert sample.video is not None and sample.video.shape == (48, 2, 2, 2)
     assert sample.audio is not None and sample.audio.shape == (128, 5)
-    assert sample.text.shape[1] == TEXT_WIDTH and sample.speakers.shape == (1, 192) and bool(sample.speakers.any())
+    assert (
+        sample.text.shape[1] == TEXT_WIDTH
+        and sample.speakers.shape == (1, 192)
+        and bool(sample.speakers.any())
+    )
 
-    write_model(tmp_path / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id})
+    write_model(
+        tmp_path / "model",
+        "debug",
+        flavor("debug"),
+        {"ema": debug_model().state_dict()},
+        {"codec_id": codec_id},
+    )
     prompt = {"data_id": "b", "prompt": "A man says <S>two<E>.", "spk_wavs": ["voice.wav"]}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(prompt) + "\n")
     sampler = SamplerConfig(solver="euler", steps=2, shift=1.0, guidance=GuidanceScales())
@@ -230,7 +342,9 @@ def test_encode_and_generate_end_to_end(whole: Path, tmp_path: Path) -> None:
     import soundfile
 
     heard, rate = soundfile.read(tmp_path / "out" / "b.wav")
-    assert rate == 16_000 and heard.shape == (3200, 2) and not np.array_equal(heard[:, 0], heard[:, 1])  # stereo
+    assert (
+        rate == 16_000 and heard.shape == (3200, 2) and not np.array_equal(heard[:, 0], heard[:, 1])
+    )  # stereo
 
 
 def test_a_text_encoder_of_another_width_than_the_models_is_refused(parts: Path, tmp_path: Path) -> None:
@@ -240,7 +354,13 @@ def test_a_text_encoder_of_another_width_than_the_models_is_refused(parts: Path,
     write_model(tmp_path / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {})
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "A wall."}\n')
     with pytest.raises(ValueError, match=r"text states are 64 wide, .*model takes 256"):
-        generate(GenerateConfig(), tmp_path / "model", tmp_path / "codec", tmp_path / "prompts.jsonl", tmp_path / "out")
+        generate(
+            GenerateConfig(),
+            tmp_path / "model",
+            tmp_path / "codec",
+            tmp_path / "prompts.jsonl",
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -253,8 +373,13 @@ def test_what_conditions_must_not_reward(whole: Path, tmp_path: Path) -> None:
 def test_a_missing_speaker_stops_the_encoding_and_rejects_no_row(parts: Path, tmp_path: Path) -> None:
     write_codec(parts, tmp_path / "codec")
     (parts / "speaker.pt").unlink()
-    write_wav(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(3200).astype(np.float32) * 0.1, 16_000)
-    write_manifest(tmp_path / "heard.jsonl", [Row("a", tmp_path / "a.wav", 0.0, 0.2, 0, 0, "He says <S>two<E>.", (0.0,), (0.2,))])
+    write_wav(
+        tmp_path / "a.wav", np.random.default_rng(0).standard_normal(3200).astype(np.float32) * 0.1, 16_000
+    )
+    write_manifest(
+        tmp_path / "heard.jsonl",
+        [Row("a", tmp_path / "a.wav", 0.0, 0.2, 0, 0, "He says <S>two<E>.", (0.0,), (0.2,))],
+    )
     config = EncodeConfig(max_bad_fraction=1.0, audio_only_sets=("heard",))
     with pytest.raises(PartError, match=r"speaker.pt: part of the codec is missing"):
         encode_sets(config, {"heard": tmp_path / "heard.jsonl"}, tmp_path / "codec", tmp_path / "latents")

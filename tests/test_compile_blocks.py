@@ -23,5 +23,7 @@ def test_blocks_are_one_graph_each_for_all_lengths(mode):
         expected, found = answers(plain, case), answers(compiled, case)
         frames.append(counter.frame_count)
         for name, value in found.items():
-            torch.testing.assert_close(value, expected[name.replace("_checkpoint_wrapped_module.", "")], atol=5e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                value, expected[name.replace("_checkpoint_wrapped_module.", "")], atol=5e-5, rtol=1e-4
+            )
     assert frames[0] == 2 and frames[1] == frames[2] == frames[3] <= 4

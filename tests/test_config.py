@@ -28,8 +28,18 @@ class Outer:
 
 
 def test_nested_values_are_put_in() -> None:
-    changed = override(Outer(), {"inner": {"rate": "1e-3", "mode": "slow"}, "parts": {"one": {"rate": 2}}, "names": ["b", "c"], "limit": 4})
-    assert changed == Outer(inner=Inner(rate=1e-3, mode="slow"), parts={"one": Inner(rate=2.0)}, names=("b", "c"), limit=4)
+    changed = override(
+        Outer(),
+        {
+            "inner": {"rate": "1e-3", "mode": "slow"},
+            "parts": {"one": {"rate": 2}},
+            "names": ["b", "c"],
+            "limit": 4,
+        },
+    )
+    assert changed == Outer(
+        inner=Inner(rate=1e-3, mode="slow"), parts={"one": Inner(rate=2.0)}, names=("b", "c"), limit=4
+    )
     assert override(changed, {"limit": None}).limit is None
 
 

@@ -8,9 +8,21 @@ from hypothesis import strategies as st
 from model_cases import debug_model
 from rank_processes import run_processes
 
-from pretrain.model.context_parallel import ContextGroup, Share, check_degree, check_split, join_video, split_video
+from pretrain.model.context_parallel import (
+    ContextGroup,
+    Share,
+    check_degree,
+    check_split,
+    join_video,
+    split_video,
+)
 
-SIZES = {"frames": st.integers(0, 5), "rows": st.integers(1, 4), "columns": st.integers(1, 4), "extra": st.integers(0, 9)}
+SIZES = {
+    "frames": st.integers(0, 5),
+    "rows": st.integers(1, 4),
+    "columns": st.integers(1, 4),
+    "extra": st.integers(0, 9),
+}
 
 
 def shares(frames: int, rows: int, columns: int, audio: int, size: int) -> list[Share]:
@@ -32,7 +44,10 @@ def test_order_is_what_the_ranks_hold_one_after_the_other(size, frames, rows, co
     audio = size + extra if extra or not frames else 0
     every = shares(frames, rows, columns * size, audio, size)
     video, sound = torch.arange(sum(every[0].whole)).split(every[0].whole)
-    held = [torch.cat([share.own_video(video, 0) if frames else video, share.own_audio(sound, 0)]) for share in every]
+    held = [
+        torch.cat([share.own_video(video, 0) if frames else video, share.own_audio(sound, 0)])
+        for share in every
+    ]
     assert torch.equal(torch.cat(held), every[0].order())
     assert torch.equal(every[0].order().sort().values, torch.cat([video, sound]))
     assert [len(part) for part in held] == [sum(pair) for pair in every[0].counts]
@@ -50,20 +65,28 @@ def test_every_rank_holds_every_frame_in_equal_parts(frames, cells, size):
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.distributed
 def test_outputs_and_gradients_equal_one_rank(tmp_path, world_size):
-    assert run_processes(rank, world_size, tmp_path, tmp_path) == [0] * world_size, (tmp_path / "log.0").read_text()[-2000:]
+    assert run_processes(rank, world_size, tmp_path, tmp_path) == [0] * world_size, (
+        tmp_path / "log.0"
+    ).read_text()[-2000:]
     found, model = torch.load(tmp_path / "results.pt", weights_only=True), filled_model()
     for name, case in cases().items():
         expected = answers(model, case)
         assert found[name].keys() == expected.keys(), name
         for key, value in expected.items():
             scale = max(1.0, float(value.abs().max()))
-            torch.testing.assert_close(found[name][key], value, atol=1e-5 * scale, rtol=1e-5, msg=lambda m: f"{name} {key}: {m}")  # noqa: B023
+            torch.testing.assert_close(
+                found[name][key], value, atol=1e-5 * scale, rtol=1e-5, msg=lambda m: f"{name} {key}: {m}"
+            )  # noqa: B023
 
 
 def test_unusable_degrees_are_refused_in_one_line():
-    with pytest.raises(ValueError, match=r"parallel\.context 3 does not divide the model's 4 heads; choose a divisor"):
+    with pytest.raises(
+        ValueError, match=r"parallel\.context 3 does not divide the model's 4 heads; choose a divisor"
+    ):
         filled_model().join_context_group(ContextGroup(0, 3, ""))
-    with pytest.raises(ValueError, match=r"parallel\.context 2: paradigm unified does not split its tokens; set it to 1"):
+    with pytest.raises(
+        ValueError, match=r"parallel\.context 2: paradigm unified does not split its tokens; set it to 1"
+    ):
         debug_model(name="debug_unified").join_context_group(ContextGroup(0, 2, ""))
     with pytest.raises(ValueError, match="a frame of 3 x 5 tokens does not split over 2 ranks"):
         check_split(2, 3, 5, 10, 2)

@@ -7,12 +7,11 @@ from safetensors.torch import load_file
 from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
 
-from pretrain.data.sample_set import open_sets
-from pretrain.data.store import LatentStore
-from pretrain.data.token_split import check_sets_split
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.sample_set import check_sets_split, open_sets
+from pretrain.data.stream.store import LatentStore
+from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import ParallelConfig
-from pretrain.stage_run import StageRun
 from pretrain.titan.validate import Validator
 
 HSDP = ParallelConfig(replicas=2, context=2, activation_checkpointing="selective")
@@ -41,7 +40,10 @@ def one_rank(latents, tmp_path_factory) -> StageRun:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     "parallel",
-    [pytest.param(HSDP, id="replicas x context"), pytest.param(ParallelConfig(context=2), id="shards x context", marks=pytest.mark.slow)],
+    [
+        pytest.param(HSDP, id="replicas x context"),
+        pytest.param(ParallelConfig(context=2), id="shards x context", marks=pytest.mark.slow),
+    ],
 )
 def test_training_on_four_ranks_equals_one(latents, one_rank, tmp_path, parallel):
     run = trained(tmp_path, latents, parallel, 4)
@@ -57,17 +59,26 @@ def test_training_on_four_ranks_equals_one(latents, one_rank, tmp_path, parallel
 
 
 def test_bad_degrees_are_refused_before_anything_starts(latents):
-    with pytest.raises(ValueError, match=r"parallel\.context 4 does not divide the model's 2 heads; choose a divisor"):
+    with pytest.raises(
+        ValueError, match=r"parallel\.context 4 does not divide the model's 2 heads; choose a divisor"
+    ):
         config(parallel=ParallelConfig(context=4))
-    with pytest.raises(ValueError, match=r"parallel\.context 2: paradigm dual_tower does not split its tokens; set it to 1"):
+    with pytest.raises(
+        ValueError, match=r"parallel\.context 2: paradigm dual_tower does not split its tokens; set it to 1"
+    ):
         config(parallel=ParallelConfig(context=2), flavor="debug_dual_tower")
     with pytest.raises(ValueError, match=r"parallel\.context and parallel\.replicas must be at least 1"):
         config(parallel=ParallelConfig(context=0))
-    with pytest.raises(ValueError, match=r"parallel\.replicas 2 x parallel\.context 2 does not divide 2 ranks; choose divisors"):
+    with pytest.raises(
+        ValueError,
+        match=r"parallel\.replicas 2 x parallel\.context 2 does not divide 2 ranks; choose divisors",
+    ):
         config(parallel=HSDP).local_batch(2)
     assert config(parallel=HSDP).local_batch(4) == config().local_batch(2)
     stage = config().stage("stage1")
-    with pytest.raises(ValueError, match="data set 'paired': a frame of 2 x 2 tokens does not split over 3 ranks"):
+    with pytest.raises(
+        ValueError, match="data set 'paired': a frame of 2 x 2 tokens does not split over 3 ranks"
+    ):
         check_sets_split(open_sets(latents, stage), 2, 3)
     with pytest.raises(ValueError, match="data set 'audio_only': 6 audio tokens are too few for 8 ranks"):
         check_sets_split(dict(sorted(open_sets(latents, stage).items())), 2, 8)
@@ -78,7 +89,9 @@ def test_validation_clips_that_do_not_split_are_refused_before_training(tmp_path
     folder = write_latents(tmp_path / "latents")
     (folder / "paired").rename(folder / "validation")
     run = stage_run(tmp_path / "out", folder, config(parallel=ParallelConfig(context=2)))
-    with pytest.raises(ValueError, match="data set 'validation': a frame of 1 x 1 tokens does not split over 2 ranks"):
+    with pytest.raises(
+        ValueError, match="data set 'validation': a frame of 1 x 1 tokens does not split over 2 ranks"
+    ):
         Validator(run, 0, 2, torch.device("cpu"))
 
 

@@ -18,7 +18,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def answers(tmp_path, args: ModelArgs = TINY, suffix: str = "leaf", given: str = "joint", joined: bool = True, **changes) -> list:
+def answers(
+    tmp_path,
+    args: ModelArgs = TINY,
+    suffix: str = "leaf",
+    given: str = "joint",
+    joined: bool = True,
+    **changes,
+) -> list:
     """[(ours, the oracle's)] of each modality for one batch of two samples."""
     tensors = nava_tensors(args, suffix=suffix)
     model = imported(write_checkpoint(tmp_path / "source", tensors), tmp_path / "model", args)
@@ -36,13 +43,30 @@ def answers(tmp_path, args: ModelArgs = TINY, suffix: str = "leaf", given: str =
     )
     with torch.no_grad():
         ours = model(*streams, conditioning)
-    if args.dropped_text_is_zeros:  # said to the oracle as what it is: a kept text of zeros without timbre tokens
-        text, places, kept = text * kept[:, None, None], torch.where(kept[:, None], places, -1), torch.ones_like(kept)
+    if (
+        args.dropped_text_is_zeros
+    ):  # said to the oracle as what it is: a kept text of zeros without timbre tokens
+        text, places, kept = (
+            text * kept[:, None, None],
+            torch.where(kept[:, None], places, -1),
+            torch.ones_like(kept),
+        )
     theirs = forward(
-        tensors, sizes_for(args), video=video if given != "audio" else None, audio=audio if given != "video" else None,
-        video_levels=levels.expand(2, 3), audio_levels=LEVELS.expand(2, 11), text=text, text_lengths=lengths, speakers=speakers,
-        speaker_positions=places, joined=together, text_kept=kept, attend_text_padding=args.attend_text_padding, audio_suffix=suffix,  # type: ignore[arg-type]
-    )  # fmt: skip
+        tensors,
+        sizes_for(args),
+        video=video if given != "audio" else None,
+        audio=audio if given != "video" else None,
+        video_levels=levels.expand(2, 3),
+        audio_levels=LEVELS.expand(2, 11),
+        text=text,
+        text_lengths=lengths,
+        speakers=speakers,
+        speaker_positions=places,
+        joined=together,
+        text_kept=kept,
+        attend_text_padding=args.attend_text_padding,
+        audio_suffix=suffix,  # type: ignore[arg-type]
+    )
     return [pair for pair in zip(ours, theirs, strict=True) if pair[0] is not None or pair[1] is not None]
 
 
@@ -56,15 +80,23 @@ CASES: dict[str, dict] = {
     "timbre tokens": {"places": torch.tensor([[1, 4], [2, 3]])},
     "a timbre token among the padding": {"places": torch.tensor([[1, 5], [5, -1]])},
     "text dropped for one": {"kept": torch.tensor([True, False]), "places": torch.tensor([[1, 4], [2, -1]])},
-    "dropped text skipped": {"kept": torch.tensor([True, False]), "args": replace(TINY, dropped_text_is_zeros=False)},
+    "dropped text skipped": {
+        "kept": torch.tensor([True, False]),
+        "args": replace(TINY, dropped_text_is_zeros=False),
+    },
     "suffix on the module": {"suffix": "module"},
     "padding not attended to": {
-        "args": replace(TINY, attend_text_padding=False, dropped_text_is_zeros=False), "places": torch.tensor([[1, 4], [2, -1]]),
+        "args": replace(TINY, attend_text_padding=False, dropped_text_is_zeros=False),
+        "places": torch.tensor([[1, 4], [2, -1]]),
     },
     "norms and feed-forward per modality": {"args": replace(TINY, split_ffn_and_norms=True)},
     "heads of 20 dims": {"args": replace(TINY, width=40)},
     "alignment blocks alone": {"args": replace(TINY, num_alignment_blocks=2, num_fusion_blocks=0)},
-    "everything": {"video_levels": FIRST_FRAME, "places": torch.tensor([[1, 4], [2, 3]]), "kept": torch.tensor([False, True])},
+    "everything": {
+        "video_levels": FIRST_FRAME,
+        "places": torch.tensor([[1, 4], [2, 3]]),
+        "kept": torch.tensor([False, True]),
+    },
 }
 
 
@@ -77,7 +109,10 @@ def test_forward_equals_the_rederivation(case: str, tmp_path) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", ["self_attn.q", "modulation_audio.modulation", "patch_embedding_audio.2.w1", "head_audio.modulation"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["self_attn.q", "modulation_audio.modulation", "patch_embedding_audio.2.w1", "head_audio.modulation"],
+)
 def test_a_tensor_that_lands_elsewhere_would_be_seen(wrong: str, tmp_path, monkeypatch) -> None:
     def swapped(args, seed=1, suffix="leaf"):
         tensors = nava_tensors(args, seed, suffix)
@@ -85,7 +120,9 @@ def test_a_tensor_that_lands_elsewhere_would_be_seen(wrong: str, tmp_path, monke
         return {**tensors, key: tensors[key].flip(-1)}
 
     right = answers(tmp_path / "right")
-    monkeypatch.setitem(globals(), "write_checkpoint", lambda folder, tensors: write_checkpoint_of(folder, swapped(TINY)))
+    monkeypatch.setitem(
+        globals(), "write_checkpoint", lambda folder, tensors: write_checkpoint_of(folder, swapped(TINY))
+    )
     off = answers(tmp_path / "wrong")
     assert any((ours - theirs).abs().max() > 1e-2 for (ours, _), (_, theirs) in zip(off, right, strict=True))
 

@@ -17,20 +17,38 @@ from pretrain.sampling import lower_precision
 from pretrain.types import Conditioning, Stream, Velocity
 
 FRAMES, ROWS, COLUMNS = 3, 4, 6  # latents, not square
-LEVELS = {"one level": torch.tensor([[0.6], [0.3]]), "clean first frame": torch.tensor([[0.0, 0.6, 0.6], [0.0, 0.3, 0.3]])}
+LEVELS = {
+    "one level": torch.tensor([[0.6], [0.3]]),
+    "clean first frame": torch.tensor([[0.0, 0.6, 0.6], [0.0, 0.3, 0.3]]),
+}
 
 
 def wan_to_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names back to the original's, spelled out here and not taken from the layout under test."""
     pairs = {
-        "condition_embedder.text_embedder.linear_1": "text_embedding.0", "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-        "condition_embedder.time_embedder.linear_1": "time_embedding.0", "condition_embedder.time_embedder.linear_2": "time_embedding.2",
-        "condition_embedder.time_proj": "time_projection.1", "proj_out": "head.head", "attn1.": "self_attn.", "attn2.": "cross_attn.",
-        "to_out.0": "o", "to_q": "q", "to_k": "k", "to_v": "v", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2", ".norm2.": ".norm3.",
-    }  # fmt: skip
+        "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+        "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+        "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+        "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+        "condition_embedder.time_proj": "time_projection.1",
+        "proj_out": "head.head",
+        "attn1.": "self_attn.",
+        "attn2.": "cross_attn.",
+        "to_out.0": "o",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "ffn.net.0.proj": "ffn.0",
+        "ffn.net.2": "ffn.2",
+        ".norm2.": ".norm3.",
+    }
     renamed = {}
     for key, value in tensors.items():
-        key = "head.modulation" if key == "scale_shift_table" else key.replace("scale_shift_table", "modulation")
+        key = (
+            "head.modulation"
+            if key == "scale_shift_table"
+            else key.replace("scale_shift_table", "modulation")
+        )
         for theirs, original in pairs.items():
             key = key.replace(theirs, original)
         renamed[key] = value
@@ -52,13 +70,17 @@ def source(request, wan, tmp_path_factory):
 
 def inputs() -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(2, 48, FRAMES, ROWS, COLUMNS, generator=draw), torch.randn(2, 7, TINY.text_width, generator=draw)
+    return torch.randn(2, 48, FRAMES, ROWS, COLUMNS, generator=draw), torch.randn(
+        2, 7, TINY.text_width, generator=draw
+    )
 
 
 def ours(model, latents: Tensor, text: Tensor, levels: Tensor) -> Tensor:
     everywhere = torch.ones(2, dtype=torch.bool)
     mask = torch.ones(text.shape[:2], dtype=torch.bool)
-    conditioning = Conditioning(text, mask, torch.zeros(2, 0, 192), torch.zeros(2, 0, dtype=torch.int64), everywhere, everywhere)
+    conditioning = Conditioning(
+        text, mask, torch.zeros(2, 0, 192), torch.zeros(2, 0, dtype=torch.int64), everywhere, everywhere
+    )
     answer: Velocity = model(Stream(latents, torch.full((2,), FRAMES), levels, 6.0, 6.0), None, conditioning)
     assert answer.video is not None
     return answer.video
@@ -67,7 +89,9 @@ def ours(model, latents: Tensor, text: Tensor, levels: Tensor) -> Tensor:
 def diffusers(model, latents: Tensor, text: Tensor, levels: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1]))
     steps = 1000 * levels
-    steps = steps[:, 0] if levels.shape[1] == 1 else steps.repeat_interleave(ROWS * COLUMNS // 4, dim=1)  # [B] or one per token
+    steps = (
+        steps[:, 0] if levels.shape[1] == 1 else steps.repeat_interleave(ROWS * COLUMNS // 4, dim=1)
+    )  # [B] or one per token
     return model(latents, steps, padded.to(latents.dtype), return_dict=False)[0]
 
 
@@ -130,13 +154,24 @@ def test_warm_start_gives_every_tensor_a_beginning(audio: str, wan, source, tmp_
     theirs = dict(wan.state_dict())
     assert torch.equal(state["double_blocks.1.self_attn.q.weight"], theirs["blocks.1.attn1.to_q.weight"])
     assert torch.equal(state["single_blocks.0.ffn.0.weight"], theirs["blocks.2.ffn.net.0.proj.weight"])
-    assert torch.equal(state["time.tables.fusion"], torch.cat([theirs[f"blocks.{i}.scale_shift_table"] for i in (2, 3, 4)]))
-    sides = ("double_blocks.1.cross_attn_audio.norm_q.weight", "double_blocks.0.self_attn_audio.o.weight", "time.tables.alignment_audio")
+    assert torch.equal(
+        state["time.tables.fusion"], torch.cat([theirs[f"blocks.{i}.scale_shift_table"] for i in (2, 3, 4)])
+    )
+    sides = (
+        "double_blocks.1.cross_attn_audio.norm_q.weight",
+        "double_blocks.0.self_attn_audio.o.weight",
+        "time.tables.alignment_audio",
+    )
     for key in sides:
         video = state[key.replace("alignment_audio", "alignment_video").replace("_attn_audio", "_attn")]
         expected = video if audio == "copy" else drawn(first[key], state[key].shape, 3)
         assert torch.equal(state[key], expected), key
-    for key in ("audio_embedder.conv.weight", "timbre_token.net.1.weight", "time.tables.head_audio", "head_audio.linear.weight"):
+    for key in (
+        "audio_embedder.conv.weight",
+        "timbre_token.net.1.weight",
+        "time.tables.head_audio",
+        "head_audio.linear.weight",
+    ):
         assert torch.equal(state[key], drawn(first[key], state[key].shape, 3)), key
     assert not state["head_audio.linear.weight"].any() and state["audio_embedder.mlp.w2.weight"].std() > 0
 

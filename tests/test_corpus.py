@@ -24,9 +24,20 @@ from pretrain.prompt import check_prompts, parse
 
 FULL = CorpusConfig()
 SMALL = CorpusConfig(
-    paired=24, audio_only=12, hq_audio=4, validation=6, prompts_heldout_pairs=8, prompts_disagree=4, prompts_dialogue=2,
-    prompts_camera=4, prompts_align_train=8, prompts_align_held_out=8, talk_a=0, talk_b=0, talk_test=0,
-)  # fmt: skip
+    paired=24,
+    audio_only=12,
+    hq_audio=4,
+    validation=6,
+    prompts_heldout_pairs=8,
+    prompts_disagree=4,
+    prompts_dialogue=2,
+    prompts_camera=4,
+    prompts_align_train=8,
+    prompts_align_held_out=8,
+    talk_a=0,
+    talk_b=0,
+    talk_test=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +90,9 @@ def test_a_wider_mouth_is_darker_and_changes_nothing_else(opening, wider, charac
 
 def test_an_open_mouth_is_at_least_12_by_10_dark_pixels():
     for name in CHARACTER_BY_NAME:
-        frame = render_faces((Face(name, *SINGLE),), "blue", np.ones((1, 1), np.float32), np.zeros((1, 1), bool))[0]
+        frame = render_faces(
+            (Face(name, *SINGLE),), "blue", np.ones((1, 1), np.float32), np.zeros((1, 1), bool)
+        )[0]
         x0, y0, x1, y1 = Face(name, *SINGLE).mouth_box
         dark = frame[y0:y1, x0:x1].max(axis=-1) < 80
         assert dark.any(axis=0).sum() >= 12
@@ -95,7 +108,15 @@ def test_the_ball_thuds_where_it_touches_the_floor_and_the_light_sounds_while_it
             impact[round(at * 16_000) : round((at + 0.05) * 16_000)].max()
             > 5 * impact[round((at - 0.03) * 16_000) : round((at - 0.002) * 16_000)].max()
         )
-    light = ClipPlan("x", "paired", "event", "", 25, event=SoundEvent("light", "yellow", "a high tone", 0.1, 0.34), background="dark")
+    light = ClipPlan(
+        "x",
+        "paired",
+        "event",
+        "",
+        25,
+        event=SoundEvent("light", "yellow", "a high tone", 0.1, 0.34),
+        background="dark",
+    )
     brightness = pictures(light, 0)[:, 28:36, 28:36].mean(axis=(1, 2, 3))
     assert np.corrcoef(brightness, loudness_per_frame(soundtrack(light, 0), 25))[0, 1] > 0.9
 
@@ -106,7 +127,9 @@ def test_a_camera_move_moves_the_mouth_box_with_the_face(plans):
         still = pictures(dataclasses.replace(plan, camera="static"), 0)
         assert frames.shape == still.shape
         assert not np.array_equal(frames[0], still[0])
-        openings = [-float(frames[t, b[0][1] : b[0][3], b[0][0] : b[0][2]].mean()) for t, b in enumerate(boxes)]
+        openings = [
+            -float(frames[t, b[0][1] : b[0][3], b[0][0] : b[0][2]].mean()) for t, b in enumerate(boxes)
+        ]
         reference = [-float(still[t, 31:48, 22:42].mean()) for t in range(len(still))]
         assert np.corrcoef(openings, reference)[0, 1] > 0.8, plan.camera
 
@@ -117,7 +140,9 @@ def test_held_out_pairs_never_train_and_are_well_spread(plans):
     assert len({word for word, _ in casting.held_out}) == 8
     assert {voice for _, voice in casting.held_out} == set(load_bank().voices)
     held_out = set(casting.held_out)
-    spoken_pairs = {(turn.word, turn.voice) for of_set in plans[0].values() for plan in of_set for turn in plan.turns}
+    spoken_pairs = {
+        (turn.word, turn.voice) for of_set in plans[0].values() for plan in of_set for turn in plan.turns
+    }
     in_references = {(word, voice) for voice, words in casting.references.values() for word, _ in words}
     assert not held_out & (spoken_pairs | in_references)
     assert {(p.turns[0].word, p.turns[0].voice) for p in plans[1]["pretrain_heldout_pairs"]} == held_out
@@ -128,7 +153,9 @@ def test_held_out_pairs_never_train_and_are_well_spread(plans):
 
 def test_shares_of_kinds_swaps_and_descriptions(plans):
     paired = plans[0]["paired"]
-    assert [sum(plan.kind == kind for plan in paired) for kind in ("speech", "dialogue", "event", "camera")] == [702, 72, 54, 72]
+    assert [
+        sum(plan.kind == kind for plan in paired) for kind in ("speech", "dialogue", "event", "camera")
+    ] == [702, 72, 54, 72]
     alone = [plan for plan in paired if len(plan.turns) == 1]
     assert abs(sum(plan.swapped for plan in alone) / len(alone) - 0.2) < 0.01
     assert abs(sum(bool(plan.described_voice) for plan in alone) / len(alone) - 0.5) < 0.01
@@ -145,13 +172,18 @@ def test_a_described_voice_is_the_faces_usual_one_and_the_reference_is_the_heard
             assert turn.word not in {word for word, _ in words}
         if plan.described_voice:
             assert plan.described_voice == CHARACTER_BY_NAME[plan.turns[0].character].voice
-    assert all(plan.described_voice and plan.described_voice != plan.turns[0].voice for plan in prompts["pretrain_disagree"])
+    assert all(
+        plan.described_voice and plan.described_voice != plan.turns[0].voice
+        for plan in prompts["pretrain_disagree"]
+    )
 
 
 def test_prompt_sets_of_pretraining_and_alignment_share_no_text(plans):
     sets, prompts = plans
     pretraining = {plan.text for of_set in sets.values() for plan in of_set}
-    pretraining |= {plan.text for name, of_set in prompts.items() if name.startswith("pretrain") for plan in of_set}
+    pretraining |= {
+        plan.text for name, of_set in prompts.items() if name.startswith("pretrain") for plan in of_set
+    }
     train, held_out = ({plan.text for plan in prompts[name]} for name in ("align_train", "align_held_out"))
     assert (len(train), len(held_out)) == (128, 208)
     assert not pretraining & train
@@ -176,7 +208,10 @@ def test_another_seed_is_another_corpus_and_a_longer_one_begins_alike():
 
 def test_built_files_are_whole_and_readable(corpus):
     out, summary = corpus
-    assert summary == json.loads((out / "summary.json").read_text()) | {"words": load_bank().words, "voices": load_bank().voices}
+    assert summary == json.loads((out / "summary.json").read_text()) | {
+        "words": load_bank().words,
+        "voices": load_bank().voices,
+    }
     for name in ("paired", "audio_only", "hq_audio", "validation"):
         rows, rejected = read_manifest(out / f"{name}.jsonl")
         assert len(rows) == getattr(SMALL, name) == summary["sets"][name]["rows"]

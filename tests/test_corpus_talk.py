@@ -22,9 +22,20 @@ from pretrain.prompt import parse
 
 FULL = CorpusConfig()
 SMALL = CorpusConfig(
-    paired=24, audio_only=12, hq_audio=4, validation=6, prompts_heldout_pairs=8, prompts_disagree=4, prompts_dialogue=2,
-    prompts_camera=4, prompts_align_train=8, prompts_align_held_out=8, talk_a=3, talk_b=2, talk_test=2,
-)  # fmt: skip
+    paired=24,
+    audio_only=12,
+    hq_audio=4,
+    validation=6,
+    prompts_heldout_pairs=8,
+    prompts_disagree=4,
+    prompts_dialogue=2,
+    prompts_camera=4,
+    prompts_align_train=8,
+    prompts_align_held_out=8,
+    talk_a=3,
+    talk_b=2,
+    talk_test=2,
+)
 # sha256 of the manifests and prompts of SMALL, as they are without any talking clip
 OTHER_SETS = "2e77ea28c837f97d1448afb8ef58328d3ca56fd154a93177b9977a58fb970d7c"
 
@@ -121,5 +132,9 @@ def test_the_other_sets_are_what_they_are_without_talking_clips(corpus, sets):
     assert digest.hexdigest() == OTHER_SETS
     casting = cast(FULL)
     others = training_sets(FULL, casting)
-    texts = {plan.text for plans in (*others.values(), *prompt_sets(FULL, casting, others["validation"]).values()) for plan in plans}
+    texts = {
+        plan.text
+        for plans in (*others.values(), *prompt_sets(FULL, casting, others["validation"]).values())
+        for plan in plans
+    }
     assert not texts & {plan.text for plans in sets.values() for plan in plans}

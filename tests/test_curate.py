@@ -13,10 +13,22 @@ from pretrain.data.features import similarities
 from pretrain.data.manifest import read_manifest
 
 CORPUS = CorpusConfig(
-    paired=60, audio_only=0, hq_audio=0, validation=0, noisy_share=0.5, prompts_heldout_pairs=0, prompts_disagree=0,
-    prompts_dialogue=0, prompts_camera=0, prompts_align_train=0, prompts_align_held_out=0, processes=1,
-    talk_a=0, talk_b=0, talk_test=0,
-)  # fmt: skip
+    paired=60,
+    audio_only=0,
+    hq_audio=0,
+    validation=0,
+    noisy_share=0.5,
+    prompts_heldout_pairs=0,
+    prompts_disagree=0,
+    prompts_dialogue=0,
+    prompts_camera=0,
+    prompts_align_train=0,
+    prompts_align_held_out=0,
+    processes=1,
+    talk_a=0,
+    talk_b=0,
+    talk_test=0,
+)
 
 
 @pytest.fixture(scope="module")

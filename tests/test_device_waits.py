@@ -43,5 +43,7 @@ def test_a_step_after_corruption_reads_nothing():
     model, corrupted = debug_model(), corrupt(clean_batch(), ObjectiveConfig(), seed=0)
     answer_early(corrupted.video, corrupted.audio, corrupted.conditioning)
     with Reads() as reads:
-        velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted).loss(80.0, 20.0, 0.2).backward()
+        velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted).loss(
+            80.0, 20.0, 0.2
+        ).backward()
     assert reads.count == 0

@@ -13,15 +13,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
 from pretrain.codecs.fit import CodecConfig, fit_codecs
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
-from pretrain.data.encode import EncodeConfig, encode_set, encode_sets
+from pretrain.data.encoding.config import EncodeConfig
+from pretrain.data.encoding.encode import encode_set, encode_sets
+from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.manifest import Row, read_manifest, write_manifest
-from pretrain.data.sample import Sample
-from pretrain.data.store import LatentStore
-from pretrain.data.writer import LatentWriter
+from pretrain.data.stream.sample import Sample
+from pretrain.data.stream.store import LatentStore
 
 RATE = 16_000
 CONFIG = EncodeConfig(batch_size=4)
@@ -43,7 +45,9 @@ def textures(index: int, num_frames: int, size: int = 32) -> np.ndarray:
     return (smooth * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
 
 
-def make_row(folder: Path, index: int, num_frames: int = 25, sound_only: bool = False, **changes: object) -> Row:
+def make_row(
+    folder: Path, index: int, num_frames: int = 25, sound_only: bool = False, **changes: object
+) -> Row:
     sound, word, spoken_s = spoken(index, round(num_frames / 24 * RATE))
     name = f"clip-{index}" + (".wav" if sound_only else ".mp4")
     if sound_only:
@@ -51,7 +55,16 @@ def make_row(folder: Path, index: int, num_frames: int = 25, sound_only: bool = 
     else:
         write_mp4(folder / name, textures(index, num_frames), 24, sound, RATE)
     times = (1000 / RATE,), (1000 / RATE + spoken_s,)
-    row = Row(f"clip-{index}", folder / name, 0.0 if sound_only else 24.0, num_frames / 24, 32, 32, f"A voice says <S>{word}<E>.", *times)
+    row = Row(
+        f"clip-{index}",
+        folder / name,
+        0.0 if sound_only else 24.0,
+        num_frames / 24,
+        32,
+        32,
+        f"A voice says <S>{word}<E>.",
+        *times,
+    )
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
@@ -63,14 +76,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paired[1] = replace(paired[1], meta={"reference_paths": ["reference.wav"], "kind": "speech"})
     paired[2] = replace(paired[2], meta={"reference_paths": [""]})
     write_manifest(folder / "paired.jsonl", paired)
-    write_manifest(folder / "audio_only.jsonl", [make_row(folder, index, 25, sound_only=True) for index in range(20, 30)])
+    write_manifest(
+        folder / "audio_only.jsonl", [make_row(folder, index, 25, sound_only=True) for index in range(20, 30)]
+    )
     write_manifest(folder / "validation.jsonl", paired[:3])
     return folder
 
 
 @pytest.fixture(scope="module")
 def codec(corpus: Path) -> Path:
-    config = CodecConfig(audio_sets=("audio_only", "paired"), max_clips=20, text_width=64, griffin_lim_iterations=2)
+    config = CodecConfig(
+        audio_sets=("audio_only", "paired"), max_clips=20, text_width=64, griffin_lim_iterations=2
+    )
     errors = fit_codecs(config, corpus, corpus / "codec")
     assert json.loads((corpus / "codec" / "errors.json").read_text()) == errors
     assert errors["video_psnr_db"] > 28 and 0.9 < errors["video_explained_variance"] <= 1
@@ -84,7 +101,9 @@ def codecs(codec: Path) -> Codecs:
 
 
 def test_fit_is_deterministic(corpus: Path, codec: Path, tmp_path: Path) -> None:
-    config = CodecConfig(audio_sets=("audio_only", "paired"), max_clips=20, text_width=64, griffin_lim_iterations=2)
+    config = CodecConfig(
+        audio_sets=("audio_only", "paired"), max_clips=20, text_width=64, griffin_lim_iterations=2
+    )
     assert fit_codecs(config, corpus, tmp_path / "codec")["codec_id"] == load_codecs(codec).codec_id
 
 
@@ -99,15 +118,22 @@ def test_encoded_sets(corpus: Path, codec: Path, codecs: Codecs, tmp_path: Path)
         length = (7, 26) if index % 3 else (13, 51)
         assert sample.video is not None and sample.video.shape == (48, length[0], 2, 2)
         assert sample.audio is not None and sample.audio.shape == (128, length[1])
-        assert sample.video_rate_hz == 6.0 and sample.text.shape[1] == 64 and sample.text.dtype == torch.float32
+        assert (
+            sample.video_rate_hz == 6.0 and sample.text.shape[1] == 64 and sample.text.dtype == torch.float32
+        )
         assert sample.speaker_positions.shape == (1,) and sample.speakers.shape == (1, 192)
         assert sample.meta["text"] == rows[index].text
     assert store[1].meta["kind"] == "speech"
     assert bool(store[0].speakers.any()) and not bool(store[2].speakers.any())  # own sound; "" means none
     reference = torch.from_numpy(spoken(5, 16_000)[0])
-    torch.testing.assert_close(store[1].speakers[0], codecs.speaker.embed((reference * 32768).round() / 32768), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        store[1].speakers[0], codecs.speaker.embed((reference * 32768).round() / 32768), atol=0.05, rtol=0
+    )
     heard = LatentStore(tmp_path / "audio_only")
-    assert all(sample.video is None and sample.audio is not None and sample.audio.shape == (128, 26) for sample in heard)
+    assert all(
+        sample.video is None and sample.audio is not None and sample.audio.shape == (128, 26)
+        for sample in heard
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -115,20 +141,33 @@ def test_reference_i_is_the_voice_of_span_i(codecs: Codecs, tmp_path: Path, orde
     names = ["first.wav", "second.wav"]
     for index, name in enumerate(names):
         write_wav(tmp_path / name, spoken(5 + 7 * index, 16_000)[0], RATE)
-    row = make_row(tmp_path, 1, text="<S>one<E> and <S>two<E>", speech_start_s=(0.06, 0.15), speech_end_s=(0.2, 0.35))
-    rows = [replace(row, data_id=name, meta=meta) for name, meta in (
-        ("both", {"reference_paths": [names[index] for index in order]}), ("second", {"reference_paths": ["", names[1]]}), ("own", {}),
-    )]  # fmt: skip
+    row = make_row(
+        tmp_path, 1, text="<S>one<E> and <S>two<E>", speech_start_s=(0.06, 0.15), speech_end_s=(0.2, 0.35)
+    )
+    rows = [
+        replace(row, data_id=name, meta=meta)
+        for name, meta in (
+            ("both", {"reference_paths": [names[index] for index in order]}),
+            ("second", {"reference_paths": ["", names[1]]}),
+            ("own", {}),
+        )
+    ]
     write_manifest(tmp_path / "rows.jsonl", rows)
     encode_set(CONFIG, tmp_path / "rows.jsonl", codecs, tmp_path / "set")
     both, second, own = LatentStore(tmp_path / "set")
-    voices = [codecs.speaker.embed(torch.from_numpy(read_media(tmp_path / name, want_video=False).waveform)) for name in names]
+    voices = [
+        codecs.speaker.embed(torch.from_numpy(read_media(tmp_path / name, want_video=False).waveform))
+        for name in names
+    ]
     assert not torch.allclose(voices[0], voices[1], atol=0.1)
     torch.testing.assert_close(both.speakers, torch.stack([voices[index] for index in order]))
     assert not bool(second.speakers[0].any())
     torch.testing.assert_close(second.speakers[1], voices[1])
     assert bool(own.speakers.any(dim=1).all()) and not torch.equal(own.speakers[0], own.speakers[1])
-    assert both.speaker_positions.tolist() == sorted(both.speaker_positions.tolist()) and len(set(both.speaker_positions.tolist())) == 2
+    assert (
+        both.speaker_positions.tolist() == sorted(both.speaker_positions.tolist())
+        and len(set(both.speaker_positions.tolist())) == 2
+    )
 
 
 def test_paired_rows_can_be_used_for_their_sound_alone(corpus: Path, codecs: Codecs, tmp_path: Path) -> None:
@@ -140,7 +179,12 @@ def test_batching_changes_nothing(corpus: Path, codecs: Codecs, tmp_path: Path) 
     for size in (1, 5):
         encode_set(replace(CONFIG, batch_size=size), corpus / "paired.jsonl", codecs, tmp_path / str(size))
     for one, many in zip(LatentStore(tmp_path / "1"), LatentStore(tmp_path / "5"), strict=True):
-        assert one.video is not None and many.video is not None and one.audio is not None and many.audio is not None
+        assert (
+            one.video is not None
+            and many.video is not None
+            and one.audio is not None
+            and many.audio is not None
+        )
         torch.testing.assert_close(one.video, many.video, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.audio, many.audio, atol=1e-4, rtol=1e-4)
         assert torch.equal(one.text, many.text)
@@ -165,15 +209,27 @@ def bad_row(folder: Path, kind: str) -> Row:
     return row
 
 
-REASONS = {"missing": "no such file", "empty": "0 bytes", "corrupt": "not a media file", "frames": "1 + 4n", "reference": "nowhere.wav",
-           "references": "at most 1", "numbers": "list of at most 1 paths", "silent": "silent"}  # fmt: skip
+REASONS = {
+    "missing": "no such file",
+    "empty": "0 bytes",
+    "corrupt": "not a media file",
+    "frames": "1 + 4n",
+    "reference": "nowhere.wav",
+    "references": "at most 1",
+    "numbers": "list of at most 1 paths",
+    "silent": "silent",
+}
 
 
 @pytest.mark.parametrize("kind", REASONS)
-def test_bad_rows_are_rejected_with_their_reason_and_counted(corpus: Path, codecs: Codecs, tmp_path: Path, kind: str) -> None:
+def test_bad_rows_are_rejected_with_their_reason_and_counted(
+    corpus: Path, codecs: Codecs, tmp_path: Path, kind: str
+) -> None:
     good = read_manifest(corpus / "paired.jsonl")[0][:3]
     write_manifest(tmp_path / "rows.jsonl", [good[0], bad_row(tmp_path, kind), good[2]])
-    summary = encode_set(replace(CONFIG, max_bad_fraction=0.5), tmp_path / "rows.jsonl", codecs, tmp_path / "set")
+    summary = encode_set(
+        replace(CONFIG, max_bad_fraction=0.5), tmp_path / "rows.jsonl", codecs, tmp_path / "set"
+    )
     assert summary["samples"] == 2 and len(summary["rejected"]) == 1
     assert summary["rejected"][0].startswith("rows.jsonl:2 ") and REASONS[kind] in summary["rejected"][0]
     store = LatentStore(tmp_path / "set")
@@ -187,14 +243,29 @@ def test_bad_rows_are_rejected_with_their_reason_and_counted(corpus: Path, codec
 def sample_of(index: int, **changes: object) -> Sample:
     generator = torch.Generator().manual_seed(index)
     video = torch.randn(48, 2, 2, 2, generator=generator)
-    sample = Sample(f"id-{index}", video, torch.randn(128, 9, generator=generator), 6.0, torch.randn(5, 64, generator=generator),
-                    torch.tensor([3]), torch.randn(1, 192, generator=generator), {"words": ["ü"]})  # fmt: skip
+    sample = Sample(
+        f"id-{index}",
+        video,
+        torch.randn(128, 9, generator=generator),
+        6.0,
+        torch.randn(5, 64, generator=generator),
+        torch.tensor([3]),
+        torch.randn(1, 192, generator=generator),
+        {"words": ["ü"]},
+    )
     return replace(sample, **changes)  # type: ignore[arg-type]
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(count=st.integers(1, 12), shard_kb=st.integers(1, 40), dtype=st.sampled_from(["float32", "bfloat16"]), memory=st.booleans())
-def test_store_gives_back_what_was_written(tmp_path: Path, count: int, shard_kb: int, dtype: str, memory: bool) -> None:
+@given(
+    count=st.integers(1, 12),
+    shard_kb=st.integers(1, 40),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    memory=st.booleans(),
+)
+def test_store_gives_back_what_was_written(
+    tmp_path: Path, count: int, shard_kb: int, dtype: str, memory: bool
+) -> None:
     with LatentWriter(tmp_path / "set", "codec", dtype, shard_kb * 1024) as writer:
         for index in range(count):
             writer.add(sample_of(index, **({"video": None} if index % 4 == 3 else {})))
@@ -203,10 +274,18 @@ def test_store_gives_back_what_was_written(tmp_path: Path, count: int, shard_kb:
     tolerance = 0.03 if dtype == "bfloat16" else 0.0
     for index in reversed(range(count)):
         found, written = store[index], sample_of(index)
-        assert (found.data_id, found.meta, found.video is None) == (written.data_id, written.meta, index % 4 == 3)
+        assert (found.data_id, found.meta, found.video is None) == (
+            written.data_id,
+            written.meta,
+            index % 4 == 3,
+        )
         for name in ("audio",) if found.video is None else ("audio", "video"):
-            torch.testing.assert_close(getattr(found, name), getattr(written, name), atol=tolerance, rtol=tolerance / 3)
-        assert torch.equal(found.text, written.text.half().float()) and torch.equal(found.speakers, written.speakers)
+            torch.testing.assert_close(
+                getattr(found, name), getattr(written, name), atol=tolerance, rtol=tolerance / 3
+            )
+        assert torch.equal(found.text, written.text.half().float()) and torch.equal(
+            found.speakers, written.speakers
+        )
     assert len(pickle.loads(pickle.dumps(store))[0].text) == 5
     largest = max(path.stat().st_size for path in (tmp_path / "set").glob("shard-*"))
     assert largest <= max(shard_kb * 1024, 10 * 1024) + 2048  # one sample is about 8 KB
@@ -215,7 +294,10 @@ def test_store_gives_back_what_was_written(tmp_path: Path, count: int, shard_kb:
 def test_non_finite_latents_name_the_sample_and_leave_the_old_set(tmp_path: Path) -> None:
     with LatentWriter(tmp_path / "set", "codec") as writer:
         writer.add(sample_of(0))
-    with pytest.raises(ValueError, match="id-7: audio has non-finite"), LatentWriter(tmp_path / "set", "codec") as writer:
+    with (
+        pytest.raises(ValueError, match="id-7: audio has non-finite"),
+        LatentWriter(tmp_path / "set", "codec") as writer,
+    ):
         writer.add(sample_of(7, audio=torch.full((128, 9), float("nan"))))
     assert [sample.data_id for sample in LatentStore(tmp_path / "set")] == ["id-0"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -230,7 +312,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         (whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:], "the checksum of id-0 differs"),
         (whole[:-9], f"{len(whole) - 9} bytes, expected"),
         (b"\xff" * len(whole), "not a safetensors file"),
-    ):  # fmt: skip
+    ):
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"shard-000000.safetensors: damaged shard \({says}.*--verify"):
             LatentStore(tmp_path / "set")[0]

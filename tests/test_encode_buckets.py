@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from test_encode import make_row
 from torch.nn.functional import avg_pool2d
 
-from pretrain.data.buckets import (
+from pretrain.data.encoding.clips import Clip, ClipReader, Streams
+from pretrain.data.manifest import Row
+from pretrain.data.stream.buckets import (
     BucketConfig,
     audio_lengths,
     check_speech,
@@ -22,8 +24,6 @@ from pretrain.data.buckets import (
     cover_scale,
     fit_picture,
 )
-from pretrain.data.clips import Clip, ClipReader, Streams
-from pretrain.data.manifest import Row
 from pretrain.jsonl import FieldError
 
 BOTH = Streams()
@@ -96,9 +96,10 @@ def test_speech_after_the_cut_is_refused() -> None:
     [
         ({"sizes": ("704*1280",)}, "expected HEIGHTxWIDTH such as 704x1280, got '704\\*1280'"),
         ({"sizes": ("700x1280",)}, "multiples of 32"),
-        ({"frames": (24,)}, "1 \\+ 4n"), ({"max_upscale": 0.5}, "1 or more"),
+        ({"frames": (24,)}, "1 \\+ 4n"),
+        ({"max_upscale": 0.5}, "1 or more"),
     ],
-)  # fmt: skip
+)
 def test_impossible_buckets_are_named(wrong: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         BucketConfig(**wrong)
@@ -124,11 +125,20 @@ def test_clips_and_sounds_land_in_their_buckets(tmp_path: Path) -> None:
     row = replace(make_row(tmp_path, 1, 49), speech_end_s=(0.5,))
     clip = read(tmp_path, row, BucketConfig(frames=(5, 25, 97)))
     whole = read(tmp_path, row, BucketConfig())
-    assert clip.frames is not None and whole.frames is not None and clip.waveform is not None and whole.waveform is not None
+    assert (
+        clip.frames is not None
+        and whole.frames is not None
+        and clip.waveform is not None
+        and whole.waveform is not None
+    )
     assert clip.frames.shape[0] == 25 and torch.equal(clip.frames, whole.frames[:25])
     assert len(clip.waveform) == 26 * 640 and torch.equal(clip.waveform, whole.waveform[: 26 * 640])
     sound = read(tmp_path, row, BucketConfig(frames=(5, 25, 97)), Streams(video=False))
-    assert sound.frames is None and sound.waveform is not None and len(sound.waveform) == 26 * 640 == audio_lengths([25], 24.0)[0] * 640
+    assert (
+        sound.frames is None
+        and sound.waveform is not None
+        and len(sound.waveform) == 26 * 640 == audio_lengths([25], 24.0)[0] * 640
+    )
     silent = read(tmp_path, row, BucketConfig(), Streams(audio=False))
     assert silent.waveform is None and silent.frames is not None and not bool(silent.speakers.any())
     enlarged = read(tmp_path, row, BucketConfig(sizes=("64x64",), max_upscale=2.0))
@@ -138,12 +148,26 @@ def test_clips_and_sounds_land_in_their_buckets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "field", "says"),
     [
-        (BucketConfig(frames=(25,)), "text_list[0].speech_end", "speech until 1.50 s, but the clip is cut to 1.04 s"),
+        (
+            BucketConfig(frames=(25,)),
+            "text_list[0].speech_end",
+            "speech until 1.50 s, but the clip is cut to 1.04 s",
+        ),
         (BucketConfig(frames=(53,)), "video_info[0].data_path", "49 frames, the shortest bucket has 53"),
-        (BucketConfig(sizes=("64x64",)), "video_info[0].data_path", "32x32 pixels would be enlarged 2.00 times"),
+        (
+            BucketConfig(sizes=("64x64",)),
+            "video_info[0].data_path",
+            "32x32 pixels would be enlarged 2.00 times",
+        ),
     ],
 )
-def test_what_fits_nowhere_is_rejected_with_its_reason(tmp_path: Path, config: BucketConfig, field: str, says: str) -> None:
+def test_what_fits_nowhere_is_rejected_with_its_reason(
+    tmp_path: Path, config: BucketConfig, field: str, says: str
+) -> None:
     row = replace(make_row(tmp_path, 1, 49), speech_end_s=(1.5,), line=7)
     rejected = reader(tmp_path, config)(row)
-    assert isinstance(rejected, FieldError) and (rejected.line, rejected.field) == (7, field) and says in rejected.message
+    assert (
+        isinstance(rejected, FieldError)
+        and (rejected.line, rejected.field) == (7, field)
+        and says in rejected.message
+    )

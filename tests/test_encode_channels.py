@@ -12,17 +12,21 @@ from published_parts import write_codec, write_parts
 from test_encode import RATE, make_row
 from torch import Tensor
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4, write_wav
-from pretrain.data.clips import Streams
-from pretrain.data.encode import EncodeConfig, encode_set
-from pretrain.data.encode_units import SetEncoder
+from pretrain.data.encoding.clips import Streams
+from pretrain.data.encoding.config import EncodeConfig
+from pretrain.data.encoding.encode import encode_set
+from pretrain.data.encoding.encode_units import SetEncoder
+from pretrain.data.encoding.units import split
 from pretrain.data.manifest import Row, write_manifest
-from pretrain.data.store import LatentStore
-from pretrain.data.units import split
+from pretrain.data.stream.store import LatentStore
 
 SAMPLES = 26 * 640
-TONE = (np.round(0.3 * 32768 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / RATE)) / 32768).astype(np.float32)
+TONE = (np.round(0.3 * 32768 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / RATE)) / 32768).astype(
+    np.float32
+)
 LEFT = np.stack([TONE, 0 * TONE])
 
 
@@ -80,8 +84,15 @@ def encoded(folder: Path, rows: list[Row], codecs: Codecs, audio_only: bool = Tr
 
 
 def test_a_tone_on_the_left_stays_there(tmp_path: Path, published: Codecs) -> None:
-    rows = [sound_row(tmp_path, LEFT, "left"), sound_row(tmp_path, LEFT[::-1], "right"), sound_row(tmp_path, TONE, "mono")]
-    left, right, mono = (sample.audio for sample in encoded(tmp_path, rows, replace(published, audio=Loudness(2), speaker=Voice())))
+    rows = [
+        sound_row(tmp_path, LEFT, "left"),
+        sound_row(tmp_path, LEFT[::-1], "right"),
+        sound_row(tmp_path, TONE, "mono"),
+    ]
+    left, right, mono = (
+        sample.audio
+        for sample in encoded(tmp_path, rows, replace(published, audio=Loudness(2), speaker=Voice()))
+    )
     assert left is not None and right is not None and mono is not None
     expected = torch.from_numpy(TONE).view(-1, 640).square().mean(1)
     torch.testing.assert_close(left[0], expected, atol=1e-5, rtol=1e-5)
@@ -90,9 +101,13 @@ def test_a_tone_on_the_left_stays_there(tmp_path: Path, published: Codecs) -> No
 
 
 def test_a_codec_of_one_channel_gets_the_mean(tmp_path: Path, published: Codecs) -> None:
-    sample = encoded(tmp_path, [sound_row(tmp_path, LEFT)], replace(published, audio=Loudness(1), speaker=Voice()))[0]
+    sample = encoded(
+        tmp_path, [sound_row(tmp_path, LEFT)], replace(published, audio=Loudness(1), speaker=Voice())
+    )[0]
     assert sample.audio is not None
-    torch.testing.assert_close(sample.audio[0], torch.from_numpy(TONE / 2).view(-1, 640).square().mean(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sample.audio[0], torch.from_numpy(TONE / 2).view(-1, 640).square().mean(1), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_sides_of_a_film_stay_apart(tmp_path: Path, published: Codecs) -> None:
@@ -105,22 +120,33 @@ def test_sides_of_a_film_stay_apart(tmp_path: Path, published: Codecs) -> None:
 
 
 def test_the_published_codec_gets_both_sides(tmp_path: Path, published: Codecs) -> None:
-    rows = [sound_row(tmp_path, LEFT, "left"), sound_row(tmp_path, LEFT[::-1], "right"), sound_row(tmp_path, TONE, "mono")]
+    rows = [
+        sound_row(tmp_path, LEFT, "left"),
+        sound_row(tmp_path, LEFT[::-1], "right"),
+        sound_row(tmp_path, TONE, "mono"),
+    ]
     found = [sample.audio for sample in encoded(tmp_path, rows, replace(published, speaker=Voice()))]
     stereo = torch.from_numpy(np.stack([LEFT, LEFT[::-1], np.stack([TONE, TONE])]))
     expected = published.audio.encode(stereo)
     for latents, wanted in zip(found, expected, strict=True):
         assert latents is not None
         torch.testing.assert_close(latents, wanted, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(expected[2], published.audio.encode(torch.from_numpy(TONE)[None])[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        expected[2], published.audio.encode(torch.from_numpy(TONE)[None])[0], atol=1e-4, rtol=1e-4
+    )
     folded = published.audio.encode(torch.from_numpy(LEFT.mean(0))[None])[0]
-    assert not torch.allclose(expected[0], expected[1], atol=1e-2) and not torch.allclose(expected[0], folded, atol=1e-2)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2) and not torch.allclose(
+        expected[0], folded, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_voices_are_heard_in_mono(tmp_path: Path, published: Codecs, channels: int) -> None:
     write_wav(tmp_path / "reference.wav", LEFT[:, :8000], RATE)
-    own, named = sound_row(tmp_path, LEFT, "own"), sound_row(tmp_path, LEFT, "named", meta={"reference_paths": ["reference.wav"]})
+    own, named = (
+        sound_row(tmp_path, LEFT, "own"),
+        sound_row(tmp_path, LEFT, "named", meta={"reference_paths": ["reference.wav"]}),
+    )
     voice = Voice()
     codecs = replace(published, audio=Loudness(channels), speaker=voice)
     for row in (own, named):
@@ -134,7 +160,10 @@ def test_voices_are_heard_in_mono(tmp_path: Path, published: Codecs, channels: i
 def test_units_of_another_number_of_channels_are_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "rows.jsonl", [sound_row(tmp_path, LEFT)])
     units, manifest = split(tmp_path / "rows.jsonl", 128), str(tmp_path / "rows.jsonl")
-    mono, stereo = (SetEncoder(EncodeConfig(), "a", manifest, units, "id", Streams(), tmp_path / "a", count) for count in (1, 2))
+    mono, stereo = (
+        SetEncoder(EncodeConfig(), "a", manifest, units, "id", Streams(), tmp_path / "a", count)
+        for count in (1, 2)
+    )
     assert "channels" not in mono.identity()
     mono.folder.mkdir()
     mono.claim()

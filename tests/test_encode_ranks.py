@@ -19,12 +19,12 @@ from object_store import BUCKET, object_store
 from test_encode import make_row
 
 from experiments.cli import main
-from pretrain.data.buckets import BucketConfig
-from pretrain.data.encode import encode_set
-from pretrain.data.encode_launch import encode_places
-from pretrain.data.encode_ranks import EncodeJob, SetJob
+from pretrain.data.encoding.encode import encode_set
+from pretrain.data.encoding.encode_launch import encode_places
+from pretrain.data.encoding.encode_ranks import EncodeJob, SetJob
 from pretrain.data.manifest import read_manifest, write_manifest
-from pretrain.data.store import LatentStore
+from pretrain.data.stream.buckets import BucketConfig
+from pretrain.data.stream.store import LatentStore
 from pretrain.storage import place, writing
 
 
@@ -52,15 +52,21 @@ def test_one_rank_gives_the_sets(world: Path, whole: Path) -> None:
     assert store.manifest["num_rejected"] == 2
     assert store.manifest["rejected_fields"] == {"data_id": 1, "video_info[0].data_path": 1}
     told = store.manifest["rejected"]
-    assert told[0].startswith("rows.jsonl:5 video_info") and told[1] == "rows.jsonl:9 data_id: 'clip-1' is also on line 2; make it unique"
+    assert (
+        told[0].startswith("rows.jsonl:5 video_info")
+        and told[1] == "rows.jsonl:9 data_id: 'clip-1' is also on line 2; make it unique"
+    )
     assert {name: shard["samples"] for name, shard in store.manifest["shards"].items()} == {
-        "shard-000000.safetensors": 3, "shard-000001.safetensors": 2, "shard-000002.safetensors": 2, "shard-000003.safetensors": 1,
-    }  # fmt: skip
+        "shard-000000.safetensors": 3,
+        "shard-000001.safetensors": 2,
+        "shard-000002.safetensors": 2,
+        "shard-000003.safetensors": 1,
+    }
     assert all(sample.video is None for sample in LatentStore(whole / "audio_only"))
 
 
 def test_the_stage_gives_the_same_samples(world: Path, whole: Path, tmp_path: Path) -> None:
-    from pretrain.codecs.base import load_codecs
+    from pretrain.codecs.load import load_codecs
 
     encode_set(CONFIG, world / "rows.jsonl", load_codecs(world / "codec"), tmp_path / "rows")
     ours, theirs = LatentStore(tmp_path / "rows"), LatentStore(whole / "rows")
@@ -69,7 +75,9 @@ def test_the_stage_gives_the_same_samples(world: Path, whole: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_bytes_do_not_depend_on_the_number_of_ranks(world: Path, whole: Path, tmp_path: Path, world_size: int) -> None:
+def test_bytes_do_not_depend_on_the_number_of_ranks(
+    world: Path, whole: Path, tmp_path: Path, world_size: int
+) -> None:
     encode_with(job(world, tmp_path), world_size)
     assert digests(tmp_path) == digests(whole)
 
@@ -83,7 +91,9 @@ def test_two_processes_at_once_and_one_that_is_killed(world: Path, whole: Path, 
     assert digests(tmp_path / "sets") == digests(whole)
 
 
-@pytest.mark.parametrize("lost", ["parts/000002-0.json", "shard-000001.safetensors", "index.arrow", "everything"])
+@pytest.mark.parametrize(
+    "lost", ["parts/000002-0.json", "shard-000001.safetensors", "index.arrow", "everything"]
+)
 def test_killed_between_any_two_files(world: Path, whole: Path, tmp_path: Path, lost: str) -> None:
     """What a kill leaves is a finished set less some of its last files."""
     shutil.copytree(whole, tmp_path / "sets")
@@ -103,14 +113,19 @@ def test_a_finished_set_is_not_opened_again(world: Path, whole: Path, tmp_path: 
     shutil.copytree(whole, tmp_path / "sets")
     moment = {path: path.stat().st_mtime_ns for path in (tmp_path / "sets").rglob("*") if path.is_file()}
     encode_with(job(world, tmp_path / "sets"), 2)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "sets").rglob("*") if path.is_file()} == moment
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "sets").rglob("*") if path.is_file()
+    } == moment
 
 
 def test_what_was_encoded_otherwise_is_refused(world: Path, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "sets")
     before = digests(tmp_path / "sets")
     other = replace(CONFIG, latent_dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart"):
+    with pytest.raises(
+        ValueError,
+        match=r"encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart",
+    ):
         encode_with(job(world, tmp_path / "sets", other))
     shutil.copytree(world / "codec", tmp_path / "codec")
     config = json.loads((tmp_path / "codec/config.json").read_text())
@@ -135,7 +150,9 @@ def test_a_set_is_a_folder_below_its_place(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_list_that_leads_out_of_its_place_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_that_leads_out_of_its_place_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "sets.list").write_text("0\t../victim\trows.jsonl\n")
     (tmp_path / "sets.weight").write_text("../victim\t1\ttext_to_av\n")
     with pytest.raises(SystemExit):
@@ -150,10 +167,14 @@ def test_too_many_bad_rows_stop_early_or_at_the_end(world: Path, tmp_path: Path)
     write_manifest(tmp_path / "audio_only.jsonl", rows)
     (tmp_path / "codec").symlink_to(world / "codec")
     one = job(tmp_path, tmp_path / "sets", replace(CONFIG, max_bad_fraction=0.1))
-    with pytest.raises(ValueError, match=r"rows.jsonl:1 .*nowhere.mp4.* \(1 of 8 rows are bad, more than 10%"):
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl:1 .*nowhere.mp4.* \(1 of 8 rows are bad, more than 10%"
+    ):
         encode_with(one)
     assert not list((tmp_path / "sets/rows").glob("parts/*"))  # it did not wait for the end of the unit
-    encode_with(job(tmp_path, tmp_path / "sets", replace(CONFIG, max_bad_fraction=0.5)))  # goes on where that was
+    encode_with(
+        job(tmp_path, tmp_path / "sets", replace(CONFIG, max_bad_fraction=0.5))
+    )  # goes on where that was
     assert LatentStore(tmp_path / "sets/rows").manifest["num_rejected"] == 4
 
 
@@ -192,7 +213,9 @@ def test_manifest_and_sets_in_an_object_store(world: Path, whole: Path, bucket: 
     # a clip that is missing is named by its place
     assert differing == {"rows/manifest.json", "rows/parts/000001-1.json"}
     rejected = LatentStore(bucket / "latents/rows").manifest["rejected"][0]
-    assert rejected.startswith(f"rows.jsonl:5 video_info[0].data_path: {bucket}/") and "nowhere.mp4" in rejected
+    assert (
+        rejected.startswith(f"rows.jsonl:5 video_info[0].data_path: {bucket}/") and "nowhere.mp4" in rejected
+    )
     (bucket / "latents/rows/shard-000000.safetensors").unlink()
     encode_with(replace(one, verify=True))
     again = (bucket / "latents/rows/shard-000000.safetensors").read_bytes()
@@ -200,14 +223,23 @@ def test_manifest_and_sets_in_an_object_store(world: Path, whole: Path, bucket: 
 
 
 def test_a_job_survives_its_file(world: Path, tmp_path: Path) -> None:
-    one = job(world, "s3://bucket/latents", replace(CONFIG, buckets=BucketConfig(sizes=("64x32",), frames=(5, 25))), verify=True)
+    one = job(
+        world,
+        "s3://bucket/latents",
+        replace(CONFIG, buckets=BucketConfig(sizes=("64x32",), frames=(5, 25))),
+        verify=True,
+    )
     one.save(tmp_path / "job.json")
     assert EncodeJob.load(tmp_path / "job.json") == one
-    assert set(json.loads((tmp_path / "job.json").read_text())) == {field.name for field in dataclasses.fields(EncodeJob)}
+    assert set(json.loads((tmp_path / "job.json").read_text())) == {
+        field.name for field in dataclasses.fields(EncodeJob)
+    }
 
 
 @pytest.mark.distributed
-def test_the_launcher_and_its_one_line_errors(world: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_launcher_and_its_one_line_errors(
+    world: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     found = encode_places(job(world, tmp_path / "sets"), tmp_path / "log", 2)
     assert found["rows"]["samples"] == 8 and digests(tmp_path / "sets") == digests(whole)
     assert "encode: percent 100/100" in capfd.readouterr().err
@@ -229,7 +261,9 @@ def test_a_second_launch_does_not_give_its_job_to_the_ranks_of_the_first(world: 
 def test_what_stops_a_rank_is_one_line(world: Path, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "sets")
     changed = replace(CONFIG, latent_dtype="bfloat16")
-    refused = r"^[^\n]*encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart[^\n]*$"
+    refused = (
+        r"^[^\n]*encode.json latent_dtype: encoded with float32, asked for bfloat16; give --restart[^\n]*$"
+    )
     with pytest.raises(ValueError, match=refused):
         encode_places(job(world, tmp_path / "sets", changed), tmp_path / "log", 2)
     found = encode_places(job(world, tmp_path / "sets", changed), tmp_path / "log", 1, restart=True)
@@ -242,9 +276,21 @@ def test_the_verb_by_list_and_as_one_of_several_ranks(
     monkeypatch.chdir(tmp_path)
     lines = f"0\tspoken\t{world / 'rows.jsonl'}\n1\tsounds\t{world / 'audio_only.jsonl'}\n2\tpictures\t{world / 'audio_only.jsonl'}\n"
     Path("train.list").write_text(lines)
-    Path("train.weight").write_text("spoken\t1\ttext_to_av\nsounds\t1\ttext_to_audio\npictures\t1\ttext_to_video\n")
-    options = ["--list", "train.list", "--codec", str(world / "codec"), "--to", "sets", "--set", "encode.max_bad_fraction=0.5",
-               "--set", "encode.rows_per_shard=4"]  # fmt: skip
+    Path("train.weight").write_text(
+        "spoken\t1\ttext_to_av\nsounds\t1\ttext_to_audio\npictures\t1\ttext_to_video\n"
+    )
+    options = [
+        "--list",
+        "train.list",
+        "--codec",
+        str(world / "codec"),
+        "--to",
+        "sets",
+        "--set",
+        "encode.max_bad_fraction=0.5",
+        "--set",
+        "encode.rows_per_shard=4",
+    ]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
         monkeypatch.setenv("RANK", rank)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.evaluate import EvaluateConfig, evaluate
-from experiments.report import report
-from experiments.score_sets import ALIGN_JUDGES, ScoreConfig, score_sets
-from experiments.statistics import bootstrap_mean, bootstrap_ratio
+from experiments.report.evaluate import EvaluateConfig, evaluate
+from experiments.report.report import report
+from experiments.scoring.sets import ALIGN_JUDGES, ScoreConfig, score_sets
+from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from rewards.sync.layers import MINI
@@ -44,7 +44,13 @@ def test_interval_holds_the_mean_and_lies_in_the_range(values):
 
 def test_constant_values_have_no_width_and_nan_is_counted_not_averaged():
     interval = bootstrap_mean([0.5, math.nan, 0.5])
-    assert (interval.mean, interval.low, interval.high, interval.n, interval.unscored) == (0.5, 0.5, 0.5, 2, 1)
+    assert (interval.mean, interval.low, interval.high, interval.n, interval.unscored) == (
+        0.5,
+        0.5,
+        0.5,
+        2,
+        1,
+    )
 
 
 def test_ratio_is_of_sums():
@@ -67,7 +73,10 @@ class Identity:
 def files(tmp_path, monkeypatch):
     """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one is silent."""
     for module in ("score_sets", "report"):
-        monkeypatch.setattr(f"experiments.{module}.load_codecs", lambda folder: SimpleNamespace(video=Identity(), audio=Identity()))
+        monkeypatch.setattr(
+            f"experiments.{module}.load_codecs",
+            lambda folder: SimpleNamespace(video=Identity(), audio=Identity()),
+        )
     corpus, generated = tmp_path / "corpus", tmp_path / "generated" / "pretrain_seen"
     rows, index = [], []
     for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
@@ -78,19 +87,44 @@ def files(tmp_path, monkeypatch):
         )
         text, meta = (
             f"A face says <S>{word}<E>.",
-            {"kind": "speech", "voices": [voice], "mouth_boxes": [BOX], "reference_paths": [f"references/{voice}_1.wav"]},
+            {
+                "kind": "speech",
+                "voices": [voice],
+                "mouth_boxes": [BOX],
+                "reference_paths": [f"references/{voice}_1.wav"],
+            },
         )
         write_clip(corpus / f"clips/{i}.mp4", word, voice)
         write_clip(generated / f"g{i}.mp4", "" if i == 0 else "orange" if i == 1 else word, voice)
-        info = {"data_path": f"clips/{i}.mp4", "fps": 24, "duration": 25 / 24, "image_width": 64, "image_height": 64}
+        info = {
+            "data_path": f"clips/{i}.mp4",
+            "fps": 24,
+            "duration": 25 / 24,
+            "image_width": 64,
+            "image_height": 64,
+        }
         rows.append({"data_id": f"r{i}", "video_info": [info], "text_list": [{"text": text}], "meta": meta})
         references = [str(corpus / path) for path in meta["reference_paths"]]
-        index.append({"data_id": f"g{i}", "prompt": text, "video": f"g{i}.mp4", "reference_paths": references, "meta": meta})
+        index.append(
+            {
+                "data_id": f"g{i}",
+                "prompt": text,
+                "video": f"g{i}.mp4",
+                "reference_paths": references,
+                "meta": meta,
+            }
+        )
     (corpus / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (generated / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in index))
     for role in ("reward", "judge"):
         save_syncnet(SyncNet(MINI), tmp_path / "syncnet" / role)
-    return corpus, tmp_path / "codec", tmp_path / "syncnet", tmp_path / "generated", tmp_path / "reports/demo.json"
+    return (
+        corpus,
+        tmp_path / "codec",
+        tmp_path / "syncnet",
+        tmp_path / "generated",
+        tmp_path / "reports/demo.json",
+    )
 
 
 def write_clip(path, word, voice):
@@ -100,7 +134,9 @@ def write_clip(path, word, voice):
         track[2400 : 2400 + len(waveform)] = waveform
     loudness = np.sqrt((track[: 25 * 665].reshape(25, 665) ** 2).mean(axis=1))
     frames = np.full((25, 64, 64, 3), 200, np.uint8)
-    frames[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (200 - 150 * loudness / max(loudness.max(), 1e-6)).astype(np.uint8)[:, None, None, None]
+    frames[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (200 - 150 * loudness / max(loudness.max(), 1e-6)).astype(
+        np.uint8
+    )[:, None, None, None]
     write_mp4(path, frames, 24.0, track, 16_000)
 
 
@@ -144,29 +180,37 @@ def with_alignment(files, out):
         shutil.copytree(generated / "pretrain_seen", root / "align_held_out", dirs_exist_ok=True)
     for i in range(len(WORDS)):
         shutil.copy(corpus / f"clips/{i}.mp4", out / f"aligned/align_held_out/g{i}.mp4")
-    return score_sets(ONE, corpus, codec, syncnet, generated, out / "scores", out / "aligned", {"min_motion": 2.0})
+    return score_sets(
+        ONE, corpus, codec, syncnet, generated, out / "scores", out / "aligned", {"min_motion": 2.0}
+    )
 
 
 def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, monkeypatch):
     torch.set_num_threads(1)
     for picture in ("clip_png", "contact_sheet"):  # tests/test_report.py draws them
-        monkeypatch.setattr(f"experiments.report.{picture}", lambda *clips: b"png")
+        monkeypatch.setattr(f"experiments.report.report.{picture}", lambda *clips: b"png")
     corpus, codec, _, generated, metrics_path = files
     half = score_sets(ONE, *files[:4], out=tmp_path / "half", aligned=tmp_path / "aligned")
-    assert "before and after alignment is left out" in caplog.text and "align_held_out" not in half.read_text()
+    assert (
+        "before and after alignment is left out" in caplog.text and "align_held_out" not in half.read_text()
+    )
     alone = [json.loads(line) for line in half.read_text().splitlines()]
     scores = with_alignment(files, tmp_path)
     rows = [json.loads(line) for line in scores.read_text().splitlines()]
     watched = [row for row in rows if "guardrails" in row]
     assert {(row["prompt_set"], row["source"]) for row in watched} == {
-        ("pretrain_seen", "codec"), ("align_held_out", "generated"), ("align_held_out", "aligned")
-    }  # fmt: skip
+        ("pretrain_seen", "codec"),
+        ("align_held_out", "generated"),
+        ("align_held_out", "aligned"),
+    }
     assert all({*ALIGN_JUDGES} <= row["scores"].keys() for row in watched)
     assert all(not {*ALIGN_JUDGES} & row["scores"].keys() for row in rows if row not in watched)
-    assert all(any(flag.startswith("motion") and flag.endswith("< 2") for flag in row["flags"]) for row in watched)  # the config's limit
-    assert [row for row in rows if row["source"] in ("real", "generated") and row["prompt_set"] == "pretrain_seen"] == [
-        row for row in alone if row["source"] != "codec"
-    ]
+    assert all(
+        any(flag.startswith("motion") and flag.endswith("< 2") for flag in row["flags"]) for row in watched
+    )  # the config's limit
+    assert [
+        row for row in rows if row["source"] in ("real", "generated") and row["prompt_set"] == "pretrain_seen"
+    ] == [row for row in alone if row["source"] != "codec"]
     alignment, votes = metrics_path.with_name("alignment.json"), tmp_path / "gsb/votes.jsonl"
     limits = {"min_motion": 2.0}
     metrics = evaluate(EvaluateConfig(), scores, metrics_path, alignment, votes, {"sync_mini": 1.0}, limits)
@@ -176,12 +220,28 @@ def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, 
     paired = found["metrics"]["wer_pocketsphinx_judge"]
     assert paired["after"]["mean"] == 0.0 and paired["difference"]["n"] == 3  # one clip before is silent
     assert paired["unscored"] == {"before": 1, "after": 0, "codec": 0}
-    assert found["flagged"] == {"before": 4, "after": 4, "codec": 4} and found["guardrails"]["motion"]["low"] == 2.0
+    assert (
+        found["flagged"] == {"before": 4, "after": 4, "codec": 4}
+        and found["guardrails"]["motion"]["low"] == 2.0
+    )
     assert found["raters"]["simulated"] is True and found["prompts"] == 4
     assert all(json.loads(line)["simulated"] for line in votes.read_text().splitlines())
-    page = report(metrics_path, scores.parent, {}, generated, corpus, codec, tmp_path / "page", {}, alignment, tmp_path / "aligned")
+    page = report(
+        metrics_path,
+        scores.parent,
+        {},
+        generated,
+        corpus,
+        codec,
+        tmp_path / "page",
+        {},
+        alignment,
+        tmp_path / "aligned",
+    )
     html = page.read_text()
-    assert html.count("After alignment") == html.count("Before alignment") == 8  # name and picture of four prompts
+    assert (
+        html.count("After alignment") == html.count("Before alignment") == 8
+    )  # name and picture of four prompts
     assert "SIMULATED RATERS" in html and page.with_name("before_after.png").is_file()
     evaluate(EvaluateConfig(), half, metrics_path, alignment)
     assert "no comparison is written" in caplog.text and not alignment.exists()  # it was of other clips
@@ -190,5 +250,7 @@ def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, 
 
 
 def test_unknown_guardrail_is_refused_before_any_work(files):
-    with pytest.raises(ValueError, match=r"align\.guardrails\.min_montion: unknown option; did you mean 'min_motion'"):
+    with pytest.raises(
+        ValueError, match=r"align\.guardrails\.min_montion: unknown option; did you mean 'min_motion'"
+    ):
         score_sets(ONE, *files, limits={"min_montion": 1.0})

@@ -9,7 +9,7 @@ import pytest
 from gsb_votes import row, write
 
 from experiments.cli import main
-from experiments.scored_clips import ScoresFile, read_scored
+from experiments.scoring.rows import ScoresFile, read_scored
 from rewards.preference import PreferenceModel
 
 TRUE = {"sync_mini": 6.0, "snr_estimate_db": -0.1, "lip_loudness_correlation.peak": 0.0}  # logits per unit
@@ -21,7 +21,11 @@ PULLS = (1.0, -0.6, 0.2, 0.4, 0.0, 0.8)
 def scored(case, values, *, stage=False, source="generated", **more):
     """A row of `nava score`, or of the pipeline's stage `score`."""
     peak = {"peak": values["lip_loudness_correlation.peak"]}
-    plain = {"sync_mini": values["sync_mini"], "snr_estimate_db": values["snr_estimate_db"], "sync_judge": 1.0}
+    plain = {
+        "sync_mini": values["sync_mini"],
+        "snr_estimate_db": values["snr_estimate_db"],
+        "sync_judge": 1.0,
+    }
     if stage:
         scores, parts = {**plain, "lip_loudness_correlation": 0.5}, {"lip_loudness_correlation": peak}
         return {"data_id": case, "source": source, "prompt": case, "scores": scores, "parts": parts, **more}
@@ -33,16 +37,31 @@ def scored(case, values, *, stage=False, source="generated", **more):
 def drawn(seed=0):
     """(scores of ours, scores of base, votes): three raters a pair, a logistic utility difference, Same below TIE."""
     rng = np.random.default_rng(seed)
-    clips = {model: [{name: rng.normal(0, sd) for name, sd in SPREAD.items()} for _ in range(CASES)] for model in ("ours", "base")}
+    clips = {
+        model: [{name: rng.normal(0, sd) for name, sd in SPREAD.items()} for _ in range(CASES)]
+        for model in ("ours", "base")
+    }
     votes = []
     for case in range(CASES):
         for rater in rng.choice(RATERS, 3, replace=False):
             left, right = rng.permutation(["ours", "base"]).tolist()
-            gain = sum(weight * (clips[left][case][name] - clips[right][case][name]) for name, weight in TRUE.items())
+            gain = sum(
+                weight * (clips[left][case][name] - clips[right][case][name]) for name, weight in TRUE.items()
+            )
             latent = gain + PULLS[rater] + rng.logistic()
             choice = "tie" if abs(latent) <= TIE else "left" if latent > 0 else "right"
             side = "left" if left == "ours" else "right"
-            votes.append(row(choice, user=f"u{rater}", case=f"c{case}", left=left, right=right, side=side, simulated=True))
+            votes.append(
+                row(
+                    choice,
+                    user=f"u{rater}",
+                    case=f"c{case}",
+                    left=left,
+                    right=right,
+                    side=side,
+                    simulated=True,
+                )
+            )
     ours = [scored(f"c{case}", values) for case, values in enumerate(clips["ours"])]
     base = [scored(f"c{case}", values, stage=True) for case, values in enumerate(clips["base"])]
     return ours, base, votes
@@ -60,7 +79,18 @@ def world(tmp_path_factory):
 def fit(folder, *options, features=tuple(TRUE), scores=None):
     given = scores or [f"ours={folder / 'ours.jsonl'}", f"base={folder / 'base.jsonl'}"]
     out = str(folder / "preference.json")
-    arguments = ["gsb", "fit", str(folder / "votes.jsonl"), "--scores", *given, "--features", *features, "--out", out, *options]
+    arguments = [
+        "gsb",
+        "fit",
+        str(folder / "votes.jsonl"),
+        "--scores",
+        *given,
+        "--features",
+        *features,
+        "--out",
+        out,
+        *options,
+    ]
     try:
         return main(arguments)
     except SystemExit as leave:
@@ -80,9 +110,14 @@ def small(folder, **changed):
     """Ten cases, two raters; `changed` replaces files' rows."""
     rng = np.random.default_rng(1)
     made = {
-        name: [scored(f"c{i}", {key: rng.normal(0, sd) for key, sd in SPREAD.items()}) for i in range(10)] for name in ("ours", "base")
+        name: [scored(f"c{i}", {key: rng.normal(0, sd) for key, sd in SPREAD.items()}) for i in range(10)]
+        for name in ("ours", "base")
     }
-    votes = [row(choice, user=user, case=f"c{i}") for i in range(10) for user, choice in zip("uv", ("left", "right"), strict=True)]
+    votes = [
+        row(choice, user=user, case=f"c{i}")
+        for i in range(10)
+        for user, choice in zip("uv", ("left", "right"), strict=True)
+    ]
     for name, rows in {**made, "votes": votes, **changed}.items():
         write(folder / f"{name}.jsonl", rows)
     return folder
@@ -106,7 +141,9 @@ def test_the_report_beats_chance_and_is_what_was_saved(world, capsys):
     found, model = json.loads(capsys.readouterr().out), PreferenceModel.load(world / "preference.json")
     assert found["simulated"] is True and model.simulated and found["raters"] == RATERS
     assert found["votes"]["fitted"] == found["votes"]["simulated"] == 900
-    assert found["features"]["sync_mini"]["weight"] == model.weights[0] and found["theta"] == pytest.approx(model.theta)
+    assert found["features"]["sync_mini"]["weight"] == model.weights[0] and found["theta"] == pytest.approx(
+        model.theta
+    )
     held_out = found["held_out"]
     assert held_out["accuracy"] > 0.7 > held_out["alone"]["lip_loudness_correlation.peak"]["accuracy"]
     assert held_out["log_likelihood"] > held_out["chance_log_likelihood"] + 0.05
@@ -115,7 +152,11 @@ def test_the_report_beats_chance_and_is_what_was_saved(world, capsys):
 def test_the_table_says_that_nobody_was_asked_and_of_people_it_does_not(world, tmp_path, capsys):
     assert fit(world) == 0
     printed = capsys.readouterr().out
-    assert "SIMULATED VOTES (900 of those used): no person was asked" in printed and "tie theta" in printed and "chance 50%" in printed
+    assert (
+        "SIMULATED VOTES (900 of those used): no person was asked" in printed
+        and "tie theta" in printed
+        and "chance 50%" in printed
+    )
     assert fit(small(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "SIMULATED" not in printed and "20 of 20 votes on overall" in printed
@@ -143,7 +184,12 @@ def test_repeats_checks_dropped_raters_and_other_axes_do_not_count(tmp_path):
     wanted = PreferenceModel.load(tmp_path / "preference.json")
     votes = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
     checks = [row("right", user="bad", case=f"a{i}", right="late", attention=True) for i in range(3)]
-    more = [row("tie", user="u", repeat=1, case="c0"), row(user="bad", case="c1"), row("tie", axis="voice", case="c2"), *checks]
+    more = [
+        row("tie", user="u", repeat=1, case="c0"),
+        row(user="bad", case="c1"),
+        row("tie", axis="voice", case="c2"),
+        *checks,
+    ]
     assert fit(small(tmp_path, votes=[*votes, *more])) == 0
     assert PreferenceModel.load(tmp_path / "preference.json") == wanted
     assert fit(tmp_path, "--keep-all-raters") == 0
@@ -163,7 +209,13 @@ def test_votes_on_clips_without_scores_are_left_out_and_counted(tmp_path, capsys
 def test_several_clips_of_a_case_are_told_apart_by_digest_alone(tmp_path, capsys):
     base = [scored(f"c{i}", dict.fromkeys(SPREAD, 0.0), sha256=f"b{i}") for i in range(6)]
     ours = [
-        scored(f"{kind}{i}", dict.fromkeys(SPREAD, sign * (1.0 + i)), case_id=f"c{i}", prompt=f"c{i}", sha256=f"{kind}{i}")
+        scored(
+            f"{kind}{i}",
+            dict.fromkeys(SPREAD, sign * (1.0 + i)),
+            case_id=f"c{i}",
+            prompt=f"c{i}",
+            sha256=f"{kind}{i}",
+        )
         for i in range(6)
         for kind, sign in (("good", 1), ("poor", -1))
     ]
@@ -181,7 +233,10 @@ def test_a_scores_stage_names_its_models_by_source(world, tmp_path):
     values = dict.fromkeys(SPREAD, 1.0)
     rows = [scored("c0", values, stage=True, source=source) for source in ("generated", "aligned")]
     path = write(tmp_path / "clips.jsonl", rows)
-    assert [clip.model for clip in read_scored(ScoresFile.parsed(str(path)), ["sync_mini"])] == ["generated", "aligned"]
+    assert [clip.model for clip in read_scored(ScoresFile.parsed(str(path)), ["sync_mini"])] == [
+        "generated",
+        "aligned",
+    ]
     (one,) = read_scored(ScoresFile.parsed(f"pretrained={path}#generated"), ["lip_loudness_correlation.peak"])
     assert (one.model, one.case_id, one.values) == ("pretrained", "c0", (1.0,))
     with pytest.raises(ValueError, match=r"clips.jsonl: no row of source 'other'"):
@@ -198,8 +253,14 @@ def test_a_scores_stage_names_its_models_by_source(world, tmp_path):
         (["sync_judge.rho_zero"], "is a judge"),
         (["wer_pocketsphinx_judge_normalised"], "is a judge"),
         (["preference_simulated"], "cannot be a feature of a preference"),
-        (["sync_minni"], "ours.jsonl: no scores of 'sync_minni', score the clips with it; did you mean 'sync_mini'"),
-        (["lip_loudness_correlation.peek"], "'lip_loudness_correlation' has no part 'peek'; did you mean 'peak'"),
+        (
+            ["sync_minni"],
+            "ours.jsonl: no scores of 'sync_minni', score the clips with it; did you mean 'sync_mini'",
+        ),
+        (
+            ["lip_loudness_correlation.peek"],
+            "'lip_loudness_correlation' has no part 'peek'; did you mean 'peak'",
+        ),
     ],
 )
 def test_wrong_features_are_one_line(tmp_path, capsys, features, message):
@@ -209,14 +270,23 @@ def test_wrong_features_are_one_line(tmp_path, capsys, features, message):
 def test_what_cannot_be_fitted_is_one_line(tmp_path, capsys):
     small(tmp_path)
     other = fails(capsys, tmp_path, scores=[f"a={tmp_path / 'ours.jsonl'}", f"b={tmp_path / 'base.jsonl'}"])
-    assert "none of 20 votes is on clips that were scored; votes are on base, ours and cases like 'c0', scores of a, b" in other
+    assert (
+        "none of 20 votes is on clips that were scored; votes are on base, ours and cases like 'c0', scores of a, b"
+        in other
+    )
     assert "ours.jsonl:1 model: whose clip is it? give the scores as MODEL=FILE" in fails(
         capsys, tmp_path, scores=[str(tmp_path / "ours.jsonl")]
     )
     assert "gone.jsonl: no such file" in fails(capsys, tmp_path, scores=[f"ours={tmp_path / 'gone.jsonl'}"])
-    assert "votes.jsonl:1 scores: not a row of scores" in fails(capsys, tmp_path, scores=[f"ours={tmp_path / 'votes.jsonl'}"])
-    assert "no vote on axis 'sync' to count; there are votes on overall" in fails(capsys, tmp_path, "--axis", "sync")
+    assert "votes.jsonl:1 scores: not a row of scores" in fails(
+        capsys, tmp_path, scores=[f"ours={tmp_path / 'votes.jsonl'}"]
+    )
+    assert "no vote on axis 'sync' to count; there are votes on overall" in fails(
+        capsys, tmp_path, "--axis", "sync"
+    )
     silent = [scored(f"c{i}", {**dict.fromkeys(SPREAD, 0.1 * i), "sync_mini": None}) for i in range(10)]
     assert "'sync_mini' is NaN for every clip" in fails(capsys, small(tmp_path, ours=silent, base=silent))
     assert "no feature differs" in fails(capsys, tmp_path, features=["snr_estimate_db"])
-    assert "all 10 votes are ties" in fails(capsys, small(tmp_path, votes=[row("tie", case=f"c{i}") for i in range(10)]))
+    assert "all 10 votes are ties" in fails(
+        capsys, small(tmp_path, votes=[row("tie", case=f"c{i}") for i in range(10)])
+    )

@@ -10,9 +10,8 @@ from model_cases import audio_stream, conditioning, debug_model, video_stream
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.model.args import ModelArgs
-from pretrain.model.flavors import flavor
+from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, forward_flops, params_met_per_video_token, training_flops
-from pretrain.model.paradigms import build_model
 from pretrain.model.shell import AVTransformer
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -20,7 +19,9 @@ FULL_CLIP = ClipShape(video=32_560, audio=151, context=512, references=1)
 _DEBUG = flavor("debug")
 
 
-def counted(model: AVTransformer, video: Stream | None, audio: Stream | None, given: Conditioning) -> tuple[int, int]:
+def counted(
+    model: AVTransformer, video: Stream | None, audio: Stream | None, given: Conditioning
+) -> tuple[int, int]:
     """Forward and backward FLOPs of one run, by torch."""
     with FlopCounterMode(display=False) as forward:
         answer = model(video, audio, given)
@@ -54,7 +55,12 @@ def test_small_models_in_every_way_of_running(case: str, split: bool) -> None:
         given = replace(given, modalities_joined=torch.zeros(2, dtype=torch.bool))
     levels = video.sigma.shape[1] if video else 1
     shape = ClipShape(
-        video=12 * bool(video), audio=10 * bool(audio), context=9, references=2, video_levels=levels, joined=case != "apart"
+        video=12 * bool(video),
+        audio=10 * bool(audio),
+        context=9,
+        references=2,
+        video_levels=levels,
+        joined=case != "apart",
     )
     forward, backward = counted(built(args), video, audio, given)
     assert forward == 2 * forward_flops(args, shape)
@@ -75,8 +81,15 @@ def full_inputs(levels: int = 1) -> tuple[Stream, Stream, Conditioning]:
     everywhere = torch.ones(1, dtype=torch.bool)
     video = Stream(empty(1, 48, 37, 44, 80), torch.tensor([37]), empty(1, levels), 6.0, 6.0)
     audio = Stream(empty(1, 128, 151), torch.tensor([151]), empty(1, 1), 25.0, 6.0)
-    text_mask, positions = torch.ones(1, 512, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64, device="meta")
-    return video, audio, Conditioning(empty(1, 512, 4096), text_mask, empty(1, 1, 192), positions, everywhere, everywhere)
+    text_mask, positions = (
+        torch.ones(1, 512, dtype=torch.bool),
+        torch.zeros(1, 1, dtype=torch.int64, device="meta"),
+    )
+    return (
+        video,
+        audio,
+        Conditioning(empty(1, 512, 4096), text_mask, empty(1, 1, 192), positions, everywhere, everywhere),
+    )
 
 
 @pytest.mark.parametrize("name", ["nava_6b", "nava_7b_split"])
@@ -98,7 +111,10 @@ def test_full_size_by_hand() -> None:
     per_block = [32_711 - 2 * 512] * 10 + [32_711 - 512] * 20  # alignment blocks have them per modality
     charged_to_all = flops + sum(3 * 2 * tokens * keys_and_values for tokens in per_block)
     assert charged_to_all == pytest.approx(2.165e15, rel=1e-3)
-    assert params_met_per_video_token(args) == 30 * (6 * args.width**2 + 2 * args.width * args.ffn_width) + 2 * 192 * args.width
+    assert (
+        params_met_per_video_token(args)
+        == 30 * (6 * args.width**2 + 2 * args.width * args.ffn_width) + 2 * 192 * args.width
+    )
     assert params_met_per_video_token(args) + 30 * keys_and_values == pytest.approx(4.91e9, rel=1e-3)
 
 
@@ -107,5 +123,9 @@ def test_full_size_by_hand() -> None:
 def test_more_tokens_cost_more_and_apart_costs_less(video: int, audio: int, context: int) -> None:
     args, shape = flavor("nava_6b"), ClipShape(video=video, audio=audio, context=context)
     flops = training_flops(args, shape)
-    assert flops < training_flops(args, replace(shape, video=video + 1)) and flops < training_flops(args, replace(shape, audio=audio + 1))
-    assert flops - training_flops(args, replace(shape, joined=False)) == 3 * 30 * 8 * video * audio * args.width
+    assert flops < training_flops(args, replace(shape, video=video + 1)) and flops < training_flops(
+        args, replace(shape, audio=audio + 1)
+    )
+    assert (
+        flops - training_flops(args, replace(shape, joined=False)) == 3 * 30 * 8 * video * audio * args.width
+    )

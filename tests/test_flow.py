@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from model_cases import conditioning, present
 
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
-from pretrain.flow.path import LevelConfig, draw_level, interpolate, level_weight, release_levels, shift_level, velocity_target
+from pretrain.flow.path import (
+    LevelConfig,
+    draw_level,
+    interpolate,
+    level_weight,
+    release_levels,
+    shift_level,
+    velocity_target,
+)
 from pretrain.flow.solvers import Latents, SolverName, sampling_levels, solve
 from pretrain.randomness import generator_for
 from pretrain.types import Conditioning, Velocity
@@ -31,7 +39,9 @@ def test_release_levels_and_weights() -> None:
     last = 1.0 + (0.003 / 1.002 - 1.0) * 999 / 1000
     assert float(levels[-1]) == pytest.approx(5 * last / (1 + 4 * last))
     weights = level_weight(levels, LevelConfig())
-    assert float(weights.mean()) == pytest.approx(1.0) and float(weights.min()) == pytest.approx(0.0, abs=1e-12)
+    assert float(weights.mean()) == pytest.approx(1.0) and float(weights.min()) == pytest.approx(
+        0.0, abs=1e-12
+    )
     assert float(levels[weights.argmax()]) == pytest.approx(0.5, abs=2e-3)
 
 
@@ -49,8 +59,12 @@ def test_drawn_levels_lie_in_the_flow(draw: Literal["release", "logit_normal"]) 
 
 
 @given(seed=st.integers(0, 999), shift=st.floats(0.3, 9), draw=st.sampled_from(["release", "logit_normal"]))
-def test_the_shift_moves_drawn_levels(seed: int, shift: float, draw: Literal["release", "logit_normal"]) -> None:
-    plain, moved = (draw_level(LevelConfig(draw=draw, shift=value), generator_for(seed)) for value in (1.0, shift))
+def test_the_shift_moves_drawn_levels(
+    seed: int, shift: float, draw: Literal["release", "logit_normal"]
+) -> None:
+    plain, moved = (
+        draw_level(LevelConfig(draw=draw, shift=value), generator_for(seed)) for value in (1.0, shift)
+    )
     assert moved == pytest.approx(float(shift_level(torch.tensor(plain, dtype=torch.float64), shift)))
 
 
@@ -72,8 +86,12 @@ def counting_model(calls: list[Conditioning]):
 
 @settings(max_examples=40)
 @given(*(st.sampled_from([0.0, 0.5, 2.0]) for _ in range(6)))
-def test_guidance_is_the_sum_of_its_directions_and_zero_is_free(tv: float, ta: float, av: float, aa: float, sv: float, sa: float) -> None:
-    scales = GuidanceScales(text_video=tv, text_audio=ta, align_video=av, align_audio=aa, timbre_video=sv, timbre_audio=sa)
+def test_guidance_is_the_sum_of_its_directions_and_zero_is_free(
+    tv: float, ta: float, av: float, aa: float, sv: float, sa: float
+) -> None:
+    scales = GuidanceScales(
+        text_video=tv, text_audio=ta, align_video=av, align_audio=aa, timbre_video=sv, timbre_audio=sa
+    )
     calls: list[Conditioning] = []
     out = guided_velocity(counting_model(calls), conditioning(), scales)
     assert len(calls) == 1 + sum(bool(v or a) for v, a in ((tv, ta), (av, aa), (sv, sa)))
@@ -106,7 +124,9 @@ def gaussian_field(mean: float, std: float):
 
 @pytest.mark.parametrize(("solver", "steps", "error"), [("euler", 400, 2e-2), ("unipc", 30, 2e-2)])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_solvers_transport_noise_to_a_gaussian(solver: SolverName, steps: int, error: float, shift: float) -> None:
+def test_solvers_transport_noise_to_a_gaussian(
+    solver: SolverName, steps: int, error: float, shift: float
+) -> None:
     noise = torch.linspace(-2, 2, 9).view(1, 1, 9)
     out = solve(gaussian_field(1.5, 0.5), Latents(None, noise), steps, shift, solver)
     assert out.video is None

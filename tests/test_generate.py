@@ -19,7 +19,11 @@ from pretrain.model.checkpoint import load_model, read_model_folder, write_model
 from pretrain.model.flavors import flavor
 from pretrain.sampling import Clock, SamplerConfig, sample
 
-QUICK = GenerateConfig(sampler=SamplerConfig(solver="euler", steps=2, shift=1.0, guidance=GuidanceScales()), batch_size=2, bf16=False)
+QUICK = GenerateConfig(
+    sampler=SamplerConfig(solver="euler", steps=2, shift=1.0, guidance=GuidanceScales()),
+    batch_size=2,
+    bf16=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +31,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small corpus, its codec and a random model."""
     folder = tmp_path_factory.mktemp("made")
     talk = dict.fromkeys(("talk_a", "talk_b", "talk_test"), 0)
-    build_corpus(CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1, **talk), folder / "corpus")
+    build_corpus(
+        CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1, **talk),
+        folder / "corpus",
+    )
     fit_codecs(CodecConfig(), folder / "corpus", folder / "codec")
     codec_id = json.loads((folder / "codec" / "config.json").read_text())["codec_id"]
-    write_model(folder / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": codec_id, "stage": "none"})
+    write_model(
+        folder / "model",
+        "debug",
+        flavor("debug"),
+        {"ema": debug_model().state_dict()},
+        {"codec_id": codec_id, "stage": "none"},
+    )
     write_wav(folder / "voice.wav", next(iter(load_bank().utterances.values()))[0].waveform, 16_000)
     return folder
 
@@ -53,12 +66,18 @@ def test_clips_are_written_marked_and_repeatable(made: Path, tmp_path: Path) -> 
     assert [row["data_id"] for row in index] == ["a", "b", "c"]
     tags = read_metadata(tmp_path / "out" / "a.mp4")
     assert "generated" in tags["comment"]
-    assert tags["checkpoint_id"] == read_model_folder(made / "model").facts["checkpoint_id"] == summary["checkpoint_id"]
+    assert (
+        tags["checkpoint_id"]
+        == read_model_folder(made / "model").facts["checkpoint_id"]
+        == summary["checkpoint_id"]
+    )
     clip = read_media(tmp_path / "out" / "c.mp4")
     assert clip.frames is not None and clip.frames.shape == (49, 64, 64, 3)
     alone = prompts(tmp_path, rows[0])
     generate(QUICK, made / "model", made / "codec", alone, tmp_path / "again")
-    first, second = (read_media(tmp_path / name / "a.wav", want_video=False).waveform for name in ("out", "again"))
+    first, second = (
+        read_media(tmp_path / name / "a.wav", want_video=False).waveform for name in ("out", "again")
+    )
     assert first is not None and second is not None
     np.testing.assert_allclose(first, second, atol=2e-3)  # a prompt gives the same clip in any batch
 
@@ -89,12 +108,17 @@ def test_sampling_leaves_a_given_latent_frame_untouched() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"data_id": "a", "prompt": "He says <S>zero<E>.", "spk_wavs": ["gone.wav"]}, r"prompts.jsonl:1: .*gone.wav does not exist"),
+        (
+            {"data_id": "a", "prompt": "He says <S>zero<E>.", "spk_wavs": ["gone.wav"]},
+            r"prompts.jsonl:1: .*gone.wav does not exist",
+        ),
         ({"data_id": "a", "prompt": "He says <S>zero."}, "without <E>"),
         ({"data_id": "a", "prompt": "He.", "num_frames": 24}, "1 \\+ 4n"),
     ],
 )
-def test_bad_prompts_are_refused_before_anything_is_written(made: Path, tmp_path: Path, row: dict, message: str) -> None:
+def test_bad_prompts_are_refused_before_anything_is_written(
+    made: Path, tmp_path: Path, row: dict, message: str
+) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         generate(QUICK, made / "model", made / "codec", prompts(tmp_path, row), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -102,16 +126,33 @@ def test_bad_prompts_are_refused_before_anything_is_written(made: Path, tmp_path
 
 def test_an_image_of_another_size_is_refused_with_its_row(made: Path, tmp_path: Path) -> None:
     write_mp4(tmp_path / "small.mp4", np.zeros((1, 32, 32, 3), np.uint8), 24, None, 16_000)
-    rows = [{"data_id": "a", "prompt": "A wall."}, {"data_id": "b", "prompt": "A wall.", "image_path": "small.mp4"}]
-    with pytest.raises(ValueError, match=r"prompts.jsonl:2 image_path: .*small.mp4 has 32x32 pixels; resize it to 64x64"):
+    rows = [
+        {"data_id": "a", "prompt": "A wall."},
+        {"data_id": "b", "prompt": "A wall.", "image_path": "small.mp4"},
+    ]
+    with pytest.raises(
+        ValueError, match=r"prompts.jsonl:2 image_path: .*small.mp4 has 32x32 pixels; resize it to 64x64"
+    ):
         generate(QUICK, made / "model", made / "codec", prompts(tmp_path, *rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_another_codec_is_refused(made: Path, tmp_path: Path) -> None:
-    write_model(tmp_path / "model", "debug", flavor("debug"), {"ema": debug_model().state_dict()}, {"codec_id": "other"})
+    write_model(
+        tmp_path / "model",
+        "debug",
+        flavor("debug"),
+        {"ema": debug_model().state_dict()},
+        {"codec_id": "other"},
+    )
     with pytest.raises(ValueError, match="trained on latents of codec other"):
-        generate(QUICK, tmp_path / "model", made / "codec", prompts(tmp_path, {"data_id": "a", "prompt": "x"}), tmp_path / "out")
+        generate(
+            QUICK,
+            tmp_path / "model",
+            made / "codec",
+            prompts(tmp_path, {"data_id": "a", "prompt": "x"}),
+            tmp_path / "out",
+        )
 
 
 def test_damaged_and_foreign_models_are_refused(made: Path, tmp_path: Path) -> None:
@@ -121,7 +162,10 @@ def test_damaged_and_foreign_models_are_refused(made: Path, tmp_path: Path) -> N
     wrong = {key: value for key, value in state.items() if key != "head.linear.bias"}
     wrong |= {"stranger": torch.zeros(1), "head.linear.weight": torch.zeros(3, 3)}
     write_model(tmp_path, "debug", flavor("debug"), {"ema": wrong}, {})
-    with pytest.raises(ValueError, match=r"missing head.linear.bias \(of 1\); extra stranger \(of 1\); misshapen head.linear.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"missing head.linear.bias \(of 1\); extra stranger \(of 1\); misshapen head.linear.weight",
+    ):
         load_model(tmp_path)
     weights = tmp_path / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

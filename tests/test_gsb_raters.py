@@ -36,7 +36,9 @@ def test_fleiss_original_form_by_hand():
     observed, chance = (1 + 1 + 1 / 3 + 1 / 3) / 4, float((share**2).sum())
     found = agreement(counts)
     assert found is not None
-    assert (found.observed, found.fleiss_kappa) == pytest.approx((observed, (observed - chance) / (1 - chance)))
+    assert (found.observed, found.fleiss_kappa) == pytest.approx(
+        (observed, (observed - chance) / (1 - chance))
+    )
     by_gwet = float((share * (1 - share)).sum() / 2)
     assert found.gwet_ac1 == pytest.approx((observed - by_gwet) / (1 - by_gwet))
 
@@ -51,16 +53,27 @@ def test_fleiss_agrees_with_statsmodels():
 def test_chance_and_certainty():
     guessed = agreement(np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=4000))
     assert guessed is not None
-    assert (guessed.krippendorff_alpha, guessed.fleiss_kappa, guessed.gwet_ac1) == pytest.approx((0, 0, 0), abs=0.03)
+    assert (guessed.krippendorff_alpha, guessed.fleiss_kappa, guessed.gwet_ac1) == pytest.approx(
+        (0, 0, 0), abs=0.03
+    )
     certain = agreement(np.array([[3, 0, 0], [0, 0, 2]]))
-    assert certain is not None and (certain.krippendorff_alpha, certain.gwet_ac1, certain.fleiss_kappa) == (1, 1, 1)
+    assert certain is not None and (certain.krippendorff_alpha, certain.gwet_ac1, certain.fleiss_kappa) == (
+        1,
+        1,
+        1,
+    )
 
 
 def test_where_ties_dominate_only_ac1_says_so():
     found = agreement(np.array([[0, 3, 0]] * 48 + [[1, 2, 0], [0, 2, 1]]))
     assert found is not None and found.gwet_ac1 > 0.95 and found.krippendorff_alpha < 0.1
     only = agreement(np.array([[0, 3, 0]] * 5))
-    assert only is not None and only.gwet_ac1 == 1 and math.isnan(only.krippendorff_alpha) and only.as_json()["fleiss_kappa"] is None
+    assert (
+        only is not None
+        and only.gwet_ac1 == 1
+        and math.isnan(only.krippendorff_alpha)
+        and only.as_json()["fleiss_kappa"] is None
+    )
 
 
 def test_one_vote_per_item_is_no_agreement():
@@ -68,7 +81,10 @@ def test_one_vote_per_item_is_no_agreement():
     assert agreement(np.zeros((0, 3))) is None
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3).filter(lambda row: sum(row) > 1), min_size=2, max_size=8), st.permutations(range(3)))
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 3).filter(lambda row: sum(row) > 1), min_size=2, max_size=8),
+    st.permutations(range(3)),
+)
 def test_names_of_classes_and_order_of_items_do_not_matter(rows, order):
     counts = np.array(rows)
     here, there = agreement(counts), agreement(counts[::-1, order])
@@ -95,7 +111,10 @@ def repeats(consistent, total, user="u"):
     """A rater's first answers, all for ours on the left, and swapped repeats of which `consistent` agree."""
     votes = [vote("left", user=user, case=f"c{i}") for i in range(total)]
     again = ["right" if i < consistent else "left" for i in range(total)]
-    return votes + [vote(choice, user=user, case=f"c{i}", left="base", right="ours", repeat=1) for i, choice in enumerate(again)]
+    return votes + [
+        vote(choice, user=user, case=f"c{i}", left="base", right="ours", repeat=1)
+        for i, choice in enumerate(again)
+    ]
 
 
 def test_self_consistency_takes_swapped_repeats_only():
@@ -106,8 +125,17 @@ def test_self_consistency_takes_swapped_repeats_only():
 
 def test_raters_are_dropped_by_the_rule_alone():
     rule = DropRule()
-    attentive = [vote(choice, user="bad", case=f"a{i}", right="late", attention=True) for i, choice in enumerate(["left", "tie", "right"])]
-    votes = [*repeats(3, 8, "fickle"), *repeats(4, 8, "steady"), *repeats(0, rule.min_repeats - 1, "short"), vote(user="bad"), *attentive]
+    attentive = [
+        vote(choice, user="bad", case=f"a{i}", right="late", attention=True)
+        for i, choice in enumerate(["left", "tie", "right"])
+    ]
+    votes = [
+        *repeats(3, 8, "fickle"),
+        *repeats(4, 8, "steady"),
+        *repeats(0, rule.min_repeats - 1, "short"),
+        vote(user="bad"),
+        *attentive,
+    ]
     checks = {check.user_id: check for check in check_raters(votes, rule)}
     assert checks["fickle"].dropped == "gave the same answer in 3 of 8 swapped repeats"
     assert checks["bad"].dropped == "passed 1 of 3 attention checks" and checks["bad"].votes == 1
@@ -116,7 +144,11 @@ def test_raters_are_dropped_by_the_rule_alone():
 
 
 def test_side_bias_is_measured_not_punished():
-    (found,) = check_raters([vote("left", case=str(i)) for i in range(9)] + [vote("right", case="r"), vote("tie", case="t")])
-    assert (found.left_share, found.ties, found.dropped) == (0.9, 1, "") and found.side_p == pytest.approx(22 / 1024)
+    (found,) = check_raters(
+        [vote("left", case=str(i)) for i in range(9)] + [vote("right", case="r"), vote("tie", case="t")]
+    )
+    assert (found.left_share, found.ties, found.dropped) == (0.9, 1, "") and found.side_p == pytest.approx(
+        22 / 1024
+    )
     (silent,) = check_raters([vote("tie")])
     assert math.isnan(silent.left_share) and silent.as_json()["side_p"] is None

@@ -11,21 +11,36 @@ from finetune.gsb.statistics import Z, cluster_bootstrap, gsb_error, holm, large
 def statistics(good, same, bad, raters=None, prompts=None):
     verdicts = [1] * good + [0] * same + [-1] * bad
     n = len(verdicts)
-    return pair_statistics(verdicts, raters or [f"u{i}" for i in range(n)], prompts or [f"c{i}" for i in range(n)])
+    return pair_statistics(
+        verdicts, raters or [f"u{i}" for i in range(n)], prompts or [f"c{i}" for i in range(n)]
+    )
 
 
 def test_figures_by_hand():
     found = statistics(6, 2, 2)
-    assert (found.good, found.same, found.bad, found.gsb, found.tie_split, found.win_rate) == (6, 2, 2, 0.4, 0.7, 0.75)
+    assert (found.good, found.same, found.bad, found.gsb, found.tie_split, found.win_rate) == (
+        6,
+        2,
+        2,
+        0.4,
+        0.7,
+        0.75,
+    )
     assert found.gsb_se == pytest.approx(math.sqrt((0.6 + 0.2 - 0.16) / 10))
-    assert (found.gsb_interval, found.gsb_low) == ("analytic", pytest.approx(0.4 - 1.959964 * found.gsb_se, abs=1e-6))
+    assert (found.gsb_interval, found.gsb_low) == (
+        "analytic",
+        pytest.approx(0.4 - 1.959964 * found.gsb_se, abs=1e-6),
+    )
     assert found.sign_p == pytest.approx(2 * (28 + 8 + 1) / 256)  # 6 or more of 8, both tails
 
 
 def test_wilson_by_its_formula():
     found = statistics(15, 7, 5)
     n, share, z2 = 20, 0.75, Z * Z
-    middle, half = (share + z2 / 2 / n) / (1 + z2 / n), Z * math.sqrt(share * (1 - share) / n + z2 / 4 / n**2) / (1 + z2 / n)
+    middle, half = (
+        (share + z2 / 2 / n) / (1 + z2 / n),
+        Z * math.sqrt(share * (1 - share) / n + z2 / 4 / n**2) / (1 + z2 / n),
+    )
     assert (found.win_low, found.win_high) == pytest.approx((middle - half, middle + half))
 
 
@@ -42,8 +57,14 @@ def test_ties_alone_have_no_win_rate():
 @pytest.mark.parametrize("counts", [(12, 0, 0), (0, 12, 0), (0, 0, 12)])
 def test_an_interval_never_lacks_width(counts):
     found = statistics(*counts)
-    assert found.gsb_interval == "adjusted" and found.gsb_low < found.gsb_high and found.gsb_low <= found.gsb <= found.gsb_high
-    clustered = statistics(*counts, raters=[f"u{i}" for i in range(12)], prompts=[f"c{i // 2}" for i in range(12)])
+    assert (
+        found.gsb_interval == "adjusted"
+        and found.gsb_low < found.gsb_high
+        and found.gsb_low <= found.gsb <= found.gsb_high
+    )
+    clustered = statistics(
+        *counts, raters=[f"u{i}" for i in range(12)], prompts=[f"c{i // 2}" for i in range(12)]
+    )
     assert clustered.gsb_low < clustered.gsb_high
 
 
@@ -104,10 +125,15 @@ def test_which_clusters_are_resampled():
 def test_the_wider_interval_is_given():
     prompts = [f"c{i // 4}" for i in range(120)]
     alike = statistics(60, 28, 32, prompts=prompts)  # every prompt gets one answer four times
-    assert alike.gsb_interval == "bootstrap over prompts" and alike.gsb_high - alike.gsb_low > 1.5 * 2 * Z * alike.gsb_se
+    assert (
+        alike.gsb_interval == "bootstrap over prompts"
+        and alike.gsb_high - alike.gsb_low > 1.5 * 2 * Z * alike.gsb_se
+    )
     verdicts = [1, 0, 0, -1] * 30  # every prompt gets the same mixture
     mixed = pair_statistics(verdicts, ["one", "two"] * 60, prompts)
-    assert mixed.gsb_interval == "analytic" and mixed.gsb_high - mixed.gsb_low == pytest.approx(2 * Z * mixed.gsb_se)
+    assert mixed.gsb_interval == "analytic" and mixed.gsb_high - mixed.gsb_low == pytest.approx(
+        2 * Z * mixed.gsb_se
+    )
 
 
 def test_a_long_bootstrap_is_drawn_in_parts():

@@ -29,10 +29,20 @@ def test_json_has_the_promised_keys(tmp_path, capsys):
     assert {"good", "same", "bad", "gsb", "gsb_low", "gsb_high", "sign_p"} <= set(found["pairs"]["weak"])
     assert {"strength", "tie", "side", "log_likelihood"} <= set(found["davidson"])
     assert found["davidson"]["strength"]["ours"] == 0 and found["davidson"]["strength"]["weak"] < 0
-    assert found["ours"] == "ours" and found["simulated"] is True and found["votes"]["simulated"] == 300 and "axes" not in found
+    assert (
+        found["ours"] == "ours"
+        and found["simulated"] is True
+        and found["votes"]["simulated"] == 300
+        and "axes" not in found
+    )
     pair = found["pairs"]["weak"]
-    assert pair["gsb"] == pytest.approx((pair["good"] - pair["bad"]) / 150) and pair["gsb_low"] < pair["gsb"] < pair["gsb_high"]
-    assert found["agreement"] is None and any("one vote per case: agreement cannot be computed" in said for said in found["warnings"])
+    assert (
+        pair["gsb"] == pytest.approx((pair["good"] - pair["bad"]) / 150)
+        and pair["gsb_low"] < pair["gsb"] < pair["gsb_high"]
+    )
+    assert found["agreement"] is None and any(
+        "one vote per case: agreement cannot be computed" in said for said in found["warnings"]
+    )
 
 
 def test_good_and_bad_are_from_the_side_of_ours(tmp_path):
@@ -48,7 +58,9 @@ def test_good_and_bad_are_from_the_side_of_ours(tmp_path):
 
 def test_axes_are_apart_and_share_holm(tmp_path):
     rows = [row("left", case=str(i)) for i in range(8)] + [row("right", case="x")]
-    rows += [row("right", case=str(i), axis="voice") for i in range(6)] + [row("left", case="x", axis="voice")]
+    rows += [row("right", case=str(i), axis="voice") for i in range(6)] + [
+        row("left", case="x", axis="voice")
+    ]
     found = summary(tmp_path, rows)
     assert set(found["axes"]) == {"overall", "voice"} and found["axes"]["overall"]["pairs"] == found["pairs"]
     overall, voice = found["pairs"]["base"], found["axes"]["voice"]["pairs"]["base"]
@@ -64,14 +76,25 @@ def test_repeats_checks_and_dropped_raters_do_not_count(tmp_path):
     rows = [row(), row("right"), row(user="bad", case="d"), row("right", case="e"), *checks]
     rows[1]["repeat"] = 1
     found = summary(tmp_path, rows)
-    assert found["votes"] == {"read": 7, "counted": 2, "attention": 3, "repeats": 1, "of_dropped_raters": 1, "simulated": 0}
+    assert found["votes"] == {
+        "read": 7,
+        "counted": 2,
+        "attention": 3,
+        "repeats": 1,
+        "of_dropped_raters": 1,
+        "simulated": 0,
+    }
     assert set(found["pairs"]) == {"base"} and found["pairs"]["base"]["good"] == 1
     assert "rater bad is dropped: passed 0 of 3 attention checks" in found["warnings"]
     assert summary(tmp_path, rows, keep_all_raters=True)["pairs"]["base"]["good"] == 2
 
 
 def test_several_raters_per_case_have_agreement(tmp_path):
-    rows = [row(choice, user=user, case=str(i)) for i, choice in enumerate(("left", "right", "tie")) for user in "ab"]
+    rows = [
+        row(choice, user=user, case=str(i))
+        for i, choice in enumerate(("left", "right", "tie"))
+        for user in "ab"
+    ]
     found = summary(tmp_path, rows)
     assert found["agreement"]["krippendorff_alpha"] == 1 and found["agreement"]["items"] == 3
 
@@ -82,10 +105,17 @@ def test_one_rater_is_said(tmp_path):
 
 
 def test_ties_on_one_pair_or_axis_warn_and_on_all_are_an_error(tmp_path):
-    rows = [row(case="1"), row("right", case="2"), row("tie", case="1", right="same"), row("tie", case="1", axis="sync")]
+    rows = [
+        row(case="1"),
+        row("right", case="2"),
+        row("tie", case="1", right="same"),
+        row("tie", case="1", axis="sync"),
+    ]
     found = summary(tmp_path, rows)
     assert found["pairs"]["same"]["win_rate"] is None and found["axes"]["sync"]["davidson"] is None
-    assert {"overall: all votes on same are ties", "sync: every vote is a tie; no strengths"} <= set(found["warnings"])
+    assert {"overall: all votes on same are ties", "sync: every vote is a tie; no strengths"} <= set(
+        found["warnings"]
+    )
     with pytest.raises(ValueError, match="all 1 votes on axis 'sync' are ties"):
         summary(tmp_path, rows, axis="sync")
 
@@ -113,18 +143,37 @@ def test_nothing_to_count_is_an_error(tmp_path):
 
 def test_simulated_votes_are_labelled_and_mixtures_warned_of(tmp_path, capsys):
     rows = [row(case="1", simulated=True), row("right", case="2")]
-    assert any("1 simulated votes are mixed with 1 of people" in said for said in summary(tmp_path, rows)["warnings"])
+    assert any(
+        "1 simulated votes are mixed with 1 of people" in said for said in summary(tmp_path, rows)["warnings"]
+    )
     path = tmp_path / "votes.jsonl"
     assert run("gsb", "stats", path) == 0
     printed = capsys.readouterr().out
-    assert "SIMULATED VOTES (1 of 2): no person was asked" in printed and "tie nu" in printed and "+0.00" in printed and "base " in printed
-    write(path, [row(case="1"), row("right", case="2"), row("right", case="1", left="base", right="ours", side="right", repeat=1)])
+    assert (
+        "SIMULATED VOTES (1 of 2): no person was asked" in printed
+        and "tie nu" in printed
+        and "+0.00" in printed
+        and "base " in printed
+    )
+    write(
+        path,
+        [
+            row(case="1"),
+            row("right", case="2"),
+            row("right", case="1", left="base", right="ours", side="right", repeat=1),
+        ],
+    )
     assert run("gsb", "stats", path) == 0
     printed = capsys.readouterr().out
-    assert "SIMULATED" not in printed and "raters: 1, same answer in 1 of 1 swapped repeats, no attention checks" in printed
+    assert (
+        "SIMULATED" not in printed
+        and "raters: 1, same answer in 1 of 1 swapped repeats, no attention checks" in printed
+    )
 
 
-@pytest.mark.parametrize("rows", [[row(side="right"), row(case="2"), row(case="3")], [row("tie")], [row(axis="sync")]])
+@pytest.mark.parametrize(
+    "rows", [[row(side="right"), row(case="2"), row(case="3")], [row("tie")], [row(axis="sync")]]
+)
 def test_errors_are_one_line(tmp_path, capsys, rows):
     path = write(tmp_path / "votes.jsonl", rows)
     assert run("gsb", "stats", path) == 2

@@ -14,18 +14,43 @@ def error(tmp_path, rows, **options):
 
 
 def test_public_rows_are_read_and_ours_follows_from_its_side(tmp_path):
-    rows = [row("left", left="nava", right="veo", side="left"), row("tie", case=7, left="veo", right="nava", side="right")]
+    rows = [
+        row("left", left="nava", right="veo", side="left"),
+        row("tie", case=7, left="veo", right="nava", side="right"),
+    ]
     found = read_votes(write(tmp_path / "votes.jsonl", rows))
     assert found.ours == "nava" and found.num_simulated == 0
     first, second = found.votes
-    assert (first.axis, first.repeat, first.line, first.verdict("nava"), first.verdict("veo")) == ("overall", 0, 1, 1, -1)
+    assert (first.axis, first.repeat, first.line, first.verdict("nava"), first.verdict("veo")) == (
+        "overall",
+        0,
+        1,
+        1,
+        -1,
+    )
     assert (second.case_id, second.verdict("nava"), second.pair) == ("7", 0, ("nava", "veo"))
 
 
 def test_our_fields_are_read_and_foreign_ones_ignored(tmp_path):
-    given = row(axis="sync", repeat=1, seconds=3.5, seed=4, left_sha256="a", right_sha256="b", simulated=True, comment="nice")
+    given = row(
+        axis="sync",
+        repeat=1,
+        seconds=3.5,
+        seed=4,
+        left_sha256="a",
+        right_sha256="b",
+        simulated=True,
+        comment="nice",
+    )
     (found,) = read_votes(write(tmp_path / "votes.jsonl", [given])).votes
-    assert (found.axis, found.repeat, found.seconds, found.seed, found.left_sha256, found.simulated) == ("sync", 1, 3.5, 4, "a", True)
+    assert (found.axis, found.repeat, found.seconds, found.seed, found.left_sha256, found.simulated) == (
+        "sync",
+        1,
+        3.5,
+        4,
+        "a",
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +88,9 @@ def test_a_missing_field_is_named(tmp_path):
 
 def test_an_unknown_model_names_the_nearest(tmp_path):
     rows = [row(), row(case="d", right="bsae")]
-    assert error(tmp_path, rows, models=("ours", "base")).startswith("2 right_model: unknown model 'bsae'; did you mean 'base'")
+    assert error(tmp_path, rows, models=("ours", "base")).startswith(
+        "2 right_model: unknown model 'bsae'; did you mean 'base'"
+    )
     assert error(tmp_path, rows, models=("base",), ours="ours").startswith("2 right_model: unknown model")
 
 
@@ -73,7 +100,14 @@ def test_the_same_question_twice_is_an_error_also_with_sides_swapped(tmp_path):
         assert error(tmp_path, [row(), row(case="d"), second]).startswith(
             "3 repeat: 'u' voted on case 'c', base and ours, overall, repeat 0 on line 1"
         )
-    rows = [row(), {**swapped, "repeat": 1}, row(axis="sync"), row(user="v"), row(case="d"), row(right="other")]
+    rows = [
+        row(),
+        {**swapped, "repeat": 1},
+        row(axis="sync"),
+        row(user="v"),
+        row(case="d"),
+        row(right="other"),
+    ]
     assert len(read_votes(write(tmp_path / "votes.jsonl", rows)).votes) == len(rows)
 
 
@@ -84,7 +118,9 @@ def test_the_first_wrong_line_is_named(tmp_path):
 
 
 def test_a_model_called_ours_is_ours_even_if_every_row_says_otherwise(tmp_path):
-    assert error(tmp_path, [row(side="right"), row(case="d", side="right")]).startswith("1 ours_side: 'right' contradicts the models")
+    assert error(tmp_path, [row(side="right"), row(case="d", side="right")]).startswith(
+        "1 ours_side: 'right' contradicts the models"
+    )
 
 
 def test_ours_given_by_name_is_held_against_every_row(tmp_path):
@@ -95,7 +131,9 @@ def test_an_attention_check_names_the_original(tmp_path):
     check = row("left", left="base", right="late", side="left", case="x", attention=True)
     found = read_votes(write(tmp_path / "votes.jsonl", [row(), check]), models=("ours", "base"))
     assert found.ours == "ours"
-    assert error(tmp_path, [row(), {**check, "ours_side": None}]).startswith("2 ours_side: an attention check names")
+    assert error(tmp_path, [row(), {**check, "ours_side": None}]).startswith(
+        "2 ours_side: an attention check names"
+    )
 
 
 def test_a_file_that_is_no_jsonl(tmp_path):

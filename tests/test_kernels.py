@@ -44,7 +44,10 @@ def test_attention_by_matmuls_in_bf16_stays_within_a_percent() -> None:
 @given(width=st.integers(1, 65), rows=st.integers(1, 7), seed=st.integers(0, 99))
 def test_width_norm_equals_rms_norm(width: int, rows: int, seed: int) -> None:
     torch.manual_seed(seed)
-    norm, x = WidthNorm(width, eps=1e-6).double(), torch.randn(2, rows, width, dtype=torch.float64, requires_grad=True)
+    norm, x = (
+        WidthNorm(width, eps=1e-6).double(),
+        torch.randn(2, rows, width, dtype=torch.float64, requires_grad=True),
+    )
     torch.nn.init.normal_(norm.weight)
     ours, theirs = norm(x), F.rms_norm(x, (width,), norm.weight, 1e-6)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
@@ -63,6 +66,11 @@ def test_width_norm_in_lower_precision_is_as_close_as_rms_norm(dtype: torch.dtyp
     errors = []
     for answer in (norm(low), F.rms_norm(low, (192,), norm.weight, 1e-6)):
         (grad,) = gradients(answer, low)
-        errors.append(((answer.double() - truth).norm() / truth.norm(), (grad.double() - true_grad).norm() / true_grad.norm()))
+        errors.append(
+            (
+                (answer.double() - truth).norm() / truth.norm(),
+                (grad.double() - true_grad).norm() / true_grad.norm(),
+            )
+        )
     assert errors[0][0] < 1.6 * errors[1][0] + 1e-6
     assert errors[0][1] < 1.6 * errors[1][1] + 1e-6

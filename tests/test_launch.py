@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from launch_world import free_port, write_world
 
 from experiments.cli import main
-from experiments.launch import kubernetes, node, slurm
-from experiments.launch.kubernetes import KubernetesOptions
-from experiments.launch.request import RENDEZVOUS_PORT, Request
-from experiments.launch.slurm import SlurmOptions
-from pretrain.nodes import Nodes, node_rank
+from experiments.jobs import kubernetes, node, slurm
+from experiments.jobs.kubernetes import KubernetesOptions
+from experiments.jobs.request import RENDEZVOUS_PORT, Request
+from experiments.jobs.slurm import SlurmOptions
+from pretrain.launch.nodes import Nodes, node_rank
 
 HOSTILE = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
 IMAGE = KubernetesOptions(image="registry/nava:1")
@@ -49,17 +49,25 @@ def expanded(text: str) -> str:
 @settings(max_examples=25, deadline=None)
 @given(recipe=HOSTILE, setting=HOSTILE, out=HOSTILE, value=HOSTILE)
 @example(recipe="a", setting="x=$$", out="$(OUT)", value="a$$(b)$$$")
-def test_any_name_survives_every_shell_and_all_launchers_run_the_same(recipe: str, setting: str, out: str, value: str) -> None:
-    request = Request(recipe=recipe, settings=(setting,), out=out, env=(f"X={value}",), workdir=out, init_from=value)
+def test_any_name_survives_every_shell_and_all_launchers_run_the_same(
+    recipe: str, setting: str, out: str, value: str
+) -> None:
+    request = Request(
+        recipe=recipe, settings=(setting,), out=out, env=(f"X={value}",), workdir=out, init_from=value
+    )
     script, batch = node.render(request), slurm.render(request, SlurmOptions())
     job, command = of_job(kubernetes.render(request, IMAGE))
     assert of_script(script) == of_script(batch) == command == request.arguments()
     assert command[2] == recipe and f"--set={setting}" in command and f"--out={out}" in command
     for text in (script, batch):
         assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).returncode == 0
-    assert [expanded(item["value"]) for item in job["spec"]["trainer"]["env"] if item["name"] == "X"] == [value]
+    assert [expanded(item["value"]) for item in job["spec"]["trainer"]["env"] if item["name"] == "X"] == [
+        value
+    ]
     exported = next(line for line in script.split("\n") if line.startswith("export X="))
-    shown = subprocess.run(["bash", "-c", f'{exported}\nprintf %s "$X"'], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["bash", "-c", f'{exported}\nprintf %s "$X"'], capture_output=True, text=True, check=True
+    )
     assert shown.stdout == value
 
 
@@ -75,21 +83,45 @@ def test_several_nodes_meet_and_the_rest_of_the_line_is_the_same() -> None:
 
 def test_sbatch_asks_for_nodes_a_warning_and_a_requeue() -> None:
     request = Request(recipe="nava_6b", nodes=16, gpus_per_node=8, grace_s=180)
-    batch = slurm.render(request, SlurmOptions(partition="big", account="team", time="2-00:00:00", image="im age", mounts="/a:/a"))
+    batch = slurm.render(
+        request,
+        SlurmOptions(partition="big", account="team", time="2-00:00:00", image="im age", mounts="/a:/a"),
+    )
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", batch, re.M))
-    assert asked["nodes"] == "16" and asked["ntasks-per-node"] == "1" and asked["gpus-per-node"] == "8" and "requeue" in asked
-    assert asked["signal"] == "B:TERM@180" and asked["open-mode"] == "append" and asked["job-name"] == "nava-6b"
-    assert (asked["partition"], asked["account"], asked["time"]) == ("big", "team", "2-00:00:00") and "array" not in asked
+    assert (
+        asked["nodes"] == "16"
+        and asked["ntasks-per-node"] == "1"
+        and asked["gpus-per-node"] == "8"
+        and "requeue" in asked
+    )
+    assert (
+        asked["signal"] == "B:TERM@180" and asked["open-mode"] == "append" and asked["job-name"] == "nava-6b"
+    )
+    assert (asked["partition"], asked["account"], asked["time"]) == (
+        "big",
+        "team",
+        "2-00:00:00",
+    ) and "array" not in asked
     assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=165" in batch and "'--container-image=im age'" in batch
     assert batch.splitlines()[1].startswith("#SBATCH")  # directives after a command are ignored by sbatch
 
 
 @pytest.mark.parametrize("trainer", ["2.1", "2.2"])
 def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
-    options = KubernetesOptions(image="i", claim="data", mount="/data", cpu="96", memory="1Ti", secrets=("KEY=s3:key",), trainer=trainer)
+    options = KubernetesOptions(
+        image="i",
+        claim="data",
+        mount="/data",
+        cpu="96",
+        memory="1Ti",
+        secrets=("KEY=s3:key",),
+        trainer=trainer,
+    )
     job, _ = of_job(kubernetes.render(Request(recipe="my.Recipe_1", nodes=2, gpus_per_node=4), options))
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
-    assert job["metadata"]["name"] == "my-recipe-1" and job["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    assert (
+        job["metadata"]["name"] == "my-recipe-1" and job["spec"]["runtimeRef"]["name"] == "torch-distributed"
+    )
     trained = job["spec"]["trainer"]
     assert (trained["numNodes"], trained["numProcPerNode"], trained["image"]) == (2, 4, "i")
     assert trained["resourcesPerNode"]["limits"] == {"cpu": "96", "memory": "1Ti", "nvidia.com/gpu": 4}
@@ -98,7 +130,9 @@ def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
         pod = job["spec"]["podTemplateOverrides"][0]["spec"]
     else:
         patch = job["spec"]["runtimePatches"][0]
-        pod = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        pod = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"][
+            "template"
+        ]["spec"]
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "data"
     assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/data"
 
@@ -127,7 +161,11 @@ def test_what_cannot_be_launched_is_refused(make, message: str) -> None:
 
 
 def test_nodes_know_their_number_and_each_stage_has_a_port() -> None:
-    assert node_rank(4, -1, {"SLURM_NODEID": "3"}) == 3 and node_rank(4, -1, {"PET_NODE_RANK": "2"}) == 2 and node_rank(4, 1, {}) == 1
+    assert (
+        node_rank(4, -1, {"SLURM_NODEID": "3"}) == 3
+        and node_rank(4, -1, {"PET_NODE_RANK": "2"}) == 2
+        and node_rank(4, 1, {}) == 1
+    )
     third = Nodes(count=4, rank=1, rendezvous="[::1]:29500", max_restarts=2).at(2)
     assert third.rendezvous == "[::1]:29502" and not third.leads
     told = third.arguments(8, 0)
@@ -146,7 +184,11 @@ def test_dry_run_prints_and_a_missing_scheduler_is_one_line(capsys, monkeypatch,
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(SystemExit) as ended:
             main(["launch", verb, *asked, *more])
-        assert ended.value.code == 2 and "no such command here" in capsys.readouterr().err and not list(tmp_path.iterdir())
+        assert (
+            ended.value.code == 2
+            and "no such command here" in capsys.readouterr().err
+            and not list(tmp_path.iterdir())
+        )
     with pytest.raises(SystemExit):
         main(["launch", "slurm", "nava_6b", "--nodes", "3", "--dry-run"])
     assert "does not split over" in capsys.readouterr().err
@@ -156,7 +198,12 @@ def test_dry_run_prints_and_a_missing_scheduler_is_one_line(capsys, monkeypatch,
 @pytest.mark.distributed
 def test_the_script_of_one_node_trains(tmp_path: Path) -> None:
     environment = write_world(tmp_path)
-    request = Request(recipe="launch_world.launched", gpus_per_node=2, settings=("pretrain.stages.stage1.steps=6",), workdir=str(tmp_path))
+    request = Request(
+        recipe="launch_world.launched",
+        gpus_per_node=2,
+        settings=("pretrain.stages.stage1.steps=6",),
+        workdir=str(tmp_path),
+    )
     script = tmp_path / "run.sh"
     script.write_text(node.render(request))
     done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=200)
@@ -169,20 +216,33 @@ def test_the_script_of_one_node_trains(tmp_path: Path) -> None:
 def test_a_preempted_slurm_job_checkpoints_requeues_and_goes_on(tmp_path: Path) -> None:
     """Two nodes of one rank each, found by a real rendezvous."""
     environment = write_world(tmp_path) | {"SLURM_NNODES": "2"}
-    first = Request(recipe="launch_world.launched", nodes=2, gpus_per_node=1, settings=("pretrain.stages.stage1.steps=100",))
+    first = Request(
+        recipe="launch_world.launched",
+        nodes=2,
+        gpus_per_node=1,
+        settings=("pretrain.stages.stage1.steps=100",),
+    )
     batch = tmp_path / "job.sbatch"
     batch.write_text(slurm.render(first, SlurmOptions()).replace(f":{RENDEZVOUS_PORT}", f":{free_port()}"))
     job = subprocess.Popen(["bash", str(batch)], env=environment, cwd=tmp_path)
     metrics, deadline = tmp_path / "out" / "pretrain" / "stage1" / "metrics.jsonl", time.monotonic() + 150
-    while not (metrics.is_file() and metrics.stat().st_size) and job.poll() is None and time.monotonic() < deadline:
+    while (
+        not (metrics.is_file() and metrics.stat().st_size)
+        and job.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=100) == 130, logs(tmp_path)
     status, step = state(tmp_path)
     assert status == "interrupted" and 0 < step < 100
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0].startswith("srun --kill-on-bad-exit=1 nava pretrain") and calls[1:] == ["scontrol requeue 7"]
-    batch.write_text(batch.read_text().replace(re.search(r":(\d+)\"$", batch.read_text(), re.M)[1], str(free_port())))  # type: ignore[index]
+    assert calls[0].startswith("srun --kill-on-bad-exit=1 nava pretrain") and calls[1:] == [
+        "scontrol requeue 7"
+    ]
+    batch.write_text(
+        batch.read_text().replace(re.search(r":(\d+)\"$", batch.read_text(), re.M)[1], str(free_port()))
+    )  # type: ignore[index]
     again = subprocess.run(["bash", str(batch)], env=environment, cwd=tmp_path, timeout=250)
     assert again.returncode == 0, logs(tmp_path)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
@@ -196,4 +256,7 @@ def state(folder: Path) -> tuple[str, int]:
 
 
 def logs(folder: Path) -> str:
-    return "\n".join(path.read_text()[-1500:] for path in (*folder.glob("calls.*"), *folder.glob("out/pretrain/stage1/log*.txt")))
+    return "\n".join(
+        path.read_text()[-1500:]
+        for path in (*folder.glob("calls.*"), *folder.glob("out/pretrain/stage1/log*.txt"))
+    )

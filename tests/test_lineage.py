@@ -3,12 +3,12 @@ import subprocess
 
 import pytest
 
-from experiments import runs
 from experiments.layout import Layout
-from experiments.lineage import CHECKPOINT_TAG, show, trace
-from experiments.provenance import git_state, md5_of, stage_inputs
-from experiments.runs import tracked
-from experiments.tracking import RunStart, SpoolTracker
+from experiments.runs.lineage import CHECKPOINT_TAG, show, trace
+from experiments.runs.provenance import git_state, md5_of, stage_inputs
+from experiments.runs.run import run as runs
+from experiments.runs.run import tracked
+from experiments.runs.tracker import RunStart, SpoolTracker
 
 PIPELINE = """
 stages:
@@ -27,7 +27,11 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ensure_sender", lambda spool, root: None)
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     (tmp_path / "code.py").write_text("x = 1\n")
-    for command in (["init", "-q"], ["add", "code.py"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "code.py"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
         subprocess.run(["git", *command], check=True, cwd=tmp_path)
     layout = Layout()
     for stage in ("corpus", "pretrain_stage1", "pretrain_stage2", "generate"):
@@ -59,7 +63,12 @@ def test_a_model_leads_to_its_parents_inputs_and_commit(world, tmp_path):
 
 def test_a_clip_in_the_output_leads_through_generation(world, tmp_path):
     (world.generated / "a.wav").write_text("")
-    assert stages_of(trace("out/generated/a.wav", world, tmp_path)) == ["generate", "pretrain_stage2", "pretrain_stage1", "corpus"]
+    assert stages_of(trace("out/generated/a.wav", world, tmp_path)) == [
+        "generate",
+        "pretrain_stage2",
+        "pretrain_stage1",
+        "corpus",
+    ]
 
 
 def test_a_clip_carried_elsewhere_is_known_by_its_checkpoint(world, tmp_path, monkeypatch):
@@ -78,14 +87,23 @@ def test_a_clip_carried_elsewhere_is_known_by_its_checkpoint(world, tmp_path, mo
 def test_of_runs_with_equal_weights_the_folders_own_is_named(world, tmp_path):
     for name in ("first", "second"):
         tracker = SpoolTracker(world.tracking / f"2-{name}")
-        tracker.start(RunStart(name="import", tags={"nava.stage": "import", "nava.output": f"models/{name}", CHECKPOINT_TAG: "equal"}))
+        tracker.start(
+            RunStart(
+                name="import",
+                tags={"nava.stage": "import", "nava.output": f"models/{name}", CHECKPOINT_TAG: "equal"},
+            )
+        )
         tracker.finish("FINISHED")
     for name in ("first", "second", "carried"):
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / "config.json").write_text(json.dumps({"checkpoint_id": "equal"}))
     assert trace("models/first", world, tmp_path)["run"] == "2-first"
     assert trace("models/first/config.json", world, tmp_path)["run"] == "2-first"
-    assert trace("models/second", world, tmp_path)["run"] == trace("models/carried", world, tmp_path)["run"] == "2-second"
+    assert (
+        trace("models/second", world, tmp_path)["run"]
+        == trace("models/carried", world, tmp_path)["run"]
+        == "2-second"
+    )
 
 
 def test_a_run_is_found_by_key_stage_or_mlflow_id(world, tmp_path):

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.data.collate import to_av_batch
-from pretrain.data.loader import Slice, StageLoader
-from pretrain.data.sample_set import SampleSet
+from pretrain.data.stream.collate import to_av_batch
+from pretrain.data.stream.loader import Slice, StageLoader
+from pretrain.data.stream.sample_set import SampleSet
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
 from pretrain.types import Task
@@ -32,15 +32,22 @@ def toy(name: str, index: int, frames: int | None, tokens: int, spans: int = 1) 
     generator = torch.Generator().manual_seed(index)
     video = torch.randn(48, frames, 4, 4, generator=generator) if frames else None
     return Toy(
-        f"{name}-{index}", video, torch.randn(128, tokens, generator=generator), torch.randn(5 + index % 4, 16, generator=generator),
-        torch.arange(spans), torch.randn(spans, 192, generator=generator),
-    )  # fmt: skip
+        f"{name}-{index}",
+        video,
+        torch.randn(128, tokens, generator=generator),
+        torch.randn(5 + index % 4, 16, generator=generator),
+        torch.arange(spans),
+        torch.randn(spans, 192, generator=generator),
+    )
 
 
 def sets(mix_lengths: bool = False) -> dict[str, SampleSet]:
     audio = [toy("audio", i, None, 26, spans=i % 2) for i in range(23)]
     paired = [toy("paired", i, 7, 26) if i % 3 else toy("paired", i, 13, 51, spans=2) for i in range(31)]
-    return {"audio_only": SampleSet("audio_only", audio, mix_lengths), "paired": SampleSet("paired", paired, mix_lengths)}
+    return {
+        "audio_only": SampleSet("audio_only", audio, mix_lengths),
+        "paired": SampleSet("paired", paired, mix_lengths),
+    }
 
 
 STAGE = StageConfig(tasks={"T2A": 1, "T2AV": 1, "TI2AV": 1, "T2V": 1})
@@ -63,7 +70,10 @@ def rows(batches) -> list[tuple[int, int, int]]:
 def test_ranks_and_accumulation_see_the_same_global_batches(seed, world, accumulation, steps):
     local = 16 // (world * accumulation)
     whole = rows(islice(loader(seed=seed, local=16, global_batch=16), steps))
-    parts = [rows(islice(loader(rank, world, local, seed, global_batch=16), steps * accumulation)) for rank in range(world)]
+    parts = [
+        rows(islice(loader(rank, world, local, seed, global_batch=16), steps * accumulation))
+        for rank in range(world)
+    ]
     for step in range(steps):
         per_rank = 16 // world
         together = [row for part in parts for row in part[step * per_rank : (step + 1) * per_rank]]
@@ -105,7 +115,9 @@ def test_a_step_has_one_size_unless_mixing_is_asked_for():
 
 def test_both_sizes_are_drawn_by_their_share():
     stage = StageConfig(tasks={"T2V": 1})
-    sizes = Counter(batch["video"].shape[2] for batch, _ in islice(loader(stage=stage, local=1, global_batch=1), 300))
+    sizes = Counter(
+        batch["video"].shape[2] for batch, _ in islice(loader(stage=stage, local=1, global_batch=1), 300)
+    )
     assert 0.25 < sizes[13] / 300 < 0.45  # 11 of 31 samples are long
 
 
@@ -122,7 +134,9 @@ def test_streams_follow_the_task_and_audio_only_may_take_more():
         assert len(batch["sample_ids"]) == (24 if clean.task is Task.T2A else 8)
         assert clean.conditioning.speakers.shape[1] >= 1
         video = clean.video.latents[0, 0].numel() // 4 if clean.video else 0
-        assert labels.numel() == len(batch["sample_ids"]) * (video + (clean.audio.latents.shape[2] if clean.audio else 0))
+        assert labels.numel() == len(batch["sample_ids"]) * (
+            video + (clean.audio.latents.shape[2] if clean.audio else 0)
+        )
     assert seen == {Task.T2A, Task.T2V, Task.TIA2AV}
 
 

@@ -15,13 +15,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.loader import Slice, StageLoader
-from pretrain.data.order import WindowedOrder, full_order
-from pretrain.data.prefetch import prefetched
-from pretrain.data.sample import Sample
-from pretrain.data.sample_set import SampleSet, buckets_of_index, open_set
-from pretrain.data.store import LatentStore
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.loader import Slice, StageLoader, prefetched
+from pretrain.data.stream.order import WindowedOrder, full_order
+from pretrain.data.stream.sample import Sample
+from pretrain.data.stream.sample_set import SampleSet, buckets_of_index, open_set
+from pretrain.data.stream.store import LatentStore
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
 
@@ -32,8 +31,15 @@ ROWS = 61
 def sample(index: int) -> Sample:
     generator = torch.Generator().manual_seed(index)
     frames, tokens = (2, 6) if index % 3 else (3, 9)
-    return Sample(f"paired-{index}", torch.randn(48, frames, 2, 2, generator=generator), torch.randn(128, tokens, generator=generator), 6.0,
-                  torch.randn(4, 16, generator=generator), torch.arange(1), torch.randn(1, 192, generator=generator))  # fmt: skip
+    return Sample(
+        f"paired-{index}",
+        torch.randn(48, frames, 2, 2, generator=generator),
+        torch.randn(128, tokens, generator=generator),
+        6.0,
+        torch.randn(4, 16, generator=generator),
+        torch.arange(1),
+        torch.randn(1, 192, generator=generator),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,9 @@ def streamed(folder: Path) -> SampleSet:
     return found
 
 
-def loader(source: SampleSet, rank: int = 0, world: int = 1, local: int = 12, prefetch: int = 0, seed: int = 3) -> StageLoader:
+def loader(
+    source: SampleSet, rank: int = 0, world: int = 1, local: int = 12, prefetch: int = 0, seed: int = 3
+) -> StageLoader:
     return StageLoader(STAGE, {"paired": source}, seed, 12, Slice(rank, world, local), prefetch)
 
 
@@ -73,7 +81,10 @@ def test_a_windowed_order_is_a_permutation_by_windows(sizes: list[int], window: 
     assert sorted(drawn) == list(range(sum(sizes)))
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     visits = [shard_of[index] for index in drawn]
-    first, last = ({shard: position for position, shard in pairs} for pairs in (list(enumerate(visits))[::-1], list(enumerate(visits))))
+    first, last = (
+        {shard: position for position, shard in pairs}
+        for pairs in (list(enumerate(visits))[::-1], list(enumerate(visits)))
+    )
     for position in range(len(visits)):  # never more than two windows' worth of shards are half read
         assert sum(first[shard] <= position <= last[shard] for shard in first) <= window
     assert [order[position] for position in range(len(order))] == drawn
@@ -109,9 +120,12 @@ def test_an_epoch_has_every_sample_of_a_bucket_once(streamed: SampleSet) -> None
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    kills=st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6]), st.booleans()), min_size=1, max_size=4),
-    prefetch=st.integers(0, 3), in_memory=st.booleans(),
-)  # fmt: skip
+    kills=st.lists(
+        st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6]), st.booleans()), min_size=1, max_size=4
+    ),
+    prefetch=st.integers(0, 3),
+    in_memory=st.booleans(),
+)
 def test_killed_and_resumed_on_other_ranks_the_run_is_the_same(
     folder: Path, streamed: SampleSet, kills: list[tuple[int, int, bool]], prefetch: int, in_memory: bool
 ) -> None:
@@ -138,14 +152,22 @@ def test_killed_and_resumed_on_other_ranks_the_run_is_the_same(
 
 @given(st.integers(0, 50), st.sampled_from([2, 3, 4]))
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_ranks_of_a_step_have_one_task_and_few_shards(folder: Path, streamed: SampleSet, seed: int, world: int) -> None:
-    shard_of = {stable_hash(row["data_id"]): row["shard"] for row in map(LatentStore(folder).index.row, range(ROWS))}
+def test_ranks_of_a_step_have_one_task_and_few_shards(
+    folder: Path, streamed: SampleSet, seed: int, world: int
+) -> None:
+    shard_of = {
+        stable_hash(row["data_id"]): row["shard"] for row in map(LatentStore(folder).index.row, range(ROWS))
+    }
     streams = [iter(loader(streamed, rank, world, 12 // world, seed=seed)) for rank in range(world)]
     for _ in range(4):
         batches = [next(stream)[0] for stream in streams]
         assert len({int(batch["task"]) for batch in batches}) == 1
         assert len({batch["video"].shape[2:] for batch in batches if "video" in batch}) <= 1
-        touched = [shard_of[key] for batch in batches for key in sorted(batch["sample_ids"].tolist(), key=lambda key: shard_of[key])]
+        touched = [
+            shard_of[key]
+            for batch in batches
+            for key in sorted(batch["sample_ids"].tolist(), key=lambda key: shard_of[key])
+        ]
         assert touched == sorted(touched)  # rank by rank through the shards
 
 
@@ -193,7 +215,9 @@ def test_the_state_is_what_was_used_not_what_was_made(streamed: SampleSet) -> No
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_training_goes_on_after_a_damaged_shard_is_repaired(folder: Path, tmp_path: Path, prefetch: int) -> None:
+def test_training_goes_on_after_a_damaged_shard_is_repaired(
+    folder: Path, tmp_path: Path, prefetch: int
+) -> None:
     import shutil
 
     shutil.copytree(folder, tmp_path / "paired")
@@ -206,7 +230,10 @@ def test_training_goes_on_after_a_damaged_shard_is_repaired(folder: Path, tmp_pa
             shard.write_bytes(bad)
         first = loader(open_set(tmp_path / "paired", in_memory_bytes=0, shuffle_shards=3), prefetch=prefetch)
         seen: list[tuple[int, int, int]] = []
-        with pytest.raises((ValueError, FileNotFoundError), match=rf"shard-000004.safetensors.*{says}.*--verify, then go on|{says}"):
+        with pytest.raises(
+            (ValueError, FileNotFoundError),
+            match=rf"shard-000004.safetensors.*{says}.*--verify, then go on|{says}",
+        ):
             for batch in islice(iter(first), 12):
                 seen += rows(iter([batch]))
         shard.write_bytes(good)

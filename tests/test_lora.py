@@ -9,11 +9,26 @@ from model_cases import audio_stream, conditioning, debug_model, present, video_
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetune.adapters import Adapter, adapted_model, gathered, load_adapter, merge_adapter, read_adapter, save_adapter
-from finetune.lora import GROUPS, LoraConfig, adapter_layers, adapter_parameters, adapter_shapes, inject, target_names
+from finetune.adapters import (
+    Adapter,
+    adapted_model,
+    gathered,
+    load_adapter,
+    merge_adapter,
+    read_adapter,
+    save_adapter,
+)
+from finetune.lora import (
+    GROUPS,
+    LoraConfig,
+    adapter_layers,
+    adapter_parameters,
+    adapter_shapes,
+    inject,
+    target_names,
+)
 from pretrain.model.checkpoint import load_model, read_model_folder, write_model
-from pretrain.model.flavors import flavor
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model, flavor
 from pretrain.sampling import lower_precision
 
 PARADIGMS = ("debug", "debug_dual_tower", "debug_unified")
@@ -56,7 +71,11 @@ def test_groups_name_every_map_of_the_blocks_once(name, per_group):
                 target_names(model, (group,))
     everything = target_names(model, tuple(GROUPS))
     blocks = [module for group in model.block_groups() for module in group.modules()]
-    linears = [module for module in [*blocks, model.head.linear, model.head_audio.linear] if isinstance(module, nn.Linear)]
+    linears = [
+        module
+        for module in [*blocks, model.head.linear, model.head_audio.linear]
+        if isinstance(module, nn.Linear)
+    ]
     assert len(set(everything)) == len(everything) == len(linears)
     assert {id(model.get_submodule(layer)) for layer in everything} == {id(linear) for linear in linears}
 
@@ -109,7 +128,9 @@ def test_first_values_come_from_the_layers_names_alone():
         assert torch.equal(value, adapter_parameters(one, "old")[name])
         bound, largest = value.shape[1] ** -0.5, float(value.detach().abs().max())
         assert 0.8 * bound < largest <= bound if ".lora_A." in name else largest == 0
-    assert not torch.equal(mine["head.linear.lora_A.weight"], adapter_parameters(other, "default")["head.linear.lora_A.weight"])
+    assert not torch.equal(
+        mine["head.linear.lora_A.weight"], adapter_parameters(other, "default")["head.linear.lora_A.weight"]
+    )
     low = [value for name, value in mine.items() if name.endswith("lora_A.weight")]
     assert len({tuple(value.flatten().tolist()) for value in low}) == len(low)
 
@@ -117,7 +138,9 @@ def test_first_values_come_from_the_layers_names_alone():
 def test_shapes_are_those_of_an_injected_model_and_full_size_needs_no_weights():
     model = debug_model()
     shapes = adapter_shapes(model, CONFIG)
-    assert shapes == {name: value.shape for name, value in adapter_parameters(inject(model, CONFIG), "default").items()}
+    assert shapes == {
+        name: value.shape for name, value in adapter_parameters(inject(model, CONFIG), "default").items()
+    }
     with torch.device("meta"):
         mini = build_model(flavor("mini"))
     inject(mini, LoraConfig())
@@ -151,11 +174,16 @@ def folders(request, tmp_path_factory) -> tuple[Path, Path, Tensor]:
     """A base model's folder, a trained adapter's, and what the model with it answers."""
     root = tmp_path_factory.mktemp(request.param)
     model = debug_model(name=request.param)
-    weights = {"model": {name: value + 1 for name, value in model.state_dict().items()}, "ema": model.state_dict()}
+    weights = {
+        "model": {name: value + 1 for name, value in model.state_dict().items()},
+        "ema": model.state_dict(),
+    }
     facts = {"codec_id": "test", "ema_updates": 3, "stage": "stage3"}
     base_id = write_model(root / "base", request.param, model.args, weights, facts)  # type: ignore[arg-type]
     fill(inject(model, CONFIG))
-    described = Adapter(flavor=request.param, base_id=base_id, config=CONFIG, facts={"step": 7, "preferences": "votes-1"})
+    described = Adapter(
+        flavor=request.param, base_id=base_id, config=CONFIG, facts={"step": 7, "preferences": "votes-1"}
+    )
     save_adapter(root / "adapter", gathered(adapter_parameters(model, "default")), described)
     return root / "base", root / "adapter", answer(model).detach()
 
@@ -171,12 +199,19 @@ def test_loading_gives_the_same_model_in_both_roles(folders):
 
 def test_plain_peft_loads_the_folder(folders):
     base, folder, expected = folders
-    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "adapter.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter.json",
+    }
     wrapped = peft.PeftModel.from_pretrained(load_model(base)[0], str(folder))  # type: ignore[arg-type]
     assert torch.equal(answer(wrapped), expected)
     model = load_model(base)[0]
     peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(str(folder)), model)
-    tensors = {name.removeprefix("base_model.model."): value for name, value in peft.load_peft_weights(str(folder), device="cpu").items()}
+    tensors = {
+        name.removeprefix("base_model.model."): value
+        for name, value in peft.load_peft_weights(str(folder), device="cpu").items()
+    }
     result = peft.set_peft_model_state_dict(model, tensors)
     assert not result.unexpected_keys and torch.equal(answer(model), expected)
 
@@ -190,7 +225,12 @@ def test_merged_folder_answers_like_the_adapter(folders, tmp_path):
     base_facts = read_model_folder(base).facts
     facts = described.facts
     assert facts["checkpoint_id"] == merged_id != base_facts["checkpoint_id"] == facts["parent"]
-    assert (facts["codec_id"], facts["reward"], facts["step"], facts["base"]) == ("test", "sync", 7, base_facts)
+    assert (facts["codec_id"], facts["reward"], facts["step"], facts["base"]) == (
+        "test",
+        "sync",
+        7,
+        base_facts,
+    )
     assert facts["adapter_id"] == read_adapter(folder)[0].adapter_id
 
 

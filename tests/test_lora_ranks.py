@@ -4,7 +4,7 @@ from lora_ranks import STEPS, Case, run_case
 from model_cases import audio_stream, conditioning, debug_model, present, video_stream
 
 from finetune.lora import GROUPS, LoraConfig, adapter_parameters, inject
-from pretrain.model.sharded import put
+from pretrain.model.checkpoint import put
 
 pytestmark = pytest.mark.distributed
 EVERYTHING = ("start", "base", "loss", "answer/default", "answer/old", "answer/reference", "answer/averaged")
@@ -54,7 +54,9 @@ def test_only_the_trained_adapter_has_gradients_and_moments(two_ranks):
 
 
 def test_the_reference_stays_and_training_lowers_the_loss(two_ranks):
-    assert torch.equal(two_ranks["start"], two_ranks["base"]) and torch.equal(two_ranks["answer/reference"], two_ranks["base"])
+    assert torch.equal(two_ranks["start"], two_ranks["base"]) and torch.equal(
+        two_ranks["answer/reference"], two_ranks["base"]
+    )
     assert torch.equal(two_ranks["answer/after"], two_ranks["answer/default"])
     assert two_ranks["loss"][-1] < two_ranks["loss"][0]
 
@@ -83,7 +85,9 @@ def test_state_comes_back_from_shards(request, world):
 
 def test_bf16_computing_keeps_fp32_adapters_and_starts_at_the_base(one_rank, tmp_path):
     result = run_case(tmp_path / "run", 2, Case(precision="bfloat16"))
-    assert torch.equal(result["start"], result["base"]) and torch.equal(result["answer/reference"], result["base"])
+    assert torch.equal(result["start"], result["base"]) and torch.equal(
+        result["answer/reference"], result["base"]
+    )
     assert result["dtypes"] == ["torch.float32"]
     assert {value.dtype for value in result["weights/default"].values()} == {torch.float32}
     torch.testing.assert_close(result["loss"], one_rank["loss"], rtol=0.02, atol=0)

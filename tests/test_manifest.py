@@ -11,7 +11,15 @@ from pretrain.data.mixing import MixEntry, read_mix, write_mix
 def _row(data_id, **changes):
     row = {
         "data_id": data_id,
-        "video_info": [{"data_path": f"clips/{data_id}.mp4", "fps": 24, "duration": 6.04, "image_width": 1280, "image_height": 704}],
+        "video_info": [
+            {
+                "data_path": f"clips/{data_id}.mp4",
+                "fps": 24,
+                "duration": 6.04,
+                "image_width": 1280,
+                "image_height": 704,
+            }
+        ],
         "text_list": [{"text": "A man says <S>hello<E>.", "speech_start": [0.5], "speech_end": [1.25]}],
         "audio_splits_info_tagging": [{"snr_db": 41.5, "someone_else's_label": "x"}],
         "unknown": 1,
@@ -25,7 +33,9 @@ def _write(path, rows):
 
 
 def test_public_rows_are_read_as_they_are(tmp_path):
-    rows, rejected = read_manifest(_write(tmp_path / "m.jsonl", [_row("a"), _row("b", audio_splits_info_tagging=[])]))
+    rows, rejected = read_manifest(
+        _write(tmp_path / "m.jsonl", [_row("a"), _row("b", audio_splits_info_tagging=[])])
+    )
     assert not rejected
     assert rows[0].data_path == tmp_path / "clips/a.mp4"
     assert (rows[0].fps, rows[0].duration_s, rows[0].width, rows[0].height) == (24.0, 6.04, 1280, 704)
@@ -56,8 +66,14 @@ def test_written_rows_come_back_from_another_folder(tmp_path):
         (_row("x", video_info=[{"data_path": "x.mp4", "fps": "24", "duration": 1}]), "video_info[0].fps"),
         (_row("x", video_info=[{"data_path": "", "fps": 24, "duration": 1}]), "video_info[0].data_path"),
         (_row("x", text_list=[{"text": "<S>open"}]), "text_list[0].text"),
-        (_row("x", text_list=[{"text": "<S>a<E>", "speech_start": [0, 1], "speech_end": [1, 2]}]), "text_list[0].speech_start"),
-        (_row("x", text_list=[{"text": "<S>a<E>", "speech_start": [1], "speech_end": [1]}]), "text_list[0].speech_end[0]"),
+        (
+            _row("x", text_list=[{"text": "<S>a<E>", "speech_start": [0, 1], "speech_end": [1, 2]}]),
+            "text_list[0].speech_start",
+        ),
+        (
+            _row("x", text_list=[{"text": "<S>a<E>", "speech_start": [1], "speech_end": [1]}]),
+            "text_list[0].speech_end[0]",
+        ),
         (_row("good0"), "data_id"),
     ],
 )
@@ -89,7 +105,12 @@ def test_mixing_files_with_and_without_names(tmp_path):
     (tmp_path / "mix.list").write_text("0\tspeech\tsets/speech.jsonl\n1\tsets/silent.jsonl\n")
     (tmp_path / "mix.weight").write_text("silent\t0.5\ttext_to_video\nspeech\t3\ttext_to_av\n")
     first, second = read_mix(tmp_path / "mix.list")
-    assert (first.name, first.weight, first.modal, first.path) == ("speech", 3.0, "text_to_av", tmp_path / "sets/speech.jsonl")
+    assert (first.name, first.weight, first.modal, first.path) == (
+        "speech",
+        3.0,
+        "text_to_av",
+        tmp_path / "sets/speech.jsonl",
+    )
     assert (second.name, second.weight) == ("silent", 0.5)
     write_mix(tmp_path / "again.list", [first, second])
     assert read_mix(tmp_path / "again.list") == [first, second]

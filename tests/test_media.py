@@ -47,11 +47,15 @@ def test_mp4_keeps_pictures_sound_and_tags(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     frames = np.repeat(np.repeat(rng.integers(0, 255, (9, 4, 4, 3), dtype=np.uint8), 16, 1), 16, 2)
     waveform = (0.3 * np.sin(2 * np.pi * 220 * np.arange(6000) / RATE)).astype(np.float32)
-    write_mp4(tmp_path / "a.mp4", frames, 24, waveform, RATE, {"comment": "generated", "checkpoint_id": "abc"})
+    write_mp4(
+        tmp_path / "a.mp4", frames, 24, waveform, RATE, {"comment": "generated", "checkpoint_id": "abc"}
+    )
     back = read_media(tmp_path / "a.mp4")
     assert back.frames is not None and back.waveform is not None
     assert np.mean((back.frames.astype(float) - frames) ** 2) < 60  # better than 30 dB
-    assert np.mean((fit_length(back.waveform, 6000)[:5500] - waveform[:5500]) ** 2) < 1e-3 * np.mean(waveform**2)  # better than 30 dB
+    assert np.mean((fit_length(back.waveform, 6000)[:5500] - waveform[:5500]) ** 2) < 1e-3 * np.mean(
+        waveform**2
+    )  # better than 30 dB
     tags = read_metadata(tmp_path / "a.mp4")
     assert tags["comment"] == "generated" and tags["checkpoint_id"] == "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
@@ -66,7 +70,11 @@ def test_same_clip_same_file(tmp_path: Path) -> None:
 
 def test_other_rates_are_resampled_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     media._said.clear()
-    frames = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None, None], 64, 1).repeat(64, 2).repeat(3, 3)
+    frames = (
+        np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None, None], 64, 1)
+        .repeat(64, 2)
+        .repeat(3, 3)
+    )
     tone = (0.3 * np.sin(2 * np.pi * 300 * np.arange(44_100) / 44_100)).astype(np.float32)
     for name in "ab":
         write_mp4(tmp_path / f"{name}.mp4", frames, 12, np.tile(tone, 2), 44_100)
@@ -132,7 +140,10 @@ def test_one_channel_is_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels:
     assert np.array_equal(heard(tmp_path / "a.wav", 1), samples.mean(axis=1))
 
 
-@pytest.mark.parametrize(("at", "sides"), list(enumerate([(1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0, 0), (0.5**0.5, 0), (0, 0.5**0.5)])))
+@pytest.mark.parametrize(
+    ("at", "sides"),
+    list(enumerate([(1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0, 0), (0.5**0.5, 0), (0, 0.5**0.5)])),
+)
 def test_surround_is_mixed_to_its_sides(tmp_path: Path, at: int, sides: tuple[float, float]) -> None:
     """ITU-R BS.775 as FFmpeg has it, centre and rears 3 dB down and no LFE, divided by the most that a side can get."""
     samples = np.zeros((3000, 6), np.float32)
@@ -159,7 +170,9 @@ def test_channels_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_lengths_are_fitted_channel_by_channel() -> None:
     both = np.arange(6, dtype=np.float32).reshape(2, 3)
     for num_samples in (1, 3, 5):
-        assert np.array_equal(fit_length(both, num_samples), np.stack([fit_length(row, num_samples) for row in both]))
+        assert np.array_equal(
+            fit_length(both, num_samples), np.stack([fit_length(row, num_samples) for row in both])
+        )
     assert fit_length(both, 5).tolist() == [[0, 1, 2, 0, 0], [3, 4, 5, 0, 0]]
 
 
@@ -168,7 +181,9 @@ def test_picture_file_is_one_frame(tmp_path: Path) -> None:
 
     Image.fromarray(np.full((64, 64, 3), 77, np.uint8)).save(tmp_path / "a.png")
     frames = read_media(tmp_path / "a.png", want_audio=False).frames
-    assert frames is not None and frames.shape == (1, 64, 64, 3) and int(frames.min()) == int(frames.max()) == 77
+    assert (
+        frames is not None and frames.shape == (1, 64, 64, 3) and int(frames.min()) == int(frames.max()) == 77
+    )
 
 
 def broken(folder: Path, kind: str) -> Path:
@@ -179,7 +194,9 @@ def broken(folder: Path, kind: str) -> Path:
     elif kind == "corrupt":
         path.write_bytes(b"this is no film" * 100)
     elif kind == "truncated":
-        write_mp4(path, np.random.default_rng(0).integers(0, 255, frames.shape, dtype=np.uint8), 24, waveform, RATE)
+        write_mp4(
+            path, np.random.default_rng(0).integers(0, 255, frames.shape, dtype=np.uint8), 24, waveform, RATE
+        )
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "no audio":
         write_mp4(path, frames, 24, None, RATE)
@@ -195,7 +212,9 @@ def broken(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["no such file", "empty", "corrupt", "truncated", "no audio", "no video", "0 seconds", "NaN"])
+@pytest.mark.parametrize(
+    "kind", ["no such file", "empty", "corrupt", "truncated", "no audio", "no video", "0 seconds", "NaN"]
+)
 def test_bad_files_are_named_with_their_reason(tmp_path: Path, kind: str) -> None:
     path = broken(tmp_path, kind)
     with pytest.raises(MediaError) as caught:
@@ -217,4 +236,6 @@ def test_nothing_half_written(tmp_path: Path) -> None:
         write_mp4(tmp_path / "a.mp4", frames, 24, waveform, RATE)
     with pytest.raises(ValueError, match="must be even"):
         write_mp4(tmp_path / "a.mp4", frames[:, :63], 24, None, RATE)
-    assert (tmp_path / "a.wav").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert (tmp_path / "a.wav").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [
+        "a.wav"
+    ]

@@ -43,7 +43,10 @@ def test_parts_of_the_published_count() -> None:
 @given(seed=st.integers(0, 10_000), frames=st.integers(1, 4), tokens=st.integers(1, 12))
 def test_masked_audio_does_not_depend_on_video_and_the_reverse(seed: int, frames: int, tokens: int) -> None:
     audio, video = audio_stream(tokens=tokens, seed=seed), video_stream(frames=frames, seed=seed + 1)
-    other_video, other_audio = video_stream(frames=frames, seed=seed + 2), audio_stream(tokens=tokens, seed=seed + 3)
+    other_video, other_audio = (
+        video_stream(frames=frames, seed=seed + 2),
+        audio_stream(tokens=tokens, seed=seed + 3),
+    )
     with torch.no_grad():
         first = MODEL(video, audio, apart())
         assert torch.equal(first.audio, MODEL(other_video, audio, apart()).audio)
@@ -59,15 +62,33 @@ def test_joined_audio_does_depend_on_video() -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10_000), lengths=st.tuples(st.integers(1, 3), st.integers(1, 9)), joined=st.tuples(st.booleans(), st.booleans()))
-def test_masked_samples_stay_apart_beside_padding(seed: int, lengths: tuple[int, int], joined: tuple[bool, bool]) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    lengths=st.tuples(st.integers(1, 3), st.integers(1, 9)),
+    joined=st.tuples(st.booleans(), st.booleans()),
+)
+def test_masked_samples_stay_apart_beside_padding(
+    seed: int, lengths: tuple[int, int], joined: tuple[bool, bool]
+) -> None:
     mixed = replace(conditioning(), modalities_joined=torch.tensor(joined))
-    frames, tokens = torch.tensor([3, lengths[0]]), torch.tensor([lengths[1], 10])  # always padded, so always under a mask
-    video, audio = replace(video_stream(seed=seed), lengths=frames), replace(audio_stream(seed=seed + 1), lengths=tokens)
-    other_video, other_audio = replace(video_stream(seed=seed + 2), lengths=frames), replace(audio_stream(seed=seed + 3), lengths=tokens)
+    frames, tokens = (
+        torch.tensor([3, lengths[0]]),
+        torch.tensor([lengths[1], 10]),
+    )  # always padded, so always under a mask
+    video, audio = (
+        replace(video_stream(seed=seed), lengths=frames),
+        replace(audio_stream(seed=seed + 1), lengths=tokens),
+    )
+    other_video, other_audio = (
+        replace(video_stream(seed=seed + 2), lengths=frames),
+        replace(audio_stream(seed=seed + 3), lengths=tokens),
+    )
     with torch.no_grad():
         first = MODEL(video, audio, mixed)
-        with_video, with_audio = MODEL(other_video, audio, mixed).audio, MODEL(video, other_audio, mixed).video
+        with_video, with_audio = (
+            MODEL(other_video, audio, mixed).audio,
+            MODEL(video, other_audio, mixed).video,
+        )
     for row, together in enumerate(joined):
         audio_same = torch.equal(first.audio[row, :, : tokens[row]], with_video[row, :, : tokens[row]])
         video_same = torch.equal(first.video[row, :, : frames[row]], with_audio[row, :, : frames[row]])
@@ -78,7 +99,10 @@ def test_one_batch_may_mix_joined_and_masked_samples() -> None:
     mixed = replace(conditioning(), modalities_joined=torch.tensor([True, False]))
     with torch.no_grad():
         out = MODEL(video_stream(), audio_stream(), mixed)
-        joined, masked = MODEL(video_stream(), audio_stream(), conditioning()), MODEL(video_stream(), audio_stream(), apart())
+        joined, masked = (
+            MODEL(video_stream(), audio_stream(), conditioning()),
+            MODEL(video_stream(), audio_stream(), apart()),
+        )
     torch.testing.assert_close(out.audio[0], joined.audio[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.audio[1], masked.audio[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.video[0], joined.video[0], atol=1e-5, rtol=1e-5)
@@ -93,11 +117,19 @@ def test_long_batches_that_mix_them_attend_without_a_mask(monkeypatch: pytest.Mo
         model = debug_model()
         out = model(video_stream(4), audio_stream(4), replace(mixed))
         (present(out.video).square().sum() + present(out.audio).square().sum()).backward()
-        answers.append([present(out.video), present(out.audio), *(p.grad for p in model.parameters() if p.grad is not None)])
+        answers.append(
+            [
+                present(out.video),
+                present(out.audio),
+                *(p.grad for p in model.parameters() if p.grad is not None),
+            ]
+        )
         plan = plan_attention(None, mixed, 12, 10)
         assert (plan.rows is None) == bool(limit) and (plan.mask is None) != bool(limit)
     for masked, by_rows in zip(*answers, strict=True):
-        torch.testing.assert_close(by_rows, masked, atol=1e-5 * max(1.0, float(masked.detach().abs().max())), rtol=1e-5)
+        torch.testing.assert_close(
+            by_rows, masked, atol=1e-5 * max(1.0, float(masked.detach().abs().max())), rtol=1e-5
+        )
 
 
 @settings(max_examples=10, deadline=None)
@@ -115,7 +147,11 @@ def test_self_attention_is_over_video_and_audio_tokens_alone(monkeypatch: pytest
 
     lengths: list[tuple[int, int]] = []
     attend = AttentionPlan.attend
-    monkeypatch.setattr(AttentionPlan, "attend", lambda self, q, k, v: (lengths.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1])
+    monkeypatch.setattr(
+        AttentionPlan,
+        "attend",
+        lambda self, q, k, v: (lengths.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1],
+    )
     with torch.no_grad():
         MODEL(video_stream(frames=3), audio_stream(tokens=10), conditioning(tokens=9))
     assert lengths == [(3 * 4 + 10, 3 * 4 + 10)] * 2
@@ -142,8 +178,18 @@ def test_replaced_context_is_what_the_published_weights_see() -> None:
     from pretrain.model.timbre import place_timbre_tokens
 
     context, tokens, positions = torch.zeros(1, 4, 2), torch.ones(1, 2, 2), torch.tensor([[2, -1]])
-    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=False)[0, :, 0].tolist() == [5, 5, 1, 5]
-    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=True)[0, :, 0].tolist() == [5, 5, 6, 5]
+    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=False)[0, :, 0].tolist() == [
+        5,
+        5,
+        1,
+        5,
+    ]
+    assert place_timbre_tokens(context + 5, tokens, positions, keep_text=True)[0, :, 0].tolist() == [
+        5,
+        5,
+        6,
+        5,
+    ]
 
 
 def test_zero_reference_is_the_null_token() -> None:
@@ -161,10 +207,15 @@ def test_zero_reference_is_the_null_token() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    frames=st.integers(1, 4), tokens=st.integers(3, 10), more_frames=st.integers(0, 2), more_tokens=st.integers(1, 4),
+    frames=st.integers(1, 4),
+    tokens=st.integers(3, 10),
+    more_frames=st.integers(0, 2),
+    more_tokens=st.integers(1, 4),
     seed=st.integers(0, 999),
-)  # fmt: skip
-def test_padding_changes_nothing(frames: int, tokens: int, more_frames: int, more_tokens: int, seed: int) -> None:
+)
+def test_padding_changes_nothing(
+    frames: int, tokens: int, more_frames: int, more_tokens: int, seed: int
+) -> None:
     video, audio = video_stream(frames=frames, seed=seed), audio_stream(tokens=tokens, seed=seed)
     noise = lambda *shape: torch.randn(shape)  # noqa: E731
     long_video = replace(video, latents=torch.cat([video.latents, noise(2, 48, more_frames, 4, 4)], dim=2))
@@ -182,7 +233,11 @@ def test_padded_text_is_attended_to_only_by_the_flag(attended: bool) -> None:
     padded = replace(conditioning(), text_mask=torch.arange(9).expand(2, -1) < 7)
     changed = replace(padded, text=padded.text.index_fill(1, torch.tensor([7, 8]), 3.0))
     with torch.no_grad():
-        difference = (model(None, audio_stream(), padded).audio - model(None, audio_stream(), changed).audio).abs().max()
+        difference = (
+            (model(None, audio_stream(), padded).audio - model(None, audio_stream(), changed).audio)
+            .abs()
+            .max()
+        )
     object.__setattr__(model.args, "attend_text_padding", False)
     assert (difference > 1e-5) == attended
 
@@ -215,16 +270,20 @@ def test_bf16_stays_near_fp32() -> None:
 @settings(max_examples=30, deadline=None)
 @given(sigma=st.floats(0.01, 1.0), deviation=st.floats(0.05, 2.0))
 def test_clean_answers_become_velocities(sigma: float, deviation: float) -> None:
-    from pretrain.model.clean_answer import velocity_of_clean
+    from pretrain.model.shell import velocity_of_clean
 
-    state, answer, level = torch.randn(5).double(), torch.randn(5).double(), torch.tensor(sigma, dtype=torch.float64)
+    state, answer, level = (
+        torch.randn(5).double(),
+        torch.randn(5).double(),
+        torch.tensor(sigma, dtype=torch.float64),
+    )
     weight = sigma**2 + deviation**2 * (1 - sigma) ** 2
     clean = deviation**2 * (1 - sigma) / weight * state + sigma / weight**0.5 * answer
     torch.testing.assert_close(velocity_of_clean(answer, state, level, deviation), (state - clean) / sigma)
 
 
 def test_at_full_noise_the_answer_is_the_clean_latent_and_at_none_it_is_finite() -> None:
-    from pretrain.model.clean_answer import velocity_of_clean
+    from pretrain.model.shell import velocity_of_clean
 
     noise, answer = torch.randn(4), torch.randn(4)
     torch.testing.assert_close(velocity_of_clean(answer, noise, torch.tensor(1.0), 0.3), noise - answer)

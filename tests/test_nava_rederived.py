@@ -9,8 +9,25 @@ import torch
 from nava_rederived import Sizes, attend, forward, layout_shapes, random_checkpoint, rotary_angles
 from torch import Tensor
 
-SMALL = Sizes(width=32, num_heads=2, ffn_width=48, num_double=2, num_single=2, text_width=20, audio_hidden=40, time_frequencies=16)
-FULL = Sizes(width=3072, num_heads=24, ffn_width=14336, num_double=10, num_single=20, text_width=4096, audio_hidden=8192)
+SMALL = Sizes(
+    width=32,
+    num_heads=2,
+    ffn_width=48,
+    num_double=2,
+    num_single=2,
+    text_width=20,
+    audio_hidden=40,
+    time_frequencies=16,
+)
+FULL = Sizes(
+    width=3072,
+    num_heads=24,
+    ffn_width=14336,
+    num_double=10,
+    num_single=20,
+    text_width=4096,
+    audio_hidden=8192,
+)
 CONTEXT = 9
 
 
@@ -19,12 +36,17 @@ def inputs(seed: int = 0, batch: int = 2) -> dict[str, Any]:
     video_levels = torch.full((batch, 3), 0.6)
     video_levels[0, 0] = 0.0
     return {
-        "video": draw(batch, 48, 3, 4, 6), "audio": draw(batch, 128, 7),
-        "video_levels": video_levels, "audio_levels": torch.tensor([[0.6], [0.3], [0.9]])[:batch].expand(batch, 7),
-        "text": draw(batch, 6, 20), "text_lengths": torch.tensor([6, 4, 5])[:batch],
-        "speakers": draw(batch, 2, 192), "speaker_positions": torch.tensor([[1, 3], [2, -1], [0, 4]])[:batch],
-        "joined": torch.ones(batch, dtype=torch.bool), "context_length": CONTEXT,
-    }  # fmt: skip
+        "video": draw(batch, 48, 3, 4, 6),
+        "audio": draw(batch, 128, 7),
+        "video_levels": video_levels,
+        "audio_levels": torch.tensor([[0.6], [0.3], [0.9]])[:batch].expand(batch, 7),
+        "text": draw(batch, 6, 20),
+        "text_lengths": torch.tensor([6, 4, 5])[:batch],
+        "speakers": draw(batch, 2, 192),
+        "speaker_positions": torch.tensor([[1, 3], [2, -1], [0, 4]])[:batch],
+        "joined": torch.ones(batch, dtype=torch.bool),
+        "context_length": CONTEXT,
+    }
 
 
 def run(case: dict[str, Any], sizes: Sizes = SMALL, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -54,7 +76,9 @@ def test_every_parameter_has_an_effect(split: bool) -> None:
     video, audio = forward(ckpt, sizes, **case)
     assert video is not None and audio is not None
     ((video * torch.randn_like(video)).sum() + (audio * torch.randn_like(audio)).sum()).backward()
-    silent = [name for name, value in ckpt.items() if value.grad is None or float(value.grad.abs().max()) < 1e-3]
+    silent = [
+        name for name, value in ckpt.items() if value.grad is None or float(value.grad.abs().max()) < 1e-3
+    ]
     assert silent == []
 
 
@@ -117,7 +141,10 @@ def test_speakers() -> None:
 
 def test_the_context_is_a_set() -> None:
     """Cross-attention has no positions and a timbre token replaces its vector: two voices that change places change nothing."""
-    flipped = inputs() | {"speakers": inputs()["speakers"].flip(1), "speaker_positions": torch.tensor([[1, 3], [-1, 2]])}
+    flipped = inputs() | {
+        "speakers": inputs()["speakers"].flip(1),
+        "speaker_positions": torch.tensor([[1, 3], [-1, 2]]),
+    }
     assert gap(run(inputs())[0], run(flipped)[0]) < 1e-5 and gap(run(inputs())[1], run(flipped)[1]) < 1e-5
 
 
@@ -133,7 +160,10 @@ def test_the_level_is_per_token() -> None:
     other = case | {"video_levels": case["video_levels"].clone()}
     other["video_levels"][0, 0] = 0.6
     difference = (run(case)[0] - run(other)[0]).abs()
-    assert float(difference[0, :, 0].mean()) > 2 * float(difference[0, :, 1:].mean()) and float(difference[1].max()) == 0.0
+    assert (
+        float(difference[0, :, 0].mean()) > 2 * float(difference[0, :, 1:].mean())
+        and float(difference[1].max()) == 0.0
+    )
 
 
 def test_rotary_is_relative() -> None:
@@ -147,7 +177,10 @@ def test_rotary_is_relative() -> None:
         results.append(attend(q, k, v, 2, angles, angles))
     assert gap(*results) < 1e-5 and gap(results[0], attend(q, k, v, 2)) > 1e-2
     assert bool((rotary_angles(here, 16, 1e4)[:, 4:] == 0).all())
-    assert rotary_angles(here, 128, 1e4).shape == (7, 64) and int((rotary_angles(here, 128, 1e4)[1] != 0).sum()) == 22
+    assert (
+        rotary_angles(here, 128, 1e4).shape == (7, 64)
+        and int((rotary_angles(here, 128, 1e4)[1] != 0).sum()) == 22
+    )
 
 
 def test_only_the_distance_between_the_clocks_counts() -> None:
@@ -161,18 +194,29 @@ def test_only_the_distance_between_the_clocks_counts() -> None:
         return velocity
 
     assert gap(alone(), alone(audio_start=50)) < 1e-4
-    assert gap(alone(), alone(video_rate_hz=12.0)) > 1e-3, "the video rate sets the clock with audio alone too"
+    assert gap(alone(), alone(video_rate_hz=12.0)) > 1e-3, (
+        "the video rate sets the clock with audio alone too"
+    )
     assert gap(alone(), alone(video_rate_hz=12.0, audio_rate_hz=50.0)) == 0.0
-    assert gap(run(case)[1], run(case | {"audio_start": 50})[1]) > 1e-3, "beside video an absolute shift is seen"
+    assert gap(run(case)[1], run(case | {"audio_start": 50})[1]) > 1e-3, (
+        "beside video an absolute shift is seen"
+    )
 
 
 def count(sizes: Sizes, part: str = "") -> int:
     shapes = layout_shapes(sizes)
-    return sum(torch.empty(shape, device="meta").numel() for name, shape in shapes.items() if name.startswith(f"backbone.{part}"))
+    return sum(
+        torch.empty(shape, device="meta").numel()
+        for name, shape in shapes.items()
+        if name.startswith(f"backbone.{part}")
+    )
 
 
 def test_parameter_counts() -> None:
     assert count(FULL) == 6_296_995_520
     assert round(count(replace(FULL, split_norm_ffn=True)) / 1e9, 3) == 7.178
     assert count(FULL, "double_blocks.0.") == 239_209_472 and count(FULL, "single_blocks.0.") == 163_656_704
-    assert count(FULL, "patch_embedding_audio.") == 531_237_888 and count(FULL, "speaker_embedding.") == 10_042_752
+    assert (
+        count(FULL, "patch_embedding_audio.") == 531_237_888
+        and count(FULL, "speaker_embedding.") == 10_042_752
+    )

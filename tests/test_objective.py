@@ -22,9 +22,13 @@ def rows(batch: AVBatch, index: list[int]) -> AVBatch:
     picked = Conditioning(*(getattr(c, name)[index] for name in c.__dataclass_fields__))
     cut = lambda s: replace(s, latents=s.latents[index], lengths=s.lengths[index])  # noqa: E731
     return replace(
-        batch, video=cut(batch.video), audio=cut(batch.audio), conditioning=picked,
-        sample_ids=batch.sample_ids[index], epochs=batch.epochs[index],
-    )  # fmt: skip
+        batch,
+        video=cut(batch.video),
+        audio=cut(batch.audio),
+        conditioning=picked,
+        sample_ids=batch.sample_ids[index],
+        epochs=batch.epochs[index],
+    )
 
 
 def test_perfect_answer_has_no_loss_and_zero_answer_has_the_targets_power() -> None:
@@ -32,7 +36,9 @@ def test_perfect_answer_has_no_loss_and_zero_answer_has_the_targets_power() -> N
     perfect = velocity_loss(Velocity(corrupted.video_target, corrupted.audio_target), corrupted)
     assert perfect.video == 0 and perfect.audio == 0
     video = present(corrupted.video_target)
-    zero = velocity_loss(Velocity(torch.zeros_like(video), torch.zeros_like(present(corrupted.audio_target))), corrupted)
+    zero = velocity_loss(
+        Velocity(torch.zeros_like(video), torch.zeros_like(present(corrupted.audio_target))), corrupted
+    )
     torch.testing.assert_close(zero.video, video.square().sum())
     assert zero.video_count == video.numel()
 
@@ -58,7 +64,9 @@ def test_draws_do_not_depend_on_the_padding() -> None:
 
 def test_draws_change_with_epoch_and_seed() -> None:
     first = present(corrupt(clean_batch(), FLAT, 0).audio_target)
-    later = present(corrupt(replace(clean_batch(), epochs=torch.ones(4, dtype=torch.int64)), FLAT, 0).audio_target)
+    later = present(
+        corrupt(replace(clean_batch(), epochs=torch.ones(4, dtype=torch.int64)), FLAT, 0).audio_target
+    )
     other = present(corrupt(clean_batch(), FLAT, 1).audio_target)
     assert not torch.equal(first, later)
     assert not torch.equal(first, other)
@@ -82,7 +90,10 @@ def test_more_video_tokens_do_not_scale_the_audio_gradient_of_the_model(frames: 
     """Apart from what joint attention lets through: the audio head learns alike beside 1 latent frame and beside many."""
 
     def gradient(num_frames: int) -> torch.Tensor:
-        model, batch = debug_model(), replace(clean_batch(frames=num_frames), audio=clean_batch(frames=1).audio)
+        model, batch = (
+            debug_model(),
+            replace(clean_batch(frames=num_frames), audio=clean_batch(frames=1).audio),
+        )
         corrupted = corrupt(batch, replace(FLAT, dropout=DropoutConfig(modality_mask=1.0)), 0)
         sums = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
         sums.loss(sums.video_count, sums.audio_count, 0.2).backward()
@@ -134,7 +145,10 @@ def test_tasks_train_what_they_generate(task: Task) -> None:
     assert torch.isfinite(sums.loss(sums.video_count, sums.audio_count, 0.2))
     counts = element_counts(corrupted)
     assert counts[0] == sums.video_count and counts[1] == sums.audio_count
-    assert {(stream.rate_hz, stream.clock_hz) for stream in (corrupted.video, corrupted.audio) if stream} <= {(6.0, 6.0), (25.0, 6.0)}
+    assert {(stream.rate_hz, stream.clock_hz) for stream in (corrupted.video, corrupted.audio) if stream} <= {
+        (6.0, 6.0),
+        (25.0, 6.0),
+    }
     assert corrupted.audio is None or corrupted.audio.rate_hz == 25.0
 
 
@@ -144,11 +158,18 @@ def test_a_task_without_its_modality_is_an_error() -> None:
 
 
 def test_dropout_rates_and_ties() -> None:
-    many = replace(clean_batch(Task.TIA2AV, batch=1), sample_ids=torch.arange(4000), epochs=torch.zeros(4000, dtype=torch.int64))
+    many = replace(
+        clean_batch(Task.TIA2AV, batch=1),
+        sample_ids=torch.arange(4000),
+        epochs=torch.zeros(4000, dtype=torch.int64),
+    )
     dropped = draw_dropout(many, DropoutConfig(), seed=0)
     for kept, probability in (
-        (dropped.text_kept, 0.9), (dropped.modalities_joined, 0.8), (dropped.timbre_kept, 0.9), (dropped.first_frame_given, 0.5),
-    ):  # fmt: skip
+        (dropped.text_kept, 0.9),
+        (dropped.modalities_joined, 0.8),
+        (dropped.timbre_kept, 0.9),
+        (dropped.first_frame_given, 0.5),
+    ):
         assert float(kept.float().mean()) == pytest.approx(probability, abs=0.03)
     corrupted = corrupt(clean_batch(batch=4), ObjectiveConfig(dropout=DropoutConfig(text=1.0)), 0)
     assert not corrupted.conditioning.speakers.any() and not corrupted.conditioning.text_kept.any()

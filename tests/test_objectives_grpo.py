@@ -51,17 +51,28 @@ def test_a_step_is_clipped_exactly_where_it_has_no_gradient(log_ratio: float, ga
 def test_the_ratio_is_exactly_one_before_an_update(kernel: Kernel, routed: bool) -> None:
     """So the loss is minus the summed advantages, and nothing is clipped."""
     policy = GainPolicy(START)
-    found = loss(policy, joint(kernel=kernel, on_policy=True), replace(ALONE, routed=routed, ratio_tolerance=1e-300), KEY)
+    found = loss(
+        policy,
+        joint(kernel=kernel, on_policy=True),
+        replace(ALONE, routed=routed, ratio_tolerance=1e-300),
+        KEY,
+    )
     assert found.loss.item() == pytest.approx(-2 * sum(GAINS), rel=1e-12)  # two trained steps
     for name in ("video", "audio") if routed else ("joint",):
-        assert float(found.metrics[f"ratio_off_{name}"][0]) == 0 and float(found.metrics[f"clip_fraction_{name}"][0]) == 0
+        assert (
+            float(found.metrics[f"ratio_off_{name}"][0]) == 0
+            and float(found.metrics[f"clip_fraction_{name}"][0]) == 0
+        )
     assert policy.asked == ["default"] * 2
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_another_policy_than_the_one_that_rolled_out_is_refused(kernel: Kernel) -> None:
     moved = GainPolicy((START[0], START[1] + 0.05))
-    with pytest.raises(ValueError, match=r"not on policy before the first update: \|ratio - 1\| is \d\.\d+e-\d\d, allowed 1e-05") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"not on policy before the first update: \|ratio - 1\| is \d\.\d+e-\d\d, allowed 1e-05",
+    ) as caught:
         loss(moved, joint(kernel=kernel, on_policy=True), ALONE, KEY)
     assert "\n" not in str(caught.value)
     loss(moved, joint(kernel=kernel, on_policy=False), ALONE, KEY)
@@ -120,7 +131,9 @@ def test_sound_keeps_its_share_at_three_hundred_to_one(routed: bool) -> None:
         assert steps is not None
         for share in (0.5, 0.2):
             config = replace(ALONE, routed=routed, video_share=share)
-            found.append(policy.gradients(loss(policy, fixed_sound(batch), config, KEY).loss)[1] / (1 - share))
+            found.append(
+                policy.gradients(loss(policy, fixed_sound(batch), config, KEY).loss)[1] / (1 - share)
+            )
     assert found == pytest.approx([found[0]] * 4, rel=1e-9) and found[0] != 0
 
 
@@ -128,7 +141,9 @@ def fixed_sound(batch: Scored) -> Scored:
     """The sound's trajectory of the narrow clips: its noise is drawn after the video's, whose size differs."""
     steps, narrow = batch.rollout.trajectory, clips().trajectory
     assert steps is not None and narrow is not None
-    same = replace(steps, audio=narrow.audio, next_audio=narrow.next_audio, log_prob_audio=narrow.log_prob_audio)
+    same = replace(
+        steps, audio=narrow.audio, next_audio=narrow.next_audio, log_prob_audio=narrow.log_prob_audio
+    )
     return replace(batch, rollout=replace(batch.rollout, trajectory=same))
 
 
@@ -136,7 +151,9 @@ def test_routed_audio_rewards_leave_the_video_exactly_alone() -> None:
     config, moved = replace(ALONE, routed=True), GainPolicy((0.31, 0.42))
     for has_video in (False, True):  # no reward about the picture; one that is alike in all groups
         given_ = advantage([0.0] * 4, GAINS, has_video=has_video)
-        video, audio = moved.gradients(loss(moved, scored(clips(), given_), replace(config, clip_range=10.0), KEY).loss)
+        video, audio = moved.gradients(
+            loss(moved, scored(clips(), given_), replace(config, clip_range=10.0), KEY).loss
+        )
         assert video == 0 and audio != 0
 
 
@@ -153,7 +170,10 @@ def test_the_velocity_kl_is_a_mean_for_each_modality() -> None:
     found = loss(policy, batch, config, KEY)
     steps = batch.rollout.trajectory
     assert steps is not None
-    far = [away**2 * states.square().flatten(2).mean(2).sum() for away, states in ((0.2, steps.video), (0.1, steps.audio))]
+    far = [
+        away**2 * states.square().flatten(2).mean(2).sum()
+        for away, states in ((0.2, steps.video), (0.1, steps.audio))
+    ]
     assert found.loss.item() == pytest.approx(0.3 * float(0.8 * far[0] + 0.2 * far[1]), rel=1e-9)
     assert policy.asked == ["default", "reference"] * 2
 
@@ -180,8 +200,13 @@ def test_rows_are_cut_through_the_whole_batch() -> None:
     cut = take(batch, torch.tensor([2, 0]))
     steps, before = cut.rollout.trajectory, batch.rollout.trajectory
     assert steps is not None and before is not None
-    assert torch.equal(steps.next_audio, before.next_audio[[2, 0]]) and torch.equal(cut.advantage.video, batch.advantage.video[[2, 0]])
-    assert torch.equal(cut.rollout.conditioning.text, batch.rollout.conditioning.text[[2, 0]]) and steps.kernel == before.kernel
+    assert torch.equal(steps.next_audio, before.next_audio[[2, 0]]) and torch.equal(
+        cut.advantage.video, batch.advantage.video[[2, 0]]
+    )
+    assert (
+        torch.equal(cut.rollout.conditioning.text, batch.rollout.conditioning.text[[2, 0]])
+        and steps.kernel == before.kernel
+    )
     with pytest.raises(TypeError, match="expected a batch"):
         take(3, torch.tensor([0]))
 

@@ -40,7 +40,9 @@ def label(*values: int) -> torch.Tensor:
 def pairs(video: list[int], audio: list[int], total: list[int], width: int = 10) -> PreferencePairs:
     batch = len(video)
     first, second = (rollout(batch, video=(3, 1, 10, width), seed=seed, first_id=seed) for seed in (1, 50))
-    return PreferencePairs(first, replace(second, conditioning=first.conditioning), label(*video), label(*audio), label(*total))
+    return PreferencePairs(
+        first, replace(second, conditioning=first.conditioning), label(*video), label(*audio), label(*total)
+    )
 
 
 @given(m=margins, p=shares)
@@ -53,7 +55,9 @@ def test_turning_the_pair_round_turns_the_outcomes_round(m: float, p: float) -> 
     here, there = outcome_log_probs(one(m), p), outcome_log_probs(one(-m), p)
     assert torch.equal(here.first, there.second) and torch.equal(here.second, there.first)
     torch.testing.assert_close(here.tie, there.tie)
-    torch.testing.assert_close(preference_loss(one(m), label(FIRST), p), preference_loss(one(-m), label(SECOND), p))
+    torch.testing.assert_close(
+        preference_loss(one(m), label(FIRST), p), preference_loss(one(-m), label(SECOND), p)
+    )
 
 
 @given(m=margins, p=shares)
@@ -62,7 +66,9 @@ def test_outcomes_are_rao_kuppers(m: float, p: float) -> None:
     theta, x = tie_theta(p), math.exp(m)
     found = outcome_log_probs(one(m), p)
     assert math.exp(float(found.first)) == pytest.approx(x / (x + theta), rel=1e-9)
-    assert math.exp(float(found.tie)) == pytest.approx((theta**2 - 1) * x / ((x + theta) * (1 + theta * x)), rel=1e-9)
+    assert math.exp(float(found.tie)) == pytest.approx(
+        (theta**2 - 1) * x / ((x + theta) * (1 + theta * x)), rel=1e-9
+    )
 
 
 @given(p=shares)
@@ -74,7 +80,9 @@ def test_equal_clips_tie_with_the_share_that_was_voted(p: float) -> None:
 def test_losses_at_the_start(p: float) -> None:
     theta = (1 + p) / (1 - p)
     decided, tied = preference_loss(torch.zeros(2).double(), label(FIRST, TIE), p).tolist()
-    assert decided == pytest.approx(math.log(1 + theta)) and tied == pytest.approx(math.log((theta + 1) / (theta - 1)))
+    assert decided == pytest.approx(math.log(1 + theta)) and tied == pytest.approx(
+        math.log((theta + 1) / (theta - 1))
+    )
     assert preference_loss(torch.zeros(1), label(SECOND), 0.0).item() == pytest.approx(math.log(2))
 
 
@@ -120,8 +128,14 @@ def test_every_label_reaches_its_own_margin() -> None:
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert policy.gradients(found.loss) == pytest.approx(policy.gradients(expected), rel=1e-5)
     assert float(found.count) == 3 and policy.asked == ["reference", "default"]
-    for axis, video_moves, audio_moves in (("labels_video", True, False), ("labels_audio", False, True), ("labels_total", True, True)):
-        alone = replace(pairs([NO_LABEL] * 3, [NO_LABEL] * 3, [NO_LABEL] * 3), **{axis: label(FIRST, SECOND, TIE)})
+    for axis, video_moves, audio_moves in (
+        ("labels_video", True, False),
+        ("labels_audio", False, True),
+        ("labels_total", True, True),
+    ):
+        alone = replace(
+            pairs([NO_LABEL] * 3, [NO_LABEL] * 3, [NO_LABEL] * 3), **{axis: label(FIRST, SECOND, TIE)}
+        )
         video, audio = policy.gradients(loss(policy, alone, CONFIG, KEY).loss)
         assert (video != 0, audio != 0) == (video_moves, audio_moves)
 
@@ -135,7 +149,9 @@ def written_out(policy: GainPolicy, batch: PreferencePairs) -> torch.Tensor:
             stream, clean = noised(clips, drawn)[index], getattr(clips, name)
             s = drawn.levels.double().view(-1, *[1] * (clean.ndim - 1))
             target = getattr(drawn, name) - clean
-            now, before = (mean_square(gain * stream.latents + s - target) for gain in (policy.default[index], 0.3))
+            now, before = (
+                mean_square(gain * stream.latents + s - target) for gain in (policy.default[index], 0.3)
+            )
             distances.append(now - before)
         found.append(-(2.0 / 2) * (distances[0] - distances[1]))
     win = lambda m: torch.log1p(2 * torch.exp(-m))  # noqa: E731
@@ -147,7 +163,9 @@ def test_losses_at_the_start_through_the_policy() -> None:
     """Policy = reference: every margin is 0, whatever the clips."""
     start = GainPolicy((0.3, 0.3))
     batch = pairs([FIRST, SECOND, TIE], [NO_LABEL] * 3, [NO_LABEL, NO_LABEL, TIE])
-    assert loss(start, batch, CONFIG, KEY).loss.item() == pytest.approx(2 * math.log(3) + 2 * math.log(3), rel=1e-6)  # theta 2
+    assert loss(start, batch, CONFIG, KEY).loss.item() == pytest.approx(
+        2 * math.log(3) + 2 * math.log(3), rel=1e-6
+    )  # theta 2
     dropped = loss(start, batch, GsbDpoConfig(ties="drop"), KEY)
     assert dropped.loss.item() == pytest.approx(2 * math.log(2), rel=1e-6) and float(dropped.count) == 2
 
@@ -183,10 +201,14 @@ def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
     wide = policy.gradients(loss(policy, pairs(video, audio, total, width), CONFIG, KEY).loss)
     batch = pairs(video, audio, total, width)
     narrow = [replace(clips, video=clips.video[:, :1, :, :1, :1]) for clips in (batch.first, batch.second)]
-    small = policy.gradients(loss(policy, replace(batch, first=narrow[0], second=narrow[1]), CONFIG, KEY).loss)
+    small = policy.gradients(
+        loss(policy, replace(batch, first=narrow[0], second=narrow[1]), CONFIG, KEY).loss
+    )
     assert wide[1] == pytest.approx(small[1]) and wide[0] != pytest.approx(small[0])
     heavier = replace(CONFIG, video_weight=0.5, audio_weight=3.0)
-    assert policy.gradients(loss(policy, pairs(video, audio, total, width), heavier, KEY).loss) == pytest.approx((wide[0] / 2, 3 * wide[1]))
+    assert policy.gradients(
+        loss(policy, pairs(video, audio, total, width), heavier, KEY).loss
+    ) == pytest.approx((wide[0] / 2, 3 * wide[1]))
 
 
 def test_both_clips_meet_one_level_and_one_noise() -> None:
@@ -198,7 +220,9 @@ def test_both_clips_meet_one_level_and_one_noise() -> None:
 
 
 def test_a_rank_more_changes_nothing() -> None:
-    batch = pairs([FIRST, NO_LABEL, TIE, SECOND], [TIE, NO_LABEL, FIRST, SECOND], [SECOND, NO_LABEL, NO_LABEL, TIE])
+    batch = pairs(
+        [FIRST, NO_LABEL, TIE, SECOND], [TIE, NO_LABEL, FIRST, SECOND], [SECOND, NO_LABEL, NO_LABEL, TIE]
+    )
     config = replace(CONFIG, reference_weight=0.1)
     assert_parts_add_up(loss, count, lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)), batch, config)
 
@@ -207,10 +231,20 @@ def test_a_pair_nobody_voted_on_takes_no_part() -> None:
     policy, config = GainPolicy((0.5, 0.6)), replace(CONFIG, reference_weight=10.0)
     asked, unasked = pairs([FIRST], [TIE], [SECOND]), pairs([NO_LABEL], [NO_LABEL], [NO_LABEL])
     nothing = loss(policy, unasked, config, KEY)
-    assert nothing.loss.item() == 0 and float(nothing.count) == 0 and policy.gradients(nothing.loss) == (0.0, 0.0)
+    assert (
+        nothing.loss.item() == 0
+        and float(nothing.count) == 0
+        and policy.gradients(nothing.loss) == (0.0, 0.0)
+    )
     held = loss(policy, asked, config, KEY).loss.item() - loss(policy, asked, CONFIG, KEY).loss.item()
-    streams = noised(asked.first, draw(asked.first, CONFIG.levels, KEY)), noised(asked.second, draw(asked.first, CONFIG.levels, KEY))
-    away = [0.04 * float(mean_square(video.latents)) + 0.09 * float(mean_square(audio.latents)) for video, audio in streams]
+    streams = (
+        noised(asked.first, draw(asked.first, CONFIG.levels, KEY)),
+        noised(asked.second, draw(asked.first, CONFIG.levels, KEY)),
+    )
+    away = [
+        0.04 * float(mean_square(video.latents)) + 0.09 * float(mean_square(audio.latents))
+        for video, audio in streams
+    ]
     assert held == pytest.approx(10 * sum(away) / 2, rel=1e-6)  # the mean over both clips
 
 

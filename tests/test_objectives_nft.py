@@ -21,7 +21,9 @@ ALONE = NftConfig(reference_weight=0)
 def case(seed: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """state, clean, velocity, old, fp64."""
     generator = torch.Generator().manual_seed(seed)
-    state, clean, velocity, old = (torch.randn(batch, 2, 5, generator=generator, dtype=torch.float64) for _ in range(4))
+    state, clean, velocity, old = (
+        torch.randn(batch, 2, 5, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
     return state, clean, velocity, old
 
 
@@ -30,12 +32,21 @@ def levels(batch: int = 3) -> Tensor:
 
 
 @settings(max_examples=50)
-@given(beta=st.floats(0.05, 3), c=st.floats(0.5, 10), shares=st.lists(st.floats(-1, 1), min_size=3, max_size=3), seed=st.integers(0, 99))
-def test_gradient_at_the_old_policy_is_the_advantage_times_the_normalised_errors(beta, c, shares: list[float], seed: int) -> None:
+@given(
+    beta=st.floats(0.05, 3),
+    c=st.floats(0.5, 10),
+    shares=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_gradient_at_the_old_policy_is_the_advantage_times_the_normalised_errors(
+    beta, c, shares: list[float], seed: int
+) -> None:
     state, clean, velocity, _ = case(seed)
     gains = torch.tensor(shares, dtype=torch.float64) * c  # |A| <= c
     now = velocity.clone().requires_grad_()
-    (found,) = torch.autograd.grad(nft_terms(now, velocity, state, clean, levels(), gains, beta, c).sum(), now)
+    (found,) = torch.autograd.grad(
+        nft_terms(now, velocity, state, clean, levels(), gains, beta, c).sum(), now
+    )
     other = velocity.clone().requires_grad_()
     error = state - levels()[:, None, None] * other - clean
     w = error.detach().abs().mean((1, 2))
@@ -62,7 +73,10 @@ def test_the_same_by_finite_differences(beta: float, gain: float) -> None:
 @given(first=st.floats(-5, 5), second=st.floats(-5, 5))
 def test_the_value_at_the_old_policy_does_not_depend_on_the_reward(first: float, second: float) -> None:
     state, clean, velocity, _ = case(0, batch=1)
-    values = [nft_terms(velocity, velocity, state, clean, levels(1), torch.tensor([gain]).double(), 0.5, 5.0) for gain in (first, second)]
+    values = [
+        nft_terms(velocity, velocity, state, clean, levels(1), torch.tensor([gain]).double(), 0.5, 5.0)
+        for gain in (first, second)
+    ]
     torch.testing.assert_close(*values)
 
 
@@ -104,7 +118,9 @@ def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
     given_ = advantage([1, -1, 2, -0.5], [-1, 1, 0.5, 3])
     policy = GainPolicy((0.3, 0.3))
     both = policy.gradients(loss(policy, scored(clips, given_), ALONE, KEY).loss)
-    weighed = policy.gradients(loss(policy, scored(clips, given_), replace(ALONE, video_weight=0.25, audio_weight=4), KEY).loss)
+    weighed = policy.gradients(
+        loss(policy, scored(clips, given_), replace(ALONE, video_weight=0.25, audio_weight=4), KEY).loss
+    )
     assert weighed == pytest.approx((both[0] / 4, both[1] * 4))
     drawn = draw(clips, ALONE.levels, KEY)
     for index, (stream, clean, gains) in enumerate(
@@ -114,7 +130,9 @@ def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
         s = drawn.levels.double().view(-1, *[1] * (clean.ndim - 1))
         error = stream.latents - s * (gain * stream.latents + s) - clean
         w = error.detach().abs().flatten(1).mean(1)
-        assert both[index] == pytest.approx(float(torch.autograd.grad((gains * mean_square(error) / w).sum(), gain)[0]), rel=1e-6)
+        assert both[index] == pytest.approx(
+            float(torch.autograd.grad((gains * mean_square(error) / w).sum(), gain)[0]), rel=1e-6
+        )
 
 
 def test_a_better_clip_is_approached_and_a_worse_one_left() -> None:
@@ -123,10 +141,16 @@ def test_a_better_clip_is_approached_and_a_worse_one_left() -> None:
     video, audio = noised(clips, drawn)
     start = Velocity(torch.zeros_like(clips.video), torch.zeros_like(clips.audio))
     for gain in (1.0, -1.0):
-        now = Velocity(torch.zeros_like(clips.video).requires_grad_(), torch.zeros_like(clips.audio).requires_grad_())
+        now = Velocity(
+            torch.zeros_like(clips.video).requires_grad_(), torch.zeros_like(clips.audio).requires_grad_()
+        )
         policy = FreePolicy(default=now, old=start, reference=start)
-        found = torch.autograd.grad(loss(policy, scored(clips, advantage([gain], [gain])), ALONE, KEY).loss, [now.video, now.audio])  # type: ignore[arg-type]
-        for slope, stream, clean, noise in zip(found, (video, audio), (clips.video, clips.audio), (drawn.video, drawn.audio), strict=True):
+        found = torch.autograd.grad(
+            loss(policy, scored(clips, advantage([gain], [gain])), ALONE, KEY).loss, [now.video, now.audio]
+        )  # type: ignore[arg-type]
+        for slope, stream, clean, noise in zip(
+            found, (video, audio), (clips.video, clips.audio), (drawn.video, drawn.audio), strict=True
+        ):
             wanted = gain * (noise - clean)
             assert float((-slope * wanted).sum()) > 0 and stream.latents.shape == clean.shape
 
@@ -141,7 +165,9 @@ def test_a_silent_modality_has_exactly_no_gradient() -> None:
     alike = advantage([0, 0, 0, 0], [1, -1, 2, -2])
     video, audio = start.gradients(loss(start, scored(rollout(), alike), ALONE, KEY).loss)
     assert video == 0 and audio != 0
-    held = policy.gradients(loss(policy, scored(rollout(), silent), replace(ALONE, reference_weight=1.0), KEY).loss)
+    held = policy.gradients(
+        loss(policy, scored(rollout(), silent), replace(ALONE, reference_weight=1.0), KEY).loss
+    )
     assert held[0] > 0  # the reference still holds the picture: 0.5 is pulled down to 0.3
 
 
@@ -157,7 +183,10 @@ def test_the_reference_term_is_a_mean_for_each_modality() -> None:
         for weight, away, stream in zip((2, 3), (0.2, 0.1), streams, strict=True)
     )
     assert found.loss.item() == pytest.approx(expected)
-    assert float(found.metrics["from_reference_video"][1]) == 4 and float(found.metrics["from_old_audio"][0]) == 0
+    assert (
+        float(found.metrics["from_reference_video"][1]) == 4
+        and float(found.metrics["from_old_audio"][0]) == 0
+    )
 
 
 def test_without_a_reference_term_the_reference_is_not_asked() -> None:
@@ -168,7 +197,13 @@ def test_without_a_reference_term_the_reference_is_not_asked() -> None:
 
 def test_a_rank_more_changes_nothing() -> None:
     given_ = advantage([1, 0, 2, -3], [-1, 0, 0.5, 3], valid=[True, False, True, True])
-    assert_parts_add_up(loss, count, lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)), scored(rollout(), given_), NftConfig())
+    assert_parts_add_up(
+        loss,
+        count,
+        lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)),
+        scored(rollout(), given_),
+        NftConfig(),
+    )
 
 
 def test_a_broken_clip_takes_no_part() -> None:
@@ -189,12 +224,16 @@ def test_draws_belong_to_the_clip() -> None:
     part = draw(take(rollout(), torch.tensor([3, 1])), ALONE.levels, KEY)
     for name in ("levels", "video", "audio"):
         rows = getattr(whole, name)
-        assert len({row.flatten()[0].item() for row in rows}) == 4 and torch.equal(getattr(part, name), rows[[3, 1]])
+        assert len({row.flatten()[0].item() for row in rows}) == 4 and torch.equal(
+            getattr(part, name), rows[[3, 1]]
+        )
 
 
 def test_draws_change_with_the_key_only() -> None:
     policy, batch = GainPolicy((0.5, 0.2)), scored(rollout(), advantage([1, 0, 2, -3], [-1, 0, 0.5, 3]))
-    first, again, later = (loss(policy, batch, NftConfig(), key).loss.item() for key in (KEY, KEY, (*KEY[:2], 1)))
+    first, again, later = (
+        loss(policy, batch, NftConfig(), key).loss.item() for key in (KEY, KEY, (*KEY[:2], 1))
+    )
     assert first == again != later
 
 

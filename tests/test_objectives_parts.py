@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.objectives_study.arms import budget, optimizer_steps, plan_arms, store_sizes, votes_phase
-from experiments.objectives_study.config import ARMS, ObjectivesConfig
-from experiments.objectives_study.material import is_decided, write_prompts
-from experiments.objectives_study.one_arm import rounds_cost
-from experiments.objectives_study.scores import tabulated
-from experiments.objectives_study.statistics import crossed_draws, difference, share_of_gain, verdict
-from experiments.objectives_study.totals import target_of, units_of, with_totals
-from experiments.panel import JudgeFeature
-from experiments.study.statistics import Table, mean_over_seeds
+from experiments.studies.objectives.arms import budget, optimizer_steps, plan_arms, store_sizes, votes_phase
+from experiments.studies.objectives.config import ARMS, ObjectivesConfig
+from experiments.studies.objectives.material import is_decided, write_prompts
+from experiments.studies.objectives.one_arm import rounds_cost
+from experiments.studies.objectives.scores import tabulated
+from experiments.studies.objectives.statistics import crossed_draws, difference, share_of_gain, verdict
+from experiments.studies.objectives.totals import target_of, units_of, with_totals
+from experiments.studies.statistics import Table, mean_over_seeds
 from finetune.gsb.pairs import ClipRef, PreferencePair
+from finetune.gsb.panel import JudgeFeature
 from finetune.recipe import AlignConfig, RubricConfig
 from pretrain.prompt import read_prompts
 from rewards.types import Score
@@ -31,33 +31,54 @@ def table(*rows: list[float]) -> Table:
 
 
 def pair(number: int, **counts: tuple[int, int, int]) -> PreferencePair:
-    first, second = (ClipRef(f"p{number}-k{k}", f"m#{k}", f"p{number}", "<S>one<E>", None, "0" * 64) for k in (0, 1))
+    first, second = (
+        ClipRef(f"p{number}-k{k}", f"m#{k}", f"p{number}", "<S>one<E>", None, "0" * 64) for k in (0, 1)
+    )
     return PreferencePair(f"p{number}", first, second, counts, True)
 
 
 def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
     config = ObjectivesConfig(rounds=6, seeds=2)
     arms = plan_arms(config, ALIGN, 2)
-    assert [arm.label for arm in arms[:3]] == ["pretrained", "nft-seed0", "rwr-seed0"] and len(arms) == 1 + 2 * (len(ARMS) - 1)
+    assert [arm.label for arm in arms[:3]] == ["pretrained", "nft-seed0", "rwr-seed0"] and len(
+        arms
+    ) == 1 + 2 * (len(ARMS) - 1)
     assert budget(config, ALIGN) == 6 * 24 * 8
     phases = {arm.name: arm.phase for arm in arms[1:]}
     for name in ("nft", "rwr", "grpo", "nft_chosen_third", "nft_random_third"):
         assert phases[name].rounds * phases[name].prompts_per_round * phases[name].clips_per_prompt == 1152
     count, clips = store_sizes(1152, 104)
     assert (count, clips) == (96, 12)
-    assert optimizer_steps(phases["nft"]) == optimizer_steps(phases["gsb_dpo"]) == optimizer_steps(phases["gsb_dpo_no_ties"]) == (96, 48)
-    ties, dropped = (next(arm.config for arm in arms if arm.name == name) for name in ("gsb_dpo", "gsb_dpo_no_ties"))
-    assert ties and dropped and (ties.gsb_dpo.objective.ties, dropped.gsb_dpo.objective.ties) == ("model", "drop")
+    assert (
+        optimizer_steps(phases["nft"])
+        == optimizer_steps(phases["gsb_dpo"])
+        == optimizer_steps(phases["gsb_dpo_no_ties"])
+        == (96, 48)
+    )
+    ties, dropped = (
+        next(arm.config for arm in arms if arm.name == name) for name in ("gsb_dpo", "gsb_dpo_no_ties")
+    )
+    assert (
+        ties
+        and dropped
+        and (ties.gsb_dpo.objective.ties, dropped.gsb_dpo.objective.ties) == ("model", "drop")
+    )
     assert replace(dropped, gsb_dpo=replace(dropped.gsb_dpo, objective=ties.gsb_dpo.objective)) == ties
     assert all(arm.config.stop.prompts == arm.config.stop.patience == 0 for arm in arms[1:] if arm.config)
     assert {arm.config.seed for arm in arms[1:] if arm.config} == {0, 1}
 
 
 def test_another_recipes_groups_are_held_equal_too():
-    uneven = replace(ALIGN, rwr=replace(ALIGN.rwr, prompts_per_round=6, rounds=99), grpo=replace(ALIGN.grpo, clips_per_prompt=16))
+    uneven = replace(
+        ALIGN,
+        rwr=replace(ALIGN.rwr, prompts_per_round=6, rounds=99),
+        grpo=replace(ALIGN.grpo, clips_per_prompt=16),
+    )
     arms = {arm.name: arm for arm in plan_arms(ObjectivesConfig(rounds=3), uneven, 2)}
-    assert {(arms[name].phase.rounds, arms[name].phase.prompts_per_round, arms[name].phase.clips_per_prompt)
-            for name in ("nft", "rwr", "grpo")} == {(3, 24, 8)}  # fmt: skip
+    assert {
+        (arms[name].phase.rounds, arms[name].phase.prompts_per_round, arms[name].phase.clips_per_prompt)
+        for name in ("nft", "rwr", "grpo")
+    } == {(3, 24, 8)}
 
 
 @given(st.integers(1, 12), st.integers(2, 30), st.integers(2, 16), st.integers(0, 80))
@@ -72,7 +93,9 @@ def test_a_store_has_the_budget_exactly(rounds, prompts_per_round, clips, more):
 def test_pairs_divide_over_steps_and_ranks_and_are_never_more_than_there_are(ranks, pairs):
     phase = votes_phase(ALIGN, 6, ranks, pairs)
     assert phase.pairs_per_round % (phase.steps_per_epoch * ranks) == 0
-    assert phase.pairs_per_round <= max(96, ranks * 4) and (phase.pairs_per_round <= pairs or pairs < 4 * ranks)
+    assert phase.pairs_per_round <= max(96, ranks * 4) and (
+        phase.pairs_per_round <= pairs or pairs < 4 * ranks
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +119,10 @@ def test_impossible_sizes_are_named(changes, says):
         ({"overall": (0, 3, 0)}, False),
         ({"overall": (1, 0, 1), "picture": (0, 0, 3)}, True),
         ({"overall": (1, 1, 1), "voice": (0, 2, 1), "picture": (1, 1, 0)}, False),
-        ({"overall": (0, 3, 0), "sync": (3, 0, 0)}, False),  # overall was asked first: sync is not what the sum learns from
+        (
+            {"overall": (0, 3, 0), "sync": (3, 0, 0)},
+            False,
+        ),  # overall was asked first: sync is not what the sum learns from
         ({"sync": (3, 0, 0)}, True),
     ],
 )
@@ -113,7 +139,11 @@ def test_chosen_prompts_keep_their_order_ids_and_files(tmp_path):
     found = read_prompts(out)
     assert [row.data_id for row in found] == ["p-00002", "p-00005"]
     path = found[0].reference_paths[0]
-    assert path is not None and path.resolve() == (tmp_path / "v.wav").resolve() and str(tmp_path) not in out.read_text()
+    assert (
+        path is not None
+        and path.resolve() == (tmp_path / "v.wav").resolve()
+        and str(tmp_path) not in out.read_text()
+    )
 
 
 def test_differences_are_over_clips_that_both_could_score():
@@ -126,7 +156,9 @@ def test_differences_are_over_clips_that_both_could_score():
 def test_one_pretrained_model_stands_for_every_seed():
     base = table([0.0, 1.0, 2.0])
     found = difference(table([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]), base, 500)
-    assert found.n == 6 and (found.mean, found.low, found.high) == pytest.approx((2.0, 1.0, 3.0))  # the seeds differ, prompts do not
+    assert found.n == 6 and (found.mean, found.low, found.high) == pytest.approx(
+        (2.0, 1.0, 3.0)
+    )  # the seeds differ, prompts do not
 
 
 def test_what_is_hard_about_a_prompt_does_not_average_out_over_seeds():
@@ -142,7 +174,9 @@ def test_shares_of_a_gain_are_exact_where_every_prompt_gains_alike():
     whole, part = (table([value + gain for value in (0.1, 0.5, 0.9)]) for gain in (0.4, 0.1))
     found = share_of_gain(part, whole, base, True, 200)
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
-    lower_part, lower_whole, lower_base = (table([-value for value in row.above[0].tolist()]) for row in (part, whole, base))
+    lower_part, lower_whole, lower_base = (
+        table([-value for value in row.above[0].tolist()]) for row in (part, whole, base)
+    )
     assert share_of_gain(lower_part, lower_whole, lower_base, False, 200).mean == pytest.approx(0.25)
     assert math.isnan(share_of_gain(part, whole, base, False, 200).mean)  # a loss has no shares
 
@@ -158,12 +192,27 @@ def test_a_share_of_what_may_be_nothing_is_no_number():
 
 def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
     rubric = RubricConfig(audio={"up": 3.0}, sync={"wer_pocketsphinx": 1.0})
-    features = (JudgeFeature("sync_judge", "sync", 0.5), JudgeFeature("picture_noise_judge", "picture", -0.25, 3.0))
-    base = {"metrics": {"up": [[1, 1], [3, 1]], "wer_pocketsphinx": [[0, 2], [2, 2]], "sync_judge": [[1, 1]] * 2,
-                        "picture_noise_judge": [[2, 1]] * 2}}  # fmt: skip
+    features = (
+        JudgeFeature("sync_judge", "sync", 0.5),
+        JudgeFeature("picture_noise_judge", "picture", -0.25, 3.0),
+    )
+    base = {
+        "metrics": {
+            "up": [[1, 1], [3, 1]],
+            "wer_pocketsphinx": [[0, 2], [2, 2]],
+            "sync_judge": [[1, 1]] * 2,
+            "picture_noise_judge": [[2, 1]] * 2,
+        }
+    }
     units = units_of(rubric, features, base)
-    ours = {"metrics": {"up": [[3, 1], None], "wer_pocketsphinx": [[0, 2], [0, 2]], "sync_judge": [[1.5, 1], [1, 1]],
-                        "picture_noise_judge": [[2, 1], [1.5, 1]]}}  # fmt: skip
+    ours = {
+        "metrics": {
+            "up": [[3, 1], None],
+            "wer_pocketsphinx": [[0, 2], [0, 2]],
+            "sync_judge": [[1.5, 1], [1, 1]],
+            "picture_noise_judge": [[2, 1], [1.5, 1]],
+        }
+    }
     found = with_totals(ours, units)
     assert found["rubric"] == [[pytest.approx((3 * 1 + 1 * 1) / 4), 1.0], None]
     assert [value for value, _ in found["panel"]] == pytest.approx([1 / 4, 3 * 2 / 4])
@@ -176,11 +225,19 @@ def test_scores_become_pairs_and_unscored_clips_none():
     scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")]}
     scores["sync_judge"] = [Score(0.3, parts={"rho": 0.1}), Score(0.2, parts={"rho": 0.4})]
     found = tabulated(["wer_pocketsphinx", "sync_judge", "sync_judge.rho"], scores)
-    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_judge.rho"] == [[0.1, 1.0], [0.4, 1.0]]
+    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_judge.rho"] == [
+        [0.1, 1.0],
+        [0.4, 1.0],
+    ]
     assert found["reasons"]["wer_pocketsphinx"] == ["", "silent"]
 
 
 def test_seconds_of_rounds_that_are_not_in_the_log_are_the_mean(tmp_path):
-    rows = [{"seconds/rollout": 4.0, "seconds/score": 2.0, "seconds/update": value, "seconds_per_step": 10.0} for value in (1.0, 3.0)]
-    (tmp_path / "m").write_text("".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"aside_total": 0.0}, *rows]))
+    rows = [
+        {"seconds/rollout": 4.0, "seconds/score": 2.0, "seconds/update": value, "seconds_per_step": 10.0}
+        for value in (1.0, 3.0)
+    ]
+    (tmp_path / "m").write_text(
+        "".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"aside_total": 0.0}, *rows])
+    )
     assert rounds_cost(tmp_path / "m", 4) == {"rollout": 16.0, "score": 8.0, "update": 8.0, "other": 8.0}

@@ -18,25 +18,44 @@ CONFIG = RwrConfig(temperature=1.0, max_weight=100, reference_weight=0, levels=L
 GROUPS = torch.tensor([0, 0, 1, 1])
 
 
-def weighted(video: list[float], audio: list[float], config: RwrConfig = CONFIG, valid: list[bool] | None = None, **more) -> Advantage:
+def weighted(
+    video: list[float],
+    audio: list[float],
+    config: RwrConfig = CONFIG,
+    valid: list[bool] | None = None,
+    **more,
+) -> Advantage:
     return group_weights(advantage(video, audio, valid, **more), torch.arange(len(video)) // 2, config)
 
 
 def test_weights_by_hand() -> None:
     odds = math.exp(2 / 0.5)
-    found = softmax_weights(torch.tensor([1.0, -1.0]).double(), torch.tensor([4, 4]), torch.tensor([True, True]), 0.5, 100)
+    found = softmax_weights(
+        torch.tensor([1.0, -1.0]).double(), torch.tensor([4, 4]), torch.tensor([True, True]), 0.5, 100
+    )
     assert found.tolist() == pytest.approx([2 * odds / (1 + odds), 2 / (1 + odds)])
-    clipped = softmax_weights(torch.tensor([1.0, -1.0]).double(), torch.tensor([4, 4]), torch.tensor([True, True]), 0.5, 1.5)
+    clipped = softmax_weights(
+        torch.tensor([1.0, -1.0]).double(), torch.tensor([4, 4]), torch.tensor([True, True]), 0.5, 1.5
+    )
     assert clipped.tolist() == pytest.approx([1.5, 2 / (1 + odds)])
 
 
 @settings(max_examples=60)
 @given(
-    scores=st.lists(st.floats(-5, 5), min_size=9, max_size=9), alive=st.lists(st.booleans(), min_size=9, max_size=9),
-    temperature=st.floats(1e-3, 10), shift=st.floats(-1e3, 1e3), order=st.permutations(range(9)),
-)  # fmt: skip
-def test_weights_of_a_group_have_mean_one(scores: list[float], alive: list[bool], temperature: float, shift: float, order) -> None:
-    values, valid, cells = torch.tensor(scores).double().round(decimals=3), torch.tensor(alive), torch.arange(9) // 3
+    scores=st.lists(st.floats(-5, 5), min_size=9, max_size=9),
+    alive=st.lists(st.booleans(), min_size=9, max_size=9),
+    temperature=st.floats(1e-3, 10),
+    shift=st.floats(-1e3, 1e3),
+    order=st.permutations(range(9)),
+)
+def test_weights_of_a_group_have_mean_one(
+    scores: list[float], alive: list[bool], temperature: float, shift: float, order
+) -> None:
+    values, valid, cells = (
+        torch.tensor(scores).double().round(decimals=3),
+        torch.tensor(alive),
+        torch.arange(9) // 3,
+    )
     found = softmax_weights(values, cells, valid, temperature, 1e9)
     assert bool(found.isfinite().all()) and bool((found >= 0).all()) and bool((found[~valid] == 0).all())
     for group in range(3):
@@ -45,7 +64,9 @@ def test_weights_of_a_group_have_mean_one(scores: list[float], alive: list[bool]
         assert float(found[kept].sum()) == pytest.approx(float(kept.sum()) if differs else 0.0)
         best = values[kept].argsort()
         assert bool((found[kept][best].diff() >= 0).all())
-    torch.testing.assert_close(softmax_weights(values[order], cells[order], valid[order], temperature, 1e9), found[order])
+    torch.testing.assert_close(
+        softmax_weights(values[order], cells[order], valid[order], temperature, 1e9), found[order]
+    )
     moved = softmax_weights((values + round(shift, 0)).round(decimals=3), cells, valid, temperature, 1e9)
     torch.testing.assert_close(moved, found, atol=1e-6, rtol=1e-6)
 
@@ -64,11 +85,19 @@ def test_loss_is_the_weighted_flow_matching_error() -> None:
     drawn = draw(clips, config.levels, KEY)
     expected = 0.0
     for index, (stream, clean, noise, weight) in enumerate(
-        zip(noised(clips, drawn), (clips.video, clips.audio), (drawn.video, drawn.audio), (weights.video, weights.audio), strict=True)
+        zip(
+            noised(clips, drawn),
+            (clips.video, clips.audio),
+            (drawn.video, drawn.audio),
+            (weights.video, weights.audio),
+            strict=True,
+        )
     ):
         s = drawn.levels.double().view(-1, *[1] * (clean.ndim - 1))
         answer = (0.5, 0.6)[index] * stream.latents + s
-        expected += (2.0, 5.0)[index] * float((drawn.weight * weight * mean_square(answer - (noise - clean))).sum())
+        expected += (2.0, 5.0)[index] * float(
+            (drawn.weight * weight * mean_square(answer - (noise - clean))).sum()
+        )
     assert found.loss.item() == pytest.approx(expected, rel=1e-6) and float(found.count) == 4
     assert policy.asked == ["default"]
 
@@ -79,9 +108,13 @@ def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
     weights, policy = weighted([1, -1, 2, 0.5], [-1, 1, 0, 3]), GainPolicy((0.5, 0.6))
     clips = rollout(video=(3, 1, 10, width))
     small = replace(rollout(video=(1, 1, 1, 1)), audio=clips.audio)
-    wide, narrow = (policy.gradients(loss(policy, scored(some, weights), CONFIG, KEY).loss) for some in (clips, small))
+    wide, narrow = (
+        policy.gradients(loss(policy, scored(some, weights), CONFIG, KEY).loss) for some in (clips, small)
+    )
     assert wide[1] == pytest.approx(narrow[1]) and wide[0] != pytest.approx(narrow[0])
-    heavier = policy.gradients(loss(policy, scored(clips, weights), replace(CONFIG, audio_weight=3.0), KEY).loss)
+    heavier = policy.gradients(
+        loss(policy, scored(clips, weights), replace(CONFIG, audio_weight=3.0), KEY).loss
+    )
     assert heavier == pytest.approx((wide[0], 3 * wide[1]))
 
 
@@ -89,7 +122,10 @@ def test_the_better_clip_pulls_more() -> None:
     """Group of two: turning the advantages round turns round which clip's gradient is larger."""
     policy, clips = GainPolicy((0.5, 0.6)), rollout(2)
     equal = replace(weighted([1, -1], [1, -1]), video=torch.ones(2).double(), audio=torch.ones(2).double())
-    single = [policy.gradients(loss(policy, scored(clips, advantage_only(equal, index)), CONFIG, KEY).loss)[0] for index in (0, 1)]
+    single = [
+        policy.gradients(loss(policy, scored(clips, advantage_only(equal, index)), CONFIG, KEY).loss)[0]
+        for index in (0, 1)
+    ]
     w = weighted([1, -1], [1, -1]).video.tolist()
     together = policy.gradients(loss(policy, scored(clips, weighted([1, -1], [1, -1])), CONFIG, KEY).loss)[0]
     assert w[0] > 1 > w[1] and together == pytest.approx(w[0] * single[0] + w[1] * single[1])
@@ -104,7 +140,12 @@ def test_the_reference_holds_every_clip_whatever_its_weight() -> None:
     clips = rollout()
     policy = GainPolicy((0.5, 0.6), reference=(0.1, 0.3))
     nothing = weighted([0] * 4, [0] * 4)
-    found = loss(policy, scored(clips, nothing), replace(CONFIG, reference_weight=0.7, video_weight=2, audio_weight=3), KEY)
+    found = loss(
+        policy,
+        scored(clips, nothing),
+        replace(CONFIG, reference_weight=0.7, video_weight=2, audio_weight=3),
+        KEY,
+    )
     streams = noised(clips, draw(clips, CONFIG.levels, KEY))
     expected = sum(
         0.7 * weight * float((away * stream.latents).square().flatten(1).mean(1).sum())
@@ -129,7 +170,9 @@ def test_data_is_a_batch_like_any_other() -> None:
     policy, clips, config = GainPolicy((0.5, 0.6)), rollout(), replace(CONFIG, data_weight=0.3)
     ones = replace(weighted([1] * 4, [1] * 4), video=torch.ones(4).double(), audio=torch.ones(4).double())
     of_data = loss(policy, data_batch(clips, config), config, KEY)
-    assert of_data.loss.item() == pytest.approx(0.3 * loss(policy, scored(clips, ones), config, KEY).loss.item(), rel=1e-6)
+    assert of_data.loss.item() == pytest.approx(
+        0.3 * loss(policy, scored(clips, ones), config, KEY).loss.item(), rel=1e-6
+    )
     assert float(of_data.count) == 4
 
 
@@ -144,7 +187,13 @@ def test_a_silent_modality_has_exactly_no_gradient() -> None:
 
 def test_a_rank_more_changes_nothing() -> None:
     weights = weighted([1, 0, 2, -3], [-1, 0, 0.5, 3], valid=[True, True, False, True])
-    assert_parts_add_up(loss, count, lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)), scored(rollout(), weights), RwrConfig())
+    assert_parts_add_up(
+        loss,
+        count,
+        lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)),
+        scored(rollout(), weights),
+        RwrConfig(),
+    )
 
 
 def test_a_broken_clip_takes_no_part() -> None:

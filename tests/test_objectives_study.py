@@ -9,28 +9,32 @@ import numpy as np
 import pytest
 
 from experiments.layout import Layout
-from experiments.objectives_study.config import ObjectivesConfig
-from experiments.objectives_study.material import Sections
-from experiments.objectives_study.run import study_objectives
-from experiments.objectives_study.runners import Runners
-from experiments.runs import Interrupted
-from experiments.votes import VotesConfig
+from experiments.pipeline.votes import VotesConfig
+from experiments.runs.run import Interrupted
+from experiments.studies.objectives.config import ObjectivesConfig
+from experiments.studies.objectives.material import Sections
+from experiments.studies.objectives.run import study_objectives
+from experiments.studies.objectives.runners import Runners
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig, StopConfig
 from pretrain.generate import GenerateConfig
-from pretrain.launch import StageResult
+from pretrain.launch.launch import StageResult
 from pretrain.prompt import read_prompts
 
 WORDS = ("one", "two", "three", "four", "five", "six")
 ALIGN = AlignConfig()
 SMALL = replace(
-    ALIGN, stop=StopConfig(prompts=4), nft=replace(ALIGN.nft, prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2)
-)  # fmt: skip
+    ALIGN,
+    stop=StopConfig(prompts=4),
+    nft=replace(ALIGN.nft, prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2),
+)
 
 
 def pair(number: int, **counts: tuple[int, int, int]) -> PreferencePair:
-    first, second = (ClipRef(f"p{number}-k{k}", f"m#{k}", f"p{number}", "<S>one<E>", None, "0" * 64) for k in (0, 1))
+    first, second = (
+        ClipRef(f"p{number}-k{k}", f"m#{k}", f"p{number}", "<S>one<E>", None, "0" * 64) for k in (0, 1)
+    )
     return PreferencePair(f"p{number}", first, second, counts, True)
 
 
@@ -39,7 +43,13 @@ class World:
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.calls, self.breaks, self.stopped = layout, [], "", ""
-        self.gain = {"nft-": 0.4, "nft_chosen": 0.3, "nft_random": 0.1, "gsb_dpo-": 0.2, "gsb_dpo_no_ties": 0.1}
+        self.gain = {
+            "nft-": 0.4,
+            "nft_chosen": 0.3,
+            "nft_random": 0.1,
+            "gsb_dpo-": 0.2,
+            "gsb_dpo_no_ties": 0.1,
+        }
 
     def runners(self) -> Runners:
         return Runners(self.roll_out, self.vote, self.reward, self.align, self.generate, self.score)
@@ -51,7 +61,9 @@ class World:
 
     def vote(self, config, store, codec, corpus, syncnet, out):
         self.calls.append(("vote", config.pairs_per_case))
-        write_pairs(out / "pairs.jsonl", [pair(i, overall=(3, 0, 0) if i % 2 else (0, 3, 0)) for i in range(40)])
+        write_pairs(
+            out / "pairs.jsonl", [pair(i, overall=(3, 0, 0) if i % 2 else (0, 3, 0)) for i in range(40)]
+        )
         return {"simulated": True}
 
     def reward(self, align, layout, store, processes):
@@ -63,13 +75,30 @@ class World:
 
     def align(self, run, ranks):
         label = run.out.parent.name
-        self.calls.append(("align", label.rpartition("-")[0], [row.data_id for row in read_prompts(run.prompts)], run.pairs, run.config))
+        self.calls.append(
+            (
+                "align",
+                label.rpartition("-")[0],
+                [row.data_id for row in read_prompts(run.prompts)],
+                run.pairs,
+                run.config,
+            )
+        )
         if self.breaks and label.startswith(self.breaks):
             raise ValueError("5 steps in a row had a gradient of norm nan")
         if self.stopped and label.startswith(self.stopped):
             return StageResult("interrupted", 1, None, "")
         write_model(run.out / "model", label)
-        rows = [{"step": i, "seconds/rollout": 1.0, "seconds/score": 2.0, "seconds/update": 3.0, "seconds_per_step": 7.0} for i in (1, 2)]
+        rows = [
+            {
+                "step": i,
+                "seconds/rollout": 1.0,
+                "seconds/score": 2.0,
+                "seconds/update": 3.0,
+                "seconds_per_step": 7.0,
+            }
+            for i in (1, 2)
+        ]
         (run.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return StageResult("finished", 2, run.out / "model", label)
 
@@ -86,7 +115,9 @@ class World:
         moved = {name: -gain if "noise" in name or "wer" in name else gain for name in names}
         metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in names}
         reasons = {"sync_judge": ["", "", "no face"]}
-        out.write_text(json.dumps({"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons, "flagged": 0}))
+        out.write_text(
+            json.dumps({"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons, "flagged": 0})
+        )
 
     def aligned(self) -> list[str]:
         return [call[1] for call in self.calls if call[0] == "align"]
@@ -99,23 +130,35 @@ def write_model(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, request) -> World:
-    monkeypatch.setattr("experiments.objectives_study.run.ensure_sender", lambda spool, root: None)
+    monkeypatch.setattr("experiments.studies.objectives.run.ensure_sender", lambda spool, root: None)
     if request.node.name != "test_the_whole_study_answers_its_questions":  # a picture takes a second
-        monkeypatch.setattr("experiments.objectives_study.run.draw", lambda study, path: None)
+        monkeypatch.setattr("experiments.studies.objectives.run.draw", lambda study, path: None)
     layout = Layout(out=tmp_path / "out")
     write_model(layout.model("stage3"), "base")
-    for folder, content in ((layout.codec, {"codec_id": "c"}), *((layout.syncnet / role, {"a": role}) for role in ("reward", "judge"))):
+    for folder, content in (
+        (layout.codec, {"codec_id": "c"}),
+        *((layout.syncnet / role, {"a": role}) for role in ("reward", "judge")),
+    ):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(content))
     layout.prompts.mkdir(parents=True)
     for name in ("align_train", "align_held_out"):
-        rows = [{"prompt": f"<S>{WORDS[i % 6]} {WORDS[i // 6]}<E>", "data_id": f"p{i}", "num_frames": 25} for i in range(34)]
+        rows = [
+            {"prompt": f"<S>{WORDS[i % 6]} {WORDS[i // 6]}<E>", "data_id": f"p{i}", "num_frames": 25}
+            for i in range(34)
+        ]
         (layout.prompts / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return World(layout)
 
 
 def sections(align: AlignConfig = SMALL, **changes) -> Sections:
-    return Sections(ObjectivesConfig(rounds=2, resamples=200, **changes), align, GenerateConfig(), RolloutsConfig(), VotesConfig())
+    return Sections(
+        ObjectivesConfig(rounds=2, resamples=200, **changes),
+        align,
+        GenerateConfig(),
+        RolloutsConfig(),
+        VotesConfig(),
+    )
 
 
 def run(world: World, given: Sections) -> dict:
@@ -125,25 +168,49 @@ def run(world: World, given: Sections) -> dict:
 
 def test_the_whole_study_answers_its_questions(world):
     found = run(world, sections())
-    assert [call for call in world.calls if call[0] == "roll_out"] == [("roll_out", 32), ("roll_out", 30 * 4)]  # the budget; the pilot
-    assert ("vote", 3) in world.calls and found["budget_clips"] == 32 and found["stored"] == {"prompts": 16, "clips_per_prompt": 2}
+    assert [call for call in world.calls if call[0] == "roll_out"] == [
+        ("roll_out", 32),
+        ("roll_out", 30 * 4),
+    ]  # the budget; the pilot
+    assert (
+        ("vote", 3) in world.calls
+        and found["budget_clips"] == 32
+        and found["stored"] == {"prompts": 16, "clips_per_prompt": 2}
+    )
     aligned = {call[1]: call[2:] for call in world.calls if call[0] == "align"}
     everything = set(aligned["nft-seed0"][0])
     assert len(everything) == 30  # four are set aside by the recipe
     chosen, random = (set(aligned[f"nft_{name}_third-seed0"][0]) for name in ("chosen", "random"))
-    assert len(chosen) == len(random) == 10 and chosen < everything and random < everything and chosen != random
-    assert len([name for name in chosen if int(name[1:]) >= 20]) > len([name for name in random if int(name[1:]) >= 20])
+    assert (
+        len(chosen) == len(random) == 10 and chosen < everything and random < everything and chosen != random
+    )
+    assert len([name for name in chosen if int(name[1:]) >= 20]) > len(
+        [name for name in random if int(name[1:]) >= 20]
+    )
     with_ties, without = (read_pairs(aligned[f"gsb_dpo{name}-seed0"][1]) for name in ("", "_no_ties"))
     assert len(with_ties) == 40 and len(without) == 20 and all(pair.label("overall") for pair in without)
     entry = found["arms"]["nft"]
-    assert entry["cost"] | {"rollout": 2.0, "score": 4.0, "update": 6.0, "clips": 32, "optimizer_steps": 8} == entry["cost"]
-    assert entry["differences"]["sync_judge"]["mean"] == pytest.approx(0.4) and entry["target"]["verdict"] == "better"
-    assert set(entry["target"]["improved"]) == set(SMALL.rubric.routes()) and found["arms"]["rwr"]["target"]["verdict"] == "not told apart"
+    assert (
+        entry["cost"] | {"rollout": 2.0, "score": 4.0, "update": 6.0, "clips": 32, "optimizer_steps": 8}
+        == entry["cost"]
+    )
+    assert (
+        entry["differences"]["sync_judge"]["mean"] == pytest.approx(0.4)
+        and entry["target"]["verdict"] == "better"
+    )
+    assert (
+        set(entry["target"]["improved"]) == set(SMALL.rubric.routes())
+        and found["arms"]["rwr"]["target"]["verdict"] == "not told apart"
+    )
     assert found["ties"]["panel"]["verdict"] == "better"
     assert found["curation"]["shares"]["nft_chosen_third"]["sync_judge"]["mean"] == pytest.approx(0.75)
     assert found["curation"]["differences"]["wer_pocketsphinx_judge"]["verdict"] == "better"
     text = (world.layout.out / "study" / "objectives.md").read_text()
-    assert "**Yes**: `gsb_dpo` minus `gsb_dpo_no_ties`" in text and "75 % [75, 75]" in text and "no face: 1" in text
+    assert (
+        "**Yes**: `gsb_dpo` minus `gsb_dpo_no_ties`" in text
+        and "75 % [75, 75]" in text
+        and "no face: 1" in text
+    )
     assert "8 x 8 (40 pairs)" in text and "- **rwr** own target not told apart" in text
     assert json.loads((world.layout.out / "study" / "objectives.json").read_text())["ties"] == found["ties"]
     assert (world.layout.out / "study" / "objectives.png").read_bytes()[:4] == b"\x89PNG"
@@ -151,11 +218,23 @@ def test_the_whole_study_answers_its_questions(world):
 
 def test_runs_are_tracked_below_the_study(world):
     run(world, sections(arms=("pretrained", "nft")))
-    starts = [json.loads(path.read_text().splitlines()[0]) for path in sorted(world.layout.tracking.glob("*/events.jsonl"))]
-    ends = [json.loads(path.read_text().splitlines()[-1])["status"] for path in world.layout.tracking.glob("*/events.jsonl")]
+    starts = [
+        json.loads(path.read_text().splitlines()[0])
+        for path in sorted(world.layout.tracking.glob("*/events.jsonl"))
+    ]
+    ends = [
+        json.loads(path.read_text().splitlines()[-1])["status"]
+        for path in world.layout.tracking.glob("*/events.jsonl")
+    ]
     names = {start["name"]: start["parents"] for start in starts}
-    assert set(names) == {"study objectives", "study objectives pretrained", "study objectives nft-seed0"} and ends == ["FINISHED"] * 3
-    assert names["study objectives"] == {} and names["study objectives nft-seed0"] == names["study objectives pretrained"] != {}
+    assert (
+        set(names) == {"study objectives", "study objectives pretrained", "study objectives nft-seed0"}
+        and ends == ["FINISHED"] * 3
+    )
+    assert (
+        names["study objectives"] == {}
+        and names["study objectives nft-seed0"] == names["study objectives pretrained"] != {}
+    )
 
 
 def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
@@ -164,10 +243,14 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
     assert run(world, given) == first and world.calls == []
     faster = replace(given, align=replace(SMALL, rwr=replace(SMALL.rwr, lr=1e-5)))
     run(world, faster)
-    assert world.aligned() == ["rwr-seed0"] and [call[1][:3] for call in world.calls if call[0] == "score"] == ["rwr"]
+    assert world.aligned() == ["rwr-seed0"] and [
+        call[1][:3] for call in world.calls if call[0] == "score"
+    ] == ["rwr"]
     again = replace(given, generate=replace(given.generate, seed=3))
     run(world, again)
-    assert world.aligned() == ["nft-seed0", "rwr-seed0", "gsb_dpo-seed0"] and ("vote", 3) not in world.calls  # asked, and answered at once
+    assert (
+        world.aligned() == ["nft-seed0", "rwr-seed0", "gsb_dpo-seed0"] and ("vote", 3) not in world.calls
+    )  # asked, and answered at once
     assert len([call for call in world.calls if call[0] == "score"]) == 4
     more = replace(given, objectives=replace(given.objectives, seeds=2))
     run(world, more)
@@ -182,9 +265,14 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
 
 def test_a_failed_arm_is_named_when_the_others_are_done(world):
     given, world.breaks = sections(arms=("pretrained", "rwr", "nft")), "rwr"
-    with pytest.raises(ValueError, match=r"^rwr-seed0: 5 steps in a row .*; the other arms are kept: .* leave it out"):
+    with pytest.raises(
+        ValueError, match=r"^rwr-seed0: 5 steps in a row .*; the other arms are kept: .* leave it out"
+    ):
         run(world, given)
-    assert world.aligned() == ["rwr-seed0", "nft-seed0"] and not (world.layout.out / "study" / "objectives.json").exists()
+    assert (
+        world.aligned() == ["rwr-seed0", "nft-seed0"]
+        and not (world.layout.out / "study" / "objectives.json").exists()
+    )
     world.breaks = ""
     run(world, given)
     assert world.aligned() == ["rwr-seed0"]
@@ -226,5 +314,7 @@ def test_arms_of_other_prompts_are_refused(world):
 def test_the_recipe_has_the_section_by_its_name():
     from experiments.recipes.load import load_recipe
 
-    changed = load_recipe("mini", None, ["objectives.rounds=2", "objectives.arms=[pretrained, rwr]"]).objectives
+    changed = load_recipe(
+        "mini", None, ["objectives.rounds=2", "objectives.arms=[pretrained, rwr]"]
+    ).objectives
     assert changed == dataclasses.replace(ObjectivesConfig(), rounds=2, arms=("pretrained", "rwr"))

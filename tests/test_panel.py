@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.panel import JUDGES, JudgeFeature, Pair, PanelConfig, check_apart, panel, vote, write_votes
-from experiments.panel_pairs import own_names, pairs_between, pairs_within, votes_before_after, votes_for_pairs, write_clips
 from finetune.gsb.pairs import ClipRef, pair_up, read_clips
+from finetune.gsb.panel import JUDGES, JudgeFeature, Pair, PanelConfig, check_apart, panel, vote, write_votes
+from finetune.gsb.panel_pairs import (
+    own_names,
+    pairs_between,
+    pairs_within,
+    votes_before_after,
+    votes_for_pairs,
+    write_clips,
+)
 from finetune.gsb.raters import check_raters, first_votes, kept_votes
 from finetune.gsb.statistics import pair_statistics
 from finetune.gsb.votes import AXES, read_votes
@@ -51,7 +58,9 @@ def gsb(votes, axis="overall"):
 
 def test_the_votes_are_valid_public_votes_and_every_one_says_simulated(tmp_path):
     after, before, scores = before_after(40, 0.5)
-    found = votes_of(tmp_path, votes_before_after(PanelConfig(), after, before, scores), models=("after", "before"))
+    found = votes_of(
+        tmp_path, votes_before_after(PanelConfig(), after, before, scores), models=("after", "before")
+    )
     assert found.ours == "after" and found.num_simulated == len(found.votes)
     assert all(vote.user_id.startswith("simulated-") for vote in found.votes)
     shown = [vote for vote in found.votes if not vote.attention]
@@ -61,7 +70,8 @@ def test_the_votes_are_valid_public_votes_and_every_one_says_simulated(tmp_path)
 
 def test_the_better_model_wins_more_the_better_it_is(tmp_path):
     shares = [
-        gsb(votes_of(tmp_path, votes_before_after(PanelConfig(), *before_after(400, gap))).votes) for gap in (-1.0, 0.0, 0.3, 1.0, 3.0)
+        gsb(votes_of(tmp_path, votes_before_after(PanelConfig(), *before_after(400, gap))).votes)
+        for gap in (-1.0, 0.0, 0.3, 1.0, 3.0)
     ]
     assert shares == sorted(shares)
     assert abs(shares[1]) < 0.15 < shares[2] and shares[3] > 0.6 and shares[4] > 0.9 and shares[0] < -0.5
@@ -79,10 +89,14 @@ def test_without_noise_and_bias_the_answer_follows_from_the_judges_and_swapping_
     config = dataclasses.replace(EXACT, taste_spread=0, manner_spread=0, repeat_share=1.0, tie_width=0.25)
     rows = vote(config, pairs_between(after, before), scores)
     for row in rows:
-        gap = (scores["after", row["case_id"]]["sync_judge"] - scores["before", row["case_id"]]["sync_judge"]) / 0.15
+        gap = (
+            scores["after", row["case_id"]]["sync_judge"] - scores["before", row["case_id"]]["sync_judge"]
+        ) / 0.15
         if row["axis"] == "sync":
             wanted = "tie" if abs(gap) <= 0.25 else "after" if gap > 0 else "before"
-            assert {"left": row["left_model"], "right": row["right_model"], "tie": "tie"}[row["choice"]] == wanted
+            assert {"left": row["left_model"], "right": row["right_model"], "tie": "tie"}[
+                row["choice"]
+            ] == wanted
     answers = {}
     for row in rows:
         chosen = "tie" if row["choice"] == "tie" else row[f"{row['choice']}_model"]
@@ -93,7 +107,12 @@ def test_without_noise_and_bias_the_answer_follows_from_the_judges_and_swapping_
 def test_a_wider_tie_width_makes_more_ties_and_none_makes_none():
     pairs, scores = pairs_between(*before_after(80, 0.3)[:2]), before_after(80, 0.3)[2]
     shares = [
-        np.mean([row["choice"] == "tie" for row in vote(dataclasses.replace(PanelConfig(lapses=0), tie_width=width), pairs, scores)])
+        np.mean(
+            [
+                row["choice"] == "tie"
+                for row in vote(dataclasses.replace(PanelConfig(lapses=0), tie_width=width), pairs, scores)
+            ]
+        )
         for width in (0.0, 0.2, 0.6, 100.0)
     ]
     assert shares[0] == 0.0 and shares == sorted(shares) and shares[1] > 0.05 and shares[3] == 1.0
@@ -107,12 +126,22 @@ def test_side_bias_pulls_to_the_left_and_balanced_sides_keep_it_out_of_the_resul
     assert np.mean(decided) > 0.65
     assert abs(gsb(votes)) < 0.12
     fair = votes_of(tmp_path, votes_before_after(PanelConfig(side_bias=0), after, before, scores)).votes
-    assert abs(np.mean([vote.choice == "left" for vote in first_votes(fair) if vote.choice != "tie"]) - 0.5) < 0.05
+    assert (
+        abs(np.mean([vote.choice == "left" for vote in first_votes(fair) if vote.choice != "tie"]) - 0.5)
+        < 0.05
+    )
 
 
 def test_sides_are_balanced_for_each_rater_and_loads_are_equal():
     after, before, scores = before_after(97, 0.0)
-    rows = [row for row in vote(PanelConfig(axes=("overall",), repeat_share=0, attention_share=0), pairs_between(after, before), scores)]
+    rows = [
+        row
+        for row in vote(
+            PanelConfig(axes=("overall",), repeat_share=0, attention_share=0),
+            pairs_between(after, before),
+            scores,
+        )
+    ]
     loads = Counter(row["user_id"] for row in rows)
     lefts = Counter(row["user_id"] for row in rows if row["left_model"] == "after")
     assert len(loads) == 12 and max(loads.values()) - min(loads.values()) <= 1
@@ -127,7 +156,9 @@ def test_answers_depend_on_the_seed_and_not_on_the_order_of_pairs_or_of_their_cl
 
     def answers(config, given):
         return {
-            tuple(sorted((key, str(value)) for key, value in row.items())) for row in vote(config, given, scores) if "attention" not in row
+            tuple(sorted((key, str(value)) for key, value in row.items()))
+            for row in vote(config, given, scores)
+            if "attention" not in row
         }
 
     assert answers(PanelConfig(), pairs) == answers(PanelConfig(), turned)
@@ -136,10 +167,15 @@ def test_answers_depend_on_the_seed_and_not_on_the_order_of_pairs_or_of_their_cl
 
 def test_repeats_are_swapped_and_attention_checks_are_passed_but_by_raters_who_do_not_look(tmp_path):
     after, before, scores = before_after(200, 0.3)
-    careful = votes_of(tmp_path, votes_before_after(PanelConfig(repeat_share=0.3, attention_share=0.2), after, before, scores)).votes
+    careful = votes_of(
+        tmp_path,
+        votes_before_after(PanelConfig(repeat_share=0.3, attention_share=0.2), after, before, scores),
+    ).votes
     checks = check_raters(careful)
     assert not any(check.dropped for check in checks)
-    assert sum(check.attention_passed for check in checks) > 0.95 * sum(check.attention_checks for check in checks)
+    assert sum(check.attention_passed for check in checks) > 0.95 * sum(
+        check.attention_checks for check in checks
+    )
     assert all(check.swapped_repeats > 0 for check in checks)
     careless = dataclasses.replace(PanelConfig(repeat_share=0.3, attention_share=0.2), lapses=1.0)
     checks = check_raters(votes_of(tmp_path, votes_before_after(careless, after, before, scores)).votes)
@@ -154,7 +190,9 @@ def test_raters_of_different_taste_agree_less_with_each_other_than_raters_of_one
         for row in vote(config, pairs_between(after, before), scores):
             if row["axis"] == "overall" and not row["repeat"]:
                 after_side = "left" if row["left_model"] == "after" else "right"
-                answers.setdefault(row["case_id"], []).append("tie" if row["choice"] == "tie" else row["choice"] == after_side)
+                answers.setdefault(row["case_id"], []).append(
+                    "tie" if row["choice"] == "tie" else row["choice"] == after_side
+                )
         return np.mean([len(set(found)) == 1 for found in answers.values()])
 
     alike = dataclasses.replace(EXACT, taste_spread=0, manner_spread=0)
@@ -175,9 +213,18 @@ def test_what_no_judge_could_score_is_not_asked_and_a_clip_that_alone_failed_los
 
 
 def test_pairs_of_one_models_own_clips_go_through_export(tmp_path):
-    clips = [clip("pretrained", f"p{case}", f"p{case}_k{k}", f"{case}{k}" * 32) for case in range(6) for k in range(4)]
+    clips = [
+        clip("pretrained", f"p{case}", f"p{case}_k{k}", f"{case}{k}" * 32)
+        for case in range(6)
+        for k in range(4)
+    ]
     rng = np.random.default_rng(0)
-    scores = {(c.model, c.clip_id): dict(zip(NAMES, (UNITS * rng.standard_normal(len(NAMES))).tolist(), strict=True)) for c in clips}
+    scores = {
+        (c.model, c.clip_id): dict(
+            zip(NAMES, (UNITS * rng.standard_normal(len(NAMES))).tolist(), strict=True)
+        )
+        for c in clips
+    }
     rows, named = votes_for_pairs(PanelConfig(), clips, scores, pairs_per_case=3)
     found = votes_of(tmp_path, rows)
     assert found.ours is None and all(row["ours_side"] is None for row in rows if "attention" not in row)
@@ -186,7 +233,11 @@ def test_pairs_of_one_models_own_clips_go_through_export(tmp_path):
     assert sorted(c.model for c in index) == sorted(f"pretrained#{k}" for k in [0, 1, 2, 3] * 6)
     pairs = pair_up(kept_votes(found.votes, check_raters(found.votes)), index, "votes.jsonl")
     assert len(pairs) == 18 and all(pair.simulated for pair in pairs)
-    better = [scores["pretrained", p.first.clip_id]["sync_judge"] - scores["pretrained", p.second.clip_id]["sync_judge"] for p in pairs]
+    better = [
+        scores["pretrained", p.first.clip_id]["sync_judge"]
+        - scores["pretrained", p.second.clip_id]["sync_judge"]
+        for p in pairs
+    ]
     labels = [pair.label("sync") for pair in pairs]
     assert np.corrcoef(better, [label or 0 for label in labels])[0, 1] > 0.6
 
@@ -262,5 +313,7 @@ def test_bad_clips_are_named():
 def test_the_statistics_of_a_clear_improvement_exclude_zero(tmp_path):
     found = votes_of(tmp_path, votes_before_after(PanelConfig(), *before_after(60, 0.5)))
     counted = [vote for vote in kept_votes(found.votes, check_raters(found.votes)) if vote.axis == "overall"]
-    result = pair_statistics([v.verdict("after") for v in counted], [v.user_id for v in counted], [v.case_id for v in counted])
+    result = pair_statistics(
+        [v.verdict("after") for v in counted], [v.user_id for v in counted], [v.case_id for v in counted]
+    )
     assert 0 < result.gsb_low < result.gsb < 1

@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan, scaled_attention
 from pretrain.model.checkpoint import load_model, write_model
-from pretrain.model.flavors import flavor
+from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, forward_flops, training_flops
-from pretrain.model.paradigms import build_model
 from pretrain.model.plan import plan
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig
@@ -41,7 +40,9 @@ def test_parameters_agree_with_the_mini_and_so_does_the_width(name: str) -> None
     assert flavor(name).width == flavor("mini").width
 
 
-@pytest.mark.parametrize(("paradigm", "blocks"), [("dual_tower", "num_fusion_blocks"), ("unified", "num_alignment_blocks")])
+@pytest.mark.parametrize(
+    ("paradigm", "blocks"), [("dual_tower", "num_fusion_blocks"), ("unified", "num_alignment_blocks")]
+)
 def test_blocks_a_paradigm_has_not_are_an_error(paradigm: str, blocks: str) -> None:
     with pytest.raises(ValueError, match=f"{blocks} must be 0"):
         ModelArgs(paradigm=paradigm, **{blocks: 3})  # type: ignore[arg-type]
@@ -67,8 +68,15 @@ def test_counted_flops_are_torchs(name: str, streams: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), frames=st.integers(1, 4), tokens=st.integers(1, 12))
 def test_masked_modalities_are_as_if_alone(name: str, seed: int, frames: int, tokens: int) -> None:
-    model, audio, video = MODELS[name], audio_stream(tokens=tokens, seed=seed), video_stream(frames=frames, seed=seed + 1)
-    other_video, other_audio = video_stream(frames=frames, seed=seed + 2), audio_stream(tokens=tokens, seed=seed + 3)
+    model, audio, video = (
+        MODELS[name],
+        audio_stream(tokens=tokens, seed=seed),
+        video_stream(frames=frames, seed=seed + 1),
+    )
+    other_video, other_audio = (
+        video_stream(frames=frames, seed=seed + 2),
+        audio_stream(tokens=tokens, seed=seed + 3),
+    )
     with torch.no_grad():
         first = model(video, audio, apart())
         assert torch.equal(first.audio, model(other_video, audio, apart()).audio)
@@ -82,7 +90,8 @@ def test_joined_modalities_see_each_other(name: str) -> None:
     model = MODELS[name]
     with torch.no_grad():
         first, other_video, other_audio = (
-            model(video_stream(seed=v), audio_stream(seed=a), conditioning()) for v, a in ((1, 2), (5, 2), (1, 5))
+            model(video_stream(seed=v), audio_stream(seed=a), conditioning())
+            for v, a in ((1, 2), (5, 2), (1, 5))
         )
     assert (first.audio - other_video.audio).abs().max() > 1e-4
     assert (first.video - other_audio.video).abs().max() > 1e-4
@@ -90,15 +99,30 @@ def test_joined_modalities_see_each_other(name: str) -> None:
 
 @EVERY
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 10_000), lengths=st.tuples(st.integers(1, 3), st.integers(1, 9)), joined=st.tuples(st.booleans(), st.booleans()))
-def test_masked_samples_stay_apart_beside_padding(name: str, seed: int, lengths: tuple[int, int], joined: tuple[bool, bool]) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    lengths=st.tuples(st.integers(1, 3), st.integers(1, 9)),
+    joined=st.tuples(st.booleans(), st.booleans()),
+)
+def test_masked_samples_stay_apart_beside_padding(
+    name: str, seed: int, lengths: tuple[int, int], joined: tuple[bool, bool]
+) -> None:
     model, mixed = MODELS[name], having(modalities_joined=torch.tensor(joined))
     frames, tokens = torch.tensor([3, lengths[0]]), torch.tensor([lengths[1], 10])
-    video, audio = replace(video_stream(seed=seed), lengths=frames), replace(audio_stream(seed=seed + 1), lengths=tokens)
-    other_video, other_audio = replace(video_stream(seed=seed + 2), lengths=frames), replace(audio_stream(seed=seed + 3), lengths=tokens)
+    video, audio = (
+        replace(video_stream(seed=seed), lengths=frames),
+        replace(audio_stream(seed=seed + 1), lengths=tokens),
+    )
+    other_video, other_audio = (
+        replace(video_stream(seed=seed + 2), lengths=frames),
+        replace(audio_stream(seed=seed + 3), lengths=tokens),
+    )
     with torch.no_grad():
         first = model(video, audio, mixed)
-        with_video, with_audio = model(other_video, audio, mixed).audio, model(video, other_audio, mixed).video
+        with_video, with_audio = (
+            model(other_video, audio, mixed).audio,
+            model(video, other_audio, mixed).video,
+        )
     for row, together in enumerate(joined):
         audio_same = torch.equal(first.audio[row, :, : tokens[row]], with_video[row, :, : tokens[row]])
         video_same = torch.equal(first.video[row, :, : frames[row]], with_audio[row, :, : frames[row]])
@@ -108,10 +132,19 @@ def test_masked_samples_stay_apart_beside_padding(name: str, seed: int, lengths:
 @EVERY
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999), frames=st.integers(1, 3), tokens=st.integers(3, 9), words=st.integers(2, 8))
-def test_a_sample_is_the_same_alone_and_padded_in_a_batch(name: str, seed: int, frames: int, tokens: int, words: int) -> None:
+def test_a_sample_is_the_same_alone_and_padded_in_a_batch(
+    name: str, seed: int, frames: int, tokens: int, words: int
+) -> None:
     model = MODELS[name]
-    video, audio, given_text = video_stream(seed=seed), audio_stream(seed=seed), conditioning(seed=seed, references=1)
-    video, audio = replace(video, lengths=torch.tensor([frames, 3])), replace(audio, lengths=torch.tensor([tokens, 10]))
+    video, audio, given_text = (
+        video_stream(seed=seed),
+        audio_stream(seed=seed),
+        conditioning(seed=seed, references=1),
+    )
+    video, audio = (
+        replace(video, lengths=torch.tensor([frames, 3])),
+        replace(audio, lengths=torch.tensor([tokens, 10])),
+    )
     kept = replace(given_text, text_mask=torch.arange(9) < torch.tensor([[words], [9]]))
     with torch.no_grad():
         batch = model(video, audio, kept)
@@ -121,12 +154,19 @@ def test_a_sample_is_the_same_alone_and_padded_in_a_batch(name: str, seed: int, 
 
 
 def _first(stream: Stream, length: int) -> Stream:
-    return replace(stream, latents=stream.latents[:1, :, :length], lengths=stream.lengths[:1], sigma=stream.sigma[:1])
+    return replace(
+        stream, latents=stream.latents[:1, :, :length], lengths=stream.lengths[:1], sigma=stream.sigma[:1]
+    )
 
 
 def _first_text(given_text: Conditioning, words: int) -> Conditioning:
-    first = {name: value[:1] for name, value in ((item.name, getattr(given_text, item.name)) for item in fields(given_text))}
-    return Conditioning(**{**first, "text": first["text"][:, :words], "text_mask": first["text_mask"][:, :words]})
+    first = {
+        name: value[:1]
+        for name, value in ((item.name, getattr(given_text, item.name)) for item in fields(given_text))
+    }
+    return Conditioning(
+        **{**first, "text": first["text"][:, :words], "text_mask": first["text_mask"][:, :words]}
+    )
 
 
 @EVERY
@@ -136,7 +176,9 @@ def test_dropped_text_leaves_no_trace_and_kept_text_does(name: str) -> None:
         for kept in (False, True):
             texts = [replace(conditioning(seed=seed), text_kept=torch.full((2,), kept)) for seed in (0, 1)]
             first, second = (model(video_stream(), audio_stream(), text) for text in texts)
-            assert torch.equal(first.audio, second.audio) == torch.equal(first.video, second.video) == (not kept)
+            assert (
+                torch.equal(first.audio, second.audio) == torch.equal(first.video, second.video) == (not kept)
+            )
 
 
 @EVERY
@@ -144,7 +186,8 @@ def test_voices_are_heard_and_null_where_absent(name: str) -> None:
     model = MODELS[name]
     with torch.no_grad():
         voices = [
-            model(None, audio_stream(), having(speakers=speakers)).audio for speakers in (torch.zeros(2, 2, 192), torch.ones(2, 2, 192))
+            model(None, audio_stream(), having(speakers=speakers)).audio
+            for speakers in (torch.zeros(2, 2, 192), torch.ones(2, 2, 192))
         ]
         model.timbre_token.null_token.add_(torch.linspace(-1, 1, 32))
         null = model(None, audio_stream(), having(speakers=torch.zeros(2, 2, 192))).audio
@@ -162,7 +205,8 @@ def test_every_token_carries_its_own_level(name: str) -> None:
     clean[:, 0] = 0
     with torch.no_grad():
         one, spelled, first_clean = (
-            model(replace(video_stream(), sigma=levels), audio_stream(), conditioning()).video for levels in (sigma[:, :1], sigma, clean)
+            model(replace(video_stream(), sigma=levels), audio_stream(), conditioning()).video
+            for levels in (sigma[:, :1], sigma, clean)
         )
     torch.testing.assert_close(one, spelled, atol=1e-5, rtol=1e-5)
     assert (first_clean - one).abs().max() > 1e-4
@@ -174,16 +218,25 @@ def test_gradients_reach_all_parameters(name: str) -> None:
     corrupted = corrupt(clean_batch(Task.TIA2AV, batch=16), ObjectiveConfig(), 0)
     sums = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
     sums.loss(1.0, 1.0, 1.0).backward()
-    assert [key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0] == []
+    assert [
+        key for key, value in model.named_parameters() if value.grad is None or not value.grad.abs().max() > 0
+    ] == []
 
 
 def test_self_attention_is_over_what_the_paradigm_says(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[tuple[int, int]] = []
     pairs: list[tuple[int, int]] = []
     attend = AttentionPlan.attend
-    monkeypatch.setattr(AttentionPlan, "attend", lambda self, q, k, v: (plans.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1])
+    monkeypatch.setattr(
+        AttentionPlan,
+        "attend",
+        lambda self, q, k, v: (plans.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1],
+    )
     for module in ("dual_tower", "unified"):
-        seen = lambda q, k, v, mask: (pairs.append((q.shape[2], k.shape[2])), scaled_attention(q, k, v, mask))[1]  # noqa: E731
+        seen = lambda q, k, v, mask: (
+            pairs.append((q.shape[2], k.shape[2])),
+            scaled_attention(q, k, v, mask),
+        )[1]  # noqa: E731
         monkeypatch.setattr(f"pretrain.model.{module}.scaled_attention", seen)
     with torch.no_grad():
         for model in MODELS.values():
@@ -226,8 +279,13 @@ def test_two_ranks_alternate_tasks_and_equal_one(name: str, tmp_path) -> None:
     """Sharded by block, checkpointed, with unused modalities: the same losses as on one rank."""
     latents = write_latents(tmp_path / "latents")
     losses = []
-    for world_size, parallel in ((1, ParallelConfig(shard_blocks=False)), (2, ParallelConfig(activation_checkpointing="full"))):
-        run = stage_run(tmp_path / str(world_size), latents, config(5, flavor=name, interval=100, parallel=parallel))
+    for world_size, parallel in (
+        (1, ParallelConfig(shard_blocks=False)),
+        (2, ParallelConfig(activation_checkpointing="full")),
+    ):
+        run = stage_run(
+            tmp_path / str(world_size), latents, config(5, flavor=name, interval=100, parallel=parallel)
+        )
         assert run_ranks(run.save(), world_size) == [0] * world_size, (run.out / "log.0").read_text()[-2000:]
         losses.append([(row["task"], row["loss"]) for row in rows(run) if "loss" in row])
         assert load_model(run.out / "model")[1].flavor == name

@@ -40,24 +40,39 @@ def total(**setup: object) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    gpus=st.sampled_from([1, 8, 64, 128]), batch=st.integers(0, 8), context=st.sampled_from([1, 2, 4]),
+    gpus=st.sampled_from([1, 8, 64, 128]),
+    batch=st.integers(0, 8),
+    context=st.sampled_from([1, 2, 4]),
     mode=st.sampled_from(["none", "selective", "full"]),
-)  # fmt: skip
-def test_memory_falls_with_gpus_and_context_and_rises_with_the_batch(gpus: int, batch: int, context: int, mode: str) -> None:
+)
+def test_memory_falls_with_gpus_and_context_and_rises_with_the_batch(
+    gpus: int, batch: int, context: int, mode: str
+) -> None:
     gpus *= context
     here = total(gpus=gpus, context=context, checkpointing=mode, local_batch=batch)
     assert total(gpus=2 * gpus, context=context, checkpointing=mode, local_batch=batch) < here
     assert total(gpus=gpus, context=context, checkpointing=mode, local_batch=batch + 1) > here
-    assert total(gpus=2 * gpus, replicas=2, context=context, checkpointing=mode, local_batch=batch) == pytest.approx(here)
+    assert total(
+        gpus=2 * gpus, replicas=2, context=context, checkpointing=mode, local_batch=batch
+    ) == pytest.approx(here)
     if batch:
-        if mode != "selective" or context > 1:  # sharing at all costs selective checkpointing the exchanges it keeps
+        if (
+            mode != "selective" or context > 1
+        ):  # sharing at all costs selective checkpointing the exchanges it keeps
             assert total(gpus=2 * gpus, context=2 * context, checkpointing=mode, local_batch=batch) < here
-        modes = [total(gpus=gpus, context=context, checkpointing=each, local_batch=batch) for each in ("full", "selective", "none")]
+        modes = [
+            total(gpus=gpus, context=context, checkpointing=each, local_batch=batch)
+            for each in ("full", "selective", "none")
+        ]
         assert modes == sorted(modes)
 
 
 @settings(max_examples=40, deadline=None)
-@given(limit_gb=st.floats(20, 400), gpus=st.sampled_from([8, 128]), mode=st.sampled_from(["none", "selective", "full"]))
+@given(
+    limit_gb=st.floats(20, 400),
+    gpus=st.sampled_from([8, 128]),
+    mode=st.sampled_from(["none", "selective", "full"]),
+)
 def test_the_largest_batch_fits_and_one_more_does_not(limit_gb: float, gpus: int, mode: str) -> None:
     best = largest_local_batch(ARGS, CLIP, Setup(gpus=gpus, checkpointing=mode), limit_gb * 1e9)  # type: ignore[arg-type]
     assert total(gpus=gpus, checkpointing=mode, local_batch=best + 1) > limit_gb * 1e9
@@ -66,12 +81,16 @@ def test_the_largest_batch_fits_and_one_more_does_not(limit_gb: float, gpus: int
 
 def test_parts_sum_to_the_total_and_states_are_those_of_the_issue() -> None:
     parts = plan("nava_6b", gpus=128)["memory_per_gpu_gib"]
-    assert sum(size for name, size in parts.items() if name != "total") == pytest.approx(parts["total"], abs=0.01)
+    assert sum(size for name, size in parts.items() if name != "total") == pytest.approx(
+        parts["total"], abs=0.01
+    )
     one = memory_parts(ARGS, CLIP, Setup())
     states = sum(one[name] for name in ("parameters", "gradients", "optimizer"))
     assert states / 2**30 == pytest.approx(93.8, abs=0.1)  # 94 GiB of fp32 states without the EMA
     without = memory_parts(ARGS, CLIP, Setup(ema=False))
-    assert without["ema"] == 0 and sum(one.values()) - sum(without.values()) == one["ema"] == one["parameters"]
+    assert (
+        without["ema"] == 0 and sum(one.values()) - sum(without.values()) == one["ema"] == one["parameters"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +147,9 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_block_saves_what_the_formula_says(flash: None) -> None:
     block, given_inputs = block_and_inputs()
-    own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()} | {given_inputs[4].tokens.data_ptr()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()} | {
+        given_inputs[4].tokens.data_ptr()
+    }
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -151,8 +172,12 @@ def test_blocks_hold_what_the_formula_says(mode: str, flash: None) -> None:
         for block in blocks:
             x = block(x, *others)
     gc.collect()
-    expected = 4 * saved_by_block(BLOCK, TOKENS, TEXT) if mode == "none" else 5 * TOKENS * BLOCK.width * 2  # inputs and the answer
-    weights = sum(p.untyped_storage().nbytes() for block in blocks for p in block.parameters() if p.ndim > 1)  # seen transposed
+    expected = (
+        4 * saved_by_block(BLOCK, TOKENS, TEXT) if mode == "none" else 5 * TOKENS * BLOCK.width * 2
+    )  # inputs and the answer
+    weights = sum(
+        p.untyped_storage().nbytes() for block in blocks for p in block.parameters() if p.ndim > 1
+    )  # seen transposed
     assert alive.held() - weights == pytest.approx(expected, rel=0.15)
     x.sum().backward()
 
@@ -186,7 +211,14 @@ def test_the_verb_prints_a_page_and_the_same_as_json(capsys: pytest.CaptureFixtu
     asked = ["plan", "nava_6b", "--gpus", "128", "--frames", "145", "--height", "704", "--width", "1280"]
     assert main(asked) == 0
     page = capsys.readouterr().out
-    for words in ("32,560 video + 151 audio", "activations kept", "141 GB", "Assumptions:", "70,000", "not measured"):
+    for words in (
+        "32,560 video + 151 audio",
+        "activations kept",
+        "141 GB",
+        "Assumptions:",
+        "70,000",
+        "not measured",
+    ):
         assert words in page
     assert main([*asked, "--json", "--context", "2", "--checkpointing", "selective"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -194,8 +226,13 @@ def test_the_verb_prints_a_page_and_the_same_as_json(capsys: pytest.CaptureFixtu
     assert found["params_met_per_video_token"] == 4_342_284_288
 
 
-def test_the_verb_refuses_a_setting_of_a_flavor_and_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
-    for asked, answer in ((["nava_7b_split", "--set", "a=1"], "is a flavor"), (["nava_6", "--gpus", "1"], "did you mean 'nava_6b'")):
+def test_the_verb_refuses_a_setting_of_a_flavor_and_an_unknown_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for asked, answer in (
+        (["nava_7b_split", "--set", "a=1"], "is a flavor"),
+        (["nava_6", "--gpus", "1"], "did you mean 'nava_6b'"),
+    ):
         with pytest.raises(SystemExit):
             main(["plan", *asked])
         assert answer in capsys.readouterr().err
@@ -218,7 +255,9 @@ def test_a_dry_run_cuts_gathers_steps_and_averages(capsys: pytest.CaptureFixture
 
 def test_smaller_clips_need_less() -> None:
     shorter = replace(CLIP, video=CLIP.video // 2)
-    assert sum(memory_parts(ARGS, shorter, Setup()).values()) < sum(memory_parts(ARGS, CLIP, Setup()).values())
+    assert sum(memory_parts(ARGS, shorter, Setup()).values()) < sum(
+        memory_parts(ARGS, CLIP, Setup()).values()
+    )
 
 
 @pytest.mark.parametrize(

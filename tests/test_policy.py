@@ -6,7 +6,7 @@ from model_cases import audio_stream, conditioning, debug_model, present, video_
 from torch import Tensor
 
 from finetune.lora import GROUPS, LoraConfig, inject
-from finetune.old_schedule import COPY, LATE_RAMP, RAMP, OldSchedule
+from finetune.objectives.nft import COPY, LATE_RAMP, RAMP, OldSchedule
 from finetune.policy import LoraPolicy
 from finetune.types import Policy
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
@@ -41,7 +41,11 @@ def test_roles_differ_once_default_has_moved_and_only_default_carries_gradient()
     default = answers(policy, "default")
     assert (default - base).abs().max() > 1e-3
     assert torch.equal(answers(policy, "old"), base) and torch.equal(answers(policy, "reference"), base)
-    assert default.requires_grad and not answers(policy, "old").requires_grad and not answers(policy, "reference").requires_grad
+    assert (
+        default.requires_grad
+        and not answers(policy, "old").requires_grad
+        and not answers(policy, "reference").requires_grad
+    )
 
 
 def test_default_is_active_and_flags_are_as_built_after_any_role_and_any_error():
@@ -56,7 +60,10 @@ def test_default_is_active_and_flags_are_as_built_after_any_role_and_any_error()
         with pytest.raises(ValueError, match="got neither"):
             policy.guided(role, None, None, conditioning(), NO_GUIDANCE)
         assert [parameter.requires_grad for parameter in policy.model.parameters()] == flags
-        assert all(layer.active_adapters == ["default"] and not layer.disable_adapters for layer in policy.layers.values())
+        assert all(
+            layer.active_adapters == ["default"] and not layer.disable_adapters
+            for layer in policy.layers.values()
+        )
         assert torch.equal(answers(policy, "default").detach(), expected)
     with pytest.raises(ValueError, match="role must be default, old or reference, got 'teacher'"):
         policy.velocity("teacher", video_stream(), audio_stream(), conditioning())  # type: ignore[arg-type]
@@ -71,18 +78,28 @@ def test_backward_after_other_roles_is_that_of_default():
         answers(one, role)
     loss.backward()
     answers(other, "default").square().mean().backward()
-    assert all(torch.equal(present(a.grad), present(b.grad)) for a, b in zip(one.parameters, other.parameters, strict=True))
+    assert all(
+        torch.equal(present(a.grad), present(b.grad))
+        for a, b in zip(one.parameters, other.parameters, strict=True)
+    )
     assert all(parameter.grad is None for parameter in one.model.parameters() if not parameter.requires_grad)
 
 
 def test_guided_is_guided_velocity_of_the_role_without_gradient():
     policy = LoraPolicy(injected())
     moved(policy.parameters)
-    video, audio, given, scales = video_stream(), audio_stream(), conditioning(), GuidanceScales(text_video=2.0, align_audio=1.5)
+    video, audio, given, scales = (
+        video_stream(),
+        audio_stream(),
+        conditioning(),
+        GuidanceScales(text_video=2.0, align_audio=1.5),
+    )
     for role in ("default", "old"):
         guided = policy.guided(role, video, audio, given, scales)
         expected = guided_velocity(lambda c, role=role: policy.velocity(role, video, audio, c), given, scales)
-        assert torch.equal(present(guided.video), present(expected.video)) and torch.equal(present(guided.audio), present(expected.audio))
+        assert torch.equal(present(guided.video), present(expected.video)) and torch.equal(
+            present(guided.audio), present(expected.audio)
+        )
         assert not present(guided.video).requires_grad and not present(guided.video).is_inference()
     plain = policy.guided("default", video, audio, given, NO_GUIDANCE)
     assert torch.equal(present(plain.video), present(policy.velocity("default", video, audio, given).video))

@@ -14,22 +14,28 @@ from titan_world import config, rows, stage_run, write_latents
 from experiments.cli import main
 from experiments.commands.pretrain import _check_same_parent
 from experiments.layout import Layout
+from experiments.pipeline.training_data import check_same_data, codec_id_of, latents_of
 from experiments.recipes.load import load_recipe
-from experiments.training_data import check_same_data, codec_id_of, latents_of
-from pretrain.launch import pretrain_stage
+from pretrain.files import write_json
+from pretrain.launch.launch import pretrain_stage
+from pretrain.launch.stage_run import check_parent, parent_id
 from pretrain.model.checkpoint import load_model, write_model
 from pretrain.model.flavors import flavor
 from pretrain.recipe import recipe_hash
 from pretrain.schedule import StageConfig
-from pretrain.stage_run import check_parent, parent_id
-from pretrain.torchrun import write_json
 
 IMPORTED = {"stage": "import", "step": 0, "ema_updates": 0, "ema_is_model": True}
 
 
 def imported(folder: Path, seed: int = 5, **facts: object) -> Path:
     """A model folder as `nava import` writes it: no codec, the average is the model."""
-    write_model(folder, "debug", flavor("debug"), {"model": debug_model(seed=seed).state_dict()}, {**IMPORTED, **facts})
+    write_model(
+        folder,
+        "debug",
+        flavor("debug"),
+        {"model": debug_model(seed=seed).state_dict()},
+        {**IMPORTED, **facts},
+    )
     return folder
 
 
@@ -40,7 +46,10 @@ def test_training_starts_at_the_imported_weights(tmp_path: Path) -> None:
     run = stage_run(tmp_path / "run", latents, replace(config(), stages={"stage1": still}), init_from=model)
     check_parent(run)
     assert run_ranks(run.save()) == [0], (run.out / "log.0").read_text()[-2000:]
-    trained, started = load_model(run.out / "model", "model")[0].state_dict(), debug_model(seed=5).state_dict()
+    trained, started = (
+        load_model(run.out / "model", "model")[0].state_dict(),
+        debug_model(seed=5).state_dict(),
+    )
     assert len(rows(run)) == 1
     for name, value in started.items():
         torch.testing.assert_close(trained[name], value, atol=1e-20, rtol=0)
@@ -49,7 +58,9 @@ def test_training_starts_at_the_imported_weights(tmp_path: Path) -> None:
 def test_a_trained_parent_must_have_the_codec_of_the_latents(tmp_path: Path) -> None:
     trained = imported(tmp_path / "model", stage="stage1", codec_id="another")
     with pytest.raises(ValueError, match="codec_id is 'another' instead of 'test-codec'"):
-        pretrain_stage(config(), "stage1", tmp_path, tmp_path / "run", codec_id="test-codec", init_from=trained)
+        pretrain_stage(
+            config(), "stage1", tmp_path, tmp_path / "run", codec_id="test-codec", init_from=trained
+        )
 
 
 def test_another_parent_is_no_reason_to_keep_or_replace_a_training(tmp_path: Path) -> None:
@@ -79,10 +90,19 @@ def test_the_papers_run() -> None:
     assert run.global_batch_size == 512 and {stage.lr for stage in run.stages.values()} == {1e-4}
     assert (run.optimizer.weight_decay, run.optimizer.grad_clip, run.mixed_precision) == (0.0, 1.0, "bf16")
     objective = run.objective
-    assert (objective.levels.draw, objective.levels.weight, objective.levels.shift) == ("release", "release", 5.0)
+    assert (objective.levels.draw, objective.levels.weight, objective.levels.shift) == (
+        "release",
+        "release",
+        5.0,
+    )
     dropout = objective.dropout
     assert objective.audio_weight == 0.2
-    assert (dropout.text, dropout.modality_mask, dropout.timbre_kept, dropout.first_frame) == (0.1, 0.2, 0.9, 0.5)
+    assert (dropout.text, dropout.modality_mask, dropout.timbre_kept, dropout.first_frame) == (
+        0.1,
+        0.2,
+        0.9,
+        0.5,
+    )
     audio_share = [stage.tasks.get("T2A", 0.0) / sum(stage.tasks.values()) for stage in run.stages.values()]
     assert audio_share == [0.75, 0.25, 0.0]
     assert flavor(run.flavor).attend_text_padding and run.local_batch(128) == 1
@@ -105,7 +125,9 @@ def test_latents_may_be_anywhere_and_say_their_codec(tmp_path: Path) -> None:
     sets_of(place, paired="b")
     with pytest.raises(ValueError, match=r"sets of different codecs .*paired by b"):
         codec_id_of(there, "stage1", layout)
-    assert recipe_hash(there, "stage1") == recipe_hash(config(), "stage1")  # where they lie is not what is trained
+    assert recipe_hash(there, "stage1") == recipe_hash(
+        config(), "stage1"
+    )  # where they lie is not what is trained
 
 
 def test_a_training_is_not_kept_when_its_sets_have_changed(tmp_path: Path) -> None:

@@ -6,9 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.prompt import SPEECH_END, SPEECH_START, TIMBRE, check_prompts, parse, read_prompts, with_timbre_tokens
+from pretrain.prompt import (
+    SPEECH_END,
+    SPEECH_START,
+    TIMBRE,
+    check_prompts,
+    parse,
+    read_prompts,
+    with_timbre_tokens,
+)
 
-plain = st.text(alphabet="aSE é中/<\n.,", max_size=12).filter(lambda text: "<S" not in text and "<E" not in text and not text.endswith("<"))
+plain = st.text(alphabet="aSE é中/<\n.,", max_size=12).filter(
+    lambda text: "<S" not in text and "<E" not in text and not text.endswith("<")
+)
 words = plain.filter(lambda text: text.strip() != "")
 
 
@@ -21,7 +31,11 @@ def test_any_balanced_text_parses_and_spans_point_into_it(before, spans):
     assert parsed.references == (None,) * len(spans)
 
 
-@given(before=plain, spans=st.lists(st.tuples(words, plain), min_size=1, max_size=4), num_references=st.integers(0, 4))
+@given(
+    before=plain,
+    spans=st.lists(st.tuples(words, plain), min_size=1, max_size=4),
+    num_references=st.integers(0, 4),
+)
 def test_timbre_tokens_follow_every_opening_mark_and_come_off_again(before, spans, num_references):
     text = before + "".join(f"{SPEECH_START}{spoken}{SPEECH_END}{after}" for spoken, after in spans)
     references = [f"{i}.wav" for i in range(min(num_references, len(spans)))]
@@ -59,7 +73,10 @@ def _write(path, rows):
 
 
 def test_public_format_and_legacy_key_are_read(tmp_path):
-    path = _write(tmp_path / "p.jsonl", [{"prompt": "<S>a<E> <S>b<E>", "spk_wavs": ["x.wav"]}, {"text": "quiet", "image_path": "i.png"}])
+    path = _write(
+        tmp_path / "p.jsonl",
+        [{"prompt": "<S>a<E> <S>b<E>", "spk_wavs": ["x.wav"]}, {"text": "quiet", "image_path": "i.png"}],
+    )
     first, second = read_prompts(path)
     assert first.reference_paths == (tmp_path / "x.wav", None)
     assert (first.line, second.line) == (1, 2)
@@ -82,7 +99,16 @@ def test_check_names_line_and_field_of_every_error(tmp_path):
     checked = check_prompts(_write(tmp_path / "p.jsonl", rows))
     assert (checked["rows"], checked["spans"], checked["references"]) == (9, 1, 1)
     found = [(error["line"], error["field"]) for error in checked["errors"]]
-    expected = [(2, "json"), (3, "prompt"), (4, "spk_wavs"), (5, "num_frames"), (6, "prompt"), (7, "json"), (8, "data_id"), (9, "data_id")]
+    expected = [
+        (2, "json"),
+        (3, "prompt"),
+        (4, "spk_wavs"),
+        (5, "num_frames"),
+        (6, "prompt"),
+        (7, "json"),
+        (8, "data_id"),
+        (9, "data_id"),
+    ]
     assert found == expected
     assert json.loads(json.dumps(checked)) == checked
 
@@ -90,7 +116,10 @@ def test_check_names_line_and_field_of_every_error(tmp_path):
 def test_files_are_looked_for_only_when_asked(tmp_path):
     path = _write(tmp_path / "p.jsonl", [{"prompt": "<S>a<E>", "spk_wavs": ["x.wav"], "image_path": "i.png"}])
     assert check_prompts(path)["errors"] == []
-    assert [error["field"] for error in check_prompts(path, files=True)["errors"]] == ["image_path", "spk_wavs[0]"]
+    assert [error["field"] for error in check_prompts(path, files=True)["errors"]] == [
+        "image_path",
+        "spk_wavs[0]",
+    ]
 
 
 def test_first_error_of_a_file_is_one_line_with_file_and_line(tmp_path):

@@ -10,26 +10,34 @@ from pathlib import Path
 import pytest
 from titan_world import config, rows, write_latents
 
-from pretrain.launch import pretrain_stage
-from pretrain.nodes import Nodes
-from pretrain.rank_failure import ATTEMPT, dead_rank, newest_state
+from pretrain.launch.launch import pretrain_stage
+from pretrain.launch.nodes import Nodes
+from pretrain.launch.stage_run import StageRun
+from pretrain.launch.torchrun import ATTEMPT, dead_rank, newest_state
 from pretrain.recipe import PretrainConfig
-from pretrain.stage_run import StageRun
 
 STEPS = 16
 
 
 def record(rank: int, code: str) -> str:
     """As torchrun prints it."""
-    return (f"[{rank}]:\n  time      : 2026-01-01_00:00:00\n  host      : node7\n  rank      : {rank} (local_rank: {rank})\n"
-            f"  exitcode  : {code}\n  error_file: <N/A>\n")  # fmt: skip
+    return (
+        f"[{rank}]:\n  time      : 2026-01-01_00:00:00\n  host      : node7\n  rank      : {rank} (local_rank: {rank})\n"
+        f"  exitcode  : {code}\n  error_file: <N/A>\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("records", "line"),
     [
-        ([(0, "3 (pid: 11)"), (1, "-9 (pid: 12) SIGKILL")], "rank 1 on node7 was killed by SIGKILL (by the system"),
-        ([(5, "-11 (pid: 12) SIGSEGV"), (0, "3 (pid: 11)")], "rank 5 on node7 was killed by SIGSEGV (by a fault"),
+        (
+            [(0, "3 (pid: 11)"), (1, "-9 (pid: 12) SIGKILL")],
+            "rank 1 on node7 was killed by SIGKILL (by the system",
+        ),
+        (
+            [(5, "-11 (pid: 12) SIGSEGV"), (0, "3 (pid: 11)")],
+            "rank 5 on node7 was killed by SIGSEGV (by a fault",
+        ),
         ([(5, "-99 (pid: 12) ")], "rank 5 on node7 was killed by signal 99"),
         ([(0, "2 (pid: 11)"), (1, "3 (pid: 12)")], ""),
         ([(0, "-15 (pid: 77) SIGTERM"), (1, "3 (pid: 12)")], ""),
@@ -108,7 +116,10 @@ def assert_same_training(out: Path, other: Path) -> None:
 @pytest.mark.distributed
 def test_a_killed_rank_is_named_and_the_run_goes_on_exactly(latents, uninterrupted, tmp_path):
     killer = kill_rank_1_after(tmp_path, 5)
-    with pytest.raises(OSError, match=r"rank 1 on \S+ was killed by SIGKILL .*; the checkpoint of step \d+ is intact; run again") as caught:
+    with pytest.raises(
+        OSError,
+        match=r"rank 1 on \S+ was killed by SIGKILL .*; the checkpoint of step \d+ is intact; run again",
+    ) as caught:
         pretrain_stage(recipe(), "stage1", latents, tmp_path, nproc=2)
     killer.join()
     assert "\n" not in str(caught.value)
@@ -124,5 +135,7 @@ def test_an_elastic_restart_goes_on_exactly(latents, uninterrupted, tmp_path):
     killer.join()
     assert result.status == "finished"
     printed = (tmp_path / "log.txt").read_text()
-    assert printed.count("Starting job") == 4 and printed.count("loading the checkpoint of step") == 2  # each rank twice
+    assert (
+        printed.count("Starting job") == 4 and printed.count("loading the checkpoint of step") == 2
+    )  # each rank twice
     assert_same_training(tmp_path, uninterrupted)

@@ -13,8 +13,8 @@ from ray.exceptions import AuthenticationError
 from ray_world import Driver, all_options, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 
-from experiments.align_scorer import options_for
 from experiments.commands.align import address_of
+from experiments.scoring.latents import options_for
 from finetune.align_run import AlignRun
 from finetune.hands import Said
 from finetune.launch import align_model, alone
@@ -24,11 +24,9 @@ from finetune.types import joined, take
 from orchestration.align import align_on_ray
 from orchestration.cluster import connected, shared_gpus
 from orchestration.config import RayConfig, RewardPool
-from orchestration.ledger import Ledger
 from orchestration.round import Unit
-from orchestration.said import Answers
-from orchestration.tasks import Origin, Scored, clip_tasks
-from orchestration.versions import Versions
+from orchestration.tasks import Answers, Origin, Scored, clip_tasks
+from orchestration.versions import Ledger, Versions
 from pretrain.config import override
 from pretrain.randomness import stable_hash
 
@@ -56,7 +54,10 @@ def distance(run: AlignRun, other: AlignRun) -> float:
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 def test_ray_aligns_as_local_ranks_do(world, tmp_path):
-    local, remote = align_run(world, tmp_path / "local", both()), align_run(world, tmp_path / "remote", both())
+    local, remote = (
+        align_run(world, tmp_path / "local", both()),
+        align_run(world, tmp_path / "remote", both()),
+    )
     driver = Driver(remote.out)
     assert run_align(local, world_size=2) == [0, 0], (local.out / "log.0").read_text()[-2000:]
     assert driver.wait() == 0, driver.said()[-2000:]
@@ -70,7 +71,11 @@ def test_ray_aligns_as_local_ranks_do(world, tmp_path):
             if isinstance(value, float) and not name.startswith("seconds"):
                 assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert_ledger_is_whole(remote, ["0-old", "1-old", "2-default", "3-default"])
-    assert sorted(path.name for path in (remote.out / "samples").iterdir()) == ["round-0", "round-2", "round-4"]
+    assert sorted(path.name for path in (remote.out / "samples").iterdir()) == [
+        "round-0",
+        "round-2",
+        "round-4",
+    ]
     assert json.loads((remote.out / "state.json").read_text())["status"] == "finished"
     assert [path.name for path in (remote.out / "published").iterdir()] == ["version-4-default.safetensors"]
 
@@ -84,7 +89,9 @@ def assert_ledger_is_whole(run: AlignRun, versions: list[str]) -> None:
     assert [(row["round"], row["version"]) for row in rows] == list(enumerate(versions, start=1))
     for index, row in enumerate(rows):
         drawn = prompts_of_round(prompts, run.config, 4, index)
-        assert row["samples"] == sorted(stable_hash(prompt.data_id, k) for prompt in drawn for k in range(4)), row["round"]
+        assert row["samples"] == sorted(
+            stable_hash(prompt.data_id, k) for prompt in drawn for k in range(4)
+        ), row["round"]
 
 
 def test_tasks_are_the_batches_of_the_ranks():
@@ -93,7 +100,7 @@ def test_tasks_are_the_batches_of_the_ranks():
     tasks = list(clip_tasks(rows, 2, 4, made, 0, (0, 7), "old", "7-old"))  # type: ignore[arg-type]
     assert [(task.rank, task.start, task.end) for task in tasks] == [
         (rank, *cut) for rank in (0, 1) for cut in ((0, 3), (3, 6), (6, 8))
-    ]  # fmt: skip
+    ]
     prompts = [row for task in tasks for row in task.prompts]
     assert [rows.index(row) for row in prompts] == [place for place in range(4) for _ in range(4)]
 
@@ -107,23 +114,46 @@ def test_joined_is_take_backwards():
 ORIGIN = Origin("rollout 0", 11, 1.0)
 
 
-def answer(warm: list[float], ids: list[int], version: str = "0-old", process: int = 11, **values: list[float]) -> Scored:
-    found = {name: torch.tensor(value, dtype=torch.float64) for name, value in {"warm": warm, **values}.items() if value}
+def answer(
+    warm: list[float], ids: list[int], version: str = "0-old", process: int = 11, **values: list[float]
+) -> Scored:
+    found = {
+        name: torch.tensor(value, dtype=torch.float64)
+        for name, value in {"warm": warm, **values}.items()
+        if value
+    }
     scores = Scores(found, reasons={"warm": "silent"} if any(value != value for value in warm) else {})
-    return Scored(scores, torch.tensor(ids) // 10, torch.tensor(ids), version, (ORIGIN, Origin("rewards 0", process, 2.0)))
+    return Scored(
+        scores,
+        torch.tensor(ids) // 10,
+        torch.tensor(ids),
+        version,
+        (ORIGIN, Origin("rewards 0", process, 2.0)),
+    )
 
 
 def said(*units: Mapping[str, Scored], answers: Answers | None = None) -> Said:
-    tasks = list(clip_tasks([object()] * 2, 1, 1, config(phase={"rollout_batch": 1}), 0, (0, 0), "old", "0-old"))  # type: ignore[arg-type]
+    tasks = list(
+        clip_tasks([object()] * 2, 1, 1, config(phase={"rollout_batch": 1}), 0, (0, 0), "old", "0-old")
+    )  # type: ignore[arg-type]
     made = [Unit(task, None, dict(scores)) for task, scores in zip(tasks, units, strict=True)]
     return (answers or Answers(config())).said(made)
 
 
 def test_answers_of_pools_are_put_together_in_order():
     nan = float("nan")
-    found = said({"a": answer([1.0], [10]), "b": answer([], [10], bright=[5.0])}, {"a": answer([nan], [20]), "b": answer([], [20])})
-    assert found.groups.tolist() == [1, 2] and found.values["warm"][0] == 1.0 and found.values["warm"][1].isnan()
-    assert found.means["reward/warm"] == 1.0 and found.means["unscored/warm"] == 0.5 and found.means["reward/bright"] == 5.0
+    found = said(
+        {"a": answer([1.0], [10]), "b": answer([], [10], bright=[5.0])},
+        {"a": answer([nan], [20]), "b": answer([], [20])},
+    )
+    assert (
+        found.groups.tolist() == [1, 2] and found.values["warm"][0] == 1.0 and found.values["warm"][1].isnan()
+    )
+    assert (
+        found.means["reward/warm"] == 1.0
+        and found.means["unscored/warm"] == 0.5
+        and found.means["reward/bright"] == 5.0
+    )
     assert found.means["work_seconds/rollout"] == 2.0 and found.means["work_seconds/score"] == 8.0
     assert found.reasons == {"warm": "silent"}
 
@@ -187,11 +217,18 @@ def test_pools_share_the_rewards():
     with pytest.raises(ValueError, match=r"'wer' is not in the rubric.*sync"):
         split.rewards_of(["sync"])
     with pytest.raises(ValueError, match="in two pools"):
-        dataclasses.replace(split, pools={**split.pools, "more": RewardPool(rewards=("wer",))}).rewards_of(["wer"])
+        dataclasses.replace(split, pools={**split.pools, "more": RewardPool(rewards=("wer",))}).rewards_of(
+            ["wer"]
+        )
     with pytest.raises(ValueError, match="2 pools without named rewards"):
         RayConfig(pools={"a": RewardPool(), "b": RewardPool()}).rewards_of(["wer"])
     options = {"codec": "c", "weights": {"wer": 1.0, "sync": 2.0}, "options": {"wer": {"x": 1}}, "fps": 24.0}
-    assert options_for(options, ["sync"]) == {"codec": "c", "weights": {"sync": 2.0}, "options": {}, "fps": 24.0}
+    assert options_for(options, ["sync"]) == {
+        "codec": "c",
+        "weights": {"sync": 2.0},
+        "options": {},
+        "fps": 24.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -211,13 +248,20 @@ def test_wrong_settings_are_refused(values: dict[str, Any], says: str):
 
 
 def test_pools_are_added_by_name():
-    given = {"speech": {"rewards": ["wer"], "num_gpus": 1.0, "runtime_env": {"pip": ["x"], "env_vars": {"A": "b"}}}}
+    given = {
+        "speech": {"rewards": ["wer"], "num_gpus": 1.0, "runtime_env": {"pip": ["x"], "env_vars": {"A": "b"}}}
+    }
     pools = override(RayConfig(), {"pools": given}).pools
     assert pools["rewards"] == RewardPool()
-    assert pools["speech"] == RewardPool(rewards=("wer",), num_gpus=1.0, runtime_env={"pip": ["x"], "env_vars": {"A": "b"}})
+    assert pools["speech"] == RewardPool(
+        rewards=("wer",), num_gpus=1.0, runtime_env={"pip": ["x"], "env_vars": {"A": "b"}}
+    )
 
 
-@pytest.mark.parametrize(("there", "ranks", "workers"), [(0, 2, 2), (1, 1, 2), (2, 2, 2), (2, 2, 3), (8, 8, 8), (8, 4, 4), (3, 2, 5)])
+@pytest.mark.parametrize(
+    ("there", "ranks", "workers"),
+    [(0, 2, 2), (1, 1, 2), (2, 2, 2), (2, 2, 3), (8, 8, 8), (8, 4, 4), (3, 2, 5)],
+)
 def test_gpus_are_shared_so_that_all_fit_and_ranks_have_their_own(there, ranks, workers):
     of_rank, of_worker = shared_gpus(there, ranks, workers)
     assert (of_rank, of_worker) == (0, 0) if not there else of_rank > 0.5
@@ -228,13 +272,17 @@ def test_gpus_are_shared_so_that_all_fit_and_ranks_have_their_own(there, ranks, 
             left[place] -= size
 
 
-@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), AuthenticationError("no token")])
+@pytest.mark.parametrize(
+    "error", [Exception("The current node timed out during startup."), AuthenticationError("no token")]
+)
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error: Exception):
     def fails(**_: Any) -> None:
         raise error
 
     monkeypatch.setattr(ray, "init", fails)
-    with pytest.raises(OSError, match=r"^Ray at 10\.0\.0\.1:6379 cannot be reached \(.+\); `ray start --head` starts one$"):
+    with pytest.raises(
+        OSError, match=r"^Ray at 10\.0\.0\.1:6379 cannot be reached \(.+\); `ray start --head` starts one$"
+    ):
         with connected("10.0.0.1:6379", RayConfig(), 2):
             pass
 
@@ -252,7 +300,12 @@ def test_a_cluster_gets_the_token_that_ray_has(monkeypatch, tmp_path):
 
 
 def test_addresses():
-    assert (address_of(None), address_of(()), address_of(("local",)), address_of(("head:6379",))) == ("", "local", "local", "head:6379")
+    assert (address_of(None), address_of(()), address_of(("local",)), address_of(("head:6379",))) == (
+        "",
+        "local",
+        "local",
+        "head:6379",
+    )
     with pytest.raises(ValueError, match="recipe goes before"):
         address_of(("mini",))
     with pytest.raises(ValueError, match="one address"):

@@ -15,11 +15,15 @@ from test_ray_align import assert_ledger_is_whole, both, distance
 
 from finetune.align_run import AlignRun
 from finetune.recipe import StopConfig
-from pretrain.titan.checkpoints import complete_steps
+from pretrain.titan.manager import complete_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1200)]
 VERSIONS = ["0-old", "1-old", "2-default", "3-default"]
-TITLES = {"rollout": "ray::RolloutWorker.roll_out", "reward": "ray::RewardWorker.score", "rank": "ray::TrainerRank.learn"}
+TITLES = {
+    "rollout": "ray::RolloutWorker.roll_out",
+    "reward": "ray::RewardWorker.score",
+    "rank": "ray::TrainerRank.learn",
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,9 @@ def test_a_killed_worker_loses_nothing(world, local, tmp_path, victim):
     assert_as(run, local)
     assert_ledger_is_whole(run, VERSIONS)
     restarts = sum(row["restarts"] for row in ledger(run.out))
-    assert restarts <= (victim != "rank")  # seen where the fresh process has answered: the killed one may just have been done
+    assert restarts <= (
+        victim != "rank"
+    )  # seen where the fresh process has answered: the killed one may just have been done
 
 
 def test_a_killed_driver_goes_on_and_leaves_nobody(world, local, tmp_path):
@@ -77,7 +83,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, local, tmp_path):
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() == 130, driver.said()[-2000:]
     state = json.loads((run.out / "state.json").read_text())
-    assert state["status"] == "interrupted" and complete_steps(run.out / "checkpoint")[-1] == state["step"] < 4
+    assert (
+        state["status"] == "interrupted" and complete_steps(run.out / "checkpoint")[-1] == state["step"] < 4
+    )
     assert Driver(run.out).wait() == 0
     assert_as(run, local)
     assert_ledger_is_whole(run, VERSIONS)
@@ -96,7 +104,9 @@ def test_a_signal_ends_a_run_whose_ranks_do_not_come_up(world, tmp_path):
 
 
 def test_stale_rounds_are_the_same_each_time_also_after_a_kill(world, tmp_path):
-    made = config(rounds=4, phase={"rollout_batch": 3}, checkpoint_every=2, stop=StopConfig(prompts=2, every=4))
+    made = config(
+        rounds=4, phase={"rollout_batch": 3}, checkpoint_every=2, stop=StopConfig(prompts=2, every=4)
+    )
     whole, killed = align_run(world, tmp_path / "whole", made), align_run(world, tmp_path / "killed", made)
     assert Driver(whole.out, staleness=1).wait() == 0
     driver = Driver(killed.out, staleness=1)
@@ -105,7 +115,12 @@ def test_stale_rounds_are_the_same_each_time_also_after_a_kill(world, tmp_path):
     driver.wait()
     assert complete_steps(killed.out / "checkpoint") == [2]
     assert Driver(killed.out, staleness=1).wait() == 0
-    assert [(row["round"], row["version"]) for row in ledger(killed.out)] == [(1, "0-old"), (2, "0-old"), (3, "1-old"), (4, "2-old")]
+    assert [(row["round"], row["version"]) for row in ledger(killed.out)] == [
+        (1, "0-old"),
+        (2, "0-old"),
+        (3, "1-old"),
+        (4, "2-old"),
+    ]
     assert ledger(killed.out) == ledger(whole.out)
     first, second = (load_file(run.out / "adapter" / "adapter_model.safetensors") for run in (whole, killed))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -119,7 +134,10 @@ def test_a_reward_that_raises_loses_the_round_and_says_so_in_one_line(world, loc
     driver = Driver(run.out)
     assert driver.wait() == 2
     line = driver.said().splitlines()[-1]
-    assert line == "error: round 1 is lost, the saved state is that of round 0: reward warm failed: its network is gone"
+    assert (
+        line
+        == "error: round 1 is lost, the saved state is that of round 0: reward warm failed: its network is gone"
+    )
     mended = align_run(world, tmp_path, both())
     (run.out / "run.json").unlink()  # the scorer's options are another run's
     assert Driver(run.out).wait() == 0

@@ -20,11 +20,22 @@ TESTS = Path(__file__).parent
 
 def left(**changes):
     """A finished run of two rounds."""
-    curves = {0: {"aside/reward/warm": 0.1}, 1: {"nft/loss": 1.0, "reward/warm": 0.2}, 2: {"nft/loss": 0.5, "reward/warm": 0.3}}
+    curves = {
+        0: {"aside/reward/warm": 0.1},
+        1: {"nft/loss": 1.0, "reward/warm": 0.2},
+        2: {"nft/loss": 0.5, "reward/warm": 0.3},
+    }
     fields = {
-        "status": "finished", "rounds": 2, "curves": curves, "repeated_rows": 0, "samples": {1: (1, 2), 2: (3, 4)}, "repeated_rounds": 0,
-        "restarts": 0, "adapter": {"a": torch.ones(2, 2)}, **changes,
-    }  # fmt: skip
+        "status": "finished",
+        "rounds": 2,
+        "curves": curves,
+        "repeated_rows": 0,
+        "samples": {1: (1, 2), 2: (3, 4)},
+        "repeated_rounds": 0,
+        "restarts": 0,
+        "adapter": {"a": torch.ones(2, 2)},
+        **changes,
+    }
     return Left(**fields)
 
 
@@ -38,19 +49,31 @@ def test_a_run_that_lost_nothing_is_the_same():
     [
         ({"status": "interrupted"}, {"finished": False}),
         ({"rounds": 1}, {"finished": False}),
-        ({"curves": {number: left().curves[number] for number in (0, 1)}}, {"rounds_missing": 1, "curve": float("inf")}),
+        (
+            {"curves": {number: left().curves[number] for number in (0, 1)}},
+            {"rounds_missing": 1, "curve": float("inf")},
+        ),
         ({"samples": {1: (1, 2)}}, {"rounds_missing": 1, "samples_lost": 2}),
         ({"samples": {1: (1, 2), 2: (3,)}}, {"samples_lost": 1}),
         ({"samples": {1: (1, 2), 2: (3, 4, 4)}}, {"samples_doubled": 1}),
         ({"samples": {1: (1, 2), 2: (3, 5)}}, {"samples_lost": 1, "samples_doubled": 1}),
-        ({"samples": {1: (1, 2), 2: (3, 4), 3: (5,)}, "curves": {**left().curves, 3: {}}}, {"rounds_doubled": 1, "samples_doubled": 1}),
+        (
+            {"samples": {1: (1, 2), 2: (3, 4), 3: (5,)}, "curves": {**left().curves, 3: {}}},
+            {"rounds_doubled": 1, "samples_doubled": 1},
+        ),
         ({"repeated_rows": 1}, {"rounds_doubled": 1}),
         ({"repeated_rounds": 1}, {"rounds_doubled": 1}),
-        ({"curves": {**left().curves, 2: {"nft/loss": 0.5, "reward/warm": 0.31}}}, {"curve": pytest.approx(0.01)}),
+        (
+            {"curves": {**left().curves, 2: {"nft/loss": 0.5, "reward/warm": 0.31}}},
+            {"curve": pytest.approx(0.01)},
+        ),
         ({"curves": {**left().curves, 2: {"nft/loss": 0.5}}}, {"curve": float("inf")}),
         ({"curves": {**left().curves, 2: {**left().curves[2], "grpo/loss": 1.0}}}, {"curve": float("inf")}),
         ({"adapter": {"a": torch.ones(2, 2) + 1e-3}}, {"adapter": pytest.approx(1e-3, rel=1e-3)}),
-        ({"curves": {**left().curves, 2: {"nft/loss": float("nan"), "reward/warm": 0.3}}}, {"curve": float("inf")}),
+        (
+            {"curves": {**left().curves, 2: {"nft/loss": float("nan"), "reward/warm": 0.3}}},
+            {"curve": float("inf")},
+        ),
         ({"adapter": {"a": torch.full((2, 2), float("nan"))}}, {"adapter": float("inf")}),
         ({"adapter": {"b": torch.ones(2, 2)}}, {"adapter": float("inf")}),
     ],
@@ -76,7 +99,9 @@ def test_reading_a_folder_counts_repeated_rows(tmp_path):
     (tmp_path / "rounds.jsonl").write_text(3 * (json.dumps(round_row) + "\n"))
     found = read(tmp_path)
     assert (found.repeated_rows, found.repeated_rounds, found.restarts) == (1, 2, 6)
-    assert found.curves == {1: {"nft/loss": 1.0, "reward/warm": 0.2, "grad_norm": 2.0}} and found.samples == {1: (5, 6)}
+    assert found.curves == {1: {"nft/loss": 1.0, "reward/warm": 0.2, "grad_norm": 2.0}} and found.samples == {
+        1: (5, 6)
+    }
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9))
@@ -88,10 +113,15 @@ def test_the_driver_is_killed_last_and_within_the_rounds(seed, rounds):
 
 
 @pytest.mark.parametrize(("code", "killed"), [(2, 1), (0, 1), (2, 0)])
-def test_a_driver_that_falls_with_its_worker_is_no_draw_that_came_too_late(monkeypatch, tmp_path, code, killed):
+def test_a_driver_that_falls_with_its_worker_is_no_draw_that_came_too_late(
+    monkeypatch, tmp_path, code, killed
+):
     class Fallen:
         def __init__(self, run, ranks, staleness) -> None:
-            self.process, self.victim = SimpleNamespace(returncode=code), SimpleNamespace(send_signal=lambda number: None)
+            self.process, self.victim = (
+                SimpleNamespace(returncode=code),
+                SimpleNamespace(send_signal=lambda number: None),
+            )
 
         def wait_for(self, moment, round_s, victim):
             return self.victim if moment.rounds < killed else None
@@ -116,10 +146,21 @@ def test_a_driver_that_falls_with_its_worker_is_no_draw_that_came_too_late(monke
 def test_workers_and_driver_are_killed_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.chdir(TESTS.parent)
     pytest.importorskip("ray")
-    whole, round_s = undisturbed(tiny_run(tmp_path / "world", tmp_path / "whole", 1, TESTS), ranks=1, staleness=0)
+    whole, round_s = undisturbed(
+        tiny_run(tmp_path / "world", tmp_path / "whole", 1, TESTS), ranks=1, staleness=0
+    )
     assert whole.rounds == 2 and all(whole.samples.values())
     moments = {"reward": Moment(0, 0.5), "rollout": Moment(1, 0.2), DRIVER: Moment(1, 0.9)}
     trial = None
-    for attempt in range(3):  # on a machine that suddenly is quicker, the run ends before the driver is killed
-        trial = trial or disturbed(tiny_run(tmp_path / "world", tmp_path / f"trial-{attempt}", 1, TESTS), moments, whole, round_s, 1, 0)
+    for attempt in range(
+        3
+    ):  # on a machine that suddenly is quicker, the run ends before the driver is killed
+        trial = trial or disturbed(
+            tiny_run(tmp_path / "world", tmp_path / f"trial-{attempt}", 1, TESTS),
+            moments,
+            whole,
+            round_s,
+            1,
+            0,
+        )
     assert trial is not None and trial.verdict.same and trial.left_behind == 0

@@ -8,10 +8,16 @@ from orchestration.futures import Futures, LostRank
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (lambda ray: ray.RuntimeEnvSetupError("no such\npackage"), "Ray cannot start a process, look at its runtime_env.*no such package"),
+        (
+            lambda ray: ray.RuntimeEnvSetupError("no such\npackage"),
+            "Ray cannot start a process, look at its runtime_env.*no such package",
+        ),
         (lambda ray: ray.ActorUnschedulableError("no room"), "Ray cannot start a process.*no room"),
         (lambda ray: ray.ObjectLostError("ab", None, ""), "Ray lost what a worker had made"),
-        (lambda ray: ray.RayTaskError("f", "", ray.ActorDiedError()).as_instanceof_cause(), "a worker was lost more often than"),
+        (
+            lambda ray: ray.RayTaskError("f", "", ray.ActorDiedError()).as_instanceof_cause(),
+            "a worker was lost more often than",
+        ),
         (lambda ray: ray.RayTaskError("f", "", OSError("disk full")).as_instanceof_cause(), "disk full"),
     ],
 )
@@ -35,7 +41,12 @@ def test_what_ray_cannot_do_is_one_line_also_of_a_rank(monkeypatch, error, says)
 def test_a_dead_rank_is_told_from_one_that_complains_of_it(monkeypatch):
     ray = pytest.importorskip("ray")
     dead = ray.exceptions.ActorDiedError()
-    said = {"a": ray.exceptions.RayTaskError("learn", "", RuntimeError("connection closed by peer")).as_instanceof_cause(), "b": dead}
+    said = {
+        "a": ray.exceptions.RayTaskError(
+            "learn", "", RuntimeError("connection closed by peer")
+        ).as_instanceof_cause(),
+        "b": dead,
+    }
     monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
 
     def fail(future: str) -> None:

@@ -102,7 +102,12 @@ class Numbers:
         folder = self.run.out / "checkpoint" / f"step-{progress.rounds}"
         if rank and not folder.exists():
             folder.mkdir(parents=True)
-            state = {"default": self.default, "old": self.old, "best": self.best, "progress": dataclasses.asdict(progress)}
+            state = {
+                "default": self.default,
+                "old": self.old,
+                "best": self.best,
+                "progress": dataclasses.asdict(progress),
+            }
             (folder / "state.json").write_text(json.dumps(state))
             (folder / ".metadata").write_text("")
 
@@ -126,7 +131,9 @@ class Numbers:
         """The last rank to be called moves the number by what all of them were given."""
         own = getattr(self, self.run.config.phases[place][1].rolls_out_with)
         if fresh:
-            assert all(weights == own for _, weights, _ in made), "clips of other weights pass for the policy's own"
+            assert all(weights == own for _, weights, _ in made), (
+                "clips of other weights pass for the policy's own"
+            )
         self.made = [*(self.made if rank else ()), *(clip[1:] for clip in made)]
         if rank:
             self.default = stable_hash(self.default, index, str(self.made))
@@ -149,7 +156,10 @@ class Worker:
     def roll_out(self, task: ClipTask, weights: Any) -> Done:
         if task.version != self.version:
             self.version, self.weights = task.version, int(weights["w"])
-        samples = tuple(stable_hash(task.rows[place // task.clips_per_prompt].data_id, place) for place in range(task.start, task.end))
+        samples = tuple(
+            stable_hash(task.rows[place // task.clips_per_prompt].data_id, place)
+            for place in range(task.start, task.end)
+        )
         return Done((task.version, self.weights, samples))
 
 
@@ -169,13 +179,18 @@ def hands_of(run: AlignRun, staleness: int, chance: Any, futures: Futures) -> Ra
         return Pool("rollout", workers, lambda worker, task: worker.roll_out(task, weights(task)))
 
     force = Workforce(
-        build=lambda: Numbers(run, chance), rollout=rollout,  # type: ignore[return-value, arg-type]
-        scorers={"rewards": Pool("rewards", [0], lambda _, both: score(*both))}, writer=None, ready=[],
-    )  # fmt: skip
+        build=lambda: Numbers(run, chance),
+        rollout=rollout,  # type: ignore[return-value, arg-type]
+        scorers={"rewards": Pool("rewards", [0], lambda _, both: score(*both))},
+        writer=None,
+        ready=[],
+    )
     return RayHands(run, read_prompt_set(run.prompts, run.config), RANKS, staleness, force, futures, 3, 10**6)
 
 
-def aligned(run: AlignRun, staleness: int, chance: Any = lambda method: False, stop_at: int = -1) -> tuple[str, str, list[Any], list[Any]]:
+def aligned(
+    run: AlignRun, staleness: int, chance: Any = lambda method: False, stop_at: int = -1
+) -> tuple[str, str, list[Any], list[Any]]:
     """How it ended, the model, the ledger and the log. stop_at: rows of the log, then a signal comes."""
     futures = Doing()
     hands, rows = hands_of(run, staleness, chance, futures), {}
@@ -207,12 +222,24 @@ def recipe(sequence: tuple[str, ...], rounds: int, every: int, patience: int) ->
     return dataclasses.replace(made, gsb_dpo=GsbDpoPhase(rounds=rounds, pairs_per_round=8), stop=stop)
 
 
-SEQUENCES = st.sampled_from([("nft",), ("nft", "grpo"), ("nft", "gsb_dpo", "nft"), ("gsb_dpo", "grpo"), ("grpo", "nft")])
+SEQUENCES = st.sampled_from(
+    [("nft",), ("nft", "grpo"), ("nft", "gsb_dpo", "nft"), ("gsb_dpo", "grpo"), ("grpo", "nft")]
+)
 
 
 @settings(max_examples=40, deadline=None)
-@given(SEQUENCES, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(0, 2), st.integers(0, 10**6), st.integers(0, 7))
-def test_losses_and_stops_change_nothing(world, tmp_path_factory, sequence, rounds, every, patience, staleness, seed, stop_at):
+@given(
+    SEQUENCES,
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(0, 10**6),
+    st.integers(0, 7),
+)
+def test_losses_and_stops_change_nothing(
+    world, tmp_path_factory, sequence, rounds, every, patience, staleness, seed, stop_at
+):
     """Ranks are lost at any call, a signal comes, the command is given again: ledger, model and log are those of a quiet run."""
     folder = tmp_path_factory.mktemp("runs")
     made = recipe(sequence, rounds, every, patience)
@@ -220,7 +247,11 @@ def test_losses_and_stops_change_nothing(world, tmp_path_factory, sequence, roun
     draws = random.Random(seed)
     whole = aligned(quiet, staleness)
     status, model, ledger, log = aligned(shaken, staleness, lambda method: draws.random() < 0.1, stop_at)
-    again = aligned(shaken, staleness, lambda method: draws.random() < 0.1) if status == "interrupted" else (status, model, ledger, [])
+    again = (
+        aligned(shaken, staleness, lambda method: draws.random() < 0.1)
+        if status == "interrupted"
+        else (status, model, ledger, [])
+    )
     assert again[:3] == whole[:3] and whole[0] == "finished"
     assert sorted((dict(log) | dict(again[3])).items()) == whole[3]
     for row in ledger:
@@ -245,4 +276,8 @@ def test_a_signal_before_the_first_round_leaves_a_checkpoint(world, tmp_path):
         hands.roll_out("nft", run.config.phases[0][1], 0, 0)
     alignment = Alignment(run, hands, lambda row, step: None)
     alignment.resume()
-    assert alignment.run_rounds() == "interrupted" and newest(run.out) == 0 and (run.out / "checkpoint" / "step-0").is_dir()
+    assert (
+        alignment.run_rounds() == "interrupted"
+        and newest(run.out) == 0
+        and (run.out / "checkpoint" / "step-0").is_dir()
+    )

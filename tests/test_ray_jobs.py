@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import runs, submission
 from experiments.commands.submit import variables
+from experiments.jobs import submit as submission
+from experiments.jobs.submit import Submission, check, mlflow_id, submit
 from experiments.layout import Layout
-from experiments.runs import Interrupted, tracked
-from experiments.spool import SpooledRun
-from experiments.submission import Submission, check, mlflow_id, submit
-from experiments.tracking import RunStart, SpoolTracker, new_run_key
+from experiments.runs.run import Interrupted, tracked
+from experiments.runs.run import run as runs
+from experiments.runs.spool import SpooledRun
+from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 from orchestration import launch
 from orchestration.launch import Cluster, JobSpec, cancelled, check_free, connect, requeue
 
@@ -28,9 +29,15 @@ class FakeJobs:
 
     def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
         if submission_id in self.jobs:
-            raise RuntimeError(f"Request failed with status code 500: Job with submission_id {submission_id} already exists.\nTraceback")
+            raise RuntimeError(
+                f"Request failed with status code 500: Job with submission_id {submission_id} already exists.\nTraceback"
+            )
         self.jobs[submission_id] = SimpleNamespace(
-            submission_id=submission_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata, status="RUNNING"
+            submission_id=submission_id,
+            entrypoint=entrypoint,
+            runtime_env=runtime_env,
+            metadata=metadata,
+            status="RUNNING",
         )
         return submission_id
 
@@ -47,7 +54,13 @@ class FakeJobs:
 
 
 def spec(**changes):
-    given = {"run_id": "abc", "command": ["python", "-m", "x", "it's"], "workdir": "/a b", "env": {"K": "v"}, **changes}
+    given = {
+        "run_id": "abc",
+        "command": ["python", "-m", "x", "it's"],
+        "workdir": "/a b",
+        "env": {"K": "v"},
+        **changes,
+    }
     return JobSpec(**given)
 
 
@@ -57,7 +70,12 @@ def test_a_job_is_named_by_its_run_and_has_time_for_a_checkpoint():
     job = jobs.jobs["abc"]
     assert subprocess.run(["sh", "-nc", job.entrypoint]).returncode == 0
     assert job.entrypoint == "cd -- '/a b' && exec python -m x 'it'\"'\"'s'"
-    expected = {"K": "v", "RAY_JOB_STOP_WAIT_TIME_S": "60", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45", "NAVA_JOB": "abc"}
+    expected = {
+        "K": "v",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45",
+        "NAVA_JOB": "abc",
+    }
     assert job.runtime_env == {"env_vars": expected}
 
 
@@ -70,7 +88,11 @@ def test_an_interrupted_job_is_submitted_again_as_often_as_allowed_and_no_more(m
         names.append(last)
     assert names == ["abc", *(f"abc-{number}" for number in range(2, max_requeues + 2))]
     entries = [
-        (job.entrypoint, job.runtime_env["env_vars"].pop("NAVA_JOB"), tuple(job.runtime_env["env_vars"].items()))
+        (
+            job.entrypoint,
+            job.runtime_env["env_vars"].pop("NAVA_JOB"),
+            tuple(job.runtime_env["env_vars"].items()),
+        )
         for job in jobs.jobs.values()
     ]
     assert [entry[1] for entry in entries] == names and len({(entry[0], entry[2]) for entry in entries}) == 1
@@ -105,7 +127,9 @@ def test_two_jobs_do_not_work_in_one_place():
     jobs = FakeJobs()
     job = launch.submit(jobs, spec(), "/place")
     check_free(jobs, "/other")
-    with pytest.raises(ValueError, match=r"/place: job abc is at work here .running.; wait for it, or `ray job stop abc`"):
+    with pytest.raises(
+        ValueError, match=r"/place: job abc is at work here .running.; wait for it, or `ray job stop abc`"
+    ):
         check_free(jobs, "/place")
     jobs.jobs[job].status = "FAILED"
     check_free(jobs, "/place")
@@ -140,7 +164,9 @@ def test_a_wrong_address_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="--address here:6379: expected the dashboard's address"):
         connect("here:6379")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
-    with pytest.raises(OSError, match=r"http://127.0.0.1:1: no Ray cluster answers; start one by `ray start --head`"):
+    with pytest.raises(
+        OSError, match=r"http://127.0.0.1:1: no Ray cluster answers; start one by `ray start --head`"
+    ):
         connect("http://127.0.0.1:1")
     with pytest.raises(OSError, match=r"http://127.0.0.1:2: no Ray"):
         connect()
@@ -150,7 +176,9 @@ def test_a_wrong_address_is_one_line(monkeypatch):
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A repository with one training stage, and an MLflow that answers at once."""
-    (tmp_path / "dvc.yaml").write_text("stages:\n  align:\n    cmd: x\n    outs: [out/align]\n  mine:\n    cmd: x\n")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  align:\n    cmd: x\n    outs: [out/align]\n  mine:\n    cmd: x\n"
+    )
     (tmp_path / "params.yaml").write_text("recipe: mini\n")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(runs, "ensure_sender", lambda spool, root: None)
@@ -165,7 +193,16 @@ def world(tmp_path, monkeypatch):
 
 def asked(root, number=1, **changes):
     recipe = SimpleNamespace(name="mini", number=number)
-    return Submission(**{"recipe": recipe, "stage": "align", "workdir": "/repo", "python": "python", "root": root, **changes})
+    return Submission(
+        **{
+            "recipe": recipe,
+            "stage": "align",
+            "workdir": "/repo",
+            "python": "python",
+            "root": root,
+            **changes,
+        }
+    )
 
 
 def train(root, number=1, fail=None):
@@ -193,7 +230,14 @@ def test_the_stage_takes_the_run_that_was_announced_and_keeps_it_over_attempts(w
     key = train(world)
     assert job == f"id-of-{key}"
     events = [event for _, event in SpooledRun(world / "out" / "tracking" / key).events()]
-    assert [event["kind"] for event in events] == ["announce", "start", "finish", "start", "metrics", "finish"]
+    assert [event["kind"] for event in events] == [
+        "announce",
+        "start",
+        "finish",
+        "start",
+        "metrics",
+        "finish",
+    ]
     assert events[1]["tags"]["nava.job"] == job and events[1]["config"] == {"n": 1}
 
 

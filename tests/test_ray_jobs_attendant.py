@@ -8,9 +8,9 @@ import psutil
 import pytest
 from test_ray_jobs import FakeJobs, spec
 
-from experiments import submitted
-from experiments.spool import SpooledRun
-from experiments.tracking import RunStart, SpoolTracker
+from experiments.jobs import attend as submitted
+from experiments.runs.spool import SpooledRun
+from experiments.runs.tracker import RunStart, SpoolTracker
 from orchestration import launch
 
 # a command that starts one worker and ends as that one ended; SIGTERM kills it and not its worker, as DVC
@@ -50,7 +50,10 @@ def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
 
 def test_a_command_has_time_to_write_down_how_its_worker_ended(tmp_path):
     """As DVC has to, which takes longer than the attendant to look again; one that does nothing else is told in the end."""
-    slow = MANAGER.replace("sys.exit(", "code = ").removesuffix(")") + "; import time; time.sleep(1.0); sys.exit(code)"
+    slow = (
+        MANAGER.replace("sys.exit(", "code = ").removesuffix(")")
+        + "; import time; time.sleep(1.0); sys.exit(code)"
+    )
     worker = "import time; time.sleep(60)"
     for command, code in ((["-c", slow, worker], 255), (["-c", worker], -signal.SIGTERM)):
         attended = submitted._Attended([sys.executable, *command], tmp_path)

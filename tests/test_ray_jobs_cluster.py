@@ -28,7 +28,13 @@ def whole(tmp_path_factory):
     """The model of a training that nobody interrupted."""
     root = tmp_path_factory.mktemp("whole") / "w"
     environment = write_pipeline(root)
-    subprocess.run([sys.executable, "-m", "experiments.stages", STAGE], cwd=root, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "experiments.stages", STAGE],
+        cwd=root,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     return model(root)
 
 
@@ -37,7 +43,17 @@ def model(root):
 
 
 def submit(root, environment, address):
-    command = [sys.executable, "-m", "experiments.cli", "submit", RECIPE, "--stage", STAGE, "--address", address]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.cli",
+        "submit",
+        RECIPE,
+        "--stage",
+        STAGE,
+        "--address",
+        address,
+    ]
     command += ["--env", f"PYTHONPATH={environment['PYTHONPATH']}", "--env", "OMP_NUM_THREADS=1"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -66,7 +82,10 @@ def test_sigterm_to_any_part_leaves_a_checkpoint_and_the_job_goes_on(address, wh
     environment = write_pipeline(root)
     said, jobs = submit(root, environment, address), connect(address).jobs
     job = said["job"]
-    assert said["logs"].endswith(f"--follow {job}") and said["cancel"] == f"RAY_AUTH_MODE=token ray job stop --address {address} {job}"
+    assert (
+        said["logs"].endswith(f"--follow {job}")
+        and said["cancel"] == f"RAY_AUTH_MODE=token ray job stop --address {address} {job}"
+    )
     wait_until(lambda: rows(root) > 2, 200)
     Parts(root).terminate(part)
     assert ended(jobs, job) == ("FAILED", 130)
@@ -81,15 +100,20 @@ def test_sigterm_to_any_part_leaves_a_checkpoint_and_the_job_goes_on(address, wh
 
 
 @pytest.mark.timeout(900)
-def test_a_stopped_job_is_not_submitted_again_and_a_new_submission_goes_on_with_its_run(address, whole, tmp_path):
+def test_a_stopped_job_is_not_submitted_again_and_a_new_submission_goes_on_with_its_run(
+    address, whole, tmp_path
+):
     root = tmp_path / "w"
     environment = write_pipeline(root)
     said, jobs = submit(root, environment, address), connect(address).jobs
     job = said["job"]
     twice = subprocess.run(
         [sys.executable, "-m", "experiments.cli", "submit", RECIPE, "--stage", STAGE, "--address", address],
-        cwd=root, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert twice.returncode == 2 and f"job {job} is at work here (" in twice.stderr
     wait_until(lambda: rows(root) > 2, 200)
     subprocess.run(said["cancel"], shell=True, check=True, capture_output=True)

@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmarks.ray_pipeline import MEASURED, Round, Settings, Stages, drawn, ideal_seconds, least_load, stages_of
+from experiments.benchmarks.ray_pipeline import (
+    MEASURED,
+    Round,
+    Settings,
+    Stages,
+    drawn,
+    ideal_seconds,
+    least_load,
+    stages_of,
+)
 from orchestration.round import Pipeline, Pool, play_rounds
 from orchestration.simulated import sleeping_cluster
 
@@ -40,7 +49,9 @@ class Clock:
 
         made = Pool("rollout", [name for name in self.free if name[0] == "rollout"], roll_out, in_flight)
         scored = Pool("reward", [name for name in self.free if name[0] == "reward"], score, in_flight)
-        self.pipeline: Pipeline[tuple[float, float], Ends] = Pipeline(made, {"reward": scored}, self.wait, lambda one: one.at, max_unscored)
+        self.pipeline: Pipeline[tuple[float, float], Ends] = Pipeline(
+            made, {"reward": scored}, self.wait, lambda one: one.at, max_unscored
+        )
 
     def run(self, who: tuple[str, int], seconds: float) -> Ends:
         self.free[who] = max(self.free[who], self.now) + seconds
@@ -52,10 +63,14 @@ class Clock:
 
     def play(self, rounds: Sequence[Round], staleness: int) -> float:
         play_rounds(
-            0, len(rounds), staleness, self.pipeline,
+            0,
+            len(rounds),
+            staleness,
+            self.pipeline,
             lambda index, version: list(zip(rounds[index].rollout, rounds[index].score, strict=True)),
-            lambda index, units: [Ends(self.now + rounds[index].update)], lambda version: None,
-        )  # fmt: skip
+            lambda index, units: [Ends(self.now + rounds[index].update)],
+            lambda version: None,
+        )
         return self.now
 
 
@@ -66,7 +81,14 @@ def some_rounds(draw: st.DrawFn) -> list[Round]:
     return [Round(draw(times), draw(times), draw(SECONDS)) for _ in range(draw(st.integers(1, 5)))]
 
 
-@given(some_rounds(), st.integers(0, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 4))
+@given(
+    some_rounds(),
+    st.integers(0, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.integers(1, 4),
+)
 def test_no_schedule_beats_the_ideal(rounds, staleness, rollout, reward, in_flight, max_unscored):
     played = Clock(rollout, reward, in_flight, max_unscored).play(rounds, staleness)
     assert played >= ideal_seconds(rounds, staleness, rollout, reward) - 1e-9
@@ -75,7 +97,10 @@ def test_no_schedule_beats_the_ideal(rounds, staleness, rollout, reward, in_flig
 @given(st.lists(SECONDS, min_size=1, max_size=5), st.integers(1, 3))
 def test_least_load_is_below_every_assignment_and_exact_for_one_worker(times, workers):
     loads = (
-        max(sum(time for time, mine in zip(times, chosen, strict=True) if mine == worker) for worker in range(workers))
+        max(
+            sum(time for time, mine in zip(times, chosen, strict=True) if mine == worker)
+            for worker in range(workers)
+        )
         for chosen in itertools.product(range(workers), repeat=len(times))
     )
     best = min(loads)
@@ -140,7 +165,9 @@ def test_stages_are_read_from_a_log_of_alignment(tmp_path):
         stages_of(log)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("tasks", 0), ("rounds", -1), ("scale", 0.0), ("spread", -0.1)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("tasks", 0), ("rounds", -1), ("scale", 0.0), ("spread", -0.1)]
+)
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(ValueError, match=f"{setting} is {value}"):
         Settings(**{setting: value})
@@ -174,15 +201,27 @@ def test_the_pipeline_on_ray_itself():
 @pytest.mark.slow
 def test_the_benchmark_writes_what_it_measured(tmp_path):
     out = tmp_path / "ray_pipeline.json"
-    sizes = {"rollout-workers": 2, "reward-workers": 2, "trainer-ranks": 1, "tasks": 6, "rounds": 2, "repeats": 2, "scale": 0.05}
+    sizes = {
+        "rollout-workers": 2,
+        "reward-workers": 2,
+        "trainer-ranks": 1,
+        "tasks": 6,
+        "rounds": 2,
+        "repeats": 2,
+        "scale": 0.05,
+    }
     command = [sys.executable, "-m", "experiments.benchmarks.ray_pipeline", "--out", str(out)]
     command += [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # its status is that of the share, which small times spoil
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True
+    )  # its status is that of the share, which small times spoil
     found = json.loads(out.read_text())
     assert found["settings"]["tasks"] == 6 and found["times"] == f"{len(MEASURED)} rounds of the demo"
     for staleness in (0, 1):
         row = found[f"staleness {staleness}"]
         assert 0.3 < row["least_share"] <= row["share"]["mean"] <= 1.0 and row["share"]["n"] == 2
-        assert row["share"]["mean"] == pytest.approx(row["ideal_seconds_per_round"] / row["seconds_per_round"], rel=1e-2)
+        assert row["share"]["mean"] == pytest.approx(
+            row["ideal_seconds_per_round"] / row["seconds_per_round"], rel=1e-2
+        )
         assert f"staleness {staleness}: {row['share']['mean']:.1%} of the ideal" in done.stdout
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr

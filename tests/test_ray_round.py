@@ -10,7 +10,9 @@ from pipeline_world import ROLLOUT, TRAINER, Future, Interrupted, Task, World
 from orchestration.round import Pipeline, Pool, Unit, play_rounds
 
 SEEDS = st.integers(0, 2**32 - 1)
-POOLS = st.fixed_dictionaries({ROLLOUT: st.integers(1, 4), "sync": st.integers(1, 3)}, optional={"speech": st.integers(1, 3)})
+POOLS = st.fixed_dictionaries(
+    {ROLLOUT: st.integers(1, 4), "sync": st.integers(1, 3)}, optional={"speech": st.integers(1, 3)}
+)
 PLACES = st.tuples(st.sampled_from([ROLLOUT, "sync"]), st.integers(0, 4), st.integers(0, 5))
 
 
@@ -23,15 +25,28 @@ def until_it_ends(work: Callable[[], object]) -> object:
             continue
 
 
-@given(SEEDS, POOLS, st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.integers(0, 6), st.integers(0, 8), st.integers(0, 2))
-def test_rounds_are_whole_and_as_stale_as_asked(seed, pools, in_flight, max_unscored, staleness, rounds, count, first):
+@given(
+    SEEDS,
+    POOLS,
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.integers(0, 6),
+    st.integers(0, 8),
+    st.integers(0, 2),
+)
+def test_rounds_are_whole_and_as_stale_as_asked(
+    seed, pools, in_flight, max_unscored, staleness, rounds, count, first
+):
     """What the world checks at every step: order, each task once, load, back-pressure, no idling; here: versions and the order of parts."""
     world = World(seed, pools, in_flight, max_unscored)
     published, finished = [first], []
 
     def tasks(round: int, version: int) -> list[Task]:
         assert version == max(round - staleness, 0) <= published[-1], "a version that is not published"
-        assert round == first or published[-1] == max(first, round - staleness), "begun later than it could be"
+        assert round == first or published[-1] == max(first, round - staleness), (
+            "begun later than it could be"
+        )
         return world.tasks(round, count)
 
     def learn(round: int, units: Sequence[Unit[Task, Future]]) -> list[Future]:
@@ -134,7 +149,9 @@ def test_a_lower_round_goes_first_though_begun_later(seed):
     for number in (9, 4, 7, 1):
         world.begin(number, 5)
     assert all(world.finish(number) is not None for number in (7, 1, 4, 9))
-    assert [one.task.round for one in world.futures if one.pool == ROLLOUT and one.task][2:] == [1] * 5 + [4] * 5 + [7] * 5 + [9] * 3
+    assert [one.task.round for one in world.futures if one.pool == ROLLOUT and one.task][2:] == [1] * 5 + [
+        4
+    ] * 5 + [7] * 5 + [9] * 3
 
 
 @given(SEEDS, st.integers(0, 6), st.sampled_from([ROLLOUT, "sync"]))

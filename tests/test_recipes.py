@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from experiments.layout import STAGES, Layout
-from experiments.provenance import plain_path, producers, read_pipeline
 from experiments.recipes.load import as_plain, load_recipe, parse_setting, read_params, shipped_recipes
+from experiments.runs.provenance import plain_path, producers, read_pipeline
 from experiments.stages import config_of
 from pretrain.model.flavors import flavor
 
@@ -48,8 +48,16 @@ def test_params_of_one_recipe_do_not_change_another():
 
 
 def test_settings_come_after_params():
-    recipe = load_recipe("mini", PARAMS, ["pretrain.stages.stage1.steps=7", "pretrain.stages.stage1.lr=1e-4", "pretrain.seed=3"])
-    assert (recipe.pretrain.stages["stage1"].steps, recipe.pretrain.stages["stage1"].lr, recipe.pretrain.seed) == (7, 1e-4, 3)
+    recipe = load_recipe(
+        "mini",
+        PARAMS,
+        ["pretrain.stages.stage1.steps=7", "pretrain.stages.stage1.lr=1e-4", "pretrain.seed=3"],
+    )
+    assert (
+        recipe.pretrain.stages["stage1"].steps,
+        recipe.pretrain.stages["stage1"].lr,
+        recipe.pretrain.seed,
+    ) == (7, 1e-4, 3)
     assert recipe.pretrain.stages["stage2"] == load_recipe("mini", PARAMS).pretrain.stages["stage2"]
 
 
@@ -85,7 +93,16 @@ def test_a_wrong_name_is_one_line_with_the_nearest_right_one(name, settings, say
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("3", 3), ("[a, b]", ["a", "b"]), ("true", True), ("x y", "x y"), ("1.5", 1.5), ("{A: 1}", {"A": 1}), ("", None)]
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("[a, b]", ["a", "b"]),
+        ("true", True),
+        ("x y", "x y"),
+        ("1.5", 1.5),
+        ("{A: 1}", {"A": 1}),
+        ("", None),
+    ],
 )
 def test_settings_are_read_as_yaml(text, value):
     assert parse_setting(f"a.b={text}") == {"a": {"b": value}}

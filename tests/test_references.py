@@ -15,14 +15,22 @@ VOICES = {Path(name): torch.full((192,), float(value)) for value, name in enumer
 
 def row(*references: str) -> PromptRow:
     prompt = parse("<S>one<E> then <S>two<E>", references)
-    return PromptRow(prompt, None, tuple(Path(name) if name else None for name in prompt.references), None, "-".join(references))
+    return PromptRow(
+        prompt,
+        None,
+        tuple(Path(name) if name else None for name in prompt.references),
+        None,
+        "-".join(references),
+    )
 
 
 @pytest.mark.parametrize("pairs", [[("a", "b"), ("b", "a")], [("", "c"), ("c", "")], [("a",), ()]])
 def test_voices_stand_at_their_spans(pairs: list[tuple[str, ...]]) -> None:
     codecs = SimpleNamespace(text=HashedTextEncoder(64))
     given = conditioning_of([row(*pair) for pair in pairs], codecs, VOICES)  # type: ignore[arg-type]
-    expected = [[VOICES[Path(name)][0].item() if name else 0.0 for name in (*pair, "", "")[:2]] for pair in pairs]
+    expected = [
+        [VOICES[Path(name)][0].item() if name else 0.0 for name in (*pair, "", "")[:2]] for pair in pairs
+    ]
     assert given.speakers[:, :, 0].tolist() == expected
     assert (given.speaker_positions[:, 0] < given.speaker_positions[:, 1]).all()
     assert given.text_kept.all() and given.modalities_joined.all()

@@ -5,11 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from experiments.report_alignment import alignment_html
-from experiments.report_alignment_pictures import before_after_dots, reward_curves
-from experiments.report_page import Card, Section, marked_prompt, page
-from experiments.report_pictures import clip_png, contact_sheet, filmstrip, loss_curves, spectrogram_db
-from experiments.report_summary import by_set, print_summary, read_metrics, title, verdicts
+from experiments.report.alignment import alignment_html
+from experiments.report.html import Card, Section, marked_prompt, page
+from experiments.report.pictures import (
+    before_after_dots,
+    clip_png,
+    contact_sheet,
+    filmstrip,
+    loss_curves,
+    reward_curves,
+    spectrogram_db,
+)
+from experiments.report.summary import by_set, print_summary, read_metrics, title, verdicts
 from rewards.types import Clip
 
 
@@ -31,7 +38,9 @@ def metrics(wer=0.2, voice=0.85, lips=0.8, lag=0.3, wins=0.8, n=208):
 @pytest.fixture
 def clip():
     frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
-    return Clip(np.sin(np.arange(16_640) * 2 * np.pi * 1000 / 16_000).astype(np.float32) * 0.3, 16_000, frames=frames)
+    return Clip(
+        np.sin(np.arange(16_640) * 2 * np.pi * 1000 / 16_000).astype(np.float32) * 0.3, 16_000, frames=frames
+    )
 
 
 def met(found, metric, aim=False):
@@ -87,7 +96,10 @@ def test_missing_or_broken_evaluation_is_one_line(tmp_path):
 def test_page_needs_no_other_file_and_escapes_prompts(clip):
     card = Card("generated", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
     html = page(
-        metrics(), [Section("First", "about", [("A <b>face</b> says <S>one<E>.", [card])]), Section("None", "", [])], None, {"stage": "3 s"}
+        metrics(),
+        [Section("First", "about", [("A <b>face</b> says <S>one<E>.", [card])]), Section("None", "", [])],
+        None,
+        {"stage": "3 s"},
     )
     assert "<b>face" not in html and "<mark>one</mark>" in html
     assert "http" not in html and 'src="data:video/mp4;base64,' in html and ">None<" not in html
@@ -100,7 +112,9 @@ def test_prompt_marks_become_highlights():
 
 def test_filmstrip_spreads_over_the_clip(clip):
     strip = filmstrip(clip.frames, 3)
-    np.testing.assert_array_equal(strip, np.concatenate([clip.frames[0], clip.frames[12], clip.frames[24]], axis=1))
+    np.testing.assert_array_equal(
+        strip, np.concatenate([clip.frames[0], clip.frames[12], clip.frames[24]], axis=1)
+    )
 
 
 def test_spectrogram_has_the_tone_where_it_is(clip):
@@ -111,7 +125,9 @@ def test_spectrogram_has_the_tone_where_it_is(clip):
 
 def test_pictures_are_png_and_same_for_same_input(clip):
     sheet = contact_sheet([{"real": (clip, "a"), "generated": (clip, "b")}], ["prompt"])
-    assert sheet.startswith(b"\x89PNG") and sheet == contact_sheet([{"real": (clip, "a"), "generated": (clip, "b")}], ["prompt"])
+    assert sheet.startswith(b"\x89PNG") and sheet == contact_sheet(
+        [{"real": (clip, "a"), "generated": (clip, "b")}], ["prompt"]
+    )
 
 
 def test_loss_curves_join_stages_and_do_without(tmp_path):
@@ -130,21 +146,50 @@ def alignment(sync=(0.80, 0.95), **raters):
     before, after = sync
     share = {"mean": 0.6, "low": 0.4, "high": 0.8, "n": 40}
     metric = {
-        "role": "judge", "better": "higher", "before": interval(before, 40), "after": interval(after, 40), "codec": interval(1.1),
-        "difference": interval(after - before, 40), "closed": share, "beyond_codec": after > 1.11, "beyond_codec_before": False,
+        "role": "judge",
+        "better": "higher",
+        "before": interval(before, 40),
+        "after": interval(after, 40),
+        "codec": interval(1.1),
+        "difference": interval(after - before, 40),
+        "closed": share,
+        "beyond_codec": after > 1.11,
+        "beyond_codec_before": False,
         "unscored": {"before": 0, "after": 2, "codec": 0},
-    }  # fmt: skip
-    guard = {"unit": "dBFS", "low": -50.0, "high": None, "flagged_before": 0, "flagged_after": 1, "flagged_codec": 0}
+    }
+    guard = {
+        "unit": "dBFS",
+        "low": -50.0,
+        "high": None,
+        "flagged_before": 0,
+        "flagged_after": 1,
+        "flagged_codec": 0,
+    }
     guard |= {side: interval(-23.0) for side in ("before", "after", "codec")}
     flagged = {"before": 0, "after": 1, "codec": 0}
     return {
-        "prompts": 40, "codec_clips": 208, "seed": 0, "metrics": {"sync_judge": metric}, "guardrails": {"loudness_dbfs": guard},
-        "flagged": flagged, **raters,
-    }  # fmt: skip
+        "prompts": 40,
+        "codec_clips": 208,
+        "seed": 0,
+        "metrics": {"sync_judge": metric},
+        "guardrails": {"loudness_dbfs": guard},
+        "flagged": flagged,
+        **raters,
+    }
 
 
 def votes(good):
-    gsb = {"good": good, "same": 10, "bad": 10, "gsb": 0.4, "gsb_low": 0.2, "gsb_high": 0.6, "sign_p": 0.001, "raters": 8, "prompts": 40}
+    gsb = {
+        "good": good,
+        "same": 10,
+        "bad": 10,
+        "gsb": 0.4,
+        "gsb_low": 0.2,
+        "gsb_high": 0.6,
+        "sign_p": 0.001,
+        "raters": 8,
+        "prompts": 40,
+    }
     return {"simulated": True, "raters": 12, "gsb": {"overall": gsb}, "gsb_all_raters": {"overall": gsb}}
 
 
@@ -154,8 +199,14 @@ def test_summary_prints_before_and_after_with_verdicts(tmp_path, capsys):
     path.write_text(json.dumps(alignment(raters=votes(30))))
     print_summary(tmp_path / "demo.json", path)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "alignment on 40 held-out prompts" in printed and "SIMULATED RATERS" in printed and "8 of 12 raters count" in printed
-    assert "not measured" in printed and "SHORT" in printed  # no word error rate; a clip is flagged that was not before
+    assert (
+        "alignment on 40 held-out prompts" in printed
+        and "SIMULATED RATERS" in printed
+        and "8 of 12 raters count" in printed
+    )
+    assert (
+        "not measured" in printed and "SHORT" in printed
+    )  # no word error rate; a clip is flagged that was not before
     print_summary(tmp_path / "demo.json", tmp_path / "none.json")
     assert "alignment" not in capsys.readouterr().out
 
@@ -164,11 +215,22 @@ def test_page_part_says_simulated_in_words_and_marks_what_was_driven_beyond(clip
     card = Card("before", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
     examples = Section("The same prompts", "about", [("Says <S>one<E>.", [card])])
     html = alignment_html(alignment((0.8, 1.2), raters=votes(30)), examples, b"png", None)
-    assert "<td>driven beyond</td>" in html and "SIMULATED RATERS" in html and "overall, simulated" in html and "width:60.00%" in html
+    assert (
+        "<td>driven beyond</td>" in html
+        and "SIMULATED RATERS" in html
+        and "overall, simulated" in html
+        and "width:60.00%" in html
+    )
     assert "0 and 2 clips unscored" in html and "at least -50" in html and "Before alignment" in html
     plain = alignment_html(alignment(), Section("The same prompts", "about", []), b"png", None)
-    assert "<td>no</td>" in plain and "SIMULATED RATERS: no person" not in plain and "The same prompts" not in plain
-    tied = alignment_html(alignment(raters={"simulated": True, "gsb": {}, "reason": "all <ties>"}), examples, b"png", b"png")
+    assert (
+        "<td>no</td>" in plain
+        and "SIMULATED RATERS: no person" not in plain
+        and "The same prompts" not in plain
+    )
+    tied = alignment_html(
+        alignment(raters={"simulated": True, "gsb": {}, "reason": "all <ties>"}), examples, b"png", b"png"
+    )
     assert "all &lt;ties&gt;" in tied and "rounds of alignment" in tied
 
 
@@ -179,5 +241,7 @@ def test_pictures_of_alignment_are_png_and_do_without(tmp_path):
     assert reward_curves(log) is None
     log.write_text('{"step": 0, "loss": 1.0}\n')
     assert reward_curves(log) is None
-    log.write_text('{"step": 0, "aside/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, "aside/reward/sync_mini": null}\n')
+    log.write_text(
+        '{"step": 0, "aside/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, "aside/reward/sync_mini": null}\n'
+    )
     assert (reward_curves(log) or b"").startswith(b"\x89PNG")

@@ -34,14 +34,23 @@ def checkpoint(tmp_path_factory):
     from audiobox_aesthetics.model import aes  # pyright: ignore[reportMissingImports]
 
     published = aes.DEFAULT_AUDIO_CFG
-    small = {"encoder_layers": 2, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "conv_pos_groups": 4}
+    small = {
+        "encoder_layers": 2,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 32,
+        "encoder_attention_heads": 2,
+        "conv_pos_groups": 4,
+    }
     convolutions = {"conv_feature_layers": "[(8,10,5)] + [(8,3,2)] * 4 + [(8,2,2)] * 2"}
     aes.DEFAULT_AUDIO_CFG = aes.WavLMConfig({**published.__dict__, **small, **convolutions})
     torch.manual_seed(0)
     model = aes.AesMultiOutput(**CONFIG, target_transform=TRANSFORM)
     file = tmp_path_factory.mktemp("audiobox") / "checkpoint.pt"
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
-    torch.save({"state_dict": state, "model_cfg": {**CONFIG, "audio_cfg": "unused"}, "target_transform": TRANSFORM}, file)
+    torch.save(
+        {"state_dict": state, "model_cfg": {**CONFIG, "audio_cfg": "unused"}, "target_transform": TRANSFORM},
+        file,
+    )
     yield file
     aes.DEFAULT_AUDIO_CFG = published
 
@@ -92,19 +101,30 @@ def test_batch_order_size_and_channels_do_not_matter(scorer):
     sounds = [noise(seconds, seed) for seed, seconds in enumerate((1.0, 11.0, 0.5, 2.0))]
     batch = [score.value for score in scorer.score([Clip(sound, RATE) for sound in sounds])]
     assert len({round(value, 4) for value in batch}) == 4
-    np.testing.assert_allclose([scorer.score([Clip(sound, RATE)])[0].value for sound in sounds], batch, atol=1e-5)
-    np.testing.assert_allclose([s.value for s in scorer.score([Clip(sound, RATE) for sound in sounds[::-1]])], batch[::-1], atol=1e-5)
+    np.testing.assert_allclose(
+        [scorer.score([Clip(sound, RATE)])[0].value for sound in sounds], batch, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        [s.value for s in scorer.score([Clip(sound, RATE) for sound in sounds[::-1]])], batch[::-1], atol=1e-5
+    )
     stereo = np.stack([sounds[0], sounds[3][:RATE]])
-    assert scorer.score([Clip(stereo, RATE)])[0].value == pytest.approx(scorer.score([Clip(stereo.mean(axis=0), RATE)])[0].value, abs=1e-5)
+    assert scorer.score([Clip(stereo, RATE)])[0].value == pytest.approx(
+        scorer.score([Clip(stereo.mean(axis=0), RATE)])[0].value, abs=1e-5
+    )
 
 
 def test_safetensors_beside_their_config_give_the_same_scores(scorer, tmp_path):
     from safetensors.torch import save_file
 
-    save_file({key: value.contiguous() for key, value in scorer._model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in scorer._model.state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file; it belongs beside"):
         AudioboxAesthetics.load(tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "target_transform": TRANSFORM, "freeze_encoder": True}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**CONFIG, "target_transform": TRANSFORM, "freeze_encoder": True})
+    )
     other = AudioboxAesthetics.load(tmp_path / "model.safetensors")
     clip = Clip(noise(1.0), RATE)
     assert other.score([clip])[0].value == scorer.score([clip])[0].value
@@ -112,7 +132,11 @@ def test_safetensors_beside_their_config_give_the_same_scores(scorer, tmp_path):
 
 @pytest.mark.parametrize(
     ("clip", "reason"),
-    [(Clip(None, RATE), "no sound"), (Clip(np.zeros(RATE, np.float32), RATE), "silent"), (Clip(noise(0.1), RATE), "at least 0.2 s")],
+    [
+        (Clip(None, RATE), "no sound"),
+        (Clip(np.zeros(RATE, np.float32), RATE), "silent"),
+        (Clip(noise(0.1), RATE), "at least 0.2 s"),
+    ],
 )
 def test_what_cannot_be_scored_is_nan_with_a_reason(scorer, clip, reason):
     bad, good = scorer.score([clip, Clip(noise(1.0), RATE)])

@@ -17,8 +17,19 @@ def snapshot(tmp_path_factory):
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
     folder = tmp_path_factory.mktemp("clap")
-    text = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    audio = {"hidden_size": 64, "patch_embeds_hidden_size": 8, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+    text = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    audio = {
+        "hidden_size": 64,
+        "patch_embeds_hidden_size": 8,
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+    }
     text |= {"max_position_embeddings": 90, "projection_dim": 16}
     audio |= {"enable_fusion": True, "projection_dim": 16, "window_size": 8}
     torch.manual_seed(0)
@@ -29,7 +40,9 @@ def snapshot(tmp_path_factory):
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
     ClapFeatureExtractor().save_pretrained(folder)
-    RobertaTokenizer(vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, **LETTERS}, merges=[]).save_pretrained(folder)
+    RobertaTokenizer(
+        vocab={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, **LETTERS}, merges=[]
+    ).save_pretrained(folder)
     return folder
 
 
@@ -41,7 +54,10 @@ def encoder(snapshot):
 def tone(hertz: float, seconds: float = 1.0, seed: int = 0, rate: int = RATE_HZ) -> np.ndarray:
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
-    return (0.3 * np.sin(2 * np.pi * hertz * time) * (1 + np.sin(9 * time)) / 2 + 0.01 * rng.standard_normal(len(time))).astype(np.float32)
+    return (
+        0.3 * np.sin(2 * np.pi * hertz * time) * (1 + np.sin(9 * time)) / 2
+        + 0.01 * rng.standard_normal(len(time))
+    ).astype(np.float32)
 
 
 def test_sounds_are_brought_to_minus_one_db_and_16_bits():
@@ -71,9 +87,13 @@ def test_features_are_the_extractors_repeat_pad(encoder):
 def test_batches_of_any_size_and_order_give_the_same(encoder):
     sounds = [tone(200 * (i + 1), seconds, seed=i) for i, seconds in enumerate((1.0, 11.0, 0.5))]
     batch = encoder.embed_sounds(sounds)
-    np.testing.assert_allclose(np.concatenate([encoder.embed_sounds([sound]) for sound in sounds]), batch, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([encoder.embed_sounds([sound]) for sound in sounds]), batch, atol=1e-5
+    )
     np.testing.assert_allclose(encoder.embed_sounds(sounds[::-1]), batch[::-1], atol=1e-5)
-    np.testing.assert_allclose(encoder.embed_texts(["rain", "a dog"])[::-1], encoder.embed_texts(["a dog", "rain"]), atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.embed_texts(["rain", "a dog"])[::-1], encoder.embed_texts(["a dog", "rain"]), atol=1e-5
+    )
 
 
 def test_crops_follow_the_seed_and_leave_numpys_state_alone(snapshot, encoder):
@@ -89,7 +109,9 @@ def test_crops_follow_the_seed_and_leave_numpys_state_alone(snapshot, encoder):
 
 def test_distance_to_itself_is_0_and_to_another_2_minus_2_cos(encoder):
     made, real = tone(200), tone(3000, seed=1)
-    scores = VerseBenchDistance(encoder).score([Clip(made, RATE_HZ, reference_sound=sound) for sound in (made, 0.5 * made, real)])
+    scores = VerseBenchDistance(encoder).score(
+        [Clip(made, RATE_HZ, reference_sound=sound) for sound in (made, 0.5 * made, real)]
+    )
     first, second = encoder.embed_sounds([made, real])
     assert scores[0].value == pytest.approx(0.0, abs=1e-6)
     assert scores[1].value == pytest.approx(0.0, abs=1e-3)  # the loudness of a recording does not count
@@ -118,14 +140,20 @@ def test_text_cosine_is_that_of_the_chosen_text(encoder):
     [
         (Clip(tone(200), RATE_HZ), "no reference recording"),
         (Clip(np.zeros(RATE_HZ, np.float32), RATE_HZ, reference_sound=tone(200)), "silent"),
-        (Clip(tone(200), RATE_HZ, reference_sound=np.zeros(RATE_HZ, np.float32)), "reference recording: silent"),
+        (
+            Clip(tone(200), RATE_HZ, reference_sound=np.zeros(RATE_HZ, np.float32)),
+            "reference recording: silent",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_nan_with_a_reason(encoder, clip, reason):
     bad, good = VerseBenchDistance(encoder).score([clip, Clip(tone(200), RATE_HZ, reference_sound=tone(300))])
     assert math.isnan(bad.value) and bad.reason == reason
     assert math.isfinite(good.value)
-    assert TextSoundCosine(encoder).score([Clip(tone(200), RATE_HZ, prompt=" ")])[0].reason == "no text to compare the sound with"
+    assert (
+        TextSoundCosine(encoder).score([Clip(tone(200), RATE_HZ, prompt=" ")])[0].reason
+        == "no text to compare the sound with"
+    )
 
 
 def test_a_missing_or_incomplete_snapshot_is_one_line(snapshot, tmp_path):
@@ -133,7 +161,9 @@ def test_a_missing_or_incomplete_snapshot_is_one_line(snapshot, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(FileNotFoundError, match=r"CLAP: .*model.safetensors: no such file; get it from huggingface.co/laion") as missing:
+    with pytest.raises(
+        FileNotFoundError, match=r"CLAP: .*model.safetensors: no such file; get it from huggingface.co/laion"
+    ) as missing:
         ClapEncoder.load(tmp_path)
     assert "\n" not in str(missing.value)
     with pytest.raises(ValueError, match="sha256 is"):

@@ -42,7 +42,10 @@ def test_an_aligned_square_is_the_picture_itself():
     np.testing.assert_array_equal(crop_square(frames, (7, 4, 12), 12), frames[:, 4:16, 7:19])
     halved = frames[:, 4:16, 7:19].reshape(2, 6, 2, 6, 2, 3)
     coarse = crop_square(np.repeat(np.repeat(frames, 8, 1), 8, 2), (56, 32, 96), 12)
-    assert np.abs(coarse.astype(int) - frames[:, 4:16, 7:19]).mean() < np.abs(halved.mean((2, 4)).mean() - frames.astype(float)).mean() / 2
+    assert (
+        np.abs(coarse.astype(int) - frames[:, 4:16, 7:19]).mean()
+        < np.abs(halved.mean((2, 4)).mean() - frames.astype(float)).mean() / 2
+    )
 
 
 def test_shrinking_averages_what_would_flicker():
@@ -53,7 +56,9 @@ def test_shrinking_averages_what_would_flicker():
 
 
 @needs_opencv
-@pytest.mark.parametrize(("height", "width"), [(5, 5), (17, 30), (224, 224), (301, 300), (448, 448), (90, 700)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(5, 5), (17, 30), (224, 224), (301, 300), (448, 448), (90, 700)]
+)
 def test_resize_equals_opencv_within_a_grey_level(height, width):
     frame = noise(1, height, width, 3)
     wanted = cv2.resize(frame[0], (224, 224), interpolation=cv2.INTER_LINEAR)  # type: ignore[union-attr]
@@ -67,7 +72,9 @@ def test_resize_by_hand():
 
 def test_mouth_boxes_are_cut_as_squares_with_a_margin():
     frames = noise(4, 64, 64, 3)
-    first, second = MouthBoxes(size=20, margin=0.25).crops(clip(frames, mouth_boxes=((22, 30, 38, 46), (40, 10, 48, 26))))
+    first, second = MouthBoxes(size=20, margin=0.25).crops(
+        clip(frames, mouth_boxes=((22, 30, 38, 46), (40, 10, 48, 26)))
+    )
     np.testing.assert_array_equal(first.pixels, frames[:, 28:48, 20:40])
     np.testing.assert_array_equal(second.pixels, frames[:, 8:28, 34:54])
     assert first.start == 0
@@ -79,7 +86,11 @@ def test_mouth_crops_move_with_the_picture(right, down):
     frames = np.random.default_rng(1).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
     moved = np.roll(frames, (down, right), axis=(1, 2))
     before = MouthBoxes().crops(clip(frames, mouth_boxes=((20, 25, 38, 41),)))[0].pixels
-    after = MouthBoxes().crops(clip(moved, mouth_boxes=((20 + right, 25 + down, 38 + right, 41 + down),)))[0].pixels
+    after = (
+        MouthBoxes()
+        .crops(clip(moved, mouth_boxes=((20 + right, 25 + down, 38 + right, 41 + down),)))[0]
+        .pixels
+    )
     assert np.abs(before.astype(int) - after).max() <= 1  # positions are float64, weights float32
 
 
@@ -110,7 +121,9 @@ def test_face_square_equals_padding_the_whole_picture(height, width, along, down
     except Unscorable:
         outside = np.full((height, width, 3), 1, np.uint8)
         padded = np.pad(outside, ((pad, pad), (pad, pad), (0, 0)))
-        assert not padded[first : int(y + pad + half * (1 + 2 * scale)), left : int(x + pad + half * (1 + scale))].any()
+        assert not padded[
+            first : int(y + pad + half * (1 + 2 * scale)), left : int(x + pad + half * (1 + scale))
+        ].any()
         return
     np.testing.assert_array_equal(found, wanted)
 
@@ -131,4 +144,6 @@ def test_face_square_moves_with_the_picture(right, down, x, y, half):
     moved = np.roll(frame, (down, right), axis=(0, 1))
     # whole pixels are cut after adding the padding, so a fraction that rounding to float moves over a whole number may differ
     x, y, half = round(x * 8) / 8, round(y * 8) / 8, round(half * 8) / 8
-    np.testing.assert_array_equal(face_square(frame, x, y, half, 0.5), face_square(moved, x + right, y + down, half, 0.5))
+    np.testing.assert_array_equal(
+        face_square(frame, x, y, half, 0.5), face_square(moved, x + right, y + down, half, 0.5)
+    )

@@ -37,13 +37,18 @@ class Served:
         time.sleep(delay)
         with self.lock:
             self.running -= 1
-        return failure or (200, {}), self.answer or json.dumps({"text": str(_first_sample(form["file"]))}).encode()
+        return failure or (200, {}), self.answer or json.dumps(
+            {"text": str(_first_sample(form["file"]))}
+        ).encode()
 
 
 def _form(content_type: str, body: bytes) -> dict[str, Any]:
     message = BytesParser(policy=HTTP).parsebytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
     parts = message.iter_parts()  # type: ignore[attr-defined]
-    return {str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) for part in parts}
+    return {
+        str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True)
+        for part in parts
+    }
 
 
 def _first_sample(wav: bytes) -> int:
@@ -85,21 +90,28 @@ def sounds(count: int) -> list[np.ndarray]:
 def test_form_holds_model_language_and_a_wav(monkeypatch):
     monkeypatch.setenv("SPEECH_TOKEN", SECRET)
     with server(served := Served()) as url:
-        transcriber = EndpointTranscriber(base_url=url + "/", model="openai/whisper-large-v3", token_variable="SPEECH_TOKEN")
+        transcriber = EndpointTranscriber(
+            base_url=url + "/", model="openai/whisper-large-v3", token_variable="SPEECH_TOKEN"
+        )
         assert transcriber.transcribe(sounds(1)) == ["1"]
     ((path, headers, form),) = served.requests
     assert path == "/v1/audio/transcriptions"
     assert headers["Authorization"] == f"Bearer {SECRET}"
     assert {name: form[name] for name in ("model", "language", "response_format", "temperature")} == {
-        "model": b"openai/whisper-large-v3", "language": b"en", "response_format": b"json", "temperature": b"0"
-    }  # fmt: skip
+        "model": b"openai/whisper-large-v3",
+        "language": b"en",
+        "response_format": b"json",
+        "temperature": b"0",
+    }
     assert transcriber.name == "whisper_large_v3_endpoint"
     assert SECRET not in repr(transcriber) + str(vars(transcriber))
 
 
 def test_answers_come_in_order_and_no_more_than_asked_at_once():
     with server(served := Served(delays=[0.2, 0.0, 0.1, 0.0, 0.05, 0.0])) as url:
-        assert EndpointTranscriber(base_url=url, model="m", concurrency=3).transcribe(sounds(6)) == list("123456")
+        assert EndpointTranscriber(base_url=url, model="m", concurrency=3).transcribe(sounds(6)) == list(
+            "123456"
+        )
     assert served.most in (2, 3)
     assert "Authorization" not in served.requests[0][1]
 
@@ -116,7 +128,9 @@ def test_a_busy_server_is_asked_again(status):
 def test_giving_up_is_one_line_without_the_token(monkeypatch):
     monkeypatch.setenv("SPEECH_TOKEN", SECRET)
     with server(served := Served(failures=[(503, {})] * 9, answer=f"overloaded\n{SECRET}".encode())) as url:
-        transcriber = EndpointTranscriber(base_url=url, model="m", token_variable="SPEECH_TOKEN", num_tries=3, backoff_s=0.01)
+        transcriber = EndpointTranscriber(
+            base_url=url, model="m", token_variable="SPEECH_TOKEN", num_tries=3, backoff_s=0.01
+        )
         with pytest.raises(ConnectionError, match=r"status 503 overloaded .*, 3 tries") as caught:
             transcriber.transcribe(sounds(1))
     assert len(served.requests) == 3
@@ -132,7 +146,10 @@ def test_a_refusal_is_not_tried_again():
 
 def test_a_redirect_does_not_take_the_token_elsewhere(monkeypatch):
     monkeypatch.setenv("SPEECH_TOKEN", SECRET)
-    with server(elsewhere := Served()) as other, server(Served(failures=[(302, {"Location": other + "/x"})])) as url:
+    with (
+        server(elsewhere := Served()) as other,
+        server(Served(failures=[(302, {"Location": other + "/x"})])) as url,
+    ):
         with pytest.raises(ConnectionError, match="status 302"):
             EndpointTranscriber(base_url=url, model="m", token_variable="SPEECH_TOKEN").transcribe(sounds(1))
     assert not elsewhere.requests
@@ -141,7 +158,9 @@ def test_a_redirect_does_not_take_the_token_elsewhere(monkeypatch):
 def test_slow_silent_and_speechless_servers_raise():
     with server(Served(delays=[0.5, 0.5])) as url:
         with pytest.raises(ConnectionError, match="timed out, 2 tries"):
-            EndpointTranscriber(base_url=url, model="m", timeout_s=0.05, num_tries=2, backoff_s=0.01).transcribe(sounds(1))
+            EndpointTranscriber(
+                base_url=url, model="m", timeout_s=0.05, num_tries=2, backoff_s=0.01
+            ).transcribe(sounds(1))
     with pytest.raises(ConnectionError, match="check that the server is up"):
         EndpointTranscriber(base_url=url, model="m", num_tries=1).transcribe(sounds(1))
     with server(Served(answer=b'{"words": 1}')) as url:
@@ -172,4 +191,6 @@ def test_wrong_settings_are_refused(fields, message):
 def test_an_unset_token_is_named(monkeypatch):
     monkeypatch.delenv("SPEECH_TOKEN", raising=False)
     with pytest.raises(ValueError, match="SPEECH_TOKEN: not set"):
-        EndpointTranscriber(base_url="http://127.0.0.1:1", model="m", token_variable="SPEECH_TOKEN").transcribe(sounds(1))
+        EndpointTranscriber(
+            base_url="http://127.0.0.1:1", model="m", token_variable="SPEECH_TOKEN"
+        ).transcribe(sounds(1))

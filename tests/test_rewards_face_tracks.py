@@ -10,7 +10,17 @@ from scipy.signal import medfilt
 
 from rewards.sync.faces import Detection
 from rewards.sync.shots import colour_histograms, histogram_cuts
-from rewards.sync.tracking import LATENTSYNC, SYNCNET_PYTHON, VERSE_BENCH, Track, Tracking, at_fps, overlap, smoothed, track_faces
+from rewards.sync.tracking import (
+    LATENTSYNC,
+    SYNCNET_PYTHON,
+    VERSE_BENCH,
+    Track,
+    Tracking,
+    at_fps,
+    overlap,
+    smoothed,
+    track_faces,
+)
 
 RANDOM = np.random.default_rng(0)
 SHORT = dataclasses.replace(LATENTSYNC, name="short", min_frames=5, min_face_px=10.0)
@@ -58,7 +68,10 @@ def test_overlap_by_hand():
 @settings(max_examples=25)
 def test_a_jittered_path_with_missed_frames_is_found_again(jitter, missed, speed, shuffler):
     path = [(200 + speed * t, 150 - speed * t) for t in range(60)]
-    found = [[face(x + jitter[t], y - jitter[t], 60)] * (t not in missed) + [face(20, 300, 15)] for t, (x, y) in enumerate(path)]
+    found = [
+        [face(x + jitter[t], y - jitter[t], 60)] * (t not in missed) + [face(20, 300, 15)]
+        for t, (x, y) in enumerate(path)
+    ]
     tracks = track_faces(found, LATENTSYNC)
     if len(path) - len(missed) <= 50:  # detections count, not frames
         assert tracks == []
@@ -75,11 +88,19 @@ def test_a_jittered_path_with_missed_frames_is_found_again(jitter, missed, speed
 @settings(max_examples=25)
 def test_order_within_a_frame_does_not_matter(seed, shuffler):
     random = np.random.default_rng(seed)
-    found = [[face(*random.uniform(50, 120, 2), score=float(random.integers(3))) for _ in range(random.integers(4))] for _ in range(30)]
+    found = [
+        [
+            face(*random.uniform(50, 120, 2), score=float(random.integers(3)))
+            for _ in range(random.integers(4))
+        ]
+        for _ in range(30)
+    ]
     for variant in (SHORT, dataclasses.replace(VERSE_BENCH, min_frames=2)):
         first = track_faces(found, variant)
         second = track_faces([shuffler.sample(faces, len(faces)) for faces in found], variant)
-        assert [(track.start, track.boxes.tolist()) for track in first] == [(track.start, track.boxes.tolist()) for track in second]
+        assert [(track.start, track.boxes.tolist()) for track in first] == [
+            (track.start, track.boxes.tolist()) for track in second
+        ]
 
 
 def test_missed_frames_are_filled_along_a_straight_line():
@@ -92,7 +113,11 @@ def test_missed_frames_are_filled_along_a_straight_line():
 
 @pytest.mark.parametrize(("apart", "count"), [(25, 1), (26, 2)])
 def test_a_gap_of_25_frames_is_bridged_and_26_are_not(apart, count):
-    found = [[face(100, 100)] for _ in range(10)] + [[] for _ in range(apart - 1)] + [[face(100, 100)] for _ in range(10)]
+    found = (
+        [[face(100, 100)] for _ in range(10)]
+        + [[] for _ in range(apart - 1)]
+        + [[face(100, 100)] for _ in range(10)]
+    )
     assert len(track_faces(found, SHORT)) == count
 
 
@@ -101,7 +126,9 @@ def test_two_faces_that_do_not_touch_are_two_tracks_and_a_jump_ends_one():
     assert [track.boxes[0, 0] for track in track_faces(both, SHORT)] == [60.0, 260.0]
     jump = [[face(100 if t < 10 else 130, 100)] for t in range(20)]  # overlap 50 / 110
     assert [track.start for track in track_faces(jump, SHORT)] == [0, 10]
-    half = [[face(100 if t < 10 else 130, 100, 45)] for t in range(20)]  # overlap 60 / 120: not more than a half
+    half = [
+        [face(100 if t < 10 else 130, 100, 45)] for t in range(20)
+    ]  # overlap 60 / 120: not more than a half
     assert len(track_faces(half, SHORT)) == 2
     near = [[face(100 if t < 10 else 125, 100)] for t in range(20)]  # overlap 55 / 105
     assert len(track_faces(near, SHORT)) == 1
@@ -124,15 +151,22 @@ def test_verse_bench_follows_the_best_score_and_breaks_where_no_face_is():
     (track,) = track_faces(found, VERSE_BENCH)
     assert track.boxes[59, 0] == 60.0 and track.boxes[60, 0] == 360.0  # it may change the person
     found[55] = []
-    assert [(track.start, len(track.boxes)) for track in track_faces(found, VERSE_BENCH)] == [(0, 55), (56, 64)]
+    assert [(track.start, len(track.boxes)) for track in track_faces(found, VERSE_BENCH)] == [
+        (0, 55),
+        (56, 64),
+    ]
     assert [(track.start, len(track.boxes)) for track in track_faces(found, VERSE_BENCH, fps=50.0)] == []
 
 
 def test_the_median_takes_out_a_jump_and_a_short_track_keeps_its_size():
     boxes = np.tile([60.0, 60.0, 140.0, 120.0], (30, 1))
     boxes[15] += 300
-    np.testing.assert_array_equal(smoothed(Track(0, boxes), SYNCNET_PYTHON), np.tile([100.0, 90.0, 40.0], (30, 1)))
-    np.testing.assert_array_equal(smoothed(Track(0, boxes[:3]), SYNCNET_PYTHON), np.tile([100.0, 90.0, 40.0], (3, 1)))
+    np.testing.assert_array_equal(
+        smoothed(Track(0, boxes), SYNCNET_PYTHON), np.tile([100.0, 90.0, 40.0], (30, 1))
+    )
+    np.testing.assert_array_equal(
+        smoothed(Track(0, boxes[:3]), SYNCNET_PYTHON), np.tile([100.0, 90.0, 40.0], (3, 1))
+    )
     assert smoothed(Track(0, boxes), VERSE_BENCH)[15, 0] == 400.0
 
 
@@ -140,7 +174,9 @@ def test_the_median_equals_scipys_with_zeros_beyond_the_ends():
     boxes = np.sort(RANDOM.uniform(0, 300, (40, 4)), axis=1)
     found = smoothed(Track(0, boxes), LATENTSYNC)
     np.testing.assert_allclose(found[:, 0], medfilt((boxes[:, 0] + boxes[:, 2]) / 2, 13))
-    np.testing.assert_allclose(found[:, 2], medfilt(np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / 2, 13))
+    np.testing.assert_allclose(
+        found[:, 2], medfilt(np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / 2, 13)
+    )
 
 
 def test_a_cut_is_seen_and_movement_is_not():
@@ -150,4 +186,6 @@ def test_a_cut_is_seen_and_movement_is_not():
     assert histogram_cuts(np.stack([np.roll(first[0], t, axis=1) for t in range(15)])) == []
     assert histogram_cuts(first[:1]) == []
     shares = colour_histograms(first[:1])[0]
-    assert shares[:, 1].tolist() == pytest.approx([1 - 900 / 6300] * 3) and shares[:, 9].tolist() == pytest.approx([900 / 6300] * 3)
+    assert shares[:, 1].tolist() == pytest.approx([1 - 900 / 6300] * 3) and shares[
+        :, 9
+    ].tolist() == pytest.approx([900 / 6300] * 3)

@@ -64,11 +64,19 @@ def test_tracked_crops_equal_the_published_steps():
 
 
 def test_a_cut_ends_a_track_where_shots_are_watched():
-    frames = np.concatenate([np.full((10, 160, 160, 3), 30, np.uint8), np.full((12, 160, 160, 3), 200, np.uint8)])
+    frames = np.concatenate(
+        [np.full((10, 160, 160, 3), 30, np.uint8), np.full((12, 160, 160, 3), 200, np.uint8)]
+    )
     found = [[face(80, 70)] for _ in range(22)]
     watched = FaceTracks(Script(found), SHORT, size=8).crops(clip(frames))
-    assert [(crops.start, len(crops.pixels), crops.pixels[0].max()) for crops in watched] == [(0, 10, 30), (10, 12, 200)]
-    assert len(FaceTracks(Script(found), dataclasses.replace(SHORT, shots="none"), size=8).crops(clip(frames))) == 1
+    assert [(crops.start, len(crops.pixels), crops.pixels[0].max()) for crops in watched] == [
+        (0, 10, 30),
+        (10, 12, 200),
+    ]
+    assert (
+        len(FaceTracks(Script(found), dataclasses.replace(SHORT, shots="none"), size=8).crops(clip(frames)))
+        == 1
+    )
 
 
 def portrait() -> np.ndarray:
@@ -106,7 +114,9 @@ def test_without_opencv_the_error_says_what_to_install(monkeypatch):
 
 def test_an_opencv_without_cascades_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(__version__="5.0.0"))
-    with pytest.raises(FileNotFoundError, match=r"OpenCV 5\.0\.0 comes without haarcascade_frontalface_default\.xml"):
+    with pytest.raises(
+        FileNotFoundError, match=r"OpenCV 5\.0\.0 comes without haarcascade_frontalface_default\.xml"
+    ):
         HaarDetector()
 
 
@@ -141,7 +151,11 @@ def test_yunet_rows_become_boxes_of_the_full_picture(tmp_path, monkeypatch):
     frames[..., 0] = 200  # red comes last in BGR
     first, second = YuNetDetector(tmp_path / "net.onnx").detect(clip(frames))
     assert seen[:2] == [(320, 160), ((160, 320, 3), [0, 0, 200])]
-    assert [one.box for one in first] == [(20.0, 40.0, 80.0, 120.0)] and first[0].score == pytest.approx(0.95) and second == []
+    assert (
+        [one.box for one in first] == [(20.0, 40.0, 80.0, 120.0)]
+        and first[0].score == pytest.approx(0.95)
+        and second == []
+    )
 
 
 def test_given_faces_are_tracked_one_by_one():

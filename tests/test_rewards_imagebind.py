@@ -60,7 +60,9 @@ def test_fbank_equals_sums_over_samples_and_bins():
 def test_fbank_equals_what_transformers_computes_for_the_audio_spectrogram_transformer():
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-    filters = mel_filter_bank(257, 128, 20, 8000, RATE, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
+    filters = mel_filter_bank(
+        257, 128, 20, 8000, RATE, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True
+    )
     other = spectrogram(
         noise(32_000),
         window_function(400, "hann", periodic=False),
@@ -114,7 +116,9 @@ def test_short_sound_is_three_times_the_same_piece():
 
 
 def test_video_frames_are_the_first_and_last_of_each_piece():
-    frames = np.repeat(np.arange(145, dtype=np.uint8)[:, None, None, None], 3, axis=3) * np.ones((1, 32, 32, 1), np.uint8)
+    frames = np.repeat(np.arange(145, dtype=np.uint8)[:, None, None, None], 3, axis=3) * np.ones(
+        (1, 32, 32, 1), np.uint8
+    )
     views = video_views(frames, 24.0)
     assert views.shape == (15, 3, 2, 224, 224)
     red = views[::3, 0, :, 0, 0] * 0.26862954 + 0.48145466
@@ -155,14 +159,21 @@ class Loudness:
 
 
 def clip(seed: int, seconds: float = 2.5) -> Clip:
-    return Clip((seed + 1) * noise(round(seconds * RATE), seed), RATE, frames=film(12, seed=seed) // (seed + 1), fps=6.0)
+    return Clip(
+        (seed + 1) * noise(round(seconds * RATE), seed),
+        RATE,
+        frames=film(12, seed=seed) // (seed + 1),
+        fps=6.0,
+    )
 
 
 def test_score_is_the_cosine_whatever_the_scale():
     one = clip(0)
     assert one.frames is not None and one.waveform is not None
     angles = video_views(one.frames, 6.0).mean() - sound_views(one.waveform).mean()
-    assert ImageBindScore(Loudness()).score([one])[0].value == pytest.approx(math.cos(float(angles)), abs=1e-5)
+    assert ImageBindScore(Loudness()).score([one])[0].value == pytest.approx(
+        math.cos(float(angles)), abs=1e-5
+    )
 
 
 def test_batch_order_size_and_channels_do_not_matter():

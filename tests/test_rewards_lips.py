@@ -56,7 +56,9 @@ def test_lag_is_recovered_and_positive_when_the_mouth_is_late(shift):
 @given(st.floats(0.1, 1.0), st.floats(0.0, 0.5), st.integers(0, 2**16))
 def test_correlation_does_not_depend_on_gain_or_offset(gain, offset, seed):
     first, second = np.random.default_rng(seed).random((2, FRAMES))
-    np.testing.assert_allclose(lagged_correlations(gain * first + offset, second), lagged_correlations(first, second), atol=1e-9)
+    np.testing.assert_allclose(
+        lagged_correlations(gain * first + offset, second), lagged_correlations(first, second), atol=1e-9
+    )
     assert lagged_correlations(first, second)[5] == pytest.approx(np.corrcoef(first, second)[0, 1], abs=1e-9)
 
 
@@ -84,7 +86,10 @@ def test_opening_is_measured_inside_the_box_alone():
         (Clip(sound_of(bump()), RATE, frames=mouth_of(bump()), fps=FPS), "no mouth box"),
         (Clip(sound_of(bump()), RATE, fps=FPS, mouth_boxes=(BOX,)), "no frames"),
         (Clip(sound_of(bump()), RATE, frames=mouth_of(bump())[:5], fps=FPS, mouth_boxes=(BOX,)), "5 frames"),
-        (Clip(sound_of(bump()), RATE, frames=mouth_of(bump()), fps=FPS, mouth_boxes=((90, 90, 99, 99),)), "outside"),
+        (
+            Clip(sound_of(bump()), RATE, frames=mouth_of(bump()), fps=FPS, mouth_boxes=((90, 90, 99, 99),)),
+            "outside",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_nan_with_a_reason(bad, reason):

@@ -31,9 +31,19 @@ def drawn(count, *, weights=TRUE, tie=0.7, side=0.0, seed=0, raters=None, rater_
 
 def model(**changed):
     values = {
-        "features": ("a", "b.part"), "mean": (1.0, 2.0), "scale": (2.0, 0.5), "weights": (1.5, -1.0), "weight_errors": (0.1, 0.2),
-        "tie": math.log(2.0), "tie_error": 0.1, "side": 0.3, "side_error": math.nan, "num_votes": 9, "skipped": 1, "simulated": True,
-    }  # fmt: skip
+        "features": ("a", "b.part"),
+        "mean": (1.0, 2.0),
+        "scale": (2.0, 0.5),
+        "weights": (1.5, -1.0),
+        "weight_errors": (0.1, 0.2),
+        "tie": math.log(2.0),
+        "tie_error": 0.1,
+        "side": 0.3,
+        "side_error": math.nan,
+        "num_votes": 9,
+        "skipped": 1,
+        "simulated": True,
+    }
     return PreferenceModel(**{**values, **changed})
 
 
@@ -85,7 +95,10 @@ def test_known_weights_ties_and_side_come_back_within_their_errors(seed):
 
 
 def test_errors_are_the_spread_over_repeated_sets_of_votes():
-    fits = [fit_preference(FEATURES, drawn(400, seed=seed), PreferenceConfig(l2=1e-3, folds=401), simulated=True) for seed in range(60)]
+    fits = [
+        fit_preference(FEATURES, drawn(400, seed=seed), PreferenceConfig(l2=1e-3, folds=401), simulated=True)
+        for seed in range(60)
+    ]
     spread = np.std([np.array(fit.weights) / fit.scale for fit in fits], axis=0)
     told = np.mean([np.array(fit.weight_errors) / fit.scale for fit in fits], axis=0)
     assert np.all(np.abs(spread / told - 1) < 0.3)  # 3 standard errors of a spread over 60
@@ -95,7 +108,9 @@ def test_raters_with_pulls_of_their_own_do_not_bend_the_weights():
     raters = np.arange(2000) % 4
     votes = drawn(2000, seed=5, raters=raters, rater_pull=[2.5, -1.5, 1.5, -2.5])
     given_raters = dataclasses.replace(votes, raters=raters.tolist())
-    without = fit_preference(FEATURES, dataclasses.replace(votes, raters=None), PreferenceConfig(), simulated=True)
+    without = fit_preference(
+        FEATURES, dataclasses.replace(votes, raters=None), PreferenceConfig(), simulated=True
+    )
     found = fit_preference(FEATURES, given_raters, PreferenceConfig(rater_side_sd=2.0), simulated=True)
     errors = [abs(fit.weights[0] / fit.scale[0] - TRUE[0]) for fit in (found, without)]
     assert errors[0] < 3 * found.weight_errors[0] < errors[1]
@@ -108,7 +123,9 @@ def test_held_out_figures_beat_chance_and_every_single_feature_and_noise_alone_d
     for feature, (log_likelihood, accuracy) in held_out.single.items():
         assert held_out.log_likelihood > log_likelihood, feature
         assert held_out.accuracy > accuracy, feature
-    noise = fit_preference(FEATURES, drawn(1500, weights=np.zeros(3), seed=6), PreferenceConfig(), simulated=True).held_out
+    noise = fit_preference(
+        FEATURES, drawn(1500, weights=np.zeros(3), seed=6), PreferenceConfig(), simulated=True
+    ).held_out
     assert noise is not None and abs(noise.accuracy - 0.5) < 0.05
     assert noise.log_likelihood < noise.chance_log_likelihood + 0.005
 
@@ -121,7 +138,9 @@ def test_a_group_is_never_in_training_and_test():
     names = [f"f{index}" for index in range(10)]
     config = PreferenceConfig(l2=1e-3, folds=4)
     leaking = fit_preference(names, Votes(first, second, labels), config, simulated=True).held_out
-    apart = fit_preference(names, Votes(first, second, labels, groups=np.repeat(range(12), 10).tolist()), config, simulated=True).held_out
+    apart = fit_preference(
+        names, Votes(first, second, labels, groups=np.repeat(range(12), 10).tolist()), config, simulated=True
+    ).held_out
     assert leaking is not None and apart is not None
     assert leaking.accuracy > 0.95 > 0.8 > apart.accuracy
 
@@ -141,7 +160,9 @@ def test_the_maximum_is_where_the_penalised_gradient_vanishes():
     found = fit_preference(FEATURES, votes, PreferenceConfig(l2=4.0), simulated=True)
     design = (votes.first - votes.second) / found.scale
     assert votes.sides is not None
-    _, slope, slope_tie, _ = _likelihood(design @ found.weights + found.side * votes.sides, found.tie, votes.labels)
+    _, slope, slope_tie, _ = _likelihood(
+        design @ found.weights + found.side * votes.sides, found.tie, votes.labels
+    )
     assert np.abs(slope @ design - 4.0 * np.array(found.weights)).max() < 1e-3
     assert abs(slope_tie.sum()) < 1e-3 and abs((slope * votes.sides).sum()) < 1e-3
 
@@ -153,7 +174,10 @@ def test_swapping_clips_or_shuffling_votes_changes_nothing(seed):
     assert votes.sides is not None
     rng = np.random.default_rng(seed)
     swap, order = rng.random(120) < 0.5, rng.permutation(120)
-    first, second = np.where(swap[:, None], votes.second, votes.first), np.where(swap[:, None], votes.first, votes.second)
+    first, second = (
+        np.where(swap[:, None], votes.second, votes.first),
+        np.where(swap[:, None], votes.first, votes.second),
+    )
     sign = np.where(swap, -1, 1)
     other = Votes(first, second, votes.labels * sign, votes.sides * sign).rows(order)
     config = PreferenceConfig(folds=121)
@@ -163,8 +187,12 @@ def test_swapping_clips_or_shuffling_votes_changes_nothing(seed):
 
 def test_units_of_a_feature_do_not_matter_and_one_without_contrast_weighs_nothing():
     votes = drawn(300, seed=9)
-    scaled = dataclasses.replace(votes, first=votes.first * [1e3, 1, 0] + 5, second=votes.second * [1e3, 1, 0] + 5)
-    one, two = (fit_preference(FEATURES, given, PreferenceConfig(), simulated=True) for given in (votes, scaled))
+    scaled = dataclasses.replace(
+        votes, first=votes.first * [1e3, 1, 0] + 5, second=votes.second * [1e3, 1, 0] + 5
+    )
+    one, two = (
+        fit_preference(FEATURES, given, PreferenceConfig(), simulated=True) for given in (votes, scaled)
+    )
     assert np.allclose(two.weights[:2], one.weights[:2], atol=0.05)
     assert two.weights[2] == 0.0
 
@@ -173,7 +201,9 @@ def test_a_vote_on_a_clip_that_could_not_be_scored_is_left_out_and_counted():
     votes = drawn(200, seed=10)
     spoilt = votes.first.copy()
     spoilt[:50, 1] = np.nan
-    found = fit_preference(FEATURES, dataclasses.replace(votes, first=spoilt), PreferenceConfig(), simulated=True)
+    found = fit_preference(
+        FEATURES, dataclasses.replace(votes, first=spoilt), PreferenceConfig(), simulated=True
+    )
     rest = fit_preference(FEATURES, votes.rows(np.arange(50, 200)), PreferenceConfig(), simulated=True)
     assert (found.skipped, found.num_votes) == (50, 150)
     assert found.weights == rest.weights
@@ -193,7 +223,9 @@ def test_a_vote_on_a_clip_that_could_not_be_scored_is_left_out_and_counted():
 )
 def test_bad_votes_are_one_line(changed, message):
     with pytest.raises(ValueError, match=message) as error:
-        fit_preference(FEATURES, dataclasses.replace(drawn(20), **changed), PreferenceConfig(), simulated=True)
+        fit_preference(
+            FEATURES, dataclasses.replace(drawn(20), **changed), PreferenceConfig(), simulated=True
+        )
     assert "\n" not in str(error.value)
 
 
@@ -203,7 +235,14 @@ def test_a_model_survives_the_disk_and_a_damaged_one_is_named(tmp_path):
     assert PreferenceModel.load(tmp_path / "new" / "model.json") == found
     content = json.loads((tmp_path / "new" / "model.json").read_text())
     assert content["simulated"] is True and content["held_out"]["votes"] == 100
-    for damage in ({"weights": [1.0]}, {"format": "other"}, {"surprise": 1}, {"tie": None}, {"mean": ["x", 0, 0]}, {"simulated": "no"}):
+    for damage in (
+        {"weights": [1.0]},
+        {"format": "other"},
+        {"surprise": 1},
+        {"tie": None},
+        {"mean": ["x", 0, 0]},
+        {"simulated": "no"},
+    ):
         (tmp_path / "bad.json").write_text(json.dumps({**content, **damage}))
         with pytest.raises(ValueError, match=r"bad\.json: .*fit it again") as error:
             PreferenceModel.load(tmp_path / "bad.json")
@@ -228,7 +267,10 @@ def clips(count):
 
 REWARDS = [
     Fixed("a", [Score(3.0, seconds=0.1), Score(1.0), Score(math.nan, "silent")]),
-    Fixed("b", [Score(9.0, parts={"part": 1.0}, seconds=0.2), Score(9.0, parts={"part": 3.0}), Score(9.0, parts={})]),
+    Fixed(
+        "b",
+        [Score(9.0, parts={"part": 1.0}, seconds=0.2), Score(9.0, parts={"part": 3.0}), Score(9.0, parts={})],
+    ),
 ]
 
 
@@ -242,10 +284,17 @@ def test_the_reward_is_the_utility_with_its_terms_and_nan_with_every_reason():
 
 def test_the_reward_can_be_weighed_in_a_rubric_and_a_batch_permutes():
     reward = PreferenceReward(REWARDS, model())
-    assert reward.name == "preference_simulated" and PreferenceReward(REWARDS, model(simulated=False)).name == "preference"
+    assert (
+        reward.name == "preference_simulated"
+        and PreferenceReward(REWARDS, model(simulated=False)).name == "preference"
+    )
     scores = reward.score(clips(3))
     assert reward.score(clips(3)[::-1])[::-1][:2] == scores[:2]
-    totals = Rubric.from_config({"preference_simulated": {}}).total({"preference_simulated": scores}, ["p"] * 3).totals
+    totals = (
+        Rubric.from_config({"preference_simulated": {}})
+        .total({"preference_simulated": scores}, ["p"] * 3)
+        .totals
+    )
     assert [total.value for total in totals[:2]] == pytest.approx([1.0, -1.0]) and math.isnan(totals[2].value)
 
 
@@ -265,7 +314,14 @@ def test_a_reward_that_the_model_needs_is_named():
 
 
 @pytest.mark.parametrize(
-    "changed", [{"weights": (1.0,)}, {"scale": (0.0, 1.0)}, {"tie": -0.1}, {"mean": (math.inf, 0.0)}, {"features": ("a", "a")}]
+    "changed",
+    [
+        {"weights": (1.0,)},
+        {"scale": (0.0, 1.0)},
+        {"tie": -0.1},
+        {"mean": (math.inf, 0.0)},
+        {"features": ("a", "a")},
+    ],
 )
 def test_an_impossible_model_is_refused(changed):
     with pytest.raises(ValueError, match="preference model: "):

@@ -50,7 +50,9 @@ MOUTH, FACE = (22, 34, 42, 52), (14, 10, 50, 56)
 def spoken(word: str, voice: str) -> np.ndarray:
     """Two seconds with one word in them."""
     floor = 10 ** (-3 - len(word) / 8)  # each its own noise, so that not all are equally clean
-    track = (np.random.default_rng(len(word)).standard_normal(round(FRAMES * RATE / FPS)) * floor).astype(np.float32)
+    track = (np.random.default_rng(len(word)).standard_normal(round(FRAMES * RATE / FPS)) * floor).astype(
+        np.float32
+    )
     waveform = load_bank().utterances[word, voice][0].waveform
     track[6400 : 6400 + len(waveform)] += waveform
     return track
@@ -87,7 +89,9 @@ def sync(source: MouthBoxes | FaceTracks, name: str) -> SyncReward:
 def nearest_voice() -> NearestVoice:
     encoder = ResemblyzerEncoder()
     said = [spoken(word, voice) for voice in VOICES for word in WORDS[:2]]
-    return NearestVoice(encoder, VoiceBank(tuple(np.repeat(VOICES, 2)), tuple("abcdefgh"), encoder.embed(said)))
+    return NearestVoice(
+        encoder, VoiceBank(tuple(np.repeat(VOICES, 2)), tuple("abcdefgh"), encoder.embed(said))
+    )
 
 
 def preference_for_clean_sound() -> Reward:
@@ -105,20 +109,36 @@ class Case:
 
 
 REWARDS = {
-    "lip_loudness_correlation": Case(LipLoudness, frozenset({"sound", "frames", "several frames", "movement", "face", "fps"})),
-    "sync_mini": Case(lambda: sync(MouthBoxes(), "sync_mini"), frozenset({"sound", "frames", "several frames", "face", "fps"})),
-    "sync_judge": Case(lambda: sync(MouthBoxes(), "sync_judge"), frozenset({"sound", "frames", "several frames", "face", "fps"})),
+    "lip_loudness_correlation": Case(
+        LipLoudness, frozenset({"sound", "frames", "several frames", "movement", "face", "fps"})
+    ),
+    "sync_mini": Case(
+        lambda: sync(MouthBoxes(), "sync_mini"),
+        frozenset({"sound", "frames", "several frames", "face", "fps"}),
+    ),
+    "sync_judge": Case(
+        lambda: sync(MouthBoxes(), "sync_judge"),
+        frozenset({"sound", "frames", "several frames", "face", "fps"}),
+    ),
     "sync_mini of given faces": Case(
         lambda: sync(FaceTracks(GivenFaces(), AS_GIVEN, size=32), "sync_mini"),
         frozenset({"sound", "frames", "several frames", "face", "fps"}),
     ),
-    "wer_pocketsphinx": Case(lambda: WordErrorRate(Recognizer(load_bank().words)), frozenset({"sound", "text"})),
-    "wer_pocketsphinx_judge": Case(lambda: WordErrorRate(Recognizer(load_bank().words, settings=JUDGE)), frozenset({"sound", "text"})),
-    "intelligibility_pocketsphinx": Case(lambda: Intelligibility(Recognizer(load_bank().words)), frozenset({"sound", "text"})),
+    "wer_pocketsphinx": Case(
+        lambda: WordErrorRate(Recognizer(load_bank().words)), frozenset({"sound", "text"})
+    ),
+    "wer_pocketsphinx_judge": Case(
+        lambda: WordErrorRate(Recognizer(load_bank().words, settings=JUDGE)), frozenset({"sound", "text"})
+    ),
+    "intelligibility_pocketsphinx": Case(
+        lambda: Intelligibility(Recognizer(load_bank().words)), frozenset({"sound", "text"})
+    ),
     "intelligibility_pocketsphinx_judge": Case(
         lambda: Intelligibility(Recognizer(load_bank().words, settings=JUDGE)), frozenset({"sound", "text"})
     ),
-    "sim_resemblyzer": Case(lambda: TimbreSimilarity(ResemblyzerEncoder()), frozenset({"sound", "reference"})),
+    "sim_resemblyzer": Case(
+        lambda: TimbreSimilarity(ResemblyzerEncoder()), frozenset({"sound", "reference"})
+    ),
     "voice_accuracy_resemblyzer": Case(nearest_voice, frozenset({"sound", "voice"})),
     "snr_estimate_db": Case(NoiseEstimate, frozenset({"sound"})),
     "picture_noise_judge": Case(PictureNoise, frozenset({"frames", "several frames"})),
@@ -188,7 +208,11 @@ def alone(name: str) -> list[Score]:
 
 def same(found: Score, wanted: Score, tolerance: float = 1e-5) -> bool:
     numbers = zip([found.value, *found.parts.values()], [wanted.value, *wanted.parts.values()], strict=True)
-    return found.text == wanted.text and found.parts.keys() == wanted.parts.keys() and all(abs(a - b) <= tolerance for a, b in numbers)
+    return (
+        found.text == wanted.text
+        and found.parts.keys() == wanted.parts.keys()
+        and all(abs(a - b) <= tolerance for a, b in numbers)
+    )
 
 
 def test_every_reward_that_runs_offline_is_in_the_table():
@@ -198,7 +222,9 @@ def test_every_reward_that_runs_offline_is_in_the_table():
 @pytest.mark.parametrize("name", REWARDS)
 def test_good_clips_are_scored_and_not_all_alike(name):
     scores = alone(name)
-    assert all(math.isfinite(score.value) and not score.reason for score in scores), [score.reason for score in scores]
+    assert all(math.isfinite(score.value) and not score.reason for score in scores), [
+        score.reason for score in scores
+    ]
     assert len({(score.value, score.text) for score in scores}) > 1
 
 
@@ -216,7 +242,9 @@ def test_many_channels_equal_their_down_mix(name):
     for channels in (2, 6):
         sound = np.stack([SOUND * gain for gain in random.uniform(0.2, 1.0, channels)]).astype(np.float32)
         sound += (random.standard_normal(sound.shape) * 1e-3).astype(np.float32)
-        many, one = (dataclasses.replace(good(0), waveform=waveform) for waveform in (sound, sound.mean(axis=0)))
+        many, one = (
+            dataclasses.replace(good(0), waveform=waveform) for waveform in (sound, sound.mean(axis=0))
+        )
         found, wanted = reward(name).score([many, one])
         assert not found.reason and same(found, wanted), (channels, found, wanted)
 
@@ -224,7 +252,9 @@ def test_many_channels_equal_their_down_mix(name):
 @pytest.mark.parametrize("name", REWARDS)
 def test_sound_at_44_1_khz_scores_as_at_16(name):
     resampled = resample_poly(SOUND, 441, 160).astype(np.float32)
-    found, wanted = reward(name).score([dataclasses.replace(good(0), waveform=resampled, sample_rate_hz=44_100), good(0)])
+    found, wanted = reward(name).score(
+        [dataclasses.replace(good(0), waveform=resampled, sample_rate_hz=44_100), good(0)]
+    )
     assert abs(found.value - wanted.value) <= max(0.02, 0.05 * abs(wanted.value)), (found, wanted)
 
 
@@ -240,7 +270,17 @@ def test_bad_input_is_nan_with_a_reason_and_spoils_nothing_else(name):
             wrong.append(f"{what}: raised {type(error).__name__}: {error}")
             continue
         if math.isnan(score.value) != must_fail or bool(score.reason) != must_fail:
-            wrong.append(f"{what}: {score.value} ({score.reason!r}), should {'be NaN' if must_fail else 'be scored'}")
+            wrong.append(
+                f"{what}: {score.value} ({score.reason!r}), should {'be NaN' if must_fail else 'be scored'}"
+            )
     assert wrong == []
-    mixed = [dataclasses.replace(good(0), **BAD["silent"][0]), good(1), dataclasses.replace(good(0), **BAD["black frames"][0]), good(2)]
-    assert all(same(score, alone(name)[index]) for index, score in zip((1, 2), reward(name).score(mixed)[1::2], strict=True))
+    mixed = [
+        dataclasses.replace(good(0), **BAD["silent"][0]),
+        good(1),
+        dataclasses.replace(good(0), **BAD["black frames"][0]),
+        good(2),
+    ]
+    assert all(
+        same(score, alone(name)[index])
+        for index, score in zip((1, 2), reward(name).score(mixed)[1::2], strict=True)
+    )

@@ -34,7 +34,14 @@ def hiss(num: int, seed: int, colour: float = 0.0) -> np.ndarray:
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(VOICES), st.integers(0, 40), st.integers(0, 2**16), st.floats(0.0, 0.95), st.floats(1e-4, 1.0), st.floats(1.0, 30.0))
+@given(
+    st.sampled_from(VOICES),
+    st.integers(0, 40),
+    st.integers(0, 2**16),
+    st.floats(0.0, 0.95),
+    st.floats(1e-4, 1.0),
+    st.floats(1.0, 30.0),
+)
 def test_louder_noise_never_raises_the_estimate(voice, first, seed, colour, gain, times):
     speech = talk(voice, first % len(load_bank().words))
     noise = 0.1 * gain * hiss(len(speech), seed, colour)
@@ -63,7 +70,9 @@ def test_loudness_does_not_count(gain, seed):
 
 def test_flat_tops_are_counted_by_hand():
     assert clipped_share(np.array([0.1, 1, 1, 1, 0.2, -1, -1, -1, -1, 0.0])) == 0.7
-    assert clipped_share(np.array([0.1, 1, 1, 0.5, 0.5, 0.5, 0.5, -1, 0.2, 0.0])) == 0.0  # two may be chance, and 0.5 is no top
+    assert (
+        clipped_share(np.array([0.1, 1, 1, 0.5, 0.5, 0.5, 0.5, -1, 0.2, 0.0])) == 0.0
+    )  # two may be chance, and 0.5 is no top
     assert clipped_share(talk("slt")) == 0.0
 
 
@@ -86,7 +95,11 @@ def test_scores_of_a_batch_and_stereo():
 
 @pytest.mark.parametrize(
     ("clip", "reason"),
-    [(Clip(None, RATE), "no sound"), (Clip(np.zeros(RATE, np.float32), RATE), "silent"), (Clip(np.ones(900, np.float32), RATE), "0.2 s")],
+    [
+        (Clip(None, RATE), "no sound"),
+        (Clip(np.zeros(RATE, np.float32), RATE), "silent"),
+        (Clip(np.ones(900, np.float32), RATE), "0.2 s"),
+    ],
 )
 def test_what_cannot_be_scored_is_nan_with_a_reason(clip, reason):
     bad, good = NoiseEstimate().score([clip, Clip(talk("slt"), RATE)])
@@ -95,8 +108,15 @@ def test_what_cannot_be_scored_is_nan_with_a_reason(clip, reason):
 
 def test_diagonal_gaussians_in_closed_form():
     """|m1 - m2|^2 + sum (s1 - s2)^2 with the standard deviations s."""
-    mean1, mean2, dev1, dev2 = np.array([1.0, 2.0, 0.0]), np.array([0.0, 2.0, -2.0]), np.array([1.0, 0.5, 2.0]), np.array([3.0, 0.5, 0.0])
-    assert gaussian_distance(mean1, np.diag(dev1**2), mean2, np.diag(dev2**2)) == pytest.approx(5.0 + 4.0 + 0.0 + 4.0)
+    mean1, mean2, dev1, dev2 = (
+        np.array([1.0, 2.0, 0.0]),
+        np.array([0.0, 2.0, -2.0]),
+        np.array([1.0, 0.5, 2.0]),
+        np.array([3.0, 0.5, 0.0]),
+    )
+    assert gaussian_distance(mean1, np.diag(dev1**2), mean2, np.diag(dev2**2)) == pytest.approx(
+        5.0 + 4.0 + 0.0 + 4.0
+    )
 
 
 @given(st.integers(0, 2**16), st.integers(1, 6))
@@ -105,7 +125,9 @@ def test_covariances_with_the_same_axes_in_closed_form(seed, dim):
     axes = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
     dev1, dev2 = rng.random((2, dim)) * 3
     first, second = (axes @ np.diag(dev**2) @ axes.T for dev in (dev1, dev2))
-    assert gaussian_distance(np.zeros(dim), first, np.zeros(dim), second) == pytest.approx(((dev1 - dev2) ** 2).sum(), abs=1e-6)
+    assert gaussian_distance(np.zeros(dim), first, np.zeros(dim), second) == pytest.approx(
+        ((dev1 - dev2) ** 2).sum(), abs=1e-6
+    )
 
 
 def test_covariances_that_do_not_commute_equal_the_matrix_square_root():
@@ -120,7 +142,9 @@ def test_covariances_that_do_not_commute_equal_the_matrix_square_root():
 def sets(seed: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     mix = rng.standard_normal((2, dim, dim))
-    return rng.standard_normal((8, dim)) @ mix[0], rng.standard_normal((12, dim)) @ mix[1] + rng.standard_normal(dim)
+    return rng.standard_normal((8, dim)) @ mix[0], rng.standard_normal((12, dim)) @ mix[
+        1
+    ] + rng.standard_normal(dim)
 
 
 @given(st.integers(0, 2**16), st.integers(1, 10))
@@ -151,14 +175,21 @@ def test_verse_bench_formula_on_one_embedding_is_2_minus_2_cos(seed):
     pair = np.random.default_rng(seed).standard_normal((2, 512))
     first, second = pair / np.linalg.norm(pair, axis=1, keepdims=True)
     variances = [entries.var(ddof=1) for entries in (first, second)]
-    by_hand = ((first - second) ** 2).sum() + variances[0] + variances[1] - 2 * math.sqrt(variances[0] * variances[1])
+    by_hand = (
+        ((first - second) ** 2).sum()
+        + variances[0]
+        + variances[1]
+        - 2 * math.sqrt(variances[0] * variances[1])
+    )
     assert by_hand == pytest.approx(2 - 2 * float(first @ second), abs=1e-6)
     assert verse_bench_distance(first[None], 5 * second[None])[0] == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_verse_bench_distance_has_its_ends_at_0_and_4():
     vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    np.testing.assert_allclose(verse_bench_distance(vectors, np.array([[3.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])), [0.0, 4.0, 2.0])
+    np.testing.assert_allclose(
+        verse_bench_distance(vectors, np.array([[3.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])), [0.0, 4.0, 2.0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,18 @@ from rewards.timbre.similarity import TimbreSimilarity
 from rewards.types import Clip
 
 CONFIG: dict[str, Any] = {
-    "F": 4, "C": 4, "block_1d_type": "att", "block_2d_type": "convnext_like", "group_divisor": 2, "out_channels": None, "embed_dim": 5,
-    "stages_setup": [(1, 1, 1, [(3, 3)], None), (2, 1, 1, [(3, 3)], 2)], "hop_length": 160, "num_classes": None,
+    "F": 4,
+    "C": 4,
+    "block_1d_type": "att",
+    "block_2d_type": "convnext_like",
+    "group_divisor": 2,
+    "out_channels": None,
+    "embed_dim": 5,
+    "stages_setup": [(1, 1, 1, [(3, 3)], None), (2, 1, 1, [(3, 3)], 2)],
+    "hop_length": 160,
+    "num_classes": None,
     "spec_params": {"do_spec_aug": False, "freq_mask_width": (0, 6)},
-}  # fmt: skip
+}
 
 
 def random_net(config: dict[str, Any], seed: int = 0) -> ReDimNet:
@@ -39,7 +47,10 @@ def content(changed: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
         "spec.torchfbank.2.spectrogram.window": mel_window(),
         "spec.torchfbank.2.mel_scale.fb": mel_filters(CONFIG["F"]).T.contiguous(),
     }
-    return {"model_config": CONFIG, "state_dict": {**random_net(CONFIG).state_dict(), **spec, **(changed or {})}}
+    return {
+        "model_config": CONFIG,
+        "state_dict": {**random_net(CONFIG).state_dict(), **spec, **(changed or {})},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +62,9 @@ def file(tmp_path_factory):
 
 def test_front_end_by_its_definition():
     samples = np.random.default_rng(0).standard_normal(1000) * 0.1
-    sharp = np.array([samples[i] - 0.97 * samples[abs(i - 1)] for i in range(1000)])  # before the first: the second, mirrored
+    sharp = np.array(
+        [samples[i] - 0.97 * samples[abs(i - 1)] for i in range(1000)]
+    )  # before the first: the second, mirrored
     window = [0.54 - 0.46 * math.cos(2 * math.pi * i / 400) for i in range(400)]
     mirrored = np.concatenate([sharp[256:0:-1], sharp, sharp[-2:-258:-1]])
 
@@ -69,7 +82,10 @@ def test_front_end_by_its_definition():
                 hertz = k * 16_000 / 512
                 height = max(0.0, min((hertz - low) / (middle - low), (high - hertz) / (high - middle)))
                 if height:
-                    energy += height * abs(sum(piece * np.exp(-2j * math.pi * k * (np.arange(400) + 56) / 512))) ** 2
+                    energy += (
+                        height
+                        * abs(sum(piece * np.exp(-2j * math.pi * k * (np.arange(400) + 56) / 512))) ** 2
+                    )
             expected[band, step] = math.log(energy + 1e-6)
     expected -= expected.mean(axis=1, keepdims=True)
     ours = log_mel(torch.tensor(samples, dtype=torch.float32)[None], 8, 160)[0].numpy()
@@ -88,7 +104,9 @@ def gelu(values: np.ndarray) -> np.ndarray:
 
 
 def norm(values: np.ndarray, axis: int, eps: float = 1e-6) -> np.ndarray:
-    return (values - values.mean(axis=axis, keepdims=True)) / np.sqrt(values.var(axis=axis, keepdims=True) + eps)
+    return (values - values.mean(axis=axis, keepdims=True)) / np.sqrt(
+        values.var(axis=axis, keepdims=True) + eps
+    )
 
 
 class Slow:
@@ -111,17 +129,24 @@ class Slow:
             first = channel // (len(weight) // groups) * per_group
             for row in range(rows):
                 for step in range(steps):
-                    seen = padded[first : first + per_group, row * stride : row * stride + height, step : step + width]
+                    seen = padded[
+                        first : first + per_group, row * stride : row * stride + height, step : step + width
+                    ]
                     out[channel, row, step] = (weight[channel] * seen).sum() + bias[channel]
         return out[:, 0] if flat else out
 
     def scaled(self, name: str, values: np.ndarray) -> np.ndarray:
         shape = (-1,) + (1,) * (values.ndim - 1)
-        return values * self.state[f"{name}.weight"].reshape(shape) + self.state[f"{name}.bias"].reshape(shape)
+        return values * self.state[f"{name}.weight"].reshape(shape) + self.state[f"{name}.bias"].reshape(
+            shape
+        )
 
     def batch_norm(self, name: str, values: np.ndarray) -> np.ndarray:
         shape = (-1,) + (1,) * (values.ndim - 1)
-        mean, var = self.state[f"{name}.running_mean"].reshape(shape), self.state[f"{name}.running_var"].reshape(shape)
+        mean, var = (
+            self.state[f"{name}.running_mean"].reshape(shape),
+            self.state[f"{name}.running_var"].reshape(shape),
+        )
         return self.scaled(name, (values - mean) / np.sqrt(var + 1e-5))
 
     def linear(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -151,7 +176,9 @@ class Slow:
         wide = self.linear(f"{layer}.feed_forward.intermediate_dense", steps)
         wide = 0.5 * wide * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
         steps = steps + self.linear(f"{layer}.feed_forward.output_dense", wide)
-        return signal + self.conv(f"{name}.exp_dim_conv", self.scaled(f"{layer}.final_layer_norm", norm(steps, 1).T))
+        return signal + self.conv(
+            f"{name}.exp_dim_conv", self.scaled(f"{layer}.final_layer_norm", norm(steps, 1).T)
+        )
 
     def pool(self, signal: np.ndarray) -> np.ndarray:
         scores = np.exp(self.conv("pool.linear2", np.tanh(self.conv("pool.linear1", signal))))
@@ -175,7 +202,9 @@ def test_network_by_its_definition():
     stem = to_signal(slow.scaled("backbone.stem.1", norm(slow.conv("backbone.stem.0", mel), 0)))
     first = slow.conv("backbone.stage0.2", to_picture(stem, 4))
     first = to_signal(slow.picture_block("backbone.stage0.3.conv_block", first, groups=2))
-    joined = slow.conv("backbone.stage1.2", to_picture(slow.mixed("backbone.stage1.0", [stem, first]), 4), stride=2)
+    joined = slow.conv(
+        "backbone.stage1.2", to_picture(slow.mixed("backbone.stage1.0", [stem, first]), 4), stride=2
+    )
     assert joined.shape[:2] == (8, 2)
     second = to_signal(slow.picture_block("backbone.stage1.3.conv_block", joined, groups=4))
     second = slow.time_block("backbone.stage1.5", second)
@@ -189,7 +218,10 @@ def test_gate_and_residual_block():
     gate, block = FrequencyGate(3, 32), Residual2d(4, 3, groups=2, gate=True).eval()
     picture = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     means = picture[0].mean(dim=(0, 2))
-    factors = torch.sigmoid(gate.exitation.weight @ torch.relu(gate.squeeze.weight @ means + gate.squeeze.bias) + gate.exitation.bias)
+    factors = torch.sigmoid(
+        gate.exitation.weight @ torch.relu(gate.squeeze.weight @ means + gate.squeeze.bias)
+        + gate.exitation.bias
+    )
     torch.testing.assert_close(gate(picture), picture * factors[None, None, :, None])
     with torch.no_grad():
         block.bn2.weight.zero_()  # then nothing but the input is left
@@ -199,8 +231,15 @@ def test_gate_and_residual_block():
 
 def test_the_default_file_is_model_m_by_the_published_names():
     with torch.device("meta"):
-        shapes = {name: list(value.shape) for name, value in ReDimNet(read_config({}, "file")).state_dict().items()}
-    assert shapes["backbone.stem.0.weight"] == [16, 1, 3, 3] and shapes["backbone.fin_wght1d.w"] == [1, 7, 1152, 1]
+        shapes = {
+            name: list(value.shape) for name, value in ReDimNet(read_config({}, "file")).state_dict().items()
+        }
+    assert shapes["backbone.stem.0.weight"] == [16, 1, 3, 3] and shapes["backbone.fin_wght1d.w"] == [
+        1,
+        7,
+        1152,
+        1,
+    ]
     assert shapes["backbone.stage0.0.w"] == [1, 1, 1, 1] and shapes["backbone.stage5.0.w"] == [1, 6, 1152, 1]
     assert shapes["backbone.stage5.3.conv_block.dwconvs.0.weight"] == [128, 4, 3, 3]
     assert shapes["backbone.stage5.8.tcm.1.attention.k_proj.weight"] == [288, 288]
@@ -249,7 +288,9 @@ def test_training_head_is_left_out_and_every_weight_counts(tmp_path, file):
     torch.testing.assert_close(load_net(tmp_path / "a.pt")(waveform), load_net(file)(waveform))
     net, before = load_net(file), load_net(file)(waveform)
     for name, value in net.named_parameters():
-        if name != "backbone.stage0.0.w" and not name.endswith("k_proj.bias") and name != "pool.linear2.bias":  # softmax takes these out
+        if (
+            name != "backbone.stage0.0.w" and not name.endswith("k_proj.bias") and name != "pool.linear2.bias"
+        ):  # softmax takes these out
             kept = value.clone()
             value.add_(torch.linspace(0.5, 1.5, value.numel()).reshape(value.shape))
             assert not torch.allclose(net(waveform), before, atol=1e-6), name
@@ -272,7 +313,9 @@ def test_batches_do_not_matter_and_only_the_first_30_seconds_count(file):
 def test_a_clip_that_cannot_be_embedded_has_no_score(file):
     sound = (np.random.default_rng(1).standard_normal(8000) * 0.1).astype(np.float32)
     scorer = TimbreSimilarity(ReDimNetEncoder(file))
-    same, short, silent = scorer.score([Clip(one, 16_000, references=(sound,)) for one in (sound, sound[:100], np.zeros_like(sound))])
+    same, short, silent = scorer.score(
+        [Clip(one, 16_000, references=(sound,)) for one in (sound, sound[:100], np.zeros_like(sound))]
+    )
     assert scorer.name == "sim_redimnet" and same.value == pytest.approx(1.0, abs=1e-5)
     assert math.isnan(short.value) and "0.2 s are needed" in short.reason
     assert math.isnan(silent.value) and silent.reason == "silent"

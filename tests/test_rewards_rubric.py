@@ -24,7 +24,9 @@ def scored(values):
 
 def totals(rubric, columns, groups=None, **more):
     num = len(next(iter(columns.values())))
-    return rubric.total({name: scored(column) for name, column in columns.items()}, groups or ["prompt"] * num, **more)
+    return rubric.total(
+        {name: scored(column) for name, column in columns.items()}, groups or ["prompt"] * num, **more
+    )
 
 
 def test_total_by_hand():
@@ -46,7 +48,9 @@ def test_groups_and_batch_differ():
     by_batch = totals(Rubric((RubricItem(reward="a", normalise="batch"),)), columns, groups)
     assert [total.value for total in by_group.totals] == pytest.approx([-1, 1, -1, 1])
     std = np.std([0, 2, 10, 14])
-    assert [total.value for total in by_batch.totals] == pytest.approx([(value - 6.5) / std for value in (0, 2, 10, 14)])
+    assert [total.value for total in by_batch.totals] == pytest.approx(
+        [(value - 6.5) / std for value in (0, 2, 10, 14)]
+    )
 
 
 @given(values_of_a_group, st.integers(-50, 50), st.integers(1, 100))
@@ -78,22 +82,32 @@ def test_an_item_of_weight_0_is_not_required_and_not_counted():
 
 
 def test_a_group_without_contrast_is_0_and_counted():
-    found = totals(Rubric((RubricItem(reward="a"),)), {"a": [0.1 + 0.2, 0.3, 5, 7, 4]}, ["p", "p", "q", "q", "alone"])
+    found = totals(
+        Rubric((RubricItem(reward="a"),)), {"a": [0.1 + 0.2, 0.3, 5, 7, 4]}, ["p", "p", "q", "q", "alone"]
+    )
     assert [total.value for total in found.totals] == pytest.approx([0, 0, -1, 1, 0])
     assert found.no_contrast == {"a": 2}
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.floats(-9, 9) | st.just(math.nan), st.floats(-9, 9)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.floats(-9, 9) | st.just(math.nan), st.floats(-9, 9)),
+        min_size=1,
+        max_size=12,
+    ),
     st.randoms(use_true_random=False),
 )
 def test_permuting_the_clips_permutes_the_totals(rows, shuffle):
-    rubric = Rubric((RubricItem(reward="a", floor=-3.0), RubricItem(reward="b", weight=-2.0, normalise="running")))
+    rubric = Rubric(
+        (RubricItem(reward="a", floor=-3.0), RubricItem(reward="b", weight=-2.0, normalise="running"))
+    )
     order = list(range(len(rows)))
     shuffle.shuffle(order)
 
     def run(some):
-        return totals(rubric, {"a": [row[1] for row in some], "b": [row[2] for row in some]}, [row[0] for row in some])
+        return totals(
+            rubric, {"a": [row[1] for row in some], "b": [row[2] for row in some]}, [row[0] for row in some]
+        )
 
     before, after = run(rows), run([rows[index] for index in order])
     for place, index in enumerate(order):
@@ -103,14 +117,19 @@ def test_permuting_the_clips_permutes_the_totals(rows, shuffle):
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=12))
 def test_parts_sum_to_the_total_and_a_floor_never_lifts(rows):
-    items = (RubricItem(reward="a", floor=0.0), RubricItem(reward="b", weight=-2.0, normalise="batch", floor=4.0))
+    items = (
+        RubricItem(reward="a", floor=0.0),
+        RubricItem(reward="b", weight=-2.0, normalise="batch", floor=4.0),
+    )
     columns, groups = {"a": [row[1] for row in rows], "b": [row[2] for row in rows]}, [row[0] for row in rows]
     floored = totals(Rubric(items), columns, groups)
     free = totals(Rubric(tuple(dataclasses.replace(item, floor=None) for item in items)), columns, groups)
     for index, (total, other) in enumerate(zip(floored.totals, free.totals, strict=True)):
         assert sum(total.parts.values()) == pytest.approx(total.value, abs=1e-9)
         beyond = columns["a"][index] < 0 or columns["b"][index] > 4
-        lowest = min(one.value for one, group in zip(free.totals, groups, strict=True) if group == groups[index])
+        lowest = min(
+            one.value for one, group in zip(free.totals, groups, strict=True) if group == groups[index]
+        )
         assert total.value == pytest.approx(lowest if beyond else other.value, abs=1e-9)
 
 
@@ -123,9 +142,17 @@ def test_a_floor_with_nan_takes_the_clip_out():
 
 
 def test_parts_of_a_reward_and_wrong_names():
-    scores = {"sync": [Score(1.0, parts={"rho_zero": 5.0}), Score(2.0, parts={"rho_zero": 7.0}), Score(math.nan, "no face")]}
+    scores = {
+        "sync": [
+            Score(1.0, parts={"rho_zero": 5.0}),
+            Score(2.0, parts={"rho_zero": 7.0}),
+            Score(math.nan, "no face"),
+        ]
+    }
     found = Rubric((RubricItem(reward="sync.rho_zero", normalise="none"),)).total(scores, "ppp")
-    assert [total.value for total in found.totals[:2]] == [5.0, 7.0] and found.totals[2].reason == "sync.rho_zero: no face"
+    assert [total.value for total in found.totals[:2]] == [5.0, 7.0] and found.totals[
+        2
+    ].reason == "sync.rho_zero: no face"
     with pytest.raises(ValueError, match="no part 'rho_zer'; did you mean 'rho_zero'"):
         Rubric((RubricItem(reward="sync.rho_zer"),)).total(scores, "ppp")
     with pytest.raises(ValueError, match="'synk' was not scored; did you mean 'sync'"):
@@ -148,7 +175,9 @@ def test_running_goes_on_where_it_stopped():
     rubric = Rubric((RubricItem(reward="a", normalise="running"),))
     first = totals(rubric, {"a": [0, 4]})
     second = totals(rubric, {"a": [2, 6]}, running=first.running)
-    assert [total.value for total in second.totals] == pytest.approx([(2 - 3) / math.sqrt(5), (6 - 3) / math.sqrt(5)])
+    assert [total.value for total in second.totals] == pytest.approx(
+        [(2 - 3) / math.sqrt(5), (6 - 3) / math.sqrt(5)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,9 +200,14 @@ def test_wrong_configs_say_where(config, message):
 
 
 def test_config_to_items():
-    rubric = Rubric.from_config({"sync": {"weight": "1e-1", "floor": 0}, "wer": {"weight": -2, "normalise": "none"}, "plain": None})
+    rubric = Rubric.from_config(
+        {"sync": {"weight": "1e-1", "floor": 0}, "wer": {"weight": -2, "normalise": "none"}, "plain": None}
+    )
     assert rubric.items[0] == RubricItem(reward="sync", weight=0.1, floor=0.0)
-    assert [(item.reward, item.weight, item.normalise) for item in rubric.items[1:]] == [("wer", -2.0, "none"), ("plain", 1.0, "group")]
+    assert [(item.reward, item.weight, item.normalise) for item in rubric.items[1:]] == [
+        ("wer", -2.0, "none"),
+        ("plain", 1.0, "group"),
+    ]
 
 
 def sine(hz=997.0, seconds=2.0, rate=48_000, peak=1.0):
@@ -185,7 +219,9 @@ def test_loudness_of_a_full_scale_sine_and_of_the_standards_filter():
     assert lufs(sine(), 48_000) == pytest.approx(-3.01, abs=0.01)
     assert lufs(sine(peak=0.1), 48_000) == pytest.approx(-23.01, abs=0.01)
     shelf, cut = k_weighting(48_000)
-    assert shelf[0] == pytest.approx([1.53512485958697, -2.69169618940638, 1.19839281085285])  # the standard's own table
+    assert shelf[0] == pytest.approx(
+        [1.53512485958697, -2.69169618940638, 1.19839281085285]
+    )  # the standard's own table
     assert shelf[1] == pytest.approx([1, -1.69065929318241, 0.73248077421585])
     assert cut[1] == pytest.approx([1, -1.99004745483398, 0.99007225036621])
 
@@ -194,7 +230,9 @@ def test_gates_leave_silence_out_of_the_loudness():
     padded = np.concatenate([sine(peak=0.1, seconds=4), np.zeros(48_000 * 4, dtype=np.float32)])
     assert lufs(padded, 48_000) == pytest.approx(-23.01, abs=0.4)  # blocks over the edge count
     assert rms_dbfs(padded) == pytest.approx(-26.02, abs=0.01)
-    quieter = np.concatenate([sine(peak=0.1, seconds=4), sine(peak=0.1 * 10 ** (-15 / 20), seconds=4)])  # under the relative gate alone
+    quieter = np.concatenate(
+        [sine(peak=0.1, seconds=4), sine(peak=0.1 * 10 ** (-15 / 20), seconds=4)]
+    )  # under the relative gate alone
     assert lufs(quieter, 48_000) == pytest.approx(-23.01, abs=0.4)
     assert lufs(np.zeros(48_000), 48_000) == rms_dbfs(np.zeros(10)) == -120.0
 
@@ -206,20 +244,35 @@ def test_measurements_by_hand():
     found = measure(Clip(loud, 16_000, frames))
     assert found["motion"] == pytest.approx(0.2, abs=1e-6)
     assert found["clipping_ratio"] == pytest.approx(2 / 3, abs=0.01)  # |sin| > 1/2
-    assert flags(found, GuardrailLimits(max_lufs=None, min_speech_ratio=None)) == (f"clipping_ratio {found['clipping_ratio']:.4g} > 0.001",)
+    assert flags(found, GuardrailLimits(max_lufs=None, min_speech_ratio=None)) == (
+        f"clipping_ratio {found['clipping_ratio']:.4g} > 0.001",
+    )
 
 
 def test_a_dead_clip_is_flagged_and_a_missing_side_is_not():
     still = np.zeros((5, 8, 8, 3), dtype=np.uint8)
     dead = measure(Clip(np.zeros(16_000, dtype=np.float32), 16_000, still))
-    assert (dead["speech_ratio"], dead["motion"], dead["loudness_dbfs"], dead["clipping_ratio"]) == (0, 0, -120, 0)
-    assert [flag.split()[0] for flag in flags(dead, GuardrailLimits())] == ["speech_ratio", "motion", "loudness_dbfs"]
+    assert (dead["speech_ratio"], dead["motion"], dead["loudness_dbfs"], dead["clipping_ratio"]) == (
+        0,
+        0,
+        -120,
+        0,
+    )
+    assert [flag.split()[0] for flag in flags(dead, GuardrailLimits())] == [
+        "speech_ratio",
+        "motion",
+        "loudness_dbfs",
+    ]
     absent = measure(Clip(None, 16_000, None))
     assert all(math.isnan(value) for value in absent.values()) and flags(absent, GuardrailLimits()) == ()
 
 
 def test_broken_sound_is_not_measured():
-    for waveform in (np.full(16_000, np.nan, dtype=np.float32), np.ones(16_000, dtype=np.int16), np.zeros(0, dtype=np.float32)):
+    for waveform in (
+        np.full(16_000, np.nan, dtype=np.float32),
+        np.ones(16_000, dtype=np.int16),
+        np.zeros(0, dtype=np.float32),
+    ):
         assert math.isnan(measure(Clip(waveform, 16_000))["loudness_dbfs"])
 
 
@@ -232,10 +285,14 @@ def test_speech_is_heard_in_speech_like_sound_only():
 
 
 def test_options_are_strict():
-    with pytest.raises(ValueError, match=r"guardrails.min_mottion: unknown option; did you mean 'min_motion'"):
+    with pytest.raises(
+        ValueError, match=r"guardrails.min_mottion: unknown option; did you mean 'min_motion'"
+    ):
         fill(GuardrailLimits, {"min_mottion": 1}, "guardrails")
     assert fill(GuardrailLimits, {"min_motion": None}, "guardrails").min_motion is None
 
 
 def test_guardrails_cannot_be_earned():
-    assert not hasattr(guardrails, "name") and not any(hasattr(value, "score") for value in vars(guardrails).values())
+    assert not hasattr(guardrails, "name") and not any(
+        hasattr(value, "score") for value in vars(guardrails).values()
+    )

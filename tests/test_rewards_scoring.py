@@ -87,7 +87,9 @@ def test_seed_tts_deletes_punctuation_joins_hyphens_and_keeps_apostrophes():
     assert seed_tts_en("It's a well-known, “Old” House.") == "it's a wellknown old house"
     assert seed_tts_en("one  two    three") == "one two  three"  # once; jiwer ignores what is left
     assert word_errors("one two three", "one    two three", SEED_TTS_EN).value == 0.0
-    assert word_errors("twenty-one", "twenty one", SEED_TTS_EN).value == 2.0  # a substitution and an insertion for one word
+    assert (
+        word_errors("twenty-one", "twenty one", SEED_TTS_EN).value == 2.0
+    )  # a substitution and an insertion for one word
     assert seed_tts_zh("我打破了《盘子》。OK") == "我 打 破 了 盘 子 O K"
     assert len(CHINESE_PUNCTUATION) == len(set(CHINESE_PUNCTUATION)) == 81
 
@@ -102,7 +104,9 @@ def test_verse_bench_keeps_punctuation_and_empties_what_is_nothing_else():
 @given(st.text("ab,. ", max_size=12), st.text("ab,. ", max_size=12))
 def test_verse_bench_is_jiwer_of_stripped_lower_case(reference, hypothesis):
     if verse_bench(reference):
-        assert word_errors(reference, hypothesis, VERSE_BENCH).value == jiwer.wer(verse_bench(reference), verse_bench(hypothesis))
+        assert word_errors(reference, hypothesis, VERSE_BENCH).value == jiwer.wer(
+            verse_bench(reference), verse_bench(hypothesis)
+        )
 
 
 def test_normalised_drops_case_marks_and_brackets(tmp_path):

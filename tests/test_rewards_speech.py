@@ -32,10 +32,16 @@ def sound(clip: Clip) -> np.ndarray:
 
 def test_bank_words_are_recognised_at_any_loudness(recognizer):
     words = load_bank().words[::3]
-    clips = [spoken(word, voice, gain) for word in words for voice, gain in (("slt", 1.0), ("rms", 0.05), ("awb", 0.3))]
+    clips = [
+        spoken(word, voice, gain)
+        for word in words
+        for voice, gain in (("slt", 1.0), ("rms", 0.05), ("awb", 0.3))
+    ]
     scores = WordErrorRate(recognizer).score(clips)
     assert set_word_error_rate(scores) <= 0.05
-    assert sum(score.text == clip.spans[0] for score, clip in zip(scores, clips, strict=True)) >= 0.95 * len(clips)
+    assert sum(score.text == clip.spans[0] for score, clip in zip(scores, clips, strict=True)) >= 0.95 * len(
+        clips
+    )
 
 
 def test_batch_is_the_same_as_one_by_one_in_any_order(recognizer):
@@ -61,7 +67,11 @@ def test_processes_give_what_one_process_gives(recognizer):
 
 
 def test_two_words_with_a_pause_are_two_words(recognizer):
-    clip = Clip(np.concatenate([sound(spoken("seven", "rms")), sound(spoken("green", "slt"))]), RATE, spans=("seven", "green"))
+    clip = Clip(
+        np.concatenate([sound(spoken("seven", "rms")), sound(spoken("green", "slt"))]),
+        RATE,
+        spans=("seven", "green"),
+    )
     assert WordErrorRate(recognizer).score([clip])[0].text == "seven green"
 
 

@@ -28,9 +28,17 @@ def test_distances_of_two_windows_by_hand():
     distances = shift_distances(np.array([[3.0], [4.0]]), np.array([[3.0], [4.0]]), vshift=1)
     np.testing.assert_allclose(distances, [[3, 0, 1], [1, 0, 4]], atol=2e-6)
     found = sync_distance(distances)  # means 2, 0, 2.5
-    assert (found.confidence, found.distance, found.offset_frames) == (pytest.approx(2, abs=2e-6), pytest.approx(0, abs=2e-6), 0)
+    assert (found.confidence, found.distance, found.offset_frames) == (
+        pytest.approx(2, abs=2e-6),
+        pytest.approx(0, abs=2e-6),
+        0,
+    )
     masked = masked_sync_distance(distances)  # means 1, 0, 1 of the pairs that exist
-    assert (masked.confidence, masked.distance, masked.offset_frames) == (pytest.approx(1, abs=3e-6), pytest.approx(0, abs=2e-6), 0)
+    assert (masked.confidence, masked.distance, masked.offset_frames) == (
+        pytest.approx(1, abs=3e-6),
+        pytest.approx(0, abs=2e-6),
+        0,
+    )
 
 
 def test_equal_embeddings_keep_the_pairwise_epsilon():
@@ -49,7 +57,9 @@ def test_distances_equal_the_published_definition(num, seed):
     smallest = means.min()
     assert found.distance == pytest.approx(float(smallest), abs=1e-9)
     assert found.confidence == pytest.approx(float(means.median() - smallest), abs=1e-9)
-    assert float(means[15 - found.offset_frames]) == pytest.approx(float(smallest), abs=1e-9)  # columns beyond a short sound are equal
+    assert float(means[15 - found.offset_frames]) == pytest.approx(
+        float(smallest), abs=1e-9
+    )  # columns beyond a short sound are equal
 
 
 @given(st.integers(-12, 12), st.integers(0, 2**16))
@@ -64,8 +74,12 @@ def test_padding_counts_in_the_published_means_alone():
     v = np.full((20, 4), 2.0)
     assert sync_distance(shift_distances(v, 0 * v)).confidence == pytest.approx(0, abs=1e-9)
     v, a = moved(20, 0)
-    published, masked = (measure(shift_distances(v, 9 * a)) for measure in (sync_distance, masked_sync_distance))
-    assert abs(published.offset_frames) == 15 and published.confidence > 2 * masked.confidence  # zeros are nearest to a quiet picture
+    published, masked = (
+        measure(shift_distances(v, 9 * a)) for measure in (sync_distance, masked_sync_distance)
+    )
+    assert (
+        abs(published.offset_frames) == 15 and published.confidence > 2 * masked.confidence
+    )  # zeros are nearest to a quiet picture
 
 
 def test_masked_means_skip_lags_without_pairs():
@@ -108,14 +122,21 @@ def test_best_lag_is_where_the_sound_fits(lag, seed):
 
 
 def test_reward_falls_with_the_distance_of_the_lag():
-    values = [np.mean([zero_lag(*moved(60, sign * lag, seed)).value for seed in range(5) for sign in (1, -1)]) for lag in range(0, 13, 3)]
+    values = [
+        np.mean([zero_lag(*moved(60, sign * lag, seed)).value for seed in range(5) for sign in (1, -1)])
+        for lag in range(0, 13, 3)
+    ]
     assert all(near > far for near, far in pairwise(values))
 
 
 @given(st.integers(1, 60), st.integers(0, 2**16))
 def test_a_static_face_or_sound_has_no_reward(num, seed):
     still = np.repeat(rows(1, seed=seed), num, axis=0)
-    for v, a in ((still, rows(num, seed=seed + 1)), (rows(num, seed=seed + 1), still), (0 * still, rows(num))):
+    for v, a in (
+        (still, rows(num, seed=seed + 1)),
+        (rows(num, seed=seed + 1), still),
+        (0 * still, rows(num)),
+    ):
         assert zero_lag(v, a).value == pytest.approx(0, abs=1e-9)
         assert zero_lag(v, a).best_lag == 0
 

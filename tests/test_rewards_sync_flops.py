@@ -28,5 +28,12 @@ def test_flops_of_the_table_are_those_that_run(args):
 
 
 def test_flops_of_the_published_network_by_hand():
-    lips = 109**2 * 96 * 735 + 26**2 * 256 * 2400 + 3 * 13**2 * 256 * 2304 + 512 * 256 * 36 + 512 * 512 + 512 * 1024
+    lips = (
+        109**2 * 96 * 735
+        + 26**2 * 256 * 2400
+        + 3 * 13**2 * 256 * 2304
+        + 512 * 256 * 36
+        + 512 * 512
+        + 512 * 1024
+    )
     assert window_flops(PUBLISHED)["lips"] == 2 * lips

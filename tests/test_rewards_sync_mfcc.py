@@ -10,7 +10,14 @@ from scipy.fft import dct
 
 from rewards.base import Unscorable
 from rewards.sync.mfcc import SMALLEST, mel_filters, mfcc, num_columns
-from rewards.sync.windows import SyncInput, heard_windows, input_windows, num_windows, sound_windows, to_25_fps
+from rewards.sync.windows import (
+    SyncInput,
+    heard_windows,
+    input_windows,
+    num_windows,
+    sound_windows,
+    to_25_fps,
+)
 
 LOUD = 32_768.0
 
@@ -34,7 +41,9 @@ def slow_mfcc(samples: list[int]) -> np.ndarray:
             energy = sum(power[k] * (k - low) / (middle - low) for k in range(low, middle))
             energy += sum(power[k] * (high - k) / (high - middle) for k in range(middle, high))
             logs.append(math.log(energy or SMALLEST))
-        column = np.asarray(dct(np.array(logs), type=2, norm="ortho"))[:13] * (1 + 11 * np.sin(np.pi * np.arange(13) / 22))
+        column = np.asarray(dct(np.array(logs), type=2, norm="ortho"))[:13] * (
+            1 + 11 * np.sin(np.pi * np.arange(13) / 22)
+        )
         column[0] = math.log(sum(power) or SMALLEST)
         columns.append(column)
     return np.array(columns)
@@ -100,13 +109,18 @@ def test_mfcc_wants_a_vector(shape):
         mfcc(np.zeros(shape))
 
 
-@pytest.mark.parametrize(("num", "columns"), [(1, 1), (400, 1), (401, 2), (560, 2), (561, 3), (16_000, 99), (32_000, 199)])
+@pytest.mark.parametrize(
+    ("num", "columns"), [(1, 1), (400, 1), (401, 2), (560, 2), (561, 3), (16_000, 99), (32_000, 199)]
+)
 def test_columns_by_hand(num, columns):
     assert num_columns(num) == columns
     assert mfcc(np.ones(num) * 0.1).shape == (columns, 13)
 
 
-@pytest.mark.parametrize(("frames", "samples", "windows"), [(50, 32_000, 45), (50, 31_999, 44), (40, 32_000, 35), (5, 3_200, 0), (3, 0, 0)])
+@pytest.mark.parametrize(
+    ("frames", "samples", "windows"),
+    [(50, 32_000, 45), (50, 31_999, 44), (40, 32_000, 35), (5, 3_200, 0), (3, 0, 0)],
+)
 def test_windows_are_counted_as_published(frames, samples, windows):
     assert num_windows(frames, samples) == windows
     item = SyncInput(np.zeros((frames, 8, 8, 3), np.uint8), np.full(samples, 0.1, np.float32))

@@ -26,18 +26,29 @@ def published_build() -> nn.Module:
     c2, b2, p2 = nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d
     net = nn.Module()
     net.netcnnaud = nn.Sequential(
-        *block(c2, b2, 1, 64, (3, 3), padding=(1, 1)), p2((1, 1), (1, 1)), *block(c2, b2, 64, 192, (3, 3), padding=(1, 1)),
-        p2((3, 3), (1, 2)), *block(c2, b2, 192, 384, (3, 3), padding=(1, 1)), *block(c2, b2, 384, 256, (3, 3), padding=(1, 1)),
-        *block(c2, b2, 256, 256, (3, 3), padding=(1, 1)), p2((3, 3), (2, 2)), *block(c2, b2, 256, 512, (5, 4)),
-    )  # fmt: skip
+        *block(c2, b2, 1, 64, (3, 3), padding=(1, 1)),
+        p2((1, 1), (1, 1)),
+        *block(c2, b2, 64, 192, (3, 3), padding=(1, 1)),
+        p2((3, 3), (1, 2)),
+        *block(c2, b2, 192, 384, (3, 3), padding=(1, 1)),
+        *block(c2, b2, 384, 256, (3, 3), padding=(1, 1)),
+        *block(c2, b2, 256, 256, (3, 3), padding=(1, 1)),
+        p2((3, 3), (2, 2)),
+        *block(c2, b2, 256, 512, (5, 4)),
+    )
     net.netfcaud = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 1024))
     net.netfclip = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 1024))
     net.netcnnlip = nn.Sequential(
-        *block(c3, b3, 3, 96, (5, 7, 7), stride=(1, 2, 2)), p3((1, 3, 3), (1, 2, 2)),
-        *block(c3, b3, 96, 256, (1, 5, 5), stride=(1, 2, 2), padding=(0, 1, 1)), p3((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-        *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)), *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
-        *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)), p3((1, 3, 3), (1, 2, 2)), *block(c3, b3, 256, 512, (1, 6, 6)),
-    )  # fmt: skip
+        *block(c3, b3, 3, 96, (5, 7, 7), stride=(1, 2, 2)),
+        p3((1, 3, 3), (1, 2, 2)),
+        *block(c3, b3, 96, 256, (1, 5, 5), stride=(1, 2, 2), padding=(0, 1, 1)),
+        p3((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
+        *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
+        *block(c3, b3, 256, 256, (1, 3, 3), padding=(0, 1, 1)),
+        p3((1, 3, 3), (1, 2, 2)),
+        *block(c3, b3, 256, 512, (1, 6, 6)),
+    )
     return net.eval()
 
 
@@ -62,7 +73,12 @@ def reference() -> nn.Module:
 def published_file(reference, tmp_path_factory):
     """A file as the published one: a pickled state_dict without the counters of batches."""
     path = tmp_path_factory.mktemp("weights") / "syncnet_v2.model"
-    torch.save(OrderedDict((k, v) for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")), path)
+    torch.save(
+        OrderedDict(
+            (k, v) for k, v in reference.state_dict().items() if not k.endswith("num_batches_tracked")
+        ),
+        path,
+    )
     return path
 
 
@@ -88,9 +104,20 @@ def as_tensor(crops: np.ndarray) -> torch.Tensor:
 def test_published_has_its_parameters_and_names(published, reference):
     state = published.state_dict()
     assert sum(weight.numel() for weight in published.parameters()) == 13_631_616
-    assert sum(tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked")) == 13_640_256
-    assert {name: tuple(t.shape) for name, t in state.items()} == {name: tuple(t.shape) for name, t in reference.state_dict().items()}
-    assert {"netcnnaud.18.weight", "netcnnlip.0.bias", "netcnnlip.19.running_var", "netfcaud.3.weight", "netfclip.1.bias"} <= set(state)
+    assert (
+        sum(tensor.numel() for name, tensor in state.items() if not name.endswith("num_batches_tracked"))
+        == 13_640_256
+    )
+    assert {name: tuple(t.shape) for name, t in state.items()} == {
+        name: tuple(t.shape) for name, t in reference.state_dict().items()
+    }
+    assert {
+        "netcnnaud.18.weight",
+        "netcnnlip.0.bias",
+        "netcnnlip.19.running_var",
+        "netfcaud.3.weight",
+        "netfclip.1.bias",
+    } <= set(state)
     assert sum(weight.numel() for weight in SyncNet(MINI).parameters()) == 764_992
 
 
@@ -98,10 +125,14 @@ def test_published_has_its_parameters_and_names(published, reference):
 def test_published_equals_the_plain_3d_build_on_bgr(published, reference):
     frames = as_tensor(crops_of(5, 224))
     lips = reference.netfclip(reference.netcnnlip(frames.flip(1)).flatten(1))
-    torch.testing.assert_close(published.embed_lips(frames)[0], lips, rtol=1e-4, atol=1e-5 * float(lips.abs().max()))
+    torch.testing.assert_close(
+        published.embed_lips(frames)[0], lips, rtol=1e-4, atol=1e-5 * float(lips.abs().max())
+    )
     windows = 10 * torch.randn(3, 1, 13, 20, generator=torch.Generator().manual_seed(1))
     sound = reference.netfcaud(reference.netcnnaud(windows).flatten(1))
-    torch.testing.assert_close(published.embed_sound(windows), sound, rtol=1e-4, atol=1e-5 * float(sound.abs().max()))
+    torch.testing.assert_close(
+        published.embed_sound(windows), sound, rtol=1e-4, atol=1e-5 * float(sound.abs().max())
+    )
 
 
 @torch.inference_mode()
@@ -116,7 +147,10 @@ def test_one_pass_over_a_clip_equals_window_by_window(mini):
 
 @torch.inference_mode()
 def test_folding_changes_nothing_mini(mini):
-    crops, windows = crops_of(80, 32), np.random.default_rng(0).standard_normal((70, 1, 13, 20)).astype(np.float32) * 10
+    crops, windows = (
+        crops_of(80, 32),
+        np.random.default_rng(0).standard_normal((70, 1, 13, 20)).astype(np.float32) * 10,
+    )
     embedder = Embedder(mini)
     lips, sound = mini.embed_lips(as_tensor(crops))[0], mini.embed_sound(torch.from_numpy(windows))
     np.testing.assert_allclose(embedder.lips([crops])[0], lips, atol=1e-5 * float(lips.abs().max()))
@@ -125,7 +159,10 @@ def test_folding_changes_nothing_mini(mini):
 
 @torch.inference_mode()
 def test_folding_changes_nothing_published(published):
-    crops, windows = crops_of(6, 224), np.random.default_rng(0).standard_normal((5, 1, 13, 20)).astype(np.float32) * 10
+    crops, windows = (
+        crops_of(6, 224),
+        np.random.default_rng(0).standard_normal((5, 1, 13, 20)).astype(np.float32) * 10,
+    )
     embedder = Embedder(published)
     lips, sound = published.embed_lips(as_tensor(crops))[0], published.embed_sound(torch.from_numpy(windows))
     np.testing.assert_allclose(embedder.lips([crops])[0], lips, atol=1e-5 * float(lips.abs().max()))
@@ -169,9 +206,18 @@ def broken(tensors, change):
     [
         (lambda t: t.pop("netfcaud.0.bias"), "1 missing names, as netfcaud.0.bias"),
         (lambda t: t.update({"netS.0.weight": torch.zeros(3)}), "1 unknown names, as netS.0.weight"),
-        (lambda t: t.update({"netcnnlip.0.weight": torch.zeros(96, 3, 3, 7, 7)}), r"netcnnlip.0.weight is \[96, 3, 3, 7, 7\]"),
-        (lambda t: t.update({"netfclip.3.bias": torch.full((1024,), torch.nan)}), "netfclip.3.bias is torch.float32 or not finite"),
-        (lambda t: t.update({"netfclip.3.bias": torch.zeros(1024, dtype=torch.int64)}), "netfclip.3.bias is torch.int64"),
+        (
+            lambda t: t.update({"netcnnlip.0.weight": torch.zeros(96, 3, 3, 7, 7)}),
+            r"netcnnlip.0.weight is \[96, 3, 3, 7, 7\]",
+        ),
+        (
+            lambda t: t.update({"netfclip.3.bias": torch.full((1024,), torch.nan)}),
+            "netfclip.3.bias is torch.float32 or not finite",
+        ),
+        (
+            lambda t: t.update({"netfclip.3.bias": torch.zeros(1024, dtype=torch.int64)}),
+            "netfclip.3.bias is torch.int64",
+        ),
         (lambda t: t.update({"netfclip.3.bias": "text"}), "not a mapping of names to tensors"),
     ],
 )

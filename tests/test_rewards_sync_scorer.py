@@ -29,7 +29,9 @@ def network() -> SyncNet:
         for _ in range(20):
             net.embed_lips(torch.randint(0, 256, (1, 3, 40, 32, 32)).float())
             sound = mfcc(0.1 * np.random.default_rng(0).standard_normal(20_000), 1.0)
-            net.embed_sound(torch.from_numpy(np.stack([sound[4 * i : 4 * i + 20].T[None] for i in range(25)])))
+            net.embed_sound(
+                torch.from_numpy(np.stack([sound[4 * i : 4 * i + 20].T[None] for i in range(25)]))
+            )
     return net.eval()
 
 
@@ -66,9 +68,16 @@ def by_hand(crops: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarra
     count = min(len(crops), len(sound) // 640) - 5
     columns = mfcc(sound, 1.0)
     with torch.inference_mode():
-        pictures = [torch.from_numpy(crops[i : i + 5]).permute(3, 0, 1, 2)[None].float() for i in range(count)]
+        pictures = [
+            torch.from_numpy(crops[i : i + 5]).permute(3, 0, 1, 2)[None].float() for i in range(count)
+        ]
         v = torch.cat([NET.embed_lips(window)[0] for window in pictures])
-        a = torch.cat([NET.embed_sound(torch.from_numpy(columns[4 * i : 4 * i + 20].T[None, None].copy())) for i in range(count)])
+        a = torch.cat(
+            [
+                NET.embed_sound(torch.from_numpy(columns[4 * i : 4 * i + 20].T[None, None].copy()))
+                for i in range(count)
+            ]
+        )
     return v.numpy(), a.numpy()
 
 
@@ -84,15 +93,26 @@ def test_a_clip_by_hand():
     assert score.value == pytest.approx(lagged.value, abs=1e-5)
     assert score.parts == pytest.approx(
         {
-            "rho_zero": lagged.rho_zero, "expected_lag": lagged.expected_lag, "sync_c_mini": published.confidence,
-            "sync_d_mini": published.distance, "sync_c_masked_mini": masked_sync_distance(distances).confidence,
-            "offset_frames": published.offset_frames, "faces": 1, "windows": 35,
+            "rho_zero": lagged.rho_zero,
+            "expected_lag": lagged.expected_lag,
+            "sync_c_mini": published.confidence,
+            "sync_d_mini": published.distance,
+            "sync_c_masked_mini": masked_sync_distance(distances).confidence,
+            "offset_frames": published.offset_frames,
+            "faces": 1,
+            "windows": 35,
         },
         abs=1e-5,
-    )  # fmt: skip
+    )
 
 
-MIXED = [clip(40, 25.0, 1), clip(36, 24.0, 2), clip(60, 25.0, 24, faces=2), clip(12, 25.0, 4), clip(30, 30.0, 5)]
+MIXED = [
+    clip(40, 25.0, 1),
+    clip(36, 24.0, 2),
+    clip(60, 25.0, 24, faces=2),
+    clip(12, 25.0, 4),
+    clip(30, 30.0, 5),
+]
 ALONE = [REWARD.score([one])[0] for one in MIXED]
 
 
@@ -106,10 +126,14 @@ def test_scores_follow_the_clips_whatever_the_batch(order, size):
 
 def test_the_mean_is_over_faces():
     both = MIXED[2]
-    one, other = (REWARD.score([dataclasses.replace(both, mouth_boxes=(box,))])[0] for box in both.mouth_boxes)
+    one, other = (
+        REWARD.score([dataclasses.replace(both, mouth_boxes=(box,))])[0] for box in both.mouth_boxes
+    )
     assert abs(one.value - other.value) > 1e-4
     assert ALONE[2].value == pytest.approx((one.value + other.value) / 2, abs=1e-6)
-    assert ALONE[2].parts["sync_c_mini"] == pytest.approx((one.parts["sync_c_mini"] + other.parts["sync_c_mini"]) / 2, abs=1e-6)
+    assert ALONE[2].parts["sync_c_mini"] == pytest.approx(
+        (one.parts["sync_c_mini"] + other.parts["sync_c_mini"]) / 2, abs=1e-6
+    )
     assert (ALONE[2].parts["faces"], ALONE[2].parts["windows"]) == (2, 110)
     assert one.parts["offset_frames"] != other.parts["offset_frames"]
     surest = max(one, other, key=lambda score: score.parts["sync_c_mini"])
@@ -146,7 +170,10 @@ class Tracked:
 
     def crops(self, clip):
         self.calls += 1
-        return [FaceCrops(clip.frames[self.start :, 8:40, 10:42], self.start), FaceCrops(clip.frames[:15, 8:40, 10:42])]
+        return [
+            FaceCrops(clip.frames[self.start :, 8:40, 10:42], self.start),
+            FaceCrops(clip.frames[:15, 8:40, 10:42]),
+        ]
 
 
 def test_a_later_face_hears_the_sound_from_there():
@@ -167,7 +194,10 @@ def test_every_face_and_sound_is_embedded_once(monkeypatch):
         monkeypatch.setattr(
             reward._embedder,
             name,
-            lambda items, inner=inner, name=name: (seen.update({name: seen[name] + sum(map(len, items))}), inner(items))[1],
+            lambda items, inner=inner, name=name: (
+                seen.update({name: seen[name] + sum(map(len, items))}),
+                inner(items),
+            )[1],
         )
     reward.score([clip(40, seed=1), clip(40, seed=2)])
     assert tracked.calls == 2 and seen == {"lips": 2 * 39, "sound": 2 * 35}
@@ -202,8 +232,12 @@ def test_short_clips_have_a_reason():
 
 def test_44_khz_is_resampled():
     time = np.arange(44_100 * 8 // 5) / 44_100
-    high = np.sin(2 * np.pi * 300 * time).astype(np.float32) * (0.3 + 0.2 * np.sin(9 * time)).astype(np.float32)
-    low = np.sin(2 * np.pi * 300 * np.arange(25_600) / RATE) * (0.3 + 0.2 * np.sin(9 * np.arange(25_600) / RATE))
+    high = np.sin(2 * np.pi * 300 * time).astype(np.float32) * (0.3 + 0.2 * np.sin(9 * time)).astype(
+        np.float32
+    )
+    low = np.sin(2 * np.pi * 300 * np.arange(25_600) / RATE) * (
+        0.3 + 0.2 * np.sin(9 * np.arange(25_600) / RATE)
+    )
     found, wanted = (
         REWARD.score([dataclasses.replace(clip(), waveform=sound.astype(np.float32), sample_rate_hz=rate)])[0]
         for sound, rate in ((high, 44_100), (low, RATE))

@@ -31,12 +31,19 @@ def encoder():
 
 def said(voice: str, words: tuple[str, ...], take: int = 0) -> np.ndarray:
     gap = np.zeros(3200, np.float32)
-    return np.concatenate([piece for word in words for piece in (gap, load_bank().utterances[word, voice][take].waveform)] + [gap])
+    return np.concatenate(
+        [piece for word in words for piece in (gap, load_bank().utterances[word, voice][take].waveform)]
+        + [gap]
+    )
 
 
 @pytest.fixture(scope="module")
 def bank(encoder):
-    entries = [(voice, f"{voice} {word}", said(voice, (word,))) for voice in load_bank().voices for word in load_bank().words[:6]]
+    entries = [
+        (voice, f"{voice} {word}", said(voice, (word,)))
+        for voice in load_bank().voices
+        for word in load_bank().words[:6]
+    ]
     voices, names, sounds = zip(*entries, strict=True)
     return VoiceBank(voices, names, encoder.embed(sounds))
 
@@ -46,7 +53,10 @@ def test_batched_embeddings_equal_the_library(encoder):
         warnings.simplefilter("ignore")  # the package uses retired names of scipy and setuptools
         library = importlib.import_module("resemblyzer").VoiceEncoder("cpu", verbose=False)
     rng = np.random.default_rng(0)
-    sounds = [(rng.standard_normal(length) * 0.03).astype(np.float32) for length in (5000, 16_640, 25_600, 31_000, 70_001)]
+    sounds = [
+        (rng.standard_normal(length) * 0.03).astype(np.float32)
+        for length in (5000, 16_640, 25_600, 31_000, 70_001)
+    ]
     expected = np.stack([library.embed_utterance(sound) for sound in sounds])
     np.testing.assert_allclose(encoder.embed_as_they_are(sounds), expected, atol=2e-5)
 
@@ -61,7 +71,9 @@ def test_batch_is_the_same_as_one_by_one(encoder):
 
 def test_loudness_does_not_matter_and_same_sound_is_similarity_one(encoder):
     sound = said("rms", ("seven", "green"))
-    score = TimbreSimilarity(encoder).score([Clip(sound * 0.1, RATE, spans=("seven green",), references=(sound,))])[0]
+    score = TimbreSimilarity(encoder).score(
+        [Clip(sound * 0.1, RATE, spans=("seven green",), references=(sound,))]
+    )[0]
     assert score.value == pytest.approx(1.0, abs=1e-4)
 
 
@@ -82,8 +94,14 @@ def test_the_own_voice_is_nearer_than_another_in_95_of_100_pairs(encoder):
 
 def test_channels_are_averaged_and_the_order_of_clips_does_not_matter(encoder):
     reference = said("slt", ("garden",))
-    mono, side = said("slt", ("seven",)), np.random.default_rng(0).standard_normal(said("slt", ("seven",)).shape).astype(np.float32) * 0.1
-    clips = [Clip(sound, RATE, references=(reference,)) for sound in (mono, np.stack([mono + side, mono - side]), said("rms", ("seven",)))]
+    mono, side = (
+        said("slt", ("seven",)),
+        np.random.default_rng(0).standard_normal(said("slt", ("seven",)).shape).astype(np.float32) * 0.1,
+    )
+    clips = [
+        Clip(sound, RATE, references=(reference,))
+        for sound in (mono, np.stack([mono + side, mono - side]), said("rms", ("seven",)))
+    ]
     values = [score.value for score in TimbreSimilarity(encoder).score(clips)]
     assert values[0] == pytest.approx(values[1], abs=1e-3) and abs(values[0] - values[2]) > 0.02
     other = TimbreSimilarity(ResemblyzerEncoder())
@@ -92,10 +110,17 @@ def test_channels_are_averaged_and_the_order_of_clips_does_not_matter(encoder):
 
 def test_span_times_decide_what_is_compared(encoder):
     """No pause to cut at: the times alone say where the voices change."""
-    parts = [load_bank().utterances["seven", "slt"][0].waveform, load_bank().utterances["garden", "rms"][0].waveform]
+    parts = [
+        load_bank().utterances["seven", "slt"][0].waveform,
+        load_bank().utterances["garden", "rms"][0].waveform,
+    ]
     border, end = len(parts[0]) / RATE, sum(map(len, parts)) / RATE
     clip = Clip(
-        np.concatenate(parts), RATE, spans=("seven", "garden"), references=(None, parts[1]), span_times=((0.0, border), (border, end))
+        np.concatenate(parts),
+        RATE,
+        spans=("seven", "garden"),
+        references=(None, parts[1]),
+        span_times=((0.0, border), (border, end)),
     )
     score = TimbreSimilarity(encoder).score([clip])[0]
     assert score.value == pytest.approx(1.0, abs=1e-4) and score.parts == {"span_1": score.value}
@@ -110,7 +135,10 @@ def test_two_scorers_embed_a_sound_once(bank, monkeypatch):
     embed = shared.embed_as_they_are
     monkeypatch.setattr(shared, "embed_as_they_are", lambda sounds: embedded.extend(sounds) or embed(sounds))
     reference = said("slt", ("garden",))
-    clips = [Clip(said("slt", (word,)), RATE, references=(reference,), voices=("slt",)) for word in load_bank().words[:5]]
+    clips = [
+        Clip(said("slt", (word,)), RATE, references=(reference,), voices=("slt",))
+        for word in load_bank().words[:5]
+    ]
     for scorer in (NearestVoice(shared, bank), TimbreSimilarity(shared), NearestVoice(shared, bank)):
         assert not any(score.reason for score in scorer.score([*clips, clips[0]]))
     assert len(embedded) == 5 + 1
@@ -127,7 +155,9 @@ def test_memory_is_bounded_and_never_changes_an_answer(asked, size):
     cache = EmbeddingCache(compute, 2, max_known=size)
     for start in range(0, len(asked), 4):
         batch = asked[start : start + 4]
-        np.testing.assert_array_equal(cache([np.full(3, i, np.float32) for i in batch])[:, 0], [10 * i for i in batch])
+        np.testing.assert_array_equal(
+            cache([np.full(3, i, np.float32) for i in batch])[:, 0], [10 * i for i in batch]
+        )
     assert len(cache) <= size
     assert cache([]).shape == (0, 2)
     if len(set(asked)) <= size:
@@ -174,12 +204,30 @@ def test_other_weights_in_the_wheel_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("clip", "reason"),
     [
-        (Clip(np.zeros(16_000, np.float32), RATE, spans=("one",), references=(np.ones(9, np.float32),), voices=("slt",)), "silent"),
+        (
+            Clip(
+                np.zeros(16_000, np.float32),
+                RATE,
+                spans=("one",),
+                references=(np.ones(9, np.float32),),
+                voices=("slt",),
+            ),
+            "silent",
+        ),
         (Clip(np.ones(16_000, np.float32), RATE, spans=("one",)), "no reference"),
         (Clip(np.ones(16_000, np.float32), RATE, spans=("one",), voices=("bob",)), "bob"),
-        (Clip(np.ones(16_000, np.float32), RATE, references=(np.zeros(16_000, np.float32),)), "reference of span 0: silent"),
-        (Clip(np.ones(16_000, np.float32), RATE, references=(np.ones(900, np.float32),)), "reference of span 0: 0.056 s"),
-        (Clip(np.ones(16_000, np.float32), RATE, references=(None, np.ones(16_000, np.float32))), "2 references for 1 spans"),
+        (
+            Clip(np.ones(16_000, np.float32), RATE, references=(np.zeros(16_000, np.float32),)),
+            "reference of span 0: silent",
+        ),
+        (
+            Clip(np.ones(16_000, np.float32), RATE, references=(np.ones(900, np.float32),)),
+            "reference of span 0: 0.056 s",
+        ),
+        (
+            Clip(np.ones(16_000, np.float32), RATE, references=(None, np.ones(16_000, np.float32))),
+            "2 references for 1 spans",
+        ),
         (Clip(np.full(16_000, np.nan, np.float32), RATE, references=(np.ones(16_000, np.float32),)), "NaN"),
     ],
 )

@@ -11,7 +11,8 @@ TERMS = {"what": "some net", "licence": "MIT", "source": "https://example.org/ne
 
 def test_a_missing_file_names_what_where_and_licence(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"some net: .*net.pth: no such file; get it from https://example.org/net.pth \(MIT\)"
+        FileNotFoundError,
+        match=r"some net: .*net.pth: no such file; get it from https://example.org/net.pth \(MIT\)",
     ) as error:
         checked(tmp_path / "net.pth", **TERMS)
     assert "\n" not in str(error.value)

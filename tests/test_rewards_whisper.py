@@ -9,7 +9,15 @@ import torch
 from rewards.speech.whisper import WINDOW_S, WhisperTranscriber
 
 RATE = 16_000
-SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>", "<|notimestamps|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|de|>",
+    "<|transcribe|>",
+    "<|translate|>",
+    "<|notimestamps|>",
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -31,16 +39,36 @@ def save_tiny_whisper(folder, seed=0, multilingual=True):
     end, start, english, german, transcribe, translate, no_times = (vocabulary[token] for token in SPECIAL)
     torch.manual_seed(seed)
     config = WhisperConfig(
-        vocab_size=len(vocabulary), num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_target_positions=24, init_std=1.0,
-        decoder_start_token_id=start, eos_token_id=end, bos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        num_mel_bins=8,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_target_positions=24,
+        init_std=1.0,
+        decoder_start_token_id=start,
+        eos_token_id=end,
+        bos_token_id=end,
+        pad_token_id=end,
+    )
     model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        decoder_start_token_id=start, eos_token_id=end, bos_token_id=end, pad_token_id=end, max_length=12, suppress_tokens=[],
-        no_timestamps_token_id=no_times, is_multilingual=multilingual, begin_suppress_tokens=[end],
-        lang_to_id={"<|en|>": english, "<|de|>": german}, task_to_id={"transcribe": transcribe, "translate": translate},
-    )  # fmt: skip
+        decoder_start_token_id=start,
+        eos_token_id=end,
+        bos_token_id=end,
+        pad_token_id=end,
+        max_length=12,
+        suppress_tokens=[],
+        no_timestamps_token_id=no_times,
+        is_multilingual=multilingual,
+        begin_suppress_tokens=[end],
+        lang_to_id={"<|en|>": english, "<|de|>": german},
+        task_to_id={"transcribe": transcribe, "translate": translate},
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -53,7 +81,9 @@ def folder(tmp_path_factory):
 def sounds(*seconds: float) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [
-        (0.3 * random.standard_normal(round(s * RATE)) * np.linspace(0, i, round(s * RATE))).astype(np.float32)
+        (0.3 * random.standard_normal(round(s * RATE)) * np.linspace(0, i, round(s * RATE))).astype(
+            np.float32
+        )
         for i, s in enumerate(seconds, 1)
     ]
 
@@ -73,11 +103,15 @@ def test_greedy_decoding_matches_a_loop_over_the_network(folder):
     (sound,) = sounds(1.5)
     features = transcriber.processor(sound, sampling_rate=RATE, return_tensors="pt").input_features
     ids = {token: index for index, token in enumerate([*LETTERS, *SPECIAL])}
-    tokens = [ids[token] for token in ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")]
+    tokens = [
+        ids[token] for token in ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+    ]
     prompt = len(tokens)
     while len(tokens) < prompt + 12 and tokens[-1] != ids["<|endoftext|>"]:
         with torch.no_grad():
-            logits = transcriber.model(input_features=features, decoder_input_ids=torch.tensor([tokens])).logits[0, -1]
+            logits = transcriber.model(
+                input_features=features, decoder_input_ids=torch.tensor([tokens])
+            ).logits[0, -1]
         if len(tokens) == prompt:
             logits[ids["<|endoftext|>"]] = -torch.inf  # begin_suppress_tokens
         tokens.append(int(logits.argmax()))
@@ -87,8 +121,10 @@ def test_greedy_decoding_matches_a_loop_over_the_network(folder):
 
 def test_language_and_task_reach_the_decoder(folder):
     batch = sounds(1.0, 1.5, 2.0)
-    texts = {options: WhisperTranscriber(folder, language=options[0], task=options[1]).transcribe(batch)
-             for options in (("en", "transcribe"), ("de", "transcribe"), ("en", "translate"))}  # fmt: skip
+    texts = {
+        options: WhisperTranscriber(folder, language=options[0], task=options[1]).transcribe(batch)
+        for options in (("en", "transcribe"), ("de", "transcribe"), ("en", "translate"))
+    }
     assert len({tuple(value) for value in texts.values()}) == 3
 
 

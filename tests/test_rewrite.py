@@ -11,10 +11,10 @@ import pytest
 from rewrite_world import ANSWERS, Hostile, good_answer, send, served
 
 from experiments.cli import main
+from finetune.rewriter.cache import Kept, RewriteCache, request_key
+from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH, messages, rewrite_of
-from orchestration.rewrite import Asking, fault, rewrite_all
-from orchestration.rewrite_cache import Kept, RewriteCache, request_key
-from orchestration.rewrite_endpoint import ChatEndpoint
+from finetune.rewriter.rewrite import Asking, fault, rewrite_all
 
 SECRET = "sk-very-secret"
 PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(6)]
@@ -22,11 +22,15 @@ QUICK = Asking(backoff_s=0.001, concurrency=3)
 
 
 def asked(url, prompts, asking=QUICK, cache=None, **more):
-    return rewrite_all(prompts, ChatEndpoint(base_url=url, model="m", **more), cache or RewriteCache(None), asking)
+    return rewrite_all(
+        prompts, ChatEndpoint(base_url=url, model="m", **more), cache or RewriteCache(None), asking
+    )
 
 
 def write(path: Path, prompts, **more) -> Path:
-    path.write_text("".join(json.dumps({"prompt": prompt, **more}, ensure_ascii=False) + "\n" for prompt in prompts))
+    path.write_text(
+        "".join(json.dumps({"prompt": prompt, **more}, ensure_ascii=False) + "\n" for prompt in prompts)
+    )
     return path
 
 
@@ -41,7 +45,9 @@ def test_what_is_asked_and_that_answers_come_in_order(monkeypatch):
         endpoint = ChatEndpoint(base_url=url + "/v1/", model="m", token_variable="LLM_TOKEN", max_tokens=99)
         rewrites = rewrite_all([*PROMPTS, PROMPTS[0]], endpoint, RewriteCache(None), QUICK)
     assert [rewrite.by for rewrite in rewrites] == ["model"] * 7
-    assert all(prompt.split("<S>")[1][:6] in rewrite.text for prompt, rewrite in zip(PROMPTS, rewrites, strict=False))
+    assert all(
+        prompt.split("<S>")[1][:6] in rewrite.text for prompt, rewrite in zip(PROMPTS, rewrites, strict=False)
+    )
     assert len(hostile.requests) == 6  # the same prompt is asked for once
     path, headers, body = next(request for request in hostile.requests if "number 2" in str(request))
     assert (path, headers["Authorization"]) == ("/v1/chat/completions", f"Bearer {SECRET}")
@@ -56,7 +62,11 @@ def test_every_try_has_its_seed_and_the_last_failure_is_told():
         rewrites = asked(url, PROMPTS[:1])
         original = asked(url, PROMPTS[:1], Asking(backoff_s=0.0, num_tries=1, fallback="original"))
     assert [body["seed"] for _, _, body in hostile.requests] == [0, 1, 2, 3, 0]
-    assert (rewrites[0].by, rewrites[0].tries, rewrites[0].reason) == ("template", 4, "status 500 <html>Internal Server Error")
+    assert (rewrites[0].by, rewrites[0].tries, rewrites[0].reason) == (
+        "template",
+        4,
+        "status 500 <html>Internal Server Error",
+    )
     assert (original[0].text, original[0].by) == (PROMPTS[0], "original")
 
 
@@ -110,13 +120,17 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(tmp_path):
 
     patient = Asking(backoff_s=0.001, concurrency=2, num_tries=2, patience=5)
     with served(respond) as url:
-        with pytest.raises(ConnectionError, match=r"5 prompts in a row without an answer .* run the same command again"):
+        with pytest.raises(
+            ConnectionError, match=r"5 prompts in a row without an answer .* run the same command again"
+        ):
             asked(url, prompts, patient, cache := RewriteCache(tmp_path / "cache.jsonl"))
         cache.close()
     before = len(hostile.requests)
     with served(hostile.respond) as url:
         rewrites = asked(url, prompts, patient, RewriteCache(tmp_path / "cache.jsonl"))
-    assert {rewrite.by for rewrite in rewrites} == {"model"} and sum(rewrite.cached for rewrite in rewrites) >= 9
+    assert {rewrite.by for rewrite in rewrites} == {"model"} and sum(
+        rewrite.cached for rewrite in rewrites
+    ) >= 9
     assert len(hostile.requests) - before == 40 - sum(rewrite.cached for rewrite in rewrites)
 
 
@@ -128,14 +142,18 @@ def test_the_cache_outlives_torn_lines_and_is_checked(tmp_path):
     with served(Hostile(PROMPTS, only=["good"]).respond) as url:
         texts = [rewrite.text for rewrite in asked(url, PROMPTS[:2], cache=kept)]
     kept.close()
-    path.write_bytes(b'[1]\n{"key": 3}\n' + path.read_bytes() + b"\xff" + path.read_bytes().splitlines()[0][:40])
+    path.write_bytes(
+        b'[1]\n{"key": 3}\n' + path.read_bytes() + b"\xff" + path.read_bytes().splitlines()[0][:40]
+    )
     again = RewriteCache(path)
     assert [again.get(key) for key in keys[:2]] == [Kept(text, 1) for text in texts]
     again.put(keys[2], Kept("She says <S>word 3<E>, altered by hand", 1))
     again.close()
     reread = RewriteCache(path)
     assert reread.get(keys[2]) and reread.get(keys[0]) == Kept(texts[0], 1)
-    assert rewrite_all(PROMPTS[:3], endpoint, reread, Asking(num_tries=1))[2].by == "template"  # what fails the check is not used
+    assert (
+        rewrite_all(PROMPTS[:3], endpoint, reread, Asking(num_tries=1))[2].by == "template"
+    )  # what fails the check is not used
     others = [messages(PROMPTS[1]), messages(PROMPTS[0] + " "), messages("A man"), messages("一个男人")]
     assert len({request_key(request, {"model": model}) for request in others for model in "ab"}) == 8
 
@@ -182,7 +200,14 @@ def test_the_command_keeps_rows_and_says_what_fell_back(tmp_path, capsys):
         main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(tmp_path / "q.jsonl"), *options])
     told = capsys.readouterr()
     assert "p-00005: by template, 4 tries, last: 0 speech spans, expected 1" in told.err
-    assert json.loads(told.out) | {"to": 0} == {"rows": 3, "model": 2, "template": 1, "fell_back": 1, "cached": 0, "to": 0}
+    assert json.loads(told.out) | {"to": 0} == {
+        "rows": 3,
+        "model": 2,
+        "template": 1,
+        "fell_back": 1,
+        "cached": 0,
+        "to": 0,
+    }
     made = read(tmp_path / "q.jsonl")
     assert [row["data_id"] for row in made] == ["cat", "p-00003", "p-00005"]
     for before, after in zip(rows, made, strict=True):
@@ -201,12 +226,21 @@ def test_the_command_keeps_rows_and_says_what_fell_back(tmp_path, capsys):
         (["p.jsonl", "--to", "p.jsonl", "--template"], "is the file to be rewritten"),
         (["p.jsonl", "--to", ".", "--template"], "a folder"),
         (["p.jsonl", "--to", "/proc/q.jsonl", "--template"], "/proc/q.jsonl: no such file"),
-        (["p.jsonl", "--to", "q.jsonl", "--endpoint", "http://h", "--model", "m", "--cache", "./p.jsonl"], "--cache p.jsonl: is the file"),
-        (["bad.jsonl", "--to", "q.jsonl", "--template"], "bad.jsonl:2 prompt: <S> at character 1 without <E>"),
+        (
+            ["p.jsonl", "--to", "q.jsonl", "--endpoint", "http://h", "--model", "m", "--cache", "./p.jsonl"],
+            "--cache p.jsonl: is the file",
+        ),
+        (
+            ["bad.jsonl", "--to", "q.jsonl", "--template"],
+            "bad.jsonl:2 prompt: <S> at character 1 without <E>",
+        ),
         (["half.jsonl", "--to", "q.jsonl", "--template"], "half.jsonl:1 prompt: half a surrogate pair"),
         (["voice.jsonl", "--to", "sub/q.jsonl", "--template"], "'v.wav' relative to its own folder"),
         (["gone.jsonl", "--to", "q.jsonl", "--template"], "gone.jsonl: no such file"),
-        (["p.jsonl", "--to", "q.jsonl", "--endpoint", "http://h", "--model", "m", "--tries", "0"], "num_tries"),
+        (
+            ["p.jsonl", "--to", "q.jsonl", "--endpoint", "http://h", "--model", "m", "--tries", "0"],
+            "num_tries",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_asked(arguments, found, tmp_path, monkeypatch, capsys):

@@ -6,10 +6,10 @@ import time
 import pytest
 from rewrite_world import send, served
 
+from finetune.rewriter.cache import RewriteCache
+from finetune.rewriter.endpoint import MAX_ANSWER_BYTES, ChatEndpoint, NoAnswer
 from finetune.rewriter.form import messages
-from orchestration.rewrite import Asking, rewrite_all
-from orchestration.rewrite_cache import RewriteCache
-from orchestration.rewrite_endpoint import MAX_ANSWER_BYTES, ChatEndpoint, NoAnswer
+from finetune.rewriter.rewrite import Asking, rewrite_all
 
 SECRET = "sk-very-secret"
 OK = "HTTP/1.1 200 OK\r\n"
@@ -34,7 +34,9 @@ def test_what_no_retry_helps_ends_the_run_in_one_line_without_the_token(status, 
     monkeypatch.setenv("LLM_TOKEN", SECRET)
     reached: list[str] = []
     with served(lambda handler: reached.append("!")) as other:
-        with served(says(status, f"no\n\x1b[31m{SECRET}".encode() if status != 204 else b"", {"Location": other})) as url:
+        with served(
+            says(status, f"no\n\x1b[31m{SECRET}".encode() if status != 204 else b"", {"Location": other})
+        ) as url:
             with pytest.raises(ConnectionError, match=f"status {status}") as caught:
                 asked(url, PROMPTS, token_variable="LLM_TOKEN")
     assert SECRET not in str(caught.value) and str(caught.value).isprintable() and not reached

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from rewrite_world import ANSWERS, ISSUE, SPAN, WIRE, Hostile, prompts, served
 
+from finetune.rewriter.cache import RewriteCache
+from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH, rewrite_of
-from orchestration.rewrite import Asking, fault, rewrite_all
-from orchestration.rewrite_cache import RewriteCache
-from orchestration.rewrite_endpoint import ChatEndpoint
-from orchestration.rewrite_rows import read_rows, write_rows
+from finetune.rewriter.rewrite import Asking, fault, rewrite_all
+from finetune.rewriter.rows import read_rows, write_rows
 
 SMALL, FULL = 120, 10_000
 
@@ -21,7 +21,12 @@ def generated(count: int) -> list[str]:
     """Different prompts of the strategy, the same in every run."""
     found: dict[str, None] = {}
 
-    same: dict[str, Any] = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+    same: dict[str, Any] = {
+        "derandomize": True,
+        "database": None,
+        "deadline": None,
+        "suppress_health_check": list(HealthCheck),
+    }
 
     @settings(max_examples=2 * count, phases=[Phase.generate], **same)
     @given(prompts())
@@ -37,7 +42,9 @@ def generated(count: int) -> list[str]:
 def carried(folder, asked: list[str]) -> Counter:
     """Rewrites `asked` through a hostile server from file to file, holds every span to the source, counts what was met."""
     source, to = folder / "p.jsonl", folder / "long.jsonl"
-    given_rows = [{"prompt": prompt, "spk_wavs": [None] * prompt.count("<S>"), "keep": [1.5, None]} for prompt in asked]
+    given_rows = [
+        {"prompt": prompt, "spk_wavs": [None] * prompt.count("<S>"), "keep": [1.5, None]} for prompt in asked
+    ]
     source.write_text("".join(json.dumps(row) + "\n" for row in given_rows))
     hostile = Hostile(asked)
     with served(hostile.respond, hostile.end) as url:
@@ -59,8 +66,17 @@ def carried(folder, asked: list[str]) -> Counter:
 def unchanged(prompt: str, row: dict) -> bool:
     text = row["prompt"]
     marks = all(text.count(mark) == prompt.count(mark) for mark in ("<S>", "<E>", "<extra_id_2>"))
-    kept = row["meta"]["rewrite"]["source"] == prompt and row["keep"] == [1.5, None] and row["spk_wavs"] == [None] * prompt.count("<S>")
-    return marks and kept and SPAN.findall(text) == SPAN.findall(prompt) and (row["meta"]["rewrite"]["by"] != "original" or text == prompt)
+    kept = (
+        row["meta"]["rewrite"]["source"] == prompt
+        and row["keep"] == [1.5, None]
+        and row["spk_wavs"] == [None] * prompt.count("<S>")
+    )
+    return (
+        marks
+        and kept
+        and SPAN.findall(text) == SPAN.findall(prompt)
+        and (row["meta"]["rewrite"]["by"] != "original" or text == prompt)
+    )
 
 
 def show(met: Counter) -> None:
@@ -82,7 +98,17 @@ def test_no_span_is_lost_or_altered_in_ten_thousand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["translates", "swaps", "splits", "combines", "half a character", "wide marks", "turns around", "split placeholder"]
+    "name",
+    [
+        "translates",
+        "swaps",
+        "splits",
+        "combines",
+        "half a character",
+        "wide marks",
+        "turns around",
+        "split placeholder",
+    ],
 )
 def test_the_check_here_sees_what_the_attacks_do(name):
     """The attacks are real: taken as they come, without the check of the rewriter, they change spans or their surroundings."""

@@ -30,11 +30,25 @@ def slow(hostile: Hostile, pause_s: float = 0.02):
 
 def started(folder, url: str) -> subprocess.Popen:
     program = "import sys; from experiments.cli import main; sys.exit(main())"
-    options = ["p.jsonl", "--to", "q.jsonl", "--cache", "c.jsonl", "--endpoint", url, "--model", "m", "--concurrency", "4"]
+    options = [
+        "p.jsonl",
+        "--to",
+        "q.jsonl",
+        "--cache",
+        "c.jsonl",
+        "--endpoint",
+        url,
+        "--model",
+        "m",
+        "--concurrency",
+        "4",
+    ]
     command = [sys.executable, "-c", program, "rewrite", *options]
     # a shell's background jobs ignore SIGINT, and what they start inherits that
     default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default
+    )
 
 
 def prepared(folder, *answers: str) -> Hostile:
@@ -58,7 +72,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
         process.communicate()
         time.sleep(1.0)  # the server still goes through what the killed process had asked
         assert not (tmp_path / "q.jsonl").exists()
-        answered = [json.loads(line)["tries"] for line in (tmp_path / "c.jsonl").read_bytes().split(b"\n")[:-1]]
+        answered = [
+            json.loads(line)["tries"] for line in (tmp_path / "c.jsonl").read_bytes().split(b"\n")[:-1]
+        ]
         with (tmp_path / "c.jsonl").open("ab") as cache:
             cache.write(b'{"key": "torn')
         before = len(hostile.requests)
@@ -69,7 +85,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
         (tmp_path / "c.jsonl").unlink()
         started(tmp_path, url).communicate(timeout=60)
         whole = len(hostile.requests) - before - resumed
-    assert answered and resumed == whole - sum(answered)  # what was answered and written is not asked for again
+    assert answered and resumed == whole - sum(
+        answered
+    )  # what was answered and written is not asked for again
     assert (tmp_path / "q.jsonl").read_bytes() == made
 
 

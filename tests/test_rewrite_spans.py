@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rewrite_world import SPAN, good_answer, prompts
 
-from finetune.rewriter.form import CHINESE, ENGLISH, FORMS, form_of, length, messages, rewrite_of, sections, structure
+from finetune.rewriter.form import (
+    CHINESE,
+    ENGLISH,
+    FORMS,
+    form_of,
+    length,
+    messages,
+    rewrite_of,
+    sections,
+    structure,
+)
 from finetune.rewriter.spans import check_spans, map_outside, outside, protect
 from finetune.rewriter.template import by_template
 
@@ -78,7 +88,9 @@ def test_what_the_check_refuses(rewritten, reason):
 
 def test_nfd_and_nfc_of_a_span_are_not_the_same():
     assert check_spans("<S>caf\u00e9<E>", "<S>cafe\u0301<E>") == "speech span 1 altered"
-    assert check_spans("a\u202e <s> <S>x<E>\u0301", "b <S>x<E>\u0301 <s> \u202e") == ""  # what the source has itself may stay
+    assert (
+        check_spans("a\u202e <s> <S>x<E>\u0301", "b <S>x<E>\u0301 <s> \u202e") == ""
+    )  # what the source has itself may stay
 
 
 def test_marks_of_the_source_must_be_right():
@@ -94,7 +106,9 @@ def test_placeholders_survive_marks_around_them_and_unknown_ones_are_told():
     assert protected.restore("a <S>[SPEECH 1]<E> b <S> [SPEECH 2] <E>") == "a <S>Good day<E> b <S>no<E>"
     left = "'[SPEECH 3]' is left in place of speech; there are 2 spans"
     assert protected.check(TWO, protected.restore("[SPEECH 1] [SPEECH 2] [SPEECH 3]")) == left
-    assert "'[speech two]' is left" in protected.check(TWO, protected.restore("[SPEECH 1] [SPEECH 2] [speech two]"))
+    assert "'[speech two]' is left" in protected.check(
+        TWO, protected.restore("[SPEECH 1] [SPEECH 2] [speech two]")
+    )
     assert protect("[SPEECH 1] <S>a<E>").text == "[SPEECH 1] [SPEECHX 1]"
 
 
@@ -102,7 +116,10 @@ def test_the_request_shows_words_only_beside_their_placeholder():
     system, user = messages('A man: <S>"hi"\n<E>')
     assert user["content"] == 'A man: [SPEECH 1]\n[SPEECH 1] is spoken: "\\"hi\\"\\n"'
     assert all(f'"{part.cue}"' in system["content"] for part in ENGLISH.parts)
-    assert "Chinese" in messages("一只猫")[0]["content"] and "Chinese" in messages("a cat", FORMS["zh"])[0]["content"]
+    assert (
+        "Chinese" in messages("一只猫")[0]["content"]
+        and "Chinese" in messages("a cat", FORMS["zh"])[0]["content"]
+    )
     assert form_of("A woman says <S>你好<E>") is ENGLISH
 
 
@@ -110,9 +127,13 @@ def test_structure_counts_parts_in_order_with_words_behind_their_cue():
     text = by_template("A cat sleeps.")
     assert list(sections(text)) == [part.name for part in ENGLISH.parts]
     assert structure("The video shows. At first. Then. At the end. The camera. The sound. Overall.") == 0.0
-    assert structure(" ".join(f"{part.cue} one two three." for part in reversed(ENGLISH.parts))) == pytest.approx(1 / 8)
+    assert structure(
+        " ".join(f"{part.cue} one two three." for part in reversed(ENGLISH.parts))
+    ) == pytest.approx(1 / 8)
     assert structure(" ".join(f"{part.cue} one two three." for part in ENGLISH.parts)) == pytest.approx(7 / 8)
-    assert structure("A dog. <S>The video shows one two three. At first one two three<E>") == pytest.approx(1 / 8)  # speech alone
+    assert structure("A dog. <S>The video shows one two three. At first one two three<E>") == pytest.approx(
+        1 / 8
+    )  # speech alone
     assert structure(text.replace(ENGLISH.silence, "") + " <S>hm<E>") == 1.0
     assert structure(text + " <S>hm<E>") == pytest.approx(7 / 8)  # says nobody speaks, and somebody does
 
@@ -122,17 +143,35 @@ def test_length_rises_to_the_wanted_range_and_falls_behind_it():
         return " ".join(f"w{number}" for number in range(count))
 
     values = [length(words(count), ENGLISH) for count in range(0, 2 * ENGLISH.high + 2)]
-    assert values[0] == 0.0 and values[ENGLISH.low : ENGLISH.high + 1] == [1.0] * (ENGLISH.high - ENGLISH.low + 1)
-    assert values[: ENGLISH.low] == sorted(values[: ENGLISH.low]) and values[2 * ENGLISH.high] == values[-1] == 0.0
-    assert length("It rains. " * 100, ENGLISH) == pytest.approx(2 / ENGLISH.low)  # said again is not said more
+    assert values[0] == 0.0 and values[ENGLISH.low : ENGLISH.high + 1] == [1.0] * (
+        ENGLISH.high - ENGLISH.low + 1
+    )
+    assert (
+        values[: ENGLISH.low] == sorted(values[: ENGLISH.low])
+        and values[2 * ENGLISH.high] == values[-1] == 0.0
+    )
+    assert length("It rains. " * 100, ENGLISH) == pytest.approx(
+        2 / ENGLISH.low
+    )  # said again is not said more
     assert length(f"<S>{words(100)}<E>", ENGLISH) == 0.0
 
 
 @pytest.mark.parametrize(
     "answer",
-    [" " * 200_000, "```\n" + "\n" * 200_000 + "```x", "<" + " " * 200_000, "<S>" * 60_000, "</think" * 30_000, ". " * 100_000,
-     "Then. " * 40_000, "<S>" + " " * 200_000 + "[", "\u0301\u0323" * 10_000, "\n " * 100_000, "[" * 200_000],
-)  # fmt: skip
+    [
+        " " * 200_000,
+        "```\n" + "\n" * 200_000 + "```x",
+        "<" + " " * 200_000,
+        "<S>" * 60_000,
+        "</think" * 30_000,
+        ". " * 100_000,
+        "Then. " * 40_000,
+        "<S>" + " " * 200_000 + "[",
+        "\u0301\u0323" * 10_000,
+        "\n " * 100_000,
+        "[" * 200_000,
+    ],
+)
 def test_no_answer_takes_long_to_judge(answer):
     started = time.perf_counter()
     text = rewrite_of(TWO, answer)

@@ -11,10 +11,10 @@ from rewrite_world import good_answer
 from vllm_world import kill, metric, vllm_server, write_chain_model
 
 from experiments.cli import main
+from finetune.rewriter.cache import RewriteCache
+from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH
-from orchestration.rewrite import Asking, rewrite_all
-from orchestration.rewrite_cache import RewriteCache
-from orchestration.rewrite_endpoint import ChatEndpoint
+from finetune.rewriter.rewrite import Asking, rewrite_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "sk-of-the-test"
@@ -27,9 +27,14 @@ def server(tmp_path_factory):
     if not environment:
         pytest.skip("NAVA_VLLM is not set: the folder of an environment with bin/vllm")
     folder = tmp_path_factory.mktemp("vllm")
-    pieces = [part.cue + rest for part, rest in zip(ENGLISH.parts, _after_cues(good_answer(ONE)), strict=True)]
+    pieces = [
+        part.cue + rest for part, rest in zip(ENGLISH.parts, _after_cues(good_answer(ONE)), strict=True)
+    ]
     write_chain_model(folder / "model", pieces)
-    with vllm_server(Path(environment), folder / "model", "chain", TOKEN, folder / "log.txt") as (url, process):
+    with vllm_server(Path(environment), folder / "model", "chain", TOKEN, folder / "log.txt") as (
+        url,
+        process,
+    ):
         yield url, process
 
 
@@ -43,7 +48,9 @@ def _after_cues(answer: str) -> list[str]:
 
 
 def endpoint(url: str, **more) -> ChatEndpoint:
-    return ChatEndpoint(base_url=url, token_variable="VLLM_TOKEN", **{"model": "chain", "max_tokens": 64, **more})
+    return ChatEndpoint(
+        base_url=url, token_variable="VLLM_TOKEN", **{"model": "chain", "max_tokens": 64, **more}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +64,32 @@ def test_rows_through_a_real_server(server, tmp_path, capsys):
     rows = [*prompts, "A quiet lake.", "He <S>one<E>, she <S>two<E>.", "Long. " * 400 + "<S>x<E>"]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in rows))
     before = metric(url, "vllm:request_success_total")
-    options = ["--endpoint", url, "--model", "chain", "--token-variable", "VLLM_TOKEN", "--max-tokens", "64", "--concurrency", "8"]
+    options = [
+        "--endpoint",
+        url,
+        "--model",
+        "chain",
+        "--token-variable",
+        "VLLM_TOKEN",
+        "--max-tokens",
+        "64",
+        "--concurrency",
+        "8",
+    ]
     options += ["--tries", "2", "--cache", str(tmp_path / "c.jsonl"), "--json"]
     main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(tmp_path / "q.jsonl"), *options])
     told = json.loads(capsys.readouterr().out)
     assert (told["model"], told["template"], told["fell_back"]) == (24, 3, 3)
     made = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     for number, row in enumerate(made[:24]):
-        assert f"<S>数字 {number} 👍<E>" in row["prompt"] and row["prompt"].startswith("The video shows a calm room")
+        assert f"<S>数字 {number} 👍<E>" in row["prompt"] and row["prompt"].startswith(
+            "The video shows a calm room"
+        )
     reasons = [row["meta"]["rewrite"]["reason"] for row in made[24:]]
-    assert reasons[:2] == ["'[SPEECH 1]' is left in place of speech; there are 0 spans", "1 speech spans, expected 2"]
+    assert reasons[:2] == [
+        "'[SPEECH 1]' is left in place of speech; there are 0 spans",
+        "1 speech spans, expected 2",
+    ]
     assert reasons[2].startswith("status 400") and made[26]["meta"]["rewrite"]["tries"] == 1
     assert metric(url, "vllm:request_success_total") - before == 24 + 2 + 2
 
@@ -92,8 +115,12 @@ def test_a_server_killed_in_the_middle_loses_nothing_that_was_answered(server, t
 
     killer = threading.Thread(target=kill_after_some)
     killer.start()
-    with pytest.raises(ConnectionError, match=r"8 prompts in a row without an answer .* run the same command again"):
-        rewrite_all(prompts, endpoint(url), cache, Asking(concurrency=4, num_tries=2, backoff_s=0.05, patience=8))
+    with pytest.raises(
+        ConnectionError, match=r"8 prompts in a row without an answer .* run the same command again"
+    ):
+        rewrite_all(
+            prompts, endpoint(url), cache, Asking(concurrency=4, num_tries=2, backoff_s=0.05, patience=8)
+        )
     killer.join()
     cache.close()
     kept = RewriteCache(tmp_path / "cache.jsonl")

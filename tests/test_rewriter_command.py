@@ -14,7 +14,18 @@ from finetune.rewriter.config import DpoTuning, GrpoTuning
 from pretrain.generate import GenerateConfig
 from pretrain.prompt import parse, read_prompts
 
-SMALL = ["--set", "steps=2", "--set", "batch=8", "--set", "micro_batch=8", "--set", "rank=4", "--set", "device=cpu"]
+SMALL = [
+    "--set",
+    "steps=2",
+    "--set",
+    "batch=8",
+    "--set",
+    "micro_batch=8",
+    "--set",
+    "rank=4",
+    "--set",
+    "device=cpu",
+]
 GRPO = [*SMALL, "--set", "group=4", "--set", "completion_tokens=8"]
 
 
@@ -25,7 +36,7 @@ def place(tmp_path, monkeypatch):
     lines = [json.dumps({"prompt": row.prompt.text, "data_id": row.data_id}) + "\n" for row in ROWS]
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.runs.ensure_sender", lambda *_: None)
+    monkeypatch.setattr("experiments.runs.run.ensure_sender", lambda *_: None)
     return tmp_path
 
 
@@ -45,7 +56,9 @@ def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
     record = json.loads((place / "out/runs/rewriter.json").read_text())
     assert record["config"]["algorithm"] == "grpo" and record["config"]["rewriter"]["steps"] == 2
     events = (place / "out/tracking" / record["key"] / "events.jsonl").read_text()
-    assert '"rewards/spans/mean"' in events and '"rewriter-adapter"' in events and "nava.parent_model" in events
+    assert (
+        '"rewards/spans/mean"' in events and '"rewriter-adapter"' in events and "nava.parent_model" in events
+    )
     capsys.readouterr()
     assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO]) == 0
     assert "finished, with these inputs and settings; kept" in capsys.readouterr().out
@@ -55,7 +68,9 @@ def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
     assert before == (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
     assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3", "--no-resume"]) == 0
     assert before != (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
-    said = line_of(capsys, "rewriter", "grpo", "out/rewriter/model", "prompts.jsonl", *GRPO, "--no-resume")  # on from what it made
+    said = line_of(
+        capsys, "rewriter", "grpo", "out/rewriter/model", "prompts.jsonl", *GRPO, "--no-resume"
+    )  # on from what it made
     assert "out/rewriter/model: lies in out/rewriter, which this tuning replaces" in said
     assert (place / "out/rewriter/model/model.safetensors").is_file()
 
@@ -63,22 +78,43 @@ def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
 def write_rewrites(place) -> None:
     for name, side in (("good", "chosen"), ("bad", "rejected")):
         rows = [
-            {"data_id": pair.case_id, "prompt": getattr(pair, side), "meta": {"rewrite": {"source": pair.source}}} for pair in PAIRS
+            {
+                "data_id": pair.case_id,
+                "prompt": getattr(pair, side),
+                "meta": {"rewrite": {"source": pair.source}},
+            }
+            for pair in PAIRS
         ]
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     votes = [
-        {"user_id": "u", "case_id": pair.case_id, "left_model": "bad", "right_model": "good", "choice": "right", "ours_side": None}
+        {
+            "user_id": "u",
+            "case_id": pair.case_id,
+            "left_model": "bad",
+            "right_model": "good",
+            "choice": "right",
+            "ours_side": None,
+        }
         for pair in PAIRS
     ]
-    (place / "votes.jsonl").write_text("".join(json.dumps({**vote, "simulated": True}) + "\n" for vote in votes))
+    (place / "votes.jsonl").write_text(
+        "".join(json.dumps({**vote, "simulated": True}) + "\n" for vote in votes)
+    )
 
 
 def test_dpo_learns_from_votes_and_says_whose(place, capsys):
     write_rewrites(place)
-    assert main(["rewriter", "dpo", "lm", "votes.jsonl", *SMALL, "--rewrites", "good=good.jsonl", "bad=bad.jsonl"]) == 0
+    assert (
+        main(
+            ["rewriter", "dpo", "lm", "votes.jsonl", *SMALL, "--rewrites", "good=good.jsonl", "bad=bad.jsonl"]
+        )
+        == 0
+    )
     assert "6 pairs, 6 of them from SIMULATED votes; left out: none" in capsys.readouterr().out
     record = json.loads((place / "out/runs/rewriter.json").read_text())
-    assert '"nava.simulated_pairs": "6"' in (place / "out/tracking" / record["key"] / "events.jsonl").read_text()
+    assert (
+        '"nava.simulated_pairs": "6"' in (place / "out/tracking" / record["key"] / "events.jsonl").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,15 +126,43 @@ def test_dpo_learns_from_votes_and_says_whose(place, capsys):
         (["grpo", "lm", "prompts.jsonl", "--set", "rewards.span=3"], "did you mean 'spans'"),
         (["grpo", "lm", "prompts.jsonl", "--set", "steps"], "expected key=value"),
         (["grpo", "lm", "prompts.jsonl", "--set", "batch=512"], "6 prompts, and a step takes 64"),
-        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clip-score", "no.such:thing"], "cannot be loaded"),
-        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--clip-score", "a:b"], "give one of them"),
-        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mni"], "did you mean 'sync_mini'"),
-        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mini=-1"], "a weight above 0"),
-        (["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--set-reward", "sync_mini.model=["], "not YAML"),
+        (
+            ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clip-score", "no.such:thing"],
+            "cannot be loaded",
+        ),
+        (
+            ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--clip-score", "a:b"],
+            "give one of them",
+        ),
+        (
+            ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mni"],
+            "did you mean 'sync_mini'",
+        ),
+        (
+            ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--rewards", "sync_mini=-1"],
+            "a weight above 0",
+        ),
+        (
+            [
+                "grpo",
+                "lm",
+                "prompts.jsonl",
+                "--set",
+                "batch=8",
+                "--clips",
+                "m",
+                "--set-reward",
+                "sync_mini.model=[",
+            ],
+            "not YAML",
+        ),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "good.jsonl"], "expected NAME=OUT.jsonl"),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "a=good.jsonl", "a=bad.jsonl"], "'a' stands twice"),
         (["dpo", "lm", "votes.jsonl", "--rewrites", "good=good.jsonl"], "no clip of 'bad'"),
-        (["dpo", "lm", "votes.jsonl", "--axis", "voice", "--rewrites", "good=good.jsonl", "bad=bad.jsonl"], "no vote to count about"),
+        (
+            ["dpo", "lm", "votes.jsonl", "--axis", "voice", "--rewrites", "good=good.jsonl", "bad=bad.jsonl"],
+            "no vote to count about",
+        ),
     ],
 )
 def test_wrong_inputs_end_with_one_line_before_anything_is_made(place, capsys, arguments, message):
@@ -118,8 +182,15 @@ def test_options_of_a_plug_in_are_its_own():
 
 def test_settings_keep_the_rewards_that_are_not_named():
     config = overridden(GrpoTuning(), ("rewards.spans=5", "steps=7", "rewards.length=0"))
-    assert config.steps == 7 and dict(config.rewards) == {"spans": 5.0, "structure": 1.0, "length": 0.0, "clips": 1.0}
-    assert overridden(DpoTuning(), ("batch=2", "micro_batch=2")) == overridden(DpoTuning(), ("micro_batch=2", "batch=2"))
+    assert config.steps == 7 and dict(config.rewards) == {
+        "spans": 5.0,
+        "structure": 1.0,
+        "length": 0.0,
+        "clips": 1.0,
+    }
+    assert overridden(DpoTuning(), ("batch=2", "micro_batch=2")) == overridden(
+        DpoTuning(), ("micro_batch=2", "batch=2")
+    )
     with pytest.raises(ValueError, match="group: unknown key"):
         overridden(DpoTuning(), ("group=4",))
 
@@ -151,7 +222,9 @@ def test_clips_of_rewrites_differ_by_their_words_alone(tmp_path):
     first = score([*plain, longer[0]], [*rows, rows[0]])
     again = score([longer[0], *reversed(plain)], [rows[0], *reversed(rows)])
     assert all(map(math.isfinite, first))
-    assert again[0] == pytest.approx(first[3], abs=1e-4) and again[1:] == pytest.approx(first[2::-1], abs=1e-4)
+    assert again[0] == pytest.approx(first[3], abs=1e-4) and again[1:] == pytest.approx(
+        first[2::-1], abs=1e-4
+    )
     assert first[0] != pytest.approx(first[3], abs=1e-4)  # other words, another clip
     assert first[0] != pytest.approx(first[2], abs=1e-4)  # another prompt, other noise
     assert score.identity == RewriteClips(*given).identity
@@ -159,6 +232,8 @@ def test_clips_of_rewrites_differ_by_their_words_alone(tmp_path):
     image = dataclasses.replace(rows[0], image_path=world / "x.png")
     with pytest.raises(ValueError, match="start from no image"):
         RewriteClips(*given[:5], [image], world / "prompts.jsonl")
-    lost = dataclasses.replace(rows[1], prompt=parse(rows[1].prompt.text, ["gone.wav"]), reference_paths=(world / "gone.wav",))
+    lost = dataclasses.replace(
+        rows[1], prompt=parse(rows[1].prompt.text, ["gone.wav"]), reference_paths=(world / "gone.wav",)
+    )
     with pytest.raises(FileNotFoundError, match=r"gone.wav does not exist"):
         RewriteClips(*given[:5], [lost], world / "prompts.jsonl")

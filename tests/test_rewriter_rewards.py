@@ -40,7 +40,12 @@ def test_a_prompt_without_speech_loses_by_made_up_speech():
     assert spans_kept("A dog runs.", "The dog says <S>wow<E>.") == 0
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>[]"), min_size=1), max_size=4))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>[]"), min_size=1),
+        max_size=4,
+    )
+)
 @settings(max_examples=100, deadline=None)
 def test_a_template_rewrite_gets_full_marks_and_answers_come_back(words):
     words = [word for word in words if word.strip()]
@@ -67,7 +72,14 @@ def test_clips_are_scored_once_each_and_lost_speech_is_the_worst_of_its_prompt()
         return [math.nan if "fog" in text else float(len(text)) for text in rewrites]
 
     rows = [row(SOURCE, "a"), row("A dog runs.", "b")]
-    answers = ["x [SPEECH 1] [SPEECH 2]", "xx [SPEECH 1] [SPEECH 2]", "x [SPEECH 1] [SPEECH 2]", "x [SPEECH 1]", "fog", "dog"]
+    answers = [
+        "x [SPEECH 1] [SPEECH 2]",
+        "xx [SPEECH 1] [SPEECH 2]",
+        "x [SPEECH 1] [SPEECH 2]",
+        "x [SPEECH 1]",
+        "fog",
+        "dog",
+    ]
     source, places = [SOURCE] * 4 + ["A dog runs."] * 2, [0, 0, 0, 0, 1, 1]
     found = clips_of(score, rows)([], answers, source=source, row=places, trainer_state=None)
     assert len(asked) == 1 and len(asked[0]) == 4  # equal rewrites share a clip

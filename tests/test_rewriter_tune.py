@@ -96,14 +96,25 @@ def expected_vowels(folder) -> float:
     network, tokenizer = load(folder, "cpu")
     words = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     shares = torch.tensor([sum(sign in "aeiou" for sign in word) / max(1, len(word)) for word in words])
-    asked = [tokenizer(f"<ask>{messages(row.prompt.text)[-1]['content']}<answer>", return_tensors="pt") for row in ROWS]
+    asked = [
+        tokenizer(f"<ask>{messages(row.prompt.text)[-1]['content']}<answer>", return_tensors="pt")
+        for row in ROWS
+    ]
     with torch.no_grad():
         return sum(float(network(**each).logits[0, -1].softmax(-1) @ shares) for each in asked) / len(asked)
 
 
 def test_grpo_makes_likelier_what_is_rewarded(model, tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "reward_functions", Vowels().functions)
-    changes = {"steps": 12, "batch": 32, "micro_batch": 32, "group": 16, "learning_rate": 3e-2, "save_every": 100, "completion_tokens": 2}
+    changes = {
+        "steps": 12,
+        "batch": 32,
+        "micro_batch": 32,
+        "group": 16,
+        "learning_rate": 3e-2,
+        "save_every": 100,
+        "completion_tokens": 2,
+    }
     tuned = tune_grpo(grpo(**changes), model, ROWS, tmp_path)
     assert expected_vowels(tuned.model) > expected_vowels(model) + 0.05
 
@@ -173,11 +184,20 @@ def test_a_diverged_tuning_says_so(value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "only pytorch_model.bin, a pickle"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "only pytorch_model.bin, a pickle",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors; fetch"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}'), "Python code of the model's own"),
-        (lambda folder: (folder / "tokenizer_config.json").write_text('{"auto_map": {}}'), "Python code of the model's own"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}'),
+            "Python code of the model's own",
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"auto_map": {}}'),
+            "Python code of the model's own",
+        ),
         (lambda folder: (folder / "custom_generate").mkdir(), "custom_generate"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter merged"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),

@@ -9,7 +9,15 @@ SOURCE = "A man says <S>hello<E>."
 
 
 def vote(case: str, left: str, right: str, choice: str, user: str = "u", **more) -> dict:
-    return {"user_id": user, "case_id": case, "left_model": left, "right_model": right, "choice": choice, "ours_side": None, **more}
+    return {
+        "user_id": user,
+        "case_id": case,
+        "left_model": left,
+        "right_model": right,
+        "choice": choice,
+        "ours_side": None,
+        **more,
+    }
 
 
 def rewrite(model: str, case: str, text: str, source: str = SOURCE) -> Rewrite:
@@ -26,17 +34,30 @@ LONG, SHORT, BROKEN = "The man says <S>hello<E> loudly.", "Man: <S>hello<E>.", "
 
 
 def test_the_majority_chooses_whichever_side_it_was_on(tmp_path):
-    votes = [vote("c", "a", "b", "left", "u"), vote("c", "b", "a", "right", "v"), vote("c", "a", "b", "right", "w")]
+    votes = [
+        vote("c", "a", "b", "left", "u"),
+        vote("c", "b", "a", "right", "v"),
+        vote("c", "a", "b", "right", "w"),
+    ]
     found = pairs_of(tmp_path, votes, [rewrite("a", "c", LONG), rewrite("b", "c", SHORT)])
     (pair,) = found.pairs
-    assert (pair.chosen, pair.rejected, pair.source, pair.simulated) == (LONG, SHORT, SOURCE, False) and not found.left_out
+    assert (pair.chosen, pair.rejected, pair.source, pair.simulated) == (
+        LONG,
+        SHORT,
+        SOURCE,
+        False,
+    ) and not found.left_out
 
 
 def test_what_teaches_nothing_is_left_out_and_counted(tmp_path):
     votes = [
-        vote("same", "a", "b", "tie"), vote("draw", "a", "b", "left", "u"), vote("draw", "a", "b", "right", "v"),
-        vote("equal", "a", "b", "left"), vote("broken", "a", "b", "right"), vote("good", "a", "b", "left", simulated=True),
-    ]  # fmt: skip
+        vote("same", "a", "b", "tie"),
+        vote("draw", "a", "b", "left", "u"),
+        vote("draw", "a", "b", "right", "v"),
+        vote("equal", "a", "b", "left"),
+        vote("broken", "a", "b", "right"),
+        vote("good", "a", "b", "left", simulated=True),
+    ]
     rewrites = [rewrite("a", case, LONG) for case in ("same", "draw", "equal", "broken", "good")]
     rewrites += [rewrite("b", case, SHORT) for case in ("same", "draw")] + [rewrite("b", "equal", LONG)]
     rewrites += [rewrite("b", case, BROKEN) for case in ("broken", "good")]
@@ -60,7 +81,10 @@ def test_other_axes_are_not_counted(tmp_path):
     [
         ([vote("other", "a", "b", "left")], "no clip of 'a' for case 'other'"),
         ([vote("c", "a", "z", "left")], "no clip of 'z'"),
-        ([vote("c", "a", "b", "left", left_sha256=text_digest("another text"))], "votes are about another clip"),
+        (
+            [vote("c", "a", "b", "left", left_sha256=text_digest("another text"))],
+            "votes are about another clip",
+        ),
         ([vote("two", "a", "b", "left")], "different prompts"),
     ],
 )
@@ -77,26 +101,40 @@ def test_a_digest_of_the_text_finds_the_rewrite(tmp_path):
 
 
 def test_rewrites_are_read_from_what_nava_rewrite_writes(tmp_path):
+    from finetune.rewriter.rows import Rewrite as Written
+    from finetune.rewriter.rows import read_rows, write_rows
     from finetune.rewriter.template import by_template
-    from orchestration.rewrite_rows import Rewrite as Written
-    from orchestration.rewrite_rows import read_rows, write_rows
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": SOURCE, "meta": {"kind": "speech"}}) + "\n")
     rows = read_rows(prompts, tmp_path / "out.jsonl")
     write_rows(tmp_path / "out.jsonl", rows, [Written(by_template(SOURCE), "template", "", 0)], "")
     (found,) = read_rewrites(tmp_path / "out.jsonl", "m")
-    assert (found.model, found.case_id, found.source, found.text) == ("m", "prompts-00001", SOURCE, by_template(SOURCE))
+    assert (found.model, found.case_id, found.source, found.text) == (
+        "m",
+        "prompts-00001",
+        SOURCE,
+        by_template(SOURCE),
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         (['{"data_id": "a", "prompt": "x"}'], r"r.jsonl:1 meta.rewrite.source: expected text, got None"),
-        (['{"data_id": "a", "prompt": "x", "meta": {"rewrite": {"source": "<S>open"}}}'], r":1 meta.rewrite.source: <S> at"),
-        (['{"data_id": "a", "prompt": "x", "meta": {"rewrite": {"source": "y"}}}'] * 2, r":2 data_id: 'a' is also on line 1"),
+        (
+            ['{"data_id": "a", "prompt": "x", "meta": {"rewrite": {"source": "<S>open"}}}'],
+            r":1 meta.rewrite.source: <S> at",
+        ),
+        (
+            ['{"data_id": "a", "prompt": "x", "meta": {"rewrite": {"source": "y"}}}'] * 2,
+            r":2 data_id: 'a' is also on line 1",
+        ),
         (['{"data_id": "a", "prompt": "x", "meta": 5}'], r":1 meta.rewrite.source"),
-        (['{"data_id": "a", "prompt": "x", "sha256": 5, "meta": {"rewrite": {"source": "y"}}}'], r":1 sha256"),
+        (
+            ['{"data_id": "a", "prompt": "x", "sha256": 5, "meta": {"rewrite": {"source": "y"}}}'],
+            r":1 sha256",
+        ),
         (["not json"], r":1 json"),
     ],
 )

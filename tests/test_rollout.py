@@ -14,7 +14,8 @@ from finetune.recipe import GrpoPhase, StopConfig
 from finetune.rollout import ask, roll_out, window_starts
 from finetune.sde import replay
 from finetune.types import Role, Rollout
-from pretrain.codecs.base import Codecs, EncodedText, load_codecs
+from pretrain.codecs.base import Codecs, EncodedText
+from pretrain.codecs.load import load_codecs
 from pretrain.generate import reference_voices
 from pretrain.types import Velocity
 
@@ -46,7 +47,9 @@ def asked(world: Path, codecs: Codecs, places: list[int], clips: int = 3):
     return ask([rows[place] for place in places], clips, codecs, voices, config())
 
 
-def rolled(policy, given, batch: int = 8, role: Role = "default", stochastic: GrpoPhase | None = None, key=(0, 1)) -> Rollout:
+def rolled(
+    policy, given, batch: int = 8, role: Role = "default", stochastic: GrpoPhase | None = None, key=(0, 1)
+) -> Rollout:
     return roll_out(policy, role, given, config().nft.sampler, batch, key, CPU, stochastic)
 
 
@@ -72,12 +75,20 @@ def test_each_prompt_is_encoded_once_for_all_its_clips(world, codecs):
     assert given.conditioning.text.shape[0] == len(given.groups) == len(given.sample_ids) == 10
     assert torch.equal(given.conditioning.text[0], given.conditioning.text[4])
     assert given.groups[:5].unique().numel() == 1 and given.groups.unique().numel() == 2
-    assert given.sample_ids.unique().numel() == 10 and given.groups.dtype == given.sample_ids.dtype == torch.int64
-    assert bool((given.conditioning.speakers[5:] != 0).any()) and not bool((given.conditioning.speakers[:5] != 0).any())
+    assert (
+        given.sample_ids.unique().numel() == 10
+        and given.groups.dtype == given.sample_ids.dtype == torch.int64
+    )
+    assert bool((given.conditioning.speakers[5:] != 0).any()) and not bool(
+        (given.conditioning.speakers[:5] != 0).any()
+    )
 
 
 def test_a_clip_is_the_same_in_any_batch_beside_any_prompt(world, codecs, policy):
-    alone, together = rolled(policy, asked(world, codecs, [2])), rolled(policy, asked(world, codecs, [0, 2, 4]), batch=4)
+    alone, together = (
+        rolled(policy, asked(world, codecs, [2])),
+        rolled(policy, asked(world, codecs, [0, 2, 4]), batch=4),
+    )
     torch.testing.assert_close(together.video[3:6], alone.video, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.audio[3:6], alone.audio, rtol=1e-4, atol=1e-5)
     assert alone.video.shape == (3, 48, 2, 2, 2) and alone.audio.shape == (3, 128, 5)
@@ -108,20 +119,26 @@ def test_stored_steps_replay_with_ratio_one(world, codecs, policy, kernel):
     phase = dataclasses.replace(phase, kernel=dataclasses.replace(phase.kernel, name=kernel))
     clips = rolled(policy, asked(world, codecs, [0, 1, 2]), stochastic=phase)
     steps = clips.trajectory
-    assert steps is not None and steps.video.shape == (9, 2, 48, 2, 2, 2) and steps.levels.dtype == torch.float64
+    assert (
+        steps is not None and steps.video.shape == (9, 2, 48, 2, 2, 2) and steps.levels.dtype == torch.float64
+    )
     for index in range(2):
         states = streams_at(steps.video[:, index], steps.audio[:, index], steps.levels[:, index], clips.clock)
         answer = both(policy.velocity("default", *states, clips.conditioning))
         for name, velocity in zip(("video", "audio"), answer, strict=True):
             state, after = getattr(steps, name)[:, index], getattr(steps, f"next_{name}")[:, index]
-            again = replay(phase.kernel, state, velocity, steps.levels[:, index], steps.next_levels[:, index], after)
+            again = replay(
+                phase.kernel, state, velocity, steps.levels[:, index], steps.next_levels[:, index], after
+            )
             torch.testing.assert_close(again, getattr(steps, f"log_prob_{name}")[:, index], rtol=0, atol=1e-5)
 
 
 def test_the_second_stored_state_is_where_the_first_step_led(world, codecs, policy):
     steps = rolled(policy, asked(world, codecs, [0, 1]), stochastic=grpo(window=2, first_steps=3)).trajectory
     assert steps is not None
-    assert torch.equal(steps.next_video[:, 0], steps.video[:, 1]) and torch.equal(steps.next_audio[:, 0], steps.audio[:, 1])
+    assert torch.equal(steps.next_video[:, 0], steps.video[:, 1]) and torch.equal(
+        steps.next_audio[:, 0], steps.audio[:, 1]
+    )
     assert torch.equal(steps.next_levels[:, 0], steps.levels[:, 1])
 
 
@@ -132,8 +149,12 @@ def test_rounds_walk_through_all_prompts_and_leave_those_set_aside(world):
     assert len(aside) == 2
     rounds = [[row.data_id for row in prompts_of_round(prompts, made, 4, index)] for index in range(6)]
     assert all(len(set(names)) == 4 and not aside & set(names) for names in rounds)
-    assert all(len({*rounds[index], *rounds[index + 1]}) == 8 for index in (0, 2, 4))  # each pass takes every prompt once
-    assert rounds[0] != rounds[2] and rounds[:2] == [[row.data_id for row in prompts_of_round(prompts, made, 4, index)] for index in (0, 1)]
+    assert all(
+        len({*rounds[index], *rounds[index + 1]}) == 8 for index in (0, 2, 4)
+    )  # each pass takes every prompt once
+    assert rounds[0] != rounds[2] and rounds[:2] == [
+        [row.data_id for row in prompts_of_round(prompts, made, 4, index)] for index in (0, 1)
+    ]
 
 
 def test_shares_of_ranks_are_equal_and_whole(world):

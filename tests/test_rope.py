@@ -13,7 +13,12 @@ MODEL = debug_model()
 
 
 @settings(max_examples=50, deadline=None)
-@given(position=st.integers(0, 500), rate_v=st.floats(1, 60), rate_a=st.floats(1, 100), dim=st.sampled_from([16, 64, 128]))
+@given(
+    position=st.integers(0, 500),
+    rate_v=st.floats(1, 60),
+    rate_a=st.floats(1, 100),
+    dim=st.sampled_from([16, 64, 128]),
+)
 def test_audio_position_turns_as_video_time(position: int, rate_v: float, rate_a: float, dim: int) -> None:
     temporal = axis_split(dim)[0] // 2
     angles = audio_angles(position + 1, rate_v / rate_a, dim, 1e4)[position]

@@ -9,7 +9,11 @@ from pretrain.schedule import StageConfig, task_of_step
 from pretrain.types import Task
 
 
-@given(st.integers(0, 2**31), st.dictionaries(st.sampled_from(sorted(Task)), st.floats(0.1, 10), min_size=1), st.integers(50, 600))
+@given(
+    st.integers(0, 2**31),
+    st.dictionaries(st.sampled_from(sorted(Task)), st.floats(0.1, 10), min_size=1),
+    st.integers(50, 600),
+)
 @settings(max_examples=40, deadline=None)
 def test_shares_follow_the_weights(seed, tasks, steps):
     stage = StageConfig(tasks=tasks)
@@ -20,7 +24,9 @@ def test_shares_follow_the_weights(seed, tasks, steps):
 
 
 def test_audio_only_draws_from_its_own_sets():
-    stage = StageConfig(tasks={"T2A": 1, "T2AV": 1}, sets={"paired": 1, "curated": 3}, audio_sets={"audio_only": 1})
+    stage = StageConfig(
+        tasks={"T2A": 1, "T2AV": 1}, sets={"paired": 1, "curated": 3}, audio_sets={"audio_only": 1}
+    )
     draws = [task_of_step(3, stage, step) for step in range(400)]
     assert {draw.set_name for draw in draws if draw.task is Task.T2A} == {"audio_only"}
     joint = Counter(draw.set_name for draw in draws if draw.task is Task.T2AV)

@@ -36,7 +36,9 @@ class MeanLevel:
         MeanLevel.calls += len(clips)
         if any(clip.name == MeanLevel.fail_at for clip in clips):
             raise KeyboardInterrupt
-        return score_prepared(clips, lambda clip: clip, lambda some: [Score(self.scale * rms(clip)) for clip in some])
+        return score_prepared(
+            clips, lambda clip: clip, lambda some: [Score(self.scale * rms(clip)) for clip in some]
+        )
 
 
 def rms(clip) -> float:
@@ -80,7 +82,11 @@ def values(rows, name="mean_level"):
 def test_a_folder_lists_videos_and_sounds_of_their_own(clips):
     assert [file.name for file in list_clips(clips)] == ["c0", "c1", "c2", "c3", "only_sound"]
     video, sound = load_clip(list_clips(clips)[0]), load_clip(list_clips(clips)[-1])
-    assert video.frames is not None and (video.fps, video.sample_rate_hz, len(video.frames)) == (25.0, RATE, 12)
+    assert video.frames is not None and (video.fps, video.sample_rate_hz, len(video.frames)) == (
+        25.0,
+        RATE,
+        12,
+    )
     assert (sound.frames, sound.sample_rate_hz) == (None, 44_100)
 
 
@@ -90,7 +96,9 @@ def test_scores_are_right_and_every_clip_is_decoded_once(clips, tmp_path, monkey
     rows = score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
     assert read == ["c0", "c1", "c2", "c3", "only_sound"]
     expected = {"c0": 0.1, "c1": 0.2, "c2": 0.3, "c3": 0.4, "only_sound": 0.5}
-    assert values(rows) == pytest.approx({name: peak / math.sqrt(2) for name, peak in expected.items()}, rel=0.05)
+    assert values(rows) == pytest.approx(
+        {name: peak / math.sqrt(2) for name, peak in expected.items()}, rel=0.05
+    )
     assert rows[0]["guardrails"]["motion"] > 0.1 and rows[-1]["guardrails"]["motion"] is None
 
 
@@ -112,7 +120,10 @@ def test_a_changed_prompt_is_another_clip(clips, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     out = tmp_path / "s.jsonl"
     for words in ("one", "two", "two"):
-        prompts.write_text(json.dumps({"prompt": f"A man says <S>{words}<E>.", "video": "clips/c0.mp4", "data_id": "a"}) + "\n")
+        prompts.write_text(
+            json.dumps({"prompt": f"A man says <S>{words}<E>.", "video": "clips/c0.mp4", "data_id": "a"})
+            + "\n"
+        )
         score_files(list_clips(prompts), settings(), out)
     assert MeanLevel.calls == 2
 
@@ -188,7 +199,9 @@ def test_a_scorer_that_answers_too_few_is_broken(clips, tmp_path, monkeypatch):
 
 def test_a_rubric_adds_totals_without_scoring_again(clips, tmp_path):
     rubric = tmp_path / "r.yaml"
-    rubric.write_text("items: {mean_level: {weight: 2.0, normalise: batch}}\nguardrails: {min_loudness_dbfs: -12}\n")
+    rubric.write_text(
+        "items: {mean_level: {weight: 2.0, normalise: batch}}\nguardrails: {min_loudness_dbfs: -12}\n"
+    )
     files, out = list_clips(clips), tmp_path / "s.jsonl"
     score_files(files, settings(), out)
     rows = score_files(files, settings_from([PLUGIN, "snr_estimate_db"], rubric, (), files), out)
@@ -196,14 +209,23 @@ def test_a_rubric_adds_totals_without_scoring_again(clips, tmp_path):
     totals = np.array([row["total"]["value"] for row in rows])
     levels = np.array(list(values(rows).values()))
     assert totals == pytest.approx(2 * (levels - levels.mean()) / levels.std())
-    assert [bool(row["flags"]) for row in rows] == [True, True, True, False, False]  # -23, -17, -13.5, -11, -9 dBFS
+    assert [bool(row["flags"]) for row in rows] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # -23, -17, -13.5, -11, -9 dBFS
     assert summarise(rows)["rewards"]["total"]["mean"] == pytest.approx(0, abs=1e-6)
     assert "total" not in score_files(files, settings(), out)[0]
 
 
 def test_a_missing_reference_stops_before_anything_is_scored(clips, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt": "A man says <S>one<E>.", "video": "clips/c0.mp4", "spk_wavs": ["gone.wav"]}) + "\n")
+    prompts.write_text(
+        json.dumps({"prompt": "A man says <S>one<E>.", "video": "clips/c0.mp4", "spk_wavs": ["gone.wav"]})
+        + "\n"
+    )
     with pytest.raises(FileNotFoundError, match=r"gone.wav: no such file; prompts-00001 refers to it"):
         score_files(list_clips(prompts), settings(), tmp_path / "s.jsonl")
     assert not (tmp_path / "s.jsonl").exists()
@@ -212,9 +234,20 @@ def test_a_missing_reference_stops_before_anything_is_scored(clips, tmp_path):
 def test_an_index_and_a_training_manifest_give_what_was_asked(clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_wav(tmp_path / "voice.wav", tone(0.3), RATE)
-    meta = {"voices": ["slt"], "mouth_boxes": [[1, 2, 8, 9]], "kind": "speech", "reference_paths": ["voice.wav"]}
+    meta = {
+        "voices": ["slt"],
+        "mouth_boxes": [[1, 2, 8, 9]],
+        "kind": "speech",
+        "reference_paths": ["voice.wav"],
+    }
     text = "A woman says <S>one two<E>."
-    index = {"data_id": "c0", "prompt": text, "video": "c0.mp4", "reference_paths": ["voice.wav"], "meta": meta}
+    index = {
+        "data_id": "c0",
+        "prompt": text,
+        "video": "c0.mp4",
+        "reference_paths": ["voice.wav"],
+        "meta": meta,
+    }
     (clips / "index.jsonl").write_text(json.dumps(index) + "\n")
     info = {"data_path": "clips/c0.mp4", "fps": 25, "duration": 0.5, "image_width": 16, "image_height": 16}
     times = {"text": text, "speech_start": [0.1], "speech_end": [0.4]}
@@ -232,7 +265,11 @@ def test_the_verb_prints_json_and_a_table(clips, tmp_path, capsys):
     score(clips, rewards=(f"snr_estimate_db,{PLUGIN}",), out=tmp_path / "s.jsonl", limit=3, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["clips"] == 3 and found["rewards"]["mean_level"]["n"] == 3
-    assert found["rewards"]["mean_level"]["low"] < found["rewards"]["mean_level"]["mean"] < found["rewards"]["mean_level"]["high"]
+    assert (
+        found["rewards"]["mean_level"]["low"]
+        < found["rewards"]["mean_level"]["mean"]
+        < found["rewards"]["mean_level"]["high"]
+    )
     score(clips, rewards=("snr_estimate_db", PLUGIN), out=tmp_path / "s.jsonl", limit=3)
     assert "3 / 3" in capsys.readouterr().out
 
@@ -242,7 +279,13 @@ def test_the_speed_of_rewards_is_measured_on_clips_they_can_score(clips):
     names = ["snr_estimate_db", "identity_colour_edge", "lip_loudness_correlation", "sync_mini", PLUGIN]
     found = speed(list_clips(clips)[:3], names, ["sync_mini.model=nowhere"], 2, unavailable)
     assert set(found["rewards"]) == {"snr_estimate_db", "identity_colour_edge", PLUGIN}
-    assert all(row["scored"] == row["of"] == 3 and row["batched"] > 0 < row["one_by_one"] for row in found["rewards"].values())
+    assert all(
+        row["scored"] == row["of"] == 3 and row["batched"] > 0 < row["one_by_one"]
+        for row in found["rewards"].values()
+    )
     assert found["decode"] > 0 and found["mean_clip_seconds"] == pytest.approx(0.5, abs=0.05)
-    assert set(unavailable) == {"lip_loudness_correlation", "sync_mini"} and "nowhere" in unavailable["sync_mini"]
+    assert (
+        set(unavailable) == {"lip_loudness_correlation", "sync_mini"}
+        and "nowhere" in unavailable["sync_mini"]
+    )
     assert MeanLevel.calls == 3 * (1 + 2 * 2)  # one pass to warm up, two batched, two one by one

@@ -35,12 +35,27 @@ PLUGIN = f"{__name__}:MeanLevel"
     ("text", "message"),
     [
         ("items: {snr_estimate: {}}", "unknown reward 'snr_estimate'; did you mean 'snr_estimate_db'"),
-        ("items: {wer_pocketsphinx: {weight: 1}}", "items.wer_pocketsphinx.weight: lower is better, so give it a negative weight"),
-        ("items: {sync_judge: {weight: 1}}", "items.sync_judge.weight: a judge must stay out of what is rewarded"),
-        ("items: {sync_judge.rho_zero: {weight: 1}}", "items.sync_judge.rho_zero.weight: a judge must stay out"),
+        (
+            "items: {wer_pocketsphinx: {weight: 1}}",
+            "items.wer_pocketsphinx.weight: lower is better, so give it a negative weight",
+        ),
+        (
+            "items: {sync_judge: {weight: 1}}",
+            "items.sync_judge.weight: a judge must stay out of what is rewarded",
+        ),
+        (
+            "items: {sync_judge.rho_zero: {weight: 1}}",
+            "items.sync_judge.rho_zero.weight: a judge must stay out",
+        ),
         ("item: {}", "r.yaml: item: unknown key; did you mean 'items'"),
-        ("items: {snr_estimate_db: {wieght: 1}}", "r.yaml: items.snr_estimate_db.wieght: unknown option; did you mean 'weight'"),
-        ("items: {snr_estimate_db: {}}\nguardrails: {min_lfus: 1}", "guardrails.min_lfus: unknown option; did you mean 'min_lufs'"),
+        (
+            "items: {snr_estimate_db: {wieght: 1}}",
+            "r.yaml: items.snr_estimate_db.wieght: unknown option; did you mean 'weight'",
+        ),
+        (
+            "items: {snr_estimate_db: {}}\nguardrails: {min_lfus: 1}",
+            "guardrails.min_lfus: unknown option; did you mean 'min_lufs'",
+        ),
         ("items: [", "r.yaml: not YAML"),
         ("- a", "expected a mapping with items"),
     ],
@@ -56,8 +71,16 @@ def test_wrong_rubrics_are_one_line(tmp_path, text, message):
     ("rewards", "options", "message"),
     [
         (["sim_resemblizer"], [], "did you mean 'sim_resemblyzer'"),
-        (["wer_whisper"], ["wer_whisper.weight=a"], "wer_whisper.weight: unknown option; did you mean 'weights'"),
-        (["wer_whisper"], ["wer_whisper.scoring=seed"], "wer_whisper.scoring: unknown value 'seed'; did you mean"),
+        (
+            ["wer_whisper"],
+            ["wer_whisper.weight=a"],
+            "wer_whisper.weight: unknown option; did you mean 'weights'",
+        ),
+        (
+            ["wer_whisper"],
+            ["wer_whisper.scoring=seed"],
+            "wer_whisper.scoring: unknown value 'seed'; did you mean",
+        ),
         (["wer_whisper"], ["sim_resemblyzer.a=1"], "'sim_resemblyzer' is not asked for"),
         (["wer_whisper"], ["weights"], "expected REWARD.OPTION=VALUE"),
         ([], [], "no rewards: give --rewards"),
@@ -95,21 +118,28 @@ def test_every_offline_reward_is_called_as_the_catalog_says(tmp_path):
     for voice in "ab":
         write_wav(tmp_path / "bank" / f"{voice}_1.wav", np.sin(np.arange(RATE) * 0.1), RATE)
     names = [name for name, entry in CATALOG.items() if entry.offline]
-    options: dict[str, dict[str, Any]] = {name: {"vocabulary": ["yes", "no"]} for name in names if "pocketsphinx" in name}
+    options: dict[str, dict[str, Any]] = {
+        name: {"vocabulary": ["yes", "no"]} for name in names if "pocketsphinx" in name
+    }
     options |= {name: {"model": tmp_path / "net"} for name in ("sync_mini", "sync_judge")}
     options["voice_accuracy_resemblyzer"] = {"bank": tmp_path / "bank"}
     with open_rewards(names, options) as rewards:
         assert [reward.name for reward in rewards] == names
         listeners = [reward.recognizer for reward in rewards if isinstance(reward, Intelligibility)]
         spellers = [reward.transcriber for reward in rewards if isinstance(reward, WordErrorRate)]
-        assert len(spellers) == 2 and [one is other for one, other in zip(listeners, spellers, strict=True)] == [True, True]
+        assert len(spellers) == 2 and [
+            one is other for one, other in zip(listeners, spellers, strict=True)
+        ] == [True, True]
         for reward in rewards:
             (answer,) = reward.score([Clip(None, RATE)])
             assert math.isnan(answer.value) and answer.reason
 
 
 def test_the_same_reward_twice_is_refused():
-    with pytest.raises(ValueError, match="two rewards are called 'mean_level'"), open_rewards([PLUGIN, f"{PLUGIN}"], {}):
+    with (
+        pytest.raises(ValueError, match="two rewards are called 'mean_level'"),
+        open_rewards([PLUGIN, f"{PLUGIN}"], {}),
+    ):
         pass
 
 

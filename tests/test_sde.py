@@ -26,7 +26,11 @@ def at(*values: float) -> Tensor:
 
 
 level = st.floats(0.02, 0.98)
-falling = st.tuples(level, level).map(lambda pair: (max(pair), min(pair))).filter(lambda pair: pair[0] - pair[1] > 1e-3)
+falling = (
+    st.tuples(level, level)
+    .map(lambda pair: (max(pair), min(pair)))
+    .filter(lambda pair: pair[0] - pair[1] > 1e-3)
+)
 
 
 @given(levels=falling, eta=st.floats(0.05, 1.5))
@@ -49,7 +53,9 @@ def test_cps_is_the_formula(levels: tuple[float, float], eta: float) -> None:
     mean, step_std = transition(Kernel(name="cps", eta=eta), state, velocity, at(s), at(t))
     std = t * math.sin(eta * math.pi / 2)
     clean, noise = state - s * velocity, state + (1 - s) * velocity
-    torch.testing.assert_close(mean, (1 - t) * clean + math.sqrt(max(t**2 - std**2, 0.0)) * noise, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(
+        mean, (1 - t) * clean + math.sqrt(max(t**2 - std**2, 0.0)) * noise, atol=1e-7, rtol=1e-7
+    )
     assert float(step_std) == pytest.approx(std, rel=1e-12)
 
 
@@ -70,7 +76,9 @@ def test_flow_sde_keeps_the_marginals_of_normal_data(eta: float) -> None:
     levels = torch.linspace(1, 0.002, 1001, dtype=torch.float64)
     for s, t in pairwise(levels):
         slope = (s - 4 * (1 - s)) / (4 * (1 - s) ** 2 + s**2)  # E[eps - x0 | x_s] / x_s
-        mean, step_std = transition(kernel, torch.ones(1, 1, dtype=torch.float64), slope.view(1, 1), s[None], t[None])
+        mean, step_std = transition(
+            kernel, torch.ones(1, 1, dtype=torch.float64), slope.view(1, 1), s[None], t[None]
+        )
         variance = float(mean) ** 2 * variance + float(step_std) ** 2
     assert variance == pytest.approx(4, rel=0.03)
 
@@ -78,7 +86,9 @@ def test_flow_sde_keeps_the_marginals_of_normal_data(eta: float) -> None:
 def test_flow_sde_starts_at_pure_noise_with_the_next_level_in_its_rate() -> None:
     state, velocity, noise = draws(1, 4)
     reached = transition(KERNELS[0], state, velocity, at(1.0), at(0.9))
-    assert float(reached.step_std) == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1), rel=1e-12)
+    assert float(reached.step_std) == pytest.approx(
+        0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1), rel=1e-12
+    )
     assert bool(step(KERNELS[0], state, velocity, at(1.0), at(0.9), noise).next_state.isfinite().all())
 
 
@@ -116,7 +126,9 @@ def test_the_gradient_pulls_the_mean_to_the_state_that_was_drawn(kernel: Kernel)
     assert not taken.next_state.requires_grad
     reached = transition(kernel, state, velocity, at(0.8, 0.5), at(0.6, 0.1))
     stored = taken.next_state.clone().requires_grad_()
-    pull, none = torch.autograd.grad(log_prob(kernel, stored, reached).sum(), [reached.mean, stored], allow_unused=True)
+    pull, none = torch.autograd.grad(
+        log_prob(kernel, stored, reached).sum(), [reached.mean, stored], allow_unused=True
+    )
     assert none is None
     assert bool((pull * (taken.next_state - reached.mean) > 0).all())
 
@@ -130,7 +142,11 @@ def test_replay_is_bit_for_bit(kernel: Kernel, levels: tuple[float, float], seed
     velocity = velocity.bfloat16()
     s, t = (at(level, level) for level in levels)
     taken = step(kernel, state, velocity, s, t, noise)
-    assert taken.next_state.dtype == step(kernel, state, velocity.double(), s, t, noise).next_state.dtype == torch.float32
+    assert (
+        taken.next_state.dtype
+        == step(kernel, state, velocity.double(), s, t, noise).next_state.dtype
+        == torch.float32
+    )
     again = replay(kernel, state, velocity, s, t, taken.next_state)
     assert torch.equal(torch.exp(again - taken.log_prob), torch.ones(2))
 
@@ -179,7 +195,9 @@ def test_half_and_half_unless_said_otherwise() -> None:
         joint_log_prob(at(1.0), at(3.0), 1.1)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("flow_sde", 0.0), ("cps", 1.2), ("cps", -1.0), ("dance", 0.5), ("cps", math.nan)])
+@pytest.mark.parametrize(
+    ("name", "eta"), [("flow_sde", 0.0), ("cps", 1.2), ("cps", -1.0), ("dance", 0.5), ("cps", math.nan)]
+)
 def test_a_kernel_without_density_is_refused(name: KernelName, eta: float) -> None:
     with pytest.raises(ValueError, match=r"eta must be|kernel must be"):
         Kernel(name=name, eta=eta)

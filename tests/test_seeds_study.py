@@ -4,25 +4,30 @@ import json
 import pytest
 from test_before_after import NONE, good
 
-from experiments.before_after import before_after
-from experiments.before_after_verdicts import alignment_verdicts
+from experiments.job import Job
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
-from experiments.seeds_study.page import page
-from experiments.seeds_study.pooled import mean_rows
-from experiments.seeds_study.run import study_seeds
-from experiments.stages import Job
+from experiments.report.before_after import before_after
+from experiments.report.verdicts import alignment_verdicts
+from experiments.studies.seeds import mean_rows, study_seeds
+from experiments.studies.seeds_page import page
 
 
 def row(name: str, sync: float | None, errors: float = 0.0):
     return {
-        "data_id": name, "prompt": f"p {name}", "scores": {"sync_judge": sync, "wer_pocketsphinx": errors},
-        "parts": {"wer_pocketsphinx": {"errors": errors, "words": 1.0}}, "guardrails": {"motion": 0.1}, "flags": [],
-    }  # fmt: skip
+        "data_id": name,
+        "prompt": f"p {name}",
+        "scores": {"sync_judge": sync, "wer_pocketsphinx": errors},
+        "parts": {"wer_pocketsphinx": {"errors": errors, "words": 1.0}},
+        "guardrails": {"motion": 0.1},
+        "flags": [],
+    }
 
 
 def test_a_prompt_counts_once_with_the_mean_over_seeds():
-    pooled = mean_rows([[row("a", 1.0, 1.0), row("b", 0.0)], [row("b", 0.5), row("a", 2.0)], [row("a", 3.0), row("b", None)]])
+    pooled = mean_rows(
+        [[row("a", 1.0, 1.0), row("b", 0.0)], [row("b", 0.5), row("a", 2.0)], [row("a", 3.0), row("b", None)]]
+    )
     assert [found["data_id"] for found in pooled] == ["a", "b"]
     assert pooled[0]["scores"]["sync_judge"] == 2.0 and pooled[1]["scores"]["sync_judge"] == 0.25
     assert pooled[0]["parts"]["wer_pocketsphinx"] == pytest.approx({"errors": 1 / 3, "words": 1.0})
@@ -41,13 +46,20 @@ def test_seeds_with_other_prompts_are_refused():
 def test_the_page_has_the_verdicts_each_seed_and_every_guardrail():
     found = {**before_after(*good(), NONE), "raters": {}}
     study = {
-        "study": "seeds", "seeds": 2, "together": found, "verdicts": [vars(verdict) for verdict in alignment_verdicts(found)],
+        "study": "seeds",
+        "seeds": 2,
+        "together": found,
+        "verdicts": [vars(verdict) for verdict in alignment_verdicts(found)],
         "each": {str(seed): {"align_seconds": 240.0 + seed, **found} for seed in range(2)},
-    }  # fmt: skip
+    }
     text = page(json.loads(json.dumps(study)))
     assert "SIMULATED" in text and "| 1 | 241 |" in text
-    assert all(f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge"))
-    assert sum(line.endswith(("pass |", "SHORT |", "not measured |")) for line in text.splitlines()) == len(study["verdicts"])
+    assert all(
+        f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge")
+    )
+    assert sum(line.endswith(("pass |", "SHORT |", "not measured |")) for line in text.splitlines()) == len(
+        study["verdicts"]
+    )
 
 
 def test_nothing_starts_without_clips_of_before(tmp_path):

@@ -60,13 +60,18 @@ def parsed(body: bytes, boundary: bytes, cuts: list[int]) -> dict[str, bytes]:
 
 
 # Contents full of what delimiters are made of, and the delimiter but for its last letter.
-content = st.lists(st.sampled_from([b"\r", b"\n", b"-", b"--", b"\r\n--", b"x", b"\r\n\r\n", b"BOUNDAR"]), max_size=30).map(b"".join)
+content = st.lists(
+    st.sampled_from([b"\r", b"\n", b"-", b"--", b"\r\n--", b"x", b"\r\n\r\n", b"BOUNDAR"]), max_size=30
+).map(b"".join)
 named = st.dictionaries(st.from_regex(r"[a-z]{1,4}", fullmatch=True), content, min_size=1, max_size=5)
 
 
 @given(named, st.lists(st.integers(0, 9999), max_size=40))
 def test_parts_come_out_as_they_went_in_however_they_are_cut(parts, cuts):
-    pieces = [f'--BOUNDARY\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + part for name, part in parts.items()]
+    pieces = [
+        f'--BOUNDARY\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + part
+        for name, part in parts.items()
+    ]
     assert parsed(b"\r\n".join([*pieces, b"--BOUNDARY--\r\n"]), b"BOUNDARY", cuts) == parts
 
 
@@ -84,7 +89,9 @@ def test_uploads_are_files_while_they_are_needed(tmp_path):
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
 def test_a_slow_sender_is_given_up(tmp_path, kind):
-    sent = Sent([START, *[b"x"] * 100] if "multi" in kind else [b" "] * 100, {"content-type": kind}, pause=0.05)
+    sent = Sent(
+        [START, *[b"x"] * 100] if "multi" in kind else [b" "] * 100, {"content-type": kind}, pause=0.05
+    )
     with pytest.raises(Refusal, match="not complete after") as refused:
         received(tmp_path, sent, replace(SMALL, body_seconds=0.2))
     assert refused.value.status == 408 and sent.taken < 10

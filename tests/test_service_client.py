@@ -63,31 +63,57 @@ def same(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 def test_the_clip_arrives_bit_for_bit(world):
     url, scoring, _ = world
     sent = clip(
-        waveform=(1.5 * RNG.standard_normal((2, 24_001))).astype(np.float32), prompt="x <S>one<E> <S>two<E>", spans=("one", "two"),
-        references=(None, RNG.standard_normal(999).astype(np.float32)), voices=("a", "ü"), mouth_boxes=((1, 2, 20, 30),),
-        face_boxes=((0, 0, 30, 34),), span_times=((0.1, 0.5),), first_frame=RNG.integers(0, 256, (9, 11, 3), dtype=np.uint8),
-        reference_sound=RNG.standard_normal(500).astype(np.float32), fps=24000 / 1001,
-    )  # fmt: skip
+        waveform=(1.5 * RNG.standard_normal((2, 24_001))).astype(np.float32),
+        prompt="x <S>one<E> <S>two<E>",
+        spans=("one", "two"),
+        references=(None, RNG.standard_normal(999).astype(np.float32)),
+        voices=("a", "ü"),
+        mouth_boxes=((1, 2, 20, 30),),
+        face_boxes=((0, 0, 30, 34),),
+        span_times=((0.1, 0.5),),
+        first_frame=RNG.integers(0, 256, (9, 11, 3), dtype=np.uint8),
+        reference_sound=RNG.standard_normal(500).astype(np.float32),
+        fps=24000 / 1001,
+    )
     (score,) = RemoteReward("judge", url, measure_only=True).score([sent])
     assert score.value == 0.25 and np.isnan(score.parts["inf"])
     got = scoring.clips[-1]
     for name in ("waveform", "frames", "first_frame", "reference_sound"):
         assert same(getattr(got, name), getattr(sent, name)), name
-    assert len(got.references) == 2 and all(same(a, b) for a, b in zip(got.references, sent.references, strict=True))
-    for name in ("sample_rate_hz", "prompt", "spans", "voices", "name", "mouth_boxes", "face_boxes", "span_times"):
+    assert len(got.references) == 2 and all(
+        same(a, b) for a, b in zip(got.references, sent.references, strict=True)
+    )
+    for name in (
+        "sample_rate_hz",
+        "prompt",
+        "spans",
+        "voices",
+        "name",
+        "mouth_boxes",
+        "face_boxes",
+        "span_times",
+    ):
         assert getattr(got, name) == getattr(sent, name), name
     assert got.fps == pytest.approx(sent.fps, rel=1e-9)
 
 
 def test_scores_are_those_of_the_reward_here(world):
     url, *_ = world
-    clips = [clip(mouth_boxes=((2, 2, 30, 30),)), clip(waveform=None), clip(waveform=np.zeros(16_000, np.float32), frames=None)]
+    clips = [
+        clip(mouth_boxes=((2, 2, 30, 30),)),
+        clip(waveform=None),
+        clip(waveform=np.zeros(16_000, np.float32), frames=None),
+    ]
     names = ("snr_estimate_db", "lip_loudness_correlation")
     with open_rewards(names, {}) as rewards:
         for name, reward in zip(names, rewards, strict=True):
             here, there = reward.score(clips), RemoteReward(name, url).score(clips)
             for a, b in zip(here, there, strict=True):
-                assert (b.value, b.reason, dict(b.parts)) == (pytest.approx(a.value, nan_ok=True, abs=0), a.reason, dict(a.parts))
+                assert (b.value, b.reason, dict(b.parts)) == (
+                    pytest.approx(a.value, nan_ok=True, abs=0),
+                    a.reason,
+                    dict(a.parts),
+                )
 
 
 def test_unscorable_is_nan_and_a_failure_raises(world):
@@ -97,7 +123,11 @@ def test_unscorable_is_nan_and_a_failure_raises(world):
     holes = clip(waveform=np.full(16_000, np.nan, np.float32), frames=None)
     scores = RemoteReward("snr_estimate_db", url).score([too_long, neither, holes])
     assert all(np.isnan(score.value) for score in scores)
-    assert ["at most 60 s" in scores[0].reason, "neither" in scores[1].reason, "not finite" in scores[2].reason] == [True] * 3
+    assert [
+        "at most 60 s" in scores[0].reason,
+        "neither" in scores[1].reason,
+        "not finite" in scores[2].reason,
+    ] == [True] * 3
     with pytest.raises(ConnectionError, match="reward broken failed there: its process died"):
         RemoteReward("broken", url).score([clip()])
 
@@ -118,13 +148,25 @@ def test_what_a_served_reward_is_for_is_kept(world):
 
 def test_it_is_a_reward_of_the_catalog_and_a_plug_in(world):
     url, *_ = world
-    names = ("remote", "remote_judge", "rewards.remote:snr_estimate_db", "rewards.remote:lip_loudness_correlation")
+    names = (
+        "remote",
+        "remote_judge",
+        "rewards.remote:snr_estimate_db",
+        "rewards.remote:lip_loudness_correlation",
+    )
     options = {
-        "remote": {"reward": "snr_estimate_db", "url": url}, "remote_judge": {"reward": "judge", "url": url},
-        names[2]: {"url": url, "name": "one"}, names[3]: {"url": url},
-    }  # fmt: skip
+        "remote": {"reward": "snr_estimate_db", "url": url},
+        "remote_judge": {"reward": "judge", "url": url},
+        names[2]: {"url": url, "name": "one"},
+        names[3]: {"url": url},
+    }
     with open_rewards(names, options) as rewards:
-        assert [reward.name for reward in rewards] == ["remote", "remote_judge", "one", "remote_lip_loudness_correlation"]
+        assert [reward.name for reward in rewards] == [
+            "remote",
+            "remote_judge",
+            "one",
+            "remote_lip_loudness_correlation",
+        ]
         sent = [clip(mouth_boxes=((2, 2, 30, 30),))]
         values = [reward.score(sent)[0].value for reward in rewards]
     assert values[0] == values[2] and values[1] == 0.25
@@ -154,7 +196,9 @@ def test_a_full_service_is_asked_again(world):
 
     threading.Thread(target=leave, daemon=True).start()
     started = time.monotonic()
-    assert np.isfinite(reward.score([clip()])[0].value) and time.monotonic() - started > 1.9  # its Retry-After
+    assert (
+        np.isfinite(reward.score([clip()])[0].value) and time.monotonic() - started > 1.9
+    )  # its Retry-After
 
 
 def test_a_refusal_that_is_cut_off_is_asked_again():

@@ -44,7 +44,9 @@ def test_options_limits_and_folders_come_through(tmp_path):
     plug = "rewards.remote:sync_mini"
     settings, limits = [f"{plug}.url=http://h:1", f"{plug}.timeout_s=3"], ["frames=7", "clip_seconds=1.5"]
     config = config_from([plug], settings, limits, [tmp_path], tmp_path, "t" * 20, **SIZES)
-    assert config.options[plug] == {"url": "http://h:1", "timeout_s": 3} and config.roots == (tmp_path.resolve(),)
+    assert config.options[plug] == {"url": "http://h:1", "timeout_s": 3} and config.roots == (
+        tmp_path.resolve(),
+    )
     assert (config.limits.frames, config.limits.clip_seconds) == (7, 1.5)
 
 
@@ -52,8 +54,12 @@ def test_the_line_to_try_finds_the_token(tmp_path, monkeypatch):
     """The shell reads the token that the service has, also where the path has spaces."""
     monkeypatch.delenv("NAVA_API_TOKEN", raising=False)
     token, word = token_from(None, tmp_path / "a folder" / "token")
-    line = try_line(config_from(["snr_estimate_db"], [], [], [], tmp_path, token, **SIZES), "127.0.0.1", 1, word)
+    line = try_line(
+        config_from(["snr_estimate_db"], [], [], [], tmp_path, token, **SIZES), "127.0.0.1", 1, word
+    )
     command = line.splitlines()[-1].replace("curl", "printf '%s\\n'", 1)
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.splitlines()
+    said = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert f"Authorization: Bearer {token}" in said and said[-1] == "http://127.0.0.1:1/v1/score"
     assert (tmp_path / "a folder" / "token").stat().st_mode & 0o77 == 0

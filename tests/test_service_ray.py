@@ -31,11 +31,31 @@ def serve(folder: Path, ray: str, port: int, *arguments: str) -> subprocess.Pope
     """`nava serve rewards` with everything it writes in `folder`."""
     (folder / "token").write_text(TOKEN)
     tests = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}", "RAY_TMPDIR": ray, "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tests}:{tests.parent}",
+        "RAY_TMPDIR": ray,
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", "serve", "rewards", "--port", str(port), "--token-file", "token", *arguments],
-        cwd=folder, env=environment, stdout=(folder / "out.txt").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "experiments.cli",
+            "serve",
+            "rewards",
+            "--port",
+            str(port),
+            "--token-file",
+            "token",
+            *arguments,
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=(folder / "out.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def wait_for(condition, seconds: float) -> bool:
@@ -61,7 +81,9 @@ def world(tmp_path_factory, ray):
     soundfile.write(folder / "a.wav", sound.astype(np.float32), 16_000)
     limits = ("--limit", "reward_seconds=3", "--limit", "wait_seconds=60", "--limit", "body_seconds=2")
     process = serve(folder, ray, PORT, "--rewards", TEMPER, "snr_estimate_db", "--root", str(folder), *limits)
-    assert wait_for(lambda: "Try:" in (folder / "out.txt").read_text() or process.poll() is not None, 120), (folder / "out.txt").read_text()
+    assert wait_for(lambda: "Try:" in (folder / "out.txt").read_text() or process.poll() is not None, 120), (
+        folder / "out.txt"
+    ).read_text()
     assert process.poll() is None, (folder / "out.txt").read_text()
     yield folder, process
     if process.poll() is None:
@@ -116,7 +138,9 @@ def test_a_caller_who_leaves_or_says_nothing_holds_nothing_up(world):
 
     silent = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(50)]
     half = socket.create_connection(("127.0.0.1", PORT))
-    half.sendall(f"POST /v1/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n".encode())
+    half.sendall(
+        f"POST /v1/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n".encode()
+    )
     half.sendall(b"content-length: 100\r\n\r\n{")
     half.close()
     assert ask("calm")[TEMPER]["value"] is not None
@@ -135,7 +159,10 @@ def test_a_second_service_on_the_port_is_refused(world, tmp_path, ray):
 def test_a_reward_that_cannot_be_loaded_is_one_line(tmp_path, ray):
     process = serve(tmp_path, ray, PORT + 1, "--rewards", "service_rewards:Unloadable")
     assert process.wait(120) == 2
-    assert "nava: service_rewards:Unloadable: cannot be loaded: FileNotFoundError: weights missing" in (tmp_path / "out.txt").read_text()
+    assert (
+        "nava: service_rewards:Unloadable: cannot be loaded: FileNotFoundError: weights missing"
+        in (tmp_path / "out.txt").read_text()
+    )
 
 
 def test_the_token_is_nowhere_and_the_end_leaves_no_process(world, ray):
@@ -150,4 +177,6 @@ def test_the_token_is_nowhere_and_the_end_leaves_no_process(world, ray):
     process.send_signal(signal.SIGTERM)
     assert process.wait(40) == 0, (folder / "out.txt").read_text()
     assert "stopping" in (folder / "out.txt").read_text().splitlines()
-    assert wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 15)
+    assert wait_for(
+        lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 15
+    )

@@ -43,7 +43,9 @@ def at_once(attack: Attack) -> bool:
     return not attack.pause_s and "content-length" not in attack.headers
 
 
-ATTACKS = [a for a in attacks(SMALL.body_bytes, SMALL.json_bytes, SMALL.body_seconds, "outside.mp4") if at_once(a)]
+ATTACKS = [
+    a for a in attacks(SMALL.body_bytes, SMALL.json_bytes, SMALL.body_seconds, "outside.mp4") if at_once(a)
+]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
@@ -53,7 +55,9 @@ def test_refused_with_its_reason(world, attack):
     scored = len(scoring.clips)
     token = {} if attack.token is None else {"authorization": f"Bearer {attack.token}"}
     pieces = (attack.body[at : at + 65_536] for at in range(0, len(attack.body), 65_536))
-    answer = client.post("/v1/score", content=pieces if attack.chunked else attack.body, headers={**attack.headers, **token})
+    answer = client.post(
+        "/v1/score", content=pieces if attack.chunked else attack.body, headers={**attack.headers, **token}
+    )
     assert answer.status_code in attack.status, answer.text
     assert attack.reason in answer.json()["reason"] and "\n" not in answer.json()["reason"]
     assert answer.json()["fault"] in ("clip", "request")
@@ -65,11 +69,20 @@ def test_nothing_is_left_of_refused_requests_and_good_ones_are_answered(world):
     client, *_ = world
     for attack in ATTACKS[:3]:
         client.post("/v1/score", content=attack.body, headers=dict(attack.headers))
-    answer = client.post("/v1/score", json={"clip": "a.wav", "rewards": ["snr_estimate_db", "broken", "judge"]})
+    answer = client.post(
+        "/v1/score", json={"clip": "a.wav", "rewards": ["snr_estimate_db", "broken", "judge"]}
+    )
     assert answer.status_code == 200
     scores = answer.json()["scores"]
     assert scores["snr_estimate_db"]["value"] is not None and not scores["snr_estimate_db"]["error"]
-    assert scores["broken"] == {"value": None, "parts": {}, "reason": "", "error": "its process died", "text": "", "seconds": 0.0}
+    assert scores["broken"] == {
+        "value": None,
+        "parts": {},
+        "reason": "",
+        "error": "its process died",
+        "text": "",
+        "seconds": 0.0,
+    }
     assert scores["judge"]["parts"] == {"inf": None} and scores["judge"]["text"] == "h?i"
     lines = client.get("/metrics").text.splitlines()
     assert 'nava_held_bytes{kind="uploads"} 0.0' in lines and 'nava_held_bytes{kind="decoded"} 0.0' in lines
@@ -95,7 +108,14 @@ def test_what_is_outside_is_refused_alike_whether_there_or_not(world, name):
 def test_all_but_health_needs_the_token(world):
     client, scoring, _ = world
     for path in ("/v1/rewards", "/metrics", "/openapi.json", "/no_such_path", "/v1/score"):
-        for header in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", f"Bearer {TOKEN[:-1]}", "Bearer \xff"):
+        for header in (
+            "",
+            "Bearer",
+            f"Bearer {TOKEN}x",
+            f"Basic {TOKEN}",
+            f"Bearer {TOKEN[:-1]}",
+            "Bearer \xff",
+        ):
             assert client.get(path, headers={"authorization": header.encode("latin-1")}).status_code == 401
     assert client.get("/healthz", headers={"authorization": ""}).json() == {"status": "ok"}
     scoring.wrong = "sync_mini: no answer"
@@ -113,7 +133,11 @@ def test_a_full_service_says_when_to_come_again(tmp_path):
         gate: Any = client.app
         gate.running = 1
         answer = client.post("/v1/score", json={"clip": "a.wav"})
-        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0 and answer.json()["fault"] == "service"
+        assert (
+            answer.status_code == 503
+            and int(answer.headers["retry-after"]) > 0
+            and answer.json()["fault"] == "service"
+        )
 
 
 def test_a_decoder_that_dies_or_hangs_is_replaced(world, monkeypatch):
@@ -156,7 +180,9 @@ def test_a_file_nobody_thought_of_costs_no_process(tmp_path, monkeypatch):
     read, write = os.pipe()
     monkeypatch.setattr(decode_worker, "decode_job", surprising)
     if not (child := os.fork()):
-        decode_worker._answer({"limits": vars(SMALL), "job": {"clip": "x"}, "roots": []}, os.fdopen(write, "wb"))
+        decode_worker._answer(
+            {"limits": vars(SMALL), "job": {"clip": "x"}, "roots": []}, os.fdopen(write, "wb")
+        )
     os.close(write)
     with os.fdopen(read, "rb") as answer:
         assert decode_worker.read_message(answer) == {"refusal": [422, ANY, "clip"]}

@@ -18,11 +18,18 @@ from pretrain.model.shard_writer import ShardWriter, plan_of, write_tensors
 from pretrain.model.shards import DTYPES, InMemory, ShardReader
 from pretrain.storage import place
 
-shapes = st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(sorted(DTYPES))), min_size=1, max_size=6)
+shapes = st.lists(
+    st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(sorted(DTYPES))),
+    min_size=1,
+    max_size=6,
+)
 
 
 def filled(chosen) -> dict[str, torch.Tensor]:
-    return {f"k{index}.ä": (10 * torch.rand(shape)).to(DTYPES[dtype]) for index, (shape, dtype) in enumerate(chosen)}
+    return {
+        f"k{index}.ä": (10 * torch.rand(shape)).to(DTYPES[dtype])
+        for index, (shape, dtype) in enumerate(chosen)
+    }
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], max_bytes: int = 1 << 30) -> ShardWriter:
@@ -38,7 +45,9 @@ def test_a_file_has_the_bytes_that_the_library_writes(chosen, tmp_path_factory) 
     writer = write(folder, tensors)
     save_file(tensors, folder / "library")
     expected = (folder / "library").read_bytes()
-    assert (folder / "x.safetensors").read_bytes() == expected and writer.digest() == hashlib.sha256(expected).hexdigest()
+    assert (folder / "x.safetensors").read_bytes() == expected and writer.digest() == hashlib.sha256(
+        expected
+    ).hexdigest()
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,7 +58,10 @@ def test_what_is_written_in_shards_is_read_back(chosen, max_bytes, stem, tmp_pat
     reader = ShardReader(folder, "x" if stem else "")
     assert set(reader.keys()) == set(tensors) and reader.sha256() == writer.files
     for key, value in tensors.items():
-        assert torch.equal(reader.tensor(key), value) and (reader.dtype(key), reader.shape(key)) == (value.dtype, value.shape)
+        assert torch.equal(reader.tensor(key), value) and (reader.dtype(key), reader.shape(key)) == (
+            value.dtype,
+            value.shape,
+        )
     library = {key: value for file in reader.files for key, value in load_file(file).items()}
     assert all(torch.equal(library[key], value) for key, value in tensors.items())
 
@@ -72,9 +84,15 @@ def test_failure_leaves_the_earlier_checkpoint(tmp_path) -> None:
         for key in writer.order[:3]:
             writer.add(key, tensors[key] + 1)
         raise KeyError("stop")
-    with pytest.raises(ValueError, match="of 4 shards were written"), ShardWriter(tmp_path, "x", plan_of(InMemory(tensors)), 40) as writer:
+    with (
+        pytest.raises(ValueError, match="of 4 shards were written"),
+        ShardWriter(tmp_path, "x", plan_of(InMemory(tensors)), 40) as writer,
+    ):
         writer.add("k0", tensors["k0"])
-    with pytest.raises(ValueError, match="expected k0"), ShardWriter(tmp_path, "x", plan_of(InMemory(tensors)), 40) as writer:
+    with (
+        pytest.raises(ValueError, match="expected k0"),
+        ShardWriter(tmp_path, "x", plan_of(InMemory(tensors)), 40) as writer,
+    ):
         writer.add("k1", tensors["k1"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -131,19 +149,29 @@ def test_an_import_stays_below_two_shards(tmp_path) -> None:
     from pretrain.model.args import ModelArgs
 
     args = ModelArgs(
-        width=512, num_heads=4, ffn_width=2048, num_alignment_blocks=2, num_fusion_blocks=6, text_width=64, audio_embed_hidden=256,
+        width=512,
+        num_heads=4,
+        ffn_width=2048,
+        num_alignment_blocks=2,
+        num_fusion_blocks=6,
+        text_width=64,
+        audio_embed_hidden=256,
         attend_text_padding=True,
-    )  # fmt: skip
+    )
     sizes = sizes_of(args)
     expected = their_shapes(rules("wan", args, sizes.shapes), sizes)
-    path = write_checkpoint(tmp_path / "s", {key: torch.zeros(shape) for key, shape in expected.items()}, shards=8)
+    path = write_checkpoint(
+        tmp_path / "s", {key: torch.zeros(shape) for key, shape in expected.items()}, shards=8
+    )
     largest = max(file.stat().st_size for file in path.glob("*.safetensors"))
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "m"), str(largest)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = json.loads(done.stdout)
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 3
     assert grown < 2 * largest, f"{grown / 2**20:.0f} MiB for shards of {largest / 2**20:.0f} MiB"
-    print(f"peak grew by {grown / 2**20:.1f} MiB; largest shard {largest / 2**20:.1f} MiB, checkpoint {8 * largest / 2**20:.0f} MiB")
+    print(
+        f"peak grew by {grown / 2**20:.1f} MiB; largest shard {largest / 2**20:.1f} MiB, checkpoint {8 * largest / 2**20:.0f} MiB"
+    )
 
 
 def test_files_of_other_checkpoints_stay(tmp_path) -> None:
@@ -187,7 +215,9 @@ def test_an_index_names_files_of_its_own_folder_alone(name: str, tmp_path) -> No
     (tmp_path / "i").mkdir()
     write(tmp_path, {"k": torch.ones(3)})
     write(tmp_path / "i", {"k": torch.ones(3)})
-    (tmp_path / "i" / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "-x.safetensors", "k": name}}))
+    (tmp_path / "i" / "x.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "-x.safetensors", "k": name}})
+    )
     with pytest.raises(ValueError, match="not an index") as error:
         ShardReader(tmp_path / "i")
     assert "'-x.safetensors'" not in str(error.value) and "\n" not in str(error.value)

@@ -43,15 +43,25 @@ def faulty(faults: Faults) -> contextlib.ExitStack:
     """Every step of a write into the memory store and into a folder goes through `faults`."""
     stack = contextlib.ExitStack()
     memory = [(MemoryFileSystem, name) for name in ("put_file", "_open", "cp_file", "mv", "makedirs")]
-    for owner, name in [*memory, (MemoryFile, "write"), (Path, "replace"), (Path, "write_bytes"), (Path, "mkdir")]:
+    for owner, name in [
+        *memory,
+        (MemoryFile, "write"),
+        (Path, "replace"),
+        (Path, "write_bytes"),
+        (Path, "mkdir"),
+    ]:
         stack.enter_context(mock.patch.object(owner, name, faults.wrap(getattr(owner, name))))
     stack.enter_context(mock.patch.object(MemoryFileSystem, "blocksize", 5))
     return stack
 
 
-@given(nth=st.integers(1, 25), after=st.booleans(), existed=st.booleans(), remote=st.booleans(), data=st.data())
+@given(
+    nth=st.integers(1, 25), after=st.booleans(), existed=st.booleans(), remote=st.booleans(), data=st.data()
+)
 @settings(max_examples=150, deadline=None)
-def test_a_failure_at_any_point_leaves_the_old_or_the_new(tmp_path_factory, nth, after, existed, remote, data):
+def test_a_failure_at_any_point_leaves_the_old_or_the_new(
+    tmp_path_factory, nth, after, existed, remote, data
+):
     folder = storage.place("memory://bucket/run") if remote else tmp_path_factory.mktemp("run")
     storage.remove_folder(folder)
     path = folder / "weights.bin"
@@ -82,7 +92,11 @@ def test_text_becomes_a_path_or_a_url(tmp_path):
     assert storage.place(tmp_path.as_uri()) == tmp_path
     assert not storage.is_remote(tmp_path) and storage.is_remote(storage.place("memory://a/b"))
     url = storage.place("s3://bucket/run/")
-    assert [str(item) for item in (url, url / "x", url.parent)] == ["s3://bucket/run", "s3://bucket/run/x", "s3://bucket/"]
+    assert [str(item) for item in (url, url / "x", url.parent)] == [
+        "s3://bucket/run",
+        "s3://bucket/run/x",
+        "s3://bucket/",
+    ]
     assert str(storage.place(Path("s3://bucket/run"))) == "s3://bucket/run"  # pathlib has eaten a slash
     assert str(storage.place(url)) == str(url) and storage.place("C:/data") == Path("C:/data")
 
@@ -106,7 +120,10 @@ def test_unusable_urls_are_refused_in_one_line(text, message):
 
 
 def test_a_missing_driver_names_the_package():
-    with mock.patch("fsspec.get_filesystem_class", side_effect=ImportError("no")), pytest.raises(ValueError, match="pip install s3fs"):
+    with (
+        mock.patch("fsspec.get_filesystem_class", side_effect=ImportError("no")),
+        pytest.raises(ValueError, match="pip install s3fs"),
+    ):
         storage.place("s3://bucket/x")
 
 
@@ -116,14 +133,22 @@ def test_a_download_is_checked_and_removed(tmp_path, monkeypatch):
     with storage.writing(path) as temporary:
         temporary.write_bytes(NEW)
     with storage.local_file(path, hashlib.sha256(NEW).hexdigest()) as local:
-        assert local.read_bytes() == NEW and local.is_relative_to(tmp_path / "cache") and local.name == "a.bin"
+        assert (
+            local.read_bytes() == NEW and local.is_relative_to(tmp_path / "cache") and local.name == "a.bin"
+        )
     assert list((tmp_path / "cache").iterdir()) == []
     for wrong in (path, tmp_path / "a.bin"):
         if not storage.is_remote(wrong):
             wrong.write_bytes(NEW)
-        with pytest.raises(ValueError, match=r"sha256 is .*expected 0000"), storage.local_file(wrong, "0" * 64):
+        with (
+            pytest.raises(ValueError, match=r"sha256 is .*expected 0000"),
+            storage.local_file(wrong, "0" * 64),
+        ):
             pass
-    with pytest.raises(FileNotFoundError, match="memory://bucket/download/none: not found"), storage.local_file(path.with_name("none")):
+    with (
+        pytest.raises(FileNotFoundError, match="memory://bucket/download/none: not found"),
+        storage.local_file(path.with_name("none")),
+    ):
         pass
 
 
@@ -146,7 +171,11 @@ def test_folders_are_listed_and_removed(tmp_path):
             with storage.writing(folder / name) as temporary:
                 temporary.write_text(name)
         assert [path.name for path in storage.list_folder(folder)] == ["a", "b", "below"]
-        assert storage.is_file(folder / "a") and not storage.is_file(folder / "below") and not storage.is_file(folder / "none")
+        assert (
+            storage.is_file(folder / "a")
+            and not storage.is_file(folder / "below")
+            and not storage.is_file(folder / "none")
+        )
         storage.move_file(folder / "a", folder / "b")
         storage.remove_file(folder / "none")
         assert (folder / "b").read_text() == "a" and not storage.is_file(folder / "a")
@@ -157,16 +186,26 @@ def test_folders_are_listed_and_removed(tmp_path):
 
 def test_secrets_are_struck_out(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-hidden")
-    monkeypatch.setitem(__import__("fsspec").config.conf, "s3", {"secret": "other-hidden", "endpoint_url": "http://a"})
+    monkeypatch.setitem(
+        __import__("fsspec").config.conf, "s3", {"secret": "other-hidden", "endpoint_url": "http://a"}
+    )
     assert without_secrets("x very-hidden\n y other-hidden http://a") == "x *** y *** http://a"
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (FileNotFoundError("The specified bucket does not exist"), FileNotFoundError, "the bucket does not exist; create it"),
+        (
+            FileNotFoundError("The specified bucket does not exist"),
+            FileNotFoundError,
+            "the bucket does not exist; create it",
+        ),
         (PermissionError("Access Denied"), PermissionError, "the store forbids it .*give credentials"),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), ConnectionError, "the store does not answer"),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+            ConnectionError,
+            "the store does not answer",
+        ),
         (TimeoutError("slow"), ConnectionError, "the store does not answer"),
         (OSError(errno.EIO, "very\nlong"), OSError, "the store failed"),
     ],

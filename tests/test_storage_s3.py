@@ -44,7 +44,9 @@ def test_what_another_process_wrote_is_seen_at_once(folder):
     assert storage.list_folder(folder) == [] and not storage.is_file(folder / "late")
     client = boto3.client("s3", endpoint_url=os.environ["FSSPEC_S3_ENDPOINT_URL"])
     client.put_object(Bucket=BUCKET, Key=f"{folder.name}/late", Body=b"x")
-    assert storage.is_file(folder / "late") and [item.name for item in storage.list_folder(folder)] == ["late"]
+    assert storage.is_file(folder / "late") and [item.name for item in storage.list_folder(folder)] == [
+        "late"
+    ]
 
 
 def test_large_files_pass_in_parts(folder):
@@ -72,7 +74,9 @@ def test_a_failed_upload_leaves_nothing_and_the_old_stays(folder):
     with pytest.raises(RuntimeError), storage.writing(folder / "b.bin") as temporary:
         temporary.write_bytes(b"new")
         raise RuntimeError("body")
-    assert [item.name for item in storage.list_folder(folder)] == ["a.bin"] and (folder / "a.bin").read_bytes() == b"old"
+    assert [item.name for item in storage.list_folder(folder)] == ["a.bin"] and (
+        folder / "a.bin"
+    ).read_bytes() == b"old"
     client = boto3.client("s3", endpoint_url=os.environ["FSSPEC_S3_ENDPOINT_URL"])
     assert not client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")  # nor parts that are paid for
 
@@ -81,7 +85,10 @@ def test_a_missing_bucket_is_named(server):
     nowhere = storage.place("s3://nowhere/run")
     with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/run: the bucket does not exist; create it"):
         storage.check_reachable(nowhere)
-    with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/run/a: the bucket does not exist"), storage.writing(nowhere / "a") as path:
+    with (
+        pytest.raises(FileNotFoundError, match=r"^s3://nowhere/run/a: the bucket does not exist"),
+        storage.writing(nowhere / "a") as path,
+    ):
         path.write_text("x")
     storage.check_reachable(storage.place(f"s3://{BUCKET}/run"))
 
@@ -93,11 +100,15 @@ def test_a_store_that_went_away_is_named_and_never_taken_for_empty():
             temporary.write_bytes(b"old")
         server.stop()
         attempts = (
-            lambda: storage.is_file(path), lambda: storage.list_folder(path.parent), lambda: storage.check_reachable(path),
+            lambda: storage.is_file(path),
+            lambda: storage.list_folder(path.parent),
+            lambda: storage.check_reachable(path),
             lambda: storage.remove_folder(path.parent),
-        )  # fmt: skip
+        )
         for attempt in attempts:
-            with pytest.raises(ConnectionError, match=r"the store does not answer .*FSSPEC_S3_ENDPOINT_URL") as caught:
+            with pytest.raises(
+                ConnectionError, match=r"the store does not answer .*FSSPEC_S3_ENDPOINT_URL"
+            ) as caught:
                 attempt()
             assert str(caught.value).startswith(f"s3://{BUCKET}/gone") and "\n" not in str(caught.value)
             assert KEY not in str(caught.value) and SECRET not in str(caught.value)

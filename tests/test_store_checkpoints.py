@@ -10,10 +10,10 @@ from object_store import BUCKET, object_store
 from titan_ranks import run_ranks
 from titan_world import config, stage_run, write_latents
 
+from pretrain.launch.stage_run import StageRun, check_checkpoints
 from pretrain.recipe import CheckpointConfig
-from pretrain.stage_run import StageRun, check_checkpoints
 from pretrain.storage import list_folder, place
-from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain
+from pretrain.titan.manager import complete_steps, remove_incomplete, retain
 
 pytestmark = pytest.mark.distributed
 STEPS = 4
@@ -60,19 +60,31 @@ def latents_in_store(server, latents) -> Path:
 
 @pytest.mark.slow
 def test_data_and_states_in_a_store_train_as_local_ones_do(server, latents_in_store, uninterrupted, tmp_path):
-    run = prepared(dataclasses.replace(uninterrupted, latents=latents_in_store), tmp_path / "run", f"s3://{BUCKET}/both")
-    assert run_ranks(run.save(), 2, endpoint=server.endpoint) == [0, 0], (run.out / "log.0").read_text()[-2000:]
+    run = prepared(
+        dataclasses.replace(uninterrupted, latents=latents_in_store), tmp_path / "run", f"s3://{BUCKET}/both"
+    )
+    assert run_ranks(run.save(), 2, endpoint=server.endpoint) == [0, 0], (run.out / "log.0").read_text()[
+        -2000:
+    ]
     assert_same_weights(run, uninterrupted)
 
 
 @pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_states_in_a_store_are_kept_listed_and_resumed_exactly(server, uninterrupted, tmp_path, asynchronous):
-    run = prepared(uninterrupted, tmp_path / "run", f"s3://{BUCKET}/exact-{asynchronous}", asynchronous=asynchronous)
+    run = prepared(
+        uninterrupted, tmp_path / "run", f"s3://{BUCKET}/exact-{asynchronous}", asynchronous=asynchronous
+    )
     assert run_ranks(run.save(), 2, "kill@3", endpoint=server.endpoint) == [-9, -9]
     assert complete_steps(run.checkpoints)[-1] == (2 if asynchronous else 3)
-    assert {path.name for path in list_folder(run.checkpoints / "step-2")} == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert {path.name for path in list_folder(run.checkpoints / "step-2")} == {
+        ".metadata",
+        "__0_0.distcp",
+        "__1_0.distcp",
+    }
     assert not (run.out / "checkpoint").exists()
-    assert run_ranks(run.save(), 2, endpoint=server.endpoint) == [0, 0], (run.out / "log.0").read_text()[-2000:]
+    assert run_ranks(run.save(), 2, endpoint=server.endpoint) == [0, 0], (run.out / "log.0").read_text()[
+        -2000:
+    ]
     assert_same_weights(run, uninterrupted)
     assert complete_steps(run.checkpoints) == [3, 4]
 
@@ -117,7 +129,9 @@ def test_a_store_that_goes_away_during_a_save(uninterrupted, tmp_path):
         assert run_ranks(run.save(), 2, "outage@3", endpoint=server.endpoint) == [2, 2]
         assert time.monotonic() - started < 60
         line = (run.out / "error.txt.1").read_text()
-        assert line.count("\n") == 1 and f"s3://{BUCKET}/outage/stage1: checkpoint could not be written" in line
+        assert (
+            line.count("\n") == 1 and f"s3://{BUCKET}/outage/stage1: checkpoint could not be written" in line
+        )
         assert "the store does not answer" in line and "step 2 is intact; run again to resume" in line
         server.start()
         assert complete_steps(run.checkpoints) == [1, 2]
@@ -129,11 +143,15 @@ def test_a_place_of_another_run_is_refused(server, uninterrupted, tmp_path):
     folder = f"s3://{BUCKET}/claimed"
     run = prepared(uninterrupted, tmp_path / "a", folder)
     check_checkpoints(run)
-    with pytest.raises(ValueError, match=r"s3://.*/claimed/stage1/run.json: the checkpoints here are of another recipe_hash"):
+    with pytest.raises(
+        ValueError, match=r"s3://.*/claimed/stage1/run.json: the checkpoints here are of another recipe_hash"
+    ):
         check_checkpoints(dataclasses.replace(run, config=dataclasses.replace(run.config, seed=5)))
     nowhere = dataclasses.replace(run.config.checkpoint, folder="s3://nowhere/run")
     with pytest.raises(FileNotFoundError, match="the bucket does not exist"):
-        check_checkpoints(dataclasses.replace(run, config=dataclasses.replace(run.config, checkpoint=nowhere)))
+        check_checkpoints(
+            dataclasses.replace(run, config=dataclasses.replace(run.config, checkpoint=nowhere))
+        )
 
 
 def test_retention_and_unfinished_folders_in_a_store(server):

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from test_loader_stream import ROWS, loader, rows, sample
 
-from pretrain.data.index import ROWS_PER_BATCH, IndexWriter, LatentIndex, size_key
-from pretrain.data.sample_set import buckets_of_index, open_set
-from pretrain.data.shard_cache import ShardCache
-from pretrain.data.store import LatentStore
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.index import ROWS_PER_BATCH, IndexWriter, LatentIndex, size_key
+from pretrain.data.stream.sample_set import buckets_of_index, open_set
+from pretrain.data.stream.shard_cache import ShardCache
+from pretrain.data.stream.store import LatentStore
 from pretrain.storage import place, writing
 
 SHAPES = [(37, 44, 80, 151), (7, 44, 80, 26), (0, 0, 0, 151), (37, 80, 44, 151)]
@@ -24,9 +24,23 @@ SHAPES = [(37, 44, 80, 151), (7, 44, 80, 26), (0, 0, 0, 151), (37, 80, 44, 151)]
 
 def index_row(number: int) -> dict:
     frames, height, width, tokens = SHAPES[number % 7 % 4]
-    sizes = {"frames": frames, "height": height, "width": width, "tokens": tokens, "text": 512, "spans": number % 3}
-    return {"data_id": f"a-fairly-long-data-id-{number:09d}", "shard": number // 128, "row": number % 128, **sizes, "video_rate_hz": 6.0,
-            "crc32": number * 2654435761 % 2**32, "line": 0}  # fmt: skip
+    sizes = {
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "tokens": tokens,
+        "text": 512,
+        "spans": number % 3,
+    }
+    return {
+        "data_id": f"a-fairly-long-data-id-{number:09d}",
+        "shard": number // 128,
+        "row": number % 128,
+        **sizes,
+        "video_rate_hz": 6.0,
+        "crc32": number * 2654435761 % 2**32,
+        "line": 0,
+    }
 
 
 def write_index(path: Path, count: int) -> Path:
@@ -51,7 +65,9 @@ def test_the_index_gives_back_its_rows(tmp_path: Path, count: int) -> None:
     if count:
         assert pickle.loads(pickle.dumps(index)).row(-1) == index.row(count - 1)
         buckets, starts = buckets_of_index(index)
-        assert sorted(number for members in buckets.values() for number in members.tolist()) == list(range(count))
+        assert sorted(number for members in buckets.values() for number in members.tolist()) == list(
+            range(count)
+        )
         assert all(starts[key][-1] == len(members) for key, members in buckets.items())
         assert all(size_key(index_row(int(members[-1]))) == key for key, members in buckets.items())
 
@@ -66,6 +82,7 @@ def test_an_index_is_the_same_bytes_again_and_damage_is_named(tmp_path: Path) ->
 
 def _private_bytes(path: Path, count: int, told: Any) -> None:
     """Memory that a process needs for the index of a set: what is not the mapped file."""
+
     def private() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024

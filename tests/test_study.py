@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from titan_world import write_latents
 
 from experiments.layout import Layout
-from experiments.study.config import FLOPS, PARADIGMS, STEPS, StudyConfig
-from experiments.study.flops import matched_steps, step_flops, steps_of, total_flops
-from experiments.study.page import page
-from experiments.study.plan import StudyPlan, mark_of, plan_study
-from experiments.study.plot import draw
-from experiments.study.run import StudyRecipe, study_paradigms
-from experiments.study.scores import tabulated
-from experiments.study.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
-from experiments.study.table import tabulate
-from experiments.study.workers import Job, core_shares, run_all
+from experiments.studies.paradigms.config import FLOPS, PARADIGMS, STEPS, StudyConfig
+from experiments.studies.paradigms.flops import matched_steps, step_flops, steps_of, total_flops
+from experiments.studies.paradigms.page import page
+from experiments.studies.paradigms.plan import StudyPlan, mark_of, plan_study
+from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
+from experiments.studies.paradigms.workers import Job, core_shares, run_all
+from experiments.studies.plot import draw
+from experiments.studies.scores import tabulated
+from experiments.studies.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
+from experiments.studies.table import tabulate
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
@@ -34,7 +34,9 @@ SMALL = StudyConfig(seeds=2, steps_factor=0.1, num_prompts=3, score_after=("stag
 
 
 def one_stage(steps: int = 100) -> PretrainConfig:
-    stage = StageConfig(name="stage1", steps=steps, warmup_steps=20, tasks={"T2A": 1.0, "T2AV": 1.0, "TI2AV": 1.0})
+    stage = StageConfig(
+        name="stage1", steps=steps, warmup_steps=20, tasks={"T2A": 1.0, "T2AV": 1.0, "TI2AV": 1.0}
+    )
     return PretrainConfig(stages={"stage1": stage}, global_batch_size=4)
 
 
@@ -94,9 +96,15 @@ def test_nothing_scored_is_no_number():
 
 def test_scores_become_pairs_and_unscored_clips_none():
     scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")]}
-    scores["sync_mini"] = [Score(0.3, parts={"sync_c_mini": 4.0, "sync_d_mini": 7.0}), Score(math.nan, "no face")]
+    scores["sync_mini"] = [
+        Score(0.3, parts={"sync_c_mini": 4.0, "sync_d_mini": 7.0}),
+        Score(math.nan, "no face"),
+    ]
     found = tabulated(scores)
-    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_d_mini"] == [[7.0, 1.0], None]
+    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_d_mini"] == [
+        [7.0, 1.0],
+        None,
+    ]
     assert found["reasons"]["sync_mini"] == ["", "no face"] and "sim_resemblyzer" not in found["metrics"]
 
 
@@ -130,7 +138,9 @@ def test_plan_holds_data_equal_and_matches_flops(plan):
     for paradigm in PARADIGMS:
         spent, budget = (sum(plan.flops[FLOPS][name].values()) for name in (paradigm, "nava"))
         assert spent == pytest.approx(budget, rel=0.15)  # within a step of ten
-    longer = next(t.config.stages["stage1"] for t in plan.trainings if (t.paradigm, t.budget) == ("dual_tower", FLOPS))
+    longer = next(
+        t.config.stages["stage1"] for t in plan.trainings if (t.paradigm, t.budget) == ("dual_tower", FLOPS)
+    )
     assert longer.steps > 10 and longer.warmup_steps == round(20 * longer.steps / 100)
 
 
@@ -147,20 +157,43 @@ def results(plan: StudyPlan) -> dict[str, dict]:
     found = {}
     for training in plan.trainings:
         value = 0.8 if training.paradigm == "nava" else 0.2
-        metrics = {"wer_pocketsphinx": [[1 - value, 1.0], [1 - value, 1.0], None], "sim_resemblyzer": [[value, 1.0]] * 3}
-        scores = {"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": {"wer_pocketsphinx": ["", "", "silent"]}}
-        found[training.label] = {"scores": {"stage1": scores}, "validation": {"stage1": {"validation/audio": value}}, "seconds": 1.0}
+        metrics = {
+            "wer_pocketsphinx": [[1 - value, 1.0], [1 - value, 1.0], None],
+            "sim_resemblyzer": [[value, 1.0]] * 3,
+        }
+        scores = {
+            "data_ids": ["a", "b", "c"],
+            "metrics": metrics,
+            "reasons": {"wer_pocketsphinx": ["", "", "silent"]},
+        }
+        found[training.label] = {
+            "scores": {"stage1": scores},
+            "validation": {"stage1": {"validation/audio": value}},
+            "seconds": 1.0,
+        }
     return found
 
 
 def test_tables_page_and_picture_of_known_results(plan, tmp_path):
-    study = {"facts": {}, "config": dataclasses.asdict(SMALL), "judge": "", **tabulate(SMALL, plan, results(plan))}
+    study = {
+        "facts": {},
+        "config": dataclasses.asdict(SMALL),
+        "judge": "",
+        **tabulate(SMALL, plan, results(plan)),
+    }
     entry = study["budgets"][FLOPS]["unified"]
-    assert entry["metrics"]["sim_resemblyzer"]["mean"] == 0.2 and entry["metrics"]["sim_resemblyzer"]["seeds"] == [0.2, 0.2]
-    assert entry["differences"]["wer_pocketsphinx"]["low"] == pytest.approx(0.6) and entry["served_by"] == FLOPS
+    assert entry["metrics"]["sim_resemblyzer"]["mean"] == 0.2 and entry["metrics"]["sim_resemblyzer"][
+        "seeds"
+    ] == [0.2, 0.2]
+    assert (
+        entry["differences"]["wer_pocketsphinx"]["low"] == pytest.approx(0.6) and entry["served_by"] == FLOPS
+    )
     assert study["budgets"][FLOPS]["nava"]["served_by"] == STEPS
     assert study["budgets"][STEPS]["nava"]["curve"][0]["validation"] == {"validation/audio": 0.8}
-    assert study["unscored"] == {"wer_pocketsphinx": {"silent": 10}} and study["clips"] == {"seeds": 2, "prompts": 3}
+    assert study["unscored"] == {"wer_pocketsphinx": {"silent": 10}} and study["clips"] == {
+        "seeds": 2,
+        "prompts": 3,
+    }
     text = page(study, "p.png")
     assert "unified against NAVA, sim_resemblyzer: -0.600 [-0.600, -0.600], worse" in text
     assert "**0.200 [0.200, 0.200]**" in text and "| nava * |" in text and "silent: 10" in text
@@ -201,9 +234,10 @@ def jobs(plan, tmp_path, monkeypatch) -> list[Job]:
     """Jobs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(
-        "experiments.study.workers.worker_command", lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)]
+        "experiments.studies.paradigms.workers.worker_command",
+        lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)],
     )
-    monkeypatch.setattr("experiments.study.workers.POLL_S", 0.02)
+    monkeypatch.setattr("experiments.studies.paradigms.workers.POLL_S", 0.02)
     made = [Job(training, tmp_path / training.label, "m") for training in plan.trainings[4:7]]
     for job in made:
         job.folder.mkdir()
@@ -218,7 +252,11 @@ def starts(job: Job) -> int:
 def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(jobs):
     with pytest.raises(ValueError, match=r"seed1 ended with exit code 2: out of luck; see .*log\.txt"):
         run_all(jobs, core_shares(1))
-    assert [job.finished for job in jobs] == [True, False, False] and [starts(job) for job in jobs] == [1, 1, 0]
+    assert [job.finished for job in jobs] == [True, False, False] and [starts(job) for job in jobs] == [
+        1,
+        1,
+        0,
+    ]
     for job in jobs:
         (job.folder / "may_end").touch()
     run_all(jobs, core_shares(2))
@@ -231,7 +269,7 @@ def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(jo
 
 def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
     monkeypatch.setattr(
-        "experiments.study.workers.Progress.tell",
+        "experiments.studies.paradigms.workers.Progress.tell",
         lambda self, running, force=False: signal.raise_signal(signal.SIGTERM) if running else None,
     )
     before = signal.getsignal(signal.SIGTERM)
@@ -241,7 +279,7 @@ def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
 
 
 def test_progress_counts_logged_steps_and_finished_trainings(jobs):
-    from experiments.study.workers import TRAINED_SHARE, Progress
+    from experiments.studies.paradigms.workers import TRAINED_SHARE, Progress
 
     first, second, _ = jobs
     steps = first.training.config.stage("stage1").steps
@@ -249,5 +287,7 @@ def test_progress_counts_logged_steps_and_finished_trainings(jobs):
     (first.folder / "stage1" / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
     second.result.write_text("{}")
     progress = Progress(jobs)
-    expected = TRAINED_SHARE * sum(first.training.flops.values()) / steps + sum(second.training.flops.values())
+    expected = TRAINED_SHARE * sum(first.training.flops.values()) / steps + sum(
+        second.training.flops.values()
+    )
     assert progress.done() == pytest.approx(expected) == progress.done()

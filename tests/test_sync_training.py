@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.benchmarks.sync_hacks import FIRST, FRAMES, hacks, reversed_middle, search, true_clips
-from experiments.syncnet import CUTS, SyncFitConfig, fit_sync, separation
+from experiments.pipeline.syncnet import CUTS, SyncFitConfig, fit_sync, separation
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.data.corpus.build import CorpusConfig, build_corpus
 from pretrain.data.corpus.casting import cast
@@ -21,7 +21,16 @@ from pretrain.data.corpus.talk import talk_sets
 from rewards.sync.augment import augment_crops, augment_sound
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
-from rewards.sync.separation import Count, embedded, measures, moved_cuts, offset_found, rank_correlation, reward_at, true_over_moved
+from rewards.sync.separation import (
+    Count,
+    embedded,
+    measures,
+    moved_cuts,
+    offset_found,
+    rank_correlation,
+    reward_at,
+    true_over_moved,
+)
 from rewards.sync.syncnet import MINI, SyncNet, load_syncnet
 from rewards.sync.train import SyncTrainConfig, stretch_loss, stretch_similarity, train_syncnet
 from rewards.sync.windows import SyncInput, to_25_fps
@@ -48,7 +57,10 @@ def walk() -> np.ndarray:
 
 
 def test_stretch_similarity_is_the_mean_of_products_along_both():
-    v, a = torch.randn(2, 7, 3, generator=torch.manual_seed(0)), torch.randn(2, 7, 3, generator=torch.manual_seed(1))
+    v, a = (
+        torch.randn(2, 7, 3, generator=torch.manual_seed(0)),
+        torch.randn(2, 7, 3, generator=torch.manual_seed(1)),
+    )
     found = stretch_similarity(v, a, 4)
     assert found.shape == (2, 4, 2, 4)
     for b, i, c, j in ((0, 0, 0, 0), (0, 3, 1, 2), (1, 1, 0, 3)):
@@ -69,7 +81,9 @@ def test_augmentation_is_one_look_for_all_frames_and_repeats_by_its_seed():
     first, again, other = (augment_crops(crops, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (3, 6, 32, 32) and float(first.min()) >= 0 and float(first.max()) <= 255
     assert torch.equal(first, again) and not torch.equal(first, other)
-    means = torch.stack([augment_crops(crops, np.random.default_rng(seed)).mean(dim=(0, 2, 3)) for seed in range(20)])
+    means = torch.stack(
+        [augment_crops(crops, np.random.default_rng(seed)).mean(dim=(0, 2, 3)) for seed in range(20)]
+    )
     assert float(means.std(dim=1).max()) < 1.0 < 8.0 < float(means.mean(dim=1).std())
 
 
@@ -114,10 +128,18 @@ def test_equal_embeddings_separate_perfectly_and_unrelated_ones_not_at_all(walk)
     assert rank_correlation(cuts).total / 2 > 0.6
     assert reward_at(cuts, 0).total / 2 > 1.2 > 0.3 > reward_at(cuts, 7).total / 4
     rng = np.random.default_rng(1)
-    unrelated = [moved_cuts(rng.standard_normal((60, 16)), rng.standard_normal((60, 16)), 40) for _ in range(60)]
-    share = sum(true_over_moved(some).total for some in unrelated) / sum(true_over_moved(some).number for some in unrelated)
+    unrelated = [
+        moved_cuts(rng.standard_normal((60, 16)), rng.standard_normal((60, 16)), 40) for _ in range(60)
+    ]
+    share = sum(true_over_moved(some).total for some in unrelated) / sum(
+        true_over_moved(some).number for some in unrelated
+    )
     assert 0.35 < share < 0.65
-    assert sum(offset_found(some).total for some in unrelated) / sum(offset_found(some).number for some in unrelated) < 0.4
+    assert (
+        sum(offset_found(some).total for some in unrelated)
+        / sum(offset_found(some).number for some in unrelated)
+        < 0.4
+    )
 
 
 @settings(max_examples=15)
@@ -146,7 +168,9 @@ def test_cutting_embeddings_is_cutting_the_clip():
     part = SyncInput(clip.crops[20:50], clip.sound[20 * 640 : 50 * 640 + 640])
     ((cut_v, cut_a),) = embedded(embedder, [part])
     assert np.allclose(cut_v, v[20 : 20 + len(cut_v)], atol=1e-5)
-    assert np.allclose(cut_a[1:], a[21 : 20 + len(cut_a)], atol=1e-4)  # the first sample has nothing before it to be filtered with
+    assert np.allclose(
+        cut_a[1:], a[21 : 20 + len(cut_a)], atol=1e-4
+    )  # the first sample has nothing before it to be filtered with
 
 
 def test_intervals_count_clips_not_cuts(walk):
@@ -157,13 +181,33 @@ def test_intervals_count_clips_not_cuts(walk):
 
 
 def test_both_networks_are_fitted_written_and_measured(tmp_path):
-    counts = dict.fromkeys(("prompts_heldout_pairs", "prompts_disagree", "prompts_dialogue", "prompts_camera", "prompts_align_train"), 0)
+    counts = dict.fromkeys(
+        (
+            "prompts_heldout_pairs",
+            "prompts_disagree",
+            "prompts_dialogue",
+            "prompts_camera",
+            "prompts_align_train",
+        ),
+        0,
+    )
     config = CorpusConfig(
-        paired=24, audio_only=8, hq_audio=4, validation=4, talk_a=4, talk_b=3, talk_test=3, prompts_align_held_out=0, processes=1, **counts
+        paired=24,
+        audio_only=8,
+        hq_audio=4,
+        validation=4,
+        talk_a=4,
+        talk_b=3,
+        talk_test=3,
+        prompts_align_held_out=0,
+        processes=1,
+        **counts,
     )
     build_corpus(config, tmp_path / "corpus")
     fit_codecs(CodecConfig(max_clips=20, griffin_lim_iterations=2), tmp_path / "corpus", tmp_path / "codec")
-    config = SyncFitConfig(train=SyncTrainConfig(steps=2, clips_per_step=3, windows=20, stretch=4), processes=1)
+    config = SyncFitConfig(
+        train=SyncTrainConfig(steps=2, clips_per_step=3, windows=20, stretch=4), processes=1
+    )
     report = fit_sync(config, tmp_path / "corpus", tmp_path / "codec", tmp_path / "syncnet")
     reward, judge = (load_syncnet(tmp_path / "syncnet" / role) for role in ("reward", "judge"))
     assert not torch.equal(*(net.state_dict()["netfclip.3.weight"] for net in (reward, judge)))
@@ -171,7 +215,10 @@ def test_both_networks_are_fitted_written_and_measured(tmp_path):
     assert reward.provenance["manifest_sha256"] != judge.provenance["manifest_sha256"]
     for role in ("reward", "judge"):
         for source in ("real", "codec"):
-            assert {length: report[role][source][length]["spearman"]["n"] for length in CUTS} == {"2s": 3, "1s": 3}
+            assert {length: report[role][source][length]["spearman"]["n"] for length in CUTS} == {
+                "2s": 3,
+                "1s": 3,
+            }
     assert (tmp_path / "syncnet" / "report.json").is_file()
     (tmp_path / "corpus" / "talk_b.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"talk_b\.jsonl"):
@@ -203,7 +250,9 @@ def test_hacks_change_what_they_say_and_nothing_else():
     for name, some in tried.items():
         assert np.array_equal(some.sound, true.sound) == ("silence" not in name)
         assert np.array_equal(some.crops, true.crops) == (name in ("true", "silence"))
-    assert np.ptp(tried["closed mouth"].crops[:, 10:].astype(int), axis=0).max() == 0  # blinks touch the upper edge
+    assert (
+        np.ptp(tried["closed mouth"].crops[:, 10:].astype(int), axis=0).max() == 0
+    )  # blinks touch the upper edge
     assert tried["wide open mouth"].crops.mean() < tried["closed mouth"].crops.mean()
     assert np.abs(tried["silence"].sound).max() < 0.01
     backwards = reversed_middle(clip.openings)
@@ -214,7 +263,10 @@ def test_hacks_change_what_they_say_and_nothing_else():
 def test_the_search_climbs_from_a_closed_mouth():
     clip = true_clips(2, seed=0)[0]
     stand_in: Any = DarknessAndLoudness()
-    short, longer = (search(clip, {"reward": stand_in, "judge": stand_in}, steps, np.random.default_rng(0)) for steps in (1, 40))
+    short, longer = (
+        search(clip, {"reward": stand_in, "judge": stand_in}, steps, np.random.default_rng(0))
+        for steps in (1, 40)
+    )
     assert longer["reward"] > short["reward"] + 0.3
     assert longer["correlation_lag_0"] > 0.6
     assert longer["reward"] == longer["judge"]
@@ -226,14 +278,24 @@ def test_a_small_training_tells_true_from_moved_on_words_it_has_never_heard():
     plans = talk_sets(config, cast(config))
 
     def rendered(plan, seed):
-        boxes = tuple((int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in [face.mouth_box for face in faces_of(plan)])
+        boxes = tuple(
+            (int(x0), int(y0), int(x1), int(y1))
+            for x0, y0, x1, y1 in [face.mouth_box for face in faces_of(plan)]
+        )
         clip = Clip(None, 16_000, pictures(plan, seed), 24.0, mouth_boxes=boxes)
         return SyncInput(to_25_fps(MouthBoxes(32).crops(clip)[0].pixels, 24.0), soundtrack(plan, seed))
 
-    learned, held_out = ([rendered(plan, seed) for seed, plan in enumerate(plans[name])] for name in ("talk_a", "talk_test"))
+    learned, held_out = (
+        [rendered(plan, seed) for seed, plan in enumerate(plans[name])] for name in ("talk_a", "talk_test")
+    )
     net = train_syncnet(SyncTrainConfig(steps=80), learned, seed=0)
     pairs = embedded(Embedder(net), held_out)
     two, one = (separation(pairs, CUTS[length]) for length in ("2s", "1s"))
     assert two["true_over_moved"]["low"] >= 0.95 and two["offset_within_1"]["low"] >= 0.90
     assert one["true_over_moved"]["mean"] >= 0.95 and one["offset_within_1_unmoved"]["mean"] >= 0.90
-    assert two["reward_at_0"]["mean"] > two["reward_at_2"]["mean"] > two["reward_at_5"]["mean"] > two["reward_at_10"]["mean"]
+    assert (
+        two["reward_at_0"]["mean"]
+        > two["reward_at_2"]["mean"]
+        > two["reward_at_5"]["mean"]
+        > two["reward_at_10"]["mean"]
+    )

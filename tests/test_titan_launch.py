@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from titan_world import config, write_latents
 
-from pretrain.launch import pretrain_stage
+from pretrain.launch.launch import pretrain_stage
+from pretrain.launch.torchrun import check_port
 from pretrain.progress import MetricsTail, StageProgress
-from pretrain.torchrun import check_port
 
 USER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from titan_world import config
-from pretrain.launch import pretrain_stage
+from pretrain.launch.launch import pretrain_stage
 print(pretrain_stage(config(steps={steps}, interval=1000), "stage1", Path({latents!r}), Path({out!r}), nproc=2).status)
 """
 
@@ -56,7 +56,9 @@ def test_torchrun_is_interrupted_by_sigterm_and_finishes_when_run_again(latents,
     out = tmp_path / "run"
     code = USER.format(tests=str(Path(__file__).parent), steps=100_000, latents=str(latents), out=str(out))
     pipe = subprocess.PIPE
-    user = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[1])
+    user = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[1]
+    )
     tail, seen = MetricsTail(out / "metrics.jsonl"), []
     deadline = time.monotonic() + 100
     while not seen and user.poll() is None and time.monotonic() < deadline:
@@ -72,8 +74,15 @@ def test_torchrun_is_interrupted_by_sigterm_and_finishes_when_run_again(latents,
 
 
 def test_progress_speaks_in_lines_where_there_is_no_terminal(capsys):
-    row = {"task": "T2AV", "loss_video": 1.0, "loss_audio": 0.5, "tokens_per_s": 1234.0, "seconds_per_step": 0.5, "skipped_nonfinite": 0,
-           "skipped_spikes": 1}  # fmt: skip
+    row = {
+        "task": "T2AV",
+        "loss_video": 1.0,
+        "loss_audio": 0.5,
+        "tokens_per_s": 1234.0,
+        "seconds_per_step": 0.5,
+        "skipped_nonfinite": 0,
+        "skipped_spikes": 1,
+    }
     with StageProgress("stage1", 100) as progress:
         for step in range(1, 101):
             progress.show({"step": step, **row})

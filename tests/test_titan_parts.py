@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from titan_world import config, write_latents
 from torch import nn
 
+from pretrain.launch.stage_run import StageRun, check_parent, check_run_folder
 from pretrain.recipe import PretrainConfig, StepPolicy, from_json, recipe_hash, to_json
 from pretrain.schedule import StageConfig
-from pretrain.stage_run import StageRun, check_parent, check_run_folder
-from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.ema import Ema
+from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.policy import StepJudge
 from pretrain.titan.train_spec import Optimizer, ParallelDims, build_complete_optimizers
 
@@ -35,7 +35,11 @@ def test_retention_rule(tmp_path_factory, steps, keep_last, keep_every):
     checkpoints(folder, steps, unfinished={1000})
     kept = retain(folder, keep_last, keep_every)
     newest = sorted(steps)[-keep_last:]
-    assert kept == complete_steps(folder) == sorted(step for step in steps if step in newest or (keep_every and step % keep_every == 0))
+    assert (
+        kept
+        == complete_steps(folder)
+        == sorted(step for step in steps if step in newest or (keep_every and step % keep_every == 0))
+    )
     assert (folder / "step-1000").is_dir()
 
 
@@ -51,13 +55,17 @@ def test_full_disk_line_names_the_folder_and_what_is_good(tmp_path):
         raise RuntimeError("writer thread") from OSError(errno.ENOSPC, "No space left on device")
     except RuntimeError as error:
         line = str(save_error(error, tmp_path))
-    assert str(tmp_path) in line and "disk is full" in line and "step 4 is intact" in line and "\n" not in line
+    assert (
+        str(tmp_path) in line and "disk is full" in line and "step 4 is intact" in line and "\n" not in line
+    )
     assert "disk is full" not in str(save_error(RuntimeError("other"), tmp_path))
 
 
 def test_judge_skips_nonfinite_and_spikes_and_stops():
     judge = StepJudge(StepPolicy(max_skips_in_a_row=2, spike_factor=5.0, spike_window=4))
-    assert all(judge.take(1.0, norm, step) for step, norm in enumerate([1.0, 1.1, 100.0, 1.0]))  # no window yet: no spike
+    assert all(
+        judge.take(1.0, norm, step) for step, norm in enumerate([1.0, 1.1, 100.0, 1.0])
+    )  # no window yet: no spike
     assert not judge.take(1.0, 40.0, 4)
     assert judge.take(1.0, 2.0, 5)
     assert not judge.take(float("nan"), 1.0, 6)
@@ -88,7 +96,9 @@ def test_ema_warms_up_and_swaps():
 def test_optimizer_state_is_complete_before_the_first_gradient():
     model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    job = Optimizer(name="AdamW", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, implementation="fused")
+    job = Optimizer(
+        name="AdamW", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, implementation="fused"
+    )
     one = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
     optimizers = build_complete_optimizers([model], job, one)
     (optimizer,) = optimizers
@@ -153,6 +163,8 @@ def test_parent_of_another_flavor_is_refused_before_training(tmp_path):
     (parent / "config.json").write_text(json.dumps({**identity, "checkpoint_id": "x", "flavor": "mini"}))
     with pytest.raises(ValueError, match="flavor is 'mini' instead of 'debug'"):
         check_parent(run)
-    (parent / "config.json").write_text(json.dumps({**identity, "checkpoint_id": "x", "args": {**identity["args"], "width": 64}}))
+    (parent / "config.json").write_text(
+        json.dumps({**identity, "checkpoint_id": "x", "args": {**identity["args"], "width": 64}})
+    )
     with pytest.raises(ValueError, match="width 64 instead of 32"):
         check_parent(run)

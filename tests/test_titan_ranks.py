@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
 
-from pretrain.data.store import LatentStore
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.store import LatentStore
+from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import CheckpointConfig, ParallelConfig, PretrainConfig
-from pretrain.stage_run import StageRun
 
 pytestmark = pytest.mark.distributed
 STEPS = 8
@@ -72,12 +72,16 @@ def test_bf16_keeps_fp32_weights_and_follows_fp32(latents, one_rank, tmp_path):
     for mine, other in zip(rows(run), rows(one_rank), strict=True):
         if "loss" in mine:
             assert mine["loss"] == pytest.approx(other["loss"], rel=0.02)
-    assert {value.dtype for value in load_file(run.out / "model" / "model.safetensors").values()} == {torch.float32}
+    assert {value.dtype for value in load_file(run.out / "model" / "model.safetensors").values()} == {
+        torch.float32
+    }
 
 
 @pytest.mark.slow  # the rule itself is tested without ranks in test_titan_parts
 def test_retention_keeps_the_last_and_every_nth(latents, tmp_path):
-    recipe = config(steps=7, checkpoint=CheckpointConfig(interval=1, asynchronous=True, keep_last=2, keep_every=3))
+    recipe = config(
+        steps=7, checkpoint=CheckpointConfig(interval=1, asynchronous=True, keep_last=2, keep_every=3)
+    )
     run = stage_run(tmp_path, latents, recipe)
     assert run_ranks(run.save()) == [0]
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["step-3", "step-6", "step-7"]
@@ -86,4 +90,6 @@ def test_retention_keeps_the_last_and_every_nth(latents, tmp_path):
 @pytest.mark.slow
 def test_mixed_lengths_train_on_two_ranks(latents, tmp_path):
     one = trained(tmp_path / "one", latents, config(4, mix_lengths=True, tasks={"T2AV": 1.0}), 1)
-    assert_same_training(trained(tmp_path / "two", latents, config(4, mix_lengths=True, tasks={"T2AV": 1.0}), 2), one)
+    assert_same_training(
+        trained(tmp_path / "two", latents, config(4, mix_lengths=True, tasks={"T2AV": 1.0}), 2), one
+    )

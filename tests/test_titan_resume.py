@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
 
+from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import CheckpointConfig
 from pretrain.schedule import task_of_step
-from pretrain.stage_run import StageRun
-from pretrain.titan.checkpoints import complete_steps
+from pretrain.titan.manager import complete_steps
 from pretrain.types import Task
 
 pytestmark = pytest.mark.distributed
@@ -25,14 +25,18 @@ def audio_first_seed() -> int:
     """A seed whose first and fourth steps are audio-only, so that a resumed run must know which sounds it has had."""
     stage = config().stages["stage1"]
     return next(
-        seed for seed in range(200)
-        if [task_of_step(seed, stage, step).task is Task.T2A for step in (1, 2, 3, 4)] == [True, False, False, True]
-    )  # fmt: skip
+        seed
+        for seed in range(200)
+        if [task_of_step(seed, stage, step).task is Task.T2A for step in (1, 2, 3, 4)]
+        == [True, False, False, True]
+    )
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(latents, tmp_path_factory) -> StageRun:
-    run = stage_run(tmp_path_factory.mktemp("whole"), latents, config(steps=5, interval=1, seed=audio_first_seed()))
+    run = stage_run(
+        tmp_path_factory.mktemp("whole"), latents, config(steps=5, interval=1, seed=audio_first_seed())
+    )
     assert run_ranks(run.save()) == [0]
     return run
 
@@ -45,7 +49,10 @@ def assert_same_weights(a: StageRun, b: StageRun) -> None:
 
 
 def same_recipe(uninterrupted: StageRun, out: Path, **checkpoint) -> StageRun:
-    recipe = dataclasses.replace(uninterrupted.config, checkpoint=CheckpointConfig(**{"interval": 1, "asynchronous": False, **checkpoint}))
+    recipe = dataclasses.replace(
+        uninterrupted.config,
+        checkpoint=CheckpointConfig(**{"interval": 1, "asynchronous": False, **checkpoint}),
+    )
     return stage_run(out, uninterrupted.latents, recipe)
 
 
@@ -119,13 +126,18 @@ def test_a_later_stage_starts_from_the_earlier_ones_weights_and_ema(uninterrupte
     assert parents[1]["ema_updates"] == parents[0]["ema_updates"] + 1
 
 
-def test_without_an_average_a_resumed_run_ends_equal_and_a_stage_starts_from_it(uninterrupted, latents, tmp_path):
+def test_without_an_average_a_resumed_run_ends_equal_and_a_stage_starts_from_it(
+    uninterrupted, latents, tmp_path
+):
     whole, cut = (
-        stage_run(tmp_path / name, latents, dataclasses.replace(uninterrupted.config, ema_decay=0.0)) for name in ("whole", "cut")
+        stage_run(tmp_path / name, latents, dataclasses.replace(uninterrupted.config, ema_decay=0.0))
+        for name in ("whole", "cut")
     )
     assert run_ranks(whole.save()) == [0]
     assert run_ranks(cut.save(), mishap="kill@2") == [-9] and run_ranks(cut.save()) == [0]
-    files = [sorted(path.name for path in (run.out / "model").iterdir()) for run in (whole, cut, uninterrupted)]
+    files = [
+        sorted(path.name for path in (run.out / "model").iterdir()) for run in (whole, cut, uninterrupted)
+    ]
     assert files[0] == files[1] == ["config.json", "model.safetensors"]
     weights = [(run.out / "model" / "model.safetensors").read_bytes() for run in (whole, cut, uninterrupted)]
     assert weights[0] == weights[1] == weights[2]  # the average never acts on training

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs, tracking_send
 from experiments.layout import Layout
-from experiments.memory import PeakMemory
-from experiments.runs import read_record, tracked, unchanged
-from experiments.spool import SpooledRun, spooled_runs
-from experiments.tracking import RunStart, SpoolTracker, new_run_key
-from experiments.tracking_send import Unreachable, flush, locked, store_uri, wait_until_sent
+from experiments.pipeline.memory import PeakMemory
+from experiments.runs.run import read_record, tracked, unchanged
+from experiments.runs.run import run as runs
+from experiments.runs.run import sender as tracking_send
+from experiments.runs.sender import Unreachable, flush, locked, store_uri, wait_until_sent
+from experiments.runs.spool import SpooledRun, spooled_runs
+from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 
 
 class FakeStore:
@@ -182,7 +183,11 @@ def test_an_interrupted_run_goes_on_under_its_key_and_a_changed_one_starts_over(
     key = run_training(layout, tmp_path, {"steps": 1})
     assert [run.key for run in spooled_runs(layout.tracking)] == [key]
     assert len(list(layout.pretrain("stage1").iterdir())) == 3
-    statuses = [event["status"] for _, event in SpooledRun(layout.tracking / key).events() if event["kind"] == "finish"]
+    statuses = [
+        event["status"]
+        for _, event in SpooledRun(layout.tracking / key).events()
+        if event["kind"] == "finish"
+    ]
     assert statuses == ["KILLED", "FAILED", "FINISHED"]
     with pytest.raises(KeyboardInterrupt):
         run_training(layout, tmp_path, {"steps": 2}, KeyboardInterrupt())
@@ -206,7 +211,9 @@ def test_peak_memory_sees_an_allocation():
     with PeakMemory(period_s=0.01) as before:
         pass
     with PeakMemory(period_s=0.01) as memory:
-        block = mmap.mmap(-1, 64 << 20)  # new pages, where the heap might hand out some that were freed and kept
+        block = mmap.mmap(
+            -1, 64 << 20
+        )  # new pages, where the heap might hand out some that were freed and kept
         block.write(b"1" * len(block))
         memory.sample()
     assert len(block) and memory.peak_bytes > before.peak_bytes + (48 << 20)
@@ -220,7 +227,9 @@ def test_mlflow_shows_parents_inputs_metrics_and_models(tmp_path, monkeypatch):
     parent = write_run(spool)
     child = SpoolTracker(spool / (new_run_key("train") + "-z"))
     inputs, parents = {"out/x": "0" * 32}, {"one": parent.key}
-    start = RunStart(name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs=inputs, parents=parents)
+    start = RunStart(
+        name="stage2", tags={"nava.stage": "s2"}, config={"a": {"b": 1}}, inputs=inputs, parents=parents
+    )
     child.start(start)
     model = tmp_path / "model"
     model.mkdir()

@@ -5,15 +5,17 @@ import math
 from model_cases import clean_batch, debug_model
 
 from pretrain.objective import ObjectiveConfig
+from pretrain.titan.validate import LEVEL_BUCKETS, validation_losses, validation_sums
 from pretrain.types import Task
-from pretrain.validation import LEVEL_BUCKETS, validation_losses, validation_sums
 
 
 def test_validation_is_repeatable_and_covers_the_buckets() -> None:
     model, batches = debug_model(), [clean_batch(seed=seed) for seed in range(5)]
     first, second = (validation_losses(validation_sums(model, batches, ObjectiveConfig())) for _ in range(2))
     assert first == second
-    assert set(first) == {f"validation/{name}/{centre}" for name in ("video", "audio") for centre in LEVEL_BUCKETS}
+    assert set(first) == {
+        f"validation/{name}/{centre}" for name in ("video", "audio") for centre in LEVEL_BUCKETS
+    }
     assert all(math.isfinite(value) and value > 0 for value in first.values())
 
 

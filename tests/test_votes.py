@@ -7,20 +7,25 @@ import pytest
 from align_world import config, write_world
 from test_align_pairs import dpo, made_clips
 
-from experiments.curate_prompts import PromptChoiceConfig, curate_prompts, prompt_gains
-from experiments.panel import JudgeFeature, PanelConfig
-from experiments.store_scores import score_store
-from experiments.votes import VotesConfig, curated, vote_on_rollouts
+from experiments.pipeline.curate_prompts import PromptChoiceConfig, curate_prompts, prompt_gains
+from experiments.pipeline.votes import VotesConfig, curated, vote_on_rollouts
+from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig
 from finetune.gsb.pairs import read_clips, read_pairs
+from finetune.gsb.panel import JudgeFeature, PanelConfig
 from finetune.gsb.votes import read_votes
 from finetune.pair_batches import open_pairs
 from finetune.prompts import read_prompt_set
 from finetune.recipe import RubricConfig, StopConfig
 from finetune.rollout_store import open_store, write_store
-from pretrain.codecs.base import load_codecs
+from pretrain.codecs.load import load_codecs
 
-PANEL = PanelConfig(features=(JudgeFeature("picture_noise_judge", "picture", -0.02),), axes=("overall", "picture"), noise=0.1, lapses=0.0)
+PANEL = PanelConfig(
+    features=(JudgeFeature("picture_noise_judge", "picture", -0.02),),
+    axes=("overall", "picture"),
+    noise=0.1,
+    lapses=0.0,
+)
 CONFIG = VotesConfig(panel=PANEL, batch=7, num_processes=1)
 
 
@@ -37,7 +42,9 @@ def voted(world: Path, out: Path, config: VotesConfig = CONFIG):
 
 
 def scores(world: Path, batch: int = 7):
-    return score_store(open_store(world / "store"), ["picture_noise_judge"], world / "codec", world, world, batch, 1)
+    return score_store(
+        open_store(world / "store"), ["picture_noise_judge"], world / "codec", world, world, batch, 1
+    )
 
 
 def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
@@ -47,14 +54,20 @@ def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
     assert votes.num_simulated == len(votes.votes) == summary["votes"]
     source = open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
     assert len(source.pairs) == summary["pairs"] == 30
-    assert all(pair.simulated and pair.first.case_id == source.store.case(pair.first.clip_id) for pair in source.pairs)
+    assert all(
+        pair.simulated and pair.first.case_id == source.store.case(pair.first.clip_id)
+        for pair in source.pairs
+    )
 
 
 def test_labels_follow_what_the_judges_measured(world, tmp_path):
     voted(world, tmp_path)
     noise = scores(world)
     pairs = read_pairs(tmp_path / "pairs.jsonl")
-    cleaner = [noise[p.second.clip_id]["picture_noise_judge"] - noise[p.first.clip_id]["picture_noise_judge"] for p in pairs]
+    cleaner = [
+        noise[p.second.clip_id]["picture_noise_judge"] - noise[p.first.clip_id]["picture_noise_judge"]
+        for p in pairs
+    ]
     assert np.corrcoef(cleaner, [pair.label("picture") or 0 for pair in pairs])[0, 1] > 0.6
 
 
@@ -92,8 +105,11 @@ def test_prompts_that_earn_little_are_chosen_and_training_takes_those(world, tmp
     assert len(chosen["data_ids"]) == 4 and set(chosen["gains"]) == {f"p{index}" for index in range(10)}
     assert chosen["report"]["curated"]["mean_gain"] > chosen["report"]["everything"]["mean_gain"]
     recipe = config(stop=StopConfig(prompts=2))
-    kept = read_prompt_set(world / "prompts.jsonl", dataclasses.replace(recipe, nft=dataclasses.replace(recipe.nft, prompts_per_round=2)),
-                           tmp_path / "chosen.json")  # fmt: skip
+    kept = read_prompt_set(
+        world / "prompts.jsonl",
+        dataclasses.replace(recipe, nft=dataclasses.replace(recipe.nft, prompts_per_round=2)),
+        tmp_path / "chosen.json",
+    )
     aside = read_prompt_set(world / "prompts.jsonl", recipe).aside
     assert kept.aside == aside
     assert {row.data_id for row in kept.train[0]} == set(chosen["data_ids"]) - {row.data_id for row in aside}

@@ -13,7 +13,9 @@ from object_store import connect
 from rank_processes import run_processes
 
 
-def run_ranks(resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0, endpoint: str = "") -> list[int]:
+def run_ranks(
+    resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0, endpoint: str = ""
+) -> list[int]:
     """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way; `endpoint` is that of an object store."""
     return run_processes(_rank, world_size, resolved.parent, resolved, mishap, endpoint, timeout_s=timeout_s)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from pretrain.data.sample import Sample
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.sample import Sample
+from pretrain.launch.stage_run import StageRun, check_run_folder
 from pretrain.recipe import CheckpointConfig, PretrainConfig
 from pretrain.schedule import StageConfig
-from pretrain.stage_run import StageRun, check_run_folder
 
 JOINT_AND_AUDIO = {"T2A": 1.0, "T2AV": 0.6, "TI2AV": 0.4, "T2V": 0.5}
 
@@ -28,23 +28,36 @@ def write_latents(folder: Path, side: int = 2) -> Path:
                 generator = torch.Generator().manual_seed(index)
                 frames, tokens = (2, 6) if index % 4 else (3, 9)
                 spans = 1 + index % 2
-                writer.add(Sample(
-                    f"{name}-{index}",
-                    torch.randn(48, frames, side, side, generator=generator) if name == "paired" else None,
-                    torch.randn(128, tokens, generator=generator), 6.0,
-                    torch.randn(6 + index % 3, 256, generator=generator), torch.arange(spans),
-                    torch.randn(spans, 192, generator=generator),
-                ))  # fmt: skip
+                writer.add(
+                    Sample(
+                        f"{name}-{index}",
+                        torch.randn(48, frames, side, side, generator=generator)
+                        if name == "paired"
+                        else None,
+                        torch.randn(128, tokens, generator=generator),
+                        6.0,
+                        torch.randn(6 + index % 3, 256, generator=generator),
+                        torch.arange(spans),
+                        torch.randn(spans, 192, generator=generator),
+                    )
+                )
     return folder
 
 
-def config(steps: int = 6, tasks: dict[str, float] | None = None, interval: int = 2, **changes) -> PretrainConfig:
+def config(
+    steps: int = 6, tasks: dict[str, float] | None = None, interval: int = 2, **changes
+) -> PretrainConfig:
     """fp32, debug flavor, global batch 4, synchronous saves."""
     stage = StageConfig(name="stage1", steps=steps, tasks=tasks or JOINT_AND_AUDIO, warmup_steps=2, lr=1e-3)
     fields = {
-        "flavor": "debug", "stages": {"stage1": stage}, "global_batch_size": 4, "mixed_precision": "fp32", "log_every": 1,
-        "checkpoint": CheckpointConfig(interval=interval, asynchronous=False), **changes,
-    }  # fmt: skip
+        "flavor": "debug",
+        "stages": {"stage1": stage},
+        "global_batch_size": 4,
+        "mixed_precision": "fp32",
+        "log_every": 1,
+        "checkpoint": CheckpointConfig(interval=interval, asynchronous=False),
+        **changes,
+    }
     return dataclasses.replace(PretrainConfig(), **fields)
 
 
@@ -58,7 +71,10 @@ def stage_run(out: Path, latents: Path, recipe: PretrainConfig, **changes) -> St
 def command(run: StageRun, nproc: int) -> tuple[list[str], dict[str, str]]:
     """torchrun's command line and environment for a run on one thread per rank."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    return [*launcher, "-m", "pretrain.titan.run", str(run.out / "resolved.json")], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [*launcher, "-m", "pretrain.titan.run", str(run.out / "resolved.json")], {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def torchrun(run: StageRun, nproc: int = 1) -> subprocess.CompletedProcess[str]:

@@ -36,10 +36,19 @@ def write_chain_model(folder: Path, pieces: list[str]) -> None:
     tokenizer.chat_template = "{{ messages[-1].content }}" + START
     chain = tokenizer.convert_tokens_to_ids([START, *pieces, END])
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     model: Any = Qwen3ForCausalLM(config)
     with torch.no_grad():
         layer = model.model.layers[0]
@@ -59,11 +68,36 @@ def vllm_server(environment: Path, model: Path, name: str, token: str, log: Path
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(environment / "bin" / "vllm"), "serve", str(model), "--served-model-name", name, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "8", "--dtype", "float32"]
-    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_API_KEY": token}
+    command = [
+        str(environment / "bin" / "vllm"),
+        "serve",
+        str(model),
+        "--served-model-name",
+        name,
+        "--host",
+        "127.0.0.1",
+    ]
+    command += [
+        "--port",
+        str(port),
+        "--max-model-len",
+        "1024",
+        "--enforce-eager",
+        "--max-num-seqs",
+        "8",
+        "--dtype",
+        "float32",
+    ]
+    quiet = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_API_KEY": token,
+    }
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | quiet, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | quiet, start_new_session=True
+        )
     try:
         until = time.monotonic() + READY_S
         while not _ready(port):

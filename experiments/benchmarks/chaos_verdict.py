@@ -89,7 +89,9 @@ def compare(found: Left, whole: Left) -> Verdict:
     )
 
 
-def _curve_difference(found: Mapping[int, Mapping[str, float]], whole: Mapping[int, Mapping[str, float]]) -> float:
+def _curve_difference(
+    found: Mapping[int, Mapping[str, float]], whole: Mapping[int, Mapping[str, float]]
+) -> float:
     """Infinite where a value is on one side only."""
     differences = [0.0]
     for number, values in whole.items():
@@ -100,9 +102,13 @@ def _curve_difference(found: Mapping[int, Mapping[str, float]], whole: Mapping[i
 
 
 def _weight_difference(found: Mapping[str, Any], whole: Mapping[str, Any]) -> float:
-    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in whole.items()}:
+    if {name: value.shape for name, value in found.items()} != {
+        name: value.shape for name, value in whole.items()
+    }:
         return float("inf")
-    return max((_difference(float((found[name] - whole[name]).abs().max()), 0.0) for name in whole), default=0.0)
+    return max(
+        (_difference(float((found[name] - whole[name]).abs().max()), 0.0) for name in whole), default=0.0
+    )
 
 
 def _difference(found: float, wanted: float) -> float:

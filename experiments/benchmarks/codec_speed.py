@@ -18,7 +18,8 @@ import torch
 
 from experiments.benchmarks.peers.__main__ import facts
 from experiments.benchmarks.peers.timing import seconds_of, summary
-from pretrain.codecs.base import AudioCodec, VideoCodec, load_codecs
+from pretrain.codecs.base import AudioCodec, VideoCodec
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.published.ltx_audio import LtxAudioCodec, Networks
 from pretrain.codecs.published.wan import WanVideoCodec
 from pretrain.files import replacing
@@ -27,10 +28,21 @@ from pretrain.types import AUDIO_SAMPLE_RATE_HZ, AUDIO_TOKENS_PER_S
 FPS, REPEATS = 24.0, 3
 # AutoencoderKLWan of Wan2.2-TI2V-5B; the statistics of latents do not change the time
 _WAN: dict[str, Any] = {
-    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "is_residual": True,
-    "temperal_downsample": [False, True, True], "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4,
-    "scale_factor_spatial": 16, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
-}  # fmt: skip
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "is_residual": True,
+    "temperal_downsample": [False, True, True],
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
 
 
 def published(dtype: torch.dtype, device: torch.device) -> tuple[VideoCodec, AudioCodec]:
@@ -46,28 +58,50 @@ def published(dtype: torch.dtype, device: torch.device) -> tuple[VideoCodec, Aud
     return WanVideoCodec(lambda: vae), LtxAudioCodec(lambda: networks)
 
 
-def speed(video: VideoCodec, audio: AudioCodec, frames: int, height: int, width: int, batch: int, device: torch.device) -> dict[str, Any]:
+def speed(
+    video: VideoCodec,
+    audio: AudioCodec,
+    frames: int,
+    height: int,
+    width: int,
+    batch: int,
+    device: torch.device,
+) -> dict[str, Any]:
     """Encoding and decoding of `batch` random clips of that size."""
     pixels = torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8)
     sound = torch.randn(batch, round(frames / FPS * AUDIO_SAMPLE_RATE_HZ)) * 0.1
     pictures, sounds = video.encode(pixels), audio.encode(sound)
     seconds = batch * frames / FPS
     return {
-        "clip": {"frames": frames, "height": height, "width": width, "batch": batch, "seconds": round(frames / FPS, 3)},
+        "clip": {
+            "frames": frames,
+            "height": height,
+            "width": width,
+            "batch": batch,
+            "seconds": round(frames / FPS, 3),
+        },
         "video_encode": _rate(lambda: video.encode(pixels), seconds, pixels.numel() // 3, device),
         "video_decode": _rate(lambda: video.decode(pictures), seconds, pixels.numel() // 3, device),
         "audio_encode": _rate(lambda: audio.encode(sound), seconds, sound.numel(), device),
-        "audio_decode": _rate(lambda: audio.decode(sounds), sounds.shape[-1] * batch / AUDIO_TOKENS_PER_S, sound.numel(), device),
+        "audio_decode": _rate(
+            lambda: audio.decode(sounds), sounds.shape[-1] * batch / AUDIO_TOKENS_PER_S, sound.numel(), device
+        ),
     }
 
 
 def _rate(work: Callable[[], object], seconds: float, elements: int, device: torch.device) -> dict[str, Any]:
     times = [seconds_of(work, device) for _ in range(REPEATS)]
-    return {"seconds": summary(times), "times_real_time": float(f"{seconds / min(times):.4g}"), "per_s": round(elements / min(times))}
+    return {
+        "seconds": summary(times),
+        "times_real_time": float(f"{seconds / min(times):.4g}"),
+        "per_s": round(elements / min(times)),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--height", type=int, default=128)

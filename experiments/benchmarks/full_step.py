@@ -27,19 +27,18 @@ from experiments.benchmarks.peers.__main__ import facts
 from experiments.benchmarks.peers.measure import matmul_ceiling
 from experiments.benchmarks.peers.timing import seconds_of, summary
 from finetune.lora import LoraConfig, inject
-from pretrain.data.collate import collate, to_av_batch
-from pretrain.data.sample import Sample
+from pretrain.data.stream.collate import collate, to_av_batch
+from pretrain.data.stream.sample import Sample
 from pretrain.dry_run import one_step
 from pretrain.files import replacing
-from pretrain.model.flavors import flavor
+from pretrain.launch.stage_run import StageRun
+from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, forward_flops, training_flops
-from pretrain.model.paradigms import build_model
 from pretrain.model.plan import clip_shape
 from pretrain.model.shell import AVTransformer
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig, PretrainConfig
 from pretrain.sampling import lower_precision
-from pretrain.stage_run import StageRun
 from pretrain.types import VIDEO_CHANNELS, Task
 
 Parts = dict[str, Callable[[str, ClipShape, Sample, int, bool, torch.device], dict[str, Any]]]
@@ -49,18 +48,33 @@ def random_clip(name: str, frames: int, height: int, width: int) -> Sample:
     """Latents of a clip of that size, 512 text states, one voice."""
     shape, args = clip_shape(flavor(name), frames, height, width), flavor(name)
     latents = (VIDEO_CHANNELS, 1 + (frames - 1) // 4, height // 16, width // 16)
-    return Sample("clip", torch.randn(latents), torch.randn(128, shape.audio), 6.0, torch.randn(512, args.text_width), torch.tensor([1]),
-                  torch.randn(1, 192))  # fmt: skip
+    return Sample(
+        "clip",
+        torch.randn(latents),
+        torch.randn(128, shape.audio),
+        6.0,
+        torch.randn(512, args.text_width),
+        torch.tensor([1]),
+        torch.randn(1, 192),
+    )
 
 
-def train(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device) -> dict[str, Any]:
+def train(
+    name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device
+) -> dict[str, Any]:
     """Seconds of the trainer's own steps, the first left out."""
-    from pretrain.data.loader import SampleSet
+    from pretrain.data.stream.loader import SampleSet
     from pretrain.titan.trainer import PretrainTrainer
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+        os.environ.update(
+            RANK="0",
+            LOCAL_RANK="0",
+            WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(probe.getsockname()[1]),
+        )
     parallel = ParallelConfig(activation_checkpointing="full")
     config = one_step(PretrainConfig(flavor=name, ema_decay=0.0, parallel=parallel), 1)
     stage = replace(config.stage("stage1"), steps=99)
@@ -81,7 +95,9 @@ def train(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool,
     return {"flop": training_flops(flavor(name), shape), "seconds": seconds}
 
 
-def lora(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device) -> dict[str, Any]:
+def lora(
+    name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device
+) -> dict[str, Any]:
     """Forward, backward and AdamW of an adapter's weights on the frozen bf16 model, whole blocks recomputed."""
     model = inject(_model(name, device), LoraConfig())
     for group in model.block_groups():
@@ -101,11 +117,19 @@ def lora(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, 
 
     step()
     adapters = sum(parameter.numel() for parameter in trained)
-    flop = 2 * forward_flops(flavor(name), shape)  # frozen weights take no gradient: forward and the inputs' gradients
-    return {"flop": flop, "seconds": [seconds_of(step, device) for _ in range(steps)], "trained_parameters": adapters}
+    flop = 2 * forward_flops(
+        flavor(name), shape
+    )  # frozen weights take no gradient: forward and the inputs' gradients
+    return {
+        "flop": flop,
+        "seconds": [seconds_of(step, device) for _ in range(steps)],
+        "trained_parameters": adapters,
+    }
 
 
-def generate(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device) -> dict[str, Any]:
+def generate(
+    name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device
+) -> dict[str, Any]:
     """One forward of one clip; guidance costs as many more as it has directions."""
     model = _model(name, device)
     _compile(model, compiled)
@@ -117,7 +141,10 @@ def generate(name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bo
             return model(corrupted.video, corrupted.audio, corrupted.conditioning).video
 
     step()
-    return {"flop": forward_flops(flavor(name), shape), "seconds": [seconds_of(step, device) for _ in range(steps)]}
+    return {
+        "flop": forward_flops(flavor(name), shape),
+        "seconds": [seconds_of(step, device) for _ in range(steps)],
+    }
 
 
 PARTS: Parts = {"train": train, "lora": lora, "generate": generate}
@@ -128,7 +155,10 @@ def _model(name: str, device: torch.device) -> AVTransformer:
         model = lower_precision(build_model(flavor(name)), torch.bfloat16)
     model.to_empty(device=device)
     model.init_weights()
-    for head in (model.head, model.head_audio):  # they start at zero, and gradients of zero are no work to measure
+    for head in (
+        model.head,
+        model.head_audio,
+    ):  # they start at zero, and gradients of zero are no work to measure
         torch.nn.init.normal_(head.linear.weight, std=0.02)
     return model.eval()
 
@@ -149,13 +179,19 @@ def described(measured: dict[str, Any], tokens: int, ceiling: float, device: tor
         torch.cuda.reset_peak_memory_stats(device)
     best = min(seconds)
     return {
-        **measured, "seconds": summary(seconds), "tokens_per_s": round(tokens / best, 1), "tflop": round(flop / 1e12, 4),
-        "share_of_ceiling": round(flop / best / ceiling, 3), "peak_memory_gib": round(peak / 2**30, 2),
-    }  # fmt: skip
+        **measured,
+        "seconds": summary(seconds),
+        "tokens_per_s": round(tokens / best, 1),
+        "tflop": round(flop / 1e12, 4),
+        "share_of_ceiling": round(flop / best / ceiling, 3),
+        "peak_memory_gib": round(peak / 2**30, 2),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--flavor", default="nava_6b")
     parser.add_argument("--frames", type=int, default=145)
     parser.add_argument("--height", type=int, default=704)
@@ -170,13 +206,22 @@ def main() -> None:
     size = {"frames": options.frames, "height": options.height, "width": options.width}
     shape, clip = clip_shape(flavor(options.flavor), **size), random_clip(options.flavor, **size)
     ceiling, tokens = matmul_ceiling(torch.bfloat16, device), shape.video + shape.audio
-    found: dict[str, Any] = {**facts(device), "flavor": options.flavor, "clip": size, "tokens": tokens, "compiled": options.compile}
+    found: dict[str, Any] = {
+        **facts(device),
+        "flavor": options.flavor,
+        "clip": size,
+        "tokens": tokens,
+        "compiled": options.compile,
+    }
     found["ceiling_tflops"] = round(ceiling / 1e12, 3)
     for part in options.parts:
         measured = PARTS[part](options.flavor, shape, clip, options.steps, options.compile, device)
         found[part] = described(measured, tokens, ceiling, device)
         share, peak = found[part]["share_of_ceiling"], found[part]["peak_memory_gib"]
-        print(f"{part:9} {found[part]['seconds']['low']:8.3f} s  {share:.0%} of the ceiling  {peak} GiB at the peak", flush=True)
+        print(
+            f"{part:9} {found[part]['seconds']['low']:8.3f} s  {share:.0%} of the ceiling  {peak} GiB at the peak",
+            flush=True,
+        )
     with replacing(options.out) as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")

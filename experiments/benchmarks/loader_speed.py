@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from experiments.doctor import processor_name
-from pretrain.data.loader import Slice, StageLoader
-from pretrain.data.sample import Sample
-from pretrain.data.sample_set import open_set
-from pretrain.data.writer import LatentWriter
+from pretrain.data.encoding.writer import LatentWriter
+from pretrain.data.stream.loader import Slice, StageLoader
+from pretrain.data.stream.sample import Sample
+from pretrain.data.stream.sample_set import open_set
 from pretrain.files import replacing
 from pretrain.progress import track
 from pretrain.schedule import StageConfig
@@ -39,11 +39,23 @@ def write_set(folder: Path, count: int, shard_bytes: int) -> Path:
     with LatentWriter(folder / SET, "noise", "bfloat16", shard_bytes) as writer:
         for index in track(range(count), count, "samples written"):
             video, audio, text = (torch.randn(*shape, generator=generator) for shape in SHAPES.values())
-            writer.add(Sample(f"noise-{index}", video, audio, 6.0, text, torch.tensor([1]), torch.randn(1, 192, generator=generator)))
+            writer.add(
+                Sample(
+                    f"noise-{index}",
+                    video,
+                    audio,
+                    6.0,
+                    text,
+                    torch.tensor([1]),
+                    torch.randn(1, 192, generator=generator),
+                )
+            )
     return folder / SET
 
 
-def measure(folder: Path, batch: int, batches: int, prefetch: int, step_s: float, cold: bool) -> dict[str, Any]:
+def measure(
+    folder: Path, batch: int, batches: int, prefetch: int, step_s: float, cold: bool
+) -> dict[str, Any]:
     """Seconds of a first and of `batches` micro-batches, and what of them a step waited for."""
     if cold:
         _forget(folder)
@@ -62,9 +74,13 @@ def measure(folder: Path, batch: int, batches: int, prefetch: int, step_s: float
     total_s = time.perf_counter() - start
     stream.close()  # type: ignore[attr-defined]
     return {
-        "prefetch": prefetch, "step_s": step_s, "cold": cold, "first_batch_s": round(first_s, 3),
-        "samples_per_s": round(batch * batches / total_s, 2), "waited_s_per_sample": round(waited_s / (batch * batches), 4),
-    }  # fmt: skip
+        "prefetch": prefetch,
+        "step_s": step_s,
+        "cold": cold,
+        "first_batch_s": round(first_s, 3),
+        "samples_per_s": round(batch * batches / total_s, 2),
+        "waited_s_per_sample": round(waited_s / (batch * batches), 4),
+    }
 
 
 def _forget(folder: Path) -> None:
@@ -75,7 +91,9 @@ def _forget(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--folder", type=Path, default=None, help="where the set is written; default a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the set is written; default a temporary folder"
+    )
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--batches", type=int, default=20)
@@ -88,12 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
         runs = [
             measure(folder, given.batch, given.batches, prefetch, step_s, given.drop)
-            for step_s in (0.0, given.step_s) for prefetch in (0, 2)
-        ]  # fmt: skip
+            for step_s in (0.0, given.step_s)
+            for prefetch in (0, 2)
+        ]
     content = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat(), "torch": torch.__version__,
-        "shapes": SHAPES, "mb_per_sample": round(num_bytes / given.samples / 1e6, 2), "batch": given.batch, "runs": runs,
-    }  # fmt: skip
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "shapes": SHAPES,
+        "mb_per_sample": round(num_bytes / given.samples / 1e6, 2),
+        "batch": given.batch,
+        "runs": runs,
+    }
     with replacing(given.to) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(content, indent=1))

@@ -33,12 +33,18 @@ def random_batch(task: Task) -> AVBatch:
     """Clips of the demo's size."""
     everywhere = torch.ones(CLIPS, dtype=torch.bool)
     conditioning = Conditioning(
-        torch.randn(CLIPS, CONTEXT_TOKENS, flavor("mini").text_width), everywhere[:, None].expand(-1, CONTEXT_TOKENS),
-        torch.randn(CLIPS, 1, 192), torch.full((CLIPS, 1), 12), everywhere, everywhere,
-    )  # fmt: skip
+        torch.randn(CLIPS, CONTEXT_TOKENS, flavor("mini").text_width),
+        everywhere[:, None].expand(-1, CONTEXT_TOKENS),
+        torch.randn(CLIPS, 1, 192),
+        torch.full((CLIPS, 1), 12),
+        everywhere,
+        everywhere,
+    )
     video = CleanStream(torch.randn(CLIPS, 48, LATENT_FRAMES, 4, 4), torch.full((CLIPS,), LATENT_FRAMES), 6.0)
     audio = CleanStream(torch.randn(CLIPS, 128, AUDIO_TOKENS), torch.full((CLIPS,), AUDIO_TOKENS), 25.0)
-    return AVBatch(task, video, audio, conditioning, torch.arange(CLIPS), torch.zeros(CLIPS, dtype=torch.int64), 6.0)
+    return AVBatch(
+        task, video, audio, conditioning, torch.arange(CLIPS), torch.zeros(CLIPS, dtype=torch.int64), 6.0
+    )
 
 
 def training_step(model: NavaTransformer, batch: AVBatch, objective: ObjectiveConfig) -> None:
@@ -68,13 +74,22 @@ def profile_task(task: Task) -> dict[str, Any]:
     operators = sorted(recorded.key_averages(), key=lambda item: -item.self_cpu_time_total)
     total = sum(item.self_cpu_time_total for item in operators)
     video_tokens = 0 if task is Task.T2A else LATENT_FRAMES * 4
-    flops = 3 * CLIPS * block_flops(args, ClipShape(video=video_tokens, audio=AUDIO_TOKENS, context=CONTEXT_TOKENS))
+    flops = (
+        3
+        * CLIPS
+        * block_flops(args, ClipShape(video=video_tokens, audio=AUDIO_TOKENS, context=CONTEXT_TOKENS))
+    )
     ceiling = matmul_ceiling_gflops(torch.bfloat16)
     median = statistics.median(seconds)
     return {
         "clips": CLIPS,
         "tokens": CLIPS * (video_tokens + AUDIO_TOKENS),
-        "seconds": {"median": round(median, 4), "low": round(min(seconds), 4), "high": round(max(seconds), 4), "n": STEPS},
+        "seconds": {
+            "median": round(median, 4),
+            "low": round(min(seconds), 4),
+            "high": round(max(seconds), 4),
+            "n": STEPS,
+        },
         "block_gflop": round(flops / 1e9, 1),
         "ceiling_gflops": round(ceiling, 1),
         "share_of_ceiling": round(flops / 1e9 / median / ceiling, 3),
@@ -87,8 +102,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     torch.set_num_threads(1)
-    facts = {"date": datetime.date.today().isoformat(), "processor": processor_name(), "threads": 1, "torch": torch.__version__}
-    out.write_text(json.dumps({**facts, **{str(task): profile_task(task) for task in (Task.T2AV, Task.T2A)}}, indent=1) + "\n")
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor_name(),
+        "threads": 1,
+        "torch": torch.__version__,
+    }
+    out.write_text(
+        json.dumps({**facts, **{str(task): profile_task(task) for task in (Task.T2AV, Task.T2A)}}, indent=1)
+        + "\n"
+    )
     print(f"wrote {out}")
 
 

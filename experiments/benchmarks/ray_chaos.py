@@ -65,7 +65,10 @@ class Trial:
 
 def draw(rng: random.Random, rounds: int) -> dict[str, Moment]:
     """Rollout worker and reward worker in either order, the driver after them; from before the first round to the last one."""
-    moments = sorted((Moment(rng.randrange(rounds), rng.random()) for _ in range(3)), key=lambda moment: (moment.rounds, moment.part))
+    moments = sorted(
+        (Moment(rng.randrange(rounds), rng.random()) for _ in range(3)),
+        key=lambda moment: (moment.rounds, moment.part),
+    )
     first = ["rollout", "reward"]
     rng.shuffle(first)
     return dict(zip((*first, DRIVER), moments, strict=True))
@@ -88,14 +91,29 @@ class Driver:
     """A process that aligns out/resolved.json on a Ray of its own."""
 
     def __init__(self, run: AlignRun, ranks: int, staleness: int, tests: Path = TESTS) -> None:
-        self.temporary = tempfile.mkdtemp(prefix="nc", dir="/tmp")  # the names of Ray's sockets must stay short
+        self.temporary = tempfile.mkdtemp(
+            prefix="nc", dir="/tmp"
+        )  # the names of Ray's sockets must stay short
         places = [str(Path().resolve()), str(tests.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "RAY_TMPDIR": self.temporary, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
-        command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--drive", str(run.out / "resolved.json")]
+        environment = {
+            **os.environ,
+            "RAY_TMPDIR": self.temporary,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(places),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            __spec__.name if __spec__ else __name__,
+            "--drive",
+            str(run.out / "resolved.json"),
+        ]
         self.run, self.family = run, set[psutil.Process]()
         with (run.out / "driver.txt").open("a") as said:
             command += [f"--ranks={ranks}", f"--staleness={staleness}"]
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=said, stderr=said, env=environment, start_new_session=True
+            )
 
     def rows(self) -> int:
         path = self.run.out / "metrics.jsonl"
@@ -110,7 +128,9 @@ class Driver:
                 found = self.victims(victim)
                 return min(found, key=lambda process: (process.create_time(), process.pid)) if found else None
             if time.monotonic() > end:
-                raise OSError(f"{self.run.out}: round {moment.rounds} did not come in {PATIENCE_S:.0f} s; see driver.txt there")
+                raise OSError(
+                    f"{self.run.out}: round {moment.rounds} did not come in {PATIENCE_S:.0f} s; see driver.txt there"
+                )
             time.sleep(0.02)
         return None
 
@@ -162,7 +182,9 @@ def to_the_end(run: AlignRun, ranks: int, staleness: int) -> tuple[int, int]:
         left_behind += driver.end()
         if driver.process.returncode == 0:
             return start, left_behind
-    raise ValueError(f"{run.out / 'driver.txt'}: the run did not end well in {MAX_STARTS} starts; read it there")
+    raise ValueError(
+        f"{run.out / 'driver.txt'}: the run did not end well in {MAX_STARTS} starts; read it there"
+    )
 
 
 def undisturbed(run: AlignRun, ranks: int, staleness: int) -> tuple[Left, float]:
@@ -172,7 +194,9 @@ def undisturbed(run: AlignRun, ranks: int, staleness: int) -> tuple[Left, float]
     return read(run.out), sum(row.get("seconds_per_step", 0.0) for row in rows) / run.config.num_rounds
 
 
-def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s: float, ranks: int, staleness: int) -> Trial | None:
+def disturbed(
+    run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s: float, ranks: int, staleness: int
+) -> Trial | None:
     """The same run killed at these moments and started again; None where it ended well before all were killed, or never began.
 
     Raises ValueError where it did not outlive a worker.
@@ -191,14 +215,18 @@ def disturbed(run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s
     if killed < len(moments):
         if killed and driver.process.returncode:
             victims = " and ".join(list(moments)[:killed])
-            raise ValueError(f"{run.out / 'driver.txt'}: the driver did not outlive the loss of {victims}; read it there")
+            raise ValueError(
+                f"{run.out / 'driver.txt'}: the driver did not outlive the loss of {victims}; read it there"
+            )
         return None
     starts, more = to_the_end(run, ranks, staleness)
     left, seconds = read(run.out), round(time.monotonic() - started, 1)
     return Trial(dict(moments), compare(left, whole), 1 + starts, left.restarts, left_behind + more, seconds)
 
 
-def trials(folder: Path, count: int, rounds: int, ranks: int, staleness: int, seed: int) -> Iterator[tuple[Trial | None, Left]]:
+def trials(
+    folder: Path, count: int, rounds: int, ranks: int, staleness: int, seed: int
+) -> Iterator[tuple[Trial | None, Left]]:
     """Of each trial its result; None where the draw came too late and is drawn again."""
     whole, round_s = undisturbed(tiny_run(folder / "world", folder / "whole", rounds), ranks, staleness)
     rng, done, number = random.Random(seed), 0, 0
@@ -227,18 +255,30 @@ def drive(resolved: Path, ranks: int, staleness: int) -> int:
     from orchestration.align import align_on_ray
     from orchestration.config import RayConfig
 
-    result = align_on_ray(AlignRun.load(resolved), ranks, RayConfig(staleness=staleness), lambda options, rewards: options)
+    result = align_on_ray(
+        AlignRun.load(resolved), ranks, RayConfig(staleness=staleness), lambda options, rewards: options
+    )
     return 0 if result.status == "finished" else 130
 
 
 def report(found: Sequence[Trial], whole: Left, given: argparse.Namespace, redrawn: int) -> dict[str, Any]:
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores", "date": datetime.date.today().isoformat(), "torch": version("torch"),
-        "ray": version("ray"), "world": "tests/align_world.py, nft then grpo", "rounds": whole.rounds, "ranks": given.ranks,
-        "samples": sum(map(len, whole.samples.values())), "staleness": given.staleness, "seed": given.seed, "trials": len(found),
-        "same": sum(trial.verdict.same for trial in found), "drawn_again": redrawn,
-        "worst_curve_difference": max(trial.verdict.curve for trial in found), "runs": [asdict(trial) for trial in found],
-    }  # fmt: skip
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        "date": datetime.date.today().isoformat(),
+        "torch": version("torch"),
+        "ray": version("ray"),
+        "world": "tests/align_world.py, nft then grpo",
+        "rounds": whole.rounds,
+        "ranks": given.ranks,
+        "samples": sum(map(len, whole.samples.values())),
+        "staleness": given.staleness,
+        "seed": given.seed,
+        "trials": len(found),
+        "same": sum(trial.verdict.same for trial in found),
+        "drawn_again": redrawn,
+        "worst_curve_difference": max(trial.verdict.curve for trial in found),
+        "runs": [asdict(trial) for trial in found],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,7 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=None, help="where the runs are kept; default a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the runs are kept; default a temporary folder"
+    )
     parser.add_argument("--to", type=Path, default=Path("ray_chaos.json"))
     parser.add_argument("--drive", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -258,7 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content, redrawn = {"same": -1}, 0
     with tempfile.TemporaryDirectory() as scratch:
         print(HEADER)
-        results = trials(given.folder or Path(scratch), given.trials, given.rounds, given.ranks, given.staleness, given.seed)
+        results = trials(
+            given.folder or Path(scratch),
+            given.trials,
+            given.rounds,
+            given.ranks,
+            given.staleness,
+            given.seed,
+        )
         for trial, whole in track(results, given.trials, "trials"):
             redrawn += trial is None
             if trial:
@@ -268,7 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with replacing(given.to) as temporary:
                     temporary.write_text(json.dumps(content, indent=1) + "\n")
     left = sum(trial.left_behind for trial in found)
-    print(f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left behind")
+    print(
+        f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left behind"
+    )
     return 0 if content["same"] == len(found) and not left else 1
 
 

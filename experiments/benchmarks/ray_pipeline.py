@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from experiments.doctor import processor_name
-from experiments.statistics import bootstrap_ratio
+from experiments.scoring.statistics import bootstrap_ratio
 from orchestration.round import Unit, play_rounds
 from orchestration.simulated import SleepingCluster, sleeping_cluster
 from pretrain.files import replacing
@@ -39,7 +39,9 @@ from pretrain.progress import track
 
 WANTED_SHARE = 0.85
 STALENESSES = (0, 1)
-CLIP_BYTES = 8 * 4 * (48 * 7 * 4 * 4 + 128 * 26)  # of a task: 8 clips of the mini, latents of video and audio in fp32
+CLIP_BYTES = (
+    8 * 4 * (48 * 7 * 4 * 4 + 128 * 26)
+)  # of a task: 8 clips of the mini, latents of video and audio in fp32
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,20 @@ class Stages:
 
 # `nava demo`'s alignment: rounds of nft, 192 clips each, on two cores of an AMD EPYC.
 MEASURED = (
-    Stages(5.324, 7.931, 7.844), Stages(5.248, 7.671, 7.595), Stages(5.063, 7.940, 7.634), Stages(4.966, 7.857, 8.199),
-    Stages(5.310, 7.625, 7.631), Stages(5.180, 7.600, 7.760), Stages(5.599, 8.113, 8.029), Stages(5.328, 8.195, 9.452),
-    Stages(5.600, 7.865, 8.386), Stages(5.381, 7.759, 8.195), Stages(5.213, 7.660, 8.022), Stages(5.371, 7.813, 8.102),
+    Stages(5.324, 7.931, 7.844),
+    Stages(5.248, 7.671, 7.595),
+    Stages(5.063, 7.940, 7.634),
+    Stages(4.966, 7.857, 8.199),
+    Stages(5.310, 7.625, 7.631),
+    Stages(5.180, 7.600, 7.760),
+    Stages(5.599, 8.113, 8.029),
+    Stages(5.328, 8.195, 9.452),
+    Stages(5.600, 7.865, 8.386),
+    Stages(5.381, 7.759, 8.195),
+    Stages(5.213, 7.660, 8.022),
+    Stages(5.371, 7.813, 8.102),
     Stages(5.479, 8.211, 8.115),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,23 @@ class Settings:
     scale: float = 1.0  # of every time
 
     def __post_init__(self) -> None:
-        counts = ("rollout_workers", "reward_workers", "trainer_ranks", "tasks", "in_flight", "max_unscored", "rounds", "repeats")
+        counts = (
+            "rollout_workers",
+            "reward_workers",
+            "trainer_ranks",
+            "tasks",
+            "in_flight",
+            "max_unscored",
+            "rounds",
+            "repeats",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.scale <= 0 or self.spread < 0:
-            raise ValueError(f"scale is {self.scale} and spread is {self.spread}; give a scale above 0 and a spread of at least 0")
+            raise ValueError(
+                f"scale is {self.scale} and spread is {self.spread}; give a scale above 0 and a spread of at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,11 +119,15 @@ def stages_of(path: Path) -> tuple[Stages, ...]:
     for _, row in scan(path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
-        rollout, score, advantage, update = (row.get(f"seconds/{name}", 0.0) for name in ("rollout", "score", "advantage", "update"))
+        rollout, score, advantage, update = (
+            row.get(f"seconds/{name}", 0.0) for name in ("rollout", "score", "advantage", "update")
+        )
         if row.get("clips") and min(rollout, score, update) > 0:
             found.append(Stages(rollout, score, advantage + update))
     if not found:
-        raise ValueError(f"{path}: no row has clips and the seconds of rollout, score and update; give the metrics.jsonl of an alignment")
+        raise ValueError(
+            f"{path}: no row has clips and the seconds of rollout, score and update; give the metrics.jsonl of an alignment"
+        )
     return tuple(found)
 
 
@@ -116,7 +142,10 @@ def drawn(stages: Sequence[Stages], settings: Settings, repeat: int) -> list[Rou
         return tuple((whole * settings.scale * factors / factors.sum()).tolist())
 
     chosen = [stages[(first + index) % len(stages)] for index in range(settings.rounds)]
-    return [Round(cut(one.rollout), cut(one.score), one.update * settings.scale / settings.trainer_ranks) for one in chosen]
+    return [
+        Round(cut(one.rollout), cut(one.score), one.update * settings.scale / settings.trainer_ranks)
+        for one in chosen
+    ]
 
 
 def least_load(times: Sequence[float], workers: int) -> float:
@@ -125,13 +154,17 @@ def least_load(times: Sequence[float], workers: int) -> float:
     return max(sum(times) / workers, max(times), sum(sorted(times)[:most]))
 
 
-def ideal_seconds(rounds: Sequence[Round], staleness: int, rollout_workers: int, reward_workers: int) -> float:
+def ideal_seconds(
+    rounds: Sequence[Round], staleness: int, rollout_workers: int, reward_workers: int
+) -> float:
     """The bound at the head of this file, of all rounds."""
     published = [0.0]
     for last, round in enumerate(rounds):
         soonest = published[last]
         for first in range(last + 1):
-            tasks = [task for one in rounds[first : last + 1] for task in zip(one.rollout, one.score, strict=True)]
+            tasks = [
+                task for one in rounds[first : last + 1] for task in zip(one.rollout, one.score, strict=True)
+            ]
             made, scored = zip(*tasks, strict=True)
             work = max(
                 least_load(made, rollout_workers) + min(scored),
@@ -143,7 +176,9 @@ def ideal_seconds(rounds: Sequence[Round], staleness: int, rollout_workers: int,
     return published[-1]
 
 
-def measured_seconds(cluster: SleepingCluster, rounds: Sequence[Round], staleness: int, settings: Settings) -> float:
+def measured_seconds(
+    cluster: SleepingCluster, rounds: Sequence[Round], staleness: int, settings: Settings
+) -> float:
     """Wall time of the rounds on the sleeping cluster."""
 
     def tasks(index: int, version: int) -> list[tuple[float, float]]:
@@ -182,7 +217,9 @@ def measure(stages: Sequence[Stages], settings: Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("metrics", type=Path, nargs="?", help="metrics.jsonl of an alignment")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -198,17 +235,25 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "hardware": processor_name(),
         "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),  # processes that want a core: what else runs here disturbs the times
+        "load_before": round(
+            os.getloadavg()[0], 1
+        ),  # processes that want a core: what else runs here disturbs the times
         "ray": importlib.metadata.version("ray"),
         "times": f"{len(stages)} rounds of {'a given run' if path else 'the demo'}",
-        "mean_stage_seconds": {name: round(float(np.mean([getattr(one, name) for one in stages])), 3) for name in asdict(stages[0])},
+        "mean_stage_seconds": {
+            name: round(float(np.mean([getattr(one, name) for one in stages])), 3)
+            for name in asdict(stages[0])
+        },
         "settings": asdict(settings),
         "wanted_share": WANTED_SHARE,
         **measure(stages, settings),
     }
     for staleness in STALENESSES:
         row = found[f"staleness {staleness}"]
-        share, spent = row["share"], f"{row['seconds_per_round']:.2f} s a round, ideal {row['ideal_seconds_per_round']:.2f} s"
+        share, spent = (
+            row["share"],
+            f"{row['seconds_per_round']:.2f} s a round, ideal {row['ideal_seconds_per_round']:.2f} s",
+        )
         interval = f"{share['mean']:.1%} of the ideal (95 %: {share['low']:.1%} to {share['high']:.1%}, {share['n']} runs)"
         print(f"staleness {staleness}: {interval}, least {row['least_share']:.1%}; {spent}")
     if out:

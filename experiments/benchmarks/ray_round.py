@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.doctor import processor_name
-from experiments.statistics import bootstrap_ratio
+from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.files import replacing
 
 ALLOWED = 1.15
@@ -44,16 +44,21 @@ class Round:
 
 def align(kind: str, out: Path, to: Path, rounds: int) -> None:
     """One run, in this process; its numbers are those of the demo but for the number of rounds."""
-    from experiments.align import align_run
-    from experiments.align_scorer import options_for
+    from experiments.job import Job
     from experiments.layout import Layout
+    from experiments.pipeline.align import align_run
     from experiments.recipes.load import load_recipe
-    from experiments.stages import Job
+    from experiments.scoring.latents import options_for
     from finetune.launch import align_model
     from orchestration.align import align_on_ray
     from orchestration.config import RayConfig
 
-    nothing = [f"align.nft.rounds={rounds}", "align.sequence=[nft]", f"align.stop.every={rounds + 1}", "align.samples=0"]
+    nothing = [
+        f"align.nft.rounds={rounds}",
+        "align.sequence=[nft]",
+        f"align.stop.every={rounds + 1}",
+        "align.samples=0",
+    ]
     recipe = load_recipe("mini", Path("params.yaml"), nothing)
     run = dataclasses.replace(align_run(Job(recipe=recipe, layout=Layout(out=out))), out=to)
     if kind == "local":
@@ -69,7 +74,9 @@ def timed(kind: str, out: Path, rounds: int) -> tuple[list[Round], dict[str, Any
         to, log = Path(folder) / "align", (Path(folder) / "log.txt").open("w")
         command = [sys.executable, "-m", "experiments.benchmarks.ray_round", str(out)]
         command += ["--run", kind, "--to", str(to), "--rounds", str(rounds)]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark}
+        )
         seen: list[tuple[float, float]] = []  # clock and processor seconds at each row
         path = to / "metrics.jsonl"
         while process.poll() is None:
@@ -114,9 +121,13 @@ def compared(runs: dict[str, list[list[Round]]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("demo", type=Path, help="the out/ folder of a finished `nava demo`")
-    parser.add_argument("--rounds", type=int, default=5, help="of each run; all but the first and the last count")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="of each run; all but the first and the last count"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--run", choices=KINDS, help=argparse.SUPPRESS)
@@ -126,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         align(given.run, given.demo, given.to, given.rounds)
         return
     if given.rounds < 3 or given.repeats < 1:
-        parser.error(f"rounds {given.rounds}, repeats {given.repeats}: give at least 3 rounds, of which one counts, and 1 repeat")
+        parser.error(
+            f"rounds {given.rounds}, repeats {given.repeats}: give at least 3 rounds, of which one counts, and 1 repeat"
+        )
     runs: dict[str, list[list[Round]]] = {kind: [] for kind in KINDS}
     rewards: dict[str, set[str]] = {kind: set() for kind in KINDS}
     loads = []
@@ -136,16 +149,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rounds, last = timed(kind, given.demo, given.rounds)
             runs[kind].append(rounds)
             rewards[kind].add(f"{last['nft/loss']:.5f}")
-            print(f"{kind}: {', '.join(f'{one.wall:.1f} s ({one.processor:.1f} s of processor)' for one in rounds)}", flush=True)
+            print(
+                f"{kind}: {', '.join(f'{one.wall:.1f} s ({one.processor:.1f} s of processor)' for one in rounds)}",
+                flush=True,
+            )
     found = {
-        "date": datetime.date.today().isoformat(), "hardware": processor_name(), "cores": os.cpu_count(),
-        "ray": importlib.metadata.version("ray"), "load_before_each_run": loads, "allowed": ALLOWED,
-        "clips_a_round": 192, "last_loss": {kind: sorted(some) for kind, some in rewards.items()}, **compared(runs),
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "hardware": processor_name(),
+        "cores": os.cpu_count(),
+        "ray": importlib.metadata.version("ray"),
+        "load_before_each_run": loads,
+        "allowed": ALLOWED,
+        "clips_a_round": 192,
+        "last_loss": {kind: sorted(some) for kind, some in rewards.items()},
+        **compared(runs),
+    }
     for kind in KINDS[1:]:
         wall, processor = found[kind]["wall_ratio"], found[kind]["processor_ratio"]
         interval = f"{wall['mean']:.3f} of the local round's time (95 %: {wall['low']:.3f} to {wall['high']:.3f}, {wall['n']} rounds)"
-        print(f"{kind}: {found[kind]['wall_seconds']:.1f} s a round, {interval}; {processor['mean']:.3f} of its processor seconds")
+        print(
+            f"{kind}: {found[kind]['wall_seconds']:.1f} s a round, {interval}; {processor['mean']:.3f} of its processor seconds"
+        )
     if given.out:
         with replacing(given.out) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")

@@ -28,7 +28,11 @@ from rewards.types import Clip
 
 
 def speed(
-    files: Sequence[ClipFile], names: Sequence[str], settings: Sequence[str], repeats: int, unavailable: dict[str, str]
+    files: Sequence[ClipFile],
+    names: Sequence[str],
+    settings: Sequence[str],
+    repeats: int,
+    unavailable: dict[str, str],
 ) -> dict[str, Any]:
     """`{clips, seconds_of_video, decode, guardrails, rewards: {name: {batched, one_by_one, scored, of}}}`, speeds in clips/s.
 
@@ -41,7 +45,9 @@ def speed(
     rewards: dict[str, Any] = {}
     for name in names:
         try:
-            chosen = settings_from([name], None, [setting for setting in settings if setting.startswith(f"{name}.")], files)
+            chosen = settings_from(
+                [name], None, [setting for setting in settings if setting.startswith(f"{name}.")], files
+            )
             with open_rewards(chosen.rewards, chosen.options) as (reward,):
                 found = reward_speed(reward, clips, repeats)
             if found["scored"]:
@@ -54,7 +60,9 @@ def speed(
         "clips": len(clips),
         "mean_clip_seconds": round(statistics.fmean(_seconds(clip) for clip in clips), 3),
         "decode": round(len(clips) / decode_s, 2),
-        "guardrails": round(len(clips) / min(_timed(lambda: [guardrails(clip) for clip in clips]) for _ in range(repeats)), 2),
+        "guardrails": round(
+            len(clips) / min(_timed(lambda: [guardrails(clip) for clip in clips]) for _ in range(repeats)), 2
+        ),
         "rewards": rewards,
     }
 
@@ -64,13 +72,24 @@ def reward_speed(reward: Reward, clips: Sequence[Clip], repeats: int) -> dict[st
     scored = sum(not score.reason for score in reward.score(clips))
     copies = [_altered(clips, turn) for turn in range(2 * repeats)]
     batched = min(_timed(lambda some=some: reward.score(some)) for some in copies[:repeats])
-    single = min(_timed(lambda some=some: [reward.score([clip]) for clip in some]) for some in copies[repeats:])
-    return {"batched": round(len(clips) / batched, 2), "one_by_one": round(len(clips) / single, 2), "scored": scored, "of": len(clips)}
+    single = min(
+        _timed(lambda some=some: [reward.score([clip]) for clip in some]) for some in copies[repeats:]
+    )
+    return {
+        "batched": round(len(clips) / batched, 2),
+        "one_by_one": round(len(clips) / single, 2),
+        "scored": scored,
+        "of": len(clips),
+    }
 
 
 def _with_first_frame(clip: Clip) -> Clip:
     """Its own, so that rewards which compare with an image have something to do."""
-    return clip if clip.frames is None or clip.first_frame is not None else dataclasses.replace(clip, first_frame=clip.frames[0])
+    return (
+        clip
+        if clip.frames is None or clip.first_frame is not None
+        else dataclasses.replace(clip, first_frame=clip.frames[0])
+    )
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -83,7 +102,9 @@ def _altered(clips: Sequence[Clip], turn: int) -> list[Clip]:
     """The clips a little quieter: encoders that remember a sound by its content must embed it again, references apart."""
     gain = 1.0 - 1e-3 * (turn + 1)
     return [
-        clip if clip.waveform is None else dataclasses.replace(clip, waveform=clip.waveform * clip.waveform.dtype.type(gain))
+        clip
+        if clip.waveform is None
+        else dataclasses.replace(clip, waveform=clip.waveform * clip.waveform.dtype.type(gain))
         for clip in clips
     ]
 
@@ -115,13 +136,17 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'clips/s':32} {'batched':>10} {'one by one':>11}   scored")
     for name, row in found["rewards"].items():
         print(f"{name:32} {row['batched']:10.1f} {row['one_by_one']:11.1f}   {row['scored']}/{row['of']}")
-    print(f"{'decoding':32} {'':>10} {found['decode']:11.1f}\n{'guardrails':32} {'':>10} {found['guardrails']:11.1f}")
+    print(
+        f"{'decoding':32} {'':>10} {found['decode']:11.1f}\n{'guardrails':32} {'':>10} {found['guardrails']:11.1f}"
+    )
     for name, reason in found["unavailable"].items():
         print(f"{name}: not measured ({reason})")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", type=Path, help="what `nava score` takes")
     offline = [name for name, entry in CATALOG.items() if entry.offline]
     parser.add_argument("--rewards", nargs="+", default=offline, metavar="NAME")
@@ -133,7 +158,13 @@ def main() -> None:
     unavailable: dict[str, str] = {}
     found = {
         **facts(),
-        **speed(list_clips(options.clips)[: options.limit], options.rewards, options.settings, options.repeats, unavailable),
+        **speed(
+            list_clips(options.clips)[: options.limit],
+            options.rewards,
+            options.settings,
+            options.repeats,
+            unavailable,
+        ),
     }
     found["unavailable"] = unavailable
     show(found)

@@ -22,14 +22,35 @@ from pretrain.progress import track
 from pretrain.prompt import PromptRow, parse
 
 WHO = ("A man", "A woman", "A boy", "A girl", "An old farmer", "A young teacher", "A nurse", "A cook")
-LOOKS = ("with red hair", "in a green coat", "with grey hair", "in a blue shirt", "with glasses", "in a black hat")
+LOOKS = (
+    "with red hair",
+    "in a green coat",
+    "with grey hair",
+    "in a blue shirt",
+    "with glasses",
+    "in a black hat",
+)
 WHERE = ("in a kitchen", "on a beach", "in a park", "at a window", "in a workshop", "on a train")
-WORDS = ("hello", "good morning", "come with me", "it is late", "look at this", "thank you", "never again", "seven apples")
+WORDS = (
+    "hello",
+    "good morning",
+    "come with me",
+    "it is late",
+    "look at this",
+    "thank you",
+    "never again",
+    "seven apples",
+)
 ASK, ANSWER, END = "<ask>", "<answer>", "<end>"
 CHAT = (
-    "{% for message in messages %}{% if message.role == 'user' %}" + ASK + "{{ message.content }}" + ANSWER
-    + "{% elif message.role == 'assistant' %}{{ message.content }}" + END + "{% endif %}{% endfor %}"
-)  # fmt: skip
+    "{% for message in messages %}{% if message.role == 'user' %}"
+    + ASK
+    + "{{ message.content }}"
+    + ANSWER
+    + "{% elif message.role == 'assistant' %}{{ message.content }}"
+    + END
+    + "{% endif %}{% endfor %}"
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +100,23 @@ def make_student(folder: Path, student: Student) -> Path:
 
     draw = random.Random(student.seed)
     sources = [row.prompt.text for row in short_prompts(256, student.seed + 1)]
-    tokenizer = _tokenizer([text for source in sources for text in (messages(source)[-1]["content"], by_template(source))])
+    tokenizer = _tokenizer(
+        [text for source in sources for text in (messages(source)[-1]["content"], by_template(source))]
+    )
     torch.manual_seed(student.seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=student.width, intermediate_size=2 * student.width, num_hidden_layers=student.layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=student.width,
+        intermediate_size=2 * student.width,
+        num_hidden_layers=student.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=student.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, student.learning_rate, max(student.steps, 2))
@@ -102,7 +133,9 @@ def make_student(folder: Path, student: Student) -> Path:
     return folder
 
 
-def answers(folder: Path, rows: Sequence[PromptRow], per_prompt: int, seed: int, tokens: int = 200) -> list[list[str]]:
+def answers(
+    folder: Path, rows: Sequence[PromptRow], per_prompt: int, seed: int, tokens: int = 200
+) -> list[list[str]]:
     """`per_prompt` sampled answers to each prompt, at temperature 1."""
     from finetune.rewriter.language_model import load
 
@@ -113,9 +146,16 @@ def answers(folder: Path, rows: Sequence[PromptRow], per_prompt: int, seed: int,
         asked: Any = tokenizer(ASK + messages(row.prompt.text)[-1]["content"] + ANSWER, return_tensors="pt")
         with torch.no_grad():
             made: Any = model.generate(  # type: ignore[operator]
-                **asked, do_sample=True, temperature=1.0, top_k=0, num_return_sequences=per_prompt, max_new_tokens=tokens
-            )  # fmt: skip
-        answered.append(tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True))
+                **asked,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                num_return_sequences=per_prompt,
+                max_new_tokens=tokens,
+            )
+        answered.append(
+            tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        )
     return answered
 
 
@@ -128,9 +168,13 @@ def _tokenizer(texts: Sequence[str]) -> Any:
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bare.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     special = ["<pad>", ASK, ANSWER, END]
-    trainer = trainers.BpeTrainer(vocab_size=768, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=768, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     bare.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="<pad>", eos_token=END, padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=bare, pad_token="<pad>", eos_token=END, padding_side="left"
+    )
     fast.chat_template = CHAT
     return fast
 

@@ -18,9 +18,17 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.rewriter_student import ANSWER, ASK, END, Student, answers, make_student, short_prompts
+from experiments.benchmarks.rewriter_student import (
+    ANSWER,
+    ASK,
+    END,
+    Student,
+    answers,
+    make_student,
+    short_prompts,
+)
 from experiments.doctor import processor_name
-from experiments.statistics import bootstrap_difference, bootstrap_mean
+from experiments.scoring.statistics import bootstrap_difference, bootstrap_mean
 from finetune.gsb.votes import read_votes
 from finetune.rewriter.config import DpoTuning, GrpoTuning
 from finetune.rewriter.form import messages, rewrite_of
@@ -35,11 +43,28 @@ REWARDS = {"spans": spans, "structure": structure, "length": length}
 WEIGHTS = {"spans": 2.0, "structure": 1.0, "length": 1.0}
 PER_PROMPT = 4
 GRPO = GrpoTuning(
-    steps=50, batch=48, micro_batch=48, group=8, learning_rate=2e-3, completion_tokens=180, rank=8, alpha=16, save_every=25,
-    rewards=WEIGHTS, device="cpu",
-)  # fmt: skip
+    steps=50,
+    batch=48,
+    micro_batch=48,
+    group=8,
+    learning_rate=2e-3,
+    completion_tokens=180,
+    rank=8,
+    alpha=16,
+    save_every=25,
+    rewards=WEIGHTS,
+    device="cpu",
+)
 DPO = DpoTuning(
-    steps=50, batch=16, micro_batch=16, learning_rate=1e-3, completion_tokens=180, rank=8, alpha=16, save_every=25, device="cpu"
+    steps=50,
+    batch=16,
+    micro_batch=16,
+    learning_rate=1e-3,
+    completion_tokens=180,
+    rank=8,
+    alpha=16,
+    save_every=25,
+    device="cpu",
 )
 
 
@@ -47,10 +72,14 @@ def form_rewards(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]]) -
     """Mean of each reward over the answers of each prompt, and `total`, their weighted mean: 0 to 1."""
     found: dict[str, list[float]] = {}
     for name, reward in REWARDS.items():
-        values = [reward((), made, [row.prompt.text] * len(made)) for row, made in zip(rows, answered, strict=True)]
+        values = [
+            reward((), made, [row.prompt.text] * len(made)) for row, made in zip(rows, answered, strict=True)
+        ]
         found[name] = [sum(value or 0.0 for value in each) / len(each) for each in values]
     weight = sum(WEIGHTS.values())
-    found["total"] = [sum(WEIGHTS[name] * found[name][place] for name in REWARDS) / weight for place in range(len(rows))]
+    found["total"] = [
+        sum(WEIGHTS[name] * found[name][place] for name in REWARDS) / weight for place in range(len(rows))
+    ]
     return found
 
 
@@ -60,7 +89,11 @@ def compared(before: dict[str, list[float]], after: dict[str, list[float]]) -> d
     for name, values in before.items():
         ones = [1.0] * len(values)
         difference = bootstrap_difference((after[name], ones), (values, ones))
-        intervals = {"before": bootstrap_mean(values), "after": bootstrap_mean(after[name]), "difference": difference}
+        intervals = {
+            "before": bootstrap_mean(values),
+            "after": bootstrap_mean(after[name]),
+            "difference": difference,
+        }
         table[name] = {key: interval.as_json() for key, interval in intervals.items()}
     return table
 
@@ -71,12 +104,21 @@ def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: 
     for row, (first, second, *_) in zip(rows, answered, strict=True):
         source = row.prompt.text
         texts = {"first": rewrite_of(source, first), "second": rewrite_of(source, second)}
-        rewrites += [Rewrite(name, row.data_id, source, text, text_digest(text)) for name, text in texts.items()]
+        rewrites += [
+            Rewrite(name, row.data_id, source, text, text_digest(text)) for name, text in texts.items()
+        ]
         one, other = (form_rewards([row], [[answer]])["total"][0] for answer in (first, second))
-        votes.append({
-            "user_id": "simulated", "case_id": row.data_id, "left_model": "first", "right_model": "second", "ours_side": None,
-            "choice": "tie" if one == other else "left" if one > other else "right", "simulated": True,
-        })  # fmt: skip
+        votes.append(
+            {
+                "user_id": "simulated",
+                "case_id": row.data_id,
+                "left_model": "first",
+                "right_model": "second",
+                "ours_side": None,
+                "choice": "tie" if one == other else "left" if one > other else "right",
+                "simulated": True,
+            }
+        )
     dump(folder / "votes.jsonl", votes)
     return preferred(read_votes(folder / "votes.jsonl").votes, rewrites, "overall", folder / "votes.jsonl")
 
@@ -92,7 +134,10 @@ def share_preferred(folder: Path, pairs: Pairs) -> list[float]:
             logits = model(torch.tensor([[*asked, *told]])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
         return float(logits.gather(1, torch.tensor(told)[:, None]).mean())
 
-    return [float(likelihood(each.source, each.chosen) > likelihood(each.source, each.rejected)) for each in pairs.pairs]
+    return [
+        float(likelihood(each.source, each.chosen) > likelihood(each.source, each.rejected))
+        for each in pairs.pairs
+    ]
 
 
 def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
@@ -107,7 +152,10 @@ def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
     grpo = tune_grpo(GRPO, folder / "student", seen, folder / "grpo")
     seconds["grpo"] = time.perf_counter() - clock
     _finished(grpo)
-    taught, judged = voted(seen, answers(folder / "student", seen, 2, 2), folder), voted(aside, before, folder)
+    taught, judged = (
+        voted(seen, answers(folder / "student", seen, 2, 2), folder),
+        voted(aside, before, folder),
+    )
     clock = time.perf_counter()
     dpo = tune_dpo(DPO, folder / "student", taught.pairs, folder / "dpo")
     seconds["dpo"] = time.perf_counter() - clock
@@ -115,14 +163,22 @@ def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
     rewards = form_rewards(aside, before)
     shares = [share_preferred(path, judged) for path in (folder / "student", dpo.model)]
     return {
-        "prompts": len(aside), "answers_per_prompt": PER_PROMPT, "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "grpo": {"steps": GRPO.steps, "form": compared(rewards, form_rewards(aside, answers(grpo.model, aside, PER_PROMPT, 1)))},
+        "prompts": len(aside),
+        "answers_per_prompt": PER_PROMPT,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "grpo": {
+            "steps": GRPO.steps,
+            "form": compared(rewards, form_rewards(aside, answers(grpo.model, aside, PER_PROMPT, 1))),
+        },
         "dpo": {
-            "steps": DPO.steps, "pairs": len(taught.pairs), "simulated_votes": True, "left_out": dict(taught.left_out),
+            "steps": DPO.steps,
+            "pairs": len(taught.pairs),
+            "simulated_votes": True,
+            "left_out": dict(taught.left_out),
             "likelier_is_preferred": compared({"share": shares[0]}, {"share": shares[1]})["share"],
             "form": compared(rewards, form_rewards(aside, answers(dpo.model, aside, PER_PROMPT, 1))),
         },
-    }  # fmt: skip
+    }
 
 
 def _finished(tuned: Tuned) -> None:
@@ -135,7 +191,9 @@ def table(found: dict[str, Any]) -> str:
     lines = []
     for algorithm in ("grpo", "dpo"):
         named = {f"form {name}": row for name, row in found[algorithm]["form"].items()}
-        named |= {"likelier is preferred": found["dpo"]["likelier_is_preferred"]} if algorithm == "dpo" else {}
+        named |= (
+            {"likelier is preferred": found["dpo"]["likelier_is_preferred"]} if algorithm == "dpo" else {}
+        )
         for name, row in named.items():
             change = row["difference"]
             values = f"{row['before']['mean']:.3f} -> {row['after']['mean']:.3f}"
@@ -154,7 +212,11 @@ def main() -> None:
     if options.fresh:
         shutil.rmtree(options.folder, ignore_errors=True)
     found = measure(options.folder, Student(), options.held_out)
-    found |= {"measured": datetime.date.today().isoformat(), "processor": processor_name(), "threads": torch.get_num_threads()}
+    found |= {
+        "measured": datetime.date.today().isoformat(),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+    }
     options.to.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
     print(f"{json.dumps(found['seconds'])} s; {options.to}")

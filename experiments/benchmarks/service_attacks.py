@@ -47,9 +47,23 @@ def attacks(body_bytes: int, json_bytes: int, body_seconds: float, link_outside:
     yield Attack("slow", (408,), "body", b"{" + b" " * 60, pause_s=body_seconds / 10)
     yield Attack("length lies: shorter body", (408,), "body", b"{}", JSON | {"content-length": "1000"})
     yield Attack("cut multipart", (422,), "boundary", start + b"abc", kind)
-    yield Attack("multipart without boundary", (415,), "boundary", b"abc", {"content-type": "multipart/form-data"})
-    yield Attack("part named as a path", (422,), "name", start.replace(b"video", b"../../x") + b"abc\r\n--b--\r\n", kind)
-    yield Attack("compressed body", (415,), "content-encoding", gzip.compress(b"{}"), JSON | {"content-encoding": "gzip"})
+    yield Attack(
+        "multipart without boundary", (415,), "boundary", b"abc", {"content-type": "multipart/form-data"}
+    )
+    yield Attack(
+        "part named as a path",
+        (422,),
+        "name",
+        start.replace(b"video", b"../../x") + b"abc\r\n--b--\r\n",
+        kind,
+    )
+    yield Attack(
+        "compressed body",
+        (415,),
+        "content-encoding",
+        gzip.compress(b"{}"),
+        JSON | {"content-encoding": "gzip"},
+    )
     yield Attack("another type", (415,), "content-type", b"<x/>", {"content-type": "application/xml"})
     for name, status, reason, parts in _of_media():
         content_type, body = multipart({"request": b"{}"} | parts)
@@ -80,9 +94,19 @@ def _of_json(json_bytes: int, link_outside: str) -> Iterator[Attack]:
 
 def _of_media() -> Iterator[tuple[str, tuple[int, ...], str, dict[str, bytes]]]:
     good = mp4(6, 32, 32)
-    yield "playlist called mp4", (415,), "first bytes", {"video": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n"}
+    yield (
+        "playlist called mp4",
+        (415,),
+        "first bytes",
+        {"video": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n"},
+    )
     yield "concat script", (415,), "first bytes", {"video": b"ffconcat version 1.0\nfile /etc/passwd\n"}
-    yield "mp4 that begins as one", (422,), "mp4", {"video": good[:32] + b"#EXTM3U\nfile:///etc/passwd\n" * 50}
+    yield (
+        "mp4 that begins as one",
+        (422,),
+        "mp4",
+        {"video": good[:32] + b"#EXTM3U\nfile:///etc/passwd\n" * 50},
+    )
     yield "cut mp4", (422,), "clip", {"video": good[: len(good) // 2]}
     yield "mp4 bomb: frames", (413,), "at most", {"video": mp4(2100, 16, 16)}
     yield "mp4 bomb: pixels", (413,), "pixels", {"video": mp4(1, 4096, 4096)}
@@ -91,8 +115,18 @@ def _of_media() -> Iterator[tuple[str, tuple[int, ...], str, dict[str, bytes]]]:
     yield "header lies: seconds", (413,), "at most", {"video": lying_durations(mp4(200, 16, 16, fps=2))}
     yield "header lies: wav", (422,), "header tells more", {"audio": _wav_that_lies()}
     yield "wav that is too long", (413,), "at most", {"audio": _wav(bytes(4000 * 61), 4000)}
-    yield "png bomb", (413,), "pixels", {"video": good, "f": _png_bomb(), "request": b'{"first_frame": "part:f"}'}
-    yield "png that is none", (422,), "png", {"video": good, "f": b"\x89PNG\r\n\x1a\n" + b"x" * 99, "request": b'{"first_frame": "part:f"}'}
+    yield (
+        "png bomb",
+        (413,),
+        "pixels",
+        {"video": good, "f": _png_bomb(), "request": b'{"first_frame": "part:f"}'},
+    )
+    yield (
+        "png that is none",
+        (422,),
+        "png",
+        {"video": good, "f": b"\x89PNG\r\n\x1a\n" + b"x" * 99, "request": b'{"first_frame": "part:f"}'},
+    )
     yield "part that nothing names", (422,), "no field names it", {"video": good, "other": b"x"}
 
 
@@ -100,7 +134,9 @@ def mp4(num_frames: int, height: int, width: int, fps: int = 24) -> bytes:
     """h264 of one grey, a few bytes a frame."""
     with io.BytesIO() as file:
         with av.open(file, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"preset": "ultrafast", "bf": "0", "threads": "1"})
+            stream = container.add_stream(
+                "libx264", rate=Fraction(fps), options={"preset": "ultrafast", "bf": "0", "threads": "1"}
+            )
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             picture = np.full((height, width, 3), 90, np.uint8)
             for _ in range(num_frames):
@@ -114,7 +150,9 @@ def lying_size(content: bytes, edge: int, told: int) -> bytes:
     entry = struct.pack(">HH", edge, edge)
     assert entry in content
     track = struct.pack(">II", edge << 16, edge << 16)
-    return content.replace(entry, struct.pack(">HH", told, told)).replace(track, struct.pack(">II", told << 16, told << 16))
+    return content.replace(entry, struct.pack(">HH", told, told)).replace(
+        track, struct.pack(">II", told << 16, told << 16)
+    )
 
 
 def lying_durations(content: bytes) -> bytes:
@@ -129,7 +167,12 @@ def lying_durations(content: bytes) -> bytes:
 
 def _wav(samples: bytes, rate: int, told: int | None = None) -> bytes:
     length = len(samples) if told is None else told
-    head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate, 1, 8) + b"data" + struct.pack("<I", length)
+    head = (
+        b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate, 1, 8)
+        + b"data"
+        + struct.pack("<I", length)
+    )
     return b"RIFF" + struct.pack("<I", min(2**32 - 1, len(head) + length)) + head + samples
 
 
@@ -142,10 +185,17 @@ def _png_bomb() -> bytes:
     """60000 x 60000 pixels in a few kilobytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1_000_000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(1_000_000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def outside_link(root: Path) -> str:

@@ -47,9 +47,15 @@ class Outcome:
 
     def right(self, rewards: Sequence[str]) -> bool:
         if self.request is not None:
-            return self.status in self.request.status and self.request.reason in str(self.answer.get("reason"))
+            return self.status in self.request.status and self.request.reason in str(
+                self.answer.get("reason")
+            )
         scores = self.answer.get("scores", {})
-        return self.status == 200 and set(scores) == set(rewards) and not any(score["error"] for score in scores.values())
+        return (
+            self.status == 200
+            and set(scores) == set(rewards)
+            and not any(score["error"] for score in scores.values())
+        )
 
 
 def good_request(file: ClipFile, upload: bool) -> Attack:
@@ -80,8 +86,15 @@ async def send(port: int, token: str, request: Attack, is_good: bool) -> Outcome
 
 async def _send_body(writer: asyncio.StreamWriter, request: Attack, token: str) -> None:
     shown = token if request.token is None else request.token
-    length = {"transfer-encoding": "chunked"} if request.chunked else {"content-length": str(len(request.body))}
-    headers = {"host": HOST, **({"authorization": f"Bearer {shown}"} if shown else {}), **length, **request.headers}
+    length = (
+        {"transfer-encoding": "chunked"} if request.chunked else {"content-length": str(len(request.body))}
+    )
+    headers = {
+        "host": HOST,
+        **({"authorization": f"Bearer {shown}"} if shown else {}),
+        **length,
+        **request.headers,
+    }
     head = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
     writer.write(f"POST /v1/score HTTP/1.1\r\n{head}\r\n".encode())
     size = 1 if request.pause_s else CHUNK
@@ -103,7 +116,9 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]]:
     return int(head[0].split()[1]), json.loads(await reader.readexactly(length) or b"{}")
 
 
-async def storm(port: int, token: str, good: Sequence[Attack], bad: Sequence[Attack], seed: int) -> tuple[list[Outcome], float]:
+async def storm(
+    port: int, token: str, good: Sequence[Attack], bad: Sequence[Attack], seed: int
+) -> tuple[list[Outcome], float]:
     """All at once, in a random order; (outcomes, seconds)."""
     everything = [(request, True) for request in good] + [(request, False) for request in bad]
     random.Random(seed).shuffle(everything)
@@ -118,33 +133,58 @@ def measured(outcomes: Sequence[Outcome], seconds: float, rewards: Sequence[str]
     times = np.array([outcome.seconds for outcome in good])
     wrong = [outcome for outcome in outcomes if not outcome.right(rewards)]
     for outcome in wrong[:20]:
-        print(f"WRONG {outcome.request.name if outcome.request else 'good'}: {outcome.status} {str(outcome.answer)[:200]}")
+        print(
+            f"WRONG {outcome.request.name if outcome.request else 'good'}: {outcome.status} {str(outcome.answer)[:200]}"
+        )
     return {
-        "requests": len(outcomes), "good": len(good), "good_answered": sum(outcome.right(rewards) for outcome in good),
-        "bad": len(bad), "bad_refused": sum(outcome.right(rewards) for outcome in bad),
+        "requests": len(outcomes),
+        "good": len(good),
+        "good_answered": sum(outcome.right(rewards) for outcome in good),
+        "bad": len(bad),
+        "bad_refused": sum(outcome.right(rewards) for outcome in bad),
         "refusals": dict(sorted(Counter(str(outcome.status) for outcome in bad).items())),
         "kinds_of_attack": len({outcome.request.name for outcome in bad if outcome.request}),
-        "seconds": round(seconds, 2), "good_per_second": round(len(good) / seconds, 2),
-        "seconds_of_good": {name: round(float(np.percentile(times, share)), 2) for name, share in (("p50", 50), ("p95", 95), ("max", 100))},
-    }  # fmt: skip
+        "seconds": round(seconds, 2),
+        "good_per_second": round(len(good) / seconds, 2),
+        "seconds_of_good": {
+            name: round(float(np.percentile(times, share)), 2)
+            for name, share in (("p50", 50), ("p95", 95), ("max", 100))
+        },
+    }
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from orchestration.service.deployment import running
 
-    load = os.getloadavg()[0]  # processes that wait for these cores: the service, its callers and all else share them
+    load = os.getloadavg()[
+        0
+    ]  # processes that wait for these cores: the service, its callers and all else share them
     token, root = secrets.token_urlsafe(32), options.clips.resolve()
     limits = (f"body_seconds={BODY_SECONDS}", f"body_bytes={4 << 20}", "decode_seconds=20", "clip_seconds=30")
     files = [file for file in list_clips(root) if file.path.suffix == ".mp4"]
     work = Path(options.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     config = config_from(
-        options.rewards, (), limits, [root, work], options.out_folder, token, batch=options.batch, replicas=1, cpus=0.0, gpus=0.0
+        options.rewards,
+        (),
+        limits,
+        [root, work],
+        options.out_folder,
+        token,
+        batch=options.batch,
+        replicas=1,
+        cpus=0.0,
+        gpus=0.0,
     )
-    kinds = list(attacks(config.limits.body_bytes, config.limits.json_bytes, BODY_SECONDS, outside_link(work)))
+    kinds = list(
+        attacks(config.limits.body_bytes, config.limits.json_bytes, BODY_SECONDS, outside_link(work))
+    )
     num_bad = options.requests // 10
     bad = [kinds[index % len(kinds)] for index in range(num_bad)]
-    good = [good_request(files[index % len(files)], upload=index % 2 == 1) for index in range(options.requests - num_bad)]
+    good = [
+        good_request(files[index % len(files)], upload=index % 2 == 1)
+        for index in range(options.requests - num_bad)
+    ]
     with running(config, HOST, options.port, temporary=options.ray_folder):
         asyncio.run(storm(options.port, token, good[:16], [], 0))  # everything is imported
         rounds = []
@@ -155,23 +195,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         outcomes, _ = asyncio.run(storm(options.port, token, good[:8], [], 0))
         well = all(outcome.right(config.rewards) for outcome in outcomes)
     return {
-        "date": datetime.date.today().isoformat(), "processor": processor_name(), "cores": len(os.sched_getaffinity(0)),
-        "load_of_others": round(load, 1), "rewards": list(config.rewards), "batch": config.batch,
-        "rounds": rounds, "well_afterwards": well,
-        "holds": well and all(each["good"] == each["good_answered"] and each["bad"] == each["bad_refused"] for each in rounds),
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_of_others": round(load, 1),
+        "rewards": list(config.rewards),
+        "batch": config.batch,
+        "rounds": rounds,
+        "well_afterwards": well,
+        "holds": well
+        and all(
+            each["good"] == each["good_answered"] and each["bad"] == each["bad_refused"] for each in rounds
+        ),
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", type=Path, help="a folder of generated clips, what `nava score` takes")
-    parser.add_argument("--out-folder", type=Path, default=Path("out"), help="where the pipeline's networks are")
+    parser.add_argument(
+        "--out-folder", type=Path, default=Path("out"), help="where the pipeline's networks are"
+    )
     parser.add_argument("--rewards", nargs="+", default=["sync_mini", "snr_estimate_db"])
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--port", type=int, default=8199)
-    parser.add_argument("--work", default="out/service_load", help="an allowed folder with a symlink that leads out of it")
+    parser.add_argument(
+        "--work", default="out/service_load", help="an allowed folder with a symlink that leads out of it"
+    )
     parser.add_argument("--ray-folder", help="Ray's temporary folder")
     parser.add_argument("--to", type=Path, help="JSON")
     options = parser.parse_args()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from experiments.doctor import processor_name
-from experiments.statistics import bootstrap_mean
+from experiments.scoring.statistics import bootstrap_mean
 from pretrain.data.corpus.casting import cast
 from pretrain.data.corpus.config import CorpusConfig
 from pretrain.data.corpus.plan import FPS, ClipPlan
@@ -64,11 +64,17 @@ class TrueClip:
     def levels(self) -> np.ndarray:
         """Crops uint8 [LEVELS + 1, S, S, 3] of the mouth from closed to wide."""
         openings = np.linspace(0, 1, LEVELS + 1, dtype=np.float32)[None]
-        return self._cut(render_faces(faces_of(self.plan), self.plan.background, openings, np.zeros(openings.shape, bool)))
+        return self._cut(
+            render_faces(faces_of(self.plan), self.plan.background, openings, np.zeros(openings.shape, bool))
+        )
 
     def _cut(self, frames: np.ndarray) -> np.ndarray:
         boxes = tuple(face.mouth_box for face in faces_of(self.plan))
-        return MouthBoxes(MINI.image_size).crops(Clip(None, SAMPLE_RATE_HZ, frames, FPS, mouth_boxes=boxes))[0].pixels
+        return (
+            MouthBoxes(MINI.image_size)
+            .crops(Clip(None, SAMPLE_RATE_HZ, frames, FPS, mouth_boxes=boxes))[0]
+            .pixels
+        )
 
 
 def true_clips(count: int, seed: int) -> list[TrueClip]:
@@ -107,7 +113,9 @@ def reversed_middle(openings: np.ndarray) -> np.ndarray:
     return changed
 
 
-def search(clip: TrueClip, embedders: Mapping[str, Embedder], generations: int, rng: np.random.Generator) -> dict[str, float]:
+def search(
+    clip: TrueClip, embedders: Mapping[str, Embedder], generations: int, rng: np.random.Generator
+) -> dict[str, float]:
     """Cross-entropy search over the mouth's openings, from closed, for the reward's network; the judge sees the end only."""
     crops, middle = clip.levels(), slice(FIRST, FIRST + FRAMES)
     sound = clip.shown(clip.openings).sound
@@ -145,13 +153,18 @@ def _correlation(first: np.ndarray, second: np.ndarray, edge: int) -> float:
     return float(np.corrcoef(first[inner], second[inner])[0, 1])
 
 
-def measure_hacks(clips: list[TrueClip], embedders: Mapping[str, Embedder], seed: int) -> dict[str, dict[str, Any]]:
+def measure_hacks(
+    clips: list[TrueClip], embedders: Mapping[str, Embedder], seed: int
+) -> dict[str, dict[str, Any]]:
     """By hack and network the mean reward, and the share of clips where it reaches the reward of the true clip."""
     rng = np.random.default_rng(seed)
     tried = [hacks(clip, clips[(index + 1) % len(clips)], rng) for index, clip in enumerate(clips)]
     table: dict[str, dict[str, Any]] = {name: {} for name in tried[0]}
     for role, embedder in embedders.items():
-        rewards = {name: [zero_lag(v, a) for v, a in embedded(embedder, [row[name] for row in tried])] for name in table}
+        rewards = {
+            name: [zero_lag(v, a) for v, a in embedded(embedder, [row[name] for row in tried])]
+            for name in table
+        }
         true = [answer.value for answer in rewards["true"]]
         for name, answers in rewards.items():
             values = [answer.value for answer in answers]
@@ -164,7 +177,9 @@ def measure_hacks(clips: list[TrueClip], embedders: Mapping[str, Embedder], seed
 
 
 def print_tables(table: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]) -> None:
-    print(f"{'motion':24s}{'reward [95 %]':26s}{'judge [95 %]':26s}above the 5th percentile of true clips (reward, judge)")
+    print(
+        f"{'motion':24s}{'reward [95 %]':26s}{'judge [95 %]':26s}above the 5th percentile of true clips (reward, judge)"
+    )
     for name, row in table.items():
         shares = ", ".join(f"{row[f'{role}_above_5th_percentile_of_true']['mean']:.2f}" for role in ROLES)
         print(f"{name:24s}{_interval(row['reward']):26s}{_interval(row['judge']):26s}{shares}")
@@ -178,10 +193,14 @@ def _interval(value: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nets", type=Path, required=True, help="folder with reward/ and judge/")
     parser.add_argument("--clips", type=int, default=104)
-    parser.add_argument("--searches", type=int, default=6, help="clips that are searched, about 20 s each on one core")
+    parser.add_argument(
+        "--searches", type=int, default=6, help="clips that are searched, about 20 s each on one core"
+    )
     parser.add_argument("--generations", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0, help="of the corpus and of what is drawn")
     parser.add_argument("--out", type=Path, help="JSON")
@@ -191,13 +210,30 @@ def main() -> None:
     table = measure_hacks(clips, embedders, options.seed)
     rng = np.random.default_rng(options.seed)
     chosen = clips[: options.searches]
-    each = [search(clip, embedders, options.generations, rng) for clip in track(chosen, len(chosen), "clips searched")]
-    searched = {name: bootstrap_mean([one[name] for one in each]).as_json() for name in (each[0] if each else {})}
+    each = [
+        search(clip, embedders, options.generations, rng)
+        for clip in track(chosen, len(chosen), "clips searched")
+    ]
+    searched = {
+        name: bootstrap_mean([one[name] for one in each]).as_json() for name in (each[0] if each else {})
+    }
     print_tables(table, searched)
     if options.out:
-        facts = {"date": datetime.date.today().isoformat(), "processor": processor_name(), "torch": torch.__version__}
-        sizes = {"frames": FRAMES, "generations": options.generations, "candidates": CANDIDATES, "seed": options.seed}
-        options.out.write_text(json.dumps({**facts, **sizes, "hacks": table, "search": searched, "searches": each}, indent=1) + "\n")
+        facts = {
+            "date": datetime.date.today().isoformat(),
+            "processor": processor_name(),
+            "torch": torch.__version__,
+        }
+        sizes = {
+            "frames": FRAMES,
+            "generations": options.generations,
+            "candidates": CANDIDATES,
+            "seed": options.seed,
+        }
+        options.out.write_text(
+            json.dumps({**facts, **sizes, "hacks": table, "search": searched, "searches": each}, indent=1)
+            + "\n"
+        )
         print(f"wrote {options.out}")
 
 

@@ -37,7 +37,13 @@ def random_clip(seconds: float, seed: int) -> Clip:
     random = np.random.default_rng(seed)
     num = round(seconds * FPS)
     sound = (0.1 * random.standard_normal(num * SAMPLES_PER_FRAME)).astype(np.float32)
-    return Clip(sound, 16_000, random.integers(0, 256, (num, SIDE, SIDE, 3), dtype=np.uint8), fps=FPS, mouth_boxes=(BOX,))
+    return Clip(
+        sound,
+        16_000,
+        random.integers(0, 256, (num, SIDE, SIDE, 3), dtype=np.uint8),
+        fps=FPS,
+        mouth_boxes=(BOX,),
+    )
 
 
 def timed(work: Callable[[], object], repeats: int) -> dict[str, float]:
@@ -51,13 +57,18 @@ def timed(work: Callable[[], object], repeats: int) -> dict[str, float]:
     return {"median": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
 
 
-def measure(args: SyncNetArgs, num_clips: int, seconds: float, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def measure(
+    args: SyncNetArgs, num_clips: int, seconds: float, dtype: torch.dtype, repeats: int
+) -> dict[str, Any]:
     """Clips a second of the whole reward, and the networks alone against the ceiling of `dtype`."""
     torch.manual_seed(0)
     net, crops = SyncNet(args).eval(), MouthBoxes(size=args.image_size)
     reward, embedder = SyncReward(net, crops, dtype=dtype), Embedder(net, dtype)
     clips = [random_clip(seconds, seed) for seed in range(num_clips)]
-    inputs = [input_windows(SyncInput(crops.crops(clip)[0].pixels, np.asarray(clip.waveform)), args.log_floor) for clip in clips]
+    inputs = [
+        input_windows(SyncInput(crops.crops(clip)[0].pixels, np.asarray(clip.waveform)), args.log_floor)
+        for clip in clips
+    ]
     pictures, sounds = [item[0] for item in inputs], [item[1] for item in inputs]
     if unscored := [score.reason for score in reward.score(clips) if score.reason]:
         raise ValueError(f"clips of {seconds} s cannot be scored: {unscored[0]}")
@@ -72,7 +83,10 @@ def measure(args: SyncNetArgs, num_clips: int, seconds: float, dtype: torch.dtyp
         "clips": num_clips,
         "windows_per_clip": len(sounds[0]),
         "gflop_per_clip": round(gflop, 3),
-        "clips_per_s": {"batched": round(num_clips / batched["median"], 2), "one_by_one": round(num_clips / single["median"], 2)},
+        "clips_per_s": {
+            "batched": round(num_clips / batched["median"], 2),
+            "one_by_one": round(num_clips / single["median"], 2),
+        },
         "networks_gflops": round(rate, 1),
         "ceiling_gflops": {"before": round(before, 1), "highest": round(ceiling, 1)},
         "networks_share_of_ceiling": round(rate / ceiling, 3),
@@ -85,10 +99,14 @@ def measure(args: SyncNetArgs, num_clips: int, seconds: float, dtype: torch.dtyp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--clips", type=int, help="in a batch; 32 for mini and 2 for published where not given")
+    parser.add_argument(
+        "--clips", type=int, help="in a batch; 32 for mini and 2 for published where not given"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a clip")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -109,7 +127,9 @@ def main() -> None:
             found[f"{network}_{dtype}"] = figures
             speed, ceiling = figures["clips_per_s"], figures["ceiling_gflops"]["highest"]
             print(f"{network} {dtype}, {figures['gflop_per_clip']} GFLOP a clip of {options.seconds} s:")
-            print(f"  {speed['batched']} clips/s in batches of {figures['clips']}, {speed['one_by_one']} one by one")
+            print(
+                f"  {speed['batched']} clips/s in batches of {figures['clips']}, {speed['one_by_one']} one by one"
+            )
             share, whole = figures["networks_share_of_ceiling"], figures["reward_share_of_ceiling"]
             print(
                 f"  networks {figures['networks_gflops']} of {ceiling} GFLOP/s ({share:.0%}), with crops, MFCC and statistics {whole:.0%}"

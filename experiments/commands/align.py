@@ -11,8 +11,16 @@ from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.commands.pretrain import must_train
 from experiments.layout import Layout
 
-Pairs = Annotated[Path | None, tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; OUT/votes/pairs.jsonl where not given")]
-Clips = Annotated[Path | None, tyro.conf.arg(help="the store of rollouts that those pairs speak of; OUT/rollouts where not given")]
+Pairs = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        help="pairs.jsonl of `nava gsb export`, for gsb_dpo; OUT/votes/pairs.jsonl where not given"
+    ),
+]
+Clips = Annotated[
+    Path | None,
+    tyro.conf.arg(help="the store of rollouts that those pairs speak of; OUT/rollouts where not given"),
+]
 
 
 def align(
@@ -26,9 +34,14 @@ def align(
     clips: Clips = None,
     ray: Annotated[
         tuple[str, ...] | None,
-        tyro.conf.arg(metavar="[ADDRESS]", help="on Ray: an embedded one, or the cluster at HOST:PORT, whose nodes see all these paths"),
+        tyro.conf.arg(
+            metavar="[ADDRESS]",
+            help="on Ray: an embedded one, or the cluster at HOST:PORT, whose nodes see all these paths",
+        ),
     ] = None,
-    resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")] = True,
+    resume: Annotated[
+        bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")
+    ] = True,
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
 
@@ -38,12 +51,13 @@ def align(
     --ray gives rollouts and rewards workers of their own (section `ray` of the recipe: workers, pools, staleness). With staleness 0 the
     result is that of local ranks; a lost worker or rank is replaced. It also writes rounds.jsonl (which samples each round learned from).
     """
-    from experiments.align import align as refine
-    from experiments.align import align_run, pairs_and_clips
-    from experiments.runs import tracked
-    from experiments.stages import Job, config_of
+    from experiments.job import Job
+    from experiments.pipeline.align import align as refine
+    from experiments.pipeline.align import align_run, pairs_and_clips
+    from experiments.runs.run import tracked
+    from experiments.stages import config_of
     from finetune.launch import alone
-    from pretrain.torchrun import check_port
+    from pretrain.launch.torchrun import check_port
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
@@ -54,7 +68,9 @@ def align(
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
     if "gsb_dpo" not in job.recipe.align.sequence and (pairs or clips):
-        raise ValueError("--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out")
+        raise ValueError(
+            "--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out"
+        )
     if pairs is None or clips is None:
         usual = pairs_and_clips(job)
         pairs, clips = pairs or usual[0], clips or usual[1]
@@ -78,13 +94,15 @@ def address_of(ray: tuple[str, ...] | None) -> str:
         raise ValueError(f"--ray: expected one address or none, got {' '.join(ray)}")
     address = ray[0] if ray else "local"
     if address != "local" and ":" not in address:
-        raise ValueError(f"--ray: expected HOST:PORT, or nothing for an embedded Ray, got {address!r}; the recipe goes before the options")
+        raise ValueError(
+            f"--ray: expected HOST:PORT, or nothing for an embedded Ray, got {address!r}; the recipe goes before the options"
+        )
     return address
 
 
 def check_before(run: object, ranks: int) -> None:
     """What would stop the ranks, before anything is replaced. Raises ValueError or FileNotFoundError."""
-    from experiments.align_scorer import AlignScorer
+    from experiments.scoring.latents import AlignScorer
     from finetune.align_run import AlignRun
     from finetune.prompts import read_prompt_set
 

@@ -42,7 +42,14 @@ def verse_bench(
     from experiments.paper.run import Benchmark
 
     items = read_verse_bench(folder, clips or folder / "generated")
-    _run(Benchmark("Verse-Bench", items, VERSE_BENCH, PAPER, with_composites=True), rewards, settings, to, out, as_json)
+    _run(
+        Benchmark("Verse-Bench", items, VERSE_BENCH, PAPER, with_composites=True),
+        rewards,
+        settings,
+        to,
+        out,
+        as_json,
+    )
 
 
 def seed_tts(
@@ -67,18 +74,33 @@ def seed_tts(
     from experiments.paper.run import Benchmark
 
     inside = folder / language / "meta.lst"
-    listing = meta or (inside if inside.is_file() or not (folder / "meta.lst").is_file() else folder / "meta.lst")
+    listing = meta or (
+        inside if inside.is_file() or not (folder / "meta.lst").is_file() else folder / "meta.lst"
+    )
     items = read_seed_tts(listing, clips or folder / "generated")
-    benchmark = Benchmark(f"Seed-TTS eval, {language}", items, metrics(language), SEED_TTS_EN if language == "en" else {}, of_sound=True)
+    benchmark = Benchmark(
+        f"Seed-TTS eval, {language}",
+        items,
+        metrics(language),
+        SEED_TTS_EN if language == "en" else {},
+        of_sound=True,
+    )
     _run(benchmark, rewards, settings, to, out, as_json)
 
 
-def _run(benchmark: Benchmark, rewards: tuple[str, ...], settings: tuple[str, ...], to: Path, out: Path, as_json: bool) -> None:
+def _run(
+    benchmark: Benchmark,
+    rewards: tuple[str, ...],
+    settings: tuple[str, ...],
+    to: Path,
+    out: Path,
+    as_json: bool,
+) -> None:
     from experiments.paper.metrics import rewards_with_options
     from experiments.paper.run import measure
     from experiments.paper.tables import markdown, metrics_to_log, write_tables
+    from experiments.runs.run import single_run
     from experiments.scoring.config import settings_from
-    from experiments.single_runs import single_run
 
     files = [file for item in benchmark.items if (file := item.sound_file())]
     chosen = settings_from(rewards_with_options(rewards, settings), None, settings, files)

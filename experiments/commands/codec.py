@@ -30,7 +30,12 @@ def import_published(
     from pretrain.codecs.published.folder import PublishedOptions, import_codec
 
     options = PublishedOptions(
-        device=device, video_dtype=video_dtype, audio_dtype=audio_dtype, text_dtype=text_dtype,
-        encode_tile=encode_tile, decode_tile=decode_tile, tile_overlap=tile_overlap,
-    )  # fmt: skip
+        device=device,
+        video_dtype=video_dtype,
+        audio_dtype=audio_dtype,
+        text_dtype=text_dtype,
+        encode_tile=encode_tile,
+        decode_tile=decode_tile,
+        tile_overlap=tile_overlap,
+    )
     print(f"{to}: codec {import_codec(video, audio, text, speaker, to, options)}")

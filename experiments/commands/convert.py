@@ -25,11 +25,19 @@ def import_published(
     /,
     to: str = "",
     flavor: str = "nava_6b_published",
-    dry_run: Annotated[bool, tyro.conf.arg(help="check every key and print the table; nothing is written")] = False,
-    dtype: Annotated[Literal["source", "fp32", "bf16"], tyro.conf.arg(help="how tensors are stored; source = as they come")] = "source",
-    audio_from: Annotated[Literal["fresh", "copy"], tyro.conf.arg(help="of wan2.2: audio weights drawn anew, or the video's")] = "fresh",
+    dry_run: Annotated[
+        bool, tyro.conf.arg(help="check every key and print the table; nothing is written")
+    ] = False,
+    dtype: Annotated[
+        Literal["source", "fp32", "bf16"], tyro.conf.arg(help="how tensors are stored; source = as they come")
+    ] = "source",
+    audio_from: Annotated[
+        Literal["fresh", "copy"], tyro.conf.arg(help="of wan2.2: audio weights drawn anew, or the video's")
+    ] = "fresh",
     seed: Annotated[int, tyro.conf.arg(help="of the weights that are drawn")] = 0,
-    dcp: Annotated[bool, tyro.conf.arg(help="also write TO/dcp, a torch.distributed.checkpoint of the model")] = False,
+    dcp: Annotated[
+        bool, tyro.conf.arg(help="also write TO/dcp, a torch.distributed.checkpoint of the model")
+    ] = False,
     as_json: JsonFlag = False,
     out: Path = Path("out"),
 ) -> None:
@@ -52,7 +60,12 @@ def import_published(
     planned = plan_import(config, place(path))
     if to:
         check_destination(place(to))
-    result: dict[str, Any] = {"source": path, "layout": planned.layout, "flavor": flavor, **planned.account.counts()}
+    result: dict[str, Any] = {
+        "source": path,
+        "layout": planned.layout,
+        "flavor": flavor,
+        **planned.account.counts(),
+    }
     if dry_run:
         keys = planned.account.rows()
         print(json.dumps({**result, "keys": keys}, indent=1)) if as_json else _show(result, keys)
@@ -67,7 +80,10 @@ def export_published(
     /,
     to: str,
     weights: Literal["ema", "model"] = "ema",
-    dtype: Annotated[Literal["same", "fp32", "bf16"], tyro.conf.arg(help="same = as it was imported, of a trained model fp32")] = "same",
+    dtype: Annotated[
+        Literal["same", "fp32", "bf16"],
+        tyro.conf.arg(help="same = as it was imported, of a trained model fp32"),
+    ] = "same",
     as_json: JsonFlag = False,
 ) -> None:
     """Write a model folder in a published layout; an imported model comes out bit for bit as it came in.
@@ -89,8 +105,8 @@ def export_published(
 
 
 def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) -> dict[str, Any]:
-    from experiments.lineage import CHECKPOINT_TAG, SHA256
-    from experiments.single_runs import single_run
+    from experiments.runs.lineage import CHECKPOINT_TAG, SHA256
+    from experiments.runs.run import single_run
     from pretrain.convert.dcp import write_dcp
     from pretrain.convert.importing import run_import
     from pretrain.storage import place
@@ -117,7 +133,11 @@ def _show(result: dict[str, Any], keys: list[dict[str, Any]]) -> None:
             table.add_column(name, overflow="fold")
         for row in keys:
             theirs = row["from"]
-            source = theirs[0] + (f" and {len(theirs) - 1} more" if len(theirs) > 1 else "") if theirs else row["how"]
+            source = (
+                theirs[0] + (f" and {len(theirs) - 1} more" if len(theirs) > 1 else "")
+                if theirs
+                else row["how"]
+            )
             table.add_row(Text(row["key"]), "x".join(map(str, row["shape"])), row["state"], Text(source))
         console.print(table)
     for name, value in result.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.demo import print_timings, run_pipeline, up_to_date
 from experiments.layout import Layout
+from experiments.pipeline.demo import print_timings, run_pipeline, up_to_date
 
 
 def demo() -> None:
@@ -25,7 +25,7 @@ def demo() -> None:
 
 def show_result(layout: Layout) -> None:
     """The report's numbers, where the time went, and where to look next."""
-    from experiments.report_summary import print_summary
+    from experiments.report.summary import print_summary
 
     print_summary(layout.metrics, layout.alignment)
     print_timings(layout)

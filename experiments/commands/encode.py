@@ -12,11 +12,19 @@ from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
-    from pretrain.data.encode import EncodeConfig
-    from pretrain.data.encode_ranks import EncodeJob, SetJob
+    from pretrain.data.encoding.config import EncodeConfig
+    from pretrain.data.encoding.encode_ranks import EncodeJob, SetJob
 
-Lists = Annotated[str, tyro.conf.arg(name="list", metavar="FILE.list", help="encode the sets of a mixing file, its .weight beside it")]
-Manifests = Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names")]
+Lists = Annotated[
+    str,
+    tyro.conf.arg(
+        name="list", metavar="FILE.list", help="encode the sets of a mixing file, its .weight beside it"
+    ),
+]
+Manifests = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
+]
 
 
 def encode(
@@ -26,11 +34,18 @@ def encode(
     out: Path = Path("out"),
     mix: Lists = "",
     manifest: Manifests = (),
-    codec: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")] = None,
-    to: Annotated[str, tyro.conf.arg(metavar="PLACE", help="folder or URL that gets a folder per set; default OUT/latents")] = "",
+    codec: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
+    ] = None,
+    to: Annotated[
+        str,
+        tyro.conf.arg(metavar="PLACE", help="folder or URL that gets a folder per set; default OUT/latents"),
+    ] = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
     restart: Annotated[bool, tyro.conf.arg(help="forget what is encoded of these sets")] = False,
-    verify: Annotated[bool, tyro.conf.arg(help="read what is encoded again first, encode anew what is damaged")] = False,
+    verify: Annotated[
+        bool, tyro.conf.arg(help="read what is encoded again first, encode anew what is damaged")
+    ] = False,
 ) -> None:
     """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many ranks.
 
@@ -41,18 +56,27 @@ def encode(
     loaded = recipe_for(recipe, settings)
     if not (mix or manifest):
         if codec or to or nproc or restart or verify:
-            raise ValueError("--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of these")
-        from experiments.stages import Job, run_stage
+            raise ValueError(
+                "--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of these"
+            )
+        from experiments.job import Job
+        from experiments.stages import run_stage
 
         run_stage("encode", Job(recipe=loaded, layout=Layout(out=out)))
         return
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    from pretrain.data.encode_ranks import EncodeJob
+    from pretrain.data.encoding.encode_ranks import EncodeJob
 
     layout = Layout(out=out)
     sets = _sets(mix, manifest, loaded.encode)
-    job = EncodeJob(config=loaded.encode, sets=sets, codec=str(codec or layout.codec), to=to or str(layout.latents), verify=verify)
+    job = EncodeJob(
+        config=loaded.encode,
+        sets=sets,
+        codec=str(codec or layout.codec),
+        to=to or str(layout.latents),
+        verify=verify,
+    )
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _as_a_rank(job, restart)
     else:
@@ -61,14 +85,24 @@ def encode(
 
 def _sets(mix: str, manifests: tuple[str, ...], config: EncodeConfig) -> tuple[SetJob, ...]:
     """The sets by name. Raises ValueError where two would be written to one folder."""
-    from pretrain.data.encode_ranks import SetJob
+    from pretrain.data.encoding.encode_ranks import SetJob
     from pretrain.data.mixing import read_mix
     from pretrain.storage import place
 
-    sets = [SetJob(name=place(one).stem, manifest=one, video=place(one).stem not in config.audio_only_sets) for one in manifests]
+    sets = [
+        SetJob(name=place(one).stem, manifest=one, video=place(one).stem not in config.audio_only_sets)
+        for one in manifests
+    ]
     for entry in read_mix(mix) if mix else ():
         silent = entry.modal in ("text_to_video", "text_to_image")
-        sets.append(SetJob(name=entry.name, manifest=str(entry.path), video=entry.modal != "text_to_audio", audio=not silent))
+        sets.append(
+            SetJob(
+                name=entry.name,
+                manifest=str(entry.path),
+                video=entry.modal != "text_to_audio",
+                audio=not silent,
+            )
+        )
     names = [one.name for one in sets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -77,22 +111,26 @@ def _sets(mix: str, manifests: tuple[str, ...], config: EncodeConfig) -> tuple[S
 
 
 def _launch(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> None:
-    from pretrain.data.encode_launch import encode_places
+    from pretrain.data.encoding.encode_launch import encode_places
 
     ranks = nproc or _ranks()
     for name, content in encode_places(job, folder, ranks, restart).items():
         fields = ", ".join(f"{count} for {field}" for field, count in content["rejected_fields"].items())
-        print(f"{name}: {content['samples']} samples in {len(content['shards'])} shards, {content['num_rejected']} rows rejected"
-              + (f" ({fields}); the first: {content['rejected'][0]}" if fields else ""))  # fmt: skip
+        print(
+            f"{name}: {content['samples']} samples in {len(content['shards'])} shards, {content['num_rejected']} rows rejected"
+            + (f" ({fields}); the first: {content['rejected'][0]}" if fields else "")
+        )
 
 
 def _as_a_rank(job: EncodeJob, restart: bool) -> None:
-    from pretrain.data.encode_launch import progress_of
-    from pretrain.data.encode_ranks import encode_rank
+    from pretrain.data.encoding.encode_launch import progress_of
+    from pretrain.data.encoding.encode_ranks import encode_rank
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if restart and world_size > 1:
-        raise ValueError("--restart: one of several ranks cannot tell whether the others have begun; remove the sets' folders instead")
+        raise ValueError(
+            "--restart: one of several ranks cannot tell whether the others have begun; remove the sets' folders instead"
+        )
     if rank:
         encode_rank(job, rank, world_size)
         return
@@ -104,4 +142,3 @@ def _ranks() -> int:
     import torch
 
     return torch.cuda.device_count() or 2
-

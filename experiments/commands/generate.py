@@ -26,7 +26,11 @@ def generate(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
-    needed = {prompts: "give a prompts JSONL file", model: "train one (`nava demo`) or give --model", codec: "fit one or give --codec"}
+    needed = {
+        prompts: "give a prompts JSONL file",
+        model: "train one (`nava demo`) or give --model",
+        codec: "fit one or give --codec",
+    }
     for path, advice in needed.items():
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder; {advice}")

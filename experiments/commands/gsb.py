@@ -11,12 +11,23 @@ import tyro
 
 Axis = Literal["overall", "sync", "voice", "picture"]
 Votes = Annotated[Path, tyro.conf.Positional]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help="the only models there may be; each must have been compared")]
-Scores = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="[MODEL=]FILE[#SOURCE]", help="scores.jsonl of `nava score`; #SOURCE: only those rows of it")
+Names = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="NAME", help="the only models there may be; each must have been compared"),
 ]
-Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help="rewards in the scores, or reward.part")]
-Indices = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[MODEL=]INDEX", help="index.jsonl of `nava generate`, or its folder")]
+Scores = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="[MODEL=]FILE[#SOURCE]", help="scores.jsonl of `nava score`; #SOURCE: only those rows of it"
+    ),
+]
+Features = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="NAME", help="rewards in the scores, or reward.part")
+]
+Indices = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="[MODEL=]INDEX", help="index.jsonl of `nava generate`, or its folder"),
+]
 
 
 def stats(
@@ -62,15 +73,30 @@ def export(
 
     found = read_votes(votes, ours)
     known = [clip for model, source in map(_index, clips) for clip in read_clips(source, model)]
-    counted = first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
+    counted = (
+        first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
+    )
     pairs = pair_up(counted, known, votes)
     write_pairs(out, pairs)
     shares = tie_shares(pairs)
     simulated = sum(pair.simulated for pair in pairs)
     if as_json:
-        print(json.dumps({"pairs": len(pairs), "votes": len(counted), "same_share": shares, "simulated_pairs": simulated, "out": str(out)}))
+        print(
+            json.dumps(
+                {
+                    "pairs": len(pairs),
+                    "votes": len(counted),
+                    "same_share": shares,
+                    "simulated_pairs": simulated,
+                    "out": str(out),
+                }
+            )
+        )
         return
-    print(f"{out}: {len(pairs)} pairs from {len(counted)} votes" + (f", {simulated} of them from SIMULATED votes" if simulated else ""))
+    print(
+        f"{out}: {len(pairs)} pairs from {len(counted)} votes"
+        + (f", {simulated} of them from SIMULATED votes" if simulated else "")
+    )
     print("share of Same: " + ", ".join(f"{axis} {share:.1%}" for axis, share in shares.items()))
 
 
@@ -91,15 +117,19 @@ def fit(
     by model and case (case_id, else the clip's name), and by digest where both know it. Weights are per standard deviation of a
     feature; judges are refused. A model of simulated votes says so, and its scores are called preference_simulated.
     """
-    from experiments.fit_preference import fit_votes
-    from experiments.scored_clips import ScoresFile
+    from experiments.scoring.fit_preference import fit_votes
+    from experiments.scoring.rows import ScoresFile
     from finetune.gsb.votes import read_votes
     from rewards.preference_fit import PreferenceConfig
 
     files = [ScoresFile.parsed(text) for text in scores]
-    model, found = fit_votes(read_votes(votes, ours), files, features, axis, keep_all_raters, PreferenceConfig())
+    model, found = fit_votes(
+        read_votes(votes, ours), files, features, axis, keep_all_raters, PreferenceConfig()
+    )
     model.save(out)
-    print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(found, out)
+    print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(
+        found, out
+    )
 
 
 def _index(text: str) -> tuple[str | None, Path]:
@@ -114,10 +144,22 @@ def _show(found: Mapping[str, Any]) -> None:
     console = Console()
     votes = found["votes"]
     if found["simulated"]:
-        console.print(f"SIMULATED VOTES ({votes['simulated']} of {votes['read']}): no person was asked", style="bold", markup=False)
-    left_out = ", ".join(f"{votes[name]} {name.replace('_', ' ')}" for name in ("repeats", "attention", "of_dropped_raters") if votes[name])
+        console.print(
+            f"SIMULATED VOTES ({votes['simulated']} of {votes['read']}): no person was asked",
+            style="bold",
+            markup=False,
+        )
+    left_out = ", ".join(
+        f"{votes[name]} {name.replace('_', ' ')}"
+        for name in ("repeats", "attention", "of_dropped_raters")
+        if votes[name]
+    )
     out = f" ({left_out} not counted)" if left_out else ""
-    console.print(f"{votes['counted']} of {votes['read']} votes{out}, ours = {found['ours']}", markup=False, highlight=False)
+    console.print(
+        f"{votes['counted']} of {votes['read']} votes{out}, ours = {found['ours']}",
+        markup=False,
+        highlight=False,
+    )
     axes = found.get("axes", {found["axis"]: found})
     for axis, part in axes.items():
         console.print(f"\n{axis}", style="bold", markup=False)
@@ -125,7 +167,11 @@ def _show(found: Mapping[str, Any]) -> None:
         if part["davidson"]:
             console.print(_strengths(part["davidson"]), markup=False, highlight=False)
         if agreed := part["agreement"]:
-            named = (("Krippendorff alpha", "krippendorff_alpha"), ("Fleiss kappa", "fleiss_kappa"), ("Gwet AC1", "gwet_ac1"))
+            named = (
+                ("Krippendorff alpha", "krippendorff_alpha"),
+                ("Fleiss kappa", "fleiss_kappa"),
+                ("Gwet AC1", "gwet_ac1"),
+            )
             values = ", ".join(f"{label} {_number(agreed[name])}" for label, name in named)
             console.print(f"agreement over {agreed['items']} items: {values}", markup=False, highlight=False)
     console.print(f"\n{_raters(found['raters'])}", markup=False, highlight=False)
@@ -140,9 +186,17 @@ def _show_fit(found: Mapping[str, Any], out: Path) -> None:
 
     console, votes, held_out = Console(), found["votes"], found["held_out"]
     if found["simulated"]:
-        console.print(f"SIMULATED VOTES ({votes['simulated']} of those used): no person was asked", style="bold", markup=False)
-    left_out = ", ".join(f"{votes[name]} {name.replace('_', ' ')}" for name in ("without_clip", "without_score") if votes[name])
-    told = f"{votes['fitted']} of {votes['asked']} votes on {found['axis']}" + (f" ({left_out})" if left_out else "")
+        console.print(
+            f"SIMULATED VOTES ({votes['simulated']} of those used): no person was asked",
+            style="bold",
+            markup=False,
+        )
+    left_out = ", ".join(
+        f"{votes[name]} {name.replace('_', ' ')}" for name in ("without_clip", "without_score") if votes[name]
+    )
+    told = f"{votes['fitted']} of {votes['asked']} votes on {found['axis']}" + (
+        f" ({left_out})" if left_out else ""
+    )
     console.print(f"{told}, {found['raters']} raters", markup=False, highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("feature", overflow="fold", min_width=8)
@@ -150,10 +204,17 @@ def _show_fit(found: Mapping[str, Any], out: Path) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in found["features"].items():
         alone = _share(held_out["alone"][name]["accuracy"]) if held_out else "-"
-        table.add_row(Text(name), f"{row['weight']:+.3f}", _number(row["standard_error"]), f"{row['sd']:.3g}", alone)
+        table.add_row(
+            Text(name), f"{row['weight']:+.3f}", _number(row["standard_error"]), f"{row['sd']:.3g}", alone
+        )
     console.print(table)
-    tie, side = (f"{found[name]['value']:+.3f} (se {_number(found[name]['standard_error'])})" for name in ("tie", "side"))
-    console.print(f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}", markup=False, highlight=False)
+    tie, side = (
+        f"{found[name]['value']:+.3f} (se {_number(found[name]['standard_error'])})"
+        for name in ("tie", "side")
+    )
+    console.print(
+        f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}", markup=False, highlight=False
+    )
     if held_out:
         logs = f"log-likelihood {held_out['log_likelihood']:.3f} a vote, chance {held_out['chance_log_likelihood']:.3f}"
         hits = f"{_share(held_out['accuracy'])} of {held_out['decided']} decided votes, chance {held_out['chance']:.0%}"
@@ -173,15 +234,30 @@ def _pairs_table(pairs: Mapping[str, Any]) -> Any:
         table.add_column(name, justify="right", no_wrap=True)
     for baseline, pair in pairs.items():
         interval = f"{pair['gsb_low']:+.2f}..{pair['gsb_high']:+.2f}"
-        wins = "-" if pair["win_rate"] is None else f"{pair['win_rate']:.0%} ({100 * pair['win_low']:.0f}..{100 * pair['win_high']:.0f})"
+        wins = (
+            "-"
+            if pair["win_rate"] is None
+            else f"{pair['win_rate']:.0%} ({100 * pair['win_low']:.0f}..{100 * pair['win_high']:.0f})"
+        )
         counts = (str(pair[name]) for name in ("good", "same", "bad"))
-        table.add_row(Text(baseline), *counts, f"{pair['gsb']:+.2f}", interval, wins, f"{pair['sign_p']:.2g}", f"{pair['sign_p_holm']:.2g}")
+        table.add_row(
+            Text(baseline),
+            *counts,
+            f"{pair['gsb']:+.2f}",
+            interval,
+            wins,
+            f"{pair['sign_p']:.2g}",
+            f"{pair['sign_p_holm']:.2g}",
+        )
     return table
 
 
 def _strengths(fit: Mapping[str, Any]) -> str:
     errors = fit["standard_error"]
-    models = ", ".join(f"{model} {value:+.3f} (se {errors['strength'][model]:.3f})" for model, value in list(fit["strength"].items())[1:])
+    models = ", ".join(
+        f"{model} {value:+.3f} (se {errors['strength'][model]:.3f})"
+        for model, value in list(fit["strength"].items())[1:]
+    )
     side = "fixed at 0" if fit["side_fixed"] else f"{fit['side']:+.3f} (se {errors['side']:.3f})"
     ties = f"tie nu {fit['tie']:.3f}; left side {side}; log-likelihood {fit['log_likelihood']:.2f}"
     return f"Davidson strengths, ours 0: {models}; {ties}"
@@ -189,7 +265,8 @@ def _strengths(fit: Mapping[str, Any]) -> str:
 
 def _raters(raters: Sequence[Mapping[str, Any]]) -> str:
     checks, passed, repeats, same = (
-        sum(rater[name] for rater in raters) for name in ("attention_checks", "attention_passed", "swapped_repeats", "same_answer")
+        sum(rater[name] for rater in raters)
+        for name in ("attention_checks", "attention_passed", "swapped_repeats", "same_answer")
     )
     consistency = f"same answer in {same} of {repeats} swapped repeats" if repeats else "no swapped repeats"
     attention = f"passed {passed} of {checks} attention checks" if checks else "no attention checks"

@@ -25,7 +25,10 @@ def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
 
 
 def prompt_check(
-    file: Annotated[Path, tyro.conf.Positional], /, files: bool = False, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    files: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
     """Check the syntax of a prompts JSONL file; with --files also that the images and voices it names exist.
 
@@ -39,18 +42,23 @@ def prompt_check(
     else:
         for error in found["errors"]:
             print(f"{file}:{error['line']} {error['field']}: {error['message']}", file=sys.stderr)
-        print(f"{found['rows']} rows, {found['spans']} spans, {found['references']} references, {len(found['errors'])} errors")
+        print(
+            f"{found['rows']} rows, {found['spans']} spans, {found['references']} references, {len(found['errors'])} errors"
+        )
     return 2 if found["errors"] else 0
 
 
 def lineage(
-    target: Annotated[str, tyro.conf.Positional], /, out: Path = Path("out"), as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    target: Annotated[str, tyro.conf.Positional],
+    /,
+    out: Path = Path("out"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code and parents.
 
     A run is named by its key (folder in out/tracking) or its MLflow id.
     """
-    from experiments.lineage import show, trace
+    from experiments.runs.lineage import show, trace
 
     found = trace(target, Layout(out=out), Path())
     _print_json(found) if as_json else show(found)
@@ -58,7 +66,7 @@ def lineage(
 
 def tracking_flush(out: Path = Path("out")) -> None:
     """Send every run that waits in OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
-    from experiments.tracking_send import flush, locked, store_uri
+    from experiments.runs.sender import flush, locked, store_uri
 
     spool = Layout(out=out).tracking
     if not spool.is_dir():
@@ -71,11 +79,20 @@ def tracking_flush(out: Path = Path("out")) -> None:
 
 def ui(port: int = 5000) -> int:
     """Serve MLflow's user interface for the runs of this repository until Ctrl-C."""
-    from experiments.tracking_send import quiet_mlflow, store_uri
+    from experiments.runs.sender import quiet_mlflow, store_uri
 
     quiet_mlflow()
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri(Path()), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        store_uri(Path()),
+        "--port",
+        str(port),
+    ]
     return subprocess.run(command, check=False).returncode
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import tyro
 
-RecipeName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="name or package.module.function")]
+RecipeName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="name or package.module.function")
+]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be given again"),

@@ -46,18 +46,33 @@ def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = P
     _run("votes", recipe, settings, out)
 
 
-def evaluate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
+def evaluate(
+    recipe: RecipeName = "mini",
+    /,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    reports: Path = Path("reports"),
+) -> None:
     """Score real, codec and generated clips (OUT/scores) and sum the scores up, into REPORTS/demo.json."""
     _run("score", recipe, settings, out, reports)
     _run("evaluate", recipe, settings, out, reports)
 
 
-def report(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), reports: Path = Path("reports")) -> None:
+def report(
+    recipe: RecipeName = "mini",
+    /,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    reports: Path = Path("reports"),
+) -> None:
     """Write REPORTS/demo.html from the measurements and the clips."""
     _run("report", recipe, settings, out, reports)
 
 
-def _run(stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> None:
-    from experiments.stages import Job, run_stage
+def _run(
+    stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")
+) -> None:
+    from experiments.job import Job
+    from experiments.stages import run_stage
 
     run_stage(stage, Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports)))

@@ -14,7 +14,7 @@ from experiments.layout import Layout
 from pretrain.config import nearest
 
 if TYPE_CHECKING:
-    from experiments.stages import Job
+    from experiments.job import Job
 
 
 def pretrain(
@@ -23,23 +23,36 @@ def pretrain(
     stage: str = "all",
     nproc: int = 0,
     port: int = 0,
-    init_from: Annotated[str, tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from")] = "",
-    nnodes: Annotated[int, tyro.conf.arg(help="machines; each runs this same command and sees the same --out")] = 1,
-    rdzv: Annotated[str, tyro.conf.arg(metavar="HOST:PORT", help="where they meet: the first machine's address")] = "",
-    node_rank: Annotated[int, tyro.conf.arg(help="which of them this is; -1 = as Slurm or Kubeflow Trainer says")] = -1,
-    max_restarts: Annotated[int, tyro.conf.arg(help="times the ranks are started again after one has died")] = 0,
+    init_from: Annotated[
+        str,
+        tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from"),
+    ] = "",
+    nnodes: Annotated[
+        int, tyro.conf.arg(help="machines; each runs this same command and sees the same --out")
+    ] = 1,
+    rdzv: Annotated[
+        str, tyro.conf.arg(metavar="HOST:PORT", help="where they meet: the first machine's address")
+    ] = "",
+    node_rank: Annotated[
+        int, tyro.conf.arg(help="which of them this is; -1 = as Slurm or Kubeflow Trainer says")
+    ] = -1,
+    max_restarts: Annotated[
+        int, tyro.conf.arg(help="times the ranks are started again after one has died")
+    ] = 0,
     settings: Settings = (),
     out: Path = Path("out"),
-    resume: Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")] = True,
+    resume: Annotated[
+        bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")
+    ] = True,
 ) -> None:
     """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the first from --from if given.
 
     --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun on a single machine.
     A run that was interrupted goes on from its last checkpoint. Several machines use ports from that of --rdzv on, one per stage.
     """
-    from experiments.stages import Job
-    from pretrain.nodes import Nodes
-    from pretrain.nodes import node_rank as rank_of
+    from experiments.job import Job
+    from pretrain.launch.nodes import Nodes
+    from pretrain.launch.nodes import node_rank as rank_of
     from pretrain.storage import place
 
     loaded = recipe_for(recipe, settings)
@@ -50,14 +63,18 @@ def pretrain(
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     nodes = Nodes(count=nnodes, rank=rank_of(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts)
     if nnodes > 1 and not resume:
-        raise ValueError("--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes")
+        raise ValueError(
+            "--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes"
+        )
     start = place(init_from) if init_from else None
     job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start)
     chosen = names if stage == "all" else [stage]
     if nodes.leads:
         _check_before_training(chosen, job, resume)
     for name in chosen:
-        here = dataclasses.replace(job, nodes=nodes.at(names.index(name)), init_from=start if name == chosen[0] else None)
+        here = dataclasses.replace(
+            job, nodes=nodes.at(names.index(name)), init_from=start if name == chosen[0] else None
+        )
         if nodes.leads:
             _train(name, here, resume)
         elif not _join(name, here):
@@ -66,10 +83,10 @@ def pretrain(
 
 def _check_before_training(stages: list[str], job: Job, resume: bool) -> None:
     """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
-    from experiments.training_data import check_same_data, codec_id_of, latents_of
-    from pretrain.data.sample_set import check_sets
-    from pretrain.stage_run import parent_id
-    from pretrain.torchrun import check_port
+    from experiments.pipeline.training_data import check_same_data, codec_id_of, latents_of
+    from pretrain.data.stream.sample_set import check_sets
+    from pretrain.launch.stage_run import parent_id
+    from pretrain.launch.torchrun import check_port
 
     config = job.recipe.pretrain
     for stage in stages:
@@ -90,26 +107,30 @@ def _check_before_training(stages: list[str], job: Job, resume: bool) -> None:
 def _check_same_parent(trained: Path, parent: str) -> None:
     """Raises ValueError where the folder's training started from another model."""
     from pretrain.files import read_json
-    from pretrain.torchrun import IDENTITY
+    from pretrain.launch.torchrun import IDENTITY
 
     path = trained / IDENTITY
     before = read_json(path, f"remove {trained}").get("parent") if path.is_file() else parent
     if before != parent:
-        raise ValueError(f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for another folder")
+        raise ValueError(
+            f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for another folder"
+        )
 
 
 def _train(stage: str, job: Job, resume: bool) -> None:
     from experiments.stages import run_stage
 
     name = f"pretrain_{stage}"
-    if must_train(name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"):
+    if must_train(
+        name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"
+    ):
         run_stage(name, job)
         print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 
 
 def _join(stage: str, job: Job) -> bool:
     """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node reports."""
-    from pretrain.launch import join_stage
+    from pretrain.launch.launch import join_stage
 
     result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes)
     print(f"{stage}: {result.status} at step {result.step}")
@@ -117,11 +138,17 @@ def _join(stage: str, job: Job) -> bool:
 
 
 def must_train(
-    name: str, said: str, trained: Path, job: Job, resume: bool, asked: str = "", config: Mapping[str, Any] | None = None
-) -> bool:  # fmt: skip
+    name: str,
+    said: str,
+    trained: Path,
+    job: Job,
+    resume: bool,
+    asked: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> bool:
     """True to train or go on, False to keep what is finished. Raises ValueError where something else would be replaced: nobody loses
     a trained model by a command with other numbers. config: what the result depends on, where that is not the stage's section alone."""
-    from experiments.runs import can_go_on, unchanged
+    from experiments.runs.run import can_go_on, unchanged
     from experiments.stages import config_of
 
     layout, config = job.layout, config or config_of(name, job.recipe)

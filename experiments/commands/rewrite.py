@@ -12,17 +12,33 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from orchestration.rewrite import Rewrite
+    from finetune.rewriter.rewrite import Rewrite
 
 SHOWN = 5  # rows that fell back, told one by one
 
-Endpoint = Annotated[str, tyro.conf.arg(metavar="URL", help="server with OpenAI's chat interface, such as vLLM's http://host:8000")]
+Endpoint = Annotated[
+    str,
+    tyro.conf.arg(metavar="URL", help="server with OpenAI's chat interface, such as vLLM's http://host:8000"),
+]
 Model = Annotated[str, tyro.conf.arg(help="name of the model that the server serves")]
 Template = Annotated[bool, tyro.conf.arg(help="write every prompt by the embedded template; needs no model")]
-Language = Annotated[Literal["auto", "en", "zh"], tyro.conf.arg(help="of the rewrite; auto: the prompt's own, zh suits published weights")]
-Fallback = Annotated[Literal["template", "original"], tyro.conf.arg(help="what stands for a prompt that the model did not get right")]
-Token = Annotated[str, tyro.conf.arg(metavar="NAME", help="environment variable with the server's bearer token; without it none is sent")]
-Cache = Annotated[Path, tyro.conf.arg(help="rewrites that passed, kept for the next run; delete it to ask for all again")]
+Language = Annotated[
+    Literal["auto", "en", "zh"],
+    tyro.conf.arg(help="of the rewrite; auto: the prompt's own, zh suits published weights"),
+]
+Fallback = Annotated[
+    Literal["template", "original"],
+    tyro.conf.arg(help="what stands for a prompt that the model did not get right"),
+]
+Token = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="NAME", help="environment variable with the server's bearer token; without it none is sent"
+    ),
+]
+Cache = Annotated[
+    Path, tyro.conf.arg(help="rewrites that passed, kept for the next run; delete it to ask for all again")
+]
 
 
 def rewrite(
@@ -40,7 +56,9 @@ def rewrite(
     timeout: Annotated[float, tyro.conf.arg(help="seconds for one answer, from first to last byte")] = 120.0,
     max_tokens: int = 4096,
     temperature: float = 0.3,
-    min_structure: Annotated[float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is asked for again")] = 0.5,
+    min_structure: Annotated[
+        float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is asked for again")
+    ] = 0.5,
     seed: Annotated[int, tyro.conf.arg(help="another one gets other answers for what fell back")] = 0,
     cache: Cache = Path("out/rewrites/cache.jsonl"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -51,22 +69,36 @@ def rewrite(
     is stands in its place (meta.rewrite.by and .reason say so). A run that was interrupted goes on where it was; the same command
     after a finished one asks again only for what fell back.
     """
-    from orchestration.rewrite import Asking, rewrite_all, without_model
-    from orchestration.rewrite_cache import RewriteCache
-    from orchestration.rewrite_endpoint import ChatEndpoint
-    from orchestration.rewrite_rows import read_rows, write_rows
+    from finetune.rewriter.cache import RewriteCache
+    from finetune.rewriter.endpoint import ChatEndpoint
+    from finetune.rewriter.rewrite import Asking, rewrite_all, without_model
+    from finetune.rewriter.rows import read_rows, write_rows
 
     if template == bool(endpoint):
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
     if cache.resolve() in (prompts.resolve(), to.resolve()):
-        raise ValueError(f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a file of its own")
-    asking = Asking(language=language, fallback=fallback, concurrency=concurrency, num_tries=tries, min_structure=min_structure, seed=seed)
+        raise ValueError(
+            f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a file of its own"
+        )
+    asking = Asking(
+        language=language,
+        fallback=fallback,
+        concurrency=concurrency,
+        num_tries=tries,
+        min_structure=min_structure,
+        seed=seed,
+    )
     if template:
         rows = read_rows(prompts, to)
         rewrites = [without_model(row.prompt, asking) for row in rows]
     else:
         server = ChatEndpoint(
-            base_url=endpoint, model=model, token_variable=token_variable, timeout_s=timeout, max_tokens=max_tokens, temperature=temperature
+            base_url=endpoint,
+            model=model,
+            token_variable=token_variable,
+            timeout_s=timeout,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
         rows = read_rows(prompts, to)
         kept = RewriteCache(cache)
@@ -85,10 +117,22 @@ def _tell(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: 
     for name, rewrite in failed[:SHOWN]:
         print(f"{name}: by {rewrite.by}, {rewrite.tries} tries, last: {rewrite.reason}", file=sys.stderr)
     if len(failed) > SHOWN:
-        print(f"... and {len(failed) - SHOWN} more; meta.rewrite.reason of each row says why", file=sys.stderr)
+        print(
+            f"... and {len(failed) - SHOWN} more; meta.rewrite.reason of each row says why", file=sys.stderr
+        )
     cached = sum(rewrite.cached for rewrite in rewrites)
     if as_json:
-        print(json.dumps({"rows": len(rewrites), **counts, "fell_back": len(failed), "cached": cached, "to": str(to)}, indent=1))
+        print(
+            json.dumps(
+                {"rows": len(rewrites), **counts, "fell_back": len(failed), "cached": cached, "to": str(to)},
+                indent=1,
+            )
+        )
         return
-    by = ", ".join(f"{count} by {'the prompt as it is' if name == 'original' else name}" for name, count in sorted(counts.items()))
-    print(f"{len(rewrites)} prompts: {by}{f' ({cached} of an earlier run)' if cached else ''}; {len(failed)} fell back\nrewrites  {to}")
+    by = ", ".join(
+        f"{count} by {'the prompt as it is' if name == 'original' else name}"
+        for name, count in sorted(counts.items())
+    )
+    print(
+        f"{len(rewrites)} prompts: {by}{f' ({cached} of an earlier run)' if cached else ''}; {len(failed)} fell back\nrewrites  {to}"
+    )

@@ -16,22 +16,46 @@ if TYPE_CHECKING:
     from finetune.rewriter.rewards import ClipScore
     from pretrain.prompt import PromptRow
 
-LanguageModel = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="folder of a causal language model, safetensors")]
-Prompts = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS", help="JSONL of short prompts")]
+LanguageModel = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="MODEL", help="folder of a causal language model, safetensors"),
+]
+Prompts = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPTS", help="JSONL of short prompts")
+]
 Tuned = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="a field of the tuning, such as steps=200; may be given again"),
+    tyro.conf.arg(
+        name="set", metavar="KEY=VALUE", help="a field of the tuning, such as steps=200; may be given again"
+    ),
 ]
 Resume = Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")]
-Clips = Annotated[Path | None, tyro.conf.arg(metavar="NAVA_MODEL", help="score clips that this NAVA model makes of the rewrites")]
-ClipRewards = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT]", help="rewards of the catalog, or package.module:Class")]
+Clips = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="NAVA_MODEL", help="score clips that this NAVA model makes of the rewrites"),
+]
+ClipRewards = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="NAME[=WEIGHT]", help="rewards of the catalog, or package.module:Class"),
+]
 ClipSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(metavar="REWARD.OPTION=VALUE", help="set an option of a reward of clips; may be given again"),
+    tyro.conf.arg(
+        metavar="REWARD.OPTION=VALUE", help="set an option of a reward of clips; may be given again"
+    ),
 ]
-Factory = Annotated[str, tyro.conf.arg(metavar="package.module:factory", help="scores clips instead: factory() -> f(rewrites, rows)")]
+Factory = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="package.module:factory", help="scores clips instead: factory() -> f(rewrites, rows)"
+    ),
+]
 Rewrites = Annotated[
-    tuple[str, ...], tyro.conf.arg(metavar="NAME=OUT.jsonl", help="outputs of `nava rewrite` by the names the votes give them")
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="NAME=OUT.jsonl", help="outputs of `nava rewrite` by the names the votes give them"
+    ),
 ]
 
 
@@ -55,8 +79,8 @@ def grpo(
     catalog say of clips made of the rewrites. Weights, learning rate and the like by --set (rewards.spans=3, vllm=URL for a vLLM
     server that generates). Writes adapter/ (PEFT), model/ (merged) and metrics.jsonl; an interrupted run goes on where it was.
     """
-    from experiments.provenance import md5_of
     from experiments.rewriter import overridden, tune_tracked
+    from experiments.runs.provenance import md5_of
     from finetune.rewriter.config import GrpoTuning
     from finetune.rewriter.language_model import check_folder, folder_digest
     from finetune.rewriter.tune import check_grpo, tune_grpo
@@ -68,14 +92,22 @@ def grpo(
     if clips is not None and clip_score:
         raise ValueError("--clips and --clip-score both score clips; give one of them")
     check_grpo(config, len(rows), clips is not None or bool(clip_score))
-    score, score_id = _clip_score(clips, codec, rewards, set_reward, clip_score, recipe, layout, rows, prompts)
+    score, score_id = _clip_score(
+        clips, codec, rewards, set_reward, clip_score, recipe, layout, rows, prompts
+    )
     made_of = {"model": folder_digest(model), "prompts": md5_of(prompts), "clip_score": score_id}
     try:
         tune_tracked(
-            "grpo", config, made_of, layout, Path(), resume,
+            "grpo",
+            config,
+            made_of,
+            layout,
+            Path(),
+            resume,
             lambda tracker: tune_grpo(config, model, rows, layout.rewriter, score, score_id, [tracker]),
-            {"nava.parent_model": str(model), "nava.prompts": str(prompts)}, [model, prompts, *([clips] if clips else [])],
-        )  # fmt: skip
+            {"nava.parent_model": str(model), "nava.prompts": str(prompts)},
+            [model, prompts, *([clips] if clips else [])],
+        )
     finally:
         if hasattr(score, "close"):
             score.close()  # type: ignore[union-attr]
@@ -97,8 +129,8 @@ def dpo(
     VOTES is the JSONL of `nava gsb`: case_id is a prompt's data_id, left_model and right_model are names given by --rewrites. Raters
     and repeats are treated as there. A preferred rewrite that altered speech teaches nothing. Output as of `nava rewriter grpo`.
     """
-    from experiments.provenance import md5_of
     from experiments.rewriter import overridden, tune_tracked
+    from experiments.runs.provenance import md5_of
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
     from finetune.rewriter.config import DpoTuning
@@ -110,25 +142,46 @@ def dpo(
     check_folder(model)
     files = _named(rewrites)
     found = read_votes(votes)
-    counted = first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
-    made = preferred(counted, [row for name, path in files.items() for row in read_rewrites(path, name)], axis, votes)
+    counted = (
+        first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
+    )
+    made = preferred(
+        counted, [row for name, path in files.items() for row in read_rewrites(path, name)], axis, votes
+    )
     simulated = sum(pair.simulated for pair in made.pairs)
     left_out = ", ".join(f"{count} {reason}" for reason, count in made.left_out.items()) or "none"
     print(f"{len(made.pairs)} pairs, {simulated} of them from SIMULATED votes; left out: {left_out}")
-    made_of = {"model": folder_digest(model), "votes": md5_of(votes), "axis": axis, "keep_all_raters": str(keep_all_raters)}
+    made_of = {
+        "model": folder_digest(model),
+        "votes": md5_of(votes),
+        "axis": axis,
+        "keep_all_raters": str(keep_all_raters),
+    }
     made_of |= {f"rewrites {name}": md5_of(path) for name, path in files.items()}
     tune_tracked(
-        "dpo", config, made_of, layout, Path(), resume,
+        "dpo",
+        config,
+        made_of,
+        layout,
+        Path(),
+        resume,
         lambda tracker: tune_dpo(config, model, made.pairs, layout.rewriter, [tracker]),
         {"nava.parent_model": str(model), "nava.votes": str(votes), "nava.simulated_pairs": str(simulated)},
         [model, votes, *files.values()],
-    )  # fmt: skip
+    )
 
 
 def _clip_score(
-    clips: Path | None, codec: Path | None, rewards: tuple[str, ...], settings: tuple[str, ...], factory: str, recipe: str, layout: Layout,
-    rows: list[PromptRow], prompts: Path,
-) -> tuple[ClipScore | None, str]:  # fmt: skip
+    clips: Path | None,
+    codec: Path | None,
+    rewards: tuple[str, ...],
+    settings: tuple[str, ...],
+    factory: str,
+    recipe: str,
+    layout: Layout,
+    rows: list[PromptRow],
+    prompts: Path,
+) -> tuple[ClipScore | None, str]:
     """(what scores clips, what identifies it); (None, "") where nothing does."""
     if factory:
         from pretrain.tracking import build
@@ -136,16 +189,18 @@ def _clip_score(
         return build(factory, {}, "--clip-score"), factory
     if clips is None:
         return None, ""
-    from experiments.reward_options import reward_options
     from experiments.rewriter_clips import RewriteClips
     from experiments.scoring.config import reward_settings
+    from experiments.scoring.options import reward_options
     from rewards.catalog import check_names
 
     weights = dict(map(_weight, rewards))
     check_names(weights)
     given = reward_settings(settings, list(weights), "--set-reward")
     options = reward_options(list(weights), layout.corpus, layout.syncnet, given=given)
-    score = RewriteClips(clips, codec or layout.codec, weights, options, recipe_for(recipe, ()).generate, rows, prompts)
+    score = RewriteClips(
+        clips, codec or layout.codec, weights, options, recipe_for(recipe, ()).generate, rows, prompts
+    )
     return score, score.identity
 
 

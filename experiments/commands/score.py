@@ -10,9 +10,13 @@ import tyro
 
 RewardSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="REWARD.OPTION=VALUE", help="set an option of a reward; may be given again"),
+    tyro.conf.arg(
+        name="set", metavar="REWARD.OPTION=VALUE", help="set an option of a reward; may be given again"
+    ),
 ]
-RewardNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help="names of the catalog, or package.module:Class")]
+RewardNames = Annotated[
+    tuple[str, ...], tyro.conf.arg(metavar="NAME", help="names of the catalog, or package.module:Class")
+]
 
 
 def score(

@@ -11,14 +11,23 @@ from experiments.commands.score import RewardNames, RewardSettings
 
 Roots = Annotated[
     tyro.conf.UseAppendAction[tuple[Path, ...]],
-    tyro.conf.arg(name="root", metavar="FOLDER", help="a folder whose files may be named by path; may be given again"),
+    tyro.conf.arg(
+        name="root", metavar="FOLDER", help="a folder whose files may be named by path; may be given again"
+    ),
 ]
 LimitSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="limit", metavar="NAME=NUMBER", help="override a limit of orchestration/service/limits.py; may be given again"),
+    tyro.conf.arg(
+        name="limit",
+        metavar="NAME=NUMBER",
+        help="override a limit of orchestration/service/limits.py; may be given again",
+    ),
 ]
 Ray = Annotated[str, tyro.conf.arg(metavar="ADDRESS", help="a Ray cluster; an embedded one where not given")]
-TokenFile = Annotated[Path | None, tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing")]
+TokenFile = Annotated[
+    Path | None,
+    tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
+]
 
 
 def rewards(
@@ -42,7 +51,7 @@ def rewards(
     plain HTTP: put a proxy with TLS before it where the network is not yours. `rewards.remote:NAME` uses it as a reward.
     """
     from experiments.serving import config_from, serve_until_stopped
-    from orchestration.ray_token import send_token
+    from orchestration.cluster import send_token
     from orchestration.service.token import token_from
 
     if not 0 < port < 65536:
@@ -51,7 +60,15 @@ def rewards(
         send_token()
     token, where = token_from(token_file, out / "service" / "token")
     config = config_from(
-        [name for given in rewards for name in given.split(",") if name], settings, limits, roots, out, token,
-        batch=batch, replicas=replicas, cpus=cpus, gpus=gpus,
-    )  # fmt: skip
+        [name for given in rewards for name in given.split(",") if name],
+        settings,
+        limits,
+        roots,
+        out,
+        token,
+        batch=batch,
+        replicas=replicas,
+        cpus=cpus,
+        gpus=gpus,
+    )
     serve_until_stopped(config, host, port, ray, where)

@@ -14,36 +14,52 @@ from experiments.layout import Layout
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
-def paradigms(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), judge: Path | None = None) -> None:
+def paradigms(
+    recipe: RecipeName = "mini",
+    /,
+    settings: Settings = (),
+    out: Path = Path("out"),
+    judge: Path | None = None,
+) -> None:
     """Train NAVA, a dual tower and a fully unified model of one size on the same data, at equal steps and at equal FLOPs; compare.
 
     Needs the data of `nava demo` in OUT. Writes OUT/study/paradigms.json, .md and .png; started again, it goes on where it stopped.
     --judge is a trained sync network, OUT/syncnet/judge where there is one. Sizes: --set study.seeds=1 --set study.num_prompts=16.
     """
     loaded = recipe_for(recipe, settings)
-    from experiments.study.run import StudyRecipe, study_paradigms
+    from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
 
-    study_paradigms(StudyRecipe(loaded.study, loaded.pretrain, loaded.generate), Layout(out=out), judge or out / "syncnet" / "judge")
+    study_paradigms(
+        StudyRecipe(loaded.study, loaded.pretrain, loaded.generate),
+        Layout(out=out),
+        judge or out / "syncnet" / "judge",
+    )
     print((out / "study" / "paradigms.md").read_text())
     print(f"report  {out / 'study' / 'paradigms.md'}, .json and .png")
 
 
-def objectives(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), nproc: int = 0) -> None:
+def objectives(
+    recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), nproc: int = 0
+) -> None:
     """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget; compare, with the cost.
 
     Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava demo` in OUT. Writes
     OUT/study/objectives.json, .md and .png; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks
     where there is none. Sizes: --set objectives.rounds=4 --set objectives.seeds=3 --set 'objectives.arms=[pretrained, nft, rwr]'.
     """
-    from experiments.objectives_study.material import Sections
-    from experiments.objectives_study.run import study_objectives
-    from experiments.stages import Job
+    from experiments.job import Job
+    from experiments.studies.objectives.material import Sections
+    from experiments.studies.objectives.run import study_objectives
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
     found = job.recipe
-    study_objectives(Sections(found.objectives, found.align, found.generate, found.rollout, found.votes), job.layout, job.ranks)
+    study_objectives(
+        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes),
+        job.layout,
+        job.ranks,
+    )
     print((out / "study" / "objectives.md").read_text())
     print(f"report  {out / 'study' / 'objectives.md'}, .json and .png")
 
@@ -62,8 +78,8 @@ def seeds(
     Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json and .md; started
     again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where there is none.
     """
-    from experiments.seeds_study.run import study_seeds
-    from experiments.stages import Job
+    from experiments.job import Job
+    from experiments.studies.seeds import study_seeds
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")

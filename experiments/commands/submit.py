@@ -10,19 +10,31 @@ import tyro
 
 from experiments.commands.options import RecipeName
 
-Address = Annotated[str, tyro.conf.arg(metavar="http://HOST:8265", help="the cluster's dashboard; empty = RAY_ADDRESS, or this machine")]
+Address = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="http://HOST:8265", help="the cluster's dashboard; empty = RAY_ADDRESS, or this machine"
+    ),
+]
 Environment = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(metavar="NAME=VALUE", help="environment of the job, which everybody on the cluster can read; may be given again"),
+    tyro.conf.arg(
+        metavar="NAME=VALUE",
+        help="environment of the job, which everybody on the cluster can read; may be given again",
+    ),
 ]
 
 
 def submit(
     recipe: RecipeName = "mini",
     /,
-    stage: Annotated[str, tyro.conf.arg(help="of dvc.yaml; what it needs and is out of date runs before it")] = "report",
+    stage: Annotated[
+        str, tyro.conf.arg(help="of dvc.yaml; what it needs and is out of date runs before it")
+    ] = "report",
     address: Address = "",
-    workdir: Annotated[str, tyro.conf.arg(help="this repository on the cluster's machines; empty = as here")] = "",
+    workdir: Annotated[
+        str, tyro.conf.arg(help="this repository on the cluster's machines; empty = as here")
+    ] = "",
     python: Annotated[str, tyro.conf.arg(help="the interpreter there; empty = as here")] = "",
     env: Environment = (),
     grace_s: Annotated[int, tyro.conf.arg(help="seconds that a checkpoint may take after SIGTERM")] = 120,
@@ -33,21 +45,31 @@ def submit(
     `ray start --head` makes a cluster of this machine. All machines must see this repository and its out/ (a shared disk).
     SIGTERM to any part of the job leaves a checkpoint, and the job is submitted again as ID-2, ID-3 ...; `ray job stop` ends it for good.
     """
+    from experiments.jobs.submit import Submission, check
+    from experiments.jobs.submit import submit as hand_over
     from experiments.recipes.load import load_recipe, read_params
-    from experiments.submission import Submission, check
-    from experiments.submission import submit as hand_over
     from orchestration.launch import connect
 
     params = Path("params.yaml")
     submission = Submission(
-        recipe=load_recipe(recipe, params), stage=stage, workdir=workdir or str(Path().resolve()), python=python or sys.executable,
-        env=variables(env), grace_s=grace_s, max_requeues=max_requeues,
-    )  # fmt: skip
+        recipe=load_recipe(recipe, params),
+        stage=stage,
+        workdir=workdir or str(Path().resolve()),
+        python=python or sys.executable,
+        env=variables(env),
+        grace_s=grace_s,
+        max_requeues=max_requeues,
+    )
     chosen = str(read_params(params).get("recipe", "mini"))
     check(submission, load_recipe(chosen, params).name)
     cluster = connect(address)
     job = hand_over(submission, cluster.jobs)
-    lines = {"job": job, "runs": f"dvc repro {stage}", **cluster.commands(job), "run": f"nava lineage {job.split('-')[0]}"}
+    lines = {
+        "job": job,
+        "runs": f"dvc repro {stage}",
+        **cluster.commands(job),
+        "run": f"nava lineage {job.split('-')[0]}",
+    }
     print("\n".join(f"{name:<8}{text}" for name, text in lines.items()))
 
 

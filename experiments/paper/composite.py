@@ -7,9 +7,19 @@ from collections.abc import Mapping
 
 # metric -> (value that counts 1, value that counts 0); beyond them it is clipped
 BOUNDS: Mapping[str, tuple[float, float]] = {
-    "AS": (1.0, 0.0), "ID": (1.0, 0.0), "FD": (0.0, 3.0), "KL": (0.0, 4.0), "CS": (1.0, 0.0), "CE": (10.0, 1.0), "CU": (10.0, 1.0),
-    "PC": (1.0, 10.0), "PQ": (10.0, 1.0), "WER": (0.0, 1.0), "LSE-C": (10.0, 0.0), "AV-A": (0.0, 1.0),
-}  # fmt: skip
+    "AS": (1.0, 0.0),
+    "ID": (1.0, 0.0),
+    "FD": (0.0, 3.0),
+    "KL": (0.0, 4.0),
+    "CS": (1.0, 0.0),
+    "CE": (10.0, 1.0),
+    "CU": (10.0, 1.0),
+    "PC": (1.0, 10.0),
+    "PQ": (10.0, 1.0),
+    "WER": (0.0, 1.0),
+    "LSE-C": (10.0, 0.0),
+    "AV-A": (0.0, 1.0),
+}
 PARTS: Mapping[str, tuple[str, ...]] = {
     "S_video": ("AS", "ID"),
     "S_audio": ("FD", "KL", "CS", "CE", "CU", "PC", "PQ"),
@@ -29,7 +39,9 @@ def composites(values: Mapping[str, float | None]) -> dict[str, float | None]:
     """S_video, S_audio, S_other (means), S_joint (harmonic mean) and Overall; None where an input is missing or NaN."""
     found: dict[str, float | None] = {}
     for name, metrics in PARTS.items():
-        numbers = [value for metric in metrics if (value := values.get(metric)) is not None and math.isfinite(value)]
+        numbers = [
+            value for metric in metrics if (value := values.get(metric)) is not None and math.isfinite(value)
+        ]
         if len(numbers) < len(metrics):
             found[name] = None
             continue

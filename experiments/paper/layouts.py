@@ -73,7 +73,9 @@ def read_verse_bench(root: Path, clips: Path) -> list[BenchItem]:
     _check_clips(clips)
     items = [item for name in SETS for item in _verse_bench_set(root / name, clips)]
     if not items:
-        raise FileNotFoundError(f"{root}: no set1, set2 or set3 with NAME.json; give the folder of the data set dorni/Verse-Bench")
+        raise FileNotFoundError(
+            f"{root}: no set1, set2 or set3 with NAME.json; give the folder of the data set dorni/Verse-Bench"
+        )
     return items
 
 
@@ -98,7 +100,17 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
         video = _first(clips, name, (".mp4",))
         voice = meta.parent / row["voice"] if row.get("voice") else None
         sound = _first(clips, name, (".wav",)) or video
-        items.append(BenchItem(name, meta.parent.name or "all", row["text"], prompt=row["text"], voice=voice, video=video, sound=sound))
+        items.append(
+            BenchItem(
+                name,
+                meta.parent.name or "all",
+                row["text"],
+                prompt=row["text"],
+                voice=voice,
+                video=video,
+                sound=sound,
+            )
+        )
     if not items:
         raise ValueError(f"{meta}: the file is empty; expected utt_id|prompt_text|prompt_wav|infer_text")
     return items
@@ -144,4 +156,6 @@ def _first(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path | None:
 
 def _check_clips(clips: Path) -> None:
     if not clips.is_dir():
-        raise FileNotFoundError(f"{clips}: no such folder; give the folder with the generated clips as --clips")
+        raise FileNotFoundError(
+            f"{clips}: no such folder; give the folder with the generated clips as --clips"
+        )

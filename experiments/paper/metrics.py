@@ -48,24 +48,43 @@ VERSE_BENCH: tuple[Metric, ...] = (
     Metric("IB", "imagebind_av_cosine", "an ImageBind plug-in", _any),
     Metric("AS", "aesthetics", "a plug-in with SigLIP aesthetics, MUSIQ and MANIQA", _any),
     Metric("ID", "identity_dinov3", "a DINOv3 plug-in", lambda item: item.image is not None),
-    Metric("WER", "wer_verse_bench", "SenseVoice, as a transcriber called sensevoice_small", _speaks, higher_is_better=False),
+    Metric(
+        "WER",
+        "wer_verse_bench",
+        "SenseVoice, as a transcriber called sensevoice_small",
+        _speaks,
+        higher_is_better=False,
+    ),
     Metric("PQ", "audiobox_pq", AUDIOBOX, _in("set1", "set2")),
-    Metric("FD", "fd_verse_bench", "fd_verse_bench.weights", _in("set2", also=_sounds), higher_is_better=False),
+    Metric(
+        "FD", "fd_verse_bench", "fd_verse_bench.weights", _in("set2", also=_sounds), higher_is_better=False
+    ),
     Metric("KL", "kl_passt", "a PaSST plug-in", _in("set2", also=_sounds), higher_is_better=False),
     Metric("CS", "clap_text_cosine", "clap_text_cosine.weights", _in("set1", "set2", also=_sounds)),
     Metric("CE", "audiobox_pq.ce", AUDIOBOX, _in("set1", "set2")),
     Metric("CU", "audiobox_pq.cu", AUDIOBOX, _in("set1", "set2")),
     Metric("PC", "audiobox_pq.pc", AUDIOBOX, _in("set1", "set2"), higher_is_better=False),
-    Metric("AV-A", "av_a", "a Synchformer plug-in", _in("set1", "set2", also=_sounds), higher_is_better=False),
+    Metric(
+        "AV-A", "av_a", "a Synchformer plug-in", _in("set1", "set2", also=_sounds), higher_is_better=False
+    ),
 )
 
 
 def seed_tts(language: str) -> tuple[Metric, ...]:
     """WER in percent (characters for zh) and SIM x100, both means over utterances."""
-    recogniser = {"en": "wer_whisper.weights, .name=whisper_large_v3, .scoring=seed_tts_en", "zh": "Paraformer, as paraformer_zh"}[language]
+    recogniser = {
+        "en": "wer_whisper.weights, .name=whisper_large_v3, .scoring=seed_tts_en",
+        "zh": "Paraformer, as paraformer_zh",
+    }[language]
     return (
         Metric("WER", f"wer_seed_tts_{language}", recogniser, _speaks, higher_is_better=False, scale=100.0),
-        Metric("SIM", "sim", "sim_wavlm_ecapa.weights with the published sha256", lambda item: item.voice is not None, scale=100.0),
+        Metric(
+            "SIM",
+            "sim",
+            "sim_wavlm_ecapa.weights with the published sha256",
+            lambda item: item.voice is not None,
+            scale=100.0,
+        ),
     )
 
 

@@ -47,7 +47,11 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
     columns: dict[str, dict[str, Score]] = {}
     asked: dict[str, str] = {}
     for side, files in (("video", pictures), ("sound", sounds)):
-        names = tuple(name for name in settings.rewards if (looks_at_frames(name) and not benchmark.of_sound) == (side == "video"))
+        names = tuple(
+            name
+            for name in settings.rewards
+            if (looks_at_frames(name) and not benchmark.of_sound) == (side == "video")
+        )
         if not names or not files:
             continue
         options = {name: value for name, value in settings.options.items() if name in names}
@@ -73,12 +77,26 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
 def _row(benchmark: Benchmark, metric: Metric, columns: Columns) -> dict[str, Any]:
     """A published metric from the one score that may be called so."""
     scores = _scores(metric.score, columns, [item for item in benchmark.items if metric.eligible(item)])
-    paper = {system: figures[metric.label] for system, figures in benchmark.paper.items() if metric.label in figures}
-    row = described(scores) if scores else {**described([]), "eligible": sum(map(metric.eligible, benchmark.items))}
+    paper = {
+        system: figures[metric.label]
+        for system, figures in benchmark.paper.items()
+        if metric.label in figures
+    }
+    row = (
+        described(scores)
+        if scores
+        else {**described([]), "eligible": sum(map(metric.eligible, benchmark.items))}
+    )
     for key in ("mean", "low", "high"):
         row[key] = None if row[key] is None else round(row[key] * metric.scale, 6)
     status = MISSING if scores is None else "scored" if row["n"] else "not scored"
-    return {**row, "status": status, "needs": metric.needs, "higher_is_better": metric.higher_is_better, "paper": paper}
+    return {
+        **row,
+        "status": status,
+        "needs": metric.needs,
+        "higher_is_better": metric.higher_is_better,
+        "paper": paper,
+    }
 
 
 def _scores(name: str, columns: Columns, items: Sequence[BenchItem]) -> list[Score] | None:
@@ -92,7 +110,10 @@ def _scores(name: str, columns: Columns, items: Sequence[BenchItem]) -> list[Sco
     if not any(part in score.parts for score in columns[reward].values()):
         return None
     return [
-        score if score.reason else Score(score.parts.get(part, math.nan), "" if part in score.parts else f"no {part}") for score in found
+        score
+        if score.reason
+        else Score(score.parts.get(part, math.nan), "" if part in score.parts else f"no {part}")
+        for score in found
     ]
 
 

@@ -24,15 +24,24 @@ def write_tables(result: Mapping[str, Any], out: Path) -> list[Path]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The whole page; what could not be measured says why, and stands under no published name."""
-    parts = [f"# {result['benchmark']}", f"{result['clips']} of {result['cases']} cases have a clip. Means are over scored cases."]
+    parts = [
+        f"# {result['benchmark']}",
+        f"{result['clips']} of {result['cases']} cases have a clip. Means are over scored cases.",
+    ]
     if result["paper"]:
         parts += ["## Beside the published figures", _beside(result)]
     parts += ["## The benchmark's metrics", _metrics(result)]
     if result["own"]:
         parts += ["## Scores of their own name (comparable with no published figure)", _own(result["own"])]
     if result["composites"]:
-        told = {name: "inputs missing" if value is None else f"{value:.4f}" for name, value in result["composites"].items()}
-        parts += ["## Verse-Bench composites, from complete inputs only", _table(list(told), [list(told.values())])]
+        told = {
+            name: "inputs missing" if value is None else f"{value:.4f}"
+            for name, value in result["composites"].items()
+        }
+        parts += [
+            "## Verse-Bench composites, from complete inputs only",
+            _table(list(told), [list(told.values())]),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,12 +54,17 @@ def metrics_to_log(result: Mapping[str, Any]) -> dict[str, float]:
             found[f"{key}.coverage"] = row["n"] / row["eligible"] if row["eligible"] else 0.0
             if row["mean"] is not None:
                 found |= {key: row["mean"], f"{key}.low": row["low"], f"{key}.high": row["high"]}
-    return found | {f"composites.{name}": value for name, value in result["composites"].items() if value is not None}
+    return found | {
+        f"composites.{name}": value for name, value in result["composites"].items() if value is not None
+    }
 
 
 def _beside(result: Mapping[str, Any]) -> str:
     labels = list(dict.fromkeys(label for figures in result["paper"].values() for label in figures))
-    rows = [[system, *(number(figures.get(label)) for label in labels)] for system, figures in result["paper"].items()]
+    rows = [
+        [system, *(number(figures.get(label)) for label in labels)]
+        for system, figures in result["paper"].items()
+    ]
     return _table(["system", *labels], [*rows, [OURS, *(_ours(result, label) for label in labels)]])
 
 
@@ -69,12 +83,27 @@ def _metrics(result: Mapping[str, Any]) -> str:
     for label, row in result["metrics"].items():
         arrow = "up" if row["higher_is_better"] else "down"
         why = f"{row['status']}: {row['needs']}" if row["status"] == "weights missing" else _reasons(row)
-        rows.append([label, arrow, number(row["mean"]), span(row), f"{row['n']}/{row['eligible']}", number(row["paper"].get("NAVA")), why])
-    return _table(["metric", "better", "mean", "95 % interval", "scored/eligible", "NAVA (paper)", "remarks"], rows)
+        rows.append(
+            [
+                label,
+                arrow,
+                number(row["mean"]),
+                span(row),
+                f"{row['n']}/{row['eligible']}",
+                number(row["paper"].get("NAVA")),
+                why,
+            ]
+        )
+    return _table(
+        ["metric", "better", "mean", "95 % interval", "scored/eligible", "NAVA (paper)", "remarks"], rows
+    )
 
 
 def _own(own: Mapping[str, Any]) -> str:
-    rows = [[name, number(row["mean"]), span(row), f"{row['n']}/{row['eligible']}", _reasons(row)] for name, row in own.items()]
+    rows = [
+        [name, number(row["mean"]), span(row), f"{row['n']}/{row['eligible']}", _reasons(row)]
+        for name, row in own.items()
+    ]
     return _table(["score", "mean", "95 % interval", "scored/eligible", "remarks"], rows)
 
 
@@ -84,4 +113,6 @@ def _reasons(row: Mapping[str, Any]) -> str:
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
+    )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from experiments.curate_prompts import PromptChoiceConfig
-from experiments.evaluate import EvaluateConfig
-from experiments.objectives_study.config import ObjectivesConfig
-from experiments.score_sets import ScoreConfig
-from experiments.study.config import StudyConfig
-from experiments.syncnet import SyncFitConfig
-from experiments.votes import VotesConfig
+from experiments.pipeline.curate_prompts import PromptChoiceConfig
+from experiments.pipeline.syncnet import SyncFitConfig
+from experiments.pipeline.votes import VotesConfig
+from experiments.report.evaluate import EvaluateConfig
+from experiments.scoring.sets import ScoreConfig
+from experiments.studies.objectives.config import ObjectivesConfig
+from experiments.studies.paradigms.config import StudyConfig
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig
 from orchestration.config import RayConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
-from pretrain.data.encode import EncodeConfig
+from pretrain.data.encoding.config import EncodeConfig
 from pretrain.generate import GenerateConfig
 from pretrain.recipe import PretrainConfig
 

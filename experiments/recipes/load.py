@@ -20,7 +20,11 @@ SUPPORT = {"base", "load"}
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes in this package: module `x` holds the function `x`."""
-    return sorted(module.name for module in pkgutil.iter_modules(experiments.recipes.__path__) if module.name not in SUPPORT)
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(experiments.recipes.__path__)
+        if module.name not in SUPPORT
+    )
 
 
 def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] = ()) -> Any:
@@ -32,7 +36,9 @@ def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] =
     values = read_params(params) if params else {}
     chosen = values.pop("recipe", name)
     if "." not in str(chosen) and chosen not in shipped_recipes():
-        raise ValueError(f"{params} recipe: unknown recipe {chosen!r}; {nearest(str(chosen), shipped_recipes())}")
+        raise ValueError(
+            f"{params} recipe: unknown recipe {chosen!r}; {nearest(str(chosen), shipped_recipes())}"
+        )
     if chosen == name:
         recipe = override(recipe, _without_empty(values))
     for setting in settings:
@@ -50,7 +56,9 @@ def recipe_function(name: str) -> Any:
         try:
             return getattr(importlib.import_module(module_name), attribute)
         except (ModuleNotFoundError, AttributeError) as error:
-            raise ValueError(f"recipe {name!r}: {error}; give package.module.function, importable from here or by PYTHONPATH") from None
+            raise ValueError(
+                f"recipe {name!r}: {error}; give package.module.function, importable from here or by PYTHONPATH"
+            ) from None
     if name not in shipped_recipes():
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, shipped_recipes())}")
     return getattr(importlib.import_module(f"experiments.recipes.{name}"), name)
@@ -66,14 +74,18 @@ def read_params(path: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
     except yaml.YAMLError as error:  # bytes that are no text
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); save it as UTF-8 text") from None
+        raise ValueError(
+            f"{path}: not YAML ({' '.join(str(error).split())}); save it as UTF-8 text"
+        ) from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}:1: expected a mapping of sections, got {type(values).__name__}")
     return values
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}  # a section without lines says nothing
+    return {
+        key: value for key, value in values.items() if value is not None
+    }  # a section without lines says nothing
 
 
 def parse_setting(setting: str) -> dict[str, Any]:

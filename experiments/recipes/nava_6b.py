@@ -1,8 +1,8 @@
 """The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md, sections 2 and 3)."""
 
 from experiments.recipes.base import Recipe
-from pretrain.data.buckets import BucketConfig
-from pretrain.data.encode import EncodeConfig
+from pretrain.data.encoding.config import EncodeConfig
+from pretrain.data.stream.buckets import BucketConfig
 from pretrain.dropout import DropoutConfig
 from pretrain.flow.path import LevelConfig
 from pretrain.generate import GenerateConfig
@@ -25,15 +25,37 @@ def nava_6b() -> Recipe:
         encode=EncodeConfig(
             latent_dtype="bfloat16",
             batch_size=1,
-            buckets=BucketConfig(sizes=("704x1280", "1280x704", "960x960"), frames=(25, 49, 73, 97, 121, 145)),
+            buckets=BucketConfig(
+                sizes=("704x1280", "1280x704", "960x960"), frames=(25, 49, 73, 97, 121, 145)
+            ),
         ),
-        generate=GenerateConfig(sampler=SamplerConfig(), num_frames=145, height=704, width=1280, batch_size=1),  # the release's sampler
+        generate=GenerateConfig(
+            sampler=SamplerConfig(), num_frames=145, height=704, width=1280, batch_size=1
+        ),  # the release's sampler
         pretrain=PretrainConfig(
             flavor="nava_6b_published",  # attends to text padding and lets a timbre token replace its text, as the weights learned it
             stages={
-                "stage1": _stage("stage1", 35_000, tasks={"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5}, sets={"paired": 1.0}, audio="audio_only"),
-                "stage2": _stage("stage2", 25_000, tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5}, sets={"paired": 1.0}, audio="hq_audio"),
-                "stage3": _stage("stage3", 10_000, tasks={"T2AV": 1.0, "TI2AV": 0.5, "TIA2AV": 0.5}, sets={"curated": 1.0}, audio=""),
+                "stage1": _stage(
+                    "stage1",
+                    35_000,
+                    tasks={"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5},
+                    sets={"paired": 1.0},
+                    audio="audio_only",
+                ),
+                "stage2": _stage(
+                    "stage2",
+                    25_000,
+                    tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5},
+                    sets={"paired": 1.0},
+                    audio="hq_audio",
+                ),
+                "stage3": _stage(
+                    "stage3",
+                    10_000,
+                    tasks={"T2AV": 1.0, "TI2AV": 0.5, "TIA2AV": 0.5},
+                    sets={"curated": 1.0},
+                    audio="",
+                ),
             },
             global_batch_size=512,
             local_batch_size=1,
@@ -54,6 +76,13 @@ def nava_6b() -> Recipe:
 
 def _stage(name: str, steps: int, tasks: dict[str, float], sets: dict[str, float], audio: str) -> StageConfig:
     return StageConfig(
-        name=name, steps=steps, tasks=tasks, sets=sets, audio_sets={audio: 1.0} if audio else {}, lr=1e-4, warmup_steps=1000,
-        decay_fraction=0.0, min_lr_factor=1.0,
-    )  # fmt: skip
+        name=name,
+        steps=steps,
+        tasks=tasks,
+        sets=sets,
+        audio_sets={audio: 1.0} if audio else {},
+        lr=1e-4,
+        warmup_steps=1000,
+        decay_fraction=0.0,
+        min_lr_factor=1.0,
+    )

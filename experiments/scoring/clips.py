@@ -42,7 +42,9 @@ class ClipFile:
 
     def attached(self) -> list[Path]:
         """The other files its scores depend on."""
-        return [path for path in (*self.references, self.first_frame, self.reference_sound) if path is not None]
+        return [
+            path for path in (*self.references, self.first_frame, self.reference_sound) if path is not None
+        ]
 
 
 def list_clips(source: Path) -> list[ClipFile]:
@@ -54,7 +56,9 @@ def list_clips(source: Path) -> list[ClipFile]:
     if source.is_dir():
         clips = list(_folder(source))
         if not clips:
-            raise FileNotFoundError(f"{source}: no {INDEX} and no {', '.join(sorted(VIDEO_SUFFIXES | SOUND_SUFFIXES))} file in it")
+            raise FileNotFoundError(
+                f"{source}: no {INDEX} and no {', '.join(sorted(VIDEO_SUFFIXES | SOUND_SUFFIXES))} file in it"
+            )
     else:
         clips = list(_jsonl(source))
     seen: set[str] = set()
@@ -70,7 +74,9 @@ def check_attached(clips: Iterable[ClipFile]) -> None:
     for clip in clips:
         for path in clip.attached():
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file; {clip.name} refers to it, mend the row or put the file there")
+                raise FileNotFoundError(
+                    f"{path}: no such file; {clip.name} refers to it, mend the row or put the file there"
+                )
 
 
 def load_clip(file: ClipFile) -> Clip:
@@ -107,7 +113,11 @@ def _folder(folder: Path) -> Iterator[ClipFile]:
     indexed = {index.parent for index in indices}
     for index in indices:
         yield from _index(index, index.parent.relative_to(folder))
-    media = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES and path.is_file()]
+    media = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES and path.is_file()
+    ]
     videos = {path.with_suffix("") for path in media if path.suffix.lower() in VIDEO_SUFFIXES}
     for path in media:
         beside = path.suffix.lower() in SOUND_SUFFIXES and path.with_suffix("") in videos
@@ -126,12 +136,16 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
     elif any(key in first for key in VIDEO_KEYS):
         yield from _prompts(source)
     else:
-        raise ValueError(f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts with a video each")
+        raise ValueError(
+            f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts with a video each"
+        )
 
 
 def _training_clip(row: Row, folder: Path) -> ClipFile:
     times = tuple(zip(row.speech_start_s, row.speech_end_s, strict=True))
-    references = [folder / reference if reference else None for reference in row.meta.get("reference_paths", ())]
+    references = [
+        folder / reference if reference else None for reference in row.meta.get("reference_paths", ())
+    ]
     return _described(row.data_id, row.data_path, row.text, row.meta, references, times)
 
 
@@ -144,11 +158,23 @@ def _index(index: Path, prefix: Path) -> Iterator[ClipFile]:
         # index rows give the references as they were opened: relative to the folder the command was started in
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
         name = (prefix / row["data_id"]).as_posix()
-        yield _described(name, index.parent / row["video"], row["prompt"], row["meta"], references, (), row.get("image_path"))
+        yield _described(
+            name,
+            index.parent / row["video"],
+            row["prompt"],
+            row["meta"],
+            references,
+            (),
+            row.get("image_path"),
+        )
 
 
 def _prompts(source: Path) -> Iterator[ClipFile]:
-    videos = {line: next((row[key] for key in VIDEO_KEYS if row.get(key)), None) for line, row in scan(source) if isinstance(row, dict)}
+    videos = {
+        line: next((row[key] for key in VIDEO_KEYS if row.get(key)), None)
+        for line, row in scan(source)
+        if isinstance(row, dict)
+    }
     for row in read_prompts(source):
         video = videos[row.line]
         if not isinstance(video, str):
@@ -202,4 +228,6 @@ def _image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not an image that can be read ({error}); write it again or drop its row") from None
+        raise ValueError(
+            f"{path}: not an image that can be read ({error}); write it again or drop its row"
+        ) from None

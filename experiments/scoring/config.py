@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from experiments.reward_options import preference_options
 from experiments.scoring.clips import ClipFile
+from experiments.scoring.options import preference_options
 from experiments.scoring.run import ScoreSettings
 from rewards.catalog import CATALOG, check_names, check_weights
 from rewards.guardrails import GuardrailLimits
@@ -26,7 +26,9 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
     Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong sign.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a rubric as YAML (items: {{reward: {{weight: 1.0}}}})")
+        raise FileNotFoundError(
+            f"{path}: no such file; give a rubric as YAML (items: {{reward: {{weight: 1.0}}}})"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -46,7 +48,11 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
 
 
 def settings_from(
-    rewards: Sequence[str], rubric_path: Path | None, settings: Sequence[str], files: Sequence[ClipFile], batch: int = 64
+    rewards: Sequence[str],
+    rubric_path: Path | None,
+    settings: Sequence[str],
+    files: Sequence[ClipFile],
+    batch: int = 64,
 ) -> ScoreSettings:
     """Rewards named on the command line, else those of the rubric, with `REWARD.OPTION=VALUE` over the rubric file's options."""
     rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
@@ -54,7 +60,9 @@ def settings_from(
     if rubric is not None and not wanted:
         wanted = [_reward_of(item.reward) for item in rubric.items]
     if not wanted:
-        raise ValueError(f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or package.module:Class")
+        raise ValueError(
+            f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or package.module:Class"
+        )
     check_names(wanted)
     if batch < 1:
         raise ValueError(f"--batch: expected at least 1, got {batch}")
@@ -62,13 +70,19 @@ def settings_from(
         options[name] = {**(options.get(name) or {}), **given}
     for name in wanted:
         if name == "preference":
-            options[name] = preference_options(options.get(name), lambda inner, given: _inner(inner, given, files))
+            options[name] = preference_options(
+                options.get(name), lambda inner, given: _inner(inner, given, files)
+            )
         elif _hears(name):
             options[name] = with_vocabulary(name, options.get(name), files)
-    return ScoreSettings(rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch)
+    return ScoreSettings(
+        rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch
+    )
 
 
-def with_vocabulary(name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]) -> dict[str, Any]:
+def with_vocabulary(
+    name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]
+) -> dict[str, Any]:
     """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said is in it.
 
     Not the words of the clips themselves: with few clips that would give their answers away.
@@ -102,7 +116,9 @@ def _reward_of(name: str) -> str:
     return name if name in CATALOG else name.partition(".")[0]
 
 
-def reward_settings(settings: Sequence[str], wanted: Sequence[str], flag: str = "--set") -> dict[str, dict[str, Any]]:
+def reward_settings(
+    settings: Sequence[str], wanted: Sequence[str], flag: str = "--set"
+) -> dict[str, dict[str, Any]]:
     """Options by reward out of REWARD.OPTION=VALUE; the last of equal ones counts. Raises ValueError naming `flag`."""
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:

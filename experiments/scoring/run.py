@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.provenance import md5_of
+from experiments.runs.provenance import md5_of
 from experiments.scoring.clips import ClipFile, check_attached, load_clip
 from experiments.scoring.store import Row, ScoreStore, config_id, identity
 from pretrain.codecs.media import MediaError
@@ -56,7 +56,11 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
         if todo:
             with open_rewards(settings.rewards, settings.options) as rewards:
                 for chunk in _chunks(track(todo, len(todo), "clips scored"), settings.batch):
-                    store.append(_score_chunk(chunk, dict(zip(settings.rewards, rewards, strict=True)), store.config_id))
+                    store.append(
+                        _score_chunk(
+                            chunk, dict(zip(settings.rewards, rewards, strict=True)), store.config_id
+                        )
+                    )
         finished = {row["clip"]: row for row in _judged([store.rows[file.name] for file in files], settings)}
         others = [row for name, row in store.rows.items() if name not in finished]
         store.replace([*finished.values(), *others])
@@ -97,25 +101,41 @@ def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFi
         yield chunk
 
 
-def _score_chunk(chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str) -> list[Row]:
+def _score_chunk(
+    chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str
+) -> list[Row]:
     clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
-    called = {asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name}
+    called = {
+        asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name
+    }
     columns = {}
     for reward in rewards.values():
         scores = reward.score(clips) if clips else []
         if len(scores) != len(clips):
-            raise ValueError(f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip")
+            raise ValueError(
+                f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip"
+            )
         columns[reward.name] = iter(scores)
     rows = []
     for file, clip in chunk:
         read = isinstance(clip, Clip)
         measured = measure(clip) if isinstance(clip, Clip) else {}
-        rows.append({
-            "clip": file.name, "path": str(file.path), "config": config, **(identity(file) if file.path.is_file() else {}),
-            "prompt": file.prompt, "group": file.group,
-            "scores": {name: _entry(next(column) if read else unscored(str(clip))) for name, column in columns.items()},
-            "guardrails": {name: _number(value) for name, value in measured.items()}, **({"called": called} if called else {}),
-        })  # fmt: skip
+        rows.append(
+            {
+                "clip": file.name,
+                "path": str(file.path),
+                "config": config,
+                **(identity(file) if file.path.is_file() else {}),
+                "prompt": file.prompt,
+                "group": file.group,
+                "scores": {
+                    name: _entry(next(column) if read else unscored(str(clip)))
+                    for name, column in columns.items()
+                },
+                "guardrails": {name: _number(value) for name, value in measured.items()},
+                **({"called": called} if called else {}),
+            }
+        )
     return rows
 
 
@@ -128,7 +148,13 @@ def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
             {
                 **kept,
                 "flags": list(
-                    flags({name: math.nan if value is None else value for name, value in row["guardrails"].items()}, settings.limits)
+                    flags(
+                        {
+                            name: math.nan if value is None else value
+                            for name, value in row["guardrails"].items()
+                        },
+                        settings.limits,
+                    )
                 ),
             }
         )
@@ -137,14 +163,22 @@ def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
         columns |= {asked: columns[name] for asked, name in rows[0].get("called", {}).items()}
         found = settings.rubric.total(columns, [row["group"] for row in rows])
         for row, total in zip(answers, found.totals, strict=True):
-            row["total"] = {key: value for key, value in _entry(total).items() if key in ("value", "reason", "parts")}
+            row["total"] = {
+                key: value for key, value in _entry(total).items() if key in ("value", "reason", "parts")
+            }
     return answers
 
 
 def _entry(score: Score) -> dict[str, Any]:
     parts = {name: _number(value) for name, value in score.parts.items()}
     reason = score.reason or ("NaN" if _number(score.value) is None else "")
-    return {"value": _number(score.value), "reason": reason, "parts": parts, "text": score.text, "seconds": round(score.seconds, 6)}
+    return {
+        "value": _number(score.value),
+        "reason": reason,
+        "parts": parts,
+        "text": score.text,
+        "seconds": round(score.seconds, 6),
+    }
 
 
 def _number(value: float) -> float | None:
@@ -159,7 +193,13 @@ def _described(options: Any) -> dict[str, Any]:
     if isinstance(options, PreferenceOptions):
         names = needed_rewards(options)
         inner = checked_options(names, {name: options.options.get(name, {}) for name in names})
-        return {"model": md5_of(Path(options.model or "")), "options": {name: _described(each) for name, each in inner.items()}}
+        return {
+            "model": md5_of(Path(options.model or "")),
+            "options": {name: _described(each) for name, each in inner.items()},
+        }
     counted = [field.name for field in dataclasses.fields(options) if not field.metadata.get("speed_only")]
     values = {name: getattr(options, name) for name in counted}
-    return {name: md5_of(value) if isinstance(value, Path) and value.exists() else value for name, value in values.items()}
+    return {
+        name: md5_of(value) if isinstance(value, Path) and value.exists() else value
+        for name, value in values.items()
+    }

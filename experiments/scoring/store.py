@@ -33,7 +33,9 @@ class ScoreStore:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise ValueError(f"{self.path}: another process scores into it; wait for it, or give another --out") from None
+            raise ValueError(
+                f"{self.path}: another process scores into it; wait for it, or give another --out"
+            ) from None
         try:
             self._read()
         except BaseException:
@@ -69,7 +71,9 @@ class ScoreStore:
             row = _parsed(line, f"{self.path}:{number}")
             if row["config"] != self.config_id:
                 differs = _difference(row, self.settings)
-                raise ValueError(f"{self.path}: scored with other rewards or settings ({differs}); give another --out, or remove it")
+                raise ValueError(
+                    f"{self.path}: scored with other rewards or settings ({differs}); give another --out, or remove it"
+                )
             self.rows[row["clip"]] = row
         if torn:  # a kill in the middle of a write
             self.replace(self.rows.values())
@@ -120,5 +124,7 @@ def _line(row: Row) -> str:
 
 def _difference(row: Row, settings: Mapping[str, Any]) -> str:
     before, after = set(row["scores"]), set(settings.get("rewards", {}))
-    changes = [f"without {name}" for name in sorted(after - before)] + [f"with {name}" for name in sorted(before - after)]
+    changes = [f"without {name}" for name in sorted(after - before)] + [
+        f"with {name}" for name in sorted(before - after)
+    ]
     return ", ".join(changes) or f"settings {row['config']}, asked for {config_id(settings)}"

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.scoring.run import to_scores
+from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import Row
-from experiments.statistics import bootstrap_mean, bootstrap_ratio
 from rewards.types import Score
 
 MAX_REASONS = 5
@@ -41,7 +41,11 @@ def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str,
     """Mean, interval and coverage of one reward's scores."""
     interval = bootstrap_mean([score.value for score in scores])
     reasons = Counter(score.reason for score in scores if score.reason)
-    return {**interval.as_json(), "eligible": len(scores) if eligible is None else eligible, "reasons": dict(reasons.most_common())}
+    return {
+        **interval.as_json(),
+        "eligible": len(scores) if eligible is None else eligible,
+        "reasons": dict(reasons.most_common()),
+    }
 
 
 def pooled(scores: Sequence[Score]) -> dict[str, Any]:
@@ -60,8 +64,16 @@ def show(summary: Mapping[str, Any]) -> None:
         table.add_column(heading, no_wrap=heading != "not scored because")
     for name, row in summary["rewards"].items():
         reasons = sorted(row["reasons"].items(), key=lambda item: -item[1])
-        told = "; ".join(f"{count} {reason}" for reason, count in reasons[:MAX_REASONS]) + ("; ..." if len(reasons) > MAX_REASONS else "")
-        table.add_row(name, number(row["mean"]), span(row), f"{row['n']} / {row['eligible']}", told if "." not in name else "")
+        told = "; ".join(f"{count} {reason}" for reason, count in reasons[:MAX_REASONS]) + (
+            "; ..." if len(reasons) > MAX_REASONS else ""
+        )
+        table.add_row(
+            name,
+            number(row["mean"]),
+            span(row),
+            f"{row['n']} / {row['eligible']}",
+            told if "." not in name else "",
+        )
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     means = ", ".join(f"{name} {number(value)}" for name, value in summary["guardrails"].items())
     flagged = ", ".join(f"{name} {count}" for name, count in summary["flags"].items()) or "none"
@@ -82,7 +94,8 @@ def _parts(scores: Sequence[Score]) -> dict[str, list[Score]]:
     for name in names:
         values = [score.parts.get(name, math.nan) for score in scores]
         answers[name] = [
-            Score(value, score.reason or ("no such part" if math.isnan(value) else "")) for value, score in zip(values, scores, strict=True)
+            Score(value, score.reason or ("no such part" if math.isnan(value) else ""))
+            for value, score in zip(values, scores, strict=True)
         ]
     return answers
 
@@ -93,5 +106,8 @@ def _total(entry: Mapping[str, Any]) -> Score:
 
 def _guardrails(rows: Sequence[Row]) -> dict[str, float | None]:
     names = dict.fromkeys(name for row in rows for name in row["guardrails"])
-    found = {name: [row["guardrails"][name] for row in rows if row["guardrails"].get(name) is not None] for name in names}
+    found = {
+        name: [row["guardrails"][name] for row in rows if row["guardrails"].get(name) is not None]
+        for name in names
+    }
     return {name: sum(values) / len(values) if values else None for name, values in found.items()}

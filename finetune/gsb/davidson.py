@@ -16,7 +16,9 @@ import numpy as np
 from finetune.gsb.votes import Vote
 
 PSEUDO_WINS = 0.5
-Outcomes = Mapping[tuple[str, str], Sequence[float]]  # (left model, right model) -> (left wins, ties, right wins)
+Outcomes = Mapping[
+    tuple[str, str], Sequence[float]
+]  # (left model, right model) -> (left wins, ties, right wins)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ class Davidson:
 
     def as_json(self) -> dict[str, Any]:
         """strength, tie, side, log_likelihood and `standard_error` of the first three; NaN is null."""
-        errors = {"strength": self.strength_error, "tie": _finite(self.tie_error), "side": _finite(self.side_error)}
+        errors = {
+            "strength": self.strength_error,
+            "tie": _finite(self.tie_error),
+            "side": _finite(self.side_error),
+        }
         return {
             "strength": self.strength,
             "tie": self.tie,
@@ -57,7 +63,9 @@ def count_outcomes(votes: Iterable[Vote]) -> dict[tuple[str, str], list[float]]:
     """How often left won, nobody, right won, for each (left model, right model)."""
     outcomes: dict[tuple[str, str], list[float]] = {}
     for vote in votes:
-        outcomes.setdefault((vote.left_model, vote.right_model), [0.0, 0.0, 0.0])[("left", "tie", "right").index(vote.choice)] += 1
+        outcomes.setdefault((vote.left_model, vote.right_model), [0.0, 0.0, 0.0])[
+            ("left", "tie", "right").index(vote.choice)
+        ] += 1
     return outcomes
 
 
@@ -71,7 +79,9 @@ def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
     counts = {key: np.asarray(value, dtype=np.float64) for key, value in outcomes.items() if sum(value) > 0}
     models = _connected(counts, ours)
     if not any(count[0] + count[2] for count in counts.values()):
-        raise ValueError("every vote is a tie: strengths are unknown and the tie parameter has no finite value")
+        raise ValueError(
+            "every vote is a tie: strengths are unknown and the tie parameter has no finite value"
+        )
     fit_side = side and _side_is_told(counts, models)
     fit_tie = any(count[1] for count in counts.values())
     data, pseudo = _with_pseudo_wins(counts, models, fit_tie, fit_side)
@@ -97,7 +107,13 @@ def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
 class _Likelihood:
     """Negative log-likelihood of counts; parameters are strengths but ours, then log nu, then side, the last two where fitted."""
 
-    def __init__(self, counts: Mapping[tuple[str, str], np.ndarray], models: Sequence[str], fit_tie: bool, fit_side: bool):
+    def __init__(
+        self,
+        counts: Mapping[tuple[str, str], np.ndarray],
+        models: Sequence[str],
+        fit_tie: bool,
+        fit_side: bool,
+    ):
         self.counts = np.stack(list(counts.values()))  # [R, 3]
         self.design = np.zeros((len(counts), 3, len(models) - 1 + fit_tie + fit_side))  # [R, 3, P]
         half = np.array([0.5, 0.0, -0.5])
@@ -177,7 +193,9 @@ def _connected(counts: Mapping[tuple[str, str], np.ndarray], ours: str) -> list[
     while grown := {model for pair in counts if reached & {*pair} for model in pair} - reached:
         reached |= grown
     if apart := [model for model in others if model not in reached]:
-        raise ValueError(f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or leave them out")
+        raise ValueError(
+            f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or leave them out"
+        )
     return [ours, *others]
 
 
@@ -187,7 +205,9 @@ def _side_is_told(counts: Mapping[tuple[str, str], np.ndarray], models: Sequence
     rows = np.zeros((len(counts), len(models)))
     for row, (left, right) in enumerate(counts):
         rows[row, place[left]], rows[row, place[right]] = 1.0, -1.0
-    return bool(np.linalg.matrix_rank(np.hstack([rows, np.ones((len(rows), 1))])) > np.linalg.matrix_rank(rows))
+    return bool(
+        np.linalg.matrix_rank(np.hstack([rows, np.ones((len(rows), 1))])) > np.linalg.matrix_rank(rows)
+    )
 
 
 def _with_pseudo_wins(
@@ -202,7 +222,10 @@ def _with_pseudo_wins(
     def added(chosen: Sequence[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
         ordered = {order for a, b in chosen for order in ((a, b), (b, a))}
         extra = np.array([PSEUDO_WINS / 2, 0.0, PSEUDO_WINS / 2])
-        return {key: counts.get(key, zero) + (extra if key in ordered else 0.0) for key in sorted({*counts, *ordered})}
+        return {
+            key: counts.get(key, zero) + (extra if key in ordered else 0.0)
+            for key in sorted({*counts, *ordered})
+        }
 
     chosen = [(a, b) for a, b in pairs if not wins(a, b) or not wins(b, a)]
     if not _Likelihood(added(chosen), models, fit_tie, fit_side).has_finite_maximum():

@@ -60,7 +60,10 @@ class PreferencePair:
             "first": _clip_json(self.first, folder),
             "second": _clip_json(self.second, folder),
             "labels": {axis: self.label(axis) for axis in AXES},
-            "counts": {axis: dict(zip(("first", "same", "second"), count, strict=True)) for axis, count in self.counts.items()},
+            "counts": {
+                axis: dict(zip(("first", "same", "second"), count, strict=True))
+                for axis, count in self.counts.items()
+            },
             "rule": RULE,
             "simulated": self.simulated,
         }
@@ -87,12 +90,18 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
         for name in ("data_id", "prompt", "model"):
             if not isinstance(row.get(name), str):
                 advice = "; or give the index as MODEL=INDEX" if name == "model" else ""
-                raise ValueError(FieldError(line, name, f"expected text, got {row.get(name)!r}{advice}").at(index))
+                raise ValueError(
+                    FieldError(line, name, f"expected text, got {row.get(name)!r}{advice}").at(index)
+                )
         if not row.get("video") and not row.get("sha256"):
-            raise ValueError(FieldError(line, "video", "missing, and no sha256 either; name the clip's file").at(index))
+            raise ValueError(
+                FieldError(line, "video", "missing, and no sha256 either; name the clip's file").at(index)
+            )
         video = index.parent / row["video"] if row.get("video") else None
         case = str(row.get("case_id", row["data_id"]))
-        clips.append(ClipRef(row["data_id"], row["model"], case, row["prompt"], video, row.get("sha256") or ""))
+        clips.append(
+            ClipRef(row["data_id"], row["model"], case, row["prompt"], video, row.get("sha256") or "")
+        )
     return clips
 
 
@@ -111,14 +120,25 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
         left = _find(vote, "left", known, source)
         right = _find(vote, "right", known, source)
         if left.prompt != right.prompt:
-            raise ValueError(FieldError(vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts").at(source))
+            raise ValueError(
+                FieldError(vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts").at(
+                    source
+                )
+            )
         first, second = (left, right) if vote.left_model == vote.pair[0] else (right, left)
-        counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[1 - vote.verdict(vote.pair[0])] += 1
+        counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[
+            1 - vote.verdict(vote.pair[0])
+        ] += 1
         simulated[first, second] += vote.simulated
     if not counts:
         raise ValueError(f"{source}: no vote is left to make a pair of")
     return [
-        PreferencePair(pair[0].case_id, *pair, {axis: (n[0], n[1], n[2]) for axis, n in asked.items()}, bool(simulated[pair]))
+        PreferencePair(
+            pair[0].case_id,
+            *pair,
+            {axis: (n[0], n[1], n[2]) for axis, n in asked.items()},
+            bool(simulated[pair]),
+        )
         for pair, asked in counts.items()
     ]
 
@@ -136,10 +156,16 @@ def read_pairs(path: Path) -> list[PreferencePair]:
             raise ValueError(row.at(path))
         try:
             first, second = (_clip_from(row[side], row, path.parent) for side in ("first", "second"))
-            counts = {axis: (int(n["first"]), int(n["same"]), int(n["second"])) for axis, n in row["counts"].items()}
+            counts = {
+                axis: (int(n["first"]), int(n["same"]), int(n["second"])) for axis, n in row["counts"].items()
+            }
             pairs.append(PreferencePair(row["case_id"], first, second, counts, bool(row["simulated"])))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(FieldError(line, "row", f"not a pair of `nava gsb export` ({error}); export it again").at(path)) from None
+            raise ValueError(
+                FieldError(line, "row", f"not a pair of `nava gsb export` ({error}); export it again").at(
+                    path
+                )
+            ) from None
     return pairs
 
 
@@ -152,11 +178,17 @@ def tie_shares(pairs: Iterable[PreferencePair]) -> dict[str, float]:
     return {axis: labels[axis].count(0) / len(labels[axis]) for axis in AXES if axis in labels}
 
 
-def _find(vote: Vote, side: str, known: Mapping[tuple[str, str], list[ClipRef]], source: Path | str) -> ClipRef:
+def _find(
+    vote: Vote, side: str, known: Mapping[tuple[str, str], list[ClipRef]], source: Path | str
+) -> ClipRef:
     model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
     candidates = known.get((model, vote.case_id), [])
     if not candidates:
-        raise ValueError(FieldError(vote.line, "case_id", f"no clip of {model!r} for case {vote.case_id!r} in the index").at(source))
+        raise ValueError(
+            FieldError(
+                vote.line, "case_id", f"no clip of {model!r} for case {vote.case_id!r} in the index"
+            ).at(source)
+        )
     matching = [clip for clip in candidates if clip.digest() == digest] if digest else candidates
     if not matching:
         message = f"{digest[:12]}... is not {candidates[0].digest()[:12]}... of the clip in the index; the votes are about another clip"

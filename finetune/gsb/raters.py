@@ -38,7 +38,10 @@ class Agreement:
     raters: int
 
     def as_json(self) -> dict[str, Any]:
-        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(self).items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class RaterCheck:
     dropped: str  # why, or ""
 
     def as_json(self) -> dict[str, Any]:
-        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(self).items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def agreement(counts: np.ndarray) -> Agreement | None:
@@ -132,7 +138,9 @@ def _check(user: str, votes: Sequence[Vote], rule: DropRule) -> RaterCheck:
     again = [
         vote
         for vote in votes
-        if not vote.attention and vote is not first[vote.question] and vote.left_model != first[vote.question].left_model
+        if not vote.attention
+        and vote is not first[vote.question]
+        and vote.left_model != first[vote.question].left_model
     ]
     repeats = [vote.verdict(vote.pair[0]) == first[vote.question].verdict(vote.pair[0]) for vote in again]
     showings = len({(vote.case_id, vote.pair) for vote in again})
@@ -159,7 +167,9 @@ def _fair_p(lefts: int, decided: int) -> float:
 
 
 def _reason(attention: Sequence[bool], repeats: Sequence[bool], showings: int, rule: DropRule) -> str:
-    if len(attention) >= rule.min_attention_checks and sum(attention) < rule.min_attention_passed * len(attention):
+    if len(attention) >= rule.min_attention_checks and sum(attention) < rule.min_attention_passed * len(
+        attention
+    ):
         return f"passed {sum(attention)} of {len(attention)} attention checks"
     if showings >= rule.min_repeats and sum(repeats) < rule.min_self_consistency * len(repeats):
         return f"gave the same answer in {sum(repeats)} of {len(repeats)} swapped repeats"

@@ -46,10 +46,15 @@ class PairStatistics:
     def as_json(self) -> dict[str, Any]:
         """All fields by name; JSON has no NaN, so what is undefined is null."""
         values = asdict(self)
-        return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in values.items()
+        }
 
 
-def pair_statistics(verdicts: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0) -> PairStatistics:
+def pair_statistics(
+    verdicts: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0
+) -> PairStatistics:
     """From n votes: +1 ours preferred, 0 tie, -1 baseline preferred; who voted and on which prompt.
 
     `sign_p_holm` equals `sign_p` until `holm` corrects it. Raises ValueError without a vote.
@@ -103,7 +108,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def cluster_bootstrap(verdicts: np.ndarray, clusters: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> tuple[float, float]:
+def cluster_bootstrap(
+    verdicts: np.ndarray, clusters: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
     """95 % percentile interval of the mean of `verdicts` [n], whole clusters (integer codes [n] from 0) drawn with replacement."""
     sums, sizes = np.bincount(clusters, weights=verdicts), np.bincount(clusters)
     count = len(sizes)
@@ -130,7 +137,9 @@ def larger_clusters(raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> 
     return name, clusters
 
 
-def _interval(values: np.ndarray, raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int) -> tuple[float, float, str]:
+def _interval(
+    values: np.ndarray, raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int
+) -> tuple[float, float, str]:
     n = len(values)
     good, bad = int((values == 1).sum()), int((values == -1).sum())
     gsb, se = (good - bad) / n, gsb_error(good, n - good - bad, bad)

@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.gsb.davidson import Davidson, count_outcomes, fit_davidson
-from finetune.gsb.raters import ONE_VOTE_PER_CASE, Agreement, RaterCheck, agreement, answer_counts, check_raters, first_votes, kept_votes
+from finetune.gsb.raters import (
+    ONE_VOTE_PER_CASE,
+    Agreement,
+    RaterCheck,
+    agreement,
+    answer_counts,
+    check_raters,
+    first_votes,
+    kept_votes,
+)
 from finetune.gsb.statistics import MIN_CLUSTERS, PairStatistics, holm, pair_statistics
 from finetune.gsb.votes import AXES, Vote, VoteSet
 
@@ -15,7 +24,9 @@ MAIN_AXIS = "overall"
 _LOPSIDED_P = 0.001
 
 
-def summarise(votes: VoteSet, axis: str | None = None, models: Sequence[str] = (), keep_all_raters: bool = False) -> dict[str, Any]:
+def summarise(
+    votes: VoteSet, axis: str | None = None, models: Sequence[str] = (), keep_all_raters: bool = False
+) -> dict[str, Any]:
     """Statistics per axis; `pairs` and `davidson` at the top are those of `axis` (overall when not given).
 
     Counted are first answers of raters the fixed rule keeps. With `axis` the others are left out, of Holm's correction too.
@@ -24,15 +35,21 @@ def summarise(votes: VoteSet, axis: str | None = None, models: Sequence[str] = (
     """
     ours = votes.ours
     if ours is None:
-        raise ValueError(f"{votes.path}: ours_side is null in every vote; Good and Bad need a model that is ours, name it in the votes")
+        raise ValueError(
+            f"{votes.path}: ours_side is null in every vote; Good and Bad need a model that is ours, name it in the votes"
+        )
     checks = check_raters(votes.votes)
     counted = first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, checks)
     if not counted:
-        raise ValueError(f"{votes.path}: no vote is left to count; all are attention checks or of dropped raters")
+        raise ValueError(
+            f"{votes.path}: no vote is left to count; all are attention checks or of dropped raters"
+        )
     found = [name for name in AXES if any(vote.axis == name for vote in counted)]
     main = axis or MAIN_AXIS
     if main not in found:
-        raise ValueError(f"{votes.path}: no vote on axis {main!r} to count; there are votes on {', '.join(found)} (--axis)")
+        raise ValueError(
+            f"{votes.path}: no vote on axis {main!r} to count; there are votes on {', '.join(found)} (--axis)"
+        )
     by_axis = {name: [vote for vote in counted if vote.axis == name] for name in ([axis] if axis else found)}
     _check_comparisons(votes, by_axis[main], models)
     warnings: list[str] = []
@@ -58,9 +75,13 @@ def _pairs(votes: Sequence[Vote], ours: str) -> dict[str, PairStatistics]:
     by_baseline: dict[str, list[Vote]] = {}
     for vote in votes:
         if vote.ours_side is not None:
-            by_baseline.setdefault(vote.right_model if vote.ours_side == "left" else vote.left_model, []).append(vote)
+            by_baseline.setdefault(
+                vote.right_model if vote.ours_side == "left" else vote.left_model, []
+            ).append(vote)
     return {
-        baseline: pair_statistics([v.verdict(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs])
+        baseline: pair_statistics(
+            [v.verdict(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs]
+        )
         for baseline, theirs in sorted(by_baseline.items())
     }
 
@@ -68,9 +89,14 @@ def _pairs(votes: Sequence[Vote], ours: str) -> dict[str, PairStatistics]:
 def _corrected(pairs: dict[str, dict[str, PairStatistics]]) -> dict[str, dict[str, PairStatistics]]:
     """With `sign_p_holm` over all pairs and axes."""
     places = [(axis, baseline) for axis, found in pairs.items() for baseline in found]
-    adjusted = dict(zip(places, holm([pairs[axis][baseline].sign_p for axis, baseline in places]), strict=True))
+    adjusted = dict(
+        zip(places, holm([pairs[axis][baseline].sign_p for axis, baseline in places]), strict=True)
+    )
     return {
-        axis: {baseline: replace(values, sign_p_holm=adjusted[axis, baseline]) for baseline, values in found.items()}
+        axis: {
+            baseline: replace(values, sign_p_holm=adjusted[axis, baseline])
+            for baseline, values in found.items()
+        }
         for axis, found in pairs.items()
     }
 
@@ -85,19 +111,27 @@ def _davidson(votes: VoteSet, axis: str, chosen: Sequence[Vote], warnings: list[
     except ValueError as error:
         raise ValueError(f"{votes.path}: {axis}: {error}") from None
     if fit.side_fixed:
-        warnings.append(f"{axis}: models never changed sides, so the side effect cannot be told from strength; it is fixed at 0")
+        warnings.append(
+            f"{axis}: models never changed sides, so the side effect cannot be told from strength; it is fixed at 0"
+        )
     if fit.pseudo_wins:
         named = ", ".join(" and ".join(pair) for pair in fit.pseudo_wins)
-        warnings.append(f"{axis}: 0.5 pseudo-wins each way between {named}, where one side has no win; strengths are shrunk")
+        warnings.append(
+            f"{axis}: 0.5 pseudo-wins each way between {named}, where one side has no win; strengths are shrunk"
+        )
     return fit
 
 
 def _check_comparisons(votes: VoteSet, chosen: Sequence[Vote], models: Sequence[str]) -> None:
     compared = {model for vote in chosen if vote.ours_side for model in vote.pair}
     if missing := [model for model in models if model != votes.ours and model not in compared]:
-        raise ValueError(f"{votes.path}: {missing[0]!r} was never compared with {votes.ours!r}; collect votes or leave it out")
+        raise ValueError(
+            f"{votes.path}: {missing[0]!r} was never compared with {votes.ours!r}; collect votes or leave it out"
+        )
     if all(vote.choice == "tie" for vote in chosen):
-        raise ValueError(f"{votes.path}: all {len(chosen)} votes on axis {chosen[0].axis!r} are ties; there is no preference to measure")
+        raise ValueError(
+            f"{votes.path}: all {len(chosen)} votes on axis {chosen[0].axis!r} are ties; there is no preference to measure"
+        )
 
 
 def _warnings(
@@ -110,24 +144,39 @@ def _warnings(
 ) -> list[str]:
     found = []
     if 0 < votes.num_simulated < len(votes.votes):
-        found.append(f"{votes.num_simulated} simulated votes are mixed with {len(votes.votes) - votes.num_simulated} of people")
+        found.append(
+            f"{votes.num_simulated} simulated votes are mixed with {len(votes.votes) - votes.num_simulated} of people"
+        )
     raters = len({vote.user_id for vote in asked})
     if raters == 1:
         found.append("one rater: intervals are about prompts only, they say nothing about other people")
     elif raters < MIN_CLUSTERS:
-        found.append(f"{raters} raters, fewer than {MIN_CLUSTERS}: intervals do not cover the choice of raters")
+        found.append(
+            f"{raters} raters, fewer than {MIN_CLUSTERS}: intervals do not cover the choice of raters"
+        )
     if agreed is None and raters > 1:
         found.append(ONE_VOTE_PER_CASE)
     for check in checks:
         if check.dropped:
-            found.append(f"rater {check.user_id} {'would be dropped' if keep_all else 'is dropped'}: {check.dropped}")
+            found.append(
+                f"rater {check.user_id} {'would be dropped' if keep_all else 'is dropped'}: {check.dropped}"
+            )
         elif check.side_p < _LOPSIDED_P:
-            found.append(f"rater {check.user_id} chose left in {check.left_share:.0%} of decided votes (p {check.side_p:.1g})")
+            found.append(
+                f"rater {check.user_id} chose left in {check.left_share:.0%} of decided votes (p {check.side_p:.1g})"
+            )
     for axis, compared in pairs.items():
-        found += [f"{axis}: all votes on {baseline} are ties" for baseline, values in compared.items() if not values.good + values.bad]
+        found += [
+            f"{axis}: all votes on {baseline} are ties"
+            for baseline, values in compared.items()
+            if not values.good + values.bad
+        ]
     compared = {model for baselines in pairs.values() for model in baselines}
     others = sorted({model for vote in asked for model in vote.pair} - compared - {votes.ours or ""})
-    return found + [f"{model} was never compared with {votes.ours} itself; it has a strength but no GSB" for model in others]
+    return found + [
+        f"{model} was never compared with {votes.ours} itself; it has a strength but no GSB"
+        for model in others
+    ]
 
 
 def _vote_counts(votes: VoteSet, counted: Sequence[Vote], asked: Sequence[Vote]) -> dict[str, int]:
@@ -143,7 +192,9 @@ def _vote_counts(votes: VoteSet, counted: Sequence[Vote], asked: Sequence[Vote])
     }
 
 
-def _axis_json(pairs: dict[str, PairStatistics], fit: Davidson | None, agreed: Agreement | None) -> dict[str, Any]:
+def _axis_json(
+    pairs: dict[str, PairStatistics], fit: Davidson | None, agreed: Agreement | None
+) -> dict[str, Any]:
     return {
         "pairs": {baseline: values.as_json() for baseline, values in pairs.items()},
         "davidson": fit.as_json() if fit else None,

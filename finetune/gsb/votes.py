@@ -53,7 +53,11 @@ class Vote:
     @property
     def pair(self) -> tuple[str, str]:
         """The two models in alphabetical order."""
-        return (self.left_model, self.right_model) if self.left_model < self.right_model else (self.right_model, self.left_model)
+        return (
+            (self.left_model, self.right_model)
+            if self.left_model < self.right_model
+            else (self.right_model, self.left_model)
+        )
 
     @property
     def question(self) -> tuple[str, str, tuple[str, str], str]:
@@ -93,7 +97,11 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     seen: dict[tuple[Any, ...], int] = {}
     error: FieldError | None = None
     for line, row in scan(path):
-        result = row if isinstance(row, FieldError) else _vote(row, line, {*models, *([ours] if ours else [])} if models else set())
+        result = (
+            row
+            if isinstance(row, FieldError)
+            else _vote(row, line, {*models, *([ours] if ours else [])} if models else set())
+        )
         if isinstance(result, Vote):
             result = _unless_seen(result, seen)
         if isinstance(result, FieldError):
@@ -118,11 +126,17 @@ def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError
     for name in ("user_id", "case_id"):
         if isinstance(values[name], int) and not isinstance(values[name], bool):
             values[name] = str(values[name])
-    message = next(((name, wrong) for name, value in values.items() if (wrong := _wrong(name, value, models, row))), None)
+    message = next(
+        ((name, wrong) for name, value in values.items() if (wrong := _wrong(name, value, models, row))), None
+    )
     if message:
         return FieldError(line, *message)
     if values["left_model"] == values["right_model"]:
-        return FieldError(line, "right_model", f"{values['right_model']!r} on both sides; give two clips of one model two names")
+        return FieldError(
+            line,
+            "right_model",
+            f"{values['right_model']!r} on both sides; give two clips of one model two names",
+        )
     return Vote(**values, line=line)
 
 
@@ -141,11 +155,24 @@ def _wrong(name: str, value: Any, models: set[str], row: dict[str, Any]) -> str:
     if name in ("left_sha256", "right_sha256"):
         return "" if isinstance(value, str) else f"expected a digest as text, got {value!r}"
     if name == "repeat":
-        return "" if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else f"expected 0, 1, 2 ..., got {value!r}"
+        return (
+            ""
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            else f"expected 0, 1, 2 ..., got {value!r}"
+        )
     if name == "seed" and value is not None:
-        return "" if isinstance(value, int) and not isinstance(value, bool) else f"expected a whole number, got {value!r}"
+        return (
+            ""
+            if isinstance(value, int) and not isinstance(value, bool)
+            else f"expected a whole number, got {value!r}"
+        )
     if name == "seconds" and value is not None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+        number = (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and value >= 0
+        )
         return "" if number else f"expected seconds from 0, got {value!r}"
     return ""
 
@@ -161,7 +188,11 @@ def _unless_seen(vote: Vote, seen: dict[tuple[Any, ...], int]) -> Vote | FieldEr
     if first == vote.line:
         return vote
     what = f"case {vote.case_id!r}, {' and '.join(vote.pair)}, {vote.axis}, repeat {vote.repeat}"
-    return FieldError(vote.line, "repeat", f"{vote.user_id!r} voted on {what} on line {first} too; remove one, or count repeats up")
+    return FieldError(
+        vote.line,
+        "repeat",
+        f"{vote.user_id!r} voted on {what} on line {first} too; remove one, or count repeats up",
+    )
 
 
 def _find_ours(votes: Sequence[Vote]) -> str | None:
@@ -174,10 +205,20 @@ def _find_ours(votes: Sequence[Vote]) -> str | None:
 
 def _side_error(vote: Vote, ours: str | None) -> FieldError | None:
     if vote.attention:  # compares any clip with its spoilt copy
-        return None if vote.ours_side else FieldError(vote.line, "ours_side", "an attention check names the side of the untouched original")
+        return (
+            None
+            if vote.ours_side
+            else FieldError(
+                vote.line, "ours_side", "an attention check names the side of the untouched original"
+            )
+        )
     side = "left" if vote.left_model == ours else "right" if vote.right_model == ours else None
     if vote.ours_side == side:
         return None
     there = f"{vote.left_model!r} is left and {vote.right_model!r} right"
     right = f"{side!r}" if side else "null"
-    return FieldError(vote.line, "ours_side", f"{vote.ours_side!r} contradicts the models: {there}, ours is {ours!r}; expected {right}")
+    return FieldError(
+        vote.line,
+        "ours_side",
+        f"{vote.ours_side!r} contradicts the models: {there}, ours is {ours!r}; expected {right}",
+    )

@@ -37,7 +37,9 @@ class GrpoConfig:
             raise ValueError("grpo: clip_range, max_advantage and ratio_tolerance must be positive")
         if not 0 <= self.video_share <= 1 or self.reference_weight < 0:
             got = f"{self.video_share} and {self.reference_weight}"
-            raise ValueError(f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}")
+            raise ValueError(
+                f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}"
+            )
 
 
 def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
@@ -73,9 +75,15 @@ def loss(policy: Policy, batch: Scored, config: GrpoConfig, key: Key) -> Objecti
     ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio meets two advantages."""
     rollout, given = usable(batch), batch.advantage
     steps = _trajectory(rollout)
-    if not config.routed and not (given.has_video and given.has_audio and torch.equal(given.video, given.audio)):
-        raise ValueError("grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route the rewards")
-    log_ratios, away = zip(*(_one_step(policy, rollout, index, config) for index in range(steps.levels.shape[1])), strict=True)
+    if not config.routed and not (
+        given.has_video and given.has_audio and torch.equal(given.video, given.audio)
+    ):
+        raise ValueError(
+            "grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route the rewards"
+        )
+    log_ratios, away = zip(
+        *(_one_step(policy, rollout, index, config) for index in range(steps.levels.shape[1])), strict=True
+    )
     video, audio = (torch.stack([ratios[part] for ratios in log_ratios], dim=1) for part in (0, 1))
     if batch.on_policy:
         check_on_policy(torch.stack([video, audio])[:, given.valid], config.ratio_tolerance)
@@ -92,15 +100,21 @@ def loss(policy: Policy, batch: Scored, config: GrpoConfig, key: Key) -> Objecti
     metrics = {"from_reference": metric(torch.stack(away, dim=1), valid)}
     for share, log_ratio, advantage, name in terms:
         if share:
-            per_step = per_step + share * clipped_loss(log_ratio, advantage, config.clip_range, config.max_advantage)
-        metrics[f"clip_fraction_{name}"] = metric(clipped(log_ratio, advantage, config.clip_range).double(), valid)
+            per_step = per_step + share * clipped_loss(
+                log_ratio, advantage, config.clip_range, config.max_advantage
+            )
+        metrics[f"clip_fraction_{name}"] = metric(
+            clipped(log_ratio, advantage, config.clip_range).double(), valid
+        )
         metrics[f"ratio_off_{name}"] = metric(torch.expm1(log_ratio).abs(), valid)
         metrics[f"ratio_bias_{name}"] = metric(torch.expm1(log_ratio), valid)
     total = torch.where(valid, per_step, 0.0).sum()
     return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_step, valid), **metrics})
 
 
-def _one_step(policy: Policy, rollout: Rollout, index: int, config: GrpoConfig) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _one_step(
+    policy: Policy, rollout: Rollout, index: int, config: GrpoConfig
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
@@ -110,7 +124,9 @@ def _one_step(policy: Policy, rollout: Rollout, index: int, config: GrpoConfig) 
     if config.reference_weight:
         with torch.no_grad():
             reference = both(policy.velocity("reference", *streams, rollout.conditioning))
-        far_video, far_audio = (mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True))
+        far_video, far_audio = (
+            mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True)
+        )
         away = config.video_share * far_video + (1 - config.video_share) * far_audio
     video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, steps.next_video[:, index])
     audio = replay(steps.kernel, streams[1].latents, now[1], levels, next_levels, steps.next_audio[:, index])

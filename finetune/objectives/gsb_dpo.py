@@ -33,7 +33,9 @@ class TieShares:
     def __post_init__(self) -> None:
         for name in ("video", "audio", "total"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all ties teach nothing")
+                raise ValueError(
+                    f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all ties teach nothing"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class GsbDpoConfig:
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.ties not in ("model", "drop"):
-            raise ValueError(f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}")
+            raise ValueError(
+                f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}"
+            )
         if min(self.video_weight, self.audio_weight, self.total_weight, self.reference_weight) < 0:
             raise ValueError("gsb_dpo: weights must not be negative")
 
@@ -77,7 +81,9 @@ def tie_shares(pairs: PreferencePairs) -> TieShares:
         asked = int((labels != NO_LABEL).sum())
         return int((labels == TIE).sum()) / asked if asked else 0.0
 
-    return TieShares(video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total))
+    return TieShares(
+        video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total)
+    )
 
 
 def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
@@ -90,13 +96,17 @@ def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
 def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
     """[B]: minus the log-probability of each label, 0 where there is none. Raises ValueError on a tie at share 0."""
     if share == 0 and bool((labels == TIE).any()):
-        raise ValueError("a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop")
+        raise ValueError(
+            "a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop"
+        )
     probs = outcome_log_probs(margin, share)
     chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
 
 
-def margin(error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float) -> Tensor:
+def margin(
+    error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float
+) -> Tensor:
     """[B]: by how much more the policy than the reference fits the first clip than the second. Arguments: E, each [B]."""
     return -(beta / 2) * ((error - reference) - (other_error - other_reference))
 
@@ -116,12 +126,19 @@ def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key)
         reference = both(policy.velocity("reference", *streams, conditioning))
     now = both(policy.velocity("default", *streams, conditioning))
     targets = [
-        torch.cat([velocity_target(getattr(clips, name), getattr(drawn, name)) for clips in (batch.first, batch.second)])
+        torch.cat(
+            [
+                velocity_target(getattr(clips, name), getattr(drawn, name))
+                for clips in (batch.first, batch.second)
+            ]
+        )
         for name in ("video", "audio")
     ]
     margins: list[Tensor] = []
     away = torch.zeros_like(drawn.weight)
-    for velocity, before, target, weight in zip(now, reference, targets, (config.video_weight, config.audio_weight), strict=True):
+    for velocity, before, target, weight in zip(
+        now, reference, targets, (config.video_weight, config.audio_weight), strict=True
+    ):
         first, second = mean_square(velocity - target).chunk(2)
         first_before, second_before = mean_square(before - target).chunk(2)
         margins.append(drawn.weight * margin(first, first_before, second, second_before, config.beta))
@@ -130,7 +147,9 @@ def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key)
     return _summed(batch, config, margins, away)
 
 
-def _summed(batch: PreferencePairs, config: GsbDpoConfig, margins: list[Tensor], away: Tensor) -> ObjectiveLoss:
+def _summed(
+    batch: PreferencePairs, config: GsbDpoConfig, margins: list[Tensor], away: Tensor
+) -> ObjectiveLoss:
     labels, weights = _labels(batch, config), (config.video_weight, config.audio_weight, config.total_weight)
     shares = config.tie_shares if config.ties == "model" else TieShares()
     used = torch.stack([asked != NO_LABEL for asked in labels]).any(0)
@@ -154,9 +173,13 @@ def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> list[Tensor]:
 
 
 def _stacked(first: Stream, second: Stream) -> Stream:
-    latents, lengths, sigma = (torch.cat([getattr(first, name), getattr(second, name)]) for name in ("latents", "lengths", "sigma"))
+    latents, lengths, sigma = (
+        torch.cat([getattr(first, name), getattr(second, name)]) for name in ("latents", "lengths", "sigma")
+    )
     return Stream(latents, lengths, sigma, first.rate_hz, first.clock_hz)
 
 
 def _conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
-    return Conditioning(*(torch.cat([getattr(first, name), getattr(second, name)]) for name in first.__dataclass_fields__))
+    return Conditioning(
+        *(torch.cat([getattr(first, name), getattr(second, name)]) for name in first.__dataclass_fields__)
+    )

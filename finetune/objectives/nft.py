@@ -34,13 +34,22 @@ class NftConfig:
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.max_advantage <= 0:
-            raise ValueError(f"nft: beta and max_advantage must be positive, got {self.beta} and {self.max_advantage}")
+            raise ValueError(
+                f"nft: beta and max_advantage must be positive, got {self.beta} and {self.max_advantage}"
+            )
         if min(self.reference_weight, self.video_weight, self.audio_weight) < 0:
             raise ValueError("nft: reference_weight, video_weight and audio_weight must not be negative")
 
 
 def nft_terms(
-    velocity: Tensor, old: Tensor, state: Tensor, clean: Tensor, levels: Tensor, advantage: Tensor, beta: float, max_advantage: float
+    velocity: Tensor,
+    old: Tensor,
+    state: Tensor,
+    clean: Tensor,
+    levels: Tensor,
+    advantage: Tensor,
+    beta: float,
+    max_advantage: float,
 ) -> Tensor:
     """[B]: the contrastive loss of one modality. velocity, old, state, clean [B, ...]; levels, advantage [B]."""
     better = beta * velocity + (1 - beta) * old
@@ -70,7 +79,11 @@ def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> Objectiv
     video, audio = noised(rollout, drawn)
     with torch.no_grad():
         old = both(policy.velocity("old", video, audio, rollout.conditioning))
-        reference = both(policy.velocity("reference", video, audio, rollout.conditioning)) if config.reference_weight else None
+        reference = (
+            both(policy.velocity("reference", video, audio, rollout.conditioning))
+            if config.reference_weight
+            else None
+        )
     now = both(policy.velocity("default", video, audio, rollout.conditioning))
     parts = (
         (video.latents, rollout.video, given.video, config.video_weight, given.has_video, "video"),
@@ -80,7 +93,16 @@ def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> Objectiv
     per_clip = torch.zeros_like(drawn.weight, dtype=torch.float64)
     for index, (state, clean, advantage, weight, spoken_of, name) in enumerate(parts):
         if spoken_of:
-            terms = nft_terms(now[index], old[index], state, clean, drawn.levels, advantage, config.beta, config.max_advantage)
+            terms = nft_terms(
+                now[index],
+                old[index],
+                state,
+                clean,
+                drawn.levels,
+                advantage,
+                config.beta,
+                config.max_advantage,
+            )
             per_clip = per_clip + weight * drawn.weight * terms
             metrics[f"nft_{name}"] = metric(terms, valid)
         metrics[f"from_old_{name}"] = metric(mean_square(now[index] - old[index]), valid)
@@ -90,3 +112,31 @@ def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> Objectiv
             metrics[f"from_reference_{name}"] = metric(away, valid)
     total = torch.where(valid, per_clip, 0.0).sum()
     return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_clip, valid), **metrics})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldSchedule:
+    """How much of `old` is kept at its n-th update: min(slope (n - flat_steps), limit), 0 before (alignment.md 2.5).
+
+    NVlabs' types: 0 = (0, 0, 0), a copy every time; 1 = (0, 0.001, 0.5); 2 = (75, 0.0075, 0.999). Raises ValueError on a limit
+    outside [0, 1) or negative numbers.
+    """
+
+    flat_steps: int = 0
+    slope: float = 0.001
+    limit: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.flat_steps < 0 or self.slope < 0 or not 0 <= self.limit < 1:
+            raise ValueError(
+                f"old: flat_steps and slope must not be negative and limit be in [0, 1), got {self}"
+            )
+
+    def decay(self, update: int) -> float:
+        """Of update 0, 1, 2, ..."""
+        return min(self.slope * max(update - self.flat_steps, 0), self.limit)
+
+
+COPY = OldSchedule(slope=0.0, limit=0.0)
+RAMP = OldSchedule(flat_steps=0, slope=0.001, limit=0.5)
+LATE_RAMP = OldSchedule(flat_steps=75, slope=0.0075, limit=0.999)

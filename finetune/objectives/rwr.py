@@ -32,12 +32,18 @@ class RwrConfig:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_weight <= 0:
-            raise ValueError(f"rwr: temperature and max_weight must be positive, got {self.temperature} and {self.max_weight}")
+            raise ValueError(
+                f"rwr: temperature and max_weight must be positive, got {self.temperature} and {self.max_weight}"
+            )
         if min(self.reference_weight, self.data_weight, self.video_weight, self.audio_weight) < 0:
-            raise ValueError("rwr: reference_weight, data_weight, video_weight and audio_weight must not be negative")
+            raise ValueError(
+                "rwr: reference_weight, data_weight, video_weight and audio_weight must not be negative"
+            )
 
 
-def softmax_weights(advantage: Tensor, groups: Tensor, valid: Tensor, temperature: float, max_weight: float) -> Tensor:
+def softmax_weights(
+    advantage: Tensor, groups: Tensor, valid: Tensor, temperature: float, max_weight: float
+) -> Tensor:
     """[B] >= 0, mean 1 over the valid clips of a group before the clip at max_weight. Zero where not valid, and in a group
     whose clips are all alike in this modality: it has nothing better to learn, only its own samples to distil."""
     index = torch.unique(groups, return_inverse=True)[1]
@@ -51,7 +57,11 @@ def softmax_weights(advantage: Tensor, groups: Tensor, valid: Tensor, temperatur
     top = per_group(scores, "amax", -torch.inf)
     low = per_group(torch.where(valid, scores, torch.inf), "amin", torch.inf)
     raised = torch.where(valid, torch.exp(scores - top[index]), 0.0)
-    weights = raised / per_group(raised, "sum", 0.0)[index].clamp_min(1e-300) * per_group(valid.double(), "sum", 0.0)[index]
+    weights = (
+        raised
+        / per_group(raised, "sum", 0.0)[index].clamp_min(1e-300)
+        * per_group(valid.double(), "sum", 0.0)[index]
+    )
     return torch.where((top > low)[index] & valid, weights.clamp_max(max_weight), 0.0).to(advantage.dtype)
 
 

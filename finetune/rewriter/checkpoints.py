@@ -57,8 +57,12 @@ def newest(out: Path) -> tuple[int, Path | None]:
     step = max(whole)
     listed = read_json(whole[step] / COMPLETE, START_OVER)
     found = {path.relative_to(whole[step]).as_posix(): _digest(path) for path in _files(whole[step])}
-    if wrong := next((name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)), None):
-        raise ValueError(f"{whole[step] / wrong}: not as it was saved; remove the checkpoint, or {START_OVER}")
+    if wrong := next(
+        (name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)), None
+    ):
+        raise ValueError(
+            f"{whole[step] / wrong}: not as it was saved; remove the checkpoint, or {START_OVER}"
+        )
     return step, whole[step]
 
 

@@ -32,9 +32,13 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch: {self.batch} is no multiple of micro_batch {self.micro_batch}; give one that is")
+            raise ValueError(
+                f"batch: {self.batch} is no multiple of micro_batch {self.micro_batch}; give one that is"
+            )
         if not 0 < self.learning_rate < math.inf or self.warmup_steps < 0:
-            raise ValueError(f"learning_rate and warmup_steps must be positive, got {self.learning_rate} and {self.warmup_steps}")
+            raise ValueError(
+                f"learning_rate and warmup_steps must be positive, got {self.learning_rate} and {self.warmup_steps}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,9 @@ class GrpoTuning(Tuning):
     group: int = 8
     temperature: float = 1.0
     beta: float = 0.0
-    rewards: Mapping[str, float] = field(default_factory=lambda: {"spans": 2.0, "structure": 1.0, "length": 1.0, "clips": 1.0})
+    rewards: Mapping[str, float] = field(
+        default_factory=lambda: {"spans": 2.0, "structure": 1.0, "length": 1.0, "clips": 1.0}
+    )
     vllm: str = ""
     normalise: Literal["auto", "each", "total"] = "auto"
 
@@ -58,11 +64,17 @@ class GrpoTuning(Tuning):
         if self.group < 2 or self.batch % self.group:
             raise ValueError(f"group: expected 2 or more that divide batch {self.batch}, got {self.group}")
         if not 0 < self.temperature < math.inf or not 0 <= self.beta < math.inf:
-            raise ValueError(f"temperature must be above 0 and beta from 0, got {self.temperature} and {self.beta}")
-        if not any(self.rewards.values()) or not all(0 <= weight < math.inf for weight in self.rewards.values()):
+            raise ValueError(
+                f"temperature must be above 0 and beta from 0, got {self.temperature} and {self.beta}"
+            )
+        if not any(self.rewards.values()) or not all(
+            0 <= weight < math.inf for weight in self.rewards.values()
+        ):
             raise ValueError(f"rewards: expected weights from 0 and one above it, got {dict(self.rewards)}")
         if self.vllm and not self.vllm.startswith(("http://", "https://")):
-            raise ValueError(f"vllm: expected the base URL of a server, such as http://localhost:8000, got {self.vllm!r}")
+            raise ValueError(
+                f"vllm: expected the base URL of a server, such as http://localhost:8000, got {self.vllm!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +94,7 @@ class DpoTuning(Tuning):
 def described(config: Tuning) -> dict[str, Any]:
     """Every setting that changes the tuned weights, as plain JSON values."""
     changes_nothing = ("save_every",)
-    values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(config).items()}
+    values = {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(config).items()
+    }
     return {name: value for name, value in values.items() if name not in changes_nothing}

@@ -56,24 +56,45 @@ class Form:
     def instruction(self) -> str:
         """TEMPLATE filled in: the system message."""
         parts = "\n".join(f'- "{part.cue}": {part.says}' for part in self.parts)
-        return TEMPLATE.format(language=self.language, unit=self.unit, parts=parts, silence=self.silence, low=self.low, high=self.high)
+        return TEMPLATE.format(
+            language=self.language,
+            unit=self.unit,
+            parts=parts,
+            silence=self.silence,
+            low=self.low,
+            high=self.high,
+        )
 
 
 ENGLISH = Form(
-    "English", "words",
+    "English",
+    "words",
     (
-        Part("scene", "The video shows", "the kind of picture, the place, the light, and who or what is in it, where and how they look"),
+        Part(
+            "scene",
+            "The video shows",
+            "the kind of picture, the place, the light, and who or what is in it, where and how they look",
+        ),
         Part("start", "At first", "the state at the first moment"),
         Part("course", "Then", "what moves and how, step by step, with whatever is said"),
         Part("end", "At the end", "the state at the last moment"),
-        Part("camera", "The camera", "distance, angle, movement; a steady one without cuts unless the prompt says otherwise"),
-        Part("sound", "The sound", "voices, noises of what moves, the room; each from something in the scene"),
+        Part(
+            "camera",
+            "The camera",
+            "distance, angle, movement; a steady one without cuts unless the prompt says otherwise",
+        ),
+        Part(
+            "sound", "The sound", "voices, noises of what moves, the room; each from something in the scene"
+        ),
         Part("whole", "Overall", "the mood in one sentence"),
     ),
-    "Nobody speaks and there is no narration.", 60, 220,
-)  # fmt: skip
+    "Nobody speaks and there is no narration.",
+    60,
+    220,
+)
 CHINESE = Form(
-    "Chinese", "characters",
+    "Chinese",
+    "characters",
     (
         Part("scene", "视频展现了", "画面风格、场景、光线, 主体的位置与外观"),
         Part("start", "视频开始时", "第一刻的状态"),
@@ -83,8 +104,10 @@ CHINESE = Form(
         Part("sound", "声音", "人声、动作声与环境声, 均来自场景本身"),
         Part("whole", "整体", "一句话概括氛围"),
     ),
-    "画面中没有人物对白，也没有任何旁白。", 120, 500,
-)  # fmt: skip
+    "画面中没有人物对白，也没有任何旁白。",
+    120,
+    500,
+)
 FORMS = {"en": ENGLISH, "zh": CHINESE}
 TEMPLATE_ID = hashlib.sha256((TEMPLATE + repr(FORMS)).encode()).hexdigest()[:16]
 
@@ -108,10 +131,16 @@ def messages(prompt: str, form: Form | None = None) -> list[Message]:
     """
     protected = protect(prompt)
     form = form or form_of(prompt)
-    named = [(protected.placeholder(number), json.dumps(words, ensure_ascii=False)) for number, words in enumerate(protected.words, 1)]
+    named = [
+        (protected.placeholder(number), json.dumps(words, ensure_ascii=False))
+        for number, words in enumerate(protected.words, 1)
+    ]
     spoken = [f"{name} is spoken: {words}" for name, words in named]
     instruction = form.instruction.replace("[SPEECH", f"[{protected.name}")
-    return [{"role": "system", "content": instruction}, {"role": "user", "content": "\n".join([protected.text, *spoken])}]
+    return [
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": "\n".join([protected.text, *spoken])},
+    ]
 
 
 def rewrite_of(prompt: str, answer: str) -> str:
@@ -156,7 +185,10 @@ def length(text: str, form: Form | None = None) -> float:
 def num_words(text: str, repeated: bool = True) -> int:
     """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different sentence once."""
     sentences = re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text]))
-    return sum(len(_WORD.findall(sentence)) for sentence in (sentences if repeated else {sentence.strip() for sentence in sentences}))
+    return sum(
+        len(_WORD.findall(sentence))
+        for sentence in (sentences if repeated else {sentence.strip() for sentence in sentences})
+    )
 
 
 def _structure(text: str, form: Form) -> float:
@@ -170,7 +202,9 @@ def _longest(text: str, form: Form) -> dict[str, str]:
     cues = []  # (start, end of the cue, part)
     for number, part in enumerate(form.parts):
         starts = re.finditer(rf"(?:\A|[.!?…。！？；;，,：:\x01\n])\s{{0,3}}({re.escape(part.cue)})", unspoken)
-        cues += [(found.start(1), found.end(1), number) for found, _ in zip(starts, range(_MAX_CUES), strict=False)]
+        cues += [
+            (found.start(1), found.end(1), number) for found, _ in zip(starts, range(_MAX_CUES), strict=False)
+        ]
     cues.sort()
     within = {at for start, end, _ in cues for at in range(start, end)}
     words = [word.start() for word in _WORD.finditer(unspoken) if word.start() not in within]
@@ -181,7 +215,10 @@ def _longest(text: str, form: Form) -> dict[str, str]:
     whole = [chain for chain in chains if _follows(cues[chain[-1]], len(text), len(form.parts), words)]
     chain = max(whole, key=len, default=())
     ends = [*(cues[at][0] for at in chain[1:]), len(text)]
-    return {form.parts[cues[at][2]].name: text[cues[at][1] : end].strip() for at, end in zip(chain, ends, strict=False)}
+    return {
+        form.parts[cues[at][2]].name: text[cues[at][1] : end].strip()
+        for at, end in zip(chain, ends, strict=False)
+    }
 
 
 def _follows(cue: tuple[int, int, int], start: int, number: int, words: list[int]) -> bool:

@@ -26,23 +26,29 @@ class ClipScore(Protocol):
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> Sequence[float | None]: ...
 
 
-def spans(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+def spans(
+    prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any
+) -> list[float | None]:
     """1 where every span is kept verbatim and in order, else half the share of spans that are."""
     return [spans_kept(short, rewrite) for short, rewrite in _rewrites(source, completions)]
 
 
-def structure(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+def structure(
+    prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any
+) -> list[float | None]:
     """Share of the form, in the prompt's language, that is there in order: 0 to 1."""
     return [form.structure(rewrite, form.form_of(short)) for short, rewrite in _rewrites(source, completions)]
 
 
-def length(prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any) -> list[float | None]:
+def length(
+    prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], **_: Any
+) -> list[float | None]:
     """1 in the wanted range, less outside of it."""
     return [form.length(rewrite, form.form_of(short)) for short, rewrite in _rewrites(source, completions)]
 
 
 def fault(source: str, rewrite: str) -> str:
-    """"" where the rewrite keeps every span of the short prompt and has no placeholder left, else why not."""
+    """ "" where the rewrite keeps every span of the short prompt and has no placeholder left, else why not."""
     return protect(source).check(source, rewrite)
 
 
@@ -62,17 +68,32 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
     """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip. Raises what `score` raises."""
 
     def clips(
-        prompts: Sequence[Any], completions: Sequence[Any], source: Sequence[str], row: Sequence[int], **_: Any
-    ) -> list[float | None]:  # fmt: skip
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        source: Sequence[str],
+        row: Sequence[int],
+        **_: Any,
+    ) -> list[float | None]:
         rewrites = [rewrite for _, rewrite in _rewrites(source, completions)]
         whole = [not fault(short, rewrite) for short, rewrite in zip(source, rewrites, strict=True)]
-        asked = sorted({(place, rewrite) for place, rewrite, kept in zip(row, rewrites, whole, strict=True) if kept})
-        answers = list(score([rewrite for _, rewrite in asked], [rows[place] for place, _ in asked])) if asked else []
+        asked = sorted(
+            {(place, rewrite) for place, rewrite, kept in zip(row, rewrites, whole, strict=True) if kept}
+        )
+        answers = (
+            list(score([rewrite for _, rewrite in asked], [rows[place] for place, _ in asked]))
+            if asked
+            else []
+        )
         if len(answers) != len(asked):
-            raise ValueError(f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer every one")
+            raise ValueError(
+                f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer every one"
+            )
         known = {key: _number(value) for key, value in zip(asked, answers, strict=True)}
         values = [known.get(key) for key in zip(row, rewrites, strict=True)]
-        return [value if kept else _worst(values, row, place) for value, kept, place in zip(values, whole, row, strict=True)]
+        return [
+            value if kept else _worst(values, row, place)
+            for value, kept, place in zip(values, whole, row, strict=True)
+        ]
 
     return clips
 
@@ -88,7 +109,7 @@ def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
 
 def reward_functions(
     weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
-) -> tuple[list[RewardFunction], list[float]]:  # fmt: skip
+) -> tuple[list[RewardFunction], list[float]]:
     """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as `check_weights`."""
     check_weights(weights, score is not None)
     known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
@@ -100,11 +121,17 @@ def reward_functions(
 
 def _rewrites(source: Sequence[str], completions: Sequence[Any]) -> list[tuple[str, str]]:
     """(short prompt, what its rewrite is once the spans are back)."""
-    return [(short, form.rewrite_of(short, text_of(made))) for short, made in zip(source, completions, strict=True)]
+    return [
+        (short, form.rewrite_of(short, text_of(made)))
+        for short, made in zip(source, completions, strict=True)
+    ]
 
 
 def _worst(values: Sequence[float | None], row: Sequence[int], place: int) -> float | None:
-    return min((value for value, other in zip(values, row, strict=True) if other == place and value is not None), default=None)
+    return min(
+        (value for value, other in zip(values, row, strict=True) if other == place and value is not None),
+        default=None,
+    )
 
 
 def _number(value: float | None) -> float | None:

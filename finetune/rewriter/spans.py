@@ -16,7 +16,9 @@ from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
 PLACEHOLDER = "SPEECH"
 
-_MARK_LIKE = re.compile(r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE)  # after white space is taken out
+_MARK_LIKE = re.compile(
+    r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE
+)  # after white space is taken out
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")
 
@@ -42,7 +44,11 @@ class Protected:
 
         def span(found: re.Match[str]) -> str:
             number = int(found[1])
-            return SPEECH_START + self.words[number - 1] + SPEECH_END if 1 <= number <= len(self.words) else found[0]
+            return (
+                SPEECH_START + self.words[number - 1] + SPEECH_END
+                if 1 <= number <= len(self.words)
+                else found[0]
+            )
 
         return re.sub(around, span, answer)
 
@@ -50,7 +56,11 @@ class Protected:
         """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its spans are back already."""
         unspoken = "\n".join(outside(rewritten) or [rewritten])
         left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
-        return f"{left[0]!r} is left in place of speech; there are {len(self.words)} spans" if left else check_spans(source, rewritten)
+        return (
+            f"{left[0]!r} is left in place of speech; there are {len(self.words)} spans"
+            if left
+            else check_spans(source, rewritten)
+        )
 
 
 def protect(prompt: str) -> Protected:
@@ -96,7 +106,7 @@ def map_spoken(text: str, change: Callable[[str], str]) -> str:
 
 
 def check_spans(source: str, rewritten: str) -> str:
-    """"" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else why not, in one line.
+    """ "" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else why not, in one line.
 
     Also refused, where the source has not the same: a combining character right behind a mark and what folds into a mark under
     NFKC, as text encoders fold (either would make or break a mark); direction overrides, which show spoken words in another
@@ -115,7 +125,11 @@ def check_spans(source: str, rewritten: str) -> str:
     if found != wanted:
         if Counter(found) == Counter(wanted):
             return "speech spans in another order"
-        first = next(number for number, pair in enumerate(zip(wanted, found, strict=True), start=1) if pair[0] != pair[1])
+        first = next(
+            number
+            for number, pair in enumerate(zip(wanted, found, strict=True), start=1)
+            if pair[0] != pair[1]
+        )
         return f"speech span {first} altered"
     return _strange(outside(source) or [], outside(rewritten) or [])
 
@@ -136,7 +150,11 @@ def _signs(pieces: list[str]) -> Counter[str]:
     """What looks like a mark, and characters that change how others are shown, by name."""
     found: Counter[str] = Counter()
     for piece in pieces:
-        folded = "".join(sign for sign in unicodedata.normalize("NFKC", piece) if not sign.isspace() and unicodedata.category(sign) != "Cf")
+        folded = "".join(
+            sign
+            for sign in unicodedata.normalize("NFKC", piece)
+            if not sign.isspace() and unicodedata.category(sign) != "Cf"
+        )
         found.update(f"{mark!r}" for mark in _MARK_LIKE.findall(folded))
         found.update(f"U+{ord(sign):04X}" for sign in piece if sign in _BIDI or _is_control(sign))
     return found

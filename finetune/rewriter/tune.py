@@ -21,10 +21,17 @@ from typing import TYPE_CHECKING, Any
 from finetune.rewriter import checkpoints
 from finetune.rewriter.config import DpoTuning, GrpoTuning, Tuning, described
 from finetune.rewriter.form import TEMPLATE_ID, messages
-from finetune.rewriter.language_model import answer, check_folder, folder_digest, half_precision, load, request
+from finetune.rewriter.language_model import (
+    answer,
+    check_folder,
+    folder_digest,
+    half_precision,
+    load,
+    request,
+)
 from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
 from finetune.rewriter.votes import RewritePair, as_answer
-from pretrain.data.store import replace_folder
+from pretrain.data.stream.store import replace_folder
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
@@ -54,18 +61,27 @@ def check_grpo(config: GrpoTuning, prompts: int, scores_clips: bool) -> None:
     check_weights(config.rewards, scores_clips)
     per_step = config.batch // config.group
     if prompts < per_step:
-        raise ValueError(f"{prompts} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch")
+        raise ValueError(
+            f"{prompts} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch"
+        )
     if config.vllm:
         from trl.import_utils import is_vllm_available
 
         if not is_vllm_available():
-            raise ValueError("vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty")
+            raise ValueError(
+                "vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty"
+            )
 
 
 def tune_grpo(
-    config: GrpoTuning, model: Path, rows: Sequence[PromptRow], out: Path, score: ClipScore | None = None, score_id: str = "",
+    config: GrpoTuning,
+    model: Path,
+    rows: Sequence[PromptRow],
+    out: Path,
+    score: ClipScore | None = None,
+    score_id: str = "",
     trackers: Sequence[Tracker] = (),
-) -> Tuned:  # fmt: skip
+) -> Tuned:
     """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it belongs to the run's identity).
 
     Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged tuning, and what a
@@ -76,61 +92,118 @@ def tune_grpo(
     each = config.normalise == "each" or (config.normalise == "auto" and score is not None)
     sources = [row.prompt.text for row in rows]
     _check_text([(row.data_id, row.prompt.text) for row in rows])
-    data = [{"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)]
+    data = [
+        {"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)
+    ]
 
-    def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
+    def make(
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        shared: dict[str, Any],
+        common: dict[str, Any],
+    ) -> Any:
         from datasets import Dataset
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
         arguments = GRPOConfig(
-            **common, num_generations=config.group, max_completion_length=config.completion_tokens, temperature=config.temperature,
-            beta=config.beta, reward_weights=weights, use_vllm=bool(config.vllm), vllm_mode="server",
-            vllm_server_base_url=config.vllm or None, shuffle_dataset=False,
+            **common,
+            num_generations=config.group,
+            max_completion_length=config.completion_tokens,
+            temperature=config.temperature,
+            beta=config.beta,
+            reward_weights=weights,
+            use_vllm=bool(config.vllm),
+            vllm_mode="server",
+            vllm_server_base_url=config.vllm or None,
+            shuffle_dataset=False,
             multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize",
-        )  # fmt: skip
+        )
         shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
         _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
         return _quiet(GRPOTrainer)(
-            model=network, reward_funcs=functions, args=arguments, train_dataset=Dataset.from_list(shown), **shared
-        )  # fmt: skip
+            model=network,
+            reward_funcs=functions,
+            args=arguments,
+            train_dataset=Dataset.from_list(shown),
+            **shared,
+        )
 
-    return _run("grpo", config, model, out, {"data": _digest(data), "score": score_id}, make, config.batch // config.group, trackers)
+    return _run(
+        "grpo",
+        config,
+        model,
+        out,
+        {"data": _digest(data), "score": score_id},
+        make,
+        config.batch // config.group,
+        trackers,
+    )
 
 
-def tune_dpo(config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()) -> Tuned:
+def tune_dpo(
+    config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()
+) -> Tuned:
     """Make preferred rewrites more likely than rejected ones. Raises as `tune_grpo`."""
     if not pairs:
         raise ValueError("no pair to learn from; give votes that prefer one rewrite to another")
-    _check_text([(pair.case_id, text) for pair in pairs for text in (pair.source, pair.chosen, pair.rejected)])
+    _check_text(
+        [(pair.case_id, text) for pair in pairs for text in (pair.source, pair.chosen, pair.rejected)]
+    )
     data = [
-        {"prompt": messages(pair.source), "chosen": as_answer(pair.source, pair.chosen), "rejected": as_answer(pair.source, pair.rejected)}
+        {
+            "prompt": messages(pair.source),
+            "chosen": as_answer(pair.source, pair.chosen),
+            "rejected": as_answer(pair.source, pair.rejected),
+        }
         for pair in pairs
     ]
 
-    def make(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shared: dict[str, Any], common: dict[str, Any]) -> Any:
+    def make(
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        shared: dict[str, Any],
+        common: dict[str, Any],
+    ) -> Any:
         from datasets import Dataset
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
         arguments = DPOConfig(**common, beta=config.beta, loss_type=[config.loss], max_length=None)
         shown = [
-            {"prompt": request(tokenizer, row["prompt"]), **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")}}
+            {
+                "prompt": request(tokenizer, row["prompt"]),
+                **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")},
+            }
             for row in data
         ]
         longest = max(len(tokenizer(row[side]).input_ids) for row in data for side in ("chosen", "rejected"))
         _check_fits(network, tokenizer, [row["prompt"] for row in shown], longest, model)
-        return _quiet(DPOTrainer)(model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared)
+        return _quiet(DPOTrainer)(
+            model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared
+        )
 
     return _run("dpo", config, model, out, {"data": _digest(data)}, make, config.batch, trackers)
 
 
 def _run(
-    algorithm: str, config: Tuning, model: Path, out: Path, identity: Mapping[str, Any], make: Make, per_step: int,
+    algorithm: str,
+    config: Tuning,
+    model: Path,
+    out: Path,
+    identity: Mapping[str, Any],
+    make: Make,
+    per_step: int,
     trackers: Sequence[Tracker],
-) -> Tuned:  # fmt: skip
+) -> Tuned:
     check_folder(model)
-    facts = {"algorithm": algorithm, "config": described(config), "model": folder_digest(model), "template": TEMPLATE_ID, **identity}
+    facts = {
+        "algorithm": algorithm,
+        "config": described(config),
+        "model": folder_digest(model),
+        "template": TEMPLATE_ID,
+        **identity,
+    }
     checkpoints.claim(out, facts)
     resumed, checkpoint = checkpoints.newest(out)
     network, tokenizer = load(model, config.device)
@@ -139,18 +212,30 @@ def _run(
 
     from finetune.rewriter.watch import Watch, describe
 
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     shared = {"processing_class": tokenizer, "peft_config": lora}
     with _hushed():
         trainer = make(network, tokenizer, shared, _arguments(config, out))
-        trainer.train_dataset = trainer.train_dataset.select(_order(len(trainer.train_dataset), config.steps * per_step, config.seed))
+        trainer.train_dataset = trainer.train_dataset.select(
+            _order(len(trainer.train_dataset), config.steps * per_step, config.seed)
+        )
         trainer.remove_callback(PrinterCallback)
         rows = Trackers(JsonlTracker(out / METRICS, resumed or -1), trackers)
         with StageProgress(f"rewriter {algorithm}", config.steps, describe) as progress:
             watch = Watch(rows, progress)
             trainer.add_callback(watch)
             with watch.signals():
-                step = _train(trainer, checkpoint, out) if resumed < config.steps else _take(trainer, checkpoint, resumed)
+                step = (
+                    _train(trainer, checkpoint, out)
+                    if resumed < config.steps
+                    else _take(trainer, checkpoint, resumed)
+                )
     tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
     if tuned.status == "finished":
         _export(trainer, tokenizer, tuned)
@@ -163,7 +248,11 @@ def _run(
 def _order(count: int, wanted: int, seed: int) -> list[int]:
     """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws again on resuming."""
     passes = range(-(-wanted // count))
-    return [place for number in passes for place in random.Random(stable_hash(seed, "pass", number)).sample(range(count), count)][:wanted]
+    return [
+        place
+        for number in passes
+        for place in random.Random(stable_hash(seed, "pass", number)).sample(range(count), count)
+    ][:wanted]
 
 
 def _take(trainer: Any, checkpoint: Path | None, step: int) -> int:
@@ -172,7 +261,9 @@ def _take(trainer: Any, checkpoint: Path | None, step: int) -> int:
     from safetensors.torch import load_file
 
     assert checkpoint is not None
-    set_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model), load_file(checkpoint / "adapter_model.safetensors"))
+    set_peft_model_state_dict(
+        trainer.accelerator.unwrap_model(trainer.model), load_file(checkpoint / "adapter_model.safetensors")
+    )
     return step
 
 
@@ -202,25 +293,45 @@ def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
     """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest may not be whole."""
     half = half_precision(config.device)
     return {
-        "output_dir": str(out / checkpoints.FOLDER), "max_steps": config.steps, "per_device_train_batch_size": config.micro_batch,
-        "gradient_accumulation_steps": config.batch // config.micro_batch, "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_steps, "lr_scheduler_type": "constant_with_warmup", "logging_steps": 1,
-        "save_strategy": "steps", "save_steps": config.save_every, "save_total_limit": 2, "seed": config.seed, "bf16": half,
-        "use_cpu": config.device == "cpu", "gradient_checkpointing": config.gradient_checkpointing, "report_to": [],
-        "disable_tqdm": True, "logging_nan_inf_filter": False, "train_sampling_strategy": "sequential",
-    }  # fmt: skip
+        "output_dir": str(out / checkpoints.FOLDER),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.micro_batch,
+        "gradient_accumulation_steps": config.batch // config.micro_batch,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": "constant_with_warmup",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "seed": config.seed,
+        "bf16": half,
+        "use_cpu": config.device == "cpu",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "train_sampling_strategy": "sequential",
+    }
 
 
 def _quiet(kind: Any) -> Any:
     """The trainer without its model card and without telling its makers about the run."""
-    return type(kind.__name__, (kind,), {"_send_telemetry": lambda self: None, "create_model_card": lambda self, *_, **__: None})
+    return type(
+        kind.__name__,
+        (kind,),
+        {"_send_telemetry": lambda self: None, "create_model_card": lambda self, *_, **__: None},
+    )
 
 
 def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> None:
     """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
-    for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):  # in this order: merging takes the adapter off
+    for folder, save in (
+        (tuned.adapter, adapted.save_pretrained),
+        merged,
+    ):  # in this order: merging takes the adapter off
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save(partial)
@@ -234,7 +345,9 @@ def _check_text(named: Sequence[tuple[str, str]]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{name!r}: half a surrogate pair at character {error.start + 1}, which no tokenizer takes; mend it") from None
+            raise ValueError(
+                f"{name!r}: half a surrogate pair at character {error.start + 1}, which no tokenizer takes; mend it"
+            ) from None
 
 
 def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: int, folder: Path) -> None:
@@ -250,7 +363,9 @@ def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: 
 def _tokens(tokenizer: Any, prompt: Any) -> Sequence[int]:
     if isinstance(prompt, str):
         return tokenizer(prompt).input_ids
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
 
 
 def _digest(data: Rows) -> str:

@@ -65,16 +65,26 @@ def read_rewrites(path: Path, model: str) -> list[Rewrite]:
         source, digest = _source(row), row.get("sha256")
         for name, value in (("data_id", case), ("prompt", text), (f"meta.{MADE}.source", source)):
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(FieldError(line, name, f"expected text, got {value!r}; give what `nava rewrite` wrote").at(path))
+                raise ValueError(
+                    FieldError(
+                        line, name, f"expected text, got {value!r}; give what `nava rewrite` wrote"
+                    ).at(path)
+                )
         assert isinstance(case, str) and isinstance(text, str) and isinstance(source, str)
         if digest is not None and not isinstance(digest, str):
-            raise ValueError(FieldError(line, "sha256", f"expected a digest as text, got {digest!r}").at(path))
+            raise ValueError(
+                FieldError(line, "sha256", f"expected a digest as text, got {digest!r}").at(path)
+            )
         try:
             parse(source)
         except ValueError as error:
             raise ValueError(FieldError(line, f"meta.{MADE}.source", str(error)).at(path)) from None
         if case in seen:
-            raise ValueError(FieldError(line, "data_id", f"{case!r} is also on line {seen[case]}; one rewriter, one rewrite").at(path))
+            raise ValueError(
+                FieldError(
+                    line, "data_id", f"{case!r} is also on line {seen[case]}; one rewriter, one rewrite"
+                ).at(path)
+            )
         seen[case] = line
         rewrites.append(Rewrite(model, case, source, text, digest or text_digest(text)))
     return rewrites
@@ -103,20 +113,35 @@ def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, sou
     if not asked:
         raise ValueError(f"{source}: no vote to count about {axis!r}; ask raters, or name another --axis")
     known = {(rewrite.model, rewrite.case_id): rewrite for rewrite in rewrites}
-    named = [ClipRef(rewrite.case_id, rewrite.model, rewrite.case_id, rewrite.source, None, rewrite.digest) for rewrite in rewrites]
+    named = [
+        ClipRef(rewrite.case_id, rewrite.model, rewrite.case_id, rewrite.source, None, rewrite.digest)
+        for rewrite in rewrites
+    ]
     pairs, left_out = [], Counter[str]()
     for pair in pair_up(asked, named, source):
         label = pair.label(axis)
         first, second = (known[clip.model, clip.case_id] for clip in (pair.first, pair.second))
         chosen, rejected = (first, second) if label == 1 else (second, first)
-        reason = "same" if not label else "equal" if first.text == second.text else "broken" if fault(chosen.source, chosen.text) else ""
+        reason = (
+            "same"
+            if not label
+            else "equal"
+            if first.text == second.text
+            else "broken"
+            if fault(chosen.source, chosen.text)
+            else ""
+        )
         if reason:
             left_out[reason] += 1
         else:
-            pairs.append(RewritePair(chosen.case_id, chosen.source, chosen.text, rejected.text, pair.simulated))
+            pairs.append(
+                RewritePair(chosen.case_id, chosen.source, chosen.text, rejected.text, pair.simulated)
+            )
     if not pairs:
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise ValueError(f"{source}: no pair is left to learn from ({counts}); collect votes on other rewrites")
+        raise ValueError(
+            f"{source}: no pair is left to learn from ({counts}); collect votes on other rewrites"
+        )
     return Pairs(tuple(pairs), dict(left_out))
 
 

@@ -28,23 +28,38 @@ class Watch(TrainerCallback):
         self.stop_requested = False
         self._clock = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.stop_requested:
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if not logs or "loss" not in logs:  # the summary of a finished training
             return
         step, seconds = state.global_step, time.monotonic() - self._clock
         self._clock = time.monotonic()
-        if wrong := next((name for name in ("loss", "grad_norm") if not math.isfinite(float(logs.get(name, 0.0)))), None):
+        if wrong := next(
+            (name for name in ("loss", "grad_norm") if not math.isfinite(float(logs.get(name, 0.0)))), None
+        ):
             raise ValueError(f"tuning diverged at step {step}: {wrong} is {logs[wrong]}; lower learning_rate")
-        row = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+        row = {
+            name: float(value)
+            for name, value in logs.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
         row |= {"seconds_per_step": seconds}
         self.trackers.log_metrics(row, step)
         self.progress.show({"step": step, "task": "", **row})

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from orchestration.errors import one_line
+from orchestration.futures import one_line
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, Job
 from orchestration.service.decoders import Decoders
@@ -22,7 +22,15 @@ from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.metrics import Metrics
 from orchestration.service.paths import real_path
-from orchestration.service.schema import PART, RefusalAnswer, RewardAnswer, ScoreAnswer, ScoreRequest, ServedReward, read_request
+from orchestration.service.schema import (
+    PART,
+    RefusalAnswer,
+    RewardAnswer,
+    ScoreAnswer,
+    ScoreRequest,
+    ServedReward,
+    read_request,
+)
 from orchestration.service.scoring import RewardFailed, Scoring
 from rewards.types import Clip, Score
 
@@ -58,7 +66,9 @@ def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_dig
 
     app = FastAPI(title="NAVA rewards", lifespan=lifespan, docs_url=None, redoc_url=None)
     service = app.state.service = _Service(scoring, roots, metrics)
-    refusals: dict[int | str, dict[str, Any]] = {status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)}
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)
+    }
 
     @app.post(SCORE, responses=refusals, openapi_extra={"requestBody": _JSON_AND_FILES})
     async def score(request: Request) -> ScoreAnswer:
@@ -119,20 +129,29 @@ class _Service:
                     answers = await asyncio.gather(*(self._answer(name, clip) for name in names))
         except ClientDisconnect:
             raise Refusal(408, "body: the connection ended before the body did") from None
-        return ScoreAnswer(scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3))
+        return ScoreAnswer(
+            scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3)
+        )
 
     def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> Job:
         def real(name: str | None, field: str) -> str | None:
             if name is None:
                 return None
-            return str(uploads[name.removeprefix(PART)] if name.startswith(PART) else real_path(name, self.roots, field))
+            return str(
+                uploads[name.removeprefix(PART)]
+                if name.startswith(PART)
+                else real_path(name, self.roots, field)
+            )
 
         clip = real(asked.clip, "clip")
         assert clip is not None  # read_request refuses a request without
         return Job(
-            clip, real(asked.audio, "audio"), [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],
-            real(asked.first_frame, "first_frame"), real(asked.reference_sound, "reference_sound"),
-        )  # fmt: skip
+            clip,
+            real(asked.audio, "audio"),
+            [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],
+            real(asked.first_frame, "first_frame"),
+            real(asked.reference_sound, "reference_sound"),
+        )
 
     async def _answer(self, name: str, clip: Clip) -> RewardAnswer:
         started = time.monotonic()

@@ -92,7 +92,10 @@ class Spool:
                 parser.finish()
                 writer.close()
         except TimeoutError:
-            raise Refusal(408, f"body: not complete after {self.limits.body_seconds:g} s; send it faster or make it smaller") from None
+            raise Refusal(
+                408,
+                f"body: not complete after {self.limits.body_seconds:g} s; send it faster or make it smaller",
+            ) from None
 
 
 class _Writer:
@@ -109,23 +112,32 @@ class _Writer:
             raise Refusal(422, f"{name}: two parts of this name; give each one its own")
         self._seen.add(name)
         if name != REQUEST_PART:
-            self.body.uploads[name] = self.folder / str(len(self.body.uploads))  # the client's names never become paths
+            self.body.uploads[name] = self.folder / str(
+                len(self.body.uploads)
+            )  # the client's names never become paths
             self._file = self.body.uploads[name].open("wb")
 
     def write(self, content: bytes) -> None:
         if self._file is None:
             self.body.request += content
             if len(self.body.request) > self.spool.limits.json_bytes:
-                raise Refusal(413, f"{REQUEST_PART}: more than {self.spool.limits.json_bytes} bytes of JSON; make it shorter")
+                raise Refusal(
+                    413,
+                    f"{REQUEST_PART}: more than {self.spool.limits.json_bytes} bytes of JSON; make it shorter",
+                )
             return
         if self.spool.held + len(content) > self.spool.limits.spool_bytes:
-            raise Refusal(503, "uploads: no room for more of them at the moment; try again", "service", retry_after_s=5)
+            raise Refusal(
+                503, "uploads: no room for more of them at the moment; try again", "service", retry_after_s=5
+            )
         self.held += len(content)
         self.spool.held += len(content)
         try:
             self._file.write(content)
         except OSError:
-            raise Refusal(503, "uploads: the service's disk is full; try again later", "service", retry_after_s=60) from None
+            raise Refusal(
+                503, "uploads: the service's disk is full; try again later", "service", retry_after_s=60
+            ) from None
 
     def close(self) -> None:
         if self._file is not None:

@@ -62,7 +62,9 @@ def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
     if job.reference_sound is not None:
         with _opened(job.reference_sound, roots, "reference_sound", limits) as file:
             samples, rate = _sound(file, "reference_sound", budget)
-        answer.arrays["reference_sound"] = _resampled(samples, rate, answer.sample_rate_hz, "reference_sound", budget)
+        answer.arrays["reference_sound"] = _resampled(
+            samples, rate, answer.sample_rate_hz, "reference_sound", budget
+        )
     if job.first_frame is not None:
         with _opened(job.first_frame, roots, "first_frame", limits) as file:
             answer.arrays["first_frame"] = _picture(file, budget)
@@ -95,7 +97,11 @@ class _Budget:
     def check(self, num_bytes: int, where: str) -> None:
         """Raises Refusal where so many bytes more would be too many."""
         if self.bytes + num_bytes > self.limits.decoded_bytes:
-            raise Refusal(413, f"{where}: more than {self.limits.decoded_bytes} bytes when decoded; send a shorter or smaller clip", "clip")
+            raise Refusal(
+                413,
+                f"{where}: more than {self.limits.decoded_bytes} bytes when decoded; send a shorter or smaller clip",
+                "clip",
+            )
 
 
 class _Admission:
@@ -112,7 +118,11 @@ class _Admission:
             self.frames += 1
             self.size = self.size if self.frames > 1 else (frame.width, frame.height)
             if (frame.width, frame.height) != self.size:
-                raise Refusal(422, f"clip: frames of {self.size} and {(frame.width, frame.height)} pixels; encode it again", "clip")
+                raise Refusal(
+                    422,
+                    f"clip: frames of {self.size} and {(frame.width, frame.height)} pixels; encode it again",
+                    "clip",
+                )
             _check_picture(self.frames, frame.width, frame.height, self.limits)
             self.budget.add(3 * frame.width * frame.height, "clip")
         else:
@@ -124,29 +134,53 @@ class _Admission:
 
 def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -> None:
     # From a file object with a named format: no playlist, no other protocol, no file beside it is ever opened.
-    options = {"protocol_whitelist": "none", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "codec_whitelist": CODECS, "enable_drefs": "0"}
+    options = {
+        "protocol_whitelist": "none",
+        "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2",
+        "codec_whitelist": CODECS,
+        "enable_drefs": "0",
+    }
     try:
-        with av.open(file, mode="r", format="mp4", options=options, metadata_errors="replace") as container:  # titles may be Latin-1
+        with av.open(
+            file, mode="r", format="mp4", options=options, metadata_errors="replace"
+        ) as container:  # titles may be Latin-1
             rate = _check_container(container, budget)
             sounds = container.streams.audio if want_audio else ()
             answer.fps = rate
             if sounds:
                 answer.sample_rate_hz = sounds[0].rate
             media = read_container(
-                Path("clip"), container, fps=rate, sample_rate_hz=answer.sample_rate_hz,
-                want_video=bool(container.streams.video), want_audio=bool(sounds), admit=_Admission(budget),
-            )  # fmt: skip
+                Path("clip"),
+                container,
+                fps=rate,
+                sample_rate_hz=answer.sample_rate_hz,
+                want_video=bool(container.streams.video),
+                want_audio=bool(sounds),
+                admit=_Admission(budget),
+            )
     except (FFmpegError, LayoutError, MediaError) as error:
-        said = error.strerror if isinstance(error, FFmpegError) else str(error).removeprefix("clip: ").partition(";")[0]
-        raise Refusal(422, f"clip: not an mp4 that can be decoded ({said}); encode it as h264 and AAC", "clip") from None
-    answer.arrays |= {name: array for name, array in (("frames", media.frames), ("waveform", media.waveform)) if array is not None}
+        said = (
+            error.strerror
+            if isinstance(error, FFmpegError)
+            else str(error).removeprefix("clip: ").partition(";")[0]
+        )
+        raise Refusal(
+            422, f"clip: not an mp4 that can be decoded ({said}); encode it as h264 and AAC", "clip"
+        ) from None
+    answer.arrays |= {
+        name: array
+        for name, array in (("frames", media.frames), ("waveform", media.waveform))
+        if array is not None
+    }
 
 
 def _check_container(container: InputContainer, budget: _Budget) -> float:
     """Frames a second; what the header promises is held against the limits before a frame is decoded."""
     limits, pictures, sounds = budget.limits, container.streams.video, container.streams.audio
     if len(container.streams) > MAX_STREAMS or not (pictures or sounds):
-        raise Refusal(422, f"clip: {len(container.streams)} streams; send one of picture and one of sound", "clip")
+        raise Refusal(
+            422, f"clip: {len(container.streams)} streams; send one of picture and one of sound", "clip"
+        )
     if container.duration is not None and not 0 <= container.duration / 1e6 <= limits.clip_seconds:
         _too_long(f"{container.duration / 1e6:g} s", limits)
     for stream in sounds[:1]:
@@ -155,7 +189,9 @@ def _check_container(container: InputContainer, budget: _Budget) -> float:
         return 24.0
     picture, rate = pictures[0], float(pictures[0].average_rate or pictures[0].guessed_rate or 24.0)
     if not FPS_RANGE[0] <= rate <= FPS_RANGE[1]:
-        raise Refusal(422, f"clip: {rate:g} frames a second; {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g} are taken", "clip")
+        raise Refusal(
+            422, f"clip: {rate:g} frames a second; {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g} are taken", "clip"
+        )
     context = picture.codec_context
     _check_picture(picture.frames, context.width, context.height, limits)
     budget.check(3 * picture.frames * context.width * context.height, "clip")
@@ -172,7 +208,11 @@ def _check_picture(frames: int, width: int, height: int, limits: Limits, where: 
 
 def _check_rate(rate: int, channels: int, where: str) -> None:
     if not RATE_RANGE_HZ[0] <= rate <= RATE_RANGE_HZ[1] or not 1 <= channels <= 8:
-        raise Refusal(422, f"{where}: sound of {rate} Hz and {channels} channels; encode it as mono or stereo of 16 to 48 kHz", "clip")
+        raise Refusal(
+            422,
+            f"{where}: sound of {rate} Hz and {channels} channels; encode it as mono or stereo of 16 to 48 kHz",
+            "clip",
+        )
 
 
 def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int]:
@@ -183,7 +223,9 @@ def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if start[:4] == b"RIFF" and int.from_bytes(start[4:], "little") + 8 > size:
-        raise Refusal(422, f"{where}: its header tells more bytes than the {size} it has; write it again", "clip")
+        raise Refusal(
+            422, f"{where}: its header tells more bytes than the {size} it has; write it again", "clip"
+        )
     try:
         with soundfile.SoundFile(file) as sound:
             _check_rate(sound.samplerate, sound.channels, where)
@@ -192,9 +234,13 @@ def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int
             budget.add(4 * sound.frames * sound.channels, where)
             samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError) as error:
-        raise Refusal(422, f"{where}: not a sound that can be decoded ({' '.join(str(error).split())[:120]})", "clip") from None
+        raise Refusal(
+            422, f"{where}: not a sound that can be decoded ({' '.join(str(error).split())[:120]})", "clip"
+        ) from None
     if not len(samples) or not np.isfinite(samples).all():
-        raise Refusal(422, f"{where}: 0 seconds of sound, or samples that are not finite; write it again", "clip")
+        raise Refusal(
+            422, f"{where}: 0 seconds of sound, or samples that are not finite; write it again", "clip"
+        )
     return samples.T, rate
 
 
@@ -246,4 +292,7 @@ def _too_long(found: str, limits: Limits, where: str = "clip") -> None:
 
 def array_table(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Name, dtype and shape of each, as JSON."""
-    return [{"name": name, "dtype": str(array.dtype), "shape": list(array.shape)} for name, array in arrays.items()]
+    return [
+        {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+        for name, array in arrays.items()
+    ]

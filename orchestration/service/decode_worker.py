@@ -66,7 +66,11 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
         answer = Decoded()
         try:
             answer = decode_job(Job(**message["job"]), limits, [Path(root) for root in message["roots"]])
-            header = {"arrays": array_table(answer.arrays), "fps": answer.fps, "sample_rate_hz": answer.sample_rate_hz}
+            header = {
+                "arrays": array_table(answer.arrays),
+                "fps": answer.fps,
+                "sample_rate_hz": answer.sample_rate_hz,
+            }
         except Refusal as refusal:
             header = {"refusal": [refusal.status, refusal.reason, refusal.fault]}
             answer = Decoded()
@@ -74,7 +78,9 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
             header = {"refusal": [413, "clip: needs too much memory to decode; send a smaller clip", "clip"]}
             answer = Decoded()
         except Exception:  # of a decoder over a file that nobody thought of; only a crash is worth a process
-            header = {"refusal": [422, "clip: not a file that can be decoded; encode it as h264 and AAC", "clip"]}
+            header = {
+                "refusal": [422, "clip: not a file that can be decoded; encode it as h264 and AAC", "clip"]
+            }
             answer = Decoded()
         write_message(sink, header)
         for array in answer.arrays.values():

@@ -52,7 +52,11 @@ class Decoders:
         kept = most
         try:
             roots = [*self.roots, *([str(uploads)] if uploads else [])]
-            message = {"job": dataclasses.asdict(job), "roots": roots, "limits": dataclasses.asdict(self.limits)}
+            message = {
+                "job": dataclasses.asdict(job),
+                "roots": roots,
+                "limits": dataclasses.asdict(self.limits),
+            }
             answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
             kept = sum(array.nbytes for array in answer.arrays.values())
             self._give_back(most - kept)
@@ -121,11 +125,19 @@ class _Process:
     def __init__(self) -> None:
         # Nothing of the service's environment: it may hold secrets, and what decodes may be taken over by a file.
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
-        environment = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = kept | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestration.service.decode_worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
+        )
         self.killed, self._ready = False, False
 
     def wait_until_ready(self) -> None:
@@ -143,7 +155,9 @@ class _Process:
         sink.flush()
         if (header := read_message(source)) is None:
             raise EOFError
-        table = header.get("arrays", [])  # not to be trusted either: a decoder may have been taken over by its file
+        table = header.get(
+            "arrays", []
+        )  # not to be trusted either: a decoder may have been taken over by its file
         sizes = [math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize for entry in table]
         if sum(sizes) > most or min(sizes, default=0) < 0:
             raise ValueError("more than a clip may have")

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from orchestration.errors import one_line
+from orchestration.futures import one_line
 from orchestration.service.app import build_app
 from orchestration.service.holder import RayHolder
 from orchestration.service.limits import MIB, Limits
@@ -64,7 +64,7 @@ class RewardReplica:
         return await score_apart(clips, self.holder, self.seconds)
 
     async def load(self) -> str:
-        """"" or why the reward cannot be loaded."""
+        """ "" or why the reward cannot be loaded."""
         try:
             await self.holder.ready()
         except (RewardFailed, Died) as error:
@@ -86,7 +86,9 @@ class ServeScoring:
         try:
             answer = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
         except TimeoutError:
-            raise RewardFailed(f"no answer after {self.wait_seconds:g} s, the queue included; try again") from None
+            raise RewardFailed(
+                f"no answer after {self.wait_seconds:g} s, the queue included; try again"
+            ) from None
         except (RayError, RayServeException) as error:
             raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again") from None
         if isinstance(answer, str):
@@ -105,7 +107,13 @@ def described(name: str) -> ServedReward:
     entry = CATALOG.get(name)
     if entry is None:
         return ServedReward(name=name)
-    return ServedReward(name=name, lower_is_better=entry.lower_is_better, judge=entry.judge, picture=entry.picture, about=entry.about)
+    return ServedReward(
+        name=name,
+        lower_is_better=entry.lower_is_better,
+        judge=entry.judge,
+        picture=entry.picture,
+        about=entry.about,
+    )
 
 
 def application(config: ServiceConfig) -> serve.Application:
@@ -115,20 +123,30 @@ def application(config: ServiceConfig) -> serve.Application:
 
     def build():
         handles = {name: serve.get_deployment_handle(deployed, APP) for name, deployed in names.items()}
-        return build_app(ServeScoring(handles, limits.wait_seconds), config.roots, limits, config.token_digest)
+        return build_app(
+            ServeScoring(handles, limits.wait_seconds), config.roots, limits, config.token_digest
+        )
 
-    common = {"ray_actor_options": {"num_cpus": 0}, "logging_config": silent, "graceful_shutdown_timeout_s": 5.0}
+    common = {
+        "ray_actor_options": {"num_cpus": 0},
+        "logging_config": silent,
+        "graceful_shutdown_timeout_s": 5.0,
+    }
     replica = serve.deployment(RewardReplica).options(
         num_replicas=config.replicas, max_ongoing_requests=limits.requests + config.batch, **common
     )
     rewards = [replica.options(name=deployed).bind(name, config) for name, deployed in names.items()]
     # More than `limits.requests` must come through, for the gate to refuse them with a reason.
-    web = serve.deployment(serve.ingress(build)()).options(name="web", max_ongoing_requests=2 * limits.requests + 64, **common)
+    web = serve.deployment(serve.ingress(build)()).options(
+        name="web", max_ongoing_requests=2 * limits.requests + 64, **common
+    )
     return web.bind(*rewards)
 
 
 @contextmanager
-def running(config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None) -> Iterator[None]:
+def running(
+    config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None
+) -> Iterator[None]:
     """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all of it gone afterwards.
 
     Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
@@ -136,14 +154,19 @@ def running(config: ServiceConfig, host: str, port: int, address: str = LOCAL, t
     with claimed(host, port):
         _connect(address, temporary)
         try:
-            serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
+            serve.start(
+                http_options={"host": host, "port": port},
+                logging_config=LoggingConfig(enable_access_log=False),
+            )
             serve.run(application(config), name=APP, route_prefix="/")
             _load(config)
             yield
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
         finally:
-            with contextlib.suppress(RayError, RayServeException, RuntimeError):  # it may not have come to an application
+            with contextlib.suppress(
+                RayError, RayServeException, RuntimeError
+            ):  # it may not have come to an application
                 serve.delete(APP)  # and nothing else that a cluster serves
             ray.shutdown()
 
@@ -178,16 +201,28 @@ def _connect(address: str, temporary: str | None) -> None:
     try:
         if address == LOCAL:
             place = {"_temp_dir": temporary} if temporary else {}
-            ray.init(address=LOCAL, num_cpus=os.cpu_count(), include_dashboard=False, object_store_memory=512 * MIB, **place, **quiet)
+            ray.init(
+                address=LOCAL,
+                num_cpus=os.cpu_count(),
+                include_dashboard=False,
+                object_store_memory=512 * MIB,
+                **place,
+                **quiet,
+            )
         else:
             ray.init(address=address, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
-        raise OSError(f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or leave it out") from None
+        raise OSError(
+            f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or leave it out"
+        ) from None
 
 
 def _load(config: ServiceConfig) -> None:
     """All at once. Raises ValueError for the first reward that cannot be loaded."""
-    asked = [serve.get_deployment_handle(_deployed(index, name), APP).load.remote() for index, name in enumerate(config.rewards)]
+    asked = [
+        serve.get_deployment_handle(_deployed(index, name), APP).load.remote()
+        for index, name in enumerate(config.rewards)
+    ]
     for name, answer in zip(config.rewards, track(asked, len(asked), "rewards loaded"), strict=True):
         if said := answer.result():
             raise ValueError(f"{name}: {said}")

@@ -66,7 +66,12 @@ class Gate:
         if scope["path"] != SCORE:
             return await self.app(scope, receive, answer)
         if self.running >= self.limits.requests:
-            raise Refusal(503, f"{self.running} requests are being answered, which is all at once; try again", "service", retry_after_s=2)
+            raise Refusal(
+                503,
+                f"{self.running} requests are being answered, which is all at once; try again",
+                "service",
+                retry_after_s=2,
+            )
         self.running += 1
         self.metrics.running.set(self.running)
         try:
@@ -91,7 +96,11 @@ class _Answer:
         if self.status:
             return
         content = refusal.content()
-        headers = {"content-type": "application/json", "content-length": str(len(content)), **refusal.headers()}
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            **refusal.headers(),
+        }
         encoded = [(key.encode(), value.encode()) for key, value in headers.items()]
         await self({"type": "http.response.start", "status": refusal.status, "headers": encoded})
         await self({"type": "http.response.body", "body": content})

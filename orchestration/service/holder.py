@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from orchestration.errors import one_line
+from orchestration.futures import one_line
 from orchestration.service.scoring import Died, RewardFailed
 from rewards.types import Clip, Score
 
@@ -40,7 +40,9 @@ class RayHolder:
     """scoring.Holder of one reward of the catalog."""
 
     def __init__(self, name: str, options: Mapping[str, Any], num_cpus: float, num_gpus: float) -> None:
-        self._make = lambda: ray.remote(RewardActor).options(num_cpus=num_cpus, num_gpus=num_gpus).remote(name, dict(options))
+        self._make = lambda: (
+            ray.remote(RewardActor).options(num_cpus=num_cpus, num_gpus=num_gpus).remote(name, dict(options))
+        )
         self._actor: Any = self._make()
         self._loaded = False
 

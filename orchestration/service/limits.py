@@ -19,7 +19,12 @@ class Refusal(Exception):
 
     def __init__(self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.fault, self.retry_after_s = status, " ".join(reason.split()), fault, retry_after_s
+        self.status, self.reason, self.fault, self.retry_after_s = (
+            status,
+            " ".join(reason.split()),
+            fault,
+            retry_after_s,
+        )
 
     def content(self) -> bytes:
         """The answer's JSON."""
@@ -55,6 +60,10 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
-                raise ValueError(f"limits.{field.name}: expected more than 0, got {getattr(self, field.name)}")
+                raise ValueError(
+                    f"limits.{field.name}: expected more than 0, got {getattr(self, field.name)}"
+                )
         if self.held_bytes < self.decoded_bytes:
-            raise ValueError(f"limits.held_bytes: {self.held_bytes} is less than one clip's {self.decoded_bytes} (decoded_bytes); raise it")
+            raise ValueError(
+                f"limits.held_bytes: {self.held_bytes} is less than one clip's {self.decoded_bytes} (decoded_bytes); raise it"
+            )

@@ -12,15 +12,34 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter("nava_requests", "Answered requests by path and status", ["path", "status"], registry=self.registry)
-        self.seconds = Histogram("nava_request_seconds", "Seconds from the head to the answer", registry=self.registry, buckets=SECONDS)
-        self.running = Gauge("nava_requests_running", "Score requests that are not answered yet", registry=self.registry)
-        self.rewards = Counter("nava_rewards", "Scores by reward and outcome", ["reward", "outcome"], registry=self.registry)
+        self.requests = Counter(
+            "nava_requests",
+            "Answered requests by path and status",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "nava_request_seconds",
+            "Seconds from the head to the answer",
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        self.running = Gauge(
+            "nava_requests_running", "Score requests that are not answered yet", registry=self.registry
+        )
+        self.rewards = Counter(
+            "nava_rewards", "Scores by reward and outcome", ["reward", "outcome"], registry=self.registry
+        )
         self.reward_seconds = Histogram(
-            "nava_reward_seconds", "Seconds from asking a reward to its score, the queue included", ["reward"],
-            registry=self.registry, buckets=SECONDS,
-        )  # fmt: skip
-        self.held = Gauge("nava_held_bytes", "Bytes of uploads and of decoded clips", ["kind"], registry=self.registry)
+            "nava_reward_seconds",
+            "Seconds from asking a reward to its score, the queue included",
+            ["reward"],
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+        self.held = Gauge(
+            "nava_held_bytes", "Bytes of uploads and of decoded clips", ["kind"], registry=self.registry
+        )
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from orchestration.service.limits import Refusal
 
 MAX_HEADER_BYTES = 4096
-_BOUNDARY = re.compile(r"""multipart/form-data\s*;\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))\s*$""", re.I)
+_BOUNDARY = re.compile(
+    r"""multipart/form-data\s*;\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))\s*$""", re.I
+)
 _NAME = re.compile(r"""(?:^|;)\s*name\s*=\s*"([^"\r\n]*)\"""", re.I)
 _PART_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -37,7 +39,9 @@ def boundary_of(content_type: str) -> bytes:
     """The boundary. Raises Refusal 415 where there is none."""
     match = _BOUNDARY.match(content_type.strip())
     if not match:
-        raise Refusal(415, "multipart/form-data without a usable boundary; let your HTTP client make the header")
+        raise Refusal(
+            415, "multipart/form-data without a usable boundary; let your HTTP client make the header"
+        )
     return (match[1] or match[2]).encode("latin-1", "replace")
 
 
@@ -114,8 +118,15 @@ class MultipartParser:
 def _part_name(headers: bytes) -> str:
     for line in headers.decode("latin-1").split("\r\n"):
         key, _, value = line.partition(":")
-        if key.strip().lower() == "content-transfer-encoding" and value.strip().lower() not in ("binary", "8bit", "7bit"):
-            raise Refusal(422, f"multipart body: transfer encoding {value.strip()[:40]!r} is not taken; send bytes as they are")
+        if key.strip().lower() == "content-transfer-encoding" and value.strip().lower() not in (
+            "binary",
+            "8bit",
+            "7bit",
+        ):
+            raise Refusal(
+                422,
+                f"multipart body: transfer encoding {value.strip()[:40]!r} is not taken; send bytes as they are",
+            )
         if key.strip().lower() == "content-disposition":
             match = _NAME.search(value)
             if match and _PART_NAME.fullmatch(match[1]):

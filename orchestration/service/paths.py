@@ -53,9 +53,17 @@ def open_checked(path: Path, roots: Sequence[Path]) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        raise Refusal(422, "no such file under the allowed folders any more; check the path", "clip") from None
-    there = Path(os.path.realpath(f"/proc/self/fd/{descriptor}")) if Path("/proc/self/fd").is_dir() else Path(os.path.realpath(path))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not any(there.is_relative_to(root) for root in roots):
+        raise Refusal(
+            422, "no such file under the allowed folders any more; check the path", "clip"
+        ) from None
+    there = (
+        Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        if Path("/proc/self/fd").is_dir()
+        else Path(os.path.realpath(path))
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not any(
+        there.is_relative_to(root) for root in roots
+    ):
         os.close(descriptor)
         raise Refusal(403, OUTSIDE)
     return descriptor

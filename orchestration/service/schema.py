@@ -13,7 +13,14 @@ from pretrain.prompt import parse
 PART = "part:"
 MAX_TEXT = 20_000
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-FileName = Annotated[str, Field(min_length=1, max_length=4096, description=f"a path under an allowed folder, or `{PART}NAME` of this body")]
+FileName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=4096,
+        description=f"a path under an allowed folder, or `{PART}NAME` of this body",
+    ),
+]
 Pixels = Annotated[int, Field(ge=0, le=1 << 20)]
 Seconds = Annotated[float, Field(ge=0, le=1e6)]
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
@@ -24,12 +31,18 @@ class ScoreRequest(BaseModel):
 
     model_config = STRICT
 
-    rewards: list[Text] | None = Field(None, min_length=1, max_length=64, description="names of /v1/rewards; all where not given")
-    clip: FileName | None = Field(None, description="mp4, wav or flac; the upload called `video` or `audio` where not given")
+    rewards: list[Text] | None = Field(
+        None, min_length=1, max_length=64, description="names of /v1/rewards; all where not given"
+    )
+    clip: FileName | None = Field(
+        None, description="mp4, wav or flac; the upload called `video` or `audio` where not given"
+    )
     audio: FileName | None = Field(None, description="wav or flac instead of the clip's own sound")
     name: Text = ""
     prompt: Text = ""
-    spans: list[Text] | None = Field(None, max_length=64, description="what is to be said; the prompt's <S>...<E> where not given")
+    spans: list[Text] | None = Field(
+        None, max_length=64, description="what is to be said; the prompt's <S>...<E> where not given"
+    )
     references: list[FileName | None] = Field([], max_length=64, description="the voice of each span")
     voices: list[Text] = Field([], max_length=64)
     mouth_boxes: list[tuple[Pixels, Pixels, Pixels, Pixels]] = Field([], max_length=64)
@@ -81,7 +94,9 @@ class ServedReward(BaseModel):
 def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreRequest:
     """Raises Refusal 422 in one line: no JSON, a wrong field, an unknown reward, a part that is missing or never named."""
     if not content:
-        raise Refusal(422, "request: missing; send the JSON as the body, or as the part `request` of a multipart body")
+        raise Refusal(
+            422, "request: missing; send the JSON as the body, or as the part `request` of a multipart body"
+        )
     try:
         request = ScoreRequest.model_validate_json(content)
     except ValidationError as error:
@@ -91,12 +106,20 @@ def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreR
         if name not in served:
             raise Refusal(422, f"rewards: unknown reward {name[:80]!r}; {nearest(name[:80], served)}")
     if request.clip is None:
-        raise Refusal(422, "clip: missing; give a path, or upload it as the part `video` (mp4) or `audio` (wav)")
+        raise Refusal(
+            422, "clip: missing; give a path, or upload it as the part `video` (mp4) or `audio` (wav)"
+        )
     named = {name.removeprefix(PART) for _, name in request.files() if name.startswith(PART)}
     if missing := named - uploads:
-        raise Refusal(422, f"{PART}{min(missing)[:80]}: no such part in this body; {nearest(min(missing)[:80], uploads)}")
+        raise Refusal(
+            422,
+            f"{PART}{min(missing)[:80]}: no such part in this body; {nearest(min(missing)[:80], uploads)}",
+        )
     if unused := uploads - named:
-        raise Refusal(422, f"part {min(unused)}: no field names it; say where it belongs, e.g. references: [{PART}{min(unused)}]")
+        raise Refusal(
+            422,
+            f"part {min(unused)}: no field names it; say where it belongs, e.g. references: [{PART}{min(unused)}]",
+        )
     if request.spans is None:
         try:
             spans = [span.text for span in parse(request.prompt).spans]
@@ -104,7 +127,10 @@ def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreR
             raise Refusal(422, f"prompt: {error}") from None
         request = request.model_copy(update={"spans": spans})
     if len(request.references) > len(request.spans or ()):
-        raise Refusal(422, f"references: {len(request.references)} for {len(request.spans or ())} spans; give at most one each")
+        raise Refusal(
+            422,
+            f"references: {len(request.references)} for {len(request.spans or ())} spans; give at most one each",
+        )
     return request
 
 
@@ -122,7 +148,12 @@ def _conventional(request: ScoreRequest, uploads: set[str]) -> dict[str, Any]:
 
 def _first(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in found["loc"]).lstrip(".")[:120] or "request"
+    where = (
+        "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in found["loc"]).lstrip(".")[
+            :120
+        ]
+        or "request"
+    )
     if found["type"] == "extra_forbidden":
         return f"{where}: unknown key; {nearest(where.rpartition('.')[2], ScoreRequest.model_fields)}"
     return f"{where}: {found['msg']}"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from orchestration.errors import one_line
+from orchestration.futures import one_line
 from orchestration.service.schema import ServedReward
 from rewards.types import Clip, Score
 
@@ -32,7 +32,7 @@ class Scoring(Protocol):
     async def score(self, reward: str, clip: Clip) -> Score: ...
 
     async def health(self) -> str:
-        """"" or what is wrong."""
+        """ "" or what is wrong."""
         ...
 
 
@@ -66,7 +66,9 @@ async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> 
     num_lost = 0
     for clip in clips:
         if num_lost >= MAX_LOST:
-            alone.append(f"not scored: the reward's process was lost {num_lost} times in this batch; try again")
+            alone.append(
+                f"not scored: the reward's process was lost {num_lost} times in this batch; try again"
+            )
             continue
         (answer,), lost = await _attempt([clip], holder, seconds)
         num_lost += lost
@@ -87,6 +89,10 @@ async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tup
         return [DIED] * len(clips), True
     except Exception as error:  # whatever a reward raises
         return [one_line(error)] * len(clips), False
-    if not isinstance(scores, list) or len(scores) != len(clips) or not all(isinstance(score, Score) for score in scores):
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(clips)
+        or not all(isinstance(score, Score) for score in scores)
+    ):
         return [f"answered something else than {len(clips)} scores"] * len(clips), False
     return list(scores), False

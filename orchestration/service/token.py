@@ -22,19 +22,27 @@ def token_from(path: Path | None, default: Path) -> tuple[str, str]:
     from_environment = os.environ.pop(VARIABLE, "")
     if path is not None:
         if not path.is_file():
-            raise FileNotFoundError(f"--token-file {path}: no such file; put the token there, or leave it out to have one made")
-        return _checked(path.read_text(encoding="utf-8", errors="replace"), f"--token-file {path}"), f"$(cat {shlex.quote(str(path))})"
+            raise FileNotFoundError(
+                f"--token-file {path}: no such file; put the token there, or leave it out to have one made"
+            )
+        return _checked(
+            path.read_text(encoding="utf-8", errors="replace"), f"--token-file {path}"
+        ), f"$(cat {shlex.quote(str(path))})"
     if from_environment:
         return _checked(from_environment, f"${VARIABLE}"), f"${VARIABLE}"
     if not default.is_file():
         default.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(default, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(32) + "\n")
-    return _checked(default.read_text(encoding="utf-8", errors="replace"), str(default)), f"$(cat {shlex.quote(str(default))})"
+    return _checked(
+        default.read_text(encoding="utf-8", errors="replace"), str(default)
+    ), f"$(cat {shlex.quote(str(default))})"
 
 
 def _checked(text: str, where: str) -> str:
     token = text.strip()
     if len(token) < MIN_LENGTH or not _USABLE.fullmatch(token):
-        raise ValueError(f"{where}: a token is at least {MIN_LENGTH} visible ASCII characters; `openssl rand -hex 32` makes one")
+        raise ValueError(
+            f"{where}: a token is at least {MIN_LENGTH} visible ASCII characters; `openssl rand -hex 32` makes one"
+        )
     return token

@@ -5,7 +5,6 @@ Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,31 +81,9 @@ def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], mode
     """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need not say."""
     trained_on = facts.get("codec_id", codecs.codec_id)
     if trained_on != codecs.codec_id:
-        raise ValueError(f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows")
-
-
-def load_codecs(folder: str | Path) -> Codecs:
-    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not one.
-
-    `linear` ones are fitted by `pretrain.codecs.fit`, `published` ones refer to weights from elsewhere.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")
-    try:
-        config = json.loads(path.read_text())
-        kind = config["kind"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
-    if kind == "linear":  # imported here, so that a full-size codec's libraries load only when one is asked for
-        from pretrain.codecs.folder import load_linear
-
-        return load_linear(Path(folder), config)
-    if kind == "published":
-        from pretrain.codecs.published.folder import load_published
-
-        return load_published(Path(folder), config)
-    raise ValueError(f"{path} kind: unknown codec {kind!r}; valid: 'linear', 'published'")
+        raise ValueError(
+            f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows"
+        )
 
 
 def check_frames(frames: Tensor) -> None:
@@ -116,11 +93,15 @@ def check_frames(frames: Tensor) -> None:
     num_video_latents(frames.shape[1])
     height, width = frames.shape[2:4]
     if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT or not height or not width:
-        raise ValueError(f"frames of {height}x{width} pixels; height and width must be multiples of {PIXELS_PER_LATENT}")
+        raise ValueError(
+            f"frames of {height}x{width} pixels; height and width must be multiples of {PIXELS_PER_LATENT}"
+        )
 
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raises ValueError when any value is NaN or infinite."""
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
-        raise ValueError(f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the model or file they come from")
+        raise ValueError(
+            f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the model or file they come from"
+        )

@@ -47,6 +47,8 @@ def _to_stereo(layout: str, num_channels: int) -> np.ndarray:
         frame.rate = 16_000
         answers = av.AudioResampler(format="fltp", layout="stereo").resample(frame)
     except (FFmpegError, ValueError):
-        raise LayoutError(f"{num_channels} channels of unknown places ({layout or 'no layout'}); mix them down to two") from None
+        raise LayoutError(
+            f"{num_channels} channels of unknown places ({layout or 'no layout'}); mix them down to two"
+        ) from None
     matrix = np.concatenate([answer.to_ndarray() for answer in answers], axis=1)
     return matrix / max(1.0, np.abs(matrix).sum(axis=1).max())

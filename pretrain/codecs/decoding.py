@@ -32,7 +32,12 @@ def everything(frame: av.VideoFrame | av.AudioFrame) -> None:
 
 
 def decode(
-    path: Path, container: InputContainer, want_video: bool, want_audio: bool, channels: int, admit: Admit = everything
+    path: Path,
+    container: InputContainer,
+    want_video: bool,
+    want_audio: bool,
+    channels: int,
+    admit: Admit = everything,
 ) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
     """(seconds, picture) and (seconds, [N] or [2, N] samples) of the wanted streams, and the clock's zero in seconds.
 
@@ -40,9 +45,14 @@ def decode(
     FFmpegError for corrupt content.
     """
     wanted = []
-    for kind, want, found in (("video", want_video, container.streams.video), ("audio", want_audio, container.streams.audio)):
+    for kind, want, found in (
+        ("video", want_video, container.streams.video),
+        ("audio", want_audio, container.streams.audio),
+    ):
         if want and not found:
-            raise MediaError(f"{path}: no {kind} stream; add one or put the row into a set that does not need it")
+            raise MediaError(
+                f"{path}: no {kind} stream; add one or put the row into a set that does not need it"
+            )
         if want:
             found[0].codec_context.thread_count = 1
             wanted.append(found[0])

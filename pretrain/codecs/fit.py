@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.codecs.base import Codecs, load_codecs
+from pretrain.codecs.base import Codecs
 from pretrain.codecs.folder import save_linear
 from pretrain.codecs.linear import LinearAudioCodec, audio_blocks, video_blocks
+from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import read_media
 from pretrain.codecs.mel import log_mel
 from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
 from pretrain.data.manifest import MAX_BAD_FRACTION, Row, read_manifest
-from pretrain.data.store import replace_folder
+from pretrain.data.stream.store import replace_folder
 from pretrain.progress import track
 from pretrain.randomness import generator_for
 from pretrain.types import AUDIO_CHANNELS, VIDEO_CHANNELS, num_video_latents
@@ -60,9 +61,15 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
         blocks.append(clip[torch.randperm(len(clip), generator=generator)[: config.blocks_per_clip]])
     video = fit_projection(torch.cat(blocks), VIDEO_CHANNELS, config.video_whitening)
     del blocks
-    sounds = list(_read_all(_draw(corpus, config.audio_sets, config.max_clips, generator), _sound, "codec: sounds read"))
-    audio = fit_projection(torch.cat([audio_blocks(sound[None])[0] for sound in sounds]), AUDIO_CHANNELS, config.audio_whitening)
-    speaker = SpectralSpeakerEncoder.fit(torch.stack([voice_statistics(sound) for sound in sounds if not is_silent(sound)]))
+    sounds = list(
+        _read_all(_draw(corpus, config.audio_sets, config.max_clips, generator), _sound, "codec: sounds read")
+    )
+    audio = fit_projection(
+        torch.cat([audio_blocks(sound[None])[0] for sound in sounds]), AUDIO_CHANNELS, config.audio_whitening
+    )
+    speaker = SpectralSpeakerEncoder.fit(
+        torch.stack([voice_statistics(sound) for sound in sounds if not is_silent(sound)])
+    )
     parts = {"video": video.tensors(), "audio": audio.tensors(), "speaker": speaker.tensors()}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -89,7 +96,9 @@ def reconstruction_errors(codecs: Codecs, rows: Sequence[Row], config: CodecConf
         video_spread += float((pixels - pixels.mean((0, 1, 2, 3))).square().sum())
         num_pixels += pixels.numel()
         mel = log_mel(torch.nn.functional.pad(sound, (0, -len(sound) % 640))[None])
-        audio_error += float((codecs.audio.decode_log_mel(codecs.audio.encode(sound[None])) - mel).square().sum())
+        audio_error += float(
+            (codecs.audio.decode_log_mel(codecs.audio.encode(sound[None])) - mel).square().sum()
+        )
         audio_spread += float((mel - mel.mean((0, 2), keepdim=True)).square().sum())
         num_mels += mel.numel()
     return {

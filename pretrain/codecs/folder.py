@@ -22,14 +22,24 @@ from pretrain.files import save_tensors
 _PARTS = ("video", "audio", "speaker")
 
 
-def save_linear(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], text: Mapping[str, Any], griffin_lim_iterations: int) -> str:
+def save_linear(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    text: Mapping[str, Any],
+    griffin_lim_iterations: int,
+) -> str:
     """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all that shapes latents."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PARTS:
         save_tensors(parts[name], folder / f"{name}.safetensors")
     contents = {name: (folder / f"{name}.safetensors").read_bytes() for name in _PARTS}
     codec_id = _codec_id(contents, text)
-    config = {"kind": "linear", "codec_id": codec_id, "griffin_lim_iterations": griffin_lim_iterations, "text": dict(text)}
+    config = {
+        "kind": "linear",
+        "codec_id": codec_id,
+        "griffin_lim_iterations": griffin_lim_iterations,
+        "text": dict(text),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return codec_id
 
@@ -50,16 +60,24 @@ def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
         text, iterations, codec_id = config["text"], config["griffin_lim_iterations"], config["codec_id"]
         found = _codec_id(contents, text)
         if found != codec_id:
-            raise ValueError(f"{folder}: the weights are of codec {found}, config.json says {codec_id}; run `nava codec` again")
+            raise ValueError(
+                f"{folder}: the weights are of codec {found}, config.json says {codec_id}; run `nava codec` again"
+            )
         return Codecs(
-            video=LinearVideoCodec(LinearProjection.from_tensors(parts["video"], f"{folder / 'video.safetensors'}")),
-            audio=LinearAudioCodec(LinearProjection.from_tensors(parts["audio"], f"{folder / 'audio.safetensors'}"), iterations),
+            video=LinearVideoCodec(
+                LinearProjection.from_tensors(parts["video"], f"{folder / 'video.safetensors'}")
+            ),
+            audio=LinearAudioCodec(
+                LinearProjection.from_tensors(parts["audio"], f"{folder / 'audio.safetensors'}"), iterations
+            ),
             text=HashedTextEncoder(**text),
             speaker=SpectralSpeakerEncoder.from_tensors(parts["speaker"]),
             codec_id=codec_id,
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a linear codec's config ({error}); run `nava codec` again") from None
+        raise ValueError(
+            f"{folder / 'config.json'}: not a linear codec's config ({error}); run `nava codec` again"
+        ) from None
 
 
 def _codec_id(contents: Mapping[str, bytes], text: Mapping[str, Any]) -> str:

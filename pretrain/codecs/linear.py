@@ -14,7 +14,13 @@ from torch import Tensor
 from pretrain.codecs.base import check_finite, check_frames
 from pretrain.codecs.mel import HOP, MEL_FLOOR, NUM_MELS, from_log_mel, log_mel
 from pretrain.codecs.projection import LinearProjection
-from pretrain.types import AUDIO_SAMPLE_RATE_HZ, AUDIO_SAMPLES_PER_TOKEN, PIXELS_PER_LATENT, VIDEO_FRAMES_PER_LATENT, num_video_latents
+from pretrain.types import (
+    AUDIO_SAMPLE_RATE_HZ,
+    AUDIO_SAMPLES_PER_TOKEN,
+    PIXELS_PER_LATENT,
+    VIDEO_FRAMES_PER_LATENT,
+    num_video_latents,
+)
 
 MEL_FRAMES_PER_TOKEN = AUDIO_SAMPLES_PER_TOKEN // HOP
 _LOUDEST_LOG_MEL = math.log(512.0)  # beyond full scale; keeps a wild latent from overflowing
@@ -81,7 +87,12 @@ def video_blocks(frames: Tensor) -> Tensor:
     num_latents = num_video_latents(num_frames)
     repeated = torch.cat([frames[:, :1].expand(-1, step - 1, -1, -1, -1), frames], dim=1)
     pixels = repeated.view(batch, num_latents, step, height // size, size, width // size, size, 3)
-    return pixels.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, num_latents, height // size, width // size, -1).float() / 255.0
+    return (
+        pixels.permute(0, 1, 3, 5, 2, 4, 6, 7)
+        .reshape(batch, num_latents, height // size, width // size, -1)
+        .float()
+        / 255.0
+    )
 
 
 def audio_blocks(waveform: Tensor) -> Tensor:

@@ -68,25 +68,44 @@ def read_media(
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
         if want_video:
-            raise MediaError(f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set")
-        if channels == 1 or _sound_header(path).channels <= 2:  # soundfile does not say where more channels are
+            raise MediaError(
+                f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
+            )
+        if (
+            channels == 1 or _sound_header(path).channels <= 2
+        ):  # soundfile does not say where more channels are
             waveform, found_rate = _read_sound(path, channels)
             return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
     try:
         with av.open(str(path), options={"threads": "1"}) as container:
             return read_container(
-                path, container, fps=fps, sample_rate_hz=sample_rate_hz, want_video=want_video, want_audio=want_audio, channels=channels
+                path,
+                container,
+                fps=fps,
+                sample_rate_hz=sample_rate_hz,
+                want_video=want_video,
+                want_audio=want_audio,
+                channels=channels,
             )
     except FFmpegError as error:
-        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
+        raise MediaError(
+            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
+        ) from None
     except LayoutError as error:
         raise MediaError(f"{path}: {error}") from None
 
 
 def read_container(
-    path: Path, container: InputContainer, *, fps: float, sample_rate_hz: int, want_video: bool, want_audio: bool,
-    channels: int = 1, admit: Admit = everything,
-) -> Media:  # fmt: skip
+    path: Path,
+    container: InputContainer,
+    *,
+    fps: float,
+    sample_rate_hz: int,
+    want_video: bool,
+    want_audio: bool,
+    channels: int = 1,
+    admit: Admit = everything,
+) -> Media:
     """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame before it is kept and may raise.
 
     Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of unknown places.
@@ -113,7 +132,9 @@ def read_rates(path: str | Path) -> Rates:
             fps = float(video[0].average_rate or video[0].guessed_rate or 24.0) if video else None
             return Rates(fps, audio[0].rate if audio else None)
     except FFmpegError as error:
-        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row") from None
+        raise MediaError(
+            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
+        ) from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -124,7 +145,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with av.open(str(path)) as container:
             return dict(container.metadata)
     except FFmpegError as error:
-        raise MediaError(f"{path}: corrupt or not a media file ({error.strerror}); write the file again") from None
+        raise MediaError(
+            f"{path}: corrupt or not a media file ({error.strerror}); write the file again"
+        ) from None
 
 
 def write_mp4(
@@ -141,9 +164,13 @@ def write_mp4(
     """
     path = Path(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"{path}: frames must be uint8 [T, H, W, 3] with T > 0, got {frames.dtype} {list(frames.shape)}")
+        raise ValueError(
+            f"{path}: frames must be uint8 [T, H, W, 3] with T > 0, got {frames.dtype} {list(frames.shape)}"
+        )
     if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"{path}: height and width must be even for h264, got {frames.shape[1]}x{frames.shape[2]}")
+        raise ValueError(
+            f"{path}: height and width must be even for h264, got {frames.shape[1]}x{frames.shape[2]}"
+        )
     if waveform is not None:
         _check_samples(path, waveform)
     with replacing(path) as temporary:
@@ -159,7 +186,9 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
     _check_samples(path, waveform)
     with replacing(path) as temporary:
         written = io.BytesIO()  # soundfile turns a full disk into an error without a reason
-        soundfile.write(written, np.clip(waveform, -1.0, 1.0).T, sample_rate_hz, subtype="PCM_16", format="WAV")
+        soundfile.write(
+            written, np.clip(waveform, -1.0, 1.0).T, sample_rate_hz, subtype="PCM_16", format="WAV"
+        )
         temporary.write_bytes(written.getbuffer())
 
 
@@ -168,7 +197,9 @@ def fit_length(waveform: np.ndarray, num_samples: int) -> np.ndarray:
     return _pad(waveform[..., :num_samples], 0, max(0, num_samples - waveform.shape[-1]))
 
 
-def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int) -> None:
+def _encode(
+    container: OutputContainer, frames: np.ndarray, fps: float, waveform: np.ndarray | None, rate: int
+) -> None:
     # No B-frames: the picture then needs no edit list, which some players ignore.
     options = {"crf": str(VIDEO_CRF), "preset": "veryfast", "bf": "0", "threads": "1"}
     video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
@@ -185,7 +216,9 @@ def _encode(container: OutputContainer, frames: np.ndarray, fps: float, waveform
     if audio is not None and waveform is not None:
         samples = np.clip(waveform, -1.0, 1.0).astype(np.float32)
         for start in range(0, samples.shape[1], 1024):
-            sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout=layout)
+            sound = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[:, start : start + 1024]), format="fltp", layout=layout
+            )
             sound.rate, sound.pts, sound.time_base = rate, start, Fraction(1, rate)
             container.mux(audio.encode(sound))
         container.mux(audio.encode(None))
@@ -204,11 +237,15 @@ def _pad(waveform: np.ndarray, before: int, behind: int) -> np.ndarray:
     return np.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(before, behind)])
 
 
-def _to_fps(path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.VideoStream, fps: float) -> np.ndarray:
+def _to_fps(
+    path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.VideoStream, fps: float
+) -> np.ndarray:
     if not pictures:
         raise MediaError(f"{path}: 0 seconds of video; write the file again or drop its row")
     if stream.frames and len(pictures) < 0.9 * stream.frames:
-        raise MediaError(f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file again or drop its row")
+        raise MediaError(
+            f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file again or drop its row"
+        )
     frames = np.stack([picture for _, picture in pictures])
     found = float(stream.average_rate or stream.guessed_rate or fps)
     if len(frames) == 1 or abs(found - fps) <= 1e-3 * fps:  # a picture file has no rate
@@ -223,14 +260,18 @@ def _sound_header(path: Path) -> soundfile._SoundFileInfo:
     try:
         return soundfile.info(path)
     except soundfile.LibsndfileError as error:
-        raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+        raise MediaError(
+            f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row"
+        ) from None
 
 
 def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise MediaError(f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row") from None
+        raise MediaError(
+            f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row"
+        ) from None
     if not len(samples):
         raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
     waveform = mixed(samples.T, channels)
@@ -260,14 +301,20 @@ def _say_resampled(what: str, example: str) -> None:
 
 def _check_present(path: Path) -> None:
     if not path.is_file():
-        raise MissingMediaError(f"{path}: no such file; check the path (relative ones start at the JSONL's folder)")
+        raise MissingMediaError(
+            f"{path}: no such file; check the path (relative ones start at the JSONL's folder)"
+        )
     if not path.stat().st_size:
         raise MediaError(f"{path}: empty file (0 bytes); write it again or drop its row")
 
 
 def _check_samples(path: Path, waveform: np.ndarray) -> None:
     if waveform.ndim > 2 or (waveform.ndim == 2 and len(waveform) > 2):
-        raise ValueError(f"{path}: samples must be [N] or [channels, N] of 1 or 2 channels, got {list(waveform.shape)}")
+        raise ValueError(
+            f"{path}: samples must be [N] or [channels, N] of 1 or 2 channels, got {list(waveform.shape)}"
+        )
     if not np.isfinite(waveform).all():
         bad = int((~np.isfinite(waveform)).sum())
-        raise MediaError(f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row")
+        raise MediaError(
+            f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row"
+        )

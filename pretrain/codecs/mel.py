@@ -39,7 +39,9 @@ def mel_of(magnitudes: Tensor) -> Tensor:
 
 def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.99) -> Tensor:
     """[B, 64, M] -> sound [B, M * 160] whose log-mel is near `values`; deterministic (the first phase is fixed)."""
-    chunks = [_griffin_lim(_magnitudes(chunk), num_iterations, momentum) for chunk in values.split(_CLIPS_AT_ONCE)]
+    chunks = [
+        _griffin_lim(_magnitudes(chunk), num_iterations, momentum) for chunk in values.split(_CLIPS_AT_ONCE)
+    ]
     return torch.cat(chunks)
 
 

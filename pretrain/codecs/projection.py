@@ -51,13 +51,17 @@ def fit_projection(vectors: Tensor, num_channels: int, whitening: float) -> Line
     if not 0.0 <= whitening <= 1.0:
         raise ValueError(f"whitening: {whitening}; set 0 (keep the components' energies) to 1 (whiten them)")
     if len(vectors) <= num_channels:
-        raise ValueError(f"{len(vectors)} vectors cannot fit {num_channels} components; give more clips to the codec")
+        raise ValueError(
+            f"{len(vectors)} vectors cannot fit {num_channels} components; give more clips to the codec"
+        )
     mean = vectors.mean(0)
     basis = _leading_directions(vectors - mean, num_channels)  # [D, C] orthonormal
     coefficients = (vectors - mean) @ basis
     deviation = coefficients.std(0)
     if float(deviation[-1]) < 1e-6 * float(deviation[0]) or not float(deviation[0]):
-        raise ValueError(f"the data has fewer than {num_channels} directions (all clips alike?); give more varied clips to the codec")
+        raise ValueError(
+            f"the data has fewer than {num_channels} directions (all clips alike?); give more varied clips to the codec"
+        )
     temper = deviation**whitening
     rotation = orthogonal_mixing(num_channels)
     encoder = (basis / temper) @ rotation.T
@@ -94,6 +98,11 @@ def orthogonal_mixing(size: int) -> Tensor:
 def _hadamard_12() -> np.ndarray:
     """Paley's construction from the squares modulo 11."""
     squares = {value * value % 11 for value in range(1, 11)}
-    jacobsthal = np.array([[0 if row == col else 1 if (row - col) % 11 in squares else -1 for col in range(11)] for row in range(11)])
+    jacobsthal = np.array(
+        [
+            [0 if row == col else 1 if (row - col) % 11 in squares else -1 for col in range(11)]
+            for row in range(11)
+        ]
+    )
     skew = np.block([[np.zeros((1, 1)), np.ones((1, 11))], [-np.ones((11, 1)), jacobsthal]])
     return np.eye(12) + skew

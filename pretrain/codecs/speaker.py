@@ -57,7 +57,9 @@ def voice_statistics(waveform: Tensor) -> Tensor:
     check_finite(waveform, "reference sound")
     waveform = waveform[: MAX_SECONDS * AUDIO_SAMPLE_RATE_HZ].float()
     if waveform.dim() != 1 or is_silent(waveform):
-        raise ValueError(f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none")
+        raise ValueError(
+            f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none"
+        )
     waveform = waveform / waveform.abs().max()
     padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % HOP))
     magnitudes = spectrum(padded)[:, :-1].abs()
@@ -81,7 +83,9 @@ def is_silent(waveform: Tensor) -> bool:
 
 def _pitch_profile(power: Tensor) -> Tensor:
     """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum at lags evenly spaced in pitch."""
-    correlation = torch.fft.irfft(power.clamp_min(1e-9).sqrt(), dim=0)  # the root is nearer to a comb: formants count less
+    correlation = torch.fft.irfft(
+        power.clamp_min(1e-9).sqrt(), dim=0
+    )  # the root is nearer to a comb: formants count less
     correlation = correlation / correlation[:1].clamp_min(1e-9)
     return _lag_weights() @ correlation[: _lag_weights().shape[1]]
 
@@ -89,7 +93,9 @@ def _pitch_profile(power: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def _lag_weights() -> Tensor:
     """[48, lags] linear interpolation at fractional lags."""
-    pitches = torch.logspace(math.log10(_LOWEST_PITCH_HZ), math.log10(_HIGHEST_PITCH_HZ), _NUM_LAGS, dtype=torch.float64)
+    pitches = torch.logspace(
+        math.log10(_LOWEST_PITCH_HZ), math.log10(_HIGHEST_PITCH_HZ), _NUM_LAGS, dtype=torch.float64
+    )
     lags = AUDIO_SAMPLE_RATE_HZ / pitches
     grid = torch.arange(int(lags.max()) + 2, dtype=torch.float64)
     return (1.0 - (grid[None] - lags[:, None]).abs()).clamp_min(0.0).float()

@@ -58,7 +58,9 @@ class HashedTextEncoder:
         """[S, D] states of a text with its timbre tokens, and the timbre tokens' indices."""
         pieces = split_pieces(text)
         if not pieces or len(pieces) > self.max_tokens:
-            raise ValueError(f"prompt of {len(pieces)} text tokens; give 1 to {self.max_tokens}: {text[:60]!r}")
+            raise ValueError(
+                f"prompt of {len(pieces)} text tokens; give 1 to {self.max_tokens}: {text[:60]!r}"
+            )
         base = np.stack([piece_vector(piece, self.width) for piece in pieces])
         states = base.copy()
         states[1:] += _NEIGHBOUR * base[:-1]
@@ -70,7 +72,9 @@ class HashedTextEncoder:
             positions[index] = 0 if pieces[index] == SPEECH_START else positions[index - 1] + 1
         states += _POSITION * _sinusoid(positions, self.width)
         states *= np.sqrt(self.width) / np.linalg.norm(states, axis=1, keepdims=True)
-        return states.astype(np.float32), tuple(index for index, piece in enumerate(pieces) if piece == TIMBRE)
+        return states.astype(np.float32), tuple(
+            index for index, piece in enumerate(pieces) if piece == TIMBRE
+        )
 
 
 def split_pieces(text: str) -> list[str]:
@@ -90,7 +94,9 @@ def piece_vector(piece: str, width: int) -> np.ndarray:
 
 
 def _ngrams(piece: str) -> Iterator[bytes]:
-    data = b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"  # the ends of a word are parts too
+    data = (
+        b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
+    )  # the ends of a word are parts too
     for size in range(1, _LONGEST_NGRAM + 1):
         for start in range(len(data) - size + 1):
             yield data[start : start + size]

@@ -10,8 +10,8 @@ import torch
 from pretrain.convert.layouts import Rule, ignored_reason
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import check_keys
+from pretrain.model.flavors import build_model
 from pretrain.model.initial import First, first_values
-from pretrain.model.paradigms import build_model
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,13 @@ class Account:
             state = "copied" if rule.copied else "used" if rule.theirs else "fresh"
             how = "" if rule.theirs else self.sizes.first[rule.ours].how
             shape = list(self.sizes.shapes[rule.ours])
-            told.append({"key": rule.ours, "shape": shape, "state": state, "from": list(rule.theirs), "how": how})
-        return told + [{"key": key, "shape": [], "state": "ignored", "from": [], "how": why} for key, why in self.ignored.items()]
+            told.append(
+                {"key": rule.ours, "shape": shape, "state": state, "from": list(rule.theirs), "how": how}
+            )
+        return told + [
+            {"key": key, "shape": [], "state": "ignored", "from": [], "how": why}
+            for key, why in self.ignored.items()
+        ]
 
     def counts(self) -> dict[str, int]:
         """Tensors by state, and parameters that come from the checkpoint and that start fresh."""

@@ -22,7 +22,9 @@ FOLDER = "dcp"
 def check_local(model: Path) -> None:
     """Raises ValueError where the folder is in an object store."""
     if is_remote(model):
-        raise ValueError(f"{model}: --dcp maps files into memory and needs a local folder; import locally and copy it")
+        raise ValueError(
+            f"{model}: --dcp maps files into memory and needs a local folder; import locally and copy it"
+        )
 
 
 def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:

@@ -21,9 +21,17 @@ from pretrain.model.shards import ShardReader, files_of
 from pretrain.storage import holds_work, is_file, remove_leftovers, writing
 
 WrittenAs = Literal["same", "fp32", "bf16"]
-_STEMS: dict[Layout, str] = {"nava": "NAVA", "wan": "diffusion_pytorch_model", "wan_diffusers": "diffusion_pytorch_model"}
+_STEMS: dict[Layout, str] = {
+    "nava": "NAVA",
+    "wan": "diffusion_pytorch_model",
+    "wan_diffusers": "diffusion_pytorch_model",
+}
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_STORED_AS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # in an import's config.json
+_STORED_AS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}  # in an import's config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +41,17 @@ class ExportConfig:
     layout: Layout
     weights: WeightsName = "ema"
     written_as: WrittenAs = "same"  # as it was imported; for a trained model as it is stored
-    max_bytes: int = 0  # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
+    max_bytes: int = (
+        0  # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
+    )
 
     def __post_init__(self) -> None:
         if self.layout not in _STEMS:
             raise ValueError(f"unknown layout {self.layout!r}; {nearest(self.layout, _STEMS)}")
         if self.written_as not in ("same", *_DTYPES):
-            raise ValueError(f"unknown dtype {self.written_as!r}; {nearest(self.written_as, ('same', *_DTYPES))}")
+            raise ValueError(
+                f"unknown dtype {self.written_as!r}; {nearest(self.written_as, ('same', *_DTYPES))}"
+            )
         if self.weights not in ("ema", "model"):
             raise ValueError(f"unknown weights {self.weights!r}; {nearest(self.weights, ('ema', 'model'))}")
 
@@ -47,7 +59,13 @@ class ExportConfig:
 class Theirs:
     """A TensorSource in a published layout over a model folder of ours."""
 
-    def __init__(self, reader: ShardReader, some: Collection[Rule], shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype]):
+    def __init__(
+        self,
+        reader: ShardReader,
+        some: Collection[Rule],
+        shapes: Mapping[str, torch.Size],
+        dtypes: Mapping[str, torch.dtype],
+    ):
         back = [rule for rule in some if not rule.copied]
         self.reader, self.shapes, self.dtypes = reader, shapes, dtypes
         self.place = {key: (rule, row) for rule in back for row, key in enumerate(rule.theirs)}
@@ -78,9 +96,16 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     source = _source(described, model) if described.facts.get("source") else {}
     sizes = sizes_of(described.args)
     some = rules(config.layout, described.args, sizes.shapes, source.get("audio_suffix", "leaf"))
-    theirs = Theirs(open_weights(model, config.weights, sizes.shapes), some, their_shapes(some, sizes), _dtypes(source, config))
+    theirs = Theirs(
+        open_weights(model, config.weights, sizes.shapes),
+        some,
+        their_shapes(some, sizes),
+        _dtypes(source, config),
+    )
     single = to.name.endswith(".safetensors")
-    folder, stem = (to.parent, to.name.removesuffix(".safetensors")) if single else (to, _STEMS[config.layout])
+    folder, stem = (
+        (to.parent, to.name.removesuffix(".safetensors")) if single else (to, _STEMS[config.layout])
+    )
     _check_destination(to, single)
     remove_leftovers(folder)
     shard = config.max_bytes or (2**62 if single or config.layout == "nava" else SHARD_BYTES)
@@ -90,7 +115,11 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
         with writing(folder / "config.json") as path:
             path.write_text(json.dumps(diffusers_config(described.args), indent=2) + "\n")
     left = sorted(rule.ours for rule in some if not rule.theirs)
-    told = {"layout": config.layout, "checkpoint_id": described.facts.get("checkpoint_id", ""), "weights": config.weights}
+    told = {
+        "layout": config.layout,
+        "checkpoint_id": described.facts.get("checkpoint_id", ""),
+        "weights": config.weights,
+    }
     return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
@@ -101,18 +130,32 @@ def check_expressible(args: ModelArgs, layout: Layout, model: Path) -> None:
         wanted |= {"open_deviation_audio": None, "timbre_keeps_text": False}
     for field, value in wanted.items():
         if getattr(args, field) != value:
-            raise ValueError(f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export a model without it")
+            raise ValueError(
+                f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export a model without it"
+            )
 
 
 def diffusers_config(args: ModelArgs) -> dict[str, Any]:
     """config.json of diffusers' WanTransformer3DModel for the video side of a model."""
     return {
-        "_class_name": "WanTransformer3DModel", "patch_size": [1, args.patch_size, args.patch_size], "num_attention_heads": args.num_heads,
-        "attention_head_dim": args.head_dim, "in_channels": args.video_channels, "out_channels": args.video_channels,
-        "text_dim": args.text_width, "freq_dim": args.time_frequencies, "ffn_dim": args.ffn_width,
-        "num_layers": args.num_alignment_blocks + args.num_fusion_blocks, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
-        "eps": args.eps, "rope_max_seq_len": 1024, "image_dim": None, "added_kv_proj_dim": None, "pos_embed_seq_len": None,
-    }  # fmt: skip
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": [1, args.patch_size, args.patch_size],
+        "num_attention_heads": args.num_heads,
+        "attention_head_dim": args.head_dim,
+        "in_channels": args.video_channels,
+        "out_channels": args.video_channels,
+        "text_dim": args.text_width,
+        "freq_dim": args.time_frequencies,
+        "ffn_dim": args.ffn_width,
+        "num_layers": args.num_alignment_blocks + args.num_fusion_blocks,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": args.eps,
+        "rope_max_seq_len": 1024,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "pos_embed_seq_len": None,
+    }
 
 
 def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
@@ -124,7 +167,9 @@ def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
         if layout not in _STEMS or suffix not in get_args(AudioSuffix):
             raise ValueError(f"layout {layout!r}, audio_suffix {suffix!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{model / CONFIG}: its `source` is not an import's ({error!r}); import the checkpoint again") from None
+        raise ValueError(
+            f"{model / CONFIG}: its `source` is not an import's ({error!r}); import the checkpoint again"
+        ) from None
     return {"layout": layout, "audio_suffix": suffix, "dtype": usual, "other_dtypes": others}
 
 

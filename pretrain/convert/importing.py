@@ -43,7 +43,11 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         flavor(self.flavor)
-        given = {"layout": (self.kind, KINDS), "dtype": (self.stored_as, ("source", *_STORED)), "audio-from": (self.audio_from, _SIDES)}
+        given = {
+            "layout": (self.kind, KINDS),
+            "dtype": (self.stored_as, ("source", *_STORED)),
+            "audio-from": (self.audio_from, _SIDES),
+        }
         for name, (value, valid) in given.items():
             if value not in valid:
                 raise ValueError(f"unknown {name} {value!r}; {nearest(str(value), valid)}")
@@ -79,7 +83,9 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
         check_published(args, config.flavor)
     for key in reader.keys():  # noqa: SIM118
         if reader.dtype(key) not in _FLOATS:
-            raise ValueError(f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16 or fp16, not a quantised one")
+            raise ValueError(
+                f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16 or fp16, not a quantised one"
+            )
     sizes = sizes_of(args)
     some = rules(layout, args, sizes.shapes, suffix, config.audio_from)
     return Planned(config, reader, layout, suffix, args, account(some, sizes, reader.shapes(), str(path)))
@@ -88,14 +94,20 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 def check_published(args: ModelArgs, name: str) -> None:
     """Raises ValueError where a model of these sizes would not compute what the published weights were trained for."""
     needed = {
-        "attend_text_padding": True, "dropped_text_is_zeros": True, "timbre_keeps_text": False, "gelu": "tanh",
-        "open_deviation_video": None, "open_deviation_audio": None,
-    }  # fmt: skip
+        "attend_text_padding": True,
+        "dropped_text_is_zeros": True,
+        "timbre_keeps_text": False,
+        "gelu": "tanh",
+        "open_deviation_video": None,
+        "open_deviation_audio": None,
+    }
     for field, value in needed.items():
         if getattr(args, field) != value:
             twin = f"{name}_published"
             advice = f"use --flavor {twin}" if twin in FLAVORS else "use a flavor of that kind"
-            raise ValueError(f"flavor {name}: {field} is {getattr(args, field)}, the published weights need {value}; {advice}")
+            raise ValueError(
+                f"flavor {name}: {field} is {getattr(args, field)}, the published weights need {value}; {advice}"
+            )
 
 
 class Converted:
@@ -131,7 +143,7 @@ class Converted:
 
 def run_import(
     planned: Planned, to: Path, digests: Mapping[str, str] | None = None, max_bytes: int = SHARD_BYTES
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises ValueError or OSError.
 
     digests: sha256 of the source's files by name, where they are known already.
@@ -140,16 +152,29 @@ def run_import(
     there = not is_remote(to) and to.exists()
     remove_leftovers(to)
     source = {
-        "layout": planned.layout, "audio_suffix": planned.suffix, "name": planned.reader.path.name,
-        "sha256": dict(digests or planned.reader.sha256()), **_dtypes(planned), "ignored": dict(planned.account.ignored),
-    }  # fmt: skip
-    facts = {"stage": "import", "kind": planned.config.kind, "step": 0, "ema_updates": 0, "ema_is_model": True, "source": source}
+        "layout": planned.layout,
+        "audio_suffix": planned.suffix,
+        "name": planned.reader.path.name,
+        "sha256": dict(digests or planned.reader.sha256()),
+        **_dtypes(planned),
+        "ignored": dict(planned.account.ignored),
+    }
+    facts = {
+        "stage": "import",
+        "kind": planned.config.kind,
+        "step": 0,
+        "ema_updates": 0,
+        "ema_is_model": True,
+        "source": source,
+    }
     if planned.config.kind == "wan2.2":
         facts |= {"audio_from": planned.config.audio_from, "seed": planned.config.seed}
     try:
         name = planned.config.flavor
         source_in_ours = Converted(planned)
-        checkpoint_id = write_model(to, name, planned.args, {"model": source_in_ours}, facts, keep_dtype=True, max_bytes=max_bytes)
+        checkpoint_id = write_model(
+            to, name, planned.args, {"model": source_in_ours}, facts, keep_dtype=True, max_bytes=max_bytes
+        )
     except BaseException:
         if not is_remote(to) and not there:
             shutil.rmtree(to, ignore_errors=True)

@@ -15,7 +15,9 @@ from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 
 Layout = Literal["nava", "wan", "wan_diffusers"]
-AudioSuffix = Literal["leaf", "module"]  # self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
+AudioSuffix = Literal[
+    "leaf", "module"
+]  # self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
 AudioFrom = Literal["fresh", "copy"]
 
 LAYOUTS: dict[Layout, str] = {
@@ -66,7 +68,13 @@ class Rule:
     copied: bool = False  # the sources belong to another key and were copied from there: they do not go back
 
 
-def rules(layout: Layout, args: ModelArgs, keys: Iterable[str], suffix: AudioSuffix = "leaf", audio: AudioFrom = "fresh") -> list[Rule]:
+def rules(
+    layout: Layout,
+    args: ModelArgs,
+    keys: Iterable[str],
+    suffix: AudioSuffix = "leaf",
+    audio: AudioFrom = "fresh",
+) -> list[Rule]:
     """A rule for each of our keys. Raises ValueError where the model's paradigm has no counterpart there."""
     if args.paradigm != "nava":
         raise ValueError(f"paradigm {args.paradigm} has no published layout; only nava has one")
@@ -80,12 +88,18 @@ def rules(layout: Layout, args: ModelArgs, keys: Iterable[str], suffix: AudioSuf
 
 def detect(keys: Collection[str], where: str) -> tuple[Layout, AudioSuffix]:
     """The layout that a checkpoint has by its keys. Raises ValueError where it has none of them."""
-    marks: dict[Layout, str] = {"nava": "backbone.", "wan": "blocks.0.self_attn.q.", "wan_diffusers": "blocks.0.attn1.to_q."}
+    marks: dict[Layout, str] = {
+        "nava": "backbone.",
+        "wan": "blocks.0.self_attn.q.",
+        "wan_diffusers": "blocks.0.attn1.to_q.",
+    }
     for layout, mark in marks.items():
         if any(key.startswith(mark) for key in keys):
             return layout, "module" if any("_attn_audio." in key for key in keys) else "leaf"
     held = f"its keys begin with {sorted(keys)[0]!r}" if keys else "it holds no tensor"
-    raise ValueError(f"{where}: none of the known layouts ({', '.join(LAYOUTS)}); {held}; give a whole transformer checkpoint")
+    raise ValueError(
+        f"{where}: none of the known layouts ({', '.join(LAYOUTS)}); {held}; give a whole transformer checkpoint"
+    )
 
 
 def ignored_reason(key: str) -> str:
@@ -107,8 +121,12 @@ def _renamed(key: str, table: Iterable[tuple[str, str]]) -> str | None:
 
 def _nava(key: str, args: ModelArgs, suffix: AudioSuffix) -> tuple[str, ...]:
     tables = {
-        "alignment_video": [f"double_blocks.{i}.modulation.modulation" for i in range(args.num_alignment_blocks)],
-        "alignment_audio": [f"double_blocks.{i}.modulation_audio.modulation" for i in range(args.num_alignment_blocks)],
+        "alignment_video": [
+            f"double_blocks.{i}.modulation.modulation" for i in range(args.num_alignment_blocks)
+        ],
+        "alignment_audio": [
+            f"double_blocks.{i}.modulation_audio.modulation" for i in range(args.num_alignment_blocks)
+        ],
         "fusion": [f"single_blocks.{i}.modulation.modulation" for i in range(args.num_fusion_blocks)],
         "head_video": ["head.modulation"],
         "head_audio": ["head_audio.modulation"],
@@ -124,14 +142,22 @@ def _wan(key: str, args: ModelArgs, audio: AudioFrom) -> Rule:
     """Block i of Wan is alignment block i, then fusion block i - num_alignment_blocks."""
     alignment = [f"blocks.{i}.modulation" for i in range(args.num_alignment_blocks)]
     fusion = [f"blocks.{args.num_alignment_blocks + i}.modulation" for i in range(args.num_fusion_blocks)]
-    tables = {"time.tables.alignment_video": alignment, "time.tables.fusion": fusion, "time.tables.head_video": ["head.modulation"]}
+    tables = {
+        "time.tables.alignment_video": alignment,
+        "time.tables.fusion": fusion,
+        "time.tables.head_video": ["head.modulation"],
+    }
     if key in tables:
         return Rule(key, tuple(tables[key]))
     if renamed := _renamed(key, _SHARED):
         return Rule(key, (renamed,))
     of_audio = key == "time.tables.alignment_audio" or re.match(r"double_blocks\.\d+\.\w+_audio\.", key)
     if of_audio and audio == "copy":
-        return Rule(key, _wan(key.replace("_audio", "_video" if key.startswith("time.") else ""), args, audio).theirs, copied=True)
+        return Rule(
+            key,
+            _wan(key.replace("_audio", "_video" if key.startswith("time.") else ""), args, audio).theirs,
+            copied=True,
+        )
     if of_audio or not (block := re.match(r"(double|single)_blocks\.(\d+)\.(.+)", key)):
         return Rule(key, ())
     first = args.num_alignment_blocks if block.group(1) == "single" else 0

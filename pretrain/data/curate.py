@@ -74,7 +74,9 @@ def choose(worth: np.ndarray, budget: int) -> list[int]:
     if budget >= count:
         return list(range(count))
     kernel = np.ascontiguousarray(worth, dtype=np.float32)
-    function = FacilityLocationFunction(n=count, mode="dense", separate_rep=True, n_rep=len(kernel), sijs=kernel)
+    function = FacilityLocationFunction(
+        n=count, mode="dense", separate_rep=True, n_rep=len(kernel), sijs=kernel
+    )
     greedy = function.maximize(budget=budget, optimizer="LazyGreedy", verbose=False, show_progress=False)
     return sorted(int(index) for index, _ in greedy)
 
@@ -128,28 +130,44 @@ def _moved(row: Row, corpus: Path, out: Path) -> Row:
     """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with it."""
     if "reference_paths" not in row.meta:
         return row
-    paths = [Path(os.path.relpath(corpus / path, out)).as_posix() if path else "" for path in row.meta["reference_paths"]]
+    paths = [
+        Path(os.path.relpath(corpus / path, out)).as_posix() if path else ""
+        for path in row.meta["reference_paths"]
+    ]
     return dataclasses.replace(row, meta={**row.meta, "reference_paths": paths})
 
 
-def _report(config: CurateConfig, rows: list[Row], quality: np.ndarray, worth: np.ndarray, chosen: list[int]) -> dict[str, Any]:
+def _report(
+    config: CurateConfig, rows: list[Row], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
+) -> dict[str, Any]:
     """Curated beside random subsets of the same size."""
     rng = np.random.default_rng(config.seed)
     random = [rng.choice(len(rows), len(chosen), replace=False).tolist() for _ in range(RANDOM_SUBSETS)]
     described = [_describe(rows, quality, worth, subset) for subset in random]
     means = {key: float(np.mean([item[key] for item in described])) for key in described[0] if key != "kinds"}
-    kinds = {kind: float(np.mean([item["kinds"].get(kind, 0) for item in described])) for kind in sorted({_kind(row) for row in rows})}
+    kinds = {
+        kind: float(np.mean([item["kinds"].get(kind, 0) for item in described]))
+        for kind in sorted({_kind(row) for row in rows})
+    }
     return {
         "rows": len(rows),
         "chosen": len(chosen),
         "facility_location_of_all": facility_location(worth, range(len(rows))),
         "curated": _describe(rows, quality, worth, chosen),
-        "random": {**means, "facility_location_best": max(item["facility_location"] for item in described), "kinds": kinds},
+        "random": {
+            **means,
+            "facility_location_best": max(item["facility_location"] for item in described),
+            "kinds": kinds,
+        },
     }
 
 
 def _describe(rows: list[Row], quality: np.ndarray, worth: np.ndarray, subset: list[int]) -> dict[str, Any]:
-    spoken = {pair for i in subset for pair in zip(_listed(rows[i], "words"), _listed(rows[i], "voices"), strict=False)}
+    spoken = {
+        pair
+        for i in subset
+        for pair in zip(_listed(rows[i], "words"), _listed(rows[i], "voices"), strict=False)
+    }
     kinds = [_kind(rows[i]) for i in subset]
     return {
         "facility_location": facility_location(worth, subset),

@@ -38,4 +38,6 @@ def similarities(groups: Sequence[np.ndarray]) -> np.ndarray:
         distances = np.maximum(squares[:, None] + squares[None] - 2 * values @ values.T, 0.0)
         total += distances / max(float(distances.mean()), 1e-12)
     off_diagonal = total[~np.eye(len(total), dtype=bool)]
-    return np.exp(-total / max(float(np.median(off_diagonal)), 1e-12)) if len(total) > 1 else np.ones_like(total)
+    return (
+        np.exp(-total / max(float(np.median(off_diagonal)), 1e-12)) if len(total) > 1 else np.ones_like(total)
+    )

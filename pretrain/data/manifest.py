@@ -41,17 +41,30 @@ class Row:
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """The public form, paths relative to `folder`."""
-        info = {"fps": self.fps, "duration": self.duration_s, "image_width": self.width, "image_height": self.height}
+        info = {
+            "fps": self.fps,
+            "duration": self.duration_s,
+            "image_width": self.width,
+            "image_height": self.height,
+        }
         return {
             "data_id": self.data_id,
             "video_info": [{"data_path": _relative(self.data_path, folder), **info}],
-            "text_list": [{"text": self.text, "speech_start": list(self.speech_start_s), "speech_end": list(self.speech_end_s)}],
+            "text_list": [
+                {
+                    "text": self.text,
+                    "speech_start": list(self.speech_start_s),
+                    "speech_end": list(self.speech_end_s),
+                }
+            ],
             "audio_splits_info_tagging": [self.quality],
             "meta": self.meta,
         }
 
 
-def read_manifest(path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION) -> tuple[list[Row], list[FieldError]]:
+def read_manifest(
+    path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION
+) -> tuple[list[Row], list[FieldError]]:
     """The good rows and what is wrong with the rejected ones (media are not opened here).
 
     Raises FileNotFoundError, or ValueError `file:line field: ...` when more than `max_bad_fraction` of the rows are bad.
@@ -63,7 +76,9 @@ def read_manifest(path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION) 
     for line, content in scan(path):
         result = content if isinstance(content, FieldError) else row_of(content, line, path.parent)
         if isinstance(result, Row) and result.data_id in seen:
-            result = FieldError(line, "data_id", f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique")
+            result = FieldError(
+                line, "data_id", f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique"
+            )
         if isinstance(result, FieldError):
             rejected.append(result)
         else:
@@ -73,13 +88,17 @@ def read_manifest(path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION) 
     return rows, rejected
 
 
-def check_rejected(path: Path | str, rejected: list[FieldError], num_rows: int, max_bad_fraction: float) -> None:
+def check_rejected(
+    path: Path | str, rejected: list[FieldError], num_rows: int, max_bad_fraction: float
+) -> None:
     """Raises ValueError, naming the first bad row, when more than the allowed part of a set is rejected."""
     if rejected:
         check_bad(path, rejected[0], len(rejected), num_rows, max_bad_fraction)
 
 
-def check_bad(path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float) -> None:
+def check_bad(
+    path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float
+) -> None:
     """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all of them."""
     if num_bad > max_bad_fraction * num_rows or num_bad == num_rows:
         share = f"{num_bad} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
@@ -126,20 +145,26 @@ def _typed_row(content: dict[str, Any], line: int, folder: Path) -> Row:
     duration_s = _number(info, "duration", "video_info[0].duration")
     if duration_s <= 0:
         raise _Wrong("video_info[0].duration", f"expected more than 0 seconds, got {duration_s}")
-    width, height = (int(_number(info, key, f"video_info[0].{key}", 0.0)) for key in ("image_width", "image_height"))
+    width, height = (
+        int(_number(info, key, f"video_info[0].{key}", 0.0)) for key in ("image_width", "image_height")
+    )
     starts, ends = _speech_times(texts, num_spans)
     quality = _first(content, "audio_splits_info_tagging") if content.get("audio_splits_info_tagging") else {}
     meta = content.get("meta") or {}
     if not isinstance(meta, dict):
         raise _Wrong("meta", f"expected an object, got {meta!r}")
     fps = _number(info, "fps", "video_info[0].fps", 0.0)
-    return Row(data_id, folder / data_path, fps, duration_s, width, height, text, starts, ends, quality, meta, line)
+    return Row(
+        data_id, folder / data_path, fps, duration_s, width, height, text, starts, ends, quality, meta, line
+    )
 
 
 def _first(content: dict[str, Any], key: str) -> dict[str, Any]:
     items = content.get(key)
     if not isinstance(items, list) or not items or not isinstance(items[0], dict):
-        raise _Wrong(key, f"expected a list with one object, got {str(items)[:60] if key in content else 'nothing'}")
+        raise _Wrong(
+            key, f"expected a list with one object, got {str(items)[:60] if key in content else 'nothing'}"
+        )
     return items[0]
 
 
@@ -147,7 +172,12 @@ def _number(content: dict[str, Any], key: str, name: str, absent: float | None =
     value = content.get(key)
     if value is None and absent is not None:
         return absent
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise _Wrong(name, f"expected a number, got {value!r}")
     return float(value)
 
@@ -158,10 +188,15 @@ def _speech_times(texts: dict[str, Any], num_spans: int) -> tuple[tuple[float, .
     for key in ("speech_start", "speech_end"):
         values = texts.get(key)
         values = [] if values is None else values if isinstance(values, list) else [values]
-        times.append(tuple(_number({"at": value}, "at", f"text_list[0].{key}[{i}]") for i, value in enumerate(values)))
+        times.append(
+            tuple(_number({"at": value}, "at", f"text_list[0].{key}[{i}]") for i, value in enumerate(values))
+        )
     starts, ends = times
     if len(starts) != len(ends) or len(starts) not in (0, num_spans):
-        raise _Wrong("text_list[0].speech_start", f"{len(starts)} starts, {len(ends)} ends, {num_spans} spans; give one of each per span")
+        raise _Wrong(
+            "text_list[0].speech_start",
+            f"{len(starts)} starts, {len(ends)} ends, {num_spans} spans; give one of each per span",
+        )
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if end <= start:
             raise _Wrong(f"text_list[0].speech_end[{i}]", f"{end} s is not after the start, {start} s")

@@ -41,21 +41,30 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
         if name in {entry.name for entry in entries}:
             raise ValueError(f"{list_path}:{line} set_name: {name!r} is listed twice; keep one")
         if name not in weights:
-            raise ValueError(f"{list_path}:{line} set_name: {name!r} has no line in {weight_path}; {nearest(name, weights)}")
+            raise ValueError(
+                f"{list_path}:{line} set_name: {name!r} has no line in {weight_path}; {nearest(name, weights)}"
+            )
         entries.append(MixEntry(int(cells[0]), name, _manifest(list_path, cells[-1]), *weights[name]))
     unused = set(weights) - {entry.name for entry in entries}
     if unused:
         wrong = min(unused)
-        raise ValueError(f"{weight_path}: set {wrong!r} is not in {list_path}; {nearest(wrong, (entry.name for entry in entries))}")
+        raise ValueError(
+            f"{weight_path}: set {wrong!r} is not in {list_path}; {nearest(wrong, (entry.name for entry in entries))}"
+        )
     return entries
 
 
 def write_mix(list_path: Path | str, entries: Sequence[MixEntry]) -> None:
     """Writes the `.list` and, beside it, the `.weight`; manifest paths relative to the list's folder."""
     list_path = Path(list_path)
-    lines = [f"{entry.index}\t{entry.name}\t{entry.path.relative_to(list_path.parent).as_posix()}\n" for entry in entries]
+    lines = [
+        f"{entry.index}\t{entry.name}\t{entry.path.relative_to(list_path.parent).as_posix()}\n"
+        for entry in entries
+    ]
     list_path.write_text("".join(lines))
-    list_path.with_suffix(".weight").write_text("".join(f"{entry.name}\t{entry.weight:g}\t{entry.modal}\n" for entry in entries))
+    list_path.with_suffix(".weight").write_text(
+        "".join(f"{entry.name}\t{entry.weight:g}\t{entry.modal}\n" for entry in entries)
+    )
 
 
 def _manifest(list_path: Path, text: str) -> Path:
@@ -88,5 +97,7 @@ def _cells(path: Path, widths: tuple[int, ...], form: str) -> Iterator[tuple[int
             continue
         cells = [cell.strip() for cell in text.split("\t")]
         if len(cells) not in widths or not all(cells):
-            raise ValueError(f"{path}:{line}: expected {form}, got {text[:80]!r}; separate the columns by tabs")
+            raise ValueError(
+                f"{path}:{line}: expected {form}, got {text[:80]!r}; separate the columns by tabs"
+            )
         yield line, cells

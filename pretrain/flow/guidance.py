@@ -32,7 +32,11 @@ NO_GUIDANCE = GuidanceScales(**{item.name: 0.0 for item in fields(GuidanceScales
 
 def without_text(conditioning: Conditioning) -> Conditioning:
     """Text and its timbre tokens dropped."""
-    return replace(conditioning, text_kept=torch.zeros_like(conditioning.text_kept), speakers=torch.zeros_like(conditioning.speakers))
+    return replace(
+        conditioning,
+        text_kept=torch.zeros_like(conditioning.text_kept),
+        speakers=torch.zeros_like(conditioning.speakers),
+    )
 
 
 def without_alignment(conditioning: Conditioning) -> Conditioning:
@@ -46,9 +50,12 @@ def without_timbre(conditioning: Conditioning) -> Conditioning:
 
 
 def guided_velocity(
-    velocity_of: VelocityOf, conditioning: Conditioning, scales: GuidanceScales,
-    negative: Conditioning | None = None, joint: bool = True,
-) -> Velocity:  # fmt: skip
+    velocity_of: VelocityOf,
+    conditioning: Conditioning,
+    scales: GuidanceScales,
+    negative: Conditioning | None = None,
+    joint: bool = True,
+) -> Velocity:
     """Guided velocity of the streams `velocity_of` answers for.
 
     `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both modalities are
@@ -64,7 +71,9 @@ def guided_velocity(
     )
     video, audio = full.video, full.audio
     for scale_video, scale_audio, weakened, can_differ in directions:
-        useful = (scale_video != 0 and full.video is not None) or (scale_audio != 0 and full.audio is not None)
+        useful = (scale_video != 0 and full.video is not None) or (
+            scale_audio != 0 and full.audio is not None
+        )
         if not (can_differ and useful):
             continue
         other = velocity_of(weakened)

@@ -35,7 +35,9 @@ def sampling_levels(num_steps: int, shift: float) -> list[float]:
     return shift_level(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
 
 
-def solve(field: VelocityField, start: Latents, num_steps: int, shift: float, solver: SolverName = "euler") -> Latents:
+def solve(
+    field: VelocityField, start: Latents, num_steps: int, shift: float, solver: SolverName = "euler"
+) -> Latents:
     """Integrate dx/ds = field(x, s) from s = 1 to 0. Raises ValueError on an unknown solver."""
     makers = {"euler": _euler, "unipc": _unipc}
     if solver not in makers:
@@ -64,7 +66,9 @@ def _euler(num_steps: int, shift: float) -> tuple[list[float], Step]:
 def _unipc(num_steps: int, shift: float) -> tuple[list[float], Step]:
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2)
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2
+    )
     scheduler.set_timesteps(num_steps)
 
     def step(latents: Tensor, velocity: Tensor, index: int) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
 
-Paradigm = Literal["nava", "dual_tower", "unified"]  # who meets whom in self-attention (pretrain.model.paradigms)
+Paradigm = Literal[
+    "nava", "dual_tower", "unified"
+]  # who meets whom in self-attention (pretrain.model.flavors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,14 @@ class ModelArgs:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive or None, got {value}")
-        unused = {"dual_tower": self.num_fusion_blocks, "unified": self.num_alignment_blocks}.get(self.paradigm, 0)
+        unused = {"dual_tower": self.num_fusion_blocks, "unified": self.num_alignment_blocks}.get(
+            self.paradigm, 0
+        )
         if unused:
             kind = "fusion" if self.paradigm == "dual_tower" else "alignment"
-            raise ValueError(f"paradigm {self.paradigm} has no {kind} blocks; num_{kind}_blocks must be 0, got {unused}")
+            raise ValueError(
+                f"paradigm {self.paradigm} has no {kind} blocks; num_{kind}_blocks must be 0, got {unused}"
+            )
         if self.dropped_text_is_zeros and not self.attend_text_padding:
             raise ValueError("dropped_text_is_zeros attends to rows of padding; set attend_text_padding too")
         if self.head_dim < 6:

@@ -17,7 +17,9 @@ from pretrain.model.scaled_attention import scaled_attention
 from pretrain.model.width_norm import WidthNorm
 from pretrain.types import Conditioning
 
-MASKED_SCORES = 1 << 18  # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
+MASKED_SCORES = (
+    1 << 18
+)  # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,12 @@ class AttentionPlan:
     num_audio: int
     apart: bool  # True: no sample joins its modalities, so two calls and no mask
     mask: Tensor | None  # [B, 1, N, N] bool, True = may attend; None = everything valid and joined
-    rows: tuple[Tensor, Tensor] | None = None  # samples that join and samples that do not, where each group has calls of its own
-    share: Share | None = None  # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
+    rows: tuple[Tensor, Tensor] | None = (
+        None  # samples that join and samples that do not, where each group has calls of its own
+    )
+    share: Share | None = (
+        None  # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
+    )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, heads, n, d] each of this rank's tokens -> [B, heads, n, d]."""
@@ -59,8 +65,12 @@ class AttentionPlan:
 
 
 def plan_attention(
-    valid: Tensor | None, conditioning: Conditioning, num_video: int, num_audio: int, share: Share | None = None
-) -> AttentionPlan:  # fmt: skip
+    valid: Tensor | None,
+    conditioning: Conditioning,
+    num_video: int,
+    num_audio: int,
+    share: Share | None = None,
+) -> AttentionPlan:
     """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N] tokens; padding is attended
     to by nobody. Counts and `valid` are of whole samples, also where a `share` says that this rank holds a part of them."""
     video, audio = share.counts[share.group.rank] if share else (num_video, num_audio)
@@ -68,13 +78,19 @@ def plan_attention(
     if valid is None and (all_joined or not conditioning.any_joined):
         return AttentionPlan(video, audio, apart=not all_joined, mask=None, share=share)
     if valid is None and (num_video + num_audio) ** 2 > MASKED_SCORES:
-        return AttentionPlan(video, audio, apart=False, mask=None, rows=conditioning.rows_by_joining, share=share)
+        return AttentionPlan(
+            video, audio, apart=False, mask=None, rows=conditioning.rows_by_joining, share=share
+        )
     joined = conditioning.modalities_joined
-    places = share.order(joined.device) if share else torch.arange(num_video + num_audio, device=joined.device)
+    places = (
+        share.order(joined.device) if share else torch.arange(num_video + num_audio, device=joined.device)
+    )
     is_audio = places >= num_video
     mask = joined[:, None, None] | (is_audio[:, None] == is_audio)
     if valid is not None:
-        own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)  # a padded query sees itself: softmax stays finite
+        own = torch.eye(
+            mask.shape[1], dtype=torch.bool, device=mask.device
+        )  # a padded query sees itself: softmax stays finite
         mask = (mask & valid[:, places][:, None, :]) | own
     return AttentionPlan(video, audio, apart=False, mask=mask[:, None], share=share)
 

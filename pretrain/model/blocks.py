@@ -32,13 +32,17 @@ def cross_context(tokens: Tensor, conditioning: Conditioning, attend_padding: bo
     """The context tokens [B, S, width] with what of them each sample may attend to."""
     kept, mask = conditioning.text_kept, None
     if not attend_padding and conditioning.text_padded:
-        mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]  # a dropped text may be empty: softmax stays finite
+        mask = (conditioning.text_mask | ~kept[:, None])[
+            :, None, None
+        ]  # a dropped text may be empty: softmax stays finite
     return Context(tokens, mask, None if conditioning.all_kept else kept[:, None, None].to(tokens.dtype))
 
 
 class FeedForward(nn.Sequential):
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__(nn.Linear(args.width, args.ffn_width), nn.GELU(args.gelu), nn.Linear(args.ffn_width, args.width))
+        super().__init__(
+            nn.Linear(args.width, args.ffn_width), nn.GELU(args.gelu), nn.Linear(args.ffn_width, args.width)
+        )
 
 
 def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Context) -> Tensor:
@@ -67,13 +71,21 @@ class AlignmentBlock(nn.Module):
             self.norm3_audio, self.ffn_audio = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
     def forward(
-        self, streams: tuple[Tensor | None, Tensor | None], modulations: tuple[Tensor | None, Tensor | None],
-        turns: tuple[Tensor | None, Tensor | None], plan: AttentionPlan, context: Context,
-    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        self,
+        streams: tuple[Tensor | None, Tensor | None],
+        modulations: tuple[Tensor | None, Tensor | None],
+        turns: tuple[Tensor | None, Tensor | None],
+        plan: AttentionPlan,
+        context: Context,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """(video, audio) tokens [B, N, width], None where absent, one step further; turns are complex [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
-            (self.self_attn_audio, self.cross_attn_audio, *((self.norm3_audio, self.ffn_audio) if self.split else (self.norm3, self.ffn))),
+            (
+                self.self_attn_audio,
+                self.cross_attn_audio,
+                *((self.norm3_audio, self.ffn_audio) if self.split else (self.norm3, self.ffn)),
+            ),
         )
         rows = [None if modulation is None else modulation.unbind() for modulation in modulations]
         qkv = [
@@ -81,8 +93,13 @@ class AlignmentBlock(nn.Module):
             for x, part, row, turn in zip(streams, parts, rows, turns, strict=True)
             if x is not None and row is not None and turn is not None
         ]
-        q, k, v = ((torch.cat(pieces, dim=1) if len(qkv) > 1 else pieces[0]).transpose(1, 2) for pieces in zip(*qkv, strict=True))
-        attended = iter(split_streams(plan.attend(q, k, v).transpose(1, 2).flatten(2), (plan.num_video, plan.num_audio)))
+        q, k, v = (
+            (torch.cat(pieces, dim=1) if len(qkv) > 1 else pieces[0]).transpose(1, 2)
+            for pieces in zip(*qkv, strict=True)
+        )
+        attended = iter(
+            split_streams(plan.attend(q, k, v).transpose(1, 2).flatten(2), (plan.num_video, plan.num_audio))
+        )
         out: list[Tensor | None] = []
         for x, row, (self_attn, cross_attn, norm3, ffn) in zip(streams, rows, parts, strict=True):
             if x is None or row is None:
@@ -92,7 +109,9 @@ class AlignmentBlock(nn.Module):
             out.append(add_ffn(add_cross(x, cross_attn, norm3, context), ffn, row, self.eps))
         return out[0], out[1]
 
-    def _project(self, x: Tensor, attention: Projections, modulation: Rows, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, attention: Projections, modulation: Rows, turns: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
         return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), turns)
 
@@ -103,14 +122,18 @@ def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     return (x,) if len(present) == 1 else x.split(present, dim=1)
 
 
-def normed_streams(x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float) -> Tensor:
+def normed_streams(
+    x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float
+) -> Tensor:
     """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels (rows first, first + 1)."""
     split = zip(split_streams(x, sizes), modulations, strict=True)
     pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
-def gated_streams(x: Tensor, update: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], row: int) -> Tensor:
+def gated_streams(
+    x: Tensor, update: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], row: int
+) -> Tensor:
     """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
     split = zip(split_streams(x, sizes), split_streams(update, sizes), modulations, strict=True)
     pieces = [gated_add(piece, change, m[row]) for piece, change, m in split]
@@ -126,7 +149,9 @@ class FusionBlock(nn.Module):
         self.self_attn, self.cross_attn = Projections(args), Projections(args)
         self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
-    def forward(self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
+    def forward(
+        self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context
+    ) -> Tensor:
         """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in order."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pretrain.config import override
 from pretrain.model.args import ModelArgs
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_order, write_tensors
-from pretrain.model.sharded import put
 from pretrain.model.shards import InMemory, ShardReader, TensorSource
 from pretrain.model.shell import AVTransformer
 from pretrain.storage import is_file, is_remote, remove_file, writing
@@ -36,9 +36,15 @@ class ModelFolder:
 
 
 def write_model(
-    folder: Path, flavor: str, args: ModelArgs, weights: Mapping[WeightsName, Mapping[str, Tensor] | TensorSource],
-    facts: Mapping[str, Any], *, keep_dtype: bool = False, max_bytes: int = SHARD_BYTES,
-) -> str:  # fmt: skip
+    folder: Path,
+    flavor: str,
+    args: ModelArgs,
+    weights: Mapping[WeightsName, Mapping[str, Tensor] | TensorSource],
+    facts: Mapping[str, Any],
+    *,
+    keep_dtype: bool = False,
+    max_bytes: int = SHARD_BYTES,
+) -> str:
     """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which marks the folder complete.
 
     Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the average equals the model and
@@ -46,7 +52,9 @@ def write_model(
     Files take their places after the last was written; an earlier model's config.json is taken away first, so that no mixture looks
     complete. Raises OSError.
     """
-    sources = {name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()}
+    sources = {
+        name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()
+    }
     if is_remote(folder):
         remove_file(folder / CONFIG)
     with ExitStack() as stack:
@@ -74,7 +82,9 @@ def read_model_folder(folder: Path) -> ModelFolder:
     """Raises FileNotFoundError or ValueError in one line where the folder is not a model."""
     path = folder / CONFIG
     if not is_file(path):
-        raise FileNotFoundError(f"{folder}: no config.json; give a model folder such as out/pretrain/stage3/model")
+        raise FileNotFoundError(
+            f"{folder}: no config.json; give a model folder such as out/pretrain/stage3/model"
+        )
     try:
         with named_errors(path):
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -122,4 +132,23 @@ def check_keys(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Siz
     kinds = {"missing": missing, "extra": extra, "misshapen": shapes}
     problems = [f"{kind} {keys[0]} (of {len(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
-        raise ValueError(f"{where}: weights do not fit the model: {'; '.join(problems)}; is it a checkpoint of another flavor?")
+        raise ValueError(
+            f"{where}: weights do not fit the model: {'; '.join(problems)}; is it a checkpoint of another flavor?"
+        )
+
+
+@torch.no_grad()
+def put(parameter: Tensor, whole: Tensor) -> None:
+    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part, no collective."""
+    if isinstance(parameter, DTensor):
+        local = whole.to(parameter.device, parameter.dtype)
+        whole = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
+
+
+class Gathered(InMemory):
+    """A TensorSource of parameters that may be sharded: each tensor comes whole, on the CPU; all ranks must ask for the same one."""
+
+    def tensor(self, key: str) -> Tensor:
+        value = self.tensors[key].detach()
+        return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()

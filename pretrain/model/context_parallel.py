@@ -35,25 +35,35 @@ def split_video(x: Tensor, frames: int, size: int, dim: int) -> list[Tensor]:
 
 def join_video(parts: Sequence[Tensor], frames: int, dim: int) -> Tensor:
     """What `split_video` took apart."""
-    return torch.stack([part.unflatten(dim, (frames, -1)) for part in parts], dim=dim + 1).flatten(dim, dim + 2)
+    return torch.stack([part.unflatten(dim, (frames, -1)) for part in parts], dim=dim + 1).flatten(
+        dim, dim + 2
+    )
 
 
 def check_degree(args: ModelArgs, size: int) -> None:
     """Raises ValueError where a model's tokens or heads do not split over `size` ranks."""
     if size > 1 and args.paradigm != "nava":
-        raise ValueError(f"parallel.context {size}: paradigm {args.paradigm} does not split its tokens; set it to 1")
+        raise ValueError(
+            f"parallel.context {size}: paradigm {args.paradigm} does not split its tokens; set it to 1"
+        )
     if args.num_heads % size:
-        raise ValueError(f"parallel.context {size} does not divide the model's {args.num_heads} heads; choose a divisor")
+        raise ValueError(
+            f"parallel.context {size} does not divide the model's {args.num_heads} heads; choose a divisor"
+        )
 
 
-def check_split(frames: int, rows: int, columns: int, audio: int, size: int, where: str = "context parallelism") -> None:
+def check_split(
+    frames: int, rows: int, columns: int, audio: int, size: int, where: str = "context parallelism"
+) -> None:
     """Raises ValueError where a batch's tokens do not split over `size` ranks; 0 frames or audio tokens = absent."""
     if frames and rows * columns % size:
         raise ValueError(
             f"{where}: a frame of {rows} x {columns} tokens does not split over {size} ranks; choose another size or parallel.context"
         )
     if 0 < audio < size:
-        raise ValueError(f"{where}: {audio} audio tokens are too few for {size} ranks; choose a smaller parallel.context")
+        raise ValueError(
+            f"{where}: {audio} audio tokens are too few for {size} ranks; choose a smaller parallel.context"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,9 @@ class Share:
     def order(self, device: torch.device | None = None) -> Tensor:
         """[N] places in [video; audio] of the tokens in the order attention meets them: rank by rank, video before audio."""
         video, audio = torch.arange(sum(self.whole), device=device).split(self.whole)
-        videos = split_video(video, self.frames, self.group.size, 0) if self.frames else [video] * self.group.size
+        videos = (
+            split_video(video, self.frames, self.group.size, 0) if self.frames else [video] * self.group.size
+        )
         pairs = zip(videos, audio.tensor_split(self.group.size), strict=True)
         return torch.cat([part for pair in pairs for part in pair])
 
@@ -123,11 +135,15 @@ def _all_to_all(x: Tensor, received: list[int], sent: list[int], name: str) -> T
     return collectives.wait_tensor(collectives.all_to_all_single(x, received, sent, name))
 
 
-def tokens_to_heads(q: Tensor, k: Tensor, v: Tensor, tokens: Sequence[int], group: ContextGroup) -> tuple[Tensor, Tensor, Tensor]:
+def tokens_to_heads(
+    q: Tensor, k: Tensor, v: Tensor, tokens: Sequence[int], group: ContextGroup
+) -> tuple[Tensor, Tensor, Tensor]:
     """[B, heads, own tokens, d] each -> [B, heads / ranks, all tokens, d], rank by rank; one exchange for all three."""
     batch, heads, own, dims = q.shape
     # tokens first: what arrives from the ranks then lies in order, and needs no further copy
-    parts = [x.reshape(batch, group.size, heads // group.size, own, dims).permute(1, 3, 0, 2, 4) for x in (q, k, v)]
+    parts = [
+        x.reshape(batch, group.size, heads // group.size, own, dims).permute(1, 3, 0, 2, 4) for x in (q, k, v)
+    ]
     sent = torch.stack(parts, dim=2).flatten(0, 1)  # [ranks * own, 3, B, heads / ranks, d]
     out = _Exchange.apply(sent, list(tokens), [own] * group.size, group.name)
     q, k, v = (x.permute(1, 2, 0, 3) for x in out.unbind(1))
@@ -149,7 +165,9 @@ class _Gather(Function):
     def forward(ctx, x: Tensor, group: ContextGroup) -> Tensor:  # type: ignore[override]
         ctx.rank = group.rank
         collectives = torch.ops._c10d_functional
-        whole = collectives.wait_tensor(collectives.all_gather_into_tensor(x.contiguous(), group.size, group.name))
+        whole = collectives.wait_tensor(
+            collectives.all_gather_into_tensor(x.contiguous(), group.size, group.name)
+        )
         return whole.unflatten(0, (group.size, -1))
 
     @staticmethod

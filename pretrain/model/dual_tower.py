@@ -30,14 +30,24 @@ class CrossModal(nn.Module):
         self.attn = Projections(args)
 
     def forward(
-        self, x: Tensor, other: Tensor, turns: Tensor, other_turns: Tensor, mask: Tensor | None, joined: Tensor | None
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        other: Tensor,
+        turns: Tensor,
+        other_turns: Tensor,
+        mask: Tensor | None,
+        joined: Tensor | None,
+    ) -> Tensor:
         """x [B, N, width] and other [B, M, width] with their turns; mask [B, 1, 1, M], joined [B, 1, 1]."""
         attn, dtype = self.attn, self.norm.weight.dtype
         seen = self.norm_other(other.to(dtype))
         q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), turns)
         k, v = rotate(attn.heads(attn.norm_k(attn.k(seen))), other_turns), attn.heads(attn.v(seen))
-        update = attn.o(scaled_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2))
+        update = attn.o(
+            scaled_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         return x + (update if joined is None else update * joined).to(x.dtype)
 
 
@@ -50,7 +60,9 @@ class Tower(nn.Module):
         self.self_attn, self.cross_attn, self.meet = Projections(args), Projections(args), CrossModal(args)
         self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
-    def alone(self, x: Tensor, modulation: Tensor, turns: Tensor, plan: AttentionPlan, context: Context) -> Tensor:
+    def alone(
+        self, x: Tensor, modulation: Tensor, turns: Tensor, plan: AttentionPlan, context: Context
+    ) -> Tensor:
         """Self-attention over this modality, then text."""
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps).to(self.self_attn.q.weight.dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
@@ -66,9 +78,14 @@ class TowerPair(nn.Module):
         self.video, self.audio = Tower(args), Tower(args)
 
     def forward(
-        self, streams: Pair, modulations: Pair, turns: Pair, plans: tuple[AttentionPlan, AttentionPlan], context: Context,
+        self,
+        streams: Pair,
+        modulations: Pair,
+        turns: Pair,
+        plans: tuple[AttentionPlan, AttentionPlan],
+        context: Context,
         meeting: Meeting | None,
-    ) -> Pair:  # fmt: skip
+    ) -> Pair:
         """(video, audio) tokens [B, N, width], None where absent; meeting None = the towers stay apart."""
         towers = (self.video, self.audio)
         out: list[Tensor | None] = [
@@ -76,7 +93,13 @@ class TowerPair(nn.Module):
             for tower, x, m, turn, plan in zip(towers, streams, modulations, turns, plans, strict=True)
         ]
         (video, audio), (video_turns, audio_turns) = out, turns
-        if meeting and video is not None and audio is not None and video_turns is not None and audio_turns is not None:
+        if (
+            meeting
+            and video is not None
+            and audio is not None
+            and video_turns is not None
+            and audio_turns is not None
+        ):
             out[0] = self.video.meet(video, audio, video_turns, audio_turns, meeting.masks[1], meeting.joined)
             out[1] = self.audio.meet(audio, video, audio_turns, video_turns, meeting.masks[0], meeting.joined)
         finished = [
@@ -97,7 +120,10 @@ class DualTowerTransformer(AVTransformer):
 
     def mix(self, given: Inputs) -> Pair:
         joined = given.conditioning.modalities_joined
-        plans = tuple(plan_attention(valid, given.conditioning, count, 0) for valid, count in zip(given.valid, given.counts, strict=True))
+        plans = tuple(
+            plan_attention(valid, given.conditioning, count, 0)
+            for valid, count in zip(given.valid, given.counts, strict=True)
+        )
         context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
         meeting = self._meeting(given, joined) if given.conditioning.any_joined else None
         tokens = given.tokens
@@ -108,4 +134,7 @@ class DualTowerTransformer(AVTransformer):
 
     def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:
         video, audio = (None if valid is None else valid[:, None, None] for valid in given.valid)
-        return Meeting(None if given.conditioning.all_joined else joined[:, None, None].to(given.context.dtype), (video, audio))
+        return Meeting(
+            None if given.conditioning.all_joined else joined[:, None, None].to(given.context.dtype),
+            (video, audio),
+        )

@@ -70,7 +70,9 @@ class TextEmbedder(nn.Sequential):
     """Frozen encoder states [B, S, text_width] -> context [B, S, width]."""
 
     def __init__(self, args: ModelArgs) -> None:
-        super().__init__(nn.Linear(args.text_width, args.width), nn.GELU("tanh"), nn.Linear(args.width, args.width))
+        super().__init__(
+            nn.Linear(args.text_width, args.width), nn.GELU("tanh"), nn.Linear(args.width, args.width)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         return super().forward(states.to(next(self.parameters()).dtype))
@@ -79,6 +81,8 @@ class TextEmbedder(nn.Sequential):
 def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:
     """[...] flow levels in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * level, computed in fp64."""
     half = num_frequencies // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half))
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half)
+    )
     angles = 1000.0 * levels.double()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

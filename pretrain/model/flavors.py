@@ -8,17 +8,38 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pretrain.config import nearest
-from pretrain.model.args import ModelArgs
+from pretrain.model.args import ModelArgs, Paradigm
+from pretrain.model.dual_tower import DualTowerTransformer
+from pretrain.model.shell import AVTransformer
+from pretrain.model.transformer import NavaTransformer
+from pretrain.model.unified import UnifiedTransformer
 
 _MINI = ModelArgs(
-    width=192, num_heads=3, ffn_width=768, num_alignment_blocks=1, num_fusion_blocks=3,
-    text_width=256, audio_embed_hidden=256, audio_embed_kernel=3, gelu="none", timbre_keeps_text=True,
-    open_deviation_video=0.1, open_deviation_audio=0.3,
-)  # fmt: skip
+    width=192,
+    num_heads=3,
+    ffn_width=768,
+    num_alignment_blocks=1,
+    num_fusion_blocks=3,
+    text_width=256,
+    audio_embed_hidden=256,
+    audio_embed_kernel=3,
+    gelu="none",
+    timbre_keeps_text=True,
+    open_deviation_video=0.1,
+    open_deviation_audio=0.3,
+)
 _DEBUG = ModelArgs(
-    width=32, num_heads=2, ffn_width=64, num_alignment_blocks=1, num_fusion_blocks=1,
-    text_width=256, time_frequencies=32, audio_embed_hidden=32, audio_embed_kernel=3, timbre_keeps_text=True,
-)  # fmt: skip
+    width=32,
+    num_heads=2,
+    ffn_width=64,
+    num_alignment_blocks=1,
+    num_fusion_blocks=1,
+    text_width=256,
+    time_frequencies=32,
+    audio_embed_hidden=32,
+    audio_embed_kernel=3,
+    timbre_keeps_text=True,
+)
 
 FLAVORS: dict[str, ModelArgs] = {
     "nava_6b": ModelArgs(),
@@ -32,9 +53,11 @@ FLAVORS: dict[str, ModelArgs] = {
 }
 _PUBLISHED = ("nava_6b", "nava_7b_split", "debug")
 FLAVORS |= {
-    f"{name}_published": replace(FLAVORS[name], attend_text_padding=True, dropped_text_is_zeros=True, timbre_keeps_text=False)
+    f"{name}_published": replace(
+        FLAVORS[name], attend_text_padding=True, dropped_text_is_zeros=True, timbre_keeps_text=False
+    )
     for name in _PUBLISHED
-}  # fmt: skip
+}
 
 
 def flavor(name: str) -> ModelArgs:
@@ -42,3 +65,15 @@ def flavor(name: str) -> ModelArgs:
     if name not in FLAVORS:
         raise ValueError(f"unknown model flavor {name!r}; {nearest(name, FLAVORS)}")
     return FLAVORS[name]
+
+
+PARADIGMS: dict[Paradigm, type[AVTransformer]] = {
+    "nava": NavaTransformer,
+    "dual_tower": DualTowerTransformer,
+    "unified": UnifiedTransformer,
+}
+
+
+def build_model(args: ModelArgs) -> AVTransformer:
+    """The transformer of `args.paradigm`, weights not initialised."""
+    return PARADIGMS[args.paradigm](args)

@@ -49,7 +49,9 @@ def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
         tokens = shape.context + shape.video + shape.audio
         return args.num_fusion_blocks * _attend(args, tokens, tokens)
     tokens = shape.video + shape.audio
-    return (args.num_alignment_blocks + args.num_fusion_blocks) * (_attend(args, tokens, tokens) if shape.joined else alone)
+    return (args.num_alignment_blocks + args.num_fusion_blocks) * (
+        _attend(args, tokens, tokens) if shape.joined else alone
+    )
 
 
 def params_met_per_video_token(args: ModelArgs) -> int:
@@ -59,7 +61,9 @@ def params_met_per_video_token(args: ModelArgs) -> int:
     """
     one, none = ClipShape(video=1, audio=0, context=0), ClipShape(video=0, audio=0, context=0)
     attention = _attend(args, 1, 1) * (args.num_alignment_blocks + args.num_fusion_blocks)
-    levels = _map(1, args.time_frequencies, args.width) + _square(args, 1) + _map(1, args.width, 6 * args.width)
+    levels = (
+        _map(1, args.time_frequencies, args.width) + _square(args, 1) + _map(1, args.width, 6 * args.width)
+    )
     met = forward_flops(args, one) - forward_flops(args, none) - attention - levels
     return met // 2
 
@@ -97,7 +101,9 @@ def _cross(args: ModelArgs, tokens: int, seen: int) -> int:
 def _nava(args: ModelArgs, shape: ClipShape) -> int:
     tokens = shape.video + shape.audio
     between = 0 if shape.joined else 2 * _attend(args, shape.video, shape.audio)
-    alignment = _alone(args, tokens) - between + sum(_cross(args, count, shape.context) for count in shape.streams)
+    alignment = (
+        _alone(args, tokens) - between + sum(_cross(args, count, shape.context) for count in shape.streams)
+    )
     fusion = _alone(args, tokens) - between + _cross(args, tokens, shape.context)
     return args.num_alignment_blocks * alignment + args.num_fusion_blocks * fusion
 
@@ -115,7 +121,9 @@ def _unified(args: ModelArgs, shape: ClipShape) -> int:
 
 def _level_groups(args: ModelArgs, shape: ClipShape) -> int:
     streams: dict[Paradigm, int] = {"unified": 1}  # the context carries a level too
-    return (shape.video_levels if shape.video else 0) + (1 if shape.audio else 0) + streams.get(args.paradigm, 0)
+    return (
+        (shape.video_levels if shape.video else 0) + (1 if shape.audio else 0) + streams.get(args.paradigm, 0)
+    )
 
 
 def _first_maps(args: ModelArgs, shape: ClipShape) -> int:
@@ -133,5 +141,7 @@ def _other_maps(args: ModelArgs, shape: ClipShape) -> int:
     audio_mlp = 3 * _map(shape.audio, width * window, args.audio_embed_hidden)
     timbre = _map(shape.references, args.speaker_dim, width) + _square(args, shape.references)
     time = _square(args, groups) + _map(groups, width, 6 * width)
-    heads = _map(shape.video, width, args.video_channels * args.patch_size**2) + _map(shape.audio, width, args.audio_channels)
+    heads = _map(shape.video, width, args.video_channels * args.patch_size**2) + _map(
+        shape.audio, width, args.audio_channels
+    )
     return audio_mlp + _square(args, shape.context) + timbre + time + heads

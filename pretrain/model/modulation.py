@@ -19,7 +19,9 @@ from pretrain.model.embedders import sinusoid
 class StreamModulation(NamedTuple):
     """One stream's modulation; G level groups divide the stream's tokens evenly."""
 
-    alignment: tuple[Tensor, ...]  # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
+    alignment: tuple[
+        Tensor, ...
+    ]  # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
     fusion: tuple[Tensor, ...]  # per fusion block [6, B, G, 1, width]
     head: Tensor | None  # [2, B, G, 1, width]: shift, scale; None where the stream has no head
 
@@ -30,7 +32,9 @@ class TimePath(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         width, self.num_frequencies = args.width, args.time_frequencies
-        self.embedding = nn.Sequential(nn.Linear(args.time_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.embedding = nn.Sequential(
+            nn.Linear(args.time_frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.projection = nn.Linear(width, 6 * width)
         tables = {
             "alignment_video": (args.num_alignment_blocks, 6),
@@ -39,13 +43,19 @@ class TimePath(nn.Module):
             "head_video": (1, 2),
             "head_audio": (1, 2),
         }
-        self.tables = nn.ParameterDict({name: nn.Parameter(torch.empty(*shape, width)) for name, shape in tables.items() if shape[0]})
+        self.tables = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(*shape, width)) for name, shape in tables.items() if shape[0]}
+        )
 
     def forward(
         self, video_sigma: Tensor | None, audio_sigma: Tensor | None, context_sigma: Tensor | None = None
     ) -> tuple[StreamModulation | None, ...]:
         """Levels [B, G] of each present stream -> modulation of (video, audio, context), fp32; a context has no rows of its own."""
-        return self._modulate(video_sigma, "video"), self._modulate(audio_sigma, "audio"), self._modulate(context_sigma, "context")
+        return (
+            self._modulate(video_sigma, "video"),
+            self._modulate(audio_sigma, "audio"),
+            self._modulate(context_sigma, "context"),
+        )
 
     def _modulate(self, sigma: Tensor | None, stream: str) -> StreamModulation | None:
         if sigma is None:
@@ -74,4 +84,6 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
 def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """x + gate * update; x and update [B, N, width], gate [B, G, 1, width]."""
     shape = (gate.shape[1], -1)
-    return torch.addcmul(x.unflatten(1, shape), update.unflatten(1, shape).to(x.dtype), gate.to(x.dtype)).flatten(1, 2)
+    return torch.addcmul(
+        x.unflatten(1, shape), update.unflatten(1, shape).to(x.dtype), gate.to(x.dtype)
+    ).flatten(1, 2)

@@ -8,8 +8,23 @@ from typing import Any
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flavors import flavor
-from pretrain.model.flops import ClipShape, block_flops, forward_flops, params_met_per_video_token, self_attention_flops, training_flops
-from pretrain.model.plan_memory import FRAGMENTATION, RUNTIME_BYTES, Checkpointing, Setup, largest_local_batch, memory_parts, sizes_of
+from pretrain.model.flops import (
+    ClipShape,
+    block_flops,
+    forward_flops,
+    params_met_per_video_token,
+    self_attention_flops,
+    training_flops,
+)
+from pretrain.model.plan_memory import (
+    FRAGMENTATION,
+    RUNTIME_BYTES,
+    Checkpointing,
+    Setup,
+    largest_local_batch,
+    memory_parts,
+    sizes_of,
+)
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
 GIB = 2**30
@@ -17,17 +32,34 @@ LIMITS_GB = (80, 141)  # H100, H200; decimal, as they are sold
 
 
 def plan(
-    name: str, gpus: int = 1, frames: int = 145, height: int = 704, width: int = 1280, fps: float = 24.0, context_tokens: int = 512,
-    *, context: int = 1, replicas: int = 1, checkpointing: Checkpointing = "full", local_batch: int = 1,
+    name: str,
+    gpus: int = 1,
+    frames: int = 145,
+    height: int = 704,
+    width: int = 1280,
+    fps: float = 24.0,
+    context_tokens: int = 512,
+    *,
+    context: int = 1,
+    replicas: int = 1,
+    checkpointing: Checkpointing = "full",
+    local_batch: int = 1,
     ema: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in plain types for JSON.
 
     context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips of one micro-batch.
     Raises ValueError on an unknown flavor, sizes that do not split into tokens, or degrees that do not divide.
     """
     args = flavor(name)
-    setup = Setup(gpus=gpus, replicas=replicas, context=context, checkpointing=checkpointing, local_batch=local_batch, ema=ema)
+    setup = Setup(
+        gpus=gpus,
+        replicas=replicas,
+        context=context,
+        checkpointing=checkpointing,
+        local_batch=local_batch,
+        ema=ema,
+    )
     check_degree(args, context)
     cell = PIXELS_PER_LATENT * args.patch_size
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
@@ -42,14 +74,23 @@ def plan(
         "flops_per_clip": _flops(args, clip, checkpointing),
         "training_flops_per_clip": training_flops(args, clip),
         "gpus": gpus,
-        "setup": {"replicas": replicas, "context": context, "shards": setup.shards, "checkpointing": checkpointing,
-                  "local_batch": local_batch},
-        "memory_per_gpu_gib": {part: round(size / GIB, 3) for part, size in {**parts, "total": sum(parts.values())}.items()},
+        "setup": {
+            "replicas": replicas,
+            "context": context,
+            "shards": setup.shards,
+            "checkpointing": checkpointing,
+            "local_batch": local_batch,
+        },
+        "memory_per_gpu_gib": {
+            part: round(size / GIB, 3) for part, size in {**parts, "total": sum(parts.values())}.items()
+        },
         "largest_local_batch": _largest(args, clip, setup),
-    }  # fmt: skip
+    }
 
 
-def clip_shape(args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512) -> ClipShape:
+def clip_shape(
+    args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512
+) -> ClipShape:
     """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into tokens."""
     cell = PIXELS_PER_LATENT * args.patch_size
     for side, pixels in (("height", height), ("width", width)):
@@ -63,8 +104,11 @@ def clip_shape(args: ModelArgs, frames: int, height: int, width: int, fps: float
 
 def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) -> list[str]:
     """What the numbers of a plan rest on, for the reader."""
-    recompute = {"none": "nothing is recomputed", "selective": "blocks keep their input and self-attention, the rest is recomputed",
-                 "full": "blocks keep their input, all of them is recomputed"}  # fmt: skip
+    recompute = {
+        "none": "nothing is recomputed",
+        "selective": "blocks keep their input and self-attention, the rest is recomputed",
+        "full": "blocks keep their input, all of them is recomputed",
+    }
     return [
         "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a replica",
         "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the time path is fp32",
@@ -86,7 +130,11 @@ def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> flo
 
 def _flops(args: ModelArgs, clip: ClipShape, checkpointing: Checkpointing) -> dict[str, int]:
     forward, training = forward_flops(args, clip), training_flops(args, clip)
-    again = {"none": 0, "selective": block_flops(args, clip) - self_attention_flops(args, clip), "full": block_flops(args, clip)}
+    again = {
+        "none": 0,
+        "selective": block_flops(args, clip) - self_attention_flops(args, clip),
+        "full": block_flops(args, clip),
+    }
     return {
         "forward": forward,
         "backward": training - forward,

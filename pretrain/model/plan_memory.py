@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pretrain.model.args import ModelArgs
+from pretrain.model.flavors import build_model
 from pretrain.model.flops import ClipShape
-from pretrain.model.paradigms import build_model
 
 Checkpointing = Literal["none", "selective", "full"]
 FP32, BF16 = 4, 2  # bytes
@@ -72,7 +72,12 @@ def sizes_of(args: ModelArgs) -> ModelSizes:
     with torch.device("meta"):
         model = build_model(args)
     blocks = tuple(_count(block) for group in model.block_groups() for block in group)
-    return ModelSizes(_count(model), blocks, _count(model.time), tuple((name, _count(part)) for name, part in model.named_children()))
+    return ModelSizes(
+        _count(model),
+        blocks,
+        _count(model.time),
+        tuple((name, _count(part)) for name, part in model.named_children()),
+    )
 
 
 def _count(module: nn.Module) -> int:
@@ -85,8 +90,12 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
     shard = sizes.total / setup.shards
     largest = max(sizes.blocks)
     passing = {
-        "gathered_parameters": float(BF16 * (sizes.root + 2 * largest) + FP32 * sizes.time),  # one block in use, one prefetched
-        "gathered_gradients": float((BF16 + FP32) * max(largest, sizes.root)),  # a unit's own, and cast for the reduction
+        "gathered_parameters": float(
+            BF16 * (sizes.root + 2 * largest) + FP32 * sizes.time
+        ),  # one block in use, one prefetched
+        "gathered_gradients": float(
+            (BF16 + FP32) * max(largest, sizes.root)
+        ),  # a unit's own, and cast for the reduction
         **_activation_parts(args, clip, setup, len(sizes.blocks)),
     }
     return {
@@ -101,7 +110,9 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
     """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the batch."""
-    empty, one = (sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1))
+    empty, one = (
+        sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1)
+    )
     return max(0, int((limit_bytes - empty) // (one - empty)))
 
 
@@ -128,10 +139,22 @@ def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks
     inside = saved_by_block(args, tokens, clip.context * batch)
     inputs = tokens * width * BF16
     # selective: the attended, and where ranks exchange tokens for heads, what they sent each other (q, k, v and back)
-    kept = {"none": inside, "selective": inputs * (2 if setup.context == 1 else 6), "full": inputs}[setup.checkpointing]
+    kept = {"none": inside, "selective": inputs * (2 if setup.context == 1 else 6), "full": inputs}[
+        setup.checkpointing
+    ]
     text = clip.context * batch * (args.text_width + 3 * width) * BF16
-    audio = clip.audio * batch * (args.audio_embed_kernel * (2 * width + args.audio_embed_hidden) + 3 * args.audio_embed_hidden) * BF16
-    latents = (clip.video * args.video_channels * args.patch_size**2 + clip.audio * args.audio_channels) * batch * LATENT_COPIES * FP32
+    audio = (
+        clip.audio
+        * batch
+        * (args.audio_embed_kernel * (2 * width + args.audio_embed_hidden) + 3 * args.audio_embed_hidden)
+        * BF16
+    )
+    latents = (
+        (clip.video * args.video_channels * args.patch_size**2 + clip.audio * args.audio_channels)
+        * batch
+        * LATENT_COPIES
+        * FP32
+    )
     return {
         "activations_kept": num_blocks * kept,
         "activations_recomputed": inside if setup.checkpointing != "none" else 0.0,

@@ -18,16 +18,22 @@ def _angles(positions: Tensor, num_dims: int, theta: float) -> Tensor:
     return torch.outer(positions.double(), theta**-exponents)
 
 
-def video_turns(frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+def video_turns(
+    frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None
+) -> Tensor:
     """Turns of video tokens in (t, h, w) order: [frames * rows * columns, 1, head_dim // 2], complex64."""
     grid, parts = (frames, rows, columns), []
     for axis, (size, dims) in enumerate(zip(grid, axis_split(head_dim), strict=True)):
-        along = turns_of(_angles(torch.arange(size, device=device), dims, theta))  # sines of an axis, not of the whole grid
+        along = turns_of(
+            _angles(torch.arange(size, device=device), dims, theta)
+        )  # sines of an axis, not of the whole grid
         parts.append(along.view(*[size if other == axis else 1 for other in range(3)], -1).expand(*grid, -1))
     return torch.cat(parts, dim=-1).flatten(0, 2)[:, None]
 
 
-def audio_angles(tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
+def audio_angles(
+    tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None
+) -> Tensor:
     """Angles of audio tokens [tokens, head_dim // 2], fp64: token p turns as video time p * rate_ratio; the spatial dims stay still.
 
     rate_ratio = video latent frames per second / audio tokens per second (24 / 4 / 25 = 0.24 at full size).

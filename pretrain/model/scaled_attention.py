@@ -20,7 +20,9 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     if q.device.type != "cpu" or not _matmuls_are_faster(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     keys = k.flatten(0, 1).transpose(1, 2)
-    scores = torch.baddbmm(q.new_zeros(1), q.flatten(0, 1), keys, beta=0, alpha=q.shape[-1] ** -0.5).unflatten(0, q.shape[:2])
+    scores = torch.baddbmm(
+        q.new_zeros(1), q.flatten(0, 1), keys, beta=0, alpha=q.shape[-1] ** -0.5
+    ).unflatten(0, q.shape[:2])
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return torch.bmm(_softmax(scores).flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])

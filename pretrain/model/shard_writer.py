@@ -48,8 +48,13 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, stem: str, plan: Plan, max_bytes: int = SHARD_BYTES, metadata: Mapping[str, str] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        stem: str,
+        plan: Plan,
+        max_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.stem, self.plan, self.metadata = folder, stem, plan, metadata
         self.order = write_order(plan)
         self.files: dict[str, str] = {}  # name -> sha256, of finished files
@@ -64,7 +69,9 @@ class ShardWriter:
         if not self._left:
             self._open()
         if key != self._left[0] or (tensor.shape, tensor.dtype) != self.plan[key]:
-            raise ValueError(f"{key} {tuple(tensor.shape)} {tensor.dtype}: expected {self._left[0]} {self.plan[self._left[0]]}")
+            raise ValueError(
+                f"{key} {tuple(tensor.shape)} {tensor.dtype}: expected {self._left[0]} {self.plan[self._left[0]]}"
+            )
         if tensor.numel():
             self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         del self._left[0]
@@ -75,15 +82,21 @@ class ShardWriter:
         """sha256 of the file; of several, of the lines "name sha256"."""
         if len(self.files) == 1:
             return next(iter(self.files.values()))
-        return hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in self.files.items()).encode()).hexdigest()
+        return hashlib.sha256(
+            "\n".join(f"{name} {digest}" for name, digest in self.files.items()).encode()
+        ).hexdigest()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._stack:  # files take their places where nothing is raised in here, and vanish otherwise
             with self._writing:
                 if error is not None:
                     raise error
                 if len(self.files) < len(self._shards):
-                    raise ValueError(f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were written")
+                    raise ValueError(
+                        f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were written"
+                    )
             if len(self._shards) > 1:
                 index = self._stack.enter_context(writing(self.folder / f"{self.stem}{INDEX}"))
                 index.write_text(json.dumps(self._index(), indent=1, sort_keys=True) + "\n")
@@ -106,7 +119,9 @@ class ShardWriter:
         try:
             file.write(data)
         except OSError as error:
-            raise OSError(error.errno or errno.EIO, error.strerror, str(self.folder / self._name(len(self.files)))) from error
+            raise OSError(
+                error.errno or errno.EIO, error.strerror, str(self.folder / self._name(len(self.files)))
+            ) from error
         self._hash.update(data)
 
     def _close(self) -> None:
@@ -116,11 +131,18 @@ class ShardWriter:
 
     def _name(self, number: int) -> str:
         count = len(self._shards)
-        return f"{self.stem}.safetensors" if count == 1 else f"{self.stem}-{number + 1:05d}-of-{count:05d}.safetensors"
+        return (
+            f"{self.stem}.safetensors"
+            if count == 1
+            else f"{self.stem}-{number + 1:05d}-of-{count:05d}.safetensors"
+        )
 
     def _index(self) -> dict[str, object]:
         places = {key: self._name(number) for number, keys in enumerate(self._shards) for key in keys}
-        return {"metadata": {"total_size": sum(_bytes(self.plan[key]) for key in self.order)}, "weight_map": places}
+        return {
+            "metadata": {"total_size": sum(_bytes(self.plan[key]) for key in self.order)},
+            "weight_map": places,
+        }
 
     def _remove_others(self) -> None:
         kept = {*self.files, *([f"{self.stem}{INDEX}"] if len(self._shards) > 1 else [])}

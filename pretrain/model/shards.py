@@ -23,9 +23,17 @@ from pretrain.storage import is_file, is_remote, list_folder
 from pretrain.storage_errors import named_errors
 
 DTYPES = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 INDEX = ".safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 _LARGEST_NUMBER = 2**62
@@ -89,7 +97,9 @@ class ShardReader:
         for file in self.files:
             found = _read_header(file)
             if twice := self._entries.keys() & found.keys():
-                raise ValueError(f"{file}: {sorted(twice)[0]} stands in another shard too; copy the checkpoint again")
+                raise ValueError(
+                    f"{file}: {sorted(twice)[0]} stands in another shard too; copy the checkpoint again"
+                )
             self._entries |= found
         if index is not None:
             self._check_index(index)
@@ -115,7 +125,9 @@ class ShardReader:
         with named_errors(entry.file), self._opened(entry.file) as file:
             file.seek(entry.start)
             if file.readinto(buffer) != entry.size:
-                raise ValueError(f"{entry.file}: not a whole safetensors file (ends inside {key}); copy or export it again")
+                raise ValueError(
+                    f"{entry.file}: not a whole safetensors file (ends inside {key}); copy or export it again"
+                )
         return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
 
     def sha256(self) -> dict[str, str]:
@@ -145,16 +157,22 @@ class ShardReader:
     def _check_index(self, index: Mapping[str, str]) -> None:
         for key, name in index.items():
             if key not in self._entries or self._entries[key].file.name != name:
-                raise ValueError(f"{self.path}: the index puts {key} into {name}, which does not hold it; copy the checkpoint again")
+                raise ValueError(
+                    f"{self.path}: the index puts {key} into {name}, which does not hold it; copy the checkpoint again"
+                )
         for key, entry in self._entries.items():
             if key not in index:
-                raise ValueError(f"{self.path}: {entry.file.name} holds {key}, which the index does not name; copy the checkpoint again")
+                raise ValueError(
+                    f"{self.path}: {entry.file.name} holds {key}, which the index does not name; copy the checkpoint again"
+                )
 
 
 def files_of(folder: Path, stem: str) -> list[Path]:
     """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another checkpoint."""
     ends = {".safetensors", INDEX}
-    rests = ((path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem))
+    rests = (
+        (path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem)
+    )
     return [path for path, rest in rests if rest in ends or _PART.fullmatch(rest)]
 
 
@@ -172,12 +190,18 @@ def _find(path: Path, stem: str) -> tuple[dict[str, str] | None, list[Path]]:
         raise FileNotFoundError(f"{path / stem}.safetensors: missing; the folder holds {held}")
     if "transformer" in names and not any(".safetensors" in name for name in names):
         return _find(path / "transformer", stem)  # a diffusers pipeline
-    candidates = [name for name in names if name.endswith(INDEX)] or [name for name in names if name.endswith(".safetensors")]
+    candidates = [name for name in names if name.endswith(INDEX)] or [
+        name for name in names if name.endswith(".safetensors")
+    ]
     if not candidates:
-        raise FileNotFoundError(f"{path}: no .safetensors file or index here; give a checkpoint file or its folder")
+        raise FileNotFoundError(
+            f"{path}: no .safetensors file or index here; give a checkpoint file or its folder"
+        )
     if len(candidates) > 1 or _PART.search(candidates[0]):
         lacks = "shards without their index" if all(map(_PART.search, candidates)) else "several checkpoints"
-        raise ValueError(f"{path}: {lacks} ({', '.join(candidates[:3])}, ...); give one file or a whole checkpoint with its index")
+        raise ValueError(
+            f"{path}: {lacks} ({', '.join(candidates[:3])}, ...); give one file or a whole checkpoint with its index"
+        )
     return _find(path / candidates[0], stem)
 
 
@@ -186,13 +210,19 @@ def _of_index(path: Path) -> tuple[dict[str, str], list[Path]]:
         with named_errors(path):
             index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(index.values()))
-        if outside := [name for name in names if "/" in name or "\\" in name or not name.endswith(".safetensors")]:
+        if outside := [
+            name for name in names if "/" in name or "\\" in name or not name.endswith(".safetensors")
+        ]:
             raise TypeError(f"it names {outside[0]!r}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not an index of safetensors shards ({error!r}); copy the checkpoint again") from None
+        raise ValueError(
+            f"{path}: not an index of safetensors shards ({error!r}); copy the checkpoint again"
+        ) from None
     for name in names:
         if not is_file(path.parent / name):
-            raise FileNotFoundError(f"{path.parent / name}: missing; {path.name} names it; copy the whole checkpoint")
+            raise FileNotFoundError(
+                f"{path.parent / name}: missing; {path.name} names it; copy the whole checkpoint"
+            )
     return index, [path.parent / name for name in names]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.blocks import Head
-from pretrain.model.clean_answer import velocity_of_answer
 from pretrain.model.context_parallel import ContextGroup, Share, check_degree
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
 from pretrain.model.initial import first_values
@@ -78,11 +77,18 @@ class AVTransformer(nn.Module):
         if video is None and audio is None:
             raise ValueError("forward needs video, audio or both; got neither")
         share, conditioning = self._share(video, audio), self._without_dropped_text(conditioning)
-        modulations = self.modulations(video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None)
+        modulations = self.modulations(
+            video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None
+        )
         given = Inputs(
-            self._embed(video, audio, share), self._valid(video, audio), self._turns(video, audio, share), modulations,
-            self._context(conditioning), conditioning, share,
-        )  # fmt: skip
+            self._embed(video, audio, share),
+            self._valid(video, audio),
+            self._turns(video, audio, share),
+            modulations,
+            self._context(conditioning),
+            conditioning,
+            share,
+        )
         video_tokens, audio_tokens = self.mix(given)
         answers: list[Tensor | None] = [None, None]
         if video and video_tokens is not None and modulations[0]:
@@ -119,7 +125,9 @@ class AVTransformer(nn.Module):
 
     def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> Pair:
         tokens = self.video_embedder(video.latents) if video else None
-        audio_tokens = self.audio_embedder(audio.latents, _valid(audio, audio.latents.shape[2])) if audio else None
+        audio_tokens = (
+            self.audio_embedder(audio.latents, _valid(audio, audio.latents.shape[2])) if audio else None
+        )
         return _own((tokens, audio_tokens), share, dim=1)
 
     def _valid(self, video: Stream | None, audio: Stream | None) -> Pair:
@@ -145,14 +153,24 @@ class AVTransformer(nn.Module):
         if not self.args.dropped_text_is_zeros or conditioning.all_kept:
             return conditioning
         kept = conditioning.text_kept[:, None]
-        text, places = conditioning.text * kept[..., None], torch.where(kept, conditioning.speaker_positions, -1)
-        return replace(conditioning, text=text, speaker_positions=places, text_kept=torch.ones_like(conditioning.text_kept))
+        text, places = (
+            conditioning.text * kept[..., None],
+            torch.where(kept, conditioning.speaker_positions, -1),
+        )
+        return replace(
+            conditioning,
+            text=text,
+            speaker_positions=places,
+            text_kept=torch.ones_like(conditioning.text_kept),
+        )
 
     def _context(self, conditioning: Conditioning) -> Tensor:
         """Text states with the timbre tokens in their places, [B, S, width]."""
         text = pad_text(conditioning.text) if self.args.attend_text_padding else conditioning.text
         tokens, voices = self.text_embedder(text), self.timbre_token(conditioning.speakers)
-        return place_timbre_tokens(tokens, voices, conditioning.speaker_positions, self.args.timbre_keeps_text)
+        return place_timbre_tokens(
+            tokens, voices, conditioning.speaker_positions, self.args.timbre_keeps_text
+        )
 
     def _unpatch(self, x: Tensor, video: Stream) -> Tensor:
         """[B, F * h * w, p * p * C] -> [B, C, F, H, W]; features are ordered (row, column, channel)."""
@@ -171,7 +189,9 @@ def pad_text(states: Tensor) -> Tensor:
     """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S equal context vectors."""
     missing = CONTEXT_TOKENS - states.shape[1]
     if missing < 0:
-        raise ValueError(f"the text has {states.shape[1]} tokens; a model that attends to its padding takes {CONTEXT_TOKENS}, shorten it")
+        raise ValueError(
+            f"the text has {states.shape[1]} tokens; a model that attends to its padding takes {CONTEXT_TOKENS}, shorten it"
+        )
     return nn.functional.pad(states, (0, 0, 0, missing))
 
 
@@ -187,9 +207,32 @@ def _own(pair: Pair, share: Share | None, dim: int) -> Pair:
     if share is None:
         return pair
     video, audio = pair
-    return None if video is None else share.own_video(video, dim), None if audio is None else share.own_audio(audio, dim)
+    return None if video is None else share.own_video(video, dim), None if audio is None else share.own_audio(
+        audio, dim
+    )
 
 
 def _own_levels(sigma: Tensor, share: Share | None) -> Tensor:
     """This rank's part of the audio's levels [B, G], where there is one per token."""
     return sigma if share is None or sigma.shape[1] == 1 else share.own_audio(sigma, 1)
+
+
+def velocity_of_answer(
+    answer: Tensor | None, stream: Stream | None, deviation: float | None
+) -> Tensor | None:
+    """A head's answer as a velocity."""
+    if answer is None or stream is None or deviation is None:
+        return answer
+    sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))
+    return velocity_of_clean(answer, stream.latents, sigma, deviation)
+
+
+def velocity_of_clean(answer: Tensor, latents: Tensor, sigma: Tensor, deviation: float) -> Tensor:
+    """(x_s - x0) / s for x0 = skip * x_s + out * answer, finite at s = 0.
+
+    skip and out are those of EDM (Karras et al. 2022, section 5) for data of standard deviation `deviation` d on the path
+    x_s = (1 - s) x0 + s eps, with out scaled to 1 at s = 1: skip = d^2 (1 - s) / w, out = s / sqrt(w), w = s^2 + d^2 (1 - s)^2.
+    """
+    variance = deviation**2
+    weight = sigma**2 + variance * (1 - sigma) ** 2
+    return latents * (sigma - variance * (1 - sigma)) / weight - answer * weight.rsqrt()

@@ -14,7 +14,12 @@ class TimbreToken(nn.Module):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         width = args.width
-        self.net = nn.Sequential(nn.LayerNorm(args.speaker_dim), nn.Linear(args.speaker_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.net = nn.Sequential(
+            nn.LayerNorm(args.speaker_dim),
+            nn.Linear(args.speaker_dim, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+        )
         self.out_norm = nn.LayerNorm(width)
         self.null_token = nn.Parameter(torch.zeros(width))
 
@@ -33,7 +38,9 @@ def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor, keep
     if positions.shape[1] == 0:
         return context
     length = context.shape[1]
-    slots = torch.where(positions < 0, length, positions)  # absent spans land in a spare row that is cut off again
+    slots = torch.where(
+        positions < 0, length, positions
+    )  # absent spans land in a spare row that is cut off again
     padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
     index = slots[..., None].expand(-1, -1, context.shape[2])
     tokens = tokens.to(context.dtype)

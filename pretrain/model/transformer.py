@@ -43,4 +43,6 @@ def _joint_valid(given: Inputs, counts: tuple[int, int]) -> Tensor | None:
         return None
     joined = given.conditioning.modalities_joined
     pairs = zip(counts, given.valid, strict=True)
-    return torch.cat([joined.new_ones(len(joined), count) if valid is None else valid for count, valid in pairs], dim=1)
+    return torch.cat(
+        [joined.new_ones(len(joined), count) if valid is None else valid for count, valid in pairs], dim=1
+    )

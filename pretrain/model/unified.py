@@ -23,14 +23,23 @@ class PeerBlock(nn.Module):
         self.eps = args.eps
         self.self_attn, self.ffn = Projections(args), FeedForward(args)
 
-    def forward(self, x: Tensor, modulations: tuple[Tensor, ...], sizes: Sequence[int], turns: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        modulations: tuple[Tensor, ...],
+        sizes: Sequence[int],
+        turns: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         """x [B, N, width] of streams of `sizes` tokens with complex turns [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
         update = self.self_attn.o(scaled_attention(q, k, v, mask).transpose(1, 2).flatten(2))
         x = gated_streams(x, update, modulations, sizes, 2)
-        return gated_streams(x, self.ffn(normed_streams(x, modulations, sizes, 3, self.eps).to(dtype)), modulations, sizes, 5)
+        return gated_streams(
+            x, self.ffn(normed_streams(x, modulations, sizes, 3, self.eps).to(dtype)), modulations, sizes, 5
+        )
 
 
 class UnifiedTransformer(AVTransformer):
@@ -44,7 +53,9 @@ class UnifiedTransformer(AVTransformer):
 
     def modulations(self, video: Stream | None, audio: Stream | None) -> tuple[StreamModulation | None, ...]:
         levels = [stream.sigma for stream in (video, audio) if stream]
-        return self.time(video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(levels[0][:, :1]))
+        return self.time(
+            video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(levels[0][:, :1])
+        )
 
     def mix(self, given: Inputs) -> Pair:
         num_context, (num_video, num_audio) = given.context.shape[1], given.counts
@@ -53,12 +64,16 @@ class UnifiedTransformer(AVTransformer):
         )
         mask = peer_mask(given, kinds, self.args.attend_text_padding)
         joint = torch.cat([given.context, *(x for x in given.tokens if x is not None)], dim=1)
-        still = torch.ones(num_context, 1, self.args.head_dim // 2, dtype=torch.complex64, device=joint.device)
+        still = torch.ones(
+            num_context, 1, self.args.head_dim // 2, dtype=torch.complex64, device=joint.device
+        )
         turns = torch.cat([still, *(part for part in given.turns if part is not None)])
         video, audio, context = given.modulations
         sizes = [num_context, *(count for count in given.counts if count)]
         for index, block in enumerate(self.peer_blocks):
-            joint = block(joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, turns, mask)
+            joint = block(
+                joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, turns, mask
+            )
         _, video_tokens, audio_tokens = joint.split((num_context, num_video, num_audio), dim=1)
         return video_tokens, audio_tokens
 
@@ -72,7 +87,12 @@ def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | No
     conditioning = given.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept
     text = conditioning.text_mask | attend_padding
-    if bool(joined.all()) and bool(kept.all()) and bool(text.all()) and all(valid is None for valid in given.valid):
+    if (
+        bool(joined.all())
+        and bool(kept.all())
+        and bool(text.all())
+        and all(valid is None for valid in given.valid)
+    ):
         return None
     streams = [
         x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
@@ -82,5 +102,7 @@ def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | No
     valid = torch.cat([text & kept[:, None], *streams], dim=1)
     reads_context = kinds[None, :] == 0
     allowed = joined[:, None, None] | (kinds[:, None] == kinds[None, :]) | reads_context
-    own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)  # a token that nobody sees sees itself: softmax stays finite
+    own = torch.eye(
+        len(kinds), dtype=torch.bool, device=kinds.device
+    )  # a token that nobody sees sees itself: softmax stays finite
     return ((allowed & valid[:, None, :]) | own)[:, None]

@@ -27,7 +27,9 @@ def checkpointed(block: nn.Module, mode: str) -> nn.Module:
     self-attention (as many keys as queries; attending to 512 text states costs little) and what ranks exchange for it."""
     if mode == "none":
         return block
-    options: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep)} if mode == "selective" else {}
+    options: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, _keep)} if mode == "selective" else {}
+    )
     return checkpoint_wrapper(block, preserve_rng_state=False, **options)
 
 

@@ -84,4 +84,6 @@ def import_torchtitan() -> None:
     with _answering_cpu(), _placeholders():
         import torchtitan.train
     if torchtitan.train.utils.device_type == "cuda" and not torch.cuda.is_available():
-        raise ImportError("torchtitan was imported before pretrain.titan and took cuda as its device; import pretrain.titan first")
+        raise ImportError(
+            "torchtitan was imported before pretrain.titan and took cuda as its device; import pretrain.titan first"
+        )

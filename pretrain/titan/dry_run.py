@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torchtitan.distributed.utils import init_fake_mode
 
-from pretrain.data.collate import num_tokens
-from pretrain.data.loader import SampleSet
-from pretrain.data.sample import Sample
+from pretrain.data.stream.collate import num_tokens
+from pretrain.data.stream.loader import SampleSet
+from pretrain.data.stream.sample import Sample
+from pretrain.files import write_json
+from pretrain.launch.stage_run import StageRun
 from pretrain.model.flavors import flavor
-from pretrain.stage_run import StageRun
 from pretrain.titan.ema import local_shard
 from pretrain.titan.trainer import PretrainTrainer
-from pretrain.torchrun import write_json
 
 RESULT, SET = "dry_run.json", "dry"
 _GIB = 2**30
@@ -45,9 +45,14 @@ def tiny_clip(run: StageRun) -> Sample:
     """5 frames of 64x64 with their sound, and a text."""
     args, generator = flavor(run.config.flavor), torch.Generator().manual_seed(0)
     return Sample(
-        "clip", torch.randn(48, 2, 4, 4, generator=generator), torch.randn(128, 5, generator=generator), 6.0,
-        torch.randn(8, args.text_width, generator=generator), torch.tensor([1]), torch.randn(1, 192, generator=generator),
-    )  # fmt: skip
+        "clip",
+        torch.randn(48, 2, 4, 4, generator=generator),
+        torch.randn(128, 5, generator=generator),
+        6.0,
+        torch.randn(8, args.text_width, generator=generator),
+        torch.tensor([1]),
+        torch.randn(1, 192, generator=generator),
+    )
 
 
 def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
@@ -56,11 +61,15 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     init_fake_mode(gpus)
     rows: list[dict[str, Any]] = []
     _say(f"building {run.config.flavor} and rank 0's shards of {gpus}")
-    trainer = RehearsingTrainer(run, {SET: SampleSet(SET, [tiny_clip(run)])}, lambda metrics, step: rows.append(metrics))
+    trainer = RehearsingTrainer(
+        run, {SET: SampleSet(SET, [tiny_clip(run)])}, lambda metrics, step: rows.append(metrics)
+    )
     trainer.take_every_step()
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule) and module is not trainer.model:
-            module.set_reshard_after_forward(True)  # as on a GPU: gathered whole, the model would not fit here
+            module.set_reshard_after_forward(
+                True
+            )  # as on a GPU: gathered whole, the model would not fit here
     built = time.perf_counter()
     assert trainer.dataloader is not None
     batches = list(_first(trainer, 1))
@@ -87,7 +96,11 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
         "tensors_stepped": sum(int(state["step"]) == 1 for state in states),
         "ema_updates": trainer.ema.updates,
         "rows_logged": len(rows),
-        "seconds": {"build": round(built - started, 1), "step": round(ended - built, 1), "total": round(ended - started, 1)},
+        "seconds": {
+            "build": round(built - started, 1),
+            "step": round(ended - built, 1),
+            "total": round(ended - started, 1),
+        },
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "left_out": "numbers (collectives are pretended), compiled blocks, the GPU's kernels and memory, saving and loading",
     }

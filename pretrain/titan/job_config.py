@@ -33,7 +33,12 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         model=Model(name=TRAIN_SPEC, flavor=config.flavor),
         metrics=Metrics(log_freq=config.log_every, disable_color_printing=True),
         optimizer=Optimizer(
-            name="AdamW", lr=stage.lr, beta1=optimizer.beta1, beta2=optimizer.beta2, eps=optimizer.eps, weight_decay=optimizer.weight_decay
+            name="AdamW",
+            lr=stage.lr,
+            beta1=optimizer.beta1,
+            beta2=optimizer.beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
         ),
         lr_scheduler=LRScheduler(
             warmup_steps=stage.warmup_steps,

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-_GONE = re.compile(r"(connection|socket).*(closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+_GONE = re.compile(
+    r"(connection|socket).*(closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE
+)
 
 
 def of_lost_peers(error: BaseException) -> bool:
@@ -18,7 +20,9 @@ def of_lost_peers(error: BaseException) -> bool:
 def _lost(error: BaseException) -> bool:
     kinds = (dist.DistError, dist.DistNetworkError, dist.DistStoreError)
     text = str(error)
-    return isinstance(error, kinds) or (type(error) is RuntimeError and "gloo" in text.lower() and bool(_GONE.search(text)))
+    return isinstance(error, kinds) or (
+        type(error) is RuntimeError and "gloo" in text.lower() and bool(_GONE.search(text))
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

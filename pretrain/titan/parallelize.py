@@ -32,13 +32,17 @@ def parallelize(
     mesh = data_mesh(parallel_dims)
     dtype = TORCH_DTYPE_MAP[job_config.training.mixed_precision_param]
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(
+        param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     reshard = job_config.parallelism.fsdp_reshard_after_forward != "never" and device_type != "cpu"
     fully_shard(model.time, mesh=mesh, mp_policy=exact, reshard_after_forward=reshard)
     for group in blocks if shard_blocks else ():
         for block in group:
             fully_shard(block, mesh=mesh, mp_policy=low, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)  # the root is needed first in the backward pass
+    fully_shard(
+        model, mesh=mesh, mp_policy=low, reshard_after_forward=False
+    )  # the root is needed first in the backward pass
     sum_gradients(model)
     return model
 

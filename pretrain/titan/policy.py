@@ -37,7 +37,11 @@ class StepJudge:
 
     def _spikes(self, grad_norm: float) -> bool:
         window_full = len(self.norms) >= self.policy.spike_window > 0
-        return bool(self.policy.spike_factor and window_full and grad_norm > self.policy.spike_factor * statistics.median(self.norms))
+        return bool(
+            self.policy.spike_factor
+            and window_full
+            and grad_norm > self.policy.spike_factor * statistics.median(self.norms)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"judge": json.dumps({name: getattr(self, name) for name in self._FIELDS})}

@@ -55,7 +55,9 @@ def join() -> Ranks:
     if device_type != "cpu":
         device = torch.device(device_type, int(os.environ["LOCAL_RANK"]))
         device_module.set_device(device)
-    dist.init_process_group("gloo" if device_type == "cpu" else f"{device_type}:nccl,cpu:gloo", timeout=_PATIENCE)
+    dist.init_process_group(
+        "gloo" if device_type == "cpu" else f"{device_type}:nccl,cpu:gloo", timeout=_PATIENCE
+    )
     return Ranks(rank, world_size, device)
 
 
@@ -65,11 +67,20 @@ def shard(model: AVTransformer, ranks: Ranks, bf16: bool, parallel: ParallelConf
         degrees = f"parallel.replicas {parallel.replicas} x parallel.context {parallel.context}"
         raise ValueError(f"{degrees} does not divide {ranks.world_size} ranks; choose divisors")
     dims = ParallelDims(
-        dp_shard=-1, dp_replicate=parallel.replicas, cp=parallel.context, tp=1, pp=1, ep=1, etp=1, world_size=ranks.world_size
-    )  # fmt: skip
+        dp_shard=-1,
+        dp_replicate=parallel.replicas,
+        cp=parallel.context,
+        tp=1,
+        pp=1,
+        ep=1,
+        etp=1,
+        world_size=ranks.world_size,
+    )
     job = JobConfig(
         training=Training(mixed_precision_param="bfloat16" if bf16 else "float32"),
-        parallelism=Parallelism(fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never"),
+        parallelism=Parallelism(
+            fsdp_reshard_after_forward="default" if parallel.reshard_after_forward else "never"
+        ),
         activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),
         compile=Compile(enable=parallel.compile_blocks),
     )

@@ -15,17 +15,17 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.tools.logging import init_logger, logger
 
-from pretrain.data.sample_set import open_sets
-from pretrain.data.shard_cache import ShardCache
-from pretrain.data.token_split import check_sets_split
+from pretrain.data.stream.sample_set import check_sets_split, open_sets
+from pretrain.data.stream.shard_cache import ShardCache
+from pretrain.files import write_json
+from pretrain.launch.stage_run import StageRun
+from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
 from pretrain.model.flavors import flavor
-from pretrain.stage_run import StageRun
-from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.manager import is_full, remove_incomplete, save_error
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
-from pretrain.torchrun import ERROR, METRICS, STATE, report, write_json
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
@@ -38,7 +38,14 @@ def train_stage(run: StageRun) -> str:
     config = run.config
     cache = ShardCache(max_bytes=int(config.cache_gb * 2**30))
     stage = config.stage(run.stage)
-    sets = open_sets(run.latents, stage, run.codec_id or None, config.mix_lengths, shuffle_shards=config.shuffle_shards, cache=cache)
+    sets = open_sets(
+        run.latents,
+        stage,
+        run.codec_id or None,
+        config.mix_lengths,
+        shuffle_shards=config.shuffle_shards,
+        cache=cache,
+    )
     check_sets_split(sets, flavor(config.flavor).patch_size, config.parallel.context)
     trackers: list[Trackers] = []
 
@@ -53,7 +60,9 @@ def train_stage(run: StageRun) -> str:
     resumed = trainer.resume()
     if rank == 0:
         first = JsonlTracker(run.out / METRICS, resumed)
-        trackers.append(Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()]))
+        trackers.append(
+            Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()])
+        )
         _state(run, "running", resumed)
     validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
 
@@ -68,7 +77,9 @@ def train_stage(run: StageRun) -> str:
     if rank == 0:
         _state(run, status, trainer.step, model_id)
         for tracker in trackers:
-            tracker.set_tags({"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]})
+            tracker.set_tags(
+                {"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]}
+            )
             tracker.log_artifact(str(run.out / METRICS))
     trainer.close()
     return status
@@ -83,7 +94,10 @@ def _exported(trainer: PretrainTrainer, run: StageRun, rank: int) -> str:
 
 def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
     stage = run.config.stage(run.stage)
-    write_json(run.out / STATE, {"status": status, "stage": run.stage, "step": step, "steps": stage.steps, "model_id": model_id})
+    write_json(
+        run.out / STATE,
+        {"status": status, "stage": run.stage, "step": step, "steps": stage.steps, "model_id": model_id},
+    )
 
 
 def main(path: Path) -> int:
@@ -92,7 +106,9 @@ def main(path: Path) -> int:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
     run = StageRun.load(path)
-    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(missing_ok=True)  # of the attempt before an elastic restart
+    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(
+        missing_ok=True
+    )  # of the attempt before an elastic restart
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:

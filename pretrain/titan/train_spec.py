@@ -14,12 +14,11 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.protocols.model import BaseModelArgs
 from torchtitan.protocols.train_spec import TrainSpec
 
-from pretrain.data.loader import Slice, StageLoader
-from pretrain.data.sample_set import SampleSet
+from pretrain.data.stream.loader import Slice, StageLoader
+from pretrain.data.stream.sample_set import SampleSet
+from pretrain.launch.stage_run import StageRun
 from pretrain.model.args import ModelArgs
-from pretrain.model.flavors import FLAVORS
-from pretrain.model.paradigms import build_model
-from pretrain.stage_run import StageRun
+from pretrain.model.flavors import FLAVORS, build_model
 from pretrain.titan.parallelize import parallelize
 
 
@@ -36,7 +35,9 @@ class TitanArgs(BaseModelArgs):
         return num_params, 6.0 * num_params
 
 
-def build_complete_optimizers(model_parts: list[nn.Module], config: Optimizer, parallel_dims: ParallelDims) -> OptimizersContainer:
+def build_complete_optimizers(
+    model_parts: list[nn.Module], config: Optimizer, parallel_dims: ParallelDims
+) -> OptimizersContainer:
     """AdamW whose moments exist for every parameter from the start.
 
     A checkpoint taken while some parameter never had a gradient (an audio-only first step) would otherwise lack its moments, and DCP
@@ -66,11 +67,17 @@ def create_moments(optimizer: torch.optim.Optimizer) -> None:
 def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
     """The spec of one stage over loaded data sets."""
 
-    def build_loader(dp_world_size: int, dp_rank: int, tokenizer, job_config, infinite: bool = True) -> StageLoader:
+    def build_loader(
+        dp_world_size: int, dp_rank: int, tokenizer, job_config, infinite: bool = True
+    ) -> StageLoader:
         config = run.config
         part = Slice(dp_rank, dp_world_size, job_config.training.local_batch_size)
-        prefetch = 0 if all(source.in_memory for source in sets.values()) else config.prefetch  # a thread would only take a core
-        return StageLoader(config.stage(run.stage), sets, config.seed, config.global_batch_size, part, prefetch)
+        prefetch = (
+            0 if all(source.in_memory for source in sets.values()) else config.prefetch
+        )  # a thread would only take a core
+        return StageLoader(
+            config.stage(run.stage), sets, config.seed, config.global_batch_size, part, prefetch
+        )
 
     return TrainSpec(
         model_cls=lambda titan_args: build_model(titan_args.args),  # type: ignore[arg-type]

@@ -20,11 +20,11 @@ from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
-from pretrain.data.collate import Batch, to_av_batch
-from pretrain.data.sample_set import SampleSet
+from pretrain.data.stream.collate import Batch, to_av_batch
+from pretrain.data.stream.sample_set import SampleSet
+from pretrain.launch.stage_run import StageRun
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
-from pretrain.stage_run import StageRun
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
 from pretrain.titan.manager import Checkpoints
 from pretrain.titan.policy import StepJudge
@@ -49,10 +49,15 @@ class PretrainTrainer(Trainer):
         self.ema = load_parent(self.model, run)
         self.judge = StepJudge(config.policy)
         self.checkpointer = Checkpoints(
-            run.checkpoints, config.checkpoint, dataloader=self.dataloader, model_parts=self.model_parts, optimizers=self.optimizers,
-            lr_schedulers=self.lr_schedulers, states={"train_state": self, "ema": self.ema, "judge": self.judge},
+            run.checkpoints,
+            config.checkpoint,
+            dataloader=self.dataloader,
+            model_parts=self.model_parts,
+            optimizers=self.optimizers,
+            lr_schedulers=self.lr_schedulers,
+            states={"train_state": self, "ema": self.ema, "judge": self.judge},
             checkpoint_config=dataclasses.replace(self.job_config.checkpoint, enable=True),
-        )  # fmt: skip
+        )
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
         self.window = Window()
         self.stop_requested = self.stopping = False
@@ -94,7 +99,9 @@ class PretrainTrainer(Trainer):
         start = time.perf_counter()
         self.optimizers.zero_grad()
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
-        micro_batches = [self._corrupted(*next(data_iterator)) for _ in range(self.gradient_accumulation_steps)]
+        micro_batches = [
+            self._corrupted(*next(data_iterator)) for _ in range(self.gradient_accumulation_steps)
+        ]
         counts = [torch.stack(element_counts(corrupted)) for _, _, corrupted in micro_batches]
         tokens = sum(tokens for _, tokens, _ in micro_batches)
         flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64, device=self.device)
@@ -102,22 +109,36 @@ class PretrainTrainer(Trainer):
         video_count, audio_count, tokens, stop = totals.tolist()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for _, _, corrupted in micro_batches:
-            sums += self.forward_backward_step(input_dict=corrupted, labels=None, global_valid_tokens=totals[:2])
+            sums += self.forward_backward_step(
+                input_dict=corrupted, labels=None, global_valid_tokens=totals[:2]
+            )
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        grad_norm = dist_utils.clip_grad_norm_(parameters, self.job_config.training.max_norm, foreach=True).item()
+        grad_norm = dist_utils.clip_grad_norm_(
+            parameters, self.job_config.training.max_norm, foreach=True
+        ).item()
         video, audio = self._summed(sums).tolist()
         result = StepResult(
-            micro_batches[0][0], video / video_count if video_count else None, audio / audio_count if audio_count else None,
-            self.run.config.objective.audio_weight, grad_norm, int(tokens), start,
-        )  # fmt: skip
+            micro_batches[0][0],
+            video / video_count if video_count else None,
+            audio / audio_count if audio_count else None,
+            self.run.config.objective.audio_weight,
+            grad_norm,
+            int(tokens),
+            start,
+        )
         self._apply(result)
         self.stopping = stop > 0
         self.window.add(result, time.perf_counter())
         if self.step % self.run.config.log_every == 0 or self.step == 1 or self.finished or self.stopping:
-            skipped = {"skipped_nonfinite": self.judge.skipped_nonfinite, "skipped_spikes": self.judge.skipped_spikes}
+            skipped = {
+                "skipped_nonfinite": self.judge.skipped_nonfinite,
+                "skipped_spikes": self.judge.skipped_spikes,
+            }
             self.log({**self.window.summary(), "lr": lr, **skipped}, self.step)
 
-    def forward_backward_step(self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor) -> Tensor:  # type: ignore[override]
+    def forward_backward_step(
+        self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
+    ) -> Tensor:  # type: ignore[override]
         """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step. Returns its loss sums."""
         with self.train_context():
             velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from pretrain.data.collate import collate, to_av_batch
-from pretrain.data.sample_set import SampleSet, open_sets
-from pretrain.data.token_split import check_sets_split
+from pretrain.data.stream.collate import collate, to_av_batch
+from pretrain.data.stream.sample_set import SampleSet, check_sets_split, open_sets
+from pretrain.dropout import NO_DROPOUT
+from pretrain.flow.path import LevelConfig
+from pretrain.launch.stage_run import StageRun
 from pretrain.model.flavors import flavor
+from pretrain.model.shell import AVTransformer
+from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.schedule import StageConfig
-from pretrain.stage_run import StageRun
 from pretrain.storage import is_file
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.types import AVBatch, Task
-from pretrain.validation import LEVEL_BUCKETS, validation_losses, validation_sums
 
 VALIDATION_SET = "validation"
 _CLIPS_PER_BATCH = 8  # over all ranks
@@ -31,12 +35,19 @@ class Validator:
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
         context = run.config.parallel.context
-        self.run, self.rank, self.world_size, self.device = run, rank // context, world_size // context, device
+        self.run, self.rank, self.world_size, self.device = (
+            run,
+            rank // context,
+            world_size // context,
+            device,
+        )
         self.clips: SampleSet | None = None
         if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
             sets = open_sets(run.latents, stage, run.codec_id or None)
-            check_sets_split(sets, flavor(run.config.flavor).patch_size, context)  # here: not when it is first due
+            check_sets_split(
+                sets, flavor(run.config.flavor).patch_size, context
+            )  # here: not when it is first due
             self.clips = sets[VALIDATION_SET]
 
     def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:
@@ -49,7 +60,12 @@ class Validator:
             # a fresh gather of the averaged weights now, and of the trained ones afterwards
             sums = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
             reshard(model)
-        names = [f"{name}/{level}/{part}" for name in ("video", "audio") for level in LEVEL_BUCKETS for part in ("sum", "count")]
+        names = [
+            f"{name}/{level}/{part}"
+            for name in ("video", "audio")
+            for level in LEVEL_BUCKETS
+            for part in ("sum", "count")
+        ]
         totals = torch.stack([sums[name] for name in names]).to(self.device)
         dist.all_reduce(totals)
         totals /= self.run.config.parallel.context
@@ -74,3 +90,41 @@ class Validator:
                 av_batch = to_av_batch({name: value.to(self.device) for name, value in batch.items()})
                 yield from (av_batch for _ in LEVEL_BUCKETS)
             left -= len(members)
+
+
+LEVEL_BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # centres; a bucket is its centre +- 0.1
+VALIDATION_SEED = 20_260_530
+
+
+def validation_sums(
+    model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add them over ranks.
+
+    Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights to be judged.
+    """
+    config = replace(objective, levels=LevelConfig(weight="flat"), dropout=NO_DROPOUT)
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    with torch.no_grad():
+        for position, batch in enumerate(batches):
+            centre = LEVEL_BUCKETS[position % len(LEVEL_BUCKETS)]
+            levels = torch.full((len(batch.sample_ids),), centre, device=batch.sample_ids.device)
+            corrupted = corrupt(batch, config, VALIDATION_SEED, levels)
+            result = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
+            for name, total, count in (
+                ("video", result.video, result.video_count),
+                ("audio", result.audio, result.audio_count),
+            ):
+                sums[f"{name}/{centre}/sum"] += total.double().cpu()
+                sums[f"{name}/{centre}/count"] += count.cpu()
+    return dict(sums)
+
+
+def validation_losses(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Sums (of all ranks) -> `validation/video/0.1`: mean squared error per element; buckets without elements are left out."""
+    buckets = sorted(key.removesuffix("/sum") for key in sums if key.endswith("/sum"))
+    return {
+        f"validation/{key}": float(sums[f"{key}/sum"] / sums[f"{key}/count"])
+        for key in buckets
+        if sums[f"{key}/count"] > 0
+    }

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from pretrain.model.checkpoint import WeightsName, load_into, open_weights, read_model_folder, write_model, written_keys
-from pretrain.model.flavors import flavor
+from pretrain.launch.stage_run import StageRun
+from pretrain.model.checkpoint import (
+    Gathered,
+    WeightsName,
+    load_into,
+    open_weights,
+    put,
+    read_model_folder,
+    write_model,
+    written_keys,
+)
+from pretrain.model.flavors import build_model, flavor
 from pretrain.model.initial import first_values
-from pretrain.model.paradigms import build_model
-from pretrain.model.sharded import Gathered, put
 from pretrain.model.shards import TensorSource
-from pretrain.stage_run import StageRun
 from pretrain.titan.ema import Ema
 
 
@@ -51,7 +58,10 @@ def load_parent(model: nn.Module, run: StageRun) -> Ema:
         return Ema(model, decay)
     parameters = sharded_parameters(model)
     shapes = {name: value.shape for name, value in parameters.items()}
-    averaged, weights = open_weights(run.init_from, "ema", shapes), open_weights(run.init_from, "model", shapes)
+    averaged, weights = (
+        open_weights(run.init_from, "ema", shapes),
+        open_weights(run.init_from, "model", shapes),
+    )
     load_into(parameters, averaged)
     ema = Ema(model, decay)
     if averaged.files != weights.files:
@@ -74,5 +84,7 @@ def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> s
                 source.tensor(key)
         return ""
     config = run.config
-    facts = {**run.identity(), "step": step, "ema_updates": ema.updates} | ({"ema_is_model": True} if ema.off else {})
+    facts = {**run.identity(), "step": step, "ema_updates": ema.updates} | (
+        {"ema_is_model": True} if ema.off else {}
+    )
     return write_model(run.out / "model", config.flavor, flavor(config.flavor), sources, facts)

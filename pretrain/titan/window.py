@@ -39,7 +39,10 @@ class Window:
         """One row of metrics.jsonl: `task` is the last step's, `grad_norm` the largest, losses are means, also per task."""
         steps, self.steps = self.steps, []
         seconds = max(self.ended - steps[0].started, 1e-9)
-        row: dict[str, float | str] = {"task": steps[-1].task.value, "loss": _mean([step.loss for step in steps])}
+        row: dict[str, float | str] = {
+            "task": steps[-1].task.value,
+            "loss": _mean([step.loss for step in steps]),
+        }
         for name in ("video", "audio"):
             taken = [(step.task, value) for step in steps if (value := getattr(step, name)) is not None]
             if taken:

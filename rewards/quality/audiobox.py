@@ -60,7 +60,9 @@ class AudioboxAesthetics:
         Raises ImportError without the package, FileNotFoundError and ValueError in one line for missing or wrong weights.
         """
         if importlib.util.find_spec("audiobox_aesthetics") is None:
-            raise ImportError(f"audiobox_aesthetics ({LICENCE}) is not installed; pip install --no-deps audiobox_aesthetics==0.0.4")
+            raise ImportError(
+                f"audiobox_aesthetics ({LICENCE}) is not installed; pip install --no-deps audiobox_aesthetics==0.0.4"
+            )
         path = checked(path, sha256, what="Audiobox-Aesthetics", licence=LICENCE, source=SOURCE)
         config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
         return cls(_build(path, config, state), _transform(path, config))
@@ -72,9 +74,13 @@ class AudioboxAesthetics:
     def _score(self, waveforms: list[np.ndarray]) -> list[Score]:
         pieces = [windows(waveform) for waveform in waveforms]
         sounds, masks = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
-        batches = [self._model({"wav": sounds[i : i + BATCH], "mask": masks[i : i + BATCH]}) for i in range(0, len(sounds), BATCH)]
+        batches = [
+            self._model({"wav": sounds[i : i + BATCH], "mask": masks[i : i + BATCH]})
+            for i in range(0, len(sounds), BATCH)
+        ]
         values = {
-            axis: torch.cat([batch[axis] for batch in batches]).double() * std + mean for axis, (mean, std) in self._transform.items()
+            axis: torch.cat([batch[axis] for batch in batches]).double() * std + mean
+            for axis, (mean, std) in self._transform.items()
         }
         shares = masks.double().mean(dim=(1, 2))
         scores, start = [], 0
@@ -82,7 +88,9 @@ class AudioboxAesthetics:
             own = slice(start, start + len(piece[0]))
             start = own.stop
             axes = {axis: float((values[axis][own] * shares[own]).sum() / shares[own].sum()) for axis in AXES}
-            scores.append(Score(value=axes["PQ"], parts={axis.lower(): axes[axis] for axis in AXES if axis != "PQ"}))
+            scores.append(
+                Score(value=axes["PQ"], parts={axis.lower(): axes[axis] for axis in AXES if axis != "PQ"})
+            )
         return scores
 
 
@@ -99,10 +107,18 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, over many lines
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"Audiobox-Aesthetics: {path}: not readable as plain weights ({first}); use model.safetensors") from error
-    missing = [key for key in ("state_dict", "model_cfg", "target_transform") if not isinstance(content, dict) or key not in content]
+        raise ValueError(
+            f"Audiobox-Aesthetics: {path}: not readable as plain weights ({first}); use model.safetensors"
+        ) from error
+    missing = [
+        key
+        for key in ("state_dict", "model_cfg", "target_transform")
+        if not isinstance(content, dict) or key not in content
+    ]
     if missing:
-        raise ValueError(f"Audiobox-Aesthetics: {path}: has no {', '.join(missing)}; get checkpoint.pt from {SOURCE}")
+        raise ValueError(
+            f"Audiobox-Aesthetics: {path}: has no {', '.join(missing)}; get checkpoint.pt from {SOURCE}"
+        )
     state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     return {**content["model_cfg"], "target_transform": content["target_transform"]}, state
 
@@ -112,24 +128,33 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     config = path.with_name("config.json")
     if not config.is_file():
-        raise FileNotFoundError(f"Audiobox-Aesthetics: {config}: no such file; it belongs beside {path.name}, get it from {SOURCE}")
+        raise FileNotFoundError(
+            f"Audiobox-Aesthetics: {config}: no such file; it belongs beside {path.name}, get it from {SOURCE}"
+        )
     return json.loads(config.read_text()), load_file(path)
 
 
 def _build(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     from audiobox_aesthetics.model.aes import AesMultiOutput  # pyright: ignore[reportMissingImports]
 
-    model = AesMultiOutput(**{key: config[key] for key in MODEL_ARGS if key in config}, target_transform=config["target_transform"])
+    model = AesMultiOutput(
+        **{key: config[key] for key in MODEL_ARGS if key in config},
+        target_transform=config["target_transform"],
+    )
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ValueError(f"Audiobox-Aesthetics: {path}: weights of another model ({lines[0][:120]}); get them from {SOURCE}") from error
+        raise ValueError(
+            f"Audiobox-Aesthetics: {path}: weights of another model ({lines[0][:120]}); get them from {SOURCE}"
+        ) from error
     return model
 
 
 def _transform(path: Path, config: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     found = config.get("target_transform") or {}
     if missing := [axis for axis in AXES if not {"mean", "std"} <= set(found.get(axis, {}))]:
-        raise ValueError(f"Audiobox-Aesthetics: {path}: target_transform has no mean and std for {', '.join(missing)}")
+        raise ValueError(
+            f"Audiobox-Aesthetics: {path}: target_transform has no mean and std for {', '.join(missing)}"
+        )
     return {axis: (float(found[axis]["mean"]), float(found[axis]["std"])) for axis in AXES}

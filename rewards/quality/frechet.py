@@ -15,9 +15,13 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """
     for name, points in (("first", first), ("second", second)):
         if points.ndim != 2 or len(points) < 2:
-            raise ValueError(f"{name} set must be [N >= 2, D], got {list(points.shape)}; one embedding has no covariance")
+            raise ValueError(
+                f"{name} set must be [N >= 2, D], got {list(points.shape)}; one embedding has no covariance"
+            )
         if not np.isfinite(points).all():
-            raise ValueError(f"{name} set has {int((~np.isfinite(points)).sum())} entries that are NaN or infinite")
+            raise ValueError(
+                f"{name} set has {int((~np.isfinite(points)).sum())} entries that are NaN or infinite"
+            )
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"sets of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared")
     first, second = first.astype(np.float64), second.astype(np.float64)

@@ -29,7 +29,9 @@ class PictureNoise:
     name = "picture_noise_judge"
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        return score_prepared(clips, _prepare, lambda found: [Score(noise_levels(frames)) for frames in found])
+        return score_prepared(
+            clips, _prepare, lambda found: [Score(noise_levels(frames)) for frames in found]
+        )
 
 
 def _prepare(clip: Clip) -> np.ndarray:
@@ -46,7 +48,9 @@ def noise_levels(frames: np.ndarray) -> float:
         luma = frame.astype(np.float64) @ LUMA
         height, width = luma.shape
         answer = sum(
-            weight * luma[y : height - 2 + y, x : width - 2 + x] for y, row in enumerate(MASK) for x, weight in enumerate(row)
-        )  # fmt: skip
+            weight * luma[y : height - 2 + y, x : width - 2 + x]
+            for y, row in enumerate(MASK)
+            for x, weight in enumerate(row)
+        )
         found.append(MEDIAN_TO_DEVIATION * float(np.median(np.abs(answer))) / 6)
     return float(np.mean(found))

@@ -58,9 +58,13 @@ def needed_rewards(options: PreferenceOptions) -> list[str]:
     foreign = [name for name in bases if name not in CATALOG]
     others = [name for name in options.options if name not in bases]
     if foreign and not others:
-        raise ValueError(f"preference: {options.model} looks at {foreign[0]!r}, which is not in the catalog; name its reward under options")
+        raise ValueError(
+            f"preference: {options.model} looks at {foreign[0]!r}, which is not in the catalog; name its reward under options"
+        )
     if others and not foreign:
-        raise ValueError(f"preference.options.{others[0]}: {options.model} does not look at it; {nearest(others[0], bases)}")
+        raise ValueError(
+            f"preference.options.{others[0]}: {options.model} does not look at it; {nearest(others[0], bases)}"
+        )
     return [*(name for name in bases if name in CATALOG), *others]
 
 
@@ -68,7 +72,9 @@ def check_no_preference(features: Iterable[str]) -> None:
     """Raises ValueError for a preference as a feature of a preference."""
     for name in features:
         if name.partition(".")[0] in OWN_NAMES:
-            raise ValueError(f"preference: {name!r} cannot be a feature of a preference; fit the model without it")
+            raise ValueError(
+                f"preference: {name!r} cannot be a feature of a preference; fit the model without it"
+            )
 
 
 def _model(options: PreferenceOptions) -> PreferenceModel:

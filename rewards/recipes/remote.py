@@ -34,8 +34,17 @@ def _remote(options: RemoteOptions, name: str, measure_only: bool) -> Reward:
     from rewards.remote import RemoteReward
 
     if not options.reward or not options.url:
-        raise ValueError(f"{name}: set {name}.url=http://HOST:PORT and {name}.reward=NAME, one of those served there")
+        raise ValueError(
+            f"{name}: set {name}.url=http://HOST:PORT and {name}.reward=NAME, one of those served there"
+        )
     return RemoteReward(
-        options.reward, options.url, options.token_file, name, options.timeout_s, options.num_tries,
-        concurrency=options.concurrency, turned=options.turned, measure_only=measure_only,
-    )  # fmt: skip
+        options.reward,
+        options.url,
+        options.token_file,
+        name,
+        options.timeout_s,
+        options.num_tries,
+        concurrency=options.concurrency,
+        turned=options.turned,
+        measure_only=measure_only,
+    )

@@ -41,7 +41,9 @@ def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.timbre.similarity import TimbreSimilarity
     from rewards.timbre.wavlm_ecapa import WavlmEcapaEncoder
 
-    encoder = WavlmEcapaEncoder(needed(options.weights, "sim_wavlm_ecapa"), options.sha256, device=options.device)
+    encoder = WavlmEcapaEncoder(
+        needed(options.weights, "sim_wavlm_ecapa"), options.sha256, device=options.device
+    )
     return TimbreSimilarity(encoder, "sim" if encoder.is_seed_tts else "")
 
 
@@ -50,7 +52,9 @@ def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.timbre.redimnet import ReDimNetEncoder
     from rewards.timbre.similarity import TimbreSimilarity
 
-    return TimbreSimilarity(ReDimNetEncoder(needed(options.weights, "sim_redimnet"), options.sha256, device=options.device))
+    return TimbreSimilarity(
+        ReDimNetEncoder(needed(options.weights, "sim_redimnet"), options.sha256, device=options.device)
+    )
 
 
 def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
@@ -58,11 +62,16 @@ def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
 
     files = sorted(options.bank.glob("*_*.wav"))
     if not files:
-        raise FileNotFoundError(f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a folder")
+        raise FileNotFoundError(
+            f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a folder"
+        )
     encoder = _resemblyzer(shared)
     sounds = encoder.embed([_read_16khz(file) for file in files])
     return NearestVoice(
-        encoder, VoiceBank(tuple(file.stem.rpartition("_")[0] for file in files), tuple(file.stem for file in files), sounds)
+        encoder,
+        VoiceBank(
+            tuple(file.stem.rpartition("_")[0] for file in files), tuple(file.stem for file in files), sounds
+        ),
     )
 
 

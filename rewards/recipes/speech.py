@@ -74,9 +74,13 @@ def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
     from rewards.speech.whisper import WhisperTranscriber
 
     transcriber = WhisperTranscriber(
-        needed(options.weights, "wer_whisper"), options.sha256, name=options.name, language=options.language,
-        batch_size=options.batch_size, device=options.device,
-    )  # fmt: skip
+        needed(options.weights, "wer_whisper"),
+        options.sha256,
+        name=options.name,
+        language=options.language,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
     return WordErrorRate(transcriber, SCORINGS[options.scoring])
 
 
@@ -86,11 +90,16 @@ def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
     from rewards.speech.wer import WordErrorRate
 
     if not options.base_url or not options.model:
-        raise ValueError("wer_endpoint: set wer_endpoint.base_url=http://HOST:PORT and wer_endpoint.model=NAME")
+        raise ValueError(
+            "wer_endpoint: set wer_endpoint.base_url=http://HOST:PORT and wer_endpoint.model=NAME"
+        )
     transcriber = EndpointTranscriber(
-        base_url=options.base_url, model=options.model, language=options.language,
-        token_variable=options.token_variable, concurrency=options.concurrency,
-    )  # fmt: skip
+        base_url=options.base_url,
+        model=options.model,
+        language=options.language,
+        token_variable=options.token_variable,
+        concurrency=options.concurrency,
+    )
     return WordErrorRate(transcriber, SCORINGS[options.scoring])
 
 

@@ -72,9 +72,13 @@ def _mini(options: MiniOptions, name: str) -> Reward:
     from rewards.sync.syncnet import load_syncnet
 
     if not options.model.is_dir():
-        raise FileNotFoundError(f"{name}: {options.model}: no such folder; train it (`nava syncnet`) or set {name}.model=FOLDER")
+        raise FileNotFoundError(
+            f"{name}: {options.model}: no such folder; train it (`nava syncnet`) or set {name}.model=FOLDER"
+        )
     net = load_syncnet(options.model)
-    crops: CropSource = MouthBoxes(net.args.image_size, MOUTH_MARGIN if options.margin is None else options.margin)
+    crops: CropSource = MouthBoxes(
+        net.args.image_size, MOUTH_MARGIN if options.margin is None else options.margin
+    )
     return SyncReward(net, crops, name=name)
 
 
@@ -86,6 +90,8 @@ def _detector(options: PublishedOptions) -> Detector:
     try:
         if options.detector == "haar":
             return HaarDetector()
-        return YuNetDetector(needed(options.detector_weights, "syncnet", "detector_weights"), options.detector_sha256)
+        return YuNetDetector(
+            needed(options.detector_weights, "syncnet", "detector_weights"), options.detector_sha256
+        )
     except ImportError as error:
         raise ValueError(f"syncnet.detector={options.detector}: {error}") from None

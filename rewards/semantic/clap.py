@@ -35,7 +35,9 @@ class ClapEncoder:
     def __init__(self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0) -> None:
         """transformers' ClapModel, ClapFeatureExtractor and tokenizer; `seed` places the random crops of sounds over 10 s."""
         if extractor.sampling_rate != RATE_HZ:
-            raise ValueError(f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}")
+            raise ValueError(
+                f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}"
+            )
         self._model, self._extractor, self._tokenizer, self._seed = model.eval(), extractor, tokenizer, seed
 
     @classmethod
@@ -58,11 +60,17 @@ class ClapEncoder:
                 parts.append(kind.from_pretrained(str(folder), local_files_only=True, **extra))
             except Exception as error:  # each of the three raises its own kinds, over many lines
                 first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                raise ValueError(f"CLAP: {folder}: no {kind.__name__} in it ({first}); get the whole folder from {SOURCE}") from error
+                raise ValueError(
+                    f"CLAP: {folder}: no {kind.__name__} in it ({first}); get the whole folder from {SOURCE}"
+                ) from error
         (model, report), extractor, tokenizer = parts
         floats = {key for key, value in model.state_dict().items() if value.is_floating_point()}
-        if missing := sorted(floats & set(report["missing_keys"])):  # transformers would go on with random numbers
-            raise ValueError(f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from {SOURCE}")
+        if missing := sorted(
+            floats & set(report["missing_keys"])
+        ):  # transformers would go on with random numbers
+            raise ValueError(
+                f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from {SOURCE}"
+            )
         return cls(model, extractor, tokenizer, seed=seed)
 
     @torch.inference_mode()
@@ -75,15 +83,25 @@ class ClapEncoder:
             # The reference marks a lone short sound as a long one; in a batch it would pick one at random.
             longer = torch.ones(len(batch), 1, dtype=torch.bool)
             outputs.append(_unit(self._model.get_audio_features(input_features=batch, is_longer=longer)))
-        return np.concatenate(outputs) if outputs else np.zeros((0, self._model.config.projection_dim), np.float32)
+        return (
+            np.concatenate(outputs)
+            if outputs
+            else np.zeros((0, self._model.config.projection_dim), np.float32)
+        )
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts (cut after 77 tokens) -> float32 [B, D] of unit length."""
         if not texts:
             return np.zeros((0, self._model.config.projection_dim), np.float32)
-        tokens = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        return _unit(self._model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]))
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        return _unit(
+            self._model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+        )
 
     def _features(self, waveform: np.ndarray) -> Tensor:
         with _numpy_seeded(self._seed):

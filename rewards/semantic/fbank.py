@@ -23,7 +23,9 @@ def fbank(waveform: np.ndarray, num_mels: int = 128) -> np.ndarray:
         raise ValueError(f"fbank: waveform must be [N >= {FRAME}], got {list(waveform.shape)}")
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]
     frames = frames - frames.mean(axis=1, keepdims=True)
-    previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)  # the first sample is its own predecessor
+    previous = np.concatenate(
+        [frames[:, :1], frames[:, :-1]], axis=1
+    )  # the first sample is its own predecessor
     windowed = (frames - PREEMPHASIS * previous) * np.hanning(FRAME)
     powers = np.abs(np.fft.rfft(windowed, FFT)) ** 2
     return np.log(np.maximum(powers @ mel_filters(num_mels), FLOOR)).astype(np.float32)

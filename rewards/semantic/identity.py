@@ -41,7 +41,9 @@ class FirstFrameIdentity:
 
 def describe(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     """uint8 [T, H, W, 3] -> colours [T, 129] and edges [T, 385], both of unit length."""
-    colours, edges = zip(*(_describe(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)), strict=True)
+    colours, edges = zip(
+        *(_describe(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)), strict=True
+    )
     return torch.cat(colours), torch.cat(edges)
 
 
@@ -49,35 +51,47 @@ def _describe(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.array(pictures, order="C")).permute(0, 3, 1, 2).float() / 255.0
     pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="area")
     red, green, blue = torch.nn.functional.adaptive_avg_pool2d(pixels, CELLS).unbind(dim=1)
-    colours = torch.stack([red - green, (red + green) / 2 - blue], dim=1) / (red + green + blue + DARK).unsqueeze(1)
+    colours = torch.stack([red - green, (red + green) / 2 - blue], dim=1) / (
+        red + green + blue + DARK
+    ).unsqueeze(1)
 
     luma = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
     down, right = torch.gradient(luma / (luma.mean(dim=(1, 2), keepdim=True) + DARK), dim=(1, 2))
     angle = torch.atan2(down, right) * (ANGLES / math.pi)  # an edge has no sign: 0 is ANGLES
-    apart = (angle.unsqueeze(1) - torch.arange(ANGLES).reshape(1, -1, 1, 1) + ANGLES / 2).remainder(ANGLES) - ANGLES / 2
+    apart = (angle.unsqueeze(1) - torch.arange(ANGLES).reshape(1, -1, 1, 1) + ANGLES / 2).remainder(
+        ANGLES
+    ) - ANGLES / 2
     strength = torch.hypot(down, right).unsqueeze(1) * (1.0 - apart.abs()).clamp(min=0.0)
     edges = torch.nn.functional.adaptive_avg_pool2d(strength, CELLS).sqrt().flatten(1)
     return _unit(colours.flatten(1)), _unit(edges - edges.mean(dim=1, keepdim=True))
 
 
 def _unit(features: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(torch.nn.functional.pad(features.double(), (0, 1), value=NEUTRAL), dim=1)
+    return torch.nn.functional.normalize(
+        torch.nn.functional.pad(features.double(), (0, 1), value=NEUTRAL), dim=1
+    )
 
 
 def _pictures(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     if clip.first_frame is None or clip.frames is None or not len(clip.frames):
         raise Unscorable("no first frame to compare with" if clip.first_frame is None else "no frames")
     if int(clip.first_frame.max()) < BLACK or int(clip.frames.max()) < BLACK:
-        raise Unscorable("the first frame is black" if int(clip.first_frame.max()) < BLACK else "the frames are black")
+        raise Unscorable(
+            "the first frame is black" if int(clip.first_frame.max()) < BLACK else "the frames are black"
+        )
     (height, width), (height0, width0) = clip.frames.shape[1:3], clip.first_frame.shape[:2]
     change = (width * height0) / (height * width0)
     if not 1 / MAX_ASPECT_CHANGE <= change <= MAX_ASPECT_CHANGE:
-        raise Unscorable(f"the first frame is {width0}x{height0}, the frames are {width}x{height}; crop it as the model's input was")
+        raise Unscorable(
+            f"the first frame is {width0}x{height0}, the frames are {width}x{height}; crop it as the model's input was"
+        )
     return clip.frames, clip.first_frame[None]
 
 
 def _score(frames: np.ndarray, first: np.ndarray) -> Score:
-    colour, edges = (((seen * wanted).sum(dim=1)) for seen, wanted in zip(describe(frames), describe(first), strict=True))
+    colour, edges = (
+        ((seen * wanted).sum(dim=1)) for seen, wanted in zip(describe(frames), describe(first), strict=True)
+    )
     alike = (colour + edges) / 2
     parts = {"colour": float(colour.mean()), "edges": float(edges.mean()), "lowest": float(alike.min())}
     return Score(value=float(alike.mean()), parts=parts)

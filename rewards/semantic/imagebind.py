@@ -82,7 +82,9 @@ class ImageBindScore:
             # ImageBind multiplies its sound embeddings by 20: they are not of unit length.
             found = torch.nn.functional.cosine_similarity(seen, heard, dim=-1)
             if found.shape != (len(batch),) or not found.isfinite().all():
-                raise ValueError(f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite cosine per clip")
+                raise ValueError(
+                    f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite cosine per clip"
+                )
             cosines.extend(found.tolist())
         return [Score(value=cosine) for cosine in cosines]
 
@@ -121,7 +123,11 @@ def _pixels(frames: np.ndarray) -> Tensor:
     """uint8 [T, H, W, 3] -> normalised float32 [3, T, h, w], the shorter side 224."""
     pixels = torch.from_numpy(np.array(frames, order="C")).permute(3, 0, 1, 2).float() / 255.0
     height, width = pixels.shape[2:]
-    size = (SIDE, math.floor(width / height * SIDE)) if width >= height else (math.floor(height / width * SIDE), SIDE)
+    size = (
+        (SIDE, math.floor(width / height * SIDE))
+        if width >= height
+        else (math.floor(height / width * SIDE), SIDE)
+    )
     pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(values).reshape(3, 1, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (pixels - mean) / std
@@ -132,12 +138,17 @@ def _crops(pixels: Tensor) -> list[Tensor]:
     middles = math.ceil((height - SIDE) / 2), math.ceil((width - SIDE) / 2)
     along = [(place, middles[1]) for place in (0, middles[0], height - SIDE)]
     across = [(middles[0], place) for place in (0, middles[1], width - SIDE)]
-    return [pixels[..., top : top + SIDE, left : left + SIDE] for top, left in (along if height > width else across)]
+    return [
+        pixels[..., top : top + SIDE, left : left + SIDE]
+        for top, left in (along if height > width else across)
+    ]
 
 
 def _prepare(clip: Clip) -> tuple[Tensor, Tensor]:
     if clip.frames is None or len(clip.frames) < 2:
-        raise Unscorable("no frames" if clip.frames is None else f"{len(clip.frames)} frame(s), at least 2 are needed")
+        raise Unscorable(
+            "no frames" if clip.frames is None else f"{len(clip.frames)} frame(s), at least 2 are needed"
+        )
     if int(clip.frames.max()) == 0:
         raise Unscorable("the pictures are black")
     waveform = mono_16khz(clip)

@@ -40,11 +40,15 @@ class EndpointTranscriber:
     concurrency: int = 8
     timeout_s: float = 60.0
     num_tries: int = 4
-    backoff_s: float = 0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
+    backoff_s: float = (
+        0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
+    )
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/@]+(/[^?#@]*)?$", self.base_url):
-            raise ValueError(f"base_url: {_without_login(self.base_url)!r} is not http(s)://host[:port][/path]; give the server's address")
+            raise ValueError(
+                f"base_url: {_without_login(self.base_url)!r} is not http(s)://host[:port][/path]; give the server's address"
+            )
         if self.concurrency < 1 or self.num_tries < 1:
             raise ValueError(f"concurrency {self.concurrency}, num_tries {self.num_tries}: at least 1 each")
 
@@ -68,7 +72,9 @@ class EndpointTranscriber:
 
     def _token(self) -> str:
         if self.token_variable and not os.environ.get(self.token_variable):
-            raise ValueError(f"${self.token_variable}: not set; put the server's token there or leave token_variable empty")
+            raise ValueError(
+                f"${self.token_variable}: not set; put the server's token there or leave token_variable empty"
+            )
         return os.environ[self.token_variable].strip() if self.token_variable else ""
 
     def _ask(self, sound: bytes, token: str) -> str:
@@ -79,17 +85,26 @@ class EndpointTranscriber:
             except urllib.error.HTTPError as error:
                 failure = f"status {error.code} {_excerpt(error.read(), token)}".strip()
                 if error.code not in RETRIED:
-                    raise ConnectionError(f"{self.url}: {failure}; check model {self.model!r}, token and server") from None
+                    raise ConnectionError(
+                        f"{self.url}: {failure}; check model {self.model!r}, token and server"
+                    ) from None
                 wait = _retry_after(error.headers.get("Retry-After", ""))
             except (OSError, HTTPException) as error:
-                failure, wait = _excerpt(str(getattr(error, "reason", "") or error or type(error).__name__).encode(), token), 0.0
+                failure, wait = (
+                    _excerpt(
+                        str(getattr(error, "reason", "") or error or type(error).__name__).encode(), token
+                    ),
+                    0.0,
+                )
             if attempt + 1 < self.num_tries:
                 time.sleep(min(MAX_WAIT_S, max(wait, self.backoff_s * 2**attempt)))
         raise ConnectionError(f"{self.url}: {failure}, {self.num_tries} tries; check that the server is up")
 
     def _post(self, sound: bytes, token: str) -> str:
         fields = {"model": self.model, "response_format": "json", "temperature": "0"}
-        content_type, body = _multipart(fields | ({"language": self.language} if self.language else {}), sound)
+        content_type, body = _multipart(
+            fields | ({"language": self.language} if self.language else {}), sound
+        )
         headers = {"Content-Type": content_type, **({"Authorization": f"Bearer {token}"} if token else {})}
         request = urllib.request.Request(self.url, body, headers, method="POST")
         with _OPENER.open(request, timeout=self.timeout_s) as response:
@@ -126,9 +141,14 @@ def _wav(waveform: np.ndarray) -> bytes:
 def _multipart(fields: Mapping[str, str], sound: bytes) -> tuple[str, bytes]:
     """(content type, body) of form fields and one file."""
     boundary = uuid.uuid4().hex
-    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\nContent-Type: audio/wav\r\n\r\n'
-    return f"multipart/form-data; boundary={boundary}", b"".join([*parts, head.encode(), sound, f"\r\n--{boundary}--\r\n".encode()])
+    return f"multipart/form-data; boundary={boundary}", b"".join(
+        [*parts, head.encode(), sound, f"\r\n--{boundary}--\r\n".encode()]
+    )
 
 
 def _excerpt(answer: bytes, token: str) -> str:

@@ -68,7 +68,10 @@ class Intelligibility:
 
     def _score(self, prepared: list[tuple[list[str], np.ndarray]]) -> list[Score]:
         found = self.recognizer.spot([waveform for _, waveform in prepared])
-        return [_summary(align(words, spots, self.recognizer.num_phones)) for (words, _), spots in zip(prepared, found, strict=True)]
+        return [
+            _summary(align(words, spots, self.recognizer.num_phones))
+            for (words, _), spots in zip(prepared, found, strict=True)
+        ]
 
 
 def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int]) -> list[AlignedWord]:
@@ -79,15 +82,21 @@ def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int
         if spot is None:
             aligned.append(AlignedWord(word, None, 0.0, 0.0))
             continue
-        low = max(((other.centre_s + spot.centre_s) / 2 for other in places[:index] if other), default=-math.inf)
-        high = min(((other.centre_s + spot.centre_s) / 2 for other in places[index + 1 :] if other), default=math.inf)
+        low = max(
+            ((other.centre_s + spot.centre_s) / 2 for other in places[:index] if other), default=-math.inf
+        )
+        high = min(
+            ((other.centre_s + spot.centre_s) / 2 for other in places[index + 1 :] if other), default=math.inf
+        )
         evidence = {other: NO_EVIDENCE * phones for other, phones in num_phones.items()}
         for other in spots:
             if low <= other.centre_s <= high:
                 evidence[other.word] = max(evidence[other.word], other.evidence)
         evidence[word] = spot.evidence
         logits = np.array(list(evidence.values())) / TEMPERATURE
-        posterior = math.exp(spot.evidence / TEMPERATURE - logits.max()) / float(np.exp(logits - logits.max()).sum())
+        posterior = math.exp(spot.evidence / TEMPERATURE - logits.max()) / float(
+            np.exp(logits - logits.max()).sum()
+        )
         aligned.append(AlignedWord(word, spot, _clearness(spot.evidence / num_phones[word]), posterior))
     return aligned
 
@@ -97,7 +106,9 @@ def _in_order(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str,
     states: list[State] = [(-math.inf, 0.0, ())]  # free from when, evidence, places
     for word in words:
         candidates = [spot for spot in spots if spot.word == word]
-        grown: list[State] = [(free, total + NO_EVIDENCE * num_phones[word], (*path, None)) for free, total, path in states]
+        grown: list[State] = [
+            (free, total + NO_EVIDENCE * num_phones[word], (*path, None)) for free, total, path in states
+        ]
         for spot in candidates:
             before = [(total, path) for free, total, path in states if spot.start_s >= free]
             if before:
@@ -122,6 +133,9 @@ def _summary(aligned: Sequence[AlignedWord]) -> Score:
         "posterior": float(np.mean([word.posterior for word in aligned])),
         "lowest_word": min(scores),
     }
-    places = [f"{word.word}@{word.spot.start_s:.2f}-{word.spot.end_s:.2f}" if word.spot else f"{word.word}@nowhere" for word in aligned]
+    places = [
+        f"{word.word}@{word.spot.start_s:.2f}-{word.spot.end_s:.2f}" if word.spot else f"{word.word}@nowhere"
+        for word in aligned
+    ]
     text = " ".join(f"{place}:{score:.2f}" for place, score in zip(places, scores, strict=True))
     return Score(value=float(np.mean(scores)), parts=parts, text=text)

@@ -23,7 +23,9 @@ class Recognizer:
     a context manager or call `close`. Raises ValueError for words the pronunciation dictionary does not have.
     """
 
-    def __init__(self, vocabulary: Sequence[str], num_processes: int = 1, settings: RecognizerSettings = REWARD) -> None:
+    def __init__(
+        self, vocabulary: Sequence[str], num_processes: int = 1, settings: RecognizerSettings = REWARD
+    ) -> None:
         self.vocabulary = tuple(dict.fromkeys(normalize(word) for word in vocabulary))
         self.settings = settings
         self.name = settings.name
@@ -31,7 +33,9 @@ class Recognizer:
         self._pool: ProcessPoolExecutor | None = None
         if num_processes > 1:
             spawn = multiprocessing.get_context("spawn")  # forking a process that runs torch threads can hang
-            self._pool = ProcessPoolExecutor(num_processes, spawn, initializer=_start_worker, initargs=(self.vocabulary, settings))
+            self._pool = ProcessPoolExecutor(
+                num_processes, spawn, initializer=_start_worker, initargs=(self.vocabulary, settings)
+            )
         self._num_processes = num_processes
 
     @property

@@ -52,7 +52,11 @@ def seed_tts_zh(text: str) -> str:
 def verse_bench(text: str) -> str:
     """Ends stripped and lower case, nothing else; a text of nothing but punctuation is empty."""
     text = text.strip().lower()
-    return "" if all(character.isspace() or unicodedata.category(character)[0] == "P" for character in text) else text
+    return (
+        ""
+        if all(character.isspace() or unicodedata.category(character)[0] == "P" for character in text)
+        else text
+    )
 
 
 def normalised(text: str) -> str:
@@ -72,16 +76,24 @@ def normalised_english(path: Path) -> Scoring:
     try:
         spellings = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); take normalizer.json from the Whisper model's folder") from None
+        raise ValueError(
+            f"{path}: not JSON ({error}); take normalizer.json from the Whisper model's folder"
+        ) from None
     if not isinstance(spellings, dict) or not all(isinstance(value, str) for value in spellings.values()):
-        raise ValueError(f"{path}: not a map of spellings; take normalizer.json from the Whisper model's folder")
+        raise ValueError(
+            f"{path}: not a map of spellings; take normalizer.json from the Whisper model's folder"
+        )
     normalizer = EnglishTextNormalizer(spellings)
     return Scoring("normalised_english", lambda text: normalizer(text).strip())
 
 
 DEFAULT = Scoring("", normalize)
-SEED_TTS_EN = Scoring("seed_tts_en", seed_tts_en, mean_of_clips=True, percent=True, recogniser="whisper_large_v3")
-SEED_TTS_ZH = Scoring("seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh")
+SEED_TTS_EN = Scoring(
+    "seed_tts_en", seed_tts_en, mean_of_clips=True, percent=True, recogniser="whisper_large_v3"
+)
+SEED_TTS_ZH = Scoring(
+    "seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh"
+)
 VERSE_BENCH = Scoring("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
 NORMALISED = Scoring("normalised", normalised)
 SCORINGS = {scoring.name: scoring for scoring in (DEFAULT, SEED_TTS_EN, SEED_TTS_ZH, VERSE_BENCH, NORMALISED)}

@@ -18,16 +18,35 @@ class RecognizerSettings:
     noise_dbfs: float | None = None  # white noise over everything, always the same; None = digital silence
 
     def __post_init__(self) -> None:
-        if not (self.word_insertion_penalty > 0 and 0 < self.peak <= 1 and min(self.trim_db, self.trim_margin_s, self.silence_s) >= 0):
-            raise ValueError(f"{self.name}: {self}; penalty and peak must be above 0, peak at most 1, nothing negative")
+        if not (
+            self.word_insertion_penalty > 0
+            and 0 < self.peak <= 1
+            and min(self.trim_db, self.trim_margin_s, self.silence_s) >= 0
+        ):
+            raise ValueError(
+                f"{self.name}: {self}; penalty and peak must be above 0, peak at most 1, nothing negative"
+            )
 
 
 # Chosen on one-second clips of single flite words, clean and after a 64-mel Griffin-Lim round trip: with the library's
 # own word insertion penalty (0.65) a grammar of `<word>+` hears a second, short word in a fifth of them.
-REWARD = RecognizerSettings(name="pocketsphinx", word_insertion_penalty=1e-3, trim_db=40.0, trim_margin_s=0.05, silence_s=0.2, peak=0.95)
+REWARD = RecognizerSettings(
+    name="pocketsphinx",
+    word_insertion_penalty=1e-3,
+    trim_db=40.0,
+    trim_margin_s=0.05,
+    silence_s=0.2,
+    peak=0.95,
+)
 # Never in a rubric. As right as REWARD on real clips (208: no error) and after the codec (208: one), but of generated clips it
 # hears every fifth otherwise: another level, other silence with a noise floor, a looser trim, a cheaper further word.
 JUDGE = RecognizerSettings(
-    name="pocketsphinx_judge", word_insertion_penalty=0.05, trim_db=30.0, trim_margin_s=0.08, silence_s=0.3, peak=0.5, noise_dbfs=-60.0
+    name="pocketsphinx_judge",
+    word_insertion_penalty=0.05,
+    trim_db=30.0,
+    trim_margin_s=0.08,
+    silence_s=0.3,
+    peak=0.5,
+    noise_dbfs=-60.0,
 )
 SETTINGS = {settings.name: settings for settings in (REWARD, JUDGE)}

@@ -14,7 +14,9 @@ from rewards.sound import SAMPLE_RATE_HZ, loud_part
 from rewards.speech.settings import RecognizerSettings
 
 FRAME_S = 0.01
-NATS_PER_LOG = 1024.0  # PocketSphinx keeps scores shifted right by ten bits: its logarithms are this much too small
+NATS_PER_LOG = (
+    1024.0  # PocketSphinx keeps scores shifted right by ten bits: its logarithms are this much too small
+)
 SPOT_BEAM = 1e-200  # wide: a word that is not there still gets a score
 
 
@@ -61,12 +63,18 @@ class Sphinx:
 
         self.vocabulary = tuple(vocabulary)
         self._grammar = pocketsphinx.Decoder(lm=None, logfn="/dev/null", wip=settings.word_insertion_penalty)
-        pronunciations: Mapping[str, str | None] = {word: self._grammar.lookup_word(word) for word in vocabulary}
+        pronunciations: Mapping[str, str | None] = {
+            word: self._grammar.lookup_word(word) for word in vocabulary
+        }
         unknown = [word for word, phones in pronunciations.items() if phones is None]
         if unknown or not vocabulary:
-            raise ValueError(f"vocabulary: {unknown or 'no words'}; every word must be in PocketSphinx' English dictionary")
+            raise ValueError(
+                f"vocabulary: {unknown or 'no words'}; every word must be in PocketSphinx' English dictionary"
+            )
         self.num_phones = {word: len((phones or "").split()) for word, phones in pronunciations.items()}
-        self._grammar.add_jsgf_string("words", f"#JSGF V1.0; grammar words; public <speech> = ({' | '.join(vocabulary)})+;")
+        self._grammar.add_jsgf_string(
+            "words", f"#JSGF V1.0; grammar words; public <speech> = ({' | '.join(vocabulary)})+;"
+        )
         self._grammar.activate_search("words")
         self._spotter: Any = None
 

@@ -39,7 +39,10 @@ class WordErrorRate:
 
     def _score(self, prepared: list[tuple[str, np.ndarray]]) -> list[Score]:
         heard = self.transcriber.transcribe([waveform for _, waveform in prepared])
-        return [word_errors(reference, text, self.scoring) for (reference, _), text in zip(prepared, heard, strict=True)]
+        return [
+            word_errors(reference, text, self.scoring)
+            for (reference, _), text in zip(prepared, heard, strict=True)
+        ]
 
 
 def metric_name(recogniser: str, scoring: Scoring) -> str:
@@ -57,7 +60,11 @@ def word_errors(reference: str, hypothesis: str, scoring: Scoring = DEFAULT) -> 
     # jiwer's alignment of an empty hypothesis is the deletion of every word
     output = jiwer.process_words(" ".join(words), " ".join(scoring.words(hypothesis).split()))
     errors = output.substitutions + output.deletions + output.insertions
-    return Score(value=errors / len(words), parts={"errors": float(errors), "words": float(len(words))}, text=hypothesis)
+    return Score(
+        value=errors / len(words),
+        parts={"errors": float(errors), "words": float(len(words))},
+        text=hypothesis,
+    )
 
 
 def set_word_error_rate(scores: Sequence[Score]) -> float:

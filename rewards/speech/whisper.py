@@ -12,7 +12,13 @@ from rewards.sound import SAMPLE_RATE_HZ
 from rewards.weights import checked
 
 WINDOW_S = 30  # what the model's encoder is built for
-LARGE_V3 = {"d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "num_mel_bins": 128, "vocab_size": 51866}
+LARGE_V3 = {
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "decoder_layers": 32,
+    "num_mel_bins": 128,
+    "vocab_size": 51866,
+}
 
 
 class WhisperTranscriber:
@@ -25,20 +31,33 @@ class WhisperTranscriber:
     """
 
     def __init__(
-        self, folder: Path, sha256: str = "", *, name: str = "whisper", language: str = "en", task: str = "transcribe",
-        batch_size: int = 8, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        sha256: str = "",
+        *,
+        name: str = "whisper",
+        language: str = "en",
+        task: str = "transcribe",
+        batch_size: int = 8,
+        device: str = "cpu",
+    ) -> None:
         import torch
 
         folder = Path(folder)
         checked(
-            folder / "model.safetensors", sha256, what=name, licence="MIT or Apache-2.0", source="huggingface.co/openai/whisper-large-v3"
+            folder / "model.safetensors",
+            sha256,
+            what=name,
+            licence="MIT or Apache-2.0",
+            source="huggingface.co/openai/whisper-large-v3",
         )
         self.name, self.batch_size, self.device = name, batch_size, torch.device(device)
         self.model, self.processor = _load(folder)
         shape = {key: getattr(self.model.config, key) for key in LARGE_V3}
         if name == "whisper_large_v3" and shape != LARGE_V3:
-            raise ValueError(f"{folder / 'config.json'}: {shape} is not Whisper large v3 ({LARGE_V3}); give it another name")
+            raise ValueError(
+                f"{folder / 'config.json'}: {shape} is not Whisper large v3 ({LARGE_V3}); give it another name"
+            )
         self.model.to(self.device).eval()
         self.options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "return_timestamps": False}
         if getattr(self.model.generation_config, "is_multilingual", True):
@@ -48,7 +67,9 @@ class WhisperTranscriber:
         """Texts of float32 [N] 16 kHz sounds, in order, special tokens dropped."""
         length = WINDOW_S * SAMPLE_RATE_HZ
         windows = [
-            (index, sound[start : start + length]) for index, sound in enumerate(waveforms) for start in range(0, len(sound), length)
+            (index, sound[start : start + length])
+            for index, sound in enumerate(waveforms)
+            for start in range(0, len(sound), length)
         ]
         texts: list[list[str]] = [[] for _ in waveforms]
         for start in range(0, len(windows), self.batch_size):
@@ -60,10 +81,14 @@ class WhisperTranscriber:
     def _decode(self, windows: list[np.ndarray]) -> list[str]:
         import torch
 
-        inputs = self.processor(windows, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True)
+        inputs = self.processor(
+            windows, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True
+        )
         features = inputs.input_features.to(self.device, self.model.dtype)
         with torch.inference_mode():
-            tokens = self.model.generate(features, attention_mask=inputs.attention_mask.to(self.device), **self.options)
+            tokens = self.model.generate(
+                features, attention_mask=inputs.attention_mask.to(self.device), **self.options
+            )
         return self.processor.batch_decode(tokens, skip_special_tokens=True)
 
 
@@ -72,12 +97,18 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     try:
-        load: Any = WhisperForConditionalGeneration.from_pretrained  # its type does not know of the second answer
+        load: Any = (
+            WhisperForConditionalGeneration.from_pretrained
+        )  # its type does not know of the second answer
         model, found = load(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: not a Whisper model with its processor ({reason}); give the folder as downloaded") from None
+        raise ValueError(
+            f"{folder}: not a Whisper model with its processor ({reason}); give the folder as downloaded"
+        ) from None
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{folder / 'model.safetensors'}: {len(missing)} tensors are missing, first {missing[0]}; get the file again")
+        raise ValueError(
+            f"{folder / 'model.safetensors'}: {len(missing)} tensors are missing, first {missing[0]}; get the file again"
+        )
     return model, processor

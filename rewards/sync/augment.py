@@ -40,7 +40,9 @@ def _reframed(frames: Tensor, rng: np.random.Generator) -> Tensor:
     """One shift and scale for all frames; the edge goes on outside."""
     scale, (x, y) = float(rng.uniform(*SCALE)), rng.uniform(-SHIFT, SHIFT, 2) * 2
     theta = torch.tensor([[scale, 0.0, x], [0.0, scale, y]], dtype=torch.float32)
-    grid = F.affine_grid(theta[None], [1, *frames.shape[1:]], align_corners=False).expand(len(frames), -1, -1, -1)
+    grid = F.affine_grid(theta[None], [1, *frames.shape[1:]], align_corners=False).expand(
+        len(frames), -1, -1, -1
+    )
     return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

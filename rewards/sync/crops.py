@@ -45,7 +45,9 @@ class MouthBoxes:
 
     def __init__(self, size: int = 32, margin: float = MOUTH_MARGIN) -> None:
         if size < 1 or margin < 0:
-            raise ValueError(f"MouthBoxes: size {size} and margin {margin}; use a size of at least 1 and a margin of at least 0")
+            raise ValueError(
+                f"MouthBoxes: size {size} and margin {margin}; use a size of at least 1 and a margin of at least 0"
+            )
         self.size, self.margin = size, margin
         self.label = "mouth_boxes"
 
@@ -53,7 +55,10 @@ class MouthBoxes:
         frames = visible_frames(clip)
         if not clip.mouth_boxes:
             raise Unscorable("no mouth box")
-        return [FaceCrops(crop_square(frames, _square(box, frames, self.margin), self.size)) for box in clip.mouth_boxes]
+        return [
+            FaceCrops(crop_square(frames, _square(box, frames, self.margin), self.size))
+            for box in clip.mouth_boxes
+        ]
 
 
 class FaceTracks:
@@ -71,7 +76,9 @@ class FaceTracks:
 
     def crops(self, clip: Clip) -> list[FaceCrops]:
         frames = visible_frames(clip)
-        return [FaceCrops(self._cut(frames, track, clip.fps), track.start) for track in self._tracks(clip, frames)]
+        return [
+            FaceCrops(self._cut(frames, track, clip.fps), track.start) for track in self._tracks(clip, frames)
+        ]
 
     def _tracks(self, clip: Clip, frames: np.ndarray) -> list[Track]:
         check_fps(clip)
@@ -81,7 +88,9 @@ class FaceTracks:
         cuts = histogram_cuts(frames) if self.variant.shots == "histogram" else []
         if not (tracks := track_faces(detections, self.variant, clip.fps, cuts)):
             wanted = f"{self.variant.min_frames} frames at 25 fps and more than {self.variant.min_face_px:g} pixels"
-            raise Unscorable(f"faces in {sum(map(bool, detections))} of {len(frames)} frames, none tracked over {wanted} ({self.label})")
+            raise Unscorable(
+                f"faces in {sum(map(bool, detections))} of {len(frames)} frames, none tracked over {wanted} ({self.label})"
+            )
         return tracks
 
     def _cut(self, frames: np.ndarray, track: Track, fps: float) -> np.ndarray:
@@ -89,7 +98,10 @@ class FaceTracks:
         shown = frames[track.start : track.start + len(places)]
         pictures = zip(shown, places, strict=True)
         return np.concatenate(
-            [resize_linear(face_square(frame, x, y, half, self.variant.crop_scale)[None], self.size) for frame, (x, y, half) in pictures]
+            [
+                resize_linear(face_square(frame, x, y, half, self.variant.crop_scale)[None], self.size)
+                for frame, (x, y, half) in pictures
+            ]
         )
 
 
@@ -106,10 +118,14 @@ def face_square(frame: np.ndarray, x: float, y: float, half: float, crop_scale: 
     top, bottom = max(0, rows[0]) - pad, min(height + 2 * pad, rows[1]) - pad
     left, right = max(0, columns[0]) - pad, min(width + 2 * pad, columns[1]) - pad
     if bottom <= top or right <= left or bottom <= 0 or right <= 0 or top >= height or left >= width:
-        raise Unscorable(f"face at {x:.0f}, {y:.0f} of half side {half:.1f} lies outside of {width}x{height} pixels")
+        raise Unscorable(
+            f"face at {x:.0f}, {y:.0f} of half side {half:.1f} lies outside of {width}x{height} pixels"
+        )
     square = np.full((bottom - top, right - left, 3), PADDING, np.uint8)
     inside = frame[max(0, top) : bottom, max(0, left) : right]
-    square[max(0, -top) : max(0, -top) + len(inside), max(0, -left) : max(0, -left) + inside.shape[1]] = inside
+    square[max(0, -top) : max(0, -top) + len(inside), max(0, -left) : max(0, -left) + inside.shape[1]] = (
+        inside
+    )
     return square
 
 

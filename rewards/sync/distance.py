@@ -35,7 +35,9 @@ def shift_distances(v: np.ndarray, a: np.ndarray, vshift: int = VSHIFT) -> np.nd
     of the published evaluation code.
     """
     if v.ndim != 2 or v.shape != a.shape or not len(v):
-        raise ValueError(f"shift_distances wants two [n, D] of one shape, got {list(v.shape)} and {list(a.shape)}")
+        raise ValueError(
+            f"shift_distances wants two [n, D] of one shape, got {list(v.shape)} and {list(a.shape)}"
+        )
     v, a = v.astype(np.float64) + PAIRWISE_EPS, a.astype(np.float64)
     if not (np.isfinite(v).all() and np.isfinite(a).all()):
         raise ValueError("shift_distances: embeddings are not finite; the network or its input is broken")

@@ -15,7 +15,9 @@ from rewards.weights import checked
 INSTALL = "pip install 'opencv-python-headless>=4.13,<5' (the extra `faces`)"
 YUNET_SOURCE = "github.com/opencv/opencv_zoo, models/face_detection_yunet"
 YUNET_LICENCE = "MIT"
-LONGEST_SIDE = 320  # a 704x1280 picture is searched at a quarter, the scale at which the published recipe runs S3FD
+LONGEST_SIDE = (
+    320  # a 704x1280 picture is searched at a quarter, the scale at which the published recipe runs S3FD
+)
 
 FloatBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the end is exclusive
 
@@ -50,8 +52,12 @@ class GivenFaces:
             raise Unscorable("no face box")
         for x0, y0, x1, y1 in clip.face_boxes:
             if x1 <= x0 or y1 <= y0 or x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-                raise Unscorable(f"face box {[x0, y0, x1, y1]} is empty or lies outside of {width}x{height} pixels")
-        faces = [Detection((float(x0), float(y0), float(x1), float(y1)), 1.0) for x0, y0, x1, y1 in clip.face_boxes]
+                raise Unscorable(
+                    f"face box {[x0, y0, x1, y1]} is empty or lies outside of {width}x{height} pixels"
+                )
+        faces = [
+            Detection((float(x0), float(y0), float(x1), float(y1)), 1.0) for x0, y0, x1, y1 in clip.face_boxes
+        ]
         return [list(faces) for _ in range(len(frames))]
 
 
@@ -69,7 +75,9 @@ class HaarDetector:
         folder = getattr(getattr(self._cv2, "data", None), "haarcascades", "")
         path = Path(folder) / "haarcascade_frontalface_default.xml"
         if not hasattr(self._cv2, "CascadeClassifier") or not path.is_file():
-            raise FileNotFoundError(f"HaarDetector: OpenCV {self._cv2.__version__} comes without {path.name}; {INSTALL}")
+            raise FileNotFoundError(
+                f"HaarDetector: OpenCV {self._cv2.__version__} comes without {path.name}; {INSTALL}"
+            )
         self._cascade = self._cv2.CascadeClassifier(str(path))
         self.min_hits, self.longest_side = min_hits, longest_side
 
@@ -80,7 +88,11 @@ class HaarDetector:
         small, scale = _reduced(self._cv2, frame, self.longest_side)
         grey = self._cv2.cvtColor(small, self._cv2.COLOR_RGB2GRAY)
         boxes, hits = self._cascade.detectMultiScale2(grey, scaleFactor=1.1, minNeighbors=self.min_hits)
-        found = zip(np.asarray(boxes, float).reshape(-1, 4).tolist(), np.asarray(hits, float).reshape(-1).tolist(), strict=True)
+        found = zip(
+            np.asarray(boxes, float).reshape(-1, 4).tolist(),
+            np.asarray(hits, float).reshape(-1).tolist(),
+            strict=True,
+        )
         return [_detection(x, y, width, height, score, scale) for (x, y, width, height), score in found]
 
 
@@ -92,14 +104,20 @@ class YuNetDetector:
 
     label = "yunet"
 
-    def __init__(self, path: Path, sha256: str = "", min_score: float = 0.9, longest_side: int = LONGEST_SIDE) -> None:
+    def __init__(
+        self, path: Path, sha256: str = "", min_score: float = 0.9, longest_side: int = LONGEST_SIDE
+    ) -> None:
         self._cv2 = _opencv("YuNetDetector")
         checked(path, sha256, what="YuNet face detector", licence=YUNET_LICENCE, source=YUNET_SOURCE)
         try:
-            self._net = self._cv2.FaceDetectorYN.create(str(path), "", (LONGEST_SIDE, LONGEST_SIDE), min_score, 0.3, 5000)
+            self._net = self._cv2.FaceDetectorYN.create(
+                str(path), "", (LONGEST_SIDE, LONGEST_SIDE), min_score, 0.3, 5000
+            )
         except self._cv2.error as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"YuNet face detector: {path} is no ONNX file that OpenCV {self._cv2.__version__} reads: {reason}") from None
+            raise ValueError(
+                f"YuNet face detector: {path} is no ONNX file that OpenCV {self._cv2.__version__} reads: {reason}"
+            ) from None
         self.longest_side = longest_side
 
     def detect(self, clip: Clip) -> list[list[Detection]]:

@@ -42,12 +42,19 @@ class Embedder:
         size = self.args.image_size
         for frames in crops:
             if frames.dtype != np.uint8 or len(frames) < WINDOW_FRAMES or frames.shape[1:] != (size, size, 3):
-                raise ValueError(f"lips wants uint8 [T >= {WINDOW_FRAMES}, {size}, {size}, 3], got {frames.dtype} {list(frames.shape)}")
+                raise ValueError(
+                    f"lips wants uint8 [T >= {WINDOW_FRAMES}, {size}, {size}, 3], got {frames.dtype} {list(frames.shape)}"
+                )
         if not crops:
             return []
         frames = torch.from_numpy(np.concatenate(crops))
         ends = np.cumsum([len(clip) for clip in crops])
-        starts = torch.cat([torch.arange(end - len(clip), end - WINDOW_FRAMES + 1) for clip, end in zip(crops, ends, strict=True)])
+        starts = torch.cat(
+            [
+                torch.arange(end - len(clip), end - WINDOW_FRAMES + 1)
+                for clip, end in zip(crops, ends, strict=True)
+            ]
+        )
         per_pass = max(MIN_WINDOWS_PER_PASS, PIXELS_PER_PASS // size**2)
         passes = [_through(self._lips, self._stacked(frames, some)) for some in starts.split(per_pass)]
         return _divided(passes, [len(clip) - WINDOW_FRAMES + 1 for clip in crops])
@@ -58,7 +65,9 @@ class Embedder:
         if not windows:
             return []
         scaled = torch.from_numpy(np.concatenate(windows)).to(self.device) * self.args.sound_scale
-        every = scaled.to(self.dtype)[:, 0, :, :, None].contiguous()  # channels last; concatenate keeps the order of its parts
+        every = scaled.to(self.dtype)[
+            :, 0, :, :, None
+        ].contiguous()  # channels last; concatenate keeps the order of its parts
         passes = [_through(self._sound, some.permute(0, 3, 1, 2)) for some in every.split(WINDOWS_PER_PASS)]
         return _divided(passes, [len(some) for some in windows])
 
@@ -68,7 +77,11 @@ class Embedder:
         scaled = frames[first : starts[-1] + WINDOW_FRAMES].to(self.device).float()
         scaled = ((scaled - self.args.pixel_mean) * self.args.pixel_scale).to(self.dtype)
         places = (starts - first).to(self.device)
-        return torch.stack([scaled[places + time] for time in range(WINDOW_FRAMES)], dim=3).flatten(3).permute(0, 3, 1, 2)
+        return (
+            torch.stack([scaled[places + time] for time in range(WINDOW_FRAMES)], dim=3)
+            .flatten(3)
+            .permute(0, 3, 1, 2)
+        )
 
     def _steps(self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False) -> list[Step]:
         layers = [layer for layer in (*tower, *head) if not isinstance(layer, nn.ReLU)]
@@ -77,10 +90,24 @@ class Embedder:
             if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
                 norm = after if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
                 weight, bias = folded(layer, norm)
-                if isinstance(layer, nn.Conv3d):  # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
-                    weight = (weight.flip(1) if reverse and layer.in_channels == 3 else weight).transpose(1, 2).flatten(1, 2)
+                if isinstance(
+                    layer, nn.Conv3d
+                ):  # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
+                    weight = (
+                        (weight.flip(1) if reverse and layer.in_channels == 3 else weight)
+                        .transpose(1, 2)
+                        .flatten(1, 2)
+                    )
                 last = layer is tower[-3]
-                steps.append(_step(layer, weight.to(self.device, self.dtype), bias.to(self.device, self.dtype), norm is not None, last))
+                steps.append(
+                    _step(
+                        layer,
+                        weight.to(self.device, self.dtype),
+                        bias.to(self.device, self.dtype),
+                        norm is not None,
+                        last,
+                    )
+                )
             elif isinstance(layer, nn.MaxPool2d) and layer.kernel_size != (1, 1):
                 steps.append(layer)
         return steps
@@ -92,7 +119,11 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
     if norm is None:
         return weight, bias
-    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.running_mean is not None and norm.running_var is not None
+    assert (
+        isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     bias = (bias - norm.running_mean.double()) * gain + norm.bias.double()
     return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias.detach()

@@ -113,7 +113,9 @@ def window_flops(args: SyncNetArgs) -> dict[str, int]:
         for layer in getattr(args, name):
             size = tuple(
                 (side + 2 * pad - kernel) // step + 1
-                for side, pad, kernel, step in zip(size, layer.padding, layer.kernel, layer.stride, strict=True)
+                for side, pad, kernel, step in zip(
+                    size, layer.padding, layer.kernel, layer.stride, strict=True
+                )
             )
             if isinstance(layer, Conv):
                 total += 2 * prod(size) * layer.channels * channels * layer.frames * prod(layer.kernel)
@@ -125,7 +127,8 @@ def window_flops(args: SyncNetArgs) -> dict[str, int]:
 def plain(args: SyncNetArgs) -> dict[str, Any]:
     """As JSON can hold it."""
     tables = {
-        name: [{"kind": type(layer).__name__.lower(), **asdict(layer)} for layer in getattr(args, name)] for name in ("sound", "lips")
+        name: [{"kind": type(layer).__name__.lower(), **asdict(layer)} for layer in getattr(args, name)]
+        for name in ("sound", "lips")
     }
     return {**asdict(args), **tables}
 
@@ -139,9 +142,13 @@ def from_plain(values: Mapping[str, Any], where: str) -> SyncNetArgs:
         tables = {name: tuple(_layer(dict(layer)) for layer in values[name]) for name in ("sound", "lips")}
         return SyncNetArgs(**{**values, **tables})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: not the arguments of a SyncNet ({error}); train or copy the network anew") from None
+        raise ValueError(
+            f"{where}: not the arguments of a SyncNet ({error}); train or copy the network anew"
+        ) from None
 
 
 def _layer(values: dict[str, Any]) -> Layer:
     kind = {"conv": Conv, "pool": Pool}[values.pop("kind")]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )

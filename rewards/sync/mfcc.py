@@ -29,7 +29,9 @@ def mfcc(waveform: np.ndarray, floor: float = SMALLEST) -> np.ndarray:
     Source: Davis and Mermelstein 1980 with the defaults of python_speech_features, the published SyncNet's front end.
     """
     if waveform.ndim != 1 or not len(waveform):
-        raise ValueError(f"mfcc wants a mono sound [N], got {list(waveform.shape)}; average the channels first")
+        raise ValueError(
+            f"mfcc wants a mono sound [N], got {list(waveform.shape)}; average the channels first"
+        )
     signal = np.clip(np.rint(waveform.astype(np.float64) * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
     signal[1:] -= PREEMPHASIS * signal[:-1]
     count = num_columns(len(signal))
@@ -51,7 +53,9 @@ def mel_filters() -> np.ndarray:
     bins = np.arange(FFT // 2 + 1)
     left, middle, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     rising, falling = (bins - left) / (middle - left), (right - bins) / (right - middle)
-    return np.where((bins >= left) & (bins < middle), rising, np.where((bins >= middle) & (bins < right), falling, 0.0))
+    return np.where(
+        (bins >= left) & (bins < middle), rising, np.where((bins >= middle) & (bins < right), falling, 0.0)
+    )
 
 
 @cache

@@ -18,7 +18,9 @@ def crop_square(frames: np.ndarray, square: Square, size: int) -> np.ndarray:
     (top, bottom), (left, right) = _needed(rows), _needed(columns)
     part = frames[:, top:bottom, left:right].astype(np.float32)
     num, height, width, channels = part.shape
-    tall = np.matmul(rows[:, top:bottom], part.reshape(num, height, width * channels)).reshape(num, size, width, channels)
+    tall = np.matmul(rows[:, top:bottom], part.reshape(num, height, width * channels)).reshape(
+        num, size, width, channels
+    )
     return np.clip(np.rint(np.matmul(columns[:, left:right], tall)), 0, 255).astype(np.uint8)
 
 

@@ -45,7 +45,12 @@ class SyncReward:
     """
 
     def __init__(
-        self, net: SyncNet, crops: CropSource, name: str = "sync_mini", dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        net: SyncNet,
+        crops: CropSource,
+        name: str = "sync_mini",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         self.name, self.crops = name, crops
         self._embedder = Embedder(net, dtype, device)
@@ -72,13 +77,18 @@ class SyncReward:
         if not faces:
             raise Unscorable(f"{max(counts, default=0)} windows of 0.2 s, at least {MIN_WINDOWS} are needed")
         floor = self._embedder.args.log_floor
-        return _Prepared(faces, [heard_windows(some, floor)[:count] for some, count in zip(sounds, counts, strict=True)])
+        return _Prepared(
+            faces, [heard_windows(some, floor)[:count] for some, count in zip(sounds, counts, strict=True)]
+        )
 
     def _score(self, clips: list[_Prepared]) -> list[Score]:
         """Every face and every sound goes through the network once, those of all clips together."""
         lips = iter(self._embedder.lips([pixels for clip in clips for pixels, _ in clip.faces]))
         heard = iter(self._embedder.sound([windows for clip in clips for windows in clip.sounds]))
-        return [self._summed_up(clip, list(islice(lips, len(clip.faces))), list(islice(heard, len(clip.sounds)))) for clip in clips]
+        return [
+            self._summed_up(clip, list(islice(lips, len(clip.faces))), list(islice(heard, len(clip.sounds))))
+            for clip in clips
+        ]
 
     def _summed_up(self, clip: _Prepared, lips: list[np.ndarray], heard: list[np.ndarray]) -> Score:
         pairs = [(v, heard[place][: len(v)]) for v, (_, place) in zip(lips, clip.faces, strict=True)]

@@ -45,11 +45,15 @@ def moved_cuts(v: np.ndarray, a: np.ndarray, num_windows: int, reach: int = REAC
     """
     room = len(v) - 2 * reach
     if room < num_windows or len(a) != len(v):
-        raise ValueError(f"{len(v)} and {len(a)} windows; a cut of {num_windows} moved by {reach} wants {num_windows + 2 * reach} of both")
+        raise ValueError(
+            f"{len(v)} and {len(a)} windows; a cut of {num_windows} moved by {reach} wants {num_windows + 2 * reach} of both"
+        )
     count = room // num_windows
     starts = reach + (room - count * num_windows) // 2 + num_windows * np.arange(count)
     moves = np.arange(-reach, reach + 1)
-    found = [[zero_lag(v[s : s + num_windows], a[s + k : s + k + num_windows]) for k in moves] for s in starts]
+    found = [
+        [zero_lag(v[s : s + num_windows], a[s + k : s + k + num_windows]) for k in moves] for s in starts
+    ]
     rewards = np.array([[answer.value for answer in row] for row in found])
     return MovedCuts(moves, rewards, np.array([[answer.best_lag for answer in row] for row in found]) + moves)
 
@@ -91,7 +95,9 @@ def measures(cuts: MovedCuts) -> dict[str, Count]:
     return {
         "true_over_moved": true_over_moved(cuts),
         "offset_within_1": offset_found(cuts),
-        "offset_within_1_unmoved": offset_found(MovedCuts(cuts.moves[[REACH]], cuts.rewards[:, [REACH]], cuts.errors[:, [REACH]])),
+        "offset_within_1_unmoved": offset_found(
+            MovedCuts(cuts.moves[[REACH]], cuts.rewards[:, [REACH]], cuts.errors[:, [REACH]])
+        ),
         "spearman": rank_correlation(cuts),
         **{f"reward_at_{distance}": reward_at(cuts, distance) for distance in LISTED},
     }

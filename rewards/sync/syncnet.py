@@ -54,20 +54,31 @@ class SyncNet(nn.Module):
         Raises ValueError for another shape or fewer than 5 frames.
         """
         size = self.args.image_size
-        if frames.ndim != 5 or frames.shape[1] != 3 or frames.shape[2] < WINDOW_FRAMES or frames.shape[3:] != (size, size):
-            raise ValueError(f"embed_lips wants [B, 3, T >= {WINDOW_FRAMES}, {size}, {size}], got {list(frames.shape)}")
+        if (
+            frames.ndim != 5
+            or frames.shape[1] != 3
+            or frames.shape[2] < WINDOW_FRAMES
+            or frames.shape[3:] != (size, size)
+        ):
+            raise ValueError(
+                f"embed_lips wants [B, 3, T >= {WINDOW_FRAMES}, {size}, {size}], got {list(frames.shape)}"
+            )
         if self.args.channel_order == "bgr":
             frames = frames.flip(1)
         frames = (frames - self.args.pixel_mean) * self.args.pixel_scale
         windows = frames.unfold(2, WINDOW_FRAMES, 1).permute(0, 2, 1, 5, 3, 4)  # [B, n, 3, 5, S, S]
-        stacked = windows.reshape(-1, 3 * WINDOW_FRAMES, size, size).contiguous(memory_format=torch.channels_last)
+        stacked = windows.reshape(-1, 3 * WINDOW_FRAMES, size, size).contiguous(
+            memory_format=torch.channels_last
+        )
         return self.netfclip(self.netcnnlip(stacked).flatten(1)).unflatten(0, windows.shape[:2])
 
     def embed_sound(self, windows: Tensor) -> Tensor:
         """Embeddings [M, D] of windows of MFCC columns, float [M, 1, 13, 20]. Raises ValueError for another shape."""
         if windows.ndim != 4 or windows.shape[1:] != (1, 13, WINDOW_COLUMNS):
             raise ValueError(f"embed_sound wants [M, 1, 13, {WINDOW_COLUMNS}], got {list(windows.shape)}")
-        channels_last = windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)  # pooling is ten times slower otherwise
+        channels_last = (
+            windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)
+        )  # pooling is ten times slower otherwise
         return self.netfcaud(self.netcnnaud(channels_last * self.args.sound_scale).flatten(1))
 
 
@@ -79,13 +90,18 @@ def load_published(path: Path, sha256: str = "") -> SyncNet:
     from rewards.weights import checked
 
     path = checked(
-        path, sha256, what="SyncNet", licence="MIT (code; the weights carry no text of their own)",
+        path,
+        sha256,
+        what="SyncNet",
+        licence="MIT (code; the weights carry no text of their own)",
         source="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
-    )  # fmt: skip
+    )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign pickle raises nearly anything
-        raise ValueError(f"{path}: not a file of tensors ({str(error).splitlines()[0]}); fetch syncnet_v2.model again") from None
+        raise ValueError(
+            f"{path}: not a file of tensors ({str(error).splitlines()[0]}); fetch syncnet_v2.model again"
+        ) from None
     net = SyncNet(PUBLISHED, {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     return _filled(net, tensors, f"{path}")
 
@@ -95,8 +111,15 @@ def save_syncnet(net: SyncNet, folder: Path) -> None:
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: tensor.contiguous() for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)})
-    config = {"format": FORMAT, "args": plain(net.args), "provenance": net.provenance, "sha256": hashlib.sha256(weights).hexdigest()}
+    weights = save(
+        {name: tensor.contiguous() for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)}
+    )
+    config = {
+        "format": FORMAT,
+        "args": plain(net.args),
+        "provenance": net.provenance,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
     (folder / WEIGHTS).write_bytes(weights)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
@@ -116,7 +139,9 @@ def load_syncnet(folder: Path) -> SyncNet:
         raise ValueError(f"{where}: format is not {FORMAT}; train or copy the network anew")
     weights = (folder / WEIGHTS).read_bytes()
     if (digest := hashlib.sha256(weights).hexdigest()) != config.get("sha256"):
-        raise ValueError(f"{folder / WEIGHTS}: sha256 {digest}, {CONFIG} says {config.get('sha256')}; copy the folder anew")
+        raise ValueError(
+            f"{folder / WEIGHTS}: sha256 {digest}, {CONFIG} says {config.get('sha256')}; copy the folder anew"
+        )
     net = SyncNet(from_plain(config.get("args", {}), where), config.get("provenance"))
     return _filled(net, load(weights), f"{folder / WEIGHTS}")
 
@@ -129,10 +154,14 @@ def _filled(net: SyncNet, tensors: object, where: str) -> SyncNet:
     given = {str(name): tensor for name, tensor in tensors.items() if not str(name).endswith(COUNTER)}
     for word, names in (("missing", wanted.keys() - given.keys()), ("unknown", given.keys() - wanted.keys())):
         if names:
-            raise ValueError(f"{where}: {len(names)} {word} names, as {min(names)}; this is no {net.args.name} SyncNet")
+            raise ValueError(
+                f"{where}: {len(names)} {word} names, as {min(names)}; this is no {net.args.name} SyncNet"
+            )
     for name, own in wanted.items():
         if (tensor := given[name]).shape != own.shape:
-            raise ValueError(f"{where}: {name} is {list(tensor.shape)}, the {net.args.name} SyncNet has {list(own.shape)}")
+            raise ValueError(
+                f"{where}: {name} is {list(tensor.shape)}, the {net.args.name} SyncNet has {list(own.shape)}"
+            )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{where}: {name} is {tensor.dtype} or not finite; floats are wanted")
     net.load_state_dict(given, strict=False)
@@ -143,7 +172,11 @@ def _tower(table: Sequence[Layer], channels: int, over_frames: bool) -> nn.Seque
     modules: list[nn.Module] = []
     for layer in table:
         if isinstance(layer, Conv):
-            modules += [_conv(layer, channels, over_frames), nn.BatchNorm2d(layer.channels), nn.ReLU(inplace=True)]
+            modules += [
+                _conv(layer, channels, over_frames),
+                nn.BatchNorm2d(layer.channels),
+                nn.ReLU(inplace=True),
+            ]
             channels = layer.channels
         else:
             modules.append(nn.MaxPool2d(layer.kernel, layer.stride, layer.padding))
@@ -159,4 +192,6 @@ def _conv(layer: Conv, channels: int, over_frames: bool) -> nn.Module:
 
 def _head(table: Sequence[Layer], embedding: int) -> nn.Sequential:
     width = [layer.channels for layer in table if isinstance(layer, Conv)][-1]
-    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
+    return nn.Sequential(
+        nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, embedding)
+    )

@@ -23,16 +23,22 @@ class Tracking:
     shots: Literal["histogram", "none"] = "histogram"  # cuts end tracks
     linking: Literal["iou", "best"] = "iou"  # best: the highest score of each frame, whoever it is
     min_iou: float = 0.5  # to the last box of the track, exclusive
-    max_gap_frames: int = 25  # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
+    max_gap_frames: int = (
+        25  # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
+    )
     min_frames: int = 101  # detections in a track
     min_face_px: float = 100.0  # the larger of mean width and mean height must exceed it
     median_frames: int = 13  # smoothing of centre and size; 1 = none
 
     def __post_init__(self) -> None:
         if self.median_frames < 1 or self.median_frames % 2 == 0:
-            raise ValueError(f"{self.name}: median_frames is {self.median_frames}; an odd number of frames is needed")
+            raise ValueError(
+                f"{self.name}: median_frames is {self.median_frames}; an odd number of frames is needed"
+            )
         if self.min_frames < 1 or self.max_gap_frames < 1 or not 0 <= self.min_iou < 1 or self.crop_scale < 0:
-            raise ValueError(f"{self.name}: min_frames, max_gap_frames >= 1, 0 <= min_iou < 1 and crop_scale >= 0 are needed, got {self}")
+            raise ValueError(
+                f"{self.name}: min_frames, max_gap_frames >= 1, 0 <= min_iou < 1 and crop_scale >= 0 are needed, got {self}"
+            )
 
 
 # Numbers of the three public evaluations (joonson/syncnet_python, bytedance/LatentSync, Dorniwang/Verse-Bench), except that
@@ -40,7 +46,14 @@ class Tracking:
 SYNCNET_PYTHON = Tracking("syncnet_python", crop_scale=0.40)
 LATENTSYNC = Tracking("latentsync", crop_scale=0.40, min_frames=51)
 VERSE_BENCH = Tracking(
-    "verse_bench", crop_scale=0.30, shots="none", linking="best", max_gap_frames=1, min_frames=50, min_face_px=0.0, median_frames=1
+    "verse_bench",
+    crop_scale=0.30,
+    shots="none",
+    linking="best",
+    max_gap_frames=1,
+    min_frames=50,
+    min_face_px=0.0,
+    median_frames=1,
 )
 # For boxes that are known rather than found, of any size and length
 AS_GIVEN = Tracking("as_given", crop_scale=0.40, shots="none", min_frames=1, min_face_px=0.0, median_frames=1)
@@ -55,7 +68,10 @@ class Track:
 
 
 def track_faces(
-    detections: Sequence[Sequence[Detection]], variant: Tracking, fps: float = REFERENCE_FPS, cuts: Sequence[int] = ()
+    detections: Sequence[Sequence[Detection]],
+    variant: Tracking,
+    fps: float = REFERENCE_FPS,
+    cuts: Sequence[int] = (),
 ) -> list[Track]:
     """Tracks of all frames' detections, by their first frame; `cuts` are first frames of shots.
 
@@ -66,7 +82,11 @@ def track_faces(
     max_gap = 1 if variant.max_gap_frames == 1 else at_fps(variant.max_gap_frames, fps)
     tracks = []
     for first, last in pairwise(edges):
-        faces = [(first + i, face) for i, found in enumerate(detections[first:last]) for face in sorted(found, key=_rank)]
+        faces = [
+            (first + i, face)
+            for i, found in enumerate(detections[first:last])
+            for face in sorted(found, key=_rank)
+        ]
         if variant.linking == "best":
             faces = [face for i, face in enumerate(faces) if i == 0 or faces[i - 1][0] != face[0]]
         while faces:
@@ -117,9 +137,16 @@ def _link(faces: _Found, variant: Tracking, max_gap: int) -> tuple[_Found, _Foun
         by_frame.setdefault(face[0], []).append(face)
     for frame, found in by_frame.items():
         last_frame, last = linked[-1]
-        fits = variant.linking == "best" or max(overlap(last.box, face.box) for _, face in found) > variant.min_iou
+        fits = (
+            variant.linking == "best"
+            or max(overlap(last.box, face.box) for _, face in found) > variant.min_iou
+        )
         if last_frame < frame <= last_frame + max_gap and fits:
-            best = 0 if variant.linking == "best" else max(range(len(found)), key=lambda i: overlap(last.box, found[i][1].box))
+            best = (
+                0
+                if variant.linking == "best"
+                else max(range(len(found)), key=lambda i: overlap(last.box, found[i][1].box))
+            )
             linked.append(found.pop(best))
         left += found
     return linked, left

@@ -57,9 +57,15 @@ def train_syncnet(
     Raises ValueError when no two clips are long enough for `config.windows` windows.
     """
     needed = config.windows + WINDOW_FRAMES - 1
-    usable = [clip for clip in clips if min(len(clip.crops), (len(clip.sound) - TAIL_SAMPLES) // SAMPLES_PER_FRAME) >= needed]
+    usable = [
+        clip
+        for clip in clips
+        if min(len(clip.crops), (len(clip.sound) - TAIL_SAMPLES) // SAMPLES_PER_FRAME) >= needed
+    ]
     if len(usable) < config.clips_per_step:
-        raise ValueError(f"{len(usable)} of {len(clips)} clips have {needed} frames; a step needs {config.clips_per_step}")
+        raise ValueError(
+            f"{len(usable)} of {len(clips)} clips have {needed} frames; a step needs {config.clips_per_step}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = SyncNet(args)
@@ -69,7 +75,9 @@ def train_syncnet(
     for step, chosen in enumerate(_draws(len(usable), config, rng), start=1):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _rate(step, config)
-        lips, heard = zip(*(_excerpt(usable[index], config, rng, args.log_floor) for index in chosen), strict=True)
+        lips, heard = zip(
+            *(_excerpt(usable[index], config, rng, args.log_floor) for index in chosen), strict=True
+        )
         v = net.embed_lips(torch.stack(lips))
         a = net.embed_sound(torch.from_numpy(np.concatenate(heard))).unflatten(0, v.shape[:2])
         loss = stretch_loss(v, a, config.stretch, config.temperature)
@@ -83,7 +91,12 @@ def train_syncnet(
 
 def stretch_loss(v: Tensor, a: Tensor, stretch: int, temperature: float) -> Tensor:
     """Cross entropy of finding each stretch's partner among all stretches of all clips, both ways; v, a [B, n, D]."""
-    similarity = stretch_similarity(F.normalize(v, dim=-1), F.normalize(a, dim=-1), stretch).flatten(2, 3).flatten(0, 1) / temperature
+    similarity = (
+        stretch_similarity(F.normalize(v, dim=-1), F.normalize(a, dim=-1), stretch)
+        .flatten(2, 3)
+        .flatten(0, 1)
+        / temperature
+    )
     target = torch.arange(len(similarity), device=similarity.device)
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
@@ -107,14 +120,20 @@ def _draws(num_clips: int, config: SyncTrainConfig, rng: np.random.Generator) ->
         yield [queue.pop() for _ in range(config.clips_per_step)]
 
 
-def _excerpt(clip: SyncInput, config: SyncTrainConfig, rng: np.random.Generator, log_floor: float | None) -> tuple[Tensor, np.ndarray]:
+def _excerpt(
+    clip: SyncInput, config: SyncTrainConfig, rng: np.random.Generator, log_floor: float | None
+) -> tuple[Tensor, np.ndarray]:
     """Crops [3, n + 4, S, S] and sound windows [n, 1, 13, 20] from anywhere in the clip, so 24 fps clips repeat a frame anywhere."""
     needed = config.windows + WINDOW_FRAMES - 1
     frames = min(len(clip.crops), (len(clip.sound) - TAIL_SAMPLES) // SAMPLES_PER_FRAME)
     first = int(rng.integers(frames - needed + 1))
-    start = max(0, first * SAMPLES_PER_FRAME + int(rng.integers(-config.sound_jitter, config.sound_jitter + 1)))
+    start = max(
+        0, first * SAMPLES_PER_FRAME + int(rng.integers(-config.sound_jitter, config.sound_jitter + 1))
+    )
     sound = augment_sound(clip.sound[start : start + needed * SAMPLES_PER_FRAME + TAIL_SAMPLES], rng)
-    return augment_crops(clip.crops[first : first + needed], rng), heard_windows(sound, log_floor)[: config.windows]
+    return augment_crops(clip.crops[first : first + needed], rng), heard_windows(sound, log_floor)[
+        : config.windows
+    ]
 
 
 def _rate(step: int, config: SyncTrainConfig) -> float:

@@ -33,7 +33,9 @@ def sound_windows(columns: np.ndarray) -> np.ndarray:
     """Columns 4i..4i+19 of coefficients [T100, 13] for every i they suffice for: float32 [n, 1, 13, 20], a view."""
     if len(columns) < WINDOW_COLUMNS:
         return np.zeros((0, 1, columns.shape[1], WINDOW_COLUMNS), np.float32)
-    return np.lib.stride_tricks.sliding_window_view(columns, WINDOW_COLUMNS, axis=0)[::COLUMNS_PER_FRAME, None]
+    return np.lib.stride_tricks.sliding_window_view(columns, WINDOW_COLUMNS, axis=0)[
+        ::COLUMNS_PER_FRAME, None
+    ]
 
 
 def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarray:
@@ -46,7 +48,9 @@ def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarr
 def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of `num_windows`."""
     count = num_windows(len(item.crops), len(item.sound))
-    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], heard_windows(item.sound, log_floor)[:count]
+    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], heard_windows(item.sound, log_floor)[
+        :count
+    ]
 
 
 def to_25_fps(frames: np.ndarray, fps: float) -> np.ndarray:

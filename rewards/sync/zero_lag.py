@@ -24,7 +24,9 @@ class ZeroLag:
     best_lag: int  # positive: the sound that fits comes later than the picture
 
 
-def zero_lag(v: np.ndarray, a: np.ndarray, max_lag: int = MAX_LAG, temperature: float = 0.1, eps: float = 0.1) -> ZeroLag:
+def zero_lag(
+    v: np.ndarray, a: np.ndarray, max_lag: int = MAX_LAG, temperature: float = 0.1, eps: float = 0.1
+) -> ZeroLag:
     """rho_0 + 0.5 (1 - E_p|k| / mean|k|) with p = softmax(rho / temperature), of embeddings v and a, [n, D] each.
 
     Embeddings are scaled to length 1, then centred over the clip. rho_k is the sum of v_i . a_(i+k) over the overlap, always over the

@@ -30,7 +30,10 @@ class Res2(nn.Module):
     def __init__(self, channels: int, dilation: int, scale: int = 8) -> None:
         super().__init__()
         self.width = channels // scale
-        convs = [nn.Conv1d(self.width, self.width, 3, padding=dilation, dilation=dilation) for _ in range(scale - 1)]
+        convs = [
+            nn.Conv1d(self.width, self.width, 3, padding=dilation, dilation=dilation)
+            for _ in range(scale - 1)
+        ]
         self.convs = nn.ModuleList(convs)
         self.bns = nn.ModuleList([nn.BatchNorm1d(self.width) for _ in convs])
 
@@ -75,7 +78,9 @@ class AttentiveStatistics(nn.Module):
     With `context`, the attention also sees each channel's plain mean and deviation.
     """
 
-    def __init__(self, channels: int, bottleneck: int, min_variance: float = MIN_VARIANCE, context: bool = False) -> None:
+    def __init__(
+        self, channels: int, bottleneck: int, min_variance: float = MIN_VARIANCE, context: bool = False
+    ) -> None:
         super().__init__()
         self.linear1 = nn.Conv1d(channels * (3 if context else 1), bottleneck, 1)
         self.linear2 = nn.Conv1d(bottleneck, channels, 1)
@@ -85,7 +90,10 @@ class AttentiveStatistics(nn.Module):
         seen = signal
         if self.context:
             deviation = torch.sqrt(signal.var(dim=2, keepdim=True) + self.min_variance)
-            seen = torch.cat([part.expand_as(signal) for part in (signal, signal.mean(dim=2, keepdim=True), deviation)], dim=1)
+            seen = torch.cat(
+                [part.expand_as(signal) for part in (signal, signal.mean(dim=2, keepdim=True), deviation)],
+                dim=1,
+            )
         weights = torch.softmax(self.linear2(torch.tanh(self.linear1(seen))), dim=2)
         mean = (weights * signal).sum(dim=2)
         variance = (weights * signal.square()).sum(dim=2) - mean.square()

@@ -31,7 +31,9 @@ class EmbeddingCache:
     An encoder that several scorers share thus embeds a clip and a reference once.
     """
 
-    def __init__(self, compute: Callable[[Sequence[np.ndarray]], np.ndarray], dim: int, max_known: int = MAX_KNOWN) -> None:
+    def __init__(
+        self, compute: Callable[[Sequence[np.ndarray]], np.ndarray], dim: int, max_known: int = MAX_KNOWN
+    ) -> None:
         self._compute, self._dim, self._max_known = compute, dim, max_known
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
 
@@ -69,6 +71,8 @@ def by_length(net: nn.Module, waveforms: Sequence[np.ndarray], device: str) -> n
         size = max(1, MAX_SECONDS * 16_000 // length)
         for start in range(0, len(indices), size):
             batch = indices[start : start + size]
-            sounds = torch.from_numpy(np.stack([np.asarray(waveforms[i], np.float32) for i in batch])).to(device)
+            sounds = torch.from_numpy(np.stack([np.asarray(waveforms[i], np.float32) for i in batch])).to(
+                device
+            )
             answers.update(zip(batch, nn.functional.normalize(net(sounds), dim=1).cpu().numpy(), strict=True))
     return np.stack([answers[index] for index in range(len(waveforms))])

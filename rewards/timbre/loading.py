@@ -18,7 +18,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable torch file of tensors ({str(error).splitlines()[0]}); get it again") from error
+        raise ValueError(
+            f"{path}: not a readable torch file of tensors ({str(error).splitlines()[0]}); get it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict; it is another file")
     return content
@@ -39,5 +41,7 @@ def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
         if names
     ]
     if told:
-        raise ValueError(f"{where}: of {len(wanted)} tensors {'; '.join(told)}; it is not the file of this network")
+        raise ValueError(
+            f"{where}: of {len(wanted)} tensors {'; '.join(told)}; it is not the file of this network"
+        )
     return dict(found)

@@ -20,7 +20,17 @@ from rewards.sound import SAMPLE_RATE_HZ
 from rewards.timbre.ecapa import AttentiveStatistics
 from rewards.timbre.encoder import EmbeddingCache, by_length
 from rewards.timbre.loading import fitted, read_weights
-from rewards.timbre.redimnet_layers import BLOCKS_1D, BLOCKS_2D, EPS, Block2d, ChannelNorm, TimeContext, ToPicture, ToSignal, WeightedSum
+from rewards.timbre.redimnet_layers import (
+    BLOCKS_1D,
+    BLOCKS_2D,
+    EPS,
+    Block2d,
+    ChannelNorm,
+    TimeContext,
+    ToPicture,
+    ToSignal,
+    WeightedSum,
+)
 from rewards.timbre.redimnet_mel import log_mel, mel_filters, mel_window
 from rewards.weights import checked
 
@@ -32,13 +42,28 @@ FRONT_END = "spec.torchfbank."
 # model_config keys that change nothing at inference, and those with the only value that is supported
 WITHOUT_EFFECT = {"num_classes", "class_dropout", "feat_agg_dropout", "head_activation"}
 FIXED: dict[str, tuple[Any, ...]] = {
-    "pooling_func": ("ASTP",), "feat_type": ("pt", "pt_mel"), "return_all_outputs": (False,), "tf_optimized_arch": (False,),
-}  # fmt: skip
-SPEC_WITHOUT_EFFECT = {"do_spec_aug", "freq_mask_width", "time_mask_width", "freq_start_bin", "num_apply_spec_aug"}
+    "pooling_func": ("ASTP",),
+    "feat_type": ("pt", "pt_mel"),
+    "return_all_outputs": (False,),
+    "tf_optimized_arch": (False,),
+}
+SPEC_WITHOUT_EFFECT = {
+    "do_spec_aug",
+    "freq_mask_width",
+    "time_mask_width",
+    "freq_start_bin",
+    "num_apply_spec_aug",
+}
 SPEC_FIXED: dict[str, tuple[Any, ...]] = {
-    "sample_rate": (16_000,), "n_fft": (512,), "win_length": (400,), "f_min": (20,), "f_max": (7600,), "norm_signal": (False,),
-    "do_preemph": (True,), "spec_norm": ("mn",),
-}  # fmt: skip
+    "sample_rate": (16_000,),
+    "n_fft": (512,),
+    "win_length": (400,),
+    "f_min": (20,),
+    "f_max": (7600,),
+    "norm_signal": (False,),
+    "do_preemph": (True,),
+    "spec_norm": ("mn",),
+}
 
 
 @dataclass(frozen=True)
@@ -68,24 +93,36 @@ class ReDimNetArgs:
     emb_bn: bool = False
 
 
-DEFAULT_STAGES = ((1, 2, 1, None, 12), (2, 2, 1, None, 12), (1, 3, 1, None, 12), (2, 4, 1, None, 8), (1, 4, 1, None, 8), (2, 4, 1, None, 4))
+DEFAULT_STAGES = (
+    (1, 2, 1, None, 12),
+    (2, 2, 1, None, 12),
+    (1, 3, 1, None, 12),
+    (2, 4, 1, None, 8),
+    (1, 4, 1, None, 8),
+    (2, 4, 1, None, 4),
+)
 
 
 def read_config(config: Mapping[str, Any], where: str) -> ReDimNetArgs:
     """A file's model_config. Raises ValueError in one line for an unknown key or an option that is not supported."""
     fields = set(ReDimNetArgs.__dataclass_fields__) - {"stages"}
     _refuse(config, fields | WITHOUT_EFFECT | {"stages_setup", "spec_params"}, FIXED, f"{where} model_config")
-    _refuse(config.get("spec_params", {}), SPEC_WITHOUT_EFFECT, SPEC_FIXED, f"{where} model_config.spec_params")
+    _refuse(
+        config.get("spec_params", {}), SPEC_WITHOUT_EFFECT, SPEC_FIXED, f"{where} model_config.spec_params"
+    )
     for key, known in (("block_1d_type", BLOCKS_1D), ("block_2d_type", BLOCKS_2D)):
         if config.get(key, known[0]) not in known:
             raise ValueError(f"{where} model_config.{key}: {config[key]!r}; supported are {', '.join(known)}")
     stages = tuple(
-        Stage(stride, blocks, widening, reduction) for stride, blocks, widening, _, reduction in config.get("stages_setup", DEFAULT_STAGES)
+        Stage(stride, blocks, widening, reduction)
+        for stride, blocks, widening, _, reduction in config.get("stages_setup", DEFAULT_STAGES)
     )
     return ReDimNetArgs(stages=stages, **{key: config[key] for key in fields & config.keys()})
 
 
-def _refuse(found: Mapping[str, Any], known: set[str], fixed: Mapping[str, tuple[Any, ...]], where: str) -> None:
+def _refuse(
+    found: Mapping[str, Any], known: set[str], fixed: Mapping[str, tuple[Any, ...]], where: str
+) -> None:
     if unknown := sorted(found.keys() - known - fixed.keys()):
         raise ValueError(f"{where}.{unknown[0]}: unknown; the file is of another version than is supported")
     for key in fixed.keys() & found.keys():
@@ -103,12 +140,16 @@ class Backbone(nn.Module):
         channels, frequencies = args.C, args.F
         for index, stage in enumerate(args.stages):
             if frequencies % stage.stride:
-                raise ValueError(f"model_config.stages_setup: stage {index} joins {stage.stride} of {frequencies} frequencies")
+                raise ValueError(
+                    f"model_config.stages_setup: stage {index} joins {stage.stride} of {frequencies} frequencies"
+                )
             self.add_module(f"stage{index}", _stage(args, stage, index, channels, frequencies))
             channels, frequencies = channels * stage.stride, frequencies // stage.stride
         self.fin_wght1d = WeightedSum(len(args.stages) + 1, volume)
         out = args.out_channels
-        self.mfa = nn.Identity() if out is None else nn.Sequential(nn.Conv1d(volume, out, 1), nn.BatchNorm1d(out))
+        self.mfa = (
+            nn.Identity() if out is None else nn.Sequential(nn.Conv1d(volume, out, 1), nn.BatchNorm1d(out))
+        )
 
     def forward(self, picture: Tensor) -> Tensor:
         signals = [self.stem(picture)]
@@ -127,11 +168,15 @@ def _stage(args: ReDimNetArgs, stage: Stage, index: int, channels: int, frequenc
         nn.Conv2d(channels, wide, (stage.stride, 1), stride=(stage.stride, 1)),
     ]
     groups = 0 if args.group_divisor is None else wide // args.group_divisor
-    layers += [Block2d(args.block_2d_type, wide, frequencies // stage.stride, groups) for _ in range(stage.blocks)]
+    layers += [
+        Block2d(args.block_2d_type, wide, frequencies // stage.stride, groups) for _ in range(stage.blocks)
+    ]
     if stage.widening != 1:
         narrow = 1 if args.group_divisor is None else joined // args.group_divisor
         narrowing = nn.Conv2d(wide, joined, 3, padding=1, groups=narrow)
-        layers.append(nn.Sequential(narrowing, nn.BatchNorm2d(joined, eps=EPS), nn.GELU(), nn.Conv2d(joined, joined, 1)))
+        layers.append(
+            nn.Sequential(narrowing, nn.BatchNorm2d(joined, eps=EPS), nn.GELU(), nn.Conv2d(joined, joined, 1))
+        )
     layers.append(ToSignal())
     if stage.reduction is not None:
         layers.append(TimeContext(args.block_1d_type, volume, volume // stage.reduction))
@@ -146,7 +191,9 @@ class ReDimNet(nn.Module):
         self.args = args
         self.backbone = Backbone(args)
         channels = args.out_channels or args.F * args.C
-        self.pool = AttentiveStatistics(channels, POOLING_BOTTLENECK, min_variance=1e-7, context=args.global_context_att)
+        self.pool = AttentiveStatistics(
+            channels, POOLING_BOTTLENECK, min_variance=1e-7, context=args.global_context_att
+        )
         self.bn = nn.BatchNorm1d(2 * channels)
         self.linear = nn.Linear(2 * channels, args.embed_dim)
         self.bn2 = nn.BatchNorm1d(args.embed_dim) if args.emb_bn else nn.Identity()
@@ -181,10 +228,16 @@ def load_net(path: Path) -> ReDimNet:
     """The network in evaluation mode; the file's own front end must equal ours. Raises ValueError in one line."""
     content = read_weights(path)
     if missing := {"model_config", "state_dict"} - content.keys():
-        raise ValueError(f"{path}: has {sorted(content)[:5]}, no {' and no '.join(sorted(missing))}; it is not from {SOURCE}")
+        raise ValueError(
+            f"{path}: has {sorted(content)[:5]}, no {' and no '.join(sorted(missing))}; it is not from {SOURCE}"
+        )
     args = read_config(content["model_config"], str(path))
     _check_front_end(content["state_dict"], args, path)
-    state = {name: value for name, value in content["state_dict"].items() if not name.startswith((FRONT_END, "cls_head."))}
+    state = {
+        name: value
+        for name, value in content["state_dict"].items()
+        if not name.startswith((FRONT_END, "cls_head."))
+    }
     with torch.device("meta"):
         net = ReDimNet(args)
     net.load_state_dict(fitted(state, net.state_dict(), str(path)), assign=True)
@@ -200,5 +253,11 @@ def _check_front_end(state: Mapping[str, Tensor], args: ReDimNetArgs, path: Path
     }
     for name in sorted(name for name in state if name.startswith(FRONT_END)):
         wanted = ours.get(name.removeprefix(FRONT_END))
-        if wanted is None or wanted.shape != state[name].shape or not torch.allclose(wanted, state[name].float(), atol=1e-4):
-            raise ValueError(f"{path}: {name} {list(state[name].shape)} is not the front end that is supported")
+        if (
+            wanted is None
+            or wanted.shape != state[name].shape
+            or not torch.allclose(wanted, state[name].float(), atol=1e-4)
+        ):
+            raise ValueError(
+                f"{path}: {name} {list(state[name].shape)} is not the front end that is supported"
+            )

@@ -55,22 +55,30 @@ class ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, values: Tensor) -> Tensor:
-        return functional.layer_norm(values.movedim(1, -1), self.weight.shape, self.weight, self.bias, EPS).movedim(-1, 1)
+        return functional.layer_norm(
+            values.movedim(1, -1), self.weight.shape, self.weight, self.bias, EPS
+        ).movedim(-1, 1)
 
 
 class ConvNext(nn.Module):
     """Grouped convolutions side by side, batch norm, activation, 1x1, plus the input. `groups` as in torch; length is kept."""
 
-    def __init__(self, channels: int, kernels: Sequence[int], dims: int, groups: int, activation: nn.Module) -> None:
+    def __init__(
+        self, channels: int, kernels: Sequence[int], dims: int, groups: int, activation: nn.Module
+    ) -> None:
         super().__init__()
         conv, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
-        self.dwconvs = nn.ModuleList([conv(channels, channels, kernel, padding=kernel // 2, groups=groups) for kernel in kernels])
+        self.dwconvs = nn.ModuleList(
+            [conv(channels, channels, kernel, padding=kernel // 2, groups=groups) for kernel in kernels]
+        )
         self.norm = norm(channels * len(kernels))
         self.act = activation
         self.pwconv1 = conv(channels * len(kernels), channels, 1)
 
     def forward(self, values: Tensor) -> Tensor:
-        return values + self.pwconv1(self.act(self.norm(torch.cat([conv(values) for conv in self.dwconvs], dim=1))))
+        return values + self.pwconv1(
+            self.act(self.norm(torch.cat([conv(values) for conv in self.dwconvs], dim=1)))
+        )
 
 
 class FrequencyGate(nn.Module):
@@ -129,8 +137,13 @@ class SelfAttention(nn.Module):
         self.v_proj, self.out_proj = nn.Linear(channels, channels), nn.Linear(channels, channels)
 
     def forward(self, steps: Tensor) -> Tensor:
-        query, key, value = (part(steps).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        query, key, value = (
+            part(steps).unflatten(2, (HEADS, -1)).transpose(1, 2)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(
+            functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        )
 
 
 class FeedForward(nn.Module):
@@ -165,7 +178,9 @@ class PositionConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels, channels, POSITION_KERNEL, padding=POSITION_KERNEL // 2, groups=channels)
+        self.conv = nn.Conv1d(
+            channels, channels, POSITION_KERNEL, padding=POSITION_KERNEL // 2, groups=channels
+        )
         self.norm = ChannelNorm(channels)
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -191,7 +206,10 @@ def _time_block(kind: str, channels: int) -> nn.Sequential:
 
     if kind == "fc":
         return nn.Sequential(
-            nn.Conv1d(channels, 2 * channels, 1), ChannelNorm(2 * channels), nn.GELU(), nn.Conv1d(2 * channels, channels, 1)
+            nn.Conv1d(channels, 2 * channels, 1),
+            ChannelNorm(2 * channels),
+            nn.GELU(),
+            nn.Conv1d(2 * channels, channels, 1),
         )
     if kind == "conv":
         return nn.Sequential(*convs(*[(7, 15, 31)] * 4))

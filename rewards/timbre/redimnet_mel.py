@@ -21,7 +21,9 @@ def log_mel(waveforms: Tensor, num_mels: int, hop: int) -> Tensor:
     mirrored = functional.pad(waveforms, (1, 0), mode="reflect")
     sharpened = mirrored[:, 1:] - PRE_EMPHASIS * mirrored[:, :-1]
     window = mel_window().to(waveforms)
-    spectrum = torch.stft(sharpened, NUM_FFT, hop, WINDOW, window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(
+        sharpened, NUM_FFT, hop, WINDOW, window, center=True, pad_mode="reflect", return_complex=True
+    )
     energies = (mel_filters(num_mels).to(waveforms) @ spectrum.abs().square() + FLOOR).log()
     return energies - energies.mean(dim=2, keepdim=True)
 

@@ -40,13 +40,21 @@ class ResemblyzerEncoder:
             raise ImportError("resemblyzer is not installed; pip install --no-deps resemblyzer")
         # Importing the package would import librosa and numba (seconds); only its weights are needed.
         weights = Path(spec.submodule_search_locations[0]) / "pretrained.pt"
-        checked(weights, SHA256, what="Resemblyzer", licence="Apache-2.0", source="the wheel resemblyzer==0.1.4")
+        checked(
+            weights, SHA256, what="Resemblyzer", licence="Apache-2.0", source="the wheel resemblyzer==0.1.4"
+        )
         state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
         self._lstm = nn.LSTM(NUM_MELS, EMBEDDING_DIM, 3, batch_first=True)
         self._linear = nn.Linear(EMBEDDING_DIM, EMBEDDING_DIM)
-        self._lstm.load_state_dict({key[5:]: value for key, value in state.items() if key.startswith("lstm.")})
-        self._linear.load_state_dict({key[7:]: value for key, value in state.items() if key.startswith("linear.")})
-        self._cached = EmbeddingCache(lambda sounds: self.embed_as_they_are([_to_loudness(sound) for sound in sounds]), EMBEDDING_DIM)
+        self._lstm.load_state_dict(
+            {key[5:]: value for key, value in state.items() if key.startswith("lstm.")}
+        )
+        self._linear.load_state_dict(
+            {key[7:]: value for key, value in state.items() if key.startswith("linear.")}
+        )
+        self._cached = EmbeddingCache(
+            lambda sounds: self.embed_as_they_are([_to_loudness(sound) for sound in sounds]), EMBEDDING_DIM
+        )
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """16 kHz mono sounds [N] (any lengths), brought to -30 dBFS -> float32 [B, 256] of unit length; remembered by content."""
@@ -80,7 +88,9 @@ def _partials(waveform: np.ndarray) -> Tensor:
         starts.pop()
     needed = (starts[-1] + PARTIAL_FRAMES) * HOP
     padded = torch.from_numpy(np.pad(waveform, (0, max(0, needed - len(waveform)))))
-    spectrum = torch.stft(padded, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True)
+    spectrum = torch.stft(
+        padded, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True
+    )
     mels = (_mel_filters() @ spectrum.abs().square()).T
     return torch.stack([mels[start : start + PARTIAL_FRAMES] for start in starts])
 

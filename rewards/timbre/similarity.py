@@ -34,11 +34,17 @@ class TimbreSimilarity:
 
     def _score(self, prepared: list[list[tuple[int, np.ndarray, np.ndarray]]]) -> list[Score]:
         pairs = [pair for spans in prepared for pair in spans]
-        embeddings = self.encoder.embed([sound for _, sound, _ in pairs] + [reference for _, _, reference in pairs])
+        embeddings = self.encoder.embed(
+            [sound for _, sound, _ in pairs] + [reference for _, _, reference in pairs]
+        )
         cosines = iter((embeddings[: len(pairs)] * embeddings[len(pairs) :]).sum(axis=1).tolist())
         return [_mean({f"span_{index}": next(cosines) for index, _, _ in spans}) for spans in prepared]
 
 
 def _mean(parts: dict[str, float]) -> Score:
     value = float(np.mean(list(parts.values())))
-    return Score(value=value, parts=parts) if np.isfinite(value) else unscored("the encoder's answer is not finite")
+    return (
+        Score(value=value, parts=parts)
+        if np.isfinite(value)
+        else unscored("the encoder's answer is not finite")
+    )

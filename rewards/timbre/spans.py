@@ -26,7 +26,11 @@ def spoken_with_reference(clip: Clip) -> list[tuple[int, np.ndarray, np.ndarray]
     if len(clip.references) != len(sounds):
         raise Unscorable(f"{len(clip.references)} references for {len(sounds)} spans")
     pairs = zip(sounds, clip.references, strict=True)
-    return [(index, sound, _reference(index, reference)) for index, (sound, reference) in enumerate(pairs) if reference is not None]
+    return [
+        (index, sound, _reference(index, reference))
+        for index, (sound, reference) in enumerate(pairs)
+        if reference is not None
+    ]
 
 
 def _reference(index: int, reference: np.ndarray) -> np.ndarray:

@@ -24,7 +24,9 @@ class VoiceBank:
     def nearest(self, embeddings: np.ndarray, leave_out: Sequence[str | None] | None = None) -> list[str]:
         """The voice with the largest cosine to each of [B, D]; `leave_out` names the utterance not to compare with."""
         known = sorted(set(self.voices))
-        sums = np.stack([self.embeddings[[voice == other for other in self.voices]].sum(axis=0) for voice in known])
+        sums = np.stack(
+            [self.embeddings[[voice == other for other in self.voices]].sum(axis=0) for voice in known]
+        )
         index = {name: i for i, name in enumerate(self.names)}
         answers = []
         for embedding, name in zip(embeddings, leave_out or [None] * len(embeddings), strict=True):
@@ -59,7 +61,11 @@ class NearestVoice:
 
     def _score(self, prepared: list[tuple[Clip, list[np.ndarray]]]) -> list[Score]:
         names = [clip.name for clip, sounds in prepared for _ in sounds]
-        nearest = iter(self.bank.nearest(self.encoder.embed([sound for _, sounds in prepared for sound in sounds]), names))
+        nearest = iter(
+            self.bank.nearest(
+                self.encoder.embed([sound for _, sounds in prepared for sound in sounds]), names
+            )
+        )
         scores = []
         for clip, sounds in prepared:
             heard = [next(nearest) for _ in sounds]

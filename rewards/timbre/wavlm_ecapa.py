@@ -89,7 +89,12 @@ class WavlmEcapa(nn.Module):
         # transformers 5 collects the last layer's output before the closing layer norm; the benchmark's is after it
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         weights = torch.softmax(self.feature_weight, dim=0)
-        return torch.stack([weight * state for weight, state in zip(weights, states, strict=True)]).sum(dim=0).transpose(1, 2) + 1e-6
+        return (
+            torch.stack([weight * state for weight, state in zip(weights, states, strict=True)])
+            .sum(dim=0)
+            .transpose(1, 2)
+            + 1e-6
+        )
 
 
 class WavlmEcapaEncoder:
@@ -102,7 +107,9 @@ class WavlmEcapaEncoder:
 
     name = "wavlm_ecapa"
 
-    def __init__(self, path: Path, sha256: str = "", *, args: WavlmEcapaArgs | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, sha256: str = "", *, args: WavlmEcapaArgs | None = None, device: str = "cpu"
+    ) -> None:
         path = checked(path, sha256, what="WavLM-ECAPA", licence="CC BY-SA 3.0", source=SOURCE)
         self.is_seed_tts = sha256.lower() == PUBLISHED_SHA256
         self._net = load_net(path, args or WavlmEcapaArgs()).to(device)
@@ -130,7 +137,11 @@ def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The file's tensors under our names, without those that IGNORED gives a reason for; unknown names stay as they are."""
-    kept = {name: value for name, value in state.items() if not any(re.fullmatch(pattern, name) for pattern in IGNORED)}
+    kept = {
+        name: value
+        for name, value in state.items()
+        if not any(re.fullmatch(pattern, name) for pattern in IGNORED)
+    }
     return {_our_name(name): value for name, value in kept.items()}
 
 

@@ -47,13 +47,19 @@ def earlier(path: Path, described: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: all that suit the device")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bf16", "fp32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=20.0, help="of racing per shape and precision")
-    parser.add_argument("--compile", action="store_true", help="both contestants with torch.compile, block by block")
-    parser.add_argument("--no-scaling", action="store_true", help="leave out step time against number of tokens")
+    parser.add_argument(
+        "--compile", action="store_true", help="both contestants with torch.compile, block by block"
+    )
+    parser.add_argument(
+        "--no-scaling", action="store_true", help="leave out step time against number of tokens"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -68,8 +74,9 @@ def main() -> None:
             print(
                 f"{name:18} {dtype}  {result['tokens_per_s']:>9,.0f} tokens/s  {result['share_of_ceiling']:.0%} of the ceiling   training "
                 f"{training['ratio']:.2f}x ({training['low']:.2f}..{training['high']:.2f})   generation {generation['ratio']:.2f}x "
-                f"({generation['low']:.2f}..{generation['high']:.2f})  of {result['peer']}", flush=True,
-            )  # fmt: skip
+                f"({generation['low']:.2f}..{generation['high']:.2f})  of {result['peer']}",
+                flush=True,
+            )
     torch.set_num_threads(threads)
     if not options.no_scaling:
         found["scaling"] = scaling(device)

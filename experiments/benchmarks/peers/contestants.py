@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks.peers.shapes import Shape
-from pretrain.model.paradigms import build_model
+from pretrain.model.flavors import build_model
 from pretrain.sampling import lower_precision
 from pretrain.types import AUDIO_TOKENS_PER_S, Conditioning, Stream
 
@@ -20,23 +20,35 @@ LEVEL, VIDEO_RATE_HZ = 0.6, 6.0
 Forward = Callable[[], tuple[Tensor, ...]]
 
 
-def ours(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False) -> tuple[nn.Module, Forward]:
+def ours(
+    shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False
+) -> tuple[nn.Module, Forward]:
     """Our transformer; video alone where the shape has no audio."""
     with torch.device(device):
         model = build_model(shape.args())
         model.init_weights()
-        for head in (model.head, model.head_audio):  # they start at zero, and gradients of zero are no work to measure
+        for head in (
+            model.head,
+            model.head_audio,
+        ):  # they start at zero, and gradients of zero are no work to measure
             nn.init.normal_(head.linear.weight, std=0.02)
         if dtype is not torch.float32:
             lower_precision(model, dtype)
-        video, everyone = torch.randn(shape.batch, 48, shape.frames, shape.rows, shape.columns), torch.ones(shape.batch, dtype=torch.bool)
+        video, everyone = (
+            torch.randn(shape.batch, 48, shape.frames, shape.rows, shape.columns),
+            torch.ones(shape.batch, dtype=torch.bool),
+        )
         streams = [_stream(video, VIDEO_RATE_HZ), None]
         if shape.audio:
             streams[1] = _stream(torch.randn(shape.batch, 128, shape.audio), AUDIO_TOKENS_PER_S)
         conditioning = Conditioning(
-            torch.randn(shape.batch, shape.context, shape.text_width), everyone[:, None].expand(-1, shape.context),
-            torch.randn(shape.batch, 1, 192), torch.zeros(shape.batch, 1, dtype=torch.int64), everyone, everyone,
-        )  # fmt: skip
+            torch.randn(shape.batch, shape.context, shape.text_width),
+            everyone[:, None].expand(-1, shape.context),
+            torch.randn(shape.batch, 1, 192),
+            torch.zeros(shape.batch, 1, dtype=torch.int64),
+            everyone,
+            everyone,
+        )
     if compiled:
         for group in model.block_groups():
             for block in group:
@@ -44,15 +56,22 @@ def ours(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool 
     return model, lambda: tuple(part for part in model(*streams, conditioning) if part is not None)
 
 
-def wan(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False) -> tuple[nn.Module, Forward]:
+def wan(
+    shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False
+) -> tuple[nn.Module, Forward]:
     """diffusers' WanTransformer3DModel, video alone."""
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     with torch.device(device):
         model = WanTransformer3DModel(
-            num_attention_heads=shape.heads, attention_head_dim=shape.width // shape.heads, in_channels=48, out_channels=48,
-            text_dim=shape.text_width, ffn_dim=shape.ffn, num_layers=shape.depth,
-        )  # fmt: skip
+            num_attention_heads=shape.heads,
+            attention_head_dim=shape.width // shape.heads,
+            in_channels=48,
+            out_channels=48,
+            text_dim=shape.text_width,
+            ffn_dim=shape.ffn,
+            num_layers=shape.depth,
+        )
         _lower_as_loaded(model, dtype)
         latents = torch.randn(shape.batch, 48, shape.frames, shape.rows, shape.columns, dtype=dtype)
         text = torch.randn(shape.batch, shape.context, shape.text_width, dtype=dtype)
@@ -62,17 +81,26 @@ def wan(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool =
     return model, lambda: model(latents, steps, text, return_dict=False)
 
 
-def ltx2(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False) -> tuple[nn.Module, Forward]:
+def ltx2(
+    shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool = False
+) -> tuple[nn.Module, Forward]:
     """diffusers' LTX2VideoTransformer3DModel: a dual tower, each as wide as ours."""
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 
     size = shape.width // shape.heads
     with torch.device(device):
         model = LTX2VideoTransformer3DModel(
-            in_channels=192, out_channels=192, num_layers=shape.depth, caption_channels=shape.text_width,
-            num_attention_heads=shape.heads, attention_head_dim=size, cross_attention_dim=shape.width,
-            audio_num_attention_heads=shape.heads, audio_attention_head_dim=size, audio_cross_attention_dim=shape.width,
-        )  # fmt: skip
+            in_channels=192,
+            out_channels=192,
+            num_layers=shape.depth,
+            caption_channels=shape.text_width,
+            num_attention_heads=shape.heads,
+            attention_head_dim=size,
+            cross_attention_dim=shape.width,
+            audio_num_attention_heads=shape.heads,
+            audio_attention_head_dim=size,
+            audio_cross_attention_dim=shape.width,
+        )
         _lower_as_loaded(model, dtype)
         video = torch.randn(shape.batch, shape.video_tokens, 192, dtype=dtype)
         audio = torch.randn(shape.batch, shape.audio, 128, dtype=dtype)
@@ -80,7 +108,12 @@ def ltx2(shape: Shape, dtype: torch.dtype, device: torch.device, compiled: bool 
         steps = torch.full((shape.batch, 1), 1000 * LEVEL)
     if compiled:
         model.compile_repeated_blocks()
-    sizes = {"num_frames": shape.frames, "height": shape.rows // 2, "width": shape.columns // 2, "audio_num_frames": shape.audio}
+    sizes = {
+        "num_frames": shape.frames,
+        "height": shape.rows // 2,
+        "width": shape.columns // 2,
+        "audio_num_frames": shape.audio,
+    }
     return model, lambda: model(video, audio, text, text, steps, steps, fps=24.0, return_dict=False, **sizes)
 
 
@@ -106,7 +139,9 @@ def generation_step(forward: Forward) -> Callable[[], None]:
 
 def _stream(latents: Tensor, rate_hz: float) -> Stream:
     batch, length = latents.shape[0], latents.shape[2]
-    return Stream(latents, torch.full((batch,), length), torch.full((batch, 1), LEVEL), rate_hz, VIDEO_RATE_HZ)
+    return Stream(
+        latents, torch.full((batch,), length), torch.full((batch, 1), LEVEL), rate_hz, VIDEO_RATE_HZ
+    )
 
 
 def _lower_as_loaded(model: nn.Module, dtype: torch.dtype) -> None:

@@ -27,14 +27,18 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device, tries: int = 4) -> 
     return best
 
 
-def compare(shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False) -> dict[str, Any]:
+def compare(
+    shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False
+) -> dict[str, Any]:
     """JSON of one shape: both contestants' seconds, our tokens/s and share of the ceiling of this moment, and the ratios."""
     torch.manual_seed(0)
     peer = ltx2 if shape.audio else wan
     our_model, our_forward = ours(shape, dtype, device, compiled)
     their_model, their_forward = peer(shape, dtype, device, compiled)
     before = matmul_ceiling(dtype, device)
-    training = race(training_step(our_model, our_forward), training_step(their_model, their_forward), budget_s, device)
+    training = race(
+        training_step(our_model, our_forward), training_step(their_model, their_forward), budget_s, device
+    )
     ceiling = max(before, matmul_ceiling(dtype, device))
     generation = race(generation_step(our_forward), generation_step(their_forward), budget_s / 3, device)
     median = statistics.median(training[0])
@@ -45,8 +49,16 @@ def compare(shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: fl
         "threads": torch.get_num_threads(),
         "tokens": shape.tokens,
         "parameters": {"ours": _count(our_model), "peer": _count(their_model)},
-        "training": {"ours_s": summary(training[0]), "peer_s": summary(training[1]), "times_as_fast": ratio(*training)},
-        "generation": {"ours_s": summary(generation[0]), "peer_s": summary(generation[1]), "times_as_fast": ratio(*generation)},
+        "training": {
+            "ours_s": summary(training[0]),
+            "peer_s": summary(training[1]),
+            "times_as_fast": ratio(*training),
+        },
+        "generation": {
+            "ours_s": summary(generation[0]),
+            "peer_s": summary(generation[1]),
+            "times_as_fast": ratio(*generation),
+        },
         "tokens_per_s": round(shape.tokens / median, 1),
         "training_gflop": round(shape.training_flops() / 1e9, 2),
         "ceiling_gflops": round(ceiling / 1e9, 1),

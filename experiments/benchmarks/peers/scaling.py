@@ -17,7 +17,9 @@ _REPEATS = 3
 
 def scaling(device: torch.device) -> list[dict[str, Any]]:
     """Seconds, tokens/s and FLOP/s at growing clip lengths: of `small_video` (64 tokens a latent frame), on a GPU of `full_block` (880)."""
-    base, lengths = (SHAPES["small_video"], CPU_FRAMES) if device.type == "cpu" else (SHAPES["full_block"], GPU_FRAMES)
+    base, lengths = (
+        (SHAPES["small_video"], CPU_FRAMES) if device.type == "cpu" else (SHAPES["full_block"], GPU_FRAMES)
+    )
     rows = []
     for frames in lengths:
         shape = replace(base, frames=frames)
@@ -25,9 +27,17 @@ def scaling(device: torch.device) -> list[dict[str, Any]]:
         step = training_step(*ours(shape, torch.bfloat16, device))
         step()
         seconds = [seconds_of(step, device) for _ in range(_REPEATS)]
-        rows.append({
-            "tokens": shape.tokens, "seconds": summary(seconds), "tokens_per_s": round(shape.tokens / min(seconds), 1),
-            "gflop": round(shape.training_flops() / 1e9, 2), "gflops": round(shape.training_flops() / min(seconds) / 1e9, 1),
-        })  # fmt: skip
-        print(f"{shape.tokens:>7,} tokens  {min(seconds):8.3f} s  {rows[-1]['gflops']:>9,.0f} GFLOP/s", flush=True)
+        rows.append(
+            {
+                "tokens": shape.tokens,
+                "seconds": summary(seconds),
+                "tokens_per_s": round(shape.tokens / min(seconds), 1),
+                "gflop": round(shape.training_flops() / 1e9, 2),
+                "gflops": round(shape.training_flops() / min(seconds) / 1e9, 1),
+            }
+        )
+        print(
+            f"{shape.tokens:>7,} tokens  {min(seconds):8.3f} s  {rows[-1]['gflops']:>9,.0f} GFLOP/s",
+            flush=True,
+        )
     return rows

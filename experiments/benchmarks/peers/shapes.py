@@ -44,9 +44,15 @@ class Shape:
     def args(self) -> ModelArgs:
         """Our model of these sizes, answering with velocities as the published one does."""
         return ModelArgs(
-            width=self.width, num_heads=self.heads, ffn_width=self.ffn, num_alignment_blocks=self.alignment, num_fusion_blocks=self.fusion,
-            text_width=self.text_width, audio_embed_hidden=256, audio_embed_kernel=3,
-        )  # fmt: skip
+            width=self.width,
+            num_heads=self.heads,
+            ffn_width=self.ffn,
+            num_alignment_blocks=self.alignment,
+            num_fusion_blocks=self.fusion,
+            text_width=self.text_width,
+            audio_embed_hidden=256,
+            audio_embed_kernel=3,
+        )
 
     def training_flops(self) -> int:
         """Forward and backward of our model on the whole batch, matmuls only (pretrain.model.flops)."""
@@ -55,21 +61,57 @@ class Shape:
 
 
 _MINI = {  # as a rank of the demo trains it: 16 clips, one thread
-    "batch": 16, "threads": 1, "width": 192, "heads": 3, "ffn": 768, "alignment": 1, "fusion": 3, "frames": 7, "rows": 4, "columns": 4,
-    "context": 25, "text_width": 256,
-}  # fmt: skip
+    "batch": 16,
+    "threads": 1,
+    "width": 192,
+    "heads": 3,
+    "ffn": 768,
+    "alignment": 1,
+    "fusion": 3,
+    "frames": 7,
+    "rows": 4,
+    "columns": 4,
+    "context": 25,
+    "text_width": 256,
+}
 _SMALL = {
-    "width": 512, "heads": 8, "ffn": 2048, "alignment": 2, "fusion": 4, "batch": 1, "frames": 10, "rows": 16, "columns": 16,
-    "context": 64, "text_width": 512,
-}  # fmt: skip
+    "width": 512,
+    "heads": 8,
+    "ffn": 2048,
+    "alignment": 2,
+    "fusion": 4,
+    "batch": 1,
+    "frames": 10,
+    "rows": 16,
+    "columns": 16,
+    "context": 64,
+    "text_width": 512,
+}
 _MEDIUM = {
-    "width": 1024, "heads": 8, "ffn": 4096, "alignment": 1, "fusion": 3, "batch": 1, "frames": 5, "rows": 32, "columns": 32,
-    "context": 128, "text_width": 1024,
-}  # fmt: skip
+    "width": 1024,
+    "heads": 8,
+    "ffn": 4096,
+    "alignment": 1,
+    "fusion": 3,
+    "batch": 1,
+    "frames": 5,
+    "rows": 32,
+    "columns": 32,
+    "context": 128,
+    "text_width": 1024,
+}
 _LARGE = {
-    "width": 3072, "heads": 24, "ffn": 14336, "alignment": 0, "fusion": 1, "batch": 1, "rows": 44, "columns": 80, "context": 512,
+    "width": 3072,
+    "heads": 24,
+    "ffn": 14336,
+    "alignment": 0,
+    "fusion": 1,
+    "batch": 1,
+    "rows": 44,
+    "columns": 80,
+    "context": 512,
     "text_width": 4096,
-}  # fmt: skip
+}
 
 SHAPES = {
     shape.name: shape

@@ -22,7 +22,9 @@ def seconds_of(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def race(one: Step, other: Step, budget_s: float, device: torch.device, least: int = 11, most: int = 60) -> tuple[list[float], list[float]]:
+def race(
+    one: Step, other: Step, budget_s: float, device: torch.device, least: int = 11, most: int = 60
+) -> tuple[list[float], list[float]]:
     """Seconds of each call, after two calls each to warm up; the order within a round alternates. Ends after about `budget_s`."""
     for step in (one, other):
         step()
@@ -34,17 +36,28 @@ def race(one: Step, other: Step, budget_s: float, device: torch.device, least: i
     return rounds
 
 
-def ratio(ours: list[float], theirs: list[float], seed: int = 0, resamples: int = 2000) -> dict[str, float | int]:
+def ratio(
+    ours: list[float], theirs: list[float], seed: int = 0, resamples: int = 2000
+) -> dict[str, float | int]:
     """How many times as fast ours is: median of the rounds' theirs / ours, 95 % bootstrap interval over rounds."""
     pairs = np.array(theirs) / np.array(ours)
     draws = np.random.default_rng(seed).choice(pairs, (resamples, len(pairs)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
-    return {"ratio": round(float(np.median(pairs)), 3), "low": round(float(low), 3), "high": round(float(high), 3), "rounds": len(pairs)}
+    return {
+        "ratio": round(float(np.median(pairs)), 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+        "rounds": len(pairs),
+    }
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
     """Median, lowest and highest."""
-    return {"median": _short(statistics.median(seconds)), "low": _short(min(seconds)), "high": _short(max(seconds))}
+    return {
+        "median": _short(statistics.median(seconds)),
+        "low": _short(min(seconds)),
+        "high": _short(max(seconds)),
+    }
 
 
 def _short(value: float) -> float:

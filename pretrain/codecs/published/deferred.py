@@ -47,5 +47,8 @@ def device_named(name: str) -> str:
     if name in ("auto", "cuda") and count:
         return f"cuda:{torch.cuda.current_device()}"
     if name not in [f"cuda:{index}" for index in range(count)]:
-        raise ValueError(f"codec device: {name!r} is not here; set auto or cpu" + (f", or cuda:0 to cuda:{count - 1}" if count else ""))
+        raise ValueError(
+            f"codec device: {name!r} is not here; set auto or cpu"
+            + (f", or cuda:0 to cuda:{count - 1}" if count else "")
+        )
     return name

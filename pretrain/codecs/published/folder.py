@@ -12,15 +12,26 @@ from typing import Any, Literal
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.published import ltx_audio, redimnet, umt5, wan
 from pretrain.codecs.published.deferred import Deferred, device_named
-from pretrain.codecs.published.weights import Digests, Source, check_unchanged, digests, fingerprint, part_folder
+from pretrain.codecs.published.weights import (
+    Digests,
+    Source,
+    check_unchanged,
+    digests,
+    fingerprint,
+    part_folder,
+)
 from pretrain.config import override
 from pretrain.files import replacing
 
 Precision = Literal["bfloat16", "float32"]
 _SOURCES: dict[str, Source] = {
-    "video": wan.SOURCE, "audio": ltx_audio.VAE_SOURCE, "vocoder": ltx_audio.VOCODER_SOURCE, "text": umt5.SOURCE,
-    "tokenizer": umt5.SOURCE, "speaker": redimnet.SOURCE,
-}  # fmt: skip
+    "video": wan.SOURCE,
+    "audio": ltx_audio.VAE_SOURCE,
+    "vocoder": ltx_audio.VOCODER_SOURCE,
+    "text": umt5.SOURCE,
+    "tokenizer": umt5.SOURCE,
+    "speaker": redimnet.SOURCE,
+}
 _AGAIN = "run `nava codec import` again"
 
 
@@ -47,7 +58,14 @@ class PublishedOptions:
         return wan.Tiles(size, self.tile_overlap if size else 0)
 
 
-def import_codec(video: Path, audio: Path, text: Path, speaker: Path, to: Path, options: PublishedOptions = PublishedOptions()) -> str:
+def import_codec(
+    video: Path,
+    audio: Path,
+    text: Path,
+    speaker: Path,
+    to: Path,
+    options: PublishedOptions = PublishedOptions(),
+) -> str:
     """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
 
     Raises FileNotFoundError or ValueError in one line for a part that is missing, truncated or another one; then nothing is written.
@@ -73,9 +91,13 @@ def import_codec(video: Path, audio: Path, text: Path, speaker: Path, to: Path, 
         part["files"] = digests(Path(part["files"][0]).parent, part["files"])
     codec_id = _codec_id({name: part["files"] for name, part in parts.items()}, options)
     config = {
-        "kind": "published", "codec_id": codec_id, "conditioner": redimnet.ReDimNetSpeaker.name, "text_width": width,
-        "options": dataclasses.asdict(options), "parts": parts,
-    }  # fmt: skip
+        "kind": "published",
+        "codec_id": codec_id,
+        "conditioner": redimnet.ReDimNetSpeaker.name,
+        "text_width": width,
+        "options": dataclasses.asdict(options),
+        "parts": parts,
+    }
     with replacing(to / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=1) + "\n")
     return codec_id
@@ -97,7 +119,9 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     except (KeyError, TypeError, StopIteration) as error:
         raise ValueError(f"{where}: not a published codec's config ({error!r}); {_AGAIN}") from None
     if found != codec_id:
-        raise ValueError(f"{where}: options and digests are of codec {found}, codec_id says {codec_id}; {_AGAIN}")
+        raise ValueError(
+            f"{where}: options and digests are of codec {found}, codec_id says {codec_id}; {_AGAIN}"
+        )
     device = device_named(options.device)
 
     def ready(*names: str) -> None:
@@ -121,7 +145,9 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
         return redimnet.load_redimnet(speaker_file, device)
 
     return Codecs(
-        video=wan.WanVideoCodec(Deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)),
+        video=wan.WanVideoCodec(
+            Deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)
+        ),
         audio=ltx_audio.LtxAudioCodec(Deferred(load_audio)),
         text=umt5.UMT5TextEncoder(Deferred(load_text), width),
         speaker=redimnet.ReDimNetSpeaker(Deferred(load_speaker)),
@@ -132,14 +158,22 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
 def _audio_folders(given: Path) -> tuple[Path, Path]:
     """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling vocoder."""
     vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
-    vocoder = vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"
+    vocoder = (
+        vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"
+    )
     return vae, part_folder(vocoder, "vocoder", ltx_audio.VOCODER_SOURCE)
 
 
 def _codec_id(files: Mapping[str, Digests], options: PublishedOptions) -> str:
     """The vocoder, the device and the tiles of decoding shape no latents."""
-    shaping = {name: {file: facts["sha256"] for file, facts in found.items()} for name, found in files.items() if name != "vocoder"}
-    chosen = {name: getattr(options, name) for name in ("video_dtype", "audio_dtype", "text_dtype", "encode_tile")}
+    shaping = {
+        name: {file: facts["sha256"] for file, facts in found.items()}
+        for name, found in files.items()
+        if name != "vocoder"
+    }
+    chosen = {
+        name: getattr(options, name) for name in ("video_dtype", "audio_dtype", "text_dtype", "encode_tile")
+    }
     if options.encode_tile:
         chosen["tile_overlap"] = options.tile_overlap
     return fingerprint({**shaping, "options": chosen})

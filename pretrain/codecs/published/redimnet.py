@@ -23,7 +23,11 @@ from rewards.timbre.redimnet import SOURCE as RELEASE
 if TYPE_CHECKING:
     from rewards.timbre.redimnet import ReDimNet
 
-SOURCE = Source("the ReDimNet voice encoder", RELEASE.format(size="M", dataset="vb2+vox2+cnc", train_type="ft_mix"), LICENCE)
+SOURCE = Source(
+    "the ReDimNet voice encoder",
+    RELEASE.format(size="M", dataset="vb2+vox2+cnc", train_type="ft_mix"),
+    LICENCE,
+)
 MIN_SAMPLES = AUDIO_SAMPLE_RATE_HZ // 10
 
 
@@ -41,9 +45,13 @@ class ReDimNetSpeaker:
         check_finite(waveform, "reference sound")
         waveform = waveform[:MAX_SAMPLES].float()
         if waveform.dim() != 1 or is_silent(waveform):
-            raise ValueError(f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none")
+            raise ValueError(
+                f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none"
+            )
         if len(waveform) < MIN_SAMPLES:
-            raise ValueError(f"reference sound of {len(waveform) / AUDIO_SAMPLE_RATE_HZ:.3f} s is too short; give at least 0.1 s, or none")
+            raise ValueError(
+                f"reference sound of {len(waveform) / AUDIO_SAMPLE_RATE_HZ:.3f} s is too short; give at least 0.1 s, or none"
+            )
         network = self._network()
         voice = network(waveform[None].to(next(network.parameters()).device))[0].float().cpu()
         check_finite(voice, "voice of the reference sound")
@@ -61,5 +69,7 @@ def load_redimnet(path: Path, device: str) -> ReDimNet:
         raise FileNotFoundError(f"{path}: no such file of {SOURCE.what}; {SOURCE.advice} and name the file")
     network = load_net(path)
     if network.args.embed_dim != SPEAKER_DIM:
-        raise ValueError(f"{path}: voices of {network.args.embed_dim} values, expected {SPEAKER_DIM}; {SOURCE.advice}")
+        raise ValueError(
+            f"{path}: voices of {network.args.embed_dim} values, expected {SPEAKER_DIM}; {SOURCE.advice}"
+        )
     return network.to(device)

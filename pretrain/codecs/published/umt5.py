@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pretrain.codecs.base import EncodedText
-from pretrain.codecs.published.weights import Source, check_shapes, expect, read_config, shapes_of, tensor_shapes, weight_files
+from pretrain.codecs.published.weights import (
+    Source,
+    check_shapes,
+    expect,
+    read_config,
+    shapes_of,
+    tensor_shapes,
+    weight_files,
+)
 from pretrain.prompt import TIMBRE, ParsedPrompt, with_timbre_tokens
 
 if TYPE_CHECKING:
@@ -48,7 +56,9 @@ class UMT5TextEncoder:
         length = max((len(ids) for ids, _ in rows), default=0)
         states = torch.zeros(len(rows), length, self.width)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
-        positions = torch.full((len(rows), max((len(places) for _, places in rows), default=0)), -1, dtype=torch.int64)
+        positions = torch.full(
+            (len(rows), max((len(places) for _, places in rows), default=0)), -1, dtype=torch.int64
+        )
         for row, (ids, places) in enumerate(rows):
             mask[row, : len(ids)] = True
             positions[row, : len(places)] = torch.tensor(places, dtype=torch.int64)
@@ -61,7 +71,9 @@ class UMT5TextEncoder:
             for index, row in enumerate(batch):
                 ids[index, : len(rows[row][0])] = torch.tensor(rows[row][0])
             real = mask[batch, :longest]
-            hidden = encoder(ids.to(encoder.device), attention_mask=real.long().to(encoder.device)).last_hidden_state
+            hidden = encoder(
+                ids.to(encoder.device), attention_mask=real.long().to(encoder.device)
+            ).last_hidden_state
             states[batch, :longest] = hidden.float().cpu() * real[:, :, None]
         return EncodedText(states, mask, positions)
 
@@ -85,9 +97,13 @@ def text_folders(given: Path) -> tuple[Path, Path]:
     for encoder, tokenizer in ((given / "text_encoder", given / "tokenizer"), (given, given)):
         if (encoder / "config.json").is_file():
             if not (tokenizer / "tokenizer_config.json").is_file():
-                raise FileNotFoundError(f"{tokenizer}: no tokenizer_config.json of umT5's tokenizer; {SOURCE.advice}")
+                raise FileNotFoundError(
+                    f"{tokenizer}: no tokenizer_config.json of umT5's tokenizer; {SOURCE.advice}"
+                )
             return encoder, tokenizer
-    raise FileNotFoundError(f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its folder")
+    raise FileNotFoundError(
+        f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its folder"
+    )
 
 
 def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], int]:
@@ -99,12 +115,16 @@ def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], 
     with torch.device("meta"):
         wanted = shapes_of(UMT5EncoderModel(UMT5Config(**config)))
     files = weight_files(encoder, SOURCE)
-    found = {name: shape for name, shape in tensor_shapes(files, SOURCE).items() if not name.startswith(_UNUSED)}
+    found = {
+        name: shape for name, shape in tensor_shapes(files, SOURCE).items() if not name.startswith(_UNUSED)
+    }
     found |= {name: wanted[name] for name in (_TIED,) if name in wanted and name not in found}
     check_shapes(found, wanted, encoder, SOURCE)
     known = load_tokenizer(tokenizer)
     if len(known) > config["vocab_size"]:
-        raise ValueError(f"{tokenizer}: {len(known)} tokens, the encoder knows {config['vocab_size']}; {SOURCE.advice} together")
+        raise ValueError(
+            f"{tokenizer}: {len(known)} tokens, the encoder knows {config['vocab_size']}; {SOURCE.advice} together"
+        )
     tokenizer_files = [*sorted(tokenizer.glob("*token*.json")), *sorted(tokenizer.glob("*.model"))]
     return [encoder / "config.json", *files], tokenizer_files, config["d_model"]
 
@@ -117,10 +137,18 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: not a readable tokenizer ({type(error).__name__}: {reason}); {SOURCE.advice}") from None
+        raise ValueError(
+            f"{folder}: not a readable tokenizer ({type(error).__name__}: {reason}); {SOURCE.advice}"
+        ) from None
     timbre = tokenizer.convert_tokens_to_ids(TIMBRE)
-    if timbre is None or timbre == tokenizer.unk_token_id or tokenizer(f"<S>{TIMBRE}a<E>")["input_ids"].count(timbre) != 1:
-        raise ValueError(f"{folder}: {TIMBRE} is no token of this tokenizer, so voices have no place in the text; {SOURCE.advice}")
+    if (
+        timbre is None
+        or timbre == tokenizer.unk_token_id
+        or tokenizer(f"<S>{TIMBRE}a<E>")["input_ids"].count(timbre) != 1
+    ):
+        raise ValueError(
+            f"{folder}: {TIMBRE} is no token of this tokenizer, so voices have no place in the text; {SOURCE.advice}"
+        )
     return tokenizer
 
 
@@ -129,5 +157,7 @@ def load_umt5(encoder: Path, tokenizer: Path, dtype: torch.dtype, device: str) -
     from transformers import UMT5EncoderModel
 
     check_umt5(encoder, tokenizer)
-    network: Any = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    network: Any = UMT5EncoderModel.from_pretrained(
+        encoder, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     return TextNetworks(load_tokenizer(tokenizer), network.to(device).eval().requires_grad_(False))

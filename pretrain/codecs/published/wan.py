@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import check_finite, check_frames
-from pretrain.codecs.published.weights import Source, check_shapes, expect, fill, read_config, shapes_of, tensor_shapes, weight_files
+from pretrain.codecs.published.weights import (
+    Source,
+    check_shapes,
+    expect,
+    fill,
+    read_config,
+    shapes_of,
+    tensor_shapes,
+    weight_files,
+)
 from pretrain.types import PIXELS_PER_LATENT, VIDEO_CHANNELS
 
 if TYPE_CHECKING:
@@ -22,9 +31,15 @@ if TYPE_CHECKING:
 
 SOURCE = Source("the Wan2.2 VAE", "Wan-AI/Wan2.2-TI2V-5B-Diffusers, folder vae", "Apache-2.0")
 _SETTINGS = {
-    "_class_name": "AutoencoderKLWan", "z_dim": VIDEO_CHANNELS, "patch_size": 2, "is_residual": True, "in_channels": 12, "out_channels": 12,
-    "scale_factor_spatial": PIXELS_PER_LATENT, "scale_factor_temporal": 4,
-}  # fmt: skip
+    "_class_name": "AutoencoderKLWan",
+    "z_dim": VIDEO_CHANNELS,
+    "patch_size": 2,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": PIXELS_PER_LATENT,
+    "scale_factor_temporal": 4,
+}
 _PATCH = _SETTINGS["patch_size"]
 
 
@@ -50,7 +65,12 @@ class Tiles:
 class WanVideoCodec:
     """Implements `VideoCodec`. `network` gives the VAE when first needed; clips go through one by one, answers are on the CPU."""
 
-    def __init__(self, network: Callable[[], AutoencoderKLWan], encode_tiles: Tiles = Tiles(), decode_tiles: Tiles = Tiles()) -> None:
+    def __init__(
+        self,
+        network: Callable[[], AutoencoderKLWan],
+        encode_tiles: Tiles = Tiles(),
+        decode_tiles: Tiles = Tiles(),
+    ) -> None:
         self._network, self._encode_tiles, self._decode_tiles = network, encode_tiles, decode_tiles
 
     @torch.no_grad()
@@ -79,7 +99,9 @@ class WanVideoCodec:
         for values in latents:
             scaled = (values[None].to(network.device).float() * std + mean).to(network.dtype)
             pixels = network.decode(scaled).sample[0].float()  # type: ignore[union-attr]
-            clips.append(((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu())
+            clips.append(
+                ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu()
+            )
         return torch.stack(clips)
 
     @staticmethod
@@ -95,7 +117,9 @@ def check_wan(folder: Path) -> list[Path]:
     config = read_config(folder, SOURCE)
     expect(config, _SETTINGS, folder, SOURCE)
     if {len(config.get("latents_mean", ())), len(config.get("latents_std", ()))} != {VIDEO_CHANNELS}:
-        raise ValueError(f"{folder / 'config.json'}: not {SOURCE.what}: latents_mean and latents_std need {VIDEO_CHANNELS} values")
+        raise ValueError(
+            f"{folder / 'config.json'}: not {SOURCE.what}: latents_mean and latents_std need {VIDEO_CHANNELS} values"
+        )
     files = weight_files(folder, SOURCE)
     with torch.device("meta"):
         wanted = shapes_of(_build(config))
@@ -119,5 +143,8 @@ def _build(config: dict[str, Any]) -> Any:
 def _statistics(network: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
     """[1, 48, 1, 1, 1] each, float32."""
     config: Any = network.config
-    mean, std = (torch.tensor(values, device=network.device).view(1, -1, 1, 1, 1) for values in (config.latents_mean, config.latents_std))
+    mean, std = (
+        torch.tensor(values, device=network.device).view(1, -1, 1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
     return mean, std

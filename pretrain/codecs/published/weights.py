@@ -42,7 +42,9 @@ def part_folder(given: Path, inner: str, source: Source) -> Path:
     for folder in (given, given / inner):
         if (folder / "config.json").is_file():
             return folder
-    raise FileNotFoundError(f"{given}: no config.json of {source.what} here nor in {inner}/; {source.advice} and name its folder")
+    raise FileNotFoundError(
+        f"{given}: no config.json of {source.what} here nor in {inner}/; {source.advice} and name its folder"
+    )
 
 
 def read_config(folder: Path, source: Source) -> dict[str, Any]:
@@ -55,7 +57,11 @@ def read_config(folder: Path, source: Source) -> dict[str, Any]:
 
 def expect(config: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, source: Source) -> None:
     """Raises ValueError naming every setting of `config` that is not as `wanted`."""
-    wrong = [f"{key} {config.get(key)!r}, expected {value!r}" for key, value in wanted.items() if config.get(key) != value]
+    wrong = [
+        f"{key} {config.get(key)!r}, expected {value!r}"
+        for key, value in wanted.items()
+        if config.get(key) != value
+    ]
     if wrong:
         raise ValueError(f"{folder / 'config.json'}: not {source.what}: {'; '.join(wrong)}; {source.advice}")
 
@@ -65,7 +71,9 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
     for index in sorted(folder.glob("*.safetensors.index.json")):
         names = sorted(set(read_json(index, f"{source.advice} again").get("weight_map", {}).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise FileNotFoundError(f"{folder / missing[0]}: missing ({len(missing)} of {len(names)} shards); {source.advice} again")
+            raise FileNotFoundError(
+                f"{folder / missing[0]}: missing ({len(missing)} of {len(names)} shards); {source.advice} again"
+            )
         if names:
             return [folder / name for name in names]
     found = sorted(folder.glob("*.safetensors"))
@@ -73,8 +81,14 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
     if len(chosen) == 1:
         return chosen
     if chosen:
-        raise ValueError(f"{folder}: {len(chosen)} safetensors files ({', '.join(path.name for path in chosen)}) and no index; keep one")
-    pickled = " (only pickled weights, which are not read)" if [*folder.glob("*.bin"), *folder.glob("*.pth")] else ""
+        raise ValueError(
+            f"{folder}: {len(chosen)} safetensors files ({', '.join(path.name for path in chosen)}) and no index; keep one"
+        )
+    pickled = (
+        " (only pickled weights, which are not read)"
+        if [*folder.glob("*.bin"), *folder.glob("*.pth")]
+        else ""
+    )
     raise FileNotFoundError(f"{folder}: no safetensors file of {source.what}{pickled}; {source.advice}")
 
 
@@ -88,22 +102,32 @@ def tensor_shapes(files: Sequence[Path], source: Source) -> Shapes:
             with safe_open(path, "pt") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: truncated or not a safetensors file ({error}); {source.advice} again") from None
+            raise ValueError(
+                f"{path}: truncated or not a safetensors file ({error}); {source.advice} again"
+            ) from None
     return shapes
 
 
 def check_shapes(found: Shapes, wanted: Shapes, folder: Path, source: Source) -> None:
     """Raises ValueError in one line that names what is missing, unknown or misshapen."""
-    misshapen = [f"{name} {list(found[name])} not {list(wanted[name])}" for name in sorted(wanted.keys() & found.keys())
-                 if found[name] != wanted[name]]  # fmt: skip
+    misshapen = [
+        f"{name} {list(found[name])} not {list(wanted[name])}"
+        for name in sorted(wanted.keys() & found.keys())
+        if found[name] != wanted[name]
+    ]
     told = [
         f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
         for what, names in (
-            ("missing", sorted(wanted.keys() - found.keys())), ("unknown", sorted(found.keys() - wanted.keys())), ("misshapen", misshapen),
-        ) if names
-    ]  # fmt: skip
+            ("missing", sorted(wanted.keys() - found.keys())),
+            ("unknown", sorted(found.keys() - wanted.keys())),
+            ("misshapen", misshapen),
+        )
+        if names
+    ]
     if told:
-        raise ValueError(f"{folder}: of {len(wanted)} tensors {'; '.join(told)}; not the weights of {source.what}")
+        raise ValueError(
+            f"{folder}: of {len(wanted)} tensors {'; '.join(told)}; not the weights of {source.what}"
+        )
 
 
 def shapes_of(network: nn.Module) -> Shapes:
@@ -119,7 +143,9 @@ def fill(network: nn.Module, folder: Path, source: Source, dtype: torch.dtype, d
     check_shapes(tensor_shapes(files, source), shapes_of(network), folder, source)
     for path in files:
         network.load_state_dict(load_file(path), strict=False, assign=True)
-    return nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)  # diffusers' own `to` warns of nothing
+    return (
+        nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
+    )  # diffusers' own `to` warns of nothing
 
 
 def digests(folder: Path, files: Sequence[Path]) -> Digests:
@@ -128,13 +154,18 @@ def digests(folder: Path, files: Sequence[Path]) -> Digests:
     total = sum(1 + size // _CHUNK_BYTES for size in sizes.values())
     hashes = {path: hashlib.sha256() for path in files}
     chunks = _chunks(files)
-    for path, chunk in track(chunks, total, f"{folder.name}: 64 MiB pieces hashed") if total > _SHOWN_FROM else chunks:
+    for path, chunk in (
+        track(chunks, total, f"{folder.name}: 64 MiB pieces hashed") if total > _SHOWN_FROM else chunks
+    ):
         hashes[path].update(chunk)
     return {
         path.relative_to(folder).as_posix(): {
-            "sha256": hashes[path].hexdigest(), "bytes": sizes[path], "mtime_ns": path.stat().st_mtime_ns,
-        } for path in files
-    }  # fmt: skip
+            "sha256": hashes[path].hexdigest(),
+            "bytes": sizes[path],
+            "mtime_ns": path.stat().st_mtime_ns,
+        }
+        for path in files
+    }
 
 
 def check_unchanged(folder: Path, recorded: Digests, source: Source) -> None:
@@ -146,7 +177,9 @@ def check_unchanged(folder: Path, recorded: Digests, source: Source) -> None:
     for name, facts in recorded.items():
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: part of the codec is missing; {source.advice} again or run `nava codec import`")
+            raise FileNotFoundError(
+                f"{path}: part of the codec is missing; {source.advice} again or run `nava codec import`"
+            )
         if path.stat().st_size != facts["bytes"]:
             sizes = f"{path.stat().st_size} bytes, {facts['bytes']} when the codec was made"
             raise ValueError(f"{path}: {sizes}; get the file again or run `nava codec import` again")
@@ -154,7 +187,9 @@ def check_unchanged(folder: Path, recorded: Digests, source: Source) -> None:
             touched.append(path)
     for name, facts in digests(folder, touched).items() if touched else ():
         if facts["sha256"] != recorded[name]["sha256"]:
-            raise ValueError(f"{folder / name}: other content than when the codec was made; run `nava codec import` again")
+            raise ValueError(
+                f"{folder / name}: other content than when the codec was made; run `nava codec import` again"
+            )
 
 
 def fingerprint(parts: Mapping[str, Mapping[str, Any]]) -> str:

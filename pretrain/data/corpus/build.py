@@ -28,7 +28,11 @@ from pretrain.randomness import stable_hash
 
 __all__ = ["CorpusConfig", "build_corpus"]
 
-MIX = {"audio_only": (3.0, "text_to_audio"), "paired": (1.0, "text_to_av"), "hq_audio": (1.0, "text_to_audio")}
+MIX = {
+    "audio_only": (3.0, "text_to_audio"),
+    "paired": (1.0, "text_to_av"),
+    "hq_audio": (1.0, "text_to_audio"),
+}
 POOL_MIN_CLIPS = 200  # fewer clips are written sooner than processes start
 
 
@@ -58,7 +62,10 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
                 dump(folder / "prompts" / f"{name}.jsonl", map(prompt_row, plans))
                 read_prompts(folder / "prompts" / f"{name}.jsonl")
         present = [name for name in MIX if sets[name]]
-        write_mix(folder / "mix.list", [MixEntry(i, name, folder / f"{name}.jsonl", *MIX[name]) for i, name in enumerate(present)])
+        write_mix(
+            folder / "mix.list",
+            [MixEntry(i, name, folder / f"{name}.jsonl", *MIX[name]) for i, name in enumerate(present)],
+        )
         summary = _summary(config, casting, sets, prompts, folder)
         dump(folder / "summary.json", [summary])
         shutil.rmtree(out, ignore_errors=True)
@@ -71,7 +78,9 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
 def _write_sets(config: CorpusConfig, sets: dict[str, list[ClipPlan]], folder: Path) -> None:
     plans = [plan for of_set in sets.values() for plan in of_set]
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
-    for plan, row in zip(plans, track(_recorded(config, plans, folder), len(plans), "clips written"), strict=True):
+    for plan, row in zip(
+        plans, track(_recorded(config, plans, folder), len(plans), "clips written"), strict=True
+    ):
         rows[plan.set_name].append(row)
     for name, of_set in rows.items():
         if of_set:
@@ -84,7 +93,9 @@ def _recorded(config: CorpusConfig, plans: list[ClipPlan], folder: Path) -> Iter
     if config.processes == 1 or len(plans) < POOL_MIN_CLIPS:
         yield from map(work, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(config.processes) as pool:  # fork would copy torch's threads
+    with multiprocessing.get_context("spawn").Pool(
+        config.processes
+    ) as pool:  # fork would copy torch's threads
         yield from pool.imap(work, jobs, chunksize=16)
 
 
@@ -94,7 +105,11 @@ def _record(folder: Path, job: tuple[ClipPlan, int]) -> dict[str, Any]:
 
 
 def _summary(
-    config: CorpusConfig, casting: Casting, sets: dict[str, list[ClipPlan]], prompts: dict[str, list[ClipPlan]], folder: Path
+    config: CorpusConfig,
+    casting: Casting,
+    sets: dict[str, list[ClipPlan]],
+    prompts: dict[str, list[ClipPlan]],
+    folder: Path,
 ) -> dict[str, Any]:
     counts = {}
     for name, plans in sets.items():

@@ -23,12 +23,45 @@ class Character:
 
 
 CHARACTERS = (
-    Character("ruby", "woman with red hair and a green shirt", "slt", (190, 50, 30), (244, 205, 180), (40, 140, 70), (15.5, 20.0), True),
     Character(
-        "omar", "man with black hair and a white shirt", "rms", (30, 26, 30), (168, 116, 82), (235, 235, 230), (17.0, 21.0), False, True
+        "ruby",
+        "woman with red hair and a green shirt",
+        "slt",
+        (190, 50, 30),
+        (244, 205, 180),
+        (40, 140, 70),
+        (15.5, 20.0),
+        True,
     ),
-    Character("alan", "man with blond hair and a blue shirt", "awb", (226, 190, 96), (250, 218, 200), (50, 80, 180), (17.5, 19.5)),
-    Character("kurt", "man with grey hair and an orange shirt", "kal16", (150, 152, 158), (222, 174, 140), (232, 130, 40), (15.0, 21.5)),
+    Character(
+        "omar",
+        "man with black hair and a white shirt",
+        "rms",
+        (30, 26, 30),
+        (168, 116, 82),
+        (235, 235, 230),
+        (17.0, 21.0),
+        False,
+        True,
+    ),
+    Character(
+        "alan",
+        "man with blond hair and a blue shirt",
+        "awb",
+        (226, 190, 96),
+        (250, 218, 200),
+        (50, 80, 180),
+        (17.5, 19.5),
+    ),
+    Character(
+        "kurt",
+        "man with grey hair and an orange shirt",
+        "kal16",
+        (150, 152, 158),
+        (222, 174, 140),
+        (232, 130, 40),
+        (15.0, 21.5),
+    ),
 )
 
 VOICE_DESCRIPTIONS = {

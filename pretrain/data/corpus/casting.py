@@ -31,9 +31,13 @@ def cast(config: CorpusConfig) -> Casting:
     """
     bank, rng = load_bank(), rng_for(config.seed, "casting")
     if config.held_out_pairs > len(bank.words):
-        raise ValueError(f"held_out_pairs: {config.held_out_pairs}; at most one for each of the {len(bank.words)} words")
+        raise ValueError(
+            f"held_out_pairs: {config.held_out_pairs}; at most one for each of the {len(bank.words)} words"
+        )
     words = [str(word) for word in rng.permutation(bank.words)]
-    held_out = tuple((word, bank.voices[i % len(bank.voices)]) for i, word in enumerate(words[: config.held_out_pairs]))
+    held_out = tuple(
+        (word, bank.voices[i % len(bank.voices)]) for i, word in enumerate(words[: config.held_out_pairs])
+    )
     seen = tuple(pair for pair in bank.utterances if pair not in held_out)
     references = {}
     for voice in bank.voices:
@@ -47,9 +51,15 @@ def cast(config: CorpusConfig) -> Casting:
 
 def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.random.Generator) -> str:
     """Name of a reference of this voice that says none of the words in `unsaid`: it must not give the clip's words away."""
-    fit = [name for name, (owner, words) in casting.references.items() if owner == voice and not unsaid & {word for word, _ in words}]
+    fit = [
+        name
+        for name, (owner, words) in casting.references.items()
+        if owner == voice and not unsaid & {word for word, _ in words}
+    ]
     if not fit:
-        raise ValueError(f"references_per_voice: none of {voice}'s references avoids {sorted(unsaid)}; ask for more of them")
+        raise ValueError(
+            f"references_per_voice: none of {voice}'s references avoids {sorted(unsaid)}; ask for more of them"
+        )
     return str(rng.choice(fit))
 
 

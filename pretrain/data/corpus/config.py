@@ -43,7 +43,14 @@ class CorpusConfig:
                 raise ValueError(f"{item.name}: expected a share in [0, 1], got {value}")
             if isinstance(value, int) and item.name != "seed" and value < 0:
                 raise ValueError(f"{item.name}: expected a count, got {value}")
-        if self.dialogue_share + self.event_share + self.camera_share > 1 or self.audio_dialogue_share + self.audio_event_share > 1:
-            raise ValueError("dialogue_share, event_share and camera_share: more than 1 together; lower one of them")
+        if (
+            self.dialogue_share + self.event_share + self.camera_share > 1
+            or self.audio_dialogue_share + self.audio_event_share > 1
+        ):
+            raise ValueError(
+                "dialogue_share, event_share and camera_share: more than 1 together; lower one of them"
+            )
         if self.processes < 1 or self.references_per_voice < 2:
-            raise ValueError(f"processes, references_per_voice: at least 1 and 2, got {self.processes} and {self.references_per_voice}")
+            raise ValueError(
+                f"processes, references_per_voice: at least 1 and 2, got {self.processes} and {self.references_per_voice}"
+            )

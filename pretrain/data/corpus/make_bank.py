@@ -32,14 +32,26 @@ def speak(word: str, voice: str, stretch: float) -> np.ndarray:
     """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or a word that is too long."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
-        command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", word, "-o", str(path)]
+        command = [
+            "flite",
+            "-voice",
+            voice,
+            "--setf",
+            f"duration_stretch={stretch}",
+            "-t",
+            word,
+            "-o",
+            str(path),
+        ]
         subprocess.run(command, check=True)
         waveform, rate = soundfile.read(path, dtype="float32")
     if rate != SAMPLE_RATE_HZ:
         raise ValueError(f"flite voice {voice}: {rate} Hz; the bank needs a {SAMPLE_RATE_HZ} Hz voice")
     waveform = _trim(waveform)
     if len(waveform) > MAX_DURATION_S * SAMPLE_RATE_HZ:
-        raise ValueError(f"{word!r} by {voice}: {len(waveform) / SAMPLE_RATE_HZ:.3f} s; choose a word of at most {MAX_DURATION_S} s")
+        raise ValueError(
+            f"{word!r} by {voice}: {len(waveform) / SAMPLE_RATE_HZ:.3f} s; choose a word of at most {MAX_DURATION_S} s"
+        )
     waveform = waveform * (LOUDNESS / np.sqrt(np.mean(waveform**2)))
     return np.clip(waveform, -1.0, 1.0)
 
@@ -64,10 +76,20 @@ def main() -> None:
         for word in WORDS:
             for stretch in STRETCHES:
                 waveform = speak(word, voice, stretch)
-                index.append({"voice": voice, "word": word, "stretch": stretch, "start": position, "end": position + len(waveform)})
+                index.append(
+                    {
+                        "voice": voice,
+                        "word": word,
+                        "stretch": stretch,
+                        "start": position,
+                        "end": position + len(waveform),
+                    }
+                )
                 pieces.append(waveform)
                 position += len(waveform)
-        soundfile.write(BANK_FOLDER / f"{voice}.flac", np.concatenate(pieces), SAMPLE_RATE_HZ, subtype="PCM_16")
+        soundfile.write(
+            BANK_FOLDER / f"{voice}.flac", np.concatenate(pieces), SAMPLE_RATE_HZ, subtype="PCM_16"
+        )
     lines = ",\n".join(json.dumps(entry) for entry in index)
     (BANK_FOLDER / "index.json").write_text(f"[\n{lines}\n]\n")
 

@@ -52,7 +52,9 @@ class ClipPlan:
     gain_db: float = 0.0
     snr_db: float = CLEAN_SNR_DB
     pair_held_out: bool = False
-    place: tuple[float, float, float] | None = None  # x, y (pixels) and scale of the one head that says all turns; None = by their number
+    place: tuple[float, float, float] | None = (
+        None  # x, y (pixels) and scale of the one head that says all turns; None = by their number
+    )
 
     @property
     def has_video(self) -> bool:
@@ -61,4 +63,6 @@ class ClipPlan:
     @property
     def swapped(self) -> bool:
         """Someone is seen speaking with another character's voice."""
-        return any(turn.character and CHARACTER_BY_NAME[turn.character].voice != turn.voice for turn in self.turns)
+        return any(
+            turn.character and CHARACTER_BY_NAME[turn.character].voice != turn.voice for turn in self.turns
+        )

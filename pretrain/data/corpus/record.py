@@ -11,8 +11,27 @@ from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.cast import STATIC, Colour
 from pretrain.data.corpus.plan import FPS, ClipPlan
-from pretrain.data.corpus.render import LEFT, RIGHT, SINGLE, SIZE, Box, Face, camera_windows, render_ball, render_faces, render_light
-from pretrain.data.corpus.sound import ball_heights, light_levels, mouth_openings, num_samples, soundtrack, spoken, word_duration_s
+from pretrain.data.corpus.render import (
+    LEFT,
+    RIGHT,
+    SINGLE,
+    SIZE,
+    Box,
+    Face,
+    camera_windows,
+    render_ball,
+    render_faces,
+    render_light,
+)
+from pretrain.data.corpus.sound import (
+    ball_heights,
+    light_levels,
+    mouth_openings,
+    num_samples,
+    soundtrack,
+    spoken,
+    word_duration_s,
+)
 
 EVENT_COLOURS: dict[str, Colour] = {
     "red": (206, 52, 46),
@@ -31,7 +50,11 @@ def faces_of(plan: ClipPlan) -> tuple[Face, ...]:
     if plan.place is not None:
         return (Face(plan.turns[0].character, *plan.place),)
     places = [SINGLE] if len(plan.turns) == 1 else [LEFT, RIGHT]
-    return tuple(Face(turn.character, *place) for turn, place in zip(plan.turns, places, strict=False)) if plan.has_video else ()
+    return (
+        tuple(Face(turn.character, *place) for turn, place in zip(plan.turns, places, strict=False))
+        if plan.has_video
+        else ()
+    )
 
 
 def openings_of(plan: ClipPlan) -> np.ndarray:
@@ -53,7 +76,9 @@ def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> n
     openings = openings_of(plan) if openings is None else openings
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
     num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
-    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1))  # some fall outside the clip
+    starts = rng.uniform(
+        -0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1)
+    )  # some fall outside the clip
     blinks = np.any((times >= starts) & (times < starts + BLINK_S), axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 
@@ -91,7 +116,13 @@ def record(plan: ClipPlan, folder: Path, seed: int) -> dict[str, Any]:
 def prompt_row(plan: ClipPlan) -> dict[str, Any]:
     """The plan as a row of the public inference format, for a file in `prompts/`."""
     references = reference_paths(plan, "../references")
-    return {"prompt": plan.text, "spk_wavs": references, "num_frames": plan.num_frames, "data_id": plan.data_id, "meta": meta_of(plan)}
+    return {
+        "prompt": plan.text,
+        "spk_wavs": references,
+        "num_frames": plan.num_frames,
+        "data_id": plan.data_id,
+        "meta": meta_of(plan),
+    }
 
 
 def meta_of(plan: ClipPlan) -> dict[str, Any]:

@@ -45,14 +45,21 @@ class Face:
         """Holds the open mouth with its lips."""
         (x, y), half_width = self.mouth, (MOUTH_HALF_WIDTH + LIP) * self.scale
         half_height = (MOUTH_OPEN + LIP) * self.scale
-        return (int(x - half_width), int(y - half_height), int(np.ceil(x + half_width)), int(np.ceil(y + half_height)))
+        return (
+            int(x - half_width),
+            int(y - half_height),
+            int(np.ceil(x + half_width)),
+            int(np.ceil(y + half_height)),
+        )
 
 
 SINGLE = (32.0, 29.0, 1.0)
 LEFT, RIGHT = (16.5, 31.0, 0.72), (47.5, 31.0, 0.72)
 
 
-def render_faces(faces: tuple[Face, ...], background: str, openings: np.ndarray, blinks: np.ndarray, camera: str = STATIC) -> np.ndarray:
+def render_faces(
+    faces: tuple[Face, ...], background: str, openings: np.ndarray, blinks: np.ndarray, camera: str = STATIC
+) -> np.ndarray:
     """uint8 [T, 64, 64, 3]; openings [faces, T] in 0..1 and blinks [faces, T] bool say what moves."""
     margin = 0 if camera == STATIC else MARGIN
     frames = np.repeat(_scene(faces, background, margin)[None], openings.shape[1], axis=0)
@@ -91,12 +98,16 @@ def camera_windows(camera: str, num_frames: int) -> np.ndarray:
     along = np.linspace(-1.0, 1.0, num_frames, dtype=np.float32)
     still, one = np.full(num_frames, SIZE / 2, np.float32), np.ones(num_frames, np.float32)
     if camera.startswith("pan"):
-        return np.stack([still + PAN_PIXELS * (along if camera == "pan right" else -along), still, one], axis=1)
+        return np.stack(
+            [still + PAN_PIXELS * (along if camera == "pan right" else -along), still, one], axis=1
+        )
     if camera.startswith("zoom"):
         grow = (1 + along) / 2 if camera == "zoom in" else (1 - along) / 2
         return np.stack([still, still + 4.0 * grow, ZOOM**grow], axis=1)
     if camera != STATIC:
-        raise ValueError(f"camera: unknown move {camera!r}; use pan left, pan right, zoom in, zoom out or static")
+        raise ValueError(
+            f"camera: unknown move {camera!r}; use pan left, pan right, zoom in, zoom out or static"
+        )
     return np.stack([still, still, one], axis=1)
 
 
@@ -135,7 +146,9 @@ def _paint_face(scene: np.ndarray, face: Face, who: Character, margin: int) -> N
     _paint(scene, oval(0.0, -3.5, width + 2.5, height + 1.5) * np.clip(4.0 - y, 0.0, 1.0), who.hair)
     _paint(scene, oval(0.0, 0.0, width, height), who.skin)
     if who.beard:
-        _paint(scene, oval(0.0, 0.0, width, height) * np.clip(y - 3.5, 0.0, 1.0), _blend(who.skin, who.hair, 0.6))
+        _paint(
+            scene, oval(0.0, 0.0, width, height) * np.clip(y - 3.5, 0.0, 1.0), _blend(who.skin, who.hair, 0.6)
+        )
     _paint(scene, oval(0.0, 0.0, width, height) * np.clip(-11.5 - y + 0.012 * x**2, 0.0, 1.0), who.hair)
     for side in (-1.0, 1.0):
         _paint(scene, oval(side * 6.6, -4.0, 3.1, 2.3), (250, 250, 250))
@@ -162,7 +175,12 @@ def _paint_lids(frames: np.ndarray, face: Face, blink: np.ndarray, margin: int) 
     lid = _darker(CHARACTER_BY_NAME[face.character].skin, 0.82)
     x, y = _grid(frames.shape[1], frames.shape[2], margin, margin)
     for side in (-1.0, 1.0):
-        cover = _inside(x - face.x - side * 6.6 * face.scale, y - face.y + 4.0 * face.scale, 3.4 * face.scale, 2.6 * face.scale)
+        cover = _inside(
+            x - face.x - side * 6.6 * face.scale,
+            y - face.y + 4.0 * face.scale,
+            3.4 * face.scale,
+            2.6 * face.scale,
+        )
         frames[closed] += cover[None, :, :, None] * (np.asarray(lid, np.float32) - frames[closed])
 
 
@@ -185,10 +203,14 @@ def _interpolation(centre: np.ndarray, magnification: np.ndarray, size: int) -> 
 
 def _grid(height: int, width: int, origin_x: float, origin_y: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel centres, x [1, W] and y [H, 1], counted from the origin."""
-    return (np.arange(width, dtype=np.float32) + 0.5 - origin_x)[None], (np.arange(height, dtype=np.float32) + 0.5 - origin_y)[:, None]
+    return (np.arange(width, dtype=np.float32) + 0.5 - origin_x)[None], (
+        np.arange(height, dtype=np.float32) + 0.5 - origin_y
+    )[:, None]
 
 
-def _inside(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float | np.ndarray, scale: float = 1.0) -> np.ndarray:
+def _inside(
+    x: np.ndarray, y: np.ndarray, half_width: float, half_height: float | np.ndarray, scale: float = 1.0
+) -> np.ndarray:
     """Coverage 0..1 of an ellipse at the origin; distance to the edge by the first-order formula f / |grad f|."""
     u, v = x / half_width, y / half_height
     squared = u * u + v * v

@@ -32,21 +32,31 @@ def training_sets(config: CorpusConfig, casting: Casting) -> dict[str, list[Clip
     }
 
 
-def prompt_sets(config: CorpusConfig, casting: Casting, validation: list[ClipPlan]) -> dict[str, list[ClipPlan]]:
+def prompt_sets(
+    config: CorpusConfig, casting: Casting, validation: list[ClipPlan]
+) -> dict[str, list[ClipPlan]]:
     """The prompts of every set, as plans that nobody renders."""
     seen, held_out = casting.seen, casting.held_out
     align = {
         name: _one_speaker(config, casting, name, seen, count, split=name, distinct=True)
-        for name, count in ((texts.ALIGN_TRAIN, config.prompts_align_train), (texts.ALIGN_HELD_OUT, config.prompts_align_held_out))
+        for name, count in (
+            (texts.ALIGN_TRAIN, config.prompts_align_train),
+            (texts.ALIGN_HELD_OUT, config.prompts_align_held_out),
+        )
     }
     pairs = pair_cycle(seen, rng_for(config.seed, "pretrain_camera"))
     return {
         "pretrain_seen": validation,
-        "pretrain_heldout_pairs": _one_speaker(config, casting, "pretrain_heldout_pairs", held_out, config.prompts_heldout_pairs),
+        "pretrain_heldout_pairs": _one_speaker(
+            config, casting, "pretrain_heldout_pairs", held_out, config.prompts_heldout_pairs
+        ),
         "pretrain_disagree": _disagree(config, casting),
-        "pretrain_dialogue": [_dialogue(config, casting, "pretrain_dialogue", i, 0.0) for i in range(config.prompts_dialogue)],
+        "pretrain_dialogue": [
+            _dialogue(config, casting, "pretrain_dialogue", i, 0.0) for i in range(config.prompts_dialogue)
+        ],
         "pretrain_camera": [
-            _face(config, casting, "pretrain_camera", i, next(pairs), camera=_move(i)) for i in range(config.prompts_camera)
+            _face(config, casting, "pretrain_camera", i, next(pairs), camera=_move(i))
+            for i in range(config.prompts_camera)
         ],
         **align,
     }
@@ -54,13 +64,26 @@ def prompt_sets(config: CorpusConfig, casting: Casting, validation: list[ClipPla
 
 def _paired(config: CorpusConfig, casting: Casting) -> list[ClipPlan]:
     count, name = config.paired, "paired"
-    dialogues, events, moves = (round(count * share) for share in (config.dialogue_share, config.event_share, config.camera_share))
+    dialogues, events, moves = (
+        round(count * share) for share in (config.dialogue_share, config.event_share, config.camera_share)
+    )
     pairs = pair_cycle(casting.seen, rng_for(config.seed, name, "pairs"))
     swaps = _every(config.swapped_share)
     plans = []
     for i in range(count - dialogues - events):
         camera = _move(i) if i < moves else STATIC
-        plans.append(_face(config, casting, name, i, next(pairs), swapped=next(swaps), camera=camera, noisy=config.noisy_share))
+        plans.append(
+            _face(
+                config,
+                casting,
+                name,
+                i,
+                next(pairs),
+                swapped=next(swaps),
+                camera=camera,
+                noisy=config.noisy_share,
+            )
+        )
     plans += [_dialogue(config, casting, name, i, config.noisy_share) for i in range(dialogues)]
     plans += [_event(config, name, i) for i in range(events)]
     return _numbered(config, name, plans)
@@ -79,19 +102,28 @@ def _sounds(config: CorpusConfig, casting: Casting, name: str, count: int, noisy
         described = turns[0].voice if _is_described(config, i) else ""
         text = str(rng.choice(texts.sound_texts(turns, described)))
         kind, frames = ("dialogue", LONG_FRAMES) if i < dialogues else ("speech", SHORT_FRAMES)
-        plans.append(ClipPlan("", name, kind, text, frames, turns, described_voice=described, **levels(rng, noisy)))
+        plans.append(
+            ClipPlan("", name, kind, text, frames, turns, described_voice=described, **levels(rng, noisy))
+        )
     return _numbered(config, name, plans)
 
 
 def _one_speaker(
-    config: CorpusConfig, casting: Casting, name: str, pairs: tuple[Pair, ...], count: int,
-    split: str = texts.PRETRAIN, distinct: bool = False,
-) -> list[ClipPlan]:  # fmt: skip
+    config: CorpusConfig,
+    casting: Casting,
+    name: str,
+    pairs: tuple[Pair, ...],
+    count: int,
+    split: str = texts.PRETRAIN,
+    distinct: bool = False,
+) -> list[ClipPlan]:
     """Static clips of one face with its usual voice; raises ValueError when `distinct` texts run out."""
     plans: list[ClipPlan] = []
     used: set[str] = set()
     if count and not pairs:
-        raise ValueError(f"{name}: {count} clips asked for, and there is no word-voice pair for them; set held_out_pairs")
+        raise ValueError(
+            f"{name}: {count} clips asked for, and there is no word-voice pair for them; set held_out_pairs"
+        )
     misses = 0  # in a row; as many as there are pairs = no pair has a text left
     for i, pair in enumerate(pair_cycle(pairs, rng_for(config.seed, name, "pairs")) if count else ()):
         if len(plans) == count or misses > 2 * len(pairs):
@@ -105,7 +137,9 @@ def _one_speaker(
         used.add(plan.text)
         plans.append(dataclasses.replace(plan, pair_held_out=pair in casting.held_out))
     if len(plans) < count:
-        raise ValueError(f"prompts_{name}: only {len(plans)} different texts exist, {count} were asked for; ask for fewer")
+        raise ValueError(
+            f"prompts_{name}: only {len(plans)} different texts exist, {count} were asked for; ask for fewer"
+        )
     return [dataclasses.replace(plan, data_id=f"{name}-{i:05d}") for i, plan in enumerate(plans)]
 
 
@@ -113,14 +147,26 @@ def _disagree(config: CorpusConfig, casting: Casting) -> list[ClipPlan]:
     """The text describes the face's usual voice, the reference is another one."""
     pairs = pair_cycle(casting.seen, rng_for(config.seed, "pretrain_disagree"))
     name = "pretrain_disagree"
-    return [_face(config, casting, name, i, next(pairs), swapped=True, described=True) for i in range(config.prompts_disagree)]
+    return [
+        _face(config, casting, name, i, next(pairs), swapped=True, described=True)
+        for i in range(config.prompts_disagree)
+    ]
 
 
 def _face(
-    config: CorpusConfig, casting: Casting, name: str, index: int, pair: Pair, *,
-    swapped: bool = False, described: bool | None = None, camera: str = STATIC, noisy: float = 0.0,
-    split: str = texts.PRETRAIN, used: set[str] | None = None,
-) -> ClipPlan:  # fmt: skip
+    config: CorpusConfig,
+    casting: Casting,
+    name: str,
+    index: int,
+    pair: Pair,
+    *,
+    swapped: bool = False,
+    described: bool | None = None,
+    camera: str = STATIC,
+    noisy: float = 0.0,
+    split: str = texts.PRETRAIN,
+    used: set[str] | None = None,
+) -> ClipPlan:
     """One face says one word; a text in `used` is not taken again. Raises LookupError when no text is left."""
     rng = rng_for(config.seed, name, "face", index)
     who = CHARACTER_BY_VOICE[pair[1]]
@@ -130,13 +176,19 @@ def _face(
     turns = _turns(casting, [pair], [who.name], rng)
     described = _is_described(config, index) if described is None else described
     voice = who.voice if described else ""
-    choices = [choice for choice in texts.one_speaker_texts(turns[0], voice, split, camera) if not used or choice[0] not in used]
+    choices = [
+        choice
+        for choice in texts.one_speaker_texts(turns[0], voice, split, camera)
+        if not used or choice[0] not in used
+    ]
     if not choices:
         raise LookupError(f"{pair}: every text of split {split!r} is taken")
     text, wall = choices[int(rng.integers(len(choices)))]
     kind = "speech" if camera == STATIC else "camera"
     data_id = f"{name}-{index:05d}"
-    return ClipPlan(data_id, name, kind, text, SHORT_FRAMES, turns, None, wall, camera, voice, **levels(rng, noisy))
+    return ClipPlan(
+        data_id, name, kind, text, SHORT_FRAMES, turns, None, wall, camera, voice, **levels(rng, noisy)
+    )
 
 
 def _dialogue(config: CorpusConfig, casting: Casting, name: str, index: int, noisy: float) -> ClipPlan:
@@ -146,29 +198,53 @@ def _dialogue(config: CorpusConfig, casting: Casting, name: str, index: int, noi
     people = [CHARACTERS[left], CHARACTERS[right]]
     spoken = []
     for person in people:
-        mine = [pair for pair in casting.seen if pair[1] == person.voice and pair[0] not in {word for word, _ in spoken}]
+        mine = [
+            pair
+            for pair in casting.seen
+            if pair[1] == person.voice and pair[0] not in {word for word, _ in spoken}
+        ]
         spoken.append(mine[int(rng.integers(len(mine)))])
     first, second = _turns(casting, spoken, [person.name for person in people], rng)
     voice = people[0].voice if _is_described(config, index) else ""
     choices = list(texts.two_speaker_texts((first, second), voice))
     text, wall = choices[int(rng.integers(len(choices)))]
     data_id = f"{name}-{index:05d}"
-    return ClipPlan(data_id, name, "dialogue", text, LONG_FRAMES, (first, second), None, wall, STATIC, voice, **levels(rng, noisy))
+    return ClipPlan(
+        data_id,
+        name,
+        "dialogue",
+        text,
+        LONG_FRAMES,
+        (first, second),
+        None,
+        wall,
+        STATIC,
+        voice,
+        **levels(rng, noisy),
+    )
 
 
 def _event(config: CorpusConfig, name: str, index: int, seen: bool = True) -> ClipPlan:
     rng = rng_for(config.seed, name, "event", index)
     first_s, period_s = float(rng.uniform(0.08, 0.22)), float(rng.uniform(0.26, 0.4))
     if index % 2:
-        event = SoundEvent("ball", str(rng.choice(BALL_COLOURS)), str(rng.choice(list(THUDS_HZ))), first_s, period_s)
+        event = SoundEvent(
+            "ball", str(rng.choice(BALL_COLOURS)), str(rng.choice(list(THUDS_HZ))), first_s, period_s
+        )
     else:
-        event = SoundEvent("light", str(rng.choice(LIGHT_COLOURS)), str(rng.choice(list(TONES_HZ))), first_s, period_s)
+        event = SoundEvent(
+            "light", str(rng.choice(LIGHT_COLOURS)), str(rng.choice(list(TONES_HZ))), first_s, period_s
+        )
     wall = str(rng.choice(list(BACKGROUNDS))) if seen else ""
     text = texts.event_text(event, wall)
-    return ClipPlan("", name, "event", text, SHORT_FRAMES, (), event, wall, gain_db=float(rng.uniform(*GAIN_DB)))
+    return ClipPlan(
+        "", name, "event", text, SHORT_FRAMES, (), event, wall, gain_db=float(rng.uniform(*GAIN_DB))
+    )
 
 
-def _turns(casting: Casting, spoken: list[Pair], people: list[str], rng: np.random.Generator) -> tuple[Turn, ...]:
+def _turns(
+    casting: Casting, spoken: list[Pair], people: list[str], rng: np.random.Generator
+) -> tuple[Turn, ...]:
     """Turn i starts within the i-th second-long half of the clip."""
     words = {word for word, _ in spoken}
     turns = []

@@ -24,7 +24,9 @@ def spoken(turn: Turn, length: int) -> np.ndarray:
     waveform = load_bank().utterances[turn.word, turn.voice][turn.take].waveform
     start = round(turn.onset_s * SAMPLE_RATE_HZ)
     if start + len(waveform) > length:
-        raise ValueError(f"{turn.word!r} at {turn.onset_s:.2f} s does not fit into {length / SAMPLE_RATE_HZ:.2f} s")
+        raise ValueError(
+            f"{turn.word!r} at {turn.onset_s:.2f} s does not fit into {length / SAMPLE_RATE_HZ:.2f} s"
+        )
     track = np.zeros(length, np.float32)
     track[start : start + len(waveform)] = waveform
     return track
@@ -56,7 +58,11 @@ def event_sound(event: SoundEvent, length: int, noise_seed: int) -> np.ndarray:
     since[time < event.first_s] = 1e3  # nothing before the first one
     if event.name == "ball":
         crackle = 0.25 * np.random.default_rng([noise_seed, 1]).standard_normal(length, np.float32)
-        return 0.6 * np.exp(-since / 0.045) * (np.sin(2 * np.pi * THUDS_HZ[event.tone] * since) + crackle * np.exp(-since / 0.01))
+        return (
+            0.6
+            * np.exp(-since / 0.045)
+            * (np.sin(2 * np.pi * THUDS_HZ[event.tone] * since) + crackle * np.exp(-since / 0.01))
+        )
     edge = 0.006  # seconds; a hard edge would click
     lit = np.clip(since / edge, 0, 1) * np.clip((LIT_SHARE * event.period_s - since) / edge, 0, 1)
     return (0.2 * lit * np.sin(2 * np.pi * TONES_HZ[event.tone] * time)).astype(np.float32)

@@ -29,14 +29,21 @@ def talk_sets(config: CorpusConfig, casting: Casting) -> dict[str, list[ClipPlan
     """talk_a, talk_b (training of a sync reward and of its judge) and talk_test; pairs that are held out are in none of them."""
     words = talk_words(config)
     counts = {"talk_a": config.talk_a, "talk_b": config.talk_b, "talk_test": config.talk_test}
-    return {name: [_talk(config, casting, name, index, words[name]) for index in range(count)] for name, count in counts.items()}
+    return {
+        name: [_talk(config, casting, name, index, words[name]) for index in range(count)]
+        for name, count in counts.items()
+    }
 
 
 def talk_words(config: CorpusConfig) -> dict[str, tuple[str, ...]]:
     """The words of each set: disjoint, all of the bank together."""
     words = [str(word) for word in rng_for(config.seed, "talk", "words").permutation(load_bank().words)]
     training = words[TEST_WORDS:]
-    return {"talk_a": tuple(training[::2]), "talk_b": tuple(training[1::2]), "talk_test": tuple(words[:TEST_WORDS])}
+    return {
+        "talk_a": tuple(training[::2]),
+        "talk_b": tuple(training[1::2]),
+        "talk_test": tuple(words[:TEST_WORDS]),
+    }
 
 
 def _talk(config: CorpusConfig, casting: Casting, name: str, index: int, words: tuple[str, ...]) -> ClipPlan:
@@ -46,10 +53,24 @@ def _talk(config: CorpusConfig, casting: Casting, name: str, index: int, words: 
     who, voice = list(itertools.product(CHARACTERS, voices))[index % (len(CHARACTERS) * len(voices))]
     turns = _turns([word for word in words if (word, voice) in casting.seen], voice, who.name, rng)
     wall = str(rng.choice(list(BACKGROUNDS)))
-    place = (round(float(rng.uniform(*X)), 2), round(float(rng.uniform(*Y)), 2), round(float(rng.uniform(*SCALE)), 3))
+    place = (
+        round(float(rng.uniform(*X)), 2),
+        round(float(rng.uniform(*Y)), 2),
+        round(float(rng.uniform(*SCALE)), 3),
+    )
     text = talk_text(turns, wall)
     return ClipPlan(
-        f"{name}-{index:05d}", name, "talk", text, TALK_FRAMES, turns, None, wall, STATIC, place=place, **levels(rng, config.noisy_share)
+        f"{name}-{index:05d}",
+        name,
+        "talk",
+        text,
+        TALK_FRAMES,
+        turns,
+        None,
+        wall,
+        STATIC,
+        place=place,
+        **levels(rng, config.noisy_share),
     )
 
 

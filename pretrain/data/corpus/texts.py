@@ -43,11 +43,15 @@ def split_of(text: str) -> str:
     return _SPLITS[stable_hash("prompt split", text) % len(_SPLITS)]
 
 
-def one_speaker_texts(turn: Turn, described_voice: str, split: str, camera: str = STATIC) -> Iterator[tuple[str, str]]:
+def one_speaker_texts(
+    turn: Turn, described_voice: str, split: str, camera: str = STATIC
+) -> Iterator[tuple[str, str]]:
     """Every (text, background) of the split for this face and word; `described_voice` "" = the text describes none."""
     for wall, template in itertools.product(BACKGROUNDS, _ONE_SPEAKER):
         voice = f" in {VOICE_DESCRIPTIONS[described_voice]}" if described_voice else ""
-        text = template.format(who=CHARACTER_BY_NAME[turn.character].description, wall=wall, voice=voice, word=turn.word)
+        text = template.format(
+            who=CHARACTER_BY_NAME[turn.character].description, wall=wall, voice=voice, word=turn.word
+        )
         if split_of(text) == split:
             yield (text if camera == STATIC else f"{text} {CAMERA_MOVES[camera]}"), wall
 
@@ -57,7 +61,12 @@ def two_speaker_texts(turns: tuple[Turn, Turn], described_voice: str) -> Iterato
     left, right = (CHARACTER_BY_NAME[turn.character].description for turn in turns)
     voice = f" in {VOICE_DESCRIPTIONS[described_voice]}" if described_voice else ""
     for wall, template in itertools.product(BACKGROUNDS, _TWO_SPEAKERS):
-        yield template.format(left=left, right=right, wall=wall, voice=voice, first=turns[0].word, second=turns[1].word), wall
+        yield (
+            template.format(
+                left=left, right=right, wall=wall, voice=voice, first=turns[0].word, second=turns[1].word
+            ),
+            wall,
+        )
 
 
 def sound_texts(turns: tuple[Turn, ...], described_voice: str) -> list[str]:
@@ -65,7 +74,11 @@ def sound_texts(turns: tuple[Turn, ...], described_voice: str) -> list[str]:
     voice = VOICE_DESCRIPTIONS[described_voice] if described_voice else "a voice"
     if len(turns) == 1:
         return [_capital(template.format(voice=voice, word=turns[0].word)) for template in _VOICE_ALONE]
-    return [_capital(_TURNS_ALONE.format(one=voice, two="another voice", first=turns[0].word, second=turns[1].word))]
+    return [
+        _capital(
+            _TURNS_ALONE.format(one=voice, two="another voice", first=turns[0].word, second=turns[1].word)
+        )
+    ]
 
 
 def talk_text(turns: tuple[Turn, ...], wall: str) -> str:
@@ -78,8 +91,16 @@ def event_text(event: SoundEvent, wall: str) -> str:
     """A sound event's text; without a wall it is heard and not seen."""
     where = f" on a {wall} background" if wall else ""
     if event.name == "ball":
-        return f"A {event.colour} ball bounces{where} with {event.tone}." if wall else f"The sound of a bouncing ball: {event.tone}."
-    return f"A {event.colour} light flashes{where} with {event.tone}." if wall else f"The sound of a flashing light: {event.tone}."
+        return (
+            f"A {event.colour} ball bounces{where} with {event.tone}."
+            if wall
+            else f"The sound of a bouncing ball: {event.tone}."
+        )
+    return (
+        f"A {event.colour} light flashes{where} with {event.tone}."
+        if wall
+        else f"The sound of a flashing light: {event.tone}."
+    )
 
 
 def _capital(text: str) -> str:

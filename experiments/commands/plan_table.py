@@ -1,0 +1,96 @@
+"""A plan on one screen: tokens and FLOPs, memory by part, what fits, and how long it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+GIB = 2**30
+
+
+def show(found: dict[str, Any], console: Console | None = None) -> None:
+    """Print what `nava plan` found."""
+    console = console or Console()
+    tables = [_model(found), _memory(found), _batches(found)]
+    tables += [make(found[key]) for key, make in (("time", _time), ("dry_run", _dry_run)) if key in found]
+    for table in tables:
+        console.print(table)
+    console.print("Assumptions:")
+    for line in found["assumptions"]:
+        console.print(f"  - {line}")
+
+
+def _model(found: dict[str, Any]) -> Table:
+    table = _table(f"{found['flavor']}: one clip", "", "", "")
+    tokens, flops = found["tokens_per_clip"], found["flops_per_clip"]
+    table.add_row(
+        "parameters",
+        f"{found['params_total']:,}",
+        f"a video token meets {found['params_met_per_video_token']:,}",
+    )
+    table.add_row("tokens", f"{tokens['total']:,}", f"{tokens['video']:,} video + {tokens['audio']:,} audio")
+    table.add_row("forward", _peta(flops["forward"]), "")
+    table.add_row("backward", _peta(flops["backward"]), "")
+    table.add_row(
+        "training", _peta(flops["training"]), f"{_peta(flops['with_recomputation'])} with recomputation"
+    )
+    return table
+
+
+def _memory(found: dict[str, Any]) -> Table:
+    setup, parts = found["setup"], found["memory_per_gpu_gib"]
+    layout = f"{found['gpus']} GPUs, {setup['shards']} shards, {setup['replicas']} replicas, {setup['context']} to a clip"
+    title = f"memory per GPU, {setup['local_batch']} clips, {setup['checkpointing']} checkpointing ({layout})"
+    table = _table(title, "part", "GiB", "")
+    for part, size in parts.items():
+        if part == "total":
+            table.add_section()
+        table.add_row(part.replace("_", " "), f"{size:,.2f}", "█" * round(30 * size / parts["total"]))
+    return table
+
+
+def _batches(found: dict[str, Any]) -> Table:
+    table = _table("largest micro-batch that fits (0 = not one clip)", "checkpointing", "80 GB", "141 GB")
+    for mode, fits in found["largest_local_batch"].items():
+        table.add_row(mode, str(fits["80_gb"]), str(fits["141_gb"]))
+    return table
+
+
+def _time(time: dict[str, Any]) -> Table:
+    title = f"time at {time['mfu']:.0%} of {time['peak_tflops']:g} TFLOP/s per GPU, {time['global_batch_size']} clips a step"
+    table = _table(title, "", "steps", "days")
+    table.add_row("step with all modalities", f"{time['joint_step_seconds']:.2f} s", "")
+    table.add_row("tokens/s", f"{time['tokens_per_s']:,.0f}", f"{time['tokens_per_s_per_gpu']:,.0f} per GPU")
+    for name, stage in (*time["stages"].items(), ("total", time["total"])):
+        table.add_row(name, f"{stage['steps']:,}", f"{stage['days']:.1f}")
+    return table
+
+
+def _dry_run(found: dict[str, Any]) -> Table:
+    table = _table(f"dry run: rank 0 of {found['ranks']}, one step of {found['tokens']} tokens", "", "", "")
+    table.add_row("parameters here", f"{found['parameters_here']:,}", f"of {found['parameters_whole']:,}")
+    for name, size in found["shard_gib"].items():
+        table.add_row(f"shard of {name}", f"{size:.4f} GiB", "")
+    reached = f"{found['tensors_with_gradient']:,} with gradients, {found['tensors_stepped']:,} stepped"
+    table.add_row("tensors", f"{found['tensors']:,}", reached)
+    seconds = found["seconds"]
+    table.add_row(
+        "seconds",
+        f"{seconds['total']:.0f}",
+        f"{seconds['build']:.0f} to build, {seconds['step']:.0f} for the step",
+    )
+    table.add_row("peak memory", f"{found['peak_rss_gib']:.1f} GiB", f"left out: {found['left_out']}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, show_header=any(columns), title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index == 1 else "left")
+    return table
+
+
+def _peta(flops: float) -> str:
+    return f"{flops / 1e15:.3f} PFLOP" if flops > 1e14 else f"{flops / 1e9:,.3f} GFLOP"

@@ -1,0 +1,184 @@
+"""What a submitted job runs: `python -m experiments.jobs.attend STAGE` reproduces a stage of dvc.yaml, and has itself submitted again where
+it was interrupted.
+
+SIGTERM may reach this process, DVC, the stage, torchrun or a rank, one of them or all: the ranks write their checkpoint, the stage
+ends as interrupted, and this process, which waits for both, sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
+
+from experiments.errors import INTERRUPTED, one_line_errors
+from experiments.layout import STAGES, Layout
+from experiments.pipeline.demo import dvc_command, environment
+from experiments.runs.sender import wait_until_sent
+from experiments.runs.spool import SpooledRun, spooled_runs
+from experiments.runs.tracker import HANDED_RUN, SpoolTracker
+from pretrain.config import nearest
+
+if TYPE_CHECKING:
+    from orchestration.launch import Jobs
+
+POLL_S = 0.2
+ALONE_S = 3.0  # in which a command that was to stop ends by itself, once what it started has
+MLFLOW_PATIENCE_S = 20.0
+
+
+def reproduce(stage: str, root: Path) -> tuple[int, bool]:
+    """`dvc repro STAGE` to its end and that of the stage it ran: (exit code, True where somebody was told to stop)."""
+    since_ms = int(time.time() * 1000)
+    attended = _Attended([*dvc_command(), "repro", stage], root)
+    before = {
+        number: signal.signal(number, lambda *_: attended.stop())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        code = attended.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code, bool(code) and (attended.asked or stopped_since(since_ms, Layout(out=root / "out").tracking))
+
+
+class _Attended:
+    """A command that starts others one after another; SIGTERM kills the command itself at once and leaves what it started alone."""
+
+    def __init__(self, command: list[str], root: Path) -> None:
+        self.process = subprocess.Popen(command, cwd=root, env=environment(), stdin=subprocess.DEVNULL)
+        self.started: set[psutil.Process] = set()
+        self.told: set[psutil.Process] = set()
+        self.asked = False
+        self.alone = 0  # looks in a row at which nothing that it started was going
+
+    def stop(self) -> None:
+        self.asked = True
+
+    def wait(self) -> int:
+        """The command's exit code, negative where a signal ended it; what it had started has ended too."""
+        while True:
+            code = self.process.poll()
+            if code is None:
+                self.started |= self._children()
+            self.asked |= code == -signal.SIGTERM
+            going = [process for process in self.started if _runs(process)]
+            if code is not None and (code >= 0 or not going):
+                return code
+            if self.asked:
+                self._tell(going)
+            time.sleep(POLL_S)
+
+    def _children(self) -> set[psutil.Process]:
+        try:
+            return set(psutil.Process(self.process.pid).children())
+        except psutil.NoSuchProcess:
+            return set()
+
+    def _tell(self, going: list[psutil.Process]) -> None:
+        for process in going:
+            if process not in self.told:
+                self.told.add(process)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended just before
+                    process.send_signal(signal.SIGTERM)
+        self.alone = 0 if going else self.alone + 1
+        if self.alone * POLL_S > ALONE_S and self.process.poll() is None:
+            self.process.terminate()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stopped_since(since_ms: int, spool: Path) -> bool:
+    """True where a run ended as stopped after that time: a stage was interrupted."""
+    return any(
+        status == "KILLED" and at_ms >= since_ms
+        for status, at_ms in (run.last_end() for run in spooled_runs(spool))
+    )
+
+
+def end_unstarted(spool: Path, status: str) -> None:
+    """Write the end of the announced run where its stage never began: there was nothing to do, or something before it ended the job."""
+    _, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    run = SpooledRun(spool / key)
+    if key and run.exists() and not run.started() and not run.last_end()[0]:
+        SpoolTracker(run.folder).finish(status)
+
+
+def attend(stage: str, root: Path = Path()) -> None:
+    """Raises KeyboardInterrupt where the job was interrupted (and, if it may, was submitted again), ValueError where a stage failed."""
+    from orchestration.launch import JOB, connect
+
+    spool, job = Layout().tracking, os.environ.get(JOB, "")
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
+    if not job:
+        raise ValueError(
+            f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same here"
+        )
+    jobs = connect().jobs
+    if _unwanted(jobs, job, spool):
+        end_unstarted(spool, "KILLED")
+        print("the attempt before this one was stopped by request: nothing to do", flush=True)
+        jobs.stop_job(job)
+        raise KeyboardInterrupt("stopped")
+    code, interrupted = reproduce(stage, root)
+    if not interrupted:
+        end_unstarted(spool, "FAILED" if code else "FINISHED")
+        wait_until_sent(spool, root, MLFLOW_PATIENCE_S)
+        if code:
+            raise ValueError(
+                "a stage failed (its own line is above); mend that and submit again, it goes on where it stopped"
+            )
+        return
+    _submit_again(jobs, job, spool)
+
+
+def _unwanted(jobs: Jobs, job: str, spool: Path) -> bool:
+    """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an interruption as any other."""
+    from orchestration.launch import cancelled
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return cancelled(jobs, job)
+    except KeyboardInterrupt:
+        _submit_again(jobs, job, spool)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _submit_again(jobs: Jobs, job: str, spool: Path) -> NoReturn:
+    from orchestration.launch import requeue
+
+    following = requeue(jobs, job)
+    if not following:
+        end_unstarted(spool, "KILLED")
+        raise KeyboardInterrupt(
+            "interrupted once more than --max-requeues allows; submit again, it goes on where it stopped"
+        )
+    raise KeyboardInterrupt(f"interrupted; submitted again as {following}")
+
+
+def main(arguments: list[str]) -> int:
+    with one_line_errors():
+        if len(arguments) != 1:
+            raise ValueError(f"expected one stage name, got {arguments}; {nearest('align', STAGES)}")
+        attend(arguments[0])
+        return 0
+    return INTERRUPTED  # pragma: no cover (one_line_errors leaves by SystemExit)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

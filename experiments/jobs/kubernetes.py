@@ -1,0 +1,124 @@
+"""Kubernetes: a TrainJob of Kubeflow Trainer v2, whose runtime `torch-distributed` gives every node its number and the first one's address.
+
+The API is trainer.kubeflow.org/v1alpha1; what is changed of a runtime's pods is `podTemplateOverrides` up to Trainer 2.1 and
+`runtimePatches` from 2.2 on (its change log).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from experiments.jobs.request import Request
+
+API, CONTAINER = "trainer.kubeflow.org/v1alpha1", "node"  # the runtime calls its job and its container so
+MANAGER = "nava.dev/launch"  # owner of our entry among a TrainJob's patches
+VOLUME = "storage"
+_LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesOptions:
+    """What belongs to a cluster. Raises ValueError where a name cannot be one of Kubernetes, or there is no image."""
+
+    image: str  # with this repository installed
+    namespace: str = "default"
+    runtime: str = "torch-distributed"
+    claim: str = ""  # PersistentVolumeClaim with latents, codecs and room for checkpoints, seen by all nodes
+    mount: str = ""  # where it is mounted
+    cpu: str = ""  # of a node
+    memory: str = ""
+    gpu_resource: str = "nvidia.com/gpu"
+    secrets: tuple[str, ...] = ()  # NAME=secret:key, an environment variable from a Secret
+    trainer: Literal["2.1", "2.2"] = "2.2"
+
+    def __post_init__(self) -> None:
+        if not self.image:
+            raise ValueError("--image: give the image that has this repository installed")
+        for name in ("namespace", "runtime", "claim"):
+            value = getattr(self, name)
+            if value and not (_LABEL.fullmatch(value) and len(value) < 64):
+                raise ValueError(
+                    f"--{name} {value!r}: Kubernetes takes lower case letters, digits and dashes, and a letter first"
+                )
+        if bool(self.claim) != bool(self.mount):
+            raise ValueError("--claim and --mount belong together; give both or none")
+        for item in self.secrets:
+            if not re.fullmatch(r"[A-Za-z_]\w*=[^:=]+:[^:=]+", item):
+                raise ValueError(f"--secret {item}: expected NAME=secret:key")
+
+
+def render(request: Request, options: KubernetesOptions) -> str:
+    """The TrainJob as YAML."""
+    job = {
+        "apiVersion": API,
+        "kind": "TrainJob",
+        "metadata": {"name": request.name, "namespace": options.namespace},
+        "spec": {
+            "runtimeRef": {
+                "apiGroup": API.partition("/")[0],
+                "kind": "ClusterTrainingRuntime",
+                "name": options.runtime,
+            },
+            "trainer": {
+                "image": options.image,
+                "numNodes": request.nodes,
+                "numProcPerNode": request.gpus_per_node,
+                "command": ["bash", "-c", _script(request)],
+                "env": _environment(request, options),
+                "resourcesPerNode": _resources(request, options),
+            },
+            **_pods(request, options),
+        },
+    }
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _script(request: Request) -> str:
+    """`exec`, so that the pod's SIGTERM reaches `nava`."""
+    lines = [f"cd -- {shlex.quote(request.workdir)}"] if request.workdir else []
+    if request.nodes > 1:
+        lines.append('rendezvous="$PET_MASTER_ADDR:$PET_MASTER_PORT"')
+    return _escaped("\n".join([*lines, f"exec {request.command()}"]))
+
+
+def _escaped(text: str) -> str:
+    """Kubernetes reads $(X) of a command or value as a variable of its own, and $$ as one dollar."""
+    return text.replace("$", "$$")
+
+
+def _environment(request: Request, options: KubernetesOptions) -> list[dict[str, Any]]:
+    plain = [{"name": name, "value": _escaped(value)} for name, value in request.variables().items()]
+    parts = [re.split("[=:]", item) for item in options.secrets]
+    return plain + [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        for name, secret, key in parts
+    ]
+
+
+def _resources(request: Request, options: KubernetesOptions) -> dict[str, Any]:
+    amounts = {"cpu": options.cpu, "memory": options.memory, options.gpu_resource: request.gpus_per_node}
+    given = {name: amount for name, amount in amounts.items() if amount}
+    return {"requests": given, "limits": dict(given)}
+
+
+def _pods(request: Request, options: KubernetesOptions) -> dict[str, Any]:
+    """The volume in the nodes' pods."""
+    if not options.claim:
+        return {}
+    spec = {
+        "volumes": [{"name": VOLUME, "persistentVolumeClaim": {"claimName": options.claim}}],
+        "containers": [{"name": CONTAINER, "volumeMounts": [{"name": VOLUME, "mountPath": options.mount}]}],
+    }
+    if options.trainer == "2.1":
+        return {"podTemplateOverrides": [{"targetJobs": [{"name": CONTAINER}], "spec": spec}]}
+    jobs = [{"name": CONTAINER, "template": {"spec": {"template": {"spec": spec}}}}]
+    return {
+        "runtimePatches": [
+            {"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}}
+        ]
+    }

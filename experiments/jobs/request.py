@@ -1,0 +1,96 @@
+"""What is to be launched, and the one command line that every launcher renders."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+RENDEZVOUS_PORT = 29_500
+RENDEZVOUS = '"$rendezvous"'  # a shell variable: only the scheduler knows the first node's address
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A training of `recipe` on `nodes` x `gpus_per_node` ranks. Raises ValueError where a number or a name cannot be."""
+
+    recipe: str
+    nodes: int = 1
+    gpus_per_node: int = 8
+    stage: str = "all"
+    settings: tuple[str, ...] = ()  # key=value, as --set takes them
+    init_from: str = ""  # a model folder to start from
+    out: str = "out"  # on storage that every node sees
+    max_restarts: int = 3  # times torchrun starts the ranks again after one has died
+    grace_s: int = 120  # seconds between the signal to stop and the end
+    workdir: str = ""  # where the repository is; "" = where the launcher starts
+    env: tuple[str, ...] = ()  # NAME=value
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.gpus_per_node < 1:
+            raise ValueError(
+                f"--nodes and --gpus-per-node must be at least 1, got {self.nodes} and {self.gpus_per_node}"
+            )
+        if self.max_restarts < 0 or self.grace_s < 30:
+            raise ValueError(
+                f"--max-restarts must be at least 0 and --grace-s at least 30, got {self.max_restarts} and {self.grace_s}"
+            )
+        for text in (
+            self.recipe,
+            self.stage,
+            self.init_from,
+            self.out,
+            self.workdir,
+            *self.settings,
+            *self.env,
+        ):
+            if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+                raise ValueError(f"{text!r}: control characters cannot go into a command line; take them out")
+        self.variables()
+
+    @property
+    def name(self) -> str:
+        """The recipe's name as schedulers take it: lower case, digits and dashes."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.recipe.lower()).strip("-")[-40:].strip("-")
+        return plain if plain and plain[0].isalpha() else f"nava-{plain}".strip("-")
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    def arguments(self) -> list[str]:
+        """The command line of every node, but for where nodes meet."""
+        command = [
+            "nava",
+            "pretrain",
+            self.recipe,
+            f"--stage={self.stage}",
+            f"--nproc={self.gpus_per_node}",
+            f"--nnodes={self.nodes}",
+        ]
+        command += [f"--max-restarts={self.max_restarts}", f"--out={self.out}"]
+        if self.init_from:
+            command.append(f"--from={self.init_from}")
+        return [*command, *(f"--set={setting}" for setting in self.settings)]
+
+    def command(self) -> str:
+        """The same for a shell, quoted; several nodes meet at $rendezvous."""
+        return shlex.join(self.arguments()) + (f" --rdzv={RENDEZVOUS}" if self.nodes > 1 else "")
+
+    def variables(self) -> dict[str, str]:
+        """The environment: what was given, and how long ranks have for their last checkpoint. Raises ValueError."""
+        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
+        for item in self.env:
+            name, equals, value = item.partition("=")
+            if not equals or not _ENV_NAME.fullmatch(name):
+                raise ValueError(f"--env {item}: expected NAME=value")
+            found[name] = value
+        return found
+
+    def preamble(self) -> str:
+        """Shell lines before the command."""
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self.variables().items()]
+        if self.workdir:
+            lines.append(f"cd -- {shlex.quote(self.workdir)}")
+        return "\n".join(lines)

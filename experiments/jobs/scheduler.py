@@ -1,0 +1,33 @@
+"""Writes what was rendered and hands it to the scheduler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from pretrain.files import replacing
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    """Whole or not at all; scripts can be executed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+        if text.startswith("#!"):
+            temporary.chmod(0o755)
+    return path
+
+
+def check_command(program: str, where: str) -> None:
+    """Raises FileNotFoundError where the scheduler's command is not on this machine."""
+    if shutil.which(program) is None:
+        raise FileNotFoundError(
+            f"{program}: no such command here; run this {where}, or give --dry-run to see what would be submitted"
+        )
+
+
+def submit(command: list[str]) -> int:
+    """Run the scheduler's command with its own output; its exit code."""
+    return subprocess.run(command, check=False).returncode

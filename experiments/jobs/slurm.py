@@ -1,0 +1,94 @@
+"""Slurm: an sbatch script that requeues itself from its last checkpoint when it is preempted or its time is up."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from experiments.jobs.request import RENDEZVOUS_PORT, Request
+
+_WORD = re.compile(r"[A-Za-z0-9_.:,/@%+=\[\]-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """What belongs to a site; empty = the site's own default. Raises ValueError where a value cannot stand in an #SBATCH line."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""  # days-hours:minutes:seconds
+    constraint: str = ""
+    cpus_per_task: int = 0
+    log: str = "%x-%j.log"
+    image: str = ""  # of srun's --container-image (pyxis)
+    mounts: str = ""  # of --container-mounts
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "time", "constraint", "log"):
+            value = getattr(self, name)
+            if value and not _WORD.fullmatch(value):
+                raise ValueError(f"--{name} {value!r}: letters, digits and _.:,/@%+=[]- only")
+        if self.cpus_per_task < 0:
+            raise ValueError(f"--cpus-per-task must not be negative, got {self.cpus_per_task}")
+
+
+def render(request: Request, options: SlurmOptions) -> str:
+    """The batch shell alone gets the signal: it passes it on to the ranks, waits for their checkpoint, and requeues the job.
+
+    Requeued are jobs that were told to stop and did (exit code 130 of `nava`, or of a signal), never those with an error of the user's.
+    """
+    meeting = (
+        f'rendezvous="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):{RENDEZVOUS_PORT}"\n'
+        if request.nodes > 1
+        else ""
+    )
+    return f"""#!/usr/bin/env bash
+{_directives(request, options)}
+set -uo pipefail
+{request.preamble()}
+{meeting}asked="" running=""
+trap 'asked=yes; if [ -n "$running" ]; then kill -TERM "$running"; fi' TERM
+{_srun(request, options)} &
+running=$!
+code=0
+wait "$running" || code=$?
+while kill -0 "$running" 2>/dev/null; do
+    code=0
+    wait "$running" || code=$?
+done
+if [ -n "$asked" ] && [ "$code" -ge 128 ]; then
+    echo "stopped with a checkpoint (exit code $code); requeued"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def _directives(request: Request, options: SlurmOptions) -> str:
+    given = {
+        "job-name": request.name,
+        "nodes": str(request.nodes),
+        "ntasks-per-node": "1",
+        "gpus-per-node": str(request.gpus_per_node),
+        "cpus-per-task": str(options.cpus_per_task or ""),
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "time": options.time,
+        "output": options.log,
+        "open-mode": "append",
+        "signal": f"B:TERM@{request.grace_s}",
+    }
+    return "\n".join(
+        [f"#SBATCH --{name}={value}" for name, value in given.items() if value] + ["#SBATCH --requeue"]
+    )
+
+
+def _srun(request: Request, options: SlurmOptions) -> str:
+    container = [f"--container-image={options.image}"] if options.image else []
+    if options.mounts:
+        container.append(f"--container-mounts={options.mounts}")
+    return f"{shlex.join(['srun', '--kill-on-bad-exit=1', *container])} {request.command()}"

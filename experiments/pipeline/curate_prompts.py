@@ -1,0 +1,105 @@
+"""Which prompts alignment trains on: diverse ones that the pretrained model still does badly by the rewards it will be paid by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.pipeline.votes import clips_of
+from experiments.scoring.latents import score_store
+from finetune.curation import CurationConfig, choose, shortfall, text_features
+from finetune.gsb.panel_pairs import own_names
+from finetune.recipe import AlignConfig
+from finetune.rollout_store import RolloutStore, open_store
+from pretrain.files import write_json
+from pretrain.jsonl import dump
+from rewards.catalog import CATALOG
+
+CHOSEN, SCORES = "chosen.json", "scores.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptChoiceConfig:
+    """How many prompts are kept, and how their clips are scored. Raises ValueError on impossible numbers."""
+
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(gain_weight=0.9))
+    batch: int = 64  # clips that are decoded at once
+    num_processes: int = 2  # of the recogniser
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.num_processes < 1:
+            raise ValueError(
+                f"curate_prompts: batch and num_processes must be at least 1, got {self.batch} and {self.num_processes}"
+            )
+
+
+def curate_prompts(
+    config: PromptChoiceConfig,
+    align: AlignConfig,
+    store: Path,
+    codec: Path,
+    corpus: Path,
+    syncnet: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Writes `out`/chosen.json: data_ids, each prompt's gain, and what the choice is worth beside random ones; returns it.
+
+    A prompt's gain is the weighted sum, over the rubric of `align`, of how far each reward of its clips lies below the best prompt's.
+    `out`/scores.jsonl has the rewards of every clip under the names that votes on the store know (for `nava gsb fit`). Raises
+    FileNotFoundError or ValueError in one line.
+    """
+    started = time.perf_counter()
+    clips, weights = open_store(store), align.rubric.weights()
+    found = score_store(
+        clips, list(weights), codec, corpus, syncnet, config.batch, config.num_processes, align.reward_options
+    )
+    cases = [clips.case(clip) for clip in found]
+    prompts = {row["case_id"]: row["prompt"] for row in clips.places.values()}
+    gains = prompt_gains(
+        {name: np.array([values[name] for values in found.values()]) for name in weights}, cases, weights
+    )
+    choice = choose(
+        text_features([prompts[case] for case in gains]), np.array(list(gains.values())), config.curation
+    )
+    names = list(gains)
+    chosen = {
+        "data_ids": [names[index] for index in choice.indices],
+        "gains": {name: round(gain, 4) if np.isfinite(gain) else None for name, gain in gains.items()},
+        "report": choice.report,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    dump(out / SCORES, _score_rows(clips, found))
+    write_json(out / CHOSEN, chosen)
+    return chosen
+
+
+def prompt_gains(
+    rewards: Mapping[str, np.ndarray], cases: Sequence[str], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Case -> weighted sum of the shortfalls of each reward [N], those that are better when lower turned round; NaN where a reward
+    could score none of its clips."""
+    lower = {name for name in rewards if name in CATALOG and CATALOG[name].lower_is_better}
+    parts = {name: shortfall(-values if name in lower else values, cases) for name, values in rewards.items()}
+    return {case: sum(weights[name] * parts[name][case] for name in weights) for case in dict.fromkeys(cases)}
+
+
+def _score_rows(store: RolloutStore, found: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, Any]]:
+    for clip in own_names(clips_of(store)):
+        scores = {
+            name: round(value, 6) if np.isfinite(value) else None
+            for name, value in found[clip.clip_id].items()
+        }
+        yield {
+            "data_id": clip.clip_id,
+            "model": clip.model,
+            "case_id": clip.case_id,
+            "prompt": clip.prompt,
+            "sha256": clip.sha256,
+            "scores": scores,
+            "parts": {},
+        }

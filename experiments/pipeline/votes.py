@@ -1,0 +1,108 @@
+"""Clips of a rollout store before the simulated panel: judged, voted on, and paired up for training. No person votes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.scoring.latents import score_store
+from finetune.curation import CurationConfig, choose, text_features, vote_margin
+from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
+from finetune.gsb.panel import PanelConfig, write_votes
+from finetune.gsb.panel_pairs import votes_for_pairs, write_clips
+from finetune.gsb.raters import check_raters, kept_votes
+from finetune.gsb.votes import read_votes
+from finetune.rollout_store import RolloutStore, open_store
+from pretrain.files import write_json
+
+VOTES, CLIPS, PAIRS, SUMMARY = "votes.jsonl", "clips.jsonl", "pairs.jsonl", "summary.json"
+MODEL = "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VotesConfig:
+    """Who votes on what, and which pairs are kept for training. Raises ValueError on impossible numbers."""
+
+    panel: PanelConfig = field(default_factory=PanelConfig)
+    pairs_per_case: int = 3
+    curation: CurationConfig = field(
+        default_factory=lambda: CurationConfig(share=1.0)
+    )  # of pairs: diverse prompts, clear votes
+    batch: int = 64  # clips that are decoded at once
+    num_processes: int = 2  # of the recogniser
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_case < 1 or self.batch < 1 or self.num_processes < 1:
+            raise ValueError(f"votes: pairs_per_case, batch and num_processes must be at least 1, got {self}")
+
+
+def vote_on_rollouts(
+    config: VotesConfig, store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path
+) -> dict[str, Any]:
+    """Writes `out`/votes.jsonl (the public format, every row simulated), clips.jsonl, pairs.jsonl and summary.json; returns the summary.
+
+    `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one line.
+    """
+    started = time.perf_counter()
+    rollouts = open_store(store)
+    judges = [feature.name for feature in config.panel.features]
+    found = score_store(rollouts, judges, codec, corpus, syncnet, config.batch, config.num_processes)
+    named = clips_of(rollouts)
+    rows, renamed = votes_for_pairs(
+        config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_votes(out / VOTES, rows)
+    write_clips(out / CLIPS, renamed)
+    votes = read_votes(out / VOTES).votes
+    pairs = pair_up(kept_votes(votes, check_raters(votes)), renamed, out / VOTES)
+    kept, report = curated(config.curation, pairs)
+    write_pairs(out / PAIRS, kept)
+    means = {
+        feature.name: _mean([values[feature.name] for values in found.values()])
+        for feature in config.panel.features
+    }
+    summary = {
+        "simulated": True,
+        "clips": len(named),
+        "votes": len(votes),
+        "raters": config.panel.raters,
+        "pairs": len(kept),
+        "same_share": tie_shares(kept),
+        "judges": means,
+        "curation": report,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def clips_of(store: RolloutStore) -> list[ClipRef]:
+    """The store's clips as those of one model."""
+    return [
+        ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"])
+        for name, row in store.places.items()
+    ]
+
+
+def curated(
+    config: CurationConfig, pairs: Sequence[PreferencePair]
+) -> tuple[list[PreferencePair], dict[str, Any]]:
+    """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them where the share is 1."""
+    if config.budget(len(pairs)) >= len(pairs):
+        return list(pairs), {"all": len(pairs), "chosen": len(pairs)}
+    axis = "overall" if all("overall" in pair.counts for pair in pairs) else next(iter(pairs[0].counts))
+    gains = vote_margin(np.array([pair.counts.get(axis, (0, 0, 0)) for pair in pairs]))
+    choice = choose(text_features([pair.first.prompt for pair in pairs]), gains, config)
+    return [pairs[index] for index in choice.indices], choice.report
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return round(sum(known) / len(known), 4) if known else None

@@ -1,0 +1,206 @@
+"""What alignment changed on held-out prompts: every metric before, after and of the codec's round trip, and the guardrails.
+
+Judges never rewarded anything; rewards are what was optimised for; the rest is only watched. A share closed of 1 means that the
+aligned model does as well as real clips through its codec.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress
+from typing import Any, Literal
+
+from experiments.scoring.rows import Row, number, terms
+from experiments.scoring.statistics import (
+    CONFIDENCE,
+    Interval,
+    bootstrap_closed,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+)
+from rewards.guardrails import BOUNDS, GuardrailLimits
+
+AFTER, BEFORE = "aligned", "pretrained"  # names of the models
+UNITS = {
+    "speech_ratio": "share of 30 ms pieces",
+    "motion": "mean step of luma, of full scale",
+    "loudness_dbfs": "dBFS",
+    "loudness_lufs": "LUFS",
+    "clipping_ratio": "share of samples",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`closed`: whether the share of the gap to the codec's round trip is asked for."""
+
+    role: Literal["judge", "reward", "watched"]
+    lower_is_better: bool = False
+    closed: bool = False
+
+
+MEASURES = {
+    "wer_pocketsphinx_judge": Measure("judge", lower_is_better=True, closed=True),
+    "wer_pocketsphinx": Measure("reward", lower_is_better=True, closed=True),
+    "intelligibility_pocketsphinx_judge": Measure("judge"),
+    "intelligibility_pocketsphinx": Measure("reward", closed=True),
+    "sync_judge": Measure("judge", closed=True),
+    "sync_mini": Measure("reward", closed=True),
+    "sync_c_mini": Measure("judge"),
+    "sync_d_mini": Measure("judge", lower_is_better=True),
+    "sim_resemblyzer": Measure("reward"),
+    "voice_accuracy_resemblyzer": Measure("watched"),
+    "lip_loudness_correlation": Measure("watched"),
+    "picture_noise_judge": Measure("judge", lower_is_better=True),
+    "snr_estimate_db": Measure("watched"),
+}
+
+
+def before_after(
+    before: Sequence[Row],
+    after: Sequence[Row],
+    codec: Sequence[Row],
+    limits: GuardrailLimits,
+    rewarded: Iterable[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
+
+    `rewarded`: names of the rubric, whose role is "reward" whatever the table above says. The order of the rows does not matter.
+    Raises ValueError where before and after do not answer the same prompts.
+    """
+    before, after = paired(before, after)
+    codec = sorted(codec, key=lambda row: row["data_id"])
+    names = {name.partition(".")[0] for name in rewarded}
+    metrics = {}
+    for name, measure in MEASURES.items():
+        found = _metric(name, measure, before, after, codec, seed)
+        if found:
+            metrics[name] = {"role": "reward" if name in names else measure.role, **found}
+    return {
+        "prompts": len(before),
+        "codec_clips": len(codec),
+        "confidence": CONFIDENCE,
+        "seed": seed,
+        "metrics": metrics,
+        "guardrails": {name: _guardrail(name, before, after, codec, limits, seed) for name in BOUNDS},
+        "flagged": {
+            key: _flagged(rows) for key, rows in (("before", before), ("after", after), ("codec", codec))
+        },
+    }
+
+
+def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same, and another prompt."""
+    sides = [{row["data_id"]: row for row in rows} for rows in (before, after)]
+    for rows, by_id, what in ((before, sides[0], "before"), (after, sides[1], "after")):
+        if len(by_id) < len(rows):
+            raise ValueError(
+                f"{len(rows)} clips {what} alignment with {len(by_id)} data_ids; generate the set again"
+            )
+    if alone := sorted(sides[0].keys() ^ sides[1].keys()):
+        where = "before" if alone[0] in sides[0] else "after"
+        raise ValueError(
+            f"{alone[0]}: there only {where} alignment ({len(alone)} such clips); generate both sets from the same prompts"
+        )
+    order = sorted(sides[0])
+    for name in order:
+        if sides[0][name]["prompt"] != sides[1][name]["prompt"]:
+            raise ValueError(
+                f"{name}: another prompt before than after alignment; generate both sets from the same prompts"
+            )
+    return [sides[0][name] for name in order], [sides[1][name] for name in order]
+
+
+def beyond(mean: float, codec: Interval, lower_is_better: bool) -> bool:
+    """True where a mean lies on the better side of the whole interval; False for NaN."""
+    return mean < codec.low if lower_is_better else mean > codec.high
+
+
+def _metric(
+    name: str, measure: Measure, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
+) -> dict[str, Any] | None:
+    """None where no prompt was scored both before and after. All but the codec's is over prompts that were."""
+    old, new, reference = terms(before, name), terms(after, name), terms(codec, name)
+    difference = bootstrap_difference(new, old, seed)
+    if not difference.n:
+        return None
+    scored = [
+        [not (math.isnan(above) or math.isnan(below)) for above, below in zip(*side, strict=True)]
+        for side in (old, new)
+    ]
+    both = [all(pair) for pair in zip(*scored, strict=True)]
+    intervals = [
+        bootstrap_ratio(list(compress(above, both)), list(compress(below, both)), seed)
+        for above, below in (old, new)
+    ]
+    goal = bootstrap_ratio(*reference, seed)
+    return {
+        "better": "lower" if measure.lower_is_better else "higher",
+        "before": intervals[0].as_json(),
+        "after": intervals[1].as_json(),
+        "codec": goal.as_json(),
+        "difference": difference.as_json(),
+        **({"closed": bootstrap_closed(old, new, reference, seed).as_json()} if measure.closed else {}),
+        "beyond_codec": beyond(intervals[1].mean, goal, measure.lower_is_better),
+        "beyond_codec_before": beyond(intervals[0].mean, goal, measure.lower_is_better),
+        "unscored": {
+            "before": scored[0].count(False),
+            "after": scored[1].count(False),
+            "codec": goal.unscored,
+        },
+    }
+
+
+def _guardrail(
+    name: str,
+    before: Sequence[Row],
+    after: Sequence[Row],
+    codec: Sequence[Row],
+    limits: GuardrailLimits,
+    seed: int,
+) -> dict[str, Any]:
+    bounds = [asdict(limits).get(field) for field in BOUNDS[name]]
+    sides = {"before": before, "after": after, "codec": codec}
+    measured = {
+        key: bootstrap_mean([number(row.get("guardrails", {}).get(name)) for row in rows], seed)
+        for key, rows in sides.items()
+    }
+    return {
+        "unit": UNITS[name],
+        "low": bounds[0],
+        "high": bounds[1],
+        **{key: interval.as_json() for key, interval in measured.items()},
+        **{f"flagged_{key}": _flagged(rows, name) for key, rows in sides.items()},
+    }
+
+
+def _flagged(rows: Sequence[Row], name: str = "") -> int:
+    """Clips beyond a limit, of one measurement or of any."""
+    return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`met` is None when it was not measured."""
+
+    metric: str
+    value: float | None
+    limit: str  # as a person reads it
+    met: bool | None
+    n: int
+    aim: bool = False  # wished for, not demanded
+    interval: tuple[float, float] | None = None
+    counted: str = "clips"  # what n counts
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """pass or SHORT for what must hold; reached or not reached for aims."""
+    if verdict.met is None:
+        return "not measured"
+    if verdict.aim:
+        return "aim reached" if verdict.met else "aim not reached"
+    return "pass" if verdict.met else "SHORT"

@@ -1,0 +1,217 @@
+"""From numbers and clips to `demo.html` and its pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiments.report.alignment import alignment_html
+from experiments.report.html import Card, Section, page
+from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
+from experiments.report.summary import print_summary, read_metrics
+from experiments.scoring.samples import (
+    FPS,
+    SAMPLE_RATE_HZ,
+    Sample,
+    codec_samples,
+    generated_samples,
+    real_samples,
+)
+from experiments.scoring.sets import ALIGN_SET, SCORES
+from pretrain.codecs.load import load_codecs
+from pretrain.codecs.media import write_mp4
+from pretrain.files import replacing
+from pretrain.jsonl import FieldError, scan
+
+__all__ = ["print_summary", "report"]
+
+NUM_EXAMPLES = 4
+NUM_READ = 64  # clips of a set that examples are looked for in
+Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
+
+
+def report(
+    evaluation: Path,
+    scores: Path,
+    pretrain: Mapping[str, Path],
+    generated: Path,
+    corpus: Path,
+    codec: Path,
+    out: Path,
+    facts: Mapping[str, Any] = {},
+    alignment: Path | None = None,
+    aligned: Path | None = None,
+    align_log: Path | None = None,
+) -> Path:
+    """Writes the page and its pictures into `out` and returns the page's path.
+
+    demo.html, contact_sheet.png, losses.png; where `alignment` (what `evaluate` wrote of before and after) is there, before_after.png
+    and, with `align_log` (metrics.jsonl of the alignment), alignment.png. `aligned` holds the aligned model's clips by prompt set.
+
+    `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage names in order to folders with
+    metrics.jsonl, `facts` are shown in a table (seconds per stage, memory, speed). Examples are the first prompts of each
+    voice, never chosen by their scores. Raises FileNotFoundError or ValueError in one line.
+    """
+    metrics = read_metrics(evaluation)
+    details = _read_details(scores / SCORES)
+    rows = _compared(generated, corpus, codec)
+    sections = [
+        Section(
+            "Listen and look",
+            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there is one, the same word.",
+            [
+                (row[-1].clip.prompt, [_card("pretrain_seen", sample, details) for sample in row])
+                for row in rows
+            ],
+        ),
+        _generated_section(
+            "Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue", generated, details
+        ),
+        _generated_section(
+            "Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera", generated, details
+        ),
+    ]
+    losses = loss_curves(pretrain)
+    sheet = contact_sheet(
+        [{s.source: (s.clip, _caption(s, details)) for s in row} for row in rows],
+        [_quoted(row[-1].clip.prompt) for row in rows],
+    )
+    _write(out / "contact_sheet.png", sheet)
+    if losses is not None:
+        _write(out / "losses.png", losses)
+    aligned_part = _alignment(alignment, aligned, align_log, generated, details, out)
+    return _write(out / "demo.html", page(metrics, sections, losses, facts, aligned_part).encode())
+
+
+def _alignment(
+    alignment: Path | None,
+    aligned: Path | None,
+    log: Path | None,
+    generated: Path,
+    details: Details,
+    out: Path,
+) -> str:
+    """HTML of before and after, its pictures written beside; "" where nothing was aligned."""
+    if alignment is None or not alignment.is_file():
+        return ""
+    found = read_metrics(alignment)
+    dots, curves = before_after_dots(found), reward_curves(log) if log else None
+    _write(out / "before_after.png", dots)
+    if curves is not None:
+        _write(out / "alignment.png", curves)
+    about = "The first prompts of the set, one per voice, before and after; never chosen by their scores."
+    rows = _before_after(generated / ALIGN_SET, aligned / ALIGN_SET, details) if aligned else []
+    return alignment_html(found, Section("The same prompts", about, rows), dots, curves)
+
+
+def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str, list[Card]]]:
+    aligned = {
+        sample.data_id: sample
+        for sample in generated_samples(after, "speech", limit=NUM_READ, source="aligned")
+    }
+    rows = []
+    for sample in _first_per_voice(generated_samples(before, "speech", limit=NUM_READ)):
+        if sample.data_id not in aligned:
+            raise ValueError(
+                f"{after}: no clip {sample.data_id}, which {before} has; generate both sets from the same prompts"
+            )
+        cards = [
+            replace(_card(ALIGN_SET, sample, details), source="before"),
+            _card(ALIGN_SET, aligned[sample.data_id], details),
+        ]
+        rows.append((sample.clip.prompt, cards))
+    return rows
+
+
+def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
+    """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each voice."""
+    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=NUM_READ))
+    real_clips = [
+        sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples
+    ]
+    rows = []
+    codecs = load_codecs(codec)
+    for sample in chosen:
+        voice = [real for real in real_clips if real.clip.voices == sample.clip.voices]
+        same = [real for real in voice if real.clip.spans == sample.clip.spans] or voice
+        rows.append([*same[:1], *codec_samples(same[:1], codecs), sample])
+    return rows
+
+
+def _first_per_voice(samples: Sequence[Sample]) -> list[Sample]:
+    by_voices: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_voices[sample.clip.voices].append(sample)
+    turns = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
+    return turns[:NUM_EXAMPLES]
+
+
+def _generated_section(
+    heading: str, about: str, prompt_set: str, generated: Path, details: Details
+) -> Section:
+    if not (generated / prompt_set / "index.jsonl").is_file():
+        return Section(heading, about, [])
+    samples = generated_samples(
+        generated / prompt_set, prompt_set.removeprefix("pretrain_"), limit=NUM_EXAMPLES
+    )
+    return Section(
+        heading, about, [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
+    )
+
+
+def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
+    clip, scored = sample.clip, _detail(prompt_set, sample, details)
+    assert clip.frames is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
+        mp4 = path.read_bytes()
+    words, wanted = " ".join(clip.spans), " ".join(clip.voices)
+    lips = scored["scores"]["lip_loudness_correlation"]
+    return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
+
+
+def _caption(sample: Sample, details: Details) -> str:
+    scored = _detail("pretrain_seen", sample, details)
+    said, voices = " ".join(sample.clip.spans), _voices(scored)
+    return f"says “{said}”, recognised “{_heard(scored)}”, nearest voice {voices or '–'}"
+
+
+def _heard(scored: Mapping[str, Any]) -> str:
+    return scored["texts"].get("wer_pocketsphinx", "")
+
+
+def _voices(scored: Mapping[str, Any]) -> str:
+    return scored["texts"].get("voice_accuracy_resemblyzer", "")
+
+
+def _quoted(prompt: str) -> str:
+    return prompt.replace("<S>", "“").replace("<E>", "”")
+
+
+def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, Any]:
+    key = (prompt_set, sample.source, sample.data_id)
+    if key not in details:
+        raise ValueError(
+            f"{sample.data_id}: {sample.source} clip of {prompt_set} is not in the evaluation; run `nava evaluate` again"
+        )
+    return details[key]
+
+
+def _read_details(path: Path) -> Details:
+    details = {}
+    for _, row in scan(path):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(path))
+        details[row["prompt_set"], row["source"], row["data_id"]] = row
+    return details
+
+
+def _write(path: Path, content: bytes) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path

@@ -1,0 +1,67 @@
+"""The simulated panel on the same prompts before and after alignment, through the files and statistics that people's votes take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.report.before_after import AFTER, BEFORE, paired
+from experiments.scoring.rows import Row, column
+from finetune.gsb.pairs import ClipRef
+from finetune.gsb.panel import PanelConfig, check_apart, write_votes
+from finetune.gsb.panel_pairs import votes_before_after
+from finetune.gsb.summary import summarise
+from finetune.gsb.votes import AXES, read_votes
+
+KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "sign_p", "raters", "prompts")
+
+
+def simulated_gsb(
+    config: PanelConfig,
+    before: Sequence[Row],
+    after: Sequence[Row],
+    votes_out: Path,
+    rewarded: Mapping[str, float],
+) -> dict[str, Any]:
+    """Writes the votes and returns `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high,
+    sign_p}}, gsb_all_raters}`, the last with the votes of raters that the fixed rule drops too.
+
+    Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason` says so. Raises
+    ValueError where the panel would look at something of `rewarded` (the rubric's weights), or a judge did not run.
+    """
+    check_apart(config, rewarded)
+    before, after = paired(before, after)
+    scores = {**_scores(config, BEFORE, before), **_scores(config, AFTER, after)}
+    write_votes(votes_out, votes_before_after(config, _clips(AFTER, after), _clips(BEFORE, before), scores))
+    votes = read_votes(votes_out, AFTER)
+    try:
+        found, of_all = summarise(votes), summarise(votes, keep_all_raters=True)
+    except ValueError as error:  # all ties: nothing to prefer, and that is an answer
+        return {"simulated": True, "gsb": {}, "reason": str(error)}
+    rest = {"raters": config.raters, "votes": found["votes"], "warnings": found["warnings"]}
+    return {"simulated": True, **rest, "gsb": _by_axis(found), "gsb_all_raters": _by_axis(of_all)}
+
+
+def _by_axis(found: Mapping[str, Any]) -> dict[str, Any]:
+    by_axis = found.get("axes", {found["axis"]: found})
+    return {
+        axis: {key: by_axis[axis]["pairs"][BEFORE][key] for key in KEPT} for axis in AXES if axis in by_axis
+    }
+
+
+def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:
+    return [ClipRef(row["data_id"], model, row["data_id"], row["prompt"], None) for row in rows]
+
+
+def _scores(config: PanelConfig, model: str, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """A judge that did not run is left out, for the panel to complain about."""
+    columns = {
+        feature.name: column(rows, *feature.name.split(".", 1))
+        for feature in config.features
+        if all(feature.name.partition(".")[0] in row["scores"] for row in rows)
+    }
+    return {
+        (model, row["data_id"]): {name: values[place] for name, values in columns.items()}
+        for place, row in enumerate(rows)
+    }

@@ -1,0 +1,205 @@
+"""A tracked run of a pipeline stage: what it was made from is written down before, its end after; an interrupted one is taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.layout import Layout
+from experiments.runs.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
+from experiments.runs.spool import SpooledRun
+from experiments.runs.tracker import (
+    HANDED_RUN,
+    JOB,
+    RunStart,
+    SpoolTracker,
+    ensure_sender,
+    failure_marked,
+    new_run_key,
+)
+from orchestration.launch import JOB as JOB_VARIABLE
+from pretrain.files import read_json, replacing
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own line."""
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that its run is marked as stopped; a second one does not disturb that."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted("stopped on request; the same command goes on")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The last run of a stage that ended well: `out/runs/<stage>.json`."""
+
+    stage: str
+    key: str
+    recipe: str
+    git_commit: str
+    git_dirty: bool
+    lock_md5: str
+    inputs: dict[str, str]  # path -> md5
+    parents: dict[str, str]  # stage -> run key
+    config: dict[str, Any]
+    output: str
+    started_at: str  # ISO 8601, UTC
+    duration_s: float
+    fingerprint: str
+    output_md5: str
+
+
+def read_record(layout: Layout, stage: str) -> RunRecord | None:
+    """The stage's last good run; None when it never ran here."""
+    path = layout.runs / f"{stage}.json"
+    return RunRecord(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
+    """True when the stage's last good run had the same inputs and config, and what it made is still there as it was."""
+    record, output = read_record(layout, stage), layout.output_of(stage)
+    if record is None or not output.exists() or (layout.runs / f"{stage}.running.json").exists():
+        return False
+    return record.fingerprint == fingerprint(
+        stage_inputs(stage, root), config
+    ) and record.output_md5 == md5_of(output)
+
+
+def can_go_on(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
+    """True when an unfinished run of the stage had these very inputs and settings."""
+    marker = layout.runs / f"{stage}.running.json"
+    return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(
+        stage_inputs(stage, root), config
+    )
+
+
+def running_key(stage: str, layout: Layout) -> str:
+    """Key of the stage's run that has not ended well yet."""
+    return _read_marker(layout.runs / f"{stage}.running.json")["key"]
+
+
+def _read_marker(marker: Path) -> dict[str, Any]:
+    return {"fingerprint": "", "key": "", **read_json(marker, "remove it")}
+
+
+@contextmanager
+def tracked(
+    stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, root: Path, resume: bool
+) -> Iterator[SpoolTracker]:
+    """Run the body as a tracked run of `stage`.
+
+    With `resume`, a run that was killed is taken up under its own key when inputs and config are the same; what it left
+    under others is removed first. False: the body itself replaces the output.
+    """
+    inputs = stage_inputs(stage, root)
+    parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
+    git = git_state(root)
+    marker = layout.runs / f"{stage}.running.json"
+    mark = fingerprint(inputs, config)
+    key = _handed_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
+    if resume:
+        key = _take_up(marker, mark, layout.output_of(stage)) or key
+    _write_json(marker, {"key": key, "fingerprint": mark})
+    tracker = SpoolTracker(layout.tracking / key)
+    tags = {
+        "nava.stage": stage,
+        "nava.recipe": recipe,
+        "mlflow.source.git.commit": git.commit,
+        "git.dirty": str(git.dirty).lower(),
+    }
+    tags |= {"dvc.lock.md5": lock_hash(root), "nava.output": str(layout.output_of(stage))}
+    tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
+    tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
+    ensure_sender(layout.tracking, root)
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    with failure_marked(tracker):
+        yield tracker
+    seconds = time.monotonic() - clock
+    record = RunRecord(
+        stage=stage,
+        key=key,
+        recipe=recipe,
+        git_commit=git.commit,
+        git_dirty=git.dirty,
+        lock_md5=lock_hash(root),
+        inputs=inputs,
+        parents=parents,
+        config=dict(config),
+        output=str(layout.output_of(stage)),
+        started_at=started,
+        duration_s=seconds,
+        fingerprint=mark,
+        output_md5=md5_of(layout.output_of(stage)),
+    )
+    tracker.log_metrics({"stage_seconds": seconds}, step=0)
+    tracker.finish("FINISHED")
+    _write_json(layout.runs / f"{stage}.json", asdict(record))
+    marker.unlink(missing_ok=True)
+
+
+def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
+    """Key of the run that a submission announced for this stage; empty where there is none, or where it began with other inputs."""
+    name, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    if name != stage:
+        return ""
+    run = SpooledRun(spool / key)
+    if not run.exists() or not run.started():
+        return key
+    left = _read_marker(marker) if marker.is_file() else {}
+    return key if (left.get("key"), left.get("fingerprint")) == (key, current) else ""
+
+
+def _take_up(marker: Path, current: str, output: Path) -> str:
+    """Key of the interrupted run to go on with; empty when there is none, and then its leftovers are gone."""
+    if marker.is_file():
+        left = _read_marker(marker)
+        if left["fingerprint"] == current and output.is_dir():
+            return left["key"]
+    if output.is_dir():
+        shutil.rmtree(output)
+    return ""
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str))
+
+
+@contextmanager
+def single_run(
+    name: str,
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
+    layout: Layout,
+    root: Path,
+    inputs: Mapping[str, str] | None = None,
+) -> Iterator[SpoolTracker]:
+    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest); its end is written down however it ends."""
+    git = git_state(root)
+    tracker = SpoolTracker(layout.tracking / new_run_key(name))
+    made_by = {
+        "mlflow.source.git.commit": git.commit,
+        "git.dirty": str(git.dirty).lower(),
+        "dvc.lock.md5": lock_hash(root),
+    }
+    tracker.start(
+        RunStart(name=name, tags={"nava.stage": name, **made_by, **tags}, config=config, inputs=inputs or {})
+    )
+    ensure_sender(layout.tracking, root)
+    with failure_marked(tracker):
+        yield tracker
+    tracker.finish("FINISHED")

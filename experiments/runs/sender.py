@@ -1,0 +1,140 @@
+"""Send spooled runs to MLflow: `python -m experiments.runs.sender SPOOL` follows the spool until every run has ended."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.runs.spool import SpooledRun, spooled_runs
+
+EXPERIMENT = "nava"
+POLL_S = 5.0
+IDLE_S = 20.0
+RETRY_S = 60.0
+
+
+def store_uri(root: Path) -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, else the SQLite file in the repository root."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return os.environ["MLFLOW_TRACKING_URI"]
+    return f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def quiet_mlflow() -> None:
+    """Before MLflow is imported: no telemetry, no migration log, and short patience with a server that is out."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+
+def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
+    """Give the sender that runs beside some seconds; False when events still wait after that."""
+    end = time.monotonic() + patience_s
+    while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    return not waiting
+
+
+class Unreachable(OSError):
+    """The store did not take an event; it stays in the spool."""
+
+
+def flush(spool: Path, root: Path) -> int:
+    """Send what is pending and return how many events stay; raises Unreachable when the store does not answer."""
+    for run in spooled_runs(spool):
+        run.end_if_abandoned()
+    pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
+    if not pending:
+        return 0
+    store = _connect(root)
+    for run in pending:
+        _send(store, run)
+    return sum(run.pending(store_uri(root)) for run in spooled_runs(spool))
+
+
+_store: Any = None
+
+
+def _connect(root: Path) -> Any:
+    global _store
+    if _store is None:
+        quiet_mlflow()
+        from experiments.runs.mlflow_store import MlflowStore
+
+        try:
+            _store = MlflowStore(store_uri(root), EXPERIMENT, root)
+        except Exception as error:  # MLflow's stores raise whatever their database or HTTP library does
+            raise Unreachable(
+                f"{store_uri(root)}: MLflow does not answer ({_first_line(error)}); the runs stay in the spool"
+            ) from error
+    return _store
+
+
+def _send(store: Any, run: SpooledRun) -> None:
+    try:
+        run.send(store)
+    except OSError as error:
+        raise Unreachable(f"{run.folder}: {_first_line(error)}") from error
+    except Exception as error:  # as above: any failure leaves the events where they are
+        raise Unreachable(f"{run.folder}: MLflow refused an event ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def follow(spool: Path, root: Path) -> None:
+    """Send every few seconds until all runs have ended or died and nothing has come for a while."""
+    idle_since = time.monotonic()
+    wait_s = POLL_S
+    while True:
+        try:
+            busy = any(run.has_pending(store_uri(root)) for run in spooled_runs(spool))
+            flush(spool, root)
+            wait_s = POLL_S
+        except Unreachable as error:
+            print(f"{time.strftime('%F %T')} {error}", flush=True)
+            busy, wait_s = False, min(2 * wait_s, RETRY_S)
+        alive = any(run.alive() for run in spooled_runs(spool))
+        idle_since = time.monotonic() if busy or alive else idle_since
+        if time.monotonic() - idle_since > IDLE_S:
+            return
+        time.sleep(wait_s)
+
+
+def locked(spool: Path, wait: bool) -> Any:
+    """The spool's lock, or None when another sender holds it and `wait` is False; keep it open while sending."""
+    spool.mkdir(parents=True, exist_ok=True)
+    lock = (spool / "sender.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("spool", type=Path)
+    parser.add_argument("--root", type=Path, default=Path())
+    arguments = parser.parse_args()
+    lock = locked(arguments.spool, wait=False)
+    if lock is None:
+        return 0
+    os.nice(19)
+    follow(arguments.spool, arguments.root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Reading the spool that `experiments.runs.tracker` writes: which events of which run have not been sent yet."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker
+
+SENT = "sent.json"
+
+
+class Store(Protocol):
+    """What a run is sent to; every call may be repeated after a failure."""
+
+    uri: str
+
+    def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
+
+    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
+
+    def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
+
+    def tags(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def artifact(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def model(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def finish(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How far a run has been sent, and to which store under which id."""
+
+    uri: str = ""
+    run_id: str = ""
+    offset: int = 0
+
+
+class SpooledRun:
+    """One run's folder in the spool."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def exists(self) -> bool:
+        return (self.folder / EVENTS).is_file()
+
+    def sent(self) -> Sent:
+        path = self.folder / SENT
+        return Sent(**json.loads(path.read_text())) if path.is_file() else Sent()
+
+    def run_id(self, uri: str) -> str:
+        """The run's id in that store; empty when it has not been sent there."""
+        sent = self.sent()
+        return sent.run_id if sent.uri == uri else ""
+
+    def events(self, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(offset behind the event, event) from a byte offset on; a line still being written is left for later."""
+        with (self.folder / EVENTS).open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield offset, json.loads(line)
+
+    def has_pending(self, uri: str) -> bool:
+        """True when this store has not got every event."""
+        sent = self.sent()
+        return (self.folder / EVENTS).stat().st_size > (sent.offset if sent.uri == uri else 0)
+
+    def pending(self, uri: str) -> int:
+        """Number of events that this store has not got."""
+        sent = self.sent()
+        return sum(1 for _ in self.events(sent.offset if sent.uri == uri else 0))
+
+    def alive(self) -> bool:
+        """True while the process that began the run lives and has not ended the run."""
+        path = self.folder / OWNER
+        if not path.is_file():
+            return False
+        owner = json.loads(path.read_text())
+        try:
+            return (
+                psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
+            )  # else the number has passed to another process
+        except psutil.NoSuchProcess:
+            return False
+
+    def started(self) -> bool:
+        """False for a run that is only announced."""
+        return any(event["kind"] == "start" for _, event in self.events())
+
+    def last_end(self) -> tuple[str, int]:
+        """(status, milliseconds since 1970) of the run's last end; ("", 0) while it runs or waits."""
+        last = ("", 0)
+        for _, event in self.events():
+            if event["kind"] in ("announce", "start"):
+                last = ("", 0)
+            elif event["kind"] == "finish":
+                last = (event["status"], event["time_ms"])
+        return last
+
+    def end_if_abandoned(self) -> bool:
+        """Write the end that a killed process could not write; True when there was one to write."""
+        if not (self.folder / OWNER).is_file() or self.alive():
+            return False
+        SpoolTracker(self.folder).finish("KILLED")
+        return True
+
+    def send(self, store: Store) -> None:
+        """Send the pending events in order, metrics in batches; what has been taken is remembered after every call."""
+        sent = self.sent()
+        if sent.uri != store.uri:
+            sent = Sent(uri=store.uri)
+        batch: list[Mapping[str, Any]] = []
+        behind = sent.offset
+        for offset, event in self.events(sent.offset):
+            if event["kind"] == "metrics":
+                batch.append(event)
+            else:
+                sent = self._send_batch(store, sent, batch, behind)
+                batch = []
+                sent = self._remember(Sent(store.uri, self._send_event(store, sent.run_id, event), offset))
+            behind = offset
+        self._send_batch(store, sent, batch, behind)
+
+    def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
+        """The run's id, which the first event makes."""
+        if event["kind"] == "announce":
+            return store.announce(self.key, event)
+        if event["kind"] == "start":
+            return store.start(self.key, event, self._siblings(store.uri))
+        getattr(store, event["kind"])(run_id, event)
+        return run_id
+
+    def _send_batch(self, store: Store, sent: Sent, batch: list[Mapping[str, Any]], behind: int) -> Sent:
+        if not batch:
+            return sent
+        store.metrics(sent.run_id, batch)
+        return self._remember(Sent(store.uri, sent.run_id, behind))
+
+    def _remember(self, sent: Sent) -> Sent:
+        partial = self.folder / f"{SENT}.{os.getpid()}"
+        partial.write_text(json.dumps(vars(sent)))
+        partial.replace(self.folder / SENT)
+        return sent
+
+    def _siblings(self, uri: str) -> dict[str, str]:
+        return {run.key: run.run_id(uri) for run in spooled_runs(self.folder.parent)}
+
+
+def spooled_runs(spool: Path) -> list[SpooledRun]:
+    """All runs of a spool, oldest first."""
+    return [SpooledRun(path.parent) for path in sorted(spool.glob(f"*/{EVENTS}"))]

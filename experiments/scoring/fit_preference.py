@@ -1,0 +1,163 @@
+"""Votes on clips and what rewards said of those clips, joined and fitted: a preference model, and how well it foresees votes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.scoring.rows import ScoredClip, ScoresFile, read_scored
+from finetune.gsb.raters import check_raters, first_votes, kept_votes
+from finetune.gsb.votes import AXES, Vote, VoteSet
+from pretrain.jsonl import FieldError
+from rewards.preference import PreferenceModel, check_no_judge
+from rewards.preference_fit import PreferenceConfig, Votes, fit_preference
+from rewards.recipes.preference import check_no_preference
+
+Known = Mapping[tuple[str, str], list[ScoredClip]]  # by model and case
+
+
+def fit_votes(
+    votes: VoteSet,
+    files: Sequence[ScoresFile],
+    features: Sequence[str],
+    axis: str,
+    keep_all_raters: bool,
+    config: PreferenceConfig,
+) -> tuple[PreferenceModel, dict[str, Any]]:
+    """The model and its report, a JSON object. Each rater has a side bias of their own; folds of the held-out figures are prompts.
+
+    Repeats, attention checks and, unless all are kept, dropped raters do not count; votes on clips without scores are left out
+    and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or joins, a feature that no row has, a judge
+    or a preference among the features, nothing to learn from.
+    """
+    check_no_judge(features)
+    check_no_preference(features)
+    known: dict[tuple[str, str], list[ScoredClip]] = {}
+    for file in files:
+        for clip in read_scored(file, features):
+            known.setdefault((clip.model, clip.case_id), []).append(clip)
+    counted = (
+        first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, check_raters(votes.votes))
+    )
+    asked = [vote for vote in counted if vote.axis == axis]
+    if not asked:
+        there = (
+            ", ".join(name for name in AXES if any(vote.axis == name for vote in counted))
+            or "none that counts"
+        )
+        raise ValueError(
+            f"{votes.path}: no vote on axis {axis!r} to count; there are votes on {there} (--axis)"
+        )
+    joined = _joined(asked, known, votes.path)
+    used = [vote for vote, _, _ in joined]
+    _check_values(features, [clip for _, *both in joined for clip in both])
+    model = fit_preference(features, _design(joined), config, simulated=any(vote.simulated for vote in used))
+    skipped = {
+        "read": len(votes.votes),
+        "asked": len(asked),
+        "without_clip": len(asked) - len(used),
+        "without_score": model.skipped,
+    }
+    about = {
+        "votes": {**skipped, "fitted": model.num_votes, "simulated": sum(vote.simulated for vote in used)},
+        "axis": axis,
+    }
+    return model, {**about, "raters": len({vote.user_id for vote in used}), **report(model)}
+
+
+def report(model: PreferenceModel) -> dict[str, Any]:
+    """The model as JSON for a reader: NaN is null."""
+    fit = model.held_out
+    weights = zip(model.features, model.weights, model.weight_errors, model.scale, strict=True)
+    return {
+        "simulated": model.simulated,
+        "features": {
+            name: {"weight": weight, "standard_error": _finite(error), "sd": sd}
+            for name, weight, error, sd in weights
+        },
+        "theta": model.theta,
+        "tie": {"value": model.tie, "standard_error": _finite(model.tie_error)},
+        "side": {"value": model.side, "standard_error": _finite(model.side_error)},
+        "held_out": None
+        if fit is None
+        else {
+            "votes": fit.votes,
+            "decided": fit.decided,
+            "accuracy": _finite(fit.accuracy),
+            "chance": 0.5,
+            "log_likelihood": fit.log_likelihood,
+            "chance_log_likelihood": fit.chance_log_likelihood,
+            "alone": {
+                name: {"log_likelihood": log, "accuracy": _finite(hits)}
+                for name, (log, hits) in fit.single.items()
+            },
+        },
+    }
+
+
+def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vote, ScoredClip, ScoredClip]]:
+    """(vote, left clip, right clip) in an order that does not depend on the file's."""
+    found = []
+    for vote in sorted(
+        votes, key=lambda vote: (vote.case_id, vote.user_id, vote.left_model, vote.right_model, vote.choice)
+    ):
+        left, right = (_find(vote, side, known, source) for side in ("left", "right"))
+        if left and right:
+            if left.prompt and right.prompt and left.prompt != right.prompt:
+                raise ValueError(
+                    FieldError(
+                        vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts"
+                    ).at(source)
+                )
+            found.append((vote, left, right))
+    if not found:
+        models, cases = sorted({model for model, _ in known}), sorted({case for _, case in known})
+        raise ValueError(
+            f"{source}: none of {len(votes)} votes is on clips that were scored; votes are on {', '.join(votes[0].pair)} and cases like "
+            f"{votes[0].case_id!r}, scores of {', '.join(models)} and cases like {cases[0]!r} (--scores MODEL=FILE)"
+        )
+    return found
+
+
+def _find(vote: Vote, side: str, known: Known, source: Path) -> ScoredClip | None:
+    """By model and case, and by digest where both sides know it."""
+    model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
+    candidates = known.get((model, vote.case_id), [])
+    if exact := [clip for clip in candidates if digest and clip.sha256 == digest]:
+        return exact[0]
+    possible = [clip for clip in candidates if not digest or not clip.sha256]
+    if candidates and not possible:
+        message = f"{digest[:12]}... is not {candidates[0].sha256[:12]}... of the clip that was scored; the votes are about another clip"
+        raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
+    if len(possible) > 1:
+        message = f"{len(possible)} scored clips of {model!r} answer case {vote.case_id!r}; give one a case (--scores MODEL=FILE#SOURCE)"
+        raise ValueError(FieldError(vote.line, "case_id", message).at(source))
+    return possible[0] if possible else None
+
+
+def _check_values(features: Sequence[str], clips: Sequence[ScoredClip]) -> None:
+    for place, feature in enumerate(features):
+        if not any(math.isfinite(clip.values[place]) for clip in clips):
+            raise ValueError(
+                f"preference: {feature!r} is NaN for every clip that was voted on; leave it out or mend its scores"
+            )
+
+
+def _design(joined: Sequence[tuple[Vote, ScoredClip, ScoredClip]]) -> Votes:
+    """The left clip is the first; prompts, or cases where they are not told, are the groups."""
+    return Votes(
+        first=np.array([left.values for _, left, _ in joined]),
+        second=np.array([right.values for _, _, right in joined]),
+        labels=np.array([("right", "tie", "left").index(vote.choice) - 1 for vote, _, _ in joined]),
+        sides=np.ones(len(joined), dtype=int),
+        raters=[vote.user_id for vote, _, _ in joined],
+        groups=[left.prompt or vote.case_id for vote, left, _ in joined],
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

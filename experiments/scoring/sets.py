@@ -1,0 +1,207 @@
+"""Scores real clips, their codec round trips and generated clips with every scorer of the pipeline, one row per clip."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from experiments.scoring.options import reward_options
+from experiments.scoring.samples import Sample, codec_samples, generated_samples, real_samples
+from experiments.scoring.voice_bank import timbre_encoder, voice_bank
+from pretrain.codecs.load import load_codecs
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
+from pretrain.jsonl import dump
+from pretrain.progress import track
+from rewards.catalog import open_rewards
+from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.options import fill
+from rewards.timbre.voices import NearestVoice
+from rewards.types import Score
+
+MAIN_SET = "pretrain_seen"
+ALIGN_SET = ALIGN_HELD_OUT  # the same prompts and seeds before (source generated) and after alignment (source aligned)
+# prompt set -> kind of the real clips it is compared with; "" = none
+PROMPT_SETS = {
+    MAIN_SET: "speech",
+    "pretrain_heldout_pairs": "",
+    "pretrain_disagree": "",
+    "pretrain_dialogue": "dialogue",
+    "pretrain_camera": "camera",
+}
+SCORES = "clips.jsonl"
+REWARDS = (
+    "wer_pocketsphinx",
+    "wer_pocketsphinx_judge",
+    "intelligibility_pocketsphinx",
+    "sim_resemblyzer",
+    "sync_mini",
+    "sync_judge",
+    "lip_loudness_correlation",
+    "snr_estimate_db",
+)
+
+# judges of alignment alone, run on its clips and on what they are held against
+ALIGN_JUDGES = ("intelligibility_pocketsphinx_judge", "picture_noise_judge")
+WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned"))
+
+log = logging.getLogger(__name__)
+Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
+ByScorer = Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which clips are scored, and with what."""
+
+    max_real_clips: int = 208  # of each kind
+    vocabulary: tuple[str, ...] = ()  # empty = the words of the speech bank
+    num_processes: int = 2  # of the recogniser
+
+
+def score_sets(
+    config: ScoreConfig,
+    corpus: Path,
+    codec: Path,
+    syncnet: Path,
+    generated: Path,
+    out: Path,
+    aligned: Path | None = None,
+    limits: Mapping[str, float] = {},
+) -> Path:
+    """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
+
+    `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
+    exist. `aligned` is such a folder of the aligned model; where it and `generated` both have align_held_out, those clips and the
+    codec's of `pretrain_seen` get `ALIGN_JUDGES` too, `guardrails` and the `flags` of `limits` (align.guardrails) they are beyond.
+    Raises FileNotFoundError or ValueError in one line; nothing is written then.
+    """
+    start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
+    if not (generated / MAIN_SET / "index.jsonl").is_file():
+        raise FileNotFoundError(
+            f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first"
+        )
+    groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
+    log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
+    dump(out / SCORES, rows_of(bounds, groups, _score_all(config, groups, corpus, syncnet), _watched(groups)))
+    log.info("score: done in %.1f s", time.perf_counter() - start)
+    return out / SCORES
+
+
+def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) -> Groups:
+    real = real_samples(corpus / "validation.jsonl", config.max_real_clips)
+    codecs = load_codecs(codec)
+    groups: Groups = {}
+    for prompt_set, kind in track(PROMPT_SETS.items(), len(PROMPT_SETS), "prompt sets read"):
+        if not (generated / prompt_set / "index.jsonl").is_file():
+            log.warning(
+                "%s: no such prompt set among the generated clips; its metrics are left out",
+                generated / prompt_set,
+            )
+            continue
+        if kind in real:
+            groups[prompt_set, "real"] = real[kind]
+            groups[prompt_set, "codec"] = codec_samples(real[kind], codecs)
+        groups[prompt_set, "generated"] = generated_samples(generated / prompt_set, kind or "speech")
+    return groups
+
+
+def _aligned(generated: Path, aligned: Path | None) -> Groups:
+    """The held-out prompts before and after alignment, or nothing where one of the two is missing."""
+    if aligned is None:
+        return {}
+    for folder in (generated / ALIGN_SET, aligned / ALIGN_SET):
+        if not (folder / "index.jsonl").is_file():
+            log.warning(
+                "%s: no such prompt set among the generated clips; before and after alignment is left out",
+                folder,
+            )
+            return {}
+    sources = {"generated": generated, "aligned": aligned}
+    return {
+        (ALIGN_SET, source): generated_samples(root / ALIGN_SET, "speech", source=source)
+        for source, root in sources.items()
+    }
+
+
+def _watched(groups: Groups) -> list[tuple[str, str]]:
+    return [key for key in WATCHED if key in groups] if (ALIGN_SET, "aligned") in groups else []
+
+
+def _score_all(
+    config: ScoreConfig, groups: Groups, corpus: Path, syncnet: Path
+) -> dict[str, dict[tuple[str, str], list[Score]]]:
+    """Every scorer over all clips of the groups it runs on as one batch: by scorer and group."""
+    scores = {}
+    names = (*REWARDS, *(ALIGN_JUDGES if _watched(groups) else ()))
+    options = reward_options(names, corpus, syncnet, config.vocabulary, config.num_processes)
+    # alignment's own references stay out, so that the other sets' voices do not depend on it
+    pretrained = [
+        sample for (prompt_set, _), group in groups.items() for sample in group if prompt_set != ALIGN_SET
+    ]
+    with open_rewards(names, options) as opened:
+        encoder = timbre_encoder(opened)
+        rewards = [
+            *opened,
+            NearestVoice(encoder, voice_bank(encoder, pretrained, corpus / "validation.jsonl")),
+        ]
+        for reward in track(rewards, len(rewards), f"scorers run on {sum(map(len, groups.values()))} clips"):
+            start = time.perf_counter()
+            keys = _watched(groups) if reward.name in ALIGN_JUDGES else list(groups)
+            answers = iter(reward.score([sample.clip for key in keys for sample in groups[key]]))
+            scores[reward.name] = {key: list(islice(answers, len(groups[key]))) for key in keys}
+            log.info(
+                "score: %s, %d clips in %.1f s",
+                reward.name,
+                sum(len(groups[key]) for key in keys),
+                time.perf_counter() - start,
+            )
+    return scores
+
+
+def rows_of(
+    limits: GuardrailLimits, groups: Groups, scores: ByScorer, watched: Container[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """A row per clip from the scores by scorer and group; guardrails of the groups in `watched` are measured here."""
+    return [
+        {
+            "prompt_set": key[0],
+            "source": key[1],
+            "data_id": sample.data_id,
+            "prompt": sample.clip.prompt,
+            "spans": list(sample.clip.spans),
+            "voices": list(sample.clip.voices),
+            **_answers({name: by_group[key][index] for name, by_group in scores.items() if key in by_group}),
+            **(_guarded(sample, limits) if key in watched else {}),
+        }
+        for key, group in groups.items()
+        for index, sample in enumerate(group)
+    ]
+
+
+def _guarded(sample: Sample, limits: GuardrailLimits) -> dict[str, Any]:
+    measured = measure(sample.clip)
+    return {
+        "guardrails": {
+            name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()
+        },
+        "flags": list(flags(measured, limits)),
+    }
+
+
+def _answers(scores: dict[str, Score]) -> dict[str, Any]:
+    scored = {name: score for name, score in scores.items() if not score.reason}
+    return {
+        "scores": {name: round(score.value, 6) if name in scored else None for name, score in scores.items()},
+        "parts": {
+            name: {part: round(value, 6) for part, value in score.parts.items()}
+            for name, score in scored.items()
+        },
+        "texts": {name: score.text for name, score in scored.items() if score.text},
+        "reasons": {name: score.reason for name, score in scores.items() if score.reason},
+    }

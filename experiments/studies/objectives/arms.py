@@ -1,0 +1,140 @@
+"""The arms at one rollout budget: which alignment each is, and the same optimizer steps for votes as for rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from experiments.studies.objectives.config import (
+    ALGORITHM,
+    BASELINE,
+    CHOSEN,
+    NO_TIES,
+    RANDOM,
+    ObjectivesConfig,
+)
+from finetune.recipe import AlignConfig, GsbDpoPhase, Phase
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model that is judged: the pretrained one (`config` None), or an alignment of it with one seed."""
+
+    name: str
+    seed: int
+    config: AlignConfig | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-seed{self.seed}" if self.config else self.name
+
+    @property
+    def voted(self) -> bool:
+        return ALGORITHM.get(self.name) == "gsb_dpo"
+
+    @property
+    def prompts(self) -> str:
+        """Which training prompts it has."""
+        return {CHOSEN: "chosen", RANDOM: f"random-seed{self.seed}"}.get(self.name, "all")
+
+    @property
+    def phase(self) -> Phase:
+        assert self.config is not None
+        return self.config.phases[0][1]
+
+
+def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> list[Arm]:
+    """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the ranks."""
+    arms = [Arm(BASELINE, 0, None)]
+    for seed in range(objectives.seeds):
+        for name in objectives.arms:
+            if name != BASELINE:
+                config = align_config(name, seed, objectives, align, ranks)
+                config.check_ranks(ranks)
+                arms.append(Arm(name, seed, config))
+    return arms
+
+
+def align_config(
+    name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
+) -> AlignConfig:
+    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set aside and no early stop.
+
+    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand, for all arms alike.
+    """
+    algorithm = ALGORITHM[name]
+    phase = getattr(align, algorithm)
+    if algorithm == "gsb_dpo":
+        phase = votes_phase(align, objectives.rounds, ranks)
+        phase = replace(
+            phase, objective=replace(phase.objective, ties="drop" if name == NO_TIES else "model")
+        )
+    else:
+        groups = {
+            "prompts_per_round": align.nft.prompts_per_round,
+            "clips_per_prompt": align.nft.clips_per_prompt,
+        }
+        phase = replace(phase, rounds=objectives.rounds, **groups)
+    stop = replace(align.stop, prompts=0, patience=0)
+    return replace(align, seed=seed, sequence=(algorithm,), stop=stop, **{algorithm: phase})
+
+
+def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None = None) -> GsbDpoPhase:
+    """gsb_dpo with nft's optimizer steps, and as nearly as ranks allow its clips a step. pairs: how many there are, where known."""
+    nft = align.nft
+    wanted = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
+    if pairs is not None:
+        wanted = min(wanted, pairs // nft.steps_per_epoch)
+    per_step = max(1, int(wanted // ranks)) * ranks
+    return replace(
+        align.gsb_dpo,
+        rounds=rounds,
+        epochs=nft.epochs,
+        steps_per_epoch=nft.steps_per_epoch,
+        clips_per_prompt=nft.clips_per_prompt,
+        pairs_per_round=per_step * nft.steps_per_epoch,
+    )
+
+
+def fitted(arm: Arm, align: AlignConfig, ranks: int, pairs: int) -> Arm:
+    """The arm where there are only so many preference pairs."""
+    assert arm.config is not None
+    phase = votes_phase(align, arm.phase.rounds, ranks, pairs)
+    return replace(
+        arm, config=replace(arm.config, gsb_dpo=replace(phase, objective=arm.config.gsb_dpo.objective))
+    )
+
+
+def budget(objectives: ObjectivesConfig, align: AlignConfig) -> int:
+    """Clips that every arm may roll out."""
+    return objectives.rounds * align.nft.prompts_per_round * align.nft.clips_per_prompt
+
+
+def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
+    """(prompts, clips of each) of a store of exactly `clips` clips, of as many of `prompts` prompts as there can be.
+
+    Raises ValueError where fewer than two clips a prompt are left.
+    """
+    sizes = [
+        (count, clips // count) for count in range(min(prompts, clips // 2), 0, -1) if clips % count == 0
+    ]
+    if not sizes:
+        raise ValueError(
+            f"a budget of {clips} clips makes no pair over {prompts} prompts; set objectives.rounds higher"
+        )
+    return sizes[0]
+
+
+def optimizer_steps(phase: Phase) -> tuple[int, float]:
+    """(steps of the whole alignment, clips that each of them sees)."""
+    per_round = (
+        2 * phase.pairs_per_round
+        if isinstance(phase, GsbDpoPhase)
+        else phase.prompts_per_round * phase.clips_per_prompt
+    )
+    return phase.rounds * phase.epochs * phase.steps_per_epoch, per_round / phase.steps_per_epoch
+
+
+def seeds_of(arms: Sequence[Arm], name: str) -> list[Arm]:
+    """An arm's runs by seed."""
+    return [arm for arm in arms if arm.name == name]

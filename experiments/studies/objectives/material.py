@@ -1,0 +1,221 @@
+"""What arms learn from: files of training prompts, thirds of them, and preference pairs; each made once and kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.layout import Layout
+from experiments.pipeline.align import BASE, PROMPTS
+from experiments.pipeline.curate_prompts import prompt_gains
+from experiments.pipeline.votes import PAIRS, VotesConfig
+from experiments.studies.objectives.arms import Arm, budget, store_sizes
+from experiments.studies.objectives.config import ObjectivesConfig
+from experiments.studies.objectives.runners import Runners
+from experiments.studies.paradigms.plan import mark_of
+from finetune.curation import choose, random_choice, text_features
+from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
+from finetune.make_rollouts import RolloutsConfig
+from finetune.pair_batches import AXES
+from finetune.prompts import read_prompt_set, shuffled
+from finetune.recipe import AlignConfig
+from pretrain.files import read_json, write_json
+from pretrain.generate import GenerateConfig
+from pretrain.jsonl import FieldError, dump, scan
+from pretrain.prompt import PromptRow, read_prompts
+from pretrain.recipe import to_json
+
+MADE, GAINS, DECIDED = "made.json", "gains.json", "pairs_no_ties.jsonl"
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The sections of a recipe that the study uses."""
+
+    objectives: ObjectivesConfig
+    align: AlignConfig
+    generate: GenerateConfig
+    rollout: RolloutsConfig
+    votes: VotesConfig
+
+
+@dataclass(frozen=True)
+class Material:
+    """Below `folder`: prompts/, pilot-MARK/ and votes-MARK/. `inputs`: digests of what all of it is made from."""
+
+    sections: Sections
+    layout: Layout
+    inputs: Mapping[str, str]
+    folder: Path
+    runners: Runners
+
+    @cached_property
+    def rows(self) -> list[PromptRow]:
+        """The prompts that the recipe's alignment may train on, of their most frequent length."""
+        align = replace(self.sections.align, sequence=("nft",))
+        ours = {row.data_id for row in read_prompt_set(self.source, align).train[0]}
+        return [row for row in read_prompts(self.source) if row.data_id in ours]
+
+    @property
+    def source(self) -> Path:
+        return self.layout.prompts / PROMPTS
+
+    @cached_property
+    def trained_on(self) -> list[Any]:
+        """What every alignment reads, the judge left out, for marks."""
+        kept = {
+            name: digest
+            for name, digest in self.inputs.items()
+            if name in ("model", "codec", PROMPTS, "syncnet_reward")
+        }
+        return [kept, sorted(row.data_id for row in self.rows)]
+
+    @cached_property
+    def stored(self) -> tuple[int, int]:
+        """(prompts, clips of each) that are voted on: exactly the budget."""
+        return store_sizes(budget(self.sections.objectives, self.sections.align), len(self.rows))
+
+    @cached_property
+    def pilot_mark(self) -> str:
+        sizes, pilot = to_json(self.sections.align), to_json(self._pilot)
+        rewarded = {
+            name: sizes[name] for name in ("rubric", "reward_options", "num_frames", "fps", "height", "width")
+        }
+        return mark_of(self.trained_on, pilot, rewarded)
+
+    @cached_property
+    def votes_mark(self) -> str:
+        return mark_of(
+            self.trained_on,
+            self.inputs["syncnet_judge"],
+            to_json(self._store),
+            to_json(self._votes),
+            self.stored,
+        )
+
+    def prompts(self, arm: Arm) -> Path:
+        """File of the arm's training prompts. Makes what the choice needs."""
+        indices: Sequence[int] = range(len(self.rows))
+        if arm.prompts == "chosen":
+            indices = self.chosen()
+        elif arm.prompts != "all":
+            indices = random_choice(len(self.rows), replace(self.sections.objectives.curation, seed=arm.seed))
+        return self._written(arm.prompts, {self.rows[index].data_id for index in indices})
+
+    def chosen(self) -> list[int]:
+        """Places of the third that curation picks: diverse texts whose clips earn little yet, as the stage `curate_prompts` does."""
+        gains = self.pilot()["gains"]
+        values = np.array([np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows])
+        return choose(
+            text_features([row.prompt.text for row in self.rows]), values, self.sections.objectives.curation
+        ).indices
+
+    def pilot(self) -> dict[str, Any]:
+        """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every training prompt."""
+        out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
+        if not out.is_file():
+            started, prompts = time.monotonic(), self._written("all", {row.data_id for row in self.rows})
+            store, align = out.parent / "rollouts", self._plain()
+            self.runners.roll_out(
+                self._pilot, align, self.layout.model(BASE), self.layout.codec, prompts, store
+            )
+            groups, values = self.runners.reward(
+                align, self.layout, store, self.sections.objectives.recognizer_processes
+            )
+            found = prompt_gains(values, groups, align.rubric.weights())
+            gains = {str(name): None if np.isnan(gain) else gain for name, gain in found.items()}
+            write_json(out, {"gains": gains, "seconds": round(time.monotonic() - started, 1)})
+            shutil.rmtree(store, ignore_errors=True)
+        return read_json(out, f"remove {out.parent}")
+
+    def votes(self) -> dict[str, Any]:
+        """Rolls out and votes where that was not done; {"rollout", "vote": seconds, "summary", "pairs", "decided": numbers of pairs}."""
+        out = self.folder / f"votes-{self.votes_mark}"
+        if not (out / MADE).is_file():
+            align, count = self._plain(), self.stored[0]
+            kept = shuffled(self.rows, self.sections.align.seed, "objectives")[:count]
+            prompts = self._written("voted", {row.data_id for row in kept})
+            started = time.monotonic()
+            self.runners.roll_out(
+                self._store, align, self.layout.model(BASE), self.layout.codec, prompts, out / "rollouts"
+            )
+            rolled = time.monotonic()
+            where = (self.layout.codec, self.layout.corpus, self.layout.syncnet, out / "votes")
+            summary = self.runners.vote(self._votes, out / "rollouts", *where)
+            pairs = read_pairs(out / "votes" / PAIRS)
+            left = [pair for pair in pairs if is_decided(pair)]
+            write_pairs(out / "votes" / DECIDED, left)
+            seconds = {"rollout": round(rolled - started, 1), "vote": round(time.monotonic() - rolled, 1)}
+            write_json(out / MADE, {**seconds, "summary": summary, "pairs": len(pairs), "decided": len(left)})
+        return read_json(out / MADE, f"remove {out}")
+
+    def pairs(self, ties: bool) -> tuple[Path, Path, int]:
+        """(pairs, the store of their clips, number of pairs), with the undecided ones or without."""
+        out, made = self.folder / f"votes-{self.votes_mark}", self.votes()
+        return (
+            out / "votes" / (PAIRS if ties else DECIDED),
+            out / "rollouts",
+            made["pairs" if ties else "decided"],
+        )
+
+    @property
+    def _pilot(self) -> RolloutsConfig:
+        """As nft would roll out before its first step."""
+        config = self.sections.objectives
+        return replace(
+            self.sections.rollout,
+            clips_per_prompt=config.pilot_clips,
+            sampler=self.sections.align.nft.sampler,
+        )
+
+    @property
+    def _store(self) -> RolloutsConfig:
+        return replace(self.sections.rollout, clips_per_prompt=self.stored[1])
+
+    @property
+    def _votes(self) -> VotesConfig:
+        """Pairs enough that every clip is voted on."""
+        votes = self.sections.votes
+        return replace(votes, pairs_per_case=max(votes.pairs_per_case, self.stored[1] // 2))
+
+    def _plain(self) -> AlignConfig:
+        """Sizes and rubric, without prompts to set aside."""
+        align = self.sections.align
+        return replace(align, sequence=("gsb_dpo",), stop=replace(align.stop, prompts=0, patience=0))
+
+    def _written(self, name: str, kept: Collection[str]) -> Path:
+        out = self.folder / "prompts" / f"{name}.jsonl"
+        write_prompts(self.source, kept, out)
+        return out
+
+
+def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
+    """The rows of `source` with these ids, in their order; their files are named from the new place."""
+    rows = []
+    for line, row in scan(source):
+        if isinstance(row, FieldError):
+            raise ValueError(row.at(source))
+        row = {**row, "data_id": row.get("data_id", f"{source.stem}-{line:05d}")}
+        if row["data_id"] in kept:
+            voices = [
+                os.path.relpath(source.parent / voice, out.parent) if voice else voice
+                for voice in row.get("spk_wavs") or []
+            ]
+            rows.append({**row, "spk_wavs": voices})
+    dump(out, rows)
+
+
+def is_decided(pair: PreferencePair) -> bool:
+    """Some question that gsb_dpo learns from has a winner."""
+    asked = [
+        next((label for axis in axes if (label := pair.label(axis)) is not None), 0) for axes in AXES.values()
+    ]
+    return any(asked)

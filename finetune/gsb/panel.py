@@ -1,0 +1,341 @@
+"""A simulated panel of raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured. No person votes.
+
+A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's pull to the left
+and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric weighs (`check_apart`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.gsb.pairs import ClipRef
+from finetune.gsb.votes import AXES
+from pretrain.config import nearest
+from pretrain.jsonl import dump
+from pretrain.randomness import stable_hash
+
+Scores = Mapping[
+    tuple[str, str], Mapping[str, float]
+]  # (model, clip id) -> judge -> value, NaN = could not be scored
+Row = dict[str, Any]
+SPOILT = " spoilt"  # ends the name of an attention check's copy
+
+
+@dataclass(frozen=True)
+class JudgeFeature:
+    """What raters see of one judge. `unit`: the difference that counts as one, negative where lower is better; `weight`: of the
+    mean taste. `axis`: whose question it belongs to besides overall. Raises ValueError for impossible ones."""
+
+    name: str
+    axis: str
+    unit: float
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.axis not in AXES:
+            raise ValueError(
+                f"panel.features.{self.name}.axis: unknown {self.axis!r}; {nearest(self.axis, AXES)}"
+            )
+        if not (math.isfinite(self.unit) and self.unit and math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"panel.features.{self.name}: unit must not be 0 and weight positive, got {self.unit} and {self.weight}"
+            )
+
+
+# units: about one standard deviation over clips of the pretrained mini
+JUDGES = (
+    JudgeFeature("sync_judge", "sync", 0.15),
+    JudgeFeature("intelligibility_pocketsphinx_judge", "voice", 0.25),
+    JudgeFeature("picture_noise_judge", "picture", -0.3, 0.5),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelConfig:
+    """Who votes and how; differences in judge units. Raises ValueError for impossible numbers."""
+
+    seed: int = 0
+    raters: int = 12
+    votes_per_pair: int = 3  # raters that see a pair
+    axes: tuple[str, ...] = AXES  # questions asked at each showing
+    features: tuple[JudgeFeature, ...] = JUDGES
+    taste_spread: float = 0.5  # log-normal, of the raters' weights
+    manner_spread: float = 0.3  # log-normal, of their noise and tie width
+    noise: float = 0.6  # standard deviation, drawn for each answer
+    tie_width: float = 0.3  # a smaller difference is Same
+    side_bias: float = 0.1  # pull to the left: mean over raters, and their spread
+    lapses: float = 0.02  # share of answers given without looking
+    repeat_share: float = 0.05  # of showings, shown again with sides swapped
+    attention_share: float = 0.05  # of showings, as many checks with a spoilt copy
+    spoilt_gap: float = 3.0  # how much worse a spoilt copy looks
+    unscorable_gap: float = (
+        3.0  # how much worse a clip looks that a judge could not score (silent, black) beside one it could
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.votes_per_pair <= self.raters:
+            raise ValueError(
+                f"panel.votes_per_pair: expected 1 to {self.raters} (panel.raters), got {self.votes_per_pair}"
+            )
+        for name in (
+            "taste_spread",
+            "manner_spread",
+            "noise",
+            "tie_width",
+            "side_bias",
+            "spoilt_gap",
+            "unscorable_gap",
+        ):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"panel.{name}: expected a number from 0, got {getattr(self, name)}")
+        for name in ("lapses", "repeat_share", "attention_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"panel.{name}: expected a share in [0, 1], got {getattr(self, name)}")
+        names = [feature.name for feature in self.features]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"panel.features: expected distinct judges, got {names}")
+        for axis in self.axes:
+            if axis not in AXES:
+                raise ValueError(f"panel.axes: unknown {axis!r}; {nearest(axis, AXES)}")
+            if not self.about(axis):
+                raise ValueError(
+                    f"panel.axes: no feature speaks about {axis!r}; leave the axis out or name a judge for it"
+                )
+        if not self.axes or len(set(self.axes)) < len(self.axes):
+            raise ValueError(f"panel.axes: expected distinct axes, got {list(self.axes)}")
+
+    def about(self, axis: str) -> list[int]:
+        """Places of the features that a question is answered by; overall by all."""
+        return [place for place, feature in enumerate(self.features) if axis in ("overall", feature.axis)]
+
+
+@dataclass(frozen=True)
+class Rater:
+    """One simulated rater: weights of the features (positive), and the ways of the config's `noise`, `tie_width`, `side_bias`."""
+
+    user_id: str
+    weights: tuple[float, ...]
+    noise: float
+    tie_width: float
+    side_bias: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips of one case, under two models' names. Raises ValueError where they are not."""
+
+    first: ClipRef
+    second: ClipRef
+
+    def __post_init__(self) -> None:
+        if self.first.case_id != self.second.case_id or self.first.prompt != self.second.prompt:
+            raise ValueError(
+                f"panel: {self.first.clip_id!r} and {self.second.clip_id!r} do not answer the same case and prompt"
+            )
+        if self.first.model == self.second.model:
+            raise ValueError(
+                f"panel: {self.first.model!r} on both sides of case {self.first.case_id!r}; give its two clips two names"
+            )
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return (self.first.case_id, *sorted((self.first.model, self.second.model)))
+
+
+@dataclass(frozen=True)
+class _Showing:
+    """A pair before a rater; `attention` = the left or right one is the spoilt copy of the other."""
+
+    pair: Pair
+    rater: Rater
+    first_is_left: bool
+    repeat: int = 0
+    attention: bool = False
+
+
+def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
+    """Raises ValueError where something rewarded (rubric items, or features of a preference reward) is what the panel looks at."""
+    watched = {feature.name.partition(".")[0] for feature in config.features}
+    for name, weight in weights.items():
+        if weight and name.partition(".")[0] in watched:
+            raise ValueError(
+                f"panel.features: {name!r} is rewarded, so the panel must not look at it; use another judge for its axis"
+            )
+
+
+def panel(config: PanelConfig) -> list[Rater]:
+    """The raters, from the seed alone."""
+    raters = []
+    for index in range(config.raters):
+        rng = np.random.default_rng(stable_hash("rater", config.seed, index))
+        tastes = np.exp(config.taste_spread * rng.standard_normal(len(config.features)))
+        manner = np.exp(config.manner_spread * rng.standard_normal(2))
+        pull = config.side_bias * (1 + rng.standard_normal())
+        weights = tuple(
+            float(feature.weight * taste) for feature, taste in zip(config.features, tastes, strict=True)
+        )
+        raters.append(
+            Rater(
+                f"simulated-{index:02d}",
+                weights,
+                config.noise * manner[0],
+                config.tie_width * manner[1],
+                pull,
+            )
+        )
+    return raters
+
+
+def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str | None = None) -> list[Row]:
+    """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats, then attention checks.
+
+    Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could score neither clip is
+    not looked at, an axis without any is not asked; where it could score one, the other loses by `unscorable_gap`. Answers
+    depend on the seed, rater, case, models, axis and repeat, not on the order of `pairs`. Raises ValueError for no pairs, the same
+    pair twice, a clip or judge without an entry in `scores`, an infinite score.
+    """
+    if not pairs:
+        raise ValueError("panel: no pairs to vote on")
+    if doubled := [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]:
+        raise ValueError(f"panel: the pair {doubled[0]} is there twice")
+    values = {pair.key: _gaps(config, pair, scores) for pair in pairs}
+    shown = _showings(config, pairs)
+    rows: list[Row] = []
+    for showing in [*shown, *_repeats(config, shown)]:
+        for axis in config.axes:
+            gaps = values[showing.pair.key]
+            if np.isfinite(gaps[config.about(axis)]).any():
+                rows.append(_row(config, showing, axis, _answer(config, showing, axis, gaps), ours))
+    for showing in _attention_checks(config, shown):
+        axis = "sync" if "sync" in config.axes else config.axes[0]
+        rows.append(
+            _row(
+                config,
+                showing,
+                axis,
+                _answer(config, showing, axis, np.full(len(config.features), config.spoilt_gap)),
+                ours,
+            )
+        )
+    return rows
+
+
+def write_votes(path: Path, rows: Sequence[Row]) -> None:
+    """As JSONL, whole or not at all."""
+    dump(path, rows)
+
+
+def _gaps(config: PanelConfig, pair: Pair, scores: Scores) -> np.ndarray:
+    """First minus second in judge units [F]; NaN where neither could be scored."""
+    values = np.array(
+        [[_value(clip, feature, scores) for feature in config.features] for clip in (pair.first, pair.second)]
+    )
+    first, second = values / [feature.unit for feature in config.features]
+    one_sided = config.unscorable_gap * (np.isnan(second).astype(float) - np.isnan(first))
+    return np.where(np.isnan(first) ^ np.isnan(second), one_sided, first - second)
+
+
+def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
+    found = scores.get((clip.model, clip.clip_id))
+    if found is None or feature.name not in found:
+        what = f"no {feature.name!r} for" if found is not None else "no scores of"
+        raise ValueError(
+            f"panel: {what} clip {clip.clip_id!r} of {clip.model!r}; score it with every judge of panel.features"
+        )
+    if math.isinf(found[feature.name]):
+        raise ValueError(f"panel: {feature.name!r} of clip {clip.clip_id!r} of {clip.model!r} is infinite")
+    return found[feature.name]
+
+
+def _showings(config: PanelConfig, pairs: Sequence[Pair]) -> list[_Showing]:
+    """Each pair before the raters who have seen fewest, in an order that only depends on the pairs' names."""
+    raters = panel(config)
+    seen = [0] * len(raters)
+    assigned: list[tuple[int, Rater]] = []
+    for index in sorted(range(len(pairs)), key=lambda i: stable_hash("pair", config.seed, *pairs[i].key)):
+        draw = {
+            place: stable_hash("who", config.seed, *pairs[index].key, place) for place in range(len(raters))
+        }
+        for place in sorted(draw, key=lambda place: (seen[place], draw[place]))[: config.votes_per_pair]:
+            seen[place] += 1
+            assigned.append((index, raters[place]))
+    turn: Counter[tuple[str, ...]] = Counter()
+    shown = []
+    for index, rater in assigned:
+        pair = pairs[index]
+        table = (rater.user_id, *pair.key[1:])
+        alphabetical_is_left = (turn[table] + stable_hash("side", config.seed, *table)) % 2 == 0
+        turn[table] += 1
+        shown.append(
+            (index, _Showing(pair, rater, alphabetical_is_left == (pair.first.model == pair.key[1])))
+        )
+    return [showing for _, showing in sorted(shown, key=lambda entry: entry[0])]
+
+
+def _chosen(config: PanelConfig, shown: Sequence[_Showing], share: float, what: str) -> Iterator[_Showing]:
+    order = sorted(
+        shown, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
+    )
+    yield from order[: round(share * len(shown))]
+
+
+def _repeats(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
+    again = _chosen(config, shown, config.repeat_share, "repeat")
+    return [_Showing(showing.pair, showing.rater, not showing.first_is_left, repeat=1) for showing in again]
+
+
+def _attention_checks(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
+    """The first clip against its spoilt copy; once for a rater and clip."""
+    checks: dict[tuple[str, ...], _Showing] = {}
+    for showing in _chosen(config, shown, config.attention_share, "attention"):
+        clip = showing.pair.first
+        copy = ClipRef(clip.clip_id, clip.model + SPOILT, clip.case_id, clip.prompt, None)
+        left = stable_hash("attention side", config.seed, showing.rater.user_id, *showing.pair.key) % 2 == 0
+        checks.setdefault(
+            (showing.rater.user_id, clip.case_id, clip.model),
+            _Showing(Pair(clip, copy), showing.rater, left, attention=True),
+        )
+    return list(checks.values())
+
+
+def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray) -> str:
+    rater = showing.rater
+    rng = np.random.default_rng(
+        stable_hash("answer", config.seed, rater.user_id, *showing.pair.key, axis, showing.repeat)
+    )
+    lapse, noise = rng.random(), float(rng.standard_normal())
+    if lapse < config.lapses:
+        return str(rng.choice(("left", "right", "tie")))
+    asked = [place for place in config.about(axis) if math.isfinite(gaps[place])]
+    weights = np.array(rater.weights)[asked]
+    first_ahead = float(weights @ gaps[asked] / weights.sum())
+    latent = (first_ahead if showing.first_is_left else -first_ahead) + rater.side_bias + rater.noise * noise
+    return "tie" if abs(latent) <= rater.tie_width else "left" if latent > 0 else "right"
+
+
+def _row(config: PanelConfig, showing: _Showing, axis: str, choice: str, ours: str | None) -> Row:
+    first, second = showing.pair.first, showing.pair.second
+    left, right = (first, second) if showing.first_is_left else (second, first)
+    ours = first.model if showing.attention else ours  # there the untouched original
+    return {
+        "user_id": showing.rater.user_id,
+        "left_model": left.model,
+        "right_model": right.model,
+        "choice": choice,
+        "ours_side": "left" if left.model == ours else "right" if right.model == ours else None,
+        "case_id": first.case_id,
+        "axis": axis,
+        "repeat": showing.repeat,
+        "seed": config.seed,
+        **({"left_sha256": left.sha256} if left.sha256 else {}),
+        **({"right_sha256": right.sha256} if right.sha256 else {}),
+        **({"attention": True} if showing.attention else {}),
+        "simulated": True,
+    }

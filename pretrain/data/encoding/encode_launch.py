@@ -1,0 +1,79 @@
+"""Encodes sets by ranks of this machine: what can be checked before, torchrun, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.encoding.encode_ranks import EncodeJob
+from pretrain.data.encoding.parts import MANIFEST
+from pretrain.files import read_json
+from pretrain.launch.torchrun import METRICS, RESOLVED, failure, run_ranks
+from pretrain.progress import StageProgress
+from pretrain.storage import check_reachable, is_file, place, remove_folder
+
+_AGAIN = "run the same `nava encode` again"
+
+
+def encode_places(
+    job: EncodeJob, folder: Path, nproc: int, restart: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Encodes the sets on `nproc` local ranks and returns each one's manifest.json. `folder` (local) gets the ranks' log.
+
+    restart: forget what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one line.
+    """
+    _check(job)
+    folder = folder.absolute()
+    with _alone(folder):
+        return _encode(job, folder, nproc, restart)
+
+
+def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str, dict[str, Any]]:
+    folders = {one.name: place(job.to) / one.name for one in job.sets}
+    for where in folders.values() if restart else ():
+        remove_folder(where)
+    (folder / METRICS).unlink(missing_ok=True)
+    job.save(folder / RESOLVED)
+    code = run_ranks("pretrain.data.encoding.encode_ranks", folder, nproc, 0, progress_of(job))
+    unfinished = [name for name, where in folders.items() if not is_file(where / MANIFEST)]
+    if code or unfinished:
+        raise failure(folder, code)
+    return {name: read_json(where / MANIFEST, _AGAIN) for name, where in folders.items()}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Ranks read their job from the folder: a second one would give the first one's ranks its own."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another `nava encode` works there; wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def progress_of(job: EncodeJob) -> StageProgress:
+    """Percent of the rows of all sets."""
+    return StageProgress("encode", 100, _describe, "percent")
+
+
+def _describe(row: Mapping[str, Any]) -> str:
+    return f"{row['rows']:,} of {row['of']:,}"
+
+
+def _check(job: EncodeJob) -> None:
+    """Raises FileNotFoundError or ValueError for a codec or manifest that is not there, OSError for a store."""
+    path = Path(job.codec) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")
+    for one in job.sets:
+        if not is_file(place(one.manifest)):
+            raise FileNotFoundError(f"{one.manifest}: no such file; give the path of a JSONL file")
+    check_reachable(place(job.to))

@@ -1,0 +1,63 @@
+"""Writes samples from anywhere as an encoded set; `nava encode` writes units instead, because these can be resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pretrain.data.encoding.merge import write_index, write_manifest
+from pretrain.data.encoding.parts import PARTS, Draft, list_parts, write_unit
+from pretrain.data.stream.sample import DTYPES, Sample
+from pretrain.data.stream.store import replace_folder
+
+
+class LatentWriter:
+    """Context manager that writes a set's local folder; on an error nothing is left behind and an older folder stays as it was."""
+
+    def __init__(
+        self, folder: Path, codec_id: str, latent_dtype: str = "float32", max_shard_bytes: int = 64 * 2**20
+    ) -> None:
+        if latent_dtype not in DTYPES:
+            raise ValueError(f"latent_dtype: unknown {latent_dtype!r}; valid: {', '.join(DTYPES)}")
+        self.folder, self.codec_id, self.latent_dtype, self.max_shard_bytes = (
+            Path(folder),
+            codec_id,
+            latent_dtype,
+            max_shard_bytes,
+        )
+        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        self._draft, self._unit = Draft(latent_dtype), 0
+        self.extra: dict[str, Any] = {}  # further keys of manifest.json
+
+    def __enter__(self) -> LatentWriter:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        return self
+
+    def add(self, sample: Sample) -> None:
+        """Raises ValueError naming the sample when a latent is not finite."""
+        size = self._draft.add(sample)
+        if self._draft.num_bytes >= self.max_shard_bytes - 2 * size:
+            self._flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                merged = write_index(self._temporary, list_parts(self._temporary))
+                facts = {"codec_id": self.codec_id, "latent_dtype": self.latent_dtype, **self.extra}
+                write_manifest(self._temporary, merged, self.folder.name, facts)
+                shutil.rmtree(self._temporary / PARTS, ignore_errors=True)
+                replace_folder(self._temporary, self.folder)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _flush(self) -> None:
+        if self._draft.rows:
+            write_unit(self._temporary, self._unit, self._draft)
+            self._draft, self._unit = Draft(self.latent_dtype), self._unit + 1

@@ -1,0 +1,106 @@
+"""Trains a stage on local ranks: checks before, torchrun, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.stream.sample_set import check_sets
+from pretrain.launch.nodes import Nodes
+from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder, clear
+from pretrain.launch.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
+from pretrain.progress import StageProgress
+from pretrain.recipe import PretrainConfig
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended: status "finished" or "interrupted" (run again to resume), its step, and the exported model."""
+
+    status: str
+    step: int
+    model: Path | None
+    model_id: str
+
+
+def pretrain_stage(
+    config: PretrainConfig,
+    stage: str,
+    latents: Path,
+    out: Path,
+    *,
+    codec_id: str = "",
+    init_from: Path | None = None,
+    nproc: int = 1,
+    port: int = 0,
+    trackers: Mapping[str, Mapping[str, Any]] | None = None,
+    restart: bool = False,
+    nodes: Nodes = ALONE,
+) -> StageResult:
+    """Train `stage` into `out` on `nproc` ranks of each node, going on from the newest checkpoint there.
+
+    port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls this, the others `join_stage`.
+    trackers: "package.module:factory" -> keyword arguments. restart: forget what is in `out`. A finished stage is returned at once.
+    Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
+    """
+    config.stage(stage)
+    config.local_batch(nproc * nodes.count)
+    run = StageRun(
+        config=config,
+        stage=stage,
+        latents=latents.absolute(),
+        out=out.absolute(),
+        codec_id=codec_id,
+        init_from=init_from.absolute() if init_from else None,
+        trackers=trackers or {},
+    )
+    check_parent(run)
+    check_sets(run.latents, config.stage(stage))
+    if port and nodes.count == 1:
+        check_port(port)
+    if restart:
+        clear(run.out)
+        clear(run.checkpoints)
+    check_checkpoints(run)
+    check_run_folder(run)
+    if done := finished(run.out):
+        return done
+    run.save()
+    code = run_ranks(
+        "pretrain.titan.run", run.out, nproc, port, StageProgress(stage, config.stage(stage).steps), nodes
+    )
+    return outcome(run.out, code)
+
+
+def join_stage(out: Path, nproc: int, nodes: Nodes) -> StageResult:
+    """Bring `nproc` ranks to the stage that node 0 trains into `out`, a folder that all nodes see; how it ended.
+
+    A finished stage is returned at once. Raises the ranks' error where they failed.
+    """
+    if done := finished(out):
+        return done
+    out.mkdir(parents=True, exist_ok=True)
+    code = run_ranks("pretrain.titan.run", out.absolute(), nproc, 0, None, nodes)
+    return outcome(out, code, log_file(out, nodes))
+
+
+def finished(out: Path) -> StageResult | None:
+    """What a run folder holds, where it is done."""
+    state = read_state(out)
+    done = state and state["status"] == "finished" and (out / "model" / "config.json").is_file()
+    return _result(out, state) if done else None
+
+
+def outcome(out: Path, code: int, log: Path | None = None) -> StageResult:
+    """How the ranks ended. Raises their error where they failed."""
+    state = read_state(out)
+    if state and state["status"] in ("finished", "interrupted"):
+        return _result(out, state)
+    raise failure(out, code, log)
+
+
+def _result(out: Path, state: Mapping[str, Any]) -> StageResult:
+    model = out / "model" if state["status"] == "finished" else None
+    return StageResult(state["status"], int(state["step"]), model, state["model_id"])
