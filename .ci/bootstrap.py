@@ -1,4 +1,5 @@
-"""Create .venv and install the project into it; costs nothing when nothing changed, and two of them at once wait for each other.
+"""Create .venv and install the project into it; costs nothing when nothing changed, and two of them at once
+wait for each other.
 
 Usage: python3.11 .ci/bootstrap.py [arguments for pip when it installs torch]
 """
@@ -42,7 +43,8 @@ def usable(python: Path) -> bool:
 
 
 def pip_install(what: str, arguments: list[str]) -> None:
-    """Run pip with its output in the log and a line every ten seconds on the terminal; ends the program when pip fails."""
+    """Run pip with its output in the log and a line every ten seconds on the terminal; ends the program when
+    pip fails."""
     print(f"  installing {what}", flush=True)
     command = [str(VENV / "bin/python"), "-m", "pip", "install", "--progress-bar", "off", *arguments]
     with LOG.open("ab") as log:
@@ -57,7 +59,8 @@ def pip_install(what: str, arguments: list[str]) -> None:
             print(f"    {said - start:4.0f} s  {last_lines(1)[:110]}", flush=True)
     if pip.returncode:
         print(
-            f"{last_lines(12)}\nmake: pip could not install {what} (all of it in {LOG}); mend that and run make again",
+            f"{last_lines(12)}\nmake: pip could not install {what} (all of it in {LOG}); mend that and run "
+            "make again",
             file=sys.stderr,
         )
         raise SystemExit(2)
@@ -82,8 +85,9 @@ def install(torch_args: list[str]) -> None:
     pip_install(TORCH, [TORCH, *torch_args])
     # In one call with torch pinned, so that nothing can trade the build just installed for another.
     pip_install("the project and its packages", ["-e", ".[dev,align,faces,s3,serve]", TORCH])
-    # Their own dependencies name webrtcvad, which needs a C compiler (webrtcvad-wheels is the same module as a wheel), and
-    # torchaudio, whose CUDA build breaks transformers' imports; what is used of them needs neither.
+    # Their own dependencies name webrtcvad, which needs a C compiler (webrtcvad-wheels is the same module as
+    # a wheel), and torchaudio, whose CUDA build breaks transformers' imports; what is used of them needs
+    # neither.
     pip_install(
         "resemblyzer and audiobox-aesthetics",
         ["--no-deps", "resemblyzer==0.1.4", "audiobox_aesthetics==0.0.4"],

@@ -1,4 +1,5 @@
-"""`nava VERB ...`: one verb per kind of work. A verb's module is imported only when the verb is used, so `--help` is quick."""
+"""`nava VERB ...`: one verb per kind of work. A verb's module is imported only when the verb is used, so
+`--help` is quick."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from experiments.errors import USER_ERROR, one_line_errors
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's function lives (module of experiments.commands, function), what it does and one example."""
+    """Where a verb's function lives (module of experiments.commands, function), what it does and one
+    example."""
 
     module: str
     function: str
@@ -227,7 +229,8 @@ def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `nava`; the exit code is 0, 1 (a check found something), 2 (a wrong input) or 130 (Ctrl-C)."""
+    """Entry point of `nava`; the exit code is 0, 1 (a check found something), 2 (a wrong input) or 130
+    (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -1,4 +1,5 @@
-"""What this machine is, what it can do per second, and what is missing for the commands of this repository."""
+"""What this machine is, what it can do per second, and what is missing for the commands of this
+repository."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ MATMUL_SIZE = 2048
 
 
 def examine() -> dict[str, Any]:
-    """Everything `nava doctor` says, as plain values; `missing` lists what stands in the way and what to do about it."""
+    """Everything `nava doctor` says, as plain values; `missing` lists what stands in the way and what to do
+    about it."""
     import psutil
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path())
@@ -83,7 +85,8 @@ def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
     missing = []
     if not (3, 11) <= sys.version_info < (3, 13):
         missing.append(
-            f"Python 3.11 or 3.12, this is {report['python']}: make clean-venv, then make PYTHON=/path/to/python3.11 setup"
+            f"Python 3.11 or 3.12, this is {report['python']}: make clean-venv, then make "
+            "PYTHON=/path/to/python3.11 setup"
         )
     for name, module in NEEDED.items():
         if not versions[name] or importlib.util.find_spec(module) is None:
@@ -95,7 +98,8 @@ def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
         )
     if report["memory_gib"]["available"] < DEMO_MEMORY_GIB:
         missing.append(
-            f"memory: {report['memory_gib']['available']} GiB available, the demo may want {DEMO_MEMORY_GIB}: close something"
+            f"memory: {report['memory_gib']['available']} GiB available, the demo may want "
+            f"{DEMO_MEMORY_GIB}: close something"
         )
     return missing
 
@@ -121,7 +125,8 @@ def _cpuinfo() -> list[str]:
 
 
 def matmul_ceiling_gflops(dtype: Any, seconds: float = 1.0) -> float:
-    """Best rate of a square matrix product on the CPU with all of torch's threads, in GFLOP/s, from about `seconds` of trying."""
+    """Best rate of a square matrix product on the CPU with all of torch's threads, in GFLOP/s, from about
+    `seconds` of trying."""
     import torch
 
     left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype) for _ in range(2))
@@ -146,7 +151,8 @@ def show(report: dict[str, Any]) -> None:
         )
     memory = report["memory_gib"]
     print(
-        f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} GiB free here"
+        f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} "
+        "GiB free here"
     )
     print(
         "packages: "

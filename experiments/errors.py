@@ -20,7 +20,8 @@ ADVICE = {
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """ValueError and OSError become `nava: ...` and exit 2, Ctrl-C exit 130; with `debug` they keep their traceback.
+    """ValueError and OSError become `nava: ...` and exit 2, Ctrl-C exit 130; with `debug` they keep their
+    traceback.
 
     Anything else is a fault of the program and keeps its traceback always.
     """

@@ -13,7 +13,8 @@ from pretrain.launch.nodes import Nodes
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, two on a CPU)."""
+    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, two on a
+    CPU)."""
 
     recipe: Any
     layout: Layout = field(default_factory=Layout)

@@ -74,7 +74,8 @@ class Layout:
 
     @property
     def runs(self) -> Path:
-        """The last successful run of every stage as JSON; beside the outputs, so that equal outputs keep equal hashes."""
+        """The last successful run of every stage as JSON; beside the outputs, so that equal outputs keep
+        equal hashes."""
         return self.out / "runs"
 
     @property
@@ -118,7 +119,8 @@ class Layout:
 
     @property
     def rewriter(self) -> Path:
-        """adapter/ (PEFT), model/ (merged) of the tuned prompt rewriter, and its checkpoints; no stage of the pipeline."""
+        """adapter/ (PEFT), model/ (merged) of the tuned prompt rewriter, and its checkpoints; no stage of the
+        pipeline."""
         return self.out / "rewriter"
 
     def pretrain(self, stage: str) -> Path:

@@ -28,10 +28,11 @@ def tune_tracked(
     tags: Mapping[str, str],
     sources: Sequence[Path],
 ) -> None:
-    """Run `work` in OUT/rewriter. `made_of`: digests of model and data, part of the run's settings; an interrupted run of the same goes on.
+    """Run `work` in OUT/rewriter. `made_of`: digests of model and data, part of the run's settings; an
+    interrupted run of the same goes on.
 
-    Raises ValueError where another tuned rewriter would be replaced, or one of `sources` with it, Interrupted when it was stopped
-    before its last step.
+    Raises ValueError where another tuned rewriter would be replaced, or one of `sources` with it, Interrupted
+    when it was stopped before its last step.
     """
     if wrong := next(
         (path for path in sources if path.resolve().is_relative_to(layout.rewriter.resolve())), None
@@ -55,12 +56,14 @@ def tune_tracked(
         tuned = work(tracker)
         if tuned.status != "finished":
             raise Interrupted(
-                f"rewriter {algorithm} stopped after step {tuned.step} with a checkpoint; the same command goes on"
+                f"rewriter {algorithm} stopped after step {tuned.step} with a checkpoint; the same command "
+                "goes on"
             )
         tracker.log_model(tuned.adapter, "rewriter-adapter", {"nava.algorithm": algorithm})
         tracker.log_model(tuned.model, "rewriter", {"nava.algorithm": algorithm})
     print(
-        f"adapter  {tuned.adapter}\nmodel    {tuned.model}   (vllm serve {tuned.model}; nava rewrite ... --model)"
+        f"adapter  {tuned.adapter}\nmodel    {tuned.model}   (vllm serve {tuned.model}; nava rewrite ... "
+        "--model)"
     )
 
 

@@ -1,4 +1,5 @@
-"""What the clips of rewritten prompts are worth: a NAVA model makes them, rewards of the catalog score them."""
+"""What the clips of rewritten prompts are worth: a NAVA model makes them, rewards of the catalog score
+them."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ MAX_UNSCORED = 4  # calls in a row without any score: something is wrong with mo
 
 
 class RewriteClips:
-    """finetune.rewriter.rewards.ClipScore: the weighted sum of rewards of one clip for each rewrite, NaN where one cannot score it.
+    """finetune.rewriter.rewards.ClipScore: the weighted sum of rewards of one clip for each rewrite, NaN
+    where one cannot score it.
 
-    `weights`: reward -> weight from 0, one that is better when lower counts with its sign turned, judges are refused. All rewrites of
-    a prompt start from the same noise, so that their clips differ by the words alone. Raises ValueError or FileNotFoundError in one
-    line for unusable models, rewards, references, for prompts that start from an image, and where clips are never scored.
+    `weights`: reward -> weight from 0, one that is better when lower counts with its sign turned, judges are
+    refused. All rewrites of a prompt start from the same noise, so that their clips differ by the words
+    alone. Raises ValueError or FileNotFoundError in one line for unusable models, rewards, references, for
+    prompts that start from an image, and where clips are never scored.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class RewriteClips:
             ((row, path) for row in rows for path in row.reference_paths if path and not path.is_file()), None
         ):
             raise FileNotFoundError(
-                f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or remove it"
+                f"{prompts}:{missing[0].line} spk_wavs: {missing[1]} does not exist; correct the path or "
+                "remove it"
             )
         self.scorer = AlignScorer(str(codec), weights, options, config.fps)
         self.weights, self.config = dict(weights), config
@@ -89,7 +93,8 @@ class RewriteClips:
         self._unscored = 0 if any(map(math.isfinite, totals)) else self._unscored + 1
         if self._unscored >= MAX_UNSCORED:
             raise ValueError(
-                f"no clip of {MAX_UNSCORED} steps in a row has a score ({self._why}); check --rewards and the prompts' meta"
+                f"no clip of {MAX_UNSCORED} steps in a row has a score ({self._why}); check --rewards and "
+                "the prompts' meta"
             )
         return totals
 

@@ -1,4 +1,5 @@
-"""The reward service with this repository's rewards: options of the pipeline's networks, a line to try it, and its end."""
+"""The reward service with this repository's rewards: options of the pipeline's networks, a line to try it,
+and its end."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def config_from(
     token: str,
     **sizes: float,
 ) -> ServiceConfig:
-    """What is served. Raises ValueError or FileNotFoundError in one line for unknown rewards, options, limits and folders."""
+    """What is served. Raises ValueError or FileNotFoundError in one line for unknown rewards, options, limits
+    and folders."""
     from orchestration.service.deployment import ServiceConfig
     from orchestration.service.gate import digest_of
     from orchestration.service.paths import allowed_roots
@@ -47,7 +49,8 @@ def config_from(
     for name, number in sizes.items():
         if not (0 if name in ("cpus", "gpus") else 1) <= number < math.inf:
             raise ValueError(
-                f"--{name}: expected {'0 or more' if name in ('cpus', 'gpus') else 'at least 1'}, got {number}"
+                f"--{name}: expected {'0 or more' if name in ('cpus', 'gpus') else 'at least 1'}, got "
+                f"{number}"
             )
     return ServiceConfig(
         rewards=names,
@@ -80,7 +83,8 @@ def limits_from(settings: Sequence[str]) -> Limits:
 
 
 def serve_until_stopped(config: ServiceConfig, host: str, port: int, address: str, token: str) -> None:
-    """Serves until SIGINT or SIGTERM, then ends every process it began. `token` is the shell's word for the token."""
+    """Serves until SIGINT or SIGTERM, then ends every process it began. `token` is the shell's word for the
+    token."""
     from orchestration.service.deployment import running
 
     stop = threading.Event()

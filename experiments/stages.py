@@ -1,4 +1,5 @@
-"""The work behind each stage of dvc.yaml: `python -m experiments.stages NAME`; `nava NAME` calls the same functions.
+"""The work behind each stage of dvc.yaml: `python -m experiments.stages NAME`; `nava NAME` calls the same
+functions.
 
 Every stage imports only what it needs, so a change of the report does not wait for torch.
 """
@@ -43,7 +44,8 @@ def is_training(stage: str) -> bool:
 
 
 def config_of(stage: str, recipe: Any) -> dict[str, Any]:
-    """The part of the recipe a stage depends on, as plain values; a pretraining stage does not depend on the others' numbers."""
+    """The part of the recipe a stage depends on, as plain values; a pretraining stage does not depend on the
+    others' numbers."""
     from experiments.recipes.load import as_plain
 
     section = "pretrain" if stage.startswith("pretrain_") else stage.removesuffix("_aligned")
@@ -87,7 +89,8 @@ def encode(job: Job, tracker: SpoolTracker) -> None:
 
 
 def pretrain(stage: str, job: Job, tracker: SpoolTracker) -> None:
-    """Train one stage from the model of the one before it; raises Interrupted when it was stopped before its last step."""
+    """Train one stage from the model of the one before it; raises Interrupted when it was stopped before its
+    last step."""
     from experiments.pipeline.training_data import codec_id_of, latents_of, make_samples
     from pretrain.launch.launch import pretrain_stage
 
@@ -300,11 +303,13 @@ WORK: dict[str, Callable[[Job, SpoolTracker], None]] = {
 def run_where_needed(stage: str, job: Job) -> None:
     """Run a stage, but keep a training that nothing has changed for.
 
-    DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's numbers changed.
+    DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's
+    numbers changed.
     """
     if is_training(stage) and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
         print(
-            f"{stage}: same inputs and settings as its last run, kept (delete {job.layout.runs / stage}.json to train again)"
+            f"{stage}: same inputs and settings as its last run, kept (delete "
+            f"{job.layout.runs / stage}.json to train again)"
         )
     else:
         run_stage(stage, job)

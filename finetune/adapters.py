@@ -1,7 +1,8 @@
-"""Adapters on disk: a standard PEFT folder (adapter_config.json, adapter_model.safetensors) and adapter.json with what PEFT does not know.
+"""Adapters on disk: a standard PEFT folder (adapter_config.json, adapter_model.safetensors) and adapter.json
+with what PEFT does not know.
 
-Any PEFT program can load the folder onto the base model; here it is loaded, or merged into a full model folder, only onto the very
-base, rank and layers it was trained on.
+Any PEFT program can load the folder onto the base model; here it is loaded, or merged into a full model
+folder, only onto the very base, rank and layers it was trained on.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ def gathered(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -> str:
-    """Write whole tensors (`gathered`) as a folder, on one rank; returns the adapter's id. adapter.json comes last and marks the
-    folder complete; an earlier one is taken away first. Raises OSError where it cannot be written."""
+    """Write whole tensors (`gathered`) as a folder, on one rank; returns the adapter's id. adapter.json comes
+    last and marks the folder complete; an earlier one is taken away first. Raises OSError where it cannot be
+    written."""
     layers = sorted({name.rpartition(".lora_")[0] for name in tensors})
     described = peft_config(adapter.config, layers)
     described.inference_mode, described.base_model_name_or_path = True, adapter.base_id
@@ -93,7 +95,8 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) 
 
 
 def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
-    """What save_adapter wrote. Raises FileNotFoundError or ValueError in one line where it is missing, damaged or incomplete."""
+    """What save_adapter wrote. Raises FileNotFoundError or ValueError in one line where it is missing,
+    damaged or incomplete."""
     path = folder / SIDECAR
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give an adapter folder that a finished alignment wrote")
@@ -101,7 +104,8 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     names = {item.name for item in dataclasses.fields(Adapter)}
     if content.keys() != names:
         raise ValueError(
-            f"{path}: expected {', '.join(sorted(names))}, got {', '.join(sorted(content))}; export the adapter again"
+            f"{path}: expected {', '.join(sorted(names))}, got {', '.join(sorted(content))}; export the "
+            "adapter again"
         )
     adapter = Adapter(**{**content, "config": override(LoraConfig(), content["config"], str(path))})
     try:
@@ -114,15 +118,17 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
 
 
 def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, config: LoraConfig) -> Adapter:
-    """A saved adapter into both `default` and `old` of an injected model, sharded or not, before its first forward pass; every rank
-    reads the file and cuts its own part. Raises ValueError in one line on another flavor, base, rank, alpha or targets."""
+    """A saved adapter into both `default` and `old` of an injected model, sharded or not, before its first
+    forward pass; every rank reads the file and cuts its own part. Raises ValueError in one line on another
+    flavor, base, rank, alpha or targets."""
     adapter, tensors = read_adapter(folder)
     _check_fit(folder, adapter, flavor, base_id)
     for name in ("rank", "alpha", "targets"):
         found, wanted = getattr(adapter.config, name), getattr(config, name)
         if found != wanted:
             raise ValueError(
-                f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} to {found}"
+                f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} "
+                f"to {found}"
             )
     for name in (DEFAULT, OLD):
         parameters = adapter_parameters(model, name)
@@ -133,7 +139,8 @@ def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, conf
 
 
 def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
-    """The base model (fp32, eval mode) with the adapter on it, not merged. Raises as load_adapter and load_model do."""
+    """The base model (fp32, eval mode) with the adapter on it, not merged. Raises as load_adapter and
+    load_model do."""
     described = read_adapter(folder)[0]
     model, found = load_model(base, described.base_weights)
     inject(model, described.config)
@@ -144,10 +151,11 @@ def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
 
 @torch.no_grad()
 def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] | None = None) -> str:
-    """Write base + alpha / rank * B A as a full model folder (both weight files alike), fp32; returns its checkpoint id.
+    """Write base + alpha / rank * B A as a full model folder (both weight files alike), fp32; returns its
+    checkpoint id.
 
-    Its config.json carries `facts`, the adapter's id, and the base's own facts under `base`. Raises ValueError in one line where
-    the adapter was trained on another base.
+    Its config.json carries `facts`, the adapter's id, and the base's own facts under `base`. Raises
+    ValueError in one line where the adapter was trained on another base.
     """
     adapter, tensors = read_adapter(folder)
     described = read_model_folder(base)
@@ -219,9 +227,11 @@ def _check_fit(folder: Path, adapter: Adapter, flavor: str, base_id: str) -> Non
     where = folder / SIDECAR
     if adapter.flavor != flavor:
         raise ValueError(
-            f"{where}: adapter of flavor {adapter.flavor}, the model is {flavor}; give an adapter of this flavor"
+            f"{where}: adapter of flavor {adapter.flavor}, the model is {flavor}; give an adapter of this "
+            "flavor"
         )
     if adapter.base_id != base_id:
         raise ValueError(
-            f"{where}: adapter of base model {adapter.base_id}, this one is {base_id}; give the base it was trained on"
+            f"{where}: adapter of base model {adapter.base_id}, this one is {base_id}; give the base it was "
+            "trained on"
         )

@@ -1,8 +1,9 @@
-"""Rewards of a round -> advantages per modality: each reward normalised within its group, weighted, whitened (alignment.md 2.9).
+"""Rewards of a round -> advantages per modality: each reward normalised within its group, weighted, whitened
+(alignment.md 2.9).
 
-Normalising each reward before the sum keeps apart what a sum confuses: in two groups of two clips, one better in both rewards
-(sums 0, 2) and one better in one of them (sums 0, 1), the first difference stays twice the second.
-Pure: the caller gathers the rewards of all ranks first, so that every rank works out the same.
+Normalising each reward before the sum keeps apart what a sum confuses: in two groups of two clips, one better
+in both rewards (sums 0, 2) and one better in one of them (sums 0, 1), the first difference stays twice the
+second. Pure: the caller gathers the rewards of all ranks first, so that every rank works out the same.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pretrain.config import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Which modality a reward speaks about and how much it weighs. Raises ValueError on another modality or a weight that
-    is not positive."""
+    """Which modality a reward speaks about and how much it weighs. Raises ValueError on another modality or a
+    weight that is not positive."""
 
     modality: Literal["video", "audio", "both"]
     weight: float = 1.0
@@ -29,17 +30,20 @@ class Route:
     def __post_init__(self) -> None:
         if self.modality not in ("video", "audio", "both") or not self.weight > 0:
             raise ValueError(
-                f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and {self.weight}"
+                f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and "
+                f"{self.weight}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
-    """routed: False gives both modalities the whole sum; whiten: each modality's sum to mean 0 and deviation 1 over the round;
-    min_spread: rewards of a group within this range are one and the same, in the reward's unit; eps: beside deviations.
+    """routed: False gives both modalities the whole sum; whiten: each modality's sum to mean 0 and deviation
+    1 over the round; min_spread: rewards of a group within this range are one and the same, in the reward's
+    unit; eps: beside deviations.
 
-    std: what a reward's distance from its group's mean is divided by: the deviation within the group, or the one pooled over all
-    groups, so that a group whose clips are nearly alike counts less than one that fails and succeeds. Raises ValueError on others.
+    std: what a reward's distance from its group's mean is divided by: the deviation within the group, or the
+    one pooled over all groups, so that a group whose clips are nearly alike counts less than one that fails
+    and succeeds. Raises ValueError on others.
     """
 
     routed: bool = True
@@ -67,9 +71,10 @@ def advantages(
 ) -> Advantage:
     """rewards: name -> [B], NaN where a clip could not be scored; groups [B] int64.
 
-    A clip that one reward could not score, while it scored others of its group, leaves all statistics and is not valid; a
-    reward that scored none of a group (no reference voice asked for, say) does not apply to that group. A group in which no
-    reward differs is skipped. Raises ValueError on infinite rewards, other lengths, and names without a route or a reward.
+    A clip that one reward could not score, while it scored others of its group, leaves all statistics and is
+    not valid; a reward that scored none of a group (no reference voice asked for, say) does not apply to that
+    group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards, other
+    lengths, and names without a route or a reward.
     """
     _check(rewards, groups, routes)
     labels, index = torch.unique(groups, return_inverse=True)
@@ -112,7 +117,8 @@ def advantages(
 def _normalised(
     values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> tuple[Tensor, Tensor]:
-    """((r - mean_g) / (std + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it does not differ."""
+    """((r - mean_g) / (std + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it
+    does not differ."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
     top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
     low = cells.reduced(torch.where(usable, values, torch.inf), "amin", torch.inf)
@@ -129,7 +135,8 @@ def _normalised(
 def _whole(
     heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> Tensor:
-    """Weighted sum [B] of one modality's rewards, whitened over the valid clips of groups that differ in it."""
+    """Weighted sum [B] of one modality's rewards, whitened over the valid clips of groups that differ in
+    it."""
     total, differs = (
         torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
         torch.zeros_like(valid),

@@ -22,8 +22,8 @@ CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRun:
-    """Everything a rank needs. `scorer` is ("package.module:factory", keyword arguments), built on every rank; `trackers` likewise,
-    called on rank 0."""
+    """Everything a rank needs. `scorer` is ("package.module:factory", keyword arguments), built on every
+    rank; `trackers` likewise, called on rank 0."""
 
     config: AlignConfig
     base: Path  # a model/ folder
@@ -89,7 +89,8 @@ class AlignRun:
         }
 
     def recipe_hash(self) -> str:
-        """Identity of what is trained: the config without phases that do not run and without what changes no weight."""
+        """Identity of what is trained: the config without phases that do not run and without what changes no
+        weight."""
         fields = to_json(self.config)
         for name in ("rwr", "gsb_dpo", "nft", "grpo"):
             if name not in self.config.sequence:

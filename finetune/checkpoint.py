@@ -1,4 +1,5 @@
-"""The state between two rounds on disk: adapters, average, moments and progress, by DCP; draws are keyed, so no random state.
+"""The state between two rounds on disk: adapters, average, moments and progress, by DCP; draws are keyed, so
+no random state.
 
 Used for resuming the same run only; what others read is exported as safetensors (`finetune.export`).
 """
@@ -40,7 +41,8 @@ class Progress:
 
 
 def save(out: Path, trainer: Trainer, progress: Progress, best: dict[str, Tensor], keep_last: int) -> None:
-    """Write checkpoint/step-ROUNDS; all ranks call it. Raises OSError in one line; the checkpoints before stay."""
+    """Write checkpoint/step-ROUNDS; all ranks call it. Raises OSError in one line; the checkpoints before
+    stay."""
     folder = out / FOLDER
     path = folder / f"step-{progress.rounds}"
     if (path / ".metadata").is_file():
@@ -57,7 +59,8 @@ def save(out: Path, trainer: Trainer, progress: Progress, best: dict[str, Tensor
 
 
 def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> Progress:
-    """The newest finished checkpoint into policy, optimizer and `best`; a fresh Progress where there is none."""
+    """The newest finished checkpoint into policy, optimizer and `best`; a fresh Progress where there is
+    none."""
     steps = complete_steps(out / FOLDER)
     if not steps:
         return Progress()

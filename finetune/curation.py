@@ -1,7 +1,9 @@
-"""Chooses the prompts or preference pairs that alignment learns from: a budget that stands for all, informative ones first.
+"""Chooses the prompts or preference pairs that alignment learns from: a budget that stands for all,
+informative ones first.
 
-The same choice as in pretrain.data.curate: facility location with worth_ij = similarity_ij * (1 - gain_weight (1 - rank of
-gain_j)), so a prompt without gain stands for others only in part. Ranks, because gains have no common scale.
+The same choice as in pretrain.data.curate: facility location with worth_ij = similarity_ij * (1 - gain_weight
+(1 - rank of gain_j)), so a prompt without gain stands for others only in part. Ranks, because gains have no
+common scale.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class CurationConfig:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(
-                f"curation.share: expected a share in (0, 1], got {self.share}; a number of prompts is curation.count"
+                f"curation.share: expected a share in (0, 1], got {self.share}; a number of prompts is "
+                "curation.count"
             )
         if self.count < 0:
             raise ValueError(f"curation.count: at least 1, or 0 to go by share, got {self.count}")
@@ -45,10 +48,12 @@ class CurationConfig:
 
 @dataclass(frozen=True)
 class Choice:
-    """`indices` are sorted. `report` has the same measures of the chosen, of random subsets as large, and of all:
+    """`indices` are sorted. `report` has the same measures of the chosen, of random subsets as large, and of
+    all:
 
-    coverage: mean over all of the greatest similarity to a chosen one, 0..1; mean_gain; gain_share: of the sum of all gains;
-    objective: what was maximised, of its value for all. `random` has their means and, as `objective_best`, the best subset's.
+    coverage: mean over all of the greatest similarity to a chosen one, 0..1; mean_gain; gain_share: of the
+    sum of all gains; objective: what was maximised, of its value for all. `random` has their means and, as
+    `objective_best`, the best subset's.
     """
 
     indices: list[int]
@@ -56,11 +61,12 @@ class Choice:
 
 
 def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
-    """Which of N to keep, from features [N, D] (or groups of them, each with the same say) and gains [N] >= 0, higher is better.
+    """Which of N to keep, from features [N, D] (or groups of them, each with the same say) and gains [N] >=
+    0, higher is better.
 
-    A NaN gain (a group that could not be scored) is never chosen, but still stood for. The answer does not depend on the
-    order given, up to equal entries. Raises ValueError for unlike lengths, features that are not finite, negative gains, and
-    fewer candidates than the budget.
+    A NaN gain (a group that could not be scored) is never chosen, but still stood for. The answer does not
+    depend on the order given, up to equal entries. Raises ValueError for unlike lengths, features that are
+    not finite, negative gains, and fewer candidates than the budget.
     """
     groups = [
         np.asarray(group, np.float64)
@@ -75,7 +81,8 @@ def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, confi
     if budget > len(candidates):
         unscored = len(values) - len(candidates)
         raise ValueError(
-            f"curation: {budget} asked for, {len(candidates)} of {len(values)} can be chosen ({unscored} without gain); lower the budget"
+            f"curation: {budget} asked for, {len(candidates)} of {len(values)} can be chosen ({unscored} "
+            "without gain); lower the budget"
         )
     similarity = similarities(groups)
     worth = similarity[:, candidates] * (1.0 - config.gain_weight * (1.0 - _ranks(values[candidates])))[None]
@@ -86,7 +93,8 @@ def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, confi
 
 
 def random_choice(count: int, config: CurationConfig) -> list[int]:
-    """As many at random: the control that a curated run is compared with. Raises ValueError for a budget beyond `count`."""
+    """As many at random: the control that a curated run is compared with. Raises ValueError for a budget
+    beyond `count`."""
     budget = config.budget(count)
     if budget > count:
         raise ValueError(f"curation: {budget} asked for, there are {count}; lower the budget")
@@ -94,7 +102,8 @@ def random_choice(count: int, config: CurationConfig) -> list[int]:
 
 
 def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Gain of a prompt: standard deviation of the rewards [N] of its clips; NaN for fewer than two that are scored.
+    """Gain of a prompt: standard deviation of the rewards [N] of its clips; NaN for fewer than two that are
+    scored.
 
     Without contrast there is nothing to prefer, and no objective learns from the group.
     """
@@ -105,7 +114,8 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
 
 
 def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Gain of a prompt: how far the mean reward of its clips lies below the best prompt's, in deviations of all rewards [N].
+    """Gain of a prompt: how far the mean reward of its clips lies below the best prompt's, in deviations of
+    all rewards [N].
 
     Where a model does well already there is little to win. NaN for a prompt none of whose clips is scored.
     """
@@ -119,14 +129,16 @@ def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable,
 
 
 def vote_margin(counts: np.ndarray) -> np.ndarray:
-    """Gain of a pair from its votes [N, 3] (first, Same, second): |first - second| / votes, 0..1; NaN without a vote."""
+    """Gain of a pair from its votes [N, 3] (first, Same, second): |first - second| / votes, 0..1; NaN without
+    a vote."""
     votes = np.asarray(counts, np.float64)
     total = votes.sum(axis=1)
     return np.abs(votes[:, 0] - votes[:, 2]) / np.where(total > 0, total, np.nan)
 
 
 def text_features(texts: Sequence[str]) -> np.ndarray:
-    """[N, words of all texts] of unit length: how often each word occurs. Raises ValueError where a text has no word."""
+    """[N, words of all texts] of unit length: how often each word occurs. Raises ValueError where a text has
+    no word."""
     counted = [text.casefold().split() for text in texts]
     if empty := [index for index, words in enumerate(counted) if not words]:
         raise ValueError(f"curation: text {empty[0]} is empty")
@@ -156,7 +168,8 @@ def _check(groups: Sequence[np.ndarray], gains: np.ndarray) -> None:
     for group in groups:
         if group.ndim != 2 or len(group) != len(gains):
             raise ValueError(
-                f"curation: features must be [{len(gains)}, D] as there are {len(gains)} gains, got {list(group.shape)}"
+                f"curation: features must be [{len(gains)}, D] as there are {len(gains)} gains, got "
+                f"{list(group.shape)}"
             )
         if not np.isfinite(group).all():
             row = int(np.flatnonzero(~np.isfinite(group).all(axis=1))[0])

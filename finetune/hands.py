@@ -1,6 +1,8 @@
-"""What the loop of an alignment needs done: by the ranks themselves (`local_hands`), or by workers elsewhere (`orchestration`).
+"""What the loop of an alignment needs done: by the ranks themselves (`local_hands`), or by workers elsewhere
+(`orchestration`).
 
-The loop holds phases, judgement and progress; hands hold the policy and the clips, and see no more of a run than a round at a time.
+The loop holds phases, judgement and progress; hands hold the policy and the clips, and see no more of a run
+than a round at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class Stopped(Exception):
 
 
 class WentBack(Exception):
-    """Ranks were lost and stand at the newest checkpoint again; what was played since is to be played anew."""
+    """Ranks were lost and stand at the newest checkpoint again; what was played since is to be played
+    anew."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,11 @@ class Said:
 
 
 class Hands(Protocol):
-    """Calls come in the order below, `roll_out` to `publish` once a round. A raise before `learn` leaves the policy as it was.
+    """Calls come in the order below, `roll_out` to `publish` once a round. A raise before `learn` leaves the
+    policy as it was.
 
-    `roll_out` and `score` raise Stopped after a signal, ValueError where a reward failed; any may raise WentBack.
+    `roll_out` and `score` raise Stopped after a signal, ValueError where a reward failed; any may raise
+    WentBack.
     """
 
     def load(self) -> Progress:
@@ -54,8 +59,8 @@ class Hands(Protocol):
         ...
 
     def roll_out(self, name: str, phase: Phase, index: int, first: int) -> Any:
-        """The clips of round `index` of a phase that began with round `first`, wherever they lie; only `score` and `learn` read them.
-        For gsb_dpo its pairs."""
+        """The clips of round `index` of a phase that began with round `first`, wherever they lie; only
+        `score` and `learn` read them. For gsb_dpo its pairs."""
         ...
 
     def score(self, clips: Any) -> Said: ...
@@ -73,7 +78,8 @@ class Hands(Protocol):
         ...
 
     def score_aside(self, rounds: int) -> Said | None:
-        """The prompts set aside, one clip each by the averaged weights, always from the same noise; None where there are none."""
+        """The prompts set aside, one clip each by the averaged weights, always from the same noise; None
+        where there are none."""
         ...
 
     def keep_best(self) -> None:
@@ -85,7 +91,8 @@ class Hands(Protocol):
         ...
 
     def export(self, progress: Progress) -> str:
-        """Write out/adapter and out/model of the best or else the averaged weights; the model's id, on the one that wrote it."""
+        """Write out/adapter and out/model of the best or else the averaged weights; the model's id, on the
+        one that wrote it."""
         ...
 
     def close(self) -> None: ...

@@ -17,11 +17,11 @@ from pretrain.progress import StageProgress
 
 
 def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
-    """Align into run.out, going on from the newest checkpoint there: adapter/ (PEFT), model/ (merged), metrics.jsonl, state.json,
-    samples/round-N. A finished one is returned at once.
+    """Align into run.out, going on from the newest checkpoint there: adapter/ (PEFT), model/ (merged),
+    metrics.jsonl, state.json, samples/round-N. A finished one is returned at once.
 
-    port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the folder. Raises ValueError, FileNotFoundError
-    or OSError in one line; out/log.txt has the rest.
+    port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the folder. Raises
+    ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
     read_prompt_set(run.prompts, run.config, run.chosen)
@@ -35,7 +35,8 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
 
 @contextmanager
 def taken_up(run: AlignRun) -> Iterator[StageResult | None]:
-    """The run's folder to oneself: what a finished run left there, else None, with the run written down for who does it.
+    """The run's folder to oneself: what a finished run left there, else None, with the run written down for
+    who does it.
 
     Raises ValueError as `alone` does, and where the folder holds another run.
     """
@@ -53,8 +54,8 @@ def progress_of(run: AlignRun) -> StageProgress:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has let go of it. The lock
-    lies beside the folder, which may be replaced."""
+    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has
+    let go of it. The lock lies beside the folder, which may be replaced."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.with_name(f".{out.name}.lock").open("w") as lock:
         try:

@@ -1,4 +1,5 @@
-"""One rank's part of the policy: what is trained, followed, saved and handed out. Every rank gets every call, in the same order."""
+"""One rank's part of the policy: what is trained, followed, saved and handed out. Every rank gets every call,
+in the same order."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class Learner:
     def learn(
         self, name: str, phase: Phase, clips: Rollout, whole: Advantage, index: int, on_policy: bool = True
     ) -> Mapping[str, float]:
-        """clips: this rank's; whole: the advantages of all. on_policy: they were made by the weights as they are."""
+        """clips: this rank's; whole: the advantages of all. on_policy: they were made by the weights as they
+        are."""
         batch = Scored(clips, rows_of_rank(whole, self.ranks.rank, len(clips.groups)), on_policy)
         return self.trainer.learn(name, phase, batch, phase.objective, (self.config.seed, index))  # type: ignore[attr-defined]
 
@@ -106,7 +108,8 @@ class Learner:
             local_shard(self.policy.ema.weights[name]).copy_(local_shard(value))
 
     def export(self, progress: Progress) -> str:
-        """Write out/adapter and out/model (merged) of the averaged weights on rank 0; returns the model's id there, "" elsewhere."""
+        """Write out/adapter and out/model (merged) of the averaged weights on rank 0; returns the model's id
+        there, "" elsewhere."""
         run = self.run
         self.take_best()
         tensors = self.averaged()
@@ -132,9 +135,11 @@ class Learner:
 
 
 def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTransformer:
-    """The base with fresh adapters, sharded before any weight is read: a rank never holds more than its part and one whole tensor.
+    """The base with fresh adapters, sharded before any weight is read: a rank never holds more than its part
+    and one whole tensor.
 
-    Raises FileNotFoundError or ValueError in one line where the weights are missing, damaged or of another size.
+    Raises FileNotFoundError or ValueError in one line where the weights are missing, damaged or of another
+    size.
     """
     config = run.config
     with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""The hands of a rank that does everything itself: rolls out its share of the prompts, scores it, learns from it."""
+"""The hands of a rank that does everything itself: rolls out its share of the prompts, scores it, learns from
+it."""
 
 from __future__ import annotations
 

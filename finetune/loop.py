@@ -1,4 +1,5 @@
-"""The alignment of one run: phases of rounds over the one policy, prompts set aside, checkpoints, stopping. Hands do the work."""
+"""The alignment of one run: phases of rounds over the one policy, prompts set aside, checkpoints, stopping.
+Hands do the work."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Judged = tuple[Any, Advantage | None]  # clips, or pairs that need no advantage
 
 
 class Alignment:
-    """`run_rounds` goes on from what `resume` found. begin: told of the progress when rounds begin, or begin again; log: of each row."""
+    """`run_rounds` goes on from what `resume` found. begin: told of the progress when rounds begin, or begin
+    again; log: of each row."""
 
     def __init__(
         self,
@@ -47,7 +49,8 @@ class Alignment:
         self.begin(self.progress)
 
     def run_rounds(self) -> str:
-        """`finished` or `interrupted`. Raises ValueError naming a reward that failed; the round is lost, the one before is saved."""
+        """`finished` or `interrupted`. Raises ValueError naming a reward that failed; the round is lost, the
+        one before is saved."""
         while True:
             try:
                 return self._run_rounds()
@@ -123,7 +126,8 @@ class Alignment:
         if flat >= self.config.max_flat_rounds:
             why = ", ".join(_spread(name, said.values[name], said.reasons) for name in routes)
             raise ValueError(
-                f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric and the clips"
+                f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric "
+                "and the clips"
             )
         progress.flat_rounds = flat
         if isinstance(phase, RwrPhase):
@@ -140,7 +144,8 @@ class Alignment:
         return {} if self.progress.flat_rounds else self.hands.learn(name, phase, *judged, index)
 
     def _publish(self, phase: Phase, index: int) -> Mapping[str, float]:
-        """`old` follows, what rolls out next is made known, and the prompts set aside are scored when that is due."""
+        """`old` follows, what rolls out next is made known, and the prompts set aside are scored when that is
+        due."""
         progress, found = self.progress, {}
         if isinstance(phase, NftPhase):
             found["old_decay"] = phase.old.decay(progress.old_updates)
@@ -181,7 +186,8 @@ class Parts(Generic[Clips, Answers, Judged]):
 
 
 def play(index: int, parts: Parts[Clips, Answers, Judged]) -> dict[str, Any]:
-    """Round `index` (from 0); logs and returns its row with the seconds of each part. Raises what a part raises."""
+    """Round `index` (from 0); logs and returns its row with the seconds of each part. Raises what a part
+    raises."""
     seconds: dict[str, float] = {}
 
     def timed(name: str, part: Callable[..., Any], *arguments: Any) -> Any:
@@ -201,7 +207,8 @@ def play(index: int, parts: Parts[Clips, Answers, Judged]) -> dict[str, Any]:
 
 
 def score_aside(hands: Hands, config: AlignConfig, progress: Progress, rounds: int) -> dict[str, float]:
-    """`aside/...` means; takes note in `progress`, and has the weights kept, where the total is the best. All ranks call it."""
+    """`aside/...` means; takes note in `progress`, and has the weights kept, where the total is the best. All
+    ranks call it."""
     said = hands.score_aside(rounds)
     if said is None:
         return {}
@@ -215,7 +222,8 @@ def score_aside(hands: Hands, config: AlignConfig, progress: Progress, rounds: i
 
 
 def _total(values: Mapping[str, Tensor], config: AlignConfig, progress: Progress) -> float:
-    """Weighted sum of how far each reward's mean has moved since the first scoring, in its deviations there."""
+    """Weighted sum of how far each reward's mean has moved since the first scoring, in its deviations
+    there."""
     total = 0.0
     for name, route in config.rubric.routes().items():
         known = values[name][~values[name].isnan()]

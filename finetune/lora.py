@@ -1,7 +1,8 @@
 """Low-rank adapters on a NAVA transformer, by PEFT: which layers, how they start, and what stays frozen.
 
-Two adapters lie on every wrapped layer, both fp32 whatever the base's precision: `default` is trained, `old` follows it. Maps that
-are not called as modules (the embedders' convolutions) cannot carry one: PEFT would wrap them without any effect.
+Two adapters lie on every wrapped layer, both fp32 whatever the base's precision: `default` is trained, `old`
+follows it. Maps that are not called as modules (the embedders' convolutions) cannot carry one: PEFT would
+wrap them without any effect.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 DEFAULT, OLD = "default", "old"
 GROUPS = {
     "self_attention": "q, k, v, o of self-attention, of each stream",
-    "cross_attention": "q, k, v, o of attention to the text and, in a dual tower, to the other tower; none in `unified`",
+    "cross_attention": "q, k, v, o of attention to the text and, in a dual tower, to the other tower; none "
+    "in `unified`",
     "ffn": "both maps of each feed-forward",
     "heads": "the last map of each modality",
 }
@@ -46,7 +48,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
             raise ValueError(
-                f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha {self.alpha}"
+                f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha "
+                f"{self.alpha}"
             )
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name groups of layers: {', '.join(GROUPS)}")
@@ -60,7 +63,8 @@ class LoraConfig:
 
 
 def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
-    """Full names of the layers of these groups, in the model's order. Raises ValueError where the model has none."""
+    """Full names of the layers of these groups, in the model's order. Raises ValueError where the model has
+    none."""
     names = []
     for name, module in model.named_modules():
         if _group(name, module) in groups:
@@ -69,13 +73,15 @@ def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
             ]
     if not names:
         raise ValueError(
-            f"lora.targets: paradigm {model.args.paradigm} has no layers of {', '.join(groups)}; valid: {', '.join(GROUPS)}"
+            f"lora.targets: paradigm {model.args.paradigm} has no layers of {', '.join(groups)}; valid: "
+            f"{', '.join(GROUPS)}"
         )
     return names
 
 
 def adapter_shapes(model: AVTransformer, config: LoraConfig) -> dict[str, torch.Size]:
-    """Names and shapes of an adapter's parameters, from the model without adapters (also on the meta device)."""
+    """Names and shapes of an adapter's parameters, from the model without adapters (also on the meta
+    device)."""
     shapes: dict[str, torch.Size] = {}
     for name in target_names(model, config.targets):
         outputs, inputs = model.get_parameter(f"{name}.weight").shape
@@ -91,10 +97,12 @@ def _group(name: str, module: nn.Module) -> str:
 
 
 def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
-    """Wrap the layers in place and freeze everything but `default`; the model then still computes exactly what it did.
+    """Wrap the layers in place and freeze everything but `default`; the model then still computes exactly
+    what it did.
 
-    Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would take the adapters along).
-    A model on the meta device needs `reset` once its weights exist. Raises ValueError where there are adapters or no layers.
+    Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would take
+    the adapters along). A model on the meta device needs `reset` once its weights exist. Raises ValueError
+    where there are adapters or no layers.
     """
     from peft import inject_adapter_in_model
 
@@ -113,7 +121,8 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
     layers = adapter_layers(model)
     if sorted(layers) != sorted(names):
         raise ValueError(
-            f"PEFT wrapped {len(layers)} layers where {len(names)} were named; use a peft release that setup installs"
+            f"PEFT wrapped {len(layers)} layers where {len(names)} were named; use a peft release that "
+            "setup installs"
         )
     set_roles(layers)
     for parameter in model.parameters():
@@ -137,7 +146,8 @@ def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
 
 
 def reset(model: nn.Module, config: LoraConfig) -> None:
-    """First values of both adapters: A uniform in +-1/sqrt(inputs), drawn by the layer's name, and B zero; no collective."""
+    """First values of both adapters: A uniform in +-1/sqrt(inputs), drawn by the layer's name, and B zero; no
+    collective."""
     for adapter in (DEFAULT, OLD):
         for name, parameter in adapter_parameters(model, adapter).items():
             first = torch.zeros(parameter.shape)
@@ -148,7 +158,8 @@ def reset(model: nn.Module, config: LoraConfig) -> None:
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Wrapped layers by their name in the plain model, also where activation checkpointing has wrapped the blocks."""
+    """Wrapped layers by their name in the plain model, also where activation checkpointing has wrapped the
+    blocks."""
     from peft.tuners.lora import LoraLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -156,14 +167,15 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The frozen base's parameters by their names in the plain model; of a sharded model these are the shards."""
+    """The frozen base's parameters by their names in the plain model; of a sharded model these are the
+    shards."""
     found = model.state_dict()
     return {name.replace(".base_layer.", "."): value for name, value in found.items() if ".lora_" not in name}
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """One adapter's parameters as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`. Of a sharded model these are the shards
-    only while it is resharded."""
+    """One adapter's parameters as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`. Of a sharded model
+    these are the shards only while it is resharded."""
     found: dict[str, Tensor] = {}
     for name, layer in adapter_layers(model).items():
         found[f"{name}.lora_A.weight"] = layer.lora_A[adapter].get_parameter("weight")
@@ -172,8 +184,8 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def set_roles(layers: Mapping[str, LoraLayer], adapter: str | None = DEFAULT) -> None:
-    """Compute with this adapter, or with none. PEFT's own set_adapter also turns requires_grad, which the optimizer and FSDP
-    have read once and for all; its two switches are set directly."""
+    """Compute with this adapter, or with none. PEFT's own set_adapter also turns requires_grad, which the
+    optimizer and FSDP have read once and for all; its two switches are set directly."""
     for layer in layers.values():
         layer._disable_adapters = adapter is None
         layer._active_adapter = [adapter or DEFAULT]  # type: ignore[assignment]

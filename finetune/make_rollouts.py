@@ -1,4 +1,5 @@
-"""K clips of every prompt by a pretrained model, into a store that people (or a panel) vote on and gsb_dpo learns from."""
+"""K clips of every prompt by a pretrained model, into a store that people (or a panel) vote on and gsb_dpo
+learns from."""
 
 from __future__ import annotations
 
@@ -69,9 +70,11 @@ class BasePolicy:
 def make_rollouts(
     config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
 ) -> dict[str, Any]:
-    """Replace `out` by a store of K clips for each prompt that alignment by `sizes` may train on. Returns counts and seconds.
+    """Replace `out` by a store of K clips for each prompt that alignment by `sizes` may train on. Returns
+    counts and seconds.
 
-    Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of several lengths.
+    Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of
+    several lengths.
     """
     started = time.perf_counter()
     rows = [row for some in read_prompt_set(prompts, sizes).train for row in some]

@@ -1,4 +1,5 @@
-"""Clean clips -> what the policies are asked at drawn levels; every draw is keyed by the clip, never by rank or micro-batch."""
+"""Clean clips -> what the policies are asked at drawn levels; every draw is keyed by the clip, never by rank
+or micro-batch."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def noised(rollout: Rollout, drawn: Draw) -> tuple[Stream, Stream]:
 
 
 def usable(batch: Scored, weights: bool = False) -> Rollout:
-    """The clips with those that take no part zeroed: one of NaN would reach the weights even through a loss of 0.
-    Raises ValueError where weights were given for advantages or the other way round."""
+    """The clips with those that take no part zeroed: one of NaN would reach the weights even through a loss
+    of 0. Raises ValueError where weights were given for advantages or the other way round."""
     if batch.advantage.are_weights != weights:
         wanted = (
             "weights: turn a round's advantages into them by rwr.group_weights"
@@ -106,7 +107,8 @@ def over(values: Tensor, latents: Tensor) -> Tensor:
 
 
 def metric(values: Tensor, counted: Tensor | None = None) -> Tensor:
-    """(sum, how many) of per-clip values [B], fp64, without gradient; `counted` [B] bool leaves the others out."""
+    """(sum, how many) of per-clip values [B], fp64, without gradient; `counted` [B] bool leaves the others
+    out."""
     counted = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
     total = torch.where(counted, values.detach().double(), 0.0).sum()
     return torch.stack([total, counted.sum().double()])

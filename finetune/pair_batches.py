@@ -30,8 +30,8 @@ class PairSource:
     def of_round(
         self, phase: GsbDpoPhase, seed: int, index: int, rank: int, world_size: int
     ) -> PreferencePairs:
-        """This rank's equal part of each optimizer step of round `index`. The pairs are walked through in an order of their own for
-        each pass; what no longer fills a round is left out of it."""
+        """This rank's equal part of each optimizer step of round `index`. The pairs are walked through in an
+        order of their own for each pass; what no longer fills a round is left out of it."""
         turn, place = divmod(index, len(self.pairs) // phase.pairs_per_round)
         order = torch.randperm(len(self.pairs), generator=generator_for(seed, "pairs", turn))
         chosen = order[place * phase.pairs_per_round : (place + 1) * phase.pairs_per_round]
@@ -52,17 +52,20 @@ class PairSource:
 
 
 def open_pairs(path: Path, store: RolloutStore, phase: GsbDpoPhase) -> PairSource:
-    """Raises ValueError or FileNotFoundError in one line: a clip the store does not have, fewer pairs than a round takes, only ties."""
+    """Raises ValueError or FileNotFoundError in one line: a clip the store does not have, fewer pairs than a
+    round takes, only ties."""
     pairs = read_pairs(path)
     for pair in pairs:
         for clip in (pair.first, pair.second):
             if clip.clip_id not in store.places:
                 raise ValueError(
-                    f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were voted on"
+                    f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were "
+                    "voted on"
                 )
     if len(pairs) < phase.pairs_per_round:
         raise ValueError(
-            f"{path}: {len(pairs)} pairs, but a round takes {phase.pairs_per_round}; set gsb_dpo.pairs_per_round"
+            f"{path}: {len(pairs)} pairs, but a round takes {phase.pairs_per_round}; set "
+            "gsb_dpo.pairs_per_round"
         )
     if pairs[0].first.case_id and any(
         store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs

@@ -1,6 +1,8 @@
-"""One model, three policies: `default` is trained, `old` follows it and rolls out, `reference` is the base without adapters.
+"""One model, three policies: `default` is trained, `old` follows it and rolls out, `reference` is the base
+without adapters.
 
-Updates of `old` and of the averaged weights are elementwise on each rank's own shards; nothing is gathered (alignment.md, section 3).
+Updates of `old` and of the averaged weights are elementwise on each rank's own shards; nothing is gathered
+(alignment.md, section 3).
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from pretrain.types import Conditioning, Stream, Velocity
 
 
 class LoraPolicy:
-    """types.Policy over a model with adapters, sharded or not. `default` is active and trainable between calls. A torch Stateful.
+    """types.Policy over a model with adapters, sharded or not. `default` is active and trainable between
+    calls. A torch Stateful.
 
-    `parameters` is what the optimizer takes. Weights changed from outside (an optimizer step after a forward pass without a
-    backward) must be made known by `weights_changed`; the updates here do it themselves. Raises ValueError where adapters are
-    missing, are not fp32, or anything but `default` would be trained.
+    `parameters` is what the optimizer takes. Weights changed from outside (an optimizer step after a forward
+    pass without a backward) must be made known by `weights_changed`; the updates here do it themselves.
+    Raises ValueError where adapters are missing, are not fp32, or anything but `default` would be trained.
     """
 
     def __init__(self, model: AVTransformer, ema_decay: float = 0.9) -> None:
@@ -103,7 +106,8 @@ class LoraPolicy:
         reshard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both adapters and the average (DTensors where sharded), with their update counts; for DCP or, on one rank, safetensors."""
+        """Both adapters and the average (DTensors where sharded), with their update counts; for DCP or, on
+        one rank, safetensors."""
         adapters = {
             adapter: {name: value.detach() for name, value in found.items()}
             for adapter, found in self.adapters.items()
@@ -134,7 +138,8 @@ class LoraPolicy:
             old = self.adapters[OLD][name]
             if default.dtype != torch.float32 or old.dtype != torch.float32:
                 raise ValueError(
-                    f"{name} is {default.dtype}; adapters stay fp32: lower the base's precision before inject, not after"
+                    f"{name} is {default.dtype}; adapters stay fp32: lower the base's precision before "
+                    "inject, not after"
                 )
             if (
                 isinstance(default, DTensor)
@@ -142,10 +147,12 @@ class LoraPolicy:
                 and default.placements != old.placements
             ):
                 raise ValueError(
-                    f"{name}: adapters default and old are sharded unlike: {default.placements} and {old.placements}"
+                    f"{name}: adapters default and old are sharded unlike: {default.placements} and "
+                    f"{old.placements}"
                 )
         trained = {id(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
         if trained != {id(parameter) for parameter in self.parameters}:
             raise ValueError(
-                "exactly the adapter `default` must be trainable; leave requires_grad as finetune.lora.inject sets it"
+                "exactly the adapter `default` must be trainable; leave requires_grad as "
+                "finetune.lora.inject sets it"
             )

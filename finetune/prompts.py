@@ -1,4 +1,5 @@
-"""Which prompts a round rolls out: drawn by the seed, each as often as the others, of one length, shared out over the ranks."""
+"""Which prompts a round rolls out: drawn by the seed, each as often as the others, of one length, shared out
+over the ranks."""
 
 from __future__ import annotations
 
@@ -23,15 +24,18 @@ class PromptSet:
 
 
 def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
-    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; those set aside are drawn from all, and are not among them.
+    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; those set aside are drawn from all,
+    and are not among them.
 
-    Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round asks for.
+    Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round
+    asks for.
     """
     rows = read_prompts(path)
     for row in rows:
         if row.image_path:
             raise ValueError(
-                f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a first frame out"
+                f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a "
+                "first frame out"
             )
         for reference in row.reference_paths:
             if reference is not None and not reference.is_file():
@@ -56,8 +60,8 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
 
 
 def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:
-    """`number` prompts of round `index`. A list is walked through in an order of its own for each pass; what is left of a pass
-    when it no longer fills a round is left out of it."""
+    """`number` prompts of round `index`. A list is walked through in an order of its own for each pass; what
+    is left of a pass when it no longer fills a round is left out of it."""
     weights = torch.tensor([float(len(some)) for some in prompts.train])
     choices = [
         int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length")))
@@ -72,7 +76,8 @@ def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptR
     """This rank's equal, contiguous part. Raises ValueError where there is none."""
     if len(rows) % world_size:
         raise ValueError(
-            f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or stop.prompts"
+            f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or "
+            "stop.prompts"
         )
     size = len(rows) // world_size
     return list(rows[rank * size : (rank + 1) * size])

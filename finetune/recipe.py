@@ -28,8 +28,8 @@ def _plain_sampler() -> SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What all algorithms have. A round's optimizer steps are epochs * steps_per_epoch; a step takes an equal part of every group.
-    Raises ValueError on numbers that do not go together."""
+    """What all algorithms have. A round's optimizer steps are epochs * steps_per_epoch; a step takes an equal
+    part of every group. Raises ValueError on numbers that do not go together."""
 
     rounds: int = 10
     prompts_per_round: int = 24
@@ -60,7 +60,8 @@ class Phase:
     def _check_steps(self) -> None:
         if self.clips_per_prompt % self.steps_per_epoch:
             raise ValueError(
-                f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt {self.clips_per_prompt}: every step takes an equal "
+                f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt "
+                f"{self.clips_per_prompt}: every step takes an equal "
                 "part of every group"
             )
 
@@ -71,9 +72,11 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class RwrPhase(Phase):
-    """Guided rollouts: without, it distils the blurrier samples of the unguided policy (DESIGN.md, decision 8).
+    """Guided rollouts: without, it distils the blurrier samples of the unguided policy (DESIGN.md, decision
+    8).
 
-    Measured on the mini, it falls all the same: what it distils is guided once more when it is evaluated (docs/study/objectives.md).
+    Measured on the mini, it falls all the same: what it distils is guided once more when it is evaluated
+    (docs/study/objectives.md).
     """
 
     objective: RwrConfig = field(default_factory=RwrConfig)
@@ -99,7 +102,8 @@ class RwrPhase(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class GsbDpoPhase(Phase):
-    """No rollouts: a round takes `pairs_per_round` of the given preference pairs. prompts_per_round and clips_per_prompt are not read."""
+    """No rollouts: a round takes `pairs_per_round` of the given preference pairs. prompts_per_round and
+    clips_per_prompt are not read."""
 
     objective: GsbDpoConfig = field(default_factory=GsbDpoConfig)
     pairs_per_round: int = 96
@@ -119,8 +123,9 @@ class GsbDpoPhase(Phase):
 class NftPhase(Phase):
     """`old` rolls out and follows `default` once a round.
 
-    max_advantage bounds what a round can change: its loss is least at v_old + A / max_advantage (v* - v_old). Measured on the mini:
-    at 5, right for hundreds of rounds, the distance from `old` saturates at the same value for lr 1e-3 and 3e-3; ten rounds need 1.
+    max_advantage bounds what a round can change: its loss is least at v_old + A / max_advantage (v* - v_old).
+    Measured on the mini: at 5, right for hundreds of rounds, the distance from `old` saturates at the same
+    value for lr 1e-3 and 3e-3; ten rounds need 1.
     """
 
     objective: NftConfig = field(default_factory=lambda: NftConfig(max_advantage=1.0))
@@ -135,8 +140,8 @@ class NftPhase(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoPhase(Phase):
-    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of the sampler; all others are
-    Euler's."""
+    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of the
+    sampler; all others are Euler's."""
 
     objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True, reference_weight=1e-3))
     kernel: Kernel = field(default_factory=Kernel)
@@ -151,17 +156,20 @@ class GrpoPhase(Phase):
         if not 1 <= self.window <= self.first_steps <= self.sampler.steps - 1:
             got = f"window {self.window}, first_steps {self.first_steps}, sampler.steps {self.sampler.steps}"
             raise ValueError(
-                f"grpo: expected 1 <= window <= first_steps < sampler.steps (the last step is deterministic), got {got}"
+                "grpo: expected 1 <= window <= first_steps < sampler.steps (the last step is "
+                f"deterministic), got {got}"
             )
         if self.sampler.solver != "euler" or self.sampler.guidance != NO_GUIDANCE:
             raise ValueError(
-                "grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the trained policy"
+                "grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the "
+                "trained policy"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RubricConfig:
-    """Weights of the rewards by what they speak about; better is higher (a reward that is better when lower is turned round)."""
+    """Weights of the rewards by what they speak about; better is higher (a reward that is better when lower
+    is turned round)."""
 
     video: Mapping[str, float] = field(default_factory=dict)
     audio: Mapping[str, float] = field(
@@ -193,9 +201,11 @@ class RubricConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """Early stop on prompts set aside from the training prompts: `prompts` of them are scored every `every` rounds, one clip each.
+    """Early stop on prompts set aside from the training prompts: `prompts` of them are scored every `every`
+    rounds, one clip each.
 
-    A phase ends after `patience` scorings without a better rubric total (0 = never), and the run ends with the best weights seen.
+    A phase ends after `patience` scorings without a better rubric total (0 = never), and the run ends with
+    the best weights seen.
     """
 
     prompts: int = 24
@@ -213,7 +223,8 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """All of alignment: `sequence` names the algorithms that run one after another. Raises ValueError where parts do not fit."""
+    """All of alignment: `sequence` names the algorithms that run one after another. Raises ValueError where
+    parts do not fit."""
 
     sequence: tuple[str, ...] = ("nft",)
     rwr: RwrPhase = field(default_factory=RwrPhase)
@@ -256,7 +267,8 @@ class AlignConfig:
             raise ValueError(f"mixed_precision: expected fp32 or bf16, got {self.mixed_precision!r}")
         if self.parallel.context != 1:
             raise ValueError(
-                f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; set it to 1"
+                f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; "
+                "set it to 1"
             )
         for name in ("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"):
             if getattr(self, name) < 1:

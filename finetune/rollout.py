@@ -1,4 +1,5 @@
-"""Prompts -> K clips each by one role of the policy; every draw is keyed by seed, round, prompt and k, never by the rank."""
+"""Prompts -> K clips each by one role of the policy; every draw is keyed by seed, round, prompt and k, never
+by the rank."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ class Asked:
         return replace(self.clips(start * count, end * count), rows=self.rows[start:end])
 
     def clips(self, start: int, end: int) -> Asked:
-        """Clips `start` to `end` (exclusive), which may be in the middle of a prompt's; `rows` stays as it is."""
+        """Clips `start` to `end` (exclusive), which may be in the middle of a prompt's; `rows` stays as it
+        is."""
         rows = slice(start, end)
         given = Conditioning(*(getattr(self.conditioning, item.name)[rows] for item in fields(Conditioning)))
         return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
@@ -79,7 +81,8 @@ def ask(
     voices: Mapping[Path, Tensor],
     config: AlignConfig,
 ) -> Asked:
-    """Encode the prompts once and repeat their rows. Raises ValueError where they are not of one length or start from an image."""
+    """Encode the prompts once and repeat their rows. Raises ValueError where they are not of one length or
+    start from an image."""
     lengths = {row.num_frames or config.num_frames for row in rows}
     if len(lengths) != 1 or any(row.image_path for row in rows):
         raise ValueError(
@@ -113,7 +116,8 @@ def roll_out(
     device: torch.device,
     stochastic: GrpoPhase | None = None,
 ) -> Rollout:
-    """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every draw begins with."""
+    """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every
+    draw begins with."""
     whole = Rollout(
         video=_noise(asked, key, "video", asked.video_shape),
         audio=_noise(asked, key, "audio", asked.audio_shape),
@@ -201,7 +205,8 @@ def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, k
 
 
 def window_starts(groups: Tensor, phase: GrpoPhase, key: Key) -> Tensor:
-    """[B] int64: first stochastic step of each clip, the same for all clips of a group (alignment.md, section 3)."""
+    """[B] int64: first stochastic step of each clip, the same for all clips of a group (alignment.md, section
+    3)."""
     places = phase.first_steps - phase.window + 1
     drawn = {group: stable_hash(*key, group, "window") % places for group in groups.tolist()}
     return torch.tensor([drawn[group] for group in groups.tolist()], dtype=torch.int64, device=groups.device)

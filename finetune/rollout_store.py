@@ -1,4 +1,5 @@
-"""Clean latents of K clips for each prompt on disk: safetensors shards and an index, for clips that are voted on before training."""
+"""Clean latents of K clips for each prompt on disk: safetensors shards and an index, for clips that are voted
+on before training."""
 
 from __future__ import annotations
 
@@ -32,10 +33,11 @@ def clip_id(data_id: str, k: int) -> str:
 
 
 def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: dict[str, Any]) -> None:
-    """Replace `folder` by the store of these clips, K neighbours for each row. `facts`: model, codec and seed they were made with.
+    """Replace `folder` by the store of these clips, K neighbours for each row. `facts`: model, codec and seed
+    they were made with.
 
-    An index row has data_id (of the clip), case_id (of the prompt), prompt, model ("k0", "k1", ...), sha256 of its latents, and where
-    they lie: the form that `nava gsb export --clips` reads.
+    An index row has data_id (of the clip), case_id (of the prompt), prompt, model ("k0", "k1", ...), sha256
+    of its latents, and where they lie: the form that `nava gsb export --clips` reads.
     """
     count = len(clips.groups) // len(rows)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -89,7 +91,8 @@ class RolloutStore:
         made_with = self.facts.get("codec_id", codecs.codec_id)
         if made_with != codecs.codec_id:
             raise ValueError(
-                f"{self.folder}: latents of codec {made_with}, but {codec} is {codecs.codec_id}; roll out again"
+                f"{self.folder}: latents of codec {made_with}, but {codec} is {codecs.codec_id}; roll out "
+                "again"
             )
 
     def case(self, clip: str) -> str:

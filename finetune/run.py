@@ -1,4 +1,5 @@
-"""What each torchrun rank does: `python -m finetune.run out/align/resolved.json` aligns a model, or goes on aligning it."""
+"""What each torchrun rank does: `python -m finetune.run out/align/resolved.json` aligns a model, or goes on
+aligning it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def align(run: AlignRun) -> str:
     """Align (or go on aligning) on this rank; returns "finished" or "interrupted".
 
-    Raises ValueError for unusable inputs, a reward that fails or a policy that diverges, OSError when something cannot be written.
+    Raises ValueError for unusable inputs, a reward that fails or a policy that diverges, OSError when
+    something cannot be written.
     """
     ranks = join()
     run.config.check_ranks(ranks.world_size)

@@ -20,7 +20,8 @@ Sums = dict[str, tuple[float, int]]  # (sum, how many)
 
 @dataclass(frozen=True)
 class Scores:
-    """values: what a rubric weighs, higher is better; the rest is only logged. All [B] fp64, NaN where there is none."""
+    """values: what a rubric weighs, higher is better; the rest is only logged. All [B] fp64, NaN where there
+    is none."""
 
     values: Mapping[str, Tensor]
     parts: Mapping[str, Tensor] = field(
@@ -36,7 +37,8 @@ class Scorer(Protocol):
     """Built by its dotted name on every rank; scores that rank's clips."""
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
-        """video [B, 48, F, H, W], audio [B, 128, L], one row of the prompts each. Raises ValueError naming a reward that is broken."""
+        """video [B, 48, F, H, W], audio [B, 128, L], one row of the prompts each. Raises ValueError naming a
+        reward that is broken."""
         ...
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
@@ -47,7 +49,8 @@ class Scorer(Protocol):
 
 
 def summed(scores: Scores) -> Sums:
-    """(sum, count) of everything that can be averaged, over the clips that have it; `unscored/` counts the others."""
+    """(sum, count) of everything that can be averaged, over the clips that have it; `unscored/` counts the
+    others."""
     found: Sums = {}
     for name, value in scores.values.items():
         found[f"reward/{name}"] = _sum(value)
@@ -82,8 +85,8 @@ class RankScoring:
     def score(
         self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], stoppable: bool = True
     ) -> tuple[Scores, dict[str, float]]:
-        """This rank's scores and the means over all ranks. Raises ValueError where a reward failed on any rank, and Stopped after a
-        signal if that is welcome here."""
+        """This rank's scores and the means over all ranks. Raises ValueError where a reward failed on any
+        rank, and Stopped after a signal if that is welcome here."""
         scores, error = Scores({}), ""
         try:
             scores = self.scorer.score(video, audio, rows)

@@ -1,7 +1,9 @@
-"""Stochastic steps of the flow and their log-probabilities: one code for sampling and for replay (alignment.md 2.2, 2.3, 2.8).
+"""Stochastic steps of the flow and their log-probabilities: one code for sampling and for replay
+(alignment.md 2.2, 2.3, 2.8).
 
-A step leads from `level` to the cleaner `next_level`; v = eps - x0. Coefficients are worked out in fp64 and applied in the
-state's own precision, which must be fp32 or fp64: a next state rounded to bf16 is another state than the one that was scored.
+A step leads from `level` to the cleaner `next_level`; v = eps - x0. Coefficients are worked out in fp64 and
+applied in the state's own precision, which must be fp32 or fp64: a next state rounded to bf16 is another
+state than the one that was scored.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ KernelName = Literal["flow_sde", "cps"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """How noise enters a step. `flow_sde`: eta scales sqrt(s / (1 - s)); `cps`: eta in (0, 1] is the share of the next
-    level's noise that is fresh, as an angle of a quarter turn. Raises ValueError on an unknown name or such an eta."""
+    """How noise enters a step. `flow_sde`: eta scales sqrt(s / (1 - s)); `cps`: eta in (0, 1] is the share of
+    the next level's noise that is fresh, as an angle of a quarter turn. Raises ValueError on an unknown name
+    or such an eta."""
 
     name: KernelName = "cps"
     eta: float = 0.8
@@ -29,7 +32,8 @@ class Kernel:
             raise ValueError(f"kernel must be flow_sde or cps, got {self.name!r}")
         if not (self.eta > 0 and (self.name == "flow_sde" or self.eta <= 1)):
             raise ValueError(
-                f"eta must be above 0 (cps: at most 1), got {self.eta} for {self.name}; without noise there is no density"
+                f"eta must be above 0 (cps: at most 1), got {self.eta} for {self.name}; without noise there "
+                "is no density"
             )
 
 
@@ -52,8 +56,9 @@ class Step(NamedTuple):
 def transition(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor
 ) -> Transition:
-    """Where a step leads. state, velocity [B, ...]; level, next_level [B] in [0, 1]. At next_level 0 both kernels land on the
-    clean estimate x - s v, without noise. Raises ValueError where levels do not fall or the state is of low precision."""
+    """Where a step leads. state, velocity [B, ...]; level, next_level [B] in [0, 1]. At next_level 0 both
+    kernels land on the clean estimate x - s v, without noise. Raises ValueError where levels do not fall or
+    the state is of low precision."""
     _check(state, level, next_level)
     s, t = level.double(), next_level.double()
     if kernel.name == "cps":
@@ -77,8 +82,9 @@ def transition(
 
 
 def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
-    """[B]: how likely `next_state` was, as a mean over elements. flow_sde: the normal log-density; cps: minus the squared
-    distance to the mean, which weighs all steps alike. A deterministic step has no density and gives 0 without gradient."""
+    """[B]: how likely `next_state` was, as a mean over elements. flow_sde: the normal log-density; cps: minus
+    the squared distance to the mean, which weighs all steps alike. A deterministic step has no density and
+    gives 0 without gradient."""
     squared = (next_state.detach() - reached.mean).square().flatten(1).mean(1)
     noisy = reached.step_std > 0
     if kernel.name == "flow_sde":
@@ -92,7 +98,8 @@ def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
 def step(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor
 ) -> Step:
-    """Draw the next state with standard normal `noise` shaped like the state, and score exactly what is handed on."""
+    """Draw the next state with standard normal `noise` shaped like the state, and score exactly what is
+    handed on."""
     reached = transition(kernel, state, velocity, level, next_level)
     next_state = (reached.mean + _over(reached.step_std, state) * noise.to(state.dtype)).detach()
     return Step(next_state, log_prob(kernel, next_state, reached))
@@ -101,13 +108,14 @@ def step(
 def replay(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, next_state: Tensor
 ) -> Tensor:
-    """Log-probability [B] of a stored step under this velocity; equal to that of `step` bit for bit if the velocity is."""
+    """Log-probability [B] of a stored step under this velocity; equal to that of `step` bit for bit if the
+    velocity is."""
     return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level))
 
 
 def joint_log_prob(video: Tensor, audio: Tensor, video_share: float = 0.5) -> Tensor:
-    """w lp_v + (1 - w) lp_a with w = video_share: the share of sound is stated, not left to the number of its elements.
-    Raises ValueError unless 0 <= w <= 1."""
+    """w lp_v + (1 - w) lp_a with w = video_share: the share of sound is stated, not left to the number of its
+    elements. Raises ValueError unless 0 <= w <= 1."""
     if not 0 <= video_share <= 1:
         raise ValueError(f"video_share must be between 0 and 1, got {video_share}")
     return video_share * video + (1 - video_share) * audio
@@ -120,9 +128,11 @@ def _over(coefficient: Tensor, state: Tensor) -> Tensor:
 def _check(state: Tensor, level: Tensor, next_level: Tensor) -> None:
     if state.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"a state is kept in fp32, got {state.dtype}; rounding it moves the ratio by more than the clip range"
+            f"a state is kept in fp32, got {state.dtype}; rounding it moves the ratio by more than the clip "
+            "range"
         )
     if not bool(((level > next_level) & (next_level >= 0) & (level <= 1)).all()):
         raise ValueError(
-            f"a step goes from a level to a lower one in [0, 1], got {level.tolist()} to {next_level.tolist()}"
+            f"a step goes from a level to a lower one in [0, 1], got {level.tolist()} to "
+            f"{next_level.tolist()}"
         )

@@ -1,7 +1,9 @@
-"""Optimizer steps of any objective on FSDP2 ranks: accumulation, global divisors, clipping, AdamW, the average of the weights.
+"""Optimizer steps of any objective on FSDP2 ranks: accumulation, global divisors, clipping, AdamW, the
+average of the weights.
 
-A round is cut into optimizer steps by what its clips are, never by rank: a step takes an equal part of every group, so that any
-number of ranks makes the same steps, and every rank runs the same number of forward passes.
+A round is cut into optimizer steps by what its clips are, never by rank: a step takes an equal part of every
+group, so that any number of ranks makes the same steps, and every rank runs the same number of forward
+passes.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Trainer:
             group["lr"] = phase.lr
 
     def learn(self, name: str, phase: Phase, batch: Batch, objective: Any, key: Key) -> dict[str, float]:
-        """All optimizer steps of a round on this rank's rows; returns the last epoch's metrics, equal on every rank."""
+        """All optimizer steps of a round on this rank's rows; returns the last epoch's metrics, equal on
+        every rank."""
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
         for epoch in range(phase.epochs):
@@ -71,7 +74,8 @@ class Trainer:
         }
 
     def _worth(self, batch: Batch, rows: Tensor) -> Tensor:
-        """Rows that take part first, cut to as many as the rank with the most of them has: the others would cost and teach nothing."""
+        """Rows that take part first, cut to as many as the rank with the most of them has: the others would
+        cost and teach nothing."""
         valid = (
             batch.advantage.valid[rows]
             if isinstance(batch, Scored)

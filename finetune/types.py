@@ -3,12 +3,14 @@
 Letters as in pretrain.types; T = trained steps of a trajectory. All clips of one batch have the same length.
 
 An objective module (finetune/objectives/*.py) has the same two functions for all four:
-    count(batch, config) -> Tensor                   scalar fp64: what this batch adds to the divisor, known before any forward
+    count(batch, config) -> Tensor                   scalar fp64: what this batch adds to the divisor, known
+    before any forward
     loss(policy, batch, config, key) -> ObjectiveLoss
-Losses are SUMS. The trainer divides by the count summed over all micro-batches and ranks of the optimizer step, so that
-neither the cut into micro-batches nor the number of ranks matters. `key` = e.g. (seed, round, epoch): levels and noise are
-drawn per clip from generator_for(*key, sample id, ...). A call draws one level per clip; K levels are K calls with K keys.
-Advantages (and rwr's weights) are worked out once per round over all ranks, before the cut.
+Losses are SUMS. The trainer divides by the count summed over all micro-batches and ranks of the optimizer
+step, so that neither the cut into micro-batches nor the number of ranks matters. `key` = e.g. (seed, round,
+epoch): levels and noise are drawn per clip from generator_for(*key, sample id, ...). A call draws one level
+per clip; K levels are K calls with K keys. Advantages (and rwr's weights) are worked out once per round over
+all ranks, before the cut.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2
 
 
 class Policy(Protocol):
-    """The one definition of the velocity that rolls out and that is trained. Only `default` carries gradient."""
+    """The one definition of the velocity that rolls out and that is trained. Only `default` carries
+    gradient."""
 
     def velocity(
         self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
@@ -41,9 +44,9 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The trained steps of stochastic rollouts, with the levels and the kernel they were made with; nothing is rebuilt.
-    Both modalities always: each velocity depends on both states. Raises ValueError on states that are not fp32 or fp64 and
-    on a step to level 0, which has no density."""
+    """The trained steps of stochastic rollouts, with the levels and the kernel they were made with; nothing
+    is rebuilt. Both modalities always: each velocity depends on both states. Raises ValueError on states that
+    are not fp32 or fp64 and on a step to level 0, which has no density."""
 
     kernel: Kernel
     video: Tensor  # [B, T, 48, F, H, W] states before the step, fp32
@@ -59,7 +62,8 @@ class Trajectory:
         for name in ("video", "audio", "next_video", "next_audio"):
             if (dtype := getattr(self, name).dtype) not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has another ratio"
+                    f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has "
+                    "another ratio"
                 )
         if not bool((self.next_levels > 0).all()):
             raise ValueError(
@@ -69,8 +73,8 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Clips made by the policy for prompts; K clips of a prompt are one group. Also holds clips out of the data (rwr).
-    Raises ValueError where rows do not agree."""
+    """Clips made by the policy for prompts; K clips of a prompt are one group. Also holds clips out of the
+    data (rwr). Raises ValueError where rows do not agree."""
 
     video: Tensor  # [B, 48, F, H, W] fp32, clean latents
     audio: Tensor  # [B, 128, L] fp32
@@ -90,24 +94,28 @@ class Rollout:
         ]
         if len(set(rows)) > 1:
             raise ValueError(
-                f"rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, got {rows}"
+                "rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, "
+                f"got {rows}"
             )
         if self.groups.dtype != torch.int64 or self.sample_ids.dtype != torch.int64:
             raise ValueError(
-                f"rollout: groups and sample_ids must be int64, got {self.groups.dtype} and {self.sample_ids.dtype}"
+                f"rollout: groups and sample_ids must be int64, got {self.groups.dtype} and "
+                f"{self.sample_ids.dtype}"
             )
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """How much better than its group a clip is, per modality. rwr reads weights >= 0 here instead (rwr.group_weights)."""
+    """How much better than its group a clip is, per modality. rwr reads weights >= 0 here instead
+    (rwr.group_weights)."""
 
     video: Tensor  # [B] fp32, exactly 0 where not valid or where no reward speaks about the picture
     audio: Tensor  # [B] fp32
     valid: Tensor  # [B] bool, False = unscored, or of a group without contrast: takes no part in the loss
     contrast: float  # share of groups with contrast
     skipped: int  # groups without contrast
-    has_video: bool = True  # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
+    # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
+    has_video: bool = True
     has_audio: bool = True
     are_weights: bool = False  # rwr.group_weights or rwr.data_batch made these
 
@@ -123,8 +131,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """The batch of gsb_dpo: two clips of one prompt per row, compared. Labels: FIRST, SECOND, TIE, NO_LABEL = not asked.
-    Raises ValueError on other labels or unlike rows."""
+    """The batch of gsb_dpo: two clips of one prompt per row, compared. Labels: FIRST, SECOND, TIE, NO_LABEL =
+    not asked. Raises ValueError on other labels or unlike rows."""
 
     first: Rollout
     second: (
@@ -140,7 +148,8 @@ class PreferencePairs:
             known = torch.isin(labels, labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
             if labels.shape != self.first.groups.shape or not bool(known.all()):
                 raise ValueError(
-                    f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got {labels.tolist()}"
+                    f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got "
+                    f"{labels.tolist()}"
                 )
         if not torch.equal(self.first.groups, self.second.groups):
             raise ValueError(
@@ -156,14 +165,17 @@ class ObjectiveLoss:
     """An objective's answer for one micro-batch."""
 
     loss: Tensor  # scalar with gradient: SUM over what `count` counts
-    count: Tensor  # scalar fp64: clips (rwr, nft), clip-steps (grpo) or pairs (gsb_dpo); equals the module's count(batch, config)
+    # scalar fp64: clips (rwr, nft), clip-steps (grpo) or pairs (gsb_dpo); equals the module's count(batch,
+    # config)
+    count: Tensor
     metrics: dict[
         str, Tensor
     ]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
 
 
 def take(batch: T, rows: Tensor) -> T:
-    """The same batch with only these rows [N] int64, in this order; for micro-batches and for a rank's own part."""
+    """The same batch with only these rows [N] int64, in this order; for micro-batches and for a rank's own
+    part."""
     if not is_dataclass(batch) or isinstance(batch, type):
         raise TypeError(f"take: expected a batch, got {type(batch).__name__}")
     cut: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""Processes of an alignment: ranks that learn, workers that roll out, workers that score. Plain classes; Ray makes them remote."""
+"""Processes of an alignment: ranks that learn, workers that roll out, workers that score. Plain classes; Ray
+makes them remote."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ Fetch = Callable[[Any], Any]  # a reference to what it refers to
 
 
 class TrainerRank:
-    """One FSDP rank, in the environment that torchrun would give it. All ranks get each call, in the same order."""
+    """One FSDP rank, in the environment that torchrun would give it. All ranks get each call, in the same
+    order."""
 
     def __init__(self, run: AlignRun, rank: int, world_size: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -47,7 +49,8 @@ class TrainerRank:
         return _own_address(), _free_port()
 
     def join(self, host: str, port: int) -> str:
-        """Build this rank's part; the id of the base. Waits for the same rank of an earlier group to be gone: it may be writing still."""
+        """Build this rank's part; the id of the base. Waits for the same rank of an earlier group to be gone:
+        it may be writing still."""
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
@@ -72,7 +75,8 @@ class TrainerRank:
     def learn(
         self, place: int, whole: Advantage, index: int, on_policy: bool, *made: Made
     ) -> tuple[Mapping[str, float], list[int]]:
-        """made: this rank's clips, all of them. Metrics, and the ids of the samples that were learned from."""
+        """made: this rank's clips, all of them. Metrics, and the ids of the samples that were learned
+        from."""
         from finetune.types import joined
 
         clips = joined([part.rollout for part in made])
@@ -105,7 +109,8 @@ class TrainerRank:
 
 
 class RolloutWorker:
-    """An unsharded policy that makes clips with whatever version of the adapter a task names; a fresh one needs nothing else.
+    """An unsharded policy that makes clips with whatever version of the adapter a task names; a fresh one
+    needs nothing else.
 
     It is built at first use, so that what is wrong with its files is raised as it is.
     """

@@ -1,4 +1,5 @@
-"""Aligns a model on Ray: checks before, the driver of a run, and how it ended. The same run as on local ranks, by other hands."""
+"""Aligns a model on Ray: checks before, the driver of a run, and how it ended. The same run as on local
+ranks, by other hands."""
 
 from __future__ import annotations
 
@@ -31,11 +32,13 @@ Cut = Callable[
 
 
 def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:
-    """Align into run.out, going on from the newest checkpoint there; leaves what `finetune.launch.align_model` leaves, and
-    rounds.jsonl and published/ beside it. A finished one is returned at once.
+    """Align into run.out, going on from the newest checkpoint there; leaves what
+    `finetune.launch.align_model` leaves, and rounds.jsonl and published/ beside it. A finished one is
+    returned at once.
 
-    cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose nodes see all paths of the run; "local" = an
-    embedded one that ends with this process. Raises ValueError, FileNotFoundError or OSError in one line.
+    cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose nodes see all paths of
+    the run; "local" = an embedded one that ends with this process. Raises ValueError, FileNotFoundError or
+    OSError in one line.
     """
     run = dataclasses.replace(run, staleness=config.staleness)
     run.config.check_ranks(ranks)
@@ -130,7 +133,8 @@ def _workforce(
 
 @contextmanager
 def _on_signal(do: Callable[[int, Any], Any]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C do this: before there is a round, they end the run; after that, they let the round go and write a checkpoint."""
+    """SIGTERM and Ctrl-C do this: before there is a round, they end the run; after that, they let the round
+    go and write a checkpoint."""
     with _signals_given_back():
         for number in SIGNALS:
             signal.signal(number, do)

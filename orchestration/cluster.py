@@ -17,7 +17,8 @@ from orchestration.futures import one_line
 
 LOCAL = "local"
 EMBEDDED = {
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # its helpers wait that long for a head that died with its driver
+    # its helpers wait that long for a head that died with its driver
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_worker_niceness": "0",  # its workers are the work, not guests on the machine: 15 without
 }
 
@@ -41,7 +42,8 @@ class Place:
 
 @contextmanager
 def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
-    """Ray, an embedded one for `local`, else the cluster's at `address`; gone with all its processes afterwards.
+    """Ray, an embedded one for `local`, else the cluster's at `address`; gone with all its processes
+    afterwards.
 
     Raises OSError where it cannot be reached.
     """
@@ -84,7 +86,8 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
 
 
 def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
-    """What the processes of each kind get; "trainers", "rollout" and "pool NAME". Raises ValueError where that is more than there is."""
+    """What the processes of each kind get; "trainers", "rollout" and "pool NAME". Raises ValueError where
+    that is more than there is."""
     import ray
 
     cores = _cores() if address == LOCAL else 0
@@ -161,7 +164,8 @@ def _check_room(address: str, given: Mapping[str, Place], config: RayConfig, ran
         if needed > there.get(name, 0) + 1e-6:
             found = f"{needed:g} {name}s are needed and it has {there.get(name, 0):g}"
             raise ValueError(
-                f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their num_{field} or --nproc"
+                f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their "
+                f"num_{field} or --nproc"
             )
 
 
@@ -170,8 +174,8 @@ def _cpus(given: Workers, count: int, cores: int) -> float:
 
 
 def shared_gpus(there: int, ranks: int, workers: int) -> tuple[float, float]:
-    """GPUs of each rank that trains and of each rollout worker: one each where there are enough; else no two ranks share one, for
-    their collectives refuse that, and the workers share what is left of each."""
+    """GPUs of each rank that trains and of each rollout worker: one each where there are enough; else no two
+    ranks share one, for their collectives refuse that, and the workers share what is left of each."""
     if there >= ranks + workers:
         return 1.0, 1.0
     if there < ranks:
@@ -197,6 +201,7 @@ def ray_token() -> str:
 
 
 def send_token() -> None:
-    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no offence."""
+    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no
+    offence."""
     if ray_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

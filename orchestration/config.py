@@ -1,4 +1,5 @@
-"""How an alignment is spread over Ray: a section of the recipe; changes no number of a run but by `staleness`."""
+"""How an alignment is spread over Ray: a section of the recipe; changes no number of a run but by
+`staleness`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Workers:
             )
         if self.num_cpus < 0 or (self.num_gpus < 0 and self.num_gpus != -1):
             raise ValueError(
-                f"num_cpus must not be negative, num_gpus neither, but for -1, got {self.num_cpus} and {self.num_gpus}"
+                f"num_cpus must not be negative, num_gpus neither, but for -1, got {self.num_cpus} and "
+                f"{self.num_gpus}"
             )
 
 
@@ -50,14 +52,17 @@ class RayConfig:
     )  # times that the group is built anew
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
     pools: Mapping[str, RewardPool] = field(default_factory=lambda: {"rewards": RewardPool()})
-    staleness: int = 0  # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are updated
+    # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are
+    # updated
+    staleness: int = 0
     max_unscored: int = 8  # batches of clips that may wait for rewards before rollouts wait
     object_store_mb: int = 500  # of the embedded Ray
 
     def __post_init__(self) -> None:
         if self.staleness < 0 or self.max_unscored < 1:
             raise ValueError(
-                f"staleness must be at least 0 and max_unscored 1, got {self.staleness} and {self.max_unscored}"
+                f"staleness must be at least 0 and max_unscored 1, got {self.staleness} and "
+                f"{self.max_unscored}"
             )
         if self.object_store_mb < 80:
             raise ValueError(
@@ -82,7 +87,8 @@ class RayConfig:
         if rest and len(takers) != 1:
             found = f"{len(takers)} pools without named rewards"
             raise ValueError(
-                f"ray.pools: {found}, but {', '.join(rest)} must be scored by one; leave `rewards` empty in exactly one pool"
+                f"ray.pools: {found}, but {', '.join(rest)} must be scored by one; leave `rewards` empty in "
+                "exactly one pool"
             )
         shares = {pool: given.rewards or rest for pool, given in self.pools.items()}
         return {pool: share for pool, share in shares.items() if share}

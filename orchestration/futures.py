@@ -1,4 +1,5 @@
-"""Ray's futures as the pipeline wants them, with errors in one line, and an ear for signals and for ranks that fail."""
+"""Ray's futures as the pipeline wants them, with errors in one line, and an ear for signals and for ranks
+that fail."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ class Futures:
         return ray.put(value)
 
     def wait(self, futures: Sequence[Any]) -> Sequence[Any]:
-        """Those that are done; none after a while, or where there are none. Raises Stopped after a signal where that is welcome,
-        and what `watch` says."""
+        """Those that are done; none after a while, or where there are none. Raises Stopped after a signal
+        where that is welcome, and what `watch` says."""
         import ray
 
         if self.stoppable:
@@ -49,8 +50,8 @@ class Futures:
         return done
 
     def watch(self, futures: Sequence[Any]) -> None:
-        """Ranks' futures: `wait` raises as soon as one of them fails, for the others then wait for it in vain. LostRank where one is
-        gone, else the rank's own error."""
+        """Ranks' futures: `wait` raises as soon as one of them fails, for the others then wait for it in
+        vain. LostRank where one is gone, else the rank's own error."""
         self._watched = dict.fromkeys(futures)
 
     def watched(self) -> list[Any]:

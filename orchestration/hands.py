@@ -1,4 +1,5 @@
-"""The hands of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop stays the one of finetune."""
+"""The hands of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop
+stays the one of finetune."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ Units = Sequence[Unit[ClipTask, Any]]
 
 @dataclass(frozen=True)
 class Workforce:
-    """Who does the work. rollout: tasks to clips; scorers: pools of (task, clip) to answers; writer: a worker that writes clips;
-    ready: futures that tell whether each worker could be built."""
+    """Who does the work. rollout: tasks to clips; scorers: pools of (task, clip) to answers; writer: a worker
+    that writes clips; ready: futures that tell whether each worker could be built."""
 
     build: Callable[[], Group]
     rollout: Callable[[Callable[[ClipTask], Any]], Pool[Any, ClipTask, Any]]  # asks for the weights of a task
@@ -39,8 +40,9 @@ class Workforce:
 class RayHands:
     """finetune.hands.Hands of a driver that sees references, scores and progress, never a clip.
 
-    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any call but `load` raises
-    WentBack where ranks were lost and stand anew; all raise OSError where that happened too often.
+    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any
+    call but `load` raises WentBack where ranks were lost and stand anew; all raise OSError where that
+    happened too often.
     """
 
     def __init__(
@@ -131,7 +133,8 @@ class RayHands:
         self.ranks("update_old", decay)
 
     def publish(self, phase: Phase, rounds: int) -> None:
-        """The round is in the ledger, and the next ones go on while the prompts set aside are scored and a checkpoint is written."""
+        """The round is in the ledger, and the next ones go on while the prompts set aside are scored and a
+        checkpoint is written."""
         given = isinstance(phase, GsbDpoPhase)
         version = "" if given else name(self._version(rounds - 1), phase.rolls_out_with)
         self.ledger.add(

@@ -1,8 +1,9 @@
 """Ray Jobs: submit a command under a run's id, and submit it again where it was interrupted.
 
-A job's name is the id of its run; attempts after the first end in -2, -3 and so on. An attempt that is interrupted submits the next one
-before it ends; that one waits for its predecessor's end, and goes away where a person stopped it (Ray's status STOPPED): `ray job stop`
-sends the same SIGTERM as a machine that is taken away, and only the status tells them apart.
+A job's name is the id of its run; attempts after the first end in -2, -3 and so on. An attempt that is
+interrupted submits the next one before it ends; that one waits for its predecessor's end, and goes away where
+a person stopped it (Ray's status STOPPED): `ray job stop` sends the same SIGTERM as a machine that is taken
+away, and only the status tells them apart.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class JobSpec:
     def __post_init__(self) -> None:
         if self.grace_s < MIN_GRACE_S or self.max_requeues < 0:
             raise ValueError(
-                f"--grace-s must be at least {MIN_GRACE_S} and --max-requeues at least 0, got {self.grace_s} and {self.max_requeues}"
+                f"--grace-s must be at least {MIN_GRACE_S} and --max-requeues at least 0, got "
+                f"{self.grace_s} and {self.max_requeues}"
             )
 
     def entrypoint(self) -> str:
@@ -99,7 +101,8 @@ class Cluster:
 
 
 def connect(address: str = "") -> Cluster:
-    """The cluster at this dashboard address, or where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, or on this machine.
+    """The cluster at this dashboard address, or where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, or on this
+    machine.
 
     Where it wants a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
     Raises ValueError for an address that is none, OSError where nothing answers.
@@ -151,17 +154,20 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 
 def check_free(jobs: Jobs, place: str) -> None:
-    """Raises ValueError where a job of this place (a repository's folder) has not ended: two would write the same files."""
+    """Raises ValueError where a job of this place (a repository's folder) has not ended: two would write the
+    same files."""
     for job in jobs.list_jobs():
         if (job.metadata or {}).get(_PLACE) == place and _status(job) not in ENDED:
             name = job.submission_id
             raise ValueError(
-                f"{place}: job {name} is at work here ({_status(job).lower()}); wait for it, or `ray job stop {name}`"
+                f"{place}: job {name} is at work here ({_status(job).lower()}); wait for it, or `ray job "
+                f"stop {name}`"
             )
 
 
 def submit(jobs: Jobs, spec: JobSpec, place: str) -> str:
-    """Submit under the run's id, or the next free attempt of it; returns the submission id. Raises OSError where Ray refuses."""
+    """Submit under the run's id, or the next free attempt of it; returns the submission id. Raises OSError
+    where Ray refuses."""
     attempt = _last_attempt(jobs, spec.run_id) + 1
     facts = {**spec.facts, _RUN: spec.run_id, _PLACE: place, _LEFT: str(spec.max_requeues), _AFTER: ""}
     return _submit(jobs, spec.run_id, attempt, spec.entrypoint(), spec.variables(), facts)
@@ -192,7 +198,8 @@ def cancelled(jobs: Jobs, job_id: str, patience_s: float = 600.0, poll_s: float 
             return status == "STOPPED"
         if time.monotonic() > end:
             raise OSError(
-                f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then submit again"
+                f"{before}: still {status.lower()} after {patience_s:.0f} s; `ray job stop {before}`, then "
+                "submit again"
             )
         time.sleep(poll_s)
     return False

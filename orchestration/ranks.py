@@ -1,4 +1,5 @@
-"""The group of ranks that train, kept alive: every call goes to all of them, and a group that lost one is built anew."""
+"""The group of ranks that train, kept alive: every call goes to all of them, and a group that lost one is
+built anew."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from pretrain.titan.manager import remove_incomplete
 class Ranks:
     """build: starts a group of processes. attend: waits for futures while other work goes on.
 
-    Raises ValueError or OSError in one line where a rank cannot be built, and OSError after `max_restarts` groups were lost.
+    Raises ValueError or OSError in one line where a rank cannot be built, and OSError after `max_restarts`
+    groups were lost.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class Ranks:
             self._rebuild(error)
 
     def __call__(self, method: str, *arguments: Any) -> list[Any]:
-        """Every rank's answer. Raises WentBack where one was lost: the group is a fresh one then and wants `load`."""
+        """Every rank's answer. Raises WentBack where one was lost: the group is a fresh one then and wants
+        `load`."""
         return self._answers(lambda: self.group.call(method, *arguments))
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:

@@ -1,9 +1,12 @@
-"""One round on one screen, over plain callables: roll out, score, learn, publish, with rounds overlapping as far as `staleness` lets them.
+"""One round on one screen, over plain callables: roll out, score, learn, publish, with rounds overlapping as
+far as `staleness` lets them.
 
-    pipeline.begin(round, tasks)      units = pipeline.finish(round)      pipeline.attend(learn(round, units))      publish(round + 1)
+    pipeline.begin(round, tasks)      units = pipeline.finish(round)      pipeline.attend(learn(round, units))
+    publish(round + 1)
 
-Nothing here knows Ray, tensors or rewards: a worker is whatever `start` takes, a future whatever `wait` and `result` take. One thread; work
-moves on only while `finish` or `attend` waits. Lost workers are the business of what makes the futures: only final errors arrive here.
+Nothing here knows Ray, tensors or rewards: a worker is whatever `start` takes, a future whatever `wait` and
+`result` take. One thread; work moves on only while `finish` or `attend` waits. Lost workers are the business
+of what makes the futures: only final errors arrive here.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ Future = TypeVar("Future", bound=Hashable)
 
 @dataclass(frozen=True)
 class Pool(Generic[Worker, Task, Future]):
-    """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are with a worker at a time."""
+    """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are
+    with a worker at a time."""
 
     name: str
     workers: Sequence[Worker]
@@ -30,7 +34,8 @@ class Pool(Generic[Worker, Task, Future]):
     def __post_init__(self) -> None:
         if not self.workers or self.in_flight < 1:
             raise ValueError(
-                f"pool {self.name}: {len(self.workers)} workers with {self.in_flight} tasks each; give it at least one worker and one task"
+                f"pool {self.name}: {len(self.workers)} workers with {self.in_flight} tasks each; give it "
+                "at least one worker and one task"
             )
 
 
@@ -81,13 +86,15 @@ class _Running:
 
 
 class Pipeline(Generic[Task, Future]):
-    """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker, (task, clip))`.
+    """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker,
+    (task, clip))`.
 
-    wait: takes futures, returns those that are done, at least one unless it gave up waiting. Called over again until there is one.
-    result: what a scorer's future holds, or raises. Clips are never asked for, so a rollout's error has to come out of its scorers.
-    max_unscored: no rollout starts while as many clips are not scored by every pool. Those that run then still end: at most
-    max_unscored - 1 clips and one for every rollout in flight wait.
-    Raises ValueError without scorers, without a `max_unscored` of at least 1, and for a round that is begun twice or not at all.
+    wait: takes futures, returns those that are done, at least one unless it gave up waiting. Called over
+    again until there is one. result: what a scorer's future holds, or raises. Clips are never asked for, so a
+    rollout's error has to come out of its scorers. max_unscored: no rollout starts while as many clips are
+    not scored by every pool. Those that run then still end: at most max_unscored - 1 clips and one for every
+    rollout in flight wait. Raises ValueError without scorers, without a `max_unscored` of at least 1, and for
+    a round that is begun twice or not at all.
     """
 
     def __init__(
@@ -100,7 +107,8 @@ class Pipeline(Generic[Task, Future]):
     ) -> None:
         if not scorers or max_unscored < 1:
             raise ValueError(
-                f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 of both"
+                f"{len(scorers)} pools of scorers, max_unscored {max_unscored}: a pipeline needs at least 1 "
+                "of both"
             )
         self.wait, self.result, self.max_unscored = wait, result, max_unscored
         self._rollout = _Line("", rollout, load=[0] * len(rollout.workers))
@@ -123,7 +131,8 @@ class Pipeline(Generic[Task, Future]):
         self._start_what_can()
 
     def finish(self, round: int) -> list[Unit[Task, Future]]:
-        """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has forgotten the round then."""
+        """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has
+        forgotten the round then."""
         if round not in self._rounds:
             raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
         mine = self._rounds[round]
@@ -135,14 +144,16 @@ class Pipeline(Generic[Task, Future]):
         return [Unit(task, mine.clips[place], mine.scores[place]) for place, task in enumerate(mine.tasks)]
 
     def attend(self, futures: Sequence[Future]) -> None:
-        """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on meanwhile."""
+        """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on
+        meanwhile."""
         left = dict.fromkeys(futures)
         while left:
             for done in self._turn(tuple(left)):
                 left.pop(done, None)
 
     def drop(self) -> None:
-        """Forget every round. Tasks that run already keep their workers busy until they end; what they answer is not looked at."""
+        """Forget every round. Tasks that run already keep their workers busy until they end; what they answer
+        is not looked at."""
         self._rounds.clear()
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
@@ -220,11 +231,13 @@ def play_rounds(
     learn: Callable[[int, Sequence[Unit[Task, Future]]], Sequence[Future]],
     publish: Callable[[int], None],
 ) -> None:
-    """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are published.
+    """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are
+    published.
 
-    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon as that one is published.
-    `learn` starts the update and returns its futures; `publish(version)` takes what came of it, and raises what went wrong. Whatever is
-    raised leaves rounds begun: `pipeline.drop()` before going on from the last version.
+    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon
+    as that one is published. `learn` starts the update and returns its futures; `publish(version)` takes what
+    came of it, and raises what went wrong. Whatever is raised leaves rounds begun: `pipeline.drop()` before
+    going on from the last version.
     """
     ahead = first
     for current in range(first, end):

@@ -1,4 +1,5 @@
-"""A cluster that only sleeps: real Ray actors that take the time of the work they stand for, to measure what a schedule loses."""
+"""A cluster that only sleeps: real Ray actors that take the time of the work they stand for, to measure what
+a schedule loses."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ OBJECT_STORE_BYTES = 200_000_000
 
 
 class _Sleeper:
-    """Takes `seconds` for a task and answers with that many zero bytes; a clip comes in resolved, as a scorer has it."""
+    """Takes `seconds` for a task and answers with that many zero bytes; a clip comes in resolved, as a scorer
+    has it."""
 
     def work(self, seconds: float, answer_bytes: int, clip: object = None) -> bytes:
         time.sleep(seconds)
@@ -26,7 +28,8 @@ class _Sleeper:
 
 @dataclass(frozen=True)
 class SleepingCluster:
-    """Actors of each kind. A task is (seconds of the rollout, seconds of the score); its clip has `clip_bytes`."""
+    """Actors of each kind. A task is (seconds of the rollout, seconds of the score); its clip has
+    `clip_bytes`."""
 
     rollout: Sequence[Any]
     reward: Sequence[Any]

@@ -20,7 +20,8 @@ from pretrain.prompt import PromptRow
 
 @dataclass(frozen=True)
 class ClipTask:
-    """Clips `start` to `end` of a rank's share of the prompts: what that rank would make in one go. Pure: made again, it gives the same."""
+    """Clips `start` to `end` of a rank's share of the prompts: what that rank would make in one go. Pure:
+    made again, it gives the same."""
 
     phase: int  # its place in the sequence
     key: Key  # what every draw begins with
@@ -41,7 +42,8 @@ class ClipTask:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which process did it, and in how many seconds: another process of the same worker means that it was lost in between."""
+    """Which process did it, and in how many seconds: another process of the same worker means that it was
+    lost in between."""
 
     worker: str
     process: int
@@ -79,7 +81,8 @@ def clip_tasks(
     version: str,
     stochastic: bool = True,
 ) -> Iterator[ClipTask]:
-    """The tasks of these prompts in the order of the ranks that learn from them; batches are those of the ranks themselves."""
+    """The tasks of these prompts in the order of the ranks that learn from them; batches are those of the
+    ranks themselves."""
     phase: Phase = config.phases[place][1]
     for rank in range(world_size):
         mine = tuple(share(rows, rank, world_size))
@@ -110,7 +113,8 @@ class Answers:
                 or first.version != unit.task.version
             ):
                 raise ValueError(
-                    f"task {unit.task.start} to {unit.task.end} of {unit.task.key}: its scores are of other clips"
+                    f"task {unit.task.start} to {unit.task.end} of {unit.task.key}: its scores are of other "
+                    "clips"
                 )
             whole.append(_merged([answer.scores for answer in answers]))
             groups.append(first.groups)

@@ -1,4 +1,5 @@
-"""Versions of the adapter that rolls out: on disk for a run that is resumed, in the object store for the workers."""
+"""Versions of the adapter that rolls out: on disk for a run that is resumed, in the object store for the
+workers."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _FILE = re.compile(r"version-(\d+)-(\w+)\.safetensors")
 
 
 class Versions:
-    """Version r is what r finished rounds have made. `put` hands tensors to the workers and gives a reference to them."""
+    """Version r is what r finished rounds have made. `put` hands tensors to the workers and gives a reference
+    to them."""
 
     def __init__(self, out: Path, put: Callable[[Mapping[str, Tensor]], Any]) -> None:
         self.folder, self.put = out / FOLDER, put
@@ -33,7 +35,8 @@ class Versions:
         self.references[self.key(name(number, role))] = self.put(tensors)
 
     def reference(self, number: int, role: Role) -> Any:
-        """From disk where this process has not published it. Raises ValueError where it is not there, or damaged."""
+        """From disk where this process has not published it. Raises ValueError where it is not there, or
+        damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -42,7 +45,10 @@ class Versions:
             try:
                 self.references[key] = self.put(load_file(path))
             except (SafetensorError, FileNotFoundError) as error:
-                advice = "the rounds ahead were rolled out by it; go on with ray.staleness=0 in another folder, or start over"
+                advice = (
+                    "the rounds ahead were rolled out by it; go on with ray.staleness=0 in another "
+                    "folder, or start over"
+                )
                 raise ValueError(f"{path}: not a whole safetensors file ({error}); {advice}") from None
         return self.references[key]
 
@@ -52,7 +58,8 @@ class Versions:
         self._lives += 1
 
     def key(self, version: str) -> str:
-        """What workers know it by. Made again after a loss it is another one to them: it may differ by rounding."""
+        """What workers know it by. Made again after a loss it is another one to them: it may differ by
+        rounding."""
         return f"{version}-{self._lives}"
 
     def retain(self, oldest: int) -> None:
@@ -91,7 +98,8 @@ class Ledger:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, rounds: int, name: str, version: str, samples: Sequence[int], restarts: int) -> None:
-        """Round number `rounds` (from 1) is learned; restarts: workers that were lost and replaced since the round before."""
+        """Round number `rounds` (from 1) is learned; restarts: workers that were lost and replaced since the
+        round before."""
         ids = sorted(samples)
         digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
         row = {

@@ -1,4 +1,5 @@
-"""Structured dropout: what a guided sampler will later leave out is left out in training (nava.md, sections 3 and 4)."""
+"""Structured dropout: what a guided sampler will later leave out is left out in training (nava.md, sections 3
+and 4)."""
 
 from __future__ import annotations
 

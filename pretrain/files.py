@@ -19,9 +19,11 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` (whose folder is made) that takes its place on success and vanishes on failure.
+    """A temporary name beside `path` (whose folder is made) that takes its place on success and vanishes on
+    failure.
 
-    An OSError of the body that names no file, as a write on a full disk, or the temporary one comes out naming `path`.
+    An OSError of the body that names no file, as a write on a full disk, or the temporary one comes out
+    naming `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,7 +55,8 @@ def _is_running(process: int) -> bool:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file. Raises OSError naming it where it cannot be written; safetensors' own error is none."""
+    """A safetensors file. Raises OSError naming it where it cannot be written; safetensors' own error is
+    none."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -66,7 +69,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file of ours. Raises ValueError naming the file, with `advice`, where it is damaged."""
+    """The JSON object in a file of ours. Raises ValueError naming the file, with `advice`, where it is
+    damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

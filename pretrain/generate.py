@@ -42,7 +42,8 @@ from pretrain.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """How clips are made; sizes are those the model was trained on. Raises ValueError where they cannot be."""
+    """How clips are made; sizes are those the model was trained on. Raises ValueError where they cannot
+    be."""
 
     weights: Literal["ema", "model"] = "ema"
     sampler: SamplerConfig = field(
@@ -92,7 +93,8 @@ def generate(
 ) -> dict[str, Any]:
     """Make a clip for every prompt: out/<data_id>.mp4, .wav and index.jsonl. Returns counts and seconds.
 
-    Everything is checked before work starts; `out` is replaced as a whole. Raises ValueError or FileNotFoundError in one line.
+    Everything is checked before work starts; `out` is replaced as a whole. Raises ValueError or
+    FileNotFoundError in one line.
     """
     device = device_of(config)
     rows = read_prompts(prompts)[:limit]
@@ -102,7 +104,8 @@ def generate(
     check_trained_on(codecs, codec, described.facts, model)
     if codecs.text.width != network.args.text_width:
         raise ValueError(
-            f"{codec}: text states are {codecs.text.width} wide, {model} takes {network.args.text_width}; give its codec"
+            f"{codec}: text states are {codecs.text.width} wide, {model} takes {network.args.text_width}; "
+            "give its codec"
         )
     references = _References(reference_voices(rows, prompts, codecs), _images(rows, prompts, config))
     if config.bf16:
@@ -240,7 +243,8 @@ def device_of(config: GenerateConfig) -> torch.device:
 
 
 def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.device) -> Latents:
-    """Noise keyed by (seed, data id), drawn on the CPU: a prompt gives the same clip in any batch and on any device."""
+    """Noise keyed by (seed, data id), drawn on the CPU: a prompt gives the same clip in any batch and on any
+    device."""
     num_frames = _num_frames(rows[0], config)
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
     video = (VIDEO_CHANNELS, num_video_latents(num_frames), *grid)
@@ -255,7 +259,8 @@ def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.de
 
 
 def _images(rows: Sequence[PromptRow], prompts: Path, config: GenerateConfig) -> dict[Path, Tensor]:
-    """Every first frame, uint8 [1, H, W, 3]; raises ValueError with the row of one that cannot be read or has another size."""
+    """Every first frame, uint8 [1, H, W, 3]; raises ValueError with the row of one that cannot be read or has
+    another size."""
     images: dict[Path, Tensor] = {}
     for row in rows:
         if row.image_path is None or row.image_path in images:

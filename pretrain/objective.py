@@ -1,4 +1,5 @@
-"""Corruption and loss: a clean batch -> what the model sees and must answer -> sums normalised per modality."""
+"""Corruption and loss: a clean batch -> what the model sees and must answer -> sums normalised per
+modality."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Corrupted:
 
 
 class LossSums(NamedTuple):
-    """Weighted squared errors and how many elements they are over; divide by counts summed over micro-batches and ranks."""
+    """Weighted squared errors and how many elements they are over; divide by counts summed over micro-batches
+    and ranks."""
 
     video: Tensor  # scalar, fp32
     audio: Tensor
@@ -54,7 +56,8 @@ class LossSums(NamedTuple):
 
 
 def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor | None = None) -> Corrupted:
-    """Noise a batch; every draw is keyed by (seed, sample, epoch). `levels` [B] replaces the drawn flow levels (validation)."""
+    """Noise a batch; every draw is keyed by (seed, sample, epoch). `levels` [B] replaces the drawn flow
+    levels (validation)."""
     spec, device = TASKS[batch.task], batch.sample_ids.device
     keys = list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), strict=True))
     if levels is None:
@@ -143,7 +146,8 @@ def _noised_video(
 
 
 def _noise(clean: CleanStream, keys: list[tuple[int, int]], seed: int, name: str) -> Tensor:
-    """Noise of each sample's own length, zero where padded: what it is padded to must not change what is drawn."""
+    """Noise of each sample's own length, zero where padded: what it is padded to must not change what is
+    drawn."""
     noise = torch.zeros(clean.latents.shape)
     for row, key, length in zip(noise, keys, clean.lengths.tolist(), strict=True):
         shape = (row.shape[0], length, *row.shape[2:])

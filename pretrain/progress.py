@@ -27,7 +27,8 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips written"."""
+    """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips
+    written"."""
     if sys.stderr.isatty():
         yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
         return
@@ -45,7 +46,8 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 class MetricsTail:
-    """New whole rows of a growing metrics.jsonl at each call; starts over when the file was replaced by a shorter one."""
+    """New whole rows of a growing metrics.jsonl at each call; starts over when the file was replaced by a
+    shorter one."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset = path, 0
@@ -65,7 +67,8 @@ class MetricsTail:
 
 
 class StageProgress:
-    """Context manager: `show(row)` for each row of metrics.jsonl; `describe` says a row in a few words, `unit` names a step."""
+    """Context manager: `show(row)` for each row of metrics.jsonl; `describe` says a row in a few words,
+    `unit` names a step."""
 
     def __init__(
         self,

@@ -56,7 +56,8 @@ class PromptRow:
 def parse(text: str, references: Sequence[str | None] = ()) -> ParsedPrompt:
     """Finds the spans and binds the i-th reference to the i-th span; spans beyond the references get None.
 
-    Raises ValueError for unbalanced, nested or empty spans, a timbre token in the text, or more references than spans.
+    Raises ValueError for unbalanced, nested or empty spans, a timbre token in the text, or more references
+    than spans.
     """
     spans = _find_spans(text)
     if len(references) > len(spans):
@@ -71,7 +72,10 @@ def with_timbre_tokens(parsed: ParsedPrompt) -> str:
 
 
 def _too_many(num_references: int, num_spans: int) -> str:
-    return f"{num_references} references for {num_spans} speech spans; give at most one per {SPEECH_START}...{SPEECH_END} span"
+    return (
+        f"{num_references} references for {num_spans} speech spans; give at most one per "
+        f"{SPEECH_START}...{SPEECH_END} span"
+    )
 
 
 def _find_spans(text: str) -> tuple[Span, ...]:
@@ -100,13 +104,15 @@ def _find_spans(text: str) -> tuple[Span, ...]:
             opened = None
     if opened is not None:
         raise ValueError(
-            f"{SPEECH_START} at character {opened - len(SPEECH_START) + 1} without {SPEECH_END}; close the span"
+            f"{SPEECH_START} at character {opened - len(SPEECH_START) + 1} without {SPEECH_END}; close the "
+            "span"
         )
     return tuple(spans)
 
 
 def read_prompts(path: Path | str) -> list[PromptRow]:
-    """Reads an inference JSONL; raises ValueError `file:line field: message` at the first bad row. Files need not exist."""
+    """Reads an inference JSONL; raises ValueError `file:line field: message` at the first bad row. Files need
+    not exist."""
     rows: list[PromptRow] = []
     for _, result in _scan_prompts(Path(path), files=False):
         if isinstance(result, PromptRow):
@@ -117,7 +123,8 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
 
 
 def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:
-    """`{rows, spans, references, errors: [{line, field, message}]}`; spans and references are those of the good rows.
+    """`{rows, spans, references, errors: [{line, field, message}]}`; spans and references are those of the
+    good rows.
 
     With `files`, image and reference files must exist. Raises FileNotFoundError without the JSONL itself.
     """

@@ -35,7 +35,8 @@ class CheckpointConfig:
     """When full training states are written, where, and which are kept."""
 
     interval: int = 200  # steps
-    folder: str = ""  # a path or URL (s3://bucket/run) that gets a folder per stage; "" = checkpoint/ in the run's own folder
+    # a path or URL (s3://bucket/run) that gets a folder per stage; "" = checkpoint/ in the run's own folder
+    folder: str = ""
     asynchronous: bool = True  # training goes on while the state is written
     keep_last: int = 2
     keep_every: int = 0  # also keep steps divisible by this; 0 = none
@@ -43,7 +44,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy:
-    """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped and counted."""
+    """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped
+    and counted."""
 
     max_skips_in_a_row: int = 10  # more than that stops the run
     spike_factor: float = (
@@ -60,7 +62,8 @@ class ParallelConfig:
     context: int = (
         1  # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
     )
-    # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the rest is computed again
+    # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the
+    # rest is computed again
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     shard_blocks: bool = (
         True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
@@ -137,7 +140,8 @@ class PretrainConfig:
             raise ValueError(f"checkpoint.interval and keep_last must be at least 1, got {self.checkpoint}")
         if self.shuffle_shards < 0 or self.prefetch < 0 or not self.cache_gb > 0:
             raise ValueError(
-                f"shuffle_shards and prefetch must not be negative and cache_gb more than 0, got {self.shuffle_shards}, "
+                "shuffle_shards and prefetch must not be negative and cache_gb more than 0, got "
+                f"{self.shuffle_shards}, "
                 f"{self.prefetch}, {self.cache_gb}"
             )
         if not 0 <= self.ema_decay < 1:
@@ -150,7 +154,8 @@ class PretrainConfig:
         return self.stages[name]
 
     def local_batch(self, world_size: int) -> int:
-        """Samples per micro-batch of a rank, or of a context group. Raises ValueError where ranks or the global batch do not split."""
+        """Samples per micro-batch of a rank, or of a context group. Raises ValueError where ranks or the
+        global batch do not split."""
         holders = world_size // self.parallel.context
         if world_size % (self.parallel.context * self.parallel.replicas):
             degrees = f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context}"
@@ -158,14 +163,16 @@ class PretrainConfig:
         local = self.local_batch_size or self.global_batch_size // holders
         if local < 1 or self.global_batch_size % (local * holders):
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} does not split over {holders} data-parallel ranks x local_batch_size "
+                f"global_batch_size {self.global_batch_size} does not split over {holders} data-parallel "
+                "ranks x local_batch_size "
                 f"{local}; set one of them so that it does"
             )
         return local
 
 
 def recipe_hash(config: PretrainConfig, stage: str) -> str:
-    """Identity of what a stage trains: the config without the other stages and without what changes no weight."""
+    """Identity of what a stage trains: the config without the other stages and without what changes no
+    weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
     for name in (

@@ -1,4 +1,5 @@
-"""Stages of the progressive schedule, and the draw that gives every rank the same task in a step (nava.md, section 3)."""
+"""Stages of the progressive schedule, and the draw that gives every rank the same task in a step (nava.md,
+section 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class StageConfig:
     """One stage as data: how long, on which sets, with which mix of tasks, at which learning rate.
 
     The ratio audio-only : audio-visual is the weight of T2A against the other tasks.
-    Raises ValueError on unknown tasks, weights that are negative or all zero, and tasks without a set to draw from.
+    Raises ValueError on unknown tasks, weights that are negative or all zero, and tasks without a set to draw
+    from.
     """
 
     name: str = "stage1"
@@ -45,7 +47,8 @@ class StageConfig:
             )
         if not (self.lr > 0 and 0 <= self.decay_fraction <= 1 and 0 <= self.min_lr_factor <= 1):
             raise ValueError(
-                f"lr must be > 0, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, {self.decay_fraction}, {self.min_lr_factor}"
+                f"lr must be > 0, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, "
+                f"{self.decay_fraction}, {self.min_lr_factor}"
             )
         drawn = [Task(name) for name in _checked(self.tasks, "tasks")]
         if any(task is not Task.T2A for task in drawn):
@@ -64,7 +67,8 @@ class Draw(NamedTuple):
 def task_of_step(seed: int, stage: StageConfig, step: int) -> Draw:
     """Task and data set of a step (1-based): a pure function, so all ranks agree without talking.
 
-    Tasks follow a golden-ratio sequence: after any number of steps each task's share is within a few steps of its weight.
+    Tasks follow a golden-ratio sequence: after any number of steps each task's share is within a few steps of
+    its weight.
     """
     offset = stable_hash(seed, stage.name, "task") / 2**63
     task = Task(_pick(stage.tasks, (offset + step * _GOLDEN) % 1.0))

@@ -1,10 +1,12 @@
 """Where data and checkpoints are: local folders and object stores behind one interface.
 
-A place enters as text. A URL such as s3://bucket/run becomes a `upath.UPath`, anything else a `pathlib.Path`, and the code below uses the
-methods that both have. Endpoints and credentials come from the environment or fsspec's configuration (FSSPEC_S3_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, ...), never from the URL. Objects of a store appear whole at the end of their upload.
+A place enters as text. A URL such as s3://bucket/run becomes a `upath.UPath`, anything else a `pathlib.Path`,
+and the code below uses the methods that both have. Endpoints and credentials come from the environment or
+fsspec's configuration (FSSPEC_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...), never from the URL. Objects of a
+store appear whole at the end of their upload.
 
-`exists()` and `is_file()` of a UPath are also False where the store does not answer; `is_file` here raises instead.
+`exists()` and `is_file()` of a UPath are also False where the store does not answer; `is_file` here raises
+instead.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ _CHUNK = 8 * 2**20
 def place(text: str | Path) -> Path:
     """The place a text names; a UPath comes back with a connection of its own, as a forked process needs.
 
-    Raises ValueError for an unknown protocol, a missing driver, credentials in the URL, a URL without a bucket.
+    Raises ValueError for an unknown protocol, a missing driver, credentials in the URL, a URL without a
+    bucket.
     """
     match = (_COLLAPSED if isinstance(text, PurePath) else _URL).fullmatch(str(text))
     if "::" in str(text) and "://" in str(text):
@@ -131,7 +134,8 @@ def is_file(path: Path) -> bool:
 
 
 def list_folder(path: Path) -> list[Path]:
-    """Files and folders directly below, sorted; none where the folder is missing. Raises OSError where the store does not answer."""
+    """Files and folders directly below, sorted; none where the folder is missing. Raises OSError where the
+    store does not answer."""
     if not is_remote(path):
         return sorted(path.iterdir()) if path.is_dir() else []
     with named_errors(path):
@@ -182,7 +186,8 @@ def remove_file(path: Path) -> None:
 
 
 def check_reachable(path: Path) -> None:
-    """Raises OSError in one line where a remote place's bucket is missing, forbidden or not reachable. Local places pass."""
+    """Raises OSError in one line where a remote place's bucket is missing, forbidden or not reachable. Local
+    places pass."""
     if not is_remote(path):
         return
     store, key = _store(path), _key(path)
@@ -195,7 +200,8 @@ def check_reachable(path: Path) -> None:
 
 @contextmanager
 def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
-    """The file itself if local, else a download that is removed afterwards, in NAVA_CACHE or the temporary folder.
+    """The file itself if local, else a download that is removed afterwards, in NAVA_CACHE or the temporary
+    folder.
 
     sha256: hexadecimal; raises ValueError where the content is another. Raises OSError where the store fails.
     """
@@ -213,7 +219,8 @@ def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts. On failure nothing of it appears.
+    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts. On failure
+    nothing of it appears.
 
     Raises OSError in one line where the upload fails; what was at `path` before is then intact.
     """
@@ -229,7 +236,8 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, text: str) -> None:
-    """Write a small file unless it is there: of several writers at once one wins. Read it afterwards to learn who."""
+    """Write a small file unless it is there: of several writers at once one wins. Read it afterwards to learn
+    who."""
     if is_remote(path):
         if not is_file(path):
             with writing(path) as local:
@@ -246,7 +254,8 @@ def create(path: Path, text: str) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store fails."""
+    """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store
+    fails."""
     with (
         named_errors(path),
         _store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb") as stream,
@@ -258,7 +267,8 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 def uploading(path: Path) -> Iterator[BinaryIO]:
     """A stream into a new file, sent in parts while it is written; in a store nothing appears on failure.
 
-    A file of a local folder grows in place: use `writing` where half of one must not be seen. Raises OSError in one line.
+    A file of a local folder grows in place: use `writing` where half of one must not be seen. Raises OSError
+    in one line.
     """
     if not is_remote(path):
         with path.open("wb") as file:
@@ -328,7 +338,8 @@ def _check_sum(local: Path, path: Path, sha256: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != sha256:
         raise ValueError(
-            f"{path}: sha256 is {digest.hexdigest()[:16]}..., expected {sha256[:16]}...; copy or write it again"
+            f"{path}: sha256 is {digest.hexdigest()[:16]}..., expected {sha256[:16]}...; copy or write it "
+            "again"
         )
 
 

@@ -30,9 +30,11 @@ _GIVE = "give credentials that may in the environment or fsspec's configuration"
 
 @contextmanager
 def named_errors(path: object) -> Iterator[None]:
-    """Errors of a driver or the network inside come out as an OSError of one line: the place, the cause, what to do.
+    """Errors of a driver or the network inside come out as an OSError of one line: the place, the cause, what
+    to do.
 
-    FileNotFoundError, PermissionError and ConnectionError keep their kinds; errors that are not a store's pass as they are.
+    FileNotFoundError, PermissionError and ConnectionError keep their kinds; errors that are not a store's
+    pass as they are.
     """
     try:
         yield
@@ -82,7 +84,8 @@ def _told(error: Exception, path: str) -> OSError:
         return PermissionError(f"{path}: the store forbids it ({detail}); {_GIVE}")
     if isinstance(error, (ConnectionError, TimeoutError)) or any(word in name for word in _SILENT):
         return ConnectionError(
-            f"{path}: the store does not answer ({detail}); check its endpoint (S3: FSSPEC_S3_ENDPOINT_URL), try again"
+            f"{path}: the store does not answer ({detail}); check its endpoint (S3: "
+            "FSSPEC_S3_ENDPOINT_URL), try again"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(error.errno, os.strerror(error.errno), error.filename or path)

@@ -27,7 +27,8 @@ AUDIO_TOKENS_PER_S = AUDIO_SAMPLE_RATE_HZ / AUDIO_SAMPLES_PER_TOKEN
 
 
 class Task(StrEnum):
-    """What is generated from what (paper section 3): T text, I first image, A reference voice or sound, V video."""
+    """What is generated from what (paper section 3): T text, I first image, A reference voice or sound, V
+    video."""
 
     T2AV = "T2AV"
     TI2AV = "TI2AV"
@@ -38,7 +39,8 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch is generated from, besides clean latents. Its answers are remembered: on a GPU each waits for all that is queued."""
+    """What a batch is generated from, besides clean latents. Its answers are remembered: on a GPU each waits
+    for all that is queued."""
 
     text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
     text_mask: Tensor  # [B, S] bool, True = a real token
@@ -79,7 +81,8 @@ class Stream:
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]; noised, or clean where sigma is 0
     lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
-    sigma: Tensor  # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    sigma: Tensor
     rate_hz: float  # latent frames (video) or tokens (audio) per second
     clock_hz: (
         float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
@@ -92,7 +95,8 @@ class Stream:
 
 
 def answer_early(*given: Stream | Conditioning | None) -> None:
-    """Ask all that a forward pass will, while nothing is queued on the device: the pass itself then waits for nothing."""
+    """Ask all that a forward pass will, while nothing is queued on the device: the pass itself then waits for
+    nothing."""
     for item in given:
         if isinstance(item, Stream):
             _ = item.padded
@@ -120,7 +124,8 @@ class CleanStream:
 
 @dataclass(frozen=True)
 class AVBatch:
-    """A training batch of one task; absent modalities are None. Randomness is keyed by (seed, sample id, epoch)."""
+    """A training batch of one task; absent modalities are None. Randomness is keyed by (seed, sample id,
+    epoch)."""
 
     task: Task
     video: CleanStream | None

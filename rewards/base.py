@@ -38,7 +38,8 @@ def score_prepared(
     prepare: Callable[[Clip], PreparedT],
     score: Callable[[list[PreparedT]], Sequence[Score]],
 ) -> list[Score]:
-    """`prepare` each clip (may raise Unscorable), `score` all that could be prepared as one batch, and put the answers back in order."""
+    """`prepare` each clip (may raise Unscorable), `score` all that could be prepared as one batch, and put
+    the answers back in order."""
     start = time.perf_counter()
     prepared: list[PreparedT] = []
     answers: list[Score | None] = []

@@ -1,4 +1,5 @@
-"""Rewards by name: what `nava score` and a rubric may ask for, each with its typed options, imported and built when asked for."""
+"""Rewards by name: what `nava score` and a rubric may ask for, each with its typed options, imported and
+built when asked for."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ CATALOG: dict[str, Entry] = {
 
 
 def is_plugin(name: str) -> bool:
-    """`package.module:Class`: any class with `name` and `score`, built with the options as keyword arguments."""
+    """`package.module:Class`: any class with `name` and `score`, built with the options as keyword
+    arguments."""
     return ":" in name
 
 
@@ -89,7 +91,8 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def checked_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Options dataclass (or mapping, for a plug-in) of each reward. Raises ValueError for unknown rewards, keys and wrong types."""
+    """Options dataclass (or mapping, for a plug-in) of each reward. Raises ValueError for unknown rewards,
+    keys and wrong types."""
     check_names(names)
     for name in options:
         if name not in names:
@@ -99,9 +102,11 @@ def checked_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any
 
 @contextmanager
 def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Reward]]:
-    """The rewards in this order, each built once; recognisers and encoders that several use are shared, and closed at the end.
+    """The rewards in this order, each built once; recognisers and encoders that several use are shared, and
+    closed at the end.
 
-    Raises ValueError and FileNotFoundError in one line for unknown names, wrong options and missing or wrong weights.
+    Raises ValueError and FileNotFoundError in one line for unknown names, wrong options and missing or wrong
+    weights.
     """
     with ExitStack() as stack:
         yield build_rewards(names, options, Shared(stack))
@@ -123,12 +128,14 @@ def build_rewards(
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises ValueError for a rubric's weight that rewards what is worse, or a judge. Plug-ins are not judged, parts only as judges."""
+    """Raises ValueError for a rubric's weight that rewards what is worse, or a judge. Plug-ins are not
+    judged, parts only as judges."""
     for name, weight in weights.items():
         entry = CATALOG.get(name) or CATALOG.get(name.partition(".")[0])
         if entry and entry.judge and weight:
             raise ValueError(
-                f"items.{name}.weight: a judge must stay out of what is rewarded; give it weight 0 or leave it out"
+                f"items.{name}.weight: a judge must stay out of what is rewarded; give it weight 0 or leave "
+                "it out"
             )
         if name in CATALOG and CATALOG[name].lower_is_better and weight > 0:
             raise ValueError(f"items.{name}.weight: lower is better, so give it a negative weight")
@@ -148,7 +155,8 @@ def _plugin(name: str, options: Mapping[str, Any]) -> Reward:
         ) from None
     if not hasattr(module, class_name):
         raise ValueError(
-            f"{name}: {module_name} has no {class_name!r}; {nearest(class_name, [n for n in vars(module) if n[0] != '_'])}"
+            f"{name}: {module_name} has no {class_name!r}; "
+            f"{nearest(class_name, [n for n in vars(module) if n[0] != '_'])}"
         )
     try:
         reward = getattr(module, class_name)(**options)

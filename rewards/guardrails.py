@@ -1,4 +1,5 @@
-"""What a clip must not lose while its rewards rise: speech, motion, loudness, no clipping. Logged and flagged, never rewarded.
+"""What a clip must not lose while its rewards rise: speech, motion, loudness, no clipping. Logged and
+flagged, never rewarded.
 
 No `Reward` on purpose: a rubric has no name for these, so nothing can be earned with them.
 """
@@ -45,10 +46,10 @@ class GuardrailLimits:
 def measure(clip: Clip) -> dict[str, float]:
     """The five measurements of a clip; NaN for what cannot be measured (no picture, no or unusable sound).
 
-    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector hears speech (loud tones and noise pass, silence
-    does not). motion: mean absolute
-    difference of luma between neighbouring frames, of full scale. loudness_dbfs (rms) and loudness_lufs (BS.1770-4) are -120
-    for silence. clipping_ratio: share of samples at or above 99.9 % of full scale.
+    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector hears speech (loud tones and
+    noise pass, silence does not). motion: mean absolute difference of luma between neighbouring frames, of
+    full scale. loudness_dbfs (rms) and loudness_lufs (BS.1770-4) are -120 for silence. clipping_ratio: share
+    of samples at or above 99.9 % of full scale.
     """
     found = dict.fromkeys(BOUNDS, math.nan)
     if clip.frames is not None and len(clip.frames) > 1:
@@ -64,7 +65,8 @@ def measure(clip: Clip) -> dict[str, float]:
 
 
 def flags(measured: Mapping[str, float], limits: GuardrailLimits) -> tuple[str, ...]:
-    """One text for each limit that a clip is beyond, such as `motion 0 < 0.0001`; what was not measured is not flagged."""
+    """One text for each limit that a clip is beyond, such as `motion 0 < 0.0001`; what was not measured is
+    not flagged."""
     raised = []
     for name, (low, high) in BOUNDS.items():
         value = measured.get(name, math.nan)
@@ -76,7 +78,8 @@ def flags(measured: Mapping[str, float], limits: GuardrailLimits) -> tuple[str, 
 
 
 def motion(frames: np.ndarray) -> float:
-    """Mean absolute difference of luma between neighbouring frames of [T, H, W, 3] uint8, in 0..1; frame by frame to save memory."""
+    """Mean absolute difference of luma between neighbouring frames of [T, H, W, 3] uint8, in 0..1; frame by
+    frame to save memory."""
     before, total = None, 0.0
     for frame in frames:
         luma = frame.astype(np.float32) @ LUMA.astype(np.float32)

@@ -23,9 +23,10 @@ LUMA = np.array([0.299, 0.587, 0.114])
 class LipLoudness:
     """Pearson correlation of mouth opening and loudness, frame by frame, at lag 0; higher is better.
 
-    Score.parts: `lag_frames`, the lag in -5..5 with the largest correlation, positive when the mouth comes after the sound,
-    and `peak`, the correlation there (every lag is divided by the full number of frames, so that short overlaps do not win).
-    NaN with a reason without mouth boxes, movement, sound that varies, or 13 frames, and where the lengths of frames and sound differ.
+    Score.parts: `lag_frames`, the lag in -5..5 with the largest correlation, positive when the mouth comes
+    after the sound, and `peak`, the correlation there (every lag is divided by the full number of frames, so
+    that short overlaps do not win). NaN with a reason without mouth boxes, movement, sound that varies, or 13
+    frames, and where the lengths of frames and sound differ.
     """
 
     name = "lip_loudness_correlation"
@@ -62,7 +63,8 @@ def frame_loudness(waveform: np.ndarray, num_frames: int, fps: float) -> np.ndar
 def lagged_correlations(
     opening: np.ndarray, loudness: np.ndarray, max_lag: int = MAX_LAG_FRAMES
 ) -> np.ndarray:
-    """Correlation of opening[t + k] with loudness[t] for k = -max_lag..max_lag, [2 max_lag + 1]; 0 outside of the clip."""
+    """Correlation of opening[t + k] with loudness[t] for k = -max_lag..max_lag, [2 max_lag + 1]; 0 outside of
+    the clip."""
     first = (opening - opening.mean()) / opening.std()
     second = (loudness - loudness.mean()) / loudness.std()
     num = len(first)

@@ -18,7 +18,8 @@ def rms_dbfs(waveform: np.ndarray) -> float:
 
 
 def lufs(waveform: np.ndarray, sample_rate_hz: int) -> float:
-    """Integrated loudness of [N]; -120 when every block is under the absolute gate. Sounds under 400 ms are one block."""
+    """Integrated loudness of [N]; -120 when every block is under the absolute gate. Sounds under 400 ms are
+    one block."""
     from scipy.signal import lfilter  # slow to import
 
     weighted = np.asarray(waveform, dtype=np.float64)

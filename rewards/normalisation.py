@@ -1,4 +1,5 @@
-"""z-scores that leave out what is NaN, over groups or against running moments (Welford, merged as Chan et al. 1979)."""
+"""z-scores that leave out what is NaN, over groups or against running moments (Welford, merged as Chan et al.
+1979)."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Moments:
 
 
 def group_z(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
-    """z of [N] within each group over its values that are not NaN, and the number of groups that had values but no contrast.
+    """z of [N] within each group over its values that are not NaN, and the number of groups that had values
+    but no contrast.
 
     Such a group (all equal, or one value) gives 0: there is nothing to prefer in it.
     """

@@ -1,4 +1,5 @@
-"""Options of rewards, rubrics and guardrails: frozen dataclasses filled strictly, an unknown key names the nearest valid one."""
+"""Options of rewards, rubrics and guardrails: frozen dataclasses filled strictly, an unknown key names the
+nearest valid one."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def fill(kind: type[OptionsT], values: Any, where: str) -> OptionsT:
     """A `kind` (dataclass) from a mapping as YAML gives it; None is the empty one.
 
-    Raises ValueError, beginning with `where`, for what is no mapping, unknown keys, wrong types, and what the class itself refuses.
+    Raises ValueError, beginning with `where`, for what is no mapping, unknown keys, wrong types, and what the
+    class itself refuses.
     """
     if values is None:
         values = {}

@@ -1,4 +1,5 @@
-"""A clip's pictures as scorers want them: there, not black, and as long as the sound that is said to belong to them."""
+"""A clip's pictures as scorers want them: there, not black, and as long as the sound that is said to belong
+to them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LENGTH_GAP_S, LENGTH_GAP_SHARE = (
 
 
 def visible_frames(clip: Clip) -> np.ndarray:
-    """uint8 [T, H, W, 3]. Raises Unscorable for no frames, fewer than 2, other shapes or types, and when most frames are black."""
+    """uint8 [T, H, W, 3]. Raises Unscorable for no frames, fewer than 2, other shapes or types, and when most
+    frames are black."""
     if clip.frames is None or len(clip.frames) == 0:
         raise Unscorable("no frames")
     frames = np.asarray(clip.frames)
@@ -39,7 +41,8 @@ def check_fps(clip: Clip) -> None:
 
 
 def check_lengths(clip: Clip, sound: np.ndarray) -> None:
-    """Raises Unscorable where frames and 16 kHz sound [N] cannot belong together as the header says, or the frame rate is none."""
+    """Raises Unscorable where frames and 16 kHz sound [N] cannot belong together as the header says, or the
+    frame rate is none."""
     check_fps(clip)
     frames_s, sound_s = (
         len(clip.frames if clip.frames is not None else ()) / clip.fps,

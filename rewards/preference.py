@@ -2,8 +2,9 @@
 
 Rao-Kupper's ties: with m = utility(first) - utility(second) and a >= 0,
     P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = 1 - P(first) - P(second)
-Chosen over Davidson's since it is what raters do, Same where a difference stays below what they notice (a logistic threshold
-model), and because the flow-DPO loss has the same ties, so that one theta = exp(a) serves both. Rao and Kupper 1967.
+Chosen over Davidson's since it is what raters do, Same where a difference stays below what they notice (a
+logistic threshold model), and because the flow-DPO loss has the same ties, so that one theta = exp(a) serves
+both. Rao and Kupper 1967.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ _VECTORS = ("mean", "scale", "weights", "weight_errors")
 
 @dataclass(frozen=True)
 class Fit:
-    """How well it predicts votes it was not fitted to, by cross-validation over groups; logarithms are natural, per vote.
+    """How well it predicts votes it was not fitted to, by cross-validation over groups; logarithms are
+    natural, per vote.
 
-    `accuracy`: of the side preferred, among `decided` votes; chance is 0.5. `chance_log_likelihood`: always the shares of
-    the answers. `single`: feature -> (log-likelihood, accuracy) of a model that knows this feature alone.
+    `accuracy`: of the side preferred, among `decided` votes; chance is 0.5. `chance_log_likelihood`: always
+    the shares of the answers. `single`: feature -> (log-likelihood, accuracy) of a model that knows this
+    feature alone.
     """
 
     votes: int
@@ -48,9 +51,10 @@ class Fit:
 class PreferenceModel:
     """Utility of a clip: sum of weight * (feature - mean) / scale. One unit is one logit of preference.
 
-    `features`: rewards' names, or `reward.part`. Errors are standard errors (of the penalised likelihood's exact Hessian), NaN
-    for what was fixed. `tie` is a = ln theta; `side` is added to m where the first clip was left. Raises ValueError for
-    lengths that disagree, a scale that is not positive, a negative tie and a number that is not finite.
+    `features`: rewards' names, or `reward.part`. Errors are standard errors (of the penalised likelihood's
+    exact Hessian), NaN for what was fixed. `tie` is a = ln theta; `side` is added to m where the first clip
+    was left. Raises ValueError for lengths that disagree, a scale that is not positive, a negative tie and a
+    number that is not finite.
     """
 
     features: tuple[str, ...]
@@ -73,7 +77,8 @@ class PreferenceModel:
         for name in _VECTORS:
             if len(getattr(self, name)) != len(self.features):
                 raise ValueError(
-                    f"preference model: {len(getattr(self, name))} of {name} for {len(self.features)} features"
+                    f"preference model: {len(getattr(self, name))} of {name} for {len(self.features)} "
+                    "features"
                 )
         if not np.isfinite([*self.mean, *self.scale, *self.weights, self.tie, self.side]).all():
             raise ValueError("preference model: a number is not finite; fit it again")
@@ -84,7 +89,8 @@ class PreferenceModel:
 
     @property
     def theta(self) -> float:
-        """Rao-Kupper's tie parameter, 1 = never a tie; two equal clips tie with probability (theta - 1) / (theta + 1)."""
+        """Rao-Kupper's tie parameter, 1 = never a tie; two equal clips tie with probability (theta - 1) /
+        (theta + 1)."""
         return math.exp(self.tie)
 
     def terms(self, values: np.ndarray) -> np.ndarray:
@@ -105,7 +111,8 @@ class PreferenceModel:
         return np.exp(log_probabilities(self.utility(first) - self.utility(second), self.tie))
 
     def scores(self, found: Mapping[str, Sequence[Score]]) -> list[Score]:
-        """From each reward's scores of the same clips; the parts are the features' terms. NaN, with the reasons, where one is missing.
+        """From each reward's scores of the same clips; the parts are the features' terms. NaN, with the
+        reasons, where one is missing.
 
         Raises ValueError for a reward that is not there.
         """
@@ -166,9 +173,10 @@ class PreferenceModel:
 class PreferenceReward:
     """Utility of a clip by a learned model, for a rubric: weighs the given rewards as the votes did.
 
-    Called `preference`, or `preference_simulated` where no person voted. Score.parts: what each feature adds; they sum to the
-    value. NaN with the reasons where a needed feature is. Raises ValueError for a feature of a judge, since what is rewarded
-    is not what judges, and for a reward that the model needs and that is not given.
+    Called `preference`, or `preference_simulated` where no person voted. Score.parts: what each feature adds;
+    they sum to the value. NaN with the reasons where a needed feature is. Raises ValueError for a feature of
+    a judge, since what is rewarded is not what judges, and for a reward that the model needs and that is not
+    given.
     """
 
     def __init__(self, rewards: Sequence[Reward], model: PreferenceModel) -> None:
@@ -193,12 +201,14 @@ class PreferenceReward:
 
 
 def check_no_judge(features: Sequence[str]) -> None:
-    """Raises ValueError for a judge, a part of one or a judge's other way of counting among the features of a reward."""
+    """Raises ValueError for a judge, a part of one or a judge's other way of counting among the features of a
+    reward."""
     judges = [name for name, entry in CATALOG.items() if entry.judge]
     for name in features:
         if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
             raise ValueError(
-                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model without it"
+                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model "
+                "without it"
             )
 
 

@@ -1,4 +1,5 @@
-"""Fits a preference model to votes: penalised maximum likelihood, concave, by L-BFGS with the exact gradient."""
+"""Fits a preference model to votes: penalised maximum likelihood, concave, by L-BFGS with the exact
+gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ MIN_TIE = 1e-6  # ties that were seen have a probability
 class PreferenceConfig:
     """Penalties and cross-validation. Raises ValueError for impossible numbers."""
 
-    l2: float = 1.0  # l2 / 2 * weight^2, once for all votes: a prior of standard deviation 1 / sqrt(l2) logits per sd of a feature
+    # l2 / 2 * weight^2, once for all votes: a prior of standard deviation 1 / sqrt(l2) logits per sd of a
+    # feature
+    l2: float = 1.0
     rater_side_sd: float = 0.5  # logits by which the raters' pulls to the left differ, where raters are given
     folds: int = 5
     seed: int = 0  # of the folds
@@ -56,7 +59,8 @@ class Votes:
         count = len(self.labels)
         if self.first.ndim != 2 or self.first.shape != self.second.shape or len(self.first) != count:
             raise ValueError(
-                f"preference: first and second must be [{count}, F] for {count} labels, got {list(self.first.shape)} "
+                f"preference: first and second must be [{count}, F] for {count} labels, got "
+                f"{list(self.first.shape)} "
                 f"and {list(self.second.shape)}"
             )
         for name in ("sides", "raters", "groups"):
@@ -92,9 +96,9 @@ def fit_preference(
 ) -> PreferenceModel:
     """Weights of standardised features, tie parameter and side bias, with errors and held-out figures.
 
-    A feature that is the same in all clips has weight 0. The weights cannot diverge on separable votes: they are penalised.
-    `held_out` is None for fewer groups than folds. Raises ValueError in one line where nothing can be learned: no complete
-    row, every vote a tie, no feature that differs.
+    A feature that is the same in all clips has weight 0. The weights cannot diverge on separable votes: they
+    are penalised. `held_out` is None for fewer groups than folds. Raises ValueError in one line where nothing
+    can be learned: no complete row, every vote a tie, no feature that differs.
     """
     if votes.first.shape[1] != len(features):
         raise ValueError(f"preference: {votes.first.shape[1]} columns for {len(features)} features")
@@ -208,7 +212,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _cross_validated(features: Sequence[str], votes: Votes, config: PreferenceConfig) -> Fit | None:
-    """Every vote is predicted once, by models fitted to the other folds' groups; None for too few groups to do so."""
+    """Every vote is predicted once, by models fitted to the other folds' groups; None for too few groups to
+    do so."""
     groups = votes.groups if votes.groups is not None else range(len(votes.labels))
     places = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     if len(places) < config.folds:

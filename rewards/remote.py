@@ -1,5 +1,6 @@
-"""Rewards that another machine computes: a client of `nava serve rewards`. Clips go out without loss, so scores are those of the same
-reward here. `rewards.remote:NAME` is the served reward NAME as a plug-in; several of them may be in one rubric."""
+"""Rewards that another machine computes: a client of `nava serve rewards`. Clips go out without loss, so
+scores are those of the same reward here. `rewards.remote:NAME` is the served reward NAME as a plug-in;
+several of them may be in one rubric."""
 
 from __future__ import annotations
 
@@ -31,9 +32,10 @@ TOKEN_VARIABLE = "NAVA_API_TOKEN"
 class RemoteReward:
     """A reward of the service at `url`. `token_file` holds the bearer token; else it is $NAVA_API_TOKEN.
 
-    A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the service cannot be
-    reached, refuses the request or says that the reward failed; ValueError for a wrong address or token, a reward it does not have,
-    a judge unless `measure_only`, and one that is better when lower unless `turned` (values with their sign turned) or `measure_only`.
+    A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the
+    service cannot be reached, refuses the request or says that the reward failed; ValueError for a wrong
+    address or token, a reward it does not have, a judge unless `measure_only`, and one that is better when
+    lower unless `turned` (values with their sign turned) or `measure_only`.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class RemoteReward:
     ) -> None:
         if not re.fullmatch(r"https?://[^/@\s]+(/[^?#@\s]*)?", url):
             raise ValueError(
-                f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the service's address"
+                f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the "
+                "service's address"
             )
         if num_tries < 1 or concurrency < 1 or not timeout_s > 0:
             raise ValueError(
-                f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: more than 0 each"
+                f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: "
+                "more than 0 each"
             )
         self.reward, self.url, self.name = reward, url.rstrip("/"), name or f"remote_{reward}"
         self.timeout_s, self.num_tries, self.backoff_s, self.concurrency = (
@@ -69,7 +73,8 @@ class RemoteReward:
         self._check(turned, measure_only)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """Each clip is a request of its own, `concurrency` at a time; the service batches them. The first failure ends the batch."""
+        """Each clip is a request of its own, `concurrency` at a time; the service batches them. The first
+        failure ends the batch."""
         token = self._token()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
@@ -118,17 +123,20 @@ class RemoteReward:
             )
         if found[self.reward].get("judge") and not measure_only:
             raise ValueError(
-                f"remote {self.reward}: a judge must stay out of what is rewarded; set measure_only=true to measure by it"
+                f"remote {self.reward}: a judge must stay out of what is rewarded; set measure_only=true to "
+                "measure by it"
             )
         if found[self.reward].get("lower_is_better") and not (turned or measure_only):
             raise ValueError(
-                f"remote {self.reward}: lower is better; set turned=true to reward its negative, or measure_only=true"
+                f"remote {self.reward}: lower is better; set turned=true to reward its negative, or "
+                "measure_only=true"
             )
 
     def _token(self) -> str:
         if self._token_file is not None and not self._token_file.is_file():
             raise ValueError(
-                f"remote {self.reward}: token_file {self._token_file}: no such file; put the service's token there"
+                f"remote {self.reward}: token_file {self._token_file}: no such file; put the service's "
+                "token there"
             )
         token = (
             self._token_file.read_text() if self._token_file else os.environ.get(TOKEN_VARIABLE, "")

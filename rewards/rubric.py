@@ -1,4 +1,5 @@
-"""A rubric: several rewards, weighted and normalised, as one total per clip with its breakdown. Pure: no clip is opened here."""
+"""A rubric: several rewards, weighted and normalised, as one total per clip with its breakdown. Pure: no clip
+is opened here."""
 
 from __future__ import annotations
 
@@ -39,11 +40,12 @@ class ItemOptions:
 class RubricItem(ItemOptions):
     """One term of the total: weight * normalised value.
 
-    `reward` is a reward's name, or `name.part` for one of its parts. A reward that is better when lower (WER, Sync-D,
-    FD) takes a NEGATIVE weight. `normalise`: none = the raw value; group = z among the clips of one prompt; batch = z among
-    all clips given; running = z against everything seen so far, these clips included. Weight 0 is logged and not counted.
-    `floor` is the worst raw value allowed, a minimum for a positive and a maximum for a negative weight. A clip
-    beyond it gets the lowest total of its group (`below: lowest`), so that no other reward can pay for it, or NaN (`nan`).
+    `reward` is a reward's name, or `name.part` for one of its parts. A reward that is better when lower (WER,
+    Sync-D, FD) takes a NEGATIVE weight. `normalise`: none = the raw value; group = z among the clips of one
+    prompt; batch = z among all clips given; running = z against everything seen so far, these clips included.
+    Weight 0 is logged and not counted. `floor` is the worst raw value allowed, a minimum for a positive and a
+    maximum for a negative weight. A clip beyond it gets the lowest total of its group (`below: lowest`), so
+    that no other reward can pay for it, or NaN (`nan`).
     """
 
     reward: str = ""
@@ -51,10 +53,12 @@ class RubricItem(ItemOptions):
 
 @dataclass(frozen=True)
 class RubricScores:
-    """`totals`: one Score a clip; its parts are the weighted terms and sum to the value, `floor` is what a floor took away.
+    """`totals`: one Score a clip; its parts are the weighted terms and sum to the value, `floor` is what a
+    floor took away.
 
-    `no_contrast`: item -> groups in which all clips had the same value; `floored`: item -> clips beyond its floor; `running`:
-    item -> moments to give to the next call. `normalised`: item -> the clip's value as it was weighted.
+    `no_contrast`: item -> groups in which all clips had the same value; `floored`: item -> clips beyond its
+    floor; `running`: item -> moments to give to the next call. `normalised`: item -> the clip's value as it
+    was weighted.
     """
 
     totals: list[Score]
@@ -79,7 +83,8 @@ class Rubric:
 
     @classmethod
     def from_config(cls, config: Any, where: str = "items") -> Rubric:
-        """From `{reward: {weight, normalise, floor, below}}`; raises ValueError naming the nearest key for an unknown one."""
+        """From `{reward: {weight, normalise, floor, below}}`; raises ValueError naming the nearest key for an
+        unknown one."""
         if not isinstance(config, Mapping) or not config:
             raise ValueError(f"{where}: expected a mapping of rewards to options, got {config!r}")
         items = []
@@ -100,8 +105,9 @@ class Rubric:
     ) -> RubricScores:
         """Totals of N clips from each reward's N scores; `groups` says which clips answer the same prompt.
 
-        A clip without a value in any item that counts is NaN with those reasons and takes no part in any statistics, nor
-        does a clip beyond a floor with `below: nan`. Raises ValueError for a reward or part that is not there.
+        A clip without a value in any item that counts is NaN with those reasons and takes no part in any
+        statistics, nor does a clip beyond a floor with `below: nan`. Raises ValueError for a reward or part
+        that is not there.
         """
         raw = {item.reward: _values(item.reward, scores, len(groups)) for item in self.items}
         reasons = [
@@ -115,7 +121,8 @@ class Rubric:
             if item.floor is not None and item.below == "nan":
                 for index in np.flatnonzero(beyond[item.reward]):
                     reasons[index] += [
-                        f"{item.reward}: {raw[item.reward][index].value:.4g} is beyond the floor {item.floor:.4g}"
+                        f"{item.reward}: {raw[item.reward][index].value:.4g} is beyond the floor "
+                        f"{item.floor:.4g}"
                     ]
         kept = np.array([not reason for reason in reasons], dtype=bool)
         columns, flat, moments = _normalised(self.items, raw, kept, groups, running or {})

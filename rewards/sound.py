@@ -1,4 +1,5 @@
-"""A clip's sound as scorers want it: mono, 16 kHz, finite, loud and long enough; and its speech cut into spans."""
+"""A clip's sound as scorers want it: mono, 16 kHz, finite, loud and long enough; and its speech cut into
+spans."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def mono_16khz(clip: Clip) -> np.ndarray:
 
 
 def mono(clip: Clip, rate_hz: int) -> np.ndarray:
-    """float32 [N] at `rate_hz`: channels averaged, resampled. Raises Unscorable for no, silent, integer, non-finite or too short sound."""
+    """float32 [N] at `rate_hz`: channels averaged, resampled. Raises Unscorable for no, silent, integer,
+    non-finite or too short sound."""
     if clip.waveform is None:
         raise Unscorable("no sound")
     if not np.issubdtype(np.asarray(clip.waveform).dtype, np.floating):
@@ -64,7 +66,8 @@ def step_loudness(waveform: np.ndarray) -> np.ndarray:
 
 
 def loud_part(waveform: np.ndarray, threshold_db: float, margin_s: float) -> tuple[int, int]:
-    """First and behind-last sample without the quiet ends: more than `threshold_db` below the loudest 10 ms goes, `margin_s` stays."""
+    """First and behind-last sample without the quiet ends: more than `threshold_db` below the loudest 10 ms
+    goes, `margin_s` stays."""
     loudness = step_loudness(waveform)
     loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
     margin = round(margin_s * SAMPLE_RATE_HZ)
@@ -78,7 +81,8 @@ def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarr
 
 
 def span_sounds(clip: Clip) -> list[np.ndarray]:
-    """The 16 kHz sound of each span: cut by the spans' times where they are known, else in the longest pauses.
+    """The 16 kHz sound of each span: cut by the spans' times where they are known, else in the longest
+    pauses.
 
     Raises Unscorable as `mono_16khz` and `split_spans` do, and for times outside of the sound.
     """
@@ -101,7 +105,8 @@ def span_sounds(clip: Clip) -> list[np.ndarray]:
 
 
 def split_spans(waveform: np.ndarray, count: int, threshold_db: float = 25.0) -> list[np.ndarray]:
-    """Speech cut into `count` spans in the middle of its longest inner pauses. Raises Unscorable when there are too few pauses."""
+    """Speech cut into `count` spans in the middle of its longest inner pauses. Raises Unscorable when there
+    are too few pauses."""
     if count == 1:
         return [waveform]
     loudness = step_loudness(waveform)

@@ -13,10 +13,12 @@ _TOLD: set[str] = set()
 
 
 def checked(path: Path, sha256: str = "", *, what: str, licence: str, source: str) -> Path:
-    """`path`, when it is a file with this digest; its digest and licence are printed to stderr once per process.
+    """`path`, when it is a file with this digest; its digest and licence are printed to stderr once per
+    process.
 
-    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes, its digest is told.
-    Raises FileNotFoundError when the file is missing and ValueError when its digest is another one.
+    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes, its
+    digest is told. Raises FileNotFoundError when the file is missing and ValueError when its digest is
+    another one.
     """
     path = Path(path)
     if not path.is_file():

@@ -33,7 +33,8 @@ SCORER = "align_world:LatentScorer"
 
 
 def write_world(folder: Path) -> Path:
-    """base/ (a random debug model), codec/, prompts.jsonl of ten prompts, every other one with a reference voice."""
+    """base/ (a random debug model), codec/, prompts.jsonl of ten prompts, every other one with a reference
+    voice."""
     statistics = torch.stack([voice_statistics(sound) for sound in sounds()[::4]])
     parts = {"video": video_codec().projection.tensors(), "audio": audio_codec().projection.tensors()}
     save_linear(
@@ -107,7 +108,8 @@ def align_run(world: Path, out: Path, recipe: AlignConfig, **options: Any) -> Al
 
 
 def run_align(run: AlignRun, world_size: int = 1, mishap: str = "") -> list[int]:
-    """Exit codes. kill@N: SIGKILL after round N was saved. term@N: SIGTERM to the last rank while round N is scored."""
+    """Exit codes. kill@N: SIGKILL after round N was saved. term@N: SIGTERM to the last rank while round N is
+    scored."""
     return run_processes(_rank, world_size, run.out, run.out / "resolved.json", mishap)
 
 
@@ -123,8 +125,8 @@ def error(run: AlignRun) -> str:
 
 
 class LatentScorer:
-    """`warm`: mean of the audio latents; `bright`: mean of the video latents. `fail_at`, `flat`, `nan`, `falls_from`: what goes
-    wrong, at or from which scoring."""
+    """`warm`: mean of the audio latents; `bright`: mean of the video latents. `fail_at`, `flat`, `nan`,
+    `falls_from`: what goes wrong, at or from which scoring."""
 
     def __init__(
         self,

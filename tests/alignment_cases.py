@@ -134,7 +134,8 @@ def assert_parts_add_up(
     batch: Any,
     config: Any,
 ) -> None:
-    """One rank with all rows = two ranks with some rows each, in whatever order: loss, gradient, count and metrics."""
+    """One rank with all rows = two ranks with some rows each, in whatever order: loss, gradient, count and
+    metrics."""
     whole_policy, part_policy = make(), make()
     whole = loss(whole_policy, batch, config, KEY)
     parts = [loss(part_policy, take(batch, torch.tensor(rows)), config, KEY) for rows in ([3, 0], [1], [2])]

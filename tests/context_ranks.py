@@ -1,4 +1,5 @@
-"""A model on a context group of gloo ranks: what it answers and the gradients its ranks add up to, against one process."""
+"""A model on a context group of gloo ranks: what it answers and the gradients its ranks add up to, against
+one process."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def answers(model: nn.Module, case: Case) -> dict[str, Tensor]:
 
 
 def rank(index: int, folder: Path) -> int:
-    """Every case on this rank of a context group of all ranks; rank 0 writes what came out, gradients summed over the ranks."""
+    """Every case on this rank of a context group of all ranks; rank 0 writes what came out, gradients summed
+    over the ranks."""
     dist.init_process_group("gloo")
     model = filled_model()
     model.join_context_group(ContextGroup(index, dist.get_world_size(), present(dist.group.WORLD).group_name))

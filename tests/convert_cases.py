@@ -84,7 +84,8 @@ def write_checkpoint(
 def imported(
     path: Path, to: Path, args: ModelArgs = TINY, kind: str = "nava", **given: object
 ) -> AVTransformer:
-    """The model after an import, fp32, with `args` as they are (also where a published model would have others)."""
+    """The model after an import, fp32, with `args` as they are (also where a published model would have
+    others)."""
     with flavor_of(replace(args, attend_text_padding=True, dropped_text_is_zeros=True)) as name:
         run_import(plan_import(ImportConfig(kind=kind, flavor=name, **given), path), to)  # type: ignore[arg-type]
     model = load_model(to)[0]

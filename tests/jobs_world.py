@@ -41,7 +41,8 @@ def submitted() -> Recipe:
 
 
 def write_pipeline(folder: Path) -> dict[str, str]:
-    """params.yaml, dvc.yaml and what the stage reads, in a DVC repository; the environment that imports recipe and stages."""
+    """params.yaml, dvc.yaml and what the stage reads, in a DVC repository; the environment that imports
+    recipe and stages."""
     folder.mkdir(parents=True)
     environment = write_world(folder)
     (folder / "params.yaml").write_text(f"recipe: {RECIPE}\n")
@@ -52,7 +53,8 @@ def write_pipeline(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def cluster(token: str) -> Iterator[str]:
-    """A head with a dashboard on ports of its own, open to who has the token; its address. Ends with everything it started."""
+    """A head with a dashboard on ports of its own, open to who has the token; its address. Ends with
+    everything it started."""
     folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")  # Ray's sockets have to have short names
     names = (
         "port",

@@ -37,7 +37,8 @@ def _references(values: Any) -> list[tuple[StorageWeakRef, int]]:
 
 
 def kept_bytes(forward: Callable[[], Any]) -> int:
-    """Bytes of the storages made in `forward` that are alive as long as its result is, the result's own included."""
+    """Bytes of the storages made in `forward` that are alive as long as its result is, the result's own
+    included."""
     with _Storages() as storages:
         result = forward()
     gc.collect()

@@ -12,7 +12,8 @@ from titan_world import config, write_latents
 
 from experiments.recipes.base import Recipe
 
-# Starts the command on two "nodes" of this machine, passes signals on and ends like srun: with the highest exit code.
+# Starts the command on two "nodes" of this machine, passes signals on and ends like srun: with the highest
+# exit code.
 SRUN = r"""#!/usr/bin/env bash
 echo "srun $*" >> "$CALLS"
 while [[ "$1" == --* ]]; do shift; done
@@ -36,7 +37,8 @@ def launched() -> Recipe:
 
 
 def write_world(folder: Path) -> dict[str, str]:
-    """Latents and a codec's identity in folder/out, commands on a PATH of their own; the environment to run scripts in."""
+    """Latents and a codec's identity in folder/out, commands on a PATH of their own; the environment to run
+    scripts in."""
     write_latents(folder / "out" / "latents")
     (folder / "out" / "codec").mkdir()
     (folder / "out" / "codec" / "config.json").write_text(json.dumps({"codec_id": "test-codec"}))

@@ -1,4 +1,5 @@
-"""A few alignment-like steps on gloo ranks, each rank on its part of four clips; rank 0 leaves what came out."""
+"""A few alignment-like steps on gloo ranks, each rank on its part of four clips; rank 0 leaves what came
+out."""
 
 from __future__ import annotations
 

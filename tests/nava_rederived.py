@@ -1,18 +1,30 @@
-"""NAVA's forward pass in plain fp32, written from shared/reference/nava.md alone: a test oracle that shares no code with the model.
+"""NAVA's forward pass in plain fp32, written from shared/reference/nava.md alone: a test oracle that shares
+no code with the model.
 
-Loops over samples, modalities and heads; no batching, no masks, no fused kernels. Where the description leaves a reading open:
-- `_audio` of an attention weight: on the last name, `self_attn.q_audio.weight` (parameter `audio_suffix`; "module": `self_attn_audio.q`).
-- Per-modality feed-forward and norm: `ffn_audio.{0,2}` and `norm3_audio` beside the others, as `modulation_audio`; `null_token`: (width,).
-- A head's order is shift, scale; its table is added to the time embedding as it is (before the projection's SiLU), as in Wan2.2.
+Loops over samples, modalities and heads; no batching, no masks, no fused kernels. Where the description
+leaves a reading open:
+- `_audio` of an attention weight: on the last name, `self_attn.q_audio.weight` (parameter `audio_suffix`;
+  "module": `self_attn_audio.q`).
+- Per-modality feed-forward and norm: `ffn_audio.{0,2}` and `norm3_audio` beside the others, as
+  `modulation_audio`; `null_token`: (width,).
+- A head's order is shift, scale; its table is added to the time embedding as it is (before the projection's
+  SiLU), as in Wan2.2.
 - Time sinusoid: 1000 s times 10000^(-i/half), half = 128, as in Wan; this 10000 is not `rope_theta`.
-- Time embedding, time projection, text embedding and the context are one for both modalities; only block tables are per modality.
-- Rotary frequencies run over each axis's own size, theta^(-2i/44), /42, /42, as in Wan; audio uses the temporal ones.
-- Both clocks start at 0: video at its latent frame index, audio token p at p * video_rate / audio_rate; no offset between modalities.
-- Rotary comes after norm_q/norm_k, in self-attention only (cross-attention has the norms, no rotary); scale 1/sqrt(head size); v is bare.
+- Time embedding, time projection, text embedding and the context are one for both modalities; only block
+  tables are per modality.
+- Rotary frequencies run over each axis's own size, theta^(-2i/44), /42, /42, as in Wan; audio uses the
+  temporal ones.
+- Both clocks start at 0: video at its latent frame index, audio token p at p * video_rate / audio_rate; no
+  offset between modalities.
+- Rotary comes after norm_q/norm_k, in self-attention only (cross-attention has the norms, no rotary); scale
+  1/sqrt(head size); v is bare.
 - Every norm's eps is 1e-6, the speaker token's two as well (`Sizes.speaker_eps`; torch's own is 1e-5).
-- The null token does not pass out_norm (`Sizes.null_token_normed`). The gated convolution has no residual and no norm, and pads by zeros.
-- A dropped text skips the whole cross-attention term, o's bias too; so does an empty text when the padding is not attended to.
-- A speaker position beyond the valid text is seen only where the padding is; two speakers at one position: the later wins.
+- The null token does not pass out_norm (`Sizes.null_token_normed`). The gated convolution has no residual and
+  no norm, and pads by zeros.
+- A dropped text skips the whole cross-attention term, o's bias too; so does an empty text when the padding is
+  not attended to.
+- A speaker position beyond the valid text is seen only where the padding is; two speakers at one position:
+  the later wins.
 """
 
 import math
@@ -137,7 +149,8 @@ def two_linears(ckpt: Ckpt, name: str, x: Tensor) -> Tensor:
 
 
 def rotary_angles(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
-    """[N, 3] coordinates (t, h, w) -> [N, head_dim/2] angles in fp64: the pairs of t, then of h, then of w."""
+    """[N, 3] coordinates (t, h, w) -> [N, head_dim/2] angles in fp64: the pairs of t, then of h, then of
+    w."""
     side = 2 * (head_dim // 6)
     frequencies = [
         theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
@@ -272,7 +285,8 @@ def run_block(
     joined: bool,
     suffix: Suffix,
 ) -> None:
-    """One block, in place. An alignment block has weights per modality; a fusion block has one set for every token."""
+    """One block, in place. An alignment block has weights per modality; a fusion block has one set for every
+    token."""
     two_sets = block.startswith("double_blocks")
     mods, qkv = [], []
 
@@ -351,7 +365,8 @@ def forward(
     audio_suffix: Suffix = "leaf",
     audio_start: int = 0,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The velocities [B,48,F,H,W] and [B,128,L], each None where its modality is. `audio_start` moves every audio position (tests only)."""
+    """The velocities [B,48,F,H,W] and [B,128,L], each None where its modality is. `audio_start` moves every
+    audio position (tests only)."""
     ckpt = {name: value.float() for name, value in ckpt.items()}
     out_video, out_audio = [], []
     for b in range(len(text)):

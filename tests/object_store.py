@@ -14,7 +14,8 @@ KEY, SECRET = "test-access-id", "test-hidden-value"
 
 
 class ObjectStore:
-    """moto's server in a thread; after `stop` it refuses connections, as a store that went away, and `start` brings it back as it was.
+    """moto's server in a thread; after `stop` it refuses connections, as a store that went away, and `start`
+    brings it back as it was.
 
     All servers of one process share what they hold.
     """

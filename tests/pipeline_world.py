@@ -1,4 +1,5 @@
-"""A cluster in which tasks end in any order, fail, and waiting is interrupted; it holds a pipeline against what it promises."""
+"""A cluster in which tasks end in any order, fail, and waiting is interrupted; it holds a pipeline against
+what it promises."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Future:
 
 @dataclass
 class World:
-    """`failing` holds (pool, round, place) that raise; `interruptions` is the share of waits that a signal ends."""
+    """`failing` holds (pool, round, place) that raise; `interruptions` is the share of waits that a signal
+    ends."""
 
     seed: int
     pools: dict[str, int] = field(default_factory=lambda: {ROLLOUT: 2, "sync": 2})  # workers of each
@@ -80,7 +82,8 @@ class World:
         self.pipeline.begin(round, self.tasks(round, count))
 
     def finish(self, round: int) -> list[Unit[Task, Future]] | None:
-        """What the pipeline answers, held against the tasks; None where it raised an error of this round, as it had to."""
+        """What the pipeline answers, held against the tasks; None where it raised an error of this round, as
+        it had to."""
         tasks = self.alive.get(round)
         try:
             units = self.pipeline.finish(round)

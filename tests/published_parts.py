@@ -1,4 +1,5 @@
-"""Small random parts of a published codec: the same classes and file layouts as the full-size ones, other sizes."""
+"""Small random parts of a published codec: the same classes and file layouts as the full-size ones, other
+sizes."""
 
 from __future__ import annotations
 
@@ -61,11 +62,15 @@ REDIMNET: dict[str, Any] = {
     "num_classes": None,
 }
 EXACT = PublishedOptions(device="cpu", video_dtype="float32", text_dtype="float32")
-WORDS = "a man woman says hello seven nine zero and the one two camera pans left on blue wall voice with red hair ."
+WORDS = (
+    "a man woman says hello seven nine zero and the one two camera pans left on blue wall voice with "
+    "red hair ."
+)
 
 
 def write_parts(folder: Path) -> Path:
-    """pipeline/vae, pipeline/text_encoder, pipeline/tokenizer, ltx/audio_vae, ltx/vocoder and speaker.pt in `folder`."""
+    """pipeline/vae, pipeline/text_encoder, pipeline/tokenizer, ltx/audio_vae, ltx/vocoder and speaker.pt in
+    `folder`."""
     torch.manual_seed(0)
     write_wan(folder / "pipeline" / "vae")
     write_text(folder / "pipeline")

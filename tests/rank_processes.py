@@ -1,4 +1,5 @@
-"""Runs ranks as forked processes: a fork server imports torchtitan once, a rank then starts in milliseconds."""
+"""Runs ranks as forked processes: a fork server imports torchtitan once, a rank then starts in
+milliseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _FORKS.set_forkserver_preload(["pretrain.titan.run", "finetune.run", "peft"])
 def run_processes(
     target: Callable[..., int], world_size: int, folder: Path, *given: Any, timeout_s: float = 200.0
 ) -> list[int]:
-    """Exit codes of `target(rank, *given)` on each rank, logs in folder/log.RANK; ranks left waiting for a dead one are killed."""
+    """Exit codes of `target(rank, *given)` on each rank, logs in folder/log.RANK; ranks left waiting for a
+    dead one are killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,5 @@
-"""Drivers of alignments on an embedded Ray, in processes of their own that may be killed, and a look at the workers they have."""
+"""Drivers of alignments on an embedded Ray, in processes of their own that may be killed, and a look at the
+workers they have."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ class Driver:
         return answer
 
     def processes(self, title: str = "") -> dict[int, str]:
-        """Of this driver's Ray, by their environment, whatever became of their parents; `title` as in ray::RolloutWorker.roll_out."""
+        """Of this driver's Ray, by their environment, whatever became of their parents; `title` as in
+        ray::RolloutWorker.roll_out."""
         found: dict[int, str] = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():

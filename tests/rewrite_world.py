@@ -100,7 +100,8 @@ WORDS = st.lists(BITS | st.text(st.characters(codec="utf-8"), max_size=4), max_s
 
 @st.composite
 def prompts(draw) -> str:
-    """A well-formed prompt of up to 4 spans; text and spans of the same hard bits, marks-like ones among them."""
+    """A well-formed prompt of up to 4 spans; text and spans of the same hard bits, marks-like ones among
+    them."""
     text = draw(WORDS)
     for _ in range(draw(st.integers(0, 4))):
         spoken = draw(WORDS)
@@ -199,7 +200,8 @@ ISSUE = ("drops", "translates", "truncates", "repeats", "500", "hangs")
 
 
 class Hostile:
-    """Does by hash one of ANSWERS or WIRE to each try of each prompt, and counts what it did. `only` narrows the choice."""
+    """Does by hash one of ANSWERS or WIRE to each try of each prompt, and counts what it did. `only` narrows
+    the choice."""
 
     def __init__(self, asked: list[str], only=()) -> None:
         self.prompts = {messages(prompt)[1]["content"]: prompt for prompt in asked}

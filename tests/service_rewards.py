@@ -9,7 +9,8 @@ from rewards.types import Score
 
 
 class Temper:
-    """`hang` sleeps, `kill` ends its process, `raise` raises, `nan` cannot be scored; another clip is worth its process's id."""
+    """`hang` sleeps, `kill` ends its process, `raise` raises, `nan` cannot be scored; another clip is worth
+    its process's id."""
 
     name = "temper"
 

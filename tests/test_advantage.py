@@ -1,4 +1,5 @@
-"""Advantages: per reward and group, routed, whitened; what cannot be scored or does not differ takes no part."""
+"""Advantages: per reward and group, routed, whitened; what cannot be scored or does not differ takes no
+part."""
 
 import math
 from dataclasses import replace
@@ -73,7 +74,8 @@ def test_a_routed_reward_leaves_the_other_modality_exactly_zero(
 
 @pytest.mark.parametrize("config", [PLAIN, AdvantageConfig()])
 def test_a_constant_reward_brings_no_other_advantage_in(config: AdvantageConfig) -> None:
-    """The picture is alike in every group, or in one: its advantage there is exactly zero, not the audio's."""
+    """The picture is alike in every group, or in one: its advantage there is exactly zero, not the
+    audio's."""
     rewards = {
         "wer": torch.rand(8, generator=torch.Generator().manual_seed(1)),
         "picture": values(*[0.3] * 8),

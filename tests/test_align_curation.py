@@ -1,4 +1,5 @@
-"""Curation for alignment: the chosen third stands for all, informative ones first, and beats a random third."""
+"""Curation for alignment: the chosen third stands for all, informative ones first, and beats a random
+third."""
 
 import numpy as np
 import pytest

@@ -24,7 +24,8 @@ K = 3
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """With store/ of three clips a prompt, the third louder in its latents than the others, and votes that like it."""
+    """With store/ of three clips a prompt, the third louder in its latents than the others, and votes that
+    like it."""
     folder = write_world(tmp_path_factory.mktemp("world"))
     rows, clips = made_clips(folder)
     write_store(folder / "store", rows, clips, {"codec_id": load_codecs(folder / "codec").codec_id})

@@ -45,7 +45,8 @@ ALLOWED = {
         "pretrain.data.stream.store",
         *FOUNDATION,
     },  # reads the corpus it fits
-    # The conditioning voice encoder is the network that rewards has; rewards imports nothing of ours, so no circle can close.
+    # The conditioning voice encoder is the network that rewards has; rewards imports nothing of ours, so no
+    # circle can close.
     "pretrain.codecs.published.redimnet": {"pretrain.codecs", "rewards.timbre.redimnet", *FOUNDATION},
     "finetune": {"finetune", "pretrain"},
     "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},

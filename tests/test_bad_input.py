@@ -1,4 +1,5 @@
-"""Bad input through the command line: one line that says where and what, exit code 2, and nothing half-written."""
+"""Bad input through the command line: one line that says where and what, exit code 2, and nothing
+half-written."""
 
 import errno
 import json
@@ -54,7 +55,8 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def nava(tmp_path, monkeypatch, capsys):
-    """Runs `nava ...` in an empty folder; returns the one line it ends with, after checking that and the exit code."""
+    """Runs `nava ...` in an empty folder; returns the one line it ends with, after checking that and the exit
+    code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "ensure_sender", lambda *_: None)
 
@@ -298,8 +300,8 @@ def test_an_earlier_stage_of_another_flavor_is_refused(nava, world, tmp_path):
     shutil.copytree(world / "model", tmp_path / "out/pretrain/stage1/model")
     line = nava("pretrain", "mini", "--stage", "stage2")
     assert (
-        "out/pretrain/stage1/model/config.json: flavor is 'debug' instead of 'mini'; start from a model of the same flavor"
-        in line
+        "out/pretrain/stage1/model/config.json: flavor is 'debug' instead of 'mini'; start from a model of "
+        "the same flavor" in line
     )
     assert not (tmp_path / "out/pretrain/stage2").exists()
 

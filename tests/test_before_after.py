@@ -1,4 +1,5 @@
-"""Before and after alignment: closed forms of differences and shares closed, intervals that cover, votes, and what counts as hacking."""
+"""Before and after alignment: closed forms of differences and shares closed, intervals that cover, votes, and
+what counts as hacking."""
 
 import json
 import math

@@ -53,7 +53,8 @@ def sound(peak: float) -> np.ndarray:
 
 @pytest.fixture
 def bench(tmp_path) -> Path:
-    """Six cases in three sets: five clips, of which set3/e is a video without a wav; set1/b has no clip at all."""
+    """Six cases in three sets: five clips, of which set3/e is a video without a wav; set1/b has no clip at
+    all."""
     root = tmp_path / "bench"
     cases = [
         ("set1", "a", ["rain"], "Hello there."),
@@ -122,7 +123,8 @@ def test_images_lie_beside_the_case_or_in_clips(bench):
 
 
 def test_eligible_cases_are_those_of_the_benchmark():
-    """As Verse-Bench's own script: sync and WER where speech is asked for, PQ in sets 1 and 2, FD in set 2 with a sound prompt."""
+    """As Verse-Bench's own script: sync and WER where speech is asked for, PQ in sets 1 and 2, FD in set 2
+    with a sound prompt."""
     from experiments.paper.layouts import BenchItem
 
     items = [

@@ -1,4 +1,5 @@
-"""The linear codecs and the frozen text and speaker encoders: round trips, standardised latents, determinism, refusals."""
+"""The linear codecs and the frozen text and speaker encoders: round trips, standardised latents, determinism,
+refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Published codecs on small random weights of the same classes, always through a codec folder: shapes, rates, round trips, batches."""
+"""Published codecs on small random weights of the same classes, always through a codec folder: shapes, rates,
+round trips, batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The codec folder of published parts: what it refuses, what its id depends on, what it loads when, and clips through it end to end."""
+"""The codec folder of published parts: what it refuses, what its id depends on, what it loads when, and clips
+through it end to end."""
 
 from __future__ import annotations
 

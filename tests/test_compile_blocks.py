@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("mode", ["none", "selective"])
 def test_blocks_are_one_graph_each_for_all_lengths(mode):
-    """No break inside a block, numbers as without compiling, and nothing compiled again from the third length on."""
+    """No break inside a block, numbers as without compiling, and nothing compiled again from the third length
+    on."""
     plain, compiled, counter = debug_model(), debug_model(), CompileCounterWithBackend("aot_eager")
     for group in compiled.block_groups():
         group[0] = checkpointed(group[0], mode)

@@ -1,4 +1,5 @@
-"""Published layouts in and out: bit for bit, every key accounted for, refusals in one line, nothing half-written."""
+"""Published layouts in and out: bit for bit, every key accounted for, refusals in one line, nothing
+half-written."""
 
 import json
 import os
@@ -291,7 +292,8 @@ def test_other_work_is_not_replaced(tmp_path) -> None:
 
 
 def test_an_exported_file_replaces_and_removes_nothing(tmp_path) -> None:
-    """Not a checkpoint whose name begins alike, not shards of the same name, and not the model it comes from."""
+    """Not a checkpoint whose name begins alike, not shards of the same name, and not the model it comes
+    from."""
     path = write_checkpoint(tmp_path / "s", nava_tensors(SMALL))
     with flavor_of(SMALL) as name:
         run_import(

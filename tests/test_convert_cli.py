@@ -1,4 +1,5 @@
-"""`nava import` and `nava export` from the command line to lineage, and a stage on two ranks that starts from an import."""
+"""`nava import` and `nava export` from the command line to lineage, and a stage on two ranks that starts from
+an import."""
 
 import dataclasses
 import hashlib
@@ -117,7 +118,8 @@ def test_wrong_input_is_one_line(arguments, said, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.distributed
 def test_a_stage_starts_from_an_import_on_two_ranks(made, tmp_path) -> None:
-    """At a rate that moves nothing, what is exported by the ranks is what was imported, and goes back into the published layout."""
+    """At a rate that moves nothing, what is exported by the ranks is what was imported, and goes back into
+    the published layout."""
     latents = write_latents(tmp_path / "latents")
     recipe = config(
         2, flavor="debug_published", checkpoint=CheckpointConfig(interval=100, asynchronous=False)

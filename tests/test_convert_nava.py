@@ -1,4 +1,5 @@
-"""A random checkpoint in the published NAVA layout, through import and our forward, gives what the re-derivation of nava.md gives."""
+"""A random checkpoint in the published NAVA layout, through import and our forward, gives what the
+re-derivation of nava.md gives."""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""Converted random Wan weights: the video side alone answers as diffusers' WanTransformer3DModel does, gradients too."""
+"""Converted random Wan weights: the video side alone answers as diffusers' WanTransformer3DModel does,
+gradients too."""
 
 from typing import Any
 
@@ -123,7 +124,8 @@ def test_forward_and_gradients_equal_diffusers(levels: str, wan, source, tmp_pat
         theirs = torch.cat([found[key] for key in rule.theirs])
         scale = max(1.0, float(theirs.abs().max()))
         torch.testing.assert_close(mine / scale, theirs / scale, atol=1e-4, rtol=1e-4)
-        # in cross-attention 505 of 512 keys are alike: its gradients nearly cancel, ours stay nearer to fp64 than diffusers' do
+        # in cross-attention 505 of 512 keys are alike: its gradients nearly cancel, ours stay nearer to fp64
+        # than diffusers' do
         assert torch.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.9999, rule.ours
 
 

@@ -1,4 +1,5 @@
-"""The talking-face corpus: what is said, what is seen, what is never trained, and that it is the same every time."""
+"""The talking-face corpus: what is said, what is seen, what is never trained, and that it is the same every
+time."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,5 @@
-"""Four-second talking clips: no word is in two sets, mouths follow all words, and the other sets do not change for them."""
+"""Four-second talking clips: no word is in two sets, mouths follow all words, and the other sets do not
+change for them."""
 
 import dataclasses
 import hashlib

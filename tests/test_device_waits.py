@@ -1,4 +1,5 @@
-"""A value read from a GPU tensor waits for all that is queued; a training step's forward and backward read none."""
+"""A value read from a GPU tensor waits for all that is queued; a training step's forward and backward read
+none."""
 
 from dataclasses import replace
 from typing import Any

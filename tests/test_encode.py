@@ -1,4 +1,5 @@
-"""Manifests to stored latents and back: what is stored, what is rejected with a reason, and damage that is noticed."""
+"""Manifests to stored latents and back: what is stored, what is rejected with a reason, and damage that is
+noticed."""
 
 from __future__ import annotations
 

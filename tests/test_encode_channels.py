@@ -1,4 +1,5 @@
-"""Sound of two channels through encoding: kept apart where the codec has two, and voices of the mono mix always."""
+"""Sound of two channels through encoding: kept apart where the codec has two, and voices of the mono mix
+always."""
 
 from __future__ import annotations
 

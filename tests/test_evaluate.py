@@ -71,7 +71,8 @@ class Identity:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one is silent."""
+    """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one
+    is silent."""
     for module in ("score_sets", "report"):
         monkeypatch.setattr(
             f"experiments.{module}.load_codecs",
@@ -174,7 +175,8 @@ def test_cut_off_index_names_file_and_line(files):
 
 
 def with_alignment(files, out):
-    """Scores with a held-out set beside: before = the generated clips, after = the real ones under their names."""
+    """Scores with a held-out set beside: before = the generated clips, after = the real ones under their
+    names."""
     corpus, codec, syncnet, generated, _ = files
     for root in (generated, out / "aligned"):
         shutil.copytree(generated / "pretrain_seen", root / "align_held_out", dirs_exist_ok=True)

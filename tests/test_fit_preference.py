@@ -1,4 +1,5 @@
-"""`nava gsb fit`: known weights come back from votes and scores on disk, whatever their order; what is wrong is one line."""
+"""`nava gsb fit`: known weights come back from votes and scores on disk, whatever their order; what is wrong
+is one line."""
 
 import json
 import random
@@ -35,7 +36,8 @@ def scored(case, values, *, stage=False, source="generated", **more):
 
 
 def drawn(seed=0):
-    """(scores of ours, scores of base, votes): three raters a pair, a logistic utility difference, Same below TIE."""
+    """(scores of ours, scores of base, votes): three raters a pair, a logistic utility difference, Same below
+    TIE."""
     rng = np.random.default_rng(seed)
     clips = {
         model: [{name: rng.normal(0, sd) for name, sd in SPREAD.items()} for _ in range(CASES)]
@@ -271,8 +273,8 @@ def test_what_cannot_be_fitted_is_one_line(tmp_path, capsys):
     small(tmp_path)
     other = fails(capsys, tmp_path, scores=[f"a={tmp_path / 'ours.jsonl'}", f"b={tmp_path / 'base.jsonl'}"])
     assert (
-        "none of 20 votes is on clips that were scored; votes are on base, ours and cases like 'c0', scores of a, b"
-        in other
+        "none of 20 votes is on clips that were scored; votes are on base, ours and cases like 'c0', scores "
+        "of a, b" in other
     )
     assert "ours.jsonl:1 model: whose clip is it? give the scores as MODEL=FILE" in fails(
         capsys, tmp_path, scores=[str(tmp_path / "ours.jsonl")]

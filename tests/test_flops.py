@@ -1,4 +1,5 @@
-"""FLOPs counted from the sizes are those torch's own counter sees: small models in every way of running, the full one on meta."""
+"""FLOPs counted from the sizes are those torch's own counter sees: small models in every way of running, the
+full one on meta."""
 
 from dataclasses import replace
 
@@ -76,7 +77,8 @@ def test_other_paradigms_apart(name: str) -> None:
 
 
 def full_inputs(levels: int = 1) -> tuple[Stream, Stream, Conditioning]:
-    """145 frames of 704x1280 at 24 fps beside 151 audio tokens; what decides about control flow is real, the rest is meta."""
+    """145 frames of 704x1280 at 24 fps beside 151 audio tokens; what decides about control flow is real, the
+    rest is meta."""
     empty = lambda *shape: torch.empty(*shape, device="meta")  # noqa: E731
     everywhere = torch.ones(1, dtype=torch.bool)
     video = Stream(empty(1, 48, 37, 44, 80), torch.tensor([37]), empty(1, levels), 6.0, 6.0)
@@ -103,7 +105,8 @@ def test_full_size_clip_exactly(name: str) -> None:
 
 
 def test_full_size_by_hand() -> None:
-    """2.06 PFLOP: the context's 512 tokens meet cross-attention's k and v. Charging every token with them would give 2.17."""
+    """2.06 PFLOP: the context's 512 tokens meet cross-attention's k and v. Charging every token with them
+    would give 2.17."""
     args = flavor("nava_6b")
     flops = training_flops(args, FULL_CLIP)
     assert flops == pytest.approx(2.0569e15, rel=1e-4)

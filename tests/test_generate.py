@@ -1,4 +1,5 @@
-"""Generation end to end on a random model: files, marks, repeatability, first frames, and refusals before any work."""
+"""Generation end to end on a random model: files, marks, repeatability, first frames, and refusals before any
+work."""
 
 import json
 from pathlib import Path

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from finetune.gsb.raters import DropRule, agreement, answer_counts, check_raters, first_votes, kept_votes
 
-# Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), example C: 4 observers, 12 units, 5 classes, gaps
+# Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), example C: 4 observers, 12 units, 5
+# classes, gaps
 PUBLISHED = """
 1 2 3 3 2 1 4 1 2 . . .
 1 2 3 3 2 2 4 1 2 5 . 3

@@ -32,7 +32,8 @@ def test_attention_by_matmuls_equals_sdpa(queries: int, keys: int, masked: bool,
 
 
 def test_attention_by_matmuls_in_bf16_stays_within_a_percent() -> None:
-    """Its scores are rounded to bf16, the flash kernel's are not: 0.5 % of the output here, where flash has 0.2 %."""
+    """Its scores are rounded to bf16, the flash kernel's are not: 0.5 % of the output here, where flash has
+    0.2 %."""
     torch.manual_seed(0)
     exact = [torch.randn(1, 2, 300, 32).bfloat16().float() for _ in range(3)]
     truth = F.scaled_dot_product_attention(exact[0], exact[1], exact[2])

@@ -1,4 +1,5 @@
-"""What `nava launch` renders is parsed as its readers parse it, and run: a script with two ranks, a Slurm job that is preempted."""
+"""What `nava launch` renders is parsed as its readers parse it, and run: a script with two ranks, a Slurm job
+that is preempted."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def of_job(text: str) -> tuple[dict, list[str]]:
 
 
 def expanded(text: str) -> str:
-    """What Kubernetes makes of a command or value: $$ is a dollar, $(NAME) a variable, and any other dollar itself."""
+    """What Kubernetes makes of a command or value: $$ is a dollar, $(NAME) a variable, and any other dollar
+    itself."""
     return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "A VARIABLE", text)
 
 

@@ -1,4 +1,5 @@
-"""Sets read shard by shard: orders, prefetching, going on anywhere on any number of ranks, and damage on the way."""
+"""Sets read shard by shard: orders, prefetching, going on anywhere on any number of ranks, and damage on the
+way."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def test_the_reference_stays_and_training_lowers_the_loss(two_ranks):
 
 @pytest.mark.parametrize("name", ["default", "old", "averaged"])
 def test_sharded_roles_answer_with_their_latest_weights(two_ranks, name):
-    """Against a plain model with the gathered weights: nobody computed with a gather from before an update."""
+    """Against a plain model with the gathered weights: nobody computed with a gather from before an
+    update."""
     model = inject(debug_model(), LoraConfig(rank=Case().rank, alpha=6.0, targets=tuple(GROUPS)))
     weights = two_ranks["weights/ema" if name == "averaged" else f"weights/{name}"]
     for key, parameter in adapter_parameters(model, "default").items():

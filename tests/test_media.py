@@ -1,4 +1,5 @@
-"""Clips in and out: alignment of sound and picture, tags, resampling, and a named reason for every bad file."""
+"""Clips in and out: alignment of sound and picture, tags, resampling, and a named reason for every bad
+file."""
 
 from __future__ import annotations
 
@@ -145,7 +146,8 @@ def test_one_channel_is_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels:
     list(enumerate([(1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0, 0), (0.5**0.5, 0), (0, 0.5**0.5)])),
 )
 def test_surround_is_mixed_to_its_sides(tmp_path: Path, at: int, sides: tuple[float, float]) -> None:
-    """ITU-R BS.775 as FFmpeg has it, centre and rears 3 dB down and no LFE, divided by the most that a side can get."""
+    """ITU-R BS.775 as FFmpeg has it, centre and rears 3 dB down and no LFE, divided by the most that a side
+    can get."""
     samples = np.zeros((3000, 6), np.float32)
     samples[:, at] = tone(3000)
     soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")

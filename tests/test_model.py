@@ -135,7 +135,8 @@ def test_long_batches_that_mix_them_attend_without_a_mask(monkeypatch: pytest.Mo
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_dropped_text_leaves_no_trace_of_the_context(seed: int) -> None:
-    """Context enters by cross-attention alone: with it dropped, nothing of the context can reach self-attention."""
+    """Context enters by cross-attention alone: with it dropped, nothing of the context can reach
+    self-attention."""
     dropped = lambda s: replace(conditioning(seed=s), text_kept=torch.zeros(2, dtype=torch.bool))  # noqa: E731
     with torch.no_grad():
         outs = [MODEL(video_stream(), audio_stream(), dropped(s)) for s in (seed, seed + 1)]
@@ -160,7 +161,8 @@ def test_self_attention_is_over_video_and_audio_tokens_alone(monkeypatch: pytest
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations([0, 1, 2]))
 def test_permuting_references_permutes_voices(order: list[int]) -> None:
-    """Span i's voice is reference i: permuting references equals permuting which position each is written to."""
+    """Span i's voice is reference i: permuting references equals permuting which position each is written
+    to."""
     given_refs = conditioning(references=3, tokens=12)
     slots = torch.tensor([1, 4, 7]).expand(2, -1)
     given_refs = replace(given_refs, speaker_positions=slots)

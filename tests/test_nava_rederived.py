@@ -140,7 +140,8 @@ def test_speakers() -> None:
 
 
 def test_the_context_is_a_set() -> None:
-    """Cross-attention has no positions and a timbre token replaces its vector: two voices that change places change nothing."""
+    """Cross-attention has no positions and a timbre token replaces its vector: two voices that change places
+    change nothing."""
     flipped = inputs() | {
         "speakers": inputs()["speakers"].flip(1),
         "speaker_positions": torch.tensor([[1, 3], [-1, 2]]),

@@ -87,7 +87,8 @@ def test_more_video_tokens_do_not_scale_the_audio_gradient(frames: int) -> None:
 @settings(max_examples=6, deadline=None)
 @given(frames=st.integers(2, 6))
 def test_more_video_tokens_do_not_scale_the_audio_gradient_of_the_model(frames: int) -> None:
-    """Apart from what joint attention lets through: the audio head learns alike beside 1 latent frame and beside many."""
+    """Apart from what joint attention lets through: the audio head learns alike beside 1 latent frame and
+    beside many."""
 
     def gradient(num_frames: int) -> torch.Tensor:
         model, batch = (

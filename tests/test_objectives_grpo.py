@@ -1,4 +1,5 @@
-"""Flow-GRPO: ratio 1 before an update, the clip, joint and routed advantages, weights at 300:1, no dependence on ranks."""
+"""Flow-GRPO: ratio 1 before an update, the clip, joint and routed advantages, weights at 300:1, no dependence
+on ranks."""
 
 import math
 from dataclasses import replace
@@ -121,7 +122,8 @@ def test_joint_and_routed_agree_where_they_must() -> None:
 
 @pytest.mark.parametrize("routed", [False, True])
 def test_sound_keeps_its_share_at_three_hundred_to_one(routed: bool) -> None:
-    """Its gradient is (1 - w) times that of its own log-probability, with 3, 300 or 3000 elements of video beside it."""
+    """Its gradient is (1 - w) times that of its own log-probability, with 3, 300 or 3000 elements of video
+    beside it."""
     found = []
     policy = GainPolicy(START)
     for width in (10, 100):
@@ -138,7 +140,8 @@ def test_sound_keeps_its_share_at_three_hundred_to_one(routed: bool) -> None:
 
 
 def fixed_sound(batch: Scored) -> Scored:
-    """The sound's trajectory of the narrow clips: its noise is drawn after the video's, whose size differs."""
+    """The sound's trajectory of the narrow clips: its noise is drawn after the video's, whose size
+    differs."""
     steps, narrow = batch.rollout.trajectory, clips().trajectory
     assert steps is not None and narrow is not None
     same = replace(

@@ -1,4 +1,5 @@
-"""Flow-DPO with ties: closed forms of Rao-Kupper, labels to margins, weights at 300:1, no dependence on ranks."""
+"""Flow-DPO with ties: closed forms of Rao-Kupper, labels to margins, weights at 300:1, no dependence on
+ranks."""
 
 import math
 from dataclasses import replace
@@ -95,7 +96,8 @@ def test_without_ties_it_is_flow_dpo(m: float) -> None:
 
 @given(m=st.floats(-20, 20).filter(lambda m: abs(m) > 1e-3), p=shares)
 def test_signs_of_the_gradient(m: float, p: float) -> None:
-    """A winner's margin grows, a loser's falls, a tie's is drawn to zero, an axis without label does not move."""
+    """A winner's margin grows, a loser's falls, a tie's is drawn to zero, an axis without label does not
+    move."""
     for asked, sign in ((FIRST, -1), (SECOND, 1), (TIE, math.copysign(1, m)), (NO_LABEL, 0)):
         at = one(m).requires_grad_()
         (slope,) = torch.autograd.grad(preference_loss(at, label(asked), p).sum(), at)

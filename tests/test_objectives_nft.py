@@ -1,4 +1,5 @@
-"""DiffusionNFT: its identities in closed form (alignment.md 2.5), weights at 300:1, no dependence on ranks."""
+"""DiffusionNFT: its identities in closed form (alignment.md 2.5), weights at 300:1, no dependence on
+ranks."""
 
 from dataclasses import replace
 
@@ -92,7 +93,8 @@ def test_the_loss_is_the_formula_away_from_the_old_policy() -> None:
 
 
 def test_no_gradient_leaks_through_the_normaliser() -> None:
-    """Were w differentiated, mean(e^2) / w would be homogeneous of degree 1 in e; held, its gradient along e is twice its value."""
+    """Were w differentiated, mean(e^2) / w would be homogeneous of degree 1 in e; held, its gradient along e
+    is twice its value."""
     state, clean, _, old = case(1, batch=1)
     level, gains = levels(1), torch.tensor([5.0]).double()  # r = 1: only the positive term
     now = old.clone().requires_grad_()
@@ -113,7 +115,8 @@ def test_a_perfect_answer_is_finite() -> None:
 
 @pytest.mark.parametrize("width", [10, 100])
 def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
-    """At 300 and 3000 elements of video to one of audio: each modality's gradient is its weight times that of its own mean."""
+    """At 300 and 3000 elements of video to one of audio: each modality's gradient is its weight times that of
+    its own mean."""
     clips = rollout(video=(3, 1, 10, width))
     given_ = advantage([1, -1, 2, -0.5], [-1, 1, 0.5, 3])
     policy = GainPolicy((0.3, 0.3))
@@ -156,7 +159,8 @@ def test_a_better_clip_is_approached_and_a_worse_one_left() -> None:
 
 
 def test_a_silent_modality_has_exactly_no_gradient() -> None:
-    """Rewards routed to audio only; away from the old policy too. A group alike in its picture is no such case."""
+    """Rewards routed to audio only; away from the old policy too. A group alike in its picture is no such
+    case."""
     policy = GainPolicy((0.5, 0.6))
     silent = advantage([0, 0, 0, 0], [1, -1, 2, -2], has_video=False)
     video, audio = policy.gradients(loss(policy, scored(rollout(), silent), ALONE, KEY).loss)

@@ -1,4 +1,5 @@
-"""Parts of `nava study objectives`: equal budgets, the choice of pairs and prompts, and its statistics by hand."""
+"""Parts of `nava study objectives`: equal budgets, the choice of pairs and prompts, and its statistics by
+hand."""
 
 import json
 import math

@@ -1,4 +1,5 @@
-"""Reward-weighted regression: weights of a group, their clip, the tie to the reference, data beside the rollouts."""
+"""Reward-weighted regression: weights of a group, their clip, the tie to the reference, data beside the
+rollouts."""
 
 import math
 from dataclasses import replace
@@ -104,7 +105,8 @@ def test_loss_is_the_weighted_flow_matching_error() -> None:
 
 @pytest.mark.parametrize("width", [10, 100])
 def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
-    """The audio's gradient is that of its own mean: 300 or 3000 elements of video to one of audio do not change it."""
+    """The audio's gradient is that of its own mean: 300 or 3000 elements of video to one of audio do not
+    change it."""
     weights, policy = weighted([1, -1, 2, 0.5], [-1, 1, 0, 3]), GainPolicy((0.5, 0.6))
     clips = rollout(video=(3, 1, 10, width))
     small = replace(rollout(video=(1, 1, 1, 1)), audio=clips.audio)
@@ -155,7 +157,8 @@ def test_the_reference_holds_every_clip_whatever_its_weight() -> None:
 
 
 def test_the_reference_term_moves_the_optimum_to_the_reference() -> None:
-    """The loss is quadratic in the gain, so two slopes give its optimum: the more the reference weighs, the nearer it lies."""
+    """The loss is quadratic in the gain, so two slopes give its optimum: the more the reference weighs, the
+    nearer it lies."""
     clips, weights, away = rollout(16), weighted([1, -1] * 8, [1, -1] * 8), []
     for held in (0.0, 1.0, 100.0):
         config, slopes = replace(CONFIG, reference_weight=held), []

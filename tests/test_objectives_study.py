@@ -1,4 +1,5 @@
-"""`nava study objectives` as a whole, with stand-ins for all heavy work: its answers, and that what is finished is kept."""
+"""`nava study objectives` as a whole, with stand-ins for all heavy work: its answers, and that what is
+finished is kept."""
 
 import dataclasses
 import json

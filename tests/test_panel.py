@@ -1,4 +1,5 @@
-"""The simulated panel: better clips win, noise and bias do what they say, and every vote is valid, labelled and reproducible."""
+"""The simulated panel: better clips win, noise and bias do what they say, and every vote is valid, labelled
+and reproducible."""
 
 import dataclasses
 import math
@@ -35,7 +36,8 @@ def clip(model, case, clip_id="", sha256=""):
 
 
 def before_after(count, gap, seed=0, spread=1.0):
-    """Clips of two models on the same cases, with scores; `after` is better by `gap` judge units (one or [F]) on the mean."""
+    """Clips of two models on the same cases, with scores; `after` is better by `gap` judge units (one or [F])
+    on the mean."""
     rng = np.random.default_rng(seed)
     after, before = ([clip(model, f"c{index}") for index in range(count)] for model in ("after", "before"))
     scores = {}

@@ -258,7 +258,8 @@ def test_written_models_load_as_their_paradigm(name: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["dual_tower", "unified"])
 def test_first_answers_are_as_loud_as_the_minis(name: str) -> None:
-    """Same initialisation rules: the zero heads answer nothing, and no paradigm starts with exploding states."""
+    """Same initialisation rules: the zero heads answer nothing, and no paradigm starts with exploding
+    states."""
     norms = []
     for each in ("mini", name):
         torch.manual_seed(0)

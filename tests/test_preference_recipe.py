@@ -140,7 +140,8 @@ def test_a_rubric_file_weighs_it_under_its_name_in_the_catalog(tmp_path, capsys)
     write_model(tmp_path / "m.json")
     rubric = tmp_path / "r.yaml"
     rubric.write_text(
-        "items: {preference: {weight: 2.0, normalise: none}, preference.snr_estimate_db: {weight: 1.0, normalise: none}}\n"
+        "items: {preference: {weight: 2.0, normalise: none}, preference.snr_estimate_db: {weight: 1.0, "
+        "normalise: none}}\n"
         f"options: {{preference: {{model: '{tmp_path / 'm.json'}'}}}}\n"
     )
     score(sounds(tmp_path / "clips"), out=tmp_path / "s.jsonl", rubric=rubric)

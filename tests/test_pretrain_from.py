@@ -1,4 +1,5 @@
-"""`nava pretrain --from MODEL`: the first stage starts from an imported model, and from nothing else by accident."""
+"""`nava pretrain --from MODEL`: the first stage starts from an imported model, and from nothing else by
+accident."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ STEPS = 16
 def record(rank: int, code: str) -> str:
     """As torchrun prints it."""
     return (
-        f"[{rank}]:\n  time      : 2026-01-01_00:00:00\n  host      : node7\n  rank      : {rank} (local_rank: {rank})\n"
+        f"[{rank}]:\n  time      : 2026-01-01_00:00:00\n  host      : node7\n  rank      : {rank} "
+        f"(local_rank: {rank})\n"
         f"  exitcode  : {code}\n  error_file: <N/A>\n"
     )
 

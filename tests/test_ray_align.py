@@ -200,7 +200,8 @@ def test_versions_come_back_from_disk_and_damaged_ones_are_refused(tmp_path):
 
 
 def test_a_version_made_again_is_another_to_the_workers(tmp_path):
-    """A worker that idled meanwhile would take its weights for the ones that were made again, which may differ by rounding."""
+    """A worker that idled meanwhile would take its weights for the ones that were made again, which may
+    differ by rounding."""
     versions = Versions(tmp_path, dict)
     versions.publish(3, "old", {"a": torch.zeros(1)})
     before = versions.key("3-old")

@@ -1,4 +1,5 @@
-"""Alignment on Ray with processes that are killed, rewards that fail and signals: it ends as an undisturbed one does."""
+"""Alignment on Ray with processes that are killed, rewards that fail and signals: it ends as an undisturbed
+one does."""
 
 import fcntl
 import json
@@ -92,7 +93,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(world, local, tmp_path):
 
 
 def test_a_signal_ends_a_run_whose_ranks_do_not_come_up(world, tmp_path):
-    """Here a rank of an earlier group that does not go away; on a cluster, a place for it that is never free."""
+    """Here a rank of an earlier group that does not go away; on a cluster, a place for it that is never
+    free."""
     run = align_run(world, tmp_path / "out", both())
     with run.out.with_name(".out.rank-1.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -136,7 +138,8 @@ def test_a_reward_that_raises_loses_the_round_and_says_so_in_one_line(world, loc
     line = driver.said().splitlines()[-1]
     assert (
         line
-        == "error: round 1 is lost, the saved state is that of round 0: reward warm failed: its network is gone"
+        == "error: round 1 is lost, the saved state is that of round 0: reward warm failed: its network is "
+        "gone"
     )
     mended = align_run(world, tmp_path, both())
     (run.out / "run.json").unlink()  # the scorer's options are another run's

@@ -1,4 +1,5 @@
-"""The driver's side of an alignment on Ray without Ray: a policy that is a number, clips that say which one made them."""
+"""The driver's side of an alignment on Ray without Ray: a policy that is a number, clips that say which one
+made them."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Doing(Futures):
 
 
 class Numbers:
-    """A group of ranks: `default` and `old` are numbers that depend on all that was learned. Each call may be the one that loses it."""
+    """A group of ranks: `default` and `old` are numbers that depend on all that was learned. Each call may be
+    the one that loses it."""
 
     def __init__(self, run: AlignRun, chance: Any) -> None:
         self.run, self.chance, self.actors = run, chance, [self]
@@ -240,7 +242,8 @@ SEQUENCES = st.sampled_from(
 def test_losses_and_stops_change_nothing(
     world, tmp_path_factory, sequence, rounds, every, patience, staleness, seed, stop_at
 ):
-    """Ranks are lost at any call, a signal comes, the command is given again: ledger, model and log are those of a quiet run."""
+    """Ranks are lost at any call, a signal comes, the command is given again: ledger, model and log are those
+    of a quiet run."""
     folder = tmp_path_factory.mktemp("runs")
     made = recipe(sequence, rounds, every, patience)
     quiet, shaken = align_run(world, folder / "quiet", made), align_run(world, folder / "shaken", made)

@@ -30,7 +30,8 @@ class FakeJobs:
     def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
         if submission_id in self.jobs:
             raise RuntimeError(
-                f"Request failed with status code 500: Job with submission_id {submission_id} already exists.\nTraceback"
+                f"Request failed with status code 500: Job with submission_id {submission_id} already "
+                "exists.\nTraceback"
             )
         self.jobs[submission_id] = SimpleNamespace(
             submission_id=submission_id,

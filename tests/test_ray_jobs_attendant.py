@@ -14,7 +14,10 @@ from experiments.runs.tracker import RunStart, SpoolTracker
 from orchestration import launch
 
 # a command that starts one worker and ends as that one ended; SIGTERM kills it and not its worker, as DVC
-MANAGER = "import subprocess, sys; sys.exit(255 * bool(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()))"
+MANAGER = (
+    "import subprocess, sys; sys.exit(255 * bool(subprocess.Popen([sys.executable, '-c', "
+    "sys.argv[1]]).wait()))"
+)
 WORKER = """import pathlib, signal, sys, time
 def stop(number, frame):
     time.sleep(0.5); pathlib.Path('checkpoint').write_text('saved'); sys.exit(130)
@@ -49,7 +52,8 @@ def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
 
 
 def test_a_command_has_time_to_write_down_how_its_worker_ended(tmp_path):
-    """As DVC has to, which takes longer than the attendant to look again; one that does nothing else is told in the end."""
+    """As DVC has to, which takes longer than the attendant to look again; one that does nothing else is told
+    in the end."""
     slow = (
         MANAGER.replace("sys.exit(", "code = ").removesuffix(")")
         + "; import time; time.sleep(1.0); sys.exit(code)"

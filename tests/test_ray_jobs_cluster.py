@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def address():
-    """Ray's own way: whoever has the token in the environment, but not RAY_AUTH_MODE, is refused by Ray's own commands."""
+    """Ray's own way: whoever has the token in the environment, but not RAY_AUTH_MODE, is refused by Ray's own
+    commands."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, uuid.uuid4().hex)
         patch.delenv("RAY_AUTH_MODE", raising=False)

@@ -119,7 +119,8 @@ def test_equal_tasks_of_one_worker_each_reach_the_ideal(made, scored, update, co
 
 
 def test_one_version_of_staleness_hides_the_shorter_stage():
-    """Slow updates hide all but the first round's rollout and score; slow rollouts all but the last round's score and update."""
+    """Slow updates hide all but the first round's rollout and score; slow rollouts all but the last round's
+    score and update."""
     slow_updates, slow_rollouts = [Round((1.0,), (1.0,), 5.0)] * 4, [Round((1.5,), (0.5,), 1.0)] * 4
     for rounds, seconds in ((slow_updates, 2.0 + 4 * 5.0), (slow_rollouts, 4 * 1.5 + 0.5 + 1.0)):
         assert Clock(1, 1, 1, 9).play(rounds, 1) == pytest.approx(seconds)
@@ -129,7 +130,8 @@ def test_one_version_of_staleness_hides_the_shorter_stage():
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_the_schedule_of_measured_times_is_near_the_ideal(staleness, in_flight):
-    """What the driver's own schedule loses: nothing of Ray is in it. Found: 0.95 to 0.99 with one task in flight, 0.93 with two."""
+    """What the driver's own schedule loses: nothing of Ray is in it. Found: 0.95 to 0.99 with one task in
+    flight, 0.93 with two."""
     settings = Settings(in_flight=in_flight)
     shares = []
     for repeat in range(settings.repeats):
@@ -175,7 +177,8 @@ def test_settings_out_of_range_are_refused(setting, value):
 
 @pytest.mark.slow
 def test_the_pipeline_on_ray_itself():
-    """A round; an error of a rollout, and a scorer's death, come out of `finish`; the pipeline goes on after `drop`."""
+    """A round; an error of a rollout, and a scorer's death, come out of `finish`; the pipeline goes on after
+    `drop`."""
     import ray
     from ray.exceptions import RayActorError
 

@@ -38,7 +38,8 @@ def until_it_ends(work: Callable[[], object]) -> object:
 def test_rounds_are_whole_and_as_stale_as_asked(
     seed, pools, in_flight, max_unscored, staleness, rounds, count, first
 ):
-    """What the world checks at every step: order, each task once, load, back-pressure, no idling; here: versions and the order of parts."""
+    """What the world checks at every step: order, each task once, load, back-pressure, no idling; here:
+    versions and the order of parts."""
     world = World(seed, pools, in_flight, max_unscored)
     published, finished = [first], []
 
@@ -67,7 +68,8 @@ def test_rounds_are_whole_and_as_stale_as_asked(
 
 @given(SEEDS, st.integers(0, 2), st.integers(0, 5), st.integers(0, 4))
 def test_rounds_go_on_from_the_last_version_after_a_trainer_was_lost(seed, staleness, lost, ahead):
-    """The update of one round fails once; dropped and played from there, every round is learned from once and by its own version."""
+    """The update of one round fails once; dropped and played from there, every round is learned from once and
+    by its own version."""
     world, learned, asked = World(seed), [], {}
     published = 0
 
@@ -135,7 +137,8 @@ def test_any_use_with_errors_signals_and_drops(seed, pools, in_flight, max_unsco
 
 @given(SEEDS, POOLS)
 def test_rounds_go_on_during_the_update(seed, pools):
-    """The update ends last, so attending to it has to bring the other round to its end; nothing is left to wait for."""
+    """The update ends last, so attending to it has to bring the other round to its end; nothing is left to
+    wait for."""
     world = World(seed, pools, last=TRAINER)
     world.begin(1, 5)
     world.pipeline.attend(world.trainers(2))
@@ -156,7 +159,8 @@ def test_a_lower_round_goes_first_though_begun_later(seed):
 
 @given(SEEDS, st.integers(0, 6), st.sampled_from([ROLLOUT, "sync"]))
 def test_a_round_begun_again_takes_nothing_of_its_former_life(seed, turns, late):
-    """What was dropped ends last, as a rollout or as a score, when another round of that number is under way."""
+    """What was dropped ends last, as a rollout or as a score, when another round of that number is under
+    way."""
     world = World(seed, last=late)
     world.begin(2, 4)
     for _ in range(turns):
@@ -198,7 +202,8 @@ def test_a_start_that_raises_loses_no_task(seed, nth):
 
 
 def test_workers_stay_busy_with_what_was_dropped():
-    """Two workers hold dropped tasks, so that the next life has to wait for them; its tasks then come in order."""
+    """Two workers hold dropped tasks, so that the next life has to wait for them; its tasks then come in
+    order."""
     world = World(0, in_flight=1)
     world.begin(3, 2)
     old = list(world.futures)

@@ -1,4 +1,5 @@
-"""Audiobox on a small random instance of the package's own class: loading, windows, weights, what cannot be scored."""
+"""Audiobox on a small random instance of the package's own class: loading, windows, weights, what cannot be
+scored."""
 
 import json
 import math
@@ -30,7 +31,8 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The published layout of file and class with 2 layers of width 16; the class takes its sizes from a module-wide config."""
+    """The published layout of file and class with 2 layers of width 16; the class takes its sizes from a
+    module-wide config."""
     from audiobox_aesthetics.model import aes  # pyright: ignore[reportMissingImports]
 
     published = aes.DEFAULT_AUDIO_CFG

@@ -1,4 +1,5 @@
-"""CLAP on a tiny random ClapModel saved and read as a snapshot would be: preparation, Verse-Bench's distance, text cosine."""
+"""CLAP on a tiny random ClapModel saved and read as a snapshot would be: preparation, Verse-Bench's distance,
+text cosine."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Crops: given boxes and the published face geometry equal their definitions and OpenCV, and move with the picture."""
+"""Crops: given boxes and the published face geometry equal their definitions and OpenCV, and move with the
+picture."""
 
 import numpy as np
 import pytest
@@ -142,7 +143,8 @@ def test_the_published_square_is_shifted_down():
 def test_face_square_moves_with_the_picture(right, down, x, y, half):
     frame = np.random.default_rng(2).integers(0, 256, (180, 190, 3), dtype=np.uint8)
     moved = np.roll(frame, (down, right), axis=(0, 1))
-    # whole pixels are cut after adding the padding, so a fraction that rounding to float moves over a whole number may differ
+    # whole pixels are cut after adding the padding, so a fraction that rounding to float moves over a whole
+    # number may differ
     x, y, half = round(x * 8) / 8, round(y * 8) / 8, round(half * 8) / 8
     np.testing.assert_array_equal(
         face_square(frame, x, y, half, 0.5), face_square(moved, x + right, y + down, half, 0.5)

@@ -20,7 +20,8 @@ SECRET = "sk-very-secret"
 
 
 class Served:
-    """Answers with the first sample of the clip; `failures` are (status, headers) sent before the first good answer."""
+    """Answers with the first sample of the clip; `failures` are (status, headers) sent before the first good
+    answer."""
 
     def __init__(self, failures=(), delays=(), answer=None) -> None:
         self.failures, self.delays, self.answer = list(failures), list(delays), answer

@@ -1,4 +1,5 @@
-"""Tracks: paths are found again under jitter and missed frames, limits are exact, the presets hold the published table."""
+"""Tracks: paths are found again under jitter and missed frames, limits are exact, the presets hold the
+published table."""
 
 import dataclasses
 

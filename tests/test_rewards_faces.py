@@ -80,7 +80,8 @@ def test_a_cut_ends_a_track_where_shots_are_watched():
 
 
 def portrait() -> np.ndarray:
-    """A photograph that comes with matplotlib (Grace Hopper, public domain), 512 x 600; the face is at about 267, 217."""
+    """A photograph that comes with matplotlib (Grace Hopper, public domain), 512 x 600; the face is at about
+    267, 217."""
     path = Path(matplotlib.__file__).parent / "mpl-data" / "sample_data" / "grace_hopper.jpg"
     return np.asarray(Image.open(path).convert("RGB"))
 

@@ -147,7 +147,8 @@ def test_square_pictures_give_equal_crops():
 
 
 class Loudness:
-    """Embeds by means that a test can predict: brightness turns the picture's vector, loudness the sound's (times 20)."""
+    """Embeds by means that a test can predict: brightness turns the picture's vector, loudness the sound's
+    (times 20)."""
 
     def embed_vision(self, views):
         angle = views.mean(dim=(1, 2, 3, 4, 5))

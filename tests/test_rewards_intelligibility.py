@@ -1,4 +1,5 @@
-"""Intelligibility by degrees: alignment exactly, monotone under degradation, right above wrong; the judging recogniser."""
+"""Intelligibility by degrees: alignment exactly, monotone under degradation, right above wrong; the judging
+recogniser."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,5 @@
-"""The preference reward: probabilities by hand, weights recovered from votes of a known model, and its use as a reward."""
+"""The preference reward: probabilities by hand, weights recovered from votes of a known model, and its use as
+a reward."""
 
 import dataclasses
 import json

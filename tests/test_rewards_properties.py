@@ -1,4 +1,5 @@
-"""What every reward that needs no download must keep: order, batch size and channels do not matter, and bad input is never a score."""
+"""What every reward that needs no download must keep: order, batch size and channels do not matter, and bad
+input is never a score."""
 
 import dataclasses
 import math

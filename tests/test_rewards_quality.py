@@ -171,7 +171,8 @@ def test_moving_a_set_adds_the_square_of_the_way():
 
 @given(st.integers(0, 2**16))
 def test_verse_bench_formula_on_one_embedding_is_2_minus_2_cos(seed):
-    """numpy 1 takes np.cov of one row as the variance of its entries: a scalar, whose matrix root is its square root."""
+    """numpy 1 takes np.cov of one row as the variance of its entries: a scalar, whose matrix root is its
+    square root."""
     pair = np.random.default_rng(seed).standard_normal((2, 512))
     first, second = pair / np.linalg.norm(pair, axis=1, keepdims=True)
     variances = [entries.var(ddof=1) for entries in (first, second)]

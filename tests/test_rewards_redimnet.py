@@ -116,7 +116,8 @@ class Slow:
         self.state = {name: value.double().numpy() for name, value in net.state_dict().items()}
 
     def conv(self, name: str, values: np.ndarray, groups: int = 1, stride: int = 1) -> np.ndarray:
-        """Length-keeping convolution over the last axis, or two; over frequencies without padding when they are joined."""
+        """Length-keeping convolution over the last axis, or two; over frequencies without padding when they
+        are joined."""
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
         flat = values.ndim == 2
         weight, values = (weight[:, :, None], values[:, None]) if flat else (weight, values)

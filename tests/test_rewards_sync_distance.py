@@ -1,4 +1,5 @@
-"""Sync-C, Sync-D, offset and the zero-lag reward by hand, in closed form, and against the definition in PyTorch."""
+"""Sync-C, Sync-D, offset and the zero-lag reward by hand, in closed form, and against the definition in
+PyTorch."""
 
 import math
 from itertools import pairwise

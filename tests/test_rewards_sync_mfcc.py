@@ -1,4 +1,5 @@
-"""The sync network's front end against slow re-derivations, closed forms and the counts of columns and windows."""
+"""The sync network's front end against slow re-derivations, closed forms and the counts of columns and
+windows."""
 
 import math
 
@@ -90,7 +91,8 @@ def test_a_floor_makes_silence_and_less_than_hearing_alike():
 
 @given(st.floats(0.01, 0.9), st.integers(1, 5))
 def test_gain_moves_only_the_energy(level, factor):
-    """No normalisation: a gain of g adds 2 log g to coefficient 0 and, spread over no other, nothing elsewhere."""
+    """No normalisation: a gain of g adds 2 log g to coefficient 0 and, spread over no other, nothing
+    elsewhere."""
     samples = np.rint(np.random.default_rng(3).uniform(-1, 1, 1_200) * level * 6_000)
     before, after = mfcc(samples / LOUD), mfcc(samples * factor / LOUD)
     np.testing.assert_allclose(after[:, 0] - before[:, 0], 2 * math.log(factor), atol=1e-4)

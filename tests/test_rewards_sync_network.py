@@ -1,4 +1,5 @@
-"""SyncNet layer for layer against a plain 3-D build, its published file, its own folders, and the folded form that scores."""
+"""SyncNet layer for layer against a plain 3-D build, its published file, its own folders, and the folded form
+that scores."""
 
 import json
 from collections import OrderedDict

@@ -78,7 +78,8 @@ def test_loudness_does_not_matter_and_same_sound_is_similarity_one(encoder):
 
 
 def test_the_own_voice_is_nearer_than_another_in_95_of_100_pairs(encoder):
-    """Two words against two other words of the same voice and of another, 200 times (99 % when it was measured)."""
+    """Two words against two other words of the same voice and of another, 200 times (99 % when it was
+    measured)."""
     voices, words, rng = load_bank().voices, load_bank().words, np.random.default_rng(0)
     own, other = [], []
     for _ in range(200):

@@ -1,4 +1,5 @@
-"""WavLM-ECAPA: the backbone is the original WavLM, the head is what its definition says, the file is loaded whole or not at all."""
+"""WavLM-ECAPA: the backbone is the original WavLM, the head is what its definition says, the file is loaded
+whole or not at all."""
 
 import importlib.util
 import math
@@ -55,7 +56,8 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def original_wavlm() -> Any:
-    """The original WavLM class, which the audiobox_aesthetics wheel carries; without the package's own imports."""
+    """The original WavLM class, which the audiobox_aesthetics wheel carries; without the package's own
+    imports."""
     spec = importlib.util.find_spec("audiobox_aesthetics")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("audiobox_aesthetics is not installed (pip install --no-deps audiobox_aesthetics)")
@@ -126,7 +128,8 @@ def original_name(name: str) -> str:
 
 
 def published_form(net: WavlmEcapa) -> dict[str, torch.Tensor]:
-    """A file's content as the published one has it: the original's names, and tensors that only training needs."""
+    """A file's content as the published one has it: the original's names, and tensors that only training
+    needs."""
     original = {
         "feature_extract.model.mask_emb": torch.ones(16),
         "loss_calculator.projection.weight": torch.ones(3, 2),

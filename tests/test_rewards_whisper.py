@@ -22,7 +22,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def save_tiny_whisper(folder, seed=0, multilingual=True):
-    """A random Whisper that emits letters; its language and task tokens are in the generation config as in published ones."""
+    """A random Whisper that emits letters; its language and task tokens are in the generation config as in
+    published ones."""
     from transformers import (
         GenerationConfig,
         WhisperConfig,

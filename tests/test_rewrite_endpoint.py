@@ -1,4 +1,5 @@
-"""The chat endpoint of `nava rewrite`: what ends a run, secrets, time and size limits; against servers in this process."""
+"""The chat endpoint of `nava rewrite`: what ends a run, secrets, time and size limits; against servers in
+this process."""
 
 import threading
 import time

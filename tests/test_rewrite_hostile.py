@@ -1,4 +1,5 @@
-"""A rewrite never loses or alters a speech span, whatever the server does: hard prompts, hostile answers, through the files."""
+"""A rewrite never loses or alters a speech span, whatever the server does: hard prompts, hostile answers,
+through the files."""
 
 import json
 from collections import Counter
@@ -40,7 +41,8 @@ def generated(count: int) -> list[str]:
 
 
 def carried(folder, asked: list[str]) -> Counter:
-    """Rewrites `asked` through a hostile server from file to file, holds every span to the source, counts what was met."""
+    """Rewrites `asked` through a hostile server from file to file, holds every span to the source, counts
+    what was met."""
     source, to = folder / "p.jsonl", folder / "long.jsonl"
     given_rows = [
         {"prompt": prompt, "spk_wavs": [None] * prompt.count("<S>"), "keep": [1.5, None]} for prompt in asked
@@ -111,7 +113,8 @@ def test_no_span_is_lost_or_altered_in_ten_thousand(tmp_path):
     ],
 )
 def test_the_check_here_sees_what_the_attacks_do(name):
-    """The attacks are real: taken as they come, without the check of the rewriter, they change spans or their surroundings."""
+    """The attacks are real: taken as they come, without the check of the rewriter, they change spans or their
+    surroundings."""
     prompt = "She says <S>Good day<E>, he <S>no<E>."
     text = json.loads(ANSWERS[name](prompt)[1])["choices"][0]["message"]["content"]
     assert fault(prompt, rewrite_of(prompt, text), ENGLISH, 0.0)

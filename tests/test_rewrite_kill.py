@@ -1,4 +1,5 @@
-"""`nava rewrite` as a process: killed and run again, two at once on one output, stopped by Ctrl-C while a server hangs."""
+"""`nava rewrite` as a process: killed and run again, two at once on one output, stopped by Ctrl-C while a
+server hangs."""
 
 import json
 import signal

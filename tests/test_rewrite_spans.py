@@ -1,4 +1,5 @@
-"""Speech spans taken out, put back and checked; the form of a long prompt; the template that needs no model."""
+"""Speech spans taken out, put back and checked; the form of a long prompt; the template that needs no
+model."""
 
 import time
 

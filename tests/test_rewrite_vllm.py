@@ -1,4 +1,5 @@
-"""`nava rewrite` against a real vLLM server: protocol, concurrency, refusals, and the server killed in the middle of a run."""
+"""`nava rewrite` against a real vLLM server: protocol, concurrency, refusals, and the server killed in the
+middle of a run."""
 
 import json
 import os

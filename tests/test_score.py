@@ -175,7 +175,10 @@ def test_two_processes_do_not_score_into_one_file(clips, tmp_path):
 
 def test_a_killed_process_leaves_no_lock(clips, tmp_path):
     hold = "ScoreStore(Path(sys.argv[1]), 'a', {}).__enter__()"
-    program = f"import os, sys; from pathlib import Path; from experiments.scoring.store import ScoreStore; {hold}; os.kill(os.getpid(), 9)"
+    program = (
+        "import os, sys; from pathlib import Path; from experiments.scoring.store import ScoreStore; "
+        f"{hold}; os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "s.jsonl")], check=False)
     assert (tmp_path / ".s.jsonl.lock").exists()
     assert len(score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")) == 5

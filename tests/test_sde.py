@@ -1,4 +1,5 @@
-"""Stochastic steps against their formulas (alignment.md 2.2, 2.3, 2.8), at the ends of the flow, and replayed."""
+"""Stochastic steps against their formulas (alignment.md 2.2, 2.3, 2.8), at the ends of the flow, and
+replayed."""
 
 import math
 from dataclasses import replace
@@ -61,7 +62,8 @@ def test_cps_is_the_formula(levels: tuple[float, float], eta: float) -> None:
 
 @given(levels=falling, eta=st.floats(0.05, 1.0))
 def test_cps_noise_has_exactly_the_next_levels_variance(levels: tuple[float, float], eta: float) -> None:
-    """With clean data 0 and noise 1 the state is s and the velocity 1: the mean is what is left of the old noise."""
+    """With clean data 0 and noise 1 the state is s and the velocity 1: the mean is what is left of the old
+    noise."""
     s, t = levels
     old, fresh = transition(Kernel(name="cps", eta=eta), at(s)[:, None], at(1.0)[:, None], at(s), at(t))
     assert abs(float(old) ** 2 + float(fresh) ** 2 - t**2) < 1e-12
@@ -178,7 +180,8 @@ def test_every_clip_has_its_own_level(kernel: Kernel) -> None:
 
 @given(share=st.floats(0, 1), elements=st.sampled_from([1, 300, 3000]))
 def test_sound_keeps_its_share_of_the_joint_log_probability(share: float, elements: int) -> None:
-    """Whatever the number of video elements: an audio log-probability that moves by d moves the joint one by (1 - w) d."""
+    """Whatever the number of video elements: an audio log-probability that moves by d moves the joint one by
+    (1 - w) d."""
     lps = []
     for shape in ((1, elements), (1, 1)):
         state, velocity, noise = draws(*shape)

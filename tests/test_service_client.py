@@ -1,4 +1,5 @@
-"""The client over a real socket: the clip that is scored is the one that was sent, and what goes wrong is said."""
+"""The client over a real socket: the clip that is scored is the one that was sent, and what goes wrong is
+said."""
 
 import socket
 import threading

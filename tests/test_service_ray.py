@@ -1,4 +1,5 @@
-"""The service on Ray Serve: rewards that hang, die and raise in their own processes, batches, and nothing left at the end."""
+"""The service on Ray Serve: rewards that hang, die and raise in their own processes, batches, and nothing
+left at the end."""
 
 import contextlib
 import json
@@ -139,7 +140,8 @@ def test_a_caller_who_leaves_or_says_nothing_holds_nothing_up(world):
     silent = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(50)]
     half = socket.create_connection(("127.0.0.1", PORT))
     half.sendall(
-        f"POST /v1/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n".encode()
+        f"POST /v1/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: "
+        "application/json\r\n".encode()
     )
     half.sendall(b"content-length: 100\r\n\r\n{")
     half.close()

@@ -10,7 +10,8 @@ from rewards.types import Clip, Score
 
 
 class Holder:
-    """Dies of clips called `kill`, hangs on `hang`, raises on `raise`; the rest is worth the length of its name."""
+    """Dies of clips called `kill`, hangs on `hang`, raises on `raise`; the rest is worth the length of its
+    name."""
 
     def __init__(self) -> None:
         self.replaced, self.batches, self.alive = 0, [], True

@@ -1,4 +1,5 @@
-"""Sharded safetensors: the bytes are the library's, memory holds a tensor, nothing half-written, also in an object store."""
+"""Sharded safetensors: the bytes are the library's, memory holds a tensor, nothing half-written, also in an
+object store."""
 
 import hashlib
 import json
@@ -170,7 +171,8 @@ def test_an_import_stays_below_two_shards(tmp_path) -> None:
     assert len(list((tmp_path / "m").glob("*.safetensors"))) > 3
     assert grown < 2 * largest, f"{grown / 2**20:.0f} MiB for shards of {largest / 2**20:.0f} MiB"
     print(
-        f"peak grew by {grown / 2**20:.1f} MiB; largest shard {largest / 2**20:.1f} MiB, checkpoint {8 * largest / 2**20:.0f} MiB"
+        f"peak grew by {grown / 2**20:.1f} MiB; largest shard {largest / 2**20:.1f} MiB, checkpoint "
+        f"{8 * largest / 2**20:.0f} MiB"
     )
 
 

@@ -168,6 +168,9 @@ def test_damage_in_the_store_names_the_shard(remote: Path, tmp_path: Path, damag
     if damage == "changed":
         with writing(shard) as temporary:
             temporary.write_bytes(content)
-    says = r"memory://.*shard-000003.safetensors: (shard is missing|damaged shard .*sha256).*--verify, then go on"
+    says = (
+        r"memory://.*shard-000003.safetensors: (shard is missing|damaged shard .*sha256).*--verify, then "
+        r"go on"
+    )
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         list(store)

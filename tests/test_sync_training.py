@@ -1,4 +1,5 @@
-"""Training of the sync networks: the loss by hand, a network that learns and does so the same way twice, and how separation is counted."""
+"""Training of the sync networks: the loss by hand, a network that learns and does so the same way twice, and
+how separation is counted."""
 
 import dataclasses
 import math

@@ -22,7 +22,8 @@ def latents(tmp_path_factory) -> Path:
 
 
 def audio_first_seed() -> int:
-    """A seed whose first and fourth steps are audio-only, so that a resumed run must know which sounds it has had."""
+    """A seed whose first and fourth steps are audio-only, so that a resumed run must know which sounds it has
+    had."""
     stage = config().stages["stage1"]
     return next(
         seed

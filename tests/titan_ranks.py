@@ -16,7 +16,8 @@ from rank_processes import run_processes
 def run_ranks(
     resolved: Path, world_size: int = 1, mishap: str = "", timeout_s: float = 100.0, endpoint: str = ""
 ) -> list[int]:
-    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way; `endpoint` is that of an object store."""
+    """Exit codes of the ranks of one stage. `mishap` (see below) happens on the way; `endpoint` is that of an
+    object store."""
     return run_processes(_rank, world_size, resolved.parent, resolved, mishap, endpoint, timeout_s=timeout_s)
 
 
@@ -31,9 +32,10 @@ def _rank(rank: int, resolved: Path, mishap: str, endpoint: str) -> int:
 
 
 def _arrange(mishap: str, rank: int) -> None:
-    """kill@N: SIGKILL after step N's save. term@N: SIGTERM to the last rank before step N. full@N: no space at step N's save.
-    nan@N: the loss of step N is NaN. dead-in-step@N, dead-in-save@N: the last rank is killed in the middle of it.
-    outage@N: in the middle of step N's save the last rank asks for the store to be stopped (a file `outage`) and waits until it is."""
+    """kill@N: SIGKILL after step N's save. term@N: SIGTERM to the last rank before step N. full@N: no space
+    at step N's save. nan@N: the loss of step N is NaN. dead-in-step@N, dead-in-save@N: the last rank is
+    killed in the middle of it. outage@N: in the middle of step N's save the last rank asks for the store to
+    be stopped (a file `outage`) and waits until it is."""
     from pretrain.titan import trainer
 
     kind, _, number = mishap.partition("@")

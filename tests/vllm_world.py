@@ -1,7 +1,8 @@
 """A real vLLM server on the CPU, with a model of a few kilobytes whose every answer is one fixed text.
 
-The model is a chain: attention and MLP add nothing, each token of the answer is a one-hot embedding, and the output row of the next
-token is that vector. So it is loaded, batched and sampled as any model, and what it says is known.
+The model is a chain: attention and MLP add nothing, each token of the answer is a one-hot embedding, and the
+output row of the next token is that vector. So it is loaded, batched and sampled as any model, and what it
+says is known.
 """
 
 import os
@@ -64,7 +65,8 @@ def write_chain_model(folder: Path, pieces: list[str]) -> None:
 
 @contextmanager
 def vllm_server(environment: Path, model: Path, name: str, token: str, log: Path):
-    """(address, process) of a server that is ready; its process group is killed at the end. Raises RuntimeError if it does not start."""
+    """(address, process) of a server that is ready; its process group is killed at the end. Raises
+    RuntimeError if it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,8 +1,9 @@
 """Throughput of the codecs: `python -m experiments.benchmarks.codec_speed --out FILE`.
 
-The published video VAE has Wan2.2's sizes with random weights (what it computes takes the same time), the audio VAE and vocoder LTX-2's.
-Each clip is encoded and decoded; figures are seconds of video (or sound) per second, and pixels or samples per second. The linear codec
-of the mini is measured beside them where a fitted one is given.
+The published video VAE has Wan2.2's sizes with random weights (what it computes takes the same time), the
+audio VAE and vocoder LTX-2's. Each clip is encoded and decoded; figures are seconds of video (or sound) per
+second, and pixels or samples per second. The linear codec of the mini is measured beside them where a fitted
+one is given.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _WAN: dict[str, Any] = {
 
 
 def published(dtype: torch.dtype, device: torch.device) -> tuple[VideoCodec, AudioCodec]:
-    """Codecs of the published sizes with random weights; audio stays in fp32, as `nava codec import` sets it."""
+    """Codecs of the published sizes with random weights; audio stays in fp32, as `nava codec import` sets
+    it."""
     from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import AutoencoderKLLTX2Audio
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
     from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder

@@ -1,7 +1,9 @@
-"""One whole model on one device: `python -m experiments.benchmarks.full_step --out FILE` (on a GPU; `--flavor mini` anywhere).
+"""One whole model on one device: `python -m experiments.benchmarks.full_step --out FILE` (on a GPU; `--flavor
+mini` anywhere).
 
-A training step by the real trainer (torchtitan, FSDP2, AdamW; no average, full checkpointing), a LoRA step on the frozen model in bf16, and
-one generation step, on random clips of one size: seconds, tokens/s, model FLOPs' share of the measured matmul ceiling, peak memory.
+A training step by the real trainer (torchtitan, FSDP2, AdamW; no average, full checkpointing), a LoRA step on
+the frozen model in bf16, and one generation step, on random clips of one size: seconds, tokens/s, model
+FLOPs' share of the measured matmul ceiling, peak memory.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ def train(
 def lora(
     name: str, shape: ClipShape, clip: Sample, steps: int, compiled: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Forward, backward and AdamW of an adapter's weights on the frozen bf16 model, whole blocks recomputed."""
+    """Forward, backward and AdamW of an adapter's weights on the frozen bf16 model, whole blocks
+    recomputed."""
     model = inject(_model(name, device), LoraConfig())
     for group in model.block_groups():
         for index, block in enumerate(group):
@@ -169,7 +172,8 @@ def _compile(model: AVTransformer, wanted: bool) -> None:
 
 
 def described(measured: dict[str, Any], tokens: int, ceiling: float, device: torch.device) -> dict[str, Any]:
-    """JSON of one part; its peak memory is forgotten, so that the next part has its own (of a CPU it is the process's so far)."""
+    """JSON of one part; its peak memory is forgotten, so that the next part has its own (of a CPU it is the
+    process's so far)."""
     flop, seconds = measured.pop("flop"), measured.pop("seconds")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     gc.collect()
@@ -219,7 +223,8 @@ def main() -> None:
         found[part] = described(measured, tokens, ceiling, device)
         share, peak = found[part]["share_of_ceiling"], found[part]["peak_memory_gib"]
         print(
-            f"{part:9} {found[part]['seconds']['low']:8.3f} s  {share:.0%} of the ceiling  {peak} GiB at the peak",
+            f"{part:9} {found[part]['seconds']['low']:8.3f} s  {share:.0%} of the ceiling  {peak} GiB at "
+            "the peak",
             flush=True,
         )
     with replacing(options.out) as path:

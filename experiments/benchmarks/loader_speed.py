@@ -1,8 +1,10 @@
-"""Samples a second that the loader reads from disk: `python -m experiments.benchmarks.loader_speed --to loader_speed.json`.
+"""Samples a second that the loader reads from disk: `python -m experiments.benchmarks.loader_speed --to
+loader_speed.json`.
 
-A set of full-size latents (video 48 x 37 x 44 x 80 in bf16, audio 128 x 151, text 512 x 4096) is written once below --folder, larger than
-what is held in memory, and read with and without prefetching, beside a step that takes --step-s of other work. The files are most likely in
-the page cache: what is measured is reading, checksums, casting and collating. `--drop` asks the kernel to forget them first (cold).
+A set of full-size latents (video 48 x 37 x 44 x 80 in bf16, audio 128 x 151, text 512 x 4096) is written once
+below --folder, larger than what is held in memory, and read with and without prefetching, beside a step that
+takes --step-s of other work. The files are most likely in the page cache: what is measured is reading,
+checksums, casting and collating. `--drop` asks the kernel to forget them first (cold).
 """
 
 from __future__ import annotations

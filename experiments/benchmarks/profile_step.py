@@ -1,7 +1,9 @@
-"""Where the time of one training step of the mini goes: `python -m experiments.benchmarks.profile_step --out FILE`.
+"""Where the time of one training step of the mini goes: `python -m experiments.benchmarks.profile_step --out
+FILE`.
 
-Runs the model as a rank sees it (bf16 weights, fp32 time path, one thread) on random clips of the demo's size, and writes JSON: seconds
-per step, model FLOPs, the share of the matmul ceiling measured in the same process, and the operators that cost most.
+Runs the model as a rank sees it (bf16 weights, fp32 time path, one thread) on random clips of the demo's
+size, and writes JSON: seconds per step, model FLOPs, the share of the matmul ceiling measured in the same
+process, and the operators that cost most.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Alignments on Ray that lose a rollout worker, a reward worker and their driver, by SIGKILL at random moments:
-`python -m experiments.benchmarks.ray_chaos --trials 20 --to docs/ray_chaos.json`, in the repository root.
+"""Alignments on Ray that lose a rollout worker, a reward worker and their driver, by SIGKILL at random
+moments: `python -m experiments.benchmarks.ray_chaos --trials 20 --to docs/ray_chaos.json`, in the repository
+root.
 
-One run is left alone. Every other one is of the same tiny world (tests/align_world.py), is killed three times and started again
-with the same command; what it leaves is held against the run that was left alone. Moments are drawn as a round and a part of it.
+One run is left alone. Every other one is of the same tiny world (tests/align_world.py), is killed three times
+and started again with the same command; what it leaves is held against the run that was left alone. Moments
+are drawn as a round and a part of it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ GONE_S = 60.0  # that processes of a killed driver may need to end
 
 @dataclass(frozen=True)
 class Moment:
-    """When `rounds` rows of metrics are there (the first is of the prompts set aside), and `part` of a round later."""
+    """When `rounds` rows of metrics are there (the first is of the prompts set aside), and `part` of a round
+    later."""
 
     rounds: int
     part: float
@@ -52,8 +55,8 @@ class Moment:
 
 @dataclass(frozen=True)
 class Trial:
-    """killed: victim -> the moment it was killed at. starts: of the driver, 2 unless Ray itself did not come up.
-    left_behind: processes that outlived their driver."""
+    """killed: victim -> the moment it was killed at. starts: of the driver, 2 unless Ray itself did not come
+    up. left_behind: processes that outlived their driver."""
 
     killed: Mapping[str, Moment]
     verdict: Verdict
@@ -64,7 +67,8 @@ class Trial:
 
 
 def draw(rng: random.Random, rounds: int) -> dict[str, Moment]:
-    """Rollout worker and reward worker in either order, the driver after them; from before the first round to the last one."""
+    """Rollout worker and reward worker in either order, the driver after them; from before the first round to
+    the last one."""
     moments = sorted(
         (Moment(rng.randrange(rounds), rng.random()) for _ in range(3)),
         key=lambda moment: (moment.rounds, moment.part),
@@ -75,7 +79,8 @@ def draw(rng: random.Random, rounds: int) -> dict[str, Moment]:
 
 
 def tiny_run(world: Path, out: Path, rounds: int, tests: Path = TESTS) -> AlignRun:
-    """nft, then grpo, `rounds` rounds of each, in the world that the tests of alignment have. Raises FileNotFoundError without them."""
+    """nft, then grpo, `rounds` rounds of each, in the world that the tests of alignment have. Raises
+    FileNotFoundError without them."""
     if not (tests / "align_world.py").is_file():
         raise FileNotFoundError(f"{tests / 'align_world.py'}: no such file; run this in the repository root")
     if str(tests.resolve()) not in sys.path:
@@ -129,7 +134,8 @@ class Driver:
                 return min(found, key=lambda process: (process.create_time(), process.pid)) if found else None
             if time.monotonic() > end:
                 raise OSError(
-                    f"{self.run.out}: round {moment.rounds} did not come in {PATIENCE_S:.0f} s; see driver.txt there"
+                    f"{self.run.out}: round {moment.rounds} did not come in {PATIENCE_S:.0f} s; see "
+                    "driver.txt there"
                 )
             time.sleep(0.02)
         return None
@@ -140,7 +146,8 @@ class Driver:
         return [process for process in self.processes() if _title(process).startswith(WORKERS[victim])]
 
     def processes(self) -> set[psutil.Process]:
-        """All that the driver has started and that live; remembered, for they lose their parents when it is killed."""
+        """All that the driver has started and that live; remembered, for they lose their parents when it is
+        killed."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self.family |= set(psutil.Process(self.process.pid).children(recursive=True))
         return {process for process in self.family if _lives(process)}
@@ -175,7 +182,8 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def to_the_end(run: AlignRun, ranks: int, staleness: int) -> tuple[int, int]:
-    """Start the same command until it has finished: (starts, processes left behind). Raises ValueError where MAX_STARTS are not enough."""
+    """Start the same command until it has finished: (starts, processes left behind). Raises ValueError where
+    MAX_STARTS are not enough."""
     left_behind = 0
     for start in range(1, MAX_STARTS + 1):
         driver = Driver(run, ranks, staleness)
@@ -197,7 +205,8 @@ def undisturbed(run: AlignRun, ranks: int, staleness: int) -> tuple[Left, float]
 def disturbed(
     run: AlignRun, moments: Mapping[str, Moment], whole: Left, round_s: float, ranks: int, staleness: int
 ) -> Trial | None:
-    """The same run killed at these moments and started again; None where it ended well before all were killed, or never began.
+    """The same run killed at these moments and started again; None where it ended well before all were
+    killed, or never began.
 
     Raises ValueError where it did not outlive a worker.
     """
@@ -243,7 +252,10 @@ def line(trial: Trial) -> str:
     verdict = trial.verdict
     counts = (verdict.rounds_missing, verdict.rounds_doubled, verdict.samples_lost, verdict.samples_doubled)
     numbers = "  ".join(f"{count:6d}" for count in (*counts, trial.starts, trial.restarts, trial.left_behind))
-    return f"{'  '.join(moments)}  {numbers}  {verdict.curve:8.1e}  {verdict.adapter:8.1e}  {'same' if verdict.same else 'DIFFERS'}"
+    return (
+        f"{'  '.join(moments)}  {numbers}  {verdict.curve:8.1e}  {verdict.adapter:8.1e}  "
+        f"{'same' if verdict.same else 'DIFFERS'}"
+    )
 
 
 HEADER = """killed after row           rounds          samples         driver  worker  processes  difference of
@@ -318,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     temporary.write_text(json.dumps(content, indent=1) + "\n")
     left = sum(trial.left_behind for trial in found)
     print(
-        f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left behind"
+        f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left "
+        "behind"
     )
     return 0 if content["same"] == len(found) and not left else 1
 

@@ -1,16 +1,20 @@
-"""How near overlapping rounds come to the ideal pipeline: `python -m experiments.benchmarks.ray_pipeline [METRICS.JSONL] --out FILE`.
+"""How near overlapping rounds come to the ideal pipeline: `python -m experiments.benchmarks.ray_pipeline
+[METRICS.JSONL] --out FILE`.
 
-Real Ray actors on this machine sleep as long as the stages of a measured alignment took (its metrics.jsonl; the demo's without one).
-A worker is as fast as the process that was measured. A round's rollout and scoring are cut into equal tasks, each longer or shorter by a
-drawn factor (the log knows sums only), the update into equal parts, one for every rank that trains. Scoring prompts set aside is left out.
+Real Ray actors on this machine sleep as long as the stages of a measured alignment took (its metrics.jsonl;
+the demo's without one). A worker is as fast as the process that was measured. A round's rollout and scoring
+are cut into equal tasks, each longer or shorter by a drawn factor (the log knows sums only), the update into
+equal parts, one for every rank that trains. Scoring prompts set aside is left out.
 
-The ideal is a bound that no schedule of these tasks can beat. With V(r) the earliest time at which version r can be published,
+The ideal is a bound that no schedule of these tasks can beat. With V(r) the earliest time at which version r
+can be published,
 
     V(0) = 0        V(r + 1) = update(r) + max(V(r), max over q <= r of V(max(q - staleness, 0)) + work(q..r))
 
-since no rollout of rounds q..r starts before the version of round q is there, and update r follows those before it and all of that work.
-work(q..r), with `load(times, n)` the least in which n workers do tasks uncut, is the greatest of: load of all rollouts and the shortest
-score after them; the shortest rollout and load of all scores after it; the longest rollout and score of one task.
+since no rollout of rounds q..r starts before the version of round q is there, and update r follows those
+before it and all of that work. work(q..r), with `load(times, n)` the least in which n workers do tasks uncut,
+is the greatest of: load of all rollouts and the shortest score after them; the shortest rollout and load of
+all scores after it; the longest rollout and score of one task.
 """
 
 from __future__ import annotations
@@ -100,7 +104,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.scale <= 0 or self.spread < 0:
             raise ValueError(
-                f"scale is {self.scale} and spread is {self.spread}; give a scale above 0 and a spread of at least 0"
+                f"scale is {self.scale} and spread is {self.spread}; give a scale above 0 and a spread of "
+                "at least 0"
             )
 
 
@@ -114,7 +119,8 @@ class Round:
 
 
 def stages_of(path: Path) -> tuple[Stages, ...]:
-    """Rounds of a run's metrics.jsonl that were rolled out and scored. Raises ValueError where there is none or a row is damaged."""
+    """Rounds of a run's metrics.jsonl that were rolled out and scored. Raises ValueError where there is none
+    or a row is damaged."""
     found = []
     for _, row in scan(path):
         if isinstance(row, FieldError):
@@ -126,7 +132,8 @@ def stages_of(path: Path) -> tuple[Stages, ...]:
             found.append(Stages(rollout, score, advantage + update))
     if not found:
         raise ValueError(
-            f"{path}: no row has clips and the seconds of rollout, score and update; give the metrics.jsonl of an alignment"
+            f"{path}: no row has clips and the seconds of rollout, score and update; give the metrics.jsonl "
+            "of an alignment"
         )
     return tuple(found)
 
@@ -149,7 +156,8 @@ def drawn(stages: Sequence[Stages], settings: Settings, repeat: int) -> list[Rou
 
 
 def least_load(times: Sequence[float], workers: int) -> float:
-    """No `workers` do tasks of these seconds in less: all work shared evenly, the longest task, the shortest that one worker must get."""
+    """No `workers` do tasks of these seconds in less: all work shared evenly, the longest task, the shortest
+    that one worker must get."""
     most = math.ceil(len(times) / workers)
     return max(sum(times) / workers, max(times), sum(sorted(times)[:most]))
 
@@ -194,7 +202,8 @@ def measured_seconds(
 
 
 def measure(stages: Sequence[Stages], settings: Settings) -> dict[str, Any]:
-    """`{staleness N: {share: {mean, low, high, n}, seconds_per_round, ideal_seconds_per_round}}`; n counts repeats."""
+    """`{staleness N: {share: {mean, low, high, n}, seconds_per_round, ideal_seconds_per_round}}`; n counts
+    repeats."""
     seconds: dict[int, list[tuple[float, float]]] = {staleness: [] for staleness in STALENESSES}
     todo = [(repeat, staleness) for repeat in range(settings.repeats) for staleness in STALENESSES]
     workers = (settings.rollout_workers, settings.reward_workers)
@@ -254,7 +263,10 @@ def main() -> None:
             row["share"],
             f"{row['seconds_per_round']:.2f} s a round, ideal {row['ideal_seconds_per_round']:.2f} s",
         )
-        interval = f"{share['mean']:.1%} of the ideal (95 %: {share['low']:.1%} to {share['high']:.1%}, {share['n']} runs)"
+        interval = (
+            f"{share['mean']:.1%} of the ideal (95 %: {share['low']:.1%} to {share['high']:.1%}, "
+            f"{share['n']} runs)"
+        )
         print(f"staleness {staleness}: {interval}, least {row['least_share']:.1%}; {spent}")
     if out:
         with replacing(out) as temporary:

@@ -1,9 +1,11 @@
-"""A round of alignment on an embedded Ray beside the same round on local ranks: `python -m experiments.benchmarks.ray_round OUT`.
+"""A round of alignment on an embedded Ray beside the same round on local ranks: `python -m
+experiments.benchmarks.ray_round OUT`.
 
-OUT is what `nava demo` left; nothing is written there. Both align the mini by nft with the same seed, two ranks on two cores, and Ray has
-two rollout and two reward workers beside. A round is timed from one row of metrics.jsonl to the next, so everything between counts,
-checkpoints too; starting processes, the first round (which warms up) and the last (with prompts set aside) do not. Runs take turns.
-Processor seconds are those of all processes of a run: what else the machine does disturbs them less than the clock.
+OUT is what `nava demo` left; nothing is written there. Both align the mini by nft with the same seed, two
+ranks on two cores, and Ray has two rollout and two reward workers beside. A round is timed from one row of
+metrics.jsonl to the next, so everything between counts, checkpoints too; starting processes, the first round
+(which warms up) and the last (with prompts set aside) do not. Runs take turns. Processor seconds are those of
+all processes of a run: what else the machine does disturbs them less than the clock.
 """
 
 from __future__ import annotations
@@ -138,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if given.rounds < 3 or given.repeats < 1:
         parser.error(
-            f"rounds {given.rounds}, repeats {given.repeats}: give at least 3 rounds, of which one counts, and 1 repeat"
+            f"rounds {given.rounds}, repeats {given.repeats}: give at least 3 rounds, of which one counts, "
+            "and 1 repeat"
         )
     runs: dict[str, list[list[Round]]] = {kind: [] for kind in KINDS}
     rewards: dict[str, set[str]] = {kind: set() for kind in KINDS}
@@ -150,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs[kind].append(rounds)
             rewards[kind].add(f"{last['nft/loss']:.5f}")
             print(
-                f"{kind}: {', '.join(f'{one.wall:.1f} s ({one.processor:.1f} s of processor)' for one in rounds)}",
+                f"{kind}: "
+                f"{', '.join(f'{one.wall:.1f} s ({one.processor:.1f} s of processor)' for one in rounds)}",
                 flush=True,
             )
     found = {
@@ -166,9 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for kind in KINDS[1:]:
         wall, processor = found[kind]["wall_ratio"], found[kind]["processor_ratio"]
-        interval = f"{wall['mean']:.3f} of the local round's time (95 %: {wall['low']:.3f} to {wall['high']:.3f}, {wall['n']} rounds)"
+        interval = (
+            f"{wall['mean']:.3f} of the local round's time (95 %: {wall['low']:.3f} to "
+            f"{wall['high']:.3f}, {wall['n']} rounds)"
+        )
         print(
-            f"{kind}: {found[kind]['wall_seconds']:.1f} s a round, {interval}; {processor['mean']:.3f} of its processor seconds"
+            f"{kind}: {found[kind]['wall_seconds']:.1f} s a round, {interval}; {processor['mean']:.3f} of "
+            "its processor seconds"
         )
     if given.out:
         with replacing(given.out) as temporary:

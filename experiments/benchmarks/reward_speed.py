@@ -1,7 +1,8 @@
 """Clips a second of every reward that runs offline: `python -m experiments.benchmarks.reward_speed CLIPS`.
 
-Models are loaded once and warmed up; each reward scores the same decoded clips as one batch and one by one. Decoding is timed
-apart. Clips without what a reward needs cost it little, so the share it could score stands beside its speed.
+Models are loaded once and warmed up; each reward scores the same decoded clips as one batch and one by one.
+Decoding is timed apart. Clips without what a reward needs cost it little, so the share it could score stands
+beside its speed.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ def speed(
     repeats: int,
     unavailable: dict[str, str],
 ) -> dict[str, Any]:
-    """`{clips, seconds_of_video, decode, guardrails, rewards: {name: {batched, one_by_one, scored, of}}}`, speeds in clips/s.
+    """`{clips, seconds_of_video, decode, guardrails, rewards: {name: {batched, one_by_one, scored, of}}}`,
+    speeds in clips/s.
 
-    Rewards that cannot be built here (a network that is not trained yet, no OpenCV) go into `unavailable` with the reason.
+    Rewards that cannot be built here (a network that is not trained yet, no OpenCV) go into `unavailable`
+    with the reason.
     """
     start = time.perf_counter()
     clips = [load_clip(file) for file in files]
@@ -68,7 +71,8 @@ def speed(
 
 
 def reward_speed(reward: Reward, clips: Sequence[Clip], repeats: int) -> dict[str, Any]:
-    """The fastest of `repeats` passes after one that loads and compiles; copies of the sound, so that no cache knows them."""
+    """The fastest of `repeats` passes after one that loads and compiles; copies of the sound, so that no
+    cache knows them."""
     scored = sum(not score.reason for score in reward.score(clips))
     copies = [_altered(clips, turn) for turn in range(2 * repeats)]
     batched = min(_timed(lambda some=some: reward.score(some)) for some in copies[:repeats])
@@ -99,7 +103,8 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _altered(clips: Sequence[Clip], turn: int) -> list[Clip]:
-    """The clips a little quieter: encoders that remember a sound by its content must embed it again, references apart."""
+    """The clips a little quieter: encoders that remember a sound by its content must embed it again,
+    references apart."""
     gain = 1.0 - 1e-3 * (turn + 1)
     return [
         clip
@@ -137,7 +142,8 @@ def show(found: dict[str, Any]) -> None:
     for name, row in found["rewards"].items():
         print(f"{name:32} {row['batched']:10.1f} {row['one_by_one']:11.1f}   {row['scored']}/{row['of']}")
     print(
-        f"{'decoding':32} {'':>10} {found['decode']:11.1f}\n{'guardrails':32} {'':>10} {found['guardrails']:11.1f}"
+        f"{'decoding':32} {'':>10} {found['decode']:11.1f}\n{'guardrails':32} {'':>10} "
+        f"{found['guardrails']:11.1f}"
     )
     for name, reason in found["unavailable"].items():
         print(f"{name}: not measured ({reason})")

@@ -1,7 +1,9 @@
-"""A small language model that rewrites prompts with mistakes, made in a minute on one core: something for tuning to improve.
+"""A small language model that rewrites prompts with mistakes, made in a minute on one core: something for
+tuning to improve.
 
-It is taught answers of the template rewriter in which parts are missing or exchanged and speech is dropped, doubled or made up,
-each with a chance of its own; so it knows the right answers too, and gives them now and then.
+It is taught answers of the template rewriter in which parts are missing or exchanged and speech is dropped,
+doubled or made up, each with a chance of its own; so it knows the right answers too, and gives them now and
+then.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ CHAT = (
 
 @dataclass(frozen=True)
 class Student:
-    """Sizes of the model and how long it is taught. Chances of a mistake: `drop` of each part, `swap` of two parts, `speech`."""
+    """Sizes of the model and how long it is taught. Chances of a mistake: `drop` of each part, `swap` of two
+    parts, `speech`."""
 
     width: int = 128
     layers: int = 2

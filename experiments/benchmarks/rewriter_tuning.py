@@ -1,8 +1,10 @@
-"""What tuning does for a prompt rewriter, on a small model and one core: `python -m experiments.benchmarks.rewriter_tuning`.
+"""What tuning does for a prompt rewriter, on a small model and one core: `python -m
+experiments.benchmarks.rewriter_tuning`.
 
-A student that makes mistakes (`rewriter_student`) is tuned twice: by GRPO on the rewards of form, and by DPO on votes of a simulated
-rater who prefers the rewrite of the higher form reward. Before and after are measured on the same prompts, which no tuning saw;
-differences are paired by prompt, their 95 % intervals come from resampling prompts.
+A student that makes mistakes (`rewriter_student`) is tuned twice: by GRPO on the rewards of form, and by DPO
+on votes of a simulated rater who prefers the rewrite of the higher form reward. Before and after are measured
+on the same prompts, which no tuning saw; differences are paired by prompt, their 95 % intervals come from
+resampling prompts.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ def compared(before: dict[str, list[float]], after: dict[str, list[float]]) -> d
 
 
 def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: Path) -> Pairs:
-    """Pairs of the first two answers to each prompt, by the simulated rater's votes, which go through the votes' own format."""
+    """Pairs of the first two answers to each prompt, by the simulated rater's votes, which go through the
+    votes' own format."""
     rewrites, votes = [], []
     for row, (first, second, *_) in zip(rows, answered, strict=True):
         source = row.prompt.text
@@ -141,7 +144,8 @@ def share_preferred(folder: Path, pairs: Pairs) -> list[float]:
 
 
 def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
-    """Everything, from teaching the student on; `folder` is kept, and what is there already is not made again."""
+    """Everything, from teaching the student on; `folder` is kept, and what is there already is not made
+    again."""
     rows = short_prompts(held_out + 160, student.seed + 7)
     aside, seen = rows[:held_out], rows[held_out:]
     if not (folder / "student" / "model.safetensors").is_file():

@@ -22,7 +22,8 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class Attack:
-    """`status` may be one of several where two refusals are right; `pause_s`: seconds between single bytes of the body."""
+    """`status` may be one of several where two refusals are right; `pause_s`: seconds between single bytes of
+    the body."""
 
     name: str
     status: tuple[int, ...]

@@ -1,8 +1,9 @@
 """The reward service under load: `python -m experiments.benchmarks.service_load CLIPS --out-folder OUT`.
 
-Many requests at once over as many connections, a tenth of them attacks (`service_attacks`): every good one must be answered with a
-score of every reward, every bad one refused with its status and reason, and the service must be well afterwards. Ray's start is not
-part of the times; clips are found under CLIPS, half of them named by path and half uploaded.
+Many requests at once over as many connections, a tenth of them attacks (`service_attacks`): every good one
+must be answered with a score of every reward, every bad one refused with its status and reason, and the
+service must be well afterwards. Ray's start is not part of the times; clips are found under CLIPS, half of
+them named by path and half uploaded.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def measured(outcomes: Sequence[Outcome], seconds: float, rewards: Sequence[str]
     wrong = [outcome for outcome in outcomes if not outcome.right(rewards)]
     for outcome in wrong[:20]:
         print(
-            f"WRONG {outcome.request.name if outcome.request else 'good'}: {outcome.status} {str(outcome.answer)[:200]}"
+            f"WRONG {outcome.request.name if outcome.request else 'good'}: {outcome.status} "
+            f"{str(outcome.answer)[:200]}"
         )
     return {
         "requests": len(outcomes),

@@ -1,8 +1,10 @@
-"""What a model could do to please the sync reward: `python -m experiments.benchmarks.sync_hacks --nets out/syncnet --out FILE`.
+"""What a model could do to please the sync reward: `python -m experiments.benchmarks.sync_hacks --nets
+out/syncnet --out FILE`.
 
-Mouths of test clips (words that no network has heard) are rendered anew with motions that ask for a reward without deserving one, and a
-black-box search moves a closed mouth to wherever the reward rises. Prints a table with 95 % intervals over clips and writes JSON. Nothing
-but motion that follows the sound may come near a true clip, and the search must end synchronised.
+Mouths of test clips (words that no network has heard) are rendered anew with motions that ask for a reward
+without deserving one, and a black-box search moves a closed mouth to wherever the reward rises. Prints a
+table with 95 % intervals over clips and writes JSON. Nothing but motion that follows the sound may come near
+a true clip, and the search must end synchronised.
 """
 
 from __future__ import annotations
@@ -116,7 +118,8 @@ def reversed_middle(openings: np.ndarray) -> np.ndarray:
 def search(
     clip: TrueClip, embedders: Mapping[str, Embedder], generations: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Cross-entropy search over the mouth's openings, from closed, for the reward's network; the judge sees the end only."""
+    """Cross-entropy search over the mouth's openings, from closed, for the reward's network; the judge sees
+    the end only."""
     crops, middle = clip.levels(), slice(FIRST, FIRST + FRAMES)
     sound = clip.shown(clip.openings).sound
     floor, count = embedders["reward"].args.log_floor, num_windows(round(FRAMES / FPS * 25), len(sound))
@@ -156,7 +159,8 @@ def _correlation(first: np.ndarray, second: np.ndarray, edge: int) -> float:
 def measure_hacks(
     clips: list[TrueClip], embedders: Mapping[str, Embedder], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """By hack and network the mean reward, and the share of clips where it reaches the reward of the true clip."""
+    """By hack and network the mean reward, and the share of clips where it reaches the reward of the true
+    clip."""
     rng = np.random.default_rng(seed)
     tried = [hacks(clip, clips[(index + 1) % len(clips)], rng) for index, clip in enumerate(clips)]
     table: dict[str, dict[str, Any]] = {name: {} for name in tried[0]}
@@ -178,7 +182,8 @@ def measure_hacks(
 
 def print_tables(table: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]) -> None:
     print(
-        f"{'motion':24s}{'reward [95 %]':26s}{'judge [95 %]':26s}above the 5th percentile of true clips (reward, judge)"
+        f"{'motion':24s}{'reward [95 %]':26s}{'judge [95 %]':26s}above the 5th percentile of true clips "
+        "(reward, judge)"
     )
     for name, row in table.items():
         shares = ", ".join(f"{row[f'{role}_above_5th_percentile_of_true']['mean']:.2f}" for role in ROLES)

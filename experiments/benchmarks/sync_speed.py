@@ -1,7 +1,9 @@
-"""How fast the sync reward is, and how near its networks come to the processor: `python -m experiments.benchmarks.sync_speed`.
+"""How fast the sync reward is, and how near its networks come to the processor: `python -m
+experiments.benchmarks.sync_speed`.
 
-Scores clips in memory, all at once and one by one, with random weights, and sets the operations of the layer table against the rate
-of a large square matmul of the same type, measured before and after in the same process. Other load on the machine spoils both.
+Scores clips in memory, all at once and one by one, with random weights, and sets the operations of the layer
+table against the rate of a large square matmul of the same type, measured before and after in the same
+process. Other load on the machine spoils both.
 """
 
 from __future__ import annotations
@@ -128,11 +130,13 @@ def main() -> None:
             speed, ceiling = figures["clips_per_s"], figures["ceiling_gflops"]["highest"]
             print(f"{network} {dtype}, {figures['gflop_per_clip']} GFLOP a clip of {options.seconds} s:")
             print(
-                f"  {speed['batched']} clips/s in batches of {figures['clips']}, {speed['one_by_one']} one by one"
+                f"  {speed['batched']} clips/s in batches of {figures['clips']}, {speed['one_by_one']} one "
+                "by one"
             )
             share, whole = figures["networks_share_of_ceiling"], figures["reward_share_of_ceiling"]
             print(
-                f"  networks {figures['networks_gflops']} of {ceiling} GFLOP/s ({share:.0%}), with crops, MFCC and statistics {whole:.0%}"
+                f"  networks {figures['networks_gflops']} of {ceiling} GFLOP/s ({share:.0%}), with crops, "
+                f"MFCC and statistics {whole:.0%}"
             )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -45,11 +45,14 @@ def align(
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
 
-    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json and samples/round-N.
-    --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last round.
+    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json
+    and samples/round-N.
+    --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last
+      round.
 
-    --ray gives rollouts and rewards workers of their own (section `ray` of the recipe: workers, pools, staleness). With staleness 0 the
-    result is that of local ranks; a lost worker or rank is replaced. It also writes rounds.jsonl (which samples each round learned from).
+    --ray gives rollouts and rewards workers of their own (section `ray` of the recipe: workers, pools,
+      staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced. It
+      also writes rounds.jsonl (which samples each round learned from).
     """
     from experiments.job import Job
     from experiments.pipeline.align import align as refine
@@ -95,7 +98,8 @@ def address_of(ray: tuple[str, ...] | None) -> str:
     address = ray[0] if ray else "local"
     if address != "local" and ":" not in address:
         raise ValueError(
-            f"--ray: expected HOST:PORT, or nothing for an embedded Ray, got {address!r}; the recipe goes before the options"
+            f"--ray: expected HOST:PORT, or nothing for an embedded Ray, got {address!r}; the recipe goes "
+            "before the options"
         )
     return address
 

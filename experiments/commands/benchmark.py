@@ -31,10 +31,11 @@ def verse_bench(
     out: Path = Path("out"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Score clips that answer Verse-Bench: FOLDER holds set1, set2 and set3, --clips NAME.mp4 and NAME.wav (FOLDER/generated).
+    """Score clips that answer Verse-Bench: FOLDER holds set1, set2 and set3, --clips NAME.mp4 and NAME.wav
+    (FOLDER/generated).
 
-    --set REWARD.weights=PATH adds a published metric, --rewards adds stand-ins and plug-ins, each under its own name.
-    The table goes to --to, the run to MLflow. Done scores are kept.
+    --set REWARD.weights=PATH adds a published metric, --rewards adds stand-ins and plug-ins, each under its
+      own name. The table goes to --to, the run to MLflow. Done scores are kept.
     """
     from experiments.paper.figures import VERSE_BENCH as PAPER
     from experiments.paper.layouts import read_verse_bench
@@ -64,9 +65,11 @@ def seed_tts(
     out: Path = Path("out"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Score sounds that answer Seed-TTS eval: FOLDER/LANGUAGE/meta.lst (or --meta), --clips UTT.wav or UTT.mp4 (FOLDER/generated).
+    """Score sounds that answer Seed-TTS eval: FOLDER/LANGUAGE/meta.lst (or --meta), --clips UTT.wav or
+    UTT.mp4 (FOLDER/generated).
 
-    WER is in percent and SIM x100, as published; they need wer_whisper.weights and sim_wavlm_ecapa.weights (--set).
+    WER is in percent and SIM x100, as published; they need wer_whisper.weights and sim_wavlm_ecapa.weights
+    (--set).
     """
     from experiments.paper.figures import SEED_TTS_EN
     from experiments.paper.layouts import read_seed_tts

@@ -20,12 +20,16 @@ def import_published(
     decode_tile: int = 0,
     tile_overlap: int = 64,
 ) -> None:
-    """Make a codec of published weights: check every part and write TO/config.json, which names them. Weights stay where they are.
+    """Make a codec of published weights: check every part and write TO/config.json, which names them. Weights
+    stay where they are.
 
-    --video: folder of the Wan2.2 VAE (or of the whole pipeline). --audio: folder with audio_vae and vocoder of LTX-2 or LTX-2.3.
-    --text: folder of umT5-xxl, or with text_encoder and tokenizer. --speaker: a ReDimNet file. --device auto is the GPU where there is one.
+    --video: folder of the Wan2.2 VAE (or of the whole pipeline). --audio: folder with audio_vae and vocoder
+      of LTX-2 or LTX-2.3.
+    --text: folder of umT5-xxl, or with text_encoder and tokenizer. --speaker: a ReDimNet file. --device auto
+      is the GPU where there is one.
     --encode-tile and --decode-tile: side of the tiles in pixels that bound memory, 0 for whole frames.
-    Nothing is downloaded; where to get a missing part is said. (`nava codec RECIPE` fits the small linear codec.)
+    Nothing is downloaded; where to get a missing part is said. (`nava codec RECIPE` fits the small linear
+    codec.)
     """
     from pretrain.codecs.published.folder import PublishedOptions, import_codec
 

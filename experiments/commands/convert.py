@@ -41,10 +41,12 @@ def import_published(
     as_json: JsonFlag = False,
     out: Path = Path("out"),
 ) -> None:
-    """Make a model folder of NAVA.safetensors (nava), or a warm start of Wan2.2-TI2V-5B (wan2.2: original or diffusers' files).
+    """Make a model folder of NAVA.safetensors (nava), or a warm start of Wan2.2-TI2V-5B (wan2.2: original or
+    diffusers' files).
 
-    PATH is a .safetensors file, an index or a folder, local or a URL. Every key must fit; --dry-run shows which becomes which.
-    The folder is what `nava generate --model` and `nava pretrain --from` take. The files' sha256 are in its lineage.
+    PATH is a .safetensors file, an index or a folder, local or a URL. Every key must fit; --dry-run shows
+    which becomes which. The folder is what `nava generate --model` and `nava pretrain --from` take. The
+    files' sha256 are in its lineage.
     """
     from pretrain.convert.dcp import check_local
     from pretrain.convert.importing import KINDS, ImportConfig, check_destination, plan_import

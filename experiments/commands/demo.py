@@ -11,7 +11,8 @@ from experiments.pipeline.demo import print_timings, run_pipeline, up_to_date
 def demo() -> None:
     """Train the small NAVA of params.yaml, generate clips that speak, and show what they are worth.
 
-    Runs what `dvc repro` finds to do; a second call does nothing and says so. Start it in the repository root.
+    Runs what `dvc repro` finds to do; a second call does nothing and says so. Start it in the repository
+    root.
     """
     root, layout = Path(), Layout()
     if not (root / "dvc.yaml").is_file():

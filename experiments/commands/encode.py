@@ -47,17 +47,20 @@ def encode(
         bool, tyro.conf.arg(help="read what is encoded again first, encode anew what is damaged")
     ] = False,
 ) -> None:
-    """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many ranks.
+    """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many
+    ranks.
 
-    A set is encoded in units (recipe field encode.rows_per_shard), which ranks share out. Killed work goes on with the units that are
-    missing when the same command runs again, on any number of ranks; a finished set is kept. On several nodes start this same command once
-    per rank with RANK and WORLD_SIZE set (`srun`, `torchrun -m experiments.cli encode ...`); ranks meet only in PLACE.
+    A set is encoded in units (recipe field encode.rows_per_shard), which ranks share out. Killed work goes on
+    with the units that are missing when the same command runs again, on any number of ranks; a finished set
+    is kept. On several nodes start this same command once per rank with RANK and WORLD_SIZE set (`srun`,
+    `torchrun -m experiments.cli encode ...`); ranks meet only in PLACE.
     """
     loaded = recipe_for(recipe, settings)
     if not (mix or manifest):
         if codec or to or nproc or restart or verify:
             raise ValueError(
-                "--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of these"
+                "--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of "
+                "these"
             )
         from experiments.job import Job
         from experiments.stages import run_stage
@@ -117,7 +120,8 @@ def _launch(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> None:
     for name, content in encode_places(job, folder, ranks, restart).items():
         fields = ", ".join(f"{count} for {field}" for field, count in content["rejected_fields"].items())
         print(
-            f"{name}: {content['samples']} samples in {len(content['shards'])} shards, {content['num_rejected']} rows rejected"
+            f"{name}: {content['samples']} samples in {len(content['shards'])} shards, "
+            f"{content['num_rejected']} rows rejected"
             + (f" ({fields}); the first: {content['rejected'][0]}" if fields else "")
         )
 
@@ -129,7 +133,8 @@ def _as_a_rank(job: EncodeJob, restart: bool) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if restart and world_size > 1:
         raise ValueError(
-            "--restart: one of several ranks cannot tell whether the others have begun; remove the sets' folders instead"
+            "--restart: one of several ranks cannot tell whether the others have begun; remove the sets' "
+            "folders instead"
         )
     if rank:
         encode_rank(job, rank, world_size)

@@ -1,4 +1,5 @@
-"""`nava gsb`: votes on clips to statistics, to preference pairs for training, and to a reward that weighs as they do."""
+"""`nava gsb`: votes on clips to statistics, to preference pairs for training, and to a reward that weighs as
+they do."""
 
 from __future__ import annotations
 
@@ -39,11 +40,13 @@ def stats(
     keep_all_raters: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Win, tie, lose against every baseline from a votes JSONL (user_id, left_model, right_model, choice, ours_side, case_id).
+    """Win, tie, lose against every baseline from a votes JSONL (user_id, left_model, right_model, choice,
+    ours_side, case_id).
 
-    GSB = (good - bad) / n with its 95 % interval (analytic, or bootstrap over raters or prompts where that is wider), exact
-    sign test with Holm's correction, Bradley-Terry-Davidson strengths with tie parameter nu and side effect, agreement of
-    raters. Repeats and attention checks are not counted; raters who fail the fixed rule are dropped unless --keep-all-raters.
+    GSB = (good - bad) / n with its 95 % interval (analytic, or bootstrap over raters or prompts where that is
+    wider), exact sign test with Holm's correction, Bradley-Terry-Davidson strengths with tie parameter nu and
+    side effect, agreement of raters. Repeats and attention checks are not counted; raters who fail the fixed
+    rule are dropped unless --keep-all-raters.
     """
     from finetune.gsb.summary import summarise
     from finetune.gsb.votes import read_votes
@@ -61,11 +64,12 @@ def export(
     keep_all_raters: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a label per axis.
+    """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
+    label per axis.
 
-    +1 the first clip wins, 0 Same, -1 the second, null where nobody was asked; the most frequent answer decides, a draw is
-    Same. Clips are found by model and case, and by their digest where the votes have one; --clips is given per model as
-    MODEL=INDEX, or as an index whose rows name their model.
+    +1 the first clip wins, 0 Same, -1 the second, null where nobody was asked; the most frequent answer
+    decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one;
+    --clips is given per model as MODEL=INDEX, or as an index whose rows name their model.
     """
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
@@ -111,11 +115,13 @@ def fit(
     keep_all_raters: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on what other rewards said of the clips.
+    """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on what other rewards said of the
+    clips.
 
-    Writes a model for the reward `preference` (preference.model=FILE) of `nava score`, a rubric and `nava align`. Clips are found
-    by model and case (case_id, else the clip's name), and by digest where both know it. Weights are per standard deviation of a
-    feature; judges are refused. A model of simulated votes says so, and its scores are called preference_simulated.
+    Writes a model for the reward `preference` (preference.model=FILE) of `nava score`, a rubric and `nava
+    align`. Clips are found by model and case (case_id, else the clip's name), and by digest where both know
+    it. Weights are per standard deviation of a feature; judges are refused. A model of simulated votes says
+    so, and its scores are called preference_simulated.
     """
     from experiments.scoring.fit_preference import fit_votes
     from experiments.scoring.rows import ScoresFile
@@ -216,8 +222,14 @@ def _show_fit(found: Mapping[str, Any], out: Path) -> None:
         f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}", markup=False, highlight=False
     )
     if held_out:
-        logs = f"log-likelihood {held_out['log_likelihood']:.3f} a vote, chance {held_out['chance_log_likelihood']:.3f}"
-        hits = f"{_share(held_out['accuracy'])} of {held_out['decided']} decided votes, chance {held_out['chance']:.0%}"
+        logs = (
+            f"log-likelihood {held_out['log_likelihood']:.3f} a vote, chance "
+            f"{held_out['chance_log_likelihood']:.3f}"
+        )
+        hits = (
+            f"{_share(held_out['accuracy'])} of {held_out['decided']} decided votes, chance "
+            f"{held_out['chance']:.0%}"
+        )
         console.print(f"held-out prompts: accuracy {hits}; {logs}", markup=False, highlight=False)
     else:
         console.print("held-out prompts: too few to say", markup=False, highlight=False)

@@ -82,7 +82,8 @@ def slurm(
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
-    """Slurm: an sbatch file. When the job is preempted or its time is up, the ranks write a checkpoint and the job requeues itself.
+    """Slurm: an sbatch file. When the job is preempted or its time is up, the ranks write a checkpoint and
+    the job requeues itself.
 
     --grace-s is how long before the end they are told. --image and --mounts are of srun's containers (pyxis).
     """
@@ -146,9 +147,11 @@ def kubernetes(
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
-    """Kubernetes: a TrainJob of Kubeflow Trainer v2. A pod that is lost is made again by its Job and rejoins from the last checkpoint.
+    """Kubernetes: a TrainJob of Kubeflow Trainer v2. A pod that is lost is made again by its Job and rejoins
+    from the last checkpoint.
 
-    --claim and --mount are the storage that all nodes see; --trainer is the version of Kubeflow Trainer in the cluster (2.2 = or later).
+    --claim and --mount are the storage that all nodes see; --trainer is the version of Kubeflow Trainer in
+      the cluster (2.2 = or later).
     """
     from experiments.jobs.kubernetes import KubernetesOptions, render
     from experiments.jobs.request import Request
@@ -190,7 +193,8 @@ def kubernetes(
 
 
 def _show_or_submit(text: str, file: Path, command: list[str], dry_run: bool, where: str = "") -> int:
-    """Print what was rendered, or write it to `file` and give that to `command`, which must be here if `where` says where it is."""
+    """Print what was rendered, or write it to `file` and give that to `command`, which must be here if
+    `where` says where it is."""
     from experiments.jobs.scheduler import check_command, submit, write
 
     if dry_run:

@@ -43,7 +43,8 @@ def prompt_check(
         for error in found["errors"]:
             print(f"{file}:{error['line']} {error['field']}: {error['message']}", file=sys.stderr)
         print(
-            f"{found['rows']} rows, {found['spans']} spans, {found['references']} references, {len(found['errors'])} errors"
+            f"{found['rows']} rows, {found['spans']} spans, {found['references']} references, "
+            f"{len(found['errors'])} errors"
         )
     return 2 if found["errors"] else 0
 
@@ -54,7 +55,8 @@ def lineage(
     out: Path = Path("out"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code and parents.
+    """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code
+    and parents.
 
     A run is named by its key (folder in out/tracking) or its MLflow id.
     """

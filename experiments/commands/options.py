@@ -17,7 +17,8 @@ Settings = Annotated[
 
 
 def recipe_for(name: str, settings: tuple[str, ...]) -> Any:
-    """The recipe with the overrides of ./params.yaml (where there is one, and it is for this recipe) and of --set."""
+    """The recipe with the overrides of ./params.yaml (where there is one, and it is for this recipe) and of
+    --set."""
     from experiments.recipes.load import load_recipe
 
     params = Path("params.yaml")

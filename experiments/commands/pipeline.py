@@ -29,17 +29,20 @@ def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path =
 
 
 def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Make several clips of each training prompt of the alignment with the pretrained model, for votes, into OUT/rollouts."""
+    """Make several clips of each training prompt of the alignment with the pretrained model, for votes, into
+    OUT/rollouts."""
     _run("rollout", recipe, settings, out)
 
 
 def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Choose the prompts that alignment trains on: diverse ones whose clips in OUT/rollouts earn little yet, into OUT/chosen."""
+    """Choose the prompts that alignment trains on: diverse ones whose clips in OUT/rollouts earn little yet,
+    into OUT/chosen."""
     _run("curate_prompts", recipe, settings, out)
 
 
 def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl, into OUT/votes.
+    """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl,
+    into OUT/votes.
 
     People's votes come in the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
     """

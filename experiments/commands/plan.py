@@ -35,10 +35,12 @@ def plan(
     settings: Settings = (),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and predicted days.
+    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and
+    predicted days.
 
-    NAME is a recipe (its stages give the days) or a flavor. Nothing is allocated. With --dry-run the model is also built, cut
-    into the shards of one rank among --gpus, and taken through one step of a tiny clip with pretended collectives.
+    NAME is a recipe (its stages give the days) or a flavor. Nothing is allocated. With --dry-run the model is
+    also built, cut into the shards of one rank among --gpus, and taken through one step of a tiny clip with
+    pretended collectives.
     """
     from pretrain.model.flavors import flavor as args_of
     from pretrain.model.plan import assumptions, clip_shape, step_seconds

@@ -41,7 +41,10 @@ def _model(found: dict[str, Any]) -> Table:
 
 def _memory(found: dict[str, Any]) -> Table:
     setup, parts = found["setup"], found["memory_per_gpu_gib"]
-    layout = f"{found['gpus']} GPUs, {setup['shards']} shards, {setup['replicas']} replicas, {setup['context']} to a clip"
+    layout = (
+        f"{found['gpus']} GPUs, {setup['shards']} shards, {setup['replicas']} replicas, "
+        f"{setup['context']} to a clip"
+    )
     title = f"memory per GPU, {setup['local_batch']} clips, {setup['checkpointing']} checkpointing ({layout})"
     table = _table(title, "part", "GiB", "")
     for part, size in parts.items():
@@ -59,7 +62,10 @@ def _batches(found: dict[str, Any]) -> Table:
 
 
 def _time(time: dict[str, Any]) -> Table:
-    title = f"time at {time['mfu']:.0%} of {time['peak_tflops']:g} TFLOP/s per GPU, {time['global_batch_size']} clips a step"
+    title = (
+        f"time at {time['mfu']:.0%} of {time['peak_tflops']:g} TFLOP/s per GPU, "
+        f"{time['global_batch_size']} clips a step"
+    )
     table = _table(title, "", "steps", "days")
     table.add_row("step with all modalities", f"{time['joint_step_seconds']:.2f} s", "")
     table.add_row("tokens/s", f"{time['tokens_per_s']:,.0f}", f"{time['tokens_per_s_per_gpu']:,.0f} per GPU")

@@ -45,10 +45,12 @@ def pretrain(
         bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")
     ] = True,
 ) -> None:
-    """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the first from --from if given.
+    """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the
+    first from --from if given.
 
-    --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun on a single machine.
-    A run that was interrupted goes on from its last checkpoint. Several machines use ports from that of --rdzv on, one per stage.
+    --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun on
+      a single machine. A run that was interrupted goes on from its last checkpoint. Several machines use
+      ports from that of --rdzv on, one per stage.
     """
     from experiments.job import Job
     from pretrain.launch.nodes import Nodes
@@ -82,7 +84,8 @@ def pretrain(
 
 
 def _check_before_training(stages: list[str], job: Job, resume: bool) -> None:
-    """What would stop a stage, before the first one replaces anything. Raises ValueError or FileNotFoundError."""
+    """What would stop a stage, before the first one replaces anything. Raises ValueError or
+    FileNotFoundError."""
     from experiments.pipeline.training_data import check_same_data, codec_id_of, latents_of
     from pretrain.data.stream.sample_set import check_sets
     from pretrain.launch.stage_run import parent_id
@@ -113,7 +116,8 @@ def _check_same_parent(trained: Path, parent: str) -> None:
     before = read_json(path, f"remove {trained}").get("parent") if path.is_file() else parent
     if before != parent:
         raise ValueError(
-            f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for another folder"
+            f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for "
+            "another folder"
         )
 
 
@@ -129,7 +133,8 @@ def _train(stage: str, job: Job, resume: bool) -> None:
 
 
 def _join(stage: str, job: Job) -> bool:
-    """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node reports."""
+    """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node
+    reports."""
     from pretrain.launch.launch import join_stage
 
     result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes)
@@ -146,8 +151,9 @@ def must_train(
     asked: str = "",
     config: Mapping[str, Any] | None = None,
 ) -> bool:
-    """True to train or go on, False to keep what is finished. Raises ValueError where something else would be replaced: nobody loses
-    a trained model by a command with other numbers. config: what the result depends on, where that is not the stage's section alone."""
+    """True to train or go on, False to keep what is finished. Raises ValueError where something else would be
+    replaced: nobody loses a trained model by a command with other numbers. config: what the result depends
+    on, where that is not the stage's section alone."""
     from experiments.runs.run import can_go_on, unchanged
     from experiments.stages import config_of
 
@@ -159,7 +165,8 @@ def must_train(
         return False
     elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
         raise ValueError(
-            f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or --out for another folder"
+            f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or "
+            "--out for another folder"
         )
     return True
 

@@ -63,11 +63,13 @@ def rewrite(
     cache: Cache = Path("out/rewrites/cache.jsonl"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Rewrite the prompts of a JSONL into --to: same rows and order, other fields as they are, the source in meta.rewrite.
+    """Rewrite the prompts of a JSONL into --to: same rows and order, other fields as they are, the source in
+    meta.rewrite.
 
-    What stands between <S> and <E> is never changed: an answer that does is asked for again, at last the template or the prompt as it
-    is stands in its place (meta.rewrite.by and .reason say so). A run that was interrupted goes on where it was; the same command
-    after a finished one asks again only for what fell back.
+    What stands between <S> and <E> is never changed: an answer that does is asked for again, at last the
+    template or the prompt as it is stands in its place (meta.rewrite.by and .reason say so). A run that was
+    interrupted goes on where it was; the same command after a finished one asks again only for what fell
+    back.
     """
     from finetune.rewriter.cache import RewriteCache
     from finetune.rewriter.endpoint import ChatEndpoint
@@ -78,7 +80,8 @@ def rewrite(
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
     if cache.resolve() in (prompts.resolve(), to.resolve()):
         raise ValueError(
-            f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a file of its own"
+            f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a "
+            "file of its own"
         )
     asking = Asking(
         language=language,
@@ -134,5 +137,6 @@ def _tell(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: 
         for name, count in sorted(counts.items())
     )
     print(
-        f"{len(rewrites)} prompts: {by}{f' ({cached} of an earlier run)' if cached else ''}; {len(failed)} fell back\nrewrites  {to}"
+        f"{len(rewrites)} prompts: {by}{f' ({cached} of an earlier run)' if cached else ''}; {len(failed)} "
+        f"fell back\nrewrites  {to}"
     )

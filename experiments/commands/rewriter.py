@@ -1,4 +1,5 @@
-"""`nava rewriter`: tune the language model that rewrites prompts, by rewards of its rewrites or by votes on them."""
+"""`nava rewriter`: tune the language model that rewrites prompts, by rewards of its rewrites or by votes on
+them."""
 
 from __future__ import annotations
 
@@ -75,9 +76,10 @@ def grpo(
 ) -> None:
     """Tune a prompt rewriter by rewards of its own rewrites (TRL's GRPO), a LoRA adapter, into OUT/rewriter.
 
-    Rewards: spans (speech kept verbatim), structure and length (the form of `nava rewrite`), and with --clips what rewards of the
-    catalog say of clips made of the rewrites. Weights, learning rate and the like by --set (rewards.spans=3, vllm=URL for a vLLM
-    server that generates). Writes adapter/ (PEFT), model/ (merged) and metrics.jsonl; an interrupted run goes on where it was.
+    Rewards: spans (speech kept verbatim), structure and length (the form of `nava rewrite`), and with --clips
+    what rewards of the catalog say of clips made of the rewrites. Weights, learning rate and the like by
+    --set (rewards.spans=3, vllm=URL for a vLLM server that generates). Writes adapter/ (PEFT), model/
+    (merged) and metrics.jsonl; an interrupted run goes on where it was.
     """
     from experiments.rewriter import overridden, tune_tracked
     from experiments.runs.provenance import md5_of
@@ -124,10 +126,12 @@ def dpo(
     out: Path = Path("out"),
     resume: Resume = True,
 ) -> None:
-    """Tune a prompt rewriter by votes between rewrites of one prompt (TRL's DPO), a LoRA adapter, into OUT/rewriter.
+    """Tune a prompt rewriter by votes between rewrites of one prompt (TRL's DPO), a LoRA adapter, into
+    OUT/rewriter.
 
-    VOTES is the JSONL of `nava gsb`: case_id is a prompt's data_id, left_model and right_model are names given by --rewrites. Raters
-    and repeats are treated as there. A preferred rewrite that altered speech teaches nothing. Output as of `nava rewriter grpo`.
+    VOTES is the JSONL of `nava gsb`: case_id is a prompt's data_id, left_model and right_model are names
+    given by --rewrites. Raters and repeats are treated as there. A preferred rewrite that altered speech
+    teaches nothing. Output as of `nava rewriter grpo`.
     """
     from experiments.rewriter import overridden, tune_tracked
     from experiments.runs.provenance import md5_of

@@ -30,11 +30,13 @@ def score(
     batch: int = 64,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Score a folder of mp4 and wav, an index of `nava generate`, a training manifest, or a prompts JSONL with a video per row.
+    """Score a folder of mp4 and wav, an index of `nava generate`, a training manifest, or a prompts JSONL
+    with a video per row.
 
-    A row per clip is written to --out as it is scored; a run that was interrupted goes on, clips that did not change are
-    kept. --rubric is a YAML file (items: {reward: {weight, normalise, floor}}, guardrails, options) that adds a total; its
-    rewards are scored where --rewards names none. A reward that is better when lower takes a negative weight.
+    A row per clip is written to --out as it is scored; a run that was interrupted goes on, clips that did not
+    change are kept. --rubric is a YAML file (items: {reward: {weight, normalise, floor}}, guardrails,
+    options) that adds a total; its rewards are scored where --rewards names none. A reward that is better
+    when lower takes a negative weight.
     """
     from experiments.scoring.clips import list_clips
     from experiments.scoring.config import settings_from

@@ -45,10 +45,12 @@ def rewards(
     gpus: float = 0.0,
     ray: Ray = "local",
 ) -> None:
-    """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and /healthz.
+    """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and
+    /healthz.
 
-    Networks and words that the pipeline made are taken from --out. Without --root clips can only be uploaded. The service speaks
-    plain HTTP: put a proxy with TLS before it where the network is not yours. `rewards.remote:NAME` uses it as a reward.
+    Networks and words that the pipeline made are taken from --out. Without --root clips can only be uploaded.
+    The service speaks plain HTTP: put a proxy with TLS before it where the network is not yours.
+    `rewards.remote:NAME` uses it as a reward.
     """
     from experiments.serving import config_from, serve_until_stopped
     from orchestration.cluster import send_token

@@ -21,10 +21,13 @@ def paradigms(
     out: Path = Path("out"),
     judge: Path | None = None,
 ) -> None:
-    """Train NAVA, a dual tower and a fully unified model of one size on the same data, at equal steps and at equal FLOPs; compare.
+    """Train NAVA, a dual tower and a fully unified model of one size on the same data, at equal steps and at
+    equal FLOPs; compare.
 
-    Needs the data of `nava demo` in OUT. Writes OUT/study/paradigms.json, .md and .png; started again, it goes on where it stopped.
-    --judge is a trained sync network, OUT/syncnet/judge where there is one. Sizes: --set study.seeds=1 --set study.num_prompts=16.
+    Needs the data of `nava demo` in OUT. Writes OUT/study/paradigms.json, .md and .png; started again, it
+    goes on where it stopped.
+    --judge is a trained sync network, OUT/syncnet/judge where there is one. Sizes: --set study.seeds=1 --set
+      study.num_prompts=16.
     """
     loaded = recipe_for(recipe, settings)
     from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
@@ -41,11 +44,13 @@ def paradigms(
 def objectives(
     recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), nproc: int = 0
 ) -> None:
-    """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget; compare, with the cost.
+    """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget;
+    compare, with the cost.
 
-    Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava demo` in OUT. Writes
-    OUT/study/objectives.json, .md and .png; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks
-    where there is none. Sizes: --set objectives.rounds=4 --set objectives.seeds=3 --set 'objectives.arms=[pretrained, nft, rwr]'.
+    Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava
+    demo` in OUT. Writes OUT/study/objectives.json, .md and .png; started again, it goes on where it stopped.
+    --nproc 0 is one rank per GPU, or two ranks where there is none. Sizes: --set objectives.rounds=4 --set
+    objectives.seeds=3 --set 'objectives.arms=[pretrained, nft, rwr]'.
     """
     from experiments.job import Job
     from experiments.studies.objectives.material import Sections
@@ -73,10 +78,12 @@ def seeds(
     nproc: int = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the held-out prompts.
+    """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the
+    held-out prompts.
 
-    Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json and .md; started
-    again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where there is none.
+    Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json
+    and .md; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where
+    there is none.
     """
     from experiments.job import Job
     from experiments.studies.seeds import study_seeds

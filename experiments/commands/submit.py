@@ -40,10 +40,12 @@ def submit(
     grace_s: Annotated[int, tyro.conf.arg(help="seconds that a checkpoint may take after SIGTERM")] = 120,
     max_requeues: Annotated[int, tyro.conf.arg(help="times an interrupted job is submitted again")] = 3,
 ) -> None:
-    """Run `dvc repro STAGE` as a Ray job, named by the id that its run has in MLflow. The recipe and its numbers are params.yaml's.
+    """Run `dvc repro STAGE` as a Ray job, named by the id that its run has in MLflow. The recipe and its
+    numbers are params.yaml's.
 
-    `ray start --head` makes a cluster of this machine. All machines must see this repository and its out/ (a shared disk).
-    SIGTERM to any part of the job leaves a checkpoint, and the job is submitted again as ID-2, ID-3 ...; `ray job stop` ends it for good.
+    `ray start --head` makes a cluster of this machine. All machines must see this repository and its out/ (a
+    shared disk). SIGTERM to any part of the job leaves a checkpoint, and the job is submitted again as ID-2,
+    ID-3 ...; `ray job stop` ends it for good.
     """
     from experiments.jobs.submit import Submission, check
     from experiments.jobs.submit import submit as hand_over

@@ -1,8 +1,8 @@
-"""What a submitted job runs: `python -m experiments.jobs.attend STAGE` reproduces a stage of dvc.yaml, and has itself submitted again where
-it was interrupted.
+"""What a submitted job runs: `python -m experiments.jobs.attend STAGE` reproduces a stage of dvc.yaml, and
+has itself submitted again where it was interrupted.
 
-SIGTERM may reach this process, DVC, the stage, torchrun or a rank, one of them or all: the ranks write their checkpoint, the stage
-ends as interrupted, and this process, which waits for both, sees it.
+SIGTERM may reach this process, DVC, the stage, torchrun or a rank, one of them or all: the ranks write their
+checkpoint, the stage ends as interrupted, and this process, which waits for both, sees it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MLFLOW_PATIENCE_S = 20.0
 
 
 def reproduce(stage: str, root: Path) -> tuple[int, bool]:
-    """`dvc repro STAGE` to its end and that of the stage it ran: (exit code, True where somebody was told to stop)."""
+    """`dvc repro STAGE` to its end and that of the stage it ran: (exit code, True where somebody was told to
+    stop)."""
     since_ms = int(time.time() * 1000)
     attended = _Attended([*dvc_command(), "repro", stage], root)
     before = {
@@ -51,7 +52,8 @@ def reproduce(stage: str, root: Path) -> tuple[int, bool]:
 
 
 class _Attended:
-    """A command that starts others one after another; SIGTERM kills the command itself at once and leaves what it started alone."""
+    """A command that starts others one after another; SIGTERM kills the command itself at once and leaves
+    what it started alone."""
 
     def __init__(self, command: list[str], root: Path) -> None:
         self.process = subprocess.Popen(command, cwd=root, env=environment(), stdin=subprocess.DEVNULL)
@@ -110,7 +112,8 @@ def stopped_since(since_ms: int, spool: Path) -> bool:
 
 
 def end_unstarted(spool: Path, status: str) -> None:
-    """Write the end of the announced run where its stage never began: there was nothing to do, or something before it ended the job."""
+    """Write the end of the announced run where its stage never began: there was nothing to do, or something
+    before it ended the job."""
     _, _, key = os.environ.get(HANDED_RUN, "").partition("=")
     run = SpooledRun(spool / key)
     if key and run.exists() and not run.started() and not run.last_end()[0]:
@@ -118,7 +121,8 @@ def end_unstarted(spool: Path, status: str) -> None:
 
 
 def attend(stage: str, root: Path = Path()) -> None:
-    """Raises KeyboardInterrupt where the job was interrupted (and, if it may, was submitted again), ValueError where a stage failed."""
+    """Raises KeyboardInterrupt where the job was interrupted (and, if it may, was submitted again),
+    ValueError where a stage failed."""
     from orchestration.launch import JOB, connect
 
     spool, job = Layout().tracking, os.environ.get(JOB, "")
@@ -126,7 +130,8 @@ def attend(stage: str, root: Path = Path()) -> None:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     if not job:
         raise ValueError(
-            f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same here"
+            f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same "
+            "here"
         )
     jobs = connect().jobs
     if _unwanted(jobs, job, spool):
@@ -140,14 +145,16 @@ def attend(stage: str, root: Path = Path()) -> None:
         wait_until_sent(spool, root, MLFLOW_PATIENCE_S)
         if code:
             raise ValueError(
-                "a stage failed (its own line is above); mend that and submit again, it goes on where it stopped"
+                "a stage failed (its own line is above); mend that and submit again, it goes on where it "
+                "stopped"
             )
         return
     _submit_again(jobs, job, spool)
 
 
 def _unwanted(jobs: Jobs, job: str, spool: Path) -> bool:
-    """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an interruption as any other."""
+    """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an
+    interruption as any other."""
     from orchestration.launch import cancelled
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,7 +1,8 @@
-"""Kubernetes: a TrainJob of Kubeflow Trainer v2, whose runtime `torch-distributed` gives every node its number and the first one's address.
+"""Kubernetes: a TrainJob of Kubeflow Trainer v2, whose runtime `torch-distributed` gives every node its
+number and the first one's address.
 
-The API is trainer.kubeflow.org/v1alpha1; what is changed of a runtime's pods is `podTemplateOverrides` up to Trainer 2.1 and
-`runtimePatches` from 2.2 on (its change log).
+The API is trainer.kubeflow.org/v1alpha1; what is changed of a runtime's pods is `podTemplateOverrides` up to
+Trainer 2.1 and `runtimePatches` from 2.2 on (its change log).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesOptions:
-    """What belongs to a cluster. Raises ValueError where a name cannot be one of Kubernetes, or there is no image."""
+    """What belongs to a cluster. Raises ValueError where a name cannot be one of Kubernetes, or there is no
+    image."""
 
     image: str  # with this repository installed
     namespace: str = "default"
@@ -43,7 +45,8 @@ class KubernetesOptions:
             value = getattr(self, name)
             if value and not (_LABEL.fullmatch(value) and len(value) < 64):
                 raise ValueError(
-                    f"--{name} {value!r}: Kubernetes takes lower case letters, digits and dashes, and a letter first"
+                    f"--{name} {value!r}: Kubernetes takes lower case letters, digits and dashes, and a "
+                    "letter first"
                 )
         if bool(self.claim) != bool(self.mount):
             raise ValueError("--claim and --mount belong together; give both or none")

@@ -1,4 +1,5 @@
-"""One machine: a shell script that becomes the training. Started again, it goes on from the newest checkpoint."""
+"""One machine: a shell script that becomes the training. Started again, it goes on from the newest
+checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ def render(request: Request) -> str:
     """Raises ValueError for several nodes, which need something that starts them."""
     if request.nodes != 1:
         raise ValueError(
-            f"--nodes {request.nodes}: a script starts one machine; take `nava launch slurm` or `nava launch kubernetes`"
+            f"--nodes {request.nodes}: a script starts one machine; take `nava launch slurm` or `nava "
+            "launch kubernetes`"
         )
     return f"""#!/usr/bin/env bash
 # {request.name} on one machine. SIGTERM: the ranks finish their step and write a checkpoint.

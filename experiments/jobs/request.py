@@ -13,7 +13,8 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A training of `recipe` on `nodes` x `gpus_per_node` ranks. Raises ValueError where a number or a name cannot be."""
+    """A training of `recipe` on `nodes` x `gpus_per_node` ranks. Raises ValueError where a number or a name
+    cannot be."""
 
     recipe: str
     nodes: int = 1
@@ -34,7 +35,8 @@ class Request:
             )
         if self.max_restarts < 0 or self.grace_s < 30:
             raise ValueError(
-                f"--max-restarts must be at least 0 and --grace-s at least 30, got {self.max_restarts} and {self.grace_s}"
+                f"--max-restarts must be at least 0 and --grace-s at least 30, got {self.max_restarts} and "
+                f"{self.grace_s}"
             )
         for text in (
             self.recipe,
@@ -79,7 +81,8 @@ class Request:
         return shlex.join(self.arguments()) + (f" --rdzv={RENDEZVOUS}" if self.nodes > 1 else "")
 
     def variables(self) -> dict[str, str]:
-        """The environment: what was given, and how long ranks have for their last checkpoint. Raises ValueError."""
+        """The environment: what was given, and how long ranks have for their last checkpoint. Raises
+        ValueError."""
         found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
         for item in self.env:
             name, equals, value = item.partition("=")

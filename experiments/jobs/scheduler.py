@@ -24,7 +24,8 @@ def check_command(program: str, where: str) -> None:
     """Raises FileNotFoundError where the scheduler's command is not on this machine."""
     if shutil.which(program) is None:
         raise FileNotFoundError(
-            f"{program}: no such command here; run this {where}, or give --dry-run to see what would be submitted"
+            f"{program}: no such command here; run this {where}, or give --dry-run to see what would be "
+            "submitted"
         )
 
 

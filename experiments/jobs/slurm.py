@@ -1,4 +1,5 @@
-"""Slurm: an sbatch script that requeues itself from its last checkpoint when it is preempted or its time is up."""
+"""Slurm: an sbatch script that requeues itself from its last checkpoint when it is preempted or its time is
+up."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _WORD = re.compile(r"[A-Za-z0-9_.:,/@%+=\[\]-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What belongs to a site; empty = the site's own default. Raises ValueError where a value cannot stand in an #SBATCH line."""
+    """What belongs to a site; empty = the site's own default. Raises ValueError where a value cannot stand in
+    an #SBATCH line."""
 
     partition: str = ""
     account: str = ""
@@ -35,9 +37,11 @@ class SlurmOptions:
 
 
 def render(request: Request, options: SlurmOptions) -> str:
-    """The batch shell alone gets the signal: it passes it on to the ranks, waits for their checkpoint, and requeues the job.
+    """The batch shell alone gets the signal: it passes it on to the ranks, waits for their checkpoint, and
+    requeues the job.
 
-    Requeued are jobs that were told to stop and did (exit code 130 of `nava`, or of a signal), never those with an error of the user's.
+    Requeued are jobs that were told to stop and did (exit code 130 of `nava`, or of a signal), never those
+    with an error of the user's.
     """
     meeting = (
         f'rendezvous="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):{RENDEZVOUS_PORT}"\n'

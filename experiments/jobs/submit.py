@@ -29,7 +29,8 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What is submitted from the repository in `root`; `workdir` and `python` are what the cluster's machines call them."""
+    """What is submitted from the repository in `root`; `workdir` and `python` are what the cluster's machines
+    call them."""
 
     recipe: Any
     stage: str
@@ -47,7 +48,8 @@ class Submission:
 
 
 def check(submission: Submission, chosen: str) -> None:
-    """Raises ValueError or FileNotFoundError for what would fail on the cluster; `chosen`: the recipe that params.yaml names."""
+    """Raises ValueError or FileNotFoundError for what would fail on the cluster; `chosen`: the recipe that
+    params.yaml names."""
     root, stage = submission.root, submission.stage
     if not (root / "dvc.yaml").is_file():
         raise FileNotFoundError("dvc.yaml: no such file here; run this in the repository root")
@@ -56,11 +58,13 @@ def check(submission: Submission, chosen: str) -> None:
         raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, known)}")
     if chosen != submission.recipe.name:
         raise ValueError(
-            f"params.yaml: names recipe {chosen!r}, which is what a job runs; write {submission.recipe.name!r} there"
+            f"params.yaml: names recipe {chosen!r}, which is what a job runs; write "
+            f"{submission.recipe.name!r} there"
         )
     if urlsplit(os.environ.get(TRACKING_URI, "")).password:
         raise ValueError(
-            f"{TRACKING_URI}: holds a password, which everybody who sees the cluster would see; set it on the cluster instead"
+            f"{TRACKING_URI}: holds a password, which everybody who sees the cluster would see; set it on "
+            "the cluster instead"
         )
 
 
@@ -121,7 +125,8 @@ def announce(submission: Submission, spool: Path) -> str:
 
 
 def mlflow_id(key: str, spool: Path, root: Path, patience_s: float = MLFLOW_PATIENCE_S) -> str:
-    """The run's MLflow id, which the sender beside gets. Raises OSError where MLflow has not answered after `patience_s`."""
+    """The run's MLflow id, which the sender beside gets. Raises OSError where MLflow has not answered after
+    `patience_s`."""
     run, uri = SpooledRun(spool / key), store_uri(root)
     end = time.monotonic() + patience_s
     ensure_sender(spool, root)
@@ -129,7 +134,8 @@ def mlflow_id(key: str, spool: Path, root: Path, patience_s: float = MLFLOW_PATI
     while not (run_id := run.run_id(uri)):
         if time.monotonic() > end:
             raise OSError(
-                f"{uri}: MLflow gave the run no id in {patience_s:.0f} s, see {spool / 'sender.log'}; the job is named by it"
+                f"{uri}: MLflow gave the run no id in {patience_s:.0f} s, see {spool / 'sender.log'}; the "
+                "job is named by it"
             )
         if not said and time.monotonic() > end - patience_s + 3:
             said = True

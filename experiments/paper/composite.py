@@ -1,4 +1,5 @@
-"""Verse-Bench's composite scores from its twelve metrics; each one only where all of its inputs were measured."""
+"""Verse-Bench's composite scores from its twelve metrics; each one only where all of its inputs were
+measured."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def normalise(metric: str, value: float) -> float:
 
 
 def composites(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """S_video, S_audio, S_other (means), S_joint (harmonic mean) and Overall; None where an input is missing or NaN."""
+    """S_video, S_audio, S_other (means), S_joint (harmonic mean) and Overall; None where an input is missing
+    or NaN."""
     found: dict[str, float | None] = {}
     for name, metrics in PARTS.items():
         numbers = [

@@ -1,9 +1,9 @@
 """The file layouts of Verse-Bench and Seed-TTS eval, read as their own scripts read them.
 
-Verse-Bench: BENCH/set1..set3/NAME.json (also in set*/data) with `video_prompt`, `audio_prompt` (list of texts) and
-`speech_prompt.text`; beside it, or in set*/clips, NAME.jpg (reference image) and in set2 NAME.wav (reference sound).
-Results: NAME.mp4 and NAME.wav in one folder. Seed-TTS eval: a meta.lst of `|`-separated lines, prompt sounds relative to its
-folder; results: UTT.wav in one folder.
+Verse-Bench: BENCH/set1..set3/NAME.json (also in set*/data) with `video_prompt`, `audio_prompt` (list of
+texts) and `speech_prompt.text`; beside it, or in set*/clips, NAME.jpg (reference image) and in set2 NAME.wav
+(reference sound). Results: NAME.mp4 and NAME.wav in one folder. Seed-TTS eval: a meta.lst of `|`-separated
+lines, prompt sounds relative to its folder; results: UTT.wav in one folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ META_FIELDS = {
 
 @dataclass(frozen=True)
 class BenchItem:
-    """One case of a benchmark with the clip that answers it; `video` and `sound` are None where there is no such file."""
+    """One case of a benchmark with the clip that answers it; `video` and `sound` are None where there is no
+    such file."""
 
     name: str
     subset: str
@@ -69,7 +70,8 @@ class BenchItem:
 
 
 def read_verse_bench(root: Path, clips: Path) -> list[BenchItem]:
-    """Every case of set1 to set3 in order. Raises FileNotFoundError or ValueError in one line for missing or wrong files."""
+    """Every case of set1 to set3 in order. Raises FileNotFoundError or ValueError in one line for missing or
+    wrong files."""
     _check_clips(clips)
     items = [item for name in SETS for item in _verse_bench_set(root / name, clips)]
     if not items:
@@ -80,7 +82,8 @@ def read_verse_bench(root: Path, clips: Path) -> list[BenchItem]:
 
 
 def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
-    """Every line of a meta.lst; the sound is UTT.wav, or that of UTT.mp4. Raises as `read_verse_bench`, naming file and line."""
+    """Every line of a meta.lst; the sound is UTT.wav, or that of UTT.mp4. Raises as `read_verse_bench`,
+    naming file and line."""
     _check_clips(clips)
     if not meta.is_file():
         raise FileNotFoundError(f"{meta}: no such file; give the folder of the Seed-TTS test set, or --meta")
@@ -91,7 +94,8 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
         fields = line.strip().split("|")
         if len(fields) not in META_FIELDS:
             raise ValueError(
-                f"{meta}:{number}: {len(fields)} fields; expected 2 to 5, utt_id|prompt_text|prompt_wav|infer_text[|infer_wav]"
+                f"{meta}:{number}: {len(fields)} fields; expected 2 to 5, "
+                "utt_id|prompt_text|prompt_wav|infer_text[|infer_wav]"
             )
         row = dict(zip(META_FIELDS[len(fields)], fields, strict=True))
         name = row["name"].removesuffix(".wav")

@@ -1,4 +1,5 @@
-"""The rows of the two benchmarks' tables: which score each published metric is, of which cases, and on which scale."""
+"""The rows of the two benchmarks' tables: which score each published metric is, of which cases, and on which
+scale."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Eligible = Callable[[BenchItem], bool]
 
 @dataclass(frozen=True)
 class Metric:
-    """`score` is the reward (or `reward.part`) that may be called `label`; nothing else may. `needs` says how to get it."""
+    """`score` is the reward (or `reward.part`) that may be called `label`; nothing else may. `needs` says how
+    to get it."""
 
     label: str
     score: str

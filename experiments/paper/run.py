@@ -1,4 +1,5 @@
-"""Scores the clips that answer a benchmark and makes its table: the published metrics, our own, coverage and intervals."""
+"""Scores the clips that answer a benchmark and makes its table: the published metrics, our own, coverage and
+intervals."""
 
 from __future__ import annotations
 
@@ -36,10 +37,12 @@ class Benchmark:
 
 
 def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[str, Any]:
-    """Scores what is not scored yet (rows in `out`, picture and sound apart) and returns the table as plain values.
+    """Scores what is not scored yet (rows in `out`, picture and sound apart) and returns the table as plain
+    values.
 
-    `{benchmark, cases, clips, metrics: {label: {mean, low, high, n, eligible, reasons, status, needs, paper}}, own: {score:
-    {...}}, composites, paper}`; status is scored, not scored, or weights missing. Means are over scored cases alone.
+    `{benchmark, cases, clips, metrics: {label: {mean, low, high, n, eligible, reasons, status, needs,
+    paper}}, own: {score: {...}}, composites, paper}`; status is scored, not scored, or weights missing. Means
+    are over scored cases alone.
     """
     pictures = [file for item in benchmark.items if (file := item.video_file())]
     sounds = [file for item in benchmark.items if (file := item.sound_file())]

@@ -1,4 +1,5 @@
-"""A benchmark's result as markdown: the published systems with ours below, then every metric with coverage and interval."""
+"""A benchmark's result as markdown: the published systems with ours below, then every metric with coverage
+and interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The pipeline's alignment: the pretrained model, the corpus' training prompts and the reward's network, as one tracked run."""
+"""The pipeline's alignment: the pretrained model, the corpus' training prompts and the reward's network, as
+one tracked run."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     from experiments.layout import Layout
     from finetune.align_run import AlignRun
 
-PROMPTS = f"{ALIGN_TRAIN}.jsonl"  # those set aside for stopping early come out of it too: align_held_out is for judging alone
+# those set aside for stopping early come out of it too: align_held_out is for judging alone
+PROMPTS = f"{ALIGN_TRAIN}.jsonl"
 BASE = "stage3"
 CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"
 VOTE = "`nava votes` first, or leave gsb_dpo out of align.sequence"
 
 
 def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
-    """What gsb_dpo learns from where the recipe asks for it: pairs and the store of their clips, as the pipeline's stages made them."""
+    """What gsb_dpo learns from where the recipe asks for it: pairs and the store of their clips, as the
+    pipeline's stages made them."""
     from experiments.pipeline.votes import PAIRS
 
     if "gsb_dpo" not in job.recipe.align.sequence:
@@ -71,7 +74,8 @@ def align_run(
 def align(
     job: Job, tracker: SpoolTracker, pairs: Path | None = None, clips: Path | None = None, ray: str = ""
 ) -> None:
-    """Align into OUT/align, going on from what is there; raises Interrupted when it was stopped before its last round.
+    """Align into OUT/align, going on from what is there; raises Interrupted when it was stopped before its
+    last round.
 
     ray: on the Ray at this address ("local": an embedded one) instead of ranks of torchrun.
     """

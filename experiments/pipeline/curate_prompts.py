@@ -1,4 +1,5 @@
-"""Which prompts alignment trains on: diverse ones that the pretrained model still does badly by the rewards it will be paid by."""
+"""Which prompts alignment trains on: diverse ones that the pretrained model still does badly by the rewards
+it will be paid by."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class PromptChoiceConfig:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.num_processes < 1:
             raise ValueError(
-                f"curate_prompts: batch and num_processes must be at least 1, got {self.batch} and {self.num_processes}"
+                f"curate_prompts: batch and num_processes must be at least 1, got {self.batch} and "
+                f"{self.num_processes}"
             )
 
 
@@ -47,11 +49,12 @@ def curate_prompts(
     syncnet: Path,
     out: Path,
 ) -> dict[str, Any]:
-    """Writes `out`/chosen.json: data_ids, each prompt's gain, and what the choice is worth beside random ones; returns it.
+    """Writes `out`/chosen.json: data_ids, each prompt's gain, and what the choice is worth beside random
+    ones; returns it.
 
-    A prompt's gain is the weighted sum, over the rubric of `align`, of how far each reward of its clips lies below the best prompt's.
-    `out`/scores.jsonl has the rewards of every clip under the names that votes on the store know (for `nava gsb fit`). Raises
-    FileNotFoundError or ValueError in one line.
+    A prompt's gain is the weighted sum, over the rubric of `align`, of how far each reward of its clips lies
+    below the best prompt's. `out`/scores.jsonl has the rewards of every clip under the names that votes on
+    the store know (for `nava gsb fit`). Raises FileNotFoundError or ValueError in one line.
     """
     started = time.perf_counter()
     clips, weights = open_store(store), align.rubric.weights()
@@ -81,8 +84,8 @@ def curate_prompts(
 def prompt_gains(
     rewards: Mapping[str, np.ndarray], cases: Sequence[str], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Case -> weighted sum of the shortfalls of each reward [N], those that are better when lower turned round; NaN where a reward
-    could score none of its clips."""
+    """Case -> weighted sum of the shortfalls of each reward [N], those that are better when lower turned
+    round; NaN where a reward could score none of its clips."""
     lower = {name for name in rewards if name in CATALOG and CATALOG[name].lower_is_better}
     parts = {name: shortfall(-values if name in lower else values, cases) for name, values in rewards.items()}
     return {case: sum(weights[name] * parts[name][case] for name in weights) for case in dict.fromkeys(cases)}

@@ -1,4 +1,5 @@
-"""The first command a stranger types: say what to expect, run the pipeline, watch time and memory, show the result."""
+"""The first command a stranger types: say what to expect, run the pipeline, watch time and memory, show the
+result."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def _last_line(text: str) -> str:
 
 
 def say_what_to_expect() -> dict[str, float]:
-    """Measure the matmul ceiling, print it and what it means for the minutes to come; returns GFLOP/s by precision."""
+    """Measure the matmul ceiling, print it and what it means for the minutes to come; returns GFLOP/s by
+    precision."""
     import torch
 
     from experiments.doctor import matmul_ceiling_gflops, processor_name
@@ -68,7 +70,8 @@ def say_what_to_expect() -> dict[str, float]:
     else:
         factor = ENOUGH_GFLOPS / max(speed["bfloat16"], 1.0)
         print(
-            f"below the {ENOUGH_GFLOPS} GFLOP/s that {EXPECTED_MINUTES} minutes are meant for: up to {factor:.1f} times as long, "
+            f"below the {ENOUGH_GFLOPS} GFLOP/s that {EXPECTED_MINUTES} minutes are meant for: up to "
+            f"{factor:.1f} times as long, "
             f"expect about {EXPECTED_MINUTES * factor:.0f} minutes; the result is the same"
         )
     sys.stdout.flush()
@@ -78,7 +81,8 @@ def say_what_to_expect() -> dict[str, float]:
 def run_pipeline(root: Path, layout: Layout) -> None:
     """`dvc repro` with every stage's own progress, then the timings; raises ValueError when a stage fails.
 
-    Ctrl-C reaches the stages too (one process group): they leave a checkpoint that the next call goes on from.
+    Ctrl-C reaches the stages too (one process group): they leave a checkpoint that the next call goes on
+    from.
     """
     speed = say_what_to_expect()
     ensure_sender(layout.tracking, root)
@@ -94,12 +98,14 @@ def run_pipeline(root: Path, layout: Layout) -> None:
             raise
     if code:
         raise ValueError(
-            "a stage failed (its own line is above); mend that and run this again, it goes on where it stopped"
+            "a stage failed (its own line is above); mend that and run this again, it goes on where it "
+            "stopped"
         )
     write_timings(layout, speed, time.monotonic() - clock, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):
         print(
-            f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` sends the rest"
+            f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` "
+            "sends the rest"
         )
 
 
@@ -132,5 +138,6 @@ def print_timings(layout: Layout) -> None:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in timings["stages_s"].items())
     print(f"{timings['total_s'] / 60:.1f} minutes ({stages})")
     print(
-        f"peak memory of all processes together {timings['peak_memory_gib']} GiB ({timings['peak_memory_is']})"
+        f"peak memory of all processes together {timings['peak_memory_gib']} GiB "
+        f"({timings['peak_memory_is']})"
     )

@@ -11,8 +11,8 @@ import psutil
 class PeakMemory:
     """Context manager that samples the process tree in a thread.
 
-    Linux: the sum of PSS, which counts a page shared by several processes once. Elsewhere: the sum of RSS, which
-    counts it for each of them.
+    Linux: the sum of PSS, which counts a page shared by several processes once. Elsewhere: the sum of RSS,
+    which counts it for each of them.
     """
 
     def __init__(self, period_s: float = 2.0) -> None:

@@ -1,7 +1,9 @@
-"""Trains the two sync networks of the mini: one that rewards and one that judges, and measures both on clips neither has heard.
+"""Trains the two sync networks of the mini: one that rewards and one that judges, and measures both on clips
+neither has heard.
 
-The reward's network also learns from codec round trips, because generated clips look and sound like those. The judge's does not:
-with other words, another seed and real clips only, it is no copy of what alignment optimises.
+The reward's network also learns from codec round trips, because generated clips look and sound like those.
+The judge's does not: with other words, another seed and real clips only, it is no copy of what alignment
+optimises.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SyncFitConfig:
-    """How both networks are fitted. Raises ValueError for a share outside of 0..1 and fewer than one process."""
+    """How both networks are fitted. Raises ValueError for a share outside of 0..1 and fewer than one
+    process."""
 
     seed: int = 0
     codec_share: float = 0.5  # of the reward's clips that go through the codec
@@ -55,7 +58,8 @@ class SyncFitConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.codec_share <= 1 or self.processes < 1:
             raise ValueError(
-                f"codec_share {self.codec_share}, processes {self.processes}: use a share in 0..1 and at least 1 process"
+                f"codec_share {self.codec_share}, processes {self.processes}: use a share in 0..1 and at "
+                "least 1 process"
             )
 
 
@@ -75,9 +79,10 @@ class _Job:
 def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dict[str, Any]:
     """Writes `out`/reward, `out`/judge and `out`/report.json, and returns the report.
 
-    Of each network and each of real and codec clips of talk_test: how often the true sound beats one moved by 5 to 10 frames, how often
-    the offset is found within a frame, the rank correlation, and the mean reward by distance, all with 95 % intervals over clips, on cuts
-    of 2 seconds and of 1. Raises FileNotFoundError or ValueError in one line for a corpus or codec that does not fit.
+    Of each network and each of real and codec clips of talk_test: how often the true sound beats one moved by
+    5 to 10 frames, how often the offset is found within a frame, the rank correlation, and the mean reward by
+    distance, all with 95 % intervals over clips, on cuts of 2 seconds and of 1. Raises FileNotFoundError or
+    ValueError in one line for a corpus or codec that does not fit.
     """
     start = time.perf_counter()
     jobs = _jobs(config, corpus, codec, out)
@@ -92,7 +97,8 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
 
 
 def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
-    """Mouth crops at 25 fps and sound of one-speaker clips. Raises ValueError for a clip without a mouth box or sound."""
+    """Mouth crops at 25 fps and sound of one-speaker clips. Raises ValueError for a clip without a mouth box
+    or sound."""
     source, inputs = MouthBoxes(MINI.image_size), []
     for sample in samples:
         try:
@@ -108,7 +114,8 @@ def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
 def separation(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_windows: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Every measure of `rewards.sync.separation` as `{mean, low, high, n}` over cuts of clips given as (lips, sound) embeddings.
+    """Every measure of `rewards.sync.separation` as `{mean, low, high, n}` over cuts of clips given as (lips,
+    sound) embeddings.
 
     n counts clips, which are what is resampled. Raises ValueError for clips that are too short for a cut.
     """
@@ -168,7 +175,8 @@ def _run(jobs: list[_Job], processes: int) -> list[dict[str, Any]]:
 
 
 def _fit(job: _Job) -> dict[str, Any]:
-    """Trains, writes and measures one network, on one thread, so that weights do not depend on how many there are."""
+    """Trains, writes and measures one network, on one thread, so that weights do not depend on how many there
+    are."""
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -214,7 +222,8 @@ def _tell(role: str, found: dict[str, Any]) -> None:
         for length in CUTS:
             numbers = found[source][length]
             log.info(
-                "syncnet: %s on %s %s cuts: true over moved %.3f, offset within a frame %.3f, reward %.2f (n=%d clips)",
+                "syncnet: %s on %s %s cuts: true over moved %.3f, offset within a frame %.3f, reward %.2f "
+                "(n=%d clips)",
                 role,
                 source,
                 length,

@@ -22,7 +22,8 @@ def latents_of(config: PretrainConfig, layout: Layout) -> Path:
 
 
 def codec_id_of(config: PretrainConfig, stage: str, layout: Layout) -> str:
-    """The codec that latents are held against: OUT/codec, or for a place of one's own the one that its sets name.
+    """The codec that latents are held against: OUT/codec, or for a place of one's own the one that its sets
+    name.
 
     Raises FileNotFoundError without OUT/codec, ValueError where sets were made by different codecs.
     """
@@ -60,7 +61,8 @@ SHEET = "contact_sheet.png"
 
 
 def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Path]:
-    """Clips of the first prompts by the stage's model and their contact sheet, in `samples/` of the stage's folder.
+    """Clips of the first prompts by the stage's model and their contact sheet, in `samples/` of the stage's
+    folder.
 
     Returns the files to keep with the run; none where there are no prompts or no codec to make them with.
     """

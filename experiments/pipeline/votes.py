@@ -1,4 +1,5 @@
-"""Clips of a rollout store before the simulated panel: judged, voted on, and paired up for training. No person votes."""
+"""Clips of a rollout store before the simulated panel: judged, voted on, and paired up for training. No
+person votes."""
 
 from __future__ import annotations
 
@@ -45,9 +46,11 @@ class VotesConfig:
 def vote_on_rollouts(
     config: VotesConfig, store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path
 ) -> dict[str, Any]:
-    """Writes `out`/votes.jsonl (the public format, every row simulated), clips.jsonl, pairs.jsonl and summary.json; returns the summary.
+    """Writes `out`/votes.jsonl (the public format, every row simulated), clips.jsonl, pairs.jsonl and
+    summary.json; returns the summary.
 
-    `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one line.
+    `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one
+    line.
     """
     started = time.perf_counter()
     rollouts = open_store(store)
@@ -94,7 +97,8 @@ def clips_of(store: RolloutStore) -> list[ClipRef]:
 def curated(
     config: CurationConfig, pairs: Sequence[PreferencePair]
 ) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them where the share is 1."""
+    """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them
+    where the share is 1."""
     if config.budget(len(pairs)) >= len(pairs):
         return list(pairs), {"all": len(pairs), "chosen": len(pairs)}
     axis = "overall" if all("overall" in pair.counts for pair in pairs) else next(iter(pairs[0].counts))

@@ -1,4 +1,5 @@
-"""A recipe: everything one run is made with, as a tree of frozen dataclasses that live beside the code they configure."""
+"""A recipe: everything one run is made with, as a tree of frozen dataclasses that live beside the code they
+configure."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from pretrain.recipe import PretrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One section per pipeline stage; `params.yaml` and `--set` override fields of it by their dotted name."""
+    """One section per pipeline stage; `params.yaml` and `--set` override fields of it by their dotted
+    name."""
 
     name: str
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

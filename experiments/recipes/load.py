@@ -1,4 +1,5 @@
-"""Find a recipe by name or dotted name and put overrides in; a wrong name is an error that says the nearest right one."""
+"""Find a recipe by name or dotted name and put overrides in; a wrong name is an error that says the nearest
+right one."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] = ()) -> Any:
-    """Recipe with overrides: first the file's (when it is for this recipe), then `key.path=value` settings in order.
+    """Recipe with overrides: first the file's (when it is for this recipe), then `key.path=value` settings in
+    order.
 
     Raises ValueError naming the nearest valid recipe or key.
     """
@@ -57,7 +59,8 @@ def recipe_function(name: str) -> Any:
             return getattr(importlib.import_module(module_name), attribute)
         except (ModuleNotFoundError, AttributeError) as error:
             raise ValueError(
-                f"recipe {name!r}: {error}; give package.module.function, importable from here or by PYTHONPATH"
+                f"recipe {name!r}: {error}; give package.module.function, importable from here or by "
+                "PYTHONPATH"
             ) from None
     if name not in shipped_recipes():
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, shipped_recipes())}")
@@ -89,7 +92,8 @@ def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
-    """`a.b=value` as nested mappings; the value is read as YAML, so 3, 1e-3, true and [a, b] are what they look like."""
+    """`a.b=value` as nested mappings; the value is read as YAML, so 3, 1e-3, true and [a, b] are what they
+    look like."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {setting}: expected key=value, e.g. pretrain.stages.stage1.steps=100")

@@ -1,4 +1,5 @@
-"""The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md, sections 2 and 3)."""
+"""The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md,
+sections 2 and 3)."""
 
 from experiments.recipes.base import Recipe
 from pretrain.data.encoding.config import EncodeConfig
@@ -13,12 +14,13 @@ from pretrain.schedule import StageConfig
 
 
 def nava_6b() -> Recipe:
-    """Warm-started by `nava pretrain nava_6b --from MODEL`, a folder of `nava import wan2.2` (or of `nava import nava`).
+    """Warm-started by `nava pretrain nava_6b --from MODEL`, a folder of `nava import wan2.2` (or of `nava
+    import nava`).
 
-    Stated in nava.md: everything of the objective, the optimizer but its betas and warmup, batch, steps in all, and the ratios of
-    audio alone to both per stage. Ours: how the steps divide over the stages, betas, 1000 steps of warmup, the EMA, the intervals, and the
-    list of sizes that clips are brought to.
-    The rate stays at 1e-4 after its warmup, as in the release, whose scheduler never steps.
+    Stated in nava.md: everything of the objective, the optimizer but its betas and warmup, batch, steps in
+    all, and the ratios of audio alone to both per stage. Ours: how the steps divide over the stages, betas,
+    1000 steps of warmup, the EMA, the intervals, and the list of sizes that clips are brought to. The rate
+    stays at 1e-4 after its warmup, as in the release, whose scheduler never steps.
     """
     return Recipe(
         name="nava_6b",
@@ -33,7 +35,8 @@ def nava_6b() -> Recipe:
             sampler=SamplerConfig(), num_frames=145, height=704, width=1280, batch_size=1
         ),  # the release's sampler
         pretrain=PretrainConfig(
-            flavor="nava_6b_published",  # attends to text padding and lets a timbre token replace its text, as the weights learned it
+            # attends to text padding and lets a timbre token replace its text, as the weights learned it
+            flavor="nava_6b_published",
             stages={
                 "stage1": _stage(
                     "stage1",

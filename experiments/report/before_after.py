@@ -1,7 +1,8 @@
-"""What alignment changed on held-out prompts: every metric before, after and of the codec's round trip, and the guardrails.
+"""What alignment changed on held-out prompts: every metric before, after and of the codec's round trip, and
+the guardrails.
 
-Judges never rewarded anything; rewards are what was optimised for; the rest is only watched. A share closed of 1 means that the
-aligned model does as well as real clips through its codec.
+Judges never rewarded anything; rewards are what was optimised for; the rest is only watched. A share closed
+of 1 means that the aligned model does as well as real clips through its codec.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def before_after(
 ) -> dict[str, Any]:
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
-    `rewarded`: names of the rubric, whose role is "reward" whatever the table above says. The order of the rows does not matter.
-    Raises ValueError where before and after do not answer the same prompts.
+    `rewarded`: names of the rubric, whose role is "reward" whatever the table above says. The order of the
+    rows does not matter. Raises ValueError where before and after do not answer the same prompts.
     """
     before, after = paired(before, after)
     codec = sorted(codec, key=lambda row: row["data_id"])
@@ -94,7 +95,8 @@ def before_after(
 
 
 def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same, and another prompt."""
+    """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same,
+    and another prompt."""
     sides = [{row["data_id"]: row for row in rows} for rows in (before, after)]
     for rows, by_id, what in ((before, sides[0], "before"), (after, sides[1], "after")):
         if len(by_id) < len(rows):
@@ -104,13 +106,15 @@ def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list
     if alone := sorted(sides[0].keys() ^ sides[1].keys()):
         where = "before" if alone[0] in sides[0] else "after"
         raise ValueError(
-            f"{alone[0]}: there only {where} alignment ({len(alone)} such clips); generate both sets from the same prompts"
+            f"{alone[0]}: there only {where} alignment ({len(alone)} such clips); generate both sets from "
+            "the same prompts"
         )
     order = sorted(sides[0])
     for name in order:
         if sides[0][name]["prompt"] != sides[1][name]["prompt"]:
             raise ValueError(
-                f"{name}: another prompt before than after alignment; generate both sets from the same prompts"
+                f"{name}: another prompt before than after alignment; generate both sets from the same "
+                "prompts"
             )
     return [sides[0][name] for name in order], [sides[1][name] for name in order]
 
@@ -123,7 +127,8 @@ def beyond(mean: float, codec: Interval, lower_is_better: bool) -> bool:
 def _metric(
     name: str, measure: Measure, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
 ) -> dict[str, Any] | None:
-    """None where no prompt was scored both before and after. All but the codec's is over prompts that were."""
+    """None where no prompt was scored both before and after. All but the codec's is over prompts that
+    were."""
     old, new, reference = terms(before, name), terms(after, name), terms(codec, name)
     difference = bootstrap_difference(new, old, seed)
     if not difference.n:

@@ -1,4 +1,5 @@
-"""What the generated clips are worth: per-clip scores become means with intervals, beside real clips and their codec round trips."""
+"""What the generated clips are worth: per-clip scores become means with intervals, beside real clips and
+their codec round trips."""
 
 from __future__ import annotations
 
@@ -45,11 +46,13 @@ def evaluate(
     rewarded: Mapping[str, float] = {},
     limits: Mapping[str, float] = {},
 ) -> dict[str, Any]:
-    """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low, high, n}}}`.
+    """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
+    high, n}}}`.
 
-    With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with `votes_out` (the simulated
-    panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the guardrails' that the clips were scored with.
-    Without them an old `alignment_out` is removed. Raises FileNotFoundError or ValueError in one line; only votes are written then.
+    With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with
+    `votes_out` (the simulated panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the
+    guardrails' that the clips were scored with. Without them an old `alignment_out` is removed. Raises
+    FileNotFoundError or ValueError in one line; only votes are written then.
     """
     groups = read_scores(scores)
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
@@ -84,7 +87,8 @@ def _alignment(
     )
     if not before or not after or not codec:
         log.warning(
-            "%s: clips before or after alignment, or of the codec, are not among the scores; no comparison is written",
+            "%s: clips before or after alignment, or of the codec, are not among the scores; no comparison "
+            "is written",
             ALIGN_SET,
         )
         return None
@@ -104,7 +108,8 @@ def compare(
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as of `evaluate`."""
+    """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as
+    of `evaluate`."""
     weighed = [name for name, weight in rewarded.items() if weight]
     found = before_after(
         before, after, codec, fill(GuardrailLimits, limits, "align.guardrails"), weighed, config.seed

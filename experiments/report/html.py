@@ -91,15 +91,19 @@ def page(
     facts: Mapping[str, Any],
     alignment: str = "",
 ) -> str:
-    """The whole page; `facts` are shown as they are, name and value; `alignment` is HTML of that part, "" where there is none."""
+    """The whole page; `facts` are shown as they are, name and value; `alignment` is HTML of that part, ""
+    where there is none."""
     first, *others = sections
     parts = [
         "<h1>NAVA mini: clips that speak</h1>",
-        "<p class=soft>A small model of sound and picture, trained on this machine from rendered faces and synthesised voices. "
-        "Click a clip to hear it. Each is made from its prompt and, for the voice, a reference recording.</p>",
+        "<p class=soft>A small model of sound and picture, trained on this machine from rendered faces and "
+        "synthesised voices. "
+        "Click a clip to hear it. Each is made from its prompt and, for the voice, a reference "
+        "recording.</p>",
         section_html(first),
         tiles("What must hold", verdicts(metrics)),
-        "<h2>Measured</h2><p class=soft>Mean over clips with its bootstrap 95 % interval. The codec's round trip is about the most a "
+        "<h2>Measured</h2><p class=soft>Mean over clips with its bootstrap 95 % interval. The codec's round "
+        "trip is about the most a "
         "model can reach that speaks through this codec. A dash: not measured there.</p>",
         _table(metrics),
         _other_sets(metrics),
@@ -112,8 +116,14 @@ def page(
     parts += [_facts(facts), _method()]
     body = "\n".join(parts)
     script = f"<script>{SCRIPT}</script>"
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>NAVA mini</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body><main>\n{body}\n</main>{script}</body></html>\n'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, '
+        'initial-scale=1"><title>NAVA mini</title>'
+    )
+    return (
+        "<!doctype html>\n<html "
+        f'lang="en"><head>{head}<style>{STYLE}</style></head><body><main>\n{body}\n</main>{script}</body></html>\n'
+    )
 
 
 def marked_prompt(prompt: str) -> str:
@@ -124,11 +134,15 @@ def marked_prompt(prompt: str) -> str:
 def section_html(section: Section, level: int = 2) -> str:
     """A heading, its sentence, and the cards of every prompt."""
     rows = "".join(
-        f"<div class=row><div class=prompt>{marked_prompt(prompt)}</div><div class=cards>{''.join(map(_card, cards))}</div></div>"
+        f"<div class=row><div class=prompt>{marked_prompt(prompt)}</div><div "
+        f"class=cards>{''.join(map(_card, cards))}</div></div>"
         for prompt, cards in section.rows
     )
     beside = "beside" if all(len(cards) == 1 for _, cards in section.rows) else ""
-    return f'<h{level}>{escape(section.heading)}</h{level}><p class=soft>{escape(section.about)}</p><div class="{beside}">{rows}</div>'
+    return (
+        f"<h{level}>{escape(section.heading)}</h{level}><p class=soft>{escape(section.about)}</p><div "
+        f'class="{beside}">{rows}</div>'
+    )
 
 
 def _card(card: Card) -> str:
@@ -140,9 +154,15 @@ def _card(card: Card) -> str:
     )
     items = "".join(f"<dt>{name}</dt><dd>{value}{_sign(right)}</dd>" for name, value, right in facts)
     name, data = SOURCE_NAMES[card.source], base64.b64encode(card.mp4).decode()
-    video = f'<video autoplay muted loop playsinline tabindex=0 title="click to hear" src="data:video/mp4;base64,{data}"></video>'
+    video = (
+        '<video autoplay muted loop playsinline tabindex=0 title="click to hear" '
+        f'src="data:video/mp4;base64,{data}"></video>'
+    )
     picture = f'<img src="{png_uri(card.picture)}" alt="{name}: frames, spectrogram and waveform">'
-    return f"<div class=card><div class=source>{name}</div><div class=top>{video}<dl>{items}</dl></div>{picture}</div>"
+    return (
+        f"<div class=card><div class=source>{name}</div><div "
+        f"class=top>{video}<dl>{items}</dl></div>{picture}</div>"
+    )
 
 
 def _sign(right: bool | None) -> str:
@@ -171,7 +191,8 @@ def _tile(verdict: Verdict) -> str:
     ends = [f"{end:.{digits}f}" for end in verdict.interval or ()]
     interval = f" <small class=soft>{' to '.join(ends)}</small>" if ends else ""
     return (
-        f"<div class=tile>{escape(title(verdict.metric))}<b>{value}{interval}</b>{'aim' if verdict.aim else 'must be'} "
+        "<div "
+        f"class=tile>{escape(title(verdict.metric))}<b>{value}{interval}</b>{'aim' if verdict.aim else 'must be'} "
         f"{escape(verdict.limit)} <span class={style}>{verdict_word(verdict)}</span><br>"
         f"<span class=soft>{verdict.n} {escape(verdict.counted)}</span></div>"
     )
@@ -201,7 +222,10 @@ def _other_sets(metrics: Metrics) -> str:
         f"<tr><td>{escape(TITLES[base])}</td>{''.join(cell(column.get(base)) for column in grid.values())}</tr>"
         for base in bases
     )
-    return f"<h3>Generated, other prompts</h3><div class=scroll><table><tr><th>metric</th>{head}</tr>{rows}</table></div>"
+    return (
+        "<h3>Generated, other prompts</h3><div "
+        f"class=scroll><table><tr><th>metric</th>{head}</tr>{rows}</table></div>"
+    )
 
 
 def cell(interval: Mapping[str, Any] | None) -> str:
@@ -224,12 +248,17 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 def _method() -> str:
     return (
-        "<h2>How it was measured</h2><p class=soft>Words: PocketSphinx with a grammar of any number of the corpus' words, on "
-        "peak-normalised sound; errors over words of all clips. Voices: Resemblyzer embeddings; the nearest mean of real "
-        "utterances, the clip itself left out. Sync: two small SyncNets trained here on other clips, one to reward and one that only "
-        "judges; their zero-lag statistic, and Sync-C and Sync-D as published. Lips: darkness of the mouth's box against loudness, "
+        "<h2>How it was measured</h2><p class=soft>Words: PocketSphinx with a grammar of any number of the "
+        "corpus' words, on "
+        "peak-normalised sound; errors over words of all clips. Voices: Resemblyzer embeddings; the nearest "
+        "mean of real "
+        "utterances, the clip itself left out. Sync: two small SyncNets trained here on other clips, one to "
+        "reward and one that only "
+        "judges; their zero-lag statistic, and Sync-C and Sync-D as published. Lips: darkness of the "
+        "mouth's box against loudness, "
         "frame by frame; not measured where the camera moves. "
-        "These are small stand-ins and their names say so: none of the numbers can be compared with a published table. Clips that cannot "
+        "These are small stand-ins and their names say so: none of the numbers can be compared with a "
+        "published table. Clips that cannot "
         "be scored (silence, a still mouth) take no part and are missing from the counts.</p>"
     )
 

@@ -1,4 +1,5 @@
-"""Pictures of the report, drawn with matplotlib and no screen: filmstrips with spectrograms, the contact sheet, loss curves."""
+"""Pictures of the report, drawn with matplotlib and no screen: filmstrips with spectrograms, the contact
+sheet, loss curves."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def clip_png(clip: Clip, width_inches: float = 3.6) -> bytes:
 
 
 def contact_sheet(rows: Sequence[Mapping[str, tuple[Clip, str]]], titles: Sequence[str]) -> bytes:
-    """One row per prompt; each holds real, codec and generated (clip, caption), what is missing stays empty."""
+    """One row per prompt; each holds real, codec and generated (clip, caption), what is missing stays
+    empty."""
     sources = ("real", "codec", "generated")
     width, row_height, head = 14.0, 1.95, 0.45
     height = head + row_height * len(rows)
@@ -90,7 +92,8 @@ def contact_sheet(rows: Sequence[Mapping[str, tuple[Clip, str]]], titles: Sequen
 
 
 def loss_curves(stages: Mapping[str, Path]) -> bytes | None:
-    """Training loss per modality over all stages (folder with metrics.jsonl each) and the validation loss; None without a row."""
+    """Training loss per modality over all stages (folder with metrics.jsonl each) and the validation loss;
+    None without a row."""
     series, borders = _read_losses(stages)
     styles: dict[str, dict[str, Any]] = {
         "train": {"linewidth": 1.2},
@@ -175,7 +178,8 @@ ASIDE, TRAINED = "aside/reward/", "reward/"
 
 
 def before_after_dots(found: Mapping[str, Any]) -> bytes:
-    """One row per topic: the judge on the left, its reward on the right; dots are means, lines their 95 % intervals."""
+    """One row per topic: the judge on the left, its reward on the right; dots are means, lines their 95 %
+    intervals."""
     metrics = found["metrics"]
     rows = [row for row in PANELS if any(name in metrics for _, name in row)]
     figure = Figure(figsize=(11, 0.5 + 1.2 * max(len(rows), 1)), dpi=DPI, layout="constrained")
@@ -197,7 +201,8 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
 
 
 def reward_curves(log: Path) -> bytes | None:
-    """Rewards of the prompts set aside (line) and of the rolled-out clips (dots) over the rounds of metrics.jsonl; None without any."""
+    """Rewards of the prompts set aside (line) and of the rolled-out clips (dots) over the rounds of
+    metrics.jsonl; None without any."""
     rows = _rows(log)
     names = sorted(
         {

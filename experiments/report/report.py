@@ -49,12 +49,14 @@ def report(
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
-    demo.html, contact_sheet.png, losses.png; where `alignment` (what `evaluate` wrote of before and after) is there, before_after.png
-    and, with `align_log` (metrics.jsonl of the alignment), alignment.png. `aligned` holds the aligned model's clips by prompt set.
+    demo.html, contact_sheet.png, losses.png; where `alignment` (what `evaluate` wrote of before and after) is
+    there, before_after.png and, with `align_log` (metrics.jsonl of the alignment), alignment.png. `aligned`
+    holds the aligned model's clips by prompt set.
 
-    `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage names in order to folders with
-    metrics.jsonl, `facts` are shown in a table (seconds per stage, memory, speed). Examples are the first prompts of each
-    voice, never chosen by their scores. Raises FileNotFoundError or ValueError in one line.
+    `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage
+    names in order to folders with metrics.jsonl, `facts` are shown in a table (seconds per stage, memory,
+    speed). Examples are the first prompts of each voice, never chosen by their scores. Raises
+    FileNotFoundError or ValueError in one line.
     """
     metrics = read_metrics(evaluation)
     details = _read_details(scores / SCORES)
@@ -62,7 +64,8 @@ def report(
     sections = [
         Section(
             "Listen and look",
-            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there is one, the same word.",
+            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if "
+            "there is one, the same word.",
             [
                 (row[-1].clip.prompt, [_card("pretrain_seen", sample, details) for sample in row])
                 for row in rows
@@ -117,7 +120,8 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
     for sample in _first_per_voice(generated_samples(before, "speech", limit=NUM_READ)):
         if sample.data_id not in aligned:
             raise ValueError(
-                f"{after}: no clip {sample.data_id}, which {before} has; generate both sets from the same prompts"
+                f"{after}: no clip {sample.data_id}, which {before} has; generate both sets from the same "
+                "prompts"
             )
         cards = [
             replace(_card(ALIGN_SET, sample, details), source="before"),
@@ -128,7 +132,8 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
 
 
 def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
-    """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each voice."""
+    """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each
+    voice."""
     chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=NUM_READ))
     real_clips = [
         sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples
@@ -197,7 +202,8 @@ def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, A
     key = (prompt_set, sample.source, sample.data_id)
     if key not in details:
         raise ValueError(
-            f"{sample.data_id}: {sample.source} clip of {prompt_set} is not in the evaluation; run `nava evaluate` again"
+            f"{sample.data_id}: {sample.source} clip of {prompt_set} is not in the evaluation; run `nava "
+            "evaluate` again"
         )
     return details[key]
 

@@ -1,4 +1,5 @@
-"""The simulated panel on the same prompts before and after alignment, through the files and statistics that people's votes take."""
+"""The simulated panel on the same prompts before and after alignment, through the files and statistics that
+people's votes take."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ def simulated_gsb(
     votes_out: Path,
     rewarded: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Writes the votes and returns `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high,
-    sign_p}}, gsb_all_raters}`, the last with the votes of raters that the fixed rule drops too.
+    """Writes the votes and returns `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad,
+    gsb, gsb_low, gsb_high, sign_p}}, gsb_all_raters}`, the last with the votes of raters that the fixed rule
+    drops too.
 
-    Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason` says so. Raises
-    ValueError where the panel would look at something of `rewarded` (the rubric's weights), or a judge did not run.
+    Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason`
+    says so. Raises ValueError where the panel would look at something of `rewarded` (the rubric's weights),
+    or a judge did not run.
     """
     check_apart(config, rewarded)
     before, after = paired(before, after)

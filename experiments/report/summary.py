@@ -1,4 +1,5 @@
-"""The evaluation held against what the mini run must reach: the same verdicts for the terminal and for the page."""
+"""The evaluation held against what the mini run must reach: the same verdicts for the terminal and for the
+page."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def title(metric: str) -> str:
 
 
 def by_set(metrics: Metrics) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """suffix of a prompt set -> metric without it -> interval of the generated clips; sets without clips are left out."""
+    """suffix of a prompt set -> metric without it -> interval of the generated clips; sets without clips are
+    left out."""
     grid: dict[str, dict[str, Mapping[str, Any]]] = {}
     for suffix in SUFFIXES:
         for metric, by_source in metrics.items():
@@ -115,8 +117,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def print_summary(path: Path, alignment: Path | None = None) -> None:
-    """For the terminal: the main metrics with their intervals, the other prompt sets, what must hold, and the same of `alignment`
-    (what `evaluate` wrote of before and after) where there is that file."""
+    """For the terminal: the main metrics with their intervals, the other prompt sets, what must hold, and the
+    same of `alignment` (what `evaluate` wrote of before and after) where there is that file."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -170,7 +172,8 @@ SIMULATED = "SIMULATED RATERS: no person voted"
 
 
 def print_alignment(console: Console, found: Mapping[str, Any]) -> None:
-    """Every metric before, after and of the codec's round trip, changes with their 95 % intervals; simulated raters; what must hold."""
+    """Every metric before, after and of the codec's round trip, changes with their 95 % intervals; simulated
+    raters; what must hold."""
     from rich import box
     from rich.table import Table
 
@@ -215,13 +218,19 @@ def rater_lines(raters: Mapping[str, Any]) -> list[str]:
 def gsb_words(gsb: Mapping[str, Any]) -> str:
     """Counts, GSB with its interval, and the sign test."""
     interval = f"{gsb['gsb_low']:+.2f}..{gsb['gsb_high']:+.2f}"
-    return f"good {gsb['good']}, same {gsb['same']}, bad {gsb['bad']}, GSB {gsb['gsb']:+.2f} ({interval}), sign test p {gsb['sign_p']:.2g}"
+    return (
+        f"good {gsb['good']}, same {gsb['same']}, bad {gsb['bad']}, GSB {gsb['gsb']:+.2f} ({interval}), "
+        f"sign test p {gsb['sign_p']:.2g}"
+    )
 
 
 def kept_words(raters: Mapping[str, Any]) -> str:
     """How many raters the fixed rule kept, and what the others would have changed."""
     overall, of_all = raters["gsb"]["overall"], raters["gsb_all_raters"]["overall"]
-    kept = f"{overall['raters']} of {raters['raters']} raters count, the fixed rule for answers to repeats and checks drops the others"
+    kept = (
+        f"{overall['raters']} of {raters['raters']} raters count, the fixed rule for answers to repeats "
+        "and checks drops the others"
+    )
     return f"{kept}; with all of them overall {gsb_words(of_all)}"
 
 

@@ -1,4 +1,5 @@
-"""What alignment must reach, held against `reports/alignment.json`: the same verdicts for the terminal and for the page."""
+"""What alignment must reach, held against `reports/alignment.json`: the same verdicts for the terminal and
+for the page."""
 
 from __future__ import annotations
 
@@ -16,15 +17,18 @@ Found = Mapping[str, Any]  # what `evaluate` wrote
 
 
 def alignment_verdicts(found: Found) -> list[Verdict]:
-    """Gaps closed by the judges' measure, nothing beyond the codec, the voice kept, raters in favour, no clip more beyond a guardrail."""
+    """Gaps closed by the judges' measure, nothing beyond the codec, the voice kept, raters in favour, no clip
+    more beyond a guardrail."""
     gaps = [_closed(found, metric, least) for metric, least in CLOSED.items()]
     return [*gaps, _hacked(found), _voice(found), _raters(found), _flagged(found)]
 
 
 def beyond_codec(found: Found) -> list[str]:
-    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from where they were.
+    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from
+    where they were.
 
-    A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no hacking.
+    A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no
+    hacking.
     """
     return [
         name for name, metric in found["metrics"].items() if metric["beyond_codec"] and _moved_there(metric)

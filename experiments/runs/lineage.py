@@ -1,6 +1,7 @@
 """From a clip, a checkpoint, a file of the pipeline or a run back to data, code and parents.
 
-The spool in out/tracking knows every run made here; a run made elsewhere is asked of MLflow, whose tags say the same.
+The spool in out/tracking knows every run made here; a run made elsewhere is asked of MLflow, whose tags say
+the same.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class RunFacts:
 def trace(target: str, layout: Layout, root: Path) -> dict[str, Any]:
     """{target, kind, checkpoint_id, run, runs: [the run, then its ancestors, nearest first]}.
 
-    Raises ValueError or FileNotFoundError when the target is neither a path nor a run, or nothing is known of it.
+    Raises ValueError or FileNotFoundError when the target is neither a path nor a run, or nothing is known of
+    it.
     """
     path = Path(target)
     if path.exists():
@@ -67,7 +69,8 @@ def trace(target: str, layout: Layout, root: Path) -> dict[str, Any]:
 
 
 def _with_start(facts: RunFacts, layout: Layout) -> RunFacts:
-    """With the run that made the model it started from, where that is not a stage of the pipeline, such as an import."""
+    """With the run that made the model it started from, where that is not a stage of the pipeline, such as an
+    import."""
     run = SpooledRun(layout.tracking / facts.run)
     started_from = _tags(run).get(START_TAG, "") if run.exists() else ""
     key = _run_with_checkpoint(started_from, layout) if started_from else ""
@@ -128,7 +131,8 @@ def _stage_of(path: Path, layout: Layout) -> str:
 
 
 def _run_with_checkpoint(checkpoint: str, layout: Layout, path: Path | None = None) -> str:
-    """The last run that made it, before all others the last one that wrote to `path`: equal weights may have come from several sources."""
+    """The last run that made it, before all others the last one that wrote to `path`: equal weights may have
+    come from several sources."""
     found = {run.key: _tags(run) for run in reversed(spooled_runs(layout.tracking))}
     keys = [key for key, tags in found.items() if tags.get(CHECKPOINT_TAG) == checkpoint]
     here = {path.resolve(), *path.resolve().parents} if path else set()
@@ -148,7 +152,8 @@ def _of_run(target: str, layout: Layout) -> str:
     if len(target) == 32 and all(letter in "0123456789abcdef" for letter in target):
         return target  # MLflow's form of an id: MLflow is asked
     raise FileNotFoundError(
-        f"{target}: no such path, run in {layout.tracking} or stage that ran; `ls {layout.tracking}` shows the runs"
+        f"{target}: no such path, run in {layout.tracking} or stage that ran; `ls {layout.tracking}` shows "
+        "the runs"
     )
 
 

@@ -1,4 +1,5 @@
-"""Spooled events as MLflow runs. The only module that imports MLflow, which takes seconds: import it where a run is sent."""
+"""Spooled events as MLflow runs. The only module that imports MLflow, which takes seconds: import it where a
+run is sent."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def md5_of(path: Path) -> str:
-    """md5 of a file or folder as DVC computes it (a folder's ends in `.dir`); raises FileNotFoundError when it is missing."""
+    """md5 of a file or folder as DVC computes it (a folder's ends in `.dir`); raises FileNotFoundError when
+    it is missing."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     digest = hashlib.md5(usedforsecurity=False)
@@ -91,7 +92,8 @@ def plain_path(entry: str | Mapping[str, Any]) -> str:
 
 
 def stage_inputs(stage: str, root: Path) -> dict[str, str]:
-    """md5 of each dependency of a stage that exists. Under DVC, data is not read again: its lock knows the hash."""
+    """md5 of each dependency of a stage that exists. Under DVC, data is not read again: its lock knows the
+    hash."""
     lock = read_lock(root) if DVC_VARIABLE in os.environ else {}
     produced = {
         out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", ()) if "md5" in out
@@ -126,6 +128,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def fingerprint(inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Changes when an input or a setting of a stage changes: an interrupted stage is resumed only under its own fingerprint."""
+    """Changes when an input or a setting of a stage changes: an interrupted stage is resumed only under its
+    own fingerprint."""
     text = repr(sorted(inputs.items())) + repr(sorted(config.items()))
     return hashlib.sha256(text.encode()).hexdigest()

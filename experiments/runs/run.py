@@ -1,4 +1,5 @@
-"""A tracked run of a pipeline stage: what it was made from is written down before, its end after; an interrupted one is taken up again."""
+"""A tracked run of a pipeline stage: what it was made from is written down before, its end after; an
+interrupted one is taken up again."""
 
 from __future__ import annotations
 
@@ -30,11 +31,13 @@ from pretrain.files import read_json, replacing
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own line."""
+    """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own
+    line."""
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that its run is marked as stopped; a second one does not disturb that."""
+    """Let SIGTERM end this process as Ctrl-C does, so that its run is marked as stopped; a second one does
+    not disturb that."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -70,7 +73,8 @@ def read_record(layout: Layout, stage: str) -> RunRecord | None:
 
 
 def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
-    """True when the stage's last good run had the same inputs and config, and what it made is still there as it was."""
+    """True when the stage's last good run had the same inputs and config, and what it made is still there as
+    it was."""
     record, output = read_record(layout, stage), layout.output_of(stage)
     if record is None or not output.exists() or (layout.runs / f"{stage}.running.json").exists():
         return False
@@ -102,8 +106,8 @@ def tracked(
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
-    With `resume`, a run that was killed is taken up under its own key when inputs and config are the same; what it left
-    under others is removed first. False: the body itself replaces the output.
+    With `resume`, a run that was killed is taken up under its own key when inputs and config are the same;
+    what it left under others is removed first. False: the body itself replaces the output.
     """
     inputs = stage_inputs(stage, root)
     parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
@@ -152,7 +156,8 @@ def tracked(
 
 
 def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
-    """Key of the run that a submission announced for this stage; empty where there is none, or where it began with other inputs."""
+    """Key of the run that a submission announced for this stage; empty where there is none, or where it began
+    with other inputs."""
     name, _, key = os.environ.get(HANDED_RUN, "").partition("=")
     if name != stage:
         return ""
@@ -188,7 +193,8 @@ def single_run(
     root: Path,
     inputs: Mapping[str, str] | None = None,
 ) -> Iterator[SpoolTracker]:
-    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest); its end is written down however it ends."""
+    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest); its end is
+    written down however it ends."""
     git = git_state(root)
     tracker = SpoolTracker(layout.tracking / new_run_key(name))
     made_by = {

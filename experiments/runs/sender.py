@@ -1,4 +1,5 @@
-"""Send spooled runs to MLflow: `python -m experiments.runs.sender SPOOL` follows the spool until every run has ended."""
+"""Send spooled runs to MLflow: `python -m experiments.runs.sender SPOOL` follows the spool until every run
+has ended."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def store_uri(root: Path) -> str:
 
 
 def quiet_mlflow() -> None:
-    """Before MLflow is imported: no telemetry, no migration log, and short patience with a server that is out."""
+    """Before MLflow is imported: no telemetry, no migration log, and short patience with a server that is
+    out."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -49,7 +51,8 @@ class Unreachable(OSError):
 
 
 def flush(spool: Path, root: Path) -> int:
-    """Send what is pending and return how many events stay; raises Unreachable when the store does not answer."""
+    """Send what is pending and return how many events stay; raises Unreachable when the store does not
+    answer."""
     for run in spooled_runs(spool):
         run.end_if_abandoned()
     pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
@@ -74,7 +77,8 @@ def _connect(root: Path) -> Any:
             _store = MlflowStore(store_uri(root), EXPERIMENT, root)
         except Exception as error:  # MLflow's stores raise whatever their database or HTTP library does
             raise Unreachable(
-                f"{store_uri(root)}: MLflow does not answer ({_first_line(error)}); the runs stay in the spool"
+                f"{store_uri(root)}: MLflow does not answer ({_first_line(error)}); the runs stay in the "
+                "spool"
             ) from error
     return _store
 
@@ -112,7 +116,8 @@ def follow(spool: Path, root: Path) -> None:
 
 
 def locked(spool: Path, wait: bool) -> Any:
-    """The spool's lock, or None when another sender holds it and `wait` is False; keep it open while sending."""
+    """The spool's lock, or None when another sender holds it and `wait` is False; keep it open while
+    sending."""
     spool.mkdir(parents=True, exist_ok=True)
     lock = (spool / "sender.lock").open("a")
     try:

@@ -1,4 +1,5 @@
-"""Reading the spool that `experiments.runs.tracker` writes: which events of which run have not been sent yet."""
+"""Reading the spool that `experiments.runs.tracker` writes: which events of which run have not been sent
+yet."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class SpooledRun:
         return sent.run_id if sent.uri == uri else ""
 
     def events(self, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(offset behind the event, event) from a byte offset on; a line still being written is left for later."""
+        """(offset behind the event, event) from a byte offset on; a line still being written is left for
+        later."""
         with (self.folder / EVENTS).open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -122,7 +124,8 @@ class SpooledRun:
         return True
 
     def send(self, store: Store) -> None:
-        """Send the pending events in order, metrics in batches; what has been taken is remembered after every call."""
+        """Send the pending events in order, metrics in batches; what has been taken is remembered after every
+        call."""
         sent = self.sent()
         if sent.uri != store.uri:
             sent = Sent(uri=store.uri)

@@ -1,8 +1,10 @@
-"""Runs are written to a spool on disk first and sent to MLflow by one process beside (`experiments.runs.sender`).
+"""Runs are written to a spool on disk first and sent to MLflow by one process beside
+(`experiments.runs.sender`).
 
-A trainer therefore never imports MLflow, never waits for it, and does not notice when it is out: what could not be
-sent stays in the spool until `nava tracking flush`. A run is a folder `out/tracking/<key>` with an `events.jsonl`; the
-key is ours and stays the same when a run is resumed, the MLflow run carries it as the tag `nava.run`.
+A trainer therefore never imports MLflow, never waits for it, and does not notice when it is out: what could
+not be sent stays in the spool until `nava tracking flush`. A run is a folder `out/tracking/<key>` with an
+`events.jsonl`; the key is ours and stays the same when a run is resumed, the MLflow run carries it as the tag
+`nava.run`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known when a run begins. Parents: stage or role -> run key, the first is the one MLflow shows it under."""
+    """What is known when a run begins. Parents: stage or role -> run key, the first is the one MLflow shows
+    it under."""
 
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +48,8 @@ class RunStart:
 
 
 class SpoolTracker:
-    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is said once and never raises."""
+    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is said once
+    and never raises."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -129,7 +133,8 @@ def kept_run_key(folder: Path, name: str) -> str:
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
-    """Start the process that sends the spool to MLflow, at the lowest priority; it leaves at once when another one runs."""
+    """Start the process that sends the spool to MLflow, at the lowest priority; it leaves at once when
+    another one runs."""
     spool.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.runs.sender", str(spool), "--root", str(root)]
     try:

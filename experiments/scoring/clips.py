@@ -1,4 +1,5 @@
-"""What `nava score` is pointed at, as a list of clips: a folder of media, an index of `nava generate`, a manifest, prompts with videos."""
+"""What `nava score` is pointed at, as a list of clips: a folder of media, an index of `nava generate`, a
+manifest, prompts with videos."""
 
 from __future__ import annotations
 
@@ -48,10 +49,12 @@ class ClipFile:
 
 
 def list_clips(source: Path) -> list[ClipFile]:
-    """The clips of a folder (with the index.jsonl of `nava generate` where there is one, here or in subfolders) or of a JSONL.
+    """The clips of a folder (with the index.jsonl of `nava generate` where there is one, here or in
+    subfolders) or of a JSONL.
 
-    A JSONL holds training rows (`video_info`), rows of an index, or prompts with a `video` each. A sound beside a video of
-    the same name is that video's. Raises FileNotFoundError or ValueError in one line for nothing to score or a bad row.
+    A JSONL holds training rows (`video_info`), rows of an index, or prompts with a `video` each. A sound
+    beside a video of the same name is that video's. Raises FileNotFoundError or ValueError in one line for
+    nothing to score or a bad row.
     """
     if source.is_dir():
         clips = list(_folder(source))
@@ -80,7 +83,8 @@ def check_attached(clips: Iterable[ClipFile]) -> None:
 
 
 def load_clip(file: ClipFile) -> Clip:
-    """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises MediaError."""
+    """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises
+    MediaError."""
     rates = read_rates(file.path)
     wants_picture = rates.fps is not None and not file.sound_only
     media = read_media(
@@ -137,7 +141,8 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
         yield from _prompts(source)
     else:
         raise ValueError(
-            f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts with a video each"
+            f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts "
+            "with a video each"
         )
 
 
@@ -155,7 +160,8 @@ def _index(index: Path, prefix: Path) -> Iterator[ClipFile]:
             raise ValueError(row.at(index))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
             raise ValueError(f"{index}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
-        # index rows give the references as they were opened: relative to the folder the command was started in
+        # index rows give the references as they were opened: relative to the folder the command was started
+        # in
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
         name = (prefix / row["data_id"]).as_posix()
         yield _described(

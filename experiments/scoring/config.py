@@ -21,7 +21,8 @@ RUBRIC_KEYS = ("items", "guardrails", "options")
 
 
 def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
-    """(rubric, limits, options of rewards) of a YAML file with `items`, and `guardrails` and `options` where wanted.
+    """(rubric, limits, options of rewards) of a YAML file with `items`, and `guardrails` and `options` where
+    wanted.
 
     Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong sign.
     """
@@ -54,14 +55,16 @@ def settings_from(
     files: Sequence[ClipFile],
     batch: int = 64,
 ) -> ScoreSettings:
-    """Rewards named on the command line, else those of the rubric, with `REWARD.OPTION=VALUE` over the rubric file's options."""
+    """Rewards named on the command line, else those of the rubric, with `REWARD.OPTION=VALUE` over the rubric
+    file's options."""
     rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
         wanted = [_reward_of(item.reward) for item in rubric.items]
     if not wanted:
         raise ValueError(
-            f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or package.module:Class"
+            f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
+            "package.module:Class"
         )
     check_names(wanted)
     if batch < 1:
@@ -83,7 +86,8 @@ def settings_from(
 def with_vocabulary(
     name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]
 ) -> dict[str, Any]:
-    """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said is in it.
+    """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said
+    is in it.
 
     Not the words of the clips themselves: with few clips that would give their answers away.
     """
@@ -119,7 +123,8 @@ def _reward_of(name: str) -> str:
 def reward_settings(
     settings: Sequence[str], wanted: Sequence[str], flag: str = "--set"
 ) -> dict[str, dict[str, Any]]:
-    """Options by reward out of REWARD.OPTION=VALUE; the last of equal ones counts. Raises ValueError naming `flag`."""
+    """Options by reward out of REWARD.OPTION=VALUE; the last of equal ones counts. Raises ValueError naming
+    `flag`."""
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
         name, option, value = _reward_setting(setting, wanted, flag)
@@ -128,7 +133,8 @@ def reward_settings(
 
 
 def _reward_setting(text: str, wanted: Sequence[str], flag: str) -> tuple[str, str, Any]:
-    """(reward, option, value) of REWARD.OPTION=VALUE, whose value is YAML. Raises ValueError naming `flag`."""
+    """(reward, option, value) of REWARD.OPTION=VALUE, whose value is YAML. Raises ValueError naming
+    `flag`."""
     key, equals, value = text.partition("=")
     name, dot, option = key.rpartition(".")
     if not equals or not dot:

@@ -1,4 +1,5 @@
-"""Votes on clips and what rewards said of those clips, joined and fitted: a preference model, and how well it foresees votes."""
+"""Votes on clips and what rewards said of those clips, joined and fitted: a preference model, and how well it
+foresees votes."""
 
 from __future__ import annotations
 
@@ -28,11 +29,12 @@ def fit_votes(
     keep_all_raters: bool,
     config: PreferenceConfig,
 ) -> tuple[PreferenceModel, dict[str, Any]]:
-    """The model and its report, a JSON object. Each rater has a side bias of their own; folds of the held-out figures are prompts.
+    """The model and its report, a JSON object. Each rater has a side bias of their own; folds of the held-out
+    figures are prompts.
 
-    Repeats, attention checks and, unless all are kept, dropped raters do not count; votes on clips without scores are left out
-    and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or joins, a feature that no row has, a judge
-    or a preference among the features, nothing to learn from.
+    Repeats, attention checks and, unless all are kept, dropped raters do not count; votes on clips without
+    scores are left out and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or
+    joins, a feature that no row has, a judge or a preference among the features, nothing to learn from.
     """
     check_no_judge(features)
     check_no_preference(features)
@@ -117,8 +119,10 @@ def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vot
     if not found:
         models, cases = sorted({model for model, _ in known}), sorted({case for _, case in known})
         raise ValueError(
-            f"{source}: none of {len(votes)} votes is on clips that were scored; votes are on {', '.join(votes[0].pair)} and cases like "
-            f"{votes[0].case_id!r}, scores of {', '.join(models)} and cases like {cases[0]!r} (--scores MODEL=FILE)"
+            f"{source}: none of {len(votes)} votes is on clips that were scored; votes are on "
+            f"{', '.join(votes[0].pair)} and cases like "
+            f"{votes[0].case_id!r}, scores of {', '.join(models)} and cases like {cases[0]!r} (--scores "
+            "MODEL=FILE)"
         )
     return found
 
@@ -131,10 +135,16 @@ def _find(vote: Vote, side: str, known: Known, source: Path) -> ScoredClip | Non
         return exact[0]
     possible = [clip for clip in candidates if not digest or not clip.sha256]
     if candidates and not possible:
-        message = f"{digest[:12]}... is not {candidates[0].sha256[:12]}... of the clip that was scored; the votes are about another clip"
+        message = (
+            f"{digest[:12]}... is not {candidates[0].sha256[:12]}... of the clip that was scored; the "
+            "votes are about another clip"
+        )
         raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
     if len(possible) > 1:
-        message = f"{len(possible)} scored clips of {model!r} answer case {vote.case_id!r}; give one a case (--scores MODEL=FILE#SOURCE)"
+        message = (
+            f"{len(possible)} scored clips of {model!r} answer case {vote.case_id!r}; give one a case "
+            "(--scores MODEL=FILE#SOURCE)"
+        )
         raise ValueError(FieldError(vote.line, "case_id", message).at(source))
     return possible[0] if possible else None
 
@@ -143,7 +153,8 @@ def _check_values(features: Sequence[str], clips: Sequence[ScoredClip]) -> None:
     for place, feature in enumerate(features):
         if not any(math.isfinite(clip.values[place]) for clip in clips):
             raise ValueError(
-                f"preference: {feature!r} is NaN for every clip that was voted on; leave it out or mend its scores"
+                f"preference: {feature!r} is NaN for every clip that was voted on; leave it out or mend its "
+                "scores"
             )
 
 

@@ -1,4 +1,5 @@
-"""Scores the latents that alignment rolls out: codecs make clips of them, rewards of the catalog score the clips."""
+"""Scores the latents that alignment rolls out: codecs make clips of them, rewards of the catalog score the
+clips."""
 
 from __future__ import annotations
 
@@ -28,10 +29,12 @@ from rewards.types import Clip, Score
 
 
 class AlignScorer:
-    """finetune.scores.Scorer over the catalog. `weights`: reward -> its weight in the rubric; no judge may be among them.
+    """finetune.scores.Scorer over the catalog. `weights`: reward -> its weight in the rubric; no judge may be
+    among them.
 
-    A reward that is better when lower counts with its sign turned; `parts` has it as it was measured. Raises ValueError or
-    FileNotFoundError in one line for unknown rewards, wrong options, judges and missing weights.
+    A reward that is better when lower counts with its sign turned; `parts` has it as it was measured. Raises
+    ValueError or FileNotFoundError in one line for unknown rewards, wrong options, judges and missing
+    weights.
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class AlignScorer:
         ):
             heard = self.codecs.speaker.name
             raise ValueError(
-                f"reward sim_{heard}: {heard} conditions the model, which would be scored by its own condition; take another"
+                f"reward sim_{heard}: {heard} conditions the model, which would be scored by its own "
+                "condition; take another"
             )
         self.limits = fill(GuardrailLimits, limits, "guardrails")
         self._stack = ExitStack()
@@ -133,7 +137,8 @@ class AlignScorer:
 def scorer_options(
     align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1
 ) -> dict[str, Any]:
-    """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as plain JSON values."""
+    """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as
+    plain JSON values."""
     weights = align.rubric.weights()
     options = reward_options(
         list(weights), corpus, syncnet, num_processes=num_processes, given=align.reward_options
@@ -181,8 +186,8 @@ def score_store(
 ) -> dict[str, dict[str, float]]:
     """Clip -> value of each feature (a reward, or `reward.part`), NaN where it could not be scored.
 
-    `codec`, `corpus` and `syncnet` are outputs of those stages; batch: clips decoded at once; given: options of rewards. Raises
-    ValueError for another codec's latents and whatever opening the rewards raises.
+    `codec`, `corpus` and `syncnet` are outputs of those stages; batch: clips decoded at once; given: options
+    of rewards. Raises ValueError for another codec's latents and whatever opening the rewards raises.
     """
     names = list(dict.fromkeys(feature.partition(".")[0] for feature in features))
     found: dict[str, dict[str, float]] = {}

@@ -19,9 +19,11 @@ def reward_options(
     num_processes: int = 1,
     given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Options of each of `names` as plain JSON values, `given` over them; {} for a reward that reads nothing of the pipeline.
+    """Options of each of `names` as plain JSON values, `given` over them; {} for a reward that reads nothing
+    of the pipeline.
 
-    words: what can be heard at all, () = the words of the speech bank. The rewards that `preference` looks at get theirs too.
+    words: what can be heard at all, () = the words of the speech bank. The rewards that `preference` looks at
+    get theirs too.
     """
     hearing = {"vocabulary": list(words or vocabulary()), "num_processes": num_processes}
     nets = {"sync_mini": syncnet / "reward", "sync_judge": syncnet / "judge"}
@@ -42,7 +44,8 @@ def reward_options(
 def preference_options(
     given: Any, known: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Options of the reward `preference`; of each reward its model looks at, `known(name, options given)` instead of those given.
+    """Options of the reward `preference`; of each reward its model looks at, `known(name, options given)`
+    instead of those given.
 
     Raises FileNotFoundError or ValueError in one line as `needed_rewards`.
     """

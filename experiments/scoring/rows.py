@@ -46,14 +46,16 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
 
 
 def terms(rows: Sequence[Row], metric: str) -> Terms:
-    """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be scored."""
+    """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
+    scored."""
     if metric in RATIOS:
         return column(rows, metric, "errors"), column(rows, metric, "words")
     return column(rows, *MEANS[metric]), [1.0] * len(rows)
 
 
 def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:
-    """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the scorer did not run."""
+    """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the
+    scorer did not run."""
     return [
         number(row["parts"].get(scorer, {}).get(part) if part else row["scores"].get(scorer)) for row in rows
     ]
@@ -66,7 +68,8 @@ def number(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """Rows of scores. `model`: whose they all are, None = each row's `model` or `source`; `source`: only rows of this source."""
+    """Rows of scores. `model`: whose they all are, None = each row's `model` or `source`; `source`: only rows
+    of this source."""
 
     path: Path
     model: str | None = None
@@ -87,7 +90,8 @@ class ScoresFile:
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """A clip that votes may speak of; `values` [features], NaN where it could not be scored. `sha256` "" where it is not known."""
+    """A clip that votes may speak of; `values` [features], NaN where it could not be scored. `sha256` ""
+    where it is not known."""
 
     model: str
     case_id: str
@@ -97,8 +101,9 @@ class ScoredClip:
 
 
 def read_scored(file: ScoresFile, features: Sequence[str]) -> list[ScoredClip]:
-    """Rows of `nava score` ({clip, scores: {name: {value, parts}}}) or of a scores stage ({data_id, source, scores: {name: value},
-    parts}). The case is `case_id`, else the clip's name. Raises FileNotFoundError, or ValueError naming the file."""
+    """Rows of `nava score` ({clip, scores: {name: {value, parts}}}) or of a scores stage ({data_id, source,
+    scores: {name: value}, parts}). The case is `case_id`, else the clip's name. Raises FileNotFoundError, or
+    ValueError naming the file."""
     rows = []
     for line, row in scan(file.path):
         if isinstance(row, FieldError):

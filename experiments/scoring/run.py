@@ -1,4 +1,5 @@
-"""Scores clips from disk with several rewards: each clip is decoded once, in chunks that fit into memory, and can be interrupted."""
+"""Scores clips from disk with several rewards: each clip is decoded once, in chunks that fit into memory, and
+can be interrupted."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ CHUNK_BYTES = 1 << 29  # of decoded frames and samples
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """Which rewards with which options (`{reward: {option: value}}`), what they add up to, and from where a clip is flagged."""
+    """Which rewards with which options (`{reward: {option: value}}`), what they add up to, and from where a
+    clip is flagged."""
 
     rewards: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -35,7 +37,8 @@ class ScoreSettings:
     batch: int = 64  # clips given to a reward at once, fewer where they are large
 
     def described(self) -> dict[str, Any]:
-        """What scores depend on: the options that count, and the content of the files they name; not rubric, limits or batch."""
+        """What scores depend on: the options that count, and the content of the files they name; not rubric,
+        limits or batch."""
         filled = checked_options(self.rewards, self.options)
         return {"rewards": {name: _described(options) for name, options in filled.items()}}
 
@@ -43,10 +46,11 @@ class ScoreSettings:
 def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[Row]:
     """Scores what `out` (JSONL) does not hold yet; returns one row a clip in the order of `files`.
 
-    A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}}, guardrails, flags, and
-    with a rubric total {value, reason, parts}; `called` {reward: name of its scores} where a reward of the catalog answers under
-    another name. A clip that cannot be read is a row whose scores have no value but that reason. Rows of other clips stay in
-    the file. Raises ValueError for wrong settings, an `out` of other settings or in use, and what a broken scorer raises.
+    A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}},
+    guardrails, flags, and with a rubric total {value, reason, parts}; `called` {reward: name of its scores}
+    where a reward of the catalog answers under another name. A clip that cannot be read is a row whose scores
+    have no value but that reason. Rows of other clips stay in the file. Raises ValueError for wrong settings,
+    an `out` of other settings or in use, and what a broken scorer raises.
     """
     described = settings.described()
     check_attached(files)
@@ -113,7 +117,8 @@ def _score_chunk(
         scores = reward.score(clips) if clips else []
         if len(scores) != len(clips):
             raise ValueError(
-                f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip"
+                f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every "
+                "clip"
             )
         columns[reward.name] = iter(scores)
     rows = []
@@ -140,7 +145,8 @@ def _score_chunk(
 
 
 def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
-    """Flags by the limits, totals by the rubric: both follow from what was scored, and may be asked for anew."""
+    """Flags by the limits, totals by the rubric: both follow from what was scored, and may be asked for
+    anew."""
     answers = []
     for row in rows:
         kept = {key: value for key, value in row.items() if key not in ("flags", "total")}

@@ -1,4 +1,5 @@
-"""The clips that evaluation compares: real ones, their codec round trips, and generated sets, all as rewards.Clip."""
+"""The clips that evaluation compares: real ones, their codec round trips, and generated sets, all as
+rewards.Clip."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ CODEC_BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One clip and what it is: `source` is real, codec, generated or aligned; `kind` is the corpus' (speech, dialogue, camera, event)."""
+    """One clip and what it is: `source` is real, codec, generated or aligned; `kind` is the corpus' (speech,
+    dialogue, camera, event)."""
 
     data_id: str
     source: str
@@ -36,9 +38,11 @@ class Sample:
 
 
 def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
-    """Clips of a training manifest by kind, at most `limit` of a kind; rows without speech or without picture are left out.
+    """Clips of a training manifest by kind, at most `limit` of a kind; rows without speech or without picture
+    are left out.
 
-    Raises FileNotFoundError or ValueError in one line for a missing manifest, too many bad rows or an unreadable clip.
+    Raises FileNotFoundError or ValueError in one line for a missing manifest, too many bad rows or an
+    unreadable clip.
     """
     samples: dict[str, list[Sample]] = defaultdict(list)
     for row in read_manifest(manifest)[0]:
@@ -53,7 +57,8 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
 def generated_samples(
     folder: Path, kind: str, limit: int | None = None, source: str = "generated"
 ) -> list[Sample]:
-    """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or ValueError in one line."""
+    """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or
+    ValueError in one line."""
     samples = []
     for line, row in islice(scan(folder / "index.jsonl"), limit):
         if isinstance(row, FieldError):
@@ -120,9 +125,11 @@ def clip_of(
     fps: float = FPS,
     kind: str = "",
 ) -> Clip:
-    """A decoded clip with what its row knows: spans, references (read once), voices, and where the mouths are.
+    """A decoded clip with what its row knows: spans, references (read once), voices, and where the mouths
+    are.
 
-    frames [F, H, W, 3] uint8, sound [S] at 16 kHz; `kind` stands in for that of `meta`. Raises ValueError for an unreadable reference.
+    frames [F, H, W, 3] uint8, sound [S] at 16 kHz; `kind` stands in for that of `meta`. Raises ValueError for
+    an unreadable reference.
     """
     moving = (kind or meta.get("kind", "")) == "camera"  # the mouth leaves its box
     boxes = () if moving else meta.get("mouth_boxes", ())

@@ -1,4 +1,5 @@
-"""Scores real clips, their codec round trips and generated clips with every scorer of the pipeline, one row per clip."""
+"""Scores real clips, their codec round trips and generated clips with every scorer of the pipeline, one row
+per clip."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
 
 MAIN_SET = "pretrain_seen"
-ALIGN_SET = ALIGN_HELD_OUT  # the same prompts and seeds before (source generated) and after alignment (source aligned)
+# the same prompts and seeds before (source generated) and after alignment (source aligned)
+ALIGN_SET = ALIGN_HELD_OUT
 # prompt set -> kind of the real clips it is compared with; "" = none
 PROMPT_SETS = {
     MAIN_SET: "speech",
@@ -74,17 +76,20 @@ def score_sets(
     aligned: Path | None = None,
     limits: Mapping[str, float] = {},
 ) -> Path:
-    """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value, parts and reason.
+    """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value,
+    parts and reason.
 
-    `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set; only `pretrain_seen` must
-    exist. `aligned` is such a folder of the aligned model; where it and `generated` both have align_held_out, those clips and the
-    codec's of `pretrain_seen` get `ALIGN_JUDGES` too, `guardrails` and the `flags` of `limits` (align.guardrails) they are beyond.
-    Raises FileNotFoundError or ValueError in one line; nothing is written then.
+    `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set;
+    only `pretrain_seen` must exist. `aligned` is such a folder of the aligned model; where it and `generated`
+    both have align_held_out, those clips and the codec's of `pretrain_seen` get `ALIGN_JUDGES` too,
+    `guardrails` and the `flags` of `limits` (align.guardrails) they are beyond. Raises FileNotFoundError or
+    ValueError in one line; nothing is written then.
     """
     start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(
-            f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl first"
+            f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl "
+            "first"
         )
     groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
@@ -167,7 +172,8 @@ def _score_all(
 def rows_of(
     limits: GuardrailLimits, groups: Groups, scores: ByScorer, watched: Container[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """A row per clip from the scores by scorer and group; guardrails of the groups in `watched` are measured here."""
+    """A row per clip from the scores by scorer and group; guardrails of the groups in `watched` are measured
+    here."""
     return [
         {
             "prompt_set": key[0],

@@ -44,7 +44,8 @@ def bootstrap_ratio(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Interval:
-    """Sum of numerators over sum of denominators (errors over words), clips resampled as pairs. NaN pairs take no part."""
+    """Sum of numerators over sum of denominators (errors over words), clips resampled as pairs. NaN pairs
+    take no part."""
     (terms,), unscored = _scored_in_all((numerators, denominators))
     above, below = terms
     n = len(above)
@@ -57,7 +58,8 @@ def bootstrap_ratio(
 def bootstrap_difference(
     one: Terms, other: Terms, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
-    """Ratio of `one` minus ratio of `other` on the same clips, resampled together. A clip that either lacks takes no part."""
+    """Ratio of `one` minus ratio of `other` on the same clips, resampled together. A clip that either lacks
+    takes no part."""
     both, unscored = _scored_in_all(one, other)
     n = len(both[0][0])
     if not n or not all(below.sum() for _, below in both):
@@ -72,8 +74,9 @@ def bootstrap_closed(
 ) -> Interval:
     """(before - after) / (before - reference) of three ratios: how much of the way to the reference was gone.
 
-    Clips of before and after are the same and resampled together, those of the reference by themselves. NaN where the gap is not
-    measurable (its own 95 % interval holds 0): a share of nothing has no value, and Fieller's interval of it no end. `n` counts pairs.
+    Clips of before and after are the same and resampled together, those of the reference by themselves. NaN
+    where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
+    Fieller's interval of it no end. `n` counts pairs.
     """
     both, unscored = _scored_in_all(before, after)
     goals, _ = _scored_in_all(reference)

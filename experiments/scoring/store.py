@@ -19,7 +19,8 @@ Row = dict[str, Any]
 class ScoreStore:
     """Context manager over one scores.jsonl; a second process that opens the same file gets a ValueError.
 
-    `config_id` names the rewards and their settings; `settings` is what it was made from, for the message when they differ.
+    `config_id` names the rewards and their settings; `settings` is what it was made from, for the message
+    when they differ.
     """
 
     def __init__(self, path: Path, config_id: str, settings: Mapping[str, Any]) -> None:
@@ -51,7 +52,8 @@ class ScoreStore:
         return {file.name: row for file in files if (row := self.rows.get(file.name)) and _same(file, row)}
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds whole lines and waits until they are on disk; a later row of a clip counts, not an earlier one."""
+        """Adds whole lines and waits until they are on disk; a later row of a clip counts, not an earlier
+        one."""
         with self.path.open("ab") as file:
             file.write("".join(_line(row) for row in rows).encode())
             file.flush()
@@ -72,7 +74,8 @@ class ScoreStore:
             if row["config"] != self.config_id:
                 differs = _difference(row, self.settings)
                 raise ValueError(
-                    f"{self.path}: scored with other rewards or settings ({differs}); give another --out, or remove it"
+                    f"{self.path}: scored with other rewards or settings ({differs}); give another --out, "
+                    "or remove it"
                 )
             self.rows[row["clip"]] = row
         if torn:  # a kill in the middle of a write
@@ -85,7 +88,8 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def identity(file: ClipFile) -> dict[str, Any]:
-    """What a row says about the clip it was made from. Raises OSError where the clip's file cannot be read."""
+    """What a row says about the clip it was made from. Raises OSError where the clip's file cannot be
+    read."""
     stat = file.path.stat()
     with file.path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -19,10 +19,12 @@ POOLED = ("errors", "words")  # a rate whose set value is a ratio of sums
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """`{clips, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean}, flags: {limit: clips}}`.
+    """`{clips, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean}, flags:
+    {limit: clips}}`.
 
-    Means are over scored clips, with a 95 % bootstrap interval; `reward.part` rows follow their reward; a reward with the
-    parts `errors` and `words` gets `reward (errors/words)`, the rate of the set. With totals there is a row `total`.
+    Means are over scored clips, with a 95 % bootstrap interval; `reward.part` rows follow their reward; a
+    reward with the parts `errors` and `words` gets `reward (errors/words)`, the rate of the set. With totals
+    there is a row `total`.
     """
     columns = {name: to_scores(rows, name) for name in (rows[0]["scores"] if rows else ())}
     rewards: dict[str, Any] = {}

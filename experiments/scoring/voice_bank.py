@@ -15,8 +15,9 @@ from rewards.timbre.voices import VoiceBank
 def voice_bank(encoder: VoiceEncoder, samples: Sequence[Sample], manifest: Path) -> VoiceBank:
     """Voices as the real one-speaker clips and the reference recordings have them; nothing generated.
 
-    References alone would not do: they are longer than a clip's one word, and a codec's word lies nearer to another voice's clips
-    (measured: 0.83 of the codec's clips right against 0.98). Raises ValueError naming `manifest` where there is no voice at all.
+    References alone would not do: they are longer than a clip's one word, and a codec's word lies nearer to
+    another voice's clips (measured: 0.83 of the codec's clips right against 0.98). Raises ValueError naming
+    `manifest` where there is no voice at all.
     """
     real = [
         sample
@@ -28,7 +29,8 @@ def voice_bank(encoder: VoiceEncoder, samples: Sequence[Sample], manifest: Path)
         entries += [(voice, f"reference {voice} {index}", sound) for index, sound in enumerate(sounds)]
     if not entries:
         raise ValueError(
-            f"{manifest}: no one-speaker clip with meta.voices and no reference; voices cannot be told apart without"
+            f"{manifest}: no one-speaker clip with meta.voices and no reference; voices cannot be told "
+            "apart without"
         )
     voices, names, sounds = zip(*entries, strict=True)
     return VoiceBank(voices, names, encoder.embed(sounds))

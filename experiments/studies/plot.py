@@ -19,7 +19,8 @@ AXES = {"steps": ("steps", 1.0), "flops": ("training TFLOP", 1e12)}
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
-    """Filled: equal steps, after each scored stage; open: the runs at equal FLOPs. Bars are 95 % intervals."""
+    """Filled: equal steps, after each scored stage; open: the runs at equal FLOPs. Bars are 95 %
+    intervals."""
     metrics = [name for name in METRICS if name in study["budgets"][STEPS][REFERENCE]["metrics"]]
     rows = [
         *metrics,

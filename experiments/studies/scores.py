@@ -1,4 +1,5 @@
-"""Scores a folder of generated clips for the study: every metric of every clip as a numerator and a denominator."""
+"""Scores a folder of generated clips for the study: every metric of every clip as a numerator and a
+denominator."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ METRICS = {
 
 
 def write_voice_bank(corpus: Path, out: Path) -> None:
-    """Embeddings of the real one-speaker clips and reference recordings, so that every training is judged by the same voices."""
+    """Embeddings of the real one-speaker clips and reference recordings, so that every training is judged by
+    the same voices."""
     samples = [
         sample
         for group in real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
@@ -55,7 +57,8 @@ def write_voice_bank(corpus: Path, out: Path) -> None:
 
 
 def score_clips(clips: Path, bank: Path, judge: str, processes: int, out: Path) -> None:
-    """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]}, "reasons": {name: [...]}}.
+    """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]},
+    "reasons": {name: [...]}}.
 
     judge: folder of the sync network, "" = none, and then its metrics are absent.
     """

@@ -1,4 +1,5 @@
-"""`nava study seeds`: the recipe's alignment from several seeds on one pretrained model, each held against the judges."""
+"""`nava study seeds`: the recipe's alignment from several seeds on one pretrained model, each held against
+the judges."""
 
 from __future__ import annotations
 
@@ -47,10 +48,12 @@ class SeedResult:
 
 
 def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
-    """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json and .md.
+    """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json
+    and .md.
 
-    The pipeline's own alignment serves for its seed. What is finished is kept, and a killed alignment goes on. Raises
-    FileNotFoundError or ValueError in one line before anything is trained, Interrupted where a signal ended it.
+    The pipeline's own alignment serves for its seed. What is finished is kept, and a killed alignment goes
+    on. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted where a
+    signal ended it.
     """
     if seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {seeds}")
@@ -92,7 +95,8 @@ def _one(job: Job, seed: int, before: Sequence[Row], codec: Sequence[Row], root:
     result = align_model(run, job.ranks, job.port)
     if result.model is None:
         raise Interrupted(
-            f"seed {seed} stopped after round {result.step} with a checkpoint; the same command goes on from there"
+            f"seed {seed} stopped after round {result.step} with a checkpoint; the same command goes on "
+            "from there"
         )
     rows = _rows(job, result.model, folder)
     found = _measured(job, before, rows, codec, folder / "votes.jsonl")
@@ -142,7 +146,8 @@ def _seconds(metrics: Path) -> float:
 
 
 def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """A row per prompt; a value that some seed could not be scored on is the mean of the others. Raises ValueError for other prompts."""
+    """A row per prompt; a value that some seed could not be scored on is the mean of the others. Raises
+    ValueError for other prompts."""
     by_id = [{row["data_id"]: row for row in rows} for rows in runs]
     if any(rows.keys() != by_id[0].keys() for rows in by_id):
         raise ValueError(

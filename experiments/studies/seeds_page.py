@@ -28,8 +28,10 @@ def page(study: Mapping[str, Any]) -> str:
     lines = [
         f"# Alignment from {study['seeds']} seeds",
         "",
-        f"{together['prompts']} prompts that no alignment saw, the same pretrained model and noise; each prompt's score is the mean over "
-        "the seeds. Brackets: bootstrap 95 % intervals over prompts. Judges rewarded nothing; raters are SIMULATED on the judges.",
+        f"{together['prompts']} prompts that no alignment saw, the same pretrained model and noise; each "
+        "prompt's score is the mean over "
+        "the seeds. Brackets: bootstrap 95 % intervals over prompts. Judges rewarded nothing; raters are "
+        "SIMULATED on the judges.",
         "",
         "| must hold, all seeds | measured | limit | verdict |",
         "|---|---|---|---|",
@@ -54,7 +56,10 @@ def page(study: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    return f"| {verdict.metric} | {measured(verdict)}, n {verdict.n} {verdict.counted} | {verdict.limit} | {verdict_word(verdict)} |"
+    return (
+        f"| {verdict.metric} | {measured(verdict)}, n {verdict.n} {verdict.counted} | {verdict.limit} | "
+        f"{verdict_word(verdict)} |"
+    )
 
 
 def _metric(name: str, found: Mapping[str, Any]) -> str:
@@ -66,7 +71,10 @@ def _seed(seed: str, found: Mapping[str, Any]) -> str:
     metrics, gsb = found["metrics"], found["raters"].get("gsb", {}).get("overall")
     closed = [_cell(metrics[name].get("closed")) for name in ("wer_pocketsphinx_judge", "sync_judge")]
     voted = f"{gsb['gsb']:+.3f} ({gsb['gsb_low']:+.3f}..{gsb['gsb_high']:+.3f})" if gsb else "–"
-    return f"| {seed} | {found['align_seconds']:.0f} | {' | '.join(closed)} | {_cell(metrics['sim_resemblyzer']['difference'])} | {voted} |"
+    return (
+        f"| {seed} | {found['align_seconds']:.0f} | {' | '.join(closed)} | "
+        f"{_cell(metrics['sim_resemblyzer']['difference'])} | {voted} |"
+    )
 
 
 def _guardrail(name: str, found: Mapping[str, Any]) -> str:
@@ -74,7 +82,10 @@ def _guardrail(name: str, found: Mapping[str, Any]) -> str:
         f"{'' if found['low'] is None else found['low']}..{'' if found['high'] is None else found['high']}"
     )
     flagged = f"{found['flagged_before']}, {found['flagged_after']}"
-    return f"| {name} | {found['unit']} | {limits} | {_cell(found['before'])} | {_cell(found['after'])} | {flagged} |"
+    return (
+        f"| {name} | {found['unit']} | {limits} | {_cell(found['before'])} | {_cell(found['after'])} | "
+        f"{flagged} |"
+    )
 
 
 def _cell(interval: Mapping[str, Any] | None) -> str:

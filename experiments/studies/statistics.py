@@ -1,4 +1,5 @@
-"""Means over seeds with intervals that know both sources of chance: which seeds were drawn, and which prompts."""
+"""Means over seeds with intervals that know both sources of chance: which seeds were drawn, and which
+prompts."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Resamples shared by everything that is compared: seeds with replacement, then in each drawn seed clips with replacement."""
+    """Resamples shared by everything that is compared: seeds with replacement, then in each drawn seed clips
+    with replacement."""
 
     seeds: np.ndarray  # int [R, S]
     counts: np.ndarray  # float [R, S, C], how often each clip was drawn
@@ -60,7 +62,8 @@ class Draws:
         return cls(drawn, counts.astype(np.float64))
 
     def means(self, table: Table) -> np.ndarray:
-        """[R] means over drawn seeds of the metric over drawn clips; a seed whose drawn clips have nothing scored takes no part."""
+        """[R] means over drawn seeds of the metric over drawn clips; a seed whose drawn clips have nothing
+        scored takes no part."""
         above, below = ((self.counts * part[self.seeds]).sum(axis=2) for part in (table.above, table.below))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = above / below
@@ -75,7 +78,8 @@ def mean_over_seeds(table: Table, draws: Draws) -> Interval:
 
 
 def difference_over_seeds(one: Table, other: Table, draws: Draws) -> Interval:
-    """`one` minus `other`: the same seeds saw the same data and answered the same prompts, so both are resampled together."""
+    """`one` minus `other`: the same seeds saw the same data and answered the same prompts, so both are
+    resampled together."""
     point = _mean(one.per_seed) - _mean(other.per_seed)
     return _interval(point, draws.means(one) - draws.means(other), one)
 

@@ -1,4 +1,5 @@
-"""From finished trainings to the study's numbers: means, differences to NAVA, and what was spent, as plain values for JSON."""
+"""From finished trainings to the study's numbers: means, differences to NAVA, and what was spent, as plain
+values for JSON."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ Results = Mapping[str, Mapping[str, Any]]  # label of a training -> its result.j
 
 
 def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str, Any]:
-    """`{budget: {paradigm: {steps, flops, metrics, differences, curve}}}` with the list of paradigms whose runs served twice.
+    """`{budget: {paradigm: {steps, flops, metrics, differences, curve}}}` with the list of paradigms whose
+    runs served twice.
 
-    metrics: mean over seeds, interval and the seeds' own values; differences: the paradigm's minus NAVA's, where they were trained
-    on the same seeds; curve: after which stage (steps and FLOPs so far) the metrics and validation losses were what.
+    metrics: mean over seeds, interval and the seeds' own values; differences: the paradigm's minus NAVA's,
+    where they were trained on the same seeds; curve: after which stage (steps and FLOPs so far) the metrics
+    and validation losses were what.
     """
     last = config.score_after[-1]
     tables = {
@@ -54,7 +57,8 @@ def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage
     ids = {tuple(score["data_ids"]) for score in scores}
     if len(ids) > 1:
         raise ValueError(
-            f"{paradigm} {budget}: seeds were scored on different prompts; remove the study's folder and run it again"
+            f"{paradigm} {budget}: seeds were scored on different prompts; remove the study's folder and "
+            "run it again"
         )
     return {
         name: Table.of([score["metrics"][name] for score in scores])

@@ -1,7 +1,9 @@
-"""Strengths of several models from votes with ties: Bradley-Terry-Davidson with a side effect (metrics.md 9.3).
+"""Strengths of several models from votes with ties: Bradley-Terry-Davidson with a side effect (metrics.md
+9.3).
 
-With d = strength(left) - strength(right) + side, the logits of (left wins, tie, right wins) are (d/2, log tie, -d/2): a
-multinomial logit, whose log-likelihood is concave. Davidson 1970 (ties), Davidson and Beaver 1977 (order effect).
+With d = strength(left) - strength(right) + side, the logits of (left wins, tie, right wins) are (d/2, log
+tie, -d/2): a multinomial logit, whose log-likelihood is concave. Davidson 1970 (ties), Davidson and Beaver
+1977 (order effect).
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ Outcomes = Mapping[
 
 @dataclass(frozen=True)
 class Davidson:
-    """The fitted model. Strengths are log pi with ours = 0; higher is better. Errors come from the exact Hessian.
+    """The fitted model. Strengths are log pi with ours = 0; higher is better. Errors come from the exact
+    Hessian.
 
-    `tie` is nu itself (not its logarithm): 0 where no vote is a tie, 1 where equal clips tie in a third of the votes. `side`
-    is the g added to the left clip's strength, 0 where it cannot be told (`side_fixed`). Errors are NaN for what is fixed.
+    `tie` is nu itself (not its logarithm): 0 where no vote is a tie, 1 where equal clips tie in a third of
+    the votes. `side` is the g added to the left clip's strength, 0 where it cannot be told (`side_fixed`).
+    Errors are NaN for what is fixed.
     """
 
     strength: dict[str, float]
@@ -72,9 +76,10 @@ def count_outcomes(votes: Iterable[Vote]) -> dict[tuple[str, str], list[float]]:
 def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
     """Maximum likelihood, all votes taken as independent; `side=False` fits no side effect.
 
-    A pair in which one model never won gets 0.5 pseudo-wins each way, half of them on each side; so do all pairs where the
-    likelihood would still have no finite maximum. The side effect is fixed at 0 where models never changed sides. Raises
-    ValueError for no decided vote, or models that no chain of votes connects with ours.
+    A pair in which one model never won gets 0.5 pseudo-wins each way, half of them on each side; so do all
+    pairs where the likelihood would still have no finite maximum. The side effect is fixed at 0 where models
+    never changed sides. Raises ValueError for no decided vote, or models that no chain of votes connects with
+    ours.
     """
     counts = {key: np.asarray(value, dtype=np.float64) for key, value in outcomes.items() if sum(value) > 0}
     models = _connected(counts, ours)
@@ -105,7 +110,8 @@ def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
 
 
 class _Likelihood:
-    """Negative log-likelihood of counts; parameters are strengths but ours, then log nu, then side, the last two where fitted."""
+    """Negative log-likelihood of counts; parameters are strengths but ours, then log nu, then side, the last
+    two where fitted."""
 
     def __init__(
         self,
@@ -169,7 +175,8 @@ class _Likelihood:
         return found
 
     def has_finite_maximum(self) -> bool:
-        """Whether no direction raises the likelihood for ever: one that lifts no observed outcome's rivals and lowers some."""
+        """Whether no direction raises the likelihood for ever: one that lifts no observed outcome's rivals
+        and lowers some."""
         from scipy.optimize import linprog
 
         possible = [choice for choice in range(3) if np.isfinite(self.offset[choice])]
@@ -194,7 +201,8 @@ def _connected(counts: Mapping[tuple[str, str], np.ndarray], ours: str) -> list[
         reached |= grown
     if apart := [model for model in others if model not in reached]:
         raise ValueError(
-            f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or leave them out"
+            f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or "
+            "leave them out"
         )
     return [ours, *others]
 

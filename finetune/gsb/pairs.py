@@ -1,7 +1,8 @@
-"""Votes on clips -> preference pairs for training: one row for each case and pair of clips, answers counted per axis.
+"""Votes on clips -> preference pairs for training: one row for each case and pair of clips, answers counted
+per axis.
 
-Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it shows no
-preference. An axis nobody was asked about has no label.
+Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it
+shows no preference. An axis nobody was asked about has no label.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ def majority(count: Sequence[int]) -> int:
 
 
 def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
-    """The clips of an index of `nava generate` (or its folder), all of `model`; or, without it, each row names its `model`.
+    """The clips of an index of `nava generate` (or its folder), all of `model`; or, without it, each row
+    names its `model`.
 
-    A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises FileNotFoundError, or
-    ValueError naming file, line and field.
+    A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises
+    FileNotFoundError, or ValueError naming file, line and field.
     """
     index = source / INDEX if source.is_dir() else source
     clips = []
@@ -106,10 +108,12 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
 
 
 def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str) -> list[PreferencePair]:
-    """The pairs of clips that `votes` (of the file `source`, named in errors) are about, in order of their first vote.
+    """The pairs of clips that `votes` (of the file `source`, named in errors) are about, in order of their
+    first vote.
 
-    The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its digest where
-    the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is one of several.
+    The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its
+    digest where the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is
+    one of several.
     """
     known: dict[tuple[str, str], list[ClipRef]] = {}
     for clip in clips:
@@ -191,10 +195,16 @@ def _find(
         )
     matching = [clip for clip in candidates if clip.digest() == digest] if digest else candidates
     if not matching:
-        message = f"{digest[:12]}... is not {candidates[0].digest()[:12]}... of the clip in the index; the votes are about another clip"
+        message = (
+            f"{digest[:12]}... is not {candidates[0].digest()[:12]}... of the clip in the index; the "
+            "votes are about another clip"
+        )
         raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
     if len(matching) > 1 and not digest:
-        message = f"{len(matching)} clips of {model!r} answer case {vote.case_id!r}; only a digest can tell which was shown"
+        message = (
+            f"{len(matching)} clips of {model!r} answer case {vote.case_id!r}; only a digest can tell "
+            "which was shown"
+        )
         raise ValueError(FieldError(vote.line, f"{side}_sha256", message).at(source))
     return matching[0]
 

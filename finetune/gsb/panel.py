@@ -1,7 +1,9 @@
-"""A simulated panel of raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured. No person votes.
+"""A simulated panel of raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
+No person votes.
 
-A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's pull to the left
-and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric weighs (`check_apart`).
+A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's
+pull to the left and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric
+weighs (`check_apart`).
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ SPOILT = " spoilt"  # ends the name of an attention check's copy
 
 @dataclass(frozen=True)
 class JudgeFeature:
-    """What raters see of one judge. `unit`: the difference that counts as one, negative where lower is better; `weight`: of the
-    mean taste. `axis`: whose question it belongs to besides overall. Raises ValueError for impossible ones."""
+    """What raters see of one judge. `unit`: the difference that counts as one, negative where lower is
+    better; `weight`: of the mean taste. `axis`: whose question it belongs to besides overall. Raises
+    ValueError for impossible ones."""
 
     name: str
     axis: str
@@ -45,7 +48,8 @@ class JudgeFeature:
             )
         if not (math.isfinite(self.unit) and self.unit and math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(
-                f"panel.features.{self.name}: unit must not be 0 and weight positive, got {self.unit} and {self.weight}"
+                f"panel.features.{self.name}: unit must not be 0 and weight positive, got {self.unit} and "
+                f"{self.weight}"
             )
 
 
@@ -118,7 +122,8 @@ class PanelConfig:
 
 @dataclass(frozen=True)
 class Rater:
-    """One simulated rater: weights of the features (positive), and the ways of the config's `noise`, `tie_width`, `side_bias`."""
+    """One simulated rater: weights of the features (positive), and the ways of the config's `noise`,
+    `tie_width`, `side_bias`."""
 
     user_id: str
     weights: tuple[float, ...]
@@ -137,11 +142,13 @@ class Pair:
     def __post_init__(self) -> None:
         if self.first.case_id != self.second.case_id or self.first.prompt != self.second.prompt:
             raise ValueError(
-                f"panel: {self.first.clip_id!r} and {self.second.clip_id!r} do not answer the same case and prompt"
+                f"panel: {self.first.clip_id!r} and {self.second.clip_id!r} do not answer the same case and "
+                "prompt"
             )
         if self.first.model == self.second.model:
             raise ValueError(
-                f"panel: {self.first.model!r} on both sides of case {self.first.case_id!r}; give its two clips two names"
+                f"panel: {self.first.model!r} on both sides of case {self.first.case_id!r}; give its two "
+                "clips two names"
             )
 
     @property
@@ -161,12 +168,14 @@ class _Showing:
 
 
 def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
-    """Raises ValueError where something rewarded (rubric items, or features of a preference reward) is what the panel looks at."""
+    """Raises ValueError where something rewarded (rubric items, or features of a preference reward) is what
+    the panel looks at."""
     watched = {feature.name.partition(".")[0] for feature in config.features}
     for name, weight in weights.items():
         if weight and name.partition(".")[0] in watched:
             raise ValueError(
-                f"panel.features: {name!r} is rewarded, so the panel must not look at it; use another judge for its axis"
+                f"panel.features: {name!r} is rewarded, so the panel must not look at it; use another judge "
+                "for its axis"
             )
 
 
@@ -194,12 +203,14 @@ def panel(config: PanelConfig) -> list[Rater]:
 
 
 def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str | None = None) -> list[Row]:
-    """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats, then attention checks.
+    """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats,
+    then attention checks.
 
-    Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could score neither clip is
-    not looked at, an axis without any is not asked; where it could score one, the other loses by `unscorable_gap`. Answers
-    depend on the seed, rater, case, models, axis and repeat, not on the order of `pairs`. Raises ValueError for no pairs, the same
-    pair twice, a clip or judge without an entry in `scores`, an infinite score.
+    Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could
+    score neither clip is not looked at, an axis without any is not asked; where it could score one, the other
+    loses by `unscorable_gap`. Answers depend on the seed, rater, case, models, axis and repeat, not on the
+    order of `pairs`. Raises ValueError for no pairs, the same pair twice, a clip or judge without an entry in
+    `scores`, an infinite score.
     """
     if not pairs:
         raise ValueError("panel: no pairs to vote on")
@@ -247,7 +258,8 @@ def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
     if found is None or feature.name not in found:
         what = f"no {feature.name!r} for" if found is not None else "no scores of"
         raise ValueError(
-            f"panel: {what} clip {clip.clip_id!r} of {clip.model!r}; score it with every judge of panel.features"
+            f"panel: {what} clip {clip.clip_id!r} of {clip.model!r}; score it with every judge of "
+            "panel.features"
         )
     if math.isinf(found[feature.name]):
         raise ValueError(f"panel: {feature.name!r} of clip {clip.clip_id!r} of {clip.model!r} is infinite")

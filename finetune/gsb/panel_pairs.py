@@ -1,4 +1,5 @@
-"""Which clips are put before the simulated panel: clips of one model among themselves, or two models case by case."""
+"""Which clips are put before the simulated panel: clips of one model among themselves, or two models case by
+case."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from pretrain.randomness import stable_hash
 def votes_for_pairs(
     config: PanelConfig, clips: Sequence[ClipRef], scores: Scores, pairs_per_case: int
 ) -> tuple[list[Row], list[ClipRef]]:
-    """Votes between clips of one model, and those clips under the names they have there (`write_clips` makes an index of them).
+    """Votes between clips of one model, and those clips under the names they have there (`write_clips` makes
+    an index of them).
 
-    `clips` of one prompt share their case_id; `scores` is by the clips' given names. No model is ours: ours_side is null.
+    `clips` of one prompt share their case_id; `scores` is by the clips' given names. No model is ours:
+    ours_side is null.
     """
     named = own_names(clips)
     keys = [
@@ -39,8 +42,8 @@ def votes_before_after(
 
 
 def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
-    """The clips in order, named MODEL#0, MODEL#1 ... within their case by clip id: a vote needs two names. Raises ValueError for
-    clips of more than one model and for the same clip twice."""
+    """The clips in order, named MODEL#0, MODEL#1 ... within their case by clip id: a vote needs two names.
+    Raises ValueError for clips of more than one model and for the same clip twice."""
     if len({clip.model for clip in clips}) > 1:
         raise ValueError(
             f"panel: clips of {len({clip.model for clip in clips})} models; pairs within a model are of one"
@@ -58,7 +61,8 @@ def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
 
 
 def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pair]:
-    """Up to `per_case` random pairs of each case's clips, all clips used about equally often. Raises ValueError for no such pair."""
+    """Up to `per_case` random pairs of each case's clips, all clips used about equally often. Raises
+    ValueError for no such pair."""
     if per_case < 1:
         raise ValueError(f"panel: at least 1 pair a case, got {per_case}")
     members: dict[str, list[ClipRef]] = {}
@@ -82,12 +86,14 @@ def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pai
 
 
 def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[Pair]:
-    """One pair for each case that both sets answer, in the first one's order. Raises ValueError for a case twice, and for none."""
+    """One pair for each case that both sets answer, in the first one's order. Raises ValueError for a case
+    twice, and for none."""
     others = {clip.case_id: clip for clip in second}
     for clips in (first, second):
         if doubled := [case for case, count in Counter(clip.case_id for clip in clips).items() if count > 1]:
             raise ValueError(
-                f"panel: case {doubled[0]!r} has {clips[0].model!r} clips of its own to choose from; give one a case"
+                f"panel: case {doubled[0]!r} has {clips[0].model!r} clips of its own to choose from; give "
+                "one a case"
             )
     pairs = [Pair(clip, others[clip.case_id]) for clip in first if clip.case_id in others]
     if not pairs:

@@ -1,4 +1,5 @@
-"""Whether raters can be relied on: agreement, self-consistency, attention checks, side bias, and the fixed rule that drops some."""
+"""Whether raters can be relied on: agreement, self-consistency, attention checks, side bias, and the fixed
+rule that drops some."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ ONE_VOTE_PER_CASE = "one vote per case: agreement cannot be computed"
 
 @dataclass(frozen=True)
 class DropRule:
-    """Fixed before any vote is seen. A rater goes who failed attention checks or contradicts himself, shown often enough."""
+    """Fixed before any vote is seen. A rater goes who failed attention checks or contradicts himself, shown
+    often enough."""
 
     min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
@@ -28,7 +30,8 @@ class DropRule:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Chance-corrected agreement over items with at least two raters; three nominal classes. NaN where chance explains all."""
+    """Chance-corrected agreement over items with at least two raters; three nominal classes. NaN where chance
+    explains all."""
 
     krippendorff_alpha: float
     fleiss_kappa: float
@@ -46,7 +49,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RaterCheck:
-    """What is known about one rater. `left_share` is among decided votes, `side_p` its exact two-sided test against a half."""
+    """What is known about one rater. `left_share` is among decided votes, `side_p` its exact two-sided test
+    against a half."""
 
     user_id: str
     votes: int
@@ -69,8 +73,9 @@ class RaterCheck:
 def agreement(counts: np.ndarray) -> Agreement | None:
     """From counts [items, classes] of the answers each item got; None where no item has two.
 
-    Varying numbers of raters are allowed: Krippendorff's coincidences; Fleiss and Gwet as generalised in Gwet's Handbook of
-    Inter-Rater Reliability (chance from the mean share of each class over all items). Equal to Fleiss' own for equal numbers.
+    Varying numbers of raters are allowed: Krippendorff's coincidences; Fleiss and Gwet as generalised in
+    Gwet's Handbook of Inter-Rater Reliability (chance from the mean share of each class over all items).
+    Equal to Fleiss' own for equal numbers.
     """
     counts = np.asarray(counts, dtype=np.float64)
     counts = counts[counts.sum(axis=1) > 0]
@@ -103,7 +108,8 @@ def _over_chance(observed: float, chance: float) -> float:
 
 
 def answer_counts(votes: Iterable[Vote]) -> np.ndarray:
-    """[items, 3]: how often the first model of the pair, nobody, the second was preferred; an item is a case, pair and axis."""
+    """[items, 3]: how often the first model of the pair, nobody, the second was preferred; an item is a case,
+    pair and axis."""
     items: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
     for vote in votes:
         items[vote.case_id, vote.pair, vote.axis][1 - vote.verdict(vote.pair[0])] += 1
@@ -122,8 +128,9 @@ def first_votes(votes: Iterable[Vote]) -> list[Vote]:
 def check_raters(votes: Sequence[Vote], rule: DropRule = DropRule()) -> list[RaterCheck]:
     """One entry per rater, by name.
 
-    An attention check is passed by the side of the original, a tie fails it. Self-consistency takes repeats whose sides are
-    swapped against the rater's first answer. Side bias is only reported: where sides are not balanced it is no fault.
+    An attention check is passed by the side of the original, a tie fails it. Self-consistency takes repeats
+    whose sides are swapped against the rater's first answer. Side bias is only reported: where sides are not
+    balanced it is no fault.
     """
     by_rater: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:

@@ -1,9 +1,10 @@
-"""Good / Same / Bad from the side of ours: GSB, win rate, tie split, sign test, with intervals (metrics.md 9.2).
+"""Good / Same / Bad from the side of ours: GSB, win rate, tie split, sign test, with intervals (metrics.md
+9.2).
 
-`gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters or prompts, the
-percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of at least `MIN_CLUSTERS` (few
-clusters make percentiles too narrow, hence the wider). Where every vote says the same neither has a width, and Bonett and
-Price's adjusted interval stands in (2012, one pseudo-vote each way).
+`gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters or
+prompts, the percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of at
+least `MIN_CLUSTERS` (few clusters make percentiles too narrow, hence the wider). Where every vote says the
+same neither has a width, and Bonett and Price's adjusted interval stands in (2012, one pseudo-vote each way).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _DRAWS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where it is undefined (win rate without a decided vote)."""
+    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where it is undefined (win rate without a
+    decided vote)."""
 
     good: int
     same: int
@@ -111,7 +113,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def cluster_bootstrap(
     verdicts: np.ndarray, clusters: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `verdicts` [n], whole clusters (integer codes [n] from 0) drawn with replacement."""
+    """95 % percentile interval of the mean of `verdicts` [n], whole clusters (integer codes [n] from 0) drawn
+    with replacement."""
     sums, sizes = np.bincount(clusters, weights=verdicts), np.bincount(clusters)
     count = len(sizes)
     rng = np.random.default_rng(seed)
@@ -125,7 +128,8 @@ def cluster_bootstrap(
 
 
 def larger_clusters(raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> tuple[str, np.ndarray] | None:
-    """("raters" or "prompts", cluster of every vote) of the grouping with more votes a cluster; None where none repeats."""
+    """("raters" or "prompts", cluster of every vote) of the grouping with more votes a cluster; None where
+    none repeats."""
     found = []
     for name, labels in (("raters", raters), ("prompts", prompts)):
         codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}

@@ -29,14 +29,16 @@ def summarise(
 ) -> dict[str, Any]:
     """Statistics per axis; `pairs` and `davidson` at the top are those of `axis` (overall when not given).
 
-    Counted are first answers of raters the fixed rule keeps. With `axis` the others are left out, of Holm's correction too.
-    Raises ValueError in one line where nothing could be said: no vote names ours, none is left or is on the axis, all are
-    ties, a model of `models` was never compared with ours, models without a chain of votes to ours.
+    Counted are first answers of raters the fixed rule keeps. With `axis` the others are left out, of Holm's
+    correction too. Raises ValueError in one line where nothing could be said: no vote names ours, none is
+    left or is on the axis, all are ties, a model of `models` was never compared with ours, models without a
+    chain of votes to ours.
     """
     ours = votes.ours
     if ours is None:
         raise ValueError(
-            f"{votes.path}: ours_side is null in every vote; Good and Bad need a model that is ours, name it in the votes"
+            f"{votes.path}: ours_side is null in every vote; Good and Bad need a model that is ours, name "
+            "it in the votes"
         )
     checks = check_raters(votes.votes)
     counted = first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, checks)
@@ -112,12 +114,14 @@ def _davidson(votes: VoteSet, axis: str, chosen: Sequence[Vote], warnings: list[
         raise ValueError(f"{votes.path}: {axis}: {error}") from None
     if fit.side_fixed:
         warnings.append(
-            f"{axis}: models never changed sides, so the side effect cannot be told from strength; it is fixed at 0"
+            f"{axis}: models never changed sides, so the side effect cannot be told from strength; it is "
+            "fixed at 0"
         )
     if fit.pseudo_wins:
         named = ", ".join(" and ".join(pair) for pair in fit.pseudo_wins)
         warnings.append(
-            f"{axis}: 0.5 pseudo-wins each way between {named}, where one side has no win; strengths are shrunk"
+            f"{axis}: 0.5 pseudo-wins each way between {named}, where one side has no win; strengths are "
+            "shrunk"
         )
     return fit
 
@@ -126,11 +130,13 @@ def _check_comparisons(votes: VoteSet, chosen: Sequence[Vote], models: Sequence[
     compared = {model for vote in chosen if vote.ours_side for model in vote.pair}
     if missing := [model for model in models if model != votes.ours and model not in compared]:
         raise ValueError(
-            f"{votes.path}: {missing[0]!r} was never compared with {votes.ours!r}; collect votes or leave it out"
+            f"{votes.path}: {missing[0]!r} was never compared with {votes.ours!r}; collect votes or leave "
+            "it out"
         )
     if all(vote.choice == "tie" for vote in chosen):
         raise ValueError(
-            f"{votes.path}: all {len(chosen)} votes on axis {chosen[0].axis!r} are ties; there is no preference to measure"
+            f"{votes.path}: all {len(chosen)} votes on axis {chosen[0].axis!r} are ties; there is no "
+            "preference to measure"
         )
 
 
@@ -145,7 +151,8 @@ def _warnings(
     found = []
     if 0 < votes.num_simulated < len(votes.votes):
         found.append(
-            f"{votes.num_simulated} simulated votes are mixed with {len(votes.votes) - votes.num_simulated} of people"
+            f"{votes.num_simulated} simulated votes are mixed with {len(votes.votes) - votes.num_simulated} "
+            "of people"
         )
     raters = len({vote.user_id for vote in asked})
     if raters == 1:
@@ -163,7 +170,8 @@ def _warnings(
             )
         elif check.side_p < _LOPSIDED_P:
             found.append(
-                f"rater {check.user_id} chose left in {check.left_share:.0%} of decided votes (p {check.side_p:.1g})"
+                f"rater {check.user_id} chose left in {check.left_share:.0%} of decided votes (p "
+                f"{check.side_p:.1g})"
             )
     for axis, compared in pairs.items():
         found += [

@@ -1,7 +1,9 @@
-"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields, validated row by row.
+"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields, validated row by
+row.
 
-Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right), case_id. Ours: axis
-(overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated, attention (metrics.md 9.1, 9.4).
+Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right),
+case_id. Ours: axis (overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated,
+attention (metrics.md 9.1, 9.4).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ _LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspel
 class Vote:
     """One answer of one rater about one pair of clips.
 
-    `ours_side` is None where neither clip is ours. In an attention check it names the untouched original, so that is the
-    right answer. `repeat` counts how often this rater had seen this pair before.
+    `ours_side` is None where neither clip is ours. In an attention check it names the untouched original, so
+    that is the right answer. `repeat` counts how often this rater had seen this pair before.
     """
 
     user_id: str
@@ -85,12 +87,13 @@ class VoteSet:
 
 
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
-    """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another one.
+    """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another
+    one.
 
-    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With `models` no other
-    model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for the first row that is wrong: a
-    field missing or of the wrong kind, an unknown model, ours_side against left_model and right_model, the same rater, case,
-    models, axis and repeat twice.
+    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With
+    `models` no other model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
+    the first row that is wrong: a field missing or of the wrong kind, an unknown model, ours_side against
+    left_model and right_model, the same rater, case, models, axis and repeat twice.
     """
     path = Path(path)
     votes: list[Vote] = []

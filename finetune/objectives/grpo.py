@@ -4,7 +4,8 @@
     routed:  a ratio and an advantage for each modality,  loss = w loss_v + (1 - w) loss_a
     both:    + k (w mean((v - v_ref)^2) + (1 - w) the same of audio)
 
-Log-probabilities are means over elements, which makes a ratio the root of the true one: hence clip ranges of 1e-4.
+Log-probabilities are means over elements, which makes a ratio the root of the true one: hence clip ranges of
+1e-4.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from finetune.types import Key, ObjectiveLoss, Policy, Rollout, Scored, Trajecto
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig:
-    """clip_range is tied to the kernel and is not comparable between kernels; video_share: w; reference_weight: k;
-    routed: each modality its own ratio and advantage; ratio_tolerance: of the on-policy check. Raises ValueError on values
-    out of range."""
+    """clip_range is tied to the kernel and is not comparable between kernels; video_share: w;
+    reference_weight: k; routed: each modality its own ratio and advantage; ratio_tolerance: of the on-policy
+    check. Raises ValueError on values out of range."""
 
     clip_range: float = 1e-4
     max_advantage: float = 5.0
@@ -43,7 +44,8 @@ class GrpoConfig:
 
 
 def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)), A clamped; log_ratio and advantage broadcast, the loss has their shape."""
+    """max(-A r, -A clip(r, 1 - c, 1 + c)), A clamped; log_ratio and advantage broadcast, the loss has their
+    shape."""
     ratio, limited = torch.exp(log_ratio), advantage.clamp(-max_advantage, max_advantage)
     return torch.maximum(-limited * ratio, -limited * ratio.clamp(1 - clip_range, 1 + clip_range))
 
@@ -55,8 +57,8 @@ def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
 
 
 def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
-    """Raises ValueError unless every ratio is 1 within `tolerance` (NaN is not): before an update the policy that is trained
-    must be the one that rolled out."""
+    """Raises ValueError unless every ratio is 1 within `tolerance` (NaN is not): before an update the policy
+    that is trained must be the one that rolled out."""
     worst = float(torch.expm1(log_ratio.detach().double()).abs().max()) if log_ratio.numel() else 0.0
     if not worst <= tolerance:
         raise ValueError(
@@ -71,15 +73,17 @@ def count(batch: Scored, config: GrpoConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: Scored, config: GrpoConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes a trained step (one without a reference term). Nothing is drawn: `key` is not read. Raises
-    ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio meets two advantages."""
+    """Two forward passes a trained step (one without a reference term). Nothing is drawn: `key` is not read.
+    Raises ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio
+    meets two advantages."""
     rollout, given = usable(batch), batch.advantage
     steps = _trajectory(rollout)
     if not config.routed and not (
         given.has_video and given.has_audio and torch.equal(given.video, given.audio)
     ):
         raise ValueError(
-            "grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route the rewards"
+            "grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route "
+            "the rewards"
         )
     log_ratios, away = zip(
         *(_one_step(policy, rollout, index, config) for index in range(steps.levels.shape[1])), strict=True

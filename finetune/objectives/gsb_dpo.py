@@ -1,10 +1,13 @@
-"""Flow-DPO on good / same / bad votes: ties have a probability of their own, every axis its own modality (alignment.md 2.6).
+"""Flow-DPO on good / same / bad votes: ties have a probability of their own, every axis its own modality
+(alignment.md 2.6).
 
-    D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2) (D(first) - D(second))
-    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 - 1) P(first) P(second)
+    D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2)
+    (D(first) - D(second))
+    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 -
+    1) P(first) P(second)
 
-A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their sum; an axis
-voted Same brings only its tie loss, an axis nobody voted on brings nothing.
+A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their
+sum; an axis voted Same brings only its tie loss, an axis nobody voted on brings nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from pretrain.types import Conditioning, Stream
 
 @dataclass(frozen=True, kw_only=True)
 class TieShares:
-    """Share of Same among the votes of each kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError beyond."""
+    """Share of Same among the votes of each kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError
+    beyond."""
 
     video: float = 0.0
     audio: float = 0.0
@@ -34,14 +38,16 @@ class TieShares:
         for name in ("video", "audio", "total"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all ties teach nothing"
+                    f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all "
+                    "ties teach nothing"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GsbDpoConfig:
-    """beta: of E per element; ties: modelled, or dropped (plain flow-DPO); tie_shares: from `tie_shares` of all pairs;
-    weights of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises ValueError on values out of range."""
+    """beta: of E per element; ties: modelled, or dropped (plain flow-DPO); tie_shares: from `tie_shares` of
+    all pairs; weights of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises
+    ValueError on values out of range."""
 
     beta: float = 100.0
     ties: Literal["model", "drop"] = "model"
@@ -75,7 +81,8 @@ def tie_theta(share: float) -> float:
 
 
 def tie_shares(pairs: PreferencePairs) -> TieShares:
-    """Shares of Same among the votes of a whole preference set. Raises ValueError where a kind has nothing but ties."""
+    """Shares of Same among the votes of a whole preference set. Raises ValueError where a kind has nothing
+    but ties."""
 
     def share(labels: Tensor) -> float:
         asked = int((labels != NO_LABEL).sum())
@@ -94,7 +101,8 @@ def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
 
 
 def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
-    """[B]: minus the log-probability of each label, 0 where there is none. Raises ValueError on a tie at share 0."""
+    """[B]: minus the log-probability of each label, 0 where there is none. Raises ValueError on a tie at
+    share 0."""
     if share == 0 and bool((labels == TIE).any()):
         raise ValueError(
             "a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop"
@@ -107,7 +115,8 @@ def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
 def margin(
     error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float
 ) -> Tensor:
-    """[B]: by how much more the policy than the reference fits the first clip than the second. Arguments: E, each [B]."""
+    """[B]: by how much more the policy than the reference fits the first clip than the second. Arguments: E,
+    each [B]."""
     return -(beta / 2) * ((error - reference) - (other_error - other_reference))
 
 

@@ -1,7 +1,10 @@
-"""DiffusionNFT: implicit better and worse policies around the old one, in the space of clean estimates (alignment.md 2.5).
+"""DiffusionNFT: implicit better and worse policies around the old one, in the space of clean estimates
+(alignment.md 2.5).
 
-    v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A / c) / 2 + 1/2
-    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without gradient
+    v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A /
+    c) / 2 + 1/2
+    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without
+    gradient
 
 At v = v_old its gradient is A times that of mean(e^2) / w, although its value does not depend on A.
 """
@@ -22,8 +25,9 @@ SMALLEST_ERROR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class NftConfig:
-    """beta: how far the implicit policies stand from the old one; max_advantage: c; reference_weight: k, per modality
-    weighted like the rest. Raises ValueError on a beta or c that is not positive or a negative weight."""
+    """beta: how far the implicit policies stand from the old one; max_advantage: c; reference_weight: k, per
+    modality weighted like the rest. Raises ValueError on a beta or c that is not positive or a negative
+    weight."""
 
     beta: float = 1.0
     max_advantage: float = 5.0
@@ -51,7 +55,8 @@ def nft_terms(
     beta: float,
     max_advantage: float,
 ) -> Tensor:
-    """[B]: the contrastive loss of one modality. velocity, old, state, clean [B, ...]; levels, advantage [B]."""
+    """[B]: the contrastive loss of one modality. velocity, old, state, clean [B, ...]; levels, advantage
+    [B]."""
     better = beta * velocity + (1 - beta) * old
     worse = (1 + beta) * old - beta * velocity
     share = (advantage / max_advantage).clamp(-1, 1) / 2 + 0.5
@@ -73,7 +78,8 @@ def count(batch: Scored, config: NftConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> ObjectiveLoss:
-    """Three forward passes (two without a reference term), one of them with gradient. Raises ValueError on rwr's weights."""
+    """Three forward passes (two without a reference term), one of them with gradient. Raises ValueError on
+    rwr's weights."""
     rollout, given, valid = usable(batch), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     video, audio = noised(rollout, drawn)
@@ -116,10 +122,11 @@ def loss(policy: Policy, batch: Scored, config: NftConfig, key: Key) -> Objectiv
 
 @dataclass(frozen=True, kw_only=True)
 class OldSchedule:
-    """How much of `old` is kept at its n-th update: min(slope (n - flat_steps), limit), 0 before (alignment.md 2.5).
+    """How much of `old` is kept at its n-th update: min(slope (n - flat_steps), limit), 0 before
+    (alignment.md 2.5).
 
-    NVlabs' types: 0 = (0, 0, 0), a copy every time; 1 = (0, 0.001, 0.5); 2 = (75, 0.0075, 0.999). Raises ValueError on a limit
-    outside [0, 1) or negative numbers.
+    NVlabs' types: 0 = (0, 0, 0), a copy every time; 1 = (0, 0.001, 0.5); 2 = (75, 0.0075, 0.999). Raises
+    ValueError on a limit outside [0, 1) or negative numbers.
     """
 
     flat_steps: int = 0

@@ -1,8 +1,9 @@
-"""Reward-weighted regression: flow matching on the policy's own clips, better ones weighing more (alignment.md 2.7).
+"""Reward-weighted regression: flow matching on the policy's own clips, better ones weighing more
+(alignment.md 2.7).
 
-Weights are a softmax over the group, scaled to mean 1 and clipped: all are positive, so alone it distils the policy's own
-blurrier samples and collapses. It is therefore tied to the reference by a velocity term and may be given clips out of the
-pretraining data beside the rollouts (`data_batch`).
+Weights are a softmax over the group, scaled to mean 1 and clipped: all are positive, so alone it distils the
+policy's own blurrier samples and collapses. It is therefore tied to the reference by a velocity term and may
+be given clips out of the pretraining data beside the rollouts (`data_batch`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pretrain.flow.path import LevelConfig, velocity_target
 
 @dataclass(frozen=True, kw_only=True)
 class RwrConfig:
-    """temperature: of the softmax over advantages; max_weight: clip; reference_weight: of mean((v - v_ref)^2), at all clips
-    alike; data_weight: of a clip out of the data. Raises ValueError on values that are not positive (weights: negative)."""
+    """temperature: of the softmax over advantages; max_weight: clip; reference_weight: of mean((v -
+    v_ref)^2), at all clips alike; data_weight: of a clip out of the data. Raises ValueError on values that
+    are not positive (weights: negative)."""
 
     temperature: float = 0.5
     max_weight: float = 4.0
@@ -33,7 +35,8 @@ class RwrConfig:
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_weight <= 0:
             raise ValueError(
-                f"rwr: temperature and max_weight must be positive, got {self.temperature} and {self.max_weight}"
+                f"rwr: temperature and max_weight must be positive, got {self.temperature} and "
+                f"{self.max_weight}"
             )
         if min(self.reference_weight, self.data_weight, self.video_weight, self.audio_weight) < 0:
             raise ValueError(
@@ -44,8 +47,9 @@ class RwrConfig:
 def softmax_weights(
     advantage: Tensor, groups: Tensor, valid: Tensor, temperature: float, max_weight: float
 ) -> Tensor:
-    """[B] >= 0, mean 1 over the valid clips of a group before the clip at max_weight. Zero where not valid, and in a group
-    whose clips are all alike in this modality: it has nothing better to learn, only its own samples to distil."""
+    """[B] >= 0, mean 1 over the valid clips of a group before the clip at max_weight. Zero where not valid,
+    and in a group whose clips are all alike in this modality: it has nothing better to learn, only its own
+    samples to distil."""
     index = torch.unique(groups, return_inverse=True)[1]
     size = int(index.max()) + 1 if len(index) else 0
     scores = torch.where(valid, advantage.double() / temperature, -torch.inf)
@@ -92,7 +96,8 @@ def count(batch: Scored, config: RwrConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: Scored, config: RwrConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes (one without a reference term). Raises ValueError on advantages that are not weights."""
+    """Two forward passes (one without a reference term). Raises ValueError on advantages that are not
+    weights."""
     rollout, given, valid = usable(batch, weights=True), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)

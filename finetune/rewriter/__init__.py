@@ -1,1 +1,2 @@
-"""The language model that turns short prompts into the long ones NAVA wants: its form, what must stay, how it is tuned."""
+"""The language model that turns short prompts into the long ones NAVA wants: its form, what must stay, how it
+is tuned."""

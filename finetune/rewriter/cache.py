@@ -1,6 +1,7 @@
 """Rewrites that passed, one JSON line each: a killed run goes on from here, and equal requests are made once.
 
-Lines are appended whole; one torn by a kill or a full disk is skipped when read, and several runs may append at once.
+Lines are appended whole; one torn by a kill or a full disk is skipped when read, and several runs may append
+at once.
 """
 
 from __future__ import annotations

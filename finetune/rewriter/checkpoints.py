@@ -1,7 +1,8 @@
 """The checkpoints of TRL's trainer in a run's own folder: which are whole, and whose they are.
 
-The trainer writes a checkpoint file by file. One counts once `complete.json` lists what is in it; a killed save leaves none and is
-removed. Resuming reads only what this list holds, unchanged: random state and moments lie in pickles (opened with weights_only).
+The trainer writes a checkpoint file by file. One counts once `complete.json` lists what is in it; a killed
+save leaves none and is removed. Resuming reads only what this list holds, unchanged: random state and moments
+lie in pickles (opened with weights_only).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def newest(out: Path) -> tuple[int, Path | None]:
-    """(step, folder) of the newest whole checkpoint, (0, None) without one; what a killed save left is removed.
+    """(step, folder) of the newest whole checkpoint, (0, None) without one; what a killed save left is
+    removed.
 
     Raises ValueError for a checkpoint with a file that was changed, added or removed since.
     """

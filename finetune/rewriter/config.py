@@ -12,7 +12,8 @@ Algorithm = Literal["grpo", "dpo"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """One optimizer step takes `batch` completions (grpo) or pairs (dpo), `micro_batch` at a time. Raises ValueError where it cannot be."""
+    """One optimizer step takes `batch` completions (grpo) or pairs (dpo), `micro_batch` at a time. Raises
+    ValueError where it cannot be."""
 
     steps: int = 100
     batch: int = 16
@@ -37,17 +38,20 @@ class Tuning:
             )
         if not 0 < self.learning_rate < math.inf or self.warmup_steps < 0:
             raise ValueError(
-                f"learning_rate and warmup_steps must be positive, got {self.learning_rate} and {self.warmup_steps}"
+                f"learning_rate and warmup_steps must be positive, got {self.learning_rate} and "
+                f"{self.warmup_steps}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoTuning(Tuning):
-    """`group` rewrites of a prompt are compared with each other. `rewards`: reward -> weight, 0 leaves one out.
+    """`group` rewrites of a prompt are compared with each other. `rewards`: reward -> weight, 0 leaves one
+    out.
 
-    beta: weight of the KL term towards the model before tuning; 0 needs no reference. vllm: base URL of a vLLM server that
-    generates, "" = this process does. normalise: each = every reward within its group before they are summed, for rewards of
-    different scales; total = only their sum; auto = each where clips are scored.
+    beta: weight of the KL term towards the model before tuning; 0 needs no reference. vllm: base URL of a
+    vLLM server that generates, "" = this process does. normalise: each = every reward within its group before
+    they are summed, for rewards of different scales; total = only their sum; auto = each where clips are
+    scored.
     """
 
     group: int = 8

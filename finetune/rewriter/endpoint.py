@@ -1,4 +1,5 @@
-"""Chat answers of any server with OpenAI's interface (vLLM's, for one), held to a time and a size whatever the server does."""
+"""Chat answers of any server with OpenAI's interface (vLLM's, for one), held to a time and a size whatever
+the server does."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ OF_THE_ROW = (400, 413, 422)  # such as a prompt too long for the model: others 
 
 
 class NoAnswer(Exception):
-    """One try failed: `again` after `wait_s` where that may help. `reached`: the server did answer, but nothing of use."""
+    """One try failed: `again` after `wait_s` where that may help. `reached`: the server did answer, but
+    nothing of use."""
 
     def __init__(
         self, reason: str, *, again: bool = True, wait_s: float = 0.0, reached: bool = False
@@ -33,11 +35,12 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatEndpoint:
-    """POST {base_url}/v1/chat/completions, directly (no proxy), redirects refused; safe to call from many threads.
+    """POST {base_url}/v1/chat/completions, directly (no proxy), redirects refused; safe to call from many
+    threads.
 
-    `token_variable` names the environment variable with the bearer token ("" = none is sent); the token itself is in no attribute,
-    log or message. `timeout_s` is for a whole try, so that a server that sends a byte now and then ends too. Raises ValueError in one
-    line for a wrong address, setting or variable.
+    `token_variable` names the environment variable with the bearer token ("" = none is sent); the token
+    itself is in no attribute, log or message. `timeout_s` is for a whole try, so that a server that sends a
+    byte now and then ends too. Raises ValueError in one line for a wrong address, setting or variable.
     """
 
     base_url: str
@@ -83,7 +86,8 @@ class ChatEndpoint:
         }
 
     def ask(self, messages: Sequence[Mapping[str, str]], seed: int) -> str:
-        """The text of one answer. Raises NoAnswer; ConnectionError in one line where no further request can succeed."""
+        """The text of one answer. Raises NoAnswer; ConnectionError in one line where no further request can
+        succeed."""
         token = self._token()
         body = json.dumps(
             {**self.settings, "messages": list(messages), "seed": seed, "stream": False}
@@ -122,12 +126,14 @@ class ChatEndpoint:
             )
         if not re.fullmatch(r"[!-~]+", token):
             raise ValueError(
-                f"${self.token_variable}: holds what no header may (spaces, line ends or non-ASCII); put the bare token there"
+                f"${self.token_variable}: holds what no header may (spaces, line ends or non-ASCII); put "
+                "the bare token there"
             )
         return token
 
     def _post(self, body: bytes, token: str) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """(status, headers, answer up to MAX_ANSWER_BYTES). Raises OSError (TimeoutError at timeout_s), HTTPException, NoAnswer."""
+        """(status, headers, answer up to MAX_ANSWER_BYTES). Raises OSError (TimeoutError at timeout_s),
+        HTTPException, NoAnswer."""
         address = urlsplit(self.url)
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         connection = kind(address.hostname or "", address.port, timeout=min(self.timeout_s, MAX_CONNECT_S))
@@ -200,7 +206,8 @@ def _text_of(answer: bytes) -> str:
 
 
 def _excerpt(said: str, token: str) -> str:
-    """The start of what a server said on one line of printable characters, without the token should it be echoed."""
+    """The start of what a server said on one line of printable characters, without the token should it be
+    echoed."""
     text = "".join(sign if sign.isprintable() else " " for sign in said[:5000])
     text = text.replace(token, "***") if token else text
     return " ".join(text.split())[:200]

@@ -1,8 +1,10 @@
-"""What a rewritten prompt looks like, what a language model is told to get one, and how near a text comes to it.
+"""What a rewritten prompt looks like, what a language model is told to get one, and how near a text comes to
+it.
 
-NAVA is trained on dense captions of one paragraph: scene and subjects, then what happens along the time of the clip, speech where it
-is spoken, then camera, sound and the whole (the release's README and rewriting instructions, facts only; published weights know
-Chinese, the mini English). A part is known by the phrase it starts with, so that a form can be measured without a model.
+NAVA is trained on dense captions of one paragraph: scene and subjects, then what happens along the time of
+the clip, speech where it is spoken, then camera, sound and the whole (the release's README and rewriting
+instructions, facts only; published weights know Chinese, the mini English). A part is known by the phrase it
+starts with, so that a form can be measured without a model.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Form:
-    """The parts in order, the sentence for clips without speech, and the wanted length in words (Han characters count as one each)."""
+    """The parts in order, the sentence for clips without speech, and the wanted length in words (Han
+    characters count as one each)."""
 
     language: str
     unit: str
@@ -125,7 +128,8 @@ def form_of(prompt: str) -> Form:
 
 
 def messages(prompt: str, form: Form | None = None) -> list[Message]:
-    """The chat that asks for a rewrite: the instruction, and the prompt with its spans taken out and named below it.
+    """The chat that asks for a rewrite: the instruction, and the prompt with its spans taken out and named
+    below it.
 
     `form` None is the prompt's own language. Raises ValueError for a prompt whose marks are wrong.
     """
@@ -144,7 +148,8 @@ def messages(prompt: str, form: Form | None = None) -> list[Message]:
 
 
 def rewrite_of(prompt: str, answer: str) -> str:
-    """The rewrite in a model's answer: thoughts, fence and quotes around it gone, one paragraph, spans put back; unchecked."""
+    """The rewrite in a model's answer: thoughts, fence and quotes around it gone, one paragraph, spans put
+    back; unchecked."""
     text = _THINKING.sub("", answer).strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3].strip()
@@ -160,22 +165,27 @@ def _one_line(piece: str) -> str:
 
 
 def sections(text: str, form: Form | None = None) -> dict[str, str]:
-    """Name -> text of the parts that are there in order, each with a few words of its own: the longest such choice.
+    """Name -> text of the parts that are there in order, each with a few words of its own: the longest such
+    choice.
 
-    A part starts with its cue, at the start of a sentence or clause and not inside speech. `form` None is the one that fits best.
+    A part starts with its cue, at the start of a sentence or clause and not inside speech. `form` None is the
+    one that fits best.
     """
     return _longest(text, form) if form else max((_longest(text, each) for each in FORMS.values()), key=len)
 
 
 def structure(text: str, form: Form | None = None) -> float:
-    """Share of the form in `text`, 0..1: its parts present in order, and speech or, without any, the sentence that says so."""
+    """Share of the form in `text`, 0..1: its parts present in order, and speech or, without any, the sentence
+    that says so."""
     return max(_structure(text, each) for each in ([form] if form else FORMS.values()))
 
 
 def length(text: str, form: Form | None = None) -> float:
-    """1 for a length the form wants, in words that are not spoken, falling to 0 at none and at twice too many.
+    """1 for a length the form wants, in words that are not spoken, falling to 0 at none and at twice too
+    many.
 
-    A sentence said again does not count again, so that repetition is no length. `form` None is the one that fits best.
+    A sentence said again does not count again, so that repetition is no length. `form` None is the one that
+    fits best.
     """
     form = form or max(FORMS.values(), key=lambda each: _structure(text, each))
     count = num_words(text, repeated=False)
@@ -183,7 +193,8 @@ def length(text: str, form: Form | None = None) -> float:
 
 
 def num_words(text: str, repeated: bool = True) -> int:
-    """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different sentence once."""
+    """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different
+    sentence once."""
     sentences = re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text]))
     return sum(
         len(_WORD.findall(sentence))

@@ -1,4 +1,5 @@
-"""A causal language model from a folder of safetensors: checked before anything is loaded, never a pickle, never code of its own."""
+"""A causal language model from a folder of safetensors: checked before anything is loaded, never a pickle,
+never code of its own."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ def check_folder(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError in one line for a folder that must not or cannot be loaded."""
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such folder; give a causal language model with config.json, safetensors and its tokenizer"
+            f"{folder}: no such folder; give a causal language model with config.json, safetensors and its "
+            "tokenizer"
         )
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"{folder}: has a PEFT adapter (adapter_config.json); give the whole model, with the adapter merged into it"
+            f"{folder}: has a PEFT adapter (adapter_config.json); give the whole model, with the adapter "
+            "merged into it"
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; give a causal language model's folder")
@@ -33,7 +36,8 @@ def check_folder(folder: Path) -> None:
         advice = "fetch the model again"
         if (folder / name).is_file() and "auto_map" in read_json(folder / name, advice):
             raise ValueError(
-                f"{folder / name}: auto_map asks for Python code of the model's own, which is never run; take another model"
+                f"{folder / name}: auto_map asks for Python code of the model's own, which is never run; "
+                "take another model"
             )
     if (folder / "custom_generate").exists():
         raise ValueError(
@@ -53,7 +57,8 @@ def check_folder(folder: Path) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The files of weights; [] where there are none. Raises ValueError for an index that names files elsewhere."""
+    """The files of weights; [] where there are none. Raises ValueError for an index that names files
+    elsewhere."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
@@ -64,7 +69,8 @@ def shards(folder: Path) -> list[Path]:
         (name for name in files if Path(name).name != name or not name.endswith(".safetensors")), None
     ):
         raise ValueError(
-            f"{folder / INDEX}: names {wrong!r}, which is no safetensors file of this folder; fetch the model again"
+            f"{folder / INDEX}: names {wrong!r}, which is no safetensors file of this folder; fetch the "
+            "model again"
         )
     return [folder / name for name in files]
 
@@ -87,7 +93,8 @@ def folder_digest(folder: Path) -> str:
 
 
 def load(folder: Path, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, from disk alone; bfloat16 on a GPU that can, float32 else. Raises as `check_folder`."""
+    """Model and tokenizer, from disk alone; bfloat16 on a GPU that can, float32 else. Raises as
+    `check_folder`."""
     check_folder(folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,7 +118,8 @@ def load(folder: Path, device: str = "auto") -> tuple[PreTrainedModel, PreTraine
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"{folder}: its tokenizer has no end-of-sequence token, so a rewrite would never end; set eos_token"
+            f"{folder}: its tokenizer has no end-of-sequence token, so a rewrite would never end; set "
+            "eos_token"
         )
     return model, tokenizer
 
@@ -124,7 +132,8 @@ def half_precision(device: str) -> bool:
 
 
 def request(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str | list[dict[str, str]]:
-    """The request as TRL takes it: messages where the tokenizer has a chat template, else plain text that ends where the answer begins."""
+    """The request as TRL takes it: messages where the tokenizer has a chat template, else plain text that
+    ends where the answer begins."""
     if tokenizer.chat_template:
         return [dict(message) for message in messages]  # type: ignore[misc]
     return "\n\n".join(message["content"] for message in messages) + "\n\n"

@@ -1,7 +1,8 @@
-"""What a rewrite is worth, as TRL asks for it: functions of (prompts, completions, **columns) that answer a number for each completion.
+"""What a rewrite is worth, as TRL asks for it: functions of (prompts, completions, **columns) that answer a
+number for each completion.
 
-`source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span gets no clip: it
-counts as the worst clip of its group, so that no reward pays for lost words.
+`source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span
+gets no clip: it counts as the worst clip of its group, so that no reward pays for lost words.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ NAMES = ("spans", "structure", "length", "clips")
 
 
 class ClipScore(Protocol):
-    """Scores the clips that rewrites lead to; None or NaN where one cannot be scored. Every rewrite keeps its row's spans."""
+    """Scores the clips that rewrites lead to; None or NaN where one cannot be scored. Every rewrite keeps its
+    row's spans."""
 
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> Sequence[float | None]: ...
 
@@ -48,7 +50,8 @@ def length(
 
 
 def fault(source: str, rewrite: str) -> str:
-    """ "" where the rewrite keeps every span of the short prompt and has no placeholder left, else why not."""
+    """ "" where the rewrite keeps every span of the short prompt and has no placeholder left, else why
+    not."""
     return protect(source).check(source, rewrite)
 
 
@@ -65,7 +68,8 @@ def spans_kept(source: str, rewrite: str) -> float:
 
 
 def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
-    """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip. Raises what `score` raises."""
+    """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip.
+    Raises what `score` raises."""
 
     def clips(
         prompts: Sequence[Any],
@@ -86,7 +90,8 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
         )
         if len(answers) != len(asked):
             raise ValueError(
-                f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer every one"
+                f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer "
+                "every one"
             )
         known = {key: _number(value) for key, value in zip(asked, answers, strict=True)}
         values = [known.get(key) for key in zip(row, rewrites, strict=True)]
@@ -99,7 +104,8 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
 
 
 def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
-    """Raises ValueError for unknown names, or where no reward is left (`clips` is one only with `scores_clips`)."""
+    """Raises ValueError for unknown names, or where no reward is left (`clips` is one only with
+    `scores_clips`)."""
     for name in weights:
         if name not in NAMES:
             raise ValueError(f"rewards.{name}: unknown reward; {nearest(name, NAMES)}")
@@ -110,7 +116,8 @@ def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
 def reward_functions(
     weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
 ) -> tuple[list[RewardFunction], list[float]]:
-    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as `check_weights`."""
+    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as
+    `check_weights`."""
     check_weights(weights, score is not None)
     known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
     if score is not None:

@@ -1,6 +1,8 @@
-"""Short prompts to long ones by a language model behind an endpoint, with the template or the prompt itself where it fails.
+"""Short prompts to long ones by a language model behind an endpoint, with the template or the prompt itself
+where it fails.
 
-Whoever answers, `fault` decides: a text whose speech spans are not the prompt's, byte for byte and in order, is never given out.
+Whoever answers, `fault` decides: a text whose speech spans are not the prompt's, byte for byte and in order,
+is never given out.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How prompts are asked for. `language` "auto" is each prompt's own; `patience`: so many prompts in a row without any answer
-    from the server end the run; below `min_structure` (`form.structure`) an answer is no rewrite. Raises ValueError."""
+    """How prompts are asked for. `language` "auto" is each prompt's own; `patience`: so many prompts in a row
+    without any answer from the server end the run; below `min_structure` (`form.structure`) an answer is no
+    rewrite. Raises ValueError."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     fallback: Literal["template", "original"] = "template"
@@ -57,7 +60,10 @@ class Asking:
     def __post_init__(self) -> None:
         whole = min(self.num_tries, self.patience) >= 1 and 1 <= self.concurrency <= MAX_CONCURRENCY
         if not whole or min(self.backoff_s, self.seed) < 0 or not 0 <= self.min_structure <= 1:
-            limits = f"concurrency 1..{MAX_CONCURRENCY}, num_tries and patience from 1, backoff_s and seed from 0, min_structure in 0..1"
+            limits = (
+                f"concurrency 1..{MAX_CONCURRENCY}, num_tries and patience from 1, backoff_s and seed "
+                "from 0, min_structure in 0..1"
+            )
             raise ValueError(f"{self}: {limits}")
 
     def form(self, prompt: str) -> Form:
@@ -66,7 +72,8 @@ class Asking:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a prompt became, by whom; `reason`: why the model's last answer was not taken ("" where it was)."""
+    """What a prompt became, by whom; `reason`: why the model's last answer was not taken ("" where it
+    was)."""
 
     text: str
     by: Literal["model", "template", "original"]
@@ -93,7 +100,8 @@ def fault(prompt: str, text: str, form: Form, min_structure: float) -> str:
 
 
 def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0) -> Rewrite:
-    """The prompt by the template, or as it is where `asking.fallback` says so or the template would not keep its spans."""
+    """The prompt by the template, or as it is where `asking.fallback` says so or the template would not keep
+    its spans."""
     if asking.fallback == "template":
         text = by_template(prompt, asking.form(prompt))
         if not check_spans(prompt, text):
@@ -104,10 +112,11 @@ def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0)
 def rewrite_all(
     prompts: Sequence[str], endpoint: Endpoint, cache: RewriteCache, asking: Asking
 ) -> list[Rewrite]:
-    """One rewrite per prompt, in order. Equal prompts are asked for once, and what `cache` has not at all; fallbacks are not cached.
+    """One rewrite per prompt, in order. Equal prompts are asked for once, and what `cache` has not at all;
+    fallbacks are not cached.
 
-    Raises ValueError for a prompt whose marks are wrong, ConnectionError in one line where the server refuses all or `patience`
-    is over, OSError for the cache; what has passed by then is in the cache.
+    Raises ValueError for a prompt whose marks are wrong, ConnectionError in one line where the server refuses
+    all or `patience` is over, OSError for the cache; what has passed by then is in the cache.
     """
     requests = {prompt: messages(prompt, asking.form(prompt)) for prompt in dict.fromkeys(prompts)}
     done: dict[str, Rewrite] = {}
@@ -201,6 +210,8 @@ class _Run:
     def check_patience(self, num_done: int, num_all: int) -> None:
         if self.unreached >= self.asking.patience:
             raise ConnectionError(
-                f"{self.endpoint.url}: {self.unreached} prompts in a row without an answer ({self.last}); {num_done} of {num_all} were "
-                "gone through and rewrites that passed are kept: see to the server and run the same command again"
+                f"{self.endpoint.url}: {self.unreached} prompts in a row without an answer ({self.last}); "
+                f"{num_done} of {num_all} were "
+                "gone through and rewrites that passed are kept: see to the server and run the same command "
+                "again"
             )

@@ -1,4 +1,5 @@
-"""Prompt files in and out: the same rows in the same order, the prompt exchanged, where it came from kept in `meta`."""
+"""Prompt files in and out: the same rows in the same order, the prompt exchanged, where it came from kept in
+`meta`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PATHS = ("image_path", "video", "spk_wavs")  # fields of a row that are relative
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as it was read, the field its prompt is in, the prompt, and the row's name (that of its file and line if it has none)."""
+    """A row as it was read, the field its prompt is in, the prompt, and the row's name (that of its file and
+    line if it has none)."""
 
     row: dict[str, Any]
     key: str
@@ -32,8 +34,9 @@ class SourceRow:
 def read_rows(source: Path, to: Path) -> list[SourceRow]:
     """The rows of an inference JSONL that is to be rewritten into `to`.
 
-    Raises ValueError `file:line field: message` for a bad or already rewritten row, and where `to` is the source or lies in another
-    folder while rows name files relative to theirs; FileNotFoundError without the source; OSError where `to` cannot be written.
+    Raises ValueError `file:line field: message` for a bad or already rewritten row, and where `to` is the
+    source or lies in another folder while rows name files relative to theirs; FileNotFoundError without the
+    source; OSError where `to` cannot be written.
     """
     checked = read_prompts(source)
     if to.exists() and to.samefile(source):
@@ -71,8 +74,8 @@ def _files(row: dict[str, Any]) -> list[str]:
 def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite], model: str) -> None:
     """Writes the rows with their rewrites, whole or not at all. `model`: who was asked ("" = nobody).
 
-    Every field is kept; `data_id` is put in where a row has none, so that it keeps its name and with it its noise; `meta.rewrite`
-    says source, by, reason, tries, template and model.
+    Every field is kept; `data_id` is put in where a row has none, so that it keeps its name and with it its
+    noise; `meta.rewrite` says source, by, reason, tries, template and model.
     """
 
     def lines() -> Iterable[str]:
@@ -92,7 +95,8 @@ def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite],
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One line of JSON; escaped where a field besides the prompt holds half a surrogate pair, which UTF-8 cannot."""
+    """One line of JSON; escaped where a field besides the prompt holds half a surrogate pair, which UTF-8
+    cannot."""
     text = json.dumps(row, ensure_ascii=False)
     return (text if _encodes(text) else json.dumps(row)) + "\n"
 

@@ -1,7 +1,9 @@
-"""Spoken words go through a rewrite byte for byte: taken out before a model sees the prompt, put back after, and checked.
+"""Spoken words go through a rewrite byte for byte: taken out before a model sees the prompt, put back after,
+and checked.
 
-A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell what it never writes. Whatever it answers is
-checked all the same: an answer may bring marks of its own, or characters that a text encoder folds into marks.
+A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell what it never writes. Whatever
+it answers is checked all the same: an answer may bring marks of its own, or characters that a text encoder
+folds into marks.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _JOINERS = frozenset("\u200c\u200d")
 
 @dataclass(frozen=True)
 class Protected:
-    """A prompt with `[NAME i]` for the i-th span (from 1), and the words of each; NAME is nowhere in the prompt."""
+    """A prompt with `[NAME i]` for the i-th span (from 1), and the words of each; NAME is nowhere in the
+    prompt."""
 
     text: str
     words: tuple[str, ...]
@@ -36,7 +39,8 @@ class Protected:
         return f"[{self.name} {number}]"
 
     def restore(self, answer: str) -> str:
-        """The answer with every placeholder replaced by its span; marks that the model put around one are its span's own.
+        """The answer with every placeholder replaced by its span; marks that the model put around one are its
+        span's own.
 
         A placeholder of no span, or one written otherwise, stays as it is, and `check` says so.
         """
@@ -53,7 +57,8 @@ class Protected:
         return re.sub(around, span, answer)
 
     def check(self, source: str, rewritten: str) -> str:
-        """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its spans are back already."""
+        """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its
+        spans are back already."""
         unspoken = "\n".join(outside(rewritten) or [rewritten])
         left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
         return (
@@ -77,7 +82,8 @@ def protect(prompt: str) -> Protected:
 
 
 def outside(text: str) -> list[str] | None:
-    """What is not spoken: before the first span, between them, after the last. None where the marks are wrong."""
+    """What is not spoken: before the first span, between them, after the last. None where the marks are
+    wrong."""
     try:
         spans = parse(text).spans
     except ValueError:
@@ -88,7 +94,8 @@ def outside(text: str) -> list[str] | None:
 
 
 def map_outside(text: str, change: Callable[[str], str]) -> str:
-    """`text` with what is not spoken changed, spans as they are; all of it as it is where the marks are wrong."""
+    """`text` with what is not spoken changed, spans as they are; all of it as it is where the marks are
+    wrong."""
     pieces = outside(text)
     if pieces is None:
         return text
@@ -106,11 +113,13 @@ def map_spoken(text: str, change: Callable[[str], str]) -> str:
 
 
 def check_spans(source: str, rewritten: str) -> str:
-    """ "" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else why not, in one line.
+    """ "" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else
+    why not, in one line.
 
-    Also refused, where the source has not the same: a combining character right behind a mark and what folds into a mark under
-    NFKC, as text encoders fold (either would make or break a mark); direction overrides, which show spoken words in another
-    order; control characters; half a surrogate pair. Raises ValueError where the marks of the source itself are wrong.
+    Also refused, where the source has not the same: a combining character right behind a mark and what folds
+    into a mark under NFKC, as text encoders fold (either would make or break a mark); direction overrides,
+    which show spoken words in another order; control characters; half a surrogate pair. Raises ValueError
+    where the marks of the source itself are wrong.
     """
     wanted = [span.text for span in parse(source).spans]
     try:

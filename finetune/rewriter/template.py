@@ -19,7 +19,8 @@ _MUSIC = re.compile(
 
 
 def by_template(prompt: str, form: Form | None = None) -> str:
-    """The prompt in `form` (None: of its own language), its text and spans unchanged. Raises ValueError where its marks are wrong."""
+    """The prompt in `form` (None: of its own language), its text and spans unchanged. Raises ValueError where
+    its marks are wrong."""
     form = form or form_of(prompt)
     pieces = outside(prompt)
     if pieces is None:
@@ -53,7 +54,8 @@ def _english(prompt: str, spans: int, camera: bool, music: bool) -> str:
         [
             f"The video shows the following scene. {_end(prompt, '.')}",
             "At first everyone and everything is in place and clearly lit.",
-            f"Then it all happens in the order described, and every movement follows from the one before. {speech}",
+            "Then it all happens in the order described, and every movement follows from the one before. "
+            f"{speech}",
             "At the end everything is where its movement has led.",
             f"The camera {seen}, and keeps what matters in sharp focus.",
             f"The sound is clear: {', '.join(heard)}, with the quiet tone of the place behind it"

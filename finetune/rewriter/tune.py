@@ -1,6 +1,8 @@
-"""Tunes a prompt rewriter with TRL: GRPO on rewards, DPO on pairs of votes; a LoRA adapter on a frozen causal language model.
+"""Tunes a prompt rewriter with TRL: GRPO on rewards, DPO on pairs of votes; a LoRA adapter on a frozen causal
+language model.
 
-One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that was not.
+One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that
+was not.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], d
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at `step`."""
+    """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at
+    `step`."""
 
     status: str
     step: int
@@ -62,14 +65,16 @@ def check_grpo(config: GrpoTuning, prompts: int, scores_clips: bool) -> None:
     per_step = config.batch // config.group
     if prompts < per_step:
         raise ValueError(
-            f"{prompts} prompts, and a step takes {per_step} (batch / group); give more prompts or a smaller batch"
+            f"{prompts} prompts, and a step takes {per_step} (batch / group); give more prompts or a "
+            "smaller batch"
         )
     if config.vllm:
         from trl.import_utils import is_vllm_available
 
         if not is_vllm_available():
             raise ValueError(
-                "vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or leave vllm empty"
+                "vllm: this environment has no vLLM to talk to the server with (pip install trl[vllm]); or "
+                "leave vllm empty"
             )
 
 
@@ -82,10 +87,11 @@ def tune_grpo(
     score_id: str = "",
     trackers: Sequence[Tracker] = (),
 ) -> Tuned:
-    """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it belongs to the run's identity).
+    """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it
+    belongs to the run's identity).
 
-    Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged tuning, and what a
-    reward raises.
+    Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged
+    tuning, and what a reward raises.
     """
     check_grpo(config, len(rows), score is not None)
     functions, weights = reward_functions(config.rewards, score, rows)
@@ -246,7 +252,8 @@ def _run(
 
 
 def _order(count: int, wanted: int, seed: int) -> list[int]:
-    """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws again on resuming."""
+    """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws
+    again on resuming."""
     passes = range(-(-wanted // count))
     return [
         place
@@ -290,7 +297,8 @@ def _hushed() -> Iterator[None]:
 
 
 def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
-    """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest may not be whole."""
+    """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest
+    may not be whole."""
     half = half_precision(config.device)
     return {
         "output_dir": str(out / checkpoints.FOLDER),
@@ -346,7 +354,8 @@ def _check_text(named: Sequence[tuple[str, str]]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name!r}: half a surrogate pair at character {error.start + 1}, which no tokenizer takes; mend it"
+                f"{name!r}: half a surrogate pair at character {error.start + 1}, which no tokenizer takes; "
+                "mend it"
             ) from None
 
 
@@ -355,7 +364,8 @@ def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: 
     asked = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
     if room and asked + answered > room:
         raise ValueError(
-            f"{folder}: takes {room} tokens, and a request of {asked} with an answer of {answered} is longer; "
+            f"{folder}: takes {room} tokens, and a request of {asked} with an answer of {answered} is "
+            "longer; "
             "shorten prompts or completion_tokens, or take another model"
         )
 

@@ -1,8 +1,8 @@
 """Votes (Good, Same, Bad) between rewrites of one prompt -> pairs that DPO learns from.
 
-The votes are those of `finetune.gsb`: case_id names the prompt, left_model and right_model who rewrote it. Raters may have read the
-rewrites or watched their clips. A digest in a vote is that of the rewrite's text (UTF-8), or of its clip where the rewrite's row
-says one (`sha256`).
+The votes are those of `finetune.gsb`: case_id names the prompt, left_model and right_model who rewrote it.
+Raters may have read the rewrites or watched their clips. A digest in a vote is that of the rewrite's text
+(UTF-8), or of its clip where the rewrite's row says one (`sha256`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Pairs:
 
 
 def read_rewrites(path: Path, model: str) -> list[Rewrite]:
-    """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError naming file, line and field."""
+    """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError
+    naming file, line and field."""
     rewrites: list[Rewrite] = []
     seen: dict[str, int] = {}
     for line, row in scan(path):
@@ -103,11 +104,13 @@ def text_digest(text: str) -> str:
 
 
 def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, source: Path | str) -> Pairs:
-    """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first vote.
+    """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first
+    vote.
 
-    Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred one lost or altered a
-    span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on a rewrite that is not there, is another text,
-    or answers another prompt), where no vote is about `axis`, or where no pair is left.
+    Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred
+    one lost or altered a span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on
+    a rewrite that is not there, is another text, or answers another prompt), where no vote is about `axis`,
+    or where no pair is left.
     """
     asked = [vote for vote in votes if vote.axis == axis]
     if not asked:
@@ -146,7 +149,8 @@ def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, sou
 
 
 def as_answer(source: str, rewrite: str) -> str:
-    """What the model should have answered to give `rewrite`: the i-th span's placeholder where the i-th span stands unaltered."""
+    """What the model should have answered to give `rewrite`: the i-th span's placeholder where the i-th span
+    stands unaltered."""
     protected = protect(source)
     answer = rewrite
     try:

@@ -1,4 +1,5 @@
-"""What this repository wants of TRL's training loop: rows to trackers, progress, whole checkpoints, an end on request, no divergence."""
+"""What this repository wants of TRL's training loop: rows to trackers, progress, whole checkpoints, an end on
+request, no divergence."""
 
 from __future__ import annotations
 

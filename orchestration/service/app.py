@@ -35,7 +35,8 @@ from orchestration.service.scoring import RewardFailed, Scoring
 from rewards.types import Clip, Score
 
 _JSON_AND_FILES = {
-    "description": "One clip. With uploads: multipart/form-data, this JSON as the part `request`, files as parts it names `part:NAME`.",
+    "description": "One clip. With uploads: multipart/form-data, this JSON as the part `request`, files as "
+    "parts it names `part:NAME`.",
     "content": {
         "application/json": {"schema": ScoreRequest.model_json_schema()},
         "multipart/form-data": {
@@ -53,7 +54,8 @@ _JSON_AND_FILES = {
 
 
 def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
-    """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`: gate.digest_of(token)."""
+    """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`:
+    gate.digest_of(token)."""
     metrics = Metrics()
 
     @asynccontextmanager

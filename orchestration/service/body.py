@@ -1,4 +1,5 @@
-"""Bodies while they come in: counted, timed, and uploads put on disk. What a Content-Length says is only good for refusing early."""
+"""Bodies while they come in: counted, timed, and uploads put on disk. What a Content-Length says is only good
+for refusing early."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def uploads_folder() -> Iterator[Path]:
 
 
 class Spool:
-    """Uploads of all requests, in one folder, of which no more than `limits.spool_bytes` are there at once."""
+    """Uploads of all requests, in one folder, of which no more than `limits.spool_bytes` are there at
+    once."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder, self.limits, self.held = folder, limits, 0
@@ -60,7 +62,8 @@ class Spool:
     async def receive(self, incoming: Incoming) -> AsyncIterator[Body]:
         """The whole body; its uploads are gone afterwards.
 
-        Raises Refusal 408 (too slow), 413 (too large), 415 (another type), 422 (malformed, cut off) or 503 (no room).
+        Raises Refusal 408 (too slow), 413 (too large), 415 (another type), 422 (malformed, cut off) or 503
+        (no room).
         """
         kind = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if incoming.headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -123,7 +126,8 @@ class _Writer:
             if len(self.body.request) > self.spool.limits.json_bytes:
                 raise Refusal(
                     413,
-                    f"{REQUEST_PART}: more than {self.spool.limits.json_bytes} bytes of JSON; make it shorter",
+                    f"{REQUEST_PART}: more than {self.spool.limits.json_bytes} bytes of JSON; make it "
+                    "shorter",
                 )
             return
         if self.spool.held + len(content) > self.spool.limits.spool_bytes:

@@ -1,5 +1,6 @@
-"""Files of a request to arrays, none of them trusted: the kind is read from the content, the header is checked before anything is
-decoded, and what comes out is counted while it comes. Runs in a process that may be killed (`decode_worker`)."""
+"""Files of a request to arrays, none of them trusted: the kind is read from the content, the header is
+checked before anything is decoded, and what comes out is counted while it comes. Runs in a process that may
+be killed (`decode_worker`)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from pretrain.codecs.channels import LayoutError, mixed
 from pretrain.codecs.media import MediaError, read_container, to_rate
 
 REFERENCE_RATE_HZ = 16_000
-# What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile bytes.
+# What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile
+# bytes.
 CODECS = "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
 MAX_STREAMS = 8
 FPS_RANGE = (1.0, 240.0)
@@ -41,7 +43,8 @@ class Job:
 
 @dataclass
 class Decoded:
-    """uint8 [T, H, W, 3] frames, float32 sounds; `references` at 16 kHz, `reference_sound` at the clip's rate."""
+    """uint8 [T, H, W, 3] frames, float32 sounds; `references` at 16 kHz, `reference_sound` at the clip's
+    rate."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     fps: float = 24.0
@@ -49,7 +52,8 @@ class Decoded:
 
 
 def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
-    """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422 corrupt; 403 other places."""
+    """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422
+    corrupt; 403 other places."""
     budget = _Budget(limits)
     answer = Decoded()
     _clip(job, roots, budget, answer)
@@ -99,7 +103,8 @@ class _Budget:
         if self.bytes + num_bytes > self.limits.decoded_bytes:
             raise Refusal(
                 413,
-                f"{where}: more than {self.limits.decoded_bytes} bytes when decoded; send a shorter or smaller clip",
+                f"{where}: more than {self.limits.decoded_bytes} bytes when decoded; send a shorter or "
+                "smaller clip",
                 "clip",
             )
 
@@ -133,7 +138,8 @@ class _Admission:
 
 
 def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -> None:
-    # From a file object with a named format: no playlist, no other protocol, no file beside it is ever opened.
+    # From a file object with a named format: no playlist, no other protocol, no file beside it is ever
+    # opened.
     options = {
         "protocol_whitelist": "none",
         "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2",
@@ -210,7 +216,8 @@ def _check_rate(rate: int, channels: int, where: str) -> None:
     if not RATE_RANGE_HZ[0] <= rate <= RATE_RANGE_HZ[1] or not 1 <= channels <= 8:
         raise Refusal(
             422,
-            f"{where}: sound of {rate} Hz and {channels} channels; encode it as mono or stereo of 16 to 48 kHz",
+            f"{where}: sound of {rate} Hz and {channels} channels; encode it as mono or stereo of 16 to 48 "
+            "kHz",
             "clip",
         )
 

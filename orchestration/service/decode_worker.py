@@ -1,8 +1,9 @@
-"""The process that decodes: `python -m orchestration.service.decode_worker`. Each request is decoded in a fork of its own, with little
-memory, processor time and no files to write; a fork that dies takes this process with it, and `decoders` starts another.
+"""The process that decodes: `python -m orchestration.service.decode_worker`. Each request is decoded in a
+fork of its own, with little memory, processor time and no files to write; a fork that dies takes this process
+with it, and `decoders` starts another.
 
-In and out: 4 bytes of length, JSON, and behind an answer the arrays' bytes in the order of its table. The first message out says that
-all is imported. Nothing is pickled.
+In and out: 4 bytes of length, JSON, and behind an answer the arrays' bytes in the order of its table. The
+first message out says that all is imported. Nothing is pickled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Processes that decode (`decode_worker`), and clips made of what they answer. A process that takes too long or dies is replaced."""
+"""Processes that decode (`decode_worker`), and clips made of what they answer. A process that takes too long
+or dies is replaced."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 class Decoders:
-    """`limits.decoders` processes; `close` ends them. All decoded clips together stay below `limits.held_bytes`."""
+    """`limits.decoders` processes; `close` ends them. All decoded clips together stay below
+    `limits.held_bytes`."""
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
@@ -42,8 +44,8 @@ class Decoders:
 
     @asynccontextmanager
     async def decoded(self, job: Job, uploads: Path | None = None) -> AsyncIterator[Decoded]:
-        """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and 422 where a file is the
-        process's death or too slow."""
+        """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and
+        422 where a file is the process's death or too slow."""
         most = self.limits.decoded_bytes
         while self.held + most > self.limits.held_bytes:
             self._freed.clear()
@@ -75,7 +77,8 @@ class Decoders:
         self._freed.set()
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
-        """A process that died is no proof against the file, as others kill processes too; one that died twice of it is."""
+        """A process that died is no proof against the file, as others kill processes too; one that died twice
+        of it is."""
         reason = ""
         for _ in range(TRIES):
             process = self._idle.get()
@@ -123,7 +126,8 @@ class _Process:
     """In a group of its own, so that its fork can be killed with it."""
 
     def __init__(self) -> None:
-        # Nothing of the service's environment: it may hold secrets, and what decodes may be taken over by a file.
+        # Nothing of the service's environment: it may hold secrets, and what decodes may be taken over by a
+        # file.
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
         environment = kept | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -148,7 +152,8 @@ class _Process:
         self._ready = True
 
     def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or ValueError where the process died."""
+        """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or
+        ValueError where the process died."""
         sink, source = self._process.stdin, self._process.stdout
         assert sink is not None and source is not None
         write_message(sink, message)

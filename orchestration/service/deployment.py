@@ -1,4 +1,5 @@
-"""The service on Ray Serve: one deployment for the web application, one for each reward, which batches what it is asked."""
+"""The service on Ray Serve: one deployment for the web application, one for each reward, which batches what
+it is asked."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ LOCAL = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    """Rewards of the catalog with their options, who may ask (digest of the token), for which files, and at what cost."""
+    """Rewards of the catalog with their options, who may ask (digest of the token), for which files, and at
+    what cost."""
 
     rewards: tuple[str, ...]
     token_digest: bytes
@@ -147,7 +149,8 @@ def application(config: ServiceConfig) -> serve.Application:
 def running(
     config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None
 ) -> Iterator[None]:
-    """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all of it gone afterwards.
+    """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all
+    of it gone afterwards.
 
     Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
     """
@@ -213,7 +216,8 @@ def _connect(address: str, temporary: str | None) -> None:
             ray.init(address=address, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(
-            f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or leave it out"
+            f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or "
+            "leave it out"
         ) from None
 
 

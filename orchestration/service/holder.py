@@ -1,4 +1,5 @@
-"""A reward in a Ray actor of its own: what it leaks, hangs in or dies of stays there, and ending it ends all of that."""
+"""A reward in a Ray actor of its own: what it leaks, hangs in or dies of stays there, and ending it ends all
+of that."""
 
 from __future__ import annotations
 

@@ -12,9 +12,11 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 class Refusal(Exception):
-    """A request that is not answered: HTTP status, one line, whose fault it is, and seconds to wait where trying again may help.
+    """A request that is not answered: HTTP status, one line, whose fault it is, and seconds to wait where
+    trying again may help.
 
-    `clip`: this clip cannot be scored and never will be; `request`: it was asked wrongly; `service`: try again.
+    `clip`: this clip cannot be scored and never will be; `request`: it was asked wrongly; `service`: try
+    again.
     """
 
     def __init__(self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0) -> None:
@@ -65,5 +67,6 @@ class Limits:
                 )
         if self.held_bytes < self.decoded_bytes:
             raise ValueError(
-                f"limits.held_bytes: {self.held_bytes} is less than one clip's {self.decoded_bytes} (decoded_bytes); raise it"
+                f"limits.held_bytes: {self.held_bytes} is less than one clip's {self.decoded_bytes} "
+                "(decoded_bytes); raise it"
             )

@@ -1,4 +1,5 @@
-"""multipart/form-data as it comes in, chunk by chunk: strict, bounded, and never more in memory than one chunk and a delimiter.
+"""multipart/form-data as it comes in, chunk by chunk: strict, bounded, and never more in memory than one
+chunk and a delimiter.
 
 Format: RFC 7578 over RFC 2046. No preamble, no nested parts, no transfer encodings.
 """
@@ -125,7 +126,8 @@ def _part_name(headers: bytes) -> str:
         ):
             raise Refusal(
                 422,
-                f"multipart body: transfer encoding {value.strip()[:40]!r} is not taken; send bytes as they are",
+                f"multipart body: transfer encoding {value.strip()[:40]!r} is not taken; send bytes as they "
+                "are",
             )
         if key.strip().lower() == "content-disposition":
             match = _NAME.search(value)

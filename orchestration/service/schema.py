@@ -1,4 +1,5 @@
-"""What is asked and answered, as data. Strict: nothing is guessed, an unknown key names the nearest valid one."""
+"""What is asked and answered, as data. Strict: nothing is guessed, an unknown key names the nearest valid
+one."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class ScoreRequest(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """`value` is null exactly when `reason` (this clip has no score) or `error` (the reward failed) says why."""
+    """`value` is null exactly when `reason` (this clip has no score) or `error` (the reward failed) says
+    why."""
 
     value: float | None = None
     parts: dict[str, float | None] = {}
@@ -92,7 +94,8 @@ class ServedReward(BaseModel):
 
 
 def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreRequest:
-    """Raises Refusal 422 in one line: no JSON, a wrong field, an unknown reward, a part that is missing or never named."""
+    """Raises Refusal 422 in one line: no JSON, a wrong field, an unknown reward, a part that is missing or
+    never named."""
     if not content:
         raise Refusal(
             422, "request: missing; send the JSON as the body, or as the part `request` of a multipart body"
@@ -118,7 +121,8 @@ def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreR
     if unused := uploads - named:
         raise Refusal(
             422,
-            f"part {min(unused)}: no field names it; say where it belongs, e.g. references: [{PART}{min(unused)}]",
+            f"part {min(unused)}: no field names it; say where it belongs, e.g. references: "
+            f"[{PART}{min(unused)}]",
         )
     if request.spans is None:
         try:
@@ -129,7 +133,8 @@ def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreR
     if len(request.references) > len(request.spans or ()):
         raise Refusal(
             422,
-            f"references: {len(request.references)} for {len(request.spans or ())} spans; give at most one each",
+            f"references: {len(request.references)} for {len(request.spans or ())} spans; give at most one "
+            "each",
         )
     return request
 

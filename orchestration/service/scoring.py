@@ -1,4 +1,5 @@
-"""Scores of clips from different callers: one that breaks a reward, or takes it down, costs the others of its batch nothing."""
+"""Scores of clips from different callers: one that breaks a reward, or takes it down, costs the others of its
+batch nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Holder(Protocol):
     """A reward in a process of its own."""
 
     async def ready(self) -> None:
-        """Waits until the reward is loaded. Raises RewardFailed where it cannot be, Died where its process died of it."""
+        """Waits until the reward is loaded. Raises RewardFailed where it cannot be, Died where its process
+        died of it."""
         ...
 
     async def score(self, clips: Sequence[Clip]) -> list[Score]:
@@ -55,8 +57,8 @@ class Holder(Protocol):
 async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> list[Score | str]:
     """A score, or why the reward failed, for each clip in order.
 
-    The batch is scored as one. Where that fails, each clip is scored alone, so that only those at fault have an error; after
-    MAX_LOST processes that died or hung the rest is given up.
+    The batch is scored as one. Where that fails, each clip is scored alone, so that only those at fault have
+    an error; after MAX_LOST processes that died or hung the rest is given up.
     """
     answers, _ = await _attempt(clips, holder, seconds)
     # A process may also have been killed by others, for its memory say, before this clip came.

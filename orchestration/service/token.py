@@ -1,4 +1,5 @@
-"""The token that callers show: from the environment, a file, or made and written where only its owner can read it."""
+"""The token that callers show: from the environment, a file, or made and written where only its owner can
+read it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ _USABLE = re.compile(r"[\x21-\x7e]+")
 
 
 def token_from(path: Path | None, default: Path) -> tuple[str, str]:
-    """(token, the shell's word for it): of the file at `path`, else of $NAVA_API_TOKEN (taken out of the environment, so that no
-    process that is started later has it), else of the file at `default`, which is made where it is not there.
+    """(token, the shell's word for it): of the file at `path`, else of $NAVA_API_TOKEN (taken out of the
+    environment, so that no process that is started later has it), else of the file at `default`, which is
+    made where it is not there.
 
     Raises FileNotFoundError or ValueError in one line, without the token.
     """
@@ -43,6 +45,7 @@ def _checked(text: str, where: str) -> str:
     token = text.strip()
     if len(token) < MIN_LENGTH or not _USABLE.fullmatch(token):
         raise ValueError(
-            f"{where}: a token is at least {MIN_LENGTH} visible ASCII characters; `openssl rand -hex 32` makes one"
+            f"{where}: a token is at least {MIN_LENGTH} visible ASCII characters; `openssl rand -hex 32` "
+            "makes one"
         )
     return token

@@ -1,6 +1,8 @@
-"""What every codec must do, whatever is inside; the embedded linear ones and the full-size ones meet the same protocols.
+"""What every codec must do, whatever is inside; the embedded linear ones and the full-size ones meet the same
+protocols.
 
-Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)/4, N samples, L audio tokens of 640 samples.
+Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)/4, N samples, L audio tokens
+of 640 samples.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class EncodedText(NamedTuple):
 
 class VideoCodec(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T = 1 + 4n and H, W are multiples of 16."""
+        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T = 1 + 4n and H, W are
+        multiples of 16."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -40,7 +43,8 @@ class AudioCodec(Protocol):
     channels: int  # 1 or 2 that a sound has inside: what `encode` keeps apart and `decode_channels` gives
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """Mono [B, N], or [B, 2, N] where `channels` is 2 -> float32 [B, 128, ceil(N / 640)]; ValueError for non-finite samples."""
+        """Mono [B, N], or [B, 2, N] where `channels` is 2 -> float32 [B, 128, ceil(N / 640)]; ValueError for
+        non-finite samples."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -62,13 +66,15 @@ class SpeakerEncoder(Protocol):
     name: str  # of the network, as voice rewards name theirs: what conditions must not judge
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never occurs: it means `no reference`."""
+        """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never
+        occurs: it means `no reference`."""
         ...
 
 
 @dataclass(frozen=True)
 class Codecs:
-    """Everything between files and latents; `codec_id` names the weights, so that latents of another codec are refused."""
+    """Everything between files and latents; `codec_id` names the weights, so that latents of another codec
+    are refused."""
 
     video: VideoCodec
     audio: AudioCodec
@@ -78,11 +84,13 @@ class Codecs:
 
 
 def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], model: Path) -> None:
-    """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need not say."""
+    """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need
+    not say."""
     trained_on = facts.get("codec_id", codecs.codec_id)
     if trained_on != codecs.codec_id:
         raise ValueError(
-            f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the codec it knows"
+            f"{model}: trained on latents of codec {trained_on}, but {codec} is {codecs.codec_id}; give the "
+            "codec it knows"
         )
 
 
@@ -103,5 +111,6 @@ def check_finite(values: Tensor, what: str) -> None:
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).sum())
         raise ValueError(
-            f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the model or file they come from"
+            f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the model or file they "
+            "come from"
         )

@@ -1,4 +1,5 @@
-"""Channels of a decoded sound: the mono mix that voices are judged by, or the two that a stereo codec takes."""
+"""Channels of a decoded sound: the mono mix that voices are judged by, or the two that a stereo codec
+takes."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ def of_frame(frame: av.AudioFrame, channels: int) -> np.ndarray:
 
 
 def mixed(samples: np.ndarray, channels: int, layout: str = "") -> np.ndarray:
-    """Float [C, N] in -1..1 -> float32 of the same range: [N], the mean, for one channel; [2, N], left and right, for two.
+    """Float [C, N] in -1..1 -> float32 of the same range: [N], the mean, for one channel; [2, N], left and
+    right, for two.
 
-    Mono is on both sides. More than two channels are mixed by FFmpeg's matrix from `layout`, an FFmpeg name, to stereo, scaled so that
-    nothing can clip. Raises LayoutError where FFmpeg has no such matrix, ValueError for other numbers of channels.
+    Mono is on both sides. More than two channels are mixed by FFmpeg's matrix from `layout`, an FFmpeg name,
+    to stereo, scaled so that nothing can clip. Raises LayoutError where FFmpeg has no such matrix, ValueError
+    for other numbers of channels.
     """
     if channels not in (1, 2):
         raise ValueError(f"channels: valid are 1 and 2, got {channels}")

@@ -1,4 +1,5 @@
-"""Fitting the linear codecs on a corpus: PCA bases and speaker constants from the training sets, errors from the validation set."""
+"""Fitting the linear codecs on a corpus: PCA bases and speaker constants from the training sets, errors from
+the validation set."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class CodecConfig:
 
 
 def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
-    """Fits on the corpus' training sets and writes the codec's folder `out`, whole or not at all; returns what errors.json says.
+    """Fits on the corpus' training sets and writes the codec's folder `out`, whole or not at all; returns
+    what errors.json says.
 
     Raises FileNotFoundError for a missing set, ValueError for media that cannot be read or too little data.
     """
@@ -85,7 +87,8 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
 
 
 def reconstruction_errors(codecs: Codecs, rows: Sequence[Row], config: CodecConfig) -> dict[str, float]:
-    """Video PSNR and explained variance, audio log-mel RMSE (nepers) and explained variance, of a round trip without Griffin-Lim."""
+    """Video PSNR and explained variance, audio log-mel RMSE (nepers) and explained variance, of a round trip
+    without Griffin-Lim."""
     video_error = video_spread = audio_error = audio_spread = 0.0
     num_pixels = num_mels = 0
     assert isinstance(codecs.audio, LinearAudioCodec)

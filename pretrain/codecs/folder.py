@@ -1,4 +1,5 @@
-"""The linear codec's folder: video, audio and speaker safetensors, config.json (with the codec's id) and errors.json."""
+"""The linear codec's folder: video, audio and speaker safetensors, config.json (with the codec's id) and
+errors.json."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def save_linear(
     text: Mapping[str, Any],
     griffin_lim_iterations: int,
 ) -> str:
-    """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all that shapes latents."""
+    """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all
+    that shapes latents."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PARTS:
         save_tensors(parts[name], folder / f"{name}.safetensors")
@@ -45,7 +47,8 @@ def save_linear(
 
 
 def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
-    """Codecs of a folder of kind `linear`; ValueError when a file is missing, damaged or of another fit than the config."""
+    """Codecs of a folder of kind `linear`; ValueError when a file is missing, damaged or of another fit than
+    the config."""
     contents, parts = {}, {}
     for name in _PARTS:
         path = folder / f"{name}.safetensors"
@@ -61,7 +64,8 @@ def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
         found = _codec_id(contents, text)
         if found != codec_id:
             raise ValueError(
-                f"{folder}: the weights are of codec {found}, config.json says {codec_id}; run `nava codec` again"
+                f"{folder}: the weights are of codec {found}, config.json says {codec_id}; run `nava codec` "
+                "again"
             )
         return Codecs(
             video=LinearVideoCodec(

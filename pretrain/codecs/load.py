@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def load_codecs(folder: str | Path) -> Codecs:
-    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not one.
+    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not
+    one.
 
     `linear` ones are fitted by `pretrain.codecs.fit`, `published` ones refer to weights from elsewhere.
     """

@@ -1,7 +1,8 @@
-"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and float samples, mono unless stereo is asked for.
+"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and float samples, mono
+unless stereo is asked for.
 
-Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned after a round
-trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
+Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned
+after a round trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def read_media(
 ) -> Media:
     """Reads a clip or a sound at the asked rates.
 
-    Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by polyphase
-    resampling (both said once per process), several channels to 1 or 2 as `channels.mixed` does. Raises MediaError (a
-    ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted stream, 0 seconds long, or with
-    non-finite samples.
+    Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by
+    polyphase resampling (both said once per process), several channels to 1 or 2 as `channels.mixed` does.
+    Raises MediaError (a ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted
+    stream, 0 seconds long, or with non-finite samples.
     """
     path = Path(path)
     _check_present(path)
@@ -106,9 +107,11 @@ def read_container(
     channels: int = 1,
     admit: Admit = everything,
 ) -> Media:
-    """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame before it is kept and may raise.
+    """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame
+    before it is kept and may raise.
 
-    Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of unknown places.
+    Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of
+    unknown places.
     """
     frames, waveform = None, None
     pictures, sounds, offset_s = decode(path, container, want_video, want_audio, channels, admit)
@@ -121,7 +124,8 @@ def read_container(
 
 
 def read_rates(path: str | Path) -> Rates:
-    """The file's own rates, from its header alone, for a `read_media` that resamples nothing; raises MediaError as that does."""
+    """The file's own rates, from its header alone, for a `read_media` that resamples nothing; raises
+    MediaError as that does."""
     path = Path(path)
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
@@ -158,9 +162,11 @@ def write_mp4(
     sample_rate_hz: int,
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC that browsers play.
+    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC that browsers
+    play.
 
-    All keys of `metadata` are kept; the file appears complete or not at all. Raises ValueError for what cannot be written.
+    All keys of `metadata` are kept; the file appears complete or not at all. Raises ValueError for what
+    cannot be written.
     """
     path = Path(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -244,7 +250,8 @@ def _to_fps(
         raise MediaError(f"{path}: 0 seconds of video; write the file again or drop its row")
     if stream.frames and len(pictures) < 0.9 * stream.frames:
         raise MediaError(
-            f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file again or drop its row"
+            f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file "
+            "again or drop its row"
         )
     frames = np.stack([picture for _, picture in pictures])
     found = float(stream.average_rate or stream.guessed_rate or fps)
@@ -280,7 +287,8 @@ def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
 
 
 def to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
-    """Float [..., N] samples at another rate (polyphase), said once per process; `path` is what that line names."""
+    """Float [..., N] samples at another rate (polyphase), said once per process; `path` is what that line
+    names."""
     if found == wanted:
         return waveform.astype(np.float32, copy=False)
     _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))
@@ -316,5 +324,6 @@ def _check_samples(path: Path, waveform: np.ndarray) -> None:
     if not np.isfinite(waveform).all():
         bad = int((~np.isfinite(waveform)).sum())
         raise MediaError(
-            f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop its row"
+            f"{path}: {bad} of {waveform.size} samples are NaN or infinite; write the sound again or drop "
+            "its row"
         )

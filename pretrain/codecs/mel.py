@@ -1,4 +1,5 @@
-"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins) and back to sound by fast Griffin-Lim, in batches.
+"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins) and back to sound by fast Griffin-Lim, in
+batches.
 
 Source of the inversion: Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm" (WASPAA 2013).
 """
@@ -16,19 +17,22 @@ from pretrain.types import AUDIO_SAMPLE_RATE_HZ
 NUM_MELS = 64
 N_FFT = 1024
 HOP = 160
-# Of the magnitude spectrum; a full-scale sine has about 256, so this is -88 dB. It is kept as an inaudible hiss on the way
-# back: a recogniser that is given exact digital zeros between synthesised sounds loses words (measured with PocketSphinx).
+# Of the magnitude spectrum; a full-scale sine has about 256, so this is -88 dB. It is kept as an inaudible
+# hiss on the way back: a recogniser that is given exact digital zeros between synthesised sounds loses words
+# (measured with PocketSphinx).
 MEL_FLOOR = 1e-2
 _CLIPS_AT_ONCE = 16  # spectra of more clips fall out of the processor's cache
 
 
 def log_mel(waveform: Tensor) -> Tensor:
-    """[B, N] with N a multiple of 160 -> [B, 64, N / 160]: natural log of mel-weighted magnitudes, not below log(MEL_FLOOR)."""
+    """[B, N] with N a multiple of 160 -> [B, 64, N / 160]: natural log of mel-weighted magnitudes, not below
+    log(MEL_FLOOR)."""
     return mel_of(spectrum(waveform)[..., :-1].abs())
 
 
 def spectrum(waveform: Tensor) -> Tensor:
-    """[..., N] -> complex [..., 513, N / 160 + 1]; silence before and after, so that a sound of any length will do."""
+    """[..., N] -> complex [..., 513, N / 160 + 1]; silence before and after, so that a sound of any length
+    will do."""
     return torch.stft(waveform, N_FFT, HOP, window=_window(), pad_mode="constant", return_complex=True)
 
 
@@ -38,7 +42,8 @@ def mel_of(magnitudes: Tensor) -> Tensor:
 
 
 def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.99) -> Tensor:
-    """[B, 64, M] -> sound [B, M * 160] whose log-mel is near `values`; deterministic (the first phase is fixed)."""
+    """[B, 64, M] -> sound [B, M * 160] whose log-mel is near `values`; deterministic (the first phase is
+    fixed)."""
     chunks = [
         _griffin_lim(_magnitudes(chunk), num_iterations, momentum) for chunk in values.split(_CLIPS_AT_ONCE)
     ]
@@ -47,7 +52,8 @@ def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.9
 
 @lru_cache(maxsize=1)
 def mel_filters() -> Tensor:
-    """[64, 513] triangles, evenly spaced in mel (O'Shaughnessy's 2595 log10(1 + f/700)) from 0 to 8 kHz, each of unit sum."""
+    """[64, 513] triangles, evenly spaced in mel (O'Shaughnessy's 2595 log10(1 + f/700)) from 0 to 8 kHz, each
+    of unit sum."""
     top = 2595.0 * math.log10(1.0 + AUDIO_SAMPLE_RATE_HZ / 2 / 700.0)
     edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, NUM_MELS + 2, dtype=torch.float64) / 2595.0) - 1.0)
     bins = torch.linspace(0.0, AUDIO_SAMPLE_RATE_HZ / 2, N_FFT // 2 + 1, dtype=torch.float64)
@@ -68,7 +74,8 @@ def _inverse_filters() -> Tensor:
 
 
 def _magnitudes(values: Tensor, num_updates: int = 4) -> Tensor:
-    """Non-negative magnitudes [B, 513, M + 1] whose mel is near exp(values): pseudo-inverse, then multiplicative updates."""
+    """Non-negative magnitudes [B, 513, M + 1] whose mel is near exp(values): pseudo-inverse, then
+    multiplicative updates."""
     filters = mel_filters()
     mel = values.float().exp()
     magnitudes = (_inverse_filters() @ mel).clamp_min(1e-5)

@@ -1,9 +1,11 @@
-"""A linear map between data vectors and latents whose channels all have mean 0 and variance 1: PCA, tempering, rotation.
+"""A linear map between data vectors and latents whose channels all have mean 0 and variance 1: PCA,
+tempering, rotation.
 
-Standardised channels can mean two things. Whitening each principal component (`whitening` 1) gives the faint ones as much of the
-model's effort and of its error as the strong ones. Keeping the components' energies (`whitening` 0) makes a latent's error the
-data's error up to one scale. Any exponent between is allowed: component i is divided by its standard deviation to the power
-`whitening`, then a fixed orthogonal matrix spreads the energies evenly over the channels, which are then standardised exactly.
+Standardised channels can mean two things. Whitening each principal component (`whitening` 1) gives the faint
+ones as much of the model's effort and of its error as the strong ones. Keeping the components' energies
+(`whitening` 0) makes a latent's error the data's error up to one scale. Any exponent between is allowed:
+component i is divided by its standard deviation to the power `whitening`, then a fixed orthogonal matrix
+spreads the energies evenly over the channels, which are then standardised exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearProjection:
-    """latent = ((x - mean) @ encoder - channel_mean) / channel_std; x is approximately (latent * std + mean) @ decoder + mean."""
+    """latent = ((x - mean) @ encoder - channel_mean) / channel_std; x is approximately (latent * std + mean)
+    @ decoder + mean."""
 
     mean: Tensor  # [D]
     encoder: Tensor  # [D, C]
@@ -47,7 +50,8 @@ class LinearProjection:
 
 
 def fit_projection(vectors: Tensor, num_channels: int, whitening: float) -> LinearProjection:
-    """PCA of [N, D] vectors to `num_channels`; raises ValueError for too few vectors or an exponent outside 0..1."""
+    """PCA of [N, D] vectors to `num_channels`; raises ValueError for too few vectors or an exponent outside
+    0..1."""
     if not 0.0 <= whitening <= 1.0:
         raise ValueError(f"whitening: {whitening}; set 0 (keep the components' energies) to 1 (whiten them)")
     if len(vectors) <= num_channels:
@@ -60,7 +64,8 @@ def fit_projection(vectors: Tensor, num_channels: int, whitening: float) -> Line
     deviation = coefficients.std(0)
     if float(deviation[-1]) < 1e-6 * float(deviation[0]) or not float(deviation[0]):
         raise ValueError(
-            f"the data has fewer than {num_channels} directions (all clips alike?); give more varied clips to the codec"
+            f"the data has fewer than {num_channels} directions (all clips alike?); give more varied clips "
+            "to the codec"
         )
     temper = deviation**whitening
     rotation = orthogonal_mixing(num_channels)
@@ -75,7 +80,9 @@ def _leading_directions(centred: Tensor, num_channels: int) -> Tensor:
     size = centred.shape[1]
     if size <= 512:
         basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :num_channels]
-    else:  # Halko, Martinsson and Tropp's subspace iteration; the exact solution of a 3072-wide matrix takes ten times as long
+    # Halko, Martinsson and Tropp's subspace iteration; the exact solution of a 3072-wide matrix takes ten
+    # times as long
+    else:
         start = torch.randn(size, num_channels + 16, generator=torch.Generator().manual_seed(0))
         for _ in range(6):
             start = torch.linalg.qr(centred.T @ (centred @ start)).Q
@@ -85,7 +92,8 @@ def _leading_directions(centred: Tensor, num_channels: int) -> Tensor:
 
 
 def orthogonal_mixing(size: int) -> Tensor:
-    """[size, size] Hadamard matrix / sqrt(size): every output is an equal mix of all inputs. Size 2^k or 12 * 2^k."""
+    """[size, size] Hadamard matrix / sqrt(size): every output is an equal mix of all inputs. Size 2^k or 12 *
+    2^k."""
     from scipy.linalg import hadamard  # slow to import, needed only to fit
 
     core, power = (12, size // 12) if size % 12 == 0 else (1, size)

@@ -1,8 +1,9 @@
 """The mini's conditioning speaker encoder: 192 spectral statistics of a reference sound, no learned weights.
 
-The spectral shape of vowels and its spread say who speaks, the autocorrelation at pitch lags how high. Measured on the speech bank
-(4 voices, 20 words): the nearest centroid of the other words names the voice of every utterance.
-It is not the speaker encoder that scores (Resemblyzer), so no model is judged by its own conditioner (DESIGN.md, decision 7).
+The spectral shape of vowels and its spread say who speaks, the autocorrelation at pitch lags how high.
+Measured on the speech bank (4 voices, 20 words): the nearest centroid of the other words names the voice of
+every utterance. It is not the speaker encoder that scores (Resemblyzer), so no model is judged by its own
+conditioner (DESIGN.md, decision 7).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _MAX_VALUE = 4.0
 
 
 class SpectralSpeakerEncoder:
-    """Implements `SpeakerEncoder`; `mean` and `std` [192] standardise the statistics over the codec's training sounds."""
+    """Implements `SpeakerEncoder`; `mean` and `std` [192] standardise the statistics over the codec's
+    training sounds."""
 
     name = "spectral"
 
@@ -47,18 +49,21 @@ class SpectralSpeakerEncoder:
         return {"mean": self.mean, "std": self.std}
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192], each about standard normal over the training sounds; only the first 30 s count."""
+        """16 kHz mono [N] -> [192], each about standard normal over the training sounds; only the first 30 s
+        count."""
         values = (voice_statistics(waveform) - self.mean) / self.std
         return values.clamp(-_MAX_VALUE, _MAX_VALUE)
 
 
 def voice_statistics(waveform: Tensor) -> Tensor:
-    """16 kHz mono [N] -> [192] raw statistics, independent of loudness; ValueError when silent, empty or non-finite."""
+    """16 kHz mono [N] -> [192] raw statistics, independent of loudness; ValueError when silent, empty or
+    non-finite."""
     check_finite(waveform, "reference sound")
     waveform = waveform[: MAX_SECONDS * AUDIO_SAMPLE_RATE_HZ].float()
     if waveform.dim() != 1 or is_silent(waveform):
         raise ValueError(
-            f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none"
+            f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, "
+            "or none"
         )
     waveform = waveform / waveform.abs().max()
     padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % HOP))
@@ -82,7 +87,8 @@ def is_silent(waveform: Tensor) -> bool:
 
 
 def _pitch_profile(power: Tensor) -> Tensor:
-    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum at lags evenly spaced in pitch."""
+    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum at lags evenly spaced in
+    pitch."""
     correlation = torch.fft.irfft(
         power.clamp_min(1e-9).sqrt(), dim=0
     )  # the root is nearer to a comb: formants count less

@@ -1,12 +1,13 @@
 """The mini's frozen text encoder: hashed byte n-grams, no download and no learned weights.
 
-A prompt is cut into pieces (words, punctuation marks, single CJK characters, and each of <S> <extra_id_2> <E>), one context
-vector per piece, so that a prompt is about 25 tokens long. A piece's vector is the sum of random signs drawn from the hash of
-its byte n-grams and of the whole piece (the idea of fastText and CANINE: no vocabulary, any UTF-8, different words nearly
-orthogonal, yet words with common parts share some). What self-attention would add in a real encoder is added in closed form:
-a share of the neighbours ("red hair" is not "red shirt"), the position, and for spoken words which span they belong to, with
-the position counted from the span's start, so that a spoken word looks the same wherever the sentence puts it.
-Signs come from SHAKE-256 and not from a random generator: the same on every machine.
+A prompt is cut into pieces (words, punctuation marks, single CJK characters, and each of <S> <extra_id_2>
+<E>), one context vector per piece, so that a prompt is about 25 tokens long. A piece's vector is the sum of
+random signs drawn from the hash of its byte n-grams and of the whole piece (the idea of fastText and CANINE:
+no vocabulary, any UTF-8, different words nearly orthogonal, yet words with common parts share some). What
+self-attention would add in a real encoder is added in closed form: a share of the neighbours ("red hair" is
+not "red shirt"), the position, and for spoken words which span they belong to, with the position counted from
+the span's start, so that a spoken word looks the same wherever the sentence puts it. Signs come from
+SHAKE-256 and not from a random generator: the same on every machine.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class HashedTextEncoder:
         self._encode_one = lru_cache(maxsize=8192)(self._encode_text)
 
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:
-        """States of rows with mean square 1; ValueError for a prompt of more than `max_tokens` pieces or none at all."""
+        """States of rows with mean square 1; ValueError for a prompt of more than `max_tokens` pieces or none
+        at all."""
         encoded = [self._encode_one(with_timbre_tokens(prompt)) for prompt in prompts]
         length = max((len(states) for states, _ in encoded), default=0)
         num_spans = max((len(positions) for _, positions in encoded), default=0)
@@ -84,7 +86,8 @@ def split_pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def piece_vector(piece: str, width: int) -> np.ndarray:
-    """[D] vector of norm about 1: half of its energy from the piece as a whole, half from its byte n-grams (case folded)."""
+    """[D] vector of norm about 1: half of its energy from the piece as a whole, half from its byte n-grams
+    (case folded)."""
     whole = _signs(f"piece {piece}", width)
     if piece in _MARKS:
         return whole

@@ -1,1 +1,2 @@
-"""Published checkpoints in and out: which key of theirs is which of ours, as data, and the streaming that applies it."""
+"""Published checkpoints in and out: which key of theirs is which of ours, as data, and the streaming that
+applies it."""

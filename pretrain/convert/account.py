@@ -1,4 +1,5 @@
-"""Every key of both sides accounted for: used, copied, fresh or ignored. What does not fit is refused before a tensor is read."""
+"""Every key of both sides accounted for: used, copied, fresh or ignored. What does not fit is refused before
+a tensor is read."""
 
 from __future__ import annotations
 

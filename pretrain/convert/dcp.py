@@ -1,6 +1,8 @@
-"""A model folder's weights as a torch.distributed.checkpoint of the model alone, for programs that start from one.
+"""A model folder's weights as a torch.distributed.checkpoint of the model alone, for programs that start from
+one.
 
-Keys are the model's own: `torch.distributed.checkpoint.load(model.state_dict(), checkpoint_id=FOLDER)` fills a model, sharded or not.
+Keys are the model's own: `torch.distributed.checkpoint.load(model.state_dict(), checkpoint_id=FOLDER)` fills
+a model, sharded or not.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def check_local(model: Path) -> None:
 
 
 def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
-    """Write model/dcp; it appears whole or not at all. Tensors are mapped from the shards, so that memory holds one at a time.
+    """Write model/dcp; it appears whole or not at all. Tensors are mapped from the shards, so that memory
+    holds one at a time.
 
     Raises ValueError where the folder is in an object store, OSError where it cannot be written.
     """

@@ -1,4 +1,5 @@
-"""From a model folder to a published layout, tensor by tensor: an imported model comes out as it came in, bit for bit."""
+"""From a model folder to a published layout, tensor by tensor: an imported model comes out as it came in, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ class Theirs:
 
 
 def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
-    """Write a model folder in a published layout into a folder or, where `to` ends in .safetensors, a file. Returns what was written.
+    """Write a model folder in a published layout into a folder or, where `to` ends in .safetensors, a file.
+    Returns what was written.
 
     Raises FileNotFoundError, ValueError or OSError in one line; nothing is left where it fails.
     """
@@ -131,7 +133,8 @@ def check_expressible(args: ModelArgs, layout: Layout, model: Path) -> None:
     for field, value in wanted.items():
         if getattr(args, field) != value:
             raise ValueError(
-                f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export a model without it"
+                f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export "
+                "a model without it"
             )
 
 
@@ -159,7 +162,8 @@ def diffusers_config(args: ModelArgs) -> dict[str, Any]:
 
 
 def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
-    """What an import wrote of the layout and dtypes that it met. Raises ValueError where it is something else."""
+    """What an import wrote of the layout and dtypes that it met. Raises ValueError where it is something
+    else."""
     source = described.facts["source"]
     try:
         others = {str(key): _STORED_AS[name] for key, name in source["other_dtypes"].items()}

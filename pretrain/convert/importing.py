@@ -1,4 +1,5 @@
-"""From a published checkpoint to a model folder, tensor by tensor: what is checked, what is written, and where it came from."""
+"""From a published checkpoint to a model folder, tensor by tensor: what is checked, what is written, and
+where it came from."""
 
 from __future__ import annotations
 
@@ -70,8 +71,9 @@ class Planned:
 def plan_import(config: ImportConfig, path: Path) -> Planned:
     """Check a checkpoint against the flavor by its headers alone.
 
-    Raises FileNotFoundError or ValueError in one line: not a checkpoint, truncated, of another layout or size, with keys too many
-    or too few, or a flavor that computes something else than the published weights were trained for.
+    Raises FileNotFoundError or ValueError in one line: not a checkpoint, truncated, of another layout or
+    size, with keys too many or too few, or a flavor that computes something else than the published weights
+    were trained for.
     """
     args = flavor(config.flavor)
     reader = ShardReader(path)
@@ -84,7 +86,8 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
     for key in reader.keys():  # noqa: SIM118
         if reader.dtype(key) not in _FLOATS:
             raise ValueError(
-                f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16 or fp16, not a quantised one"
+                f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16 or fp16, not a "
+                "quantised one"
             )
     sizes = sizes_of(args)
     some = rules(layout, args, sizes.shapes, suffix, config.audio_from)
@@ -92,7 +95,8 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 
 
 def check_published(args: ModelArgs, name: str) -> None:
-    """Raises ValueError where a model of these sizes would not compute what the published weights were trained for."""
+    """Raises ValueError where a model of these sizes would not compute what the published weights were
+    trained for."""
     needed = {
         "attend_text_padding": True,
         "dropped_text_is_zeros": True,
@@ -106,7 +110,8 @@ def check_published(args: ModelArgs, name: str) -> None:
             twin = f"{name}_published"
             advice = f"use --flavor {twin}" if twin in FLAVORS else "use a flavor of that kind"
             raise ValueError(
-                f"flavor {name}: {field} is {getattr(args, field)}, the published weights need {value}; {advice}"
+                f"flavor {name}: {field} is {getattr(args, field)}, the published weights need {value}; "
+                f"{advice}"
             )
 
 
@@ -126,7 +131,8 @@ class Converted:
         return self.sizes.shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
-        """The source's own unless another was asked for; rows of several types get one that holds them all."""
+        """The source's own unless another was asked for; rows of several types get one that holds them
+        all."""
         theirs = self.rules[key].theirs
         if self.stored or not theirs:
             return self.stored or self.usual
@@ -144,7 +150,8 @@ class Converted:
 def run_import(
     planned: Planned, to: Path, digests: Mapping[str, str] | None = None, max_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises ValueError or OSError.
+    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises
+    ValueError or OSError.
 
     digests: sha256 of the source's files by name, where they are known already.
     """

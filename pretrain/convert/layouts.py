@@ -1,7 +1,9 @@
-"""The published layouts as data: for each of our keys, the keys of theirs that it is made of (nava.md, section 5).
+"""The published layouts as data: for each of our keys, the keys of theirs that it is made of (nava.md,
+section 5).
 
-`nava` is NAVA.safetensors, `wan` the original Wan2.2-TI2V-5B, `wan_diffusers` the same model as diffusers' WanTransformer3DModel.
-Shapes of a key are the same on both sides but for our modulation tables, whose rows are theirs, one after another.
+`nava` is NAVA.safetensors, `wan` the original Wan2.2-TI2V-5B, `wan_diffusers` the same model as diffusers'
+WanTransformer3DModel. Shapes of a key are the same on both sides but for our modulation tables, whose rows
+are theirs, one after another.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ def detect(keys: Collection[str], where: str) -> tuple[Layout, AudioSuffix]:
             return layout, "module" if any("_attn_audio." in key for key in keys) else "leaf"
     held = f"its keys begin with {sorted(keys)[0]!r}" if keys else "it holds no tensor"
     raise ValueError(
-        f"{where}: none of the known layouts ({', '.join(LAYOUTS)}); {held}; give a whole transformer checkpoint"
+        f"{where}: none of the known layouts ({', '.join(LAYOUTS)}); {held}; give a whole transformer "
+        "checkpoint"
     )
 
 

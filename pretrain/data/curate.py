@@ -1,8 +1,9 @@
 """Chooses the curated set: a budget of paired clips that together stand for all of them, good ones first.
 
-f(S) = sum over all clips i of max over chosen j of quality_j * similarity_ij: facility location in which a clip of low
-quality stands for others only in part, so quality scales a clip's gain. It stays monotone and submodular, so submodlib's
-lazy greedy choice is within 1 - 1/e of the best one (Nemhauser, Wolsey and Fisher 1978).
+f(S) = sum over all clips i of max over chosen j of quality_j * similarity_ij: facility location in which a
+clip of low quality stands for others only in part, so quality scales a clip's gain. It stays monotone and
+submodular, so submodlib's lazy greedy choice is within 1 - 1/e of the best one (Nemhauser, Wolsey and Fisher
+1978).
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[str, Any]:
-    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl (in the manifest's order) and report.json; returns the report.
+    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl (in the manifest's order) and report.json;
+    returns the report.
 
-    A budget of all clips or more keeps all. A clip that cannot be read is rejected with its reason and counted; too many raise ValueError.
+    A budget of all clips or more keeps all. A clip that cannot be read is rejected with its reason and
+    counted; too many raise ValueError.
     """
     manifest, out = Path(corpus) / "paired.jsonl", Path(out)
     rows, rejected = read_manifest(manifest, config.max_bad_fraction)
@@ -67,7 +70,8 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
 
 
 def choose(worth: np.ndarray, budget: int) -> list[int]:
-    """Indices (sorted) of the chosen columns of worth [clips stood for, clips to choose]; all when the budget allows."""
+    """Indices (sorted) of the chosen columns of worth [clips stood for, clips to choose]; all when the budget
+    allows."""
     from submodlib import FacilityLocationFunction  # slow to import
 
     count = worth.shape[1]
@@ -87,14 +91,16 @@ def facility_location(worth: np.ndarray, chosen: Sequence[int]) -> float:
 
 
 def quality_of(labels: Mapping[str, Any]) -> float:
-    """0..1 from the labels of a row: noise (20 dB is 0, 60 dB is 1), halved where clipped; without a label 0.5."""
+    """0..1 from the labels of a row: noise (20 dB is 0, 60 dB is 1), halved where clipped; without a label
+    0.5."""
     snr_db = labels.get("snr_db")
     score = float(np.clip((snr_db - 20.0) / 40.0, 0.0, 1.0)) if isinstance(snr_db, (int, float)) else 0.5
     return score / 2 if labels.get("clipped") else score
 
 
 def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldError]]:
-    """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong with the rest."""
+    """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong
+    with the rest."""
     good: list[Row] = []
     pictures, sounds, rejected = [], [], []
     with ThreadPoolExecutor(NUM_READERS) as pool:
@@ -127,7 +133,8 @@ def _kind(row: Row) -> str:
 
 
 def _moved(row: Row, corpus: Path, out: Path) -> Row:
-    """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with it."""
+    """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with
+    it."""
     if "reference_paths" not in row.meta:
         return row
     paths = [

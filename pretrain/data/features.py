@@ -1,4 +1,5 @@
-"""Compact features of a clip for choosing data: what it shows, how it moves, how it sounds, what kind it is."""
+"""Compact features of a clip for choosing data: what it shows, how it moves, how it sounds, what kind it
+is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def picture_features(frames: np.ndarray) -> np.ndarray:
 
 
 def sound_features(waveform: np.ndarray) -> np.ndarray:
-    """[N] float at 16 kHz -> [384]: mean and standard deviation of the log-mel spectrum, and the means of its quarters."""
+    """[N] float at 16 kHz -> [384]: mean and standard deviation of the log-mel spectrum, and the means of its
+    quarters."""
     padded = np.pad(waveform, (0, -len(waveform) % HOP)).astype(np.float32)
     spectrum = log_mel(torch.from_numpy(padded)[None])[0].numpy()
     parts = [part.mean(axis=1) for part in np.array_split(spectrum, SOUND_PARTS, axis=1)]

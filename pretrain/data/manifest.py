@@ -67,7 +67,8 @@ def read_manifest(
 ) -> tuple[list[Row], list[FieldError]]:
     """The good rows and what is wrong with the rejected ones (media are not opened here).
 
-    Raises FileNotFoundError, or ValueError `file:line field: ...` when more than `max_bad_fraction` of the rows are bad.
+    Raises FileNotFoundError, or ValueError `file:line field: ...` when more than `max_bad_fraction` of the
+    rows are bad.
     """
     path = Path(path)
     rows: list[Row] = []
@@ -99,7 +100,8 @@ def check_rejected(
 def check_bad(
     path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float
 ) -> None:
-    """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all of them."""
+    """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all
+    of them."""
     if num_bad > max_bad_fraction * num_rows or num_bad == num_rows:
         share = f"{num_bad} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
         raise ValueError(f"{first.at(path)} ({share}; mend them or allow more)")

@@ -1,4 +1,5 @@
-"""Data mixing files: which sets there are and how often each is drawn (`.list` and `.weight`, nava.md section 5)."""
+"""Data mixing files: which sets there are and how often each is drawn (`.list` and `.weight`, nava.md section
+5)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
     """Sets with their weights; `weight_path` defaults to the list's name with `.weight`.
 
     List lines are `idx<TAB>set_name<TAB>path` or `idx<TAB>path` (the name is then the file's), weight lines
-    `set_name<TAB>weight<TAB>modal`; blank lines and `#` comments are skipped. Raises ValueError `file:line: ...`.
+    `set_name<TAB>weight<TAB>modal`; blank lines and `#` comments are skipped. Raises ValueError `file:line:
+    ...`.
     """
     list_path = Path(list_path)
     weight_path = Path(weight_path) if weight_path is not None else list_path.with_suffix(".weight")
@@ -42,14 +44,16 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
             raise ValueError(f"{list_path}:{line} set_name: {name!r} is listed twice; keep one")
         if name not in weights:
             raise ValueError(
-                f"{list_path}:{line} set_name: {name!r} has no line in {weight_path}; {nearest(name, weights)}"
+                f"{list_path}:{line} set_name: {name!r} has no line in {weight_path}; "
+                f"{nearest(name, weights)}"
             )
         entries.append(MixEntry(int(cells[0]), name, _manifest(list_path, cells[-1]), *weights[name]))
     unused = set(weights) - {entry.name for entry in entries}
     if unused:
         wrong = min(unused)
         raise ValueError(
-            f"{weight_path}: set {wrong!r} is not in {list_path}; {nearest(wrong, (entry.name for entry in entries))}"
+            f"{weight_path}: set {wrong!r} is not in {list_path}; "
+            f"{nearest(wrong, (entry.name for entry in entries))}"
         )
     return entries
 

@@ -1,4 +1,5 @@
-"""Condition-factorised guidance: v = v_c + sum over directions of scale * (v_c - v_without), per modality (nava.md, section 4).
+"""Condition-factorised guidance: v = v_c + sum over directions of scale * (v_c - v_without), per modality
+(nava.md, section 4).
 
 A scale has one meaning everywhere: how far to go beyond the fully conditioned velocity, 0 = not at all.
 """
@@ -58,9 +59,9 @@ def guided_velocity(
 ) -> Velocity:
     """Guided velocity of the streams `velocity_of` answers for.
 
-    `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both modalities are
-    present. A direction costs a forward pass only where its scale is not 0 and it can differ: alignment needs both
-    modalities, timbre a reference.
+    `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both
+    modalities are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
+    alignment needs both modalities, timbre a reference.
     """
     full = velocity_of(conditioning)
     has_voice = bool((conditioning.speakers != 0).any())

@@ -17,7 +17,8 @@ from pretrain.recipe import PretrainConfig
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: status "finished" or "interrupted" (run again to resume), its step, and the exported model."""
+    """How a stage ended: status "finished" or "interrupted" (run again to resume), its step, and the exported
+    model."""
 
     status: str
     step: int
@@ -41,9 +42,10 @@ def pretrain_stage(
 ) -> StageResult:
     """Train `stage` into `out` on `nproc` ranks of each node, going on from the newest checkpoint there.
 
-    port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls this, the others `join_stage`.
-    trackers: "package.module:factory" -> keyword arguments. restart: forget what is in `out`. A finished stage is returned at once.
-    Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
+    port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls
+    this, the others `join_stage`. trackers: "package.module:factory" -> keyword arguments. restart: forget
+    what is in `out`. A finished stage is returned at once. Raises ValueError, FileNotFoundError or OSError in
+    one line; out/log.txt has the rest.
     """
     config.stage(stage)
     config.local_batch(nproc * nodes.count)
@@ -75,7 +77,8 @@ def pretrain_stage(
 
 
 def join_stage(out: Path, nproc: int, nodes: Nodes) -> StageResult:
-    """Bring `nproc` ranks to the stage that node 0 trains into `out`, a folder that all nodes see; how it ended.
+    """Bring `nproc` ranks to the stage that node 0 trains into `out`, a folder that all nodes see; how it
+    ended.
 
     A finished stage is returned at once. Raises the ranks' error where they failed.
     """

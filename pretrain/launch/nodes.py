@@ -30,7 +30,8 @@ class Nodes:
     def __post_init__(self) -> None:
         if self.count < 1 or self.max_restarts < 0:
             raise ValueError(
-                f"--nnodes must be at least 1 and --max-restarts at least 0, got {self.count} and {self.max_restarts}"
+                f"--nnodes must be at least 1 and --max-restarts at least 0, got {self.count} and "
+                f"{self.max_restarts}"
             )
         if not 0 <= self.rank < self.count:
             raise ValueError(f"this machine is node {self.rank} of {self.count}; nodes count from 0")
@@ -43,7 +44,8 @@ class Nodes:
         return self.rank == 0
 
     def at(self, stage: int) -> Nodes:
-        """The same nodes meeting for their stage number `stage`: on a port of its own, so that nobody meets the stage before it."""
+        """The same nodes meeting for their stage number `stage`: on a port of its own, so that nobody meets
+        the stage before it."""
         if self.count == 1:
             return self
         host, port = endpoint(self.rendezvous)
@@ -83,12 +85,14 @@ def endpoint(text: str) -> tuple[str, int]:
 
 
 def node_rank(count: int, given: int, environment: Mapping[str, str] = os.environ) -> int:
-    """This machine's number: as given, or from the launcher's environment. Raises ValueError where neither says it."""
+    """This machine's number: as given, or from the launcher's environment. Raises ValueError where neither
+    says it."""
     if given >= 0 or count == 1:
         return max(given, 0)
     for name in NODE_RANK_VARIABLES:
         if environment.get(name, "").isdecimal():
             return int(environment[name])
     raise ValueError(
-        f"--node-rank: which of the {count} nodes is this? give 0 to {count - 1}, or one of {', '.join(NODE_RANK_VARIABLES)}"
+        f"--node-rank: which of the {count} nodes is this? give 0 to {count - 1}, or one of "
+        f"{', '.join(NODE_RANK_VARIABLES)}"
     )

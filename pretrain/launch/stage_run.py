@@ -1,4 +1,5 @@
-"""One stage about to be trained: what the launcher resolves and every rank reads, and the checks that need no weights."""
+"""One stage about to be trained: what the launcher resolves and every rank reads, and the checks that need no
+weights."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """Everything a rank needs. `trackers` maps "package.module:factory" to its keyword arguments, called on rank 0."""
+    """Everything a rank needs. `trackers` maps "package.module:factory" to its keyword arguments, called on
+    rank 0."""
 
     config: PretrainConfig
     stage: str
@@ -90,7 +92,8 @@ class StageRun:
 
 
 def manifests_of_sets(latents: Path, stage: StageConfig) -> dict[str, dict[str, Any]]:
-    """manifest.json of each of the stage's sets; one that is missing is left out, and reported when it is opened."""
+    """manifest.json of each of the stage's sets; one that is missing is left out, and reported when it is
+    opened."""
     paths = {name: latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
     return {name: read_json(path, "run `nava encode` again") for name, path in paths.items() if is_file(path)}
 
@@ -120,18 +123,21 @@ def check_parent(run: StageRun) -> None:
         if name not in parent or parent[name] != identity[name]:
             found = parent.get(name, "nothing")
             raise ValueError(
-                f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same {name}"
+                f"{where}: {name} is {_difference(found, identity[name])}; start from a model of the same "
+                f"{name}"
             )
 
 
 def check_run_folder(run: Run) -> None:
-    """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or parent."""
+    """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or
+    parent."""
     run.out.mkdir(parents=True, exist_ok=True)
     _claim(run.out, run.identity())
 
 
 def check_checkpoints(run: StageRun) -> None:
-    """Claim a place of checkpoints outside the run folder. Raises OSError where it cannot be reached, ValueError where it is another's."""
+    """Claim a place of checkpoints outside the run folder. Raises OSError where it cannot be reached,
+    ValueError where it is another's."""
     if run.config.checkpoint.folder:
         check_reachable(run.checkpoints)
         _claim(run.checkpoints, run.identity())
@@ -150,7 +156,8 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
             if name not in before or before[name] != value:
                 found = _difference(before.get(name, "nothing"), value)
                 raise ValueError(
-                    f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train into another folder"
+                    f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train "
+                    "into another folder"
                 )
     with writing(path) as temporary:
         temporary.write_text(json.dumps(identity, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Starts a module's ranks under torchrun and stays with them: progress, signals, and one line when they fail.
 
-A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they answer: state.json, or error.txt.RANK.
+A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they answer: state.json, or
+error.txt.RANK.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pretrain.storage import place
 LOG, METRICS = "log.txt", "metrics.jsonl"
 RESOLVED, IDENTITY, STATE, ERROR = "resolved.json", "run.json", "state.json", "error.txt"
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that ranks have for a checkpoint after SIGTERM
-# a store of each attempt's own: in one that torchrun keeps, restarted ranks meet the addresses of the dead (pytorch issue 135712)
+# a store of each attempt's own: in one that torchrun keeps, restarted ranks meet the addresses of the dead
+# (pytorch issue 135712)
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 ALONE = Nodes()
 _POLL_S = 0.2
@@ -37,10 +39,11 @@ _POLL_S = 0.2
 def run_ranks(
     module: str, out: Path, nproc: int, port: int, progress: StageProgress | None, nodes: Nodes = ALONE
 ) -> int:
-    """`python -m module out/resolved.json` on `nproc` ranks of this node, to its end; returns torchrun's exit code.
+    """`python -m module out/resolved.json` on `nproc` ranks of this node, to its end; returns torchrun's exit
+    code.
 
-    port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows nothing and clears nothing.
-    Raises ValueError where the port is taken.
+    port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows
+    nothing and clears nothing. Raises ValueError where the port is taken.
     """
     if port and nodes.count == 1:
         check_port(port)
@@ -111,7 +114,8 @@ def check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ValueError(
-                f"port {port} for torchrun cannot be used ({error.strerror}); choose another, or 0 for any free one"
+                f"port {port} for torchrun cannot be used ({error.strerror}); choose another, or 0 for any "
+                "free one"
             ) from None
 
 
@@ -146,7 +150,8 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Linux: torchrun gets SIGTERM when this process dies however it dies, so that no training goes on unseen."""
+    """Linux: torchrun gets SIGTERM when this process dies however it dies, so that no training goes on
+    unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -158,7 +163,8 @@ def read_state(out: Path) -> dict[str, Any]:
 
 
 def report(error: Exception, out: Path) -> None:
-    """A rank's farewell: one line in error.txt.RANK and the traceback in the log, as far as the disk lets us."""
+    """A rank's farewell: one line in error.txt.RANK and the traceback in the log, as far as the disk lets
+    us."""
     line = " ".join(str(error).split())
     with contextlib.suppress(OSError):
         (out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
@@ -168,7 +174,8 @@ def report(error: Exception, out: Path) -> None:
 
 
 def failure(out: Path, code: int, log: Path | None = None) -> Exception:
-    """Which rank was killed, or the ranks' own one-line error, or the last error line of the log (out/log.txt)."""
+    """Which rank was killed, or the ranks' own one-line error, or the last error line of the log
+    (out/log.txt)."""
     log = log or out / LOG
     printed = log.read_text(errors="replace")
     if died := dead_rank(printed):

@@ -37,16 +37,18 @@ class ModelArgs:
     eps: float = 1e-6
     gelu: str = "tanh"  # of the FFN; "none" = exact (erf), whose CPU kernel is 2.6 times as fast
     split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
-    # None: the head answers with the velocity (published weights). A number: with the clean latents, given the share of its
-    # input that is right if the context leaves so much deviation of them open. A width near the size of a token (192 here,
-    # 192 values per video token) cannot carry the noise to the head.
+    # None: the head answers with the velocity (published weights). A number: with the clean latents, given
+    # the share of its input that is right if the context leaves so much deviation of them open. A width near
+    # the size of a token (192 here, 192 values per video token) cannot carry the noise to the head.
     open_deviation_video: float | None = None
     open_deviation_audio: float | None = None
     attend_text_padding: bool = False  # True for the published weights, which were trained that way
-    # False: cross-attention contributes nothing where the text is dropped. True: it attends to 512 zero rows (the release).
+    # False: cross-attention contributes nothing where the text is dropped. True: it attends to 512 zero rows
+    # (the release).
     dropped_text_is_zeros: bool = False
-    # False: a timbre token replaces the context vector of its place (published weights). Cross-attention sees a set, so a
-    # token without its place's text state cannot say which span it belongs to; True adds the token to that state.
+    # False: a timbre token replaces the context vector of its place (published weights). Cross-attention sees
+    # a set, so a token without its place's text state cannot say which span it belongs to; True adds the
+    # token to that state.
     timbre_keeps_text: bool = False
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Joint self-attention over [video; audio] and cross-attention to the external context.
 
-Context never enters self-attention. Which token may see which is decided once per forward, in `AttentionPlan`.
+Context never enters self-attention. Which token may see which is decided once per forward, in
+`AttentionPlan`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from pretrain.types import Conditioning
 
 MASKED_SCORES = (
     1 << 18
-)  # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
+    # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
+)
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How the joint sequence attends: in one call, in one call per modality, each for its samples, or in one call under a mask."""
+    """How the joint sequence attends: in one call, in one call per modality, each for its samples, or in one
+    call under a mask."""
 
     num_video: int  # tokens on this rank
     num_audio: int
@@ -34,7 +37,8 @@ class AttentionPlan:
         None  # samples that join and samples that do not, where each group has calls of its own
     )
     share: Share | None = (
-        None  # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
+        # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
+        None
     )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,8 +75,9 @@ def plan_attention(
     num_audio: int,
     share: Share | None = None,
 ) -> AttentionPlan:
-    """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N] tokens; padding is attended
-    to by nobody. Counts and `valid` are of whole samples, also where a `share` says that this rank holds a part of them."""
+    """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N]
+    tokens; padding is attended to by nobody. Counts and `valid` are of whole samples, also where a `share`
+    says that this rank holds a part of them."""
     video, audio = share.counts[share.group.rank] if share else (num_video, num_audio)
     all_joined = not (num_video and num_audio) or conditioning.all_joined
     if valid is None and (all_joined or not conditioning.any_joined):

@@ -1,6 +1,7 @@
 """Align-then-Fuse: double-stream alignment blocks, then single-stream fusion blocks (paper section 3).
 
-Both kinds: x += gate1 * self_attn(mod(norm1 x)); x += cross_attn(norm3 x, context); x += gate2 * ffn(mod(norm2 x)).
+Both kinds: x += gate1 * self_attn(mod(norm1 x)); x += cross_attn(norm3 x, context); x += gate2 *
+ffn(mod(norm2 x)).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.types import Conditioning
 
-# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects are dear in backward)
+# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects
+# are dear in backward)
 Rows = Sequence[Tensor] | Tensor
 
 
@@ -58,7 +60,8 @@ def add_ffn(x: Tensor, ffn: FeedForward, modulation: Rows, eps: float) -> Tensor
 
 
 class AlignmentBlock(nn.Module):
-    """Two streams with their own projections and modulation meet in one joint attention; FFN and norms shared unless split."""
+    """Two streams with their own projections and modulation meet in one joint attention; FFN and norms shared
+    unless split."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -78,7 +81,8 @@ class AlignmentBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video, audio) tokens [B, N, width], None where absent, one step further; turns are complex [N, 1, head_dim // 2]."""
+        """(video, audio) tokens [B, N, width], None where absent, one step further; turns are complex [N, 1,
+        head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (
@@ -117,7 +121,8 @@ class AlignmentBlock(nn.Module):
 
 
 def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """x [B, N, ...] cut into the present streams; the whole of it where there is one (a split would copy its gradient)."""
+    """x [B, N, ...] cut into the present streams; the whole of it where there is one (a split would copy its
+    gradient)."""
     present = [size for size in sizes if size]
     return (x,) if len(present) == 1 else x.split(present, dim=1)
 
@@ -125,7 +130,8 @@ def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 def normed_streams(
     x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float
 ) -> Tensor:
-    """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels (rows first, first + 1)."""
+    """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels
+    (rows first, first + 1)."""
     split = zip(split_streams(x, sizes), modulations, strict=True)
     pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
@@ -141,7 +147,8 @@ def gated_streams(
 
 
 class FusionBlock(nn.Module):
-    """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow levels."""
+    """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow
+    levels."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -152,7 +159,8 @@ class FusionBlock(nn.Module):
     def forward(
         self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context
     ) -> Tensor:
-        """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in order."""
+        """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in
+        order."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
         hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)

@@ -45,12 +45,13 @@ def write_model(
     keep_dtype: bool = False,
     max_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which marks the folder complete.
+    """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which
+    marks the folder complete.
 
-    Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the average equals the model and
-    is not stored again. Returns `checkpoint_id`: the digest of the EMA weights (of the plain ones where there are none), shortened.
-    Files take their places after the last was written; an earlier model's config.json is taken away first, so that no mixture looks
-    complete. Raises OSError.
+    Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the
+    average equals the model and is not stored again. Returns `checkpoint_id`: the digest of the EMA weights
+    (of the plain ones where there are none), shortened. Files take their places after the last was written;
+    an earlier model's config.json is taken away first, so that no mixture looks complete. Raises OSError.
     """
     sources = {
         name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()
@@ -74,7 +75,8 @@ def write_model(
 
 
 def written_keys(source: TensorSource) -> list[str]:
-    """Keys in the order in which write_model asks for them; ranks that do not write ask for them too where that is collective."""
+    """Keys in the order in which write_model asks for them; ranks that do not write ask for them too where
+    that is collective."""
     return write_order(plan_of(source, torch.float32))
 
 
@@ -102,14 +104,16 @@ def weights_stem(facts: Mapping[str, Any], weights: WeightsName) -> WeightsName:
 
 
 def open_weights(folder: Path, weights: WeightsName, shapes: Mapping[str, torch.Size]) -> ShardReader:
-    """A model folder's weights, to be read tensor by tensor. Raises ValueError that names missing, extra and misshapen keys."""
+    """A model folder's weights, to be read tensor by tensor. Raises ValueError that names missing, extra and
+    misshapen keys."""
     reader = ShardReader(folder, weights_stem(read_model_folder(folder).facts, weights))
     check_keys(shapes, reader.shapes(), str(folder))
     return reader
 
 
 def load_into(parameters: Mapping[str, Tensor], reader: ShardReader) -> None:
-    """Put every tensor of the reader into the parameter of its name, sharded or not; no rank holds more than one whole tensor."""
+    """Put every tensor of the reader into the parameter of its name, sharded or not; no rank holds more than
+    one whole tensor."""
     for key, parameter in parameters.items():
         put(parameter, reader.tensor(key))
 
@@ -133,13 +137,15 @@ def check_keys(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Siz
     problems = [f"{kind} {keys[0]} (of {len(keys)})" for kind, keys in kinds.items() if keys]
     if problems:
         raise ValueError(
-            f"{where}: weights do not fit the model: {'; '.join(problems)}; is it a checkpoint of another flavor?"
+            f"{where}: weights do not fit the model: {'; '.join(problems)}; is it a checkpoint of another "
+            "flavor?"
         )
 
 
 @torch.no_grad()
 def put(parameter: Tensor, whole: Tensor) -> None:
-    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part, no collective."""
+    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part,
+    no collective."""
     if isinstance(parameter, DTensor):
         local = whole.to(parameter.device, parameter.dtype)
         whole = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -147,7 +153,8 @@ def put(parameter: Tensor, whole: Tensor) -> None:
 
 
 class Gathered(InMemory):
-    """A TensorSource of parameters that may be sharded: each tensor comes whole, on the CPU; all ranks must ask for the same one."""
+    """A TensorSource of parameters that may be sharded: each tensor comes whole, on the CPU; all ranks must
+    ask for the same one."""
 
     def tensor(self, key: str) -> Tensor:
         value = self.tensors[key].detach()

@@ -1,4 +1,5 @@
-"""Dual tower: each modality attends to itself alone, text enters each tower by cross-attention, and extra modules let the towers meet."""
+"""Dual tower: each modality attends to itself alone, text enters each tower by cross-attention, and extra
+modules let the towers meet."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Meeting(NamedTuple):
 
 
 class CrossModal(nn.Module):
-    """x + attention from one tower to the other, both turned by the video's clock, so that equal times can find each other."""
+    """x + attention from one tower to the other, both turned by the video's clock, so that equal times can
+    find each other."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -110,7 +112,8 @@ class TowerPair(nn.Module):
 
 
 class DualTowerTransformer(AVTransformer):
-    """`num_alignment_blocks` pairs of tower blocks, nothing shared between the towers but the time path and the text embedding."""
+    """`num_alignment_blocks` pairs of tower blocks, nothing shared between the towers but the time path and
+    the text embedding."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.tower_blocks = nn.ModuleList(TowerPair(args) for _ in range(args.num_alignment_blocks))

@@ -1,6 +1,8 @@
-"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its number of parameters.
+"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its
+number of parameters.
 
-A name with `_published` computes what the released weights were trained for: the padding of the text is attended to.
+A name with `_published` computes what the released weights were trained for: the padding of the text is
+attended to.
 """
 
 from __future__ import annotations

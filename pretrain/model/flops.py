@@ -1,4 +1,5 @@
-"""Matmul FLOPs of one clip, counted exactly from the sizes (multiply-adds x 2): linear layers, convolutions as matmuls, attention.
+"""Matmul FLOPs of one clip, counted exactly from the sizes (multiply-adds x 2): linear layers, convolutions
+as matmuls, attention.
 
 What is not a matmul (norms, gates, rotations, softmax) is left out, as torch's own counter leaves it out.
 """
@@ -19,7 +20,8 @@ class ClipShape:
     context: int  # text states, padding included
     references: int = 1
     video_levels: int = 1  # latent frames where a first frame is given, else 1
-    joined: bool = True  # False: modalities kept apart; saves what lies between them, but not where it is masked (unified)
+    # False: modalities kept apart; saves what lies between them, but not where it is masked (unified)
+    joined: bool = True
 
     @property
     def streams(self) -> list[int]:
@@ -33,7 +35,8 @@ def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def training_flops(args: ModelArgs, shape: ClipShape) -> int:
-    """Forward and backward of one clip: every matmul again for its weights (or one factor) and again for its input.
+    """Forward and backward of one clip: every matmul again for its weights (or one factor) and again for its
+    input.
 
     The first maps of latents, text and levels need no gradient of their input.
     """
@@ -55,7 +58,8 @@ def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def params_met_per_video_token(args: ModelArgs) -> int:
-    """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are no matmuls, left out.
+    """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are
+    no matmuls, left out.
 
     Cross-attention's k and v are not among them: the context's tokens meet those, and there are few of them.
     """

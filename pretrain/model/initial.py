@@ -1,7 +1,8 @@
-"""First values of a transformer's parameters, one parameter at a time, so that no rank needs the whole model to draw them.
+"""First values of a transformer's parameters, one parameter at a time, so that no rank needs the whole model
+to draw them.
 
-Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release). At other widths the
-embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
+Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release). At
+other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class First(NamedTuple):
 
 
 def first_values(model: AVTransformer) -> Iterator[First]:
-    """In the order in which they are drawn; a name that comes twice starts as the later one says. The model may be on the meta device."""
+    """In the order in which they are drawn; a name that comes twice starts as the later one says. The model
+    may be on the meta device."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
             fan_in, fan_out = (

@@ -1,4 +1,5 @@
-"""What a model costs: parameters, tokens, FLOPs, memory per GPU and time, counted from the sizes; nothing is allocated."""
+"""What a model costs: parameters, tokens, FLOPs, memory per GPU and time, counted from the sizes; nothing is
+allocated."""
 
 from __future__ import annotations
 
@@ -46,10 +47,12 @@ def plan(
     local_batch: int = 1,
     ema: bool = True,
 ) -> dict[str, Any]:
-    """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in plain types for JSON.
+    """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in
+    plain types for JSON.
 
-    context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips of one micro-batch.
-    Raises ValueError on an unknown flavor, sizes that do not split into tokens, or degrees that do not divide.
+    context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips
+    of one micro-batch. Raises ValueError on an unknown flavor, sizes that do not split into tokens, or
+    degrees that do not divide.
     """
     args = flavor(name)
     setup = Setup(
@@ -91,7 +94,8 @@ def plan(
 def clip_shape(
     args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512
 ) -> ClipShape:
-    """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into tokens."""
+    """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into
+    tokens."""
     cell = PIXELS_PER_LATENT * args.patch_size
     for side, pixels in (("height", height), ("width", width)):
         if pixels < cell or pixels % cell:
@@ -110,19 +114,26 @@ def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) ->
         "full": "blocks keep their input, all of them is recomputed",
     }
     return [
-        "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a replica",
-        "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the time path is fp32",
-        f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward pass",
-        f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes and goes in a step",
+        "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a "
+        "replica",
+        "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the "
+        "time path is fp32",
+        f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward "
+        "pass",
+        f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes "
+        "and goes in a step",
         "GPU sizes are decimal: 80 GB = 74.5 GiB, 141 GB = 131.3 GiB",
-        "FLOPs are matmuls alone, 2 per multiply-add, as torch's FlopCounterMode counts them; model FLOPs leave recomputation out",
-        f"times follow from model FLOPs at {mfu:.0%} of {peak_tflops:g} TFLOP/s per GPU: the {mfu:.0%} is stated, not measured; "
+        "FLOPs are matmuls alone, 2 per multiply-add, as torch's FlopCounterMode counts them; model FLOPs "
+        "leave recomputation out",
+        f"times follow from model FLOPs at {mfu:.0%} of {peak_tflops:g} TFLOP/s per GPU: the {mfu:.0%} is "
+        "stated, not measured; "
         "data, validation and checkpoints are taken to be hidden",
     ]
 
 
 def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> float:
-    """Seconds that `flops` of model FLOPs take. Raises ValueError on an MFU outside (0, 1] or a peak that is not positive."""
+    """Seconds that `flops` of model FLOPs take. Raises ValueError on an MFU outside (0, 1] or a peak that is
+    not positive."""
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise ValueError(f"mfu must be in (0, 1] and peak_tflops positive, got {mfu} and {peak_tflops}")
     return flops / (gpus * peak_tflops * 1e12 * mfu)

@@ -1,4 +1,5 @@
-"""Memory of one training step per GPU, by part, from sizes alone: what is sharded, what is gathered, what the backward pass keeps."""
+"""Memory of one training step per GPU, by part, from sizes alone: what is sharded, what is gathered, what the
+backward pass keeps."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Setup:
             raise ValueError(f"local_batch must not be negative, got {self.local_batch}")
         if self.gpus % (self.replicas * self.context):
             raise ValueError(
-                f"{self.gpus} gpus do not divide into {self.replicas} replicas x {self.context} context ranks; choose divisors"
+                f"{self.gpus} gpus do not divide into {self.replicas} replicas x {self.context} context "
+                "ranks; choose divisors"
             )
         if self.checkpointing not in ("none", "selective", "full"):
             raise ValueError(f"checkpointing must be none, selective or full, got {self.checkpointing!r}")
@@ -109,7 +111,8 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
 
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
-    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the batch."""
+    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the
+    batch."""
     empty, one = (
         sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1)
     )
@@ -119,9 +122,9 @@ def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_by
 def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
     """Bytes one block keeps for its backward pass, for `tokens` that attend to `context` text states.
 
-    Per token, in bf16 unless said: two modulated norms (fp32 in and out, then the map's input), q and k before and after their norm,
-    v, the attended, the two gated updates; cross-attention's norm, q twice, the attended; the FFN's hidden states before and after GELU.
-    Flash attention keeps no scores.
+    Per token, in bf16 unless said: two modulated norms (fp32 in and out, then the map's input), q and k
+    before and after their norm, v, the attended, the two gated updates; cross-attention's norm, q twice, the
+    attended; the FFN's hidden states before and after GELU. Flash attention keeps no scores.
     """
     width = args.width
     norms = 2 * (2 * FP32 + BF16) * width
@@ -133,12 +136,14 @@ def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
 
 
 def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks: int) -> dict[str, float]:
-    """Activations of the micro-batch; the tokens' divide by the context degree, what lies before and after them does not."""
+    """Activations of the micro-batch; the tokens' divide by the context degree, what lies before and after
+    them does not."""
     batch, width = setup.local_batch, args.width
     tokens = (clip.video + clip.audio) / setup.context * batch
     inside = saved_by_block(args, tokens, clip.context * batch)
     inputs = tokens * width * BF16
-    # selective: the attended, and where ranks exchange tokens for heads, what they sent each other (q, k, v and back)
+    # selective: the attended, and where ranks exchange tokens for heads, what they sent each other (q, k, v
+    # and back)
     kept = {"none": inside, "selective": inputs * (2 if setup.context == 1 else 6), "full": inputs}[
         setup.checkpointing
     ]

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Up to which size plain matmuls beat the CPU's flash kernel, forward + backward. Measured on AVX512-BF16, 2 cores, torch 2.13:
-# bf16 1.3 to 1.8 times as fast from 640 to 4400 tokens (6 times at 54), so there only the memory of the scores is a limit
-# (their rounding costs 0.5 % of the output where flash has 0.2 %, tests/test_kernels.py);
-# fp32 1.2 times as fast at 640 tokens, the same at 1280, slower from 1760 on.
+# Up to which size plain matmuls beat the CPU's flash kernel, forward + backward. Measured on AVX512-BF16, 2
+# cores, torch 2.13: bf16 1.3 to 1.8 times as fast from 640 to 4400 tokens (6 times at 54), so there only the
+# memory of the scores is a limit (their rounding costs 0.5 % of the output where flash has 0.2 %,
+# tests/test_kernels.py); fp32 1.2 times as fast at 640 tokens, the same at 1280, slower from 1760 on.
 CPU_BF16_SCORES = 1 << 28  # over batch and heads: 512 MiB
 CPU_FP32_SCORES = 1 << 19  # per head
 CPU_BF16_SOFTMAX_KEYS = 128
 
 
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may attend."""
+    """Attend from q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may
+    attend."""
     if q.device.type != "cpu" or not _matmuls_are_faster(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     keys = k.flatten(0, 1).transpose(1, 2)
@@ -29,7 +30,8 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; of few keys through fp32, where the CPU's bf16 kernel takes three times as long (28 keys)."""
+    """Over the last dimension; of few keys through fp32, where the CPU's bf16 kernel takes three times as
+    long (28 keys)."""
     if scores.dtype is torch.bfloat16 and scores.shape[-1] < CPU_BF16_SOFTMAX_KEYS:
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
     return scores.softmax(dim=-1)

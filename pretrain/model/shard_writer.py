@@ -1,6 +1,8 @@
-"""Safetensors in shards, written tensor by tensor: headers are known before, so bytes go straight to the files and memory holds one tensor.
+"""Safetensors in shards, written tensor by tensor: headers are known before, so bytes go straight to the
+files and memory holds one tensor.
 
-The bytes of a file are those of the safetensors library: tensors ordered by descending width of their type, then by name.
+The bytes of a file are those of the safetensors library: tensors ordered by descending width of their type,
+then by name.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ def write_order(plan: Plan) -> list[str]:
 
 
 class ShardWriter:
-    """`stem.safetensors`, or `stem-00001-of-0000N.safetensors` with an index where the plan exceeds max_bytes; a context manager.
+    """`stem.safetensors`, or `stem-00001-of-0000N.safetensors` with an index where the plan exceeds
+    max_bytes; a context manager.
 
-    Tensors are added in `order`. Files take their places at the end and those of an earlier checkpoint of this stem go; on failure
-    nothing changes (of an object store, shards that were whole may stay, without their index). Raises OSError where it cannot write.
+    Tensors are added in `order`. Files take their places at the end and those of an earlier checkpoint of
+    this stem go; on failure nothing changes (of an object store, shards that were whole may stay, without
+    their index). Raises OSError where it cannot write.
     """
 
     def __init__(
@@ -65,12 +69,14 @@ class ShardWriter:
         return self
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Write the next tensor. Raises ValueError where it is not the one that `order` has here, or not as planned."""
+        """Write the next tensor. Raises ValueError where it is not the one that `order` has here, or not as
+        planned."""
         if not self._left:
             self._open()
         if key != self._left[0] or (tensor.shape, tensor.dtype) != self.plan[key]:
             raise ValueError(
-                f"{key} {tuple(tensor.shape)} {tensor.dtype}: expected {self._left[0]} {self.plan[self._left[0]]}"
+                f"{key} {tuple(tensor.shape)} {tensor.dtype}: expected {self._left[0]} "
+                f"{self.plan[self._left[0]]}"
             )
         if tensor.numel():
             self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -95,7 +101,8 @@ class ShardWriter:
                     raise error
                 if len(self.files) < len(self._shards):
                     raise ValueError(
-                        f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were written"
+                        f"{self.folder}/{self.stem}: {len(self.files)} of {len(self._shards)} shards were "
+                        "written"
                     )
             if len(self._shards) > 1:
                 index = self._stack.enter_context(writing(self.folder / f"{self.stem}{INDEX}"))
@@ -107,7 +114,8 @@ class ShardWriter:
         if number == len(self._shards):
             raise ValueError(f"{self.folder}/{self.stem}: everything planned is written")
         self._left, self._hash = list(self._shards[number]), hashlib.sha256()
-        # local files take their places together at the end; uploads happen one by one, so that the disk holds one
+        # local files take their places together at the end; uploads happen one by one, so that the disk holds
+        # one
         stack = self._writing if is_remote(self.folder) else self._stack
         path = stack.enter_context(writing(self.folder / self._name(number)))
         self._file = self._writing.enter_context(path.open("wb"))

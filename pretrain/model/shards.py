@@ -1,6 +1,8 @@
-"""Safetensors in shards, read tensor by tensor: one file, or several with an index as Hugging Face writes them.
+"""Safetensors in shards, read tensor by tensor: one file, or several with an index as Hugging Face writes
+them.
 
-Only headers are held; a tensor's bytes are read when it is asked for, also from an object store, so memory never holds more than that.
+Only headers are held; a tensor's bytes are read when it is asked for, also from an object store, so memory
+never holds more than that.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ class _Entry:
 class ShardReader:
     """A checkpoint: a .safetensors file, an index, or a folder that holds one (`stem`: of that name).
 
-    A TensorSource. Raises FileNotFoundError where nothing or a shard is missing, ValueError where a file is truncated or not
-    safetensors, or the index does not say what the shards hold; all in one line.
+    A TensorSource. Raises FileNotFoundError where nothing or a shard is missing, ValueError where a file is
+    truncated or not safetensors, or the index does not say what the shards hold; all in one line.
     """
 
     def __init__(self, path: Path, stem: str = "") -> None:
@@ -138,7 +140,8 @@ class ShardReader:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
-        """The file; of an object store the last one stays open, since each opening asks it for the size and reading ahead helps."""
+        """The file; of an object store the last one stays open, since each opening asks it for the size and
+        reading ahead helps."""
         if not is_remote(path):
             with path.open("rb") as file:
                 yield file
@@ -158,17 +161,20 @@ class ShardReader:
         for key, name in index.items():
             if key not in self._entries or self._entries[key].file.name != name:
                 raise ValueError(
-                    f"{self.path}: the index puts {key} into {name}, which does not hold it; copy the checkpoint again"
+                    f"{self.path}: the index puts {key} into {name}, which does not hold it; copy the "
+                    "checkpoint again"
                 )
         for key, entry in self._entries.items():
             if key not in index:
                 raise ValueError(
-                    f"{self.path}: {entry.file.name} holds {key}, which the index does not name; copy the checkpoint again"
+                    f"{self.path}: {entry.file.name} holds {key}, which the index does not name; copy the "
+                    "checkpoint again"
                 )
 
 
 def files_of(folder: Path, stem: str) -> list[Path]:
-    """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another checkpoint."""
+    """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another
+    checkpoint."""
     ends = {".safetensors", INDEX}
     rests = (
         (path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem)
@@ -200,7 +206,8 @@ def _find(path: Path, stem: str) -> tuple[dict[str, str] | None, list[Path]]:
     if len(candidates) > 1 or _PART.search(candidates[0]):
         lacks = "shards without their index" if all(map(_PART.search, candidates)) else "several checkpoints"
         raise ValueError(
-            f"{path}: {lacks} ({', '.join(candidates[:3])}, ...); give one file or a whole checkpoint with its index"
+            f"{path}: {lacks} ({', '.join(candidates[:3])}, ...); give one file or a whole checkpoint with "
+            "its index"
         )
     return _find(path / candidates[0], stem)
 

@@ -1,4 +1,5 @@
-"""What all paradigms share: latents and text become tokens, levels become modulation, tokens become velocities.
+"""What all paradigms share: latents and text become tokens, levels become modulation, tokens become
+velocities.
 
 What lies between (which token meets which, and where) is a subclass's `mix`.
 """
@@ -46,7 +47,8 @@ class Inputs(NamedTuple):
 class AVTransformer(nn.Module):
     """`forward(video, audio, conditioning) -> Velocity`; either stream may be absent.
 
-    A paradigm gives `add_blocks`, `block_groups` and `mix`. `join_context_group` lets ranks hold the tokens of a batch together.
+    A paradigm gives `add_blocks`, `block_groups` and `mix`. `join_context_group` lets ranks hold the tokens
+    of a batch together.
     """
 
     def __init__(self, args: ModelArgs) -> None:
@@ -103,7 +105,8 @@ class AVTransformer(nn.Module):
         )
 
     def join_context_group(self, group: ContextGroup | None) -> None:
-        """Hold a part of every batch's tokens from here on. Raises ValueError where the model does not split that way."""
+        """Hold a part of every batch's tokens from here on. Raises ValueError where the model does not split
+        that way."""
         if group:
             check_degree(self.args, group.size)
         self.context_group = group
@@ -149,7 +152,8 @@ class AVTransformer(nn.Module):
         return _own((out[0], out[1]), share, dim=0)
 
     def _without_dropped_text(self, conditioning: Conditioning) -> Conditioning:
-        """Dropped texts as zero rows without timbre tokens, where the weights were trained so; else as given."""
+        """Dropped texts as zero rows without timbre tokens, where the weights were trained so; else as
+        given."""
         if not self.args.dropped_text_is_zeros or conditioning.all_kept:
             return conditioning
         kept = conditioning.text_kept[:, None]
@@ -186,11 +190,13 @@ class AVTransformer(nn.Module):
 
 
 def pad_text(states: Tensor) -> Tensor:
-    """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S equal context vectors."""
+    """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S
+    equal context vectors."""
     missing = CONTEXT_TOKENS - states.shape[1]
     if missing < 0:
         raise ValueError(
-            f"the text has {states.shape[1]} tokens; a model that attends to its padding takes {CONTEXT_TOKENS}, shorten it"
+            f"the text has {states.shape[1]} tokens; a model that attends to its padding takes "
+            f"{CONTEXT_TOKENS}, shorten it"
         )
     return nn.functional.pad(states, (0, 0, 0, missing))
 
@@ -230,8 +236,9 @@ def velocity_of_answer(
 def velocity_of_clean(answer: Tensor, latents: Tensor, sigma: Tensor, deviation: float) -> Tensor:
     """(x_s - x0) / s for x0 = skip * x_s + out * answer, finite at s = 0.
 
-    skip and out are those of EDM (Karras et al. 2022, section 5) for data of standard deviation `deviation` d on the path
-    x_s = (1 - s) x0 + s eps, with out scaled to 1 at s = 1: skip = d^2 (1 - s) / w, out = s / sqrt(w), w = s^2 + d^2 (1 - s)^2.
+    skip and out are those of EDM (Karras et al. 2022, section 5) for data of standard deviation `deviation` d
+    on the path x_s = (1 - s) x0 + s eps, with out scaled to 1 at s = 1: skip = d^2 (1 - s) / w, out = s /
+    sqrt(w), w = s^2 + d^2 (1 - s)^2.
     """
     variance = deviation**2
     weight = sigma**2 + variance * (1 - sigma) ** 2

@@ -1,4 +1,5 @@
-"""Timbre-in-Context: a reference voice becomes one context token, put where its speech span begins (paper section 3)."""
+"""Timbre-in-Context: a reference voice becomes one context token, put where its speech span begins (paper
+section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pretrain.model.args import ModelArgs
 
 
 class TimbreToken(nn.Module):
-    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros (dropped or absent)."""
+    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros (dropped or
+    absent)."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()

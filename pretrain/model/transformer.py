@@ -1,4 +1,5 @@
-"""NAVA: video and audio in one self-attention from the first block on, the context outside, by cross-attention."""
+"""NAVA: video and audio in one self-attention from the first block on, the context outside, by
+cross-attention."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pretrain.model.shell import AVTransformer, Inputs, Pair
 
 
 class NavaTransformer(AVTransformer):
-    """Align-then-Fuse MMDiT (paper section 3): double-stream alignment blocks, then single-stream fusion blocks."""
+    """Align-then-Fuse MMDiT (paper section 3): double-stream alignment blocks, then single-stream fusion
+    blocks."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.double_blocks = nn.ModuleList(AlignmentBlock(args) for _ in range(args.num_alignment_blocks))

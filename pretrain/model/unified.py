@@ -1,4 +1,5 @@
-"""Fully unified: context, video and audio are peer tokens of one self-attention, with one set of weights for all."""
+"""Fully unified: context, video and audio are peer tokens of one self-attention, with one set of weights for
+all."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class PeerBlock(nn.Module):
         turns: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] of streams of `sizes` tokens with complex turns [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
+        """x [B, N, width] of streams of `sizes` tokens with complex turns [N, 1, head_dim // 2]; mask [B, 1,
+        N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
@@ -43,7 +45,8 @@ class PeerBlock(nn.Module):
 
 
 class UnifiedTransformer(AVTransformer):
-    """`num_fusion_blocks` blocks over all tokens. Context tokens are clean, so they carry level 0, and stand at time 0."""
+    """`num_fusion_blocks` blocks over all tokens. Context tokens are clean, so they carry level 0, and stand
+    at time 0."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.peer_blocks = nn.ModuleList(PeerBlock(args) for _ in range(args.num_fusion_blocks))
@@ -79,10 +82,11 @@ class UnifiedTransformer(AVTransformer):
 
 
 def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
-    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = may attend; None = everyone to everyone.
+    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = may attend; None =
+    everyone to everyone.
 
-    Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the other. Nobody but itself sees a
-    dropped text or padding.
+    Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the
+    other. Nobody but itself sees a dropped text or padding.
     """
     conditioning = given.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept

@@ -1,7 +1,8 @@
 """Shows torchtitan 0.2.2 a CPU as a device, and imports it without what no run of ours uses.
 
-torchtitan asks torch for an accelerator once, while it is imported, and its modules copy the answer; on a machine without one it takes
-"cuda". So the question is answered during that import only, and torch is left as it was.
+torchtitan asks torch for an accelerator once, while it is imported, and its modules copy the answer; on a
+machine without one it takes "cuda". So the question is answered during that import only, and torch is left as
+it was.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch._utils
 
 
 def _cpu_module() -> types.ModuleType:
-    """What torchtitan calls on torch.cuda, for a CPU: there is one device, its memory is the machine's, and nothing is asynchronous."""
+    """What torchtitan calls on torch.cuda, for a CPU: there is one device, its memory is the machine's, and
+    nothing is asynchronous."""
     cpu = types.ModuleType("cpu_device")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     members = {
@@ -53,8 +55,9 @@ def _answering_cpu() -> Iterator[None]:
         yield
 
 
-# torchtitan modules that its trainer imports for language models only, with the names it takes from them; they would pull in pandas,
-# pyarrow, datasets and the inductor compiler: 1.5 s of processor time and 130 MB for every rank (measured on torch 2.13)
+# torchtitan modules that its trainer imports for language models only, with the names it takes from them;
+# they would pull in pandas, pyarrow, datasets and the inductor compiler: 1.5 s of processor time and 130 MB
+# for every rank (measured on torch 2.13)
 _LANGUAGE_MODELS_ONLY = {
     "torchtitan.hf_datasets.text_datasets": ("build_text_validation_dataloader",),
     "torchtitan.models.attention": ("VarlenMetadata",),
@@ -77,7 +80,8 @@ def _placeholders() -> Iterator[None]:
 
 
 def import_torchtitan() -> None:
-    """Import torchtitan's trainer with the right device; called by this package before any of its modules import torchtitan.
+    """Import torchtitan's trainer with the right device; called by this package before any of its modules
+    import torchtitan.
 
     Raises ImportError where something imported torchtitan earlier and it took the wrong device.
     """
@@ -85,5 +89,6 @@ def import_torchtitan() -> None:
         import torchtitan.train
     if torchtitan.train.utils.device_type == "cuda" and not torch.cuda.is_available():
         raise ImportError(
-            "torchtitan was imported before pretrain.titan and took cuda as its device; import pretrain.titan first"
+            "torchtitan was imported before pretrain.titan and took cuda as its device; import "
+            "pretrain.titan first"
         )

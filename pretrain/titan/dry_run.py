@@ -1,7 +1,9 @@
-"""One process plays rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` builds, shards and takes one step.
+"""One process plays rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` builds, shards and
+takes one step.
 
-Collectives are pretended (torch's fake process group): a gather repeats this rank's shard and a reduction does nothing, so the values are
-meaningless; what is checked is that everything is built, cut, gathered, reduced, clipped, stepped and averaged at these sizes.
+Collectives are pretended (torch's fake process group): a gather repeats this rank's shard and a reduction
+does nothing, so the values are meaningless; what is checked is that everything is built, cut, gathered,
+reduced, clipped, stepped and averaged at these sizes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _GIB = 2**30
 
 
 class RehearsingTrainer(PretrainTrainer):
-    """The trainer as it is, but for first weights (torchtitan's shard by shard, not ours drawn whole) and a judge that takes every step."""
+    """The trainer as it is, but for first weights (torchtitan's shard by shard, not ours drawn whole) and a
+    judge that takes every step."""
 
     def first_weights(self) -> None: ...
 
@@ -102,7 +105,8 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
             "total": round(ended - started, 1),
         },
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "left_out": "numbers (collectives are pretended), compiled blocks, the GPU's kernels and memory, saving and loading",
+        "left_out": "numbers (collectives are pretended), compiled blocks, the GPU's kernels and memory, "
+        "saving and loading",
     }
 
 

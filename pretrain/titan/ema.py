@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 class Ema:
     """weights <- decay * weights + (1 - decay) * model, with decay warmed up as (1 + n) / (10 + n).
 
-    `only_trained` leaves frozen weights out. A decay of 0 is the model itself: no copy is held or saved, which at full size spares a
-    fifth of the states. A torch Stateful: DCP saves its DTensors sharded like the model's.
+    `only_trained` leaves frozen weights out. A decay of 0 is the model itself: no copy is held or saved,
+    which at full size spares a fifth of the states. A torch Stateful: DCP saves its DTensors sharded like the
+    model's.
     """
 
     def __init__(self, model: nn.Module, decay: float, only_trained: bool = False) -> None:

@@ -66,7 +66,8 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
             folder="",
             interval=config.checkpoint.interval,
             async_mode="async" if config.checkpoint.asynchronous else "disabled",
-            keep_latest_k=0,  # retention is ours: torchtitan has no keep-every-n and counts unfinished folders
+            # retention is ours: torchtitan has no keep-every-n and counts unfinished folders
+            keep_latest_k=0,
             last_save_model_only=False,
         ),
         activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),

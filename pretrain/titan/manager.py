@@ -1,4 +1,5 @@
-"""torchtitan's checkpoint manager with the states in a local folder or a store, our retention and one-line failures."""
+"""torchtitan's checkpoint manager with the states in a local folder or a store, our retention and one-line
+failures."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Checkpoints(CheckpointManager):
         return True
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
-        """All ranks call it. Raises OSError in one line where the state cannot be written; the states before stay."""
+        """All ranks call it. Raises OSError in one line where the state cannot be written; the states before
+        stay."""
         try:
             super().save(curr_step, last_step)
         except (Exception, CheckpointException) as error:  # the latter is a BaseException
@@ -114,7 +116,8 @@ def remove_incomplete(folder: Path) -> list[int]:
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete finished checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none); returns the rest."""
+    """Delete finished checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none); returns
+    the rest."""
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):
@@ -140,12 +143,14 @@ def save_error(error: BaseException, folder: Path, newest: int = 0) -> OSError:
     reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
     if is_remote(folder):
         return OSError(
-            f"{folder}: checkpoint could not be written ({reason}); {good}; run again to resume when the store answers"
+            f"{folder}: checkpoint could not be written ({reason}); {good}; run again to resume when the "
+            "store answers"
         )
     free_mb = shutil.disk_usage(folder).free / 2**20 if folder.is_dir() else 0.0
     reason = "the disk is full" if is_full(cause) or free_mb < 1 else reason
     return OSError(
-        f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space and run again to resume"
+        f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space "
+        "and run again to resume"
     )
 
 

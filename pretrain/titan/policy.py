@@ -1,4 +1,5 @@
-"""Which steps are taken: non-finite and spiking gradients are skipped, counted, and in a row they stop the run."""
+"""Which steps are taken: non-finite and spiking gradients are skipped, counted, and in a row they stop the
+run."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class StepJudge:
         self.in_a_row += 1
         if self.in_a_row > self.policy.max_skips_in_a_row:
             raise ValueError(
-                f"step {step}: {self.in_a_row} steps in a row skipped (loss {loss:g}, gradient norm {grad_norm:g}); lower the stage's lr, "
+                f"step {step}: {self.in_a_row} steps in a row skipped (loss {loss:g}, gradient norm "
+                f"{grad_norm:g}); lower the stage's lr, "
                 f"check the latents, or raise policy.max_skips_in_a_row"
             )
         return False

@@ -1,4 +1,5 @@
-"""Ranks for trainings with a loop of their own: the process group, and a model sharded as pretraining shards it."""
+"""Ranks for trainings with a loop of their own: the process group, and a model sharded as pretraining shards
+it."""
 
 from __future__ import annotations
 

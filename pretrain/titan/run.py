@@ -1,4 +1,5 @@
-"""What each torchrun rank does: `python -m pretrain.titan.run out/stage1/resolved.json` trains one stage, or resumes it."""
+"""What each torchrun rank does: `python -m pretrain.titan.run out/stage1/resolved.json` trains one stage, or
+resumes it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 def train_stage(run: StageRun) -> str:
     """Train (or go on training) `run` on this rank; returns "finished" or "interrupted".
 
-    Raises ValueError for unusable data or a run that diverges, OSError when a checkpoint or the export cannot be written.
+    Raises ValueError for unusable data or a run that diverges, OSError when a checkpoint or the export cannot
+    be written.
     """
     rank = int(os.environ["RANK"])
     config = run.config
@@ -101,7 +103,8 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 
 def main(path: Path) -> int:
-    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank went away."""
+    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank
+    went away."""
     # the outputs of our blocks are views that nobody changes in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()

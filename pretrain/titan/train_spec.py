@@ -40,8 +40,9 @@ def build_complete_optimizers(
 ) -> OptimizersContainer:
     """AdamW whose moments exist for every parameter from the start.
 
-    A checkpoint taken while some parameter never had a gradient (an audio-only first step) would otherwise lack its moments, and DCP
-    refuses to load it into a run that has them. One step with zero gradients at rate 0 creates them and moves nothing.
+    A checkpoint taken while some parameter never had a gradient (an audio-only first step) would otherwise
+    lack its moments, and DCP refuses to load it into a run that has them. One step with zero gradients at
+    rate 0 creates them and moves nothing.
     """
     optimizers = build_optimizers(model_parts, config, parallel_dims)
     for optimizer in optimizers:

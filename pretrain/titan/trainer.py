@@ -1,7 +1,8 @@
 """torchtitan's Trainer with NAVA's step: two modalities, each normalised by its own global count.
 
-Meshes, meta-device building, sharding, optimizer, schedule, clipping and DCP come from torchtitan. Its step divides by one token count
-and its loop has neither a way to skip a step nor to stop at a signal, so those two methods are ours.
+Meshes, meta-device building, sharding, optimizer, schedule, clipping and DCP come from torchtitan. Its step
+divides by one token count and its loop has neither a way to skip a step nor to stop at a signal, so those two
+methods are ours.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class PretrainTrainer(Trainer):
         return self.step
 
     def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Steps until the stage ends or a signal came; saves at intervals and at the end. Raises OSError when a save fails."""
+        """Steps until the stage ends or a signal came; saves at intervals and at the end. Raises OSError when
+        a save fails."""
         assert self.dataloader is not None
         batches = self.batch_generator(self.dataloader)
         while self.should_continue_training():
@@ -139,7 +141,8 @@ class PretrainTrainer(Trainer):
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
     ) -> Tensor:  # type: ignore[override]
-        """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step. Returns its loss sums."""
+        """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step.
+        Returns its loss sums."""
         with self.train_context():
             velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)
             sums = velocity_loss(velocity, input_dict)

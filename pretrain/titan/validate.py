@@ -1,4 +1,5 @@
-"""Validation of the sharded model's EMA weights on the set called `validation`, the same clips and noise every time."""
+"""Validation of the sharded model's EMA weights on the set called `validation`, the same clips and noise
+every time."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ _CLIPS_PER_BATCH = 8  # over all ranks
 
 
 class Validator:
-    """Holds the validation clips of this rank (of its context group, the same on each of its ranks); without such a set, or without
-    clips enough for every rank, there is nothing to run."""
+    """Holds the validation clips of this rank (of its context group, the same on each of its ranks); without
+    such a set, or without clips enough for every rank, there is nothing to run."""
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
         context = run.config.parallel.context
@@ -99,9 +100,11 @@ VALIDATION_SEED = 20_260_530
 def validation_sums(
     model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add them over ranks.
+    """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add
+    them over ranks.
 
-    Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights to be judged.
+    Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights
+    to be judged.
     """
     config = replace(objective, levels=LevelConfig(weight="flat"), dropout=NO_DROPOUT)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
@@ -121,7 +124,8 @@ def validation_sums(
 
 
 def validation_losses(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Sums (of all ranks) -> `validation/video/0.1`: mean squared error per element; buckets without elements are left out."""
+    """Sums (of all ranks) -> `validation/video/0.1`: mean squared error per element; buckets without elements
+    are left out."""
     buckets = sorted(key.removesuffix("/sum") for key in sums if key.endswith("/sum"))
     return {
         f"validation/{key}": float(sums[f"{key}/sum"] / sums[f"{key}/count"])

@@ -1,4 +1,5 @@
-"""Weights in and out of the sharded model, tensor by tensor: seeded initialisation, loading an earlier stage, export as safetensors."""
+"""Weights in and out of the sharded model, tensor by tensor: seeded initialisation, loading an earlier stage,
+export as safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from pretrain.titan.ema import Ema
 def initialise(model: nn.Module, flavor_name: str, seed: int) -> None:
     """The same first weights on any number of CPU ranks: each drawn whole, then cut.
 
-    (DTensor's random operations draw per shard on CPU; on accelerators they do not depend on the sharding and are left as they are.)
+    (DTensor's random operations draw per shard on CPU; on accelerators they do not depend on the sharding and
+    are left as they are.)
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
@@ -49,9 +51,11 @@ def sharded_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_parent(model: nn.Module, run: StageRun) -> Ema:
-    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's weights.
+    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's
+    weights.
 
-    Raises FileNotFoundError or ValueError in one line where its files are missing, damaged or of another size.
+    Raises FileNotFoundError or ValueError in one line where its files are missing, damaged or of another
+    size.
     """
     decay = run.config.ema_decay
     if run.init_from is None:
@@ -71,9 +75,11 @@ def load_parent(model: nn.Module, run: StageRun) -> Ema:
 
 
 def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
-    """Write out/model/ (config.json, model and, where there is an average, ema safetensors; full fp32 tensors) on rank 0; returns its id.
+    """Write out/model/ (config.json, model and, where there is an average, ema safetensors; full fp32
+    tensors) on rank 0; returns its id.
 
-    All ranks must call it: tensor by tensor is gathered and written. A failed write leaves an earlier export as it was.
+    All ranks must call it: tensor by tensor is gathered and written. A failed write leaves an earlier export
+    as it was.
     """
     sources: dict[WeightsName, TensorSource] = {"model": Gathered(sharded_parameters(model))}
     if not ema.off:

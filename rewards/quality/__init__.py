@@ -1,1 +1,2 @@
-"""How good it sounds: Audiobox aesthetics, a noise estimate that needs no weights, Fréchet distance of sets."""
+"""How good it sounds: Audiobox aesthetics, a noise estimate that needs no weights, Fréchet distance of
+sets."""

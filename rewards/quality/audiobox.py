@@ -1,7 +1,8 @@
 """Audiobox-Aesthetics (Tjandra et al. 2025, arXiv 2502.05139): production quality and three more axes, 1..10.
 
-The model class is the PyPI package's (`pip install --no-deps audiobox_aesthetics`, version 0.0.4). Only its module
-`audiobox_aesthetics.model.aes` is imported, which needs torch alone; its `infer` module would ask for torchaudio.
+The model class is the PyPI package's (`pip install --no-deps audiobox_aesthetics`, version 0.0.4). Only its
+module `audiobox_aesthetics.model.aes` is imported, which needs torch alone; its `infer` module would ask for
+torchaudio.
 """
 
 from __future__ import annotations
@@ -40,28 +41,32 @@ MODEL_ARGS = (
 
 
 class AudioboxAesthetics:
-    """Production quality (PQ) of the clip's sound, about 1..10, higher is better; Score.parts: ce, cu (higher), pc (lower in Verse-Bench).
+    """Production quality (PQ) of the clip's sound, about 1..10, higher is better; Score.parts: ce, cu
+    (higher), pc (lower in Verse-Bench).
 
-    Windows of 10 s side by side, the last one padded with silence under a mask; a clip's score is their mean weighted by how
-    much of each is sound. NaN with a reason without usable sound. Resampling is scipy's polyphase filter where the package
-    takes torchaudio's; sounds at 16 kHz are the same samples.
+    Windows of 10 s side by side, the last one padded with silence under a mask; a clip's score is their mean
+    weighted by how much of each is sound. NaN with a reason without usable sound. Resampling is scipy's
+    polyphase filter where the package takes torchaudio's; sounds at 16 kHz are the same samples.
     """
 
     name = "audiobox_pq"
 
     def __init__(self, model: nn.Module, transform: Mapping[str, tuple[float, float]]) -> None:
-        """`model` gives {axis: [B]} for {"wav", "mask"} of [B, 1, 160000]; `transform` has the mean and deviation of each axis."""
+        """`model` gives {axis: [B]} for {"wav", "mask"} of [B, 1, 160000]; `transform` has the mean and
+        deviation of each axis."""
         self._model, self._transform = model.eval(), dict(transform)
 
     @classmethod
     def load(cls, path: Path, sha256: str = "") -> AudioboxAesthetics:
         """From `checkpoint.pt`, or from `model.safetensors` with its `config.json` beside it.
 
-        Raises ImportError without the package, FileNotFoundError and ValueError in one line for missing or wrong weights.
+        Raises ImportError without the package, FileNotFoundError and ValueError in one line for missing or
+        wrong weights.
         """
         if importlib.util.find_spec("audiobox_aesthetics") is None:
             raise ImportError(
-                f"audiobox_aesthetics ({LICENCE}) is not installed; pip install --no-deps audiobox_aesthetics==0.0.4"
+                f"audiobox_aesthetics ({LICENCE}) is not installed; pip install --no-deps "
+                "audiobox_aesthetics==0.0.4"
             )
         path = checked(path, sha256, what="Audiobox-Aesthetics", licence=LICENCE, source=SOURCE)
         config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
@@ -95,7 +100,8 @@ class AudioboxAesthetics:
 
 
 def windows(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
-    """[N] at 16 kHz -> pieces of 10 s, float32 [P, 1, 160000] with zeros behind the end, and where sound is, bool of that shape."""
+    """[N] at 16 kHz -> pieces of 10 s, float32 [P, 1, 160000] with zeros behind the end, and where sound is,
+    bool of that shape."""
     padding = -len(waveform) % WINDOW
     sound = torch.from_numpy(np.pad(np.asarray(waveform, np.float32), (0, padding)))
     mask = torch.arange(len(sound)) < len(waveform)
@@ -129,7 +135,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = path.with_name("config.json")
     if not config.is_file():
         raise FileNotFoundError(
-            f"Audiobox-Aesthetics: {config}: no such file; it belongs beside {path.name}, get it from {SOURCE}"
+            f"Audiobox-Aesthetics: {config}: no such file; it belongs beside {path.name}, get it from "
+            f"{SOURCE}"
         )
     return json.loads(config.read_text()), load_file(path)
 
@@ -146,7 +153,8 @@ def _build(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(
-            f"Audiobox-Aesthetics: {path}: weights of another model ({lines[0][:120]}); get them from {SOURCE}"
+            f"Audiobox-Aesthetics: {path}: weights of another model ({lines[0][:120]}); get them from "
+            f"{SOURCE}"
         ) from error
     return model
 

@@ -8,10 +8,11 @@ NEGLIGIBLE = 1e-6  # of the largest eigenvalue: a covariance may be that far fro
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Distance of the Gaussians fitted to [N, D] and [M, D] (N, M >= 2, better >> D); 0 for equal sets, lower is better.
+    """Distance of the Gaussians fitted to [N, D] and [M, D] (N, M >= 2, better >> D); 0 for equal sets, lower
+    is better.
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)), the square of the 2-Wasserstein distance (Dowson & Landau
-    1982). Raises ValueError for other shapes and for embeddings that are not finite.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)), the square of the 2-Wasserstein distance
+      (Dowson & Landau 1982). Raises ValueError for other shapes and for embeddings that are not finite.
     """
     for name, points in (("first", first), ("second", second)):
         if points.ndim != 2 or len(points) < 2:
@@ -30,7 +31,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """`frechet_distance` of N([D], [D, D]) and N([D], [D, D]). Raises ValueError for a covariance with negative eigenvalues."""
+    """`frechet_distance` of N([D], [D, D]) and N([D], [D, D]). Raises ValueError for a covariance with
+    negative eigenvalues."""
     # The eigenvalues of the symmetric product are those of S1 S2, whose own square root may come out complex.
     root = _square_root(cov1)
     _square_root(cov2)
@@ -42,8 +44,9 @@ def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, co
 def verse_bench_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """2 - 2 cos of the pairs in [B, D] and [B, D], [B] in 0..4; lower is better.
 
-    Verse-Bench's "FD": its formula runs on one unit embedding per clip, where numpy 1's covariance is the variance of the
-    entries, a scalar v; (sqrt(v1) - sqrt(v2))^2 all but vanishes, and the squared difference of unit vectors stays.
+    Verse-Bench's "FD": its formula runs on one unit embedding per clip, where numpy 1's covariance is the
+    variance of the entries, a scalar v; (sqrt(v1) - sqrt(v2))^2 all but vanishes, and the squared difference
+    of unit vectors stays.
     """
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return np.clip(2.0 - 2.0 * (first * second).sum(axis=-1) / lengths, 0.0, 4.0)

@@ -23,9 +23,9 @@ NEAR_PEAK = 0.99
 class NoiseEstimate:
     """Signal-to-noise ratio in dB, -5..60; higher is better.
 
-    Noise is what the quietest tenth of the frames holds. Right within 1 dB for steady noise under speech with pauses;
-    speech without any pause reads as 20 to 28 dB however clean. Score.parts: `clipped_share`, see there (lower is better).
-    NaN with a reason without usable sound.
+    Noise is what the quietest tenth of the frames holds. Right within 1 dB for steady noise under speech with
+    pauses; speech without any pause reads as 20 to 28 dB however clean. Score.parts: `clipped_share`, see
+    there (lower is better). NaN with a reason without usable sound.
     """
 
     name = "snr_estimate_db"
@@ -35,7 +35,8 @@ class NoiseEstimate:
 
 
 def snr_db(waveform: np.ndarray) -> float:
-    """Power of all [N >= 400] samples at 16 kHz over that of the quietest tenth of 25 ms frames, less the noise itself; in dB, -5..60."""
+    """Power of all [N >= 400] samples at 16 kHz over that of the quietest tenth of 25 ms frames, less the
+    noise itself; in dB, -5..60."""
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]
     powers = np.sort((frames**2).mean(axis=1))
     noise = powers[: max(1, int(QUIETEST * len(powers)))].mean()
@@ -46,7 +47,8 @@ def snr_db(waveform: np.ndarray) -> float:
 
 
 def clipped_share(waveform: np.ndarray) -> float:
-    """Share of samples in flat tops, 0..1: runs of at least 3 equal samples within 1 % of the largest magnitude."""
+    """Share of samples in flat tops, 0..1: runs of at least 3 equal samples within 1 % of the largest
+    magnitude."""
     high = np.abs(waveform) >= NEAR_PEAK * np.abs(waveform).max()
     same = high[1:] & (waveform[1:] == waveform[:-1])
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))

@@ -1,7 +1,8 @@
-"""How noisy is the picture, told from the clip alone; no model, no weights. Measures for the panel, in no rubric.
+"""How noisy is the picture, told from the clip alone; no model, no weights. Measures for the panel, in no
+rubric.
 
-Immerkaer's mask (1996) leaves nothing of flat and linear brightness; the median of its answers, instead of their mean, leaves
-edges out too.
+Immerkaer's mask (1996) leaves nothing of flat and linear brightness; the median of its answers, instead of
+their mean, leaves edges out too.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ MEDIAN_TO_DEVIATION = 1.4826  # of a normal distribution
 
 
 class PictureNoise:
-    """Standard deviation of the luma noise in grey levels of 255, mean over frames; LOWER is better, blur lowers it too.
+    """Standard deviation of the luma noise in grey levels of 255, mean over frames; LOWER is better, blur
+    lowers it too.
 
-    Right within 5 % for white noise of 1 to 10 levels on pictures that are mostly smooth. NaN with a reason as
-    `rewards.pictures.visible_frames` says.
+    Right within 5 % for white noise of 1 to 10 levels on pictures that are mostly smooth. NaN with a reason
+    as `rewards.pictures.visible_frames` says.
     """
 
     name = "picture_noise_judge"

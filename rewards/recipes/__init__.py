@@ -1,1 +1,2 @@
-"""How each reward of the catalog is put together from its options; nothing heavy is imported before it is asked for."""
+"""How each reward of the catalog is put together from its options; nothing heavy is imported before it is
+asked for."""

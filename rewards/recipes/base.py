@@ -1,4 +1,5 @@
-"""What recipes have in common: parts that rewards share, options that many have, weights that are not there."""
+"""What recipes have in common: parts that rewards share, options that many have, weights that are not
+there."""
 
 from __future__ import annotations
 

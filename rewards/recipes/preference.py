@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreferenceOptions:
-    """A file that `nava gsb fit` wrote, and the options of the rewards its model looks at, by their names in the catalog.
+    """A file that `nava gsb fit` wrote, and the options of the rewards its model looks at, by their names in
+    the catalog.
 
-    A plug-in, or a reward whose scores have another name than its entry in the catalog, is found when it is among `options`.
+    A plug-in, or a reward whose scores have another name than its entry in the catalog, is found when it is
+    among `options`.
     """
 
     model: Path | None = None
@@ -46,8 +48,9 @@ def preference(options: PreferenceOptions, shared: Shared) -> Reward:
 
 
 def needed_rewards(options: PreferenceOptions) -> list[str]:
-    """Names by which the catalog opens what the model looks at. Raises FileNotFoundError and ValueError in one line: no model or a
-    damaged one, a judge or a preference among its features, options for a reward that it does not look at."""
+    """Names by which the catalog opens what the model looks at. Raises FileNotFoundError and ValueError in
+    one line: no model or a damaged one, a judge or a preference among its features, options for a reward that
+    it does not look at."""
     from rewards.catalog import CATALOG
     from rewards.preference import check_no_judge
 
@@ -59,11 +62,13 @@ def needed_rewards(options: PreferenceOptions) -> list[str]:
     others = [name for name in options.options if name not in bases]
     if foreign and not others:
         raise ValueError(
-            f"preference: {options.model} looks at {foreign[0]!r}, which is not in the catalog; name its reward under options"
+            f"preference: {options.model} looks at {foreign[0]!r}, which is not in the catalog; name its "
+            "reward under options"
         )
     if others and not foreign:
         raise ValueError(
-            f"preference.options.{others[0]}: {options.model} does not look at it; {nearest(others[0], bases)}"
+            f"preference.options.{others[0]}: {options.model} does not look at it; "
+            f"{nearest(others[0], bases)}"
         )
     return [*(name for name in bases if name in CATALOG), *others]
 

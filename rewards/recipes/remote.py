@@ -1,4 +1,5 @@
-"""Rewards of a service (`nava serve rewards`) under two names: one that may be rewarded, one that only measures."""
+"""Rewards of a service (`nava serve rewards`) under two names: one that may be rewarded, one that only
+measures."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from rewards.recipes.base import SPEED_ONLY, Shared
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """Which reward of which service; `token_file` holds the bearer token, else it is $NAVA_API_TOKEN. `turned`: minus its values."""
+    """Which reward of which service; `token_file` holds the bearer token, else it is $NAVA_API_TOKEN.
+    `turned`: minus its values."""
 
     reward: str = ""
     url: str = ""

@@ -63,7 +63,8 @@ def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
     files = sorted(options.bank.glob("*_*.wav"))
     if not files:
         raise FileNotFoundError(
-            f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a folder"
+            f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a "
+            "folder"
         )
     encoder = _resemblyzer(shared)
     sounds = encoder.embed([_read_16khz(file) for file in files])

@@ -31,7 +31,8 @@ class PocketSphinxOptions(VocabularyOptions):
 
 @dataclass(frozen=True)
 class WhisperOptions(WeightsOptions):
-    """A folder as downloaded; `name` whisper_large_v3 (checked by its shape) makes the metric the benchmark's own."""
+    """A folder as downloaded; `name` whisper_large_v3 (checked by its shape) makes the metric the benchmark's
+    own."""
 
     name: str = "whisper"
     language: str = "en"

@@ -17,7 +17,8 @@ TrackingName = Literal["syncnet_python", "latentsync", "verse_bench", "as_given"
 
 @dataclass(frozen=True)
 class MiniOptions:
-    """A network that the stage `syncnet` trained, and where the mouths are: the clips' own boxes, of this size with margin."""
+    """A network that the stage `syncnet` trained, and where the mouths are: the clips' own boxes, of this
+    size with margin."""
 
     model: Path = Path("out/syncnet/reward")
     margin: float | None = None
@@ -32,7 +33,8 @@ class JudgeOptions(MiniOptions):
 
 @dataclass(frozen=True)
 class PublishedOptions(WeightsOptions):
-    """syncnet_v2.model; who finds the faces (YuNet needs its own file) and which published recipe tracks them."""
+    """syncnet_v2.model; who finds the faces (YuNet needs its own file) and which published recipe tracks
+    them."""
 
     detector: DetectorName = "haar"
     detector_weights: Path | None = None

@@ -33,7 +33,8 @@ class ClapEncoder:
     """Embeddings of unit length in the space that sounds and texts share."""
 
     def __init__(self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0) -> None:
-        """transformers' ClapModel, ClapFeatureExtractor and tokenizer; `seed` places the random crops of sounds over 10 s."""
+        """transformers' ClapModel, ClapFeatureExtractor and tokenizer; `seed` places the random crops of
+        sounds over 10 s."""
         if extractor.sampling_rate != RATE_HZ:
             raise ValueError(
                 f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}"
@@ -42,7 +43,8 @@ class ClapEncoder:
 
     @classmethod
     def load(cls, folder: Path, sha256: str = "", seed: int = 0) -> ClapEncoder:
-        """From a local snapshot of laion/clap-htsat-fused; `sha256` is model.safetensors'. Nothing is downloaded.
+        """From a local snapshot of laion/clap-htsat-fused; `sha256` is model.safetensors'. Nothing is
+        downloaded.
 
         Raises FileNotFoundError and ValueError in one line for missing or wrong files.
         """
@@ -69,7 +71,8 @@ class ClapEncoder:
             floats & set(report["missing_keys"])
         ):  # transformers would go on with random numbers
             raise ValueError(
-                f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from {SOURCE}"
+                f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from "
+                f"{SOURCE}"
             )
         return cls(model, extractor, tokenizer, seed=seed)
 
@@ -110,7 +113,8 @@ class ClapEncoder:
 
 
 class VerseBenchDistance:
-    """2 - 2 cos between CLAP embeddings of the clip's sound and of `clip.reference_sound`, 0..4; lower is better.
+    """2 - 2 cos between CLAP embeddings of the clip's sound and of `clip.reference_sound`, 0..4; lower is
+    better.
 
     Verse-Bench reports its mean as FD, though it is no distance of distributions (metrics.md 6).
     NaN with a reason without reference recording or usable sound.
@@ -130,7 +134,8 @@ class VerseBenchDistance:
 
 
 class TextSoundCosine:
-    """Cosine between CLAP embeddings of the clip's sound and of the text it was asked for, -1..1; higher is better (CS).
+    """Cosine between CLAP embeddings of the clip's sound and of the text it was asked for, -1..1; higher is
+    better (CS).
 
     `text` says which words of a clip describe its sound (Verse-Bench: the audio prompt, without the speech).
     NaN with a reason without text or usable sound.
@@ -156,7 +161,8 @@ class TextSoundCosine:
 
 
 def as_heard(waveform: np.ndarray) -> np.ndarray:
-    """[N] with its peak at -1 dB and rounded to 16 bits (towards zero) as CLAP's training data was; float32 [N]."""
+    """[N] with its peak at -1 dB and rounded to 16 bits (towards zero) as CLAP's training data was; float32
+    [N]."""
     scaled = waveform * (10 ** (PEAK_DB / 20) / np.abs(waveform).max())
     return ((scaled * 32767.0).astype(np.int16) / 32767.0).astype(np.float32)
 
@@ -178,7 +184,8 @@ def _unit(features: Any) -> np.ndarray:
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """The feature extractor draws its crops from numpy's global state; each sound gets the same draw, everybody else their own."""
+    """The feature extractor draws its crops from numpy's global state; each sound gets the same draw,
+    everybody else their own."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:

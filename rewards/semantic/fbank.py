@@ -1,7 +1,9 @@
-"""Kaldi's log mel filter bank as torchaudio.compliance.kaldi.fbank computes it, in numpy (torchaudio is not needed).
+"""Kaldi's log mel filter bank as torchaudio.compliance.kaldi.fbank computes it, in numpy (torchaudio is not
+needed).
 
-16 kHz, frames of 25 ms every 10 ms (whole frames only), mean removed and pre-emphasis 0.97 within each frame, a Hann window,
-512-point power spectrum, triangles on Kaldi's mel scale from 20 Hz to 8 kHz, no dither, no energy column.
+16 kHz, frames of 25 ms every 10 ms (whole frames only), mean removed and pre-emphasis 0.97 within each frame,
+a Hann window, 512-point power spectrum, triangles on Kaldi's mel scale from 20 Hz to 8 kHz, no dither, no
+energy column.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ FLOOR = float(np.finfo(np.float32).eps)
 
 
 def fbank(waveform: np.ndarray, num_mels: int = 128) -> np.ndarray:
-    """[N] at 16 kHz -> float32 [1 + (N - 400) // 160, num_mels], natural logarithm. Raises ValueError for less than 400 samples."""
+    """[N] at 16 kHz -> float32 [1 + (N - 400) // 160, num_mels], natural logarithm. Raises ValueError for
+    less than 400 samples."""
     if waveform.ndim != 1 or len(waveform) < FRAME:
         raise ValueError(f"fbank: waveform must be [N >= {FRAME}], got {list(waveform.shape)}")
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]

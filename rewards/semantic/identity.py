@@ -1,7 +1,8 @@
-"""Does the clip keep to the image it was asked to start from? Colours and edges, place by place; no model, no weights.
+"""Does the clip keep to the image it was asked to start from? Colours and edges, place by place; no model, no
+weights.
 
-A stand-in for ID (DINOv3 in Verse-Bench): it knows clothes, hair, skin and wall, not who somebody is. A face that walks or a
-camera that moves lowers it.
+A stand-in for ID (DINOv3 in Verse-Bench): it knows clothes, hair, skin and wall, not who somebody is. A face
+that walks or a camera that moves lowers it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ BATCH = 64
 
 
 class FirstFrameIdentity:
-    """Likeness of the frames to `clip.first_frame`, mean over frames, -1..1, 1 for the same picture; higher is better.
+    """Likeness of the frames to `clip.first_frame`, mean over frames, -1..1, 1 for the same picture; higher
+    is better.
 
-    Half is the cosine of the cells' colours (brightness divided out), half that of the edges' directions and strengths.
-    Score.parts: `colour`, `edges` and `lowest`, the least alike frame. NaN with a reason without first frame or frames, for
-    black ones, and where the two differ in aspect ratio by more than 10 %.
+    Half is the cosine of the cells' colours (brightness divided out), half that of the edges' directions and
+    strengths. Score.parts: `colour`, `edges` and `lowest`, the least alike frame. NaN with a reason without
+    first frame or frames, for black ones, and where the two differ in aspect ratio by more than 10 %.
     """
 
     name = "identity_colour_edge"
@@ -83,7 +85,8 @@ def _pictures(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     change = (width * height0) / (height * width0)
     if not 1 / MAX_ASPECT_CHANGE <= change <= MAX_ASPECT_CHANGE:
         raise Unscorable(
-            f"the first frame is {width0}x{height0}, the frames are {width}x{height}; crop it as the model's input was"
+            f"the first frame is {width0}x{height0}, the frames are {width}x{height}; crop it as the "
+            "model's input was"
         )
     return clip.frames, clip.first_frame[None]
 

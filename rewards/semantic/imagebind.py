@@ -1,9 +1,11 @@
 """IB-Score: ImageBind's cosine between picture and sound, with the user's own ImageBind (arXiv 2305.05665).
 
-The worked example of a plug-in: what a model is fed is written and tested here, the model is handed in. ImageBind's code and
-weights are CC BY-NC 4.0 and no package of it is kept, so neither comes with this project:
+The worked example of a plug-in: what a model is fed is written and tested here, the model is handed in.
+ImageBind's code and weights are CC BY-NC 4.0 and no package of it is kept, so neither comes with this
+project:
 
-    from imagebind.models.imagebind_model import ModalityType, imagebind_huge  # github.com/facebookresearch/ImageBind
+    from imagebind.models.imagebind_model import ModalityType, imagebind_huge  #
+    github.com/facebookresearch/ImageBind
 
     class Loaded:
         def __init__(self):
@@ -58,10 +60,11 @@ class ImageBindModel(Protocol):
 
 
 class ImageBindScore:
-    """Cosine between the embeddings of a clip's pictures and of its sound, -1..1; higher is better (the paper's IB, not x100).
+    """Cosine between the embeddings of a clip's pictures and of its sound, -1..1; higher is better (the
+    paper's IB, not x100).
 
-    Views as ImageBind's own loader makes them; av-benchmark's loader (0.5 pictures a second) gives other numbers.
-    NaN with a reason without frames or usable sound.
+    Views as ImageBind's own loader makes them; av-benchmark's loader (0.5 pictures a second) gives other
+    numbers. NaN with a reason without frames or usable sound.
     """
 
     name = "imagebind_av_cosine"
@@ -83,20 +86,23 @@ class ImageBindScore:
             found = torch.nn.functional.cosine_similarity(seen, heard, dim=-1)
             if found.shape != (len(batch),) or not found.isfinite().all():
                 raise ValueError(
-                    f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite cosine per clip"
+                    f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite "
+                    "cosine per clip"
                 )
             cosines.extend(found.tolist())
         return [Score(value=cosine) for cosine in cosines]
 
 
 def pieces(duration_s: Fraction, count: int) -> list[Fraction]:
-    """Starts of `count` 2-second pieces spread evenly from 0 to the last that fits; all 0 for shorter clips."""
+    """Starts of `count` 2-second pieces spread evenly from 0 to the last that fits; all 0 for shorter
+    clips."""
     last = max(duration_s - PIECE_S, Fraction(0))
     return [last * i / max(count - 1, 1) for i in range(count)]
 
 
 def sound_views(waveform: np.ndarray) -> Tensor:
-    """[N >= 400] at 16 kHz -> float32 [3, 1, 128, 204]. Columns behind the sound are 0 before the scaling, as ImageBind's are."""
+    """[N >= 400] at 16 kHz -> float32 [3, 1, 128, 204]. Columns behind the sound are 0 before the scaling, as
+    ImageBind's are."""
     views = []
     for start in pieces(Fraction(len(waveform), RATE_HZ), SOUND_PIECES):
         piece = waveform[int(start * RATE_HZ) : int((start + PIECE_S) * RATE_HZ)]
@@ -106,9 +112,11 @@ def sound_views(waveform: np.ndarray) -> Tensor:
 
 
 def video_views(frames: np.ndarray, fps: float) -> Tensor:
-    """uint8 [T, H, W, 3] -> float32 [15, 3, 2, 224, 224]: 5 pieces of 2 s, their first and last frame, 3 square crops each.
+    """uint8 [T, H, W, 3] -> float32 [15, 3, 2, 224, 224]: 5 pieces of 2 s, their first and last frame, 3
+    square crops each.
 
-    The crops lie along the longer side (left, middle, right; top, middle, bottom when upright); a square gives three equal ones.
+    The crops lie along the longer side (left, middle, right; top, middle, bottom when upright); a square
+    gives three equal ones.
     """
     rate = Fraction(fps).limit_denominator(100_000)
     views = []

@@ -28,9 +28,10 @@ MAX_WAIT_S = 60.0
 class EndpointTranscriber:
     """POST {base_url}/v1/audio/transcriptions for each clip, `concurrency` at a time, answers in order.
 
-    `token_variable` names the environment variable with the bearer token ("" = none is sent); the token itself is in no
-    attribute, log or message, and redirects are refused so that it reaches no other host. Raises ValueError in one line for
-    a wrong address or an unset variable, and ConnectionError in one line for a clip that fails after `num_tries` tries.
+    `token_variable` names the environment variable with the bearer token ("" = none is sent); the token
+    itself is in no attribute, log or message, and redirects are refused so that it reaches no other host.
+    Raises ValueError in one line for a wrong address or an unset variable, and ConnectionError in one line
+    for a clip that fails after `num_tries` tries.
     """
 
     base_url: str
@@ -47,14 +48,16 @@ class EndpointTranscriber:
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/@]+(/[^?#@]*)?$", self.base_url):
             raise ValueError(
-                f"base_url: {_without_login(self.base_url)!r} is not http(s)://host[:port][/path]; give the server's address"
+                f"base_url: {_without_login(self.base_url)!r} is not http(s)://host[:port][/path]; give the "
+                "server's address"
             )
         if self.concurrency < 1 or self.num_tries < 1:
             raise ValueError(f"concurrency {self.concurrency}, num_tries {self.num_tries}: at least 1 each")
 
     @property
     def name(self) -> str:
-        """The served model's name and `_endpoint`: what a server runs behind a name cannot be checked from here."""
+        """The served model's name and `_endpoint`: what a server runs behind a name cannot be checked from
+        here."""
         return re.sub(r"[^a-z0-9]+", "_", self.model.rsplit("/", 1)[-1].lower()).strip("_") + "_endpoint"
 
     @property
@@ -145,7 +148,10 @@ def _multipart(fields: Mapping[str, str], sound: bytes) -> tuple[str, bytes]:
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()
     ]
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="clip.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
+        'filename="clip.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    )
     return f"multipart/form-data; boundary={boundary}", b"".join(
         [*parts, head.encode(), sound, f"\r\n--{boundary}--\r\n".encode()]
     )

@@ -1,4 +1,5 @@
-"""How well a clip's words can be understood, by degrees: what a learner climbs where the word error rate is flat."""
+"""How well a clip's words can be understood, by degrees: what a learner climbs where the word error rate is
+flat."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from rewards.speech.scoring import normalize
 from rewards.speech.sphinx import Spot
 from rewards.types import Clip, Score
 
-# Chosen on bank words under noise, low-pass, mixing with another word and codec round trips; see tests/test_rewards_intelligibility.py
+# Chosen on bank words under noise, low-pass, mixing with another word and codec round trips; see
+# tests/test_rewards_intelligibility.py
 EVIDENCE_MIDDLE = -39.0  # nats per phone: clean words lie at -26, words that were not said at -49
 EVIDENCE_WIDTH = 5.0
 TEMPERATURE = 20.0  # nats
@@ -28,8 +30,8 @@ State = tuple[float, float, tuple[Spot | None, ...]]
 class AlignedWord:
     """A reference word where it fits best; `spot` is None when it fits nowhere.
 
-    `clearness`: logistic of the evidence per phone; `posterior`: against the vocabulary's other words in this word's stretch
-    of the sound; `score`: their geometric mean.
+    `clearness`: logistic of the evidence per phone; `posterior`: against the vocabulary's other words in this
+    word's stretch of the sound; `score`: their geometric mean.
     """
 
     word: str
@@ -45,10 +47,11 @@ class AlignedWord:
 class Intelligibility:
     """Mean over the reference words of sqrt(clearness x posterior), 0..1; higher is better.
 
-    A keyword search gives each word of the vocabulary, wherever it fits, the log-likelihood of its phones against any phones.
-    Clearness says whether the sound is speech like the word, posterior whether it could be another word: either alone stays
-    high for some bad sound. Words are aligned in their order. Score.parts: `clearness`, `posterior`, `lowest_word`;
-    Score.text: every word with its time and score. NaN with a reason for words that the vocabulary does not have.
+    A keyword search gives each word of the vocabulary, wherever it fits, the log-likelihood of its phones
+    against any phones. Clearness says whether the sound is speech like the word, posterior whether it could
+    be another word: either alone stays high for some bad sound. Words are aligned in their order.
+    Score.parts: `clearness`, `posterior`, `lowest_word`; Score.text: every word with its time and score. NaN
+    with a reason for words that the vocabulary does not have.
     """
 
     def __init__(self, recognizer: Recognizer) -> None:
@@ -75,7 +78,8 @@ class Intelligibility:
 
 
 def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int]) -> list[AlignedWord]:
-    """Each reference word at its place: the places in the words' order with the most evidence, each word after the one before."""
+    """Each reference word at its place: the places in the words' order with the most evidence, each word
+    after the one before."""
     places = _in_order(words, spots, num_phones)
     aligned = []
     for index, (word, spot) in enumerate(zip(words, places, strict=True)):
@@ -102,7 +106,8 @@ def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int
 
 
 def _in_order(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int]) -> list[Spot | None]:
-    """Dynamic programme over (word, end time): a word takes one of its places behind the last word's end, or none."""
+    """Dynamic programme over (word, end time): a word takes one of its places behind the last word's end, or
+    none."""
     states: list[State] = [(-math.inf, 0.0, ())]  # free from when, evidence, places
     for word in words:
         candidates = [spot for spot in spots if spot.word == word]

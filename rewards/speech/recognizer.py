@@ -19,8 +19,9 @@ Question = Literal["listen", "spot"]
 class Recognizer:
     """Speech to words of a vocabulary, any number of them in any order (JSGF grammar `<word>+`).
 
-    `num_processes` > 1 keeps that many processes (PocketSphinx holds the interpreter lock, so threads do not help); use as
-    a context manager or call `close`. Raises ValueError for words the pronunciation dictionary does not have.
+    `num_processes` > 1 keeps that many processes (PocketSphinx holds the interpreter lock, so threads do not
+    help); use as a context manager or call `close`. Raises ValueError for words the pronunciation dictionary
+    does not have.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What of a text counts as its words, by benchmark: pure functions of text, and how a set of clips is summed up."""
+"""What of a text counts as its words, by benchmark: pure functions of text, and how a set of clips is summed
+up."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# The marks of zhon.hanzi.punctuation: full and half width forms, CJK marks and brackets, dashes, quotes, stops.
+# The marks of zhon.hanzi.punctuation: full and half width forms, CJK marks and brackets, dashes, quotes,
+# stops.
 CHINESE_PUNCTUATION = (
     "＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､\u3000、〃〈〉《》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿"
     "–—‘’‛“”„‟…‧﹏﹑﹔·！？｡。"
@@ -23,8 +25,9 @@ _SEED_TTS_DELETED = str.maketrans("", "", (CHINESE_PUNCTUATION + string.punctuat
 class Scoring:
     """One benchmark's way from two texts to a number.
 
-    `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from errors over words,
-    `percent` whether the published figure is x100, `recogniser` names the one that the benchmark uses.
+    `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from
+    errors over words, `percent` whether the published figure is x100, `recogniser` names the one that the
+    benchmark uses.
     """
 
     name: str
@@ -40,12 +43,14 @@ def normalize(text: str) -> str:
 
 
 def seed_tts_en(text: str) -> str:
-    """Punctuation but the apostrophe deleted (well-known becomes wellknown), double blanks halved once, lower case."""
+    """Punctuation but the apostrophe deleted (well-known becomes wellknown), double blanks halved once, lower
+    case."""
     return text.translate(_SEED_TTS_DELETED).replace("  ", " ").lower()
 
 
 def seed_tts_zh(text: str) -> str:
-    """As `seed_tts_en` but for the case, then every character is a word: a character error rate that is called WER."""
+    """As `seed_tts_en` but for the case, then every character is a word: a character error rate that is
+    called WER."""
     return " ".join(text.translate(_SEED_TTS_DELETED).replace("  ", " "))
 
 
@@ -65,7 +70,8 @@ def normalised(text: str) -> str:
 
 
 def normalised_english(path: Path) -> Scoring:
-    """Whisper's English normalisation (numbers, contractions, spellings) with the model's own normalizer.json.
+    """Whisper's English normalisation (numbers, contractions, spellings) with the model's own
+    normalizer.json.
 
     Raises FileNotFoundError or ValueError in one line when the file is missing or is not a map of spellings.
     """

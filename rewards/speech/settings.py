@@ -28,8 +28,9 @@ class RecognizerSettings:
             )
 
 
-# Chosen on one-second clips of single flite words, clean and after a 64-mel Griffin-Lim round trip: with the library's
-# own word insertion penalty (0.65) a grammar of `<word>+` hears a second, short word in a fifth of them.
+# Chosen on one-second clips of single flite words, clean and after a 64-mel Griffin-Lim round trip: with the
+# library's own word insertion penalty (0.65) a grammar of `<word>+` hears a second, short word in a fifth of
+# them.
 REWARD = RecognizerSettings(
     name="pocketsphinx",
     word_insertion_penalty=1e-3,
@@ -38,8 +39,9 @@ REWARD = RecognizerSettings(
     silence_s=0.2,
     peak=0.95,
 )
-# Never in a rubric. As right as REWARD on real clips (208: no error) and after the codec (208: one), but of generated clips it
-# hears every fifth otherwise: another level, other silence with a noise floor, a looser trim, a cheaper further word.
+# Never in a rubric. As right as REWARD on real clips (208: no error) and after the codec (208: one), but of
+# generated clips it hears every fifth otherwise: another level, other silence with a noise floor, a looser
+# trim, a cheaper further word.
 JUDGE = RecognizerSettings(
     name="pocketsphinx_judge",
     word_insertion_penalty=0.05,

@@ -29,7 +29,8 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True)
 class Spot:
-    """One place where a word fits best. `evidence`: log-likelihood of the word's phones minus that of any phones, nats, <= 0."""
+    """One place where a word fits best. `evidence`: log-likelihood of the word's phones minus that of any
+    phones, nats, <= 0."""
 
     word: str
     start_s: float
@@ -53,9 +54,11 @@ def front_end(waveform: np.ndarray, settings: RecognizerSettings) -> Sound:
 
 
 class Sphinx:
-    """The decoders of one process over one vocabulary. Raises ValueError for words the pronunciation dictionary does not have.
+    """The decoders of one process over one vocabulary. Raises ValueError for words the pronunciation
+    dictionary does not have.
 
-    `listen` follows the grammar `<word>+`; `spot` gives for each word of the vocabulary the places where it fits.
+    `listen` follows the grammar `<word>+`; `spot` gives for each word of the vocabulary the places where it
+    fits.
     """
 
     def __init__(self, vocabulary: Sequence[str], settings: RecognizerSettings) -> None:
@@ -114,7 +117,8 @@ class Sphinx:
 
 
 def _decode(decoder: Any, sound: Sound) -> Any:
-    decoder.reinit_feat()  # its noise estimate would go on from the sound before, and make scores depend on order
+    # its noise estimate would go on from the sound before, and make scores depend on order
+    decoder.reinit_feat()
     decoder.start_utt()
     decoder.process_raw(sound.pcm, full_utt=True)
     decoder.end_utt()

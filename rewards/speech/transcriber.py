@@ -9,7 +9,8 @@ import numpy as np
 
 
 class Transcriber(Protocol):
-    """Speech to text. `name` becomes part of the metric's name, so two set-ups that hear differently need two names."""
+    """Speech to text. `name` becomes part of the metric's name, so two set-ups that hear differently need two
+    names."""
 
     @property
     def name(self) -> str: ...
@@ -17,6 +18,7 @@ class Transcriber(Protocol):
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """One text for each float32 [N] mono sound at 16 kHz, in order; "" when nothing is recognised.
 
-        A text does not depend on the other sounds of its batch. Raises when the recogniser itself fails, never "" for that.
+        A text does not depend on the other sounds of its batch. Raises when the recogniser itself fails,
+        never "" for that.
         """
         ...

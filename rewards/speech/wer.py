@@ -16,10 +16,12 @@ from rewards.types import Clip, Score
 
 
 class WordErrorRate:
-    """(substitutions + deletions + insertions) / reference words of all spans of a clip; lower is better, may exceed 1.
+    """(substitutions + deletions + insertions) / reference words of all spans of a clip; lower is better, may
+    exceed 1.
 
-    Score.text is what was heard, Score.parts has `errors` and `words`. The rate of a set is `set_word_error_rate` or
-    `mean_word_error_rate`; `reported_word_error_rate` takes the one that the scoring's benchmark publishes.
+    Score.text is what was heard, Score.parts has `errors` and `words`. The rate of a set is
+    `set_word_error_rate` or `mean_word_error_rate`; `reported_word_error_rate` takes the one that the
+    scoring's benchmark publishes.
     """
 
     def __init__(self, transcriber: Transcriber, scoring: Scoring = DEFAULT) -> None:
@@ -46,7 +48,8 @@ class WordErrorRate:
 
 
 def metric_name(recogniser: str, scoring: Scoring) -> str:
-    """`wer_<recogniser>[_<scoring>]`; a benchmark's own `wer_<scoring>` only with the recogniser that it uses."""
+    """`wer_<recogniser>[_<scoring>]`; a benchmark's own `wer_<scoring>` only with the recogniser that it
+    uses."""
     if scoring.recogniser and scoring.recogniser == recogniser:
         return f"wer_{scoring.name}"
     return "_".join(filter(None, ("wer", recogniser, scoring.name)))
@@ -81,6 +84,7 @@ def mean_word_error_rate(scores: Sequence[Score]) -> float:
 
 
 def reported_word_error_rate(scores: Sequence[Score], scoring: Scoring) -> float:
-    """The figure of a set as the scoring's benchmark publishes it (Seed-TTS eval: mean of clips, percent with 3 digits)."""
+    """The figure of a set as the scoring's benchmark publishes it (Seed-TTS eval: mean of clips, percent with
+    3 digits)."""
     rate = (mean_word_error_rate if scoring.mean_of_clips else set_word_error_rate)(scores)
     return round(100 * rate, 3) if scoring.percent else rate

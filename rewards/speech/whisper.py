@@ -24,10 +24,11 @@ LARGE_V3 = {
 class WhisperTranscriber:
     """Greedy transcripts of 30 s windows, joined by blanks.
 
-    `folder` holds what `save_pretrained` of model and processor write (config.json, model.safetensors, tokenizer, ...).
-    `name` is "whisper" unless given; "whisper_large_v3", the recogniser of Seed-TTS eval, is refused for any other shape.
-    `language` ("en") is left to the model when empty, and not given to a model that knows one language only.
-    Raises FileNotFoundError or ValueError in one line for a missing, wrong or incomplete model.
+    `folder` holds what `save_pretrained` of model and processor write (config.json, model.safetensors,
+    tokenizer, ...). `name` is "whisper" unless given; "whisper_large_v3", the recogniser of Seed-TTS eval, is
+    refused for any other shape. `language` ("en") is left to the model when empty, and not given to a model
+    that knows one language only. Raises FileNotFoundError or ValueError in one line for a missing, wrong or
+    incomplete model.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class WhisperTranscriber:
         shape = {key: getattr(self.model.config, key) for key in LARGE_V3}
         if name == "whisper_large_v3" and shape != LARGE_V3:
             raise ValueError(
-                f"{folder / 'config.json'}: {shape} is not Whisper large v3 ({LARGE_V3}); give it another name"
+                f"{folder / 'config.json'}: {shape} is not Whisper large v3 ({LARGE_V3}); give it another "
+                "name"
             )
         self.model.to(self.device).eval()
         self.options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "return_timestamps": False}
@@ -109,6 +111,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         ) from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
-            f"{folder / 'model.safetensors'}: {len(missing)} tensors are missing, first {missing[0]}; get the file again"
+            f"{folder / 'model.safetensors'}: {len(missing)} tensors are missing, first {missing[0]}; get "
+            "the file again"
         )
     return model, processor

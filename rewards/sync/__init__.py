@@ -1,1 +1,2 @@
-"""Lip-sync scores: the SyncNet network, its published metrics, a zero-lag reward, and the crops they look at."""
+"""Lip-sync scores: the SyncNet network, its published metrics, a zero-lag reward, and the crops they look
+at."""

@@ -1,4 +1,5 @@
-"""What a sync network must not care about: light, framing, noise, loudness. Drawn once per excerpt, the same for all its frames."""
+"""What a sync network must not care about: light, framing, noise, loudness. Drawn once per excerpt, the same
+for all its frames."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SNR_DB, NOISY = (15.0, 45.0), 0.5
 
 
 def augment_crops(crops: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """float32 [3, T, S, S] in 0..255 of crops uint8 [T, S, S, 3], re-framed, re-lit, sometimes blurred, with noise."""
+    """float32 [3, T, S, S] in 0..255 of crops uint8 [T, S, S, 3], re-framed, re-lit, sometimes blurred, with
+    noise."""
     frames = torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2))).float()
     frames = _reframed(frames, rng)
     if rng.random() < SOFT:

@@ -1,4 +1,5 @@
-"""What the sync network looks at: one square picture per face and frame, cut from given boxes or from tracked faces."""
+"""What the sync network looks at: one square picture per face and frame, cut from given boxes or from tracked
+faces."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class FaceCrops:
 
 
 class CropSource(Protocol):
-    """`label` goes into the metric's name or report wherever the crops differ from the published recipe; "" where they do not."""
+    """`label` goes into the metric's name or report wherever the crops differ from the published recipe; ""
+    where they do not."""
 
     label: str
 
@@ -38,7 +40,8 @@ class CropSource(Protocol):
 
 
 class MouthBoxes:
-    """The clip's own mouth boxes (one per face, the same in all frames), each a square of `margin` more than its longer side.
+    """The clip's own mouth boxes (one per face, the same in all frames), each a square of `margin` more than
+    its longer side.
 
     Raises Unscorable without boxes and for a box that lies outside of the picture.
     """
@@ -46,7 +49,8 @@ class MouthBoxes:
     def __init__(self, size: int = 32, margin: float = MOUTH_MARGIN) -> None:
         if size < 1 or margin < 0:
             raise ValueError(
-                f"MouthBoxes: size {size} and margin {margin}; use a size of at least 1 and a margin of at least 0"
+                f"MouthBoxes: size {size} and margin {margin}; use a size of at least 1 and a margin of at "
+                "least 0"
             )
         self.size, self.margin = size, margin
         self.label = "mouth_boxes"
@@ -62,10 +66,11 @@ class MouthBoxes:
 
 
 class FaceTracks:
-    """Crops of tracked faces in the published geometry; `variant` is one of rewards.sync.tracking's recipes or your own.
+    """Crops of tracked faces in the published geometry; `variant` is one of rewards.sync.tracking's recipes
+    or your own.
 
-    The label names the variant and the detector, because both change the numbers. Raises Unscorable when no face is found,
-    none is tracked long and large enough, or the clip's frame rate is none.
+    The label names the variant and the detector, because both change the numbers. Raises Unscorable when no
+    face is found, none is tracked long and large enough, or the clip's frame rate is none.
     """
 
     def __init__(self, detector: Detector, variant: Tracking = SYNCNET_PYTHON, size: int = 224) -> None:
@@ -87,9 +92,13 @@ class FaceTracks:
             raise Unscorable(f"no face found ({self.detector.label})")
         cuts = histogram_cuts(frames) if self.variant.shots == "histogram" else []
         if not (tracks := track_faces(detections, self.variant, clip.fps, cuts)):
-            wanted = f"{self.variant.min_frames} frames at 25 fps and more than {self.variant.min_face_px:g} pixels"
+            wanted = (
+                f"{self.variant.min_frames} frames at 25 fps and more than "
+                f"{self.variant.min_face_px:g} pixels"
+            )
             raise Unscorable(
-                f"faces in {sum(map(bool, detections))} of {len(frames)} frames, none tracked over {wanted} ({self.label})"
+                f"faces in {sum(map(bool, detections))} of {len(frames)} frames, none tracked over {wanted} "
+                f"({self.label})"
             )
         return tracks
 
@@ -106,10 +115,12 @@ class FaceTracks:
 
 
 def face_square(frame: np.ndarray, x: float, y: float, half: float, crop_scale: float) -> np.ndarray:
-    """The published cut around a face in uint8 [H, W, 3]: centre x, y and `half` of its box's longer side, pixels.
+    """The published cut around a face in uint8 [H, W, 3]: centre x, y and `half` of its box's longer side,
+    pixels.
 
-    Rows y - half .. y + half (1 + 2 crop_scale) and columns x -+ half (1 + crop_scale), each cut to whole pixels after the picture
-    was padded by int(half (1 + 2 crop_scale)) with level 110. Raises Unscorable for a face beyond that padding.
+    Rows y - half .. y + half (1 + 2 crop_scale) and columns x -+ half (1 + crop_scale), each cut to whole
+    pixels after the picture was padded by int(half (1 + 2 crop_scale)) with level 110. Raises Unscorable for
+    a face beyond that padding.
     """
     pad = int(half * (1 + 2 * crop_scale))
     height, width = frame.shape[:2]

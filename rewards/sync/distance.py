@@ -1,4 +1,5 @@
-"""Sync-C, Sync-D and offset from embeddings: distances of every picture window to the sound windows around it."""
+"""Sync-C, Sync-D and offset from embeddings: distances of every picture window to the sound windows around
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ PAIRWISE_EPS = 1e-6  # torch's pairwise_distance adds it to every difference
 
 @dataclass(frozen=True)
 class SyncDistance:
-    """The published metrics. A positive offset: the sound that fits is earlier than the picture, in frames of 40 ms."""
+    """The published metrics. A positive offset: the sound that fits is earlier than the picture, in frames of
+    40 ms."""
 
     confidence: float  # Sync-C (LSE-C), higher is better
     distance: float  # Sync-D (LSE-D), lower is better
@@ -21,7 +23,8 @@ class SyncDistance:
 
 @dataclass(frozen=True)
 class MaskedSyncDistance:
-    """The same from pairs that exist. Not the published metric: there, rows of zeros beyond the sound's ends count as sound."""
+    """The same from pairs that exist. Not the published metric: there, rows of zeros beyond the sound's ends
+    count as sound."""
 
     confidence: float
     distance: float
@@ -29,10 +32,11 @@ class MaskedSyncDistance:
 
 
 def shift_distances(v: np.ndarray, a: np.ndarray, vshift: int = VSHIFT) -> np.ndarray:
-    """d[i, j] = |v_i - a_(i + j - vshift)|, float64 [n, 2 vshift + 1], of v and a, [n, D]; beyond its ends, a is 0.
+    """d[i, j] = |v_i - a_(i + j - vshift)|, float64 [n, 2 vshift + 1], of v and a, [n, D]; beyond its ends, a
+    is 0.
 
-    Raises ValueError for unequal shapes, no rows or values that are not finite. Source: Chung and Zisserman 2016, in the reading
-    of the published evaluation code.
+    Raises ValueError for unequal shapes, no rows or values that are not finite. Source: Chung and Zisserman
+    2016, in the reading of the published evaluation code.
     """
     if v.ndim != 2 or v.shape != a.shape or not len(v):
         raise ValueError(
@@ -50,12 +54,14 @@ def shift_distances(v: np.ndarray, a: np.ndarray, vshift: int = VSHIFT) -> np.nd
 
 
 def sync_distance(distances: np.ndarray) -> SyncDistance:
-    """From `shift_distances`: of the means over rows, the smallest is Sync-D, the median less the smallest is Sync-C."""
+    """From `shift_distances`: of the means over rows, the smallest is Sync-D, the median less the smallest is
+    Sync-C."""
     return SyncDistance(*_summary(distances.mean(axis=0)))
 
 
 def masked_sync_distance(distances: np.ndarray) -> MaskedSyncDistance:
-    """As `sync_distance`, but a lag's mean is over the rows whose sound exists; lags without such rows do not count."""
+    """As `sync_distance`, but a lag's mean is over the rows whose sound exists; lags without such rows do not
+    count."""
     num, width = distances.shape
     other = np.arange(num)[:, None] + np.arange(width) - width // 2
     exists = (other >= 0) & (other < num)

@@ -1,4 +1,5 @@
-"""Where the faces are in each frame: given boxes, or one of OpenCV's detectors. None of them is the published recipe's S3FD."""
+"""Where the faces are in each frame: given boxes, or one of OpenCV's detectors. None of them is the published
+recipe's S3FD."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Detector(Protocol):
 
 
 class GivenFaces:
-    """The clip's own face boxes, the same in all frames. Raises Unscorable without any, or for one outside of the picture."""
+    """The clip's own face boxes, the same in all frames. Raises Unscorable without any, or for one outside of
+    the picture."""
 
     label = "given"
 
@@ -62,10 +64,12 @@ class GivenFaces:
 
 
 class HaarDetector:
-    """OpenCV's frontal-face cascade, whose file comes with the OpenCV 4 wheel. Scores count the windows that saw the face.
+    """OpenCV's frontal-face cascade, whose file comes with the OpenCV 4 wheel. Scores count the windows that
+    saw the face.
 
-    Finds upright frontal faces of at least 24 pixels after the picture was reduced to `longest_side`. Its boxes are tighter
-    than S3FD's. Raises ImportError without OpenCV, FileNotFoundError when this OpenCV has no such cascade (5.0 has none).
+    Finds upright frontal faces of at least 24 pixels after the picture was reduced to `longest_side`. Its
+    boxes are tighter than S3FD's. Raises ImportError without OpenCV, FileNotFoundError when this OpenCV has
+    no such cascade (5.0 has none).
     """
 
     label = "haar"
@@ -99,7 +103,8 @@ class HaarDetector:
 class YuNetDetector:
     """YuNet through OpenCV's FaceDetectorYN, from an ONNX file named by the caller. Scores lie in 0..1.
 
-    Raises ImportError without OpenCV, FileNotFoundError or ValueError in one line for a missing, wrong or unreadable file.
+    Raises ImportError without OpenCV, FileNotFoundError or ValueError in one line for a missing, wrong or
+    unreadable file.
     """
 
     label = "yunet"
@@ -116,7 +121,8 @@ class YuNetDetector:
         except self._cv2.error as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"YuNet face detector: {path} is no ONNX file that OpenCV {self._cv2.__version__} reads: {reason}"
+                f"YuNet face detector: {path} is no ONNX file that OpenCV {self._cv2.__version__} reads: "
+                f"{reason}"
             ) from None
         self.longest_side = longest_side
 
@@ -136,7 +142,8 @@ def _detection(x: float, y: float, width: float, height: float, score: float, sc
 
 
 def _reduced(cv2: Any, frame: np.ndarray, longest_side: int) -> tuple[np.ndarray, float]:
-    """The frame with its longer side at most `longest_side`, and what boxes found in it are multiplied with."""
+    """The frame with its longer side at most `longest_side`, and what boxes found in it are multiplied
+    with."""
     scale = max(1.0, max(frame.shape[:2]) / longest_side)
     if scale == 1.0:
         return np.ascontiguousarray(frame), 1.0

@@ -1,4 +1,5 @@
-"""A SyncNet made ready for scoring: many clips in equal passes, batch norms folded into the layers before them."""
+"""A SyncNet made ready for scoring: many clips in equal passes, batch norms folded into the layers before
+them."""
 
 from __future__ import annotations
 
@@ -20,10 +21,12 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Embedder:
-    """Embeds crops and sound windows with the weights `net` has at construction, in eval mode and without gradients.
+    """Embeds crops and sound windows with the weights `net` has at construction, in eval mode and without
+    gradients.
 
-    Everything runs channels last in `dtype`; bfloat16 is about twice as fast where the processor has it and costs two digits.
-    A window's embedding does not depend on what else is in the call, up to the rounding of `dtype`.
+    Everything runs channels last in `dtype`; bfloat16 is about twice as fast where the processor has it and
+    costs two digits. A window's embedding does not depend on what else is in the call, up to the rounding of
+    `dtype`.
     """
 
     def __init__(self, net: SyncNet, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
@@ -43,7 +46,8 @@ class Embedder:
         for frames in crops:
             if frames.dtype != np.uint8 or len(frames) < WINDOW_FRAMES or frames.shape[1:] != (size, size, 3):
                 raise ValueError(
-                    f"lips wants uint8 [T >= {WINDOW_FRAMES}, {size}, {size}, 3], got {frames.dtype} {list(frames.shape)}"
+                    f"lips wants uint8 [T >= {WINDOW_FRAMES}, {size}, {size}, 3], got {frames.dtype} "
+                    f"{list(frames.shape)}"
                 )
         if not crops:
             return []
@@ -72,7 +76,8 @@ class Embedder:
         return _divided(passes, [len(some) for some in windows])
 
     def _stacked(self, frames: Tensor, starts: Tensor) -> Tensor:
-        """The windows at `starts`: [m, 5 * 3, S, S], channels last, the three colours of a frame side by side."""
+        """The windows at `starts`: [m, 5 * 3, S, S], channels last, the three colours of a frame side by
+        side."""
         first = starts[0]
         scaled = frames[first : starts[-1] + WINDOW_FRAMES].to(self.device).float()
         scaled = ((scaled - self.args.pixel_mean) * self.args.pixel_scale).to(self.dtype)
@@ -114,7 +119,8 @@ class Embedder:
 
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, that do what `layer` and the batch norm behind it do together in eval mode."""
+    """Weight and bias, float64, that do what `layer` and the batch norm behind it do together in eval
+    mode."""
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)) and layer.bias is not None
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
     if norm is None:

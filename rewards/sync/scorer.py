@@ -1,4 +1,5 @@
-"""The sync reward of clips, with the published metrics beside it, from one pass over each face and each sound."""
+"""The sync reward of clips, with the published metrics beside it, from one pass over each face and each
+sound."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ MIN_WINDOWS = MAX_LAG + 1  # every lag has a pair
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """Faces as uint8 [n + 4, S, S, 3] with the place of their sound among `sounds`, float32 [at least n, 1, 13, 20]."""
+    """Faces as uint8 [n + 4, S, S, 3] with the place of their sound among `sounds`, float32 [at least n, 1,
+    13, 20]."""
 
     faces: list[tuple[np.ndarray, int]]
     sounds: list[np.ndarray]
@@ -36,12 +38,13 @@ class _Prepared:
 class SyncReward:
     """The zero-lag statistic as `value` (higher is better, 0 for a still face), the mean over a clip's faces.
 
-    Score.parts: `rho_zero` and `expected_lag` of the reward; `sync_c`, `sync_d`, `sync_c_masked` and `offset_frames` as
-    rewards.sync.distance defines them; `faces` and `windows`, how many there were. The three sync names end in "_mini" for the
-    reduced network, and in the label of the crops for the published one where its crops are not the published ones. All are means
-    over faces, but the offset is that of the face with the highest Sync-C.
-    NaN with a reason as `crops` and `mono_16khz` say, when no face has 16 windows (21 frames at 25 fps), and when the lengths of
-    frames and sound differ by more than 0.15 s and 2 %: then one of the rates is wrong.
+    Score.parts: `rho_zero` and `expected_lag` of the reward; `sync_c`, `sync_d`, `sync_c_masked` and
+    `offset_frames` as rewards.sync.distance defines them; `faces` and `windows`, how many there were. The
+    three sync names end in "_mini" for the reduced network, and in the label of the crops for the published
+    one where its crops are not the published ones. All are means over faces, but the offset is that of the
+    face with the highest Sync-C. NaN with a reason as `crops` and `mono_16khz` say, when no face has 16
+    windows (21 frames at 25 fps), and when the lengths of frames and sound differ by more than 0.15 s and 2
+    %: then one of the rates is wrong.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class SyncReward:
         self._ending = f"_{ending}" if ending else ""
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """One answer per clip, in order. Raises ValueError for crops of a size the network was not made for."""
+        """One answer per clip, in order. Raises ValueError for crops of a size the network was not made
+        for."""
         return score_prepared(clips, self._prepare, self._score)
 
     def _prepare(self, clip: Clip) -> _Prepared:

@@ -1,6 +1,7 @@
 """Can a sync network tell a true clip from one whose sound is moved? Measured on cuts of longer clips.
 
-The moved sound is what really comes before and after: nothing is rolled around or padded, which a network could notice.
+The moved sound is what really comes before and after: nothing is rolled around or padded, which a network
+could notice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ LISTED = (0, 1, 2, 3, 5, 7, 10)
 
 @dataclass(frozen=True, eq=False)
 class MovedCuts:
-    """The cuts of one clip, each with its sound moved by -10..10 frames (positive: the sound comes from later)."""
+    """The cuts of one clip, each with its sound moved by -10..10 frames (positive: the sound comes from
+    later)."""
 
     moves: np.ndarray  # int [K]
     rewards: np.ndarray  # float64 [cuts, K]
@@ -40,13 +42,14 @@ class Count:
 def moved_cuts(v: np.ndarray, a: np.ndarray, num_windows: int, reach: int = REACH) -> MovedCuts:
     """Cuts of `num_windows` windows side by side from the middle of a clip with embeddings v and a, [n, D].
 
-    A window's embedding depends on nothing but its own frames and sound, so cutting embeddings is cutting the clip.
-    Raises ValueError when the clip has no room for one cut and `reach` windows on both sides.
+    A window's embedding depends on nothing but its own frames and sound, so cutting embeddings is cutting the
+    clip. Raises ValueError when the clip has no room for one cut and `reach` windows on both sides.
     """
     room = len(v) - 2 * reach
     if room < num_windows or len(a) != len(v):
         raise ValueError(
-            f"{len(v)} and {len(a)} windows; a cut of {num_windows} moved by {reach} wants {num_windows + 2 * reach} of both"
+            f"{len(v)} and {len(a)} windows; a cut of {num_windows} moved by {reach} wants "
+            f"{num_windows + 2 * reach} of both"
         )
     count = room // num_windows
     starts = reach + (room - count * num_windows) // 2 + num_windows * np.arange(count)
@@ -65,7 +68,8 @@ def embedded(embedder: Embedder, clips: Sequence[SyncInput]) -> list[tuple[np.nd
 
 
 def true_over_moved(cuts: MovedCuts, far: int = FAR) -> Count:
-    """Pairs of a true cut and one moved by at least `far` frames where the true one has the higher reward; ties count half."""
+    """Pairs of a true cut and one moved by at least `far` frames where the true one has the higher reward;
+    ties count half."""
     true = cuts.rewards[:, cuts.moves == 0]
     moved = cuts.rewards[:, np.abs(cuts.moves) >= far]
     return Count(float((true > moved).sum() + 0.5 * (true == moved).sum()), moved.size)

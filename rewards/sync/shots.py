@@ -10,11 +10,12 @@ GRID = 64  # pixels looked at along each side
 
 
 def histogram_cuts(frames: np.ndarray, threshold: float = CUT) -> list[int]:
-    """First frames of new shots in uint8 [T, H, W, 3]: their colour histogram differs from the frame before by `threshold`.
+    """First frames of new shots in uint8 [T, H, W, 3]: their colour histogram differs from the frame before
+    by `threshold`.
 
-    The difference is half the sum of absolute differences of 16-level histograms of R, G and B, averaged: 0 (same) .. 1 (nothing
-    in common). Movement hardly changes it. Not PySceneDetect's ContentDetector: it misses cuts between pictures of like
-    colours and slow fades, and takes a flash for two cuts.
+    The difference is half the sum of absolute differences of 16-level histograms of R, G and B, averaged: 0
+    (same) .. 1 (nothing in common). Movement hardly changes it. Not PySceneDetect's ContentDetector: it
+    misses cuts between pictures of like colours and slow fades, and takes a flash for two cuts.
     """
     if len(frames) < 2:
         return []
@@ -24,7 +25,8 @@ def histogram_cuts(frames: np.ndarray, threshold: float = CUT) -> list[int]:
 
 
 def colour_histograms(frames: np.ndarray) -> np.ndarray:
-    """Shares of pixels per level and channel, [T, 3, 16], from a grid of at most 64 x 64 pixels or a little more."""
+    """Shares of pixels per level and channel, [T, 3, 16], from a grid of at most 64 x 64 pixels or a little
+    more."""
     grid = frames[:, :: max(1, frames.shape[1] // GRID), :: max(1, frames.shape[2] // GRID)]
     num, pixels = len(grid), grid.shape[1] * grid.shape[2]
     rows = np.arange(num * 3).reshape(num, 1, 1, 3) * LEVELS

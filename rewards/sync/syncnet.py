@@ -1,4 +1,5 @@
-"""SyncNet (Chung and Zisserman 2016): one tower over 5 frames of a mouth, one over 0.2 s of sound, meeting in one space."""
+"""SyncNet (Chung and Zisserman 2016): one tower over 5 frames of a mouth, one over 0.2 s of sound, meeting in
+one space."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ COUNTER = "num_batches_tracked"  # not in the published file, and without meanin
 
 
 class WindowConv(nn.Conv3d):
-    """A 3-D convolution over windows that hold as many frames as its kernel, which makes it a 2-D one over frames as channels.
+    """A 3-D convolution over windows that hold as many frames as its kernel, which makes it a 2-D one over
+    frames as channels.
 
-    Takes [M, C * frames, H, W] (frames of a channel side by side); 2-D convolutions are the fast ones on a CPU.
+    Takes [M, C * frames, H, W] (frames of a channel side by side); 2-D convolutions are the fast ones on a
+    CPU.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,7 +37,8 @@ class WindowConv(nn.Conv3d):
 
 
 class SyncNet(nn.Module):
-    """Both towers, with the published names of parameters and buffers: netcnnaud, netcnnlip, netfcaud, netfclip.
+    """Both towers, with the published names of parameters and buffers: netcnnaud, netcnnlip, netfcaud,
+    netfclip.
 
     `provenance` says where the weights are from and is saved with them.
     """
@@ -73,7 +77,8 @@ class SyncNet(nn.Module):
         return self.netfclip(self.netcnnlip(stacked).flatten(1)).unflatten(0, windows.shape[:2])
 
     def embed_sound(self, windows: Tensor) -> Tensor:
-        """Embeddings [M, D] of windows of MFCC columns, float [M, 1, 13, 20]. Raises ValueError for another shape."""
+        """Embeddings [M, D] of windows of MFCC columns, float [M, 1, 13, 20]. Raises ValueError for another
+        shape."""
         if windows.ndim != 4 or windows.shape[1:] != (1, 13, WINDOW_COLUMNS):
             raise ValueError(f"embed_sound wants [M, 1, 13, {WINDOW_COLUMNS}], got {list(windows.shape)}")
         channels_last = (
@@ -85,7 +90,8 @@ class SyncNet(nn.Module):
 def load_published(path: Path, sha256: str = "") -> SyncNet:
     """The published network from its own file, `syncnet_v2.model`, in eval mode.
 
-    Raises FileNotFoundError, or ValueError in one line for another digest, a file that is none, and names or shapes that differ.
+    Raises FileNotFoundError, or ValueError in one line for another digest, a file that is none, and names or
+    shapes that differ.
     """
     from rewards.weights import checked
 
@@ -107,7 +113,8 @@ def load_published(path: Path, sha256: str = "") -> SyncNet:
 
 
 def save_syncnet(net: SyncNet, folder: Path) -> None:
-    """Writes weights.safetensors and config.json (arguments, provenance, digest of the weights) into `folder`."""
+    """Writes weights.safetensors and config.json (arguments, provenance, digest of the weights) into
+    `folder`."""
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +154,8 @@ def load_syncnet(folder: Path) -> SyncNet:
 
 
 def _filled(net: SyncNet, tensors: object, where: str) -> SyncNet:
-    """`net` in eval mode with `tensors`, whose names and shapes must be its own but for the counters of batches."""
+    """`net` in eval mode with `tensors`, whose names and shapes must be its own but for the counters of
+    batches."""
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{where}: not a mapping of names to tensors; a SyncNet's state_dict is wanted")
     wanted = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)}

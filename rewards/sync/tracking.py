@@ -1,4 +1,5 @@
-"""Links detections of one face over time, as the published evaluations do it; the variants change the numbers, so each has a name."""
+"""Links detections of one face over time, as the published evaluations do it; the variants change the
+numbers, so each has a name."""
 
 from __future__ import annotations
 
@@ -37,12 +38,14 @@ class Tracking:
             )
         if self.min_frames < 1 or self.max_gap_frames < 1 or not 0 <= self.min_iou < 1 or self.crop_scale < 0:
             raise ValueError(
-                f"{self.name}: min_frames, max_gap_frames >= 1, 0 <= min_iou < 1 and crop_scale >= 0 are needed, got {self}"
+                f"{self.name}: min_frames, max_gap_frames >= 1, 0 <= min_iou < 1 and crop_scale >= 0 are "
+                f"needed, got {self}"
             )
 
 
-# Numbers of the three public evaluations (joonson/syncnet_python, bytedance/LatentSync, Dorniwang/Verse-Bench), except that
-# shots are cut by histogram difference and faces are found by whatever detector is given
+# Numbers of the three public evaluations (joonson/syncnet_python, bytedance/LatentSync,
+# Dorniwang/Verse-Bench), except that shots are cut by histogram difference and faces are found by whatever
+# detector is given
 SYNCNET_PYTHON = Tracking("syncnet_python", crop_scale=0.40)
 LATENTSYNC = Tracking("latentsync", crop_scale=0.40, min_frames=51)
 VERSE_BENCH = Tracking(
@@ -61,7 +64,8 @@ AS_GIVEN = Tracking("as_given", crop_scale=0.40, shots="none", min_frames=1, min
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One face from frame `start` on; `boxes` float64 [T, 4] (x0, y0, x1, y1 in pixels), missed frames filled in."""
+    """One face from frame `start` on; `boxes` float64 [T, 4] (x0, y0, x1, y1 in pixels), missed frames filled
+    in."""
 
     start: int
     boxes: np.ndarray
@@ -75,8 +79,9 @@ def track_faces(
 ) -> list[Track]:
     """Tracks of all frames' detections, by their first frame; `cuts` are first frames of shots.
 
-    A track takes the best overlapping detection of each frame and starts from the highest score not yet taken. (syncnet_python
-    takes the first in the detector's order, the same wherever one face overlaps.) Does not depend on the order within a frame.
+    A track takes the best overlapping detection of each frame and starts from the highest score not yet
+    taken. (syncnet_python takes the first in the detector's order, the same wherever one face overlaps.) Does
+    not depend on the order within a frame.
     """
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(detections)}), len(detections)]
     max_gap = 1 if variant.max_gap_frames == 1 else at_fps(variant.max_gap_frames, fps)
@@ -103,7 +108,8 @@ def at_fps(frames: int, fps: float) -> int:
 
 
 def smoothed(track: Track, variant: Tracking, fps: float = REFERENCE_FPS) -> np.ndarray:
-    """Centre x, centre y and half of the longer side of every frame, [T, 3], median-filtered with zeros beyond the ends."""
+    """Centre x, centre y and half of the longer side of every frame, [T, 3], median-filtered with zeros
+    beyond the ends."""
     x0, y0, x1, y1 = track.boxes.T
     values = ((x0 + x1) / 2, (y0 + y1) / 2, np.maximum(x1 - x0, y1 - y0) / 2)
     kernel = at_fps(variant.median_frames // 2, fps) * 2 + 1 if variant.median_frames > 1 else 1

@@ -1,7 +1,8 @@
-"""Trains a SyncNet on clips: which stretch of sound belongs to this stretch of mouth, among all others of the clip and of other clips.
+"""Trains a SyncNet on clips: which stretch of sound belongs to this stretch of mouth, among all others of the
+clip and of other clips.
 
-The similarity of two stretches is the mean over 12 consecutive windows, as the zero-lag reward averages over a clip; single windows
-of 0.2 s are too much alike.
+The similarity of two stretches is the mean over 12 consecutive windows, as the zero-lag reward averages over
+a clip; single windows of 0.2 s are too much alike.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class SyncTrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.clips_per_step < 2 or not 1 <= self.stretch < self.windows:
             raise ValueError(
-                f"SyncTrainConfig: steps {self.steps}, clips_per_step {self.clips_per_step}, stretch {self.stretch} of {self.windows} "
+                f"SyncTrainConfig: steps {self.steps}, clips_per_step {self.clips_per_step}, stretch "
+                f"{self.stretch} of {self.windows} "
                 "windows; use at least 1 step, 2 clips, and a stretch shorter than the windows"
             )
 
@@ -52,7 +54,8 @@ def train_syncnet(
     args: SyncNetArgs = MINI,
     progress: Callable[[int, float], None] | None = None,
 ) -> SyncNet:
-    """A network in eval mode; `progress(step, loss)` is called after every step (from 1). Same input and threads, same weights.
+    """A network in eval mode; `progress(step, loss)` is called after every step (from 1). Same input and
+    threads, same weights.
 
     Raises ValueError when no two clips are long enough for `config.windows` windows.
     """
@@ -90,7 +93,8 @@ def train_syncnet(
 
 
 def stretch_loss(v: Tensor, a: Tensor, stretch: int, temperature: float) -> Tensor:
-    """Cross entropy of finding each stretch's partner among all stretches of all clips, both ways; v, a [B, n, D]."""
+    """Cross entropy of finding each stretch's partner among all stretches of all clips, both ways; v, a [B,
+    n, D]."""
     similarity = (
         stretch_similarity(F.normalize(v, dim=-1), F.normalize(a, dim=-1), stretch)
         .flatten(2, 3)
@@ -123,7 +127,8 @@ def _draws(num_clips: int, config: SyncTrainConfig, rng: np.random.Generator) ->
 def _excerpt(
     clip: SyncInput, config: SyncTrainConfig, rng: np.random.Generator, log_floor: float | None
 ) -> tuple[Tensor, np.ndarray]:
-    """Crops [3, n + 4, S, S] and sound windows [n, 1, 13, 20] from anywhere in the clip, so 24 fps clips repeat a frame anywhere."""
+    """Crops [3, n + 4, S, S] and sound windows [n, 1, 13, 20] from anywhere in the clip, so 24 fps clips
+    repeat a frame anywhere."""
     needed = config.windows + WINDOW_FRAMES - 1
     frames = min(len(clip.crops), (len(clip.sound) - TAIL_SAMPLES) // SAMPLES_PER_FRAME)
     first = int(rng.integers(frames - needed + 1))

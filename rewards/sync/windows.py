@@ -1,4 +1,5 @@
-"""What a SyncNet looks at: windows of 5 frames at 25 fps, and of 20 MFCC columns, 0.2 s each, one per frame."""
+"""What a SyncNet looks at: windows of 5 frames at 25 fps, and of 20 MFCC columns, 0.2 s each, one per
+frame."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ class SyncInput:
 
 
 def num_windows(num_frames: int, num_samples: int) -> int:
-    """min(frames, samples // 640) - 5, as the published metric counts: the last valid window is not used. Not below 0."""
+    """min(frames, samples // 640) - 5, as the published metric counts: the last valid window is not used. Not
+    below 0."""
     return max(0, min(num_frames, num_samples // SAMPLES_PER_FRAME) - WINDOW_FRAMES)
 
 
 def sound_windows(columns: np.ndarray) -> np.ndarray:
-    """Columns 4i..4i+19 of coefficients [T100, 13] for every i they suffice for: float32 [n, 1, 13, 20], a view."""
+    """Columns 4i..4i+19 of coefficients [T100, 13] for every i they suffice for: float32 [n, 1, 13, 20], a
+    view."""
     if len(columns) < WINDOW_COLUMNS:
         return np.zeros((0, 1, columns.shape[1], WINDOW_COLUMNS), np.float32)
     return np.lib.stride_tricks.sliding_window_view(columns, WINDOW_COLUMNS, axis=0)[
@@ -46,7 +49,8 @@ def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarr
 
 
 def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of `num_windows`."""
+    """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of
+    `num_windows`."""
     count = num_windows(len(item.crops), len(item.sound))
     return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], heard_windows(item.sound, log_floor)[
         :count
@@ -54,9 +58,11 @@ def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.n
 
 
 def to_25_fps(frames: np.ndarray, fps: float) -> np.ndarray:
-    """Frames [T, ...] at `fps` shown at 25 fps: every frame the one nearest in time, [round(25 T / fps), ...].
+    """Frames [T, ...] at `fps` shown at 25 fps: every frame the one nearest in time, [round(25 T / fps),
+    ...].
 
-    Frames are repeated or left out, never blended, and the duration stays. Raises Unscorable for a frame rate that is none.
+    Frames are repeated or left out, never blended, and the duration stays. Raises Unscorable for a frame rate
+    that is none.
     """
     if not (math.isfinite(fps) and fps > 0):
         raise Unscorable(f"{fps} frames per second")

@@ -1,4 +1,5 @@
-"""ECAPA-TDNN (Desplanques et al. 2020), the small form of the WavLM speaker verifier: features over time to one voice.
+"""ECAPA-TDNN (Desplanques et al. 2020), the small form of the WavLM speaker verifier: features over time to
+one voice.
 
 Parameter names are those of the published file, so that it loads by name.
 """
@@ -25,7 +26,8 @@ class ConvReluNorm(nn.Module):
 
 
 class Res2(nn.Module):
-    """Channels in `scale` parts: each but the last is convolved after the one before was added to it; the last passes."""
+    """Channels in `scale` parts: each but the last is convolved after the one before was added to it; the
+    last passes."""
 
     def __init__(self, channels: int, dilation: int, scale: int = 8) -> None:
         super().__init__()
@@ -73,7 +75,8 @@ class ResidualBlock(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Mean and standard deviation over time, weighted by an attention of its own for every channel: [B, C, T] -> [B, 2 C].
+    """Mean and standard deviation over time, weighted by an attention of its own for every channel: [B, C, T]
+    -> [B, 2 C].
 
     With `context`, the attention also sees each channel's plain mean and deviation.
     """

@@ -21,12 +21,14 @@ class VoiceEncoder(Protocol):
     name: str
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """16 kHz mono float sounds [N] of any lengths -> float32 [B, D] of unit length. A sound's answer does not depend on others."""
+        """16 kHz mono float sounds [N] of any lengths -> float32 [B, D] of unit length. A sound's answer does
+        not depend on others."""
         ...
 
 
 class EmbeddingCache:
-    """`compute` (sounds -> [B, D]) that remembers by content; the longest unused of more than `max_known` are forgotten.
+    """`compute` (sounds -> [B, D]) that remembers by content; the longest unused of more than `max_known` are
+    forgotten.
 
     An encoder that several scorers share thus embeds a clip and a reference once.
     """
@@ -59,7 +61,8 @@ class EmbeddingCache:
 
 @torch.inference_mode()
 def by_length(net: nn.Module, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
-    """`net` ([B, N] -> [B, D]) over sounds of any lengths, those of one length together: float32 [B, D] of unit length.
+    """`net` ([B, N] -> [B, D]) over sounds of any lengths, those of one length together: float32 [B, D] of
+    unit length.
 
     Padding would change statistics over time, so nothing is padded.
     """

@@ -1,4 +1,5 @@
-"""Weight files of voice encoders: read without running code in them, and fitted to a network tensor by tensor."""
+"""Weight files of voice encoders: read without running code in them, and fitted to a network tensor by
+tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """A torch file that holds a dict of tensors and plain values. Raises ValueError in one line for anything else."""
+    """A torch file that holds a dict of tensors and plain values. Raises ValueError in one line for anything
+    else."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
@@ -27,7 +29,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """`found` when its names and shapes are those of `wanted`. Raises ValueError in one line that names what differs."""
+    """`found` when its names and shapes are those of `wanted`. Raises ValueError in one line that names what
+    differs."""
     missing = sorted(wanted.keys() - found.keys())
     unknown = sorted(found.keys() - wanted.keys())
     wrong = [

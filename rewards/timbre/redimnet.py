@@ -1,8 +1,9 @@
 """ReDimNet voice encoder, rebuilt from a published file: the encoder that conditions NAVA.
 
-For training and diagnosis only: to score NAVA with the encoder it is conditioned on is circular; report WavLM-ECAPA.
-Supported: files of IDRnD/ReDimNet's release `latest` (dicts with `model_config` and `state_dict`) with mel features of the
-torch front end and attentive pooling; other options are refused by name.
+For training and diagnosis only: to score NAVA with the encoder it is conditioned on is circular; report
+WavLM-ECAPA. Supported: files of IDRnD/ReDimNet's release `latest` (dicts with `model_config` and
+`state_dict`) with mel features of the torch front end and attentive pooling; other options are refused by
+name.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ SPEC_FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """`stride` joins frequencies; `blocks` picture blocks, `widening` times as wide; `reduction` of the time block's channels, if any."""
+    """`stride` joins frequencies; `blocks` picture blocks, `widening` times as wide; `reduction` of the time
+    block's channels, if any."""
 
     stride: int
     blocks: int
@@ -104,7 +106,8 @@ DEFAULT_STAGES = (
 
 
 def read_config(config: Mapping[str, Any], where: str) -> ReDimNetArgs:
-    """A file's model_config. Raises ValueError in one line for an unknown key or an option that is not supported."""
+    """A file's model_config. Raises ValueError in one line for an unknown key or an option that is not
+    supported."""
     fields = set(ReDimNetArgs.__dataclass_fields__) - {"stages"}
     _refuse(config, fields | WITHOUT_EFFECT | {"stages_setup", "spec_params"}, FIXED, f"{where} model_config")
     _refuse(
@@ -141,7 +144,8 @@ class Backbone(nn.Module):
         for index, stage in enumerate(args.stages):
             if frequencies % stage.stride:
                 raise ValueError(
-                    f"model_config.stages_setup: stage {index} joins {stage.stride} of {frequencies} frequencies"
+                    f"model_config.stages_setup: stage {index} joins {stage.stride} of {frequencies} "
+                    "frequencies"
                 )
             self.add_module(f"stage{index}", _stage(args, stage, index, channels, frequencies))
             channels, frequencies = channels * stage.stride, frequencies // stage.stride
@@ -184,7 +188,8 @@ def _stage(args: ReDimNetArgs, stage: Stage, index: int, channels: int, frequenc
 
 
 class ReDimNet(nn.Module):
-    """16 kHz sound [B, N], all of one length -> voice [B, embed_dim], not yet of unit length; the first 30 s count."""
+    """16 kHz sound [B, N], all of one length -> voice [B, embed_dim], not yet of unit length; the first 30 s
+    count."""
 
     def __init__(self, args: ReDimNetArgs) -> None:
         super().__init__()
@@ -204,7 +209,8 @@ class ReDimNet(nn.Module):
 
 
 class ReDimNetEncoder:
-    """`VoiceEncoder` from a published file. A sound that cannot be embedded has no score; there are no zeros in its place.
+    """`VoiceEncoder` from a published file. A sound that cannot be embedded has no score; there are no zeros
+    in its place.
 
     Raises FileNotFoundError or ValueError in one line for a missing, altered, foreign or unsupported file.
     """
@@ -225,11 +231,13 @@ class ReDimNetEncoder:
 
 
 def load_net(path: Path) -> ReDimNet:
-    """The network in evaluation mode; the file's own front end must equal ours. Raises ValueError in one line."""
+    """The network in evaluation mode; the file's own front end must equal ours. Raises ValueError in one
+    line."""
     content = read_weights(path)
     if missing := {"model_config", "state_dict"} - content.keys():
         raise ValueError(
-            f"{path}: has {sorted(content)[:5]}, no {' and no '.join(sorted(missing))}; it is not from {SOURCE}"
+            f"{path}: has {sorted(content)[:5]}, no {' and no '.join(sorted(missing))}; it is not from "
+            f"{SOURCE}"
         )
     args = read_config(content["model_config"], str(path))
     _check_front_end(content["state_dict"], args, path)

@@ -1,4 +1,5 @@
-"""ReDimNet's layers (Yakovlev et al. 2024): pictures [B, C, F, T] and signals [B, F * C, T] of one volume, turned into each other.
+"""ReDimNet's layers (Yakovlev et al. 2024): pictures [B, C, F, T] and signals [B, F * C, T] of one volume,
+turned into each other.
 
 Parameter names are those of the published files, so that they load by name. Source: IDRnD/ReDimNet (MIT).
 """
@@ -61,7 +62,8 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNext(nn.Module):
-    """Grouped convolutions side by side, batch norm, activation, 1x1, plus the input. `groups` as in torch; length is kept."""
+    """Grouped convolutions side by side, batch norm, activation, 1x1, plus the input. `groups` as in torch;
+    length is kept."""
 
     def __init__(
         self, channels: int, kernels: Sequence[int], dims: int, groups: int, activation: nn.Module
@@ -95,7 +97,8 @@ class FrequencyGate(nn.Module):
 
 
 class Residual2d(nn.Module):
-    """Two 3x3 convolutions (each grouped and followed by 1x1 where there are groups), the second gated, plus the input."""
+    """Two 3x3 convolutions (each grouped and followed by 1x1 where there are groups), the second gated, plus
+    the input."""
 
     def __init__(self, channels: int, frequencies: int, groups: int, gate: bool) -> None:
         super().__init__()
@@ -188,7 +191,8 @@ class PositionConv(nn.Module):
 
 
 class TimeContext(nn.Module):
-    """Fewer channels, one of BLOCKS_1D over time, as many channels as before, plus the input: [B, D, T] -> [B, D, T]."""
+    """Fewer channels, one of BLOCKS_1D over time, as many channels as before, plus the input: [B, D, T] ->
+    [B, D, T]."""
 
     def __init__(self, kind: str, channels: int, inner: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Resemblyzer's voice encoder: its weights are in the wheel, so it needs no download. A proxy, not the paper's SIM."""
+"""Resemblyzer's voice encoder: its weights are in the wheel, so it needs no download. A proxy, not the
+paper's SIM."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ BATCH = 256
 
 
 class ResemblyzerEncoder:
-    """Resemblyzer 0.1.4's voice encoder, many sounds in one forward pass; equals its `embed_utterance` on the same samples.
+    """Resemblyzer 0.1.4's voice encoder, many sounds in one forward pass; equals its `embed_utterance` on the
+    same samples.
 
-    Its own preprocessing is replaced by bringing the loudness to -30 dBFS: the voice activity detector of the wheel cuts
-    vocoded one-second clips apart, and cost 2 points of nearest-voice accuracy on them.
-    Entries are >= 0, so cosines lie in 0..1. Raises ImportError without the wheel and ValueError for other weights in it.
+    Its own preprocessing is replaced by bringing the loudness to -30 dBFS: the voice activity detector of the
+    wheel cuts vocoded one-second clips apart, and cost 2 points of nearest-voice accuracy on them. Entries
+    are >= 0, so cosines lie in 0..1. Raises ImportError without the wheel and ValueError for other weights in
+    it.
     """
 
     name = "resemblyzer"
@@ -57,7 +60,8 @@ class ResemblyzerEncoder:
         )
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """16 kHz mono sounds [N] (any lengths), brought to -30 dBFS -> float32 [B, 256] of unit length; remembered by content."""
+        """16 kHz mono sounds [N] (any lengths), brought to -30 dBFS -> float32 [B, 256] of unit length;
+        remembered by content."""
         return self._cached(waveforms)
 
     @torch.inference_mode()
@@ -97,7 +101,8 @@ def _partials(waveform: np.ndarray) -> Tensor:
 
 @cache
 def _mel_filters() -> Tensor:
-    """Triangular filters on Slaney's mel scale, each of unit area, 0 to 8 kHz: [40, 201] (what librosa makes by default)."""
+    """Triangular filters on Slaney's mel scale, each of unit area, 0 to 8 kHz: [40, 201] (what librosa makes
+    by default)."""
     top, knee, slope = 8000.0, 1000.0, 200.0 / 3
     log_step = np.log(6.4) / 27
     mels = np.linspace(0.0, knee / slope + np.log(top / knee) / log_step, NUM_MELS + 2)

@@ -13,18 +13,20 @@ from rewards.types import Clip, Score
 
 
 class TimbreSimilarity:
-    """Cosine between a clip's voice and its reference's, mean over the spans that have a reference; higher is better.
+    """Cosine between a clip's voice and its reference's, mean over the spans that have a reference; higher is
+    better.
 
-    A clip with several spans is cut by their times, else at its longest pauses; channels are averaged before anything else.
-    Score.parts: `span_<i>`. NaN with a reason without reference, with a silent span, or without usable sound.
-    The metric is `sim_<encoder>`; it may be called `sim`, as in the Seed-TTS and NAVA tables, only when the encoder is
-    that benchmark's (`encoder.is_seed_tts`). Raises ValueError otherwise.
+    A clip with several spans is cut by their times, else at its longest pauses; channels are averaged before
+    anything else. Score.parts: `span_<i>`. NaN with a reason without reference, with a silent span, or
+    without usable sound. The metric is `sim_<encoder>`; it may be called `sim`, as in the Seed-TTS and NAVA
+    tables, only when the encoder is that benchmark's (`encoder.is_seed_tts`). Raises ValueError otherwise.
     """
 
     def __init__(self, encoder: VoiceEncoder, name: str = "") -> None:
         if name == "sim" and not getattr(encoder, "is_seed_tts", False):
             raise ValueError(
-                f"metric sim: the encoder is {encoder.name}, not the published WavLM-large + ECAPA-TDNN file; leave the name out"
+                f"metric sim: the encoder is {encoder.name}, not the published WavLM-large + ECAPA-TDNN "
+                "file; leave the name out"
             )
         self.encoder = encoder
         self.name = name or f"sim_{encoder.name}"

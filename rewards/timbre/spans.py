@@ -10,7 +10,8 @@ from rewards.types import Clip
 
 
 def spoken(clip: Clip) -> list[np.ndarray]:
-    """16 kHz mono sound of each span (channels are averaged first). Raises Unscorable as `span_sounds` does, and for a silent span."""
+    """16 kHz mono sound of each span (channels are averaged first). Raises Unscorable as `span_sounds` does,
+    and for a silent span."""
     sounds = span_sounds(clip)
     for index, sound in enumerate(sounds):
         if np.abs(sound).max() < SILENCE_PEAK:
@@ -19,7 +20,8 @@ def spoken(clip: Clip) -> list[np.ndarray]:
 
 
 def spoken_with_reference(clip: Clip) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(index, sound, reference) of each span that has a reference. Raises Unscorable without any, or for an unusable one."""
+    """(index, sound, reference) of each span that has a reference. Raises Unscorable without any, or for an
+    unusable one."""
     if all(reference is None for reference in clip.references):
         raise Unscorable("no reference voice")
     sounds = spoken(clip)

@@ -22,7 +22,8 @@ class VoiceBank:
     embeddings: np.ndarray  # float32 [M, D]
 
     def nearest(self, embeddings: np.ndarray, leave_out: Sequence[str | None] | None = None) -> list[str]:
-        """The voice with the largest cosine to each of [B, D]; `leave_out` names the utterance not to compare with."""
+        """The voice with the largest cosine to each of [B, D]; `leave_out` names the utterance not to compare
+        with."""
         known = sorted(set(self.voices))
         sums = np.stack(
             [self.embeddings[[voice == other for other in self.voices]].sum(axis=0) for voice in known]

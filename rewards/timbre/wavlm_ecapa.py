@@ -1,7 +1,8 @@
-"""The voice encoder of Seed-TTS' SIM: WavLM-large, fine-tuned for speaker verification, under a small ECAPA-TDNN.
+"""The voice encoder of Seed-TTS' SIM: WavLM-large, fine-tuned for speaker verification, under a small
+ECAPA-TDNN.
 
-Source: microsoft/UniSpeech, downstreams/speaker_verification (CC BY-SA 3.0; WavLM itself MIT). Its file is loaded by name:
-every tensor is used, left out for a told reason, or refused.
+Source: microsoft/UniSpeech, downstreams/speaker_verification (CC BY-SA 3.0; WavLM itself MIT). Its file is
+loaded by name: every tensor is used, left out for a told reason, or refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rewards.timbre.encoder import EmbeddingCache, by_length
 from rewards.timbre.loading import fitted, read_weights
 from rewards.weights import checked
 
-# Told by two mirrors of the file, huggingface.co/bezzam/wavlm_large_finetune_seed_tts_eval and lmzjms/wavlm-large.
+# Told by two mirrors of the file, huggingface.co/bezzam/wavlm_large_finetune_seed_tts_eval and
+# lmzjms/wavlm-large.
 PUBLISHED_SHA256 = "51f07e3b94d9e0262a6a675ef5a087be3dd09e8c62e9d886827f44f82fe7f94b"
 SOURCE = "wavlm_large_finetune.pth of microsoft/UniSpeech, downstreams/speaker_verification"
 BACKBONE = "feature_extract.model."
@@ -83,10 +85,12 @@ class WavlmEcapa(nn.Module):
         return self.head(self.features(waveforms))
 
     def features(self, waveforms: Tensor) -> Tensor:
-        """Weighted sum of the input of every layer and the output of the last, [B, hidden, T]; 50 a second."""
+        """Weighted sum of the input of every layer and the output of the last, [B, hidden, T]; 50 a
+        second."""
         normal = functional.layer_norm(waveforms, waveforms.shape[1:])
         output = self.backbone(normal, output_hidden_states=True)
-        # transformers 5 collects the last layer's output before the closing layer norm; the benchmark's is after it
+        # transformers 5 collects the last layer's output before the closing layer norm; the benchmark's is
+        # after it
         states = [*output.hidden_states[:-1], output.last_hidden_state]
         weights = torch.softmax(self.feature_weight, dim=0)
         return (
@@ -98,11 +102,13 @@ class WavlmEcapa(nn.Module):
 
 
 class WavlmEcapaEncoder:
-    """`VoiceEncoder` from a file of the published format. Same-speaker cosines lie near 0.5, others near 0 (UniSpeech README).
+    """`VoiceEncoder` from a file of the published format. Same-speaker cosines lie near 0.5, others near 0
+    (UniSpeech README).
 
-    `is_seed_tts` is true only for the published file (by its sha256): only then may the metric be called `sim`.
-    Sounds of one length share a pass and nothing is padded, as in the benchmark. Resampling is scipy's, not torchaudio's.
-    Raises FileNotFoundError or ValueError in one line for a missing, altered or foreign file.
+    `is_seed_tts` is true only for the published file (by its sha256): only then may the metric be called
+    `sim`. Sounds of one length share a pass and nothing is padded, as in the benchmark. Resampling is
+    scipy's, not torchaudio's. Raises FileNotFoundError or ValueError in one line for a missing, altered or
+    foreign file.
     """
 
     name = "wavlm_ecapa"
@@ -125,7 +131,8 @@ class WavlmEcapaEncoder:
 
 
 def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:
-    """The network in evaluation mode. Raises ValueError in one line for a file without `model` or with other tensors."""
+    """The network in evaluation mode. Raises ValueError in one line for a file without `model` or with other
+    tensors."""
     content = read_weights(path)
     if not isinstance(content.get("model"), dict):
         raise ValueError(f"{path}: has {sorted(content)[:5]}, no dict 'model'; it is not {SOURCE}")
@@ -136,7 +143,8 @@ def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors under our names, without those that IGNORED gives a reason for; unknown names stay as they are."""
+    """The file's tensors under our names, without those that IGNORED gives a reason for; unknown names stay
+    as they are."""
     kept = {
         name: value
         for name, value in state.items()

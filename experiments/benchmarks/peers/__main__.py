@@ -1,9 +1,10 @@
 """Ours against diffusers' transformers, in one process: `python -m experiments.benchmarks.peers --out FILE`.
 
-Training step (forward and backward) and generation step at equal width, depth, tokens and precision. Each line says how many times as
-fast ours is, with its 95 % interval over alternating rounds. Video alone races WanTransformer3DModel, video with sound
-LTX2VideoTransformer3DModel, a dual tower. The share of the matmul ceiling is by exact counts of matmul FLOPs (pretrain.model.flops).
-Races that FILE holds already, of the same day and machine, stay where they are not run again.
+Training step (forward and backward) and generation step at equal width, depth, tokens and precision. Each
+line says how many times as fast ours is, with its 95 % interval over alternating rounds. Video alone races
+WanTransformer3DModel, video with sound LTX2VideoTransformer3DModel, a dual tower. The share of the matmul
+ceiling is by exact counts of matmul FLOPs (pretrain.model.flops). Races that FILE holds already, of the same
+day and machine, stay where they are not run again.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ def main() -> None:
             found["races"][f"{name}/{dtype}"] = result
             training, generation = result["training"]["times_as_fast"], result["generation"]["times_as_fast"]
             print(
-                f"{name:18} {dtype}  {result['tokens_per_s']:>9,.0f} tokens/s  {result['share_of_ceiling']:.0%} of the ceiling   training "
-                f"{training['ratio']:.2f}x ({training['low']:.2f}..{training['high']:.2f})   generation {generation['ratio']:.2f}x "
+                f"{name:18} {dtype}  {result['tokens_per_s']:>9,.0f} tokens/s  "
+                f"{result['share_of_ceiling']:.0%} of the ceiling   training "
+                f"{training['ratio']:.2f}x ({training['low']:.2f}..{training['high']:.2f})   generation "
+                f"{generation['ratio']:.2f}x "
                 f"({generation['low']:.2f}..{generation['high']:.2f})  of {result['peer']}",
                 flush=True,
             )

@@ -1,7 +1,8 @@
-"""One training step and one generation step of each contestant, as functions without arguments, at equal sizes on equal inputs.
+"""One training step and one generation step of each contestant, as functions without arguments, at equal
+sizes on equal inputs.
 
-diffusers' models keep in fp32 what their loader keeps there; ours keeps its time path, as under FSDP2. Attention and kernels are what each
-library takes by itself.
+diffusers' models keep in fp32 what their loader keeps there; ours keeps its time path, as under FSDP2.
+Attention and kernels are what each library takes by itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Ours against its peer at one shape and precision: training and generation steps, tokens per second, share of the matmul ceiling."""
+"""Ours against its peer at one shape and precision: training and generation steps, tokens per second, share
+of the matmul ceiling."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device, tries: int = 4) -> 
 def compare(
     shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False
 ) -> dict[str, Any]:
-    """JSON of one shape: both contestants' seconds, our tokens/s and share of the ceiling of this moment, and the ratios."""
+    """JSON of one shape: both contestants' seconds, our tokens/s and share of the ceiling of this moment, and
+    the ratios."""
     torch.manual_seed(0)
     peer = ltx2 if shape.audio else wan
     our_model, our_forward = ours(shape, dtype, device, compiled)

@@ -1,4 +1,5 @@
-"""How the time of a training step grows with the number of tokens, and how far the count of FLOPs explains it."""
+"""How the time of a training step grows with the number of tokens, and how far the count of FLOPs explains
+it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _REPEATS = 3
 
 
 def scaling(device: torch.device) -> list[dict[str, Any]]:
-    """Seconds, tokens/s and FLOP/s at growing clip lengths: of `small_video` (64 tokens a latent frame), on a GPU of `full_block` (880)."""
+    """Seconds, tokens/s and FLOP/s at growing clip lengths: of `small_video` (64 tokens a latent frame), on a
+    GPU of `full_block` (880)."""
     base, lengths = (
         (SHAPES["small_video"], CPU_FRAMES) if device.type == "cpu" else (SHAPES["full_block"], GPU_FRAMES)
     )

@@ -25,7 +25,8 @@ def seconds_of(step: Step, device: torch.device) -> float:
 def race(
     one: Step, other: Step, budget_s: float, device: torch.device, least: int = 11, most: int = 60
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call, after two calls each to warm up; the order within a round alternates. Ends after about `budget_s`."""
+    """Seconds of each call, after two calls each to warm up; the order within a round alternates. Ends after
+    about `budget_s`."""
     for step in (one, other):
         step()
     start, rounds = time.perf_counter(), ([], [])
@@ -39,7 +40,8 @@ def race(
 def ratio(
     ours: list[float], theirs: list[float], seed: int = 0, resamples: int = 2000
 ) -> dict[str, float | int]:
-    """How many times as fast ours is: median of the rounds' theirs / ours, 95 % bootstrap interval over rounds."""
+    """How many times as fast ours is: median of the rounds' theirs / ours, 95 % bootstrap interval over
+    rounds."""
     pairs = np.array(theirs) / np.array(ours)
     draws = np.random.default_rng(seed).choice(pairs, (resamples, len(pairs)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))

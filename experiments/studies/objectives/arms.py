@@ -1,4 +1,5 @@
-"""The arms at one rollout budget: which alignment each is, and the same optimizer steps for votes as for rewards."""
+"""The arms at one rollout budget: which alignment each is, and the same optimizer steps for votes as for
+rewards."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Arm:
 
 
 def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> list[Arm]:
-    """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the ranks."""
+    """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the
+    ranks."""
     arms = [Arm(BASELINE, 0, None)]
     for seed in range(objectives.seeds):
         for name in objectives.arms:
@@ -58,9 +60,11 @@ def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> l
 def align_config(
     name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
 ) -> AlignConfig:
-    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set aside and no early stop.
+    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set
+    aside and no early stop.
 
-    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand, for all arms alike.
+    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand,
+    for all arms alike.
     """
     algorithm = ALGORITHM[name]
     phase = getattr(align, algorithm)
@@ -80,7 +84,8 @@ def align_config(
 
 
 def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None = None) -> GsbDpoPhase:
-    """gsb_dpo with nft's optimizer steps, and as nearly as ranks allow its clips a step. pairs: how many there are, where known."""
+    """gsb_dpo with nft's optimizer steps, and as nearly as ranks allow its clips a step. pairs: how many
+    there are, where known."""
     nft = align.nft
     wanted = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
     if pairs is not None:
@@ -111,7 +116,8 @@ def budget(objectives: ObjectivesConfig, align: AlignConfig) -> int:
 
 
 def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
-    """(prompts, clips of each) of a store of exactly `clips` clips, of as many of `prompts` prompts as there can be.
+    """(prompts, clips of each) of a store of exactly `clips` clips, of as many of `prompts` prompts as there
+    can be.
 
     Raises ValueError where fewer than two clips a prompt are left.
     """

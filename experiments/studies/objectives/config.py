@@ -29,7 +29,8 @@ ARMS = (BASELINE, *ALGORITHM)
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
-    """Size of the study. All else about alignment is the recipe's. Raises ValueError where a number makes no sense."""
+    """Size of the study. All else about alignment is the recipe's. Raises ValueError where a number makes no
+    sense."""
 
     arms: tuple[str, ...] = ARMS
     seeds: int = 1  # of alignment, from 0; the pretrained model is one
@@ -48,7 +49,8 @@ class ObjectivesConfig:
                 raise ValueError(f"objectives.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_prompts < 0 or self.pilot_clips < 2:
             raise ValueError(
-                f"objectives: num_prompts from 0 and pilot_clips from 2, got {self.num_prompts} and {self.pilot_clips}"
+                f"objectives: num_prompts from 0 and pilot_clips from 2, got {self.num_prompts} and "
+                f"{self.pilot_clips}"
             )
         for name in self.arms:
             if name not in ARMS:

@@ -1,4 +1,5 @@
-"""What arms learn from: files of training prompts, thirds of them, and preference pairs; each made once and kept."""
+"""What arms learn from: files of training prompts, thirds of them, and preference pairs; each made once and
+kept."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Sections:
 
 @dataclass(frozen=True)
 class Material:
-    """Below `folder`: prompts/, pilot-MARK/ and votes-MARK/. `inputs`: digests of what all of it is made from."""
+    """Below `folder`: prompts/, pilot-MARK/ and votes-MARK/. `inputs`: digests of what all of it is made
+    from."""
 
     sections: Sections
     layout: Layout
@@ -111,7 +113,8 @@ class Material:
         return self._written(arm.prompts, {self.rows[index].data_id for index in indices})
 
     def chosen(self) -> list[int]:
-        """Places of the third that curation picks: diverse texts whose clips earn little yet, as the stage `curate_prompts` does."""
+        """Places of the third that curation picks: diverse texts whose clips earn little yet, as the stage
+        `curate_prompts` does."""
         gains = self.pilot()["gains"]
         values = np.array([np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows])
         return choose(
@@ -119,7 +122,8 @@ class Material:
         ).indices
 
     def pilot(self) -> dict[str, Any]:
-        """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every training prompt."""
+        """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every
+        training prompt."""
         out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
         if not out.is_file():
             started, prompts = time.monotonic(), self._written("all", {row.data_id for row in self.rows})
@@ -137,7 +141,8 @@ class Material:
         return read_json(out, f"remove {out.parent}")
 
     def votes(self) -> dict[str, Any]:
-        """Rolls out and votes where that was not done; {"rollout", "vote": seconds, "summary", "pairs", "decided": numbers of pairs}."""
+        """Rolls out and votes where that was not done; {"rollout", "vote": seconds, "summary", "pairs",
+        "decided": numbers of pairs}."""
         out = self.folder / f"votes-{self.votes_mark}"
         if not (out / MADE).is_file():
             align, count = self._plain(), self.stored[0]

@@ -1,4 +1,5 @@
-"""One arm with one seed, from the pretrained model to its scores: aligned, asked the held-out prompts, measured."""
+"""One arm with one seed, from the pretrained model to its scores: aligned, asked the held-out prompts,
+measured."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def names_of(material: Material) -> list[str]:
 def run_arm(task: Task, material: Material, ranks: int, parent: SpoolTracker) -> None:
     """Align, generate and score as one tracked run below `parent`; result-MARK.json is written last.
 
-    Raises Interrupted where a signal ended the alignment, ValueError or OSError in one line where a part failed.
+    Raises Interrupted where a signal ended the alignment, ValueError or OSError in one line where a part
+    failed.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     tracker = SpoolTracker(parent.folder.with_name(kept_run_key(task.folder, f"objectives-{task.arm.label}")))
@@ -151,7 +153,8 @@ def _aligned(
         result = material.runners.align(run, ranks)
     if result.status != "finished" or result.model is None:
         raise Interrupted(
-            f"{arm.label} stopped after round {result.step} with a checkpoint; the same command goes on from there"
+            f"{arm.label} stopped after round {result.step} with a checkpoint; the same command goes on "
+            "from there"
         )
     tracker.set_tags(
         {CHECKPOINT_TAG: checkpoint_of(result.model), "nava.parent_checkpoint": checkpoint_of(run.base)}
@@ -183,8 +186,8 @@ def _scored(task: Task, material: Material, model: Path) -> dict[str, Any]:
 
 
 def rounds_cost(metrics: Path, rounds: int) -> dict[str, float]:
-    """Seconds of rolling out, scoring, updating and all else in `rounds` rounds; those of rounds that are not in the log are taken
-    from the mean of those that are."""
+    """Seconds of rolling out, scoring, updating and all else in `rounds` rounds; those of rounds that are not
+    in the log are taken from the mean of those that are."""
     rows = [
         row for line in metrics.read_text().splitlines() if "seconds_per_step" in (row := json.loads(line))
     ]

@@ -1,4 +1,5 @@
-"""The study as a page a person reads: what was held equal, costs, gains, the two questions, and what it cannot say."""
+"""The study as a page a person reads: what was held equal, costs, gains, the two questions, and what it
+cannot say."""
 
 from __future__ import annotations
 
@@ -19,21 +20,29 @@ def page(study: Mapping[str, Any], picture: str) -> str:
     lines = [
         "# Objectives of alignment at one rollout budget",
         "",
-        f"Every arm rolls out {study['budget_clips']} clips of {study['training_prompts']} training prompts (a third: {study['third']}), "
-        f"starts from one pretrained model and is asked {clips['prompts']} held-out prompts that no alignment saw ({clips['seeds']} "
-        f"alignment seed(s); {study['ranks']} rank(s)). In brackets: 95 % intervals of the paired difference to the pretrained model, "
-        f"prompts and seeds resampled together ({study['config']['resamples']} resamples). **Bold**: the interval leaves 0 out. Arrows: "
+        f"Every arm rolls out {study['budget_clips']} clips of {study['training_prompts']} training prompts "
+        f"(a third: {study['third']}), "
+        f"starts from one pretrained model and is asked {clips['prompts']} held-out prompts that no "
+        f"alignment saw ({clips['seeds']} "
+        f"alignment seed(s); {study['ranks']} rank(s)). In brackets: 95 % intervals of the paired "
+        "difference to the pretrained model, "
+        f"prompts and seeds resampled together ({study['config']['resamples']} resamples). **Bold**: the "
+        "interval leaves 0 out. Arrows: "
         "which way is better.",
         "",
-        f"The votes are simulated: a panel of judges on a store of {stored['prompts']} prompts x {stored['clips_per_prompt']} clips by the "
-        f"pretrained model. `{NO_TIES}` has the same votes without the pairs on whose questions nobody won, as plain flow-DPO.",
+        f"The votes are simulated: a panel of judges on a store of {stored['prompts']} prompts x "
+        f"{stored['clips_per_prompt']} clips by the "
+        f"pretrained model. `{NO_TIES}` has the same votes without the pairs on whose questions nobody won, "
+        "as plain flow-DPO.",
         "",
         "## What it costs, and whether an arm improves what it is after",
         "",
         *_costs(study),
         "",
-        "Seconds of wall-clock. Rolling out and scoring of the voted arms: making the store, and the judges and votes on it. "
-        f"`{RUBRIC}` is the weighted mean of the rewards in standard deviations over the pretrained model's clips, `{PANEL}` that of the "
+        "Seconds of wall-clock. Rolling out and scoring of the voted arms: making the store, and the judges "
+        "and votes on it. "
+        f"`{RUBRIC}` is the weighted mean of the rewards in standard deviations over the pretrained model's "
+        f"clips, `{PANEL}` that of the "
         "judges in the units the panel notices; both 0 for the pretrained model.",
         "",
         *_targets(study),
@@ -142,7 +151,8 @@ def _curation(study: Mapping[str, Any]) -> list[str]:
         for name in names
     ]
     kept = [
-        f"{total}: {_share(shares[CHOSEN][total])} by the chosen, {_share(shares[RANDOM][total])} by the random"
+        f"{total}: {_share(shares[CHOSEN][total])} by the chosen, {_share(shares[RANDOM][total])} by the "
+        "random"
         for total in TOTALS
     ]
     word = {"better": "keeps more than", "worse": "keeps less than"}.get(
@@ -151,8 +161,10 @@ def _curation(study: Mapping[str, Any]) -> list[str]:
     return [
         "## How much of the gain comes from chosen prompts?",
         "",
-        f"A third of the training prompts, as many rounds. The chosen third **{word}** a random one ({RUBRIC} "
-        f"{_interval(differences[RUBRIC])}). Of nft's gain on all prompts is kept, {'; '.join(kept)} (- : there is no gain whose interval "
+        f"A third of the training prompts, as many rounds. The chosen third **{word}** a random one "
+        f"({RUBRIC} "
+        f"{_interval(differences[RUBRIC])}). Of nft's gain on all prompts is kept, {'; '.join(kept)} (- : "
+        "there is no gain whose interval "
         "leaves 0 out).",
         "",
         *_rows(
@@ -172,9 +184,12 @@ def _limits(study: Mapping[str, Any]) -> list[str]:
             else " are few."
         )
         + " Store, votes and chosen third are one for all seeds; a random third is drawn for each.",
-        "- The budget is of clips, not of time: objectives keep their own sampler, epochs and learning rate of the recipe, which were not "
-        "searched for each alike. Voted arms take nft's optimizer steps; the clips a step are as near as whole pairs allow.",
-        "- The prompts that the recipe sets aside for stopping early are left out of all arms, and none stops early.",
+        "- The budget is of clips, not of time: objectives keep their own sampler, epochs and learning rate "
+        "of the recipe, which were not "
+        "searched for each alike. Voted arms take nft's optimizer steps; the clips a step are as near as "
+        "whole pairs allow.",
+        "- The prompts that the recipe sets aside for stopping early are left out of all arms, and none "
+        "stops early.",
         "- A clip that a scorer refuses takes no part in that metric's difference, on both sides.",
     ]
     for arm, entry in study["arms"].items():

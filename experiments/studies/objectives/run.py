@@ -1,4 +1,5 @@
-"""`nava study objectives`: every objective at one rollout budget, with and without ties, with chosen and random prompts."""
+"""`nava study objectives`: every objective at one rollout budget, with and without ties, with chosen and
+random prompts."""
 
 from __future__ import annotations
 
@@ -40,10 +41,12 @@ JUDGING_ROUNDS = 2.5  # generating and scoring the held-out prompts costs about 
 def study_objectives(
     sections: Sections, layout: Layout, ranks: int, root: Path = Path(), runners: Runners | None = None
 ) -> dict[str, Any]:
-    """Align, generate, score and write OUT/study/objectives.{json,md,png}, one arm after another; returns what the JSON holds.
+    """Align, generate, score and write OUT/study/objectives.{json,md,png}, one arm after another; returns
+    what the JSON holds.
 
-    Finished arms are kept and a killed one goes on, as long as settings and data are the same. Raises FileNotFoundError or
-    ValueError in one line before anything is aligned; the line of the first arm that failed after the others; Interrupted.
+    Finished arms are kept and a killed one goes on, as long as settings and data are the same. Raises
+    FileNotFoundError or ValueError in one line before anything is aligned; the line of the first arm that
+    failed after the others; Interrupted.
     """
     folder = layout.out / "study" / NAME
     material = Material(sections, layout, _inputs(layout), folder, runners or Runners())
@@ -83,7 +86,8 @@ def _check_thirds(material: Material) -> None:
     count = objectives.curation.budget(len(material.rows))
     if count < needed and {CHOSEN, RANDOM} & set(objectives.arms):
         raise ValueError(
-            f"objectives.curation: {count} of {len(material.rows)} prompts, but a round takes {needed}; raise curation.share"
+            f"objectives.curation: {count} of {len(material.rows)} prompts, but a round takes {needed}; "
+            "raise curation.share"
         )
 
 
@@ -115,7 +119,8 @@ def _run_all(tasks: Sequence[Task], material: Material, ranks: int, tracker: Spo
     if failed:
         rest = f" ({len(failed) - 1} more failed)" if failed[1:] else ""
         raise ValueError(
-            f"{failed[0]}{rest}; the other arms are kept: mend it or leave it out (objectives.arms) and start again"
+            f"{failed[0]}{rest}; the other arms are kept: mend it or leave it out (objectives.arms) and "
+            "start again"
         )
 
 
@@ -126,7 +131,10 @@ def _tell(tasks: Sequence[Task], index: int, started: float) -> None:
     left = sum(_work(task) for task in tasks if not task.finished)
     rate = f"about {left * spent / done / 60:.0f} min left" if done else "time left not known yet"
     finished = sum(task.finished for task in tasks)
-    line = f"{NAME}: {finished}/{len(tasks)} arms, {(time.monotonic() - started) / 60:.1f} min, {rate}; next {tasks[index].arm.label}"
+    line = (
+        f"{NAME}: {finished}/{len(tasks)} arms, {(time.monotonic() - started) / 60:.1f} min, {rate}; "
+        f"next {tasks[index].arm.label}"
+    )
     print(line, file=sys.stderr, flush=True)
 
 

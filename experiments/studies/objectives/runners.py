@@ -1,4 +1,5 @@
-"""The heavy work of the study as plain callables, so that its order, its arithmetic and its resuming can be tried without it."""
+"""The heavy work of the study as plain callables, so that its order, its arithmetic and its resuming can be
+tried without it."""
 
 from __future__ import annotations
 

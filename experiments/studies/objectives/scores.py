@@ -1,4 +1,5 @@
-"""Scores a folder of clips by rewards and judges: every metric of every clip as a numerator and a denominator."""
+"""Scores a folder of clips by rewards and judges: every metric of every clip as a numerator and a
+denominator."""
 
 from __future__ import annotations
 
@@ -28,15 +29,16 @@ RATIOS = {"wer_pocketsphinx": ("errors", "words"), "wer_pocketsphinx_judge": ("e
 
 
 def metric_names(rubric: Sequence[str], panel: Sequence[str]) -> list[str]:
-    """What is measured: the study's own, and whatever else a rubric rewards or a panel looks at (`reward` or `reward.part`)."""
+    """What is measured: the study's own, and whatever else a rubric rewards or a panel looks at (`reward` or
+    `reward.part`)."""
     return list(dict.fromkeys([*REWARDS, *JUDGES, *rubric, *panel]))
 
 
 def score_clips(
     clips: Path, names: Sequence[str], layout: Layout, limits: Mapping[str, float], processes: int, out: Path
 ) -> None:
-    """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]}, "reasons": {name: [...]},
-    "flagged": number of clips beyond a guardrail}."""
+    """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]},
+    "reasons": {name: [...]}, "flagged": number of clips beyond a guardrail}."""
     samples = [sample.clip for sample in generated_samples(clips, "speech")]
     rewards = list(dict.fromkeys(name.partition(".")[0] for name in names))
     with open_rewards(

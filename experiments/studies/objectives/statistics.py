@@ -1,4 +1,5 @@
-"""Paired comparisons whose intervals know both sources of chance: which prompts were asked, and which seeds aligned."""
+"""Paired comparisons whose intervals know both sources of chance: which prompts were asked, and which seeds
+aligned."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from experiments.studies.statistics import Draws, Table, difference_over_seeds
 
 
 def crossed_draws(table: Table, resamples: int, seed: int = 0) -> Draws:
-    """Seeds and prompts with replacement, the same prompts in every seed: all seeds answer the same ones, so what is hard about a
-    prompt does not average out over seeds."""
+    """Seeds and prompts with replacement, the same prompts in every seed: all seeds answer the same ones, so
+    what is hard about a prompt does not average out over seeds."""
     num_seeds, num_clips = table.above.shape
     rng = np.random.default_rng(seed)
     drawn = rng.integers(num_seeds, size=(resamples, num_seeds))
@@ -21,7 +22,8 @@ def crossed_draws(table: Table, resamples: int, seed: int = 0) -> Draws:
 
 
 def paired(*tables: Table) -> list[Table]:
-    """The tables over the clips that all of them could score. One of a single seed stands for as many as the others have."""
+    """The tables over the clips that all of them could score. One of a single seed stands for as many as the
+    others have."""
     seeds = max(len(table.above) for table in tables)
     whole = [
         Table(*(np.broadcast_to(part, (seeds, part.shape[1])) for part in (table.above, table.below)))
@@ -38,8 +40,8 @@ def difference(one: Table, other: Table, resamples: int) -> Interval:
 
 
 def share_of_gain(part: Table, whole: Table, base: Table, up: bool, resamples: int) -> Interval:
-    """(part - base) / (whole - base), `up`: higher is better. NaN where `whole - base` is no gain whose interval leaves 0 out: a share
-    of what may be nothing says nothing."""
+    """(part - base) / (whole - base), `up`: higher is better. NaN where `whole - base` is no gain whose
+    interval leaves 0 out: a share of what may be nothing says nothing."""
     part, whole, base = paired(part, whole, base)
     draws = crossed_draws(part, resamples)
     nothing = Interval(math.nan, math.nan, math.nan, part.scored)

@@ -1,4 +1,5 @@
-"""From finished arms to the study's numbers: means, paired differences, costs, and the two questions, as plain values for JSON."""
+"""From finished arms to the study's numbers: means, paired differences, costs, and the two questions, as
+plain values for JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ Tables = Mapping[str, Table]  # by metric
 
 
 def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[str, Any]:
-    """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation, clips}`.
+    """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation,
+    clips}`.
 
-    differences: the arm minus the pretrained model, over the clips that both could score. Raises ValueError where arms answered
-    different prompts.
+    differences: the arm minus the pretrained model, over the clips that both could score. Raises ValueError
+    where arms answered different prompts.
     """
     if len({tuple(results[arm.label]["scores"]["data_ids"]) for arm in arms}) > 1:
         raise ValueError("arms were scored on different prompts; remove the study's folder and run it again")
@@ -111,7 +113,8 @@ def _shares(
 
 
 def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds. `total`: what was made beforehand, and the whole alignment with starting and saving; `judging` is beside."""
+    """Means over seeds. `total`: what was made beforehand, and the whole alignment with starting and saving;
+    `judging` is beside."""
     rows = []
     for result in results:
         cost, seconds = result["cost"], result["seconds"]

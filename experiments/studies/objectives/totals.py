@@ -1,4 +1,5 @@
-"""One number for what an arm is after: the rubric's rewards of a clip, and the panel's judges, each as one weighted mean."""
+"""One number for what an arm is after: the rubric's rewards of a clip, and the panel's judges, each as one
+weighted mean."""
 
 from __future__ import annotations
 

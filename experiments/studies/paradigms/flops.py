@@ -1,4 +1,5 @@
-"""Training FLOPs of a stage, counted on the very batches it will see, and how many steps cost as much as another flavor's."""
+"""Training FLOPs of a stage, counted on the very batches it will see, and how many steps cost as much as
+another flavor's."""
 
 from __future__ import annotations
 

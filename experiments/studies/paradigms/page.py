@@ -1,4 +1,5 @@
-"""The study as a page a person reads: what was held equal, the tables, what they say and what they cannot say."""
+"""The study as a page a person reads: what was held equal, the tables, what they say and what they cannot
+say."""
 
 from __future__ import annotations
 
@@ -17,12 +18,16 @@ def page(study: Mapping[str, Any], picture: str) -> str:
     lines = [
         "# Paradigms: NAVA, dual tower, fully unified",
         "",
-        f"Mean over {clips['seeds']} seeds x {clips['prompts']} prompts, in brackets the 95 % interval of a hierarchical bootstrap "
-        f"(seeds, then clips within a seed; {study['config']['resamples']} resamples). Arrows say which way is better; **bold**: the "
+        f"Mean over {clips['seeds']} seeds x {clips['prompts']} prompts, in brackets the 95 % interval of a "
+        "hierarchical bootstrap "
+        f"(seeds, then clips within a seed; {study['config']['resamples']} resamples). Arrows say which way "
+        "is better; **bold**: the "
         "interval of the difference to NAVA leaves 0 out.",
         "",
-        "Held equal: width, heads, embedders, loss, optimizer, learning rates, schedule shape, guidance and sampler. Equal steps are equal "
-        "data: with one seed all three see the same samples in the same order with the same flow levels, noise and dropout, because "
+        "Held equal: width, heads, embedders, loss, optimizer, learning rates, schedule shape, guidance and "
+        "sampler. Equal steps are equal "
+        "data: with one seed all three see the same samples in the same order with the same flow levels, "
+        "noise and dropout, because "
         "randomness belongs to the sample. The number of blocks makes the parameters agree within 10 %.",
         "",
         *_models(facts),
@@ -43,7 +48,8 @@ def page(study: Mapping[str, Any], picture: str) -> str:
 
 def _models(facts: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {fact['blocks']} | {fact['params']:,} | {fact['flops_per_step'] / 1e9:.0f} | {fact['flops_per_step_of_nava']:.2f} |"
+        f"| {name} | {fact['blocks']} | {fact['params']:,} | {fact['flops_per_step'] / 1e9:.0f} | "
+        f"{fact['flops_per_step_of_nava']:.2f} |"
         for name, fact in facts.items()
     ]
     return [
@@ -104,14 +110,18 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
 def _limits(study: Mapping[str, Any]) -> list[str]:
     seeds = study["clips"]["seeds"]
     lines = [
-        f"- {seeds} seeds are few: the percentile interval over so few is too narrow more often than 1 time in 20.",
-        "- One learning rate and one guidance setting, chosen on NAVA's mini, serve all three; each might do better with its own.",
-        "- Models of 4 M parameters on one-second clips of a rendered corpus; nothing here is about full size.",
+        f"- {seeds} seeds are few: the percentile interval over so few is too narrow more often than 1 time "
+        "in 20.",
+        "- One learning rate and one guidance setting, chosen on NAVA's mini, serve all three; each might "
+        "do better with its own.",
+        "- Models of 4 M parameters on one-second clips of a rendered corpus; nothing here is about full "
+        "size.",
         "- FLOPs are matmuls; time per step also depends on kernels and masks (seconds are in the JSON).",
     ]
     if not study["judge"]:
         lines.append(
-            "- No sync network was there to judge (`nava` fits one into out/syncnet/judge); lip_loudness_correlation stands alone."
+            "- No sync network was there to judge (`nava` fits one into out/syncnet/judge); "
+            "lip_loudness_correlation stands alone."
         )
     for scorer, reasons in study["unscored"].items():
         counted = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))

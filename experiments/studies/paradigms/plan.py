@@ -1,4 +1,5 @@
-"""Which trainings the study consists of, each with its own schedule, and what of it changes when it must be made anew."""
+"""Which trainings the study consists of, each with its own schedule, and what of it changes when it must be
+made anew."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Training:
         return f"{self.paradigm}-{self.budget}-seed{self.seed}"
 
     def folder(self, data: Mapping[str, str]) -> str:
-        """Name that differs where settings or `data` differ, so that no training goes on with another's weights."""
+        """Name that differs where settings or `data` differ, so that no training goes on with another's
+        weights."""
         return f"{self.label}-{mark_of(to_json(self.config), data)}"
 
 
@@ -58,7 +60,8 @@ class StudyPlan:
 
 
 def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> StudyPlan:
-    """The plan; batches are counted on the first seed's data. Raises FileNotFoundError or ValueError for unusable latents."""
+    """The plan; batches are counted on the first seed's data. Raises FileNotFoundError or ValueError for
+    unusable latents."""
     scaled = {name: max(1, round(stage.steps * config.steps_factor)) for name, stage in recipe.stages.items()}
     batches = {name: steps_of(recipe, name, latents, LONGEST * count) for name, count in scaled.items()}
     steps: dict[str, dict[str, dict[str, int]]] = {STEPS: {}, FLOPS: {}}

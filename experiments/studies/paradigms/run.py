@@ -1,4 +1,5 @@
-"""`nava study paradigms`: the same data, width and schedule for three ways to organise video, audio and context, measured."""
+"""`nava study paradigms`: the same data, width and schedule for three ways to organise video, audio and
+context, measured."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ class StudyRecipe:
 def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path = Path()) -> dict[str, Any]:
     """Train, generate, score and write OUT/study/paradigms.{json,md,png}; returns what the JSON holds.
 
-    Finished trainings are kept and a killed one goes on, as long as settings and data are the same. Raises FileNotFoundError or
-    ValueError in one line before any training starts, Interrupted when it is stopped.
+    Finished trainings are kept and a killed one goes on, as long as settings and data are the same. Raises
+    FileNotFoundError or ValueError in one line before any training starts, Interrupted when it is stopped.
     """
     inputs = _inputs(recipe.study, layout, judge)
     _check_stages(recipe.study, recipe.pretrain)

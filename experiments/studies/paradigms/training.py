@@ -1,6 +1,8 @@
-"""One training of the study, from scratch to its scores, in a process of its own: `python -m experiments.studies.paradigms.training FOLDER [CORES]`.
+"""One training of the study, from scratch to its scores, in a process of its own: `python -m
+experiments.studies.paradigms.training FOLDER [CORES]`.
 
-FOLDER/task.json says what to do, CORES (such as 0,2) where. Whatever is finished is kept, so starting it again goes on.
+FOLDER/task.json says what to do, CORES (such as 0,2) where. Whatever is finished is kept, so starting it
+again goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ TASK, LOG = "task.json", "log.txt"
 
 
 def result_file(mark: str) -> str:
-    """Name of a finished training's results; `mark` stands for what was generated from it and how that was scored."""
+    """Name of a finished training's results; `mark` stands for what was generated from it and how that was
+    scored."""
     return f"result-{mark}.json"
 
 
@@ -58,7 +61,8 @@ class TrainingTask:
 
 
 def train(folder: Path) -> None:
-    """Train, generate and score; FOLDER/result-MARK.json is written last. Raises Interrupted where a signal ended a stage early."""
+    """Train, generate and score; FOLDER/result-MARK.json is written last. Raises Interrupted where a signal
+    ended a stage early."""
     started = time.monotonic()
     task = from_json(TrainingTask, read_json(folder / TASK, "run the study again"))
     tracker = SpoolTracker(Path(task.tracking) / kept_run_key(folder, task.label))
@@ -119,7 +123,8 @@ def _stage(
     )
     if result.model is None:
         raise Interrupted(
-            f"{task.label}: {name} stopped at step {result.step} with a checkpoint; the same command goes on from there"
+            f"{task.label}: {name} stopped at step {result.step} with a checkpoint; the same command goes "
+            "on from there"
         )
     shutil.rmtree(folder / name / "checkpoint", ignore_errors=True)
     return result.model
@@ -133,7 +138,8 @@ def _drop_weights(folder: Path, task: TrainingTask) -> None:
 
 
 def last_validation(metrics: Path) -> dict[str, float]:
-    """The stage's last validation losses, "validation/video" and "validation/audio"; empty where there were none."""
+    """The stage's last validation losses, "validation/video" and "validation/audio"; empty where there were
+    none."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     found = [row for row in rows if any(key.startswith("validation/") for key in row)]
     return (

@@ -1,4 +1,5 @@
-"""Runs the study's trainings side by side, each in a process on its own cores, and says how far the whole is."""
+"""Runs the study's trainings side by side, each in a process on its own cores, and says how far the whole
+is."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Job:
 
 
 class Progress:
-    """Share of the study's work that is done, by training FLOPs, and the time left at the rate since it was started."""
+    """Share of the study's work that is done, by training FLOPs, and the time left at the rate since it was
+    started."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
@@ -55,7 +57,8 @@ class Progress:
         self.at_start, self.started, self.told = self.done(), time.monotonic(), 0.0
 
     def done(self) -> float:
-        """FLOPs of all steps that were logged; a training that is not scored yet counts for less than its whole."""
+        """FLOPs of all steps that were logged; a training that is not scored yet counts for less than its
+        whole."""
         return sum(self._done(job) for job in self.jobs)
 
     def _done(self, job: Job) -> float:
@@ -84,7 +87,10 @@ class Progress:
         )
         names = ", ".join(self._where(job) for job in running)
         finished = sum(job.finished for job in self.jobs)
-        head = f"study: {finished}/{len(self.jobs)} trainings, {100 * done / self.total:.0f} %, {spent / 60:.1f} min, {left}"
+        head = (
+            f"study: {finished}/{len(self.jobs)} trainings, {100 * done / self.total:.0f} %, "
+            f"{spent / 60:.1f} min, {left}"
+        )
         print(f"{head}; {names}" if names else head, file=sys.stderr, flush=True)
 
     def _where(self, job: Job) -> str:
@@ -102,7 +108,8 @@ class Progress:
 def run_all(jobs: Sequence[Job], cores: Sequence[tuple[int, ...]]) -> None:
     """Run what is not finished, one training per entry of `cores` at a time.
 
-    Raises ValueError with a training's own line when it fails (the others end first), Interrupted on Ctrl-C or SIGTERM.
+    Raises ValueError with a training's own line when it fails (the others end first), Interrupted on Ctrl-C
+    or SIGTERM.
     """
     waiting = [job for job in jobs if not job.finished]
     progress = Progress(jobs)
@@ -129,7 +136,8 @@ def run_all(jobs: Sequence[Job], cores: Sequence[tuple[int, ...]]) -> None:
 
 
 def core_shares(parallel: int) -> list[tuple[int, ...]]:
-    """The cores this process may use, dealt out; () = not bound, where the system cannot or there are too few."""
+    """The cores this process may use, dealt out; () = not bound, where the system cannot or there are too
+    few."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [tuple(allowed[slot::parallel]) if len(allowed) >= parallel else () for slot in range(parallel)]
 

@@ -1,4 +1,5 @@
-"""Networks that load when they are first asked something: to decode a clip must not wait for 11 GB of text encoder."""
+"""Networks that load when they are first asked something: to decode a clip must not wait for 11 GB of text
+encoder."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ Value = TypeVar("Value")
 
 
 class PartError(OSError):
-    """A part of the codec is missing, damaged or another one: no fault of the clip that asked for it, so no reason to reject a row."""
+    """A part of the codec is missing, damaged or another one: no fault of the clip that asked for it, so no
+    reason to reject a row."""
 
 
 class Deferred(Generic[Value]):
-    """`make()`, called once whichever thread asks first. Its ValueError or FileNotFoundError comes out as PartError, at every call."""
+    """`make()`, called once whichever thread asks first. Its ValueError or FileNotFoundError comes out as
+    PartError, at every call."""
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make, self._lock = make, Lock()
@@ -37,7 +40,8 @@ class Deferred(Generic[Value]):
 def device_named(name: str) -> str:
     """`auto` is the current GPU where there is one, else the CPU; ValueError for a device that is not here.
 
-    A GPU comes out with its number: the current one belongs to a thread, and readers in other threads would ask another GPU.
+    A GPU comes out with its number: the current one belongs to a thread, and readers in other threads would
+    ask another GPU.
     """
     import torch
 

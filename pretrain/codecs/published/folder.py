@@ -1,4 +1,5 @@
-"""A codec folder of kind `published`: config.json that says where each part lies, by which digest it is known, and how it runs."""
+"""A codec folder of kind `published`: config.json that says where each part lies, by which digest it is
+known, and how it runs."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ _AGAIN = "run `nava codec import` again"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedOptions:
-    """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's id."""
+    """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's
+    id."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     video_dtype: Precision = "bfloat16"
@@ -68,7 +70,8 @@ def import_codec(
 ) -> str:
     """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
 
-    Raises FileNotFoundError or ValueError in one line for a part that is missing, truncated or another one; then nothing is written.
+    Raises FileNotFoundError or ValueError in one line for a part that is missing, truncated or another one;
+    then nothing is written.
     """
     if to.exists() and any(to.iterdir()) and _kind_of(to) != "published":
         raise ValueError(f"{to}: not empty and not a published codec; give another folder")
@@ -156,7 +159,8 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
 
 
 def _audio_folders(given: Path) -> tuple[Path, Path]:
-    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling vocoder."""
+    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling
+    vocoder."""
     vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
     vocoder = (
         vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"

@@ -1,8 +1,9 @@
 """The LTX-2 audio VAE and its vocoder by diffusers: 25 tokens of 128 channels a second, stereo inside.
 
-A token is 8 latent channels x 16 mel bins, channel by channel, standardised by the VAE's own statistics. The VAE is causal: L tokens
-are made of the first 4 L - 3 mel frames and decode to as many, so a decoded sound ends 30 ms early and those are silence.
-LTX-2 ships a vocoder of 24 kHz, LTX-2.3 one that extends it to 48 kHz; either is brought to 16 kHz, as NAVA's release does.
+A token is 8 latent channels x 16 mel bins, channel by channel, standardised by the VAE's own statistics. The
+VAE is causal: L tokens are made of the first 4 L - 3 mel frames and decode to as many, so a decoded sound
+ends 30 ms early and those are silence. LTX-2 ships a vocoder of 24 kHz, LTX-2.3 one that extends it to 48
+kHz; either is brought to 16 kHz, as NAVA's release does.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class LtxAudioCodec:
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """[B, N] (the same on both channels) or stereo [B, 2, N] -> float32 [B, 128, ceil(N / 640)]; zeros fill the last token."""
+        """[B, N] (the same on both channels) or stereo [B, 2, N] -> float32 [B, 128, ceil(N / 640)]; zeros
+        fill the last token."""
         if (
             waveform.dim() not in (2, 3)
             or (waveform.dim() == 3 and waveform.shape[1] != _CHANNELS)
@@ -122,7 +124,8 @@ class LtxAudioCodec:
 
 
 def check_ltx(folder: Path) -> list[Path]:
-    """The files of the audio VAE, its settings and shapes checked. Raises ValueError or FileNotFoundError in one line."""
+    """The files of the audio VAE, its settings and shapes checked. Raises ValueError or FileNotFoundError in
+    one line."""
     config = read_config(folder, VAE_SOURCE)
     expect(config, _SETTINGS, folder, VAE_SOURCE)
     return _checked(folder, config, VAE_SOURCE)
@@ -133,13 +136,15 @@ def check_vocoder(folder: Path) -> list[Path]:
     config = read_config(folder, VOCODER_SOURCE)
     if config.get("_class_name") not in _VOCODERS:
         raise ValueError(
-            f"{folder / 'config.json'}: _class_name {config.get('_class_name')!r}, expected {' or '.join(_VOCODERS)}"
+            f"{folder / 'config.json'}: _class_name {config.get('_class_name')!r}, expected "
+            f"{' or '.join(_VOCODERS)}"
         )
     expect(config, {"in_channels": _CHANNELS * NUM_MELS, "out_channels": _CHANNELS}, folder, VOCODER_SOURCE)
     rate = config.get("input_sampling_rate", config.get("output_sampling_rate"))
     if rate is None or math.prod(config.get("upsample_factors", ())) * AUDIO_SAMPLE_RATE_HZ != HOP * rate:
         raise ValueError(
-            f"{folder / 'config.json'}: upsample_factors make no 10 ms of a mel frame at {rate} Hz; not {VOCODER_SOURCE.what}"
+            f"{folder / 'config.json'}: upsample_factors make no 10 ms of a mel frame at {rate} Hz; not "
+            f"{VOCODER_SOURCE.what}"
         )
     return _checked(folder, config, VOCODER_SOURCE)
 

@@ -1,7 +1,8 @@
 """The LTX-2 audio VAE's front end: log of Slaney mel magnitudes, 16 kHz, n_fft 1024, hop 160, 64 bins.
 
-Facts from the release of LTX-2 (its audio processor): Hann window, ends mirrored, magnitudes (power 1), Slaney's mel scale and
-area normalisation from 0 to 8 kHz, natural log of values not below 1e-5. The embedded codec's front end (`codecs.mel`) differs.
+Facts from the release of LTX-2 (its audio processor): Hann window, ends mirrored, magnitudes (power 1),
+Slaney's mel scale and area normalisation from 0 to 8 kHz, natural log of values not below 1e-5. The embedded
+codec's front end (`codecs.mel`) differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s of a reference, 16 kHz mono, 192 values.
+"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s of a reference, 16 kHz mono, 192
+values.
 
-The network is the one of `rewards.timbre.redimnet`: one network, one place. The same encoder must not judge what it conditions;
-`name` says which it is, so that a rubric can refuse it.
+The network is the one of `rewards.timbre.redimnet`: one network, one place. The same encoder must not judge
+what it conditions; `name` says which it is, so that a rubric can refuse it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MIN_SAMPLES = AUDIO_SAMPLE_RATE_HZ // 10
 
 
 class ReDimNetSpeaker:
-    """Implements `SpeakerEncoder`. `network` gives the encoder when first needed; answers are on the CPU, not of unit length."""
+    """Implements `SpeakerEncoder`. `network` gives the encoder when first needed; answers are on the CPU, not
+    of unit length."""
 
     name = "redimnet"
 
@@ -46,11 +48,13 @@ class ReDimNetSpeaker:
         waveform = waveform[:MAX_SAMPLES].float()
         if waveform.dim() != 1 or is_silent(waveform):
             raise ValueError(
-                f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in it, or none"
+                f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in "
+                "it, or none"
             )
         if len(waveform) < MIN_SAMPLES:
             raise ValueError(
-                f"reference sound of {len(waveform) / AUDIO_SAMPLE_RATE_HZ:.3f} s is too short; give at least 0.1 s, or none"
+                f"reference sound of {len(waveform) / AUDIO_SAMPLE_RATE_HZ:.3f} s is too short; give at "
+                "least 0.1 s, or none"
             )
         network = self._network()
         voice = network(waveform[None].to(next(network.parameters()).device))[0].float().cpu()
@@ -59,7 +63,8 @@ class ReDimNetSpeaker:
 
 
 def check_redimnet(path: Path) -> None:
-    """Raises FileNotFoundError or ValueError in one line unless `path` is a published ReDimNet of 192 values."""
+    """Raises FileNotFoundError or ValueError in one line unless `path` is a published ReDimNet of 192
+    values."""
     load_redimnet(path, "cpu")
 
 

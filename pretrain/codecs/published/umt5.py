@@ -1,7 +1,9 @@
-"""The umT5-xxl text encoder by transformers' `UMT5EncoderModel`: hidden states of a prompt and where its timbre tokens are.
+"""The umT5-xxl text encoder by transformers' `UMT5EncoderModel`: hidden states of a prompt and where its
+timbre tokens are.
 
-The encoder sees the prompt with a timbre token after every `<S>` and the closing `</s>`, as Wan's and NAVA's releases give it; white
-space is collapsed (Wan's cleaning also repairs broken encodings with ftfy: give prompts that need none).
+The encoder sees the prompt with a timbre token after every `<S>` and the closing `</s>`, as Wan's and NAVA's
+releases give it; white space is collapsed (Wan's cleaning also repairs broken encodings with ftfy: give
+prompts that need none).
 """
 
 from __future__ import annotations
@@ -43,14 +45,16 @@ class TextNetworks(NamedTuple):
 
 
 class UMT5TextEncoder:
-    """Implements `TextEncoder`. `networks` gives tokenizer and encoder when first needed; answers are float32 on the CPU."""
+    """Implements `TextEncoder`. `networks` gives tokenizer and encoder when first needed; answers are float32
+    on the CPU."""
 
     def __init__(self, networks: Callable[[], TextNetworks], width: int) -> None:
         self._networks, self.width = networks, width
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:
-        """States [B, S, D], zero where padded, S the longest of the batch; ValueError for a prompt of more than 512 tokens or none."""
+        """States [B, S, D], zero where padded, S the longest of the batch; ValueError for a prompt of more
+        than 512 tokens or none."""
         tokenizer, encoder = self._networks()
         rows = [_token_ids(tokenizer, prompt) for prompt in prompts]
         length = max((len(ids) for ids, _ in rows), default=0)
@@ -93,7 +97,8 @@ def _token_ids(tokenizer: Any, prompt: ParsedPrompt) -> tuple[list[int], list[in
 
 
 def text_folders(given: Path) -> tuple[Path, Path]:
-    """(encoder, tokenizer): subfolders text_encoder and tokenizer, or both in one folder. Raises FileNotFoundError."""
+    """(encoder, tokenizer): subfolders text_encoder and tokenizer, or both in one folder. Raises
+    FileNotFoundError."""
     for encoder, tokenizer in ((given / "text_encoder", given / "tokenizer"), (given, given)):
         if (encoder / "config.json").is_file():
             if not (tokenizer / "tokenizer_config.json").is_file():
@@ -102,12 +107,14 @@ def text_folders(given: Path) -> tuple[Path, Path]:
                 )
             return encoder, tokenizer
     raise FileNotFoundError(
-        f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its folder"
+        f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its "
+        "folder"
     )
 
 
 def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], int]:
-    """Files of encoder and tokenizer, checked, and the states' width. Raises ValueError or FileNotFoundError in one line."""
+    """Files of encoder and tokenizer, checked, and the states' width. Raises ValueError or FileNotFoundError
+    in one line."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = read_config(encoder, SOURCE)
@@ -123,14 +130,16 @@ def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], 
     known = load_tokenizer(tokenizer)
     if len(known) > config["vocab_size"]:
         raise ValueError(
-            f"{tokenizer}: {len(known)} tokens, the encoder knows {config['vocab_size']}; {SOURCE.advice} together"
+            f"{tokenizer}: {len(known)} tokens, the encoder knows {config['vocab_size']}; {SOURCE.advice} "
+            "together"
         )
     tokenizer_files = [*sorted(tokenizer.glob("*token*.json")), *sorted(tokenizer.glob("*.model"))]
     return [encoder / "config.json", *files], tokenizer_files, config["d_model"]
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder; ValueError when it cannot be read or has no timbre token of its own."""
+    """The tokenizer of a local folder; ValueError when it cannot be read or has no timbre token of its
+    own."""
     from transformers import AutoTokenizer
 
     try:
@@ -147,7 +156,8 @@ def load_tokenizer(folder: Path) -> Any:
         or tokenizer(f"<S>{TIMBRE}a<E>")["input_ids"].count(timbre) != 1
     ):
         raise ValueError(
-            f"{folder}: {TIMBRE} is no token of this tokenizer, so voices have no place in the text; {SOURCE.advice}"
+            f"{folder}: {TIMBRE} is no token of this tokenizer, so voices have no place in the text; "
+            f"{SOURCE.advice}"
         )
     return tokenizer
 

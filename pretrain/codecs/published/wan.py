@@ -1,4 +1,5 @@
-"""The Wan2.2 video VAE by diffusers' `AutoencoderKLWan`: 48 channels at 4x16x16, latents standardised by its own statistics.
+"""The Wan2.2 video VAE by diffusers' `AutoencoderKLWan`: 48 channels at 4x16x16, latents standardised by its
+own statistics.
 
 Source of the normalisation: diffusers' Wan pipelines, (mode of the posterior - latents_mean) / latents_std.
 """
@@ -47,7 +48,8 @@ _PATCH = _SETTINGS["patch_size"]
 class Tiles:
     """Square tiles of a picture, in pixels, blended where they overlap; `size` 0 = the whole picture at once.
 
-    Tiles bound memory. The network's middle attends over a whole frame, so tiles change values, not only near seams.
+    Tiles bound memory. The network's middle attends over a whole frame, so tiles change values, not only near
+    seams.
     """
 
     size: int = 0
@@ -63,7 +65,8 @@ class Tiles:
 
 
 class WanVideoCodec:
-    """Implements `VideoCodec`. `network` gives the VAE when first needed; clips go through one by one, answers are on the CPU."""
+    """Implements `VideoCodec`. `network` gives the VAE when first needed; clips go through one by one,
+    answers are on the CPU."""
 
     def __init__(
         self,
@@ -113,12 +116,14 @@ class WanVideoCodec:
 
 
 def check_wan(folder: Path) -> list[Path]:
-    """The files of a Wan2.2 VAE, its settings and shapes checked; no weight is read. Raises ValueError or FileNotFoundError in one line."""
+    """The files of a Wan2.2 VAE, its settings and shapes checked; no weight is read. Raises ValueError or
+    FileNotFoundError in one line."""
     config = read_config(folder, SOURCE)
     expect(config, _SETTINGS, folder, SOURCE)
     if {len(config.get("latents_mean", ())), len(config.get("latents_std", ()))} != {VIDEO_CHANNELS}:
         raise ValueError(
-            f"{folder / 'config.json'}: not {SOURCE.what}: latents_mean and latents_std need {VIDEO_CHANNELS} values"
+            f"{folder / 'config.json'}: not {SOURCE.what}: latents_mean and latents_std need "
+            f"{VIDEO_CHANNELS} values"
         )
     files = weight_files(folder, SOURCE)
     with torch.device("meta"):

@@ -1,4 +1,5 @@
-"""Weight files of published parts: present, whole, known by digest, and read into a network tensor by tensor."""
+"""Weight files of published parts: present, whole, known by digest, and read into a network tensor by
+tensor."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Source:
 
 
 def part_folder(given: Path, inner: str, source: Source) -> Path:
-    """`given`, or its subfolder `inner` as whole pipelines are published; FileNotFoundError where neither has a config.json."""
+    """`given`, or its subfolder `inner` as whole pipelines are published; FileNotFoundError where neither has
+    a config.json."""
     for folder in (given, given / inner):
         if (folder / "config.json").is_file():
             return folder
@@ -67,12 +69,14 @@ def expect(config: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, s
 
 
 def weight_files(folder: Path, source: Source) -> list[Path]:
-    """The safetensors files of a part, one or those that its index names. Raises FileNotFoundError or ValueError in one line."""
+    """The safetensors files of a part, one or those that its index names. Raises FileNotFoundError or
+    ValueError in one line."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         names = sorted(set(read_json(index, f"{source.advice} again").get("weight_map", {}).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise FileNotFoundError(
-                f"{folder / missing[0]}: missing ({len(missing)} of {len(names)} shards); {source.advice} again"
+                f"{folder / missing[0]}: missing ({len(missing)} of {len(names)} shards); {source.advice} "
+                "again"
             )
         if names:
             return [folder / name for name in names]
@@ -82,7 +86,8 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
         return chosen
     if chosen:
         raise ValueError(
-            f"{folder}: {len(chosen)} safetensors files ({', '.join(path.name for path in chosen)}) and no index; keep one"
+            f"{folder}: {len(chosen)} safetensors files ({', '.join(path.name for path in chosen)}) and no "
+            "index; keep one"
         )
     pickled = (
         " (only pickled weights, which are not read)"
@@ -93,7 +98,8 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
 
 
 def tensor_shapes(files: Sequence[Path], source: Source) -> Shapes:
-    """Names and shapes by the files' headers alone. Raises ValueError in one line for a truncated or foreign file."""
+    """Names and shapes by the files' headers alone. Raises ValueError in one line for a truncated or foreign
+    file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: Shapes = {}
@@ -171,7 +177,8 @@ def digests(folder: Path, files: Sequence[Path]) -> Digests:
 def check_unchanged(folder: Path, recorded: Digests, source: Source) -> None:
     """Raises FileNotFoundError or ValueError where a file is not the recorded one.
 
-    One of the recorded size and time of change is taken as it is, so that gigabytes are hashed once and not at every start.
+    One of the recorded size and time of change is taken as it is, so that gigabytes are hashed once and not
+    at every start.
     """
     touched = []
     for name, facts in recorded.items():

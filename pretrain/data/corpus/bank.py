@@ -1,4 +1,5 @@
-"""The speech bank: single words by four synthesised voices, kept in the repo as FLAC (see bank/DATA_CARD.md)."""
+"""The speech bank: single words by four synthesised voices, kept in the repo as FLAC (see
+bank/DATA_CARD.md)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class SpeechBank:
 
 @cache
 def load_bank() -> SpeechBank:
-    """Reads the bank in the repo (read once per process). Raises FileNotFoundError when a file of it is missing."""
+    """Reads the bank in the repo (read once per process). Raises FileNotFoundError when a file of it is
+    missing."""
     index = json.loads((BANK_FOLDER / "index.json").read_text())
     voices = tuple(dict.fromkeys(entry["voice"] for entry in index))
     words = tuple(dict.fromkeys(entry["word"] for entry in index))

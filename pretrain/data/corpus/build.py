@@ -37,10 +37,11 @@ POOL_MIN_CLIPS = 200  # fewer clips are written sooner than processes start
 
 
 def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
-    """Writes the whole corpus to `out` and returns its summary (also `summary.json`). Same config, same files.
+    """Writes the whole corpus to `out` and returns its summary (also `summary.json`). Same config, same
+    files.
 
-    It is built beside `out` and takes its place at the end. Raises ValueError when `out` is a folder with something else
-    in it, or when the config asks for more than the bank or the texts can give.
+    It is built beside `out` and takes its place at the end. Raises ValueError when `out` is a folder with
+    something else in it, or when the config asks for more than the bank or the texts can give.
     """
     out = Path(out)
     if out.exists() and not (out / "summary.json").is_file() and (not out.is_dir() or any(out.iterdir())):

@@ -1,4 +1,5 @@
-"""Who is in the corpus and what it looks like: four characters with a usual voice each, wall colours, camera moves."""
+"""Who is in the corpus and what it looks like: four characters with a usual voice each, wall colours, camera
+moves."""
 
 from __future__ import annotations
 

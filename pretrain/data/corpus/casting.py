@@ -25,7 +25,8 @@ class Casting:
 
 
 def cast(config: CorpusConfig) -> Casting:
-    """Held-out pairs take a word at most once and the voices in turn, so every word and voice stays well covered.
+    """Held-out pairs take a word at most once and the voices in turn, so every word and voice stays well
+    covered.
 
     Raises ValueError when more pairs are held out than there are words.
     """
@@ -50,7 +51,8 @@ def cast(config: CorpusConfig) -> Casting:
 
 
 def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.random.Generator) -> str:
-    """Name of a reference of this voice that says none of the words in `unsaid`: it must not give the clip's words away."""
+    """Name of a reference of this voice that says none of the words in `unsaid`: it must not give the clip's
+    words away."""
     fit = [
         name
         for name, (owner, words) in casting.references.items()
@@ -58,7 +60,8 @@ def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.ran
     ]
     if not fit:
         raise ValueError(
-            f"references_per_voice: none of {voice}'s references avoids {sorted(unsaid)}; ask for more of them"
+            f"references_per_voice: none of {voice}'s references avoids {sorted(unsaid)}; ask for more of "
+            "them"
         )
     return str(rng.choice(fit))
 

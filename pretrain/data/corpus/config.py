@@ -52,5 +52,6 @@ class CorpusConfig:
             )
         if self.processes < 1 or self.references_per_voice < 2:
             raise ValueError(
-                f"processes, references_per_voice: at least 1 and 2, got {self.processes} and {self.references_per_voice}"
+                f"processes, references_per_voice: at least 1 and 2, got {self.processes} and "
+                f"{self.references_per_voice}"
             )

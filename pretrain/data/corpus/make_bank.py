@@ -1,7 +1,8 @@
-"""Makes the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`. Users never need to: the bank is in the repo.
+"""Makes the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`. Users never need to:
+the bank is in the repo.
 
-Every word by every voice at every stretch, trimmed of silence and brought to one loudness, one FLAC per voice, and an
-index of where each utterance lies. The same flite (2.2) gives the same bytes.
+Every word by every voice at every stretch, trimmed of silence and brought to one loudness, one FLAC per
+voice, and an index of where each utterance lies. The same flite (2.2) gives the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MARGIN_S = 0.005
 
 
 def speak(word: str, voice: str, stretch: float) -> np.ndarray:
-    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or a word that is too long."""
+    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or a word that is too
+    long."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         command = [
@@ -50,7 +52,8 @@ def speak(word: str, voice: str, stretch: float) -> np.ndarray:
     waveform = _trim(waveform)
     if len(waveform) > MAX_DURATION_S * SAMPLE_RATE_HZ:
         raise ValueError(
-            f"{word!r} by {voice}: {len(waveform) / SAMPLE_RATE_HZ:.3f} s; choose a word of at most {MAX_DURATION_S} s"
+            f"{word!r} by {voice}: {len(waveform) / SAMPLE_RATE_HZ:.3f} s; choose a word of at most "
+            f"{MAX_DURATION_S} s"
         )
     waveform = waveform * (LOUDNESS / np.sqrt(np.mean(waveform**2)))
     return np.clip(waveform, -1.0, 1.0)

@@ -1,7 +1,7 @@
 """How the corpus words its prompts: a few paraphrases of who, where, in which voice and what.
 
-Each text of one speaker belongs to one of three splits by its hash, so that the prompt sets of pretraining, alignment and
-its evaluation can never share a text.
+Each text of one speaker belongs to one of three splits by its hash, so that the prompt sets of pretraining,
+alignment and its evaluation can never share a text.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ _ONE_SPEAKER = (
     "A {who} in front of a {wall} wall talks{voice} and says <S>{word}<E>.",
 )
 _TWO_SPEAKERS = (
-    "On a {wall} background, a {left} on the left says{voice}: <S>{first}<E>. A {right} on the right answers: <S>{second}<E>.",
-    "A {left} says{voice}: <S>{first}<E>. Then a {right} on the right replies: <S>{second}<E>. The background is {wall}.",
+    "On a {wall} background, a {left} on the left says{voice}: <S>{first}<E>. A {right} on the right "
+    "answers: <S>{second}<E>.",
+    "A {left} says{voice}: <S>{first}<E>. Then a {right} on the right replies: <S>{second}<E>. The "
+    "background is {wall}.",
 )
 _VOICE_ALONE = (
     "{voice} says: <S>{word}<E>.",
@@ -46,7 +48,8 @@ def split_of(text: str) -> str:
 def one_speaker_texts(
     turn: Turn, described_voice: str, split: str, camera: str = STATIC
 ) -> Iterator[tuple[str, str]]:
-    """Every (text, background) of the split for this face and word; `described_voice` "" = the text describes none."""
+    """Every (text, background) of the split for this face and word; `described_voice` "" = the text describes
+    none."""
     for wall, template in itertools.product(BACKGROUNDS, _ONE_SPEAKER):
         voice = f" in {VOICE_DESCRIPTIONS[described_voice]}" if described_voice else ""
         text = template.format(

@@ -1,4 +1,5 @@
-"""Rows of a manifest -> clips as the codecs take them: media read, brought to a bucket, reference voices embedded."""
+"""Rows of a manifest -> clips as the codecs take them: media read, brought to a bucket, reference voices
+embedded."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ class Streams:
 
 
 class ClipReader:
-    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads. Voices are always of the mono mix."""
+    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads. Voices are
+    always of the mono mix."""
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class ClipReader:
         return torch.from_numpy(fit_length(media.waveform, tokens * AUDIO_SAMPLES_PER_TOKEN))
 
     def _speakers(self, row: Row, sound: Tensor | None) -> Tensor:
-        """[R, 192]: the row's own reference files; where it names none at all, the sound of the span itself (speech_start..speech_end)."""
+        """[R, 192]: the row's own reference files; where it names none at all, the sound of the span itself
+        (speech_start..speech_end)."""
         num_spans = len(parse(row.text).spans)
         speakers = torch.zeros(num_spans, SPEAKER_DIM)
         if "reference_paths" in row.meta:

@@ -1,4 +1,5 @@
-"""Manifests -> encoded sets: every clip is read and encoded once, and training never opens a media file again."""
+"""Manifests -> encoded sets: every clip is read and encoded once, and training never opens a media file
+again."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Encoding by many ranks: unit i of a set belongs to rank i mod world, and ranks meet only in the folder they write to.
+"""Encoding by many ranks: unit i of a set belongs to rank i mod world, and ranks meet only in the folder they
+write to.
 
-`python -m pretrain.data.encoding.encode_ranks FOLDER/resolved.json` is one rank under torchrun. There is no process group: a rank that dies takes
-nothing along, and the same command goes on with the units that are missing, on any number of ranks.
+`python -m pretrain.data.encoding.encode_ranks FOLDER/resolved.json` is one rank under torchrun. There is no
+process group: a rank that dies takes nothing along, and the same command goes on with the units that are
+missing, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SetJob:
-    """One manifest to encode; it may be a URL. Raises ValueError for a name that is no folder's below the place it is encoded to."""
+    """One manifest to encode; it may be a URL. Raises ValueError for a name that is no folder's below the
+    place it is encoded to."""
 
     name: str
     manifest: str
@@ -44,7 +47,8 @@ class SetJob:
     def __post_init__(self) -> None:
         if not self.name or self.name[0] == "." or not self.name.isprintable() or set(self.name) & set("/\\"):
             raise ValueError(
-                f"{self.manifest}: {self.name!r} cannot name a set's folder; give it a name without slashes or a leading dot"
+                f"{self.manifest}: {self.name!r} cannot name a set's folder; give it a name without slashes "
+                "or a leading dot"
             )
 
 
@@ -79,13 +83,15 @@ class EncodeJob:
 
 
 def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda row: None) -> None:
-    """This rank's units of every set; whoever finds all units of a set there makes it a set. `tell` gets how far all ranks are.
+    """This rank's units of every set; whoever finds all units of a set there makes it a set. `tell` gets how
+    far all ranks are.
 
     Raises ValueError or OSError in one line.
     """
     import torch
 
-    # a product's last bits may depend on the number of threads, and that on the number of ranks: more ranks instead
+    # a product's last bits may depend on the number of threads, and that on the number of ranks: more ranks
+    # instead
     torch.set_num_threads(1)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

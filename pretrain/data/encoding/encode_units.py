@@ -1,4 +1,5 @@
-"""One set encoded unit by unit: what is still to do, a unit's samples, and the end where all units are there."""
+"""One set encoded unit by unit: what is still to do, a unit's samples, and the end where all units are
+there."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ _NO_PART_OF_IT = (
 
 @dataclass(frozen=True)
 class SetEncoder:
-    """Encodes units of a manifest into `folder`, which may be in an object store. Its bytes do not depend on who encodes which unit."""
+    """Encodes units of a manifest into `folder`, which may be in an object store. Its bytes do not depend on
+    who encodes which unit."""
 
     config: EncodeConfig
     name: str
@@ -84,12 +86,14 @@ class SetEncoder:
         return json.loads(json.dumps(identity))
 
     def claim(self) -> None:
-        """Raises ValueError where the folder holds units of another manifest, codec or config, or a set of unknown origin."""
+        """Raises ValueError where the folder holds units of another manifest, codec or config, or a set of
+        unknown origin."""
         path, identity = self.folder / IDENTITY, self.identity()
         if not is_file(path):
             if is_file(self.folder / MANIFEST):
                 raise ValueError(
-                    f"{self.folder}: a set that was not made by this command; give --restart to replace it, or another place"
+                    f"{self.folder}: a set that was not made by this command; give --restart to replace it, "
+                    "or another place"
                 )
             create(path, json.dumps(identity, indent=1) + "\n")
         before = read_json(path, "give --restart to encode anew")  # another encode may have been first
@@ -107,7 +111,8 @@ class SetEncoder:
         return [unit for unit in range(rank, len(self.units), world_size) if unit not in done]
 
     def verify(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
-        """Reads this rank's shards again and yields each unit; damaged and missing ones become units that are to do."""
+        """Reads this rank's shards again and yields each unit; damaged and missing ones become units that are
+        to do."""
         for unit, num_rejected in sorted(list_parts(self.folder).items()):
             if unit % world_size == rank:
                 if not self._whole(unit, num_rejected):
@@ -119,7 +124,8 @@ class SetEncoder:
                 remove_file(self.folder / MANIFEST)
 
     def encode(self, todo: Sequence[int], codecs: Codecs) -> Iterator[int]:
-        """Encodes the units in order and yields a row's unit after each row. Raises ValueError once too many rows are bad for certain."""
+        """Encodes the units in order and yields a row's unit after each row. Raises ValueError once too many
+        rows are bad for certain."""
         reader = ClipReader(
             self.config.buckets,
             self.config.fps,
@@ -142,7 +148,8 @@ class SetEncoder:
                     yield unit
 
     def finish(self) -> dict[str, Any]:
-        """All units are there: they become a set. Returns its manifest.json; raises ValueError where too many rows were bad."""
+        """All units are there: they become a set. Returns its manifest.json; raises ValueError where too many
+        rows were bad."""
         merged = write_index(self.folder, list_parts(self.folder))
         if merged.rejected:
             check_bad(
@@ -188,7 +195,8 @@ class SetEncoder:
 
 
 class _Tally:
-    """Bad rows of all ranks, as far as they are known: those of finished units are in the names of the part indexes."""
+    """Bad rows of all ranks, as far as they are known: those of finished units are in the names of the part
+    indexes."""
 
     def __init__(self, encoder: SetEncoder) -> None:
         self.encoder = encoder

@@ -1,4 +1,5 @@
-"""Finished units become a set: their part indexes one index, and last the manifest.json without which nobody opens the folder.
+"""Finished units become a set: their part indexes one index, and last the manifest.json without which nobody
+opens the folder.
 
 Whoever merges writes the same bytes, so two ranks that finish together may both do it.
 """
@@ -61,7 +62,8 @@ def write_index(folder: Path, parts: Mapping[int, int]) -> Merged:
 
 
 def write_manifest(folder: Path, merged: Merged, manifest: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """manifest.json with `facts` (codec_id, latent_dtype, ...); `manifest` names the rows' file in rejections. Returns its content."""
+    """manifest.json with `facts` (codec_id, latent_dtype, ...); `manifest` names the rows' file in
+    rejections. Returns its content."""
     content = {
         "format": FORMAT,
         **facts,

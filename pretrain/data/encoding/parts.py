@@ -1,7 +1,8 @@
 """The units an encoded set is made of: a shard and a part index each.
 
-A unit is a stretch of rows. Its shard is written first, its part index second and each appears whole or not at all, so a unit without a
-part index is still to do. Part indexes are named UNIT-REJECTED.json: a listing tells how far the work is and how many rows were bad.
+A unit is a stretch of rows. Its shard is written first, its part index second and each appears whole or not
+at all, so a unit without a part index is still to do. Part indexes are named UNIT-REJECTED.json: a listing
+tells how far the work is and how many rows were bad.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _PART = re.compile(r"(\d{6,})-(\d+)\.json")
 
 
 class Draft:
-    """The shard of one unit, in memory. `add` raises ValueError naming a sample whose tensors are not finite."""
+    """The shard of one unit, in memory. `add` raises ValueError naming a sample whose tensors are not
+    finite."""
 
     def __init__(self, latent_dtype: str) -> None:
         self.latent_dtype = latent_dtype
@@ -65,7 +67,8 @@ def shard_name(unit: int) -> str:
 
 
 def write_unit(folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldError] = ()) -> None:
-    """The unit's shard (none where all rows were rejected) and then its part index. Raises OSError where they cannot be written."""
+    """The unit's shard (none where all rows were rejected) and then its part index. Raises OSError where they
+    cannot be written."""
     part: dict[str, Any] = {
         "unit": unit,
         "samples": draft.rows,

@@ -1,4 +1,5 @@
-"""A manifest cut into units of consecutive rows. Only where each unit starts is remembered: 36 million rows do not fit into memory."""
+"""A manifest cut into units of consecutive rows. Only where each unit starts is remembered: 36 million rows
+do not fit into memory."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pretrain.jsonl import FieldError, parse_line
 
 @dataclass(frozen=True)
 class Units:
-    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest; blank lines are no rows."""
+    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest; blank lines are no
+    rows."""
 
     path: Path  # a local file
     folder: Path  # that the rows' paths are relative to

@@ -36,7 +36,8 @@ Batch = dict[str, Tensor]
 
 
 def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> Batch:
-    """One micro-batch of one task: only the streams the task generates, padded to the longest with their lengths."""
+    """One micro-batch of one task: only the streams the task generates, padded to the longest with their
+    lengths."""
     spec = TASKS[task]
     batch = {
         "task": torch.tensor(list(Task).index(task)),
@@ -51,7 +52,8 @@ def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) ->
             )
     batch["text"], text_lengths = _pad_rows([sample.text for sample in samples])
     batch["text_mask"] = torch.arange(batch["text"].shape[1]) < text_lengths[:, None]
-    # one reference slot at least, on every rank: a rank without spans would not touch the timbre weights, and FSDP's sums would not match
+    # one reference slot at least, on every rank: a rank without spans would not touch the timbre weights, and
+    # FSDP's sums would not match
     speakers = [
         sample.speakers if len(sample.speakers) else torch.zeros(1, SPEAKER_DIM) for sample in samples
     ]
@@ -100,7 +102,8 @@ def _latents(sample: SampleLike, name: str, task: Task) -> Tensor:
     latents = getattr(sample, name)
     if latents is None:
         raise ValueError(
-            f"{sample.data_id}: task {task} needs {name}, this sample has none; take its set out of the stage's sets"
+            f"{sample.data_id}: task {task} needs {name}, this sample has none; take its set out of the "
+            "stage's sets"
         )
     return latents
 

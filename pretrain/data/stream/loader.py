@@ -1,4 +1,5 @@
-"""The training data of one stage: an exactly resumable stream of micro-batches that does not depend on the number of ranks."""
+"""The training data of one stage: an exactly resumable stream of micro-batches that does not depend on the
+number of ranks."""
 
 from __future__ import annotations
 
@@ -45,10 +46,11 @@ class _Made(NamedTuple):
 class StageLoader:
     """Iterates (batch dict, labels) micro-batches for one rank, forever.
 
-    A step's task, set, bucket and samples are pure functions of (seed, stage, step, how far each bucket was read), so every rank
-    knows the whole global batch and takes its part. Samples of a bucket come without replacement, in an order drawn anew every epoch.
-    `prefetch` micro-batches are made ahead by a thread; the state is that of what was used. What goes wrong there, as a damaged shard, is
-    raised where its micro-batch is asked for. Raises ValueError where the stage names an unknown set or the batch does not split.
+    A step's task, set, bucket and samples are pure functions of (seed, stage, step, how far each bucket was
+    read), so every rank knows the whole global batch and takes its part. Samples of a bucket come without
+    replacement, in an order drawn anew every epoch. `prefetch` micro-batches are made ahead by a thread; the
+    state is that of what was used. What goes wrong there, as a damaged shard, is raised where its micro-batch
+    is asked for. Raises ValueError where the stage names an unknown set or the batch does not split.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class StageLoader:
                 yield batch, torch.zeros(1, dtype=torch.int8).expand(num_tokens(batch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, exact between steps; one string, because DCP only loads keys that are there before loading."""
+        """Position, exact between steps; one string, because DCP only loads keys that are there before
+        loading."""
         return {"position": json.dumps({"step": self.step, "read": self.read}, sort_keys=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,7 +153,8 @@ _END = object()
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """The same items, up to `depth` of them made in advance by a thread; 0 = none, and no thread.
 
-    An error of `items` is raised here, as it is, in its turn. Closing this iterator ends the thread and closes `items`.
+    An error of `items` is raised here, as it is, in its turn. Closing this iterator ends the thread and
+    closes `items`.
     """
     if depth == 0:
         yield from items

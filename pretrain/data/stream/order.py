@@ -1,4 +1,5 @@
-"""Orders in which the samples of a bucket come within an epoch: pure functions of what they are drawn from."""
+"""Orders in which the samples of a bucket come within an epoch: pure functions of what they are drawn
+from."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def full_order(size: int, *drawn_from: object) -> list[int]:
 class WindowedOrder:
     """Shards in a random order, samples in a random order within each window of `window` consecutive shards.
 
-    starts: [shards + 1] where the samples of each shard begin, 0 first and their number last. Only the permutations of the newest windows
-    are held, so the memory is that of the shards, not that of the samples.
+    starts: [shards + 1] where the samples of each shard begin, 0 first and their number last. Only the
+    permutations of the newest windows are held, so the memory is that of the shards, not that of the samples.
     """
 
     def __init__(self, starts: np.ndarray, window: int, *drawn_from: object) -> None:

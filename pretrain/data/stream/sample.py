@@ -1,4 +1,5 @@
-"""One encoded clip, and how it lies in a shard: a few tensors under its row's key, and a checksum over their bytes."""
+"""One encoded clip, and how it lies in a shard: a few tensors under its row's key, and a checksum over their
+bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded clip; a modality the set does not have is None. All tensors are float32 but `speaker_positions` (int64)."""
+    """One encoded clip; a modality the set does not have is None. All tensors are float32 but
+    `speaker_positions` (int64)."""
 
     data_id: str
     video: Tensor | None  # [48, F, h, w]

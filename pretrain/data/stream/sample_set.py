@@ -33,8 +33,8 @@ class Samples(Protocol):
 class SampleSet:
     """Samples and, for each bucket, the numbers of its members (ascending), so that a step needs no padding.
 
-    shard_starts: for each bucket where the members of each shard begin (`WindowedOrder`), for a set that is read shard by shard; a set
-    without is permuted as a whole. Members take 4 bytes each.
+    shard_starts: for each bucket where the members of each shard begin (`WindowedOrder`), for a set that is
+    read shard by shard; a set without is permuted as a whole. Members take 4 bytes each.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ def check_sets(latents: Path, stage: StageConfig) -> list[str]:
         if not is_file(latents / name / "manifest.json"):
             present = [path.name for path in list_folder(latents) if is_file(path / "manifest.json")]
             raise FileNotFoundError(
-                f"{latents / name}: no encoded data set {name!r}; {nearest(name, present)}; or run `nava encode`"
+                f"{latents / name}: no encoded data set {name!r}; {nearest(name, present)}; or run `nava "
+                "encode`"
             )
     return names
 
@@ -100,10 +101,12 @@ def open_sets(
     shuffle_shards: int = SHUFFLE_SHARDS,
     cache: ShardCache | None = None,
 ) -> dict[str, SampleSet]:
-    """The stage's encoded sets under `latents`, which may be in an object store. FileNotFoundError or ValueError in one line.
+    """The stage's encoded sets under `latents`, which may be in an object store. FileNotFoundError or
+    ValueError in one line.
 
-    A set of up to 1 GiB is held in memory and permuted as a whole; a larger one is read from its shards as it is used, and shuffled within
-    windows of `shuffle_shards` shards (0 = permuted as a whole: for disks that do not mind).
+    A set of up to 1 GiB is held in memory and permuted as a whole; a larger one is read from its shards as it
+    is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for disks that
+    do not mind).
     """
     return {
         name: open_set(latents / name, codec_id, mix_lengths, shuffle_shards, cache)
@@ -176,7 +179,8 @@ def _size_key(sample: SampleLike) -> str:
 
 
 def check_sets_split(sets: Mapping[str, SampleSet], patch_size: int, context: int) -> None:
-    """Raises ValueError naming the first set with a clip size whose tokens do not split over `context` ranks."""
+    """Raises ValueError naming the first set with a clip size whose tokens do not split over `context`
+    ranks."""
     for name, source in sets.items() if context > 1 else ():
         for members in source.buckets.values():
             sample = source.samples[int(members[0])]

@@ -1,7 +1,9 @@
-"""Local copies of remote shards: whole, checked on arrival, and the least recently used leave when the space is needed.
+"""Local copies of remote shards: whole, checked on arrival, and the least recently used leave when the space
+is needed.
 
-Copies are named by their content, so the processes of a machine share them and a set that was encoded again is never mixed up with
-its older self. A checksum is computed while a shard is new here, never when a process starts.
+Copies are named by their content, so the processes of a machine share them and a set that was encoded again
+is never mixed up with its older self. A checksum is computed while a shard is new here, never when a process
+starts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _FOLDER = "shards"
 
 
 class ShardCache:
-    """A folder of at most `max_bytes`, by default below NAVA_CACHE or the temporary folder. A single larger shard is still held."""
+    """A folder of at most `max_bytes`, by default below NAVA_CACHE or the temporary folder. A single larger
+    shard is still held."""
 
     def __init__(self, folder: Path | None = None, max_bytes: int = int(DEFAULT_GB * 2**30)) -> None:
         self.folder = (
@@ -31,7 +34,8 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def fetch(self, path: Path, sha256: str, num_bytes: int) -> Path:
-        """The file itself if local, else its copy here. Raises FileNotFoundError, OSError, or ValueError where the content is another."""
+        """The file itself if local, else its copy here. Raises FileNotFoundError, OSError, or ValueError
+        where the content is another."""
         if not is_remote(path):
             return path
         copy = self.folder / f"{sha256}{path.suffix}"

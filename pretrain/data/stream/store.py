@@ -1,10 +1,13 @@
-"""Encoded data sets, local or in an object store: safetensors shards, `index.arrow` (a row per sample), `manifest.json` (codec, checksums).
+"""Encoded data sets, local or in an object store: safetensors shards, `index.arrow` (a row per sample),
+`manifest.json` (codec, checksums).
 
-Not webdataset's tar: a tar is read front to back, so an exact global shuffle, or going on exactly on another number of ranks, means reading
-everything again; a safetensors shard gives any sample by its key, mapped into memory. Nothing here is a pickle.
+Not webdataset's tar: a tar is read front to back, so an exact global shuffle, or going on exactly on another
+number of ranks, means reading everything again; a safetensors shard gives any sample by its key, mapped into
+memory. Nothing here is a pickle.
 
-Checksums: manifest.json has a SHA-256 of every shard, compared when a copy arrives from an object store and by `nava encode --verify`; the
-index has a CRC-32 of every sample, compared at each read, so that damage is noticed where it lies and no start has to read a whole set.
+Checksums: manifest.json has a SHA-256 of every shard, compared when a copy arrives from an object store and
+by `nava encode --verify`; the index has a CRC-32 of every sample, compared at each read, so that damage is
+noticed where it lies and no start has to read a whole set.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ _OPEN_SHARDS = 64
 
 
 class LatentStore:
-    """A written set as a sequence of `Sample`; tensors are read when asked for, or all at once with `in_memory`.
+    """A written set as a sequence of `Sample`; tensors are read when asked for, or all at once with
+    `in_memory`.
 
-    Raises FileNotFoundError for a folder that is not a set, ValueError for another codec, a damaged shard or index.
+    Raises FileNotFoundError for a folder that is not a set, ValueError for another codec, a damaged shard or
+    index.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class LatentStore:
         self.manifest: Mapping[str, Any] = read_json(path, "run `nava encode` again")
         if self.manifest.get("format") != FORMAT:
             raise ValueError(
-                f"{path} format: {self.manifest.get('format')!r}, this code reads {FORMAT!r}; run `nava encode` again"
+                f"{path} format: {self.manifest.get('format')!r}, this code reads {FORMAT!r}; run `nava "
+                "encode` again"
             )
         self.codec_id: str = self.manifest["codec_id"]
         if codec_id is not None and codec_id != self.codec_id:
             raise ValueError(
-                f"{path} codec_id: encoded by {self.codec_id}, the codec here is {codec_id}; run `nava encode` again"
+                f"{path} codec_id: encoded by {self.codec_id}, the codec here is {codec_id}; run `nava "
+                "encode` again"
             )
         self.index = self._open_index()
         self._open: OrderedDict[int, Any] = OrderedDict()
@@ -99,7 +106,8 @@ class LatentStore:
         return unpack(tensors, row["video_rate_hz"])
 
     def _shard(self, number: int) -> Any:
-        """The open shard; its size is compared when it is opened, its samples' checksums when they are read."""
+        """The open shard; its size is compared when it is opened, its samples' checksums when they are
+        read."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -127,7 +135,8 @@ class LatentStore:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`; should the machine stop in between, the older one is left beside it as `.NAME.old`."""
+    """Puts `new` in the place of `old`; should the machine stop in between, the older one is left beside it
+    as `.NAME.old`."""
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
