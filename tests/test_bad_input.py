@@ -17,7 +17,7 @@ from titan_world import config as stage_config
 from titan_world import write_latents
 
 from experiments.cli import main
-from experiments.runs.run import run as runs
+from experiments.runs import run as runs
 from pretrain.codecs import media
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.codecs.media import write_mp4, write_wav

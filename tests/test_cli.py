@@ -13,7 +13,7 @@ from experiments.commands.demo import demo as demo_verb
 from experiments.layout import Layout
 from experiments.pipeline import demo
 from experiments.recipes.load import load_recipe
-from experiments.runs.run import run as runs
+from experiments.runs import run as runs
 
 ROOT = Path(__file__).parent.parent
 

@@ -76,7 +76,7 @@ def test_outputs_and_gradients_equal_one_rank(tmp_path, world_size):
             scale = max(1.0, float(value.abs().max()))
             torch.testing.assert_close(
                 found[name][key], value, atol=1e-5 * scale, rtol=1e-5, msg=lambda m: f"{name} {key}: {m}"
-            )  # noqa: B023
+            )
 
 
 def test_unusable_degrees_are_refused_in_one_line():

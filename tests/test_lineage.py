@@ -4,9 +4,9 @@ import subprocess
 import pytest
 
 from experiments.layout import Layout
+from experiments.runs import run as runs
 from experiments.runs.lineage import CHECKPOINT_TAG, show, trace
 from experiments.runs.provenance import git_state, md5_of, stage_inputs
-from experiments.runs.run import run as runs
 from experiments.runs.run import tracked
 from experiments.runs.tracker import RunStart, SpoolTracker
 

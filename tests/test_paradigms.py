@@ -236,7 +236,7 @@ def test_self_attention_is_over_what_the_paradigm_says(monkeypatch: pytest.Monke
         seen = lambda q, k, v, mask: (
             pairs.append((q.shape[2], k.shape[2])),
             scaled_attention(q, k, v, mask),
-        )[1]  # noqa: E731
+        )[1]
         monkeypatch.setattr(f"pretrain.model.{module}.scaled_attention", seen)
     with torch.no_grad():
         for model in MODELS.values():

@@ -12,8 +12,8 @@ from experiments.commands.submit import variables
 from experiments.jobs import submit as submission
 from experiments.jobs.submit import Submission, check, mlflow_id, submit
 from experiments.layout import Layout
+from experiments.runs import run as runs
 from experiments.runs.run import Interrupted, tracked
-from experiments.runs.run import run as runs
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 from orchestration import launch

@@ -8,9 +8,9 @@ import pytest
 
 from experiments.layout import Layout
 from experiments.pipeline.memory import PeakMemory
+from experiments.runs import run as runs
+from experiments.runs import sender as tracking_send
 from experiments.runs.run import read_record, tracked, unchanged
-from experiments.runs.run import run as runs
-from experiments.runs.run import sender as tracking_send
 from experiments.runs.sender import Unreachable, flush, locked, store_uri, wait_until_sent
 from experiments.runs.spool import SpooledRun, spooled_runs
 from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
