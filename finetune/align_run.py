@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.recipe import AlignConfig
+from pretrain.config import from_json, to_json
 from pretrain.files import write_json
 from pretrain.launch.stage_run import model_config
 from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
-from pretrain.recipe import from_json, to_json
 
 BaseWeights = Literal["ema", "model"]
 CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")

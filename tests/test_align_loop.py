@@ -12,10 +12,9 @@ from finetune.align_run import AlignRun
 from finetune.launch import align_model
 from finetune.loop import Parts, play
 from finetune.recipe import AlignConfig, GrpoPhase, NftPhase, RubricConfig, StopConfig
-from pretrain.config import override
+from pretrain.config import from_json, override, to_json
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
-from pretrain.recipe import from_json, to_json
 from pretrain.sampling import SamplerConfig
 from pretrain.titan.manager import complete_steps
 

@@ -23,10 +23,10 @@ from experiments.studies.objectives.material import Material
 from experiments.studies.objectives.scores import metric_names
 from experiments.studies.paradigms.plan import mark_of
 from finetune.align_run import AlignRun
+from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, write_json
 from pretrain.launch.torchrun import METRICS
-from pretrain.recipe import to_json
 
 SPENT = "spent.json"
 PARTS = ("rollout", "score", "update")  # of a round, by what metrics.jsonl calls them

@@ -29,10 +29,10 @@ from experiments.studies.objectives.page import page
 from experiments.studies.objectives.plot import draw
 from experiments.studies.objectives.runners import Runners
 from experiments.studies.objectives.table import tabulate
+from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, replacing, write_json
 from pretrain.launch.stage_run import model_config
-from pretrain.recipe import to_json
 
 NAME = "objectives"
 JUDGING_ROUNDS = 2.5  # generating and scoring the held-out prompts costs about as much as so many rounds

@@ -12,9 +12,10 @@ from typing import Any
 
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.flops import Step, matched_steps, steps_of, total_flops
+from pretrain.config import to_json
 from pretrain.model.flavors import flavor
 from pretrain.randomness import stable_hash
-from pretrain.recipe import PretrainConfig, to_json
+from pretrain.recipe import PretrainConfig
 
 LONGEST = 3  # times the reference's steps whose batches are counted
 

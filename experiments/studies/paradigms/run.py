@@ -27,11 +27,12 @@ from experiments.studies.paradigms.workers import Job, core_shares, run_all
 from experiments.studies.plot import draw
 from experiments.studies.scores import write_voice_bank
 from experiments.studies.table import tabulate
+from pretrain.config import to_json
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.plan import plan as count_model
-from pretrain.recipe import PretrainConfig, to_json
+from pretrain.recipe import PretrainConfig
 
 NAME = "paradigms"
 

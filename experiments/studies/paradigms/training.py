@@ -22,9 +22,10 @@ import torch
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import RunStart, SpoolTracker, failure_marked, kept_run_key
 from experiments.studies.scores import score_clips
+from pretrain.config import from_json, to_json
 from pretrain.files import read_json, replacing
 from pretrain.generate import GenerateConfig, generate
-from pretrain.recipe import PretrainConfig, from_json, to_json
+from pretrain.recipe import PretrainConfig
 
 TASK, LOG = "task.json", "log.txt"
 
