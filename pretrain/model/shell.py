@@ -185,7 +185,7 @@ class AVTransformer(nn.Module):
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
         """Draw all first values (pretrain.model.initial) in place."""
-        for first in first_values(self):
+        for first in first_values(self, self.args.width):
             first.draw(self.get_parameter(first.name))
 
 
