@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 
-
 def ray_token() -> str:
     """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
 

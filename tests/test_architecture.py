@@ -216,7 +216,7 @@ def test_the_checker_sees_a_violation(module, source):
         ),
         ("pretrain.titan.run", "import torchtitan.train"),
         ("experiments.cli", "from pretrain.model import plan"),
-        ("pretrain.model.blocks", "from .rope import turn"),
+        ("pretrain.model.blocks", "from .rope import rotate"),
     ],
 )
 def test_the_checker_lets_right_imports_pass(module, source):
