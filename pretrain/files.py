@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,15 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+def write_json(
+    path: Path,
+    values: Mapping[str, Any],
+    *,
+    through: Callable[[Path], AbstractContextManager[Path]] = replacing,
+    indent: int | None = 2,
+    **options: Any,
+) -> None:
+    """Whole or not at all; `through` is `pretrain.storage.writing` where the place may be remote, `options` are
+    those of `json.dumps`."""
+    with through(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=indent, **options) + "\n", encoding="utf-8")

@@ -88,7 +88,7 @@ class _Reader:
         for option in options:
             kind = typing.get_origin(option) or option
             if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, Mapping):
-                return self._members(value, option, where, base or {}, member)
+                return self._members(value, option, where, base if isinstance(base, Mapping) else {}, member)
             if kind is tuple and isinstance(value, (list, tuple)):
                 return self._items(value, option, where)
             if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):

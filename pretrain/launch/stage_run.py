@@ -160,8 +160,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
                     f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train "
                     "into another folder"
                 )
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(identity, indent=2) + "\n")
+    write_json(path, identity, through=writing)
 
 
 def model_config(folder: Path) -> dict[str, Any]:
