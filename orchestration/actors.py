@@ -3,7 +3,6 @@ makes them remote."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from finetune.align_run import AlignRun
@@ -54,8 +54,9 @@ class TrainerRank:
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
-        self._lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock")
+        self._lock = FileLock(lock, thread_local=False)
+        self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         self.learner = Learner(self.run, join())
         return str(self.learner.described.facts["checkpoint_id"])

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,6 +38,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Holds the lock file `path`, which stays. Raises ValueError saying `otherwise` where another process of this
+    machine holds it; a killed one has let go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise ValueError(otherwise) from None
+    with held:
+        yield
 
 
 def leftovers(folder: Path) -> list[Path]:
