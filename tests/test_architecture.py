@@ -52,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     # circle can close.
     "pretrain.codecs.published.redimnet": {"pretrain.codecs", "rewards.timbre.redimnet", *FOUNDATION},
     "finetune": {"finetune", "pretrain"},
+    # One HTTP client for the rewards' and the rewriter's endpoints, for the same reason.
+    "finetune.rewriter.endpoint": {"finetune", "pretrain", "rewards.http"},
     "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},
     "experiments": OURS,
     # Inside experiments: runs and scoring below, then reports and the pipeline, jobs and studies on top; only the
