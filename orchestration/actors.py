@@ -21,6 +21,7 @@ from finetune.recipe import GsbDpoPhase, Phase
 from finetune.scores import Scorer
 from finetune.types import Advantage, Role
 from orchestration.tasks import ClipTask, Made, Origin, Scored
+from pretrain.config import one_line
 
 if TYPE_CHECKING:  # what a worker of rewards would wait seconds for in vain
     from finetune.checkpoint import Progress
@@ -232,7 +233,7 @@ class RewardWorker:
         try:
             scores = self.scorer.score(clips.video, clips.audio, task.prompts)
         except Exception as failed:
-            raise ValueError(" ".join(str(failed).split()) or type(failed).__name__) from failed
+            raise ValueError(one_line(failed)) from failed
         origin = Origin(self.name, os.getpid(), time.perf_counter() - started)
         return Scored(scores, clips.groups, clips.sample_ids, made.version, (made.origin, origin))
 

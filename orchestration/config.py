@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretrain.config import nearest
+from pretrain.config import MEMBER, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class RayConfig:
     )  # times that the group is built anew
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
     pools: Mapping[str, RewardPool] = field(
-        default_factory=lambda: {"rewards": RewardPool()}, metadata={"member": lambda name: RewardPool}
+        default_factory=lambda: {"rewards": RewardPool()}, metadata={MEMBER: RewardPool}
     )
     # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are
     # updated

@@ -3,6 +3,15 @@
 Rewards import nothing of ours, so the one reader that both need lives with them.
 """
 
-from rewards.options import from_json, nearest, override, to_json
+from rewards.options import (
+    INLINE,
+    MEMBER,
+    from_json,
+    nearest,
+    one_line,
+    override,
+    plain_fields,
+    to_json,
+)
 
-__all__ = ["from_json", "nearest", "override", "to_json"]
+__all__ = ["INLINE", "MEMBER", "from_json", "nearest", "one_line", "override", "plain_fields", "to_json"]

@@ -1,10 +1,9 @@
 """Strict reading of mappings into frozen dataclasses: an unknown key, a wrong type or a wrong value is an error
-of one line that names its place and the nearest valid name.
+in one line that names its place and the nearest valid name.
 
-Rewards take it from here, everything else from `pretrain.config`. Fields may have any type of JSON or YAML, Path,
-Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of dataclasses are those that the
-default has; a field with `metadata={"member": kind_of}` takes others too, of the class `kind_of(name)`, which
-raises ValueError for a name that it does not know.
+Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of JSON or YAML,
+Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of dataclasses are those
+that the default has, unless the field's metadata says otherwise (MEMBER, INLINE).
 """
 
 from __future__ import annotations
@@ -13,12 +12,17 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# Metadata of a field that maps names to dataclasses: the class that further members have.
+MEMBER = "member"
+# Of one whose members stand beside the other fields in files and overrides: a function from the values that
+# are read to the members' defaults by name.
+INLINE = "inline"
 _UNFIT = object()
 
 
@@ -47,10 +51,24 @@ def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def to_json(value: Any) -> Any:
     """Dataclass tree -> plain dicts and lists."""
     if dataclasses.is_dataclass(value):
-        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {name: to_json(item) for name, item in plain_fields(value).items()}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def plain_fields(config: Any) -> dict[str, Any]:
+    """A dataclass as its fields, the members of an INLINE one among them."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        found |= value if INLINE in item.metadata else {item.name: value}
+    return found
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """An error's text on one line, its class where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +77,36 @@ class _Reader:
     whole: bool = False  # every field must be there
 
     def read(self, kind: type[T], values: Any, where: str, base: Any = None) -> T:
-        """A `kind`, or `base` of it with `values` put in. Raises ValueError, also for what the class refuses."""
+        """A `kind`, or `base` with `values` put in. Raises ValueError, also for what the class refuses."""
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {values!r}")
         fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        if self.whole and set(values) != set(fields):
-            raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ set(fields))}")
-        hints = typing.get_type_hints(kind)
-        changes = {}
+        hints, members, changes = typing.get_type_hints(kind), {}, {}
+        inline = next((item for item in fields.values() if INLINE in item.metadata), None)
+        if inline:
+            members = changes[inline.name] = {
+                **inline.metadata[INLINE](values),
+                **getattr(base, inline.name, {}),
+            }
+            del fields[inline.name]
+        names = {*fields, *members}
+        if self.whole and set(values) != names:
+            raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ names)}")
         for key, value in values.items():
             path = f"{where}.{key}" if where else str(key)
-            if key not in fields:
-                raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(key), fields)}")
-            member = fields[key].metadata.get("member")
-            changes[key] = self._value(value, hints[key], path, getattr(base, key, None), member)
+            if key in members:
+                members[key] = self._value(value, type(members[key]), path, members[key])
+            elif key in fields:
+                member = fields[key].metadata.get(MEMBER)
+                changes[key] = self._value(value, hints[key], path, getattr(base, key, None), member)
+            else:
+                raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(key), names)}")
         try:
             return kind(**changes) if base is None else dataclasses.replace(base, **changes)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where or kind.__name__}: {error}") from None
 
-    def _value(
-        self, value: Any, hint: Any, where: str, base: Any, member: Callable[[str], type] | None = None
-    ) -> Any:
+    def _value(self, value: Any, hint: Any, where: str, base: Any, member: type | None = None) -> Any:
         if dataclasses.is_dataclass(base) and isinstance(value, Mapping):
             return self.read(type(base), value, where, base)
         union = typing.get_origin(hint) in (types.UnionType, typing.Union)
@@ -110,22 +136,17 @@ class _Reader:
         hint: Any,
         where: str,
         base: Mapping[str, Any],
-        member: Callable[[str], type] | None,
+        member: type | None,
     ) -> dict[str, Any]:
         """A mapping's values; where they are dataclasses, those of `base` stay and are changed."""
         inner = (typing.get_args(hint)[1:] or (Any,))[0]
         base = base if any(map(dataclasses.is_dataclass, base.values())) else {}
         found = {}
         for name, value in values.items():
-            path, kind = f"{where}.{name}", inner
-            if name not in base and member:
-                try:
-                    kind = member(str(name))
-                except ValueError as error:
-                    raise ValueError(f"{path}: {error}") from None
-            elif name not in base and base:
+            path = f"{where}.{name}"
+            if base and name not in base and not member:
                 raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(name), base)}")
-            found[str(name)] = self._value(value, kind, path, base.get(name))
+            found[str(name)] = self._value(value, member or inner, path, base.get(name))
         return {**base, **found}
 
     def _items(self, values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tuple[Any, ...]:

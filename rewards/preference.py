@@ -22,7 +22,7 @@ import numpy as np
 
 from rewards.base import Reward
 from rewards.catalog import CATALOG
-from rewards.options import nearest
+from rewards.options import nearest, one_line
 from rewards.types import Clip, Score
 
 FORMAT = "nava preference 1"
@@ -167,7 +167,7 @@ class PreferenceModel:
                 features=tuple(content.pop("features")), **vectors, **errors, **content, held_out=held_out
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {' '.join(str(error).split())}; fit it again") from None
+            raise ValueError(f"{path}: {one_line(error)}; fit it again") from None
 
 
 class PreferenceReward:

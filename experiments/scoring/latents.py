@@ -19,6 +19,7 @@ from finetune.rollout_store import RolloutStore
 from finetune.scores import Scores
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4
+from pretrain.config import one_line
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, parse
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ
@@ -73,7 +74,7 @@ class AlignScorer:
                 scores = reward.score(clips)
             except Exception as error:
                 raise ValueError(
-                    f"reward {name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+                    f"reward {name} failed: {type(error).__name__}: {one_line(error)}"
                 ) from error
             measured = _column([score.value for score in scores], places, len(rows))
             values[name] = -measured if name in self.lower else measured
