@@ -22,8 +22,8 @@ from PIL import Image
 VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$")  # of running, not of content
 SETTINGS_HASHES = {"recipe_hash"}  # over names of settings
 # as text; of that name there are also counts and mappings, which stay. scorer: over module names and absolute paths, chosen: over a
-# file that holds seconds, config: as recipe_hash
-TEXT_HASHES = {"scorer", "chosen", "config"}
+# file that holds seconds, request: over when files were written, config: as recipe_hash
+TEXT_HASHES = {"scorer", "chosen", "request", "config"}
 FILE_HASHES = {
     "manifest.json": {"shards", "index_sha256", "index_bytes"}
 }  # over safetensors with their metadata

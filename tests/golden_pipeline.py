@@ -149,22 +149,24 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONHASHSEED": "0",
         "CUDA_VISIBLE_DEVICES": "",
-        "TZ": "UTC",
     }
 
 
 def run(step: Step, work: Path, cores: set[int]) -> None:
     """To its end, or SystemExit with the end of its log; a step that is cut short takes its process with it."""
     os.sched_setaffinity(0, {idlest(cores)})  # torchrun gives its ranks as many threads as there are cores
-    log, clock = work / "done" / f"{step.name}.log", time.monotonic()
-    with (
-        log.open("w") as errors,
-        (work / step.said if step.said else log).open("a" if not step.said else "w") as printed,
-    ):
+    log, printed = work / "done" / f"{step.name}.log", work / (step.said or f"done/{step.name}.out")
+    clock, before = time.monotonic(), os.times()
+    with log.open("w") as errors, printed.open("w") as answers:
+        options = {
+            "cwd": work,
+            "env": environment(),
+            "stdin": subprocess.DEVNULL,
+            "preexec_fn": _end_with_parent,
+        }
         process = subprocess.Popen(
-            [sys.executable, "-m", *step.command], cwd=work, env=environment(), stdin=subprocess.DEVNULL, stdout=printed, stderr=errors,
-            preexec_fn=_end_with_parent,
-        )  # fmt: skip
+            [sys.executable, "-m", *step.command], stdout=answers, stderr=errors, **options
+        )
         try:
             code = process.wait()
         except BaseException:
@@ -174,7 +176,10 @@ def run(step: Step, work: Path, cores: set[int]) -> None:
     if code:
         raise SystemExit(f"{step.name}: exit code {code}\n" + "\n".join(log.read_text().splitlines()[-30:]))
     (work / "done" / step.name).touch()
-    print(f"{step.name}: {time.monotonic() - clock:.1f} s", file=sys.stderr, flush=True)
+    busy = sum(os.times()[2:4]) - sum(before[2:4])  # of processes that were waited for
+    print(
+        f"{step.name}: {time.monotonic() - clock:.1f} s, {busy:.1f} s of a core", file=sys.stderr, flush=True
+    )
 
 
 def idlest(cores: set[int], seconds: float = 0.2) -> int:
