@@ -42,8 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Holds the lock file `path`, which stays. Raises ValueError saying `otherwise` where another process of this
-    machine holds it; a killed one has let go of it."""
+    """Holds the lock file `path`, which stays. Raises ValueError saying `otherwise` where another process of
+    this machine holds it; a killed one has let go of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
@@ -104,7 +104,7 @@ def write_json(
     indent: int | None = 2,
     **options: Any,
 ) -> None:
-    """Whole or not at all; `through` is `pretrain.storage.writing` where the place may be remote, `options` are
-    those of `json.dumps`."""
+    """Whole or not at all; `through` is `pretrain.storage.writing` where the place may be remote, `options`
+    are those of `json.dumps`."""
     with through(path) as temporary:
         temporary.write_text(json.dumps(values, indent=indent, **options) + "\n", encoding="utf-8")

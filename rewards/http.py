@@ -92,7 +92,8 @@ def token_of(variable: str) -> str:
         raise ValueError(f"${variable}: not set; put the server's token there or name no variable")
     if not re.fullmatch(r"[!-~]*", token):
         raise ValueError(
-            f"${variable}: holds what no header may (spaces, line ends or non-ASCII); put the bare token there"
+            f"${variable}: holds what no header may (spaces, line ends or non-ASCII); put the bare token "
+            "there"
         )
     return token
 
@@ -122,8 +123,8 @@ def exchange(
     sockets: Sockets | None = None,
     proxies: bool = True,
 ) -> Answer:
-    """POST of `body`, GET without one. `timeout_s` is for each step of the connection, `whole_s` for all of it
-    (0 = no limit), so that a server that sends a byte now and then ends too; `sockets` may be cut meanwhile.
+    """POST of `body`, GET without one. `timeout_s` is for each step of the connection, `whole_s` for all of
+    it (0 = no limit), so that a server that sends a byte now and then ends too; `sockets` may be cut.
 
     Raises NoAnswer in one line where there is no whole answer, or one above MAX_ANSWER_BYTES.
     """
@@ -167,8 +168,8 @@ def exchange(
 
 
 def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, peer: str) -> T:
-    """What `once` returns, after up to `num_tries` NoAnswer; the pause is `backoff_s` after the first, doubled
-    after every further one, and a server's Retry-After if longer. Raises ConnectionError in one line."""
+    """What `once` returns, tried `num_tries` times; the pause is `backoff_s` after the first NoAnswer,
+    doubled after every further one, and a server's Retry-After if longer. Raises ConnectionError in one line."""
     failure = ""
     for attempt in range(num_tries):
         try:

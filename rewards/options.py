@@ -1,5 +1,5 @@
-"""Strict reading of mappings into frozen dataclasses: an unknown key, a wrong type or a wrong value is an error
-in one line that names its place and the nearest valid name.
+"""Strict reading of mappings into frozen dataclasses: an unknown key, a wrong type or a wrong value is an
+error in one line that names its place and the nearest valid name.
 
 Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of JSON or YAML,
 Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of dataclasses are those

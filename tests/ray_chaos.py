@@ -255,7 +255,8 @@ def line(trial: Trial) -> str:
     )
 
 
-HEADER = """killed after row           rounds          samples         driver  worker  processes  difference of
+HEADER = """\
+killed after row           rounds          samples         driver  worker  processes  difference of
 rollo  rewrd  drivr    lost  double    lost  double  starts  restarts  left    curves   adapter"""
 
 

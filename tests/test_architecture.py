@@ -56,8 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "finetune.rewriter.endpoint": {"finetune", "pretrain", "rewards.http"},
     "orchestration": {"orchestration", "finetune", "pretrain", "rewards"},
     "experiments": OURS,
-    # Inside experiments: runs and scoring below, then reports and the pipeline, jobs and studies on top; only the
-    # command line knows the commands.
+    # Inside experiments: runs and scoring below, then reports and the pipeline, jobs and studies on top; only
+    # the command line knows the commands.
     "experiments.layout": set(),
     "experiments.runs": {*BELOW, "experiments.layout", "experiments.runs"},
     "experiments.scoring": {*BELOW, "experiments.layout", "experiments.runs", "experiments.scoring"},

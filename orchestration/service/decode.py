@@ -25,7 +25,10 @@ from pretrain.config import one_line
 REFERENCE_RATE_HZ = 16_000
 # What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile
 # bytes.
-CODECS = "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+CODECS = (
+    "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,"
+    "pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+)
 MAX_STREAMS = 8
 FPS_RANGE = (1.0, 240.0)
 RATE_RANGE_HZ = (4_000, 384_000)
