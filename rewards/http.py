@@ -169,7 +169,10 @@ def exchange(
 
 def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, peer: str) -> T:
     """What `once` returns, tried `num_tries` times; the pause is `backoff_s` after the first NoAnswer,
-    doubled after every further one, and a server's Retry-After if longer. Raises ConnectionError in one line."""
+    doubled after every further one, and a server's Retry-After if longer.
+
+    Raises ConnectionError in one line.
+    """
     failure = ""
     for attempt in range(num_tries):
         try:

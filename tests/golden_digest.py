@@ -1,7 +1,9 @@
-"""Digests of what the pipeline makes, a line each: what tests/golden_pipeline.py holds against an earlier run of the same code.
+"""Digests of what the pipeline makes, a line each: what tests/golden_pipeline.py holds against an earlier
+run of the same code.
 
-Only content counts: of safetensors the tensors, of media the decoded samples, of JSON the values without those that tell the time.
-The names of JSON fields and the texts have lines of their own, so that a renamed metric or another wording changes that line alone.
+Only content counts: of safetensors the tensors, of media the decoded samples, of JSON the values without
+those that tell the time. The names of JSON fields and the texts have lines of their own, so that a renamed
+metric or another wording changes that line alone.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from PIL import Image
 
 VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$")  # of running, not of content
 SETTINGS_HASHES = {"recipe_hash"}  # over names of settings
-# as text; of that name there are also counts and mappings, which stay. scorer: over module names and absolute paths, chosen: over a
-# file that holds seconds, request: over when files were written, config: as recipe_hash
+# as text; of that name there are also counts and mappings, which stay. scorer: over module names and absolute
+# paths, chosen: over a file that holds seconds, request: over when files were written, config: as recipe_hash
 TEXT_HASHES = {"scorer", "chosen", "request", "config"}
 FILE_HASHES = {
     "manifest.json": {"shards", "index_sha256", "index_bytes"}
@@ -44,14 +46,16 @@ NUM_IN_CLEAR = 4
 
 
 def lines_of(output: Path, root: Path) -> Iterator[str]:
-    """A line or more for each file of `output` (a file or a folder) under `root`; media of one kind and folder share a line."""
+    """A line or more for each file of `output` (a file or a folder) under `root`; media of one kind and folder
+    share a line."""
     files = (
         [output]
         if output.is_file()
         else sorted(path for path in output.rglob("*") if path.is_file() and _counts(path, root))
     )
     if output.is_dir():
-        yield f"files {output.relative_to(root)} {len(files)} {_sha(str(path.relative_to(root)) for path in files)}"
+        names = _sha(str(path.relative_to(root)) for path in files)
+        yield f"files {output.relative_to(root)} {len(files)} {names}"
     grouped: dict[tuple[Path, str], list[Path]] = {}
     for path in files:
         if path.suffix in MEDIA:
@@ -88,7 +92,8 @@ def _json_lines(rows: list[Any], path: Path, name: str, counted: str = "") -> It
 
 
 def _values(value: Any, where: str, texts: list[str], names: dict[str, None], dropped: set[str]) -> Any:
-    """In the order of the file, mappings as lists of their values; `texts` gets every text, `names` the path of every field."""
+    """In the order of the file, mappings as lists of their values; `texts` gets every text, `names` the path of
+    every field."""
     if isinstance(value, dict):
         kept = []
         for key, item in value.items():

@@ -1,10 +1,12 @@
-"""Runs the whole pipeline at debug size and prints digests of all that it makes: the same bytes before and after a refactoring.
+"""Runs the whole pipeline at debug size and prints digests of all that it makes: the same bytes before and
+after a refactoring.
 
     python tests/golden_pipeline.py [--work FOLDER] [--only STEP ...] [--check]
 
-It drives the command line in subprocesses and reads the files that come out, so that it knows no module that may move. One rank, one
-thread, no GPU. The numbers are those of one kind of processor and one torch: the first line of the golden file names them. A step that
-has run in the folder is not run again. --check compares with tests/golden/pipeline.txt: exit code 1 and a diff where it differs.
+It drives the command line in subprocesses and reads the files that come out, so that it knows no module that
+may move. One rank, one thread, no GPU. The numbers are those of one kind of processor and one torch: the first
+line of the golden file names them. A step that has run in the folder is not run again. --check compares with
+tests/golden/pipeline.txt: exit code 1 and a diff where it differs.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ def steps() -> list[Step]:
         )
         for name in OBJECTIVES
     ]
-    scored = f"score out/generated/pretrain_seen --rubric {GOLDEN / 'rubric.yaml'} --out scores.jsonl --limit 4 --json --rewards"
+    scored = (
+        f"score out/generated/pretrain_seen --rubric {GOLDEN / 'rubric.yaml'} --out scores.jsonl --limit 4 "
+        "--json --rewards"
+    )
     return [
         stage("corpus", "out/corpus"),
         stage("curate", "out/curated"),
@@ -114,7 +119,8 @@ def _stages(count: int) -> list[str]:
 
 
 def prepare(work: Path) -> None:
-    """params.yaml; a folder for each objective that sees the pipeline's outputs; `out/align` is the first objective's."""
+    """params.yaml; a folder for each objective that sees the pipeline's outputs; `out/align` is the first
+    objective's."""
     work.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(GOLDEN / "params.yaml", work / "params.yaml")
     for folder in ("done", "out", *OBJECTIVES):
@@ -153,7 +159,7 @@ def environment() -> dict[str, str]:
 
 
 def run(step: Step, work: Path, cores: set[int]) -> None:
-    """To its end, or SystemExit with the end of its log; a step that is cut short takes its process with it."""
+    """To its end, or SystemExit with the end of its log; a step cut short takes its process with it."""
     os.sched_setaffinity(0, {idlest(cores)})  # torchrun gives its ranks as many threads as there are cores
     log, printed = work / "done" / f"{step.name}.log", work / (step.said or f"done/{step.name}.out")
     clock, before = time.monotonic(), os.times()
@@ -222,7 +228,8 @@ def compare(found: Sequence[str], names: Sequence[str]) -> int:
     first, *expected = EXPECTED.read_text().splitlines()
     if first != machine():
         print(
-            f"warning: the golden file is of another machine, its numbers may differ\n  {first}\n  {machine()}",
+            f"warning: the golden file is of another machine, its numbers may differ\n  {first}\n"
+            f"  {machine()}",
             file=sys.stderr,
         )
     sections: dict[str, list[str]] = {}
