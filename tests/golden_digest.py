@@ -46,8 +46,8 @@ NUM_IN_CLEAR = 4
 
 
 def lines_of(output: Path, root: Path) -> Iterator[str]:
-    """A line or more for each file of `output` (a file or a folder) under `root`; media of one kind and folder
-    share a line."""
+    """A line or more for each file of `output` (a file or a folder) under `root`; media of one kind and
+    folder share a line."""
     files = (
         [output]
         if output.is_file()
@@ -92,8 +92,8 @@ def _json_lines(rows: list[Any], path: Path, name: str, counted: str = "") -> It
 
 
 def _values(value: Any, where: str, texts: list[str], names: dict[str, None], dropped: set[str]) -> Any:
-    """In the order of the file, mappings as lists of their values; `texts` gets every text, `names` the path of
-    every field."""
+    """In the order of the file, mappings as lists of their values; `texts` gets every text, `names` the
+    path of every field."""
     if isinstance(value, dict):
         kept = []
         for key, item in value.items():

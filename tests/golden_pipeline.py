@@ -4,8 +4,8 @@ after a refactoring.
     python tests/golden_pipeline.py [--work FOLDER] [--only STEP ...] [--check]
 
 It drives the command line in subprocesses and reads the files that come out, so that it knows no module that
-may move. One rank, one thread, no GPU. The numbers are those of one kind of processor and one torch: the first
-line of the golden file names them. A step that has run in the folder is not run again. --check compares with
+may move. One rank, one thread, no GPU. The numbers are those of one kind of processor and one torch: the
+first line of the golden file names them. A step that has run in the folder is not run again. --check compares with
 tests/golden/pipeline.txt: exit code 1 and a diff where it differs.
 """
 

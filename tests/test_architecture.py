@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pretrain", "finetune", "rewards", "orchestration", "experiments")
-OURS = set(PACKAGES)
+OURS: set[str] = set(PACKAGES)
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
