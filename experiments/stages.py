@@ -276,6 +276,7 @@ def report(job: Job, tracker: SpoolTracker) -> None:
         layout.codec,
         layout.reports,
         facts,
+        gates=job.recipe.evaluate.gates,
         **after,
     )
     for path in (page, *sorted(page.parent.glob("*.png"))):

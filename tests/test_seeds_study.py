@@ -8,7 +8,7 @@ from experiments.job import Job
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
 from experiments.report.before_after import before_after
-from experiments.report.verdicts import alignment_verdicts
+from experiments.report.gates import Gate, Reports, check_gates
 from experiments.studies.seeds import mean_rows, study_seeds
 from experiments.studies.seeds_page import page
 
@@ -43,13 +43,18 @@ def test_seeds_with_other_prompts_are_refused():
         mean_rows([[row("a", 1.0)], [row("b", 1.0)]])
 
 
-def test_the_page_has_the_verdicts_each_seed_and_every_guardrail():
+def test_the_page_has_the_gates_each_seed_and_every_guardrail():
     found = {**before_after(*good(), NONE), "raters": {}}
+    gates = [
+        Gate(metric="sync_judge", set="alignment", statistic="closed", at_least=limit, why="sync")
+        for limit in (0.1, 0.9)
+    ]
+    gates.append(Gate(metric="simulated_gsb", set="alignment", statistic="overall", at_least=0, why="votes"))
     study = {
         "study": "seeds",
         "seeds": 2,
         "together": found,
-        "verdicts": [vars(verdict) for verdict in alignment_verdicts(found)],
+        "gates": [result.as_json() for result in check_gates(gates, Reports({}, found))],
         "each": {str(seed): {"align_seconds": 240.0 + seed, **found} for seed in range(2)},
     }
     text = page(json.loads(json.dumps(study)))
@@ -57,9 +62,13 @@ def test_the_page_has_the_verdicts_each_seed_and_every_guardrail():
     assert all(
         f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge")
     )
-    assert sum(line.endswith(("pass |", "SHORT |", "not measured |")) for line in text.splitlines()) == len(
-        study["verdicts"]
-    )
+    assert [
+        line.split("| ")[-1] for line in text.splitlines() if ", closed | " in line or ", overall | " in line
+    ] == [
+        "passed |",
+        "failed |",
+        "not measured |",
+    ]
 
 
 def test_nothing_starts_without_clips_of_before(tmp_path):

@@ -8,7 +8,7 @@ of 1 means that the aligned model does as well as real clips through its codec.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
 from typing import Any, Literal
@@ -188,24 +188,28 @@ def _flagged(rows: Sequence[Row], name: str = "") -> int:
     return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`met` is None when it was not measured."""
+def beyond_codec(found: Mapping[str, Any]) -> list[str]:
+    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from
+    where they were.
 
-    metric: str
-    value: float | None
-    limit: str  # as a person reads it
-    met: bool | None
-    n: int
-    aim: bool = False  # wished for, not demanded
-    interval: tuple[float, float] | None = None
-    counted: str = "clips"  # what n counts
+    A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no
+    hacking.
+    """
+    return [
+        name for name, metric in found["metrics"].items() if metric["beyond_codec"] and _moved_there(metric)
+    ]
 
 
-def verdict_word(verdict: Verdict) -> str:
-    """pass or SHORT for what must hold; reached or not reached for aims."""
-    if verdict.met is None:
-        return "not measured"
-    if verdict.aim:
-        return "aim reached" if verdict.met else "aim not reached"
-    return "pass" if verdict.met else "SHORT"
+def beyond_from_the_start(found: Mapping[str, Any]) -> list[str]:
+    """Metrics beyond the codec's interval before and after alignment that alignment did not push further."""
+    return [
+        name
+        for name, metric in found["metrics"].items()
+        if metric["beyond_codec"] and not _moved_there(metric)
+    ]
+
+
+def _moved_there(metric: Mapping[str, Any]) -> bool:
+    difference = metric["difference"]
+    further = difference["high"] < 0 if metric["better"] == "lower" else difference["low"] > 0
+    return not metric["beyond_codec_before"] or further

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import before_after
+from experiments.report.gates import Gate, as_gate
+from experiments.report.metric_keys import metric_key
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import MEANS, RATIOS, Row, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
@@ -20,21 +22,21 @@ from pretrain.files import replacing
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
-SUFFIXES = {
-    MAIN_SET: "",
-    ALIGN_SET: f"_{ALIGN_SET}",
-}  # of a metric's name, by prompt set; elsewhere the set's name without "pretrain"
-RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How scores are summed up."""
+    """How scores are summed up, and the limits that they must keep. Raises ValueError for a gate that cannot
+    be checked."""
 
     seed: int = 0  # of the bootstrap
     panel: PanelConfig = field(default_factory=PanelConfig)  # simulated raters of before and after alignment
+    gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
+
+    def __post_init__(self) -> None:
+        gates = tuple(as_gate(gate, f"gates[{index}]") for index, gate in enumerate(self.gates))
+        object.__setattr__(self, "gates", gates)
 
 
 def evaluate(
@@ -57,9 +59,8 @@ def evaluate(
     groups = read_scores(scores)
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for (prompt_set, source), rows in groups.items():
-        suffix = SUFFIXES.get(prompt_set, prompt_set.removeprefix("pretrain"))
         for name, interval in summarise(rows, config.seed).items():
-            metrics.setdefault(RENAMED.get(name + suffix, name + suffix), {})[source] = interval.as_json()
+            metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
     alignment = _alignment(config, groups, votes_out, rewarded, limits) if alignment_out else None
     _write(out, metrics)
     if alignment_out and alignment:

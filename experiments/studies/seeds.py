@@ -15,7 +15,7 @@ from experiments.job import Job
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
-from experiments.report.verdicts import alignment_verdicts
+from experiments.report.gates import ALIGNMENT, Reports, check_gates
 from experiments.runs.run import Interrupted, single_run
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
@@ -70,10 +70,11 @@ def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
         together = _measured(
             job, before, mean_rows([result.rows for result in results]), codec, folder / NAME / "votes.jsonl"
         )
+        gates = [gate for gate in job.recipe.evaluate.gates if gate.set == ALIGNMENT]
         study = {
             "study": NAME,
             "seeds": seeds,
-            "verdicts": [vars(verdict) for verdict in alignment_verdicts(together)],
+            "gates": [result.as_json() for result in check_gates(gates, Reports({}, together))],
             "together": together,
             "each": {
                 str(result.seed): {"align_seconds": result.seconds, **result.found} for result in results

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.before_after import Verdict, verdict_word
-from experiments.report.summary import measured
-
 SHOWN = (
     "wer_pocketsphinx_judge",
     "wer_pocketsphinx",
@@ -22,7 +19,7 @@ SHOWN = (
 
 
 def page(study: Mapping[str, Any]) -> str:
-    """Markdown: what must hold over all seeds, every metric before and after, and each seed by itself."""
+    """Markdown: the quality gates over all seeds, every metric before and after, and each seed by itself."""
     together = study["together"]
     metrics = together["metrics"]
     lines = [
@@ -33,9 +30,9 @@ def page(study: Mapping[str, Any]) -> str:
         "the seeds. Brackets: bootstrap 95 % intervals over prompts. Judges rewarded nothing; raters are "
         "SIMULATED on the judges.",
         "",
-        "| must hold, all seeds | measured | limit | verdict |",
-        "|---|---|---|---|",
-        *(_verdict(Verdict(**verdict)) for verdict in study["verdicts"]),
+        "| quality gate, all seeds | measured | at least | at most | value | result |",
+        "|---|---|---|---|---|---|",
+        *(_gate(result) for result in study["gates"]),
         "",
         "| metric | role | before | after | codec | change | share of the gap closed |",
         "|---|---|---|---|---|---|---|",
@@ -55,10 +52,11 @@ def page(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _verdict(verdict: Verdict) -> str:
+def _gate(found: Mapping[str, Any]) -> str:
+    limits = ("–" if found[key] is None else f"{found[key]:g}" for key in ("at_least", "at_most"))
     return (
-        f"| {verdict.metric} | {measured(verdict)}, n {verdict.n} {verdict.counted} | {verdict.limit} | "
-        f"{verdict_word(verdict)} |"
+        f"| {found['metric']}, {found['statistic']} | {_cell(found)}, n {found['n']} {found['counted']} | "
+        f"{' | '.join(limits)} | {found['value']} | {found['status']} |"
     )
 
 
@@ -91,4 +89,6 @@ def _guardrail(name: str, found: Mapping[str, Any]) -> str:
 def _cell(interval: Mapping[str, Any] | None) -> str:
     if interval is None or interval["mean"] is None:
         return "–"
+    if interval["low"] is None:
+        return str(interval["mean"])
     return f"{interval['mean']:.3f} ({interval['low']:.3f}..{interval['high']:.3f})"
