@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from rewards.base import Reward
-from rewards.catalog import CATALOG
 from rewards.options import nearest
 from rewards.types import Clip, Score
 
@@ -174,13 +173,11 @@ class PreferenceReward:
     """Utility of a clip by a learned model, for a rubric: weighs the given rewards as the votes did.
 
     Called `preference`, or `preference_simulated` where no person voted. Score.parts: what each feature adds;
-    they sum to the value. NaN with the reasons where a needed feature is. Raises ValueError for a feature of
-    a judge, since what is rewarded is not what judges, and for a reward that the model needs and that is not
-    given.
+    they sum to the value. NaN with the reasons where a needed feature is. Raises ValueError for a reward that
+    the model needs and that is not given.
     """
 
     def __init__(self, rewards: Sequence[Reward], model: PreferenceModel) -> None:
-        check_no_judge(model.features)
         self.name = "preference_simulated" if model.simulated else "preference"
         self.model = model
         given = {reward.name: reward for reward in rewards}
@@ -198,18 +195,6 @@ class PreferenceReward:
             dataclasses.replace(score, seconds=spent)
             for score, spent in zip(self.model.scores(found), seconds, strict=True)
         ]
-
-
-def check_no_judge(features: Sequence[str]) -> None:
-    """Raises ValueError for a judge, a part of one or a judge's other way of counting among the features of a
-    reward."""
-    judges = [name for name, entry in CATALOG.items() if entry.judge]
-    for name in features:
-        if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
-            raise ValueError(
-                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model "
-                "without it"
-            )
 
 
 def log_probabilities(m: np.ndarray, tie: float) -> np.ndarray:

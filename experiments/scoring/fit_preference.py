@@ -14,9 +14,10 @@ from experiments.scoring.rows import ScoredClip, ScoresFile, read_scored
 from finetune.gsb.raters import check_raters, first_votes, kept_votes
 from finetune.gsb.votes import AXES, Vote, VoteSet
 from pretrain.jsonl import FieldError
-from rewards.preference import PreferenceModel, check_no_judge
+from rewards.catalog import CATALOG
+from rewards.preference import PreferenceModel
 from rewards.preference_fit import PreferenceConfig, Votes, fit_preference
-from rewards.recipes.preference import check_no_preference
+from rewards.recipes.preference import check_features
 
 Known = Mapping[tuple[str, str], list[ScoredClip]]  # by model and case
 
@@ -36,8 +37,7 @@ def fit_votes(
     scores are left out and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or
     joins, a feature that no row has, a judge or a preference among the features, nothing to learn from.
     """
-    check_no_judge(features)
-    check_no_preference(features)
+    check_features(features, CATALOG)
     known: dict[tuple[str, str], list[ScoredClip]] = {}
     for file in files:
         for clip in read_scored(file, features):

@@ -197,7 +197,7 @@ def _described(options: Any) -> dict[str, Any]:
     if isinstance(options, Mapping):
         return dict(options)
     if isinstance(options, PreferenceOptions):
-        names = needed_rewards(options)
+        names = needed_rewards(options, CATALOG)
         inner = checked_options(names, {name: options.options.get(name, {}) for name in names})
         return {
             "model": md5_of(Path(options.model or "")),
