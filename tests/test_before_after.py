@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.report.before_after import UNITS, before_after, beyond_codec, beyond_from_the_start
+from experiments.report.before_after import before_after, beyond_codec, beyond_from_the_start
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.statistics import bootstrap_closed, bootstrap_difference, bootstrap_mean
 from finetune.gsb.panel import JudgeFeature, PanelConfig
-from rewards.guardrails import BOUNDS, GuardrailLimits
+from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
 
 PANEL = PanelConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=("overall", "sync"))
 NONE = GuardrailLimits()

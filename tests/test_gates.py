@@ -12,9 +12,14 @@ from test_report import interval, metrics
 from experiments.cli import main
 from experiments.recipes.load import load_recipe
 from experiments.report.before_after import before_after
-from experiments.report.evaluate import EvaluateConfig
-from experiments.report.gates import ALIGNMENT, Gate, Reports, all_passed, check_gates
+from experiments.report.evaluate import EvaluateConfig, evaluate, metrics_to_log
+from experiments.report.gates import ALIGNMENT, Gate, Reports, all_passed, check_gates, read_reports
+from experiments.report.metric_keys import reported_metrics
+from experiments.report.page import AlignmentPart, Section, page
+from experiments.report.pictures import before_after_dots
 from experiments.report.simulated_gsb import simulated_gsb
+from experiments.report.summary import print_summary
+from experiments.scoring.sets import ScoreConfig
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 MINI = load_recipe("mini", PARAMS).evaluate.gates
@@ -36,6 +41,59 @@ def of_sets(**changes):
     """Numbers of the prompt sets that pass the mini recipe's gates, unless changed."""
     found = metrics(**changes)
     return Reports({**found, "sync_mini": {"generated": interval(0.9)}}, {})
+
+
+class Brightness:
+    """A plug-in reward."""
+
+    name, title, lower_is_better = "brightness", "Brightness <of the frames>", True
+
+    def score(self, clips):
+        raise NotImplementedError
+
+
+PLUGIN = "test_gates:Brightness"
+
+
+def test_a_reward_of_the_users_own_is_reported_everywhere_by_itself(tmp_path, capsys):
+    score = ScoreConfig(rewards=("identity_colour_edge", PLUGIN), align_judges=())
+    groups = [
+        ("pretrain_seen", "codec", 1),
+        ("pretrain_seen", "generated", 3),
+        ("align_held_out", "generated", 3),
+    ]
+    groups.append(("align_held_out", "aligned", 2))
+    rows = [
+        {
+            **{"prompt_set": prompt_set, "source": source, "data_id": f"c{i}", "prompt": f"p{i}"},
+            **{"scores": {"identity_colour_edge": 0.9, "brightness": value}, "parts": {}},
+        }
+        for prompt_set, source, value in groups
+        for i in range(5)
+    ]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known, files = reported_metrics(score), (tmp_path / "demo.json", tmp_path / "alignment.json")
+    evaluate(EvaluateConfig(), tmp_path / "clips.jsonl", *files, rewarded={"brightness": -1}, known=known)
+    reports = read_reports(*files)
+    assert reports.metrics["brightness"]["generated"]["mean"] == 3.0
+    compared = reports.alignment["metrics"]["brightness"]
+    assert (compared["better"], compared["role"], compared["difference"]["mean"]) == ("lower", "reward", -1.0)
+    logged = metrics_to_log(reports.metrics, reports.alignment)
+    assert logged["generated/brightness"] == 3.0 and logged["alignment/brightness/difference"] == -1.0
+    assert logged["codec/identity_colour_edge"] == 0.9
+    print_summary(reports)
+    assert capsys.readouterr().out.count("brightness") == 2
+    limits = [
+        gate(PLUGIN, at_least=None, at_most=limit, statistic=statistic, prompt_set=prompt_set)
+        for limit, statistic, prompt_set in ((3, "generated", "pretrain_seen"), (-2, "difference", ALIGNMENT))
+    ]
+    results = check_gates(limits, reports)
+    assert [result.status for result in results] == ["passed", "failed"]
+    nothing = Section("First", "about", [])
+    part = AlignmentPart(reports.alignment, nothing, b"png", None)
+    html = page(reports.metrics, results, [nothing], None, {}, part, known)
+    assert html.count("Brightness &lt;of the frames&gt;") == 4  # two gates, the table, before and after
+    assert before_after_dots(reports.alignment).startswith(b"\x89PNG")
 
 
 def test_the_mini_recipes_gates_on_prompt_sets():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.report.gates import Gate, Reports, check_gates, read_reports
-from experiments.report.metric_keys import by_set, title
+from experiments.report.metric_keys import by_set, reported_metrics, title
 from experiments.report.page import AlignmentPart, Card, Section, marked_prompt, page
 from experiments.report.pictures import (
     before_after_dots,
@@ -46,7 +46,7 @@ def clip():
 
 def test_suffixes_are_columns():
     assert list(by_set(metrics())) == ["_heldout_pairs", "_disagree"]
-    assert title("wer_pocketsphinx_camera") == "Word error rate (PocketSphinx), camera moves"
+    assert title("reference_wins_disagree", reported_metrics()) == "Reference voice wins over the text"
 
 
 WER = Gate(metric="wer_pocketsphinx", set="pretrain_seen", at_most=0.3, why="<words>")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.report.before_after import beyond_codec
-from experiments.report.metric_keys import Interval, Metrics, metric_key, title
-from experiments.scoring.rows import MEANS, RATIOS
+from experiments.report.metric_keys import Interval, Metrics, metric_key, reported_metrics
 from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
+from rewards.catalog import is_plugin, metric
 from rewards.options import fill
 
 ALIGNMENT = "alignment"
@@ -34,7 +34,8 @@ Status = Literal["passed", "failed", "not measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One limit on one number; a value at the limit passes. Raises ValueError for what cannot be checked.
+    """One limit on one number; a value at the limit passes. `metric`: of the catalog, or a plug-in
+    package.module:Class. Raises ValueError for what cannot be checked.
 
     `statistic` on a prompt set: the clips' source. On "alignment": before, after, codec, difference or closed
     of a metric; an axis of `simulated_gsb`; `driven` of `metrics_beyond_codec` and `worse` of `guardrails`
@@ -51,10 +52,10 @@ class Gate:
     why: str
 
     def __post_init__(self) -> None:
-        aligned = self.set == ALIGNMENT
+        aligned, plugin = self.set == ALIGNMENT, (self.metric,) if is_plugin(self.metric) else ()
         for name, value, valid in (
             ("set", self.set, SETS),
-            ("metric", self.metric, (*RATIOS, *MEANS, *(OF_ALIGNMENT if aligned else ()))),
+            ("metric", self.metric, (*reported_metrics(), *plugin, *(OF_ALIGNMENT if aligned else ()))),
             ("statistic", self.statistic, OF_ALIGNMENT.get(self.metric, COMPARED if aligned else SOURCES)),
         ):
             if value not in valid:
@@ -68,7 +69,7 @@ class Gate:
     @property
     def title(self) -> str:
         """What is measured, for people."""
-        return TITLES.get(self.metric) or title(self.metric)
+        return TITLES.get(self.metric) or metric(self.metric).title
 
     @property
     def limit(self) -> str:
@@ -128,8 +129,8 @@ def all_passed(results: Sequence[GateResult]) -> bool:
 
 def read_reports(metrics: Path, alignment: Path | None = None) -> Reports:
     """Both files of `evaluate`; raises FileNotFoundError or ValueError in one line."""
-    compared = alignment is not None and alignment.is_file()
-    return Reports(_read(metrics), _read(alignment) if compared else {})
+    compared = _read(alignment) if alignment is not None and alignment.is_file() else {}
+    return Reports(_read(metrics), compared)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(gate: Gate, reports: Reports) -> GateResult:
     found = reports.alignment
     if gate.set != ALIGNMENT:
-        by_source = reports.metrics.get(metric_key(gate.metric, gate.set), {})
+        by_source = reports.metrics.get(metric_key(metric(gate.metric).name, gate.set), {})
         return _result(gate, by_source.get(gate.statistic), "clips", f"no {gate.statistic} clips were scored")
     if not found:
         return _result(gate, None, "prompts", "nothing was aligned")
@@ -160,8 +161,8 @@ def _check(gate: Gate, reports: Reports) -> GateResult:
         raters = found.get("raters", {})
         votes = raters.get("gsb", {}).get(gate.statistic)
         return _result(gate, votes and _gsb(votes), "votes", raters.get("reason", "nobody voted"))
-    metric = found["metrics"].get(gate.metric, {})
-    return _result(gate, metric.get(gate.statistic), "prompts", "not measured before and after alignment")
+    compared = found["metrics"].get(metric(gate.metric).name, {})
+    return _result(gate, compared.get(gate.statistic), "prompts", "not measured before and after alignment")
 
 
 def _gsb(votes: Mapping[str, Any]) -> Interval:

@@ -5,36 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.scoring.sets import MAIN_SET
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
+from rewards.catalog import CATALOG, metrics_of
+from rewards.metric import Metric
 
 Interval = Mapping[str, Any]  # {mean, low, high, n} as JSON
 Metrics = Mapping[str, Mapping[str, Interval]]  # key -> source -> interval
+Known = Mapping[str, Metric]  # by name
 SOURCES = ("real", "codec", "generated")
-RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
-
-TITLES = {
-    "wer_pocketsphinx": "Word error rate (PocketSphinx)",
-    "wer_pocketsphinx_judge": "Word error rate (PocketSphinx, the judge's set-up)",
-    "intelligibility_pocketsphinx": "Intelligibility, 0 to 1 (PocketSphinx)",
-    "intelligibility_pocketsphinx_judge": "Intelligibility, 0 to 1 (PocketSphinx, the judge's set-up)",
-    "voice_accuracy_resemblyzer": "Nearest voice is the right one (Resemblyzer)",
-    "sim_resemblyzer": "Similarity to the reference voice (Resemblyzer)",
-    "sync_mini": "Sync reward at zero lag (reward network)",
-    "sync_judge": "Sync reward at zero lag (judge network)",
-    "sync_c_mini": "Sync-C of the judge's reduced SyncNet",
-    "sync_d_mini": "Sync-D of the judge's reduced SyncNet (lower is better)",
-    "lip_loudness_correlation": "Lips follow loudness (correlation)",
-    "lip_loudness_lag_frames": "Lips after sound (frames)",
-    "picture_noise_judge": "Noise of the picture, estimated (lower is better)",
-    "snr_estimate_db": "Signal to noise, estimated (dB)",
-    "reference_wins_disagree": "Reference voice wins over the text",
-}
 SUFFIXES = {  # of prompt sets that get a column each
     "_heldout_pairs": "word-voice pairs never trained",
     "_disagree": "text and reference disagree",
     "_dialogue": "dialogue",
     "_camera": "camera moves",
 }
+RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
+TITLES = {"reference_wins_disagree": "Reference voice wins over the text"}
+
+
+def reported_metrics(score: ScoreConfig | None = None) -> dict[str, Metric]:
+    """By name: the catalog's metrics, and those of the plug-ins that the recipe's `score` names."""
+    return metrics_of((*CATALOG, *(score.rewards + score.align_judges if score else ())))
 
 
 def metric_key(metric: str, prompt_set: str) -> str:
@@ -45,22 +36,15 @@ def metric_key(metric: str, prompt_set: str) -> str:
 
 def main_metrics(metrics: Metrics) -> list[str]:
     """Those of the main set that its generated clips have, in order."""
+    ends = (*SUFFIXES, f"_{ALIGN_SET}")
     return [
-        name
-        for name, by_source in metrics.items()
-        if name in TITLES and not name.endswith("_disagree") and "generated" in by_source
+        name for name, by_source in metrics.items() if not name.endswith(ends) and "generated" in by_source
     ]
 
 
-def title(metric: str) -> str:
-    """A metric's name for people, with what its suffix means."""
-    if metric in TITLES:
-        return TITLES[metric]
-    for suffix, meaning in SUFFIXES.items():
-        if metric.endswith(suffix):
-            base = metric.removesuffix(suffix)
-            return f"{TITLES.get(base, base)}, {meaning}"
-    return metric
+def title(key: str, known: Known) -> str:
+    """A metric's name for people; its key where it is not known."""
+    return known[key].title if key in known else TITLES.get(key, key)
 
 
 def by_set(metrics: Metrics) -> dict[str, dict[str, Interval]]:
@@ -70,6 +54,6 @@ def by_set(metrics: Metrics) -> dict[str, dict[str, Interval]]:
     for suffix in SUFFIXES:
         for metric, by_source in metrics.items():
             if metric.endswith(suffix) and "generated" in by_source:
-                base = metric if metric in TITLES else metric.removesuffix(suffix)
+                base = metric if metric in RENAMED.values() else metric.removesuffix(suffix)
                 grid.setdefault(suffix, {})[base] = by_source["generated"]
     return grid

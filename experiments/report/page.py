@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from markupsafe import Markup, escape
 
 from experiments.report.before_after import beyond_codec, beyond_from_the_start
 from experiments.report.gates import GateResult
-from experiments.report.metric_keys import SOURCES, SUFFIXES, Metrics, by_set, main_metrics, title
+from experiments.report.metric_keys import (
+    SOURCES,
+    SUFFIXES,
+    Known,
+    Metrics,
+    by_set,
+    main_metrics,
+    reported_metrics,
+    title,
+)
 from experiments.report.summary import SIMULATED, gsb_words, kept_words
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -67,14 +77,17 @@ def page(
     losses: bytes | None,
     facts: Mapping[str, Any],
     alignment: AlignmentPart | None = None,
+    known: Known | None = None,
 ) -> str:
-    """The whole page; `facts` are shown as they are, name and value."""
+    """The whole page; `facts` are shown as they are, name and value. `known`: the metrics that have titles,
+    None = the catalog's."""
     grid = by_set(metrics)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             metrics=metrics,
+            title=partial(title, known=known or reported_metrics()),
             main=main_metrics(metrics),
             by_set=grid,
             others=list(dict.fromkeys(name for column in grid.values() for name in column)),
@@ -109,7 +122,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "title": title,
         "marked_prompt": marked_prompt,
         "data_uri": data_uri,
         "gsb_words": gsb_words,

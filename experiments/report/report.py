@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.gates import Gate, check_gates, read_reports
+from experiments.report.metric_keys import Known
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
 from experiments.scoring.samples import (
@@ -44,6 +45,7 @@ def report(
     aligned: Path | None = None,
     align_log: Path | None = None,
     gates: Sequence[Gate] = (),
+    known: Known | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
@@ -53,8 +55,9 @@ def report(
 
     `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage
     names in order to folders with metrics.jsonl, `facts` are shown in a table (seconds per stage, memory,
-    speed), `gates` are checked against the numbers. Examples are the first prompts of each voice, never
-    chosen by their scores. Raises FileNotFoundError or ValueError in one line.
+    speed), `gates` are checked against the numbers, `known` metrics have titles (None = the catalog's).
+    Examples are the first prompts of each voice, never chosen by their scores. Raises FileNotFoundError or
+    ValueError in one line.
     """
     reports = read_reports(evaluation, alignment)
     details = _read_details(scores / SCORES)
@@ -86,9 +89,8 @@ def report(
         _write(out / "losses.png", losses)
     compared = _alignment(reports.alignment, aligned, align_log, generated, details, out)
     results = check_gates(gates, reports)
-    return _write(
-        out / "demo.html", page(reports.metrics, results, sections, losses, facts, compared).encode()
-    )
+    html = page(reports.metrics, results, sections, losses, facts, compared, known)
+    return _write(out / "demo.html", html.encode())
 
 
 def _alignment(

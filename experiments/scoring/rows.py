@@ -11,25 +11,9 @@ from typing import Any
 
 from experiments.scoring.statistics import Terms
 from pretrain.jsonl import FieldError, scan
+from rewards.metric import Metric
 from rewards.options import nearest
 
-# metrics that are a sum of errors over a sum of words
-RATIOS = ("wer_pocketsphinx", "wer_pocketsphinx_judge")
-# metric -> (scorer, part of its score; "" = its value), averaged over clips
-MEANS = {
-    "intelligibility_pocketsphinx": ("intelligibility_pocketsphinx", ""),
-    "intelligibility_pocketsphinx_judge": ("intelligibility_pocketsphinx_judge", ""),
-    "voice_accuracy_resemblyzer": ("voice_accuracy_resemblyzer", ""),
-    "sim_resemblyzer": ("sim_resemblyzer", ""),
-    "sync_mini": ("sync_mini", ""),
-    "sync_judge": ("sync_judge", ""),
-    "sync_c_mini": ("sync_judge", "sync_c_mini"),
-    "sync_d_mini": ("sync_judge", "sync_d_mini"),
-    "lip_loudness_correlation": ("lip_loudness_correlation", ""),
-    "lip_loudness_lag_frames": ("lip_loudness_correlation", "lag_frames"),
-    "picture_noise_judge": ("picture_noise_judge", ""),
-    "snr_estimate_db": ("snr_estimate_db", ""),
-}
 Row = Mapping[str, Any]
 
 
@@ -45,12 +29,12 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
     return dict(groups)
 
 
-def terms(rows: Sequence[Row], metric: str) -> Terms:
+def terms(rows: Sequence[Row], metric: Metric) -> Terms:
     """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
     scored."""
-    if metric in RATIOS:
-        return column(rows, metric, "errors"), column(rows, metric, "words")
-    return column(rows, *MEANS[metric]), [1.0] * len(rows)
+    if metric.denominator:
+        return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
+    return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
 
 
 def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:

@@ -16,6 +16,7 @@ from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
 from experiments.report.gates import ALIGNMENT, Reports, check_gates
+from experiments.report.metric_keys import reported_metrics
 from experiments.runs.run import Interrupted, single_run
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
@@ -137,8 +138,9 @@ def _rows(job: Job, model: Path, folder: Path) -> list[Row]:
 def _measured(
     job: Job, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], votes: Path
 ) -> dict[str, Any]:
-    align = job.recipe.align
-    return compare(job.recipe.evaluate, before, after, codec, votes, align.rubric.weights(), align.guardrails)
+    align, known = job.recipe.align, reported_metrics(job.recipe.score)
+    given = (votes, align.rubric.weights(), align.guardrails, known)
+    return compare(job.recipe.evaluate, before, after, codec, *given)
 
 
 def _seconds(metrics: Path) -> float:
