@@ -1,4 +1,4 @@
-"""Percentile bootstrap of a ratio of sums, whole clusters drawn with replacement (Efron and Tibshirani 1993)."""
+"""Percentile bootstrap of a ratio of sums, whole clusters drawn with replacement (Efron, Tibshirani 1993)."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ from experiments.job import Job
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
 from experiments.report.before_after import before_after
-from experiments.report.verdicts import alignment_verdicts
-from experiments.studies.seeds import mean_rows, study_seeds
-from experiments.studies.seeds_page import page
+from experiments.studies.page import render
+from experiments.studies.seeds import mean_rows, study_seeds, verdicts
 
 
 def row(name: str, sync: float | None, errors: float = 0.0):
@@ -49,10 +48,10 @@ def test_the_page_has_the_verdicts_each_seed_and_every_guardrail():
         "study": "seeds",
         "seeds": 2,
         "together": found,
-        "verdicts": [vars(verdict) for verdict in alignment_verdicts(found)],
+        "verdicts": verdicts(found),
         "each": {str(seed): {"align_seconds": 240.0 + seed, **found} for seed in range(2)},
     }
-    text = page(json.loads(json.dumps(study)))
+    text = render(json.loads(json.dumps(study)))
     assert "SIMULATED" in text and "| 1 | 241 |" in text
     assert all(
         f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge")
