@@ -178,7 +178,7 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
         write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
         mp4 = path.read_bytes()
     words, wanted = " ".join(clip.spans), " ".join(clip.voices)
-    lips = scored["scores"]["lip_loudness_correlation"]
+    lips = scored["scores"].get("lip_loudness_correlation")
     return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
 
 
