@@ -22,7 +22,7 @@ import numpy as np
 
 from rewards.base import Reward
 from rewards.options import nearest
-from rewards.types import Clip, Score
+from rewards.types import Clip, Score, split_part
 
 FORMAT = "nava preference 1"
 _VECTORS = ("mean", "scale", "weights", "weight_errors")
@@ -183,7 +183,7 @@ class PreferenceReward:
         given = {reward.name: reward for reward in rewards}
         self._rewards = {}
         for feature in model.features:
-            name = feature if feature in given else feature.partition(".")[0]
+            name, _ = split_part(feature, given)
             if name not in given:
                 raise ValueError(f"{self.name}: needs {name!r}; {nearest(name, given)}")
             self._rewards[name] = given[name]
@@ -209,17 +209,10 @@ def _log_sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _column(feature: str, found: Mapping[str, Sequence[Score]]) -> list[Score]:
-    name, _, part = (feature, "", "") if feature in found else feature.partition(".")
+    name, part = split_part(feature, found)
     if name not in found:
         raise ValueError(f"preference model: {name!r} was not scored; {nearest(name, found)}")
-    if not part:
-        return list(found[name])
-    return [score if score.reason else _part(score, part) for score in found[name]]
-
-
-def _part(score: Score, part: str) -> Score:
-    value = score.parts.get(part, math.nan)
-    return Score(value, f"no {part}" if math.isnan(value) else "")
+    return [score.part(part) for score in found[name]]
 
 
 def _fit_from(content: dict[str, Any] | None) -> Fit | None:

@@ -4,7 +4,6 @@ per clip."""
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.options import reward_options
+from experiments.scoring.rows import flat_guardrails, flat_scores
 from experiments.scoring.samples import Sample, codec_samples, generated_samples, real_samples
+from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.load import load_codecs
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from rewards.catalog import is_plugin, open_rewards
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
@@ -164,8 +165,8 @@ def _score_all(
         for name, reward in track(rewards.items(), len(rewards), about):
             start = time.perf_counter()
             keys = list(groups) if name in config.rewards else _watched(groups)
-            answers = iter(reward.score([sample.clip for key in keys for sample in groups[key]]))
             scorer = reward.name if is_plugin(name) else name
+            answers = iter(scores_of(scorer, reward, [s.clip for key in keys for s in groups[key]]))
             scores[scorer] = {key: list(islice(answers, len(groups[key]))) for key in keys}
             log.info(
                 "score: %s, %d clips in %.1f s",
@@ -189,32 +190,11 @@ def rows_of(
             "prompt": sample.clip.prompt,
             "spans": list(sample.clip.spans),
             "voices": list(sample.clip.voices),
-            **_answers({name: by_group[key][index] for name, by_group in scores.items() if key in by_group}),
-            **(_guarded(sample, limits) if key in watched else {}),
+            **flat_scores(
+                {name: by_group[key][index] for name, by_group in scores.items() if key in by_group}
+            ),
+            **(flat_guardrails(*guarded(sample.clip, limits)) if key in watched else {}),
         }
         for key, group in groups.items()
         for index, sample in enumerate(group)
     ]
-
-
-def _guarded(sample: Sample, limits: GuardrailLimits) -> dict[str, Any]:
-    measured = measure(sample.clip)
-    return {
-        "guardrails": {
-            name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()
-        },
-        "flags": list(flags(measured, limits)),
-    }
-
-
-def _answers(scores: dict[str, Score]) -> dict[str, Any]:
-    scored = {name: score for name, score in scores.items() if not score.reason}
-    return {
-        "scores": {name: round(score.value, 6) if name in scored else None for name, score in scores.items()},
-        "parts": {
-            name: {part: round(value, 6) for part, value in score.parts.items()}
-            for name, score in scored.items()
-        },
-        "texts": {name: score.text for name, score in scored.items() if score.text},
-        "reasons": {name: score.reason for name, score in scores.items() if score.reason},
-    }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.base import Reward
 from rewards.options import nearest
 from rewards.recipes.base import Entry, WeightsMissing
+from rewards.types import split_part
 
 if TYPE_CHECKING:
     from rewards.preference import PreferenceModel
@@ -57,7 +58,7 @@ def needed_rewards(options: PreferenceOptions, entries: Mapping[str, Entry]) -> 
     it does not look at."""
     model = _model(options)
     check_features([*model.features, *options.options], entries)
-    bases = dict.fromkeys(name if name in entries else name.partition(".")[0] for name in model.features)
+    bases = dict.fromkeys(split_part(name, entries)[0] for name in model.features)
     foreign = [name for name in bases if name not in entries]
     others = [name for name in options.options if name not in bases]
     if foreign and not others:
