@@ -9,14 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.scoring.statistics import (
+    Draws,
+    Interval,
+    Table,
+    difference_over_seeds,
+    mean_over_seeds,
+    paired,
+    share_of_gain,
+)
 from experiments.studies.objectives.arms import budget, optimizer_steps, plan_arms, store_sizes, votes_phase
 from experiments.studies.objectives.config import ARMS, ObjectivesConfig
 from experiments.studies.objectives.material import is_decided, write_prompts
 from experiments.studies.objectives.one_arm import rounds_cost
-from experiments.studies.objectives.scores import tabulated
-from experiments.studies.objectives.statistics import crossed_draws, difference, share_of_gain, verdict
 from experiments.studies.objectives.totals import target_of, units_of, with_totals
-from experiments.studies.statistics import Table, mean_over_seeds
+from experiments.studies.scores import metric, tabulated
 from finetune.gsb.pairs import ClipRef, PreferencePair
 from finetune.gsb.panel import JudgeFeature
 from finetune.recipe import AlignConfig, RubricConfig
@@ -29,6 +36,21 @@ ALIGN = AlignConfig()
 
 def table(*rows: list[float]) -> Table:
     return Table.of([[None if value != value else (value, 1.0) for value in row] for row in rows])
+
+
+def crossed(found: Table, resamples: int) -> Draws:
+    seeds, clips = found.above.shape
+    return Draws.crossed(seeds, clips, resamples)
+
+
+def difference(one: Table, other: Table, resamples: int) -> Interval:
+    ours, theirs = paired(one, other)
+    return difference_over_seeds(ours, theirs, crossed(ours, resamples))
+
+
+def share(part: Table, whole: Table, base: Table, up: bool) -> Interval:
+    ours, theirs, before = paired(part, whole, base)
+    return share_of_gain(ours, theirs, before, up, crossed(ours, 200))
 
 
 def pair(number: int, **counts: tuple[int, int, int]) -> PreferencePair:
@@ -165,7 +187,7 @@ def test_one_pretrained_model_stands_for_every_seed():
 def test_what_is_hard_about_a_prompt_does_not_average_out_over_seeds():
     row = [0.0, 1.0] * 20
     one, four = table(row), table(*[row] * 4)
-    narrow, wide = (mean_over_seeds(found, crossed_draws(found, 4000)) for found in (one, four))
+    narrow, wide = (mean_over_seeds(found, crossed(found, 4000)) for found in (one, four))
     assert wide.high - wide.low == pytest.approx(narrow.high - narrow.low, rel=0.1)
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(40), rel=0.15)
 
@@ -173,22 +195,22 @@ def test_what_is_hard_about_a_prompt_does_not_average_out_over_seeds():
 def test_shares_of_a_gain_are_exact_where_every_prompt_gains_alike():
     base = table([0.1, 0.5, 0.9])
     whole, part = (table([value + gain for value in (0.1, 0.5, 0.9)]) for gain in (0.4, 0.1))
-    found = share_of_gain(part, whole, base, True, 200)
+    found = share(part, whole, base, True)
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
     lower_part, lower_whole, lower_base = (
         table([-value for value in row.above[0].tolist()]) for row in (part, whole, base)
     )
-    assert share_of_gain(lower_part, lower_whole, lower_base, False, 200).mean == pytest.approx(0.25)
-    assert math.isnan(share_of_gain(part, whole, base, False, 200).mean)  # a loss has no shares
+    assert share(lower_part, lower_whole, lower_base, False).mean == pytest.approx(0.25)
+    assert math.isnan(share(part, whole, base, False).mean)  # a loss has no shares
 
 
 def test_a_share_of_what_may_be_nothing_is_no_number():
     base, noise = table([0.0] * 10), table([1.0, -1.0] * 5)
-    assert math.isnan(share_of_gain(noise, noise, base, True, 200).mean)
+    assert math.isnan(share(noise, noise, base, True).mean)
     ones = difference(table([1.0] * 10), base, 200)
-    assert [verdict(ones, up) for up in (True, False)] == ["better", "worse"]
-    assert verdict(difference(noise, base, 200), True) == "not told apart"
-    assert verdict(difference(table([math.nan] * 10), base, 200), True) == "not measured"
+    assert [ones.verdict(up) for up in (True, False)] == ["better", "worse"]
+    assert difference(noise, base, 200).verdict(True) == "not told apart"
+    assert difference(table([math.nan] * 10), base, 200).verdict(True) == "not measured"
 
 
 def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
@@ -225,7 +247,8 @@ def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
 def test_scores_become_pairs_and_unscored_clips_none():
     scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")]}
     scores["sync_judge"] = [Score(0.3, parts={"rho": 0.1}), Score(0.2, parts={"rho": 0.4})]
-    found = tabulated(["wer_pocketsphinx", "sync_judge", "sync_judge.rho"], scores)
+    names = ("wer_pocketsphinx", "sync_judge", "sync_judge.rho")
+    found = tabulated({name: metric(name) for name in names}, scores)
     assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_judge.rho"] == [
         [0.1, 1.0],
         [0.4, 1.0],

@@ -13,9 +13,8 @@ from experiments.layout import Layout
 from experiments.pipeline.votes import VotesConfig
 from experiments.runs.run import Interrupted
 from experiments.studies.objectives.config import ObjectivesConfig
-from experiments.studies.objectives.material import Sections
+from experiments.studies.objectives.material import Runners, Sections
 from experiments.studies.objectives.run import study_objectives
-from experiments.studies.objectives.runners import Runners
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig, StopConfig
@@ -109,12 +108,12 @@ class World:
         self.calls.append(("generate", limit))
         return {}
 
-    def score(self, clips, names, layout, limits, processes, out):
+    def score(self, clips, scoring, out):
         by = (clips / "made_by").read_text()
         gain = next((gain for name, gain in self.gain.items() if by.startswith(name)), 0.0)
         self.calls.append(("score", by))
-        moved = {name: -gain if "noise" in name or "wer" in name else gain for name in names}
-        metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in names}
+        moved = {name: -gain if "noise" in name or "wer" in name else gain for name in scoring.metrics}
+        metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in moved}
         reasons = {"sync_judge": ["", "", "no face"]}
         out.write_text(
             json.dumps({"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons, "flagged": 0})
@@ -131,7 +130,7 @@ def write_model(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, request) -> World:
-    monkeypatch.setattr("experiments.studies.objectives.run.ensure_sender", lambda spool, root: None)
+    monkeypatch.setattr("experiments.studies.harness.ensure_sender", lambda spool, root: None)
     if request.node.name != "test_the_whole_study_answers_its_questions":  # a picture takes a second
         monkeypatch.setattr("experiments.studies.objectives.run.draw", lambda study, path: None)
     layout = Layout(out=tmp_path / "out")

@@ -3,7 +3,6 @@ rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from experiments.studies.objectives.config import (
@@ -39,22 +38,29 @@ class Arm:
         return {CHOSEN: "chosen", RANDOM: f"random-seed{self.seed}"}.get(self.name, "all")
 
     @property
+    def aligned(self) -> AlignConfig:
+        """Raises ValueError for the pretrained model."""
+        if self.config is None:
+            raise ValueError(f"{self.name} is not aligned")
+        return self.config
+
+    @property
     def phase(self) -> Phase:
-        assert self.config is not None
-        return self.config.phases[0][1]
+        return self.aligned.phases[0][1]
 
 
 def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> list[Arm]:
     """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the
     ranks."""
-    arms = [Arm(BASELINE, 0, None)]
-    for seed in range(objectives.seeds):
-        for name in objectives.arms:
-            if name != BASELINE:
-                config = align_config(name, seed, objectives, align, ranks)
-                config.check_ranks(ranks)
-                arms.append(Arm(name, seed, config))
-    return arms
+    arms = [
+        Arm(name, seed, align_config(name, seed, objectives, align, ranks))
+        for seed in range(objectives.seeds)
+        for name in objectives.arms
+        if name != BASELINE
+    ]
+    for arm in arms:
+        arm.aligned.check_ranks(ranks)
+    return [Arm(BASELINE, 0, None), *arms]
 
 
 def align_config(
@@ -103,11 +109,9 @@ def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None =
 
 def fitted(arm: Arm, align: AlignConfig, ranks: int, pairs: int) -> Arm:
     """The arm where there are only so many preference pairs."""
-    assert arm.config is not None
     phase = votes_phase(align, arm.phase.rounds, ranks, pairs)
-    return replace(
-        arm, config=replace(arm.config, gsb_dpo=replace(phase, objective=arm.config.gsb_dpo.objective))
-    )
+    phase = replace(phase, objective=arm.aligned.gsb_dpo.objective)
+    return replace(arm, config=replace(arm.aligned, gsb_dpo=phase))
 
 
 def budget(objectives: ObjectivesConfig, align: AlignConfig) -> int:
@@ -139,8 +143,3 @@ def optimizer_steps(phase: Phase) -> tuple[int, float]:
         else phase.prompts_per_round * phase.clips_per_prompt
     )
     return phase.rounds * phase.epochs * phase.steps_per_epoch, per_round / phase.steps_per_epoch
-
-
-def seeds_of(arms: Sequence[Arm], name: str) -> list[Arm]:
-    """An arm's runs by seed."""
-    return [arm for arm in arms if arm.name == name]
