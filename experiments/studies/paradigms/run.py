@@ -214,7 +214,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     """Every metric against steps and training FLOPs. Filled: equal steps, after each scored stage; open: the
     runs at equal FLOPs."""
     curves = {
-        (budget, name): study["budgets"][budget][name]["curve"] for budget in BUDGETS for name in PARADIGMS
+        (budget, name): study["budgets"][budget][name]["curve"] for name in PARADIGMS for budget in BUDGETS
     }
     losses = [
         name for name in VALIDATION if any(name in point["validation"] for point in curves[STEPS, REFERENCE])
