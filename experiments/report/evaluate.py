@@ -12,11 +12,12 @@ from typing import Any
 
 from experiments.report.before_after import before_after
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.scoring.rows import MEANS, RATIOS, Row, read_scores, terms
-from experiments.scoring.sets import ALIGN_SET, MAIN_SET
+from experiments.scoring.rows import Row, read_scores, terms
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.panel import PanelConfig
 from pretrain.files import replacing
+from rewards.catalog import metrics_of
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
@@ -71,7 +72,9 @@ def evaluate(
 
 def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
     """One interval per metric; a metric that no clip of the group could be scored on is left out."""
-    intervals = {name: bootstrap_ratio(*terms(rows, name), seed) for name in (*RATIOS, *MEANS)}
+    asked = ScoreConfig()
+    metrics = metrics_of((*asked.rewards, *asked.align_judges))
+    intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in metrics.items()}
     return {name: interval for name, interval in intervals.items() if interval.n}
 
 
