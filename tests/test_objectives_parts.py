@@ -23,11 +23,12 @@ from experiments.studies.objectives.config import ARMS, ObjectivesConfig
 from experiments.studies.objectives.material import is_decided, write_prompts
 from experiments.studies.objectives.one_arm import rounds_cost
 from experiments.studies.objectives.totals import target_of, units_of, with_totals
-from experiments.studies.scores import metric, tabulated
+from experiments.studies.scores import tabulated
 from finetune.gsb.pairs import ClipRef, PreferencePair
 from finetune.gsb.panel import JudgeFeature
 from finetune.recipe import AlignConfig, RubricConfig
 from pretrain.prompt import read_prompts
+from rewards.catalog import metric
 from rewards.types import Score
 
 WORDS = ("one", "two", "three", "four", "five", "six")
@@ -214,14 +215,14 @@ def test_a_share_of_what_may_be_nothing_is_no_number():
 
 
 def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
-    rubric = RubricConfig(audio={"up": 3.0}, sync={"wer_pocketsphinx": 1.0})
+    rubric = RubricConfig(audio={"sim_resemblyzer": 3.0}, sync={"wer_pocketsphinx": 1.0})
     features = (
         JudgeFeature("sync_judge", "sync", 0.5),
         JudgeFeature("picture_noise_judge", "picture", -0.25, 3.0),
     )
     base = {
         "metrics": {
-            "up": [[1, 1], [3, 1]],
+            "sim_resemblyzer": [[1, 1], [3, 1]],
             "wer_pocketsphinx": [[0, 2], [2, 2]],
             "sync_judge": [[1, 1]] * 2,
             "picture_noise_judge": [[2, 1]] * 2,
@@ -230,7 +231,7 @@ def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
     units = units_of(rubric, features, base)
     ours = {
         "metrics": {
-            "up": [[3, 1], None],
+            "sim_resemblyzer": [[3, 1], None],
             "wer_pocketsphinx": [[0, 2], [0, 2]],
             "sync_judge": [[1.5, 1], [1, 1]],
             "picture_noise_judge": [[2, 1], [1.5, 1]],

@@ -19,6 +19,7 @@ from experiments.pipeline.align import BASE, PROMPTS
 from experiments.pipeline.curate_prompts import prompt_gains
 from experiments.pipeline.votes import PAIRS, VotesConfig, vote_on_rollouts
 from experiments.scoring.latents import score_store
+from experiments.scoring.sets import ScoreConfig
 from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
@@ -52,6 +53,7 @@ class Sections:
     generate: GenerateConfig
     rollout: RolloutsConfig
     votes: VotesConfig
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def rewards_of_store(align: AlignConfig, layout: Layout, store: Path, processes: int) -> Rewards:
