@@ -22,7 +22,9 @@ from pretrain.titan.manager import complete_steps, remove_incomplete, retain, sa
 FOLDER = "checkpoint"
 
 
-def save(out: Path, trainer: Trainer, progress: AlignProgress, best: dict[str, Tensor], keep_last: int) -> None:
+def save(
+    out: Path, trainer: Trainer, progress: AlignProgress, best: dict[str, Tensor], keep_last: int
+) -> None:
     """Write checkpoint/step-ROUNDS; all ranks call it. Raises OSError in one line; the checkpoints before
     stay."""
     folder = out / FOLDER

@@ -17,6 +17,7 @@ from finetune.progress import AlignProgress
 from finetune.types import Advantage
 
 SAMPLES = "samples"  # folder of the clips that are written
+HELD_OUT_KEY = "aside"  # of the draws for held-out prompts: another word would be other noise
 
 
 class Stopped(Exception):

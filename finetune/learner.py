@@ -152,4 +152,3 @@ def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTrans
     load_into(base_parameters(model), weights)
     reset(model, config.lora)
     return model.eval()
-

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from finetune.align_run import AlignRun
-from finetune.executor import SAMPLES, RoundScores
+from finetune.executor import HELD_OUT_KEY, SAMPLES, RoundScores
 from finetune.learner import Learner
 from finetune.prompts import PromptSet, prompts_of_round, read_prompt_set, share
 from finetune.rollout import encode_prompts, roll_out
@@ -75,11 +75,9 @@ class LocalExecutor:
         if self.held_out_batch is None:
             return None
         policy = self.learner.policy
-        key = (self.config.seed, "aside")  # of the draws: another word would be other noise
+        key = (self.config.seed, HELD_OUT_KEY)
         with policy.averaged():
-            clips = roll_out(
-                policy, self.config.held_out_plan(), self.held_out_batch, key, self.ranks.device
-            )
+            clips = roll_out(policy, self.config.held_out_plan(), self.held_out_batch, key, self.ranks.device)
         scores, means = self.scoring.score(clips.video, clips.audio, self.held_out, stoppable=False)
         if self.ranks.rank == 0 and self.config.samples:
             number = min(self.config.samples, len(self.held_out))

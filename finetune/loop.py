@@ -122,7 +122,10 @@ class Alignment:
             return None, dict(objective.given_facts())
         progress, routes = self.progress, self.config.rubric.routes()
         whole = advantages(
-            {name: scores.values[name] for name in routes}, scores.groups, routes, self.config.rubric.advantage
+            {name: scores.values[name] for name in routes},
+            scores.groups,
+            routes,
+            self.config.rubric.advantage,
         )
         flat = progress.flat_rounds + 1 if whole.contrast == 0 else 0
         if flat >= self.config.max_flat_rounds:

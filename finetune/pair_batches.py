@@ -61,8 +61,7 @@ def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSou
                 )
     if len(pairs) < pairs_per_round:
         raise ValueError(
-            f"{path}: {len(pairs)} pairs, but a round takes {pairs_per_round}; set "
-            "gsb_dpo.pairs_per_round"
+            f"{path}: {len(pairs)} pairs, but a round takes {pairs_per_round}; set gsb_dpo.pairs_per_round"
         )
     if pairs[0].first.case_id and any(
         store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs

@@ -87,9 +87,7 @@ class AlignConfig:
     )  # beside those that the pipeline knows
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
-    curated_prompts: bool = (
-        True  # the pipeline gives the curated ones, False: all that are not held out
-    )
+    curated_prompts: bool = True  # the pipeline gives the curated ones, False: all that are not held out
     seed: int = 0
     ema_decay: float = 0.9
     weight_decay: float = 1e-4

@@ -52,7 +52,10 @@ def align(run: AlignRun) -> str:
     model_id = executor.export(alignment.progress) if status == "finished" else ""
     if run_log:
         run_log.end(
-            status, alignment.progress.rounds, model_id, str(executor.learner.described.facts["checkpoint_id"])
+            status,
+            alignment.progress.rounds,
+            model_id,
+            str(executor.learner.described.facts["checkpoint_id"]),
         )
     return status
 

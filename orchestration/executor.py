@@ -1,28 +1,27 @@
-"""The hands of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop
-stays the one of finetune."""
+"""The executor of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop is that of
+finetune."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
-from finetune.checkpoint import Progress, newest
-from finetune.hands import Said, WentBack
-from finetune.local_hands import SAMPLES
+from finetune.checkpoint import newest
+from finetune.executor import HELD_OUT_KEY, SAMPLES, RestoredFromCheckpoint, RoundScores
+from finetune.objectives.base import RolloutPlan
+from finetune.progress import AlignProgress
 from finetune.prompts import PromptSet, prompts_of_round
-from finetune.recipe import GsbDpoPhase, Phase
 from finetune.types import Advantage
 from orchestration.cluster import Group
 from orchestration.futures import Futures
-from orchestration.ranks import Ranks
-from orchestration.round import Pipeline, Pool, Unit
-from orchestration.tasks import Answers, ClipTask, clip_tasks
+from orchestration.ranks import RankGroup
+from orchestration.round import Pipeline, Unit, WorkerPool
+from orchestration.tasks import ClipTask, ScoreGatherer, clip_tasks
 from orchestration.versions import Ledger, Versions, name
-
-Units = Sequence[Unit[ClipTask, Any]]
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,20 @@ class Workforce:
     that writes clips; ready: futures that tell whether each worker could be built."""
 
     build: Callable[[], Group]
-    rollout: Callable[[Callable[[ClipTask], Any]], Pool[Any, ClipTask, Any]]  # asks for the weights of a task
-    scorers: Mapping[str, Pool[Any, tuple[ClipTask, Any], Any]]
+    rollout: Callable[
+        [Callable[[ClipTask], Any]], WorkerPool[Any, ClipTask, Any]
+    ]  # given the weights of a task
+    scorers: Mapping[str, WorkerPool[Any, tuple[ClipTask, Any], Any]]
     writer: Any
     ready: Sequence[Any]
 
 
-class RayHands:
-    """finetune.hands.Hands of a driver that sees references, scores and progress, never a clip.
+class RayExecutor:
+    """finetune.executor.Executor of a driver that holds references, scores and progress, never a clip.
 
-    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any
-    call but `load` raises WentBack where ranks were lost and stand anew; all raise OSError where that
-    happened too often.
+    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any call but
+    `load` raises RestoredFromCheckpoint where ranks were lost and stand anew; all raise OSError where that happened
+    too often.
     """
 
     def __init__(
@@ -56,175 +57,144 @@ class RayHands:
         max_unscored: int,
         max_restarts: int,
     ) -> None:
-        self.run, self.config, self.prompts, self.world_size, self.staleness = (
-            run,
-            run.config,
-            prompts,
-            world_size,
-            staleness,
-        )
+        self.run, self.config, self.prompts = run, run.config, prompts
+        self.world_size, self.staleness = world_size, staleness
+        self.objectives = run.config.objectives()
         self.futures, self.writer = futures, workforce.writer
-        self.versions, self.ledger, self.answers = (
-            Versions(run.out, futures.put),
-            Ledger(run.out),
-            Answers(run.config),
-        )
+        self.versions, self.ledger = Versions(run.out, futures.put), Ledger(run.out)
+        self.gatherer = ScoreGatherer(run.config)
         rollout = workforce.rollout(lambda task: self.versions.references[task.version])
         self.pipeline: Pipeline[ClipTask, Any] = Pipeline(
             rollout, workforce.scorers, futures.wait, futures.result, max_unscored
         )
-        self.ranks = Ranks(run.out, workforce.build, futures, self.pipeline.attend, max_restarts)
+        self.ranks = RankGroup(
+            run.out, world_size, workforce.build, futures, self.pipeline.attend, max_restarts
+        )
         self.written: list[Path] = []
         self.first = self.rounds = 0  # the phase's first round; those that are done
-        self.units: Units = ()
+        self.units: Sequence[Unit[ClipTask, Any]] = ()
         self.learned: list[int] = []
 
-    def load(self) -> Progress:
+    def load(self) -> AlignProgress:
         while True:
             self.pipeline.drop()
             self.versions.forget()
             try:
                 return self._load()
-            except WentBack:
+            except RestoredFromCheckpoint:
                 continue
 
-    def save(self, progress: Progress) -> None:
-        self.ranks("save", progress)
+    def save(self, progress: AlignProgress) -> None:
+        self.ranks.do("save", progress)
         self.versions.retain(newest(self.run.out) - self.staleness)
 
-    def begin_phase(self, phase: Phase) -> None:
+    def begin_phase(self, place: int) -> None:
         self.pipeline.drop()
-        self.ranks("begin_phase", self._place(phase))
-        self._publish(phase, self.rounds)
+        self.ranks.do("begin_phase", place)
+        self._publish_weights(place, self.rounds)
 
-    def roll_out(self, name: str, phase: Phase, index: int, first: int) -> int:
-        """The round's number stands for its clips. Rounds ahead are begun, as far as staleness lets them."""
+    def collect(self, place: int, index: int, first: int) -> tuple[RoundScores | None, dict[str, float]]:
+        """Rounds ahead are begun, as far as staleness lets them; their rollouts go on while this round is scored."""
+        start = time.perf_counter()
         self.futures.check()
-        self.first, self.learned = first, []
-        if not isinstance(phase, GsbDpoPhase):
-            self._begin(phase, index)
-        return index
+        self.first, self.learned, self.units = first, [], ()
+        plan = self.objectives[place].rollout()
+        self._begin(place, plan, index)
+        begun = time.perf_counter()
+        scores = self._finished(index) if plan else None
+        return scores, {"rollout": begun - start, "score": time.perf_counter() - begun}
 
-    def score(self, clips: int) -> Said:
-        self.futures.stoppable = True
-        try:
-            self.units = self.pipeline.finish(_number(clips))
-        finally:
-            self.futures.stoppable = False
-        return self.answers.said(self.units)
-
-    def learn(
-        self, name: str, phase: Phase, clips: int, advantage: Advantage | None, index: int
-    ) -> Mapping[str, float]:
-        place = self._place(phase)
-        if advantage is None:
-            answers = self.ranks("learn_pairs", place, index)
-        else:
-            fresh = self._version(index) == index
-            mine = [
-                [unit.clip for unit in self.units if unit.task.rank == rank]
-                for rank in range(self.world_size)
-            ]
-            answers = self.ranks.each("learn", [[place, advantage, index, fresh, *made] for made in mine])
+    def learn(self, place: int, index: int, advantage: Advantage | None) -> Mapping[str, float]:
+        on_policy = self._version(index) == index
+        clips = [
+            [unit.clip for unit in self.units if unit.task.rank == rank] for rank in range(self.world_size)
+        ]
+        answers = self.ranks.call("learn", [[place, index, advantage, on_policy, *mine] for mine in clips])
         self.learned = [sample for _, samples in answers for sample in samples]
         return answers[0][0]
 
     def update_old(self, decay: float) -> None:
-        self.ranks("update_old", decay)
+        self.ranks.do("update_old", decay)
 
-    def publish(self, phase: Phase, rounds: int) -> None:
-        """The round is in the ledger, and the next ones go on while the prompts set aside are scored and a
-        checkpoint is written."""
-        given = isinstance(phase, GsbDpoPhase)
-        version = "" if given else name(self._version(rounds - 1), phase.rolls_out_with)
-        self.ledger.add(
-            rounds, self.config.phases[self._place(phase)][0], version, self.learned, self.answers.restarts()
-        )
+    def publish(self, place: int, rounds: int) -> None:
+        """The round is in the ledger, and the next ones go on while the held-out prompts are scored and a checkpoint is
+        written."""
+        objective = self.objectives[place]
+        plan = objective.rollout()
+        version = name(self._version(rounds - 1), plan.role) if plan else ""
+        self.ledger.add(rounds, objective.name, version, self.learned, self.gatherer.restarts())
         self.rounds, self.units = rounds, ()
-        if not given:
-            self._publish(phase, rounds)
-            self._begin(phase, rounds)
+        self._publish_weights(place, rounds)
+        self._begin(place, plan, rounds)
 
-    def score_aside(self, rounds: int) -> Said | None:
-        if not self.prompts.aside:
+    def score_held_out(self, rounds: int) -> RoundScores | None:
+        if not self.prompts.held_out:
             return None
-        version, number = (
-            self.versions.key(f"aside-{rounds}"),
-            _number(rounds) - 1,
-        )  # before the rounds that it is scored between
-        self.versions.references[version] = self.futures.put(self.ranks("averaged")[0])
-        key = (self.config.seed, "aside")
-        tasks = list(
-            clip_tasks(
-                self.prompts.aside,
-                self.world_size,
-                1,
-                self.config,
-                0,
-                key,
-                "default",
-                version,
-                stochastic=False,
-            )
+        version = self.versions.key(f"held-out-{rounds}")
+        number = _number(rounds) - 1  # before the rounds that it is scored between
+        self.versions.references[version] = self.futures.put(self.ranks.do("averaged")[0])
+        key = (self.config.seed, HELD_OUT_KEY)
+        plan = self.config.held_out_plan()
+        self.pipeline.begin(
+            number, list(clip_tasks(self.prompts.held_out, self.world_size, plan, key, version))
         )
-        self.pipeline.begin(number, tasks)
         units = self.pipeline.finish(number)
         self.written = self._write(units, rounds)
         del self.versions.references[version]
-        return self.answers.said(units)
+        return self.gatherer.gathered(units)
 
     def keep_best(self) -> None:
-        self.ranks("keep_best")
+        self.ranks.do("keep_best")
 
     def take_written(self) -> list[Path]:
         written, self.written = self.written, []
         return written
 
-    def export(self, progress: Progress) -> str:
-        return self.ranks("export", progress)[0]
+    def export(self, progress: AlignProgress) -> str:
+        return self.ranks.do("export", progress)[0]
 
     def close(self) -> None:
         """Nothing is left behind: the processes end with their connection to Ray."""
 
-    def _load(self) -> Progress:
-        progress = self.ranks("load")[0]
+    def _load(self) -> AlignProgress:
+        progress = self.ranks.do("load")[0]
         self.ledger.cut(progress.rounds)
         self.rounds = progress.rounds
-        if 0 <= progress.phase < len(self.config.phases):
-            self._publish(self.config.phases[progress.phase][1], progress.rounds)
+        if 0 <= progress.phase < len(self.objectives):
+            self._publish_weights(progress.phase, progress.rounds)
         return progress
 
-    def _publish(self, phase: Phase, rounds: int) -> None:
-        if not isinstance(phase, GsbDpoPhase):
-            self.versions.publish(
-                rounds, phase.rolls_out_with, self.ranks("weights", phase.rolls_out_with)[0]
-            )
+    def _publish_weights(self, place: int, rounds: int) -> None:
+        if plan := self.objectives[place].rollout():
+            self.versions.publish(rounds, plan.role, self.ranks.do("weights", plan.role)[0])
 
-    def _begin(self, phase: Phase, current: int) -> None:
+    def _begin(self, place: int, plan: RolloutPlan | None, current: int) -> None:
         """Round `current` and those ahead whose weights are published."""
-        begun = self.pipeline.begun
-        for index in range(current, min(current + self.staleness + 1, self.first + phase.rounds)):
+        if plan is None:
+            return
+        begun, end = self.pipeline.begun, self.first + self.objectives[place].phase.rounds
+        for index in range(current, min(current + self.staleness + 1, end)):
             if _number(index) not in begun:
-                role, version = phase.rolls_out_with, self._version(index)
-                self.versions.reference(version, role)
-                rows = prompts_of_round(self.prompts, self.config, phase.prompts_per_round, index)
-                key, place = (self.config.seed, index), self._place(phase)
-                known_by = self.versions.key(name(version, role))
-                whole = clip_tasks(
-                    rows, self.world_size, phase.clips_per_prompt, self.config, place, key, role, known_by
-                )
-                self.pipeline.begin(_number(index), list(whole))
+                version = self._version(index)
+                self.versions.reference(version, plan.role)
+                rows = prompts_of_round(self.prompts, self.config, plan.prompts, index)
+                key, known_by = (self.config.seed, index), self.versions.key(name(version, plan.role))
+                tasks = clip_tasks(rows, self.world_size, plan, key, known_by)
+                self.pipeline.begin(_number(index), list(tasks))
+
+    def _finished(self, index: int) -> RoundScores:
+        self.futures.stoppable = True
+        try:
+            self.units = self.pipeline.finish(_number(index))
+        finally:
+            self.futures.stoppable = False
+        return self.gatherer.gathered(self.units)
 
     def _version(self, index: int) -> int:
         return max(index - self.staleness, self.first)
 
-    def _place(self, phase: Phase) -> int:
-        return next(
-            place for place, (_, one) in enumerate(self.config.phases) if one is phase or one == phase
-        )
-
-    def _write(self, units: Units, rounds: int) -> list[Path]:
-        """The first prompts set aside that the first rank would have."""
+    def _write(self, units: Sequence[Unit[ClipTask, Any]], rounds: int) -> list[Path]:
+        """The first held-out prompts of the first rank."""
         folder, left = self.run.out / SAMPLES / f"round-{rounds}", self.config.samples
         futures = []
         for unit in units:

@@ -244,9 +244,7 @@ class GsbDpo(Objective[GsbDpoPhase]):
         except ValueError as error:
             raise ValueError(f"{files.pairs}: {error}") from None
         objective = self.phase.objective
-        self.config = (
-            replace(objective, tie_shares=shares) if self.phase.tie_shares_from_pairs else objective
-        )
+        self.config = replace(objective, tie_shares=shares) if self.phase.tie_shares_from_pairs else objective
 
     def given_batch(self, seed: int, index: int, rank: int, world_size: int) -> PreferencePairs:
         phase = self.phase

@@ -85,7 +85,9 @@ def data_batch(rollout: Rollout, config: RwrConfig) -> RolloutsWithAdvantage:
     """Clips out of the pretraining data, all of one weight, as a batch of this objective."""
     weight = torch.full((len(rollout.groups),), config.data_weight, device=rollout.video.device)
     valid = torch.ones_like(weight, dtype=torch.bool)
-    return RolloutsWithAdvantage(rollout, Advantage(weight, weight, valid, contrast=0.0, skipped=0, are_weights=True))
+    return RolloutsWithAdvantage(
+        rollout, Advantage(weight, weight, valid, contrast=0.0, skipped=0, are_weights=True)
+    )
 
 
 def rwr_terms(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:
