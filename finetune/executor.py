@@ -1,5 +1,5 @@
-"""What the loop of an alignment needs done: by the ranks themselves (`local_executor`), or by workers elsewhere
-(`orchestration.executor`).
+"""What the loop of an alignment needs done: by the ranks themselves (`local_executor`), or by workers
+elsewhere (`orchestration.executor`).
 
 The loop holds phases, advantages and progress; an executor holds the policy and the clips.
 """
@@ -39,10 +39,9 @@ class RoundScores:
 
 
 class Executor(Protocol):
-    """`place` is a phase's index in the sequence, `index` a round's over all phases. In a round the calls come in the
-    order `collect`, `learn`, `update_old` where the objective wants it, `publish`. A raise before `learn` leaves the
-    policy as it was. Any may raise RestoredFromCheckpoint.
-    """
+    """`place` is a phase's index in the sequence, `index` a round's over all phases. In a round the calls
+    come in the order `collect`, `learn`, `update_old` where the objective wants it, `publish`. A raise before
+    `learn` leaves the policy as it was. Any may raise RestoredFromCheckpoint."""
 
     def load(self) -> AlignProgress:
         """Restore the newest checkpoint; a fresh AlignProgress where there is none."""
@@ -57,15 +56,16 @@ class Executor(Protocol):
         ...
 
     def collect(self, place: int, index: int, first: int) -> tuple[RoundScores | None, dict[str, float]]:
-        """Roll out and score round `index` of a phase that began with round `first`, and keep its clips for `learn`;
-        no scores where the objective's batches are given. Also the seconds of `rollout` and `score`.
+        """Roll out and score round `index` of a phase that began with round `first`, and keep its clips for
+        `learn`; no scores where the objective's batches are given. Also the seconds of `rollout` and `score`.
 
         Raises Stopped after a signal, ValueError where a reward failed.
         """
         ...
 
     def learn(self, place: int, index: int, advantage: Advantage | None) -> Mapping[str, float]:
-        """All optimizer steps of the round; its metrics. advantage: of all clips, None where batches are given."""
+        """All optimizer steps of the round; its metrics. advantage: of all clips, None where batches are
+        given."""
         ...
 
     def update_old(self, decay: float) -> None: ...
@@ -75,8 +75,8 @@ class Executor(Protocol):
         ...
 
     def score_held_out(self, rounds: int) -> RoundScores | None:
-        """One clip of each held-out prompt by the averaged weights, always from the same noise; None where there are
-        no such prompts."""
+        """One clip of each held-out prompt by the averaged weights, always from the same noise; None where
+        there are no such prompts."""
         ...
 
     def keep_best(self) -> None:
@@ -88,8 +88,8 @@ class Executor(Protocol):
         ...
 
     def export(self, progress: AlignProgress) -> str:
-        """Write out/adapter and out/model of the best or else the averaged weights; the model's id, on the rank that
-        wrote it."""
+        """Write out/adapter and out/model of the best or else the averaged weights; the model's id, on the
+        rank that wrote it."""
         ...
 
     def close(self) -> None: ...

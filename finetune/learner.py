@@ -1,5 +1,5 @@
-"""One rank's part of the policy: what is trained, averaged, saved and exported. Every rank gets every call, in
-the same order."""
+"""One rank's part of the policy: what is trained, averaged, saved and exported. Every rank gets every call,
+in the same order."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class Learner:
         clips: Sequence[Rollout] = (),
         on_policy: bool = True,
     ) -> tuple[Mapping[str, float], list[int]]:
-        """All optimizer steps of a round. advantage: of the clips of all ranks, None where the objective's batches are
-        given; clips: this rank's; on_policy: they were made by the weights as they are. Returns metrics, and the ids
-        of the samples that were learned from."""
+        """All optimizer steps of a round. advantage: of the clips of all ranks, None where the objective's
+        batches are given; clips: this rank's; on_policy: they were made by the weights as they are. Returns
+        metrics, and the ids of the samples that were learned from."""
         objective, ranks = self.objectives[place], self.ranks
         batch: LearningBatch
         if advantage is None:

@@ -1,5 +1,5 @@
-"""The executor of a rank that does everything itself: rolls out its share of the prompts, scores it, learns from
-it."""
+"""The executor of a rank that does everything itself: rolls out its share of the prompts, scores it, learns
+from it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The alignment of one run: phases of rounds over one policy, held-out scoring, checkpoints, stopping. An executor
-does the work, objectives say what it is."""
+"""The alignment of one run: phases of rounds over one policy, held-out scoring, checkpoints, stopping. An
+executor does the work, objectives say what it is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from finetune.types import Advantage
 
 
 class Alignment:
-    """`run_rounds` goes on from what `resume` found. begin: called with the progress when rounds begin, or begin
-    again; log: with each row and its step."""
+    """`run_rounds` goes on from what `resume` found. begin: called with the progress when rounds begin, or
+    begin again; log: with each row and its step."""
 
     def __init__(
         self,
@@ -116,8 +116,8 @@ class Alignment:
     def _advantages(
         self, objective: Objective[Any], scores: RoundScores | None
     ) -> tuple[Advantage | None, dict[str, Any]]:
-        """What the objective learns from, over all clips, and what to log. Raises ValueError after rounds without any
-        contrast."""
+        """What the objective learns from, over all clips, and what to log. Raises ValueError after rounds
+        without any contrast."""
         if scores is None:
             return None, dict(objective.given_facts())
         progress, routes = self.progress, self.config.rubric.routes()
@@ -143,7 +143,8 @@ class Alignment:
         }
 
     def _score_held_out(self, rounds: int) -> dict[str, float]:
-        """`held_out/...` means. Where their total is the best so far, the weights are kept. All ranks call it."""
+        """`held_out/...` means. Where their total is the best so far, the weights are kept. All ranks call
+        it."""
         scores = self.executor.score_held_out(rounds)
         if scores is None:
             return {}

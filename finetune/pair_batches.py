@@ -1,4 +1,5 @@
-"""Preference pairs of a file (`nava gsb export`) with the latents of their clips, as batches to learn from."""
+"""Preference pairs of a file (`nava gsb export`) with the latents of their clips, as batches to learn
+from."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class PairSource:
     def of_round(
         self, pairs_per_round: int, steps: int, seed: int, index: int, rank: int, world_size: int
     ) -> PreferencePairs:
-        """This rank's equal part of each of `steps` optimizer steps of round `index`. The pairs are walked through in
-        an order of their own for each pass; what no longer fills a round is left out of it."""
+        """This rank's equal part of each of `steps` optimizer steps of round `index`. The pairs are walked
+        through in an order of their own for each pass; what no longer fills a round is left out of it."""
         epoch, place = divmod(index, len(self.pairs) // pairs_per_round)
         order = torch.randperm(len(self.pairs), generator=generator_for(seed, "pairs", epoch))
         drawn = order[place * pairs_per_round : (place + 1) * pairs_per_round]

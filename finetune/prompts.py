@@ -24,8 +24,8 @@ class PromptSet:
 
 
 def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
-    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; the held-out ones are drawn from all,
-    and are not among them.
+    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; the held-out ones are drawn from
+    all, and are not among them.
 
     Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round
     asks for.

@@ -50,8 +50,8 @@ class RubricConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """Early stop on held-out prompts, drawn from the training prompts: `prompts` of them are scored every `every`
-    rounds, one clip each.
+    """Early stop on held-out prompts, drawn from the training prompts: `prompts` of them are scored every
+    `every` rounds, one clip each.
 
     A phase ends after `patience` scorings without a better rubric total (0 = never), and the run ends with
     the best weights seen.
@@ -72,11 +72,12 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """All of alignment: `sequence` names the objectives that run one after another (finetune.objectives.registry).
+    """All of alignment: `sequence` names the objectives that run one after another
+    (finetune.objectives.registry).
 
-    In files and overrides the members of `phases` stand beside the other fields, under their objectives' names. It
-    has the section of every shipped objective and of each in the sequence. Raises ValueError where parts do not fit.
-    """
+    In files and overrides the members of `phases` stand beside the other fields, under their objectives'
+    names. It has the section of every shipped objective and of each in the sequence. Raises ValueError where
+    parts do not fit."""
 
     sequence: tuple[str, ...] = ("nft",)
     phases: Mapping[str, Phase] = field(default_factory=default_phases, metadata={INLINE: sections})

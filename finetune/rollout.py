@@ -82,8 +82,8 @@ def encode_prompts(
     voices: Mapping[Path, Tensor],
     config: AlignConfig,
 ) -> PromptBatch:
-    """Encode each prompt once and repeat its row for its clips. Raises ValueError where they are not of one length or
-    start from an image."""
+    """Encode each prompt once and repeat its row for its clips. Raises ValueError where they are not of one
+    length or start from an image."""
     lengths = {row.num_frames or config.num_frames for row in rows}
     if len(lengths) != 1 or any(row.image_path for row in rows):
         raise ValueError(
@@ -110,8 +110,8 @@ def encode_prompts(
 def roll_out(
     policy: RollingPolicy, plan: RolloutPlan, prompts: PromptBatch, key: Key, device: torch.device
 ) -> Rollout:
-    """The clips, on the CPU; with a trajectory where the plan has stochastic steps. key: (seed, round), what every
-    draw begins with."""
+    """The clips, on the CPU; with a trajectory where the plan has stochastic steps. key: (seed, round), what
+    every draw begins with."""
     whole = Rollout(
         video=_noise(prompts, key, "video", prompts.video_shape),
         audio=_noise(prompts, key, "audio", prompts.audio_shape),

@@ -39,8 +39,8 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticSteps:
-    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of a sampler; all
-    others are Euler's."""
+    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of a
+    sampler; all others are Euler's."""
 
     kernel: Kernel
     window: int

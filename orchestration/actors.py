@@ -66,7 +66,8 @@ class TrainerRank:
     def learn(
         self, place: int, index: int, advantage: Advantage | None, on_policy: bool, *made: TaskClips
     ) -> tuple[Mapping[str, float], list[int]]:
-        """Learner.learn; made: this rank's clips, all of them. Ray fetches arguments, but nothing within them."""
+        """Learner.learn; made: this rank's clips, all of them. Ray fetches arguments, but nothing within
+        them."""
         return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
 
 

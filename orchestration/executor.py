@@ -1,5 +1,5 @@
-"""The executor of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop is that of
-finetune."""
+"""The executor of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop
+is that of finetune."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ class Workforce:
 class RayExecutor:
     """finetune.executor.Executor of a driver that holds references, scores and progress, never a clip.
 
-    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any call but
-    `load` raises RestoredFromCheckpoint where ranks were lost and stand anew; all raise OSError where that happened
-    too often.
-    """
+    Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any
+    call but `load` raises RestoredFromCheckpoint where ranks were lost and stand anew; all raise OSError
+    where that happened too often."""
 
     def __init__(
         self,
@@ -94,7 +93,8 @@ class RayExecutor:
         self._publish_weights(place, self.rounds)
 
     def collect(self, place: int, index: int, first: int) -> tuple[RoundScores | None, dict[str, float]]:
-        """Rounds ahead are begun, as far as staleness lets them; their rollouts go on while this round is scored."""
+        """Rounds ahead are begun, as far as staleness lets them; their rollouts go on while this round is
+        scored."""
         start = time.perf_counter()
         self.futures.check()
         self.first, self.learned, self.units = first, [], ()
@@ -117,8 +117,8 @@ class RayExecutor:
         self.ranks.do("update_old", decay)
 
     def publish(self, place: int, rounds: int) -> None:
-        """The round is in the ledger, and the next ones go on while the held-out prompts are scored and a checkpoint is
-        written."""
+        """The round is in the ledger, and the next ones go on while the held-out prompts are scored and a
+        checkpoint is written."""
         objective = self.objectives[place]
         plan = objective.rollout()
         version = name(self._version(rounds - 1), plan.role) if plan else ""

@@ -44,8 +44,8 @@ class RankGroup:
         return self.call("do", [[method, *arguments]] * self.world_size)
 
     def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """Every rank's answer to arguments of its own. Raises RestoredFromCheckpoint where a rank was lost: the group
-        is a fresh one then and wants `load`."""
+        """Every rank's answer to arguments of its own. Raises RestoredFromCheckpoint where a rank was lost:
+        the group is a fresh one then and wants `load`."""
         try:
             return self._attended(self.group.call(method, arguments))
         except LostRank as error:

@@ -47,7 +47,9 @@ class Clock:
         def score(who: tuple[str, int], given: tuple[tuple[float, float], Ends]) -> Ends:
             return self.run(who, given[0][1])
 
-        made = WorkerPool("rollout", [name for name in self.free if name[0] == "rollout"], roll_out, in_flight)
+        made = WorkerPool(
+            "rollout", [name for name in self.free if name[0] == "rollout"], roll_out, in_flight
+        )
         scored = WorkerPool("reward", [name for name in self.free if name[0] == "reward"], score, in_flight)
         self.pipeline: Pipeline[tuple[float, float], Ends] = Pipeline(
             made, {"reward": scored}, self.wait, lambda one: one.at, max_unscored

@@ -1,10 +1,9 @@
-"""What an objective is: the section of the recipe it is configured by, what it needs rolled out, its batches, its
-loss, and what happens after a round. The loop and the executors know no objective by name.
+"""What an objective is: the section of the recipe it is configured by, what it needs rolled out, its batches,
+its loss, and what happens after a round. The loop and the executors know no objective by name.
 
-An objective lives in one file: a `Phase` subclass and an `Objective` subclass that names it as `phase_type`. A
-recipe names it in `align.sequence`, by a shipped name or as "package.module:Objective", and sets its fields under
-`align.<name>`.
-"""
+An objective lives in one file: a `Phase` subclass and an `Objective` subclass that names it as `phase_type`.
+A recipe names it in `align.sequence`, by a shipped name or as "package.module:Objective", and sets its fields
+under `align.<name>`."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ def _unguided_sampler() -> SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """The fields that all objectives have. A round's optimizer steps are epochs * steps_per_epoch; a step takes an
-    equal part of every group. Raises ValueError on numbers that do not go together."""
+    """The fields that all objectives have. A round's optimizer steps are epochs * steps_per_epoch; a step
+    takes an equal part of every group. Raises ValueError on numbers that do not go together."""
 
     rounds: int = 10
     prompts_per_round: int = 24
@@ -115,8 +114,8 @@ PhaseT = TypeVar("PhaseT", bound=Phase)
 
 
 class Objective(ABC, Generic[PhaseT]):
-    """One phase of an alignment. Methods are called on every rank, but `prepare` and `given_batch`, which only ranks
-    that learn get."""
+    """One phase of an alignment. Methods are called on every rank, but `prepare` and `given_batch`, which
+    only ranks that learn get."""
 
     name: ClassVar[str]  # of its section in the recipe and of its metrics
     phase_type: ClassVar[type[Phase]]
@@ -126,7 +125,8 @@ class Objective(ABC, Generic[PhaseT]):
         self.phase = phase
 
     def rollout(self) -> RolloutPlan | None:
-        """What each round rolls out and scores; None for an objective whose batches are given (`given_batch`)."""
+        """What each round rolls out and scores; None for an objective whose batches are given
+        (`given_batch`)."""
         return self._plan()
 
     def check_ranks(self, world_size: int) -> None:
@@ -149,7 +149,8 @@ class Objective(ABC, Generic[PhaseT]):
         return advantage
 
     def step_rows(self, batch: Any, key: Key) -> list[Tensor]:
-        """This rank's rows of each optimizer step of an epoch: an equal part of every group, drawn by the group."""
+        """This rank's rows of each optimizer step of an epoch: an equal part of every group, drawn by the
+        group."""
         assert isinstance(batch, RolloutsWithAdvantage)
         size, groups = self.phase.clips_per_prompt, batch.rollout.groups
         orders = [

@@ -30,8 +30,9 @@ def objective_type(entry: str) -> type[Objective[Any]]:
 
 
 def default_phases(sequence: Iterable[str] = ()) -> dict[str, Phase]:
-    """The section of every shipped objective and of those that the sequence names besides, by name. Unknown plain
-    names are left out. Raises ValueError where an entry cannot be loaded or two objectives have one name."""
+    """The section of every shipped objective and of those that the sequence names besides, by name. Unknown
+    plain names are left out. Raises ValueError where an entry cannot be loaded or two objectives have one
+    name."""
     types = {name: objective_type(name) for name in SHIPPED}
     for entry in sequence:
         if isinstance(entry, str) and ":" in entry:

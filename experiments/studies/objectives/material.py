@@ -178,7 +178,7 @@ class Material:
         return replace(
             self.sections.rollout,
             clips_per_prompt=config.pilot_clips,
-            sampler=self.sections.align.nft.sampler,
+            sampler=self.sections.align.phases["nft"].sampler,
         )
 
     @property
