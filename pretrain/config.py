@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 ConfigT = TypeVar("ConfigT")
-# Metadata of a field that maps names to dataclasses: in files and overrides its members stand beside the other
-# fields. The value is a function from the values that are read to the members' defaults by name.
+# Metadata of a field that maps names to dataclasses: in files and overrides its members stand beside the
+# other fields. The value is a function from the values that are read to the members' defaults by name.
 INLINE = "inline"
 
 

@@ -74,8 +74,8 @@ class Phase:
     def _check_steps(self) -> None:
         if self.clips_per_prompt % self.steps_per_epoch:
             raise ValueError(
-                f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt {self.clips_per_prompt}: "
-                "every step takes an equal part of every group"
+                f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt "
+                f"{self.clips_per_prompt}: every step takes an equal part of every group"
             )
 
 
@@ -186,6 +186,6 @@ class Objective(ABC, Generic[PhaseT]):
         value = getattr(self.phase, field_name)
         if value % parts:
             raise ValueError(
-                f"{self.name}.{field_name} {value} does not divide into {parts} equal parts ({world_size} ranks); "
-                "change it"
+                f"{self.name}.{field_name} {value} does not divide into {parts} equal parts "
+                f"({world_size} ranks); change it"
             )
