@@ -14,6 +14,7 @@ from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
 from orchestration.futures import one_line
+from orchestration.ray_token import send_token
 
 LOCAL = "local"
 EMBEDDED = {
@@ -186,19 +187,3 @@ def _cores() -> int:
 
 def _python_path(repository: str) -> str:
     return os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def ray_token() -> str:
-    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
-
-    A head that `ray start` starts wants it, once there is one.
-    """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
-
-
-def send_token() -> None:
-    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no
-    offence."""
-    if ray_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
