@@ -185,6 +185,17 @@ def test_files_and_functions_stay_short(folder):
     ] == []
 
 
+def test_only_objectives_know_an_objective():
+    """A study of the four names them by the recipe's names; nothing imports their modules."""
+    concrete = {f"finetune.objectives.{name}" for name in ("rwr", "gsb_dpo", "nft", "grpo")}
+    found = {
+        name: imports(file.read_text(), name, file.name == "__init__.py") & concrete
+        for name, file in modules()
+        if not within(name, "finetune.objectives")
+    }
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
 def test_there_is_no_utils():
     assert [str(file) for _, file in modules() if "utils" in file.stem or "helpers" in file.stem] == []
 

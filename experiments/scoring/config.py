@@ -17,6 +17,7 @@ from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
 from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric
+from rewards.types import split_part
 
 RUBRIC_KEYS = ("items", "guardrails", "options")
 
@@ -61,7 +62,7 @@ def settings_from(
     rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
-        wanted = [_reward_of(item.reward) for item in rubric.items]
+        wanted = [split_part(item.reward, CATALOG)[0] for item in rubric.items]
     if not wanted:
         raise ValueError(
             f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
@@ -114,11 +115,6 @@ def _hears(name: str) -> bool:
 
 def _inner(name: str, options: Mapping[str, Any], files: Sequence[ClipFile]) -> Mapping[str, Any]:
     return with_vocabulary(f"preference.options.{name}", options, files) if _hears(name) else options
-
-
-def _reward_of(name: str) -> str:
-    """The reward that an item of a rubric belongs to; parts are named `reward.part`."""
-    return name if name in CATALOG else name.partition(".")[0]
 
 
 def reward_settings(
