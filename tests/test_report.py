@@ -225,7 +225,7 @@ def test_pictures_of_alignment_are_png_and_do_without(tmp_path):
     log.write_text('{"step": 0, "loss": 1.0}\n')
     assert reward_curves(log) is None
     log.write_text(
-        '{"step": 0, "aside/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, '
-        '"aside/reward/sync_mini": null}\n'
+        '{"step": 0, "held_out/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, '
+        '"held_out/reward/sync_mini": null}\n'
     )
     assert (reward_curves(log) or b"").startswith(b"\x89PNG")

@@ -170,7 +170,7 @@ PANELS = (
     (("noise of the picture", "picture_noise_judge"), ("signal to noise, dB", "snr_estimate_db")),
 )
 SIDES = {"before": ("#8a949c", "o"), "after": ("#c8642a", "o"), "codec": (INK, "D")}
-ASIDE, TRAINED = "aside/reward/", "reward/"
+ASIDE, TRAINED = "held_out/reward/", "reward/"
 
 
 def before_after_dots(found: Mapping[str, Any]) -> bytes:

@@ -13,42 +13,19 @@ import numpy as np
 from experiments.layout import Layout
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
+from experiments.scoring.scored import guarded, scores_of
+from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.files import replacing
-from rewards.catalog import CATALOG, open_rewards
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.catalog import is_plugin, metric, metrics_of, open_rewards
+from rewards.guardrails import GuardrailLimits
+from rewards.metric import Metric
 from rewards.options import fill
 from rewards.timbre.resemblyzer import ResemblyzerEncoder
 from rewards.timbre.voices import NearestVoice, VoiceBank
 from rewards.types import Score
 
 MAX_REAL_CLIPS = 208
-VOICES = "voice_accuracy_resemblyzer"
-
-
-@dataclass(frozen=True)
-class Metric:
-    name: str
-    scorer: str
-    part: str = ""
-    numerator: str = ""
-    denominator: str = ""
-    lower_is_better: bool = False
-
-    @property
-    def role(self) -> str:
-        rewards = ("wer_pocketsphinx", "intelligibility_pocketsphinx", "sim_resemblyzer", "sync_mini")
-        return "reward" if self.name in rewards else "judge"
-
-
-def metric(name: str) -> Metric:
-    base, _, part = name.partition(".")
-    if base in ("sync_c_mini", "sync_d_mini"):
-        return Metric(name, "sync_judge", base, lower_is_better=base == "sync_d_mini")
-    down = base in CATALOG and CATALOG[base].lower_is_better
-    if name.startswith("wer"):
-        return Metric(name, name, "", "errors", "words", True)
-    return Metric(name, base, part, lower_is_better=down)
 
 
 @dataclass(frozen=True)
@@ -67,6 +44,16 @@ class Scoring:
     limits: Mapping[str, float] | None = None
 
 
+def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
+    """Metrics of the rewards that a recipe scores beside the default ones, a plug-in's under
+    package.module:Class; every study reports them too."""
+    usual = ScoreConfig()
+    asked = (*config.rewards, *config.align_judges)
+    added = [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+    listed = metrics_of(name for name in added if not is_plugin(name))
+    return {**listed, **{name: metric(name) for name in added if is_plugin(name)}}
+
+
 def write_voice_bank(corpus: Path, out: Path) -> None:
     """Embeddings of the real one-speaker clips and reference recordings, so that every run is measured with
     the same voices."""
@@ -81,22 +68,25 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
     """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]},
     "reasons": {scorer: [...]}} and, with guardrails, "flagged": number of clips beyond one."""
     samples = [sample.clip for sample in generated_samples(clips, "speech")]
-    scorers = list(dict.fromkeys(metric.scorer for metric in scoring.metrics.values()))
-    names = [name for name in scorers if not (name == VOICES and scoring.bank)]
+    scorers = [name if is_plugin(name) else found.scorer for name, found in scoring.metrics.items()]
+    names = [name for name in dict.fromkeys(scorers) if not (name == VOICES and scoring.bank)]
     given = {"sync_mini": {"model": str(scoring.judge)}} if scoring.judge else {}
     layout = scoring.layout
     options = reward_options(
         names, layout.corpus, layout.syncnet, num_processes=scoring.num_processes, given=given
     )
     with open_rewards(names, options) as opened:
-        rewards = dict(zip(names, opened, strict=True))
+        rewards = {
+            reward.name if is_plugin(name) else name: reward
+            for name, reward in zip(names, opened, strict=True)
+        }
         if VOICES in scorers and scoring.bank:
             rewards[VOICES] = NearestVoice(timbre_encoder(opened), _read_bank(scoring.bank))
-        scores = {name: reward.score(samples) for name, reward in rewards.items()}
+        scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}
     content = {"data_ids": [clip.name for clip in samples], **tabulated(scoring.metrics, scores)}
     if scoring.limits is not None:
         bounds = fill(GuardrailLimits, scoring.limits, "guardrails")
-        content["flagged"] = sum(bool(flags(measure(clip), bounds)) for clip in samples)
+        content["flagged"] = sum(bool(guarded(clip, bounds)[1]) for clip in samples)
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(content) + "\n")
 
@@ -105,19 +95,18 @@ def tabulated(metrics: Mapping[str, Metric], scores: Mapping[str, Sequence[Score
     """Metrics and reasons of scored clips, in their order."""
     return {
         "metrics": {
-            name: [_pair(metric, score) for score in scores[metric.scorer]]
-            for name, metric in metrics.items()
+            name: [_pair(found, score) for score in scores[found.scorer]] for name, found in metrics.items()
         },
-        "reasons": {name: [score.reason for score in found] for name, found in scores.items()},
+        "reasons": {name: [score.reason for score in values] for name, values in scores.items()},
     }
 
 
-def _pair(metric: Metric, score: Score) -> list[float] | None:
+def _pair(found: Metric, score: Score) -> list[float] | None:
     if score.reason:
         return None
-    if metric.numerator:
-        return [score.parts[metric.numerator], score.parts[metric.denominator]]
-    return [score.parts[metric.part] if metric.part else score.value, 1.0]
+    if found.numerator:
+        return [score.parts[found.numerator], score.parts[found.denominator]]
+    return [score.parts[found.part] if found.part else score.value, 1.0]
 
 
 def _read_bank(path: Path) -> VoiceBank:

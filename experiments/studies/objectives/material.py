@@ -19,6 +19,7 @@ from experiments.pipeline.align import BASE, PROMPTS
 from experiments.pipeline.curate_prompts import prompt_gains
 from experiments.pipeline.votes import PAIRS, VotesConfig, vote_on_rollouts
 from experiments.scoring.latents import score_store
+from experiments.scoring.sets import ScoreConfig
 from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
@@ -52,13 +53,14 @@ class Sections:
     generate: GenerateConfig
     rollout: RolloutsConfig
     votes: VotesConfig
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def rewards_of_store(align: AlignConfig, layout: Layout, store: Path, processes: int) -> Rewards:
     """The rubric's rewards of every clip of a store, NaN where there is none."""
     names, opened = list(align.rubric.weights()), open_store(store)
     where = (layout.codec, layout.corpus, layout.syncnet)
-    found = score_store(opened, names, *where, align.nft.rollout_batch, processes, align.reward_options)
+    found = score_store(opened, names, *where, align.phases["nft"].rollout_batch, processes, align.reward_options)
     values = {name: np.array([scores[name] for scores in found.values()]) for name in names}
     return [opened.case(clip) for clip in found], values
 
@@ -188,7 +190,7 @@ class Material:
     @property
     def _pilot(self) -> RolloutsConfig:
         """As nft would roll out before its first step."""
-        clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.nft.sampler
+        clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.phases["nft"].sampler
         return replace(self.sections.rollout, clips_per_prompt=clips, sampler=sampler)
 
     @property

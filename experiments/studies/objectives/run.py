@@ -20,11 +20,13 @@ from experiments.studies.objectives.material import Material, Runners, Sections
 from experiments.studies.objectives.one_arm import Aligner
 from experiments.studies.objectives.totals import higher_is_better, target_of, units_of, with_totals
 from experiments.studies.plot import errorbars, save
-from experiments.studies.scores import Metric, Scoring, metric
+from experiments.studies.scores import Scoring, added_metrics
 from experiments.studies.tables import Comparison, check_prompts, tables_of, unscored
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json
 from pretrain.launch.stage_run import model_config
+from rewards.catalog import metric
+from rewards.metric import Metric
 
 METRICS = (
     "wer_pocketsphinx",
@@ -79,9 +81,11 @@ def study_objectives(
 
 
 def metrics_of(sections: Sections) -> dict[str, Metric]:
-    """The study's own, and whatever else a rubric rewards or a panel looks at (`reward` or `reward.part`)."""
+    """The study's own, and whatever else a rubric rewards, a panel looks at (`reward` or `reward.part`) or
+    the recipe scores."""
     panel = [feature.name for feature in sections.votes.panel.features]
-    return {name: metric(name) for name in (*METRICS, *sections.align.rubric.routes(), *panel)}
+    names = (*METRICS, *sections.align.rubric.routes(), *panel)
+    return {**{name: metric(name) for name in names}, **added_metrics(sections.score)}
 
 
 def _inputs(layout: Layout) -> dict[str, str]:
@@ -101,7 +105,7 @@ def _inputs(layout: Layout) -> dict[str, str]:
 
 def _check_thirds(material: Material) -> None:
     """Raises ValueError where a third of the prompts does not fill a round."""
-    objectives, needed = material.sections.objectives, material.sections.align.nft.prompts_per_round
+    objectives, needed = material.sections.objectives, material.sections.align.phases["nft"].prompts_per_round
     count = objectives.curation.budget(len(material.rows))
     if count < needed and {CHOSEN, RANDOM} & set(objectives.arms):
         raise ValueError(

@@ -4,7 +4,7 @@ context, measured."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ from matplotlib.figure import Figure
 
 from experiments.layout import Layout
 from experiments.runs.provenance import md5_of
+from experiments.scoring.sets import ScoreConfig
 from experiments.scoring.statistics import Draws
 from experiments.studies.harness import Run, Study, mark_of, require
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
 from experiments.studies.paradigms.training import Trainer
 from experiments.studies.plot import errorbars, save
-from experiments.studies.scores import Metric, Scoring, metric, write_voice_bank
+from experiments.studies.scores import Scoring, added_metrics, write_voice_bank
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
 from experiments.studies.workers import core_shares, run_all, save_task
 from pretrain.files import read_json
 from pretrain.generate import GenerateConfig
 from pretrain.recipe import PretrainConfig, to_json
+from rewards.catalog import metric
+from rewards.metric import Metric
 
 BUDGETS = (STEPS, FLOPS)
 TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
@@ -42,6 +45,7 @@ class StudyRecipe:
     study: StudyConfig
     pretrain: PretrainConfig
     generate: GenerateConfig
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path = Path()) -> dict[str, Any]:
@@ -59,10 +63,11 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     bank = folder / f"voices-{inputs['corpus'][:8]}.npz"
     if not bank.is_file():
         write_voice_bank(layout.corpus, bank)
-    network = judge if inputs["judge"] else None
-    scoring = Scoring(metrics_with(network), layout, config.recognizer_processes, network, bank)
+    network, added = judge if inputs["judge"] else None, added_metrics(recipe.score)
+    scoring = Scoring({**metrics_with(network), **added}, layout, config.recognizer_processes, network, bank)
     trainer = Trainer(study, config, recipe.generate, scoring)
-    mark = mark_of(inputs, to_json(recipe.generate), config.num_prompts, config.score_after)
+    measured = (config.num_prompts, config.score_after, *added)
+    mark = mark_of(inputs, to_json(recipe.generate), *measured)
     runs = [run_of(training, folder / "runs", inputs, mark) for training in plan.trainings]
     with study.tracked():
         for run, training in zip(runs, plan.trainings, strict=True):
@@ -214,7 +219,7 @@ def draw(study: Mapping[str, Any], path: Path) -> None:
     """Every metric against steps and training FLOPs. Filled: equal steps, after each scored stage; open: the
     runs at equal FLOPs."""
     curves = {
-        (budget, name): study["budgets"][budget][name]["curve"] for budget in BUDGETS for name in PARADIGMS
+        (budget, name): study["budgets"][budget][name]["curve"] for name in PARADIGMS for budget in BUDGETS
     }
     losses = [
         name for name in VALIDATION if any(name in point["validation"] for point in curves[STEPS, REFERENCE])
