@@ -4,7 +4,6 @@ sheet, loss curves."""
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,10 +140,7 @@ def _read_losses(
     }
     offset, borders = 0.0, []
     for name, folder in stages.items():
-        path = folder / "metrics.jsonl"
-        rows: list[dict[str, Any]] = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        )
+        rows = _rows(folder / "metrics.jsonl")
         if not rows:
             continue
         borders.append((name, offset))
