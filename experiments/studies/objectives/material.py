@@ -192,7 +192,7 @@ class Material:
         return replace(votes, pairs_per_case=max(votes.pairs_per_case, self.stored[1] // 2))
 
     def _plain(self) -> AlignConfig:
-        """Sizes and rubric, without prompts to set aside."""
+        """Sizes and rubric, without held-out prompts."""
         align = self.sections.align
         return replace(align, sequence=("gsb_dpo",), stop=replace(align.stop, prompts=0, patience=0))
 

@@ -188,7 +188,7 @@ def _limits(study: Mapping[str, Any]) -> list[str]:
         "of the recipe, which were not "
         "searched for each alike. Voted arms take nft's optimizer steps; the clips a step are as near as "
         "whole pairs allow.",
-        "- The prompts that the recipe sets aside for stopping early are left out of all arms, and none "
+        "- The prompts that the recipe holds out for stopping early are left out of all arms, and none "
         "stops early.",
         "- A clip that a scorer refuses takes no part in that metric's difference, on both sides.",
     ]
