@@ -44,7 +44,7 @@ GONE_S = 60.0  # that processes of a killed driver may need to end
 
 @dataclass(frozen=True)
 class Moment:
-    """When `rounds` rows of metrics are there (the first is of the prompts set aside), and `part` of a round
+    """When `rounds` rows of metrics are there (the first is of the held-out prompts), and `part` of a round
     later."""
 
     rounds: int

@@ -4,7 +4,7 @@
 Real Ray actors on this machine sleep as long as the stages of a measured alignment took (its metrics.jsonl;
 the demo's without one). A worker is as fast as the process that was measured. A round's rollout and scoring
 are cut into equal tasks, each longer or shorter by a drawn factor (the log knows sums only), the update into
-equal parts, one for every rank that trains. Scoring prompts set aside is left out.
+equal parts, one for every rank that trains. Scoring held-out prompts is left out.
 
 The ideal is a bound that no schedule of these tasks can beat. With V(r) the earliest time at which version r
 can be published,

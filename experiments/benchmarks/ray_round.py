@@ -4,7 +4,7 @@ experiments.benchmarks.ray_round OUT`.
 OUT is what `nava demo` left; nothing is written there. Both align the mini by nft with the same seed, two
 ranks on two cores, and Ray has two rollout and two reward workers beside. A round is timed from one row of
 metrics.jsonl to the next, so everything between counts, checkpoints too; starting processes, the first round
-(which warms up) and the last (with prompts set aside) do not. Runs take turns. Processor seconds are those of
+(which warms up) and the last (with held-out prompts) do not. Runs take turns. Processor seconds are those of
 all processes of a run: what else the machine does disturbs them less than the clock.
 """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from experiments.layout import Layout
     from finetune.align_run import AlignRun
 
-# those set aside for stopping early come out of it too: align_held_out is for judging alone
+# those held out for stopping early come out of it too: align_held_out is for judging alone
 PROMPTS = f"{ALIGN_TRAIN}.jsonl"
 BASE = "stage3"
 CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"

@@ -68,10 +68,10 @@ def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> l
 def align_config(
     name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
 ) -> AlignConfig:
-    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set
-    aside and no early stop.
+    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no held-out
+    prompts and no early stop.
 
-    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand,
+    Stopping would end the budgets apart, and the prompts that the recipe holds out are taken out beforehand,
     for all arms alike.
     """
     algorithm = ALGORITHM[name]
