@@ -25,6 +25,8 @@ STAGES = (
     "report",
 )
 PRETRAIN_STAGES = ("stage1", "stage2", "stage3")
+CHOSEN = "chosen.json"  # in Layout.chosen
+PAIRS = "pairs.jsonl"  # in Layout.votes
 
 
 @dataclass(frozen=True)

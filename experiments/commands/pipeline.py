@@ -75,7 +75,7 @@ def report(
 def _run(
     stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")
 ) -> None:
-    from experiments.job import Job
+    from experiments.job import StageJob
     from experiments.stages import run_stage
 
-    run_stage(stage, Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports)))
+    run_stage(stage, StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports)))

@@ -59,6 +59,10 @@ class SpoolTracker:
     def key(self) -> str:
         return self.folder.name
 
+    def factory(self) -> dict[str, dict[str, str]]:
+        """Dotted name and arguments by which another process makes this tracker."""
+        return {"experiments.runs.tracker:SpoolTracker": {"folder": str(self.folder.resolve())}}
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._append("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
 

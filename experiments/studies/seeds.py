@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.job import Job
+from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
@@ -47,7 +47,7 @@ class SeedResult:
     rows: Sequence[Row]
 
 
-def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
+def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
     """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json
     and .md.
 
@@ -87,7 +87,7 @@ def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
     return study
 
 
-def _one(job: Job, seed: int, before: Sequence[Row], codec: Sequence[Row], root: Path) -> SeedResult:
+def _one(job: StageJob, seed: int, before: Sequence[Row], codec: Sequence[Row], root: Path) -> SeedResult:
     recipe = dataclasses.replace(job.recipe, align=dataclasses.replace(job.recipe.align, seed=seed))
     run = align_run(dataclasses.replace(job, recipe=recipe), None, *pairs_and_clips(job))
     folder = root / f"seed-{seed}"
@@ -109,7 +109,7 @@ def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
     return layout.align if same and finished(layout.align) else None
 
 
-def _rows(job: Job, model: Path, folder: Path) -> list[Row]:
+def _rows(job: StageJob, model: Path, folder: Path) -> list[Row]:
     """Rows of the held-out clips of this model, kept with the model's id."""
     layout, path = job.layout, folder / ROWS
     mark = {
@@ -134,7 +134,7 @@ def _rows(job: Job, model: Path, folder: Path) -> list[Row]:
 
 
 def _measured(
-    job: Job, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], votes: Path
+    job: StageJob, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], votes: Path
 ) -> dict[str, Any]:
     align = job.recipe.align
     return compare(job.recipe.evaluate, before, after, codec, votes, align.rubric.weights(), align.guardrails)
