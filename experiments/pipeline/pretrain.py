@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from experiments.job import StageJob
 from experiments.layout import Layout
-from experiments.report.pictures import contact_sheet
+from experiments.pipeline.samples import make_samples
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
-from experiments.scoring.samples import generated_samples
 from pretrain.files import read_json
-from pretrain.generate import GenerateConfig, generate
 from pretrain.launch.launch import pretrain_stage
 from pretrain.launch.stage_run import digests_of_sets, manifests_of_sets
 from pretrain.launch.torchrun import IDENTITY
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import place
-
-PROMPTS = "pretrain_seen.jsonl"
-NUM_SAMPLES = 4
-SHEET = "contact_sheet.png"
 
 
 def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
@@ -92,22 +85,3 @@ def check_same_data(config: PretrainConfig, stage: str, layout: Layout) -> None:
         raise ValueError(
             f"{path.parent}: {what}; give --no-resume to train anew, or --out for another folder"
         )
-
-
-def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Path]:
-    """Clips of the first prompts by the stage's model and their contact sheet, in `samples/` of the stage's
-    folder.
-
-    Returns the files to keep with the run; none where there are no prompts or no codec to make them with.
-    """
-    prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
-    if not prompts.is_file() or not layout.codec.is_dir():
-        return []
-    shutil.rmtree(folder, ignore_errors=True)
-    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES)
-    samples = generated_samples(folder, "speech", limit=NUM_SAMPLES)
-    captions = [f"after {stage}, asked for: {' '.join(sample.clip.spans)}" for sample in samples]
-    rows = [{"generated": (sample.clip, caption)} for sample, caption in zip(samples, captions, strict=True)]
-    sheet = folder / SHEET
-    sheet.write_bytes(contact_sheet(rows, [sample.clip.prompt for sample in samples]))
-    return [sheet, *sorted(folder.glob("*.mp4"))]
