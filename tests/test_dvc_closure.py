@@ -1,7 +1,7 @@
 """Every stage of dvc.yaml names all the code that it runs.
 
-The closure of a stage is its module in experiments.pipeline and all modules of ours that it imports or names in
-a string ("package.module:name", or a module of `python -m`), and so on from each of them.
+The closure of a stage is its module in experiments.pipeline and all modules of ours that it imports or names
+in a string ("package.module:name", or a module of `python -m`), and so on from each of them.
 """
 
 from __future__ import annotations
