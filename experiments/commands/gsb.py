@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.commands.options import JsonFlag
+
 Axis = Literal["overall", "sync", "voice", "picture"]
 Votes = Annotated[Path, tyro.conf.Positional]
 Names = Annotated[
@@ -38,7 +40,7 @@ def stats(
     ours: str | None = None,
     models: Names = (),
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Win, tie, lose against every baseline from a votes JSONL (user_id, left_model, right_model, choice,
     ours_side, case_id).
@@ -62,7 +64,7 @@ def export(
     out: Path = Path("pairs.jsonl"),
     ours: str | None = None,
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
     label per axis.
@@ -113,7 +115,7 @@ def fit(
     axis: Axis = "overall",
     ours: str | None = None,
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on what other rewards said of the
     clips.

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
 from experiments.layout import Layout
-
-AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def paradigms(
@@ -76,7 +71,7 @@ def seeds(
     out: Path = Path("out"),
     seeds: int = 3,
     nproc: int = 0,
-    as_json: AsJson = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the
     held-out prompts.

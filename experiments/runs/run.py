@@ -18,7 +18,7 @@ from experiments.layout import Layout
 from experiments.runs.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import (
-    HANDED_RUN,
+    ANNOUNCED_RUN,
     JOB,
     RunStart,
     SpoolTracker,
@@ -158,7 +158,7 @@ def tracked(
 def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
     """Key of the run that a submission announced for this stage; empty where there is none, or where it began
     with other inputs."""
-    name, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    name, _, key = os.environ.get(ANNOUNCED_RUN, "").partition("=")
     if name != stage:
         return ""
     run = SpooledRun(spool / key)

@@ -28,7 +28,7 @@ from pretrain.files import replacing
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
-HANDED_RUN = (
+ANNOUNCED_RUN = (
     "NAVA_RUN"  # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
 )
 JOB = "nava.job"  # tag: the submission id of the job that a run is part of
