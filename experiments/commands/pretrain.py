@@ -156,16 +156,16 @@ def must_train(
     """True to train or go on, False to keep what is finished. Raises ValueError where something else would be
     replaced: nobody loses a trained model by a command with other numbers. config: what the result depends
     on, where that is not the stage's section alone."""
-    from experiments.runs.run import can_go_on, unchanged
+    from experiments.runs.run import can_resume, marker_of, unchanged
     from experiments.stages import config_of
 
     layout, config = job.layout, config or config_of(name, job.recipe)
     if not resume:
-        (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
+        marker_of(name, layout).unlink(missing_ok=True)
     elif unchanged(name, config, layout, job.root):
         print(f"{said}: finished, with these inputs and settings; kept (--no-resume trains it again)")
         return False
-    elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
+    elif _holds_training(trained) and not can_resume(name, config, layout, job.root):
         raise ValueError(
             f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or "
             "--out for another folder"

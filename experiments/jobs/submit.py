@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from experiments.layout import STAGES, Layout
 from experiments.runs.provenance import git_state, read_pipeline
-from experiments.runs.run import can_go_on, running_key
+from experiments.runs.run import can_resume, running_key
 from experiments.runs.sender import store_uri
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import ANNOUNCED_RUN, RunStart, SpoolTracker, ensure_sender, new_run_key
@@ -78,7 +78,7 @@ def submit_stage(submission: Submission, jobs: Jobs) -> str:
 
     check_free(jobs, submission.place)
     stage, spool = submission.stage, Layout(out=submission.root / "out").tracking
-    key = run_to_continue(submission) or announce(submission, spool)
+    key = run_to_resume(submission) or announce(submission, spool)
     try:
         run_id = mlflow_id(key, spool, submission.root)
         tracked = {name: os.environ[name] for name in (TRACKING_URI,) if os.environ.get(name)}
@@ -98,13 +98,13 @@ def submit_stage(submission: Submission, jobs: Jobs) -> str:
         raise
 
 
-def run_to_continue(submission: Submission) -> str:
+def run_to_resume(submission: Submission) -> str:
     """Key of an interrupted training that the job will go on with; "" where the job begins a run."""
     stage, root = submission.stage, submission.root
     layout = Layout(out=root / "out")
     if (
         is_training(stage)
-        and can_go_on(stage, config_of(stage, submission.recipe), layout, root)
+        and can_resume(stage, config_of(stage, submission.recipe), layout, root)
         and layout.output_of(stage).is_dir()
     ):
         return running_key(stage, layout)
