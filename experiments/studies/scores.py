@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.layout import Layout
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
@@ -40,7 +38,7 @@ class Scoring:
     layout: Layout
     num_processes: int
     judge: Path | None = None
-    bank: Path | None = None
+    bank: VoiceBank | None = None
     limits: Mapping[str, float] | None = None
 
 
@@ -54,14 +52,12 @@ def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
     return {**listed, **{name: metric(name) for name in added if is_plugin(name)}}
 
 
-def write_voice_bank(corpus: Path, out: Path) -> None:
-    """Embeddings of the real one-speaker clips and reference recordings, so that every run is measured with
-    the same voices."""
+def voices_of(corpus: Path) -> VoiceBank:
+    """Of the real one-speaker clips and the reference recordings, so that every run is measured with the same
+    voices."""
     groups = real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
     samples = [sample for group in groups for sample in group]
-    bank = voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
-    with replacing(out) as temporary, temporary.open("wb") as file:
-        np.savez(file, voices=bank.voices, names=bank.names, embeddings=bank.embeddings)
+    return voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
 
 
 def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
@@ -81,7 +77,7 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
             for name, reward in zip(names, opened, strict=True)
         }
         if VOICES in scorers and scoring.bank:
-            rewards[VOICES] = NearestVoice(timbre_encoder(opened), _read_bank(scoring.bank))
+            rewards[VOICES] = NearestVoice(timbre_encoder(opened), scoring.bank)
         scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}
     content = {"data_ids": [clip.name for clip in samples], **tabulated(scoring.metrics, scores)}
     if scoring.limits is not None:
@@ -107,8 +103,3 @@ def _pair(found: Metric, score: Score) -> list[float] | None:
     if found.numerator:
         return [score.parts[found.numerator], score.parts[found.denominator]]
     return [score.parts[found.part] if found.part else score.value, 1.0]
-
-
-def _read_bank(path: Path) -> VoiceBank:
-    with np.load(path) as known:
-        return VoiceBank(tuple(known["voices"].tolist()), tuple(known["names"].tolist()), known["embeddings"])
