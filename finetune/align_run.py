@@ -32,10 +32,10 @@ class AlignRun:
     scorer: tuple[str, Mapping[str, Any]]
     out: Path
     weights: BaseWeights = "ema"
-    pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
+    pairs: Path | None = None  # pairs.jsonl, for an objective that needs preference pairs
     clips: Path | None = None  # the rollout store that its clips lie in
     chosen: Path | None = (
-        None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
+        None  # JSON with the data_ids of the prompts to train on, None = all that are not held out
     )
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
@@ -92,9 +92,8 @@ class AlignRun:
         """Identity of what is trained: the config without phases that do not run and without what changes no
         weight."""
         fields = to_json(self.config)
-        for name in ("rwr", "gsb_dpo", "nft", "grpo"):
-            if name not in self.config.sequence:
-                del fields[name]
+        for name in self.config.phases.keys() - {each.name for each in self.config.objectives()}:
+            del fields[name]
         for name in CHANGES_NOTHING:
             del fields[name]
         return f"{stable_hash({**fields, 'staleness': self.staleness} if self.staleness else fields):016x}"

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 ConfigT = TypeVar("ConfigT")
+# Metadata of a field that maps names to dataclasses: in files and overrides its members stand beside the
+# other fields. The value is a function from the values that are read to the members' defaults by name.
+INLINE = "inline"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -28,15 +31,38 @@ def override(config: ConfigT, values: Mapping[str, Any], where: str = "") -> Con
     """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
+    inline, members = inline_field(type(config)), {}
+    if inline:
+        members = {**inline.metadata[INLINE](values), **getattr(config, inline.name)}
+        del hints[inline.name]
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
-        if key not in hints:
-            raise ValueError(f"{path}: unknown key; {nearest(str(key), hints)}")
-        changes[key] = _coerce(getattr(config, key), value, hints[key], path)
+        if key in members:
+            members[key] = _coerce(members[key], value, type(members[key]), path)
+        elif key in hints:
+            changes[key] = _coerce(getattr(config, key), value, hints[key], path)
+        else:
+            raise ValueError(f"{path}: unknown key; {nearest(str(key), [*hints, *members])}")
+    if inline:
+        changes[inline.name] = members
     try:
         return dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except ValueError as error:
         raise ValueError(f"{where or type(config).__name__}: {error}") from None
+
+
+def inline_field(kind: Any) -> dataclasses.Field[Any] | None:
+    """The field of a dataclass that is marked INLINE."""
+    return next((item for item in dataclasses.fields(kind) if INLINE in item.metadata), None)
+
+
+def plain_fields(config: Any) -> dict[str, Any]:
+    """A dataclass as its fields, the members of an INLINE one among them."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        found |= value if INLINE in item.metadata else {item.name: value}
+    return found
 
 
 def _coerce(current: Any, value: Any, hint: Any, path: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pretrain.config import nearest
+from pretrain.config import INLINE, inline_field, nearest, plain_fields
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
@@ -190,17 +190,23 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
 
 def to_json(config: Any) -> dict[str, Any]:
     """Dataclass tree -> plain dicts and lists."""
-    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
+    return {name: _plain(value) for name, value in plain_fields(config).items()}
 
 
 def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """The dataclass tree back, every field present. Raises ValueError naming a missing or unknown field."""
-    hints = typing.get_type_hints(kind)
+    hints, members = typing.get_type_hints(kind), {}
+    inline = inline_field(kind)
+    if inline:
+        del hints[inline.name]
+        members = inline.metadata[INLINE](values)
+        hints |= {name: type(member) for name, member in members.items()}
     if set(values) != set(hints):
         raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ set(hints))}")
-    return kind(
-        **{name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()}
-    )
+    found = {name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()}
+    if inline:
+        found[inline.name] = {name: found.pop(name) for name in members}
+    return kind(**found)
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@ hand."""
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +25,7 @@ from experiments.studies.objectives.totals import target_of, units_of, with_tota
 from experiments.studies.scores import tabulated
 from finetune.gsb.pairs import ClipRef, PreferencePair
 from finetune.gsb.panel import JudgeFeature
+from finetune.objectives.gsb_dpo import GsbDpoConfig, GsbDpoPhase
 from finetune.recipe import AlignConfig, RubricConfig
 from pretrain.prompt import read_prompts
 from rewards.catalog import metric
@@ -61,6 +61,12 @@ def pair(number: int, **counts: tuple[int, int, int]) -> PreferencePair:
     return PreferencePair(f"p{number}", first, second, counts, True)
 
 
+def objective_of(config: AlignConfig) -> GsbDpoConfig:
+    phase = config.phases["gsb_dpo"]
+    assert isinstance(phase, GsbDpoPhase)
+    return phase.objective
+
+
 def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
     config = ObjectivesConfig(rounds=6, seeds=2)
     arms = plan_arms(config, ALIGN, 2)
@@ -82,22 +88,14 @@ def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
     ties, dropped = (
         next(arm.config for arm in arms if arm.name == name) for name in ("gsb_dpo", "gsb_dpo_no_ties")
     )
-    assert (
-        ties
-        and dropped
-        and (ties.gsb_dpo.objective.ties, dropped.gsb_dpo.objective.ties) == ("model", "drop")
-    )
-    assert replace(dropped, gsb_dpo=replace(dropped.gsb_dpo, objective=ties.gsb_dpo.objective)) == ties
+    assert ties and dropped and (objective_of(ties).ties, objective_of(dropped).ties) == ("model", "drop")
+    assert dropped.with_phase("gsb_dpo", objective=objective_of(ties)) == ties
     assert all(arm.config.stop.prompts == arm.config.stop.patience == 0 for arm in arms[1:] if arm.config)
     assert {arm.config.seed for arm in arms[1:] if arm.config} == {0, 1}
 
 
 def test_another_recipes_groups_are_held_equal_too():
-    uneven = replace(
-        ALIGN,
-        rwr=replace(ALIGN.rwr, prompts_per_round=6, rounds=99),
-        grpo=replace(ALIGN.grpo, clips_per_prompt=16),
-    )
+    uneven = ALIGN.with_phase("rwr", prompts_per_round=6, rounds=99).with_phase("grpo", clips_per_prompt=16)
     arms = {arm.name: arm for arm in plan_arms(ObjectivesConfig(rounds=3), uneven, 2)}
     assert {
         (arms[name].phase.rounds, arms[name].phase.prompts_per_round, arms[name].phase.clips_per_prompt)
@@ -263,6 +261,6 @@ def test_seconds_of_rounds_that_are_not_in_the_log_are_the_mean(tmp_path):
         for value in (1.0, 3.0)
     ]
     (tmp_path / "m").write_text(
-        "".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"aside_total": 0.0}, *rows])
+        "".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"held_out_total": 0.0}, *rows])
     )
     assert rounds_cost(tmp_path / "m", 4) == {"rollout": 16.0, "score": 8.0, "update": 8.0, "other": 8.0}

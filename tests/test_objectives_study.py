@@ -28,7 +28,12 @@ ALIGN = AlignConfig()
 SMALL = replace(
     ALIGN,
     stop=StopConfig(prompts=4),
-    nft=replace(ALIGN.nft, prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2),
+    phases={
+        **ALIGN.phases,
+        "nft": replace(
+            ALIGN.phases["nft"], prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2
+        ),
+    },
 )
 
 
@@ -194,7 +199,7 @@ def test_the_whole_study_answers_its_questions(world):
     )
     aligned = {call[1]: call[2:] for call in world.calls if call[0] == "align"}
     everything = set(aligned["nft-seed0"][0])
-    assert len(everything) == 30  # four are set aside by the recipe
+    assert len(everything) == 30  # four are held out by the recipe
     chosen, random = (set(aligned[f"nft_{name}_third-seed0"][0]) for name in ("chosen", "random"))
     assert (
         len(chosen) == len(random) == 10 and chosen < everything and random < everything and chosen != random
@@ -256,7 +261,7 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
     given = sections(arms=("pretrained", "nft", "rwr", "gsb_dpo"))
     first = run(world, given)
     assert run(world, given) == first and world.calls == []
-    faster = replace(given, align=replace(SMALL, rwr=replace(SMALL.rwr, lr=1e-5)))
+    faster = replace(given, align=SMALL.with_phase("rwr", lr=1e-5))
     run(world, faster)
     assert world.aligned() == ["rwr-seed0"] and [
         call[1][:3] for call in world.calls if call[0] == "score"
@@ -305,7 +310,7 @@ def test_a_stopped_arm_ends_the_study_with_its_own_line_and_goes_on(world):
 
 def test_wrong_input_is_one_line_before_anything_is_aligned(world):
     with pytest.raises(ValueError, match=r"10 of 30 prompts, but a round takes 12; raise curation.share"):
-        run(world, sections(replace(SMALL, nft=replace(SMALL.nft, prompts_per_round=12))))
+        run(world, sections(SMALL.with_phase("nft", prompts_per_round=12)))
     (world.layout.syncnet / "judge" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"judge/config\.json: no such file; run `nava demo`"):
         run(world, sections())

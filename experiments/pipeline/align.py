@@ -24,11 +24,11 @@ VOTE = "`nava votes` first, or leave gsb_dpo out of align.sequence"
 
 
 def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
-    """What gsb_dpo learns from where the recipe asks for it: pairs and the store of their clips, as the
+    """What an objective learns from beside rollouts, where the recipe asks for it: pairs and the store of their clips, as the
     pipeline's stages made them."""
     from experiments.pipeline.votes import PAIRS
 
-    if "gsb_dpo" not in job.recipe.align.sequence:
+    if not job.recipe.align.needs_pairs:
         return None, None
     return there(job.layout.votes / PAIRS, VOTE), there(job.layout.rollouts, "`nava rollout` first")
 

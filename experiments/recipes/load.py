@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import experiments.recipes
-from pretrain.config import nearest, override
+from pretrain.config import nearest, override, plain_fields
 
 SUPPORT = {"base", "load"}
 
@@ -109,7 +109,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
 def as_plain(config: Any) -> Any:
     """A config tree as what JSON and MLflow can hold."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: as_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {name: as_plain(value) for name, value in plain_fields(config).items()}
     if isinstance(config, Mapping):
         return {str(key): as_plain(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):

@@ -174,14 +174,17 @@ PANELS = (
     (("noise of the picture", "picture_noise_judge"), ("signal to noise, dB", "snr_estimate_db")),
 )
 SIDES = {"before": ("#8a949c", "o"), "after": ("#c8642a", "o"), "codec": (INK, "D")}
-ASIDE, TRAINED = "aside/reward/", "reward/"
+ASIDE, TRAINED = "held_out/reward/", "reward/"
 
 
 def before_after_dots(found: Mapping[str, Any]) -> bytes:
-    """One row per topic: the judge on the left, its reward on the right; dots are means, lines their 95 %
-    intervals."""
+    """One row per topic: the judge on the left, its reward on the right; a row for each other reward. Dots
+    are means, lines their 95 % intervals."""
     metrics = found["metrics"]
-    rows = [row for row in PANELS if any(name in metrics for _, name in row)]
+    shown = {name for row in PANELS for _, name in row}
+    others = [name for name, metric in metrics.items() if metric["role"] == "reward" and name not in shown]
+    panels_of = (*PANELS, *(((name, ""), (name, name)) for name in others))
+    rows = [row for row in panels_of if any(name in metrics for _, name in row)]
     figure = Figure(figsize=(11, 0.5 + 1.2 * max(len(rows), 1)), dpi=DPI, layout="constrained")
     for panels, row in zip(figure.subplots(max(len(rows), 1), 2, squeeze=False), rows, strict=False):
         for axes, (about, name) in zip(panels, row, strict=True):

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.report.alignment import alignment_html
-from experiments.report.html import Card, Section, page
+from experiments.report.gates import Gate, check_gates, read_reports
+from experiments.report.metric_keys import Known
+from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
-from experiments.report.summary import print_summary, read_metrics
 from experiments.scoring.samples import (
     FPS,
     SAMPLE_RATE_HZ,
@@ -26,8 +26,6 @@ from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
 from pretrain.jsonl import FieldError, scan
-
-__all__ = ["print_summary", "report"]
 
 NUM_EXAMPLES = 4
 NUM_READ = 64  # clips of a set that examples are looked for in
@@ -46,6 +44,8 @@ def report(
     alignment: Path | None = None,
     aligned: Path | None = None,
     align_log: Path | None = None,
+    gates: Sequence[Gate] = (),
+    known: Known | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
@@ -55,10 +55,11 @@ def report(
 
     `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage
     names in order to folders with metrics.jsonl, `facts` are shown in a table (seconds per stage, memory,
-    speed). Examples are the first prompts of each voice, never chosen by their scores. Raises
-    FileNotFoundError or ValueError in one line.
+    speed), `gates` are checked against the numbers, `known` metrics have titles (None = the catalog's).
+    Examples are the first prompts of each voice, never chosen by their scores. Raises FileNotFoundError or
+    ValueError in one line.
     """
-    metrics = read_metrics(evaluation)
+    reports = read_reports(evaluation, alignment)
     details = _read_details(scores / SCORES)
     rows = _compared(generated, corpus, codec)
     sections = [
@@ -86,29 +87,30 @@ def report(
     _write(out / "contact_sheet.png", sheet)
     if losses is not None:
         _write(out / "losses.png", losses)
-    aligned_part = _alignment(alignment, aligned, align_log, generated, details, out)
-    return _write(out / "demo.html", page(metrics, sections, losses, facts, aligned_part).encode())
+    compared = _alignment(reports.alignment, aligned, align_log, generated, details, out)
+    results = check_gates(gates, reports)
+    html = page(reports.metrics, results, sections, losses, facts, compared, known)
+    return _write(out / "demo.html", html.encode())
 
 
 def _alignment(
-    alignment: Path | None,
+    found: Mapping[str, Any],
     aligned: Path | None,
     log: Path | None,
     generated: Path,
     details: Details,
     out: Path,
-) -> str:
-    """HTML of before and after, its pictures written beside; "" where nothing was aligned."""
-    if alignment is None or not alignment.is_file():
-        return ""
-    found = read_metrics(alignment)
+) -> AlignmentPart | None:
+    """Before and after, its pictures written to `out` too; None where nothing was aligned."""
+    if not found:
+        return None
     dots, curves = before_after_dots(found), reward_curves(log) if log else None
     _write(out / "before_after.png", dots)
     if curves is not None:
         _write(out / "alignment.png", curves)
     about = "The first prompts of the set, one per voice, before and after; never chosen by their scores."
     rows = _before_after(generated / ALIGN_SET, aligned / ALIGN_SET, details) if aligned else []
-    return alignment_html(found, Section("The same prompts", about, rows), dots, curves)
+    return AlignmentPart(found, Section("The same prompts", about, rows), dots, curves)
 
 
 def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str, list[Card]]]:
@@ -176,7 +178,7 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
         write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
         mp4 = path.read_bytes()
     words, wanted = " ".join(clip.spans), " ".join(clip.voices)
-    lips = scored["scores"]["lip_loudness_correlation"]
+    lips = scored["scores"].get("lip_loudness_correlation")
     return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from experiments.scoring.statistics import Terms
 from pretrain.jsonl import FieldError, scan
-from rewards.catalog import metric as metric_named
 from rewards.metric import Metric
 from rewards.options import nearest
 from rewards.types import Score, split_part
@@ -104,10 +103,9 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
     return dict(groups)
 
 
-def terms(rows: Sequence[Row], metric: Metric | str) -> Terms:
+def terms(rows: Sequence[Row], metric: Metric) -> Terms:
     """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
     scored."""
-    metric = metric_named(metric) if isinstance(metric, str) else metric
     if metric.numerator:
         return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
     return column(rows, metric.scorer, metric.part), [1.0] * len(rows)

@@ -14,10 +14,10 @@ from typing import Any
 from experiments.job import Job
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
-from experiments.report.before_after import verdict_word
 from experiments.report.evaluate import compare
+from experiments.report.gates import ALIGNMENT, Gate, Reports, check_gates
+from experiments.report.metric_keys import reported_metrics
 from experiments.report.summary import measured
-from experiments.report.verdicts import alignment_verdicts
 from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
@@ -71,7 +71,8 @@ def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
     def measure(rows: Sequence[Row], votes: Path) -> dict[str, Any]:
         align = job.recipe.align
         weights, limits = align.rubric.weights(), align.guardrails
-        return compare(job.recipe.evaluate, before, rows, codec, votes, weights, limits)
+        known = reported_metrics(job.recipe.score)
+        return compare(job.recipe.evaluate, before, rows, codec, votes, weights, limits, known)
 
     with study.tracked():
         jobs = [_run_of(job, label, align, study.folder) for label, (_, align) in runs.items()]
@@ -87,16 +88,15 @@ def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
             }
             for seed, result in results.items()
         }
-        return study.publish(
-            {"seeds": seeds, "verdicts": verdicts(together), "together": together, "each": each}
-        )
+        gates = gate_results(job.recipe.evaluate.gates, together)
+        return study.publish({"seeds": seeds, "gates": gates, "together": together, "each": each})
 
 
-def verdicts(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What must hold of `found`, with how the page words it."""
+def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The gates on alignment checked against `found`, with how the page words them."""
+    results = check_gates([gate for gate in gates if gate.set == ALIGNMENT], Reports({}, found))
     return [
-        {**vars(verdict), "measured": measured(verdict), "word": verdict_word(verdict)}
-        for verdict in alignment_verdicts(found)
+        {**result.as_json(), "measured": measured(result), "limit": result.gate.limit} for result in results
     ]
 
 

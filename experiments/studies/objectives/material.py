@@ -118,9 +118,10 @@ class Material:
         if not out.is_file():
             started, store, layout = time.monotonic(), out.parent / "rollouts", self.layout
             self._roll_out(self._pilot, "all", self.rows, store)
-            sizes = (self.sections.align.nft.rollout_batch, self.sections.objectives.recognizer_processes)
+            batch = self.sections.align.phases["nft"].rollout_batch
+            processes = self.sections.objectives.recognizer_processes
             where = (layout.codec, layout.corpus, layout.syncnet)
-            found, _ = store_gains(self._plain(), open_store(store), *where, *sizes)
+            found, _ = store_gains(self._plain(), open_store(store), *where, batch, processes)
             gains = {str(name): None if np.isnan(gain) else gain for name, gain in found.items()}
             write_json(out, {"gains": gains, "seconds": round(time.monotonic() - started, 1)})
             shutil.rmtree(store, ignore_errors=True)
@@ -162,7 +163,7 @@ class Material:
     @property
     def _pilot(self) -> RolloutsConfig:
         """As nft would roll out before its first step."""
-        clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.nft.sampler
+        clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.phases["nft"].sampler
         return replace(self.sections.rollout, clips_per_prompt=clips, sampler=sampler)
 
     @property

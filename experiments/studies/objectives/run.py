@@ -103,7 +103,7 @@ def _inputs(layout: Layout) -> dict[str, str]:
 
 def _check_thirds(material: Material) -> None:
     """Raises ValueError where a third of the prompts does not fill a round."""
-    objectives, needed = material.sections.objectives, material.sections.align.nft.prompts_per_round
+    objectives, needed = material.sections.objectives, material.sections.align.phases["nft"].prompts_per_round
     count = objectives.curation.budget(len(material.rows))
     if count < needed and {CHOSEN, RANDOM} & set(objectives.arms):
         raise ValueError(

@@ -1,5 +1,5 @@
 """What tuning does for a prompt rewriter, on a small model and one core: `python -m
-experiments.benchmarks.rewriter_tuning`.
+rewriter_tuning`.
 
 A student that makes mistakes (`rewriter_student`) is tuned twice: by GRPO on the rewards of form, and by DPO
 on votes of a simulated rater who prefers the rewrite of the higher form reward. Before and after are measured
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from experiments.benchmarks.rewriter_student import (
+from rewriter_student import (
     ANSWER,
     ASK,
     END,
@@ -29,6 +28,7 @@ from experiments.benchmarks.rewriter_student import (
     make_student,
     short_prompts,
 )
+
 from experiments.doctor import processor_name
 from experiments.scoring.statistics import bootstrap_difference, bootstrap_mean
 from finetune.gsb.votes import read_votes

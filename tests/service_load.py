@@ -1,4 +1,4 @@
-"""The reward service under load: `python -m experiments.benchmarks.service_load CLIPS --out-folder OUT`.
+"""The reward service under load: `python tests/service_load.py CLIPS --out-folder OUT`.
 
 Many requests at once over as many connections, a tenth of them attacks (`service_attacks`): every good one
 must be answered with a score of every reward, every bad one refused with its status and reason, and the
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from service_attacks import Attack, attacks, outside_link
 
-from experiments.benchmarks.service_attacks import Attack, attacks, outside_link
 from experiments.doctor import processor_name
 from experiments.scoring.clips import ClipFile, list_clips
 from experiments.serving import config_from

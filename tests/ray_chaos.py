@@ -1,5 +1,5 @@
 """Alignments on Ray that lose a rollout worker, a reward worker and their driver, by SIGKILL at random
-moments: `python -m experiments.benchmarks.ray_chaos --trials 20 --to docs/ray_chaos.json`, in the repository
+moments: `python tests/ray_chaos.py --trials 20 --to docs/ray_chaos.json`, in the repository
 root.
 
 One run is left alone. Every other one is of the same tiny world (tests/align_world.py), is killed three times
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from chaos_comparison import Left, Verdict, compare, read
 
-from experiments.benchmarks.chaos_verdict import Left, Verdict, compare, read
 from experiments.doctor import processor_name
 from finetune.align_run import AlignRun
 from pretrain.files import replacing
@@ -108,8 +108,7 @@ class Driver:
         }
         command = [
             sys.executable,
-            "-m",
-            __spec__.name if __spec__ else __name__,
+            __file__,
             "--drive",
             str(run.out / "resolved.json"),
         ]

@@ -1,4 +1,4 @@
-"""What a model could do to please the sync reward: `python -m experiments.benchmarks.sync_hacks --nets
+"""What a model could do to please the sync reward: `python tests/reward_hacking_search.py --nets
 out/syncnet --out FILE`.
 
 Mouths of test clips (words that no network has heard) are rendered anew with motions that ask for a reward
