@@ -15,6 +15,7 @@ from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.files import replacing
+from rewards.base import Reward
 from rewards.catalog import is_plugin, metric, metrics_of, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.metric import Metric
@@ -42,14 +43,24 @@ class Scoring:
     limits: Mapping[str, float] | None = None
 
 
-def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
-    """Metrics of the rewards that a recipe scores beside the default ones, a plug-in's under
-    package.module:Class; every study reports them too."""
+def added_rewards(config: ScoreConfig) -> list[str]:
+    """Those that a recipe scores beside the default ones; every study measures them too."""
     usual = ScoreConfig()
-    asked = (*config.rewards, *config.align_judges)
-    added = [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+    asked = dict.fromkeys((*config.rewards, *config.align_judges))
+    return [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+
+
+def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
+    """Of the added rewards, a plug-in's under package.module:Class."""
+    added = added_rewards(config)
     listed = metrics_of(name for name in added if not is_plugin(name))
     return {**listed, **{name: metric(name) for name in added if is_plugin(name)}}
+
+
+def by_scorer(names: Sequence[str], opened: Sequence[Reward]) -> dict[str, Reward]:
+    """Opened rewards under the names that rows of scores have them by."""
+    pairs = zip(names, opened, strict=True)
+    return {reward.name if is_plugin(name) else name: reward for name, reward in pairs}
 
 
 def voices_of(corpus: Path) -> VoiceBank:
@@ -72,10 +83,7 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
         names, layout.corpus, layout.syncnet, num_processes=scoring.num_processes, given=given
     )
     with open_rewards(names, options) as opened:
-        rewards = {
-            reward.name if is_plugin(name) else name: reward
-            for name, reward in zip(names, opened, strict=True)
-        }
+        rewards = by_scorer(names, opened)
         if VOICES in scorers and scoring.bank:
             rewards[VOICES] = NearestVoice(timbre_encoder(opened), scoring.bank)
         scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}
