@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from finetune.trainer import Trainer
-from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 
 FOLDER = "checkpoint"
 

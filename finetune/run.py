@@ -18,7 +18,7 @@ from finetune.journal import Journal
 from finetune.local_hands import build_hands
 from finetune.loop import Alignment
 from pretrain.launch.torchrun import report
-from pretrain.titan.manager import is_full, remove_incomplete, save_error
+from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -23,10 +23,10 @@ from rich.progress import (
 from rich.progress import track as rich_track
 from rich.text import Text
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
     """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips
     written"."""
     if sys.stderr.isatty():

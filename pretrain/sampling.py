@@ -32,11 +32,11 @@ class Clock:
     audio_hz: float  # audio tokens per second
 
 
-Model = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
+VelocityModel = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
 
 
 def sample(
-    model: Model,
+    model: VelocityModel,
     noise: Latents,
     conditioning: Conditioning,
     clock: Clock,

@@ -17,7 +17,7 @@ from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
 from pretrain.recipe import from_json, to_json
 from pretrain.sampling import SamplerConfig
-from pretrain.titan.manager import complete_steps
+from pretrain.titan.checkpoints import complete_steps
 
 distributed = pytest.mark.distributed
 

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.gsb.pairs import ClipRef, pair_up, read_clips
-from finetune.gsb.panel import JUDGES, JudgeFeature, Pair, PanelConfig, check_apart, panel, vote, write_votes
+from finetune.gsb.panel import (
+    JUDGES,
+    ClipPair,
+    JudgeFeature,
+    PanelConfig,
+    check_apart,
+    panel,
+    vote,
+    write_votes,
+)
 from finetune.gsb.panel_pairs import (
     own_names,
     pairs_between,
@@ -154,7 +163,7 @@ def test_sides_are_balanced_for_each_rater_and_loads_are_equal():
 def test_answers_depend_on_the_seed_and_not_on_the_order_of_pairs_or_of_their_clips():
     after, before, scores = before_after(30, 0.2)
     pairs = pairs_between(after, before)
-    turned = [Pair(pair.second, pair.first) for pair in pairs[::-1]]
+    turned = [ClipPair(pair.second, pair.first) for pair in pairs[::-1]]
 
     def answers(config, given):
         return {
@@ -297,13 +306,13 @@ def test_bad_clips_are_named():
     with pytest.raises(ValueError, match="no 'sync_judge' for clip 'c1' of 'before'"):
         vote(PanelConfig(), pairs, {**scores, ("before", "c1"): {}})
     with pytest.raises(ValueError, match="is there twice"):
-        vote(PanelConfig(), [pairs[0], Pair(pairs[0].second, pairs[0].first)], scores)
+        vote(PanelConfig(), [pairs[0], ClipPair(pairs[0].second, pairs[0].first)], scores)
     with pytest.raises(ValueError, match="no pairs"):
         vote(PanelConfig(), [], scores)
     with pytest.raises(ValueError, match="on both sides"):
-        Pair(after[0], after[0])
+        ClipPair(after[0], after[0])
     with pytest.raises(ValueError, match="do not answer the same case"):
-        Pair(after[0], before[1])
+        ClipPair(after[0], before[1])
     with pytest.raises(ValueError, match="no case in common"):
         pairs_between(after[:1], before[1:])
     with pytest.raises(ValueError, match="case 'c0' has 'after' clips of its own"):

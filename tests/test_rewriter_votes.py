@@ -3,7 +3,7 @@ import json
 import pytest
 
 from finetune.gsb.votes import read_votes
-from finetune.rewriter.votes import Rewrite, as_answer, preferred, read_rewrites, text_digest
+from finetune.rewriter.votes import VotedRewrite, as_answer, preferred, read_rewrites, text_digest
 
 SOURCE = "A man says <S>hello<E>."
 
@@ -20,8 +20,8 @@ def vote(case: str, left: str, right: str, choice: str, user: str = "u", **more)
     }
 
 
-def rewrite(model: str, case: str, text: str, source: str = SOURCE) -> Rewrite:
-    return Rewrite(model, case, source, text, text_digest(text))
+def rewrite(model: str, case: str, text: str, source: str = SOURCE) -> VotedRewrite:
+    return VotedRewrite(model, case, source, text, text_digest(text))
 
 
 def pairs_of(tmp_path, votes, rewrites, axis="overall"):

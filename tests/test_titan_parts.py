@@ -14,8 +14,8 @@ from torch import nn
 from pretrain.launch.stage_run import StageRun, check_parent, check_run_folder
 from pretrain.recipe import PretrainConfig, StepPolicy, from_json, recipe_hash, to_json
 from pretrain.schedule import StageConfig
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.ema import Ema
-from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.policy import StepJudge
 from pretrain.titan.train_spec import Optimizer, ParallelDims, build_complete_optimizers
 

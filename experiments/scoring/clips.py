@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.codecs.media import SOUND_SUFFIXES, read_media, read_rates
-from pretrain.data.manifest import Row, read_manifest
+from pretrain.data.manifest import ManifestRow, read_manifest
 from pretrain.jsonl import FieldError, scan
 from pretrain.prompt import PromptRow, parse, read_prompts
 from rewards.types import Box, Clip
@@ -146,7 +146,7 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
         )
 
 
-def _training_clip(row: Row, folder: Path) -> ClipFile:
+def _training_clip(row: ManifestRow, folder: Path) -> ClipFile:
     times = tuple(zip(row.speech_start_s, row.speech_end_s, strict=True))
     references = [
         folder / reference if reference else None for reference in row.meta.get("reference_paths", ())

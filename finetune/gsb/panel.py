@@ -23,10 +23,10 @@ from pretrain.config import nearest
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
-Scores = Mapping[
+JudgeScores = Mapping[
     tuple[str, str], Mapping[str, float]
 ]  # (model, clip id) -> judge -> value, NaN = could not be scored
-Row = dict[str, Any]
+VoteRow = dict[str, Any]
 SPOILT = " spoilt"  # ends the name of an attention check's copy
 
 
@@ -133,7 +133,7 @@ class Rater:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ClipPair:
     """Two clips of one case, under two models' names. Raises ValueError where they are not."""
 
     first: ClipRef
@@ -160,7 +160,7 @@ class Pair:
 class _Showing:
     """A pair before a rater; `attention` = the left or right one is the spoilt copy of the other."""
 
-    pair: Pair
+    pair: ClipPair
     rater: Rater
     first_is_left: bool
     repeat: int = 0
@@ -202,7 +202,9 @@ def panel(config: PanelConfig) -> list[Rater]:
     return raters
 
 
-def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str | None = None) -> list[Row]:
+def vote(
+    config: PanelConfig, pairs: Sequence[ClipPair], scores: JudgeScores, ours: str | None = None
+) -> list[VoteRow]:
     """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats,
     then attention checks.
 
@@ -218,7 +220,7 @@ def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str |
         raise ValueError(f"panel: the pair {doubled[0]} is there twice")
     values = {pair.key: _gaps(config, pair, scores) for pair in pairs}
     shown = _showings(config, pairs)
-    rows: list[Row] = []
+    rows: list[VoteRow] = []
     for showing in [*shown, *_repeats(config, shown)]:
         for axis in config.axes:
             gaps = values[showing.pair.key]
@@ -238,12 +240,12 @@ def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str |
     return rows
 
 
-def write_votes(path: Path, rows: Sequence[Row]) -> None:
+def write_votes(path: Path, rows: Sequence[VoteRow]) -> None:
     """As JSONL, whole or not at all."""
     dump(path, rows)
 
 
-def _gaps(config: PanelConfig, pair: Pair, scores: Scores) -> np.ndarray:
+def _gaps(config: PanelConfig, pair: ClipPair, scores: JudgeScores) -> np.ndarray:
     """First minus second in judge units [F]; NaN where neither could be scored."""
     values = np.array(
         [[_value(clip, feature, scores) for feature in config.features] for clip in (pair.first, pair.second)]
@@ -253,7 +255,7 @@ def _gaps(config: PanelConfig, pair: Pair, scores: Scores) -> np.ndarray:
     return np.where(np.isnan(first) ^ np.isnan(second), one_sided, first - second)
 
 
-def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
+def _value(clip: ClipRef, feature: JudgeFeature, scores: JudgeScores) -> float:
     found = scores.get((clip.model, clip.clip_id))
     if found is None or feature.name not in found:
         what = f"no {feature.name!r} for" if found is not None else "no scores of"
@@ -266,7 +268,7 @@ def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
     return found[feature.name]
 
 
-def _showings(config: PanelConfig, pairs: Sequence[Pair]) -> list[_Showing]:
+def _showings(config: PanelConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
     """Each pair before the raters who have seen fewest, in an order that only depends on the pairs' names."""
     raters = panel(config)
     seen = [0] * len(raters)
@@ -312,7 +314,7 @@ def _attention_checks(config: PanelConfig, shown: Sequence[_Showing]) -> list[_S
         left = stable_hash("attention side", config.seed, showing.rater.user_id, *showing.pair.key) % 2 == 0
         checks.setdefault(
             (showing.rater.user_id, clip.case_id, clip.model),
-            _Showing(Pair(clip, copy), showing.rater, left, attention=True),
+            _Showing(ClipPair(clip, copy), showing.rater, left, attention=True),
         )
     return list(checks.values())
 
@@ -332,7 +334,7 @@ def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray)
     return "tie" if abs(latent) <= rater.tie_width else "left" if latent > 0 else "right"
 
 
-def _row(config: PanelConfig, showing: _Showing, axis: str, choice: str, ours: str | None) -> Row:
+def _row(config: PanelConfig, showing: _Showing, axis: str, choice: str, ours: str | None) -> VoteRow:
     first, second = showing.pair.first, showing.pair.second
     left, right = (first, second) if showing.first_is_left else (second, first)
     ours = first.model if showing.attention else ours  # there the untouched original

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.gsb.pairs import ClipRef
-from finetune.gsb.panel import Pair, PanelConfig, Row, Scores, vote
+from finetune.gsb.panel import ClipPair, JudgeScores, PanelConfig, VoteRow, vote
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
 
 def votes_for_pairs(
-    config: PanelConfig, clips: Sequence[ClipRef], scores: Scores, pairs_per_case: int
-) -> tuple[list[Row], list[ClipRef]]:
+    config: PanelConfig, clips: Sequence[ClipRef], scores: JudgeScores, pairs_per_case: int
+) -> tuple[list[VoteRow], list[ClipRef]]:
     """Votes between clips of one model, and those clips under the names they have there (`write_clips` makes
     an index of them).
 
@@ -35,8 +35,8 @@ def votes_for_pairs(
 
 
 def votes_before_after(
-    config: PanelConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: Scores
-) -> list[Row]:
+    config: PanelConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: JudgeScores
+) -> list[VoteRow]:
     """Votes between an aligned model (`ours`) and the model it came from, on every case that both answer."""
     return vote(config, pairs_between(after, before), scores, ours=after[0].model)
 
@@ -60,7 +60,7 @@ def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
     ]
 
 
-def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pair]:
+def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[ClipPair]:
     """Up to `per_case` random pairs of each case's clips, all clips used about equally often. Raises
     ValueError for no such pair."""
     if per_case < 1:
@@ -79,13 +79,13 @@ def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pai
             best = min(possible, key=lambda two: max(used[clip.model] for clip in two))
             possible.remove(best)
             used.update(clip.model for clip in best)
-            pairs.append(Pair(*best))
+            pairs.append(ClipPair(*best))
     if not pairs:
         raise ValueError("panel: no case has two clips; give clips of one prompt the same case_id")
     return pairs
 
 
-def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[Pair]:
+def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[ClipPair]:
     """One pair for each case that both sets answer, in the first one's order. Raises ValueError for a case
     twice, and for none."""
     others = {clip.case_id: clip for clip in second}
@@ -95,7 +95,7 @@ def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[P
                 f"panel: case {doubled[0]!r} has {clips[0].model!r} clips of its own to choose from; give "
                 "one a case"
             )
-    pairs = [Pair(clip, others[clip.case_id]) for clip in first if clip.case_id in others]
+    pairs = [ClipPair(clip, others[clip.case_id]) for clip in first if clip.case_id in others]
     if not pairs:
         raise ValueError("panel: the two sets of clips have no case in common")
     return pairs
@@ -106,7 +106,7 @@ def write_clips(path: Path, clips: Sequence[ClipRef]) -> None:
     dump(path, (_index_row(clip, path.parent) for clip in clips))
 
 
-def _index_row(clip: ClipRef, folder: Path) -> Row:
+def _index_row(clip: ClipRef, folder: Path) -> VoteRow:
     video = Path(os.path.relpath(clip.video, folder)).as_posix() if clip.video else None
     row = {"data_id": clip.clip_id, "model": clip.model, "case_id": clip.case_id, "prompt": clip.prompt}
     return {**row, **({"video": video} if video else {}), **({"sha256": clip.sha256} if clip.sha256 else {})}

@@ -31,7 +31,7 @@ Where the prompt has no [SPEECH], say: {silence}
 No background music unless the prompt asks for it."""
 
 
-Message = dict[str, str]  # role and content, as OpenAI's interface and chat templates take it
+ChatMessage = dict[str, str]  # role and content, as OpenAI's interface and chat templates take it
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def form_of(prompt: str) -> Form:
     return CHINESE if re.search(f"[{_HAN}]", "".join(outside(prompt) or [prompt])) else ENGLISH
 
 
-def messages(prompt: str, form: Form | None = None) -> list[Message]:
+def messages(prompt: str, form: Form | None = None) -> list[ChatMessage]:
     """The chat that asks for a rewrite: the instruction, and the prompt with its spans taken out and named
     below it.
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.rewriter.form import Message
+from finetune.rewriter.form import ChatMessage
 from pretrain.files import read_json
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def half_precision(device: str) -> bool:
     return device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def request(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str | list[dict[str, str]]:
+def request(tokenizer: PreTrainedTokenizerBase, messages: list[ChatMessage]) -> str | list[dict[str, str]]:
     """The request as TRL takes it: messages where the tokenizer has a chat template, else plain text that
     ends where the answer begins."""
     if tokenizer.chat_template:

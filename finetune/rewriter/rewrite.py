@@ -15,7 +15,16 @@ from typing import Any, Literal, Protocol
 
 from finetune.rewriter.cache import Kept, RewriteCache, request_key
 from finetune.rewriter.endpoint import NoAnswer
-from finetune.rewriter.form import FORMS, Form, Message, form_of, messages, num_words, rewrite_of, structure
+from finetune.rewriter.form import (
+    FORMS,
+    ChatMessage,
+    Form,
+    form_of,
+    messages,
+    num_words,
+    rewrite_of,
+    structure,
+)
 from finetune.rewriter.spans import check_spans, protect
 from finetune.rewriter.template import by_template
 from pretrain.progress import track
@@ -26,8 +35,8 @@ MAX_CONCURRENCY = 512
 JOIN_S = 5.0
 
 
-class Endpoint(Protocol):
-    """What is asked for a rewrite (`rewrite_endpoint.ChatEndpoint`)."""
+class ChatModel(Protocol):
+    """What is asked for a rewrite (`rewrite_endpoint.ChatModel`)."""
 
     @property
     def url(self) -> str: ...
@@ -35,7 +44,7 @@ class Endpoint(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
 
-    def ask(self, messages: Sequence[Message], seed: int) -> str: ...
+    def ask(self, messages: Sequence[ChatMessage], seed: int) -> str: ...
 
     def close(self) -> None: ...
 
@@ -110,7 +119,7 @@ def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0)
 
 
 def rewrite_all(
-    prompts: Sequence[str], endpoint: Endpoint, cache: RewriteCache, asking: Asking
+    prompts: Sequence[str], endpoint: ChatModel, cache: RewriteCache, asking: Asking
 ) -> list[Rewrite]:
     """One rewrite per prompt, in order. Equal prompts are asked for once, and what `cache` has not at all;
     fallbacks are not cached.
@@ -149,10 +158,10 @@ def rewrite_all(
 
 @dataclass
 class _Run:
-    endpoint: Endpoint
+    endpoint: ChatModel
     cache: RewriteCache
     asking: Asking
-    requests: dict[str, list[Message]]
+    requests: dict[str, list[ChatMessage]]
     todo: Iterator[str]
     outcomes: queue.SimpleQueue[tuple[str, Rewrite | BaseException]] = field(
         default_factory=queue.SimpleQueue

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METRICS = "metrics.jsonl"
-Rows = list[dict[str, Any]]
+TrainingRows = list[dict[str, Any]]
 Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuneResult:
     """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at
     `step`."""
 
@@ -86,7 +86,7 @@ def tune_grpo(
     score: ClipScore | None = None,
     score_id: str = "",
     trackers: Sequence[Tracker] = (),
-) -> Tuned:
+) -> TuneResult:
     """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it
     belongs to the run's identity).
 
@@ -149,7 +149,7 @@ def tune_grpo(
 
 def tune_dpo(
     config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()
-) -> Tuned:
+) -> TuneResult:
     """Make preferred rewrites more likely than rejected ones. Raises as `tune_grpo`."""
     if not pairs:
         raise ValueError("no pair to learn from; give votes that prefer one rewrite to another")
@@ -201,7 +201,7 @@ def _run(
     make: Make,
     per_step: int,
     trackers: Sequence[Tracker],
-) -> Tuned:
+) -> TuneResult:
     check_folder(model)
     facts = {
         "algorithm": algorithm,
@@ -242,7 +242,9 @@ def _run(
                     if resumed < config.steps
                     else _take(trainer, checkpoint, resumed)
                 )
-    tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
+    tuned = TuneResult(
+        "finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model"
+    )
     if tuned.status == "finished":
         _export(trainer, tokenizer, tuned)
     for tracker in trackers:
@@ -332,7 +334,7 @@ def _quiet(kind: Any) -> Any:
     )
 
 
-def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> None:
+def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult) -> None:
     """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
@@ -378,5 +380,5 @@ def _tokens(tokenizer: Any, prompt: Any) -> Sequence[int]:
     ]
 
 
-def _digest(data: Rows) -> str:
+def _digest(data: TrainingRows) -> str:
     return hashlib.sha256(json.dumps(data, ensure_ascii=True, sort_keys=True).encode()).hexdigest()

@@ -25,7 +25,7 @@ MADE = "rewrite"  # in a row's meta, of `nava rewrite`: source and more
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class VotedRewrite:
     """One rewrite of one prompt; `digest` is what a vote may call it by."""
 
     model: str
@@ -47,17 +47,17 @@ class RewritePair:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedVotes:
     """What votes gave: pairs, and how many comparisons gave none, by reason."""
 
     pairs: tuple[RewritePair, ...]
     left_out: Mapping[str, int]
 
 
-def read_rewrites(path: Path, model: str) -> list[Rewrite]:
+def read_rewrites(path: Path, model: str) -> list[VotedRewrite]:
     """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError
     naming file, line and field."""
-    rewrites: list[Rewrite] = []
+    rewrites: list[VotedRewrite] = []
     seen: dict[str, int] = {}
     for line, row in scan(path):
         if isinstance(row, FieldError):
@@ -87,7 +87,7 @@ def read_rewrites(path: Path, model: str) -> list[Rewrite]:
                 ).at(path)
             )
         seen[case] = line
-        rewrites.append(Rewrite(model, case, source, text, digest or text_digest(text)))
+        rewrites.append(VotedRewrite(model, case, source, text, digest or text_digest(text)))
     return rewrites
 
 
@@ -103,7 +103,9 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, source: Path | str) -> Pairs:
+def preferred(
+    votes: Iterable[Vote], rewrites: Sequence[VotedRewrite], axis: str, source: Path | str
+) -> PairedVotes:
     """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first
     vote.
 
@@ -145,7 +147,7 @@ def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, sou
         raise ValueError(
             f"{source}: no pair is left to learn from ({counts}); collect votes on other rewrites"
         )
-    return Pairs(tuple(pairs), dict(left_out))
+    return PairedVotes(tuple(pairs), dict(left_out))
 
 
 def as_answer(source: str, rewrite: str) -> str:

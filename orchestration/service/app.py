@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from orchestration.futures import one_line
 from orchestration.service.body import Spool, uploads_folder
-from orchestration.service.decode import Decoded, Job
+from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decoders import Decoders
 from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
 from orchestration.service.limits import Limits, Refusal
-from orchestration.service.metrics import Metrics
+from orchestration.service.metrics import ServiceMetrics
 from orchestration.service.paths import real_path
 from orchestration.service.schema import (
     PART,
@@ -31,7 +31,7 @@ from orchestration.service.schema import (
     ServedReward,
     read_request,
 )
-from orchestration.service.scoring import RewardFailed, Scoring
+from orchestration.service.scoring import RewardFailed, ScoringBackend
 from rewards.types import Clip, Score
 
 _JSON_AND_FILES = {
@@ -53,10 +53,10 @@ _JSON_AND_FILES = {
 }
 
 
-def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
+def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
     """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`:
     gate.digest_of(token)."""
-    metrics = Metrics()
+    metrics = ServiceMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -116,7 +116,7 @@ class _Service:
     spool: Spool
     decoders: Decoders
 
-    def __init__(self, scoring: Scoring, roots: Sequence[Path], metrics: Metrics) -> None:
+    def __init__(self, scoring: ScoringBackend, roots: Sequence[Path], metrics: ServiceMetrics) -> None:
         self.scoring, self.roots, self.metrics = scoring, roots, metrics
 
     async def score(self, incoming: Request) -> ScoreAnswer:
@@ -135,7 +135,7 @@ class _Service:
             scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> Job:
+    def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> DecodeJob:
         def real(name: str | None, field: str) -> str | None:
             if name is None:
                 return None
@@ -147,7 +147,7 @@ class _Service:
 
         clip = real(asked.clip, "clip")
         assert clip is not None  # read_request refuses a request without
-        return Job(
+        return DecodeJob(
             clip,
             real(asked.audio, "audio"),
             [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],

@@ -31,7 +31,7 @@ RATE_RANGE_HZ = (4_000, 384_000)
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """Real paths of a request's files; errors call them by their fields."""
 
     clip: str
@@ -51,7 +51,7 @@ class Decoded:
     sample_rate_hz: int = REFERENCE_RATE_HZ
 
 
-def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
+def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded:
     """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422
     corrupt; 403 other places."""
     budget = _Budget(limits)
@@ -75,7 +75,7 @@ def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
     return answer
 
 
-def _clip(job: Job, roots: Sequence[Path], budget: _Budget, answer: Decoded) -> None:
+def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, answer: Decoded) -> None:
     with _opened(job.clip, roots, "clip", budget.limits) as file:
         if _kind(file, "clip") == "sound":
             waveform, answer.sample_rate_hz = _sound(file, "clip", budget)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from orchestration.service.decode import Decoded, Job, array_table, decode_job
+from orchestration.service.decode import Decoded, DecodeJob, array_table, decode_job
 from orchestration.service.limits import MIB, Limits, Refusal
 
 LENGTH = struct.Struct("<I")
@@ -66,7 +66,9 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
         _confine(limits)
         answer = Decoded()
         try:
-            answer = decode_job(Job(**message["job"]), limits, [Path(root) for root in message["roots"]])
+            answer = decode_job(
+                DecodeJob(**message["job"]), limits, [Path(root) for root in message["roots"]]
+            )
             header = {
                 "arrays": array_table(answer.arrays),
                 "fps": answer.fps,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestration.service.decode import Decoded, Job
+from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decode_worker import read_message, write_message
 from orchestration.service.limits import Limits, Refusal
 
@@ -43,7 +43,7 @@ class Decoders:
         self.held = 0
 
     @asynccontextmanager
-    async def decoded(self, job: Job, uploads: Path | None = None) -> AsyncIterator[Decoded]:
+    async def decoded(self, job: DecodeJob, uploads: Path | None = None) -> AsyncIterator[Decoded]:
         """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and
         422 where a file is the process's death or too slow."""
         most = self.limits.decoded_bytes

@@ -25,7 +25,7 @@ class Died(Exception):
     """The process that holds a reward is gone."""
 
 
-class Scoring(Protocol):
+class ScoringBackend(Protocol):
     """What the web application asks: one clip, one reward. Raises RewardFailed."""
 
     served: Mapping[str, ServedReward]

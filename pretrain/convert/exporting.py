@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import sizes_of, their_shapes
-from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
+from pretrain.convert.layouts import AudioSuffix, Rule, WeightLayout, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, ModelFolder, WeightsName, open_weights, read_model_folder
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
@@ -22,7 +22,7 @@ from pretrain.model.shards import ShardReader, files_of
 from pretrain.storage import holds_work, is_file, remove_leftovers, writing
 
 WrittenAs = Literal["same", "fp32", "bf16"]
-_STEMS: dict[Layout, str] = {
+_STEMS: dict[WeightLayout, str] = {
     "nava": "NAVA",
     "wan": "diffusion_pytorch_model",
     "wan_diffusers": "diffusion_pytorch_model",
@@ -39,7 +39,7 @@ _STORED_AS = {
 class ExportConfig:
     """What is asked for. Raises ValueError on unknown names."""
 
-    layout: Layout
+    layout: WeightLayout
     weights: WeightsName = "ema"
     written_as: WrittenAs = "same"  # as it was imported; for a trained model as it is stored
     max_bytes: int = (
@@ -125,7 +125,7 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
-def check_expressible(args: ModelArgs, layout: Layout, model: Path) -> None:
+def check_expressible(args: ModelArgs, layout: WeightLayout, model: Path) -> None:
     """Raises ValueError where the layout's own code would compute something else than this model."""
     wanted = {"open_deviation_video": None, "gelu": "tanh"}
     if layout == "nava":

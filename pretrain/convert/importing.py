@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import Account, account, sizes_of
-from pretrain.convert.layouts import AudioFrom, AudioSuffix, Layout, detect, rules
+from pretrain.convert.layouts import AudioFrom, AudioSuffix, WeightLayout, detect, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, read_model_folder, write_model
 from pretrain.model.flavors import FLAVORS, flavor
@@ -26,7 +26,7 @@ from pretrain.storage import holds_work, is_file, is_remote, remove_leftovers
 
 Kind = Literal["nava", "wan2.2"]
 StoredAs = Literal["source", "fp32", "bf16"]
-KINDS: dict[Kind, tuple[Layout, ...]] = {"nava": ("nava",), "wan2.2": ("wan", "wan_diffusers")}
+KINDS: dict[Kind, tuple[WeightLayout, ...]] = {"nava": ("nava",), "wan2.2": ("wan", "wan_diffusers")}
 _SIDES = ("fresh", "copy")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _STORED: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,7 +62,7 @@ class Planned:
 
     config: ImportConfig
     reader: ShardReader
-    layout: Layout
+    layout: WeightLayout
     suffix: AudioSuffix
     args: ModelArgs
     account: Account

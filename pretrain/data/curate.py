@@ -21,7 +21,13 @@ import numpy as np
 
 from pretrain.codecs.media import read_media
 from pretrain.data.features import picture_features, similarities, sound_features
-from pretrain.data.manifest import MAX_BAD_FRACTION, Row, check_rejected, read_manifest, write_manifest
+from pretrain.data.manifest import (
+    MAX_BAD_FRACTION,
+    ManifestRow,
+    check_rejected,
+    read_manifest,
+    write_manifest,
+)
 from pretrain.files import replacing
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
@@ -98,10 +104,10 @@ def quality_of(labels: Mapping[str, Any]) -> float:
     return score / 2 if labels.get("clipped") else score
 
 
-def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldError]]:
+def _features(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[np.ndarray], list[FieldError]]:
     """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong
     with the rest."""
-    good: list[Row] = []
+    good: list[ManifestRow] = []
     pictures, sounds, rejected = [], [], []
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for row, looked in track(zip(rows, pool.map(_look, rows), strict=True), len(rows), "clips looked at"):
@@ -116,7 +122,7 @@ def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldE
     return good, [np.array(pictures), np.array(sounds), one_hot] if good else [], rejected
 
 
-def _look(row: Row) -> tuple[np.ndarray, np.ndarray] | FieldError:
+def _look(row: ManifestRow) -> tuple[np.ndarray, np.ndarray] | FieldError:
     """A clip's picture and sound features, or why it cannot be read."""
     try:
         media = read_media(row.data_path)
@@ -127,12 +133,12 @@ def _look(row: Row) -> tuple[np.ndarray, np.ndarray] | FieldError:
     return picture_features(media.frames), sound_features(media.waveform)
 
 
-def _kind(row: Row) -> str:
+def _kind(row: ManifestRow) -> str:
     """The kind that our corpus notes; for other people's rows the number of speech spans."""
     return str(row.meta["kind"]) if "kind" in row.meta else f"{len(row.speech_start_s)} spans"
 
 
-def _moved(row: Row, corpus: Path, out: Path) -> Row:
+def _moved(row: ManifestRow, corpus: Path, out: Path) -> ManifestRow:
     """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with
     it."""
     if "reference_paths" not in row.meta:
@@ -145,7 +151,7 @@ def _moved(row: Row, corpus: Path, out: Path) -> Row:
 
 
 def _report(
-    config: CurateConfig, rows: list[Row], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
+    config: CurateConfig, rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
 ) -> dict[str, Any]:
     """Curated beside random subsets of the same size."""
     rng = np.random.default_rng(config.seed)
@@ -169,7 +175,9 @@ def _report(
     }
 
 
-def _describe(rows: list[Row], quality: np.ndarray, worth: np.ndarray, subset: list[int]) -> dict[str, Any]:
+def _describe(
+    rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, subset: list[int]
+) -> dict[str, Any]:
     spoken = {
         pair
         for i in subset
@@ -186,5 +194,5 @@ def _describe(rows: list[Row], quality: np.ndarray, worth: np.ndarray, subset: l
     }
 
 
-def _listed(row: Row, key: str) -> list[str]:
+def _listed(row: ManifestRow, key: str) -> list[str]:
     return list(row.meta[key]) if key in row.meta else []

@@ -25,7 +25,7 @@ class Latents:
 
 
 VelocityField = Callable[[Latents, float], Velocity]
-Step = Callable[[Tensor, Tensor, int], Tensor]
+SolverStep = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def sampling_levels(num_steps: int, shift: float) -> list[float]:
@@ -54,16 +54,16 @@ def solve(
     return state
 
 
-def _advance(step: Step, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:
+def _advance(step: SolverStep, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:
     return None if latents is None or velocity is None else step(latents, velocity, index)
 
 
-def _euler(num_steps: int, shift: float) -> tuple[list[float], Step]:
+def _euler(num_steps: int, shift: float) -> tuple[list[float], SolverStep]:
     levels = sampling_levels(num_steps, shift)
     return levels, lambda latents, velocity, index: latents + velocity * (levels[index + 1] - levels[index])
 
 
-def _unipc(num_steps: int, shift: float) -> tuple[list[float], Step]:
+def _unipc(num_steps: int, shift: float) -> tuple[list[float], SolverStep]:
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(

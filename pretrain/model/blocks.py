@@ -19,7 +19,7 @@ from pretrain.types import Conditioning
 
 # shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects
 # are dear in backward)
-Rows = Sequence[Tensor] | Tensor
+ModulationRows = Sequence[Tensor] | Tensor
 
 
 class Context(NamedTuple):
@@ -53,7 +53,7 @@ def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Co
     return x + (update if context.kept is None else update * context.kept).to(x.dtype)
 
 
-def add_ffn(x: Tensor, ffn: FeedForward, modulation: Rows, eps: float) -> Tensor:
+def add_ffn(x: Tensor, ffn: FeedForward, modulation: ModulationRows, eps: float) -> Tensor:
     """x + gate2 * ffn(modulated norm2(x))."""
     hidden = modulated_norm(x, modulation[3], modulation[4], eps)
     return gated_add(x, ffn(hidden.to(next(ffn.parameters()).dtype)), modulation[5])
@@ -114,7 +114,7 @@ class AlignmentBlock(nn.Module):
         return out[0], out[1]
 
     def _project(
-        self, x: Tensor, attention: Projections, modulation: Rows, freqs_cis: Tensor
+        self, x: Tensor, attention: Projections, modulation: ModulationRows, freqs_cis: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
         return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), freqs_cis)
@@ -128,7 +128,7 @@ def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def normed_streams(
-    x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float
+    x: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], first: int, eps: float
 ) -> Tensor:
     """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels
     (rows first, first + 1)."""
@@ -138,7 +138,7 @@ def normed_streams(
 
 
 def gated_streams(
-    x: Tensor, update: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], row: int
+    x: Tensor, update: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], row: int
 ) -> Tensor:
     """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
     split = zip(split_streams(x, sizes), split_streams(update, sizes), modulations, strict=True)

@@ -12,14 +12,14 @@ from pretrain.model.attention import AttentionPlan, Projections, plan_attention,
 from pretrain.model.blocks import Context, FeedForward, add_cross, add_ffn, cross_context
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.model.rope import rotate
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 
 
 class Meeting(NamedTuple):
     """What the cross-modal modules may see; towers whose samples are all apart do not meet."""
 
     joined: Tensor | None  # [B, 1, 1], 0 = this sample's towers stay apart; None = all meet
-    masks: Pair  # [B, 1, 1, N] bool over the (video, audio) tokens that are looked at; None = all
+    masks: StreamPair  # [B, 1, 1, N] bool over the (video, audio) tokens that are looked at; None = all
 
 
 class CrossModal(nn.Module):
@@ -81,13 +81,13 @@ class TowerPair(nn.Module):
 
     def forward(
         self,
-        streams: Pair,
-        modulations: Pair,
-        freqs_cis: Pair,
+        streams: StreamPair,
+        modulations: StreamPair,
+        freqs_cis: StreamPair,
         plans: tuple[AttentionPlan, AttentionPlan],
         context: Context,
         meeting: Meeting | None,
-    ) -> Pair:
+    ) -> StreamPair:
         """(video, audio) tokens [B, N, width], None where absent; meeting None = the towers stay apart."""
         towers = (self.video, self.audio)
         out: list[Tensor | None] = [
@@ -125,7 +125,7 @@ class DualTowerTransformer(AVTransformer):
     def block_groups(self) -> tuple[nn.ModuleList, ...]:
         return (self.tower_blocks,)
 
-    def mix(self, given: Inputs) -> Pair:
+    def mix(self, given: Inputs) -> StreamPair:
         joined = given.conditioning.modalities_joined
         plans = tuple(
             plan_attention(valid, given.conditioning, count, 0)

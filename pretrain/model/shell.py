@@ -23,15 +23,17 @@ from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
 CONTEXT_TOKENS = 512  # text length of the published weights (nava.md, section 2)
-Pair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
+StreamPair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
 
 
 class Inputs(NamedTuple):
     """What a paradigm mixes; of each pair, None where the modality is absent."""
 
-    tokens: Pair  # [B, N, width] each
-    valid: Pair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
-    freqs_cis: Pair  # complex [N, 1, head_dim // 2] each
+    tokens: StreamPair  # [B, N, width] each
+    valid: (
+        StreamPair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
+    )
+    freqs_cis: StreamPair  # complex [N, 1, head_dim // 2] each
     modulations: tuple[StreamModulation | None, ...]  # video, audio, and whatever else a paradigm modulates
     context: Tensor  # [B, S, width] text with timbre tokens in their places
     conditioning: Conditioning
@@ -70,7 +72,7 @@ class AVTransformer(nn.Module):
         """Lists of the blocks that are checkpointed, compiled and sharded one by one."""
         raise NotImplementedError
 
-    def mix(self, given: Inputs) -> Pair:
+    def mix(self, given: Inputs) -> StreamPair:
         """Tokens through all blocks; same shapes."""
         raise NotImplementedError
 
@@ -126,21 +128,21 @@ class AVTransformer(nn.Module):
         frames, rows, columns = video.latents.shape[2:]
         return frames, rows // self.args.patch_size, columns // self.args.patch_size
 
-    def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> Pair:
+    def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> StreamPair:
         tokens = self.video_embedder(video.latents) if video else None
         audio_tokens = (
             self.audio_embedder(audio.latents, _valid(audio, audio.latents.shape[2])) if audio else None
         )
         return _own((tokens, audio_tokens), share, dim=1)
 
-    def _valid(self, video: Stream | None, audio: Stream | None) -> Pair:
+    def _valid(self, video: Stream | None, audio: Stream | None) -> StreamPair:
         frames = None
         if video and (frames := _valid(video, video.latents.shape[2])) is not None:
             _, rows, columns = self._grid(video)
             frames = frames.repeat_interleave(rows * columns, dim=1)
         return frames, _valid(audio, audio.latents.shape[2]) if audio else None
 
-    def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> Pair:
+    def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> StreamPair:
         """Rotary position factors of both streams on the video's clock, also where audio is alone."""
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
@@ -210,7 +212,7 @@ def _valid(stream: Stream, size: int) -> Tensor | None:
     return torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
 
 
-def _own(pair: Pair, share: Share | None, dim: int) -> Pair:
+def _own(pair: StreamPair, share: Share | None, dim: int) -> StreamPair:
     """This rank's part of whole (video, audio) tokens along dim."""
     if share is None:
         return pair

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import plan_attention
 from pretrain.model.blocks import AlignmentBlock, FusionBlock, cross_context
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 
 
 class NavaTransformer(AVTransformer):
@@ -23,7 +23,7 @@ class NavaTransformer(AVTransformer):
     def block_groups(self) -> tuple[nn.ModuleList, ...]:
         return self.double_blocks, self.single_blocks
 
-    def mix(self, given: Inputs) -> Pair:
+    def mix(self, given: Inputs) -> StreamPair:
         counts = given.share.whole if given.share else given.counts
         plan = plan_attention(_joint_valid(given, counts), given.conditioning, *counts, given.share)
         context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)

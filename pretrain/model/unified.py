@@ -12,7 +12,7 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.attention import Projections, scaled_attention
 from pretrain.model.blocks import FeedForward, gated_streams, normed_streams
 from pretrain.model.modulation import StreamModulation
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 from pretrain.types import Stream
 
 
@@ -60,7 +60,7 @@ class UnifiedTransformer(AVTransformer):
             video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(levels[0][:, :1])
         )
 
-    def mix(self, given: Inputs) -> Pair:
+    def mix(self, given: Inputs) -> StreamPair:
         num_context, (num_video, num_audio) = given.context.shape[1], given.counts
         kinds = torch.tensor([0, 1, 2], device=given.context.device).repeat_interleave(
             torch.tensor([num_context, num_video, num_audio], device=given.context.device)

@@ -22,8 +22,8 @@ from pretrain.files import write_json
 from pretrain.launch.stage_run import StageRun
 from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
 from pretrain.model.flavors import flavor
+from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
-from pretrain.titan.manager import is_full, remove_incomplete, save_error
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export

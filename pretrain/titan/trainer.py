@@ -21,13 +21,13 @@ from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
-from pretrain.data.stream.collate import Batch, to_av_batch
+from pretrain.data.stream.collate import CollatedBatch, to_av_batch
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
+from pretrain.titan.checkpoints import Checkpoints
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
-from pretrain.titan.manager import Checkpoints
 from pretrain.titan.policy import StepJudge
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import initialise, load_parent
@@ -96,7 +96,7 @@ class PretrainTrainer(Trainer):
     def should_continue_training(self) -> bool:
         return not (self.finished or self.stopping)
 
-    def train_step(self, data_iterator: Iterator[tuple[Batch, Tensor]]) -> None:
+    def train_step(self, data_iterator: Iterator[tuple[CollatedBatch, Tensor]]) -> None:
         """Accumulate the micro-batches, clip, and apply the step unless the judge skips it."""
         start = time.perf_counter()
         self.optimizers.zero_grad()
@@ -150,7 +150,7 @@ class PretrainTrainer(Trainer):
             sums.loss(video_count, audio_count, self.run.config.objective.audio_weight).backward()
         return torch.stack([sums.video, sums.audio]).detach().double()
 
-    def _corrupted(self, batch: Batch, labels: Tensor) -> tuple[Task, int, Corrupted]:
+    def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:
         on_device = {name: value.to(self.device) for name, value in batch.items()}
         clean = to_av_batch(on_device)
         corrupted = corrupt(clean, self.run.config.objective, self.noise_seed)

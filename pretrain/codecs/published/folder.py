@@ -37,7 +37,7 @@ _AGAIN = "run `nava codec import` again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedOptions:
+class CodecOptions:
     """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's
     id."""
 
@@ -66,7 +66,7 @@ def import_codec(
     text: Path,
     speaker: Path,
     to: Path,
-    options: PublishedOptions = PublishedOptions(),
+    options: CodecOptions = CodecOptions(),
 ) -> str:
     """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
 
@@ -113,7 +113,7 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     """
     where = folder / "config.json"
     try:
-        options = override(PublishedOptions(), config["options"], f"{where} options")
+        options = override(CodecOptions(), config["options"], f"{where} options")
         paths = {name: Path(config["parts"][name]["path"]) for name in _SOURCES}
         files: dict[str, Digests] = {name: config["parts"][name]["files"] for name in _SOURCES}
         found, width = _codec_id(files, options), int(config["text_width"])
@@ -168,7 +168,7 @@ def _audio_folders(given: Path) -> tuple[Path, Path]:
     return vae, part_folder(vocoder, "vocoder", ltx_audio.VOCODER_SOURCE)
 
 
-def _codec_id(files: Mapping[str, Digests], options: PublishedOptions) -> str:
+def _codec_id(files: Mapping[str, Digests], options: CodecOptions) -> str:
     """The vocoder, the device and the tiles of decoding shape no latents."""
     shaping = {
         name: {file: facts["sha256"] for file, facts in found.items()}

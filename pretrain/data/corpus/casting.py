@@ -11,7 +11,7 @@ from pretrain.data.corpus.bank import load_bank
 from pretrain.data.corpus.config import CorpusConfig
 from pretrain.randomness import stable_hash
 
-Pair = tuple[str, str]  # word, voice
+WordVoice = tuple[str, str]  # word, voice
 WORDS_PER_REFERENCE = 3
 
 
@@ -19,8 +19,8 @@ WORDS_PER_REFERENCE = 3
 class Casting:
     """`references`: name -> (voice, its words as (word, take)); no reference says a held-out pair."""
 
-    seen: tuple[Pair, ...]
-    held_out: tuple[Pair, ...]
+    seen: tuple[WordVoice, ...]
+    held_out: tuple[WordVoice, ...]
     references: dict[str, tuple[str, tuple[tuple[str, int], ...]]]
 
 
@@ -66,7 +66,7 @@ def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.ran
     return str(rng.choice(fit))
 
 
-def pair_cycle(pairs: tuple[Pair, ...], rng: np.random.Generator) -> Iterator[Pair]:
+def pair_cycle(pairs: tuple[WordVoice, ...], rng: np.random.Generator) -> Iterator[WordVoice]:
     """All pairs in random order, again and again: counts differ by at most one."""
     while True:
         for index in rng.permutation(len(pairs)):

@@ -16,8 +16,8 @@ from pretrain.data.corpus.render import (
     RIGHT,
     SINGLE,
     SIZE,
-    Box,
     Face,
+    PixelBox,
     camera_windows,
     render_ball,
     render_faces,
@@ -148,7 +148,7 @@ def meta_of(plan: ClipPlan) -> dict[str, Any]:
     return meta
 
 
-def moving_boxes(plan: ClipPlan) -> list[list[Box]]:
+def moving_boxes(plan: ClipPlan) -> list[list[PixelBox]]:
     """[T][faces] mouth boxes as the moving camera sees them, cut to the picture."""
     boxes = []
     for x, y, grow in camera_windows(plan.camera, plan.num_frames).tolist():

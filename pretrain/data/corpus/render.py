@@ -25,7 +25,7 @@ LIPS: Colour = (176, 62, 66)
 PAN_PIXELS = 9.0  # to either side
 ZOOM = 1.35
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two excluded
+PixelBox = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two excluded
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Face:
         return self.x, self.y + 10.5 * self.scale
 
     @property
-    def mouth_box(self) -> Box:
+    def mouth_box(self) -> PixelBox:
         """Holds the open mouth with its lips."""
         (x, y), half_width = self.mouth, (MOUTH_HALF_WIDTH + LIP) * self.scale
         half_height = (MOUTH_OPEN + LIP) * self.scale

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import Codecs
-from pretrain.data.encoding.clips import Clip, ClipReader, Streams, in_order
+from pretrain.data.encoding.clips import ClipReader, MediaClip, Streams, in_order
 from pretrain.data.encoding.merge import write_index, write_manifest
 from pretrain.data.encoding.parts import (
     FORMAT,
@@ -31,8 +31,8 @@ from pretrain.data.encoding.parts import (
     shard_name,
     write_unit,
 )
-from pretrain.data.encoding.units import Units
-from pretrain.data.manifest import Row, check_bad
+from pretrain.data.encoding.units import ManifestUnits
+from pretrain.data.manifest import ManifestRow, check_bad
 from pretrain.data.stream.sample import Sample
 from pretrain.files import read_json
 from pretrain.jsonl import FieldError
@@ -60,7 +60,7 @@ class SetEncoder:
     config: EncodeConfig
     name: str
     manifest: str  # as the user gave it
-    units: Units
+    units: ManifestUnits
     codec_id: str
     streams: Streams
     folder: Path
@@ -136,7 +136,7 @@ class SetEncoder:
         )
         tally = _Tally(self)
 
-        def read(item: tuple[int, Row | FieldError]) -> tuple[int, Clip | FieldError]:
+        def read(item: tuple[int, ManifestRow | FieldError]) -> tuple[int, MediaClip | FieldError]:
             unit, row = item
             return unit, row if isinstance(row, FieldError) else reader(row)
 
@@ -169,10 +169,10 @@ class SetEncoder:
         return write_manifest(self.folder, merged, source, facts)
 
     def _encode_unit(
-        self, unit: int, clips: Iterable[Clip | FieldError], codecs: Codecs, tally: _Tally
+        self, unit: int, clips: Iterable[MediaClip | FieldError], codecs: Codecs, tally: _Tally
     ) -> Iterator[None]:
         draft, rejected = Draft(self.config.latent_dtype), []
-        batch: list[Clip] = []
+        batch: list[MediaClip] = []
         for clip in clips:
             if isinstance(clip, FieldError):
                 rejected.append(clip)
@@ -220,7 +220,7 @@ def _has_sum(path: Path, sha256: str) -> bool:
         return False
 
 
-def _add(clips: Sequence[Clip], codecs: Codecs, fps: float, draft: Draft) -> None:
+def _add(clips: Sequence[MediaClip], codecs: Codecs, fps: float, draft: Draft) -> None:
     """Encodes clips of equal shape together and adds them in order."""
     if not clips:
         return

@@ -32,10 +32,10 @@ class SampleLike(Protocol):
     def speakers(self) -> Tensor: ...  # [R, 192]
 
 
-Batch = dict[str, Tensor]
+CollatedBatch = dict[str, Tensor]
 
 
-def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> Batch:
+def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> CollatedBatch:
     """One micro-batch of one task: only the streams the task generates, padded to the longest with their
     lengths."""
     spec = TASKS[task]

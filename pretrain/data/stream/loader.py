@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import nearest
-from pretrain.data.stream.collate import Batch, collate, num_tokens
+from pretrain.data.stream.collate import CollatedBatch, collate, num_tokens
 from pretrain.data.stream.order import Order
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.randomness import stable_hash
@@ -38,7 +38,7 @@ class Slice:
 class _Made(NamedTuple):
     """A micro-batch and where the stream stands once it was used."""
 
-    batch: Batch
+    batch: CollatedBatch
     step: int
     read: dict[str, int]
 
@@ -77,7 +77,7 @@ class StageLoader:
         self.read: dict[str, int] = {}  # samples taken so far, per "set/bucket"
         self._orders: dict[str, tuple[int, Order]] = {}
 
-    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[CollatedBatch, Tensor]]:
         with closing(prefetched(self._make(self.step, self.read), self.prefetch)) as made:
             for batch, self.step, self.read in made:
                 # torchtitan counts tokens by the size of the labels; an expanded zero costs no memory
@@ -145,12 +145,12 @@ class StageLoader:
             )
 
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 _POLL_S = 0.1
 _END = object()
 
 
-def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+def prefetched(items: Iterator[_Item], depth: int) -> Generator[_Item, None, None]:
     """The same items, up to `depth` of them made in advance by a thread; 0 = none, and no thread.
 
     An error of `items` is raised here, as it is, in its turn. Closing this iterator ends the thread and
@@ -177,7 +177,7 @@ def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
 
 
 def _make(
-    items: Iterator[Item], made: queue.Queue[tuple[Any, BaseException | None]], stop: threading.Event
+    items: Iterator[_Item], made: queue.Queue[tuple[Any, BaseException | None]], stop: threading.Event
 ) -> None:
     try:
         for item in items:
