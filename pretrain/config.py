@@ -1,5 +1,4 @@
-"""Frozen configuration trees and strict overrides: an unknown key is an error that names the nearest valid
-one."""
+"""Frozen configuration trees with strict overrides: an unknown key raises with the nearest valid one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A training at full size rehearsed on one CPU: the ranks are pretended, the shards of one of them are
-real."""
+"""Dry run of full-size training on one CPU: simulated ranks, real shards of one of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Corruption and loss: a clean batch -> what the model sees and must answer -> sums normalised per
-modality."""
+"""Noising and loss: a clean batch -> inputs and targets -> sums normalised per modality."""
 
 from __future__ import annotations
 
@@ -40,8 +39,7 @@ class Corrupted:
 
 
 class LossSums(NamedTuple):
-    """Weighted squared errors and how many elements they are over; divide by counts summed over micro-batches
-    and ranks."""
+    """Weighted squared errors and element counts; divide by counts summed over micro-batches and ranks."""
 
     video: Tensor  # scalar, fp32
     audio: Tensor
@@ -56,8 +54,7 @@ class LossSums(NamedTuple):
 
 
 def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor | None = None) -> Corrupted:
-    """Noise a batch; every draw is keyed by (seed, sample, epoch). `levels` [B] replaces the drawn flow
-    levels (validation)."""
+    """Noise a batch; draws are keyed by (seed, sample, epoch). `levels` [B] replaces the drawn sigmas."""
     spec, device = TASKS[batch.task], batch.sample_ids.device
     keys = list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), strict=True))
     if levels is None:
@@ -146,8 +143,7 @@ def _noised_video(
 
 
 def _noise(clean: CleanStream, keys: list[tuple[int, int]], seed: int, name: str) -> Tensor:
-    """Noise of each sample's own length, zero where padded: what it is padded to must not change what is
-    drawn."""
+    """Noise of each sample's own length, zero where padded, so the draw does not depend on padding."""
     noise = torch.zeros(clean.latents.shape)
     for row, key, length in zip(noise, keys, clean.lengths.tolist(), strict=True):
         shape = (row.shape[0], length, *row.shape[2:])

@@ -44,8 +44,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy:
-    """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped
-    and counted."""
+    """Policy for steps with non-finite loss or gradient, or a gradient spike: skipped and counted."""
 
     max_skips_in_a_row: int = 10  # more than that stops the run
     spike_factor: float = (
@@ -154,8 +153,7 @@ class PretrainConfig:
         return self.stages[name]
 
     def local_batch(self, world_size: int) -> int:
-        """Samples per micro-batch of a rank, or of a context group. Raises ValueError where ranks or the
-        global batch do not split."""
+        """Samples per micro-batch of a rank or context group. Raises ValueError if not divisible."""
         holders = world_size // self.parallel.context
         if world_size % (self.parallel.context * self.parallel.replicas):
             degrees = f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context}"
@@ -171,8 +169,7 @@ class PretrainConfig:
 
 
 def recipe_hash(config: PretrainConfig, stage: str) -> str:
-    """Identity of what a stage trains: the config without the other stages and without what changes no
-    weight."""
+    """Identity of a stage's training: the config without other stages and what changes no weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
     for name in (

@@ -43,8 +43,7 @@ def sample(
     config: SamplerConfig,
     first_frame: Tensor | None = None,
 ) -> Latents:
-    """Latents of B clips from their noise. `first_frame` [B, 48, 1, H, W] is given clean (level 0) and kept
-    as it is."""
+    """Latents of B clips from noise. `first_frame` [B, 48, 1, H, W] is clean (sigma 0) and kept."""
     start = noise
     if first_frame is not None:
         if noise.video is None:

@@ -1,5 +1,4 @@
-"""Stages of the progressive schedule, and the draw that gives every rank the same task in a step (nava.md,
-section 3)."""
+"""Stages of the schedule, and the draw that gives all ranks the same task per step (nava.md, section 3)."""
 
 from __future__ import annotations
 

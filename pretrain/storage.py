@@ -134,8 +134,7 @@ def is_file(path: Path) -> bool:
 
 
 def list_folder(path: Path) -> list[Path]:
-    """Files and folders directly below, sorted; none where the folder is missing. Raises OSError where the
-    store does not answer."""
+    """Sorted direct children; [] where the folder is missing. Raises OSError if the store does not answer."""
     if not is_remote(path):
         return sorted(path.iterdir()) if path.is_dir() else []
     with named_errors(path):
@@ -186,8 +185,7 @@ def remove_file(path: Path) -> None:
 
 
 def check_reachable(path: Path) -> None:
-    """Raises OSError in one line where a remote place's bucket is missing, forbidden or not reachable. Local
-    places pass."""
+    """Raises a one-line OSError where a remote bucket is missing, forbidden or unreachable; local: passes."""
     if not is_remote(path):
         return
     store, key = _store(path), _key(path)
@@ -236,8 +234,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, text: str) -> None:
-    """Write a small file unless it is there: of several writers at once one wins. Read it afterwards to learn
-    who."""
+    """Write a small file unless it exists: one concurrent writer wins. Read it afterwards to see which."""
     if is_remote(path):
         if not is_file(path):
             with writing(path) as local:
@@ -254,8 +251,7 @@ def create(path: Path, text: str) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store
-    fails."""
+    """A file as a seekable stream, fetched as it is read. Raises a one-line OSError where the store fails."""
     with (
         named_errors(path),
         _store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb") as stream,

@@ -27,8 +27,7 @@ AUDIO_TOKENS_PER_S = AUDIO_SAMPLE_RATE_HZ / AUDIO_SAMPLES_PER_TOKEN
 
 
 class Task(StrEnum):
-    """What is generated from what (paper section 3): T text, I first image, A reference voice or sound, V
-    video."""
+    """Tasks (paper section 3): T text, I first image, A reference voice or sound, V video."""
 
     T2AV = "T2AV"
     TI2AV = "TI2AV"
@@ -39,8 +38,7 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch is generated from, besides clean latents. Its answers are remembered: on a GPU each waits
-    for all that is queued."""
+    """Conditions besides clean latents. Properties are cached: on a GPU each one synchronises."""
 
     text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
     text_mask: Tensor  # [B, S] bool, True = a real token
@@ -95,8 +93,7 @@ class Stream:
 
 
 def answer_early(*given: Stream | Conditioning | None) -> None:
-    """Ask all that a forward pass will, while nothing is queued on the device: the pass itself then waits for
-    nothing."""
+    """Cache all properties a forward pass uses while no kernel is queued, so the pass never synchronises."""
     for item in given:
         if isinstance(item, Stream):
             _ = item.padded
@@ -124,8 +121,7 @@ class CleanStream:
 
 @dataclass(frozen=True)
 class AVBatch:
-    """A training batch of one task; absent modalities are None. Randomness is keyed by (seed, sample id,
-    epoch)."""
+    """A training batch of one task; absent modalities are None. Random draws: (seed, sample id, epoch)."""
 
     task: Task
     video: CleanStream | None

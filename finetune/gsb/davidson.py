@@ -110,8 +110,7 @@ def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
 
 
 class _Likelihood:
-    """Negative log-likelihood of counts; parameters are strengths but ours, then log nu, then side, the last
-    two where fitted."""
+    """Negative log-likelihood; parameters: strengths but ours, then log nu, then side, where fitted."""
 
     def __init__(
         self,
@@ -175,8 +174,7 @@ class _Likelihood:
         return found
 
     def has_finite_maximum(self) -> bool:
-        """Whether no direction raises the likelihood for ever: one that lifts no observed outcome's rivals
-        and lowers some."""
+        """Whether the likelihood has a maximum: no direction favours only the observed outcomes."""
         from scipy.optimize import linprog
 
         possible = [choice for choice in range(3) if np.isfinite(self.offset[choice])]

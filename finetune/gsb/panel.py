@@ -122,8 +122,7 @@ class PanelConfig:
 
 @dataclass(frozen=True)
 class Rater:
-    """One simulated rater: weights of the features (positive), and the ways of the config's `noise`,
-    `tie_width`, `side_bias`."""
+    """One simulated rater: positive feature weights and draws of `noise`, `tie_width`, `side_bias`."""
 
     user_id: str
     weights: tuple[float, ...]
@@ -168,8 +167,7 @@ class _Showing:
 
 
 def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
-    """Raises ValueError where something rewarded (rubric items, or features of a preference reward) is what
-    the panel looks at."""
+    """Raises ValueError where a rewarded item (rubric or preference feature) is a feature of the raters."""
     watched = {feature.name.partition(".")[0] for feature in config.features}
     for name, weight in weights.items():
         if weight and name.partition(".")[0] in watched:

@@ -1,5 +1,4 @@
-"""Which clips are put before the simulated panel: clips of one model among themselves, or two models case by
-case."""
+"""Clip pairs for the simulated raters: within one model, or two models case by case."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ def votes_before_after(
 
 
 def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
-    """The clips in order, named MODEL#0, MODEL#1 ... within their case by clip id: a vote needs two names.
-    Raises ValueError for clips of more than one model and for the same clip twice."""
+    """Clips renamed MODEL#0, MODEL#1 ... within a case. ValueError for two models or a clip twice."""
     if len({clip.model for clip in clips}) > 1:
         raise ValueError(
             f"panel: clips of {len({clip.model for clip in clips})} models; pairs within a model are of one"
@@ -61,8 +59,7 @@ def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
 
 
 def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[ClipPair]:
-    """Up to `per_case` random pairs of each case's clips, all clips used about equally often. Raises
-    ValueError for no such pair."""
+    """Up to `per_case` random pairs of each case, clips used about equally. Raises ValueError for no pair."""
     if per_case < 1:
         raise ValueError(f"panel: at least 1 pair a case, got {per_case}")
     members: dict[str, list[ClipRef]] = {}
@@ -86,8 +83,7 @@ def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Cli
 
 
 def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[ClipPair]:
-    """One pair for each case that both sets answer, in the first one's order. Raises ValueError for a case
-    twice, and for none."""
+    """One pair per case of both sets, in the first's order. Raises ValueError for a case twice, or none."""
     others = {clip.case_id: clip for clip in second}
     for clips in (first, second):
         if doubled := [case for case, count in Counter(clip.case_id for clip in clips).items() if count > 1]:

@@ -1,5 +1,4 @@
-"""Whether raters can be relied on: agreement, self-consistency, attention checks, side bias, and the fixed
-rule that drops some."""
+"""Rater quality: agreement, self-consistency, attention checks, side bias, and the exclusion rule."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ ONE_VOTE_PER_CASE = "one vote per case: agreement cannot be computed"
 
 @dataclass(frozen=True)
 class DropRule:
-    """Fixed before any vote is seen. A rater goes who failed attention checks or contradicts himself, shown
-    often enough."""
+    """Fixed before any vote is seen: excludes raters who fail attention checks or contradict themselves."""
 
     min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
@@ -30,8 +28,7 @@ class DropRule:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Chance-corrected agreement over items with at least two raters; three nominal classes. NaN where chance
-    explains all."""
+    """Chance-corrected agreement in three nominal classes, items with >= 2 raters; NaN if undefined."""
 
     krippendorff_alpha: float
     fleiss_kappa: float
@@ -49,8 +46,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RaterCheck:
-    """What is known about one rater. `left_share` is among decided votes, `side_p` its exact two-sided test
-    against a half."""
+    """Statistics of one rater. `left_share`: of decided votes; `side_p`: its exact test against 1/2."""
 
     user_id: str
     votes: int
@@ -108,8 +104,7 @@ def _over_chance(observed: float, chance: float) -> float:
 
 
 def answer_counts(votes: Iterable[Vote]) -> np.ndarray:
-    """[items, 3]: how often the first model of the pair, nobody, the second was preferred; an item is a case,
-    pair and axis."""
+    """[items, 3]: counts of first model, Same, second model; an item is (case, pair, axis)."""
     items: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
     for vote in votes:
         items[vote.case_id, vote.pair, vote.axis][1 - vote.verdict(vote.pair[0])] += 1

@@ -25,8 +25,7 @@ _DRAWS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where it is undefined (win rate without a
-    decided vote)."""
+    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where undefined (no decided vote)."""
 
     good: int
     same: int
@@ -113,8 +112,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def cluster_bootstrap(
     verdicts: np.ndarray, clusters: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `verdicts` [n], whole clusters (integer codes [n] from 0) drawn
-    with replacement."""
+    """95 % percentile interval of the mean of `verdicts` [n], bootstrap over whole `clusters` (codes [n])."""
     sums, sizes = np.bincount(clusters, weights=verdicts), np.bincount(clusters)
     count = len(sizes)
     rng = np.random.default_rng(seed)
@@ -128,8 +126,7 @@ def cluster_bootstrap(
 
 
 def larger_clusters(raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> tuple[str, np.ndarray] | None:
-    """("raters" or "prompts", cluster of every vote) of the grouping with more votes a cluster; None where
-    none repeats."""
+    """("raters" or "prompts", cluster per vote) with more votes per cluster; None if none repeats."""
     found = []
     for name, labels in (("raters", raters), ("prompts", prompts)):
         codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}

@@ -45,8 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Form:
-    """The parts in order, the sentence for clips without speech, and the wanted length in words (Han
-    characters count as one each)."""
+    """Parts in order, the sentence for clips without speech, length in words (each Han character counts)."""
 
     language: str
     unit: str
@@ -148,8 +147,7 @@ def messages(prompt: str, form: Form | None = None) -> list[ChatMessage]:
 
 
 def rewrite_of(prompt: str, answer: str) -> str:
-    """The rewrite in a model's answer: thoughts, fence and quotes around it gone, one paragraph, spans put
-    back; unchecked."""
+    """The rewrite in a completion: reasoning, fence and quotes removed, one paragraph, spans restored."""
     text = _THINKING.sub("", answer).strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3].strip()
@@ -175,8 +173,7 @@ def sections(text: str, form: Form | None = None) -> dict[str, str]:
 
 
 def structure(text: str, form: Form | None = None) -> float:
-    """Share of the form in `text`, 0..1: its parts present in order, and speech or, without any, the sentence
-    that says so."""
+    """Share of the form in `text`, 0..1: parts in order, and speech or the sentence for none."""
     return max(_structure(text, each) for each in ([form] if form else FORMS.values()))
 
 
@@ -193,8 +190,7 @@ def length(text: str, form: Form | None = None) -> float:
 
 
 def num_words(text: str, repeated: bool = True) -> int:
-    """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different
-    sentence once."""
+    """Unspoken words, each Han character one; without `repeated`, of distinct sentences only."""
     sentences = re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text]))
     return sum(
         len(_WORD.findall(sentence))

@@ -22,8 +22,7 @@ NAMES = ("spans", "structure", "length", "clips")
 
 
 class ClipScore(Protocol):
-    """Scores the clips that rewrites lead to; None or NaN where one cannot be scored. Every rewrite keeps its
-    row's spans."""
+    """Scores the rewrites' clips; None or NaN = unscorable. Every rewrite keeps its row's spans."""
 
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> Sequence[float | None]: ...
 
@@ -50,8 +49,7 @@ def length(
 
 
 def fault(source: str, rewrite: str) -> str:
-    """ "" where the rewrite keeps every span of the short prompt and has no placeholder left, else why
-    not."""
+    """ "" where the rewrite keeps every span of the prompt and no placeholder is left, else the reason."""
     return protect(source).check(source, rewrite)
 
 
@@ -68,8 +66,7 @@ def spans_kept(source: str, rewrite: str) -> float:
 
 
 def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
-    """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip.
-    Raises what `score` raises."""
+    """The reward `clips`: scores of the rewrites' clips, one per distinct rewrite. Raises as `score`."""
 
     def clips(
         prompts: Sequence[Any],
@@ -104,8 +101,7 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
 
 
 def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
-    """Raises ValueError for unknown names, or where no reward is left (`clips` is one only with
-    `scores_clips`)."""
+    """Raises ValueError for unknown names or no reward left (`clips` counts only with `scores_clips`)."""
     for name in weights:
         if name not in NAMES:
             raise ValueError(f"rewards.{name}: unknown reward; {nearest(name, NAMES)}")
@@ -116,8 +112,7 @@ def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
 def reward_functions(
     weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
 ) -> tuple[list[RewardFunction], list[float]]:
-    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as
-    `check_weights`."""
+    """TRL's reward_funcs and reward_weights; `clips` only with a score. Raises as `check_weights`."""
     check_weights(weights, score is not None)
     known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
     if score is not None:

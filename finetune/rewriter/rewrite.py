@@ -81,8 +81,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a prompt became, by whom; `reason`: why the model's last answer was not taken ("" where it
-    was)."""
+    """A rewritten prompt and its source; `reason`: why the last completion was rejected ("" = was not)."""
 
     text: str
     by: Literal["model", "template", "original"]
@@ -109,8 +108,7 @@ def fault(prompt: str, text: str, form: Form, min_structure: float) -> str:
 
 
 def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0) -> Rewrite:
-    """The prompt by the template, or as it is where `asking.fallback` says so or the template would not keep
-    its spans."""
+    """The prompt by the template, or unchanged where `asking.fallback` says so or spans would be lost."""
     if asking.fallback == "template":
         text = by_template(prompt, asking.form(prompt))
         if not check_spans(prompt, text):

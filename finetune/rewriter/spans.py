@@ -27,8 +27,7 @@ _JOINERS = frozenset("\u200c\u200d")
 
 @dataclass(frozen=True)
 class Protected:
-    """A prompt with `[NAME i]` for the i-th span (from 1), and the words of each; NAME is nowhere in the
-    prompt."""
+    """A prompt with `[NAME i]` for span i (from 1), and each span's words; NAME is not in the prompt."""
 
     text: str
     words: tuple[str, ...]
@@ -57,8 +56,7 @@ class Protected:
         return re.sub(around, span, answer)
 
     def check(self, source: str, rewritten: str) -> str:
-        """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its
-        spans are back already."""
+        """As `check_spans`, for a restored `rewritten`; a placeholder that is left is wrong too."""
         unspoken = "\n".join(outside(rewritten) or [rewritten])
         left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
         return (
@@ -82,8 +80,7 @@ def protect(prompt: str) -> Protected:
 
 
 def outside(text: str) -> list[str] | None:
-    """What is not spoken: before the first span, between them, after the last. None where the marks are
-    wrong."""
+    """Unspoken text: before, between and after the spans. None where the marks are wrong."""
     try:
         spans = parse(text).spans
     except ValueError:
@@ -94,8 +91,7 @@ def outside(text: str) -> list[str] | None:
 
 
 def map_outside(text: str, change: Callable[[str], str]) -> str:
-    """`text` with what is not spoken changed, spans as they are; all of it as it is where the marks are
-    wrong."""
+    """`text` with unspoken parts mapped and spans kept; unchanged where the marks are wrong."""
     pieces = outside(text)
     if pieces is None:
         return text

@@ -19,8 +19,7 @@ _MUSIC = re.compile(
 
 
 def by_template(prompt: str, form: Form | None = None) -> str:
-    """The prompt in `form` (None: of its own language), its text and spans unchanged. Raises ValueError where
-    its marks are wrong."""
+    """The prompt in `form` (None: of its language), text and spans unchanged. ValueError for wrong marks."""
     form = form or form_of(prompt)
     pieces = outside(prompt)
     if pieces is None:

@@ -50,8 +50,7 @@ Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], d
 
 @dataclass(frozen=True)
 class TuneResult:
-    """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at
-    `step`."""
+    """End of a run: "finished" with out/adapter and out/model, or "interrupted" at checkpoint `step`."""
 
     status: str
     step: int
@@ -254,8 +253,7 @@ def _run(
 
 
 def _order(count: int, wanted: int, seed: int) -> list[int]:
-    """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws
-    again on resuming."""
+    """Row numbers of all steps as one epoch, reshuffled per pass: TRL's samplers restart on resuming."""
     passes = range(-(-wanted // count))
     return [
         place
@@ -299,8 +297,7 @@ def _hushed() -> Iterator[None]:
 
 
 def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
-    """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest
-    may not be whole."""
+    """Arguments common to GRPO and DPO. Two checkpoints are kept: the newest may be incomplete."""
     half = half_precision(config.device)
     return {
         "output_dir": str(out / checkpoints.FOLDER),

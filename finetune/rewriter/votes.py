@@ -55,8 +55,7 @@ class PairedVotes:
 
 
 def read_rewrites(path: Path, model: str) -> list[VotedRewrite]:
-    """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError
-    naming file, line and field."""
+    """Rows of a `nava rewrite` output by `model`. FileNotFoundError, or ValueError (file, line, field)."""
     rewrites: list[VotedRewrite] = []
     seen: dict[str, int] = {}
     for line, row in scan(path):
@@ -151,8 +150,7 @@ def preferred(
 
 
 def as_answer(source: str, rewrite: str) -> str:
-    """What the model should have answered to give `rewrite`: the i-th span's placeholder where the i-th span
-    stands unaltered."""
+    """The completion that gives `rewrite`: placeholder i where span i stands unaltered."""
     protected = protect(source)
     answer = rewrite
     try:

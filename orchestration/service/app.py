@@ -54,8 +54,7 @@ _JSON_AND_FILES = {
 
 
 def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
-    """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`:
-    gate.digest_of(token)."""
+    """ASGI app. `roots`: folders that clip paths may lie in; `token_digest`: gate.digest_of(token)."""
     metrics = ServiceMetrics()
 
     @asynccontextmanager

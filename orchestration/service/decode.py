@@ -43,8 +43,7 @@ class DecodeJob:
 
 @dataclass
 class Decoded:
-    """uint8 [T, H, W, 3] frames, float32 sounds; `references` at 16 kHz, `reference_sound` at the clip's
-    rate."""
+    """uint8 [T, H, W, 3] frames, float32 sounds; `references` 16 kHz, `reference_sound` the clip's rate."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     fps: float = 24.0
@@ -52,8 +51,7 @@ class Decoded:
 
 
 def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded:
-    """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422
-    corrupt; 403 other places."""
+    """Decodes the request's files. Raises Refusal: 413 too large, 415 kind, 422 corrupt, 403 path."""
     budget = _Budget(limits)
     answer = Decoded()
     _clip(job, roots, budget, answer)

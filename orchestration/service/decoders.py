@@ -1,5 +1,4 @@
-"""Processes that decode (`decode_worker`), and clips made of what they answer. A process that takes too long
-or dies is replaced."""
+"""Pool of decoding processes (`decode_worker`); a process that is too slow or dies is replaced."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 class Decoders:
-    """`limits.decoders` processes; `close` ends them. All decoded clips together stay below
-    `limits.held_bytes`."""
+    """`limits.decoders` processes; `close` ends them. All decoded clips take at most `limits.held_bytes`."""
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
@@ -44,8 +42,7 @@ class Decoders:
 
     @asynccontextmanager
     async def decoded(self, job: DecodeJob, uploads: Path | None = None) -> AsyncIterator[Decoded]:
-        """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and
-        422 where a file is the process's death or too slow."""
+        """Decodes `job` with `uploads`. Raises Refusal; 422 where a file kills or stalls the process."""
         most = self.limits.decoded_bytes
         while self.held + most > self.limits.held_bytes:
             self._freed.clear()
@@ -77,8 +74,7 @@ class Decoders:
         self._freed.set()
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
-        """A process that died is no proof against the file, as others kill processes too; one that died twice
-        of it is."""
+        """One dead process does not prove the file bad (it may be killed otherwise); two do."""
         reason = ""
         for _ in range(TRIES):
             process = self._idle.get()
@@ -152,8 +148,7 @@ class _Process:
         self._ready = True
 
     def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or
-        ValueError where the process died."""
+        """(header, arrays up to `most` bytes). Raises OSError, EOFError, KeyError, TypeError, ValueError."""
         sink, source = self._process.stdin, self._process.stdout
         assert sink is not None and source is not None
         write_message(sink, message)

@@ -1,5 +1,4 @@
-"""The service on Ray Serve: one deployment for the web application, one for each reward, which batches what
-it is asked."""
+"""The service on Ray Serve: one deployment for the web app, one per reward, which batches requests."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    """Rewards of the catalog with their options, who may ask (digest of the token), for which files, and at
-    what cost."""
+    """Rewards with their options, the token's digest, permitted file roots, and limits."""
 
     rewards: tuple[str, ...]
     token_digest: bytes

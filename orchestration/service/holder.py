@@ -1,5 +1,4 @@
-"""A reward in a Ray actor of its own: what it leaks, hangs in or dies of stays there, and ending it ends all
-of that."""
+"""A reward in its own Ray actor: leaks, hangs and crashes stay there, and killing it ends them."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ class EncodedText(NamedTuple):
 
 class VideoCodec(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T = 1 + 4n and H, W are
-        multiples of 16."""
+        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T=1+4n, 16 | H, W."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -43,8 +42,7 @@ class AudioCodec(Protocol):
     channels: int  # 1 or 2 that a sound has inside: what `encode` keeps apart and `decode_channels` gives
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """Mono [B, N], or [B, 2, N] where `channels` is 2 -> float32 [B, 128, ceil(N / 640)]; ValueError for
-        non-finite samples."""
+        """Mono [B, N], stereo [B, 2, N] with 2 `channels` -> float32 [B, 128, ceil(N/640)]; checks finite."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -66,15 +64,13 @@ class SpeakerEncoder(Protocol):
     name: str  # of the network, as voice rewards name theirs: what conditions must not judge
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never
-        occurs: it means `no reference`."""
+        """16 kHz mono [N] -> [192], never all zeros (null reference); ValueError if silent or not finite."""
         ...
 
 
 @dataclass(frozen=True)
 class Codecs:
-    """Everything between files and latents; `codec_id` names the weights, so that latents of another codec
-    are refused."""
+    """Everything between files and latents; `codec_id` identifies the weights that latents belong to."""
 
     video: VideoCodec
     audio: AudioCodec
@@ -84,8 +80,7 @@ class Codecs:
 
 
 def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], model: Path) -> None:
-    """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need
-    not say."""
+    """Raises ValueError where the model's facts name another codec; a model without `codec_id` passes."""
     trained_on = facts.get("codec_id", codecs.codec_id)
     if trained_on != codecs.codec_id:
         raise ValueError(

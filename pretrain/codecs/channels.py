@@ -1,5 +1,4 @@
-"""Channels of a decoded sound: the mono mix that voices are judged by, or the two that a stereo codec
-takes."""
+"""Channels of a decoded sound: the mono mix for voice metrics, or the two of a stereo codec."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Fitting the linear codecs on a corpus: PCA bases and speaker constants from the training sets, errors from
-the validation set."""
+"""Fits the linear codecs: PCA bases and speaker constants on training sets, errors on the validation set."""
 
 from __future__ import annotations
 
@@ -89,8 +88,7 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
 def reconstruction_errors(
     codecs: Codecs, rows: Sequence[ManifestRow], config: CodecConfig
 ) -> dict[str, float]:
-    """Video PSNR and explained variance, audio log-mel RMSE (nepers) and explained variance, of a round trip
-    without Griffin-Lim."""
+    """Video PSNR, audio log-mel RMSE (nepers) and explained variances of a round trip without Griffin-Lim."""
     video_error = video_spread = audio_error = audio_spread = 0.0
     num_pixels = num_mels = 0
     assert isinstance(codecs.audio, LinearAudioCodec)

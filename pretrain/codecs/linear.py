@@ -98,8 +98,7 @@ def video_blocks(frames: Tensor) -> Tensor:
 
 
 def audio_blocks(waveform: Tensor) -> Tensor:
-    """[B, N] -> [B, ceil(N / 640), 4*64] log-mel; ValueError for other shapes, no samples, or non-finite
-    ones."""
+    """[B, N] -> [B, ceil(N / 640), 4*64] log-mel; ValueError for other shapes, N = 0 or non-finite values."""
     if waveform.dim() != 2 or not waveform.shape[1]:
         raise ValueError(f"waveform: expected [B, N] with N > 0, got {list(waveform.shape)}")
     check_finite(waveform, "waveform")

@@ -124,8 +124,7 @@ def read_container(
 
 
 def read_rates(path: str | Path) -> Rates:
-    """The file's own rates, from its header alone, for a `read_media` that resamples nothing; raises
-    MediaError as that does."""
+    """The file's own rates, from its header, for `read_media` without resampling; raises MediaError."""
     path = Path(path)
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
@@ -287,8 +286,7 @@ def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
 
 
 def to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
-    """Float [..., N] samples at another rate (polyphase), said once per process; `path` is what that line
-    names."""
+    """Float [..., N] samples at another rate (polyphase), logged once per process with `path`."""
     if found == wanted:
         return waveform.astype(np.float32, copy=False)
     _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))

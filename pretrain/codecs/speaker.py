@@ -28,8 +28,7 @@ _MAX_VALUE = 4.0
 
 
 class SpectralSpeakerEncoder:
-    """Implements `SpeakerEncoder`; `mean` and `std` [192] standardise the statistics over the codec's
-    training sounds."""
+    """Implements `SpeakerEncoder`; `mean`, `std` [192] standardise over the codec's training sounds."""
 
     name = "spectral"
 
@@ -49,15 +48,13 @@ class SpectralSpeakerEncoder:
         return {"mean": self.mean, "std": self.std}
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192], each about standard normal over the training sounds; only the first 30 s
-        count."""
+        """16 kHz mono [N] -> [192], about standard normal over the training sounds; uses the first 30 s."""
         values = (voice_statistics(waveform) - self.mean) / self.std
         return values.clamp(-_MAX_VALUE, _MAX_VALUE)
 
 
 def voice_statistics(waveform: Tensor) -> Tensor:
-    """16 kHz mono [N] -> [192] raw statistics, independent of loudness; ValueError when silent, empty or
-    non-finite."""
+    """16 kHz mono [N] -> [192] raw statistics, loudness-independent; ValueError if silent or not finite."""
     check_finite(waveform, "reference sound")
     waveform = waveform[: MAX_SECONDS * AUDIO_SAMPLE_RATE_HZ].float()
     if waveform.dim() != 1 or is_silent(waveform):
@@ -87,8 +84,7 @@ def is_silent(waveform: Tensor) -> bool:
 
 
 def _pitch_profile(power: Tensor) -> Tensor:
-    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum at lags evenly spaced in
-    pitch."""
+    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum, lags even in pitch."""
     correlation = torch.fft.irfft(
         power.clamp_min(1e-9).sqrt(), dim=0
     )  # the root is nearer to a comb: formants count less

@@ -1,5 +1,4 @@
-"""Every key of both sides accounted for: used, copied, fresh or ignored. What does not fit is refused before
-a tensor is read."""
+"""Accounts for every key of both sides (used, copied, fresh, ignored) before a tensor is read."""
 
 from __future__ import annotations
 

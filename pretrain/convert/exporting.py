@@ -1,5 +1,4 @@
-"""From a model folder to a published layout, tensor by tensor: an imported model comes out as it came in, bit
-for bit."""
+"""Exports a model folder to a published layout, tensor by tensor; the inverse of an import, bit for bit."""
 
 from __future__ import annotations
 
@@ -162,8 +161,7 @@ def diffusers_config(args: ModelArgs) -> dict[str, Any]:
 
 
 def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
-    """What an import wrote of the layout and dtypes that it met. Raises ValueError where it is something
-    else."""
+    """Layout and dtypes that an import recorded. Raises ValueError for anything else."""
     source = described.facts["source"]
     try:
         others = {str(key): _STORED_AS[name] for key, name in source["other_dtypes"].items()}

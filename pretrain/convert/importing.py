@@ -1,5 +1,4 @@
-"""From a published checkpoint to a model folder, tensor by tensor: what is checked, what is written, and
-where it came from."""
+"""Imports a published checkpoint into a model folder, tensor by tensor, with its source recorded."""
 
 from __future__ import annotations
 
@@ -95,8 +94,7 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 
 
 def check_published(args: ModelArgs, name: str) -> None:
-    """Raises ValueError where a model of these sizes would not compute what the published weights were
-    trained for."""
+    """Raises ValueError where these sizes would not compute what the published weights were trained for."""
     needed = {
         "attend_text_padding": True,
         "dropped_text_is_zeros": True,
@@ -131,8 +129,7 @@ class Converted:
         return self.sizes.shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
-        """The source's own unless another was asked for; rows of several types get one that holds them
-        all."""
+        """The source's dtype unless another was requested; rows of several types get one that holds all."""
         theirs = self.rules[key].theirs
         if self.stored or not theirs:
             return self.stored or self.usual

@@ -76,8 +76,7 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
 
 
 def choose(worth: np.ndarray, budget: int) -> list[int]:
-    """Indices (sorted) of the chosen columns of worth [clips stood for, clips to choose]; all when the budget
-    allows."""
+    """Sorted indices of the selected columns of `worth` [clips represented, candidates]; all if they fit."""
     from submodlib import FacilityLocationFunction  # slow to import
 
     count = worth.shape[1]
@@ -97,16 +96,14 @@ def facility_location(worth: np.ndarray, chosen: Sequence[int]) -> float:
 
 
 def quality_of(labels: Mapping[str, Any]) -> float:
-    """0..1 from the labels of a row: noise (20 dB is 0, 60 dB is 1), halved where clipped; without a label
-    0.5."""
+    """0..1 from a row's labels: SNR (20 dB is 0, 60 dB is 1), halved if clipped; 0.5 without a label."""
     snr_db = labels.get("snr_db")
     score = float(np.clip((snr_db - 20.0) / 40.0, 0.0, 1.0)) if isinstance(snr_db, (int, float)) else 0.5
     return score / 2 if labels.get("clipped") else score
 
 
 def _features(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[np.ndarray], list[FieldError]]:
-    """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong
-    with the rest."""
+    """Readable rows, their feature groups (picture, motion and sound, kind), and errors of the other rows."""
     good: list[ManifestRow] = []
     pictures, sounds, rejected = [], [], []
     with ThreadPoolExecutor(NUM_READERS) as pool:
@@ -139,8 +136,7 @@ def _kind(row: ManifestRow) -> str:
 
 
 def _moved(row: ManifestRow, corpus: Path, out: Path) -> ManifestRow:
-    """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with
-    it."""
+    """The row for a manifest in `out`; reference paths, relative to the manifest, are rewritten."""
     if "reference_paths" not in row.meta:
         return row
     paths = [

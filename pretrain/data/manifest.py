@@ -100,8 +100,7 @@ def check_rejected(
 def check_bad(
     path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float
 ) -> None:
-    """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all
-    of them."""
+    """Raises ValueError with the first bad row where `num_bad` exceeds the allowed share, or is all rows."""
     if num_bad > max_bad_fraction * num_rows or num_bad == num_rows:
         share = f"{num_bad} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
         raise ValueError(f"{first.at(path)} ({share}; mend them or allow more)")

@@ -1,5 +1,4 @@
-"""Data mixing files: which sets there are and how often each is drawn (`.list` and `.weight`, nava.md section
-5)."""
+"""Data mixing files: sets and their sampling weights (`.list` and `.weight`, nava.md section 5)."""
 
 from __future__ import annotations
 

@@ -35,8 +35,7 @@ def release_levels(shift: float = 5.0) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelConfig:
-    """How training levels are drawn and weighted. Raises ValueError on a shift or width that is not
-    positive."""
+    """Distribution and weights of training sigmas. Raises ValueError unless shift and width are positive."""
 
     draw: Literal["release", "logit_normal"] = "release"
     weight: Literal["release", "flat"] = "release"
@@ -66,8 +65,7 @@ def draw_level(config: LevelConfig, generator: torch.Generator) -> float:
 
 
 def level_weight(sigma: Tensor, config: LevelConfig) -> Tensor:
-    """Loss weight of each level, mean 1 over the release's levels: exp(-2 (s - 1/2)^2), less its minimum,
-    scaled."""
+    """Loss weight per sigma: exp(-2 (s - 1/2)^2) less its minimum, with mean 1 over the release's."""
     if config.weight == "flat":
         return torch.ones_like(sigma)
     levels = release_levels(config.shift)

@@ -17,8 +17,7 @@ from pretrain.recipe import PretrainConfig
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: status "finished" or "interrupted" (run again to resume), its step, and the exported
-    model."""
+    """End of a stage: status "finished" or "interrupted" (run again to resume), step, exported model."""
 
     status: str
     step: int

@@ -44,8 +44,7 @@ class Nodes:
         return self.rank == 0
 
     def at(self, stage: int) -> Nodes:
-        """The same nodes meeting for their stage number `stage`: on a port of its own, so that nobody meets
-        the stage before it."""
+        """The same nodes with the rendezvous of stage number `stage`: each stage has its own port."""
         if self.count == 1:
             return self
         host, port = endpoint(self.rendezvous)
@@ -85,8 +84,7 @@ def endpoint(text: str) -> tuple[str, int]:
 
 
 def node_rank(count: int, given: int, environment: Mapping[str, str] = os.environ) -> int:
-    """This machine's number: as given, or from the launcher's environment. Raises ValueError where neither
-    says it."""
+    """This machine's rank: given, or from the launcher's environment. Raises ValueError without either."""
     if given >= 0 or count == 1:
         return max(given, 0)
     for name in NODE_RANK_VARIABLES:

@@ -150,8 +150,7 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Linux: torchrun gets SIGTERM when this process dies however it dies, so that no training goes on
-    unseen."""
+    """Linux: torchrun gets SIGTERM when this process dies, so that no training goes on unattended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -163,8 +162,7 @@ def read_state(out: Path) -> dict[str, Any]:
 
 
 def report(error: Exception, out: Path) -> None:
-    """A rank's farewell: one line in error.txt.RANK and the traceback in the log, as far as the disk lets
-    us."""
+    """A rank's exit: one line in error.txt.RANK and the traceback in the log, if the disk allows."""
     line = " ".join(str(error).split())
     with contextlib.suppress(OSError):
         (out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
@@ -174,8 +172,7 @@ def report(error: Exception, out: Path) -> None:
 
 
 def failure(out: Path, code: int, log: Path | None = None) -> Exception:
-    """Which rank was killed, or the ranks' own one-line error, or the last error line of the log
-    (out/log.txt)."""
+    """The killed rank, or the ranks' own one-line error, or the log's last error line (out/log.txt)."""
     log = log or out / LOG
     printed = log.read_text(errors="replace")
     if died := dead_rank(printed):

@@ -20,14 +20,13 @@ from pretrain.types import Conditioning
 
 MASKED_SCORES = (
     1 << 18
-    # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
+    # per sample: for longer ones a mask costs more than two extra calls, and at 32 K tokens does not fit
 )
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How the joint sequence attends: in one call, in one call per modality, each for its samples, or in one
-    call under a mask."""
+    """Joint attention plan: one call, one call per modality with its samples, or one masked call."""
 
     num_video: int  # tokens on this rank
     num_audio: int
@@ -113,7 +112,7 @@ class Projections(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim))
 
     def rotated_qkv(self, x: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, width] and complex freqs_cis [N, 1, d // 2] -> q, k (rotated) and v, each [B, N, heads, d]."""
+        """x [B, N, width], complex freqs_cis [N, 1, d // 2] -> q, k (rotated), v, each [B, N, heads, d]."""
         q, k = self.heads(self.norm_q(self.q(x))), self.heads(self.norm_k(self.k(x)))
         return rotate(q, freqs_cis), rotate(k, freqs_cis), self.heads(self.v(x))
 

@@ -60,8 +60,7 @@ def add_ffn(x: Tensor, ffn: FeedForward, modulation: ModulationRows, eps: float)
 
 
 class AlignmentBlock(nn.Module):
-    """Two streams with their own projections and modulation meet in one joint attention; FFN and norms shared
-    unless split."""
+    """Double-stream block: own projections and modulation, one joint attention; FFN shared unless split."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -81,8 +80,7 @@ class AlignmentBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video, audio) tokens [B, N, width], None where absent, one step further; freqs_cis are complex [N, 1,
-        head_dim // 2]."""
+        """(video, audio) tokens [B, N, width], None = absent; freqs_cis are complex [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (
@@ -121,8 +119,7 @@ class AlignmentBlock(nn.Module):
 
 
 def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """x [B, N, ...] cut into the present streams; the whole of it where there is one (a split would copy its
-    gradient)."""
+    """x [B, N, ...] split into the present streams; x itself if one (a split copies the gradient)."""
     present = [size for size in sizes if size]
     return (x,) if len(present) == 1 else x.split(present, dim=1)
 
@@ -130,8 +127,7 @@ def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 def normed_streams(
     x: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], first: int, eps: float
 ) -> Tensor:
-    """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels
-    (rows first, first + 1)."""
+    """Modulated norm of streams x [B, N, width] of `sizes` tokens (modulation rows first, first + 1)."""
     split = zip(split_streams(x, sizes), modulations, strict=True)
     pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
@@ -147,8 +143,7 @@ def gated_streams(
 
 
 class FusionBlock(nn.Module):
-    """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow
-    levels."""
+    """Single-stream block: one set of weights for [video; audio]; each modality has its own modulation."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -164,8 +159,7 @@ class FusionBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> Tensor:
-        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of the present streams, in
-        order."""
+        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of present streams."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
         hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)

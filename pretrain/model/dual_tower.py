@@ -1,5 +1,4 @@
-"""Dual tower: each modality attends to itself alone, text enters each tower by cross-attention, and extra
-modules let the towers meet."""
+"""Dual tower: self-attention per modality, text by cross-attention, and modules across the towers."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class Meeting(NamedTuple):
 
 
 class CrossModal(nn.Module):
-    """x + attention from one tower to the other, both rotated by the video's clock, so that equal times can
-    find each other."""
+    """x + attention from one tower to the other, both with RoPE of the video's rate, so equal times match."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -40,7 +38,7 @@ class CrossModal(nn.Module):
         mask: Tensor | None,
         joined: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] and other [B, M, width] with their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
+        """x [B, N, width], other [B, M, width], their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
         attn, dtype = self.attn, self.norm.weight.dtype
         seen = self.norm_other(other.to(dtype))
         q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), freqs_cis)
@@ -116,8 +114,7 @@ class TowerPair(nn.Module):
 
 
 class DualTowerTransformer(AVTransformer):
-    """`num_alignment_blocks` pairs of tower blocks, nothing shared between the towers but the time path and
-    the text embedding."""
+    """`num_alignment_blocks` pairs of tower blocks; only the time path and text embedding are shared."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.tower_blocks = nn.ModuleList(TowerPair(args) for _ in range(args.num_alignment_blocks))

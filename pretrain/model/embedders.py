@@ -29,8 +29,7 @@ class VideoEmbedder(nn.Conv3d):
 
 
 class TokenConv(nn.Conv1d):
-    """Convolution along time of [B, L, channels], length kept; a matmul over windows: Conv1d is slow on
-    CPU."""
+    """Length-preserving convolution of [B, L, channels] as a matmul over windows: Conv1d is slow on CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.kernel_size[0] // 2
@@ -52,8 +51,7 @@ class GatedConvMLP(nn.Module):
 
 
 class AudioEmbedder(nn.Module):
-    """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed so that it cannot leak
-    through kernels."""
+    """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed before convolving."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -81,8 +79,7 @@ class TextEmbedder(nn.Sequential):
 
 
 def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:
-    """[...] flow levels in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * level, computed in
-    fp64."""
+    """[...] sigmas in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * sigma, in fp64."""
     half = num_frequencies // 2
     frequencies = torch.exp(
         torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half)

@@ -28,8 +28,7 @@ class First(NamedTuple):
 
 
 def first_values(model: nn.Module, width: int) -> Iterator[First]:
-    """In the order in which they are drawn; a name that comes twice starts as the later one says. The model
-    may be on the meta device."""
+    """In drawing order; for a name listed twice the later entry counts. Works on the meta device."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
             fan_in, fan_out = (

@@ -50,8 +50,7 @@ class TimePath(nn.Module):
     def forward(
         self, video_sigma: Tensor | None, audio_sigma: Tensor | None, context_sigma: Tensor | None = None
     ) -> tuple[StreamModulation | None, ...]:
-        """Levels [B, G] of each present stream -> modulation of (video, audio, context), fp32; a context has
-        no rows of its own."""
+        """Sigmas [B, G] of the present streams -> modulation of (video, audio, context), fp32."""
         return (
             self._modulate(video_sigma, "video"),
             self._modulate(audio_sigma, "audio"),
@@ -71,14 +70,12 @@ class TimePath(nn.Module):
         )
 
     def _rows(self, name: str) -> list[Tensor]:
-        """A table's entries [6 or 2, 1, 1, 1, width], one per block; none where the model has no such
-        blocks."""
+        """A table's entries [6 or 2, 1, 1, 1, width], one per block; none without such blocks."""
         return [table[:, None, None, None] for table in self.tables[name]] if name in self.tables else []
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, in fp32; x [B, N, width], shift and scale [B, G, 1, width] with G
-    dividing N."""
+    """LayerNorm(x) * (1 + scale) + shift, in fp32; x [B, N, width], shift, scale [B, G, 1, width], G | N."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
     groups = normed.unflatten(1, (shift.shape[1], -1))
     return torch.addcmul(shift, groups, 1 + scale).flatten(1, 2)

@@ -1,5 +1,4 @@
-"""What a model costs: parameters, tokens, FLOPs, memory per GPU and time, counted from the sizes; nothing is
-allocated."""
+"""Cost of a model from its sizes: parameters, tokens, FLOPs, memory per GPU and time; allocates nothing."""
 
 from __future__ import annotations
 
@@ -94,8 +93,7 @@ def plan(
 def clip_shape(
     args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512
 ) -> ClipShape:
-    """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into
-    tokens."""
+    """Tokens of a clip of `frames`, `height`, `width`. Raises ValueError for sizes that do not split."""
     cell = PIXELS_PER_LATENT * args.patch_size
     for side, pixels in (("height", height), ("width", width)):
         if pixels < cell or pixels % cell:
@@ -132,8 +130,7 @@ def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) ->
 
 
 def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> float:
-    """Seconds that `flops` of model FLOPs take. Raises ValueError on an MFU outside (0, 1] or a peak that is
-    not positive."""
+    """Seconds of `flops` model FLOPs. Raises ValueError for an MFU outside (0, 1] or a peak <= 0."""
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise ValueError(f"mfu must be in (0, 1] and peak_tflops positive, got {mfu} and {peak_tflops}")
     return flops / (gpus * peak_tflops * 1e12 * mfu)

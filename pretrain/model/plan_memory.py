@@ -1,5 +1,4 @@
-"""Memory of one training step per GPU, by part, from sizes alone: what is sharded, what is gathered, what the
-backward pass keeps."""
+"""Memory of a training step per GPU, by part, from sizes: sharded, gathered, and saved activations."""
 
 from __future__ import annotations
 
@@ -111,8 +110,7 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
 
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
-    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the
-    batch."""
+    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is linear in the batch."""
     empty, one = (
         sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1)
     )
@@ -136,8 +134,7 @@ def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
 
 
 def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks: int) -> dict[str, float]:
-    """Activations of the micro-batch; the tokens' divide by the context degree, what lies before and after
-    them does not."""
+    """Activations of a micro-batch; tokens divide by the context degree, embeddings and heads do not."""
     batch, width = setup.local_batch, args.width
     tokens = (clip.video + clip.audio) / setup.context * batch
     inside = saved_by_block(args, tokens, clip.context * batch)

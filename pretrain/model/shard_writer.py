@@ -69,8 +69,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Write the next tensor. Raises ValueError where it is not the one that `order` has here, or not as
-        planned."""
+        """Write the next tensor. Raises ValueError where it is not the next of `order`, or not as planned."""
         if not self._left:
             self._open()
         if key != self._left[0] or (tensor.shape, tensor.dtype) != self.plan[key]:

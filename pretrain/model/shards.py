@@ -140,8 +140,7 @@ class ShardReader:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
-        """The file; of an object store the last one stays open, since each opening asks it for the size and
-        reading ahead helps."""
+        """The file; the last remote one stays open: opening requests the size, and read-ahead helps."""
         if not is_remote(path):
             with path.open("rb") as file:
                 yield file
@@ -173,8 +172,7 @@ class ShardReader:
 
 
 def files_of(folder: Path, stem: str) -> list[Path]:
-    """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another
-    checkpoint."""
+    """Files of checkpoint `stem`: one, or shards and index; stem-other.safetensors is another's."""
     ends = {".safetensors", INDEX}
     rests = (
         (path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem)

@@ -107,8 +107,7 @@ class AVTransformer(nn.Module):
         )
 
     def join_context_group(self, group: ContextGroup | None) -> None:
-        """Hold a part of every batch's tokens from here on. Raises ValueError where the model does not split
-        that way."""
+        """Hold a part of every batch's tokens from here on. Raises ValueError if the model does not split."""
         if group:
             check_degree(self.args, group.size)
         self.context_group = group
@@ -156,8 +155,7 @@ class AVTransformer(nn.Module):
         return _own((out[0], out[1]), share, dim=0)
 
     def _without_dropped_text(self, conditioning: Conditioning) -> Conditioning:
-        """Dropped texts as zero rows without timbre tokens, where the weights were trained so; else as
-        given."""
+        """Dropped texts as zero rows without timbre tokens if trained so; else unchanged."""
         if not self.args.dropped_text_is_zeros or conditioning.all_kept:
             return conditioning
         kept = conditioning.text_kept[:, None]
@@ -194,8 +192,7 @@ class AVTransformer(nn.Module):
 
 
 def pad_text(states: Tensor) -> Tensor:
-    """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S
-    equal context vectors."""
+    """[B, S, D] -> [B, 512, D], zero-padded: the release pads before the embedding."""
     missing = CONTEXT_TOKENS - states.shape[1]
     if missing < 0:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""Timbre-in-Context: a reference voice becomes one context token, put where its speech span begins (paper
-section 3)."""
+"""Timbre-in-Context: a reference voice is one context token at its speech span's start (paper section 3)."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from pretrain.model.args import ModelArgs
 
 
 class TimbreToken(nn.Module):
-    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros (dropped or
-    absent)."""
+    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""NAVA: video and audio in one self-attention from the first block on, the context outside, by
-cross-attention."""
+"""NAVA: joint video and audio self-attention in every block, context by cross-attention."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 
 
 class NavaTransformer(AVTransformer):
-    """Align-then-Fuse MMDiT (paper section 3): double-stream alignment blocks, then single-stream fusion
-    blocks."""
+    """Align-then-Fuse MMDiT (paper section 3): double-stream, then single-stream blocks."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.double_blocks = nn.ModuleList(AlignmentBlock(args) for _ in range(args.num_alignment_blocks))

@@ -1,5 +1,4 @@
-"""Fully unified: context, video and audio are peer tokens of one self-attention, with one set of weights for
-all."""
+"""Fully unified: context, video and audio tokens in one self-attention with one set of weights."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class PeerBlock(nn.Module):
         freqs_cis: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] of streams of `sizes` tokens with complex freqs_cis [N, 1, head_dim // 2]; mask [B, 1,
-        N, N]."""
+        """x [B, N, width] of `sizes` tokens; freqs_cis complex [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
@@ -45,8 +43,7 @@ class PeerBlock(nn.Module):
 
 
 class UnifiedTransformer(AVTransformer):
-    """`num_fusion_blocks` blocks over all tokens. Context tokens are clean, so they carry level 0, and stand
-    at time 0."""
+    """`num_fusion_blocks` blocks over all tokens; context tokens have sigma 0 and position 0."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.peer_blocks = nn.ModuleList(PeerBlock(args) for _ in range(args.num_fusion_blocks))

@@ -1,5 +1,4 @@
-"""torchtitan's checkpoint manager with the states in a local folder or a store, our retention and one-line
-failures."""
+"""torchtitan's checkpoint manager with local or remote states, retention and one-line errors."""
 
 from __future__ import annotations
 
@@ -49,8 +48,7 @@ class Checkpoints(CheckpointManager):
         return True
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
-        """All ranks call it. Raises OSError in one line where the state cannot be written; the states before
-        stay."""
+        """Called by all ranks. Raises a one-line OSError if the state cannot be written; older ones stay."""
         try:
             super().save(curr_step, last_step)
         except (Exception, CheckpointException) as error:  # the latter is a BaseException
@@ -116,8 +114,7 @@ def remove_incomplete(folder: Path) -> list[int]:
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete finished checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none); returns
-    the rest."""
+    """Delete complete checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none)."""
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):

@@ -19,8 +19,7 @@ import torch._utils
 
 
 def _cpu_module() -> types.ModuleType:
-    """What torchtitan calls on torch.cuda, for a CPU: there is one device, its memory is the machine's, and
-    nothing is asynchronous."""
+    """CPU stand-in for torch.cuda as torchtitan calls it: one device, the machine's memory, synchronous."""
     cpu = types.ModuleType("cpu_device")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     members = {

@@ -35,8 +35,7 @@ _GIB = 2**30
 
 
 class RehearsingTrainer(PretrainTrainer):
-    """The trainer as it is, but for first weights (torchtitan's shard by shard, not ours drawn whole) and a
-    judge that takes every step."""
+    """Trainer with torchtitan's sharded initialisation and a step policy that takes every step."""
 
     def first_weights(self) -> None: ...
 

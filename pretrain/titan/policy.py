@@ -1,5 +1,4 @@
-"""Which steps are taken: non-finite and spiking gradients are skipped, counted, and in a row they stop the
-run."""
+"""Step policy: non-finite and spiking gradients are skipped and counted; many in a row stop the run."""
 
 from __future__ import annotations
 

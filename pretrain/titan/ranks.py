@@ -1,5 +1,4 @@
-"""Ranks for trainings with a loop of their own: the process group, and a model sharded as pretraining shards
-it."""
+"""Ranks for trainings with their own loop: process group, and a model sharded as in pretraining."""
 
 from __future__ import annotations
 

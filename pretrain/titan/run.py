@@ -1,5 +1,4 @@
-"""What each torchrun rank does: `python -m pretrain.titan.run out/stage1/resolved.json` trains one stage, or
-resumes it."""
+"""Entry point of a torchrun rank: `python -m pretrain.titan.run out/stage1/resolved.json` trains a stage."""
 
 from __future__ import annotations
 
@@ -103,8 +102,7 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 
 def main(path: Path) -> int:
-    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank
-    went away."""
+    """Exit code: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank failed."""
     # the outputs of our blocks are views that nobody changes in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()

@@ -82,8 +82,7 @@ class PretrainTrainer(Trainer):
         return self.step
 
     def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Steps until the stage ends or a signal came; saves at intervals and at the end. Raises OSError when
-        a save fails."""
+        """Steps until the stage's end or a signal; saves at intervals and at the end. Raises OSError."""
         assert self.dataloader is not None
         batches = self.batch_generator(self.dataloader)
         while self.should_continue_training():
@@ -141,8 +140,7 @@ class PretrainTrainer(Trainer):
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
     ) -> Tensor:  # type: ignore[override]
-        """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step.
-        Returns its loss sums."""
+        """One micro-batch; `global_valid_tokens`: (video, audio) elements of the step. Returns loss sums."""
         with self.train_context():
             velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)
             sums = velocity_loss(velocity, input_dict)

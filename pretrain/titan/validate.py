@@ -1,5 +1,4 @@
-"""Validation of the sharded model's EMA weights on the set called `validation`, the same clips and noise
-every time."""
+"""Validation of the sharded model's EMA weights on the set `validation`, with fixed clips and noise."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ _CLIPS_PER_BATCH = 8  # over all ranks
 
 
 class Validator:
-    """Holds the validation clips of this rank (of its context group, the same on each of its ranks); without
-    such a set, or without clips enough for every rank, there is nothing to run."""
+    """This rank's (or context group's) validation clips; idle without a set or clips for every rank."""
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
         context = run.config.parallel.context
@@ -124,8 +122,7 @@ def validation_sums(
 
 
 def validation_losses(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Sums (of all ranks) -> `validation/video/0.1`: mean squared error per element; buckets without elements
-    are left out."""
+    """Sums over ranks -> `validation/video/0.1`: mean squared error per element; empty buckets left out."""
     buckets = sorted(key.removesuffix("/sum") for key in sums if key.endswith("/sum"))
     return {
         f"validation/{key}": float(sums[f"{key}/sum"] / sums[f"{key}/count"])

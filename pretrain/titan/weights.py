@@ -1,5 +1,4 @@
-"""Weights in and out of the sharded model, tensor by tensor: seeded initialisation, loading an earlier stage,
-export as safetensors."""
+"""Weights of the sharded model, tensor by tensor: seeded initialisation, loading, safetensors export."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A codec folder of kind `published`: config.json that says where each part lies, by which digest it is
-known, and how it runs."""
+"""A codec folder of kind `published`: config.json with each part's path, digest and options."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ _AGAIN = "run `nava codec import` again"
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions:
-    """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's
-    id."""
+    """How the parts run, by default in the release's precision; what shapes latents enters the codec id."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     video_dtype: Precision = "bfloat16"
@@ -159,8 +157,7 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
 
 
 def _audio_folders(given: Path) -> tuple[Path, Path]:
-    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling
-    vocoder."""
+    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` and its sibling vocoder."""
     vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
     vocoder = (
         vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"

@@ -33,8 +33,7 @@ MIN_SAMPLES = AUDIO_SAMPLE_RATE_HZ // 10
 
 
 class ReDimNetSpeaker:
-    """Implements `SpeakerEncoder`. `network` gives the encoder when first needed; answers are on the CPU, not
-    of unit length."""
+    """Implements `SpeakerEncoder`, loading `network` on first use; results on the CPU, not of unit length."""
 
     name = "redimnet"
 
@@ -63,8 +62,7 @@ class ReDimNetSpeaker:
 
 
 def check_redimnet(path: Path) -> None:
-    """Raises FileNotFoundError or ValueError in one line unless `path` is a published ReDimNet of 192
-    values."""
+    """Raises a one-line FileNotFoundError or ValueError unless `path` is a ReDimNet of 192 values."""
     load_redimnet(path, "cpu")
 
 

@@ -1,5 +1,4 @@
-"""Weight files of published parts: present, whole, known by digest, and read into a network tensor by
-tensor."""
+"""Weight files of published parts: checked for presence, size and digest, loaded tensor by tensor."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ class Source:
 
 
 def part_folder(given: Path, inner: str, source: Source) -> Path:
-    """`given`, or its subfolder `inner` as whole pipelines are published; FileNotFoundError where neither has
-    a config.json."""
+    """`given`, or its subfolder `inner` as in pipelines; FileNotFoundError without a config.json."""
     for folder in (given, given / inner):
         if (folder / "config.json").is_file():
             return folder
@@ -69,8 +67,7 @@ def expect(config: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, s
 
 
 def weight_files(folder: Path, source: Source) -> list[Path]:
-    """The safetensors files of a part, one or those that its index names. Raises FileNotFoundError or
-    ValueError in one line."""
+    """A part's safetensors files, one or those of its index. Raises FileNotFoundError or ValueError."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         names = sorted(set(read_json(index, f"{source.advice} again").get("weight_map", {}).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
@@ -98,8 +95,7 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
 
 
 def tensor_shapes(files: Sequence[Path], source: Source) -> Shapes:
-    """Names and shapes by the files' headers alone. Raises ValueError in one line for a truncated or foreign
-    file."""
+    """Names and shapes from the files' headers. Raises a one-line ValueError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: Shapes = {}

@@ -51,8 +51,7 @@ def cast(config: CorpusConfig) -> Casting:
 
 
 def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.random.Generator) -> str:
-    """Name of a reference of this voice that says none of the words in `unsaid`: it must not give the clip's
-    words away."""
+    """Name of a reference of this voice without a word of `unsaid`, so it holds none of the clip's."""
     fit = [
         name
         for name, (owner, words) in casting.references.items()

@@ -30,8 +30,7 @@ MARGIN_S = 0.005
 
 
 def speak(word: str, voice: str, stretch: float) -> np.ndarray:
-    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or a word that is too
-    long."""
+    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or too long a word."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         command = [

@@ -67,8 +67,7 @@ def openings_of(plan: ClipPlan) -> np.ndarray:
 
 
 def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [T, 64, 64, 3]; mouths open as `openings_of` the plan unless `openings` [faces, T] says
-    otherwise."""
+    """uint8 [T, 64, 64, 3]; mouths open by `openings_of(plan)` or `openings` [faces, T]."""
     if plan.event is not None:
         colour = EVENT_COLOURS[plan.event.colour]
         if plan.event.name == "ball":

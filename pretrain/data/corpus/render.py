@@ -123,8 +123,7 @@ def _scene(faces: tuple[Face, ...], background: str, margin: int) -> np.ndarray:
 
 
 def _wall(background: str, size: int, margin: int) -> np.ndarray:
-    """A plain wall, a little darker to the bottom; stripes outside the still picture show that the camera
-    moves."""
+    """A plain wall, darker to the bottom; stripes beyond the still picture make camera moves visible."""
     scene = np.empty((size, size, 3), np.float32)
     scene[:] = BACKGROUNDS[background]
     scene *= np.linspace(1.04, 0.9, size, dtype=np.float32)[:, None, None]
@@ -214,8 +213,7 @@ def _grid(height: int, width: int, origin_x: float, origin_y: float) -> tuple[np
 def _inside(
     x: np.ndarray, y: np.ndarray, half_width: float, half_height: float | np.ndarray, scale: float = 1.0
 ) -> np.ndarray:
-    """Coverage 0..1 of an ellipse at the origin; distance to the edge by the first-order formula f / |grad
-    f|."""
+    """Coverage 0..1 of an ellipse at the origin, by the first-order distance f / |grad f|."""
     u, v = x / half_width, y / half_height
     squared = u * u + v * v
     slope = 2.0 * np.sqrt((u / half_width) ** 2 + (v / half_height) ** 2) + 1e-6

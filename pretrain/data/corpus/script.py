@@ -1,5 +1,4 @@
-"""Writes the script: who says what, in whose voice, before which wall, for every clip and prompt set of the
-corpus."""
+"""Writes the script of every clip and prompt set: speaker, words, voice and wall."""
 
 from __future__ import annotations
 
@@ -168,8 +167,7 @@ def _face(
     split: str = texts.PRETRAIN,
     used: set[str] | None = None,
 ) -> ClipPlan:
-    """One face says one word; a text in `used` is not taken again. Raises LookupError when no text is
-    left."""
+    """One face with one word, of a text not in `used`. Raises LookupError when no text is left."""
     rng = rng_for(config.seed, name, "face", index)
     who = CHARACTER_BY_VOICE[pair[1]]
     if swapped:

@@ -48,8 +48,7 @@ def split_of(text: str) -> str:
 def one_speaker_texts(
     turn: Turn, described_voice: str, split: str, camera: str = STATIC
 ) -> Iterator[tuple[str, str]]:
-    """Every (text, background) of the split for this face and word; `described_voice` "" = the text describes
-    none."""
+    """Every (text, background) of the split for this face and word; `described_voice` "" = not described."""
     for wall, template in itertools.product(BACKGROUNDS, _ONE_SPEAKER):
         voice = f" in {VOICE_DESCRIPTIONS[described_voice]}" if described_voice else ""
         text = template.format(

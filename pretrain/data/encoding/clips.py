@@ -1,5 +1,4 @@
-"""Rows of a manifest -> clips as the codecs take them: media read, brought to a bucket, reference voices
-embedded."""
+"""Manifest rows -> clips for the codecs: media decoded, fitted to a bucket, reference voices embedded."""
 
 from __future__ import annotations
 
@@ -64,8 +63,7 @@ class Streams:
 
 
 class ClipReader:
-    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads. Voices are
-    always of the mono mix."""
+    """`reader(row)` returns the clip or the rejection. Thread-safe. Voices are of the mono mix."""
 
     def __init__(
         self,
@@ -135,8 +133,7 @@ class ClipReader:
         return torch.from_numpy(fit_length(media.waveform, tokens * AUDIO_SAMPLES_PER_TOKEN))
 
     def _speakers(self, row: ManifestRow, sound: Tensor | None) -> Tensor:
-        """[R, 192]: the row's own reference files; where it names none at all, the sound of the span itself
-        (speech_start..speech_end)."""
+        """[R, 192]: the row's reference files; without any, the span itself (speech_start..end)."""
         num_spans = len(parse(row.text).spans)
         speakers = torch.zeros(num_spans, SPEAKER_DIM)
         if "reference_paths" in row.meta:

@@ -71,8 +71,7 @@ def _describe(row: Mapping[str, Any]) -> str:
 
 
 def _check(job: EncodeJob) -> None:
-    """Raises FileNotFoundError or ValueError for a codec or manifest that is not there, OSError for a
-    store."""
+    """Raises FileNotFoundError or ValueError for a missing codec or manifest, OSError for a store."""
     path = Path(job.codec) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")

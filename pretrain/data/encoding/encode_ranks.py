@@ -36,8 +36,7 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class SetJob:
-    """One manifest to encode; it may be a URL. Raises ValueError for a name that is no folder's below the
-    place it is encoded to."""
+    """One manifest (path or URL) to encode. Raises ValueError for a name that is not a plain folder name."""
 
     name: str
     manifest: str

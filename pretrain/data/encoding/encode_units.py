@@ -1,5 +1,4 @@
-"""One set encoded unit by unit: what is still to do, a unit's samples, and the end where all units are
-there."""
+"""Encodes one set unit by unit: pending units, a unit's samples, and the merge of all units."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ _NO_PART_OF_IT = (
 
 @dataclass(frozen=True)
 class SetEncoder:
-    """Encodes units of a manifest into `folder`, which may be in an object store. Its bytes do not depend on
-    who encodes which unit."""
+    """Encodes manifest units into `folder` (or a store). Bytes do not depend on which rank encodes a unit."""
 
     config: EncodeConfig
     name: str
@@ -86,8 +84,7 @@ class SetEncoder:
         return json.loads(json.dumps(identity))
 
     def claim(self) -> None:
-        """Raises ValueError where the folder holds units of another manifest, codec or config, or a set of
-        unknown origin."""
+        """Raises ValueError where the folder holds units of another manifest, codec or config."""
         path, identity = self.folder / IDENTITY, self.identity()
         if not is_file(path):
             if is_file(self.folder / MANIFEST):
@@ -111,8 +108,7 @@ class SetEncoder:
         return [unit for unit in range(rank, len(self.units), world_size) if unit not in done]
 
     def verify(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
-        """Reads this rank's shards again and yields each unit; damaged and missing ones become units that are
-        to do."""
+        """Verifies this rank's shards, yielding each unit; damaged and missing ones become pending again."""
         for unit, num_rejected in sorted(list_parts(self.folder).items()):
             if unit % world_size == rank:
                 if not self._whole(unit, num_rejected):
@@ -124,8 +120,7 @@ class SetEncoder:
                 remove_file(self.folder / MANIFEST)
 
     def encode(self, todo: Sequence[int], codecs: Codecs) -> Iterator[int]:
-        """Encodes the units in order and yields a row's unit after each row. Raises ValueError once too many
-        rows are bad for certain."""
+        """Encodes units in order, yielding the unit per row. Raises ValueError for too many bad rows."""
         reader = ClipReader(
             self.config.buckets,
             self.config.fps,
@@ -148,8 +143,7 @@ class SetEncoder:
                     yield unit
 
     def finish(self) -> dict[str, Any]:
-        """All units are there: they become a set. Returns its manifest.json; raises ValueError where too many
-        rows were bad."""
+        """Merges all units into a set; returns its manifest.json. Raises ValueError for too many bad rows."""
         merged = write_index(self.folder, list_parts(self.folder))
         if merged.rejected:
             check_bad(
@@ -195,8 +189,7 @@ class SetEncoder:
 
 
 class _Tally:
-    """Bad rows of all ranks, as far as they are known: those of finished units are in the names of the part
-    indexes."""
+    """Known bad rows of all ranks, from the part index names of finished units."""
 
     def __init__(self, encoder: SetEncoder) -> None:
         self.encoder = encoder

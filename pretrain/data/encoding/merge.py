@@ -62,8 +62,7 @@ def write_index(folder: Path, parts: Mapping[int, int]) -> Merged:
 
 
 def write_manifest(folder: Path, merged: Merged, manifest: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """manifest.json with `facts` (codec_id, latent_dtype, ...); `manifest` names the rows' file in
-    rejections. Returns its content."""
+    """Writes manifest.json with `facts` (codec_id, ...); `manifest` names rejected rows. Returns it."""
     content = {
         "format": FORMAT,
         **facts,

@@ -27,8 +27,7 @@ _PART = re.compile(r"(\d{6,})-(\d+)\.json")
 
 
 class Draft:
-    """The shard of one unit, in memory. `add` raises ValueError naming a sample whose tensors are not
-    finite."""
+    """One unit's shard, in memory. `add` raises ValueError naming a sample with non-finite tensors."""
 
     def __init__(self, latent_dtype: str) -> None:
         self.latent_dtype = latent_dtype
@@ -67,8 +66,7 @@ def shard_name(unit: int) -> str:
 
 
 def write_unit(folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldError] = ()) -> None:
-    """The unit's shard (none where all rows were rejected) and then its part index. Raises OSError where they
-    cannot be written."""
+    """Writes the shard (none where all rows were rejected), then its part index. Raises OSError."""
     part: dict[str, Any] = {
         "unit": unit,
         "samples": draft.rows,

@@ -1,5 +1,4 @@
-"""A manifest cut into units of consecutive rows. Only where each unit starts is remembered: 36 million rows
-do not fit into memory."""
+"""A manifest as units of consecutive rows; only unit offsets are held: 36 million rows exceed memory."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from pretrain.jsonl import FieldError, parse_line
 
 @dataclass(frozen=True)
 class ManifestUnits:
-    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest; blank lines are no
-    rows."""
+    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest, blank lines excluded."""
 
     path: Path  # a local file
     folder: Path  # that the rows' paths are relative to

@@ -25,8 +25,7 @@ _FRAMES_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class BucketConfig:
-    """Sizes and lengths that clips are brought to; an empty list leaves them as they are. Raises ValueError
-    for impossible ones."""
+    """Sizes and lengths of buckets; an empty list keeps the clip's. Raises ValueError for impossible ones."""
 
     sizes: tuple[str, ...] = ()  # "HEIGHTxWIDTH" in pixels, e.g. "704x1280"; multiples of 32
     frames: tuple[
@@ -95,8 +94,7 @@ def audio_lengths(frames: Sequence[int], fps: float) -> list[int]:
 
 
 def check_speech(ends_s: Sequence[float], num_spans: int, kept_s: float, whole_s: float) -> None:
-    """Raises ValueError where words of the prompt would be spoken after the cut: they cannot stay in a prompt
-    that nobody hears."""
+    """Raises ValueError where words of the prompt are spoken after the cut, and so not in the clip."""
     if not num_spans or kept_s >= whole_s:
         return
     if not ends_s:
@@ -112,8 +110,7 @@ def check_speech(ends_s: Sequence[float], num_spans: int, kept_s: float, whole_s
 
 
 def fit_picture(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [T, H, W, 3] -> [T, *size, 3]: resized to cover (bicubic, antialiased), then cropped around the
-    centre."""
+    """uint8 [T, H, W, 3] -> [T, *size, 3]: resized to cover (bicubic, antialiased), then centre-cropped."""
     import torch
     from torch.nn.functional import interpolate
 

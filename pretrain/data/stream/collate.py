@@ -36,8 +36,7 @@ CollatedBatch = dict[str, Tensor]
 
 
 def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> CollatedBatch:
-    """One micro-batch of one task: only the streams the task generates, padded to the longest with their
-    lengths."""
+    """One micro-batch of one task: the streams it generates, padded to the longest, with lengths."""
     spec = TASKS[task]
     batch = {
         "task": torch.tensor(list(Task).index(task)),

@@ -22,8 +22,7 @@ _INT32 = ("shard", "row", *_SIZES, "text", "spans", "bucket")
 
 
 class IndexWriter:
-    """Context manager; `add` streams rows to the file. A row's `bucket` numbers its combination of sizes, in
-    order of appearance."""
+    """Context manager; `add` streams rows to the file. `bucket`: sizes numbered by first appearance."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -44,8 +43,7 @@ class IndexWriter:
         return self
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """`row` has data_id, shard, row, frames, height, width, tokens, text, spans, video_rate_hz and crc32;
-        other keys are left out."""
+        """`row`: data_id, shard, row, frames, height, width, tokens, text, spans, video_rate_hz, crc32."""
         sizes = tuple(row[name] for name in _SIZES)
         self._rows.append({**row, "bucket": self._buckets.setdefault(sizes, len(self._buckets))})
         if len(self._rows) == ROWS_PER_BATCH:
@@ -118,7 +116,6 @@ class LatentIndex:
 
 
 def size_key(row: Mapping[str, Any]) -> str:
-    """Name of a bucket: latent frames x rows x columns + audio tokens, e.g. `37x44x80+151`; `none` for what
-    is absent."""
+    """Name of a bucket: latent frames x rows x columns + audio tokens, as `37x44x80+151`; `none` = absent."""
     video = "x".join(str(row[name]) for name in ("frames", "height", "width")) if row["frames"] else "none"
     return f"{video}+{row['tokens'] or 'none'}"

@@ -1,5 +1,4 @@
-"""The training data of one stage: an exactly resumable stream of micro-batches that does not depend on the
-number of ranks."""
+"""Training data of a stage: an exactly resumable stream of micro-batches, independent of the rank count."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ class StageLoader:
                 yield batch, torch.zeros(1, dtype=torch.int8).expand(num_tokens(batch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, exact between steps; one string, because DCP only loads keys that are there before
-        loading."""
+        """Position, exact between steps; one string, since DCP only loads keys that exist before loading."""
         return {"position": json.dumps({"step": self.step, "read": self.read}, sort_keys=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

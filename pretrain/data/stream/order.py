@@ -1,5 +1,4 @@
-"""Orders in which the samples of a bucket come within an epoch: pure functions of what they are drawn
-from."""
+"""Orders of a bucket's samples within an epoch, as pure functions of the seed."""
 
 from __future__ import annotations
 

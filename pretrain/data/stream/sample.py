@@ -1,5 +1,4 @@
-"""One encoded clip, and how it lies in a shard: a few tensors under its row's key, and a checksum over their
-bytes."""
+"""One encoded clip and its layout in a shard: tensors under its row's key, with a checksum."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded clip; a modality the set does not have is None. All tensors are float32 but
-    `speaker_positions` (int64)."""
+    """One encoded clip; None = modality absent. Tensors are float32, `speaker_positions` int64."""
 
     data_id: str
     video: Tensor | None  # [48, F, h, w]

@@ -179,8 +179,7 @@ def _size_key(sample: SampleLike) -> str:
 
 
 def check_sets_split(sets: Mapping[str, SampleSet], patch_size: int, context: int) -> None:
-    """Raises ValueError naming the first set with a clip size whose tokens do not split over `context`
-    ranks."""
+    """Raises ValueError naming the first set whose clip tokens do not split over `context` ranks."""
     for name, source in sets.items() if context > 1 else ():
         for members in source.buckets.values():
             sample = source.samples[int(members[0])]

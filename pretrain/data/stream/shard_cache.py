@@ -23,8 +23,7 @@ _FOLDER = "shards"
 
 
 class ShardCache:
-    """A folder of at most `max_bytes`, by default below NAVA_CACHE or the temporary folder. A single larger
-    shard is still held."""
+    """A folder of at most `max_bytes`, below NAVA_CACHE or the temporary folder, but one shard at least."""
 
     def __init__(self, folder: Path | None = None, max_bytes: int = int(DEFAULT_GB * 2**30)) -> None:
         self.folder = (
@@ -34,8 +33,7 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def fetch(self, path: Path, sha256: str, num_bytes: int) -> Path:
-        """The file itself if local, else its copy here. Raises FileNotFoundError, OSError, or ValueError
-        where the content is another."""
+        """The local file, or its cached copy. Raises OSError, or ValueError for other content."""
         if not is_remote(path):
             return path
         copy = self.folder / f"{sha256}{path.suffix}"

@@ -106,8 +106,7 @@ class LatentStore:
         return unpack(tensors, row["video_rate_hz"])
 
     def _shard(self, number: int) -> Any:
-        """The open shard; its size is compared when it is opened, its samples' checksums when they are
-        read."""
+        """The open shard; its size is checked on opening, its samples' checksums on reading."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -135,8 +134,7 @@ class LatentStore:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`; should the machine stop in between, the older one is left beside it
-    as `.NAME.old`."""
+    """Replaces `old` by `new`; after a crash in between, the older one remains as `.NAME.old`."""
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
