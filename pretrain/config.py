@@ -20,8 +20,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def override(config: ConfigT, values: Mapping[str, Any], where: str = "") -> ConfigT:
-    """Copy of a frozen dataclass tree with `values` (nested mappings) put in; raises ValueError on unknown
-    keys or wrong types.
+    """Copy of a frozen dataclass tree with nested `values`; ValueError on unknown keys or wrong types.
 
     Members of a mapping of dataclasses are those that are there, unless their class says `may_be_added`.
     """

@@ -19,8 +19,7 @@ _RESULT = "dry_run.json"
 
 
 def rehearse(config: PretrainConfig, gpus: int) -> dict[str, Any]:
-    """Build, shard and step `config`'s model as rank 0 of `gpus`; sizes, seconds and peak memory
-    (pretrain.titan.dry_run says what).
+    """Build, shard and step `config`'s model as rank 0 of `gpus`; returns sizes, seconds and peak memory.
 
     Raises ValueError where the degrees do not divide the ranks, or with the last line of a rehearsal that
     failed.

@@ -19,8 +19,7 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` (whose folder is made) that takes its place on success and vanishes on
-    failure.
+    """A temporary path beside `path` (whose folder is made), renamed to it on success, deleted on failure.
 
     An OSError of the body that names no file, as a write on a full disk, or the temporary one comes out
     naming `path`.

@@ -122,8 +122,7 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
 
 
 def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:
-    """`{rows, spans, references, errors: [{line, field, message}]}`; spans and references are those of the
-    good rows.
+    """`{rows, spans, references, errors: [{line, field, message}]}`; the counts are of valid rows.
 
     With `files`, image and reference files must exist. Raises FileNotFoundError without the JSONL itself.
     """

@@ -198,8 +198,7 @@ def check_reachable(path: Path) -> None:
 
 @contextmanager
 def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
-    """The file itself if local, else a download that is removed afterwards, in NAVA_CACHE or the temporary
-    folder.
+    """The file itself if local, else a temporary download (in NAVA_CACHE or the temporary folder).
 
     sha256: hexadecimal; raises ValueError where the content is another. Raises OSError where the store fails.
     """
@@ -217,8 +216,7 @@ def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts. On failure
-    nothing of it appears.
+    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts.
 
     Raises OSError in one line where the upload fails; what was at `path` before is then intact.
     """

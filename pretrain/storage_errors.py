@@ -30,8 +30,7 @@ _GIVE = "give credentials that may in the environment or fsspec's configuration"
 
 @contextmanager
 def named_errors(path: object) -> Iterator[None]:
-    """Errors of a driver or the network inside come out as an OSError of one line: the place, the cause, what
-    to do.
+    """Converts errors of a store's driver or the network into a one-line OSError: place, cause, remedy.
 
     FileNotFoundError, PermissionError and ConnectionError keep their kinds; errors that are not a store's
     pass as they are.

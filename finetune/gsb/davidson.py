@@ -1,5 +1,4 @@
-"""Strengths of several models from votes with ties: Bradley-Terry-Davidson with a side effect (metrics.md
-9.3).
+"""Bradley-Terry-Davidson strengths from votes with ties, with a side effect (metrics.md 9.3).
 
 With d = strength(left) - strength(right) + side, the logits of (left wins, tie, right wins) are (d/2, log
 tie, -d/2): a multinomial logit, whose log-likelihood is concave. Davidson 1970 (ties), Davidson and Beaver
@@ -25,8 +24,7 @@ Outcomes = Mapping[
 
 @dataclass(frozen=True)
 class Davidson:
-    """The fitted model. Strengths are log pi with ours = 0; higher is better. Errors come from the exact
-    Hessian.
+    """The fitted model. Strengths are log pi, ours = 0, higher is better; errors from the exact Hessian.
 
     `tie` is nu itself (not its logarithm): 0 where no vote is a tie, 1 where equal clips tie in a third of
     the votes. `side` is the g added to the left clip's strength, 0 where it cannot be told (`side_fixed`).

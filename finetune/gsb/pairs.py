@@ -1,5 +1,4 @@
-"""Votes on clips -> preference pairs for training: one row for each case and pair of clips, answers counted
-per axis.
+"""Votes on clips -> preference pairs: one row per case and pair, votes counted per axis.
 
 Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it
 shows no preference. An axis nobody was asked about has no label.
@@ -77,8 +76,7 @@ def majority(count: Sequence[int]) -> int:
 
 
 def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
-    """The clips of an index of `nava generate` (or its folder), all of `model`; or, without it, each row
-    names its `model`.
+    """The clips of a `nava generate` index (or its folder), all of `model`, else of each row's `model`.
 
     A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises
     FileNotFoundError, or ValueError naming file, line and field.
@@ -108,8 +106,7 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
 
 
 def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str) -> list[PreferencePair]:
-    """The pairs of clips that `votes` (of the file `source`, named in errors) are about, in order of their
-    first vote.
+    """The pairs of clips of `votes` (from the file `source`, named in errors), in order of first vote.
 
     The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its
     digest where the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is

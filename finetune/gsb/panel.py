@@ -1,5 +1,4 @@
-"""A simulated panel of raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
-No person votes.
+"""Simulated raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
 
 A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's
 pull to the left and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric
@@ -203,8 +202,7 @@ def panel(config: PanelConfig) -> list[Rater]:
 def vote(
     config: PanelConfig, pairs: Sequence[ClipPair], scores: JudgeScores, ours: str | None = None
 ) -> list[VoteRow]:
-    """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats,
-    then attention checks.
+    """Simulated votes in the public format (finetune.gsb.votes): first ones, repeats, attention checks.
 
     Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could
     score neither clip is not looked at, an axis without any is not asked; where it could score one, the other

@@ -18,8 +18,7 @@ from pretrain.randomness import stable_hash
 def votes_for_pairs(
     config: PanelConfig, clips: Sequence[ClipRef], scores: JudgeScores, pairs_per_case: int
 ) -> tuple[list[VoteRow], list[ClipRef]]:
-    """Votes between clips of one model, and those clips under the names they have there (`write_clips` makes
-    an index of them).
+    """Votes between clips of one model, and those clips with their new names (for `write_clips`).
 
     `clips` of one prompt share their case_id; `scores` is by the clips' given names. No model is ours:
     ours_side is null.

@@ -1,5 +1,4 @@
-"""Good / Same / Bad from the side of ours: GSB, win rate, tie split, sign test, with intervals (metrics.md
-9.2).
+"""Good / Same / Bad for our model: GSB, win rate, ties, sign test, with intervals (metrics.md 9.2).
 
 `gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters or
 prompts, the percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of at

@@ -1,5 +1,4 @@
-"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields, validated row by
-row.
+"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields.
 
 Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right),
 case_id. Ours: axis (overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated,
@@ -87,8 +86,7 @@ class VoteSet:
 
 
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
-    """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another
-    one.
+    """Every vote of a JSONL file; one bad row rejects the file, since it would change the statistics.
 
     `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With
     `models` no other model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for

@@ -43,8 +43,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def newest(out: Path) -> tuple[int, Path | None]:
-    """(step, folder) of the newest whole checkpoint, (0, None) without one; what a killed save left is
-    removed.
+    """(step, folder) of the newest complete checkpoint, (0, None) without one; removes incomplete ones.
 
     Raises ValueError for a checkpoint with a file that was changed, added or removed since.
     """

@@ -1,5 +1,4 @@
-"""What a rewritten prompt looks like, what a language model is told to get one, and how near a text comes to
-it.
+"""The form of a rewritten prompt, the instruction for it, and how closely a text follows it.
 
 NAVA is trained on dense captions of one paragraph: scene and subjects, then what happens along the time of
 the clip, speech where it is spoken, then camera, sound and the whole (the release's README and rewriting
@@ -127,8 +126,7 @@ def form_of(prompt: str) -> Form:
 
 
 def messages(prompt: str, form: Form | None = None) -> list[ChatMessage]:
-    """The chat that asks for a rewrite: the instruction, and the prompt with its spans taken out and named
-    below it.
+    """Chat messages for a rewrite: the instruction, then the prompt with spans replaced and listed below.
 
     `form` None is the prompt's own language. Raises ValueError for a prompt whose marks are wrong.
     """
@@ -163,8 +161,7 @@ def _one_line(piece: str) -> str:
 
 
 def sections(text: str, form: Form | None = None) -> dict[str, str]:
-    """Name -> text of the parts that are there in order, each with a few words of its own: the longest such
-    choice.
+    """Name -> text of the parts found in order, each with a few words besides the cue: the longest choice.
 
     A part starts with its cue, at the start of a sentence or clause and not inside speech. `form` None is the
     one that fits best.
@@ -178,8 +175,7 @@ def structure(text: str, form: Form | None = None) -> float:
 
 
 def length(text: str, form: Form | None = None) -> float:
-    """1 for a length the form wants, in words that are not spoken, falling to 0 at none and at twice too
-    many.
+    """1 for a length in the form's range (unspoken words), falling to 0 at no and at twice too many words.
 
     A sentence said again does not count again, so that repetition is no length. `form` None is the one that
     fits best.

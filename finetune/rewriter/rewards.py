@@ -1,5 +1,4 @@
-"""What a rewrite is worth, as TRL asks for it: functions of (prompts, completions, **columns) that answer a
-number for each completion.
+"""Rewards of rewrites as TRL's functions of (prompts, completions, **columns) -> one number each.
 
 `source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span
 gets no clip: it counts as the worst clip of its group, so that no reward pays for lost words.

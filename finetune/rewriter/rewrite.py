@@ -1,5 +1,4 @@
-"""Short prompts to long ones by a language model behind an endpoint, with the template or the prompt itself
-where it fails.
+"""Rewrites short prompts by a language model, with a template or the prompt itself as fallback.
 
 Whoever answers, `fault` decides: a text whose speech spans are not the prompt's, byte for byte and in order,
 is never given out.
@@ -119,8 +118,7 @@ def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0)
 def rewrite_all(
     prompts: Sequence[str], endpoint: ChatModel, cache: RewriteCache, asking: Asking
 ) -> list[Rewrite]:
-    """One rewrite per prompt, in order. Equal prompts are asked for once, and what `cache` has not at all;
-    fallbacks are not cached.
+    """One rewrite per prompt, in order; requests are deduplicated and cached, fallbacks are not cached.
 
     Raises ValueError for a prompt whose marks are wrong, ConnectionError in one line where the server refuses
     all or `patience` is over, OSError for the cache; what has passed by then is in the cache.

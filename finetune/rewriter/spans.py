@@ -1,5 +1,4 @@
-"""Spoken words go through a rewrite byte for byte: taken out before a model sees the prompt, put back after,
-and checked.
+"""Keeps spoken words byte for byte through a rewrite: removed before, restored after, checked.
 
 A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell what it never writes. Whatever
 it answers is checked all the same: an answer may bring marks of its own, or characters that a text encoder
@@ -38,8 +37,7 @@ class Protected:
         return f"[{self.name} {number}]"
 
     def restore(self, answer: str) -> str:
-        """The answer with every placeholder replaced by its span; marks that the model put around one are its
-        span's own.
+        """The completion with placeholders replaced by spans; marks that the model put around are dropped.
 
         A placeholder of no span, or one written otherwise, stays as it is, and `check` says so.
         """
@@ -109,8 +107,7 @@ def map_spoken(text: str, change: Callable[[str], str]) -> str:
 
 
 def check_spans(source: str, rewritten: str) -> str:
-    """ "" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else
-    why not, in one line.
+    """ "" where `rewritten` has every span of `source` unchanged and in order, else a one-line reason.
 
     Also refused, where the source has not the same: a combining character right behind a mark and what folds
     into a mark under NFKC, as text encoders fold (either would make or break a mark); direction overrides,

@@ -1,5 +1,4 @@
-"""Tunes a prompt rewriter with TRL: GRPO on rewards, DPO on pairs of votes; a LoRA adapter on a frozen causal
-language model.
+"""Tunes a prompt rewriter with TRL: GRPO or DPO of a LoRA adapter on a frozen language model.
 
 One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that
 was not.
@@ -86,8 +85,7 @@ def tune_grpo(
     score_id: str = "",
     trackers: Sequence[Tracker] = (),
 ) -> TuneResult:
-    """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it
-    belongs to the run's identity).
+    """GRPO on `rows`. `score` scores their clips; `score_id` identifies it in the run's identity.
 
     Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged
     tuning, and what a reward raises.

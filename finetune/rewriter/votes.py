@@ -105,8 +105,7 @@ def text_digest(text: str) -> str:
 def preferred(
     votes: Iterable[Vote], rewrites: Sequence[VotedRewrite], axis: str, source: Path | str
 ) -> PairedVotes:
-    """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first
-    vote.
+    """A pair for each two rewrites of a prompt with a majority for one, in order of first vote.
 
     Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred
     one lost or altered a span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on

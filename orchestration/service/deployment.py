@@ -147,8 +147,7 @@ def application(config: ServiceConfig) -> serve.Application:
 def running(
     config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None
 ) -> Iterator[None]:
-    """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all
-    of it gone afterwards.
+    """Context manager: the service at host:port, rewards loaded, on an embedded Ray or the one at `address`.
 
     Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
     """

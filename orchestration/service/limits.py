@@ -12,8 +12,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 class Refusal(Exception):
-    """A request that is not answered: HTTP status, one line, whose fault it is, and seconds to wait where
-    trying again may help.
+    """An HTTP error: status, one line, whose fault it is, and seconds to wait before trying again.
 
     `clip`: this clip cannot be scored and never will be; `request`: it was asked wrongly; `service`: try
     again.

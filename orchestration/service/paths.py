@@ -46,8 +46,7 @@ def real_path(name: str, roots: Sequence[Path], field: str) -> Path:
 
 
 def open_checked(path: Path, roots: Sequence[Path]) -> int:
-    """A descriptor of a file that `real_path` found; what it opened is checked again, as links may have been
-    changed in between.
+    """Opens a file that `real_path` found and checks it again, as links may have changed in between.
 
     Raises Refusal as `real_path` does.
     """

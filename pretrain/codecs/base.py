@@ -1,5 +1,4 @@
-"""What every codec must do, whatever is inside; the embedded linear ones and the full-size ones meet the same
-protocols.
+"""Protocols of all codecs, the embedded linear and the full-size ones.
 
 Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)/4, N samples, L audio tokens
 of 640 samples.

@@ -49,8 +49,7 @@ class CodecConfig:
 
 
 def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
-    """Fits on the corpus' training sets and writes the codec's folder `out`, whole or not at all; returns
-    what errors.json says.
+    """Fits on the corpus' training sets and writes the codec's folder `out` atomically; returns errors.json.
 
     Raises FileNotFoundError for a missing set, ValueError for media that cannot be read or too little data.
     """

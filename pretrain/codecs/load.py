@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_codecs(folder: str | Path) -> Codecs:
-    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not
-    one.
+    """Codecs of a folder written by `nava codec`; else a one-line FileNotFoundError or ValueError.
 
     `linear` ones are fitted by `pretrain.codecs.fit`, `published` ones refer to weights from elsewhere.
     """

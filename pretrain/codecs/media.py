@@ -1,5 +1,4 @@
-"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and float samples, mono
-unless stereo is asked for.
+"""Media in and out: mp4 (h264 + AAC), wav, flac; uint8 frames and float samples, mono by default.
 
 Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned
 after a round trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
@@ -107,8 +106,7 @@ def read_container(
     channels: int = 1,
     admit: Admit = everything,
 ) -> Media:
-    """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame
-    before it is kept and may raise.
+    """`read_media` of an open container; `path` is for errors. `admit` sees each decoded frame and may raise.
 
     Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of
     unknown places.
@@ -161,8 +159,7 @@ def write_mp4(
     sample_rate_hz: int,
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC that browsers
-    play.
+    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC.
 
     All keys of `metadata` are kept; the file appears complete or not at all. Raises ValueError for what
     cannot be written.

@@ -1,5 +1,4 @@
-"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins) and back to sound by fast Griffin-Lim, in
-batches.
+"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins), inverted by batched fast Griffin-Lim.
 
 Source of the inversion: Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm" (WASPAA 2013).
 """

@@ -1,5 +1,4 @@
-"""A linear map between data vectors and latents whose channels all have mean 0 and variance 1: PCA,
-tempering, rotation.
+"""Linear map between data vectors and standardised latents: PCA, partial whitening, rotation.
 
 Standardised channels can mean two things. Whitening each principal component (`whitening` 1) gives the faint
 ones as much of the model's effort and of its error as the strong ones. Keeping the components' energies

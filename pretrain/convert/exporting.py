@@ -87,8 +87,7 @@ class Theirs:
 
 
 def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
-    """Write a model folder in a published layout into a folder or, where `to` ends in .safetensors, a file.
-    Returns what was written.
+    """Write a model folder in a published layout to a folder or .safetensors file; returns a summary.
 
     Raises FileNotFoundError, ValueError or OSError in one line; nothing is left where it fails.
     """

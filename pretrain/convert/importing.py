@@ -147,8 +147,7 @@ class Converted:
 def run_import(
     planned: Planned, to: Path, digests: Mapping[str, str] | None = None, max_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises
-    ValueError or OSError.
+    """Write the model folder atomically; returns its facts with checkpoint_id. Raises ValueError or OSError.
 
     digests: sha256 of the source's files by name, where they are known already.
     """

@@ -1,5 +1,4 @@
-"""The published layouts as data: for each of our keys, the keys of theirs that it is made of (nava.md,
-section 5).
+"""The published layouts as data: the source keys of each of our keys (nava.md, section 5).
 
 `nava` is NAVA.safetensors, `wan` the original Wan2.2-TI2V-5B, `wan_diffusers` the same model as diffusers'
 WanTransformer3DModel. Shapes of a key are the same on both sides but for our modulation tables, whose rows

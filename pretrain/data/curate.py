@@ -53,8 +53,7 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[str, Any]:
-    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl (in the manifest's order) and report.json;
-    returns the report.
+    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl in manifest order; returns report.json.
 
     A budget of all clips or more keeps all. A clip that cannot be read is rejected with its reason and
     counted; too many raise ValueError.

@@ -65,7 +65,7 @@ class ManifestRow:
 def read_manifest(
     path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION
 ) -> tuple[list[ManifestRow], list[FieldError]]:
-    """The good rows and what is wrong with the rejected ones (media are not opened here).
+    """Valid rows and the errors of the rejected ones (media are not opened here).
 
     Raises FileNotFoundError, or ValueError `file:line field: ...` when more than `max_bad_fraction` of the
     rows are bad.

@@ -1,5 +1,4 @@
-"""Condition-factorised guidance: v = v_c + sum over directions of scale * (v_c - v_without), per modality
-(nava.md, section 4).
+"""Factorised guidance: v = v_c + sum of scale * (v_c - v_without), per modality (nava.md, section 4).
 
 A scale has one meaning everywhere: how far to go beyond the fully conditioned velocity, 0 = not at all.
 """

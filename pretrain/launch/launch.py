@@ -76,8 +76,7 @@ def pretrain_stage(
 
 
 def join_stage(out: Path, nproc: int, nodes: Nodes) -> StageResult:
-    """Bring `nproc` ranks to the stage that node 0 trains into `out`, a folder that all nodes see; how it
-    ended.
+    """Run `nproc` ranks of the stage that node 0 trains into `out`, a shared folder; returns the result.
 
     A finished stage is returned at once. Raises the ranks' error where they failed.
     """

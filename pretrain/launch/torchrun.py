@@ -39,8 +39,7 @@ _POLL_S = 0.2
 def run_ranks(
     module: str, out: Path, nproc: int, port: int, progress: StageProgress | None, nodes: Nodes = ALONE
 ) -> int:
-    """`python -m module out/resolved.json` on `nproc` ranks of this node, to its end; returns torchrun's exit
-    code.
+    """Run `python -m module out/resolved.json` on `nproc` local ranks; returns torchrun's exit code.
 
     port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows
     nothing and clears nothing. Raises ValueError where the port is taken.

@@ -45,8 +45,7 @@ def write_model(
     keep_dtype: bool = False,
     max_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which
-    marks the folder complete.
+    """Write safetensors (one file, or shards and index) per entry of `weights`, then config.json.
 
     Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the
     average equals the model and is not stored again. Returns `checkpoint_id`: the digest of the EMA weights

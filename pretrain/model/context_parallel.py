@@ -1,5 +1,4 @@
-"""Context parallelism (Ulysses): each rank holds a part of the tokens; in attention, all tokens for a part of
-the heads.
+"""Context parallelism (Ulysses): a rank holds part of the tokens; in attention, part of the heads.
 
 Source: DeepSpeed Ulysses (Jacobs et al. 2023). Everything but self-attention is per token: two exchanges per
 block.

@@ -1,5 +1,4 @@
-"""Matmul FLOPs of one clip, counted exactly from the sizes (multiply-adds x 2): linear layers, convolutions
-as matmuls, attention.
+"""Matmul FLOPs of one clip, exact from the sizes (multiply-adds x 2): linear, convolution, attention.
 
 What is not a matmul (norms, gates, rotations, softmax) is left out, as torch's own counter leaves it out.
 """
@@ -35,8 +34,7 @@ def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def training_flops(args: ModelArgs, shape: ClipShape) -> int:
-    """Forward and backward of one clip: every matmul again for its weights (or one factor) and again for its
-    input.
+    """Forward and backward of one clip: each matmul again for its weight gradient and its input gradient.
 
     The first maps of latents, text and levels need no gradient of their input.
     """
@@ -58,8 +56,7 @@ def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def params_met_per_video_token(args: ModelArgs) -> int:
-    """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are
-    no matmuls, left out.
+    """Weights of the maps that a video token passes, counted once, without biases and norms.
 
     Cross-attention's k and v are not among them: the context's tokens meet those, and there are few of them.
     """

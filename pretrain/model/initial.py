@@ -1,5 +1,4 @@
-"""First values of a transformer's parameters, one parameter at a time, so that no rank needs the whole model
-to draw them.
+"""Initial values of a transformer's parameters, drawn one parameter at a time.
 
 Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release). At
 other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.

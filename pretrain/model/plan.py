@@ -46,8 +46,7 @@ def plan(
     local_batch: int = 1,
     ema: bool = True,
 ) -> dict[str, Any]:
-    """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in
-    plain types for JSON.
+    """Parameters, tokens and FLOPs of a clip, memory per GPU by part, largest micro-batches; JSON types.
 
     context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips
     of one micro-batch. Raises ValueError on an unknown flavor, sizes that do not split into tokens, or

@@ -1,5 +1,4 @@
-"""Safetensors in shards, read tensor by tensor: one file, or several with an index as Hugging Face writes
-them.
+"""Sharded safetensors, read tensor by tensor: one file, or several with Hugging Face's index.
 
 Only headers are held; a tensor's bytes are read when it is asked for, also from an object store, so memory
 never holds more than that.

@@ -1,5 +1,4 @@
-"""What all paradigms share: latents and text become tokens, levels become modulation, tokens become
-velocities.
+"""Common parts of all paradigms: embedding to tokens, sigmas to modulation, heads to velocities.
 
 What lies between (which token meets which, and where) is a subclass's `mix`.
 """

@@ -79,8 +79,7 @@ class UnifiedTransformer(AVTransformer):
 
 
 def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
-    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = may attend; None =
-    everyone to everyone.
+    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = attends; None = all.
 
     Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the
     other. Nobody but itself sees a dropped text or padding.

@@ -79,8 +79,7 @@ def _placeholders() -> Iterator[None]:
 
 
 def import_torchtitan() -> None:
-    """Import torchtitan's trainer with the right device; called by this package before any of its modules
-    import torchtitan.
+    """Import torchtitan's trainer with the right device; called before other modules import torchtitan.
 
     Raises ImportError where something imported torchtitan earlier and it took the wrong device.
     """

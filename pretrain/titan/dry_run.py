@@ -1,5 +1,4 @@
-"""One process plays rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` builds, shards and
-takes one step.
+"""Simulates rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` takes one step.
 
 Collectives are pretended (torch's fake process group): a gather repeats this rank's shard and a reduction
 does nothing, so the values are meaningless; what is checked is that everything is built, cut, gathered,

@@ -98,8 +98,7 @@ VALIDATION_SEED = 20_260_530
 def validation_sums(
     model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add
-    them over ranks.
+    """Unweighted squared errors and counts, fp64, keyed `video/0.1/sum`, `video/0.1/count`, ...
 
     Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights
     to be judged.

@@ -1,5 +1,4 @@
-"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s of a reference, 16 kHz mono, 192
-values.
+"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s, 16 kHz mono -> 192 values.
 
 The network is the one of `rewards.timbre.redimnet`: one network, one place. The same encoder must not judge
 what it conditions; `name` says which it is, so that a rubric can refuse it.

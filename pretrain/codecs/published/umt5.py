@@ -1,5 +1,4 @@
-"""The umT5-xxl text encoder by transformers' `UMT5EncoderModel`: hidden states of a prompt and where its
-timbre tokens are.
+"""The umT5-xxl text encoder (transformers' `UMT5EncoderModel`): hidden states, timbre token positions.
 
 The encoder sees the prompt with a timbre token after every `<S>` and the closing `</s>`, as Wan's and NAVA's
 releases give it; white space is collapsed (Wan's cleaning also repairs broken encodings with ftfy: give

@@ -1,5 +1,4 @@
-"""The Wan2.2 video VAE by diffusers' `AutoencoderKLWan`: 48 channels at 4x16x16, latents standardised by its
-own statistics.
+"""The Wan2.2 video VAE (diffusers' `AutoencoderKLWan`): 48 channels at 4x16x16, standardised latents.
 
 Source of the normalisation: diffusers' Wan pipelines, (mode of the posterior - latents_mean) / latents_std.
 """

@@ -25,8 +25,7 @@ class Casting:
 
 
 def cast(config: CorpusConfig) -> Casting:
-    """Held-out pairs take a word at most once and the voices in turn, so every word and voice stays well
-    covered.
+    """Held-out pairs use a word at most once and cycle the voices, so that each stays well covered.
 
     Raises ValueError when more pairs are held out than there are words.
     """

@@ -1,5 +1,4 @@
-"""Makes the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`. Users never need to:
-the bank is in the repo.
+"""Generates the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`.
 
 Every word by every voice at every stretch, trimmed of silence and brought to one loudness, one FLAC per
 voice, and an index of where each utterance lies. The same flite (2.2) gives the same bytes.

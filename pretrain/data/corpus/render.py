@@ -1,5 +1,4 @@
-"""Pictures of the corpus: talking faces, a bouncing ball, a flashing light, camera moves. Numpy only, no loop
-over pixels.
+"""Renders the corpus: talking faces, a bouncing ball, a flashing light, camera moves, in vectorised numpy.
 
 A scene is painted once with antialiased shapes (coverage = distance to the edge, in pixels); each frame then
 only repaints what moves. A face stands where it stands: without a camera move its mouth box is the same in

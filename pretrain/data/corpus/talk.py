@@ -1,5 +1,4 @@
-"""Clips of one person who says several words with pauses, four seconds long: what a sync network learns from
-and is tested on.
+"""Four-second clips of one person saying several words with pauses, for training and testing sync networks.
 
 The three sets share no word, so a network is tested on words that it and its rival have never heard.
 """

@@ -20,8 +20,7 @@ _AGAIN = "run the same `nava encode` again"
 def encode_places(
     job: EncodeJob, folder: Path, nproc: int, restart: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Encodes the sets on `nproc` local ranks and returns each one's manifest.json. `folder` (local) gets the
-    ranks' log.
+    """Encodes the sets on `nproc` local ranks; returns their manifest.json. `folder` gets the ranks' log.
 
     restart: forget what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one
     line.

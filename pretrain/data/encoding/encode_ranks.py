@@ -1,5 +1,4 @@
-"""Encoding by many ranks: unit i of a set belongs to rank i mod world, and ranks meet only in the folder they
-write to.
+"""Encoding on many ranks: unit i of a set belongs to rank i mod world; ranks share only the output folder.
 
 `python -m pretrain.data.encoding.encode_ranks FOLDER/resolved.json` is one rank under torchrun. There is no
 process group: a rank that dies takes nothing along, and the same command goes on with the units that are
@@ -82,8 +81,7 @@ class EncodeJob:
 
 
 def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda row: None) -> None:
-    """This rank's units of every set; whoever finds all units of a set there makes it a set. `tell` gets how
-    far all ranks are.
+    """This rank's units of every set; the rank that finds all done merges. `report` gets the overall progress.
 
     Raises ValueError or OSError in one line.
     """

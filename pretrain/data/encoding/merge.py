@@ -1,5 +1,4 @@
-"""Finished units become a set: their part indexes one index, and last the manifest.json without which nobody
-opens the folder.
+"""Merges finished units into a set: one index, and last the manifest.json that makes the set readable.
 
 Whoever merges writes the same bytes, so two ranks that finish together may both do it.
 """

@@ -1,5 +1,4 @@
-"""Few sizes instead of many, so that a step needs no padding: every clip is fitted to a picture size and a
-length of a short list.
+"""Buckets: every clip is fitted to one of few picture sizes and lengths, so that batches need no padding.
 
 Pure functions; a clip that fits nowhere raises ValueError with the reason its row is rejected for.
 """
@@ -58,8 +57,7 @@ class BucketConfig:
 def choose_size(
     height: int, width: int, sizes: Sequence[tuple[int, int]], max_upscale: float = 1.0
 ) -> tuple[int, int]:
-    """The (height, width) with the nearest aspect ratio, of those the clip covers without being enlarged more
-    than `max_upscale`.
+    """The (height, width) of nearest aspect ratio, enlarging the clip by at most `max_upscale`.
 
     Of aspects that are within 5 % of the nearest one the largest: a crop by so little is better than half the
     resolution. Raises ValueError where the clip is too small for all.

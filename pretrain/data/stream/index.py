@@ -1,5 +1,4 @@
-"""The index of an encoded set: one row of numbers per sample in an Arrow file that is mapped into memory, not
-read into it.
+"""The index of an encoded set: one row of numbers per sample in a memory-mapped Arrow file.
 
 36 million samples are a file of about 2.5 GB that all processes of a machine share; as Python objects they
 would take 20 GB in each. pyarrow is imported late, because `nava --help` and stages without data must not

@@ -101,8 +101,7 @@ def open_sets(
     shuffle_shards: int = SHUFFLE_SHARDS,
     cache: ShardCache | None = None,
 ) -> dict[str, SampleSet]:
-    """The stage's encoded sets under `latents`, which may be in an object store. FileNotFoundError or
-    ValueError in one line.
+    """The stage's encoded sets under `latents` (path or URL). Raises one-line FileNotFoundError, ValueError.
 
     A set of up to 1 GiB is held in memory and permuted as a whole; a larger one is read from its shards as it
     is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for disks that

@@ -1,5 +1,4 @@
-"""Local copies of remote shards: whole, checked on arrival, and the least recently used leave when the space
-is needed.
+"""Local copies of remote shards: verified on arrival, least recently used ones evicted.
 
 Copies are named by their content, so the processes of a machine share them and a set that was encoded again
 is never mixed up with its older self. A checksum is computed while a shard is new here, never when a process

@@ -1,5 +1,4 @@
-"""Encoded data sets, local or in an object store: safetensors shards, `index.arrow` (a row per sample),
-`manifest.json` (codec, checksums).
+"""Encoded sets, local or remote: safetensors shards, `index.arrow` (a row per sample), `manifest.json`.
 
 Not webdataset's tar: a tar is read front to back, so an exact global shuffle, or going on exactly on another
 number of ranks, means reading everything again; a safetensors shard gives any sample by its key, mapped into
@@ -32,8 +31,7 @@ _OPEN_SHARDS = 64
 
 
 class LatentStore:
-    """A written set as a sequence of `Sample`; tensors are read when asked for, or all at once with
-    `in_memory`.
+    """A written set as a sequence of `Sample`; tensors are read on access, or up front with `in_memory`.
 
     Raises FileNotFoundError for a folder that is not a set, ValueError for another codec, a damaged shard or
     index.
