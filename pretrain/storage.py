@@ -49,17 +49,8 @@ _STORES = (
     "hf",
     "webdav",
 )
-_WHOLE_UPLOADS = (
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-)  # an object appears when its upload is complete
+# an object appears when its upload is complete
+_WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")
 _DRIVERS = {
     "s3": "s3fs",
     "s3a": "s3fs",

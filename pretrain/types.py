@@ -82,9 +82,8 @@ class Stream:
     # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     sigma: Tensor
     rate_hz: float  # latent frames (video) or tokens (audio) per second
-    clock_hz: (
-        float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
-    )
+    # video latent frames per second of the clip: the clock that both modalities' positions turn by
+    clock_hz: float
 
     @cached_property
     def padded(self) -> bool:

@@ -17,9 +17,8 @@ import numpy as np
 from finetune.gsb.votes import Vote
 
 PSEUDO_WINS = 0.5
-Outcomes = Mapping[
-    tuple[str, str], Sequence[float]
-]  # (left model, right model) -> (left wins, ties, right wins)
+# (left model, right model) -> (left wins, ties, right wins)
+Outcomes = Mapping[tuple[str, str], Sequence[float]]
 
 
 @dataclass(frozen=True)

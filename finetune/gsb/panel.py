@@ -22,9 +22,8 @@ from pretrain.config import nearest
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
-JudgeScores = Mapping[
-    tuple[str, str], Mapping[str, float]
-]  # (model, clip id) -> judge -> value, NaN = could not be scored
+# (model, clip id) -> judge -> value, NaN = could not be scored
+JudgeScores = Mapping[tuple[str, str], Mapping[str, float]]
 VoteRow = dict[str, Any]
 SPOILT = " spoilt"  # ends the name of an attention check's copy
 
@@ -78,9 +77,8 @@ class PanelConfig:
     repeat_share: float = 0.05  # of showings, shown again with sides swapped
     attention_share: float = 0.05  # of showings, as many checks with a spoilt copy
     spoilt_gap: float = 3.0  # how much worse a spoilt copy looks
-    unscorable_gap: float = (
-        3.0  # how much worse a clip looks that a judge could not score (silent, black) beside one it could
-    )
+    # how much worse a clip looks that a judge could not score (silent, black) beside one it could
+    unscorable_gap: float = 3.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.votes_per_pair <= self.raters:

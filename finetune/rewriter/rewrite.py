@@ -58,9 +58,8 @@ class Asking:
     fallback: Literal["template", "original"] = "template"
     concurrency: int = 16
     num_tries: int = 4
-    backoff_s: float = (
-        0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
-    )
+    # before the second try, doubled for every further one; a server's Retry-After counts if longer
+    backoff_s: float = 0.5
     min_structure: float = 0.5
     seed: int = 0  # another one asks a server that samples by seed for other answers
     patience: int = 20

@@ -17,9 +17,8 @@ from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
 PLACEHOLDER = "SPEECH"
 
-_MARK_LIKE = re.compile(
-    r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE
-)  # after white space is taken out
+# after white space is taken out
+_MARK_LIKE = re.compile(r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE)
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")
 

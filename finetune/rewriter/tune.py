@@ -333,10 +333,8 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult)
     """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
-    for folder, save in (
-        (tuned.adapter, adapted.save_pretrained),
-        merged,
-    ):  # in this order: merging takes the adapter off
+    # in this order: merging takes the adapter off
+    for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save(partial)

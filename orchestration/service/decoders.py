@@ -155,9 +155,8 @@ class _Process:
         sink.flush()
         if (header := read_message(source)) is None:
             raise EOFError
-        table = header.get(
-            "arrays", []
-        )  # not to be trusted either: a decoder may have been taken over by its file
+        # not to be trusted either: a decoder may have been taken over by its file
+        table = header.get("arrays", [])
         sizes = [math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize for entry in table]
         if sum(sizes) > most or min(sizes, default=0) < 0:
             raise ValueError("more than a clip may have")

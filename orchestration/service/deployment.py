@@ -164,9 +164,8 @@ def running(
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
         finally:
-            with contextlib.suppress(
-                RayError, RayServeException, RuntimeError
-            ):  # it may not have come to an application
+            # it may not have come to an application
+            with contextlib.suppress(RayError, RayServeException, RuntimeError):
                 serve.delete(APP)  # and nothing else that a cluster serves
             ray.shutdown()
 

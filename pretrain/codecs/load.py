@@ -23,9 +23,8 @@ def load_codecs(folder: str | Path) -> Codecs:
         kind = config["kind"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
-    if (
-        kind == "linear"
-    ):  # imported here, so that a full-size codec's libraries load only when one is asked for
+    # imported here, so that a full-size codec's libraries load only when one is asked for
+    if kind == "linear":
         from pretrain.codecs.folder import load_linear
 
         return load_linear(Path(folder), config)

@@ -71,9 +71,8 @@ def read_media(
             raise MediaError(
                 f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
             )
-        if (
-            channels == 1 or _sound_header(path).channels <= 2
-        ):  # soundfile does not say where more channels are
+        # soundfile does not say where more channels are
+        if channels == 1 or _sound_header(path).channels <= 2:
             waveform, found_rate = _read_sound(path, channels)
             return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
     try:

@@ -85,9 +85,8 @@ def is_silent(waveform: Tensor) -> bool:
 
 def _pitch_profile(power: Tensor) -> Tensor:
     """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum, lags even in pitch."""
-    correlation = torch.fft.irfft(
-        power.clamp_min(1e-9).sqrt(), dim=0
-    )  # the root is nearer to a comb: formants count less
+    # the root is nearer to a comb: formants count less
+    correlation = torch.fft.irfft(power.clamp_min(1e-9).sqrt(), dim=0)
     correlation = correlation / correlation[:1].clamp_min(1e-9)
     return _lag_weights() @ correlation[: _lag_weights().shape[1]]
 

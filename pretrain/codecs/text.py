@@ -95,9 +95,8 @@ def piece_vector(piece: str, width: int) -> np.ndarray:
 
 
 def _ngrams(piece: str) -> Iterator[bytes]:
-    data = (
-        b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
-    )  # the ends of a word are parts too
+    # the ends of a word are parts too
+    data = b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
     for size in range(1, _LONGEST_NGRAM + 1):
         for start in range(len(data) - size + 1):
             yield data[start : start + size]

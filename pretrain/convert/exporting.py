@@ -27,11 +27,8 @@ _STEMS: dict[WeightLayout, str] = {
     "wan_diffusers": "diffusion_pytorch_model",
 }
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_STORED_AS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}  # in an import's config.json
+# in an import's config.json
+_STORED_AS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,8 @@ class ExportConfig:
     layout: WeightLayout
     weights: WeightsName = "ema"
     written_as: WrittenAs = "same"  # as it was imported; for a trained model as it is stored
-    max_bytes: int = (
-        0  # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
-    )
+    # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
+    max_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in _STEMS:

@@ -16,9 +16,8 @@ from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 
 WeightLayout = Literal["nava", "wan", "wan_diffusers"]
-AudioSuffix = Literal[
-    "leaf", "module"
-]  # self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
+# self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
+AudioSuffix = Literal["leaf", "module"]
 AudioFrom = Literal["fresh", "copy"]
 
 LAYOUTS: dict[WeightLayout, str] = {

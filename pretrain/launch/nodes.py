@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 # of Slurm, of Kubeflow Trainer (torchrun's own environment), of other launchers
 NODE_RANK_VARIABLES = ("SLURM_NODEID", "PET_NODE_RANK", "NODE_RANK")
-JOIN_TIMEOUT_S = (
-    7200  # nodes start at different times, and between stages the first one exports and makes samples
-)
+# nodes start at different times, and between stages the first one exports and makes samples
+JOIN_TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +22,8 @@ class Nodes:
     count: int = 1
     rank: int = 0
     rendezvous: str = ""
-    max_restarts: int = (
-        0  # times torchrun starts the ranks again after one has died; they go on from the newest checkpoint
-    )
+    # times torchrun starts the ranks again after one has died; they go on from the newest checkpoint
+    max_restarts: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.max_restarts < 0:

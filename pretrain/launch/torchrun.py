@@ -47,10 +47,8 @@ def run_ranks(
     if port and nodes.count == 1:
         check_port(port)
     if nodes.leads:
-        for stale in (
-            *out.glob(f"{ERROR}.*"),
-            *out.glob(STATE),
-        ):  # what an earlier attempt said is not this one's answer
+        # what an earlier attempt said is not this one's answer
+        for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):
             stale.unlink()
     threads = max(
         1,
@@ -58,9 +56,8 @@ def run_ranks(
     )
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("PET_")
-    }  # torchrun's options by environment
+    # torchrun's options by environment
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     environment = {
         SHUTDOWN_TIMEOUT: "90",
         FRESH_STORE: "1",

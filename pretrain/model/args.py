@@ -7,9 +7,8 @@ from typing import Literal
 
 from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
 
-Paradigm = Literal[
-    "nava", "dual_tower", "unified"
-]  # who meets whom in self-attention (pretrain.model.flavors)
+# who meets whom in self-attention (pretrain.model.flavors)
+Paradigm = Literal["nava", "dual_tower", "unified"]
 
 
 @dataclass(frozen=True, kw_only=True)

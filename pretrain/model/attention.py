@@ -32,9 +32,8 @@ class AttentionPlan:
     num_audio: int
     apart: bool  # True: no sample joins its modalities, so two calls and no mask
     mask: Tensor | None  # [B, 1, N, N] bool, True = may attend; None = everything valid and joined
-    rows: tuple[Tensor, Tensor] | None = (
-        None  # samples that join and samples that do not, where each group has calls of its own
-    )
+    # samples that join and samples that do not, where each group has calls of its own
+    rows: tuple[Tensor, Tensor] | None = None
     share: Share | None = (
         # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
         None
@@ -92,9 +91,8 @@ def plan_attention(
     is_audio = places >= num_video
     mask = joined[:, None, None] | (is_audio[:, None] == is_audio)
     if valid is not None:
-        own = torch.eye(
-            mask.shape[1], dtype=torch.bool, device=mask.device
-        )  # a padded query sees itself: softmax stays finite
+        # a padded query sees itself: softmax stays finite
+        own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         mask = (mask & valid[:, places][:, None, :]) | own
     return AttentionPlan(video, audio, apart=False, mask=mask[:, None], share=share)
 

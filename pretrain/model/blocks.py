@@ -34,9 +34,8 @@ def cross_context(tokens: Tensor, conditioning: Conditioning, attend_padding: bo
     """The context tokens [B, S, width] with what of them each sample may attend to."""
     kept, mask = conditioning.text_kept, None
     if not attend_padding and conditioning.text_padded:
-        mask = (conditioning.text_mask | ~kept[:, None])[
-            :, None, None
-        ]  # a dropped text may be empty: softmax stays finite
+        # a dropped text may be empty: softmax stays finite
+        mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]
     return Context(tokens, mask, None if conditioning.all_kept else kept[:, None, None].to(tokens.dtype))
 
 

@@ -30,10 +30,8 @@ def first_values(model: nn.Module, width: int) -> Iterator[First]:
     """In drawing order; for a name listed twice the later entry counts. Works on the meta device."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
-            fan_in, fan_out = (
-                module.weight.shape[1:].numel(),
-                module.weight.shape[0],
-            )  # not weight[0]: that would gather a shard
+            # not weight[0]: that would gather a shard
+            fan_in, fan_out = (module.weight.shape[1:].numel(), module.weight.shape[0])
             bound = (6 / (fan_in + fan_out)) ** 0.5
             yield First(f"{name}.weight", "Xavier-uniform", partial(nn.init.uniform_, a=-bound, b=bound))
             if module.bias is not None:

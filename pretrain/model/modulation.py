@@ -19,9 +19,8 @@ from pretrain.model.embedders import sinusoid
 class StreamModulation(NamedTuple):
     """One stream's modulation; G level groups divide the stream's tokens evenly."""
 
-    alignment: tuple[
-        Tensor, ...
-    ]  # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
+    # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
+    alignment: tuple[Tensor, ...]
     fusion: tuple[Tensor, ...]  # per fusion block [6, B, G, 1, width]
     head: Tensor | None  # [2, B, G, 1, width]: shift, scale; None where the stream has no head
 

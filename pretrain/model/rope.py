@@ -24,9 +24,8 @@ def video_freqs_cis(
     """Turns of video tokens in (t, h, w) order: [frames * rows * columns, 1, head_dim // 2], complex64."""
     grid, parts = (frames, rows, columns), []
     for axis, (size, dims) in enumerate(zip(grid, axis_split(head_dim), strict=True)):
-        along = freqs_cis_of(
-            _angles(torch.arange(size, device=device), dims, theta)
-        )  # sines of an axis, not of the whole grid
+        # sines of an axis, not of the whole grid
+        along = freqs_cis_of(_angles(torch.arange(size, device=device), dims, theta))
         parts.append(along.view(*[size if other == axis else 1 for other in range(3)], -1).expand(*grid, -1))
     return torch.cat(parts, dim=-1).flatten(0, 2)[:, None]
 

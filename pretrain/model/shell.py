@@ -29,9 +29,8 @@ class Inputs(NamedTuple):
     """What a paradigm mixes; of each pair, None where the modality is absent."""
 
     tokens: StreamPair  # [B, N, width] each
-    valid: (
-        StreamPair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
-    )
+    # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
+    valid: StreamPair
     freqs_cis: StreamPair  # complex [N, 1, head_dim // 2] each
     modulations: tuple[StreamModulation | None, ...]  # video, audio, and whatever else a paradigm modulates
     context: Tensor  # [B, S, width] text with timbre tokens in their places

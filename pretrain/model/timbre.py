@@ -38,9 +38,8 @@ def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor, keep
     if positions.shape[1] == 0:
         return context
     length = context.shape[1]
-    slots = torch.where(
-        positions < 0, length, positions
-    )  # absent spans land in a spare row that is cut off again
+    # absent spans land in a spare row that is cut off again
+    slots = torch.where(positions < 0, length, positions)
     padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
     index = slots[..., None].expand(-1, -1, context.shape[2])
     tokens = tokens.to(context.dtype)

@@ -102,7 +102,6 @@ def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | No
     valid = torch.cat([text & kept[:, None], *streams], dim=1)
     reads_context = kinds[None, :] == 0
     allowed = joined[:, None, None] | (kinds[:, None] == kinds[None, :]) | reads_context
-    own = torch.eye(
-        len(kinds), dtype=torch.bool, device=kinds.device
-    )  # a token that nobody sees sees itself: softmax stays finite
+    # a token that nobody sees sees itself: softmax stays finite
+    own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
     return ((allowed & valid[:, None, :]) | own)[:, None]

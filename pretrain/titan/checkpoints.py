@@ -28,9 +28,8 @@ class Checkpoints(CheckpointManager):
     def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
         super().__init__(base_folder=str(place), sd_adapter=None, **parts)
         self.place, self.config = place, config
-        self.newest = self.pending = (
-            0  # pending: being written while training goes on; a later save waits for it
-        )
+        # pending: being written while training goes on; a later save waits for it
+        self.newest = self.pending = 0
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:

@@ -68,9 +68,8 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     trainer.take_every_step()
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule) and module is not trainer.model:
-            module.set_reshard_after_forward(
-                True
-            )  # as on a GPU: gathered whole, the model would not fit here
+            # as on a GPU: gathered whole, the model would not fit here
+            module.set_reshard_after_forward(True)
     built = time.perf_counter()
     assert trainer.dataloader is not None
     batches = list(_first(trainer, 1))

@@ -40,9 +40,8 @@ def parallelize(
     for group in blocks if shard_blocks else ():
         for block in group:
             fully_shard(block, mesh=mesh, mp_policy=low, reshard_after_forward=reshard)
-    fully_shard(
-        model, mesh=mesh, mp_policy=low, reshard_after_forward=False
-    )  # the root is needed first in the backward pass
+    # the root is needed first in the backward pass
+    fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)
     sum_gradients(model)
     return model
 

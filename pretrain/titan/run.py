@@ -107,9 +107,8 @@ def main(path: Path) -> int:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
     run = StageRun.load(path)
-    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(
-        missing_ok=True
-    )  # of the attempt before an elastic restart
+    # of the attempt before an elastic restart
+    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(missing_ok=True)
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:

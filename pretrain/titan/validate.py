@@ -44,9 +44,8 @@ class Validator:
         if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
             sets = open_sets(run.latents, stage, run.codec_id or None)
-            check_sets_split(
-                sets, flavor(run.config.flavor).patch_size, context
-            )  # here: not when it is first due
+            # here: not when it is first due
+            check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
             self.clips = sets[VALIDATION_SET]
 
     def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:

@@ -17,11 +17,8 @@ from pretrain.types import AUDIO_SAMPLE_RATE_HZ
 
 NUM_MELS, N_FFT, HOP = 64, 1024, 160
 FLOOR = 1e-5
-_LINEAR_HZ, _LINEAR_MELS, _LOG_STEP = (
-    1000.0,
-    15.0,
-    math.log(6.4) / 27.0,
-)  # Slaney: linear to 1 kHz, logarithmic above
+# Slaney: linear to 1 kHz, logarithmic above
+_LINEAR_HZ, _LINEAR_MELS, _LOG_STEP = (1000.0, 15.0, math.log(6.4) / 27.0)
 
 
 def log_mel(waveform: Tensor) -> Tensor:

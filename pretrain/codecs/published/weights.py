@@ -145,9 +145,8 @@ def fill(network: nn.Module, folder: Path, source: Source, dtype: torch.dtype, d
     check_shapes(tensor_shapes(files, source), shapes_of(network), folder, source)
     for path in files:
         network.load_state_dict(load_file(path), strict=False, assign=True)
-    return (
-        nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
-    )  # diffusers' own `to` warns of nothing
+    # diffusers' own `to` warns of nothing
+    return nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def digests(folder: Path, files: Sequence[Path]) -> Digests:

@@ -76,9 +76,8 @@ def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> n
     openings = openings_of(plan) if openings is None else openings
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
     num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
-    starts = rng.uniform(
-        -0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1)
-    )  # some fall outside the clip
+    # some fall outside the clip
+    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1))
     blinks = np.any((times >= starts) & (times < starts + BLINK_S), axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 

@@ -81,7 +81,7 @@ class EncodeJob:
 
 
 def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda row: None) -> None:
-    """This rank's units of every set; the rank that finds all done merges. `report` gets the overall progress.
+    """This rank's units of every set; the rank that finds all done merges. `report`: overall progress.
 
     Raises ValueError or OSError in one line.
     """

@@ -44,11 +44,8 @@ if TYPE_CHECKING:
 
 IDENTITY = "encode.json"
 LISTED_EVERY_S = 10.0
-_NO_PART_OF_IT = (
-    "audio_only_sets",
-    "max_bad_fraction",
-    "num_readers",
-)  # fields of the config that change no byte of a sample
+# fields of the config that change no byte of a sample
+_NO_PART_OF_IT = ("audio_only_sets", "max_bad_fraction", "num_readers")
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ class Merged:
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: int = 0
     rejected: list[FieldError] = field(default_factory=list)
-    hashes: array[int] = field(
-        default_factory=lambda: array("Q")
-    )  # of the data ids: 8 bytes each, where the ids would take 80
+    # of the data ids: 8 bytes each, where the ids would take 80
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
     index: dict[str, Any] = field(default_factory=dict)  # checksum and size of the index
 
     def repeated(self) -> frozenset[int]:

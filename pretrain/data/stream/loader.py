@@ -130,9 +130,8 @@ class StageLoader:
     def _parts(self, source: SampleSet, taken: Taken) -> Iterator[Sequence[tuple[int, int]]]:
         """This rank's micro-batches."""
         local = self.part.local_batch_size * (len(taken) // self.global_batch_size)
-        if (
-            source.by_shards
-        ):  # a rank's samples from as few shards as can be: a machine then fetches few of a window's
+        # a rank's samples from as few shards as can be: a machine then fetches few of a window's
+        if source.by_shards:
             per_rank = len(taken) // self.part.world_size
             mine = sorted(taken)[self.part.rank * per_rank : (self.part.rank + 1) * per_rank]
             yield from (mine[start : start + local] for start in range(0, per_rank, local))
