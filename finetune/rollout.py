@@ -17,11 +17,11 @@ from finetune.sde import step
 from finetune.types import Key, Policy, Role, Rollout, Trajectory, joined, take
 from pretrain.codecs.base import Codecs
 from pretrain.flow.guidance import GuidanceScales
-from pretrain.flow.solvers import Latents, sampling_levels, solve
+from pretrain.flow.solvers import Latents, sampling_sigmas, solve
 from pretrain.generate import conditioning_of
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
-from pretrain.sampling import Clock, SamplerConfig, streams
+from pretrain.sampling import LatentRates, SamplerConfig, streams
 from pretrain.types import (
     AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
@@ -59,7 +59,7 @@ class Asked:
     sample_ids: Tensor  # [P * K] int64
     video_shape: tuple[int, ...]
     audio_shape: tuple[int, ...]
-    clock: Clock
+    clock: LatentRates
 
     def part(self, start: int, end: int) -> Asked:
         """Prompts `start` to `end` (exclusive)."""
@@ -102,7 +102,7 @@ def ask(
         sample_ids=torch.tensor([stable_hash(data_id, k) for data_id, k in numbers], dtype=torch.int64),
         video_shape=(VIDEO_CHANNELS, num_video_latents(num_frames), *grid),
         audio_shape=(AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps)),
-        clock=Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
+        clock=LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
     )
 
 
@@ -167,7 +167,7 @@ def _made(
 def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
     """Euler steps, stochastic ones inside each group's window."""
     table = torch.tensor(
-        sampling_levels(phase.sampler.steps, phase.sampler.shift),
+        sampling_sigmas(phase.sampler.steps, phase.sampler.shift),
         dtype=torch.float64,
         device=noise.video.device,
     )

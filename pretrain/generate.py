@@ -26,7 +26,7 @@ from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, read_prompts
 from pretrain.randomness import generator_for
-from pretrain.sampling import Clock, SamplerConfig, lower_precision, sample
+from pretrain.sampling import LatentRates, SamplerConfig, lower_precision, sample
 from pretrain.types import (
     AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
@@ -168,14 +168,14 @@ def _make(
     marks: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Sample, decode and write one batch; returns its index rows."""
-    clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
+    rates = LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
     device = device_of(config)
-    given, first_frames = (
+    conditions, first_frames = (
         conditioning_of(rows, codecs, references.voices).to(device),
         _first_frames(rows, references, codecs),
     )
     first_frames = None if first_frames is None else first_frames.to(device)
-    latents = sample(model, noise_of(rows, config, device), given, clock, config.sampler, first_frames)
+    latents = sample(model, noise_of(rows, config, device), conditions, rates, config.sampler, first_frames)
     assert latents.video is not None and latents.audio is not None
     frames = codecs.video.decode(latents.video.float().cpu()).numpy()
     sounds = codecs.audio.decode_channels(latents.audio.float().cpu()).numpy()

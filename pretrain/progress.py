@@ -31,12 +31,12 @@ def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
     if sys.stderr.isatty():
         yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
         return
-    started, told = time.monotonic(), 0
+    started, reported = time.monotonic(), 0
     for done, item in enumerate(items, start=1):
         yield item
         tenth = 10 * done // max(total, 1)
-        if tenth > told:
-            told, spent = tenth, time.monotonic() - started
+        if tenth > reported:
+            reported, spent = tenth, time.monotonic() - started
             print(
                 f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
                 file=sys.stderr,

@@ -75,15 +75,15 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Stream:
-    """One modality on its way into the model."""
+    """One modality as the model's input."""
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]; noised, or clean where sigma is 0
     lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
-    # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    # [B, G]; noise level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     sigma: Tensor
     rate_hz: float  # latent frames (video) or tokens (audio) per second
-    # video latent frames per second of the clip: the clock that both modalities' positions turn by
-    clock_hz: float
+    # video latent frames per second: the unit of RoPE time for both modalities
+    video_rate_hz: float
 
     @cached_property
     def padded(self) -> bool:
@@ -91,9 +91,9 @@ class Stream:
         return not bool((self.lengths == self.latents.shape[2]).all())
 
 
-def answer_early(*given: Stream | Conditioning | None) -> None:
+def cache_flags(*parts: Stream | Conditioning | None) -> None:
     """Cache all properties a forward pass uses while no kernel is queued, so the pass never synchronises."""
-    for item in given:
+    for item in parts:
         if isinstance(item, Stream):
             _ = item.padded
         elif item:
@@ -128,7 +128,7 @@ class AVBatch:
     conditioning: Conditioning
     sample_ids: Tensor  # [B] int64, stable hash of the data id
     epochs: Tensor  # [B] int64
-    clock_hz: float  # video latent frames per second of these clips, also where only sound is trained
+    video_rate_hz: float  # video latent frames per second of these clips, also for audio-only tasks
 
 
 class Tracker(Protocol):

@@ -194,9 +194,9 @@ def _connected(counts: Mapping[tuple[str, str], np.ndarray], ours: str) -> list[
     reached = {ours}
     while grown := {model for pair in counts if reached & {*pair} for model in pair} - reached:
         reached |= grown
-    if apart := [model for model in others if model not in reached]:
+    if unconnected := [model for model in others if model not in reached]:
         raise ValueError(
-            f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or "
+            f"no chain of votes connects {', '.join(unconnected)} with {ours}; collect votes between them or "
             "leave them out"
         )
     return [ours, *others]

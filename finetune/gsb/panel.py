@@ -213,14 +213,14 @@ def vote(
     if doubled := [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]:
         raise ValueError(f"panel: the pair {doubled[0]} is there twice")
     values = {pair.key: _gaps(config, pair, scores) for pair in pairs}
-    shown = _showings(config, pairs)
+    showings = _showings(config, pairs)
     rows: list[VoteRow] = []
-    for showing in [*shown, *_repeats(config, shown)]:
+    for showing in [*showings, *_repeats(config, showings)]:
         for axis in config.axes:
             gaps = values[showing.pair.key]
             if np.isfinite(gaps[config.about(axis)]).any():
                 rows.append(_row(config, showing, axis, _answer(config, showing, axis, gaps), ours))
-    for showing in _attention_checks(config, shown):
+    for showing in _attention_checks(config, showings):
         axis = "sync" if "sync" in config.axes else config.axes[0]
         rows.append(
             _row(
@@ -275,34 +275,34 @@ def _showings(config: PanelConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
             seen[place] += 1
             assigned.append((index, raters[place]))
     turn: Counter[tuple[str, ...]] = Counter()
-    shown = []
+    showings = []
     for index, rater in assigned:
         pair = pairs[index]
         table = (rater.user_id, *pair.key[1:])
         alphabetical_is_left = (turn[table] + stable_hash("side", config.seed, *table)) % 2 == 0
         turn[table] += 1
-        shown.append(
+        showings.append(
             (index, _Showing(pair, rater, alphabetical_is_left == (pair.first.model == pair.key[1])))
         )
-    return [showing for _, showing in sorted(shown, key=lambda entry: entry[0])]
+    return [showing for _, showing in sorted(showings, key=lambda entry: entry[0])]
 
 
-def _chosen(config: PanelConfig, shown: Sequence[_Showing], share: float, what: str) -> Iterator[_Showing]:
+def _chosen(config: PanelConfig, showings: Sequence[_Showing], share: float, what: str) -> Iterator[_Showing]:
     order = sorted(
-        shown, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
+        showings, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
     )
-    yield from order[: round(share * len(shown))]
+    yield from order[: round(share * len(showings))]
 
 
-def _repeats(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
-    again = _chosen(config, shown, config.repeat_share, "repeat")
+def _repeats(config: PanelConfig, showings: Sequence[_Showing]) -> list[_Showing]:
+    again = _chosen(config, showings, config.repeat_share, "repeat")
     return [_Showing(showing.pair, showing.rater, not showing.first_is_left, repeat=1) for showing in again]
 
 
-def _attention_checks(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
+def _attention_checks(config: PanelConfig, showings: Sequence[_Showing]) -> list[_Showing]:
     """The first clip against its spoilt copy; once for a rater and clip."""
     checks: dict[tuple[str, ...], _Showing] = {}
-    for showing in _chosen(config, shown, config.attention_share, "attention"):
+    for showing in _chosen(config, showings, config.attention_share, "attention"):
         clip = showing.pair.first
         copy = ClipRef(clip.clip_id, clip.model + SPOILT, clip.case_id, clip.prompt, None)
         left = stable_hash("attention side", config.seed, showing.rater.user_id, *showing.pair.key) % 2 == 0
@@ -321,9 +321,9 @@ def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray)
     lapse, noise = rng.random(), float(rng.standard_normal())
     if lapse < config.lapses:
         return str(rng.choice(("left", "right", "tie")))
-    asked = [place for place in config.about(axis) if math.isfinite(gaps[place])]
-    weights = np.array(rater.weights)[asked]
-    first_ahead = float(weights @ gaps[asked] / weights.sum())
+    used = [place for place in config.about(axis) if math.isfinite(gaps[place])]
+    weights = np.array(rater.weights)[used]
+    first_ahead = float(weights @ gaps[used] / weights.sum())
     latent = (first_ahead if showing.first_is_left else -first_ahead) + rater.side_bias + rater.noise * noise
     return "tie" if abs(latent) <= rater.tie_width else "left" if latent > 0 else "right"
 

@@ -25,8 +25,8 @@ def votes_for_pairs(
     """
     named = own_names(clips)
     keys = [
-        ((clip.model, clip.clip_id), (given.model, given.clip_id))
-        for clip, given in zip(named, clips, strict=True)
+        ((clip.model, clip.clip_id), (clip_before.model, clip_before.clip_id))
+        for clip, clip_before in zip(named, clips, strict=True)
     ]
     renamed = {new: scores[old] for new, old in keys if old in scores}
     return vote(config, pairs_within(named, pairs_per_case, config.seed), renamed), named

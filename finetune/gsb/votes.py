@@ -216,10 +216,10 @@ def _side_error(vote: Vote, ours: str | None) -> FieldError | None:
     side = "left" if vote.left_model == ours else "right" if vote.right_model == ours else None
     if vote.ours_side == side:
         return None
-    there = f"{vote.left_model!r} is left and {vote.right_model!r} right"
+    sides = f"{vote.left_model!r} is left and {vote.right_model!r} right"
     right = f"{side!r}" if side else "null"
     return FieldError(
         vote.line,
         "ours_side",
-        f"{vote.ours_side!r} contradicts the models: {there}, ours is {ours!r}; expected {right}",
+        f"{vote.ours_side!r} contradicts the models: {sides}, ours is {ours!r}; expected {right}",
     )

@@ -76,20 +76,20 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
     ) -> list[float | None]:
         rewrites = [rewrite for _, rewrite in _rewrites(source, completions)]
         whole = [not fault(short, rewrite) for short, rewrite in zip(source, rewrites, strict=True)]
-        asked = sorted(
+        to_score = sorted(
             {(place, rewrite) for place, rewrite, kept in zip(row, rewrites, whole, strict=True) if kept}
         )
-        answers = (
-            list(score([rewrite for _, rewrite in asked], [rows[place] for place, _ in asked]))
-            if asked
+        scores = (
+            list(score([rewrite for _, rewrite in to_score], [rows[place] for place, _ in to_score]))
+            if to_score
             else []
         )
-        if len(answers) != len(asked):
+        if len(scores) != len(to_score):
             raise ValueError(
-                f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer "
-                "every one"
+                f"the clips' score answered {len(scores)} values for {len(to_score)} rewrites; "
+                "it must answer every one"
             )
-        known = {key: _number(value) for key, value in zip(asked, answers, strict=True)}
+        known = {key: _number(value) for key, value in zip(to_score, scores, strict=True)}
         values = [known.get(key) for key in zip(row, rewrites, strict=True)]
         return [
             value if kept else _worst(values, row, place)

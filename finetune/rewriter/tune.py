@@ -122,13 +122,13 @@ def tune_grpo(
             shuffle_dataset=False,
             multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize",
         )
-        shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
-        _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
+        formatted = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
+        _check_fits(network, tokenizer, [row["prompt"] for row in formatted], config.completion_tokens, model)
         return _quiet(GRPOTrainer)(
             model=network,
             reward_funcs=functions,
             args=arguments,
-            train_dataset=Dataset.from_list(shown),
+            train_dataset=Dataset.from_list(formatted),
             **shared,
         )
 
@@ -173,7 +173,7 @@ def tune_dpo(
         from trl.trainer.dpo_trainer import DPOTrainer
 
         arguments = DPOConfig(**common, beta=config.beta, loss_type=[config.loss], max_length=None)
-        shown = [
+        formatted = [
             {
                 "prompt": request(tokenizer, row["prompt"]),
                 **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")},
@@ -181,9 +181,9 @@ def tune_dpo(
             for row in data
         ]
         longest = max(len(tokenizer(row[side]).input_ids) for row in data for side in ("chosen", "rejected"))
-        _check_fits(network, tokenizer, [row["prompt"] for row in shown], longest, model)
+        _check_fits(network, tokenizer, [row["prompt"] for row in formatted], longest, model)
         return _quiet(DPOTrainer)(
-            model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared
+            model=network, args=arguments, train_dataset=Dataset.from_list(formatted), **shared
         )
 
     return _run("dpo", config, model, out, {"data": _digest(data)}, make, config.batch, trackers)
@@ -354,14 +354,15 @@ def _check_text(named: Sequence[tuple[str, str]]) -> None:
             ) from None
 
 
-def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: int, folder: Path) -> None:
-    room = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    asked = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
-    if room and asked + answered > room:
+def _check_fits(
+    network: Any, tokenizer: Any, prompts: Sequence[Any], completion_tokens: int, folder: Path
+) -> None:
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    prompt_tokens = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
+    if limit and prompt_tokens + completion_tokens > limit:
         raise ValueError(
-            f"{folder}: takes {room} tokens, and a request of {asked} with an answer of {answered} is "
-            "longer; "
-            "shorten prompts or completion_tokens, or take another model"
+            f"{folder}: takes {limit} tokens, and a request of {prompt_tokens} with an answer of "
+            f"{completion_tokens} is longer; shorten prompts or completion_tokens, or take another model"
         )
 
 

@@ -53,37 +53,37 @@ class Decoded:
 def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded:
     """Decodes the request's files. Raises Refusal: 413 too large, 415 kind, 422 corrupt, 403 path."""
     budget = _Budget(limits)
-    answer = Decoded()
-    _clip(job, roots, budget, answer)
+    decoded = Decoded()
+    _clip(job, roots, budget, decoded)
     for index, reference in enumerate(job.references):
         if reference is not None:
             where = f"references[{index}]"
             with _opened(reference, roots, where, limits) as file:
                 samples, rate = _sound(file, where, budget)
-            answer.arrays[where] = _resampled(samples, rate, REFERENCE_RATE_HZ, where, budget)
+            decoded.arrays[where] = _resampled(samples, rate, REFERENCE_RATE_HZ, where, budget)
     if job.reference_sound is not None:
         with _opened(job.reference_sound, roots, "reference_sound", limits) as file:
             samples, rate = _sound(file, "reference_sound", budget)
-        answer.arrays["reference_sound"] = _resampled(
-            samples, rate, answer.sample_rate_hz, "reference_sound", budget
+        decoded.arrays["reference_sound"] = _resampled(
+            samples, rate, decoded.sample_rate_hz, "reference_sound", budget
         )
     if job.first_frame is not None:
         with _opened(job.first_frame, roots, "first_frame", limits) as file:
-            answer.arrays["first_frame"] = _picture(file, budget)
-    return answer
+            decoded.arrays["first_frame"] = _picture(file, budget)
+    return decoded
 
 
-def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, answer: Decoded) -> None:
+def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, decoded: Decoded) -> None:
     with _opened(job.clip, roots, "clip", budget.limits) as file:
         if _kind(file, "clip") == "sound":
-            waveform, answer.sample_rate_hz = _sound(file, "clip", budget)
-            answer.arrays["waveform"] = _flat(waveform)
+            waveform, decoded.sample_rate_hz = _sound(file, "clip", budget)
+            decoded.arrays["waveform"] = _flat(waveform)
         else:
-            _video(file, budget, answer, want_audio=job.audio is None)
+            _video(file, budget, decoded, want_audio=job.audio is None)
     if job.audio is not None:
         with _opened(job.audio, roots, "audio", budget.limits) as file:
-            waveform, answer.sample_rate_hz = _sound(file, "audio", budget)
-        answer.arrays["waveform"] = _flat(waveform)
+            waveform, decoded.sample_rate_hz = _sound(file, "audio", budget)
+        decoded.arrays["waveform"] = _flat(waveform)
 
 
 class _Budget:
@@ -135,7 +135,7 @@ class _Admission:
             self.budget.add(4 * frame.samples, "clip")
 
 
-def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -> None:
+def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) -> None:
     # From a file object with a named format: no playlist, no other protocol, no file beside it is ever
     # opened.
     options = {
@@ -150,28 +150,28 @@ def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -
         ) as container:  # titles may be Latin-1
             rate = _check_container(container, budget)
             sounds = container.streams.audio if want_audio else ()
-            answer.fps = rate
+            decoded.fps = rate
             if sounds:
-                answer.sample_rate_hz = sounds[0].rate
+                decoded.sample_rate_hz = sounds[0].rate
             media = read_container(
                 Path("clip"),
                 container,
                 fps=rate,
-                sample_rate_hz=answer.sample_rate_hz,
+                sample_rate_hz=decoded.sample_rate_hz,
                 want_video=bool(container.streams.video),
                 want_audio=bool(sounds),
                 admit=_Admission(budget),
             )
     except (FFmpegError, LayoutError, MediaError) as error:
-        said = (
+        reason = (
             error.strerror
             if isinstance(error, FFmpegError)
             else str(error).removeprefix("clip: ").partition(";")[0]
         )
         raise Refusal(
-            422, f"clip: not an mp4 that can be decoded ({said}); encode it as h264 and AAC", "clip"
+            422, f"clip: not an mp4 that can be decoded ({reason}); encode it as h264 and AAC", "clip"
         ) from None
-    answer.arrays |= {
+    decoded.arrays |= {
         name: array
         for name, array in (("frames", media.frames), ("waveform", media.waveform))
         if array is not None

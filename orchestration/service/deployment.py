@@ -84,21 +84,23 @@ class ServeScoring:
 
     async def score(self, reward: str, clip: Clip) -> Score:
         try:
-            answer = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
+            result = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
         except TimeoutError:
             raise RewardFailed(
                 f"no answer after {self.wait_seconds:g} s, the queue included; try again"
             ) from None
         except (RayError, RayServeException) as error:
             raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again") from None
-        if isinstance(answer, str):
-            raise RewardFailed(answer)
-        return answer
+        if isinstance(result, str):
+            raise RewardFailed(result)
+        return result
 
     async def health(self) -> str:
-        asked = [asyncio.wait_for(handle.alive.remote(), HEALTH_SECONDS) for handle in self.handles.values()]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        down = [name for name, answer in zip(self.handles, answers, strict=True) if answer is not True]
+        pending = [
+            asyncio.wait_for(handle.alive.remote(), HEALTH_SECONDS) for handle in self.handles.values()
+        ]
+        results = await asyncio.gather(*pending, return_exceptions=True)
+        down = [name for name, result in zip(self.handles, results, strict=True) if result is not True]
         return f"{', '.join(down)}: no answer" if down else ""
 
 
@@ -219,13 +221,13 @@ def _connect(address: str, temporary: str | None) -> None:
 
 def _load(config: ServiceConfig) -> None:
     """All at once. Raises ValueError for the first reward that cannot be loaded."""
-    asked = [
+    pending = [
         serve.get_deployment_handle(_deployed(index, name), APP).load.remote()
         for index, name in enumerate(config.rewards)
     ]
-    for name, answer in zip(config.rewards, track(asked, len(asked), "rewards loaded"), strict=True):
-        if said := answer.result():
-            raise ValueError(f"{name}: {said}")
+    for name, result in zip(config.rewards, track(pending, len(pending), "rewards loaded"), strict=True):
+        if error := result.result():
+            raise ValueError(f"{name}: {error}")
 
 
 def _deployed(index: int, name: str) -> str:

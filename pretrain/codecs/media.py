@@ -254,8 +254,8 @@ def _to_fps(
         return frames
     _say_resampled(f"frame rate {found:g} fps, wanted {fps:g}: the frame nearest in time is taken", str(path))
     times = np.array([time for time, _ in pictures]) - pictures[0][0]
-    asked = np.arange(max(1, round(len(frames) / found * fps))) / fps
-    return frames[np.abs(asked[:, None] - times[None]).argmin(axis=1)]
+    frame_times = np.arange(max(1, round(len(frames) / found * fps))) / fps
+    return frames[np.abs(frame_times[:, None] - times[None]).argmin(axis=1)]
 
 
 def _sound_header(path: Path) -> soundfile._SoundFileInfo:

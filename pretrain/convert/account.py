@@ -32,15 +32,15 @@ class Account:
 
     def rows(self) -> list[dict[str, object]]:
         """A row per key of ours and per ignored key of theirs, in plain types."""
-        told = []
+        lines = []
         for rule in self.rules:
             state = "copied" if rule.copied else "used" if rule.theirs else "fresh"
             how = "" if rule.theirs else self.sizes.first[rule.ours].how
             shape = list(self.sizes.shapes[rule.ours])
-            told.append(
+            lines.append(
                 {"key": rule.ours, "shape": shape, "state": state, "from": list(rule.theirs), "how": how}
             )
-        return told + [
+        return lines + [
             {"key": key, "shape": [], "state": "ignored", "from": [], "how": why}
             for key, why in self.ignored.items()
         ]

@@ -111,12 +111,12 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
         with writing(folder / "config.json") as path:
             path.write_text(json.dumps(diffusers_config(described.args), indent=2) + "\n")
     left = sorted(rule.ours for rule in some if not rule.theirs)
-    told = {
+    facts = {
         "layout": config.layout,
         "checkpoint_id": described.facts.get("checkpoint_id", ""),
         "weights": config.weights,
     }
-    return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
+    return {**facts, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
 def check_expressible(args: ModelArgs, layout: WeightLayout, model: Path) -> None:
@@ -191,7 +191,7 @@ class _Always(dict[str, torch.dtype]):
 
 
 def _check_destination(to: Path, single: bool) -> None:
-    if single and (there := files_of(to.parent, to.name.removesuffix(".safetensors"))):
-        raise ValueError(f"{there[0]}: exists; remove it or give another file")
+    if single and (existing := files_of(to.parent, to.name.removesuffix(".safetensors"))):
+        raise ValueError(f"{existing[0]}: exists; remove it or give another file")
     if not single and (is_file(to) or holds_work(to)):
         raise ValueError(f"{to}: not empty; give another folder, or a file that ends in .safetensors")

@@ -43,12 +43,12 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         flavor(self.flavor)
-        given = {
+        choices = {
             "layout": (self.kind, KINDS),
             "dtype": (self.stored_as, ("source", *_STORED)),
             "audio-from": (self.audio_from, _SIDES),
         }
-        for name, (value, valid) in given.items():
+        for name, (value, valid) in choices.items():
             if value not in valid:
                 raise ValueError(f"unknown {name} {value!r}; {nearest(str(value), valid)}")
         if self.kind == "nava" and self.audio_from == "copy":
@@ -152,7 +152,7 @@ def run_import(
     digests: sha256 of the source's files by name, where they are known already.
     """
     check_destination(to)
-    there = not is_remote(to) and to.exists()
+    existed = not is_remote(to) and to.exists()
     remove_leftovers(to)
     source = {
         "layout": planned.layout,
@@ -179,7 +179,7 @@ def run_import(
             to, name, planned.args, {"model": source_in_ours}, facts, keep_dtype=True, max_bytes=max_bytes
         )
     except BaseException:
-        if not is_remote(to) and not there:
+        if not is_remote(to) and not existed:
             shutil.rmtree(to, ignore_errors=True)
         raise
     return {**facts, "flavor": name, "checkpoint_id": checkpoint_id}

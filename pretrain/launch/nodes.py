@@ -81,10 +81,10 @@ def endpoint(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def node_rank(count: int, given: int, environment: Mapping[str, str] = os.environ) -> int:
+def node_rank(count: int, number: int, environment: Mapping[str, str] = os.environ) -> int:
     """This machine's rank: given, or from the launcher's environment. Raises ValueError without either."""
-    if given >= 0 or count == 1:
-        return max(given, 0)
+    if number >= 0 or count == 1:
+        return max(number, 0)
     for name in NODE_RANK_VARIABLES:
         if environment.get(name, "").isdecimal():
             return int(environment[name])

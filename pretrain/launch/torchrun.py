@@ -128,12 +128,12 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
 
     Once: each further signal would cut its wait for them short.
     """
-    told: list[int] = []
+    forwarded: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def forward(number: int, frame: object) -> None:
-        if process.poll() is None and not told:
-            told.append(number)
+        if process.poll() is None and not forwarded:
+            forwarded.append(number)
             process.send_signal(signal.SIGTERM)
 
     try:

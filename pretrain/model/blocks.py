@@ -135,7 +135,7 @@ def normed_streams(
 def gated_streams(
     x: Tensor, update: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], row: int
 ) -> Tensor:
-    """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
+    """x + gate * update of concatenated streams, each gated by row `row` of its modulation."""
     split = zip(split_streams(x, sizes), split_streams(update, sizes), modulations, strict=True)
     pieces = [gated_add(piece, change, m[row]) for piece, change, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]

@@ -53,7 +53,7 @@ def write_model(
     an earlier model's config.json is taken away first, so that no mixture looks complete. Raises OSError.
     """
     sources = {
-        name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()
+        name: value if isinstance(value, TensorSource) else InMemory(value) for name, value in weights.items()
     }
     if is_remote(folder):
         remove_file(folder / CONFIG)

@@ -122,23 +122,23 @@ class DualTowerTransformer(AVTransformer):
     def block_groups(self) -> tuple[nn.ModuleList, ...]:
         return (self.tower_blocks,)
 
-    def mix(self, given: Inputs) -> StreamPair:
-        joined = given.conditioning.modalities_joined
+    def mix(self, inputs: Inputs) -> StreamPair:
+        joined = inputs.conditioning.modalities_joined
         plans = tuple(
-            plan_attention(valid, given.conditioning, count, 0)
-            for valid, count in zip(given.valid, given.counts, strict=True)
+            plan_attention(valid, inputs.conditioning, count, 0)
+            for valid, count in zip(inputs.valid, inputs.counts, strict=True)
         )
-        context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
-        meeting = self._meeting(given, joined) if given.conditioning.any_joined else None
-        tokens = given.tokens
+        context = cross_context(inputs.context, inputs.conditioning, self.args.attend_text_padding)
+        meeting = self._meeting(inputs, joined) if inputs.conditioning.any_joined else None
+        tokens = inputs.tokens
         for index, block in enumerate(self.tower_blocks):
-            picked = tuple(m.alignment[index] if m else None for m in given.modulations[:2])
-            tokens = block(tokens, picked, given.freqs_cis, plans, context, meeting)
+            picked = tuple(m.alignment[index] if m else None for m in inputs.modulations[:2])
+            tokens = block(tokens, picked, inputs.freqs_cis, plans, context, meeting)
         return tokens
 
-    def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:
-        video, audio = (None if valid is None else valid[:, None, None] for valid in given.valid)
+    def _meeting(self, inputs: Inputs, joined: Tensor) -> Meeting:
+        video, audio = (None if valid is None else valid[:, None, None] for valid in inputs.valid)
         return Meeting(
-            None if given.conditioning.all_joined else joined[:, None, None].to(given.context.dtype),
+            None if inputs.conditioning.all_joined else joined[:, None, None].to(inputs.context.dtype),
             (video, audio),
         )

@@ -1,4 +1,4 @@
-"""From latents, text states and flow levels to tokens."""
+"""From latents, text states and sigmas to embeddings."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ class TextEmbedder(nn.Sequential):
         return super().forward(states.to(next(self.parameters()).dtype))
 
 
-def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:
+def sinusoid(sigmas: Tensor, num_frequencies: int) -> Tensor:
     """[...] sigmas in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * sigma, in fp64."""
     half = num_frequencies // 2
     frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half)
+        torch.arange(half, dtype=torch.float64, device=sigmas.device) * (-math.log(10000.0) / half)
     )
-    angles = 1000.0 * levels.double()[..., None] * frequencies
+    angles = 1000.0 * sigmas.double()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

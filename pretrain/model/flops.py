@@ -36,7 +36,7 @@ def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
 def training_flops(args: ModelArgs, shape: ClipShape) -> int:
     """Forward and backward of one clip: each matmul again for its weight gradient and its input gradient.
 
-    The first maps of latents, text and levels need no gradient of their input.
+    The first maps of latents, text and sigmas need no gradient of their input.
     """
     return 3 * forward_flops(args, shape) - _first_maps(args, shape)
 
@@ -62,10 +62,10 @@ def params_met_per_video_token(args: ModelArgs) -> int:
     """
     one, none = ClipShape(video=1, audio=0, context=0), ClipShape(video=0, audio=0, context=0)
     attention = _attend(args, 1, 1) * (args.num_alignment_blocks + args.num_fusion_blocks)
-    levels = (
+    sigmas = (
         _map(1, args.time_frequencies, args.width) + _square(args, 1) + _map(1, args.width, 6 * args.width)
     )
-    met = forward_flops(args, one) - forward_flops(args, none) - attention - levels
+    met = forward_flops(args, one) - forward_flops(args, none) - attention - sigmas
     return met // 2
 
 
@@ -120,8 +120,8 @@ def _unified(args: ModelArgs, shape: ClipShape) -> int:
     return args.num_fusion_blocks * _alone(args, shape.context + shape.video + shape.audio)
 
 
-def _level_groups(args: ModelArgs, shape: ClipShape) -> int:
-    streams: dict[Paradigm, int] = {"unified": 1}  # the context carries a level too
+def _sigma_groups(args: ModelArgs, shape: ClipShape) -> int:
+    streams: dict[Paradigm, int] = {"unified": 1}  # the context has a sigma too
     return (
         (shape.video_levels if shape.video else 0) + (1 if shape.audio else 0) + streams.get(args.paradigm, 0)
     )
@@ -133,12 +133,12 @@ def _first_maps(args: ModelArgs, shape: ClipShape) -> int:
         _map(shape.video, args.video_channels * args.patch_size**2, width)
         + _map(shape.audio, args.audio_channels * args.audio_embed_kernel, width)
         + _map(shape.context, args.text_width, width)
-        + _map(_level_groups(args, shape), args.time_frequencies, width)
+        + _map(_sigma_groups(args, shape), args.time_frequencies, width)
     )
 
 
 def _other_maps(args: ModelArgs, shape: ClipShape) -> int:
-    width, window, groups = args.width, args.audio_embed_kernel, _level_groups(args, shape)
+    width, window, groups = args.width, args.audio_embed_kernel, _sigma_groups(args, shape)
     audio_mlp = 3 * _map(shape.audio, width * window, args.audio_embed_hidden)
     timbre = _map(shape.references, args.speaker_dim, width) + _square(args, shape.references)
     time = _square(args, groups) + _map(groups, width, 6 * width)

@@ -1,7 +1,7 @@
 """Initial values of a transformer's parameters, drawn one parameter at a time.
 
 Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release). At
-other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
+other widths the embeddings' deviation is scaled so that their outputs have the scale of width 3072.
 """
 
 from __future__ import annotations

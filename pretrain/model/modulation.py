@@ -1,7 +1,7 @@
-"""The time path: flow levels -> the shifts, scales and gates of every block and head.
+"""The time path: sigmas (noise levels) -> the shifts, scales and gates of every block and head.
 
 All of it lives in one module so that it can be kept in fp32 (its own FSDP unit) under a bf16 model,
-and is computed once per level group (a latent frame, or a whole stream), never per token.
+and is computed once per sigma group (a latent frame, or a whole stream), never per token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.model.embedders import sinusoid
 
 
 class StreamModulation(NamedTuple):
-    """One stream's modulation; G level groups divide the stream's tokens evenly."""
+    """One stream's modulation; G sigma groups divide the stream's tokens evenly."""
 
     # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
     alignment: tuple[Tensor, ...]
@@ -26,7 +26,7 @@ class StreamModulation(NamedTuple):
 
 
 class TimePath(nn.Module):
-    """Per-stream flow levels -> StreamModulation; tables are initialised randn / sqrt(width)."""
+    """Per-stream sigmas -> StreamModulation; tables are initialised randn / sqrt(width)."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ class AVTransformer(nn.Module):
         """Lists of the blocks that are checkpointed, compiled and sharded one by one."""
         raise NotImplementedError
 
-    def mix(self, given: Inputs) -> StreamPair:
+    def mix(self, inputs: Inputs) -> StreamPair:
         """Tokens through all blocks; same shapes."""
         raise NotImplementedError
 
@@ -80,18 +80,18 @@ class AVTransformer(nn.Module):
             raise ValueError("forward needs video, audio or both; got neither")
         share, conditioning = self._share(video, audio), self._without_dropped_text(conditioning)
         modulations = self.modulations(
-            video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None
+            video, replace(audio, sigma=_own_sigmas(audio.sigma, share)) if audio else None
         )
-        given = Inputs(
+        inputs = Inputs(
             self._embed(video, audio, share),
             self._valid(video, audio),
-            self._turns(video, audio, share),
+            self._freqs_cis(video, audio, share),
             modulations,
             self._context(conditioning),
             conditioning,
             share,
         )
-        video_tokens, audio_tokens = self.mix(given)
+        video_tokens, audio_tokens = self.mix(inputs)
         answers: list[Tensor | None] = [None, None]
         if video and video_tokens is not None and modulations[0]:
             features = self.head(video_tokens, modulations[0].head)
@@ -139,14 +139,16 @@ class AVTransformer(nn.Module):
             frames = frames.repeat_interleave(rows * columns, dim=1)
         return frames, _valid(audio, audio.latents.shape[2]) if audio else None
 
-    def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> StreamPair:
+    def _freqs_cis(
+        self, video: Stream | None, audio: Stream | None, share: Share | None = None
+    ) -> StreamPair:
         """Rotary position factors of both streams on the video's clock, also where audio is alone."""
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
             out[0] = video_freqs_cis(*self._grid(video), dims, theta, video.latents.device)
         if audio:
-            ratio = audio.clock_hz / audio.rate_hz
+            ratio = audio.video_rate_hz / audio.rate_hz
             out[1] = freqs_cis_of(
                 audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device)
             )
@@ -217,8 +219,8 @@ def _own(pair: StreamPair, share: Share | None, dim: int) -> StreamPair:
     )
 
 
-def _own_levels(sigma: Tensor, share: Share | None) -> Tensor:
-    """This rank's part of the audio's levels [B, G], where there is one per token."""
+def _own_sigmas(sigma: Tensor, share: Share | None) -> Tensor:
+    """This rank's part of the audio's sigmas [B, G], where there is one per token."""
     return sigma if share is None or sigma.shape[1] == 1 else share.own_audio(sigma, 1)
 
 

@@ -16,7 +16,7 @@ from pretrain.types import Stream
 
 
 class PeerBlock(nn.Module):
-    """Self-attention and FFN over [context; video; audio]; each stream keeps its own flow levels."""
+    """Self-attention and FFN over [context; video; audio]; each stream has its own sigmas."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -52,24 +52,24 @@ class UnifiedTransformer(AVTransformer):
         return (self.peer_blocks,)
 
     def modulations(self, video: Stream | None, audio: Stream | None) -> tuple[StreamModulation | None, ...]:
-        levels = [stream.sigma for stream in (video, audio) if stream]
+        sigmas = [stream.sigma for stream in (video, audio) if stream]
         return self.time(
-            video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(levels[0][:, :1])
+            video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(sigmas[0][:, :1])
         )
 
-    def mix(self, given: Inputs) -> StreamPair:
-        num_context, (num_video, num_audio) = given.context.shape[1], given.counts
-        kinds = torch.tensor([0, 1, 2], device=given.context.device).repeat_interleave(
-            torch.tensor([num_context, num_video, num_audio], device=given.context.device)
+    def mix(self, inputs: Inputs) -> StreamPair:
+        num_context, (num_video, num_audio) = inputs.context.shape[1], inputs.counts
+        kinds = torch.tensor([0, 1, 2], device=inputs.context.device).repeat_interleave(
+            torch.tensor([num_context, num_video, num_audio], device=inputs.context.device)
         )
-        mask = peer_mask(given, kinds, self.args.attend_text_padding)
-        joint = torch.cat([given.context, *(x for x in given.tokens if x is not None)], dim=1)
+        mask = peer_mask(inputs, kinds, self.args.attend_text_padding)
+        joint = torch.cat([inputs.context, *(x for x in inputs.tokens if x is not None)], dim=1)
         still = torch.ones(
             num_context, 1, self.args.head_dim // 2, dtype=torch.complex64, device=joint.device
         )
-        freqs_cis = torch.cat([still, *(part for part in given.freqs_cis if part is not None)])
-        video, audio, context = given.modulations
-        sizes = [num_context, *(count for count in given.counts if count)]
+        freqs_cis = torch.cat([still, *(part for part in inputs.freqs_cis if part is not None)])
+        video, audio, context = inputs.modulations
+        sizes = [num_context, *(count for count in inputs.counts if count)]
         for index, block in enumerate(self.peer_blocks):
             joint = block(
                 joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, freqs_cis, mask
@@ -78,25 +78,25 @@ class UnifiedTransformer(AVTransformer):
         return video_tokens, audio_tokens
 
 
-def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
+def peer_mask(inputs: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
     """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = attends; None = all.
 
     Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the
     other. Nobody but itself sees a dropped text or padding.
     """
-    conditioning = given.conditioning
+    conditioning = inputs.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept
     text = conditioning.text_mask | attend_padding
     if (
         bool(joined.all())
         and bool(kept.all())
         and bool(text.all())
-        and all(valid is None for valid in given.valid)
+        and all(valid is None for valid in inputs.valid)
     ):
         return None
     streams = [
         x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-        for x, valid in zip(given.tokens, given.valid, strict=True)
+        for x, valid in zip(inputs.tokens, inputs.valid, strict=True)
         if x is not None
     ]
     valid = torch.cat([text & kept[:, None], *streams], dim=1)

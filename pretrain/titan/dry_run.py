@@ -39,7 +39,7 @@ class RehearsingTrainer(PretrainTrainer):
     def first_weights(self) -> None: ...
 
     def take_every_step(self) -> None:
-        self.judge.take = lambda loss, grad_norm, step: True  # type: ignore[method-assign]
+        self.guard.take = lambda loss, grad_norm, step: True  # type: ignore[method-assign]
 
 
 def tiny_clip(run: StageRun) -> Sample:

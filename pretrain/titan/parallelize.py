@@ -48,7 +48,7 @@ def parallelize(
 
 def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str | Callable) -> None:
     """One graph per kind of block. Lengths become dynamic with the second one seen."""
-    # absent modalities, masks, dropped text and levels per frame or per clip each make a graph of their own
+    # absent modalities, masks, dropped text and sigmas per frame or per clip each make a graph of their own
     torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateImportUsage]
     for group in blocks:
         for block in group:

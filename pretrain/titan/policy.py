@@ -10,7 +10,7 @@ from typing import Any
 from pretrain.recipe import StepPolicy
 
 
-class StepJudge:
+class StepGuard:
     """Decides from the global gradient norm, so every rank decides alike. A torch Stateful."""
 
     def __init__(self, policy: StepPolicy) -> None:

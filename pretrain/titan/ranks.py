@@ -41,11 +41,11 @@ class Ranks:
         dist.all_reduce(values)
         return values
 
-    def said(self, text: str) -> list[str]:
+    def gathered_texts(self, text: str) -> list[str]:
         """Every rank's text, in rank order."""
-        answers = [""] * self.world_size
-        dist.all_gather_object(answers, text)
-        return answers
+        texts = [""] * self.world_size
+        dist.all_gather_object(texts, text)
+        return texts
 
 
 def join() -> Ranks:

@@ -59,12 +59,7 @@ class CodecOptions:
 
 
 def import_codec(
-    video: Path,
-    audio: Path,
-    text: Path,
-    speaker: Path,
-    to: Path,
-    options: CodecOptions = CodecOptions(),
+    video: Path, audio: Path, text: Path, speaker: Path, to: Path, options: CodecOptions = CodecOptions()
 ) -> str:
     """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
 
@@ -156,12 +151,10 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     )
 
 
-def _audio_folders(given: Path) -> tuple[Path, Path]:
+def _audio_folders(path: Path) -> tuple[Path, Path]:
     """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` and its sibling vocoder."""
-    vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
-    vocoder = (
-        vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"
-    )
+    vae = part_folder(path, "audio_vae", ltx_audio.VAE_SOURCE)
+    vocoder = vae.parent / "vocoder" if vae != path or (vae.parent / "vocoder").is_dir() else path / "vocoder"
     return vae, part_folder(vocoder, "vocoder", ltx_audio.VOCODER_SOURCE)
 
 

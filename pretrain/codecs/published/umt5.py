@@ -93,9 +93,9 @@ def _token_ids(tokenizer: Any, prompt: ParsedPrompt) -> tuple[list[int], list[in
     return ids, places
 
 
-def text_folders(given: Path) -> tuple[Path, Path]:
+def text_folders(path: Path) -> tuple[Path, Path]:
     """(encoder, tokenizer): subfolders of these names, or one folder. Raises FileNotFoundError."""
-    for encoder, tokenizer in ((given / "text_encoder", given / "tokenizer"), (given, given)):
+    for encoder, tokenizer in ((path / "text_encoder", path / "tokenizer"), (path, path)):
         if (encoder / "config.json").is_file():
             if not (tokenizer / "tokenizer_config.json").is_file():
                 raise FileNotFoundError(
@@ -103,7 +103,7 @@ def text_folders(given: Path) -> tuple[Path, Path]:
                 )
             return encoder, tokenizer
     raise FileNotFoundError(
-        f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its "
+        f"{path}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its "
         "folder"
     )
 

@@ -117,7 +117,7 @@ def check_shapes(found: Shapes, wanted: Shapes, folder: Path, source: Source) ->
         for name in sorted(wanted.keys() & found.keys())
         if found[name] != wanted[name]
     ]
-    told = [
+    problems = [
         f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
         for what, names in (
             ("missing", sorted(wanted.keys() - found.keys())),
@@ -126,9 +126,9 @@ def check_shapes(found: Shapes, wanted: Shapes, folder: Path, source: Source) ->
         )
         if names
     ]
-    if told:
+    if problems:
         raise ValueError(
-            f"{folder}: of {len(wanted)} tensors {'; '.join(told)}; not the weights of {source.what}"
+            f"{folder}: of {len(wanted)} tensors {'; '.join(problems)}; not the weights of {source.what}"
         )
 
 

@@ -85,8 +85,8 @@ def sound_texts(turns: tuple[Turn, ...], described_voice: str) -> list[str]:
 
 def talk_text(turns: tuple[Turn, ...], wall: str) -> str:
     """One person's words in a row, each a span of its own."""
-    said = " ".join(f"<S>{turn.word}<E>" for turn in turns)
-    return f"A {CHARACTER_BY_NAME[turns[0].character].description} talks on a {wall} background: {said}."
+    speech = " ".join(f"<S>{turn.word}<E>" for turn in turns)
+    return f"A {CHARACTER_BY_NAME[turns[0].character].description} talks on a {wall} background: {speech}."
 
 
 def event_text(event: SoundEvent, wall: str) -> str:
