@@ -236,10 +236,17 @@ def score(job: Job, tracker: SpoolTracker) -> None:
 
 def evaluate(job: Job, tracker: SpoolTracker) -> None:
     from experiments.report.evaluate import evaluate as measure
+    from experiments.report.evaluate import metrics_to_log
+    from experiments.report.gates import read_reports
+    from experiments.report.metric_keys import reported_metrics
     from experiments.scoring.sets import SCORES
 
     layout, recipe = job.layout, job.recipe
-    given = {"rewarded": recipe.align.rubric.weights(), "limits": recipe.align.guardrails}
+    given = {
+        "rewarded": recipe.align.rubric.weights(),
+        "limits": recipe.align.guardrails,
+        "known": reported_metrics(recipe.score),
+    }
     measure(
         recipe.evaluate,
         layout.scores / SCORES,
@@ -248,12 +255,15 @@ def evaluate(job: Job, tracker: SpoolTracker) -> None:
         layout.gsb / "votes.jsonl",
         **given,
     )
+    written = read_reports(layout.metrics, layout.alignment)
+    tracker.log_metrics(metrics_to_log(written.metrics, written.alignment), step=0)
     for path in (layout.metrics, layout.alignment, layout.gsb / "votes.jsonl"):
         if path.is_file():
             tracker.log_artifact(str(path))
 
 
 def report(job: Job, tracker: SpoolTracker) -> None:
+    from experiments.report.metric_keys import reported_metrics
     from experiments.report.report import report as write
 
     layout = job.layout
@@ -276,6 +286,8 @@ def report(job: Job, tracker: SpoolTracker) -> None:
         layout.codec,
         layout.reports,
         facts,
+        gates=job.recipe.evaluate.gates,
+        known=reported_metrics(job.recipe.score),
         **after,
     )
     for path in (page, *sorted(page.parent.glob("*.png"))):

@@ -104,7 +104,7 @@ def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
 
 
 class Group:
-    """The ranks that train, as one: every call goes to all of them."""
+    """The processes of the ranks that train; every call goes to all of them."""
 
     def __init__(self, run: AlignRun, ranks: int, place: Place) -> None:
         import ray
@@ -112,11 +112,8 @@ class Group:
         made = ray.remote(TrainerRank).options(**place.options(max_restarts=0))
         self.actors = [made.remote(run, rank, ranks, place.threads) for rank in range(ranks)]
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """A future of each rank's answer."""
-        return [getattr(actor, method).remote(*arguments) for actor in self.actors]
-
-    def call_each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """A future of each rank's answer to arguments of its own."""
         return [
             getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)
         ]

@@ -1,7 +1,8 @@
-"""Digests of what the pipeline makes, a line each: what tests/golden_pipeline.py holds against an earlier run of the same code.
+"""Digests of what the pipeline makes, a line each, for tests/golden_pipeline.py.
 
-Only content counts: of safetensors the tensors, of media the decoded samples, of JSON the values without those that tell the time.
-The names of JSON fields and the texts have lines of their own, so that a renamed metric or another wording changes that line alone.
+Only content counts: of safetensors the tensors, of media the decoded samples, of JSON the values without
+running times and short hashes. Names of JSON fields and texts have lines of their own, so that a renamed
+metric or another wording changes that line alone.
 """
 
 from __future__ import annotations
@@ -19,39 +20,27 @@ import pyarrow as pa
 import soundfile
 from PIL import Image
 
-VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$")  # of running, not of content
-SETTINGS_HASHES = {"recipe_hash"}  # over names of settings
-# as text; of that name there are also counts and mappings, which stay. scorer: over module names and absolute paths, chosen: over a
-# file that holds seconds, request: over when files were written, config: as recipe_hash
-TEXT_HASHES = {"scorer", "chosen", "request", "config"}
-FILE_HASHES = {
-    "manifest.json": {"shards", "index_sha256", "index_bytes"}
-}  # over safetensors with their metadata
+VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$")  # names of fields
+# Identities: some are over names of settings or modules, absolute paths, or files that hold seconds; those
+# over weights say no more than the tensors do.
+SHORT_HASH = re.compile(r"[0-9a-f]{16}")
+FILE_HASHES = {"manifest.json": {"shards", "index_sha256", "index_bytes"}}  # of bytes, with their metadata
 SKIPPED_NAMES = {"resolved.json", "run.json"}  # absolute paths, module names
 SKIPPED_FOLDERS = {"checkpoint"}  # of DCP; the exported models are digested
 MEDIA = {".mp4": "frames", ".wav": "samples", ".png": "pixels"}
-IN_CLEAR = {
-    "metrics.jsonl",
-    "errors.json",
-    "demo.json",
-    "alignment.json",
-    "score.json",
-    "gsb_stats.json",
-    "plan_mini.json",
-    "plan_nava_6b.json",
-}
+METRICS = "metrics.jsonl"  # a line for each row: the first step or round that differs is seen
+REPORTS = ("errors", "demo", "alignment", "score", "gsb_stats", "plan_mini", "plan_nava_6b")
+IN_CLEAR = {METRICS, *(f"{name}.json" for name in REPORTS)}
 NUM_IN_CLEAR = 4
 
 
 def lines_of(output: Path, root: Path) -> Iterator[str]:
-    """A line or more for each file of `output` (a file or a folder) under `root`; media of one kind and folder share a line."""
-    files = (
-        [output]
-        if output.is_file()
-        else sorted(path for path in output.rglob("*") if path.is_file() and _counts(path, root))
-    )
+    """Of each file of `output`, a file or folder under `root`; media of one kind and folder share a line."""
+    files = [output]
     if output.is_dir():
-        yield f"files {output.relative_to(root)} {len(files)} {_sha(str(path.relative_to(root)) for path in files)}"
+        files = sorted(path for path in output.rglob("*") if path.is_file() and _counts(path, root))
+        listed = _sha(str(path.relative_to(root)) for path in files)
+        yield f"files {output.relative_to(root)} {len(files)} {listed}"
     grouped: dict[tuple[Path, str], list[Path]] = {}
     for path in files:
         if path.suffix in MEDIA:
@@ -65,13 +54,8 @@ def lines_of(output: Path, root: Path) -> Iterator[str]:
 
 
 def _counts(path: Path, root: Path) -> bool:
-    parts = path.relative_to(root).parts
-    return not (
-        SKIPPED_FOLDERS.intersection(parts)
-        or path.name in SKIPPED_NAMES
-        or path.name.startswith(".")
-        or path.suffix == ".txt"
-    )
+    skipped = SKIPPED_FOLDERS.intersection(path.relative_to(root).parts) or path.name in SKIPPED_NAMES
+    return not (skipped or path.name.startswith(".") or path.suffix == ".txt")
 
 
 def _json_lines(rows: list[Any], path: Path, name: str, counted: str = "") -> Iterator[str]:
@@ -79,28 +63,32 @@ def _json_lines(rows: list[Any], path: Path, name: str, counted: str = "") -> It
     texts: list[str] = []
     names: dict[str, None] = {}
     values = _values(rows, "", texts, names, FILE_HASHES.get(path.name, set()))
-    yield f"values {name} {counted}{_sha([json.dumps(values)])}"
+    if path.name == METRICS:
+        for number, row in enumerate(values):
+            yield f"values {name} row {number} {_sha([json.dumps(row)])}"
+    else:
+        yield f"values {name} {counted}{_sha([json.dumps(values)])}"
     if texts:
         yield f"texts {name} {len(texts)} {_sha(texts)}"
     yield f"names {name} {len(names)} {_sha(sorted(names))}"
     if path.name in IN_CLEAR and values:
-        yield f"numbers {name} {' '.join([f'{value:.6g}' for value in _floats(values[-1])][:NUM_IN_CLEAR])}"
+        shown = [f"{value:.6g}" for value in _floats(values[-1])][:NUM_IN_CLEAR]
+        yield f"numbers {name} {' '.join(shown)}"
 
 
 def _values(value: Any, where: str, texts: list[str], names: dict[str, None], dropped: set[str]) -> Any:
-    """In the order of the file, mappings as lists of their values; `texts` gets every text, `names` the path of every field."""
+    """In the order of the file, mappings as lists of values; `texts` and `names` of fields are filled."""
     if isinstance(value, dict):
         kept = []
         for key, item in value.items():
-            text_hash = key in TEXT_HASHES and isinstance(item, str)
-            if not (text_hash or VOLATILE.search(key) or key in dropped or key in SETTINGS_HASHES):
+            if not (VOLATILE.search(key) or key in dropped):
                 names[f"{where}.{key}"] = None
                 kept.append(_values(item, f"{where}.{key}", texts, names, dropped))
         return kept
     if isinstance(value, list):
         return [_values(item, where, texts, names, dropped) for item in value]
     if isinstance(value, str):
-        texts.append(value)
+        texts.append("" if SHORT_HASH.fullmatch(value) else value)
         return ""
     return value
 
@@ -158,7 +146,8 @@ def _media(path: Path) -> list[str | bytes]:
     for kind in ("video", "audio"):
         with av.open(str(path)) as container:
             for frame in container.decode(**{kind: 0}):
-                array = np.ascontiguousarray(frame.to_ndarray())  # type: ignore[union-attr]
+                assert isinstance(frame, av.VideoFrame | av.AudioFrame)
+                array = np.ascontiguousarray(frame.to_ndarray())
                 parts += [f"{kind} {frame.time} {array.shape}", array.tobytes()]
     return parts
 

@@ -1,10 +1,11 @@
-"""Runs the whole pipeline at debug size and prints digests of all that it makes: the same bytes before and after a refactoring.
+"""Runs the whole pipeline at debug size and prints digests of all that it makes, to check a refactoring.
 
     python tests/golden_pipeline.py [--work FOLDER] [--only STEP ...] [--check]
 
-It drives the command line in subprocesses and reads the files that come out, so that it knows no module that may move. One rank, one
-thread, no GPU. The numbers are those of one kind of processor and one torch: the first line of the golden file names them. A step that
-has run in the folder is not run again. --check compares with tests/golden/pipeline.txt: exit code 1 and a diff where it differs.
+It drives the command line in subprocesses and reads the files that come out, so that it knows no module
+that may move. One rank, one thread, no GPU. The numbers are those of one kind of processor and one torch: the
+first line of the golden file names them. A step that has run in the folder is not run again. --check compares
+with tests/golden/pipeline.txt: exit code 1 and a diff where it differs.
 """
 
 from __future__ import annotations
@@ -31,21 +32,13 @@ from golden_digest import lines_of
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = REPOSITORY / "tests" / "golden"
 EXPECTED = GOLDEN / "pipeline.txt"
-OBJECTIVES = ("nft", "grpo", "rwr", "gsb_dpo")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA", "VECLIB_MAXIMUM")
 FOREIGN = ("CUDA_", "MLFLOW_", "NAVA_", "PET_", "DVC_", "RAY_")  # of an environment, that would change a run
-REWARDS = (
-    "sync_mini",
-    "sync_judge",
-    "intelligibility_pocketsphinx",
-    "wer_pocketsphinx",
-    "sim_resemblyzer",
-    "lip_loudness_correlation",
-)
+HEARD = "intelligibility_pocketsphinx wer_pocketsphinx sim_resemblyzer snr_estimate_db"
+SEEN = "sync_mini sync_judge lip_loudness_correlation picture_noise_judge"
 PICTURES = ("contact_sheet", "losses", "before_after", "alignment")
 FITTED = "sync_mini intelligibility_pocketsphinx"
-MORE_REWARDS = ("snr_estimate_db", "picture_noise_judge")
 
 
 @dataclass(frozen=True)
@@ -62,110 +55,68 @@ def stage(name: str, *outputs: str) -> Step:
     return Step(name, ("experiments.stages", name), outputs)
 
 
-def nava(name: str, line: str, *outputs: str, said: str = "", more: Sequence[str] = ()) -> Step:
-    return Step(name, ("experiments.cli", *line.split(), *more), outputs, said)
+def nava(name: str, line: str, *outputs: str, said: str = "") -> Step:
+    return Step(name, ("experiments.cli", *line.split()), outputs, said)
 
 
 def steps() -> list[Step]:
     """In the order they run."""
-    pretrain = [
-        nava(f"pretrain_{name}", f"pretrain mini --stage {name} --nproc 1", f"out/pretrain/{name}")
-        for name in _stages(3)
-    ]
-    align = [
-        nava(
-            f"align_{name}",
-            f"align mini --nproc 1 --out {name} --set align.sequence=[{name}]",
-            f"{name}/align",
-        )
-        for name in OBJECTIVES
-    ]
-    scored = f"score out/generated/pretrain_seen --rubric {GOLDEN / 'rubric.yaml'} --out scores.jsonl --limit 4 --json --rewards"
+    scored = f"score out/generated/pretrain_seen --out scores.jsonl --limit 4 --json --rewards {HEARD} {SEEN}"
+    fitted = f"gsb fit out/votes/votes.jsonl --scores out/chosen/scores.jsonl --json --features {FITTED}"
     return [
         stage("corpus", "out/corpus"),
         stage("curate", "out/curated"),
         stage("codec", "out/codec"),
         stage("encode", "out/latents"),
-        *pretrain,
+        nava("pretrain", "pretrain mini --nproc 1", "out/pretrain"),
         stage("syncnet", "out/syncnet"),
         stage("generate", "out/generated"),
         stage("rollout", "out/rollouts"),
         stage("curate_prompts", "out/chosen"),
         stage("votes", "out/votes"),
-        *align,
+        nava("align", "align mini --nproc 1", "out/align"),
         stage("generate_aligned", "out/aligned"),
         stage("score", "out/scores"),
         stage("evaluate", "reports/demo.json", "reports/alignment.json", "out/gsb"),
         stage("report", "reports/demo.html", *(f"reports/{name}.png" for name in PICTURES)),
-        nava("nava_score", scored, "scores.jsonl", said="score.json", more=(*REWARDS, *MORE_REWARDS)),
+        nava("nava_score", f"{scored} --rubric {GOLDEN / 'rubric.yaml'}", "scores.jsonl", said="score.json"),
         nava("gsb_stats", "gsb stats out/gsb/votes.jsonl --json", said="gsb_stats.json"),
-        nava(
-            "gsb_fit",
-            f"gsb fit out/votes/votes.jsonl --scores out/chosen/scores.jsonl --features {FITTED} --json",
-            "preference.json",
-        ),
+        nava("gsb_fit", fitted, "preference.json"),
         nava("plan_mini", "plan mini --json", said="plan_mini.json"),
         nava("plan_nava_6b", "plan nava_6b --gpus 128 --json", said="plan_nava_6b.json"),
     ]
 
 
-def _stages(count: int) -> list[str]:
-    return [f"stage{number}" for number in range(1, count + 1)]
-
-
-def prepare(work: Path) -> None:
-    """params.yaml; a folder for each objective that sees the pipeline's outputs; `out/align` is the first objective's."""
-    work.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(GOLDEN / "params.yaml", work / "params.yaml")
-    for folder in ("done", "out", *OBJECTIVES):
-        (work / folder).mkdir(exist_ok=True)
-    for name in OBJECTIVES:
-        for part in ("corpus", "codec", "pretrain", "syncnet", "rollouts", "chosen", "votes"):
-            _link(work / name / part, f"../out/{part}")
-    _link(work / "out" / "align", f"../{OBJECTIVES[0]}/align")
-
-
-def _link(path: Path, target: str) -> None:
-    if not path.is_symlink():
-        path.symlink_to(target)
-
-
-def without_senders(work: Path) -> list[object]:
-    """Locks, held while they live, that let the processes which send runs to MLflow end at once."""
-    locks = []
-    for spool in (work / "out" / "tracking", *(work / name / "tracking" for name in OBJECTIVES)):
-        spool.mkdir(parents=True, exist_ok=True)
-        locks.append((spool / "sender.lock").open("a"))
-        fcntl.flock(locks[-1], fcntl.LOCK_EX)
-    return locks
+def without_sender(work: Path) -> object:
+    """A lock that, as long as it is held, lets the processes which send runs to MLflow end at once."""
+    spool = work / "out" / "tracking"
+    spool.mkdir(parents=True, exist_ok=True)
+    lock = (spool / "sender.lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     threads = {f"{name}_NUM_THREADS": "1" for name in THREADS}
-    return {
-        **kept,
-        **threads,
-        "PYTHONPATH": str(REPOSITORY),
-        "PYTHONHASHSEED": "0",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    fixed = {"PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, **threads, **fixed}
 
 
 def run(step: Step, work: Path, cores: set[int]) -> None:
-    """To its end, or SystemExit with the end of its log; a step that is cut short takes its process with it."""
+    """To its end, or SystemExit with the end of its log; cut short, it takes its process with it."""
     os.sched_setaffinity(0, {idlest(cores)})  # torchrun gives its ranks as many threads as there are cores
     log, printed = work / "done" / f"{step.name}.log", work / (step.said or f"done/{step.name}.out")
     clock, before = time.monotonic(), os.times()
     with log.open("w") as errors, printed.open("w") as answers:
-        options = {
-            "cwd": work,
-            "env": environment(),
-            "stdin": subprocess.DEVNULL,
-            "preexec_fn": _end_with_parent,
-        }
         process = subprocess.Popen(
-            [sys.executable, "-m", *step.command], stdout=answers, stderr=errors, **options
+            [sys.executable, "-m", *step.command],
+            cwd=work,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=answers,
+            stderr=errors,
+            preexec_fn=_end_with_parent,
         )
         try:
             code = process.wait()
@@ -177,9 +128,7 @@ def run(step: Step, work: Path, cores: set[int]) -> None:
         raise SystemExit(f"{step.name}: exit code {code}\n" + "\n".join(log.read_text().splitlines()[-30:]))
     (work / "done" / step.name).touch()
     busy = sum(os.times()[2:4]) - sum(before[2:4])  # of processes that were waited for
-    print(
-        f"{step.name}: {time.monotonic() - clock:.1f} s, {busy:.1f} s of a core", file=sys.stderr, flush=True
-    )
+    print(f"{step.name}: {time.monotonic() - clock:.1f} s, {busy:.1f} s of a core", file=sys.stderr)
 
 
 def idlest(cores: set[int], seconds: float = 0.2) -> int:
@@ -222,26 +171,21 @@ def compare(found: Sequence[str], names: Sequence[str]) -> int:
     first, *expected = EXPECTED.read_text().splitlines()
     if first != machine():
         print(
-            f"warning: the golden file is of another machine, its numbers may differ\n  {first}\n  {machine()}",
-            file=sys.stderr,
+            f"warning: numbers may differ, this machine is another\n  {first}\n  {machine()}", file=sys.stderr
         )
     sections: dict[str, list[str]] = {}
     for line in expected:
         sections.setdefault(line.strip("[]") if line.startswith("[") else list(sections)[-1], []).append(line)
     wanted = [line for name in names for line in sections.get(name, ())]
-    diff = list(
-        difflib.unified_diff(
-            wanted, found, str(EXPECTED.relative_to(REPOSITORY)), "this run", lineterm="", n=0
-        )
-    )
-    print("\n".join(diff) if diff else f"{len(found)} lines as in {EXPECTED.relative_to(REPOSITORY)}")
+    name = str(EXPECTED.relative_to(REPOSITORY))
+    diff = list(difflib.unified_diff(wanted, found, name, "this run", lineterm="", n=0))
+    print("\n".join(diff) if diff else f"{len(found)} lines as in {name}")
     return 1 if diff else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     names = [step.name for step in steps()]
     parser.add_argument("--work", type=Path, help="where it runs; a temporary folder where not given")
     parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=f"of {', '.join(names)}")
@@ -251,8 +195,9 @@ def main() -> int:
     chosen = [step for step in steps() if not arguments.only or step.name in arguments.only]
     with tempfile.TemporaryDirectory(prefix="golden-") as temporary:
         work = (arguments.work or Path(temporary)).absolute()
-        prepare(work)
-        locks, cores = without_senders(work), os.sched_getaffinity(0)
+        (work / "done").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(GOLDEN / "params.yaml", work / "params.yaml")
+        lock, cores = without_sender(work), os.sched_getaffinity(0)
         found = []
         for step in chosen:
             if not (work / "done" / step.name).exists():
@@ -261,7 +206,7 @@ def main() -> int:
             found += lines
             if not arguments.check:
                 print("\n".join([machine(), *lines] if step is chosen[0] else lines), flush=True)
-        del locks
+        del lock
     return compare(found, [step.name for step in chosen]) if arguments.check else 0
 
 

@@ -73,7 +73,7 @@ class Identity:
 def files(tmp_path, monkeypatch):
     """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one
     is silent."""
-    for module in ("score_sets", "report"):
+    for module in ("scoring.sets", "report.report"):
         monkeypatch.setattr(
             f"experiments.{module}.load_codecs",
             lambda folder: SimpleNamespace(video=Identity(), audio=Identity()),

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 def left(**changes):
     """A finished run of two rounds."""
     curves = {
-        0: {"aside/reward/warm": 0.1},
+        0: {"held_out/reward/warm": 0.1},
         1: {"nft/loss": 1.0, "reward/warm": 0.2},
         2: {"nft/loss": 0.5, "reward/warm": 0.3},
     }

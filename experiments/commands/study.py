@@ -33,7 +33,7 @@ def paradigms(
     from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
 
     study_paradigms(
-        StudyRecipe(loaded.study, loaded.pretrain, loaded.generate),
+        StudyRecipe(loaded.study, loaded.pretrain, loaded.generate, loaded.score),
         Layout(out=out),
         judge or out / "syncnet" / "judge",
     )
@@ -61,7 +61,7 @@ def objectives(
     job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
     found = job.recipe
     study_objectives(
-        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes),
+        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes, found.score),
         job.layout,
         job.ranks,
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from experiments.layout import Layout
     from finetune.align_run import AlignRun
 
-# those set aside for stopping early come out of it too: align_held_out is for judging alone
+# those held out for stopping early come out of it too: align_held_out is for judging alone
 PROMPTS = f"{ALIGN_TRAIN}.jsonl"
 BASE = "stage3"
 CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"
@@ -24,11 +24,11 @@ VOTE = "`nava votes` first, or leave gsb_dpo out of align.sequence"
 
 
 def pairs_and_clips(job: Job) -> tuple[Path | None, Path | None]:
-    """What gsb_dpo learns from where the recipe asks for it: pairs and the store of their clips, as the
-    pipeline's stages made them."""
+    """What an objective learns from beside rollouts, where the recipe asks for it: pairs and the store of
+    their clips, as the pipeline's stages made them."""
     from experiments.pipeline.votes import PAIRS
 
-    if "gsb_dpo" not in job.recipe.align.sequence:
+    if not job.recipe.align.needs_pairs:
         return None, None
     return there(job.layout.votes / PAIRS, VOTE), there(job.layout.rollouts, "`nava rollout` first")
 

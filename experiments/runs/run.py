@@ -27,7 +27,7 @@ from experiments.runs.tracker import (
     new_run_key,
 )
 from orchestration.launch import JOB as JOB_VARIABLE
-from pretrain.files import read_json, replacing
+from pretrain.files import read_json, write_json
 
 
 class Interrupted(KeyboardInterrupt):
@@ -117,7 +117,7 @@ def tracked(
     key = _handed_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
     if resume:
         key = _take_up(marker, mark, layout.output_of(stage)) or key
-    _write_json(marker, {"key": key, "fingerprint": mark})
+    write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     tracker = SpoolTracker(layout.tracking / key)
     tags = {
         "nava.stage": stage,
@@ -151,7 +151,7 @@ def tracked(
     )
     tracker.log_metrics({"stage_seconds": seconds}, step=0)
     tracker.finish("FINISHED")
-    _write_json(layout.runs / f"{stage}.json", asdict(record))
+    write_json(layout.runs / f"{stage}.json", asdict(record), indent=1, default=str)
     marker.unlink(missing_ok=True)
 
 
@@ -177,11 +177,6 @@ def _take_up(marker: Path, current: str, output: Path) -> str:
     if output.is_dir():
         shutil.rmtree(output)
     return ""
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=str))
 
 
 @contextmanager

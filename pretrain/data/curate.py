@@ -9,7 +9,6 @@ submodular, so submodlib's lazy greedy choice is within 1 - 1/e of the best one 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from pretrain.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
 
@@ -69,8 +68,7 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
     report = _report(config, rows, quality, worth, chosen)
     report["rejected"] = [error.at(manifest) for error in rejected]
     write_manifest(out / "curated.jsonl", [_moved(rows[index], Path(corpus), out) for index in chosen])
-    with replacing(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "report.json", report)
     return report
 
 

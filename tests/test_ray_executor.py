@@ -18,16 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.align_run import AlignRun
-from finetune.checkpoint import Progress, newest
-from finetune.hands import Stopped, WentBack
+from finetune.checkpoint import newest
+from finetune.executor import RestoredFromCheckpoint, Stopped
 from finetune.loop import Alignment
+from finetune.objectives.gsb_dpo import GsbDpoPhase
+from finetune.progress import AlignProgress
 from finetune.prompts import read_prompt_set
-from finetune.recipe import AlignConfig, GsbDpoPhase, StopConfig
+from finetune.recipe import AlignConfig, StopConfig
 from finetune.scores import Scores
+from orchestration.executor import RayExecutor, Workforce
 from orchestration.futures import Futures, LostRank
-from orchestration.hands import RayHands, Workforce
-from orchestration.round import Pool
-from orchestration.tasks import ClipTask, Origin, Scored
+from orchestration.round import WorkerPool
+from orchestration.tasks import ClipTask, Origin, TaskScores
 from pretrain.randomness import stable_hash
 
 RANKS, LOST = 2, "lost"
@@ -74,10 +76,9 @@ class Numbers:
     def address(self) -> Any:
         return dataclasses.make_dataclass("Remote", ["remote"])(lambda: Done(("host", 0)))
 
-    def call(self, method: str, *arguments: Any) -> list[Done]:
-        return self.call_each(method, [arguments] * RANKS)
-
-    def call_each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Done]:
+    def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Done]:
+        if method == "do":
+            method, arguments = arguments[0][0], [given[1:] for given in arguments]
         if self.chance(method):
             if method == "learn":
                 self.default += 12345  # half done
@@ -91,16 +92,16 @@ class Numbers:
     def _join(self, rank: int, host: str, port: int) -> str:
         return "base"
 
-    def _load(self, rank: int) -> Progress:
+    def _load(self, rank: int) -> AlignProgress:
         rounds = newest(self.run.out)
         path = self.run.out / "checkpoint" / f"step-{rounds}" / "state.json"
         if not path.is_file():
-            return Progress()
+            return AlignProgress()
         state = json.loads(path.read_text())
         self.default, self.old, self.best = state["default"], state["old"], state["best"]
-        return Progress(**state["progress"])
+        return AlignProgress(**state["progress"])
 
-    def _save(self, rank: int, progress: Progress) -> None:
+    def _save(self, rank: int, progress: AlignProgress) -> None:
         folder = self.run.out / "checkpoint" / f"step-{progress.rounds}"
         if rank and not folder.exists():
             folder.mkdir(parents=True)
@@ -129,9 +130,14 @@ class Numbers:
     def _keep_best(self, rank: int) -> None:
         self.best = self.default
 
-    def _learn(self, rank: int, place: int, advantage: Any, index: int, fresh: bool, *made: Any) -> Any:
+    def _learn(self, rank: int, place: int, index: int, advantage: Any, fresh: bool, *made: Any) -> Any:
         """The last rank to be called moves the number by what all of them were given."""
-        own = getattr(self, self.run.config.phases[place][1].rolls_out_with)
+        plan = self.run.config.objectives()[place].rollout()
+        if plan is None:
+            assert advantage is None and not made
+            self.default = stable_hash(self.default, index) if rank else self.default
+            return {"gsb_dpo/loss": 0.0}, [10 * index + rank]
+        own = getattr(self, plan.role)
         if fresh:
             assert all(weights == own for _, weights, _ in made), (
                 "clips of other weights pass for the policy's own"
@@ -141,12 +147,7 @@ class Numbers:
             self.default = stable_hash(self.default, index, str(self.made))
         return {"nft/loss": float(index)}, [sample for *_, samples in made for sample in samples]
 
-    def _learn_pairs(self, rank: int, place: int, index: int) -> Any:
-        if rank:
-            self.default = stable_hash(self.default, index)
-        return {"gsb_dpo/loss": 0.0}, [10 * index + rank]
-
-    def _export(self, rank: int, progress: Progress) -> str:
+    def _export(self, rank: int, progress: AlignProgress) -> str:
         return "" if rank else f"{self.default}-{self.best}"
 
 
@@ -159,7 +160,7 @@ class Worker:
         if task.version != self.version:
             self.version, self.weights = task.version, int(weights["w"])
         samples = tuple(
-            stable_hash(task.rows[place // task.clips_per_prompt].data_id, place)
+            stable_hash(task.rows[place // task.plan.clips_per_prompt].data_id, place)
             for place in range(task.start, task.end)
         )
         return Done((task.version, self.weights, samples))
@@ -171,23 +172,27 @@ def score(task: ClipTask, clip: Any) -> Done:
     draws = random.Random(str((task.key, weights)))
     values = torch.tensor([draws.random() for _ in samples], dtype=torch.float64)
     origin = Origin("one", 1, 0.0)
-    return Done(Scored(Scores({"warm": values}), groups, torch.tensor(samples), version, (origin, origin)))
+    return Done(
+        TaskScores(Scores({"warm": values}), groups, torch.tensor(samples), version, (origin, origin))
+    )
 
 
-def hands_of(run: AlignRun, staleness: int, chance: Any, futures: Futures) -> RayHands:
+def executor_of(run: AlignRun, staleness: int, chance: Any, futures: Futures) -> RayExecutor:
     workers = [Worker(), Worker()]
 
-    def rollout(weights: Any) -> Pool[Any, Any, Any]:
-        return Pool("rollout", workers, lambda worker, task: worker.roll_out(task, weights(task)))
+    def rollout(weights: Any) -> WorkerPool[Any, Any, Any]:
+        return WorkerPool("rollout", workers, lambda worker, task: worker.roll_out(task, weights(task)))
 
     force = Workforce(
-        build=lambda: Numbers(run, chance),
+        build=lambda: Numbers(run, chance),  # type: ignore[return-value, arg-type]
         rollout=rollout,  # type: ignore[return-value, arg-type]
-        scorers={"rewards": Pool("rewards", [0], lambda _, both: score(*both))},
+        scorers={"rewards": WorkerPool("rewards", [0], lambda _, both: score(*both))},
         writer=None,
         ready=[],
     )
-    return RayHands(run, read_prompt_set(run.prompts, run.config), RANKS, staleness, force, futures, 3, 10**6)
+    return RayExecutor(
+        run, read_prompt_set(run.prompts, run.config), RANKS, staleness, force, futures, 3, 10**6
+    )
 
 
 def aligned(
@@ -195,22 +200,22 @@ def aligned(
 ) -> tuple[str, str, list[Any], list[Any]]:
     """How it ended, the model, the ledger and the log. stop_at: rows of the log, then a signal comes."""
     futures = Doing()
-    hands, rows = hands_of(run, staleness, chance, futures), {}
+    executor, rows = executor_of(run, staleness, chance, futures), {}
 
     def log(row: dict[str, Any], step: int) -> None:
         rows[step] = {name: value for name, value in row.items() if not name.startswith(("seconds", "work"))}
         futures.stop_requested |= len(rows) == stop_at
 
-    alignment = Alignment(run, hands, log)
+    alignment = Alignment(run, executor, log)
     alignment.resume()
     status = alignment.run_rounds()
     model = ""
     while status == "finished" and not model:
         try:
-            model = hands.export(alignment.progress)
-        except WentBack:
+            model = executor.export(alignment.progress)
+        except RestoredFromCheckpoint:
             alignment.resume()
-    return status, model, hands.ledger.rows(), sorted(rows.items())
+    return status, model, executor.ledger.rows(), sorted(rows.items())
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +226,8 @@ def world(tmp_path_factory) -> Path:
 def recipe(sequence: tuple[str, ...], rounds: int, every: int, patience: int) -> AlignConfig:
     made = config(sequence, rounds=rounds, phase={"rollout_batch": 3}, checkpoint_every=every, samples=0)
     stop = StopConfig(prompts=2, every=1, patience=patience)
-    return dataclasses.replace(made, gsb_dpo=GsbDpoPhase(rounds=rounds, pairs_per_round=8), stop=stop)
+    pairs = GsbDpoPhase(rounds=rounds, pairs_per_round=8)
+    return dataclasses.replace(made, phases={**made.phases, "gsb_dpo": pairs}, stop=stop)
 
 
 SEQUENCES = st.sampled_from(
@@ -273,11 +279,11 @@ def test_a_rank_that_is_lost_while_it_loads_is_replaced(world, tmp_path):
 
 def test_a_signal_before_the_first_round_leaves_a_checkpoint(world, tmp_path):
     run = align_run(world, tmp_path, recipe(("nft",), 2, 1, 0))
-    hands = hands_of(run, 0, lambda method: False, Doing())
-    hands.futures.stop_requested = True
+    executor = executor_of(run, 0, lambda method: False, Doing())
+    executor.futures.stop_requested = True
     with pytest.raises(Stopped):
-        hands.roll_out("nft", run.config.phases[0][1], 0, 0)
-    alignment = Alignment(run, hands, lambda row, step: None)
+        executor.collect(0, 0, 0)
+    alignment = Alignment(run, executor, lambda row, step: None)
     alignment.resume()
     assert (
         alignment.run_rounds() == "interrupted"

@@ -1,4 +1,4 @@
-"""What a run says of itself as it goes: metrics.jsonl, the trackers, state.json."""
+"""What a run reports as it goes: metrics.jsonl, the trackers, state.json."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
-from finetune.checkpoint import Progress
+from finetune.progress import AlignProgress
 from pretrain.files import write_json
 from pretrain.launch.torchrun import METRICS, STATE
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
-class Journal:
+class RunLog:
     """Of one process; `take_written` names the sample clips to log with a row."""
 
     def __init__(self, run: AlignRun, take_written: Callable[[], list[Path]]) -> None:
         self.run, self.take_written = run, take_written
         self.trackers: Trackers | None = None
 
-    def begin(self, progress: Progress) -> None:
-        """Rows of rounds that are to be played again are dropped, also when a run goes back on its way."""
+    def begin(self, progress: AlignProgress) -> None:
+        """Rows of rounds that are to be repeated are dropped, also where ranks were lost in between."""
         first = JsonlTracker(
             self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
         )
