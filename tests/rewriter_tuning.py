@@ -36,7 +36,7 @@ from finetune.rewriter.form import messages, rewrite_of
 from finetune.rewriter.language_model import load
 from finetune.rewriter.rewards import length, spans, structure
 from finetune.rewriter.tune import TuneResult, tune_dpo, tune_grpo
-from finetune.rewriter.votes import PairedVotes, VotedRewrite, as_answer, preferred, text_digest
+from finetune.rewriter.votes import PairedVotes, VotedRewrite, as_completion, preferred, text_digest
 from pretrain.files import write_json
 from pretrain.jsonl import dump
 from pretrain.prompt import PromptRow
@@ -132,7 +132,7 @@ def share_preferred(folder: Path, pairs: PairedVotes) -> list[float]:
 
     def likelihood(source: str, text: str) -> float:
         asked = tokenizer(ASK + messages(source)[-1]["content"] + ANSWER).input_ids
-        told = tokenizer(as_answer(source, text) + END).input_ids
+        told = tokenizer(as_completion(source, text) + END).input_ids
         with torch.no_grad():
             logits = model(torch.tensor([[*asked, *told]])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
         return float(logits.gather(1, torch.tensor(told)[:, None]).mean())

@@ -136,8 +136,8 @@ def request(tokenizer: PreTrainedTokenizerBase, messages: list[ChatMessage]) -> 
     return "\n\n".join(message["content"] for message in messages) + "\n\n"
 
 
-def answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str | list[dict[str, str]]:
-    """An answer to `request` in the same form."""
+def completion(tokenizer: PreTrainedTokenizerBase, text: str) -> str | list[dict[str, str]]:
+    """A completion of `request` in the same form."""
     return [{"role": "assistant", "content": text}] if tokenizer.chat_template else text
 
 

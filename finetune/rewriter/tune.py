@@ -1,7 +1,6 @@
 """Tunes a prompt rewriter with TRL: GRPO or DPO of a LoRA adapter on a frozen language model.
 
-One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that
-was not.
+One process. A killed run resumes from its newest complete checkpoint and ends with the same adapter.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from finetune.rewriter import checkpoints
 from finetune.rewriter.config import DpoTuning, GrpoTuning, Tuning, described
 from finetune.rewriter.form import TEMPLATE_ID, messages
 from finetune.rewriter.language_model import (
-    answer,
     check_folder,
+    completion,
     folder_digest,
     half_precision,
     load,
     request,
 )
 from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
-from finetune.rewriter.votes import RewritePair, as_answer
+from finetune.rewriter.votes import RewritePair, as_completion
 from pretrain.data.stream.store import replace_folder
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
@@ -40,11 +39,12 @@ from pretrain.tracking import JsonlTracker, Trackers
 from pretrain.types import Tracker
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 METRICS = "metrics.jsonl"
 TrainingRows = list[dict[str, Any]]
-Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], dict[str, Any]], Any]
+# (model, tokenizer, keyword arguments of the trainer, keyword arguments of its config) -> TRL trainer
+BuildTrainer = Callable[[Any, Any, dict[str, Any], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TuneResult:
 
 
 def check_grpo(config: GrpoTuning, prompts: int, scores_clips: bool) -> None:
-    """What `tune_grpo` would refuse of the settings for so many prompts. Raises ValueError."""
+    """Raises ValueError for settings that `tune_grpo` cannot run with so many prompts."""
     check_weights(config.rewards, scores_clips)
     per_step = config.batch // config.group
     if prompts < per_step:
@@ -99,12 +99,7 @@ def tune_grpo(
         {"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)
     ]
 
-    def make(
-        network: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        shared: dict[str, Any],
-        common: dict[str, Any],
-    ) -> Any:
+    def build(network: Any, tokenizer: Any, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
@@ -132,16 +127,8 @@ def tune_grpo(
             **shared,
         )
 
-    return _run(
-        "grpo",
-        config,
-        model,
-        out,
-        {"data": _digest(data), "score": score_id},
-        make,
-        config.batch // config.group,
-        trackers,
-    )
+    identity = {"data": _digest(data), "score": score_id}
+    return _run("grpo", config, model, out, identity, build, config.batch // config.group, trackers)
 
 
 def tune_dpo(
@@ -156,18 +143,13 @@ def tune_dpo(
     data = [
         {
             "prompt": messages(pair.source),
-            "chosen": as_answer(pair.source, pair.chosen),
-            "rejected": as_answer(pair.source, pair.rejected),
+            "chosen": as_completion(pair.source, pair.chosen),
+            "rejected": as_completion(pair.source, pair.rejected),
         }
         for pair in pairs
     ]
 
-    def make(
-        network: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        shared: dict[str, Any],
-        common: dict[str, Any],
-    ) -> Any:
+    def build(network: Any, tokenizer: Any, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
@@ -176,7 +158,7 @@ def tune_dpo(
         formatted = [
             {
                 "prompt": request(tokenizer, row["prompt"]),
-                **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")},
+                **{side: completion(tokenizer, row[side]) for side in ("chosen", "rejected")},
             }
             for row in data
         ]
@@ -186,7 +168,7 @@ def tune_dpo(
             model=network, args=arguments, train_dataset=Dataset.from_list(formatted), **shared
         )
 
-    return _run("dpo", config, model, out, {"data": _digest(data)}, make, config.batch, trackers)
+    return _run("dpo", config, model, out, {"data": _digest(data)}, build, config.batch, trackers)
 
 
 def _run(
@@ -195,7 +177,7 @@ def _run(
     model: Path,
     out: Path,
     identity: Mapping[str, Any],
-    make: Make,
+    build_trainer: BuildTrainer,
     per_step: int,
     trackers: Sequence[Tracker],
 ) -> TuneResult:
@@ -223,8 +205,8 @@ def _run(
         task_type="CAUSAL_LM",
     )
     shared = {"processing_class": tokenizer, "peft_config": lora}
-    with _hushed():
-        trainer = make(network, tokenizer, shared, _arguments(config, out))
+    with _without_trl_warnings():
+        trainer = build_trainer(network, tokenizer, shared, _arguments(config, out))
         trainer.train_dataset = trainer.train_dataset.select(
             _order(len(trainer.train_dataset), config.steps * per_step, config.seed)
         )
@@ -278,14 +260,16 @@ def _train(trainer: Any, checkpoint: Path | None, out: Path) -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return trainer.state.global_step
     except Exception as error:
-        if shutil.disk_usage(out).free < 2**20:  # said in many ways by what writes a checkpoint's parts
+        if (
+            shutil.disk_usage(out).free < 2**20
+        ):  # the writers of a checkpoint's parts report it in different ways
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
         raise
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what TRL and transformers have to say about each other's settings."""
+def _without_trl_warnings() -> Iterator[None]:
+    """Without warnings of TRL and transformers about each other's settings."""
     from datasets import disable_progress_bars
 
     with warnings.catch_warnings():
@@ -321,7 +305,7 @@ def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
 
 
 def _quiet(kind: Any) -> Any:
-    """The trainer without its model card and without telling its makers about the run."""
+    """The trainer class without model card and telemetry."""
     return type(
         kind.__name__,
         (kind,),
@@ -333,7 +317,7 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult)
     """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
-    # in this order: merging takes the adapter off
+    # in this order: merging removes the adapter
     for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -148,7 +148,7 @@ def preferred(
     return PairedVotes(tuple(pairs), dict(left_out))
 
 
-def as_answer(source: str, rewrite: str) -> str:
+def as_completion(source: str, rewrite: str) -> str:
     """The completion that gives `rewrite`: placeholder i where span i stands unaltered."""
     protected = protect(source)
     answer = rewrite
