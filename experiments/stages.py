@@ -188,7 +188,7 @@ def curate_prompts(job: Job, tracker: SpoolTracker) -> None:
 
 def votes(job: Job, tracker: SpoolTracker) -> None:
     from experiments.pipeline.votes import PAIRS, SUMMARY, VOTES, vote_on_rollouts
-    from finetune.gsb.panel import check_apart
+    from finetune.gsb.simulated_raters import check_apart
 
     layout = job.layout
     check_apart(job.recipe.votes.panel, job.recipe.align.rubric.weights())

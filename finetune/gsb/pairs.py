@@ -128,7 +128,7 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
             )
         first, second = (left, right) if vote.left_model == vote.pair[0] else (right, left)
         counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[
-            1 - vote.verdict(vote.pair[0])
+            1 - vote.preference(vote.pair[0])
         ] += 1
         simulated[first, second] += vote.simulated
     if not counts:
@@ -137,10 +137,10 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
         PreferencePair(
             pair[0].case_id,
             *pair,
-            {axis: (n[0], n[1], n[2]) for axis, n in asked.items()},
+            {axis: (n[0], n[1], n[2]) for axis, n in votes_by_axis.items()},
             bool(simulated[pair]),
         )
-        for pair, asked in counts.items()
+        for pair, votes_by_axis in counts.items()
     ]
 
 

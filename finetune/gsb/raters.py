@@ -107,7 +107,7 @@ def answer_counts(votes: Iterable[Vote]) -> np.ndarray:
     """[items, 3]: counts of first model, Same, second model; an item is (case, pair, axis)."""
     items: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
     for vote in votes:
-        items[vote.case_id, vote.pair, vote.axis][1 - vote.verdict(vote.pair[0])] += 1
+        items[vote.case_id, vote.pair, vote.axis][1 - vote.preference(vote.pair[0])] += 1
     return np.array(list(items.values())).reshape(-1, 3)
 
 
@@ -144,7 +144,9 @@ def _check(user: str, votes: Sequence[Vote], rule: DropRule) -> RaterCheck:
         and vote is not first[vote.question]
         and vote.left_model != first[vote.question].left_model
     ]
-    repeats = [vote.verdict(vote.pair[0]) == first[vote.question].verdict(vote.pair[0]) for vote in again]
+    repeats = [
+        vote.preference(vote.pair[0]) == first[vote.question].preference(vote.pair[0]) for vote in again
+    ]
     showings = len({(vote.case_id, vote.pair) for vote in again})
     decided = [vote.choice == "left" for vote in counted if vote.choice != "tie"]
     return RaterCheck(

@@ -52,7 +52,7 @@ class PairStatistics:
 
 
 def pair_statistics(
-    verdicts: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0
+    preferences: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0
 ) -> PairStatistics:
     """From n votes: +1 ours preferred, 0 tie, -1 baseline preferred; who voted and on which prompt.
 
@@ -60,9 +60,9 @@ def pair_statistics(
     """
     from scipy.stats import binomtest
 
-    if not len(verdicts):
+    if not len(preferences):
         raise ValueError("no votes on this pair")
-    values = np.asarray(verdicts)
+    values = np.asarray(preferences)
     n = len(values)
     good, same, bad = (int((values == verdict).sum()) for verdict in (1, 0, -1))
     gsb, se = (good - bad) / n, gsb_error(good, same, bad)

@@ -82,7 +82,7 @@ def _pairs(votes: Sequence[Vote], ours: str) -> dict[str, PairStatistics]:
             ).append(vote)
     return {
         baseline: pair_statistics(
-            [v.verdict(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs]
+            [v.preference(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs]
         )
         for baseline, theirs in sorted(by_baseline.items())
     }

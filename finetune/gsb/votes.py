@@ -65,7 +65,7 @@ class Vote:
         """What was asked of whom: rater, case, pair, axis."""
         return self.user_id, self.case_id, self.pair, self.axis
 
-    def verdict(self, model: str) -> int:
+    def preference(self, model: str) -> int:
         """+1 where `model` (one of the two) was preferred, -1 where the other was, 0 for a tie."""
         if self.choice == "tie":
             return 0

@@ -49,7 +49,7 @@ class ChatModel(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class RewriteSettings:
     """How prompts are asked for. `language` "auto" is each prompt's own; `patience`: so many prompts in a row
     without any answer from the server end the run; below `min_structure` (`form.structure`) an answer is no
     rewrite. Raises ValueError."""
@@ -105,33 +105,33 @@ def fault(prompt: str, text: str, form: Form, min_structure: float) -> str:
     return "" if found >= min_structure else f"{found:.0%} of the form's parts, wanted {min_structure:.0%}"
 
 
-def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0) -> Rewrite:
-    """The prompt by the template, or unchanged where `asking.fallback` says so or spans would be lost."""
-    if asking.fallback == "template":
-        text = by_template(prompt, asking.form(prompt))
+def without_model(prompt: str, settings: RewriteSettings, reason: str = "", tries: int = 0) -> Rewrite:
+    """The prompt by the template, or unchanged where `settings.fallback` says so or spans would be lost."""
+    if settings.fallback == "template":
+        text = by_template(prompt, settings.form(prompt))
         if not check_spans(prompt, text):
             return Rewrite(text, "template", reason, tries)
     return Rewrite(prompt, "original", reason, tries)
 
 
 def rewrite_all(
-    prompts: Sequence[str], endpoint: ChatModel, cache: RewriteCache, asking: Asking
+    prompts: Sequence[str], endpoint: ChatModel, cache: RewriteCache, settings: RewriteSettings
 ) -> list[Rewrite]:
     """One rewrite per prompt, in order; requests are deduplicated and cached, fallbacks are not cached.
 
     Raises ValueError for a prompt whose marks are wrong, ConnectionError in one line where the server refuses
     all or `patience` is over, OSError for the cache; what has passed by then is in the cache.
     """
-    requests = {prompt: messages(prompt, asking.form(prompt)) for prompt in dict.fromkeys(prompts)}
+    requests = {prompt: messages(prompt, settings.form(prompt)) for prompt in dict.fromkeys(prompts)}
     done: dict[str, Rewrite] = {}
     for prompt, request in requests.items():
         kept = cache.get(request_key(request, endpoint.settings))
-        if kept and not fault(prompt, kept.text, asking.form(prompt), asking.min_structure):
+        if kept and not fault(prompt, kept.text, settings.form(prompt), settings.min_structure):
             done[prompt] = Rewrite(kept.text, "model", tries=kept.tries, cached=True)
     todo = [prompt for prompt in requests if prompt not in done]
-    run = _Run(endpoint, cache, asking, requests, iter(todo))
+    run = _Run(endpoint, cache, settings, requests, iter(todo))
     threads = [
-        threading.Thread(target=run.work, daemon=True) for _ in range(min(asking.concurrency, len(todo)))
+        threading.Thread(target=run.work, daemon=True) for _ in range(min(settings.concurrency, len(todo)))
     ]
     for thread in threads:
         thread.start()
@@ -155,7 +155,7 @@ def rewrite_all(
 class _Run:
     endpoint: ChatModel
     cache: RewriteCache
-    asking: Asking
+    settings: RewriteSettings
     requests: dict[str, list[ChatMessage]]
     todo: Iterator[str]
     outcomes: queue.SimpleQueue[tuple[str, Rewrite | BaseException]] = field(
@@ -179,13 +179,13 @@ class _Run:
 
     def rewrite(self, prompt: str) -> Rewrite:
         reason, reached, tries = "", False, 0
-        for attempt in range(self.asking.num_tries):
+        for attempt in range(self.settings.num_tries):
             tries, wait_s = attempt + 1, 0.0
             try:
-                seed = self.asking.seed * self.asking.num_tries + attempt
+                seed = self.settings.seed * self.settings.num_tries + attempt
                 text = rewrite_of(prompt, self.endpoint.ask(self.requests[prompt], seed))
                 reached = True
-                reason = fault(prompt, text, self.asking.form(prompt), self.asking.min_structure)
+                reason = fault(prompt, text, self.settings.form(prompt), self.settings.min_structure)
                 if not reason:
                     self.cache.put(
                         request_key(self.requests[prompt], self.endpoint.settings), Kept(text, tries)
@@ -199,12 +199,12 @@ class _Run:
                 wait_s = (
                     0.0
                     if error.reached
-                    else min(MAX_WAIT_S, max(error.wait_s, self.asking.backoff_s * 2**attempt))
+                    else min(MAX_WAIT_S, max(error.wait_s, self.settings.backoff_s * 2**attempt))
                 )
-            if attempt + 1 < self.asking.num_tries and self.stop.wait(wait_s):
+            if attempt + 1 < self.settings.num_tries and self.stop.wait(wait_s):
                 break
         self.note(reached, reason)
-        return without_model(prompt, self.asking, reason, tries)
+        return without_model(prompt, self.settings, reason, tries)
 
     def note(self, reached: bool, reason: str) -> None:
         with self.lock:
@@ -212,7 +212,7 @@ class _Run:
             self.last = reason or self.last
 
     def check_patience(self, num_done: int, num_all: int) -> None:
-        if self.unreached >= self.asking.patience:
+        if self.unreached >= self.settings.patience:
             raise ConnectionError(
                 f"{self.endpoint.url}: {self.unreached} prompts in a row without an answer ({self.last}); "
                 f"{num_done} of {num_all} were "

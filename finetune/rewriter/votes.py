@@ -112,8 +112,8 @@ def preferred(
     a rewrite that is not there, is another text, or answers another prompt), where no vote is about `axis`,
     or where no pair is left.
     """
-    asked = [vote for vote in votes if vote.axis == axis]
-    if not asked:
+    on_axis = [vote for vote in votes if vote.axis == axis]
+    if not on_axis:
         raise ValueError(f"{source}: no vote to count about {axis!r}; ask raters, or name another --axis")
     known = {(rewrite.model, rewrite.case_id): rewrite for rewrite in rewrites}
     named = [
@@ -121,7 +121,7 @@ def preferred(
         for rewrite in rewrites
     ]
     pairs, left_out = [], Counter[str]()
-    for pair in pair_up(asked, named, source):
+    for pair in pair_up(on_axis, named, source):
         label = pair.label(axis)
         first, second = (known[clip.model, clip.case_id] for clip in (pair.first, pair.second))
         chosen, rejected = (first, second) if label == 1 else (second, first)
@@ -151,7 +151,7 @@ def preferred(
 def as_completion(source: str, rewrite: str) -> str:
     """The completion that gives `rewrite`: placeholder i where span i stands unaltered."""
     protected = protect(source)
-    answer = rewrite
+    completion = rewrite
     try:
         found = parse(rewrite).spans
     except ValueError:
@@ -159,5 +159,5 @@ def as_completion(source: str, rewrite: str) -> str:
     for number, span in reversed(list(enumerate(found, start=1))):
         if number <= len(protected.words) and span.text == protected.words[number - 1]:
             start, end = span.start - len(SPEECH_START), span.end + len(SPEECH_END)
-            answer = answer[:start] + protected.placeholder(number) + answer[end:]
-    return answer
+            completion = completion[:start] + protected.placeholder(number) + completion[end:]
+    return completion

@@ -122,19 +122,19 @@ class _Service:
         started = time.monotonic()
         try:
             async with self.spool.receive(incoming) as body:
-                asked = read_request(body.request, set(body.uploads), list(self.scoring.served))
-                job = await asyncio.to_thread(self._job, asked, body.uploads)
+                parsed = read_request(body.request, set(body.uploads), list(self.scoring.served))
+                job = await asyncio.to_thread(self._job, parsed, body.uploads)
                 async with self.decoders.decoded(job, self.spool.folder) as decoded:
-                    clip = _clip(asked, decoded)
-                    names = list(dict.fromkeys(asked.rewards or self.scoring.served))
-                    answers = await asyncio.gather(*(self._answer(name, clip) for name in names))
+                    clip = _clip(parsed, decoded)
+                    names = list(dict.fromkeys(parsed.rewards or self.scoring.served))
+                    results = await asyncio.gather(*(self._answer(name, clip) for name in names))
         except ClientDisconnect:
             raise Refusal(408, "body: the connection ended before the body did") from None
         return ScoreAnswer(
-            scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3)
+            scores=dict(zip(names, results, strict=True)), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> DecodeJob:
+    def _job(self, parsed: ScoreRequest, uploads: dict[str, Path]) -> DecodeJob:
         def real(name: str | None, field: str) -> str | None:
             if name is None:
                 return None
@@ -144,14 +144,14 @@ class _Service:
                 else real_path(name, self.roots, field)
             )
 
-        clip = real(asked.clip, "clip")
+        clip = real(parsed.clip, "clip")
         assert clip is not None  # read_request refuses a request without
         return DecodeJob(
             clip,
-            real(asked.audio, "audio"),
-            [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],
-            real(asked.first_frame, "first_frame"),
-            real(asked.reference_sound, "reference_sound"),
+            real(parsed.audio, "audio"),
+            [real(name, f"references[{index}]") for index, name in enumerate(parsed.references)],
+            real(parsed.first_frame, "first_frame"),
+            real(parsed.reference_sound, "reference_sound"),
         )
 
     async def _answer(self, name: str, clip: Clip) -> RewardAnswer:
@@ -166,23 +166,23 @@ class _Service:
         return answer
 
 
-def _clip(asked: ScoreRequest, decoded: Decoded) -> Clip:
+def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:
     arrays = decoded.arrays
-    references = tuple(arrays.get(f"references[{index}]") for index in range(len(asked.references)))
-    spans = tuple(asked.spans or ())
+    references = tuple(arrays.get(f"references[{index}]") for index in range(len(parsed.references)))
+    spans = tuple(parsed.spans or ())
     return Clip(
         waveform=arrays.get("waveform"),
         sample_rate_hz=decoded.sample_rate_hz,
         frames=arrays.get("frames"),
         fps=decoded.fps,
-        prompt=asked.prompt,
+        prompt=parsed.prompt,
         spans=spans,
         references=references + (None,) * (len(spans) - len(references)),
-        voices=tuple(asked.voices),
-        name=asked.name,
-        mouth_boxes=tuple(asked.mouth_boxes),
-        face_boxes=tuple(asked.face_boxes),
-        span_times=tuple(asked.span_times),
+        voices=tuple(parsed.voices),
+        name=parsed.name,
+        mouth_boxes=tuple(parsed.mouth_boxes),
+        face_boxes=tuple(parsed.face_boxes),
+        span_times=tuple(parsed.span_times),
         first_frame=arrays.get("first_frame"),
         reference_sound=arrays.get("reference_sound"),
     )

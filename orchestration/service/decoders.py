@@ -56,10 +56,10 @@ class Decoders:
                 "roots": roots,
                 "limits": dataclasses.asdict(self.limits),
             }
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
-            kept = sum(array.nbytes for array in answer.arrays.values())
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
+            kept = sum(array.nbytes for array in result.arrays.values())
             self._give_back(most - kept)
-            yield answer
+            yield result
         finally:
             self._give_back(kept)
 
@@ -110,8 +110,8 @@ def _killed_after(seconds: float, process: _Process) -> Iterator[None]:
         timer.join()  # it may be killing at this moment: nobody may take the process for a good one
 
 
-def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
-    header, arrays = answer
+def _answer_of(result: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
+    header, arrays = result
     if "refusal" in header:
         status, reason, fault = header["refusal"]
         raise Refusal(status, reason, fault)

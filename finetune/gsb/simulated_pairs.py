@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.gsb.pairs import ClipRef
-from finetune.gsb.panel import ClipPair, JudgeScores, PanelConfig, VoteRow, vote
+from finetune.gsb.simulated_raters import ClipPair, JudgeScores, SimulatedRatersConfig, VoteRow, vote
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
 
 def votes_for_pairs(
-    config: PanelConfig, clips: Sequence[ClipRef], scores: JudgeScores, pairs_per_case: int
+    config: SimulatedRatersConfig, clips: Sequence[ClipRef], scores: JudgeScores, pairs_per_case: int
 ) -> tuple[list[VoteRow], list[ClipRef]]:
     """Votes between clips of one model, and those clips with their new names (for `write_clips`).
 
@@ -33,7 +33,7 @@ def votes_for_pairs(
 
 
 def votes_before_after(
-    config: PanelConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: JudgeScores
+    config: SimulatedRatersConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: JudgeScores
 ) -> list[VoteRow]:
     """Votes between an aligned model (`ours`) and the model it came from, on every case that both answer."""
     return vote(config, pairs_between(after, before), scores, ours=after[0].model)

@@ -60,7 +60,7 @@ JUDGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanelConfig:
+class SimulatedRatersConfig:
     """Who votes and how; differences in judge units. Raises ValueError for impossible numbers."""
 
     seed: int = 0
@@ -163,7 +163,7 @@ class _Showing:
     attention: bool = False
 
 
-def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
+def check_apart(config: SimulatedRatersConfig, weights: Mapping[str, float]) -> None:
     """Raises ValueError where a rewarded item (rubric or preference feature) is a feature of the raters."""
     watched = {feature.name.partition(".")[0] for feature in config.features}
     for name, weight in weights.items():
@@ -174,7 +174,7 @@ def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
             )
 
 
-def panel(config: PanelConfig) -> list[Rater]:
+def simulated_raters(config: SimulatedRatersConfig) -> list[Rater]:
     """The raters, from the seed alone."""
     raters = []
     for index in range(config.raters):
@@ -198,7 +198,7 @@ def panel(config: PanelConfig) -> list[Rater]:
 
 
 def vote(
-    config: PanelConfig, pairs: Sequence[ClipPair], scores: JudgeScores, ours: str | None = None
+    config: SimulatedRatersConfig, pairs: Sequence[ClipPair], scores: JudgeScores, ours: str | None = None
 ) -> list[VoteRow]:
     """Simulated votes in the public format (finetune.gsb.votes): first ones, repeats, attention checks.
 
@@ -239,7 +239,7 @@ def write_votes(path: Path, rows: Sequence[VoteRow]) -> None:
     dump(path, rows)
 
 
-def _gaps(config: PanelConfig, pair: ClipPair, scores: JudgeScores) -> np.ndarray:
+def _gaps(config: SimulatedRatersConfig, pair: ClipPair, scores: JudgeScores) -> np.ndarray:
     """First minus second in judge units [F]; NaN where neither could be scored."""
     values = np.array(
         [[_value(clip, feature, scores) for feature in config.features] for clip in (pair.first, pair.second)]
@@ -262,9 +262,9 @@ def _value(clip: ClipRef, feature: JudgeFeature, scores: JudgeScores) -> float:
     return found[feature.name]
 
 
-def _showings(config: PanelConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
+def _showings(config: SimulatedRatersConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
     """Each pair before the raters who have seen fewest, in an order that only depends on the pairs' names."""
-    raters = panel(config)
+    raters = simulated_raters(config)
     seen = [0] * len(raters)
     assigned: list[tuple[int, Rater]] = []
     for index in sorted(range(len(pairs)), key=lambda i: stable_hash("pair", config.seed, *pairs[i].key)):
@@ -287,19 +287,21 @@ def _showings(config: PanelConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
     return [showing for _, showing in sorted(showings, key=lambda entry: entry[0])]
 
 
-def _chosen(config: PanelConfig, showings: Sequence[_Showing], share: float, what: str) -> Iterator[_Showing]:
+def _chosen(
+    config: SimulatedRatersConfig, showings: Sequence[_Showing], share: float, what: str
+) -> Iterator[_Showing]:
     order = sorted(
         showings, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
     )
     yield from order[: round(share * len(showings))]
 
 
-def _repeats(config: PanelConfig, showings: Sequence[_Showing]) -> list[_Showing]:
+def _repeats(config: SimulatedRatersConfig, showings: Sequence[_Showing]) -> list[_Showing]:
     again = _chosen(config, showings, config.repeat_share, "repeat")
     return [_Showing(showing.pair, showing.rater, not showing.first_is_left, repeat=1) for showing in again]
 
 
-def _attention_checks(config: PanelConfig, showings: Sequence[_Showing]) -> list[_Showing]:
+def _attention_checks(config: SimulatedRatersConfig, showings: Sequence[_Showing]) -> list[_Showing]:
     """The first clip against its spoilt copy; once for a rater and clip."""
     checks: dict[tuple[str, ...], _Showing] = {}
     for showing in _chosen(config, showings, config.attention_share, "attention"):
@@ -313,7 +315,7 @@ def _attention_checks(config: PanelConfig, showings: Sequence[_Showing]) -> list
     return list(checks.values())
 
 
-def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray) -> str:
+def _answer(config: SimulatedRatersConfig, showing: _Showing, axis: str, gaps: np.ndarray) -> str:
     rater = showing.rater
     rng = np.random.default_rng(
         stable_hash("answer", config.seed, rater.user_id, *showing.pair.key, axis, showing.repeat)
@@ -328,7 +330,9 @@ def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray)
     return "tie" if abs(latent) <= rater.tie_width else "left" if latent > 0 else "right"
 
 
-def _row(config: PanelConfig, showing: _Showing, axis: str, choice: str, ours: str | None) -> VoteRow:
+def _row(
+    config: SimulatedRatersConfig, showing: _Showing, axis: str, choice: str, ours: str | None
+) -> VoteRow:
     first, second = showing.pair.first, showing.pair.second
     left, right = (first, second) if showing.first_is_left else (second, first)
     ours = first.model if showing.attention else ours  # there the untouched original
