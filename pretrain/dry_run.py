@@ -21,8 +21,7 @@ _RESULT = "dry_run.json"
 def rehearse(config: PretrainConfig, gpus: int) -> dict[str, Any]:
     """Build, shard and step `config`'s model as rank 0 of `gpus`; returns sizes, seconds and peak memory.
 
-    Raises ValueError where the degrees do not divide the ranks, or with the last line of a rehearsal that
-    failed.
+    Raises ValueError where the degrees do not divide the ranks, or with the last line of a failed dry run.
     """
     parallel = config.parallel
     if gpus < 1 or gpus % (parallel.replicas * parallel.context):

@@ -64,7 +64,7 @@ class TaskDraw(NamedTuple):
 
 
 def task_of_step(seed: int, stage: StageConfig, step: int) -> TaskDraw:
-    """Task and data set of a step (1-based): a pure function, so all ranks agree without talking.
+    """Task and data set of a step (1-based): a pure function, so ranks agree without communication.
 
     Tasks follow a golden-ratio sequence: after any number of steps each task's share is within a few steps of
     its weight.

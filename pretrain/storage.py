@@ -233,7 +233,7 @@ def create(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         try:
             os.link(temporary, path)
-        except OSError as error:  # a file system without links takes the last writer
+        except OSError as error:  # without hard links the last writer wins
             if isinstance(error, FileExistsError):
                 raise
 

@@ -1,4 +1,4 @@
-"""What object stores say when they fail, as one-line OSErrors that name the place and never a secret."""
+"""Object store errors as one-line OSErrors that name the place and contain no secret."""
 
 from __future__ import annotations
 

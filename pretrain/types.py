@@ -1,4 +1,4 @@
-"""The vocabulary of pretraining: every tensor's shape and unit is stated here, once.
+"""Types of pretraining, with the shape and unit of every tensor.
 
 Letters: B samples, F latent video frames, H and W latent rows and columns, L audio tokens,
 S context tokens, D context width, R voice references. Latents are standardised per channel.
@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # checking a prompts file must not wait for torch
+if TYPE_CHECKING:  # checking a prompts file does not import torch
     import torch
     from torch import Tensor
 
@@ -79,7 +79,7 @@ class Stream:
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]; noised, or clean where sigma is 0
     lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
-    # [B, G]; noise level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    # [B, G]; noise level in [0, 1] of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     sigma: Tensor
     rate_hz: float  # latent frames (video) or tokens (audio) per second
     # video latent frames per second: the unit of RoPE time for both modalities
@@ -87,7 +87,7 @@ class Stream:
 
     @cached_property
     def padded(self) -> bool:
-        """Remembered: on a GPU the answer waits for all that is queued."""
+        """Cached: on a GPU this synchronises."""
         return not bool((self.lengths == self.latents.shape[2]).all())
 
 
@@ -103,7 +103,7 @@ def cache_flags(*parts: Stream | Conditioning | None) -> None:
 
 
 class Velocity(NamedTuple):
-    """The model's answer, shaped like the latents it was given; None for an absent modality."""
+    """The model's output, shaped like its input latents; None for an absent modality."""
 
     video: Tensor | None  # [B, 48, F, H, W]
     audio: Tensor | None  # [B, 128, L]
@@ -111,7 +111,7 @@ class Velocity(NamedTuple):
 
 @dataclass(frozen=True)
 class CleanStream:
-    """One modality as it lies in the data."""
+    """One modality of the data, without noise."""
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]
     lengths: Tensor  # [B] int64

@@ -26,7 +26,7 @@ class Davidson:
     """The fitted model. Strengths are log pi, ours = 0, higher is better; errors from the exact Hessian.
 
     `tie` is nu itself (not its logarithm): 0 where no vote is a tie, 1 where equal clips tie in a third of
-    the votes. `side` is the g added to the left clip's strength, 0 where it cannot be told (`side_fixed`).
+    the votes. `side` is the g added to the left clip's strength, 0 where not estimable (`side_fixed`).
     Errors are NaN for what is fixed.
     """
 

@@ -1,7 +1,7 @@
 """Votes on clips -> preference pairs: one row per case and pair, votes counted per axis.
 
 Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it
-shows no preference. An axis nobody was asked about has no label.
+shows no preference. An axis without votes has no label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INDEX = "index.jsonl"
 
 @dataclass(frozen=True)
 class ClipRef:
-    """A clip that votes speak of. `sha256` is of its file, "" until somebody needs it."""
+    """A clip of votes. `sha256` is of its file, "" until needed."""
 
     clip_id: str
     model: str
@@ -40,7 +40,7 @@ class ClipRef:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two clips of one prompt and how often each answer was given: `counts[axis] = (first, Same, second)`."""
+    """Two clips of one prompt and its votes: `counts[axis] = (first, Same, second)`."""
 
     case_id: str
     first: ClipRef
@@ -49,7 +49,7 @@ class PreferencePair:
     simulated: bool
 
     def label(self, axis: str) -> int | None:
-        """+1 the first wins, 0 Same, -1 the second, None where nobody was asked."""
+        """+1 the first wins, 0 Same, -1 the second, None without votes."""
         return majority(self.counts[axis]) if axis in self.counts else None
 
     def as_json(self, folder: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class PreferencePair:
 
 
 def majority(count: Sequence[int]) -> int:
-    """Label of (first, Same, second) answers by the rule: +1, 0 or -1."""
+    """Label of (first, Same, second) counts by the rule: +1, 0 or -1."""
     first, same, second = count
     return 1 if first > max(same, second) else -1 if second > max(first, same) else 0
 

@@ -22,8 +22,8 @@ class DropRule:
 
     min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
-    min_repeats: int = 8  # pairs shown again; the questions asked about one are no independent evidence
-    min_self_consistency: float = 0.4  # share of equal answers; guessing among three gives a third
+    min_repeats: int = 8  # pairs shown again; several axes of one pair are not independent
+    min_self_consistency: float = 0.4  # share of equal votes; chance gives a third
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RaterCheck:
 
 
 def agreement(counts: np.ndarray) -> Agreement | None:
-    """From counts [items, classes] of the answers each item got; None where no item has two.
+    """From vote counts [items, classes]; None where no item has two votes.
 
     Varying numbers of raters are allowed: Krippendorff's coincidences; Fleiss and Gwet as generalised in
     Gwet's Handbook of Inter-Rater Reliability (chance from the mean share of each class over all items).
@@ -112,7 +112,7 @@ def answer_counts(votes: Iterable[Vote]) -> np.ndarray:
 
 
 def first_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """The answers that count: no attention checks, and of repeats the first."""
+    """The counted votes: without attention checks, the first of repeats."""
     first: dict[tuple[Any, ...], Vote] = {}
     for vote in votes:
         if not vote.attention and ((known := first.get(vote.question)) is None or vote.repeat < known.repeat):
@@ -123,9 +123,8 @@ def first_votes(votes: Iterable[Vote]) -> list[Vote]:
 def check_raters(votes: Sequence[Vote], rule: DropRule = DropRule()) -> list[RaterCheck]:
     """One entry per rater, by name.
 
-    An attention check is passed by the side of the original, a tie fails it. Self-consistency takes repeats
-    whose sides are swapped against the rater's first answer. Side bias is only reported: where sides are not
-    balanced it is no fault.
+    Only a vote for the original passes an attention check. Self-consistency compares repeats with swapped
+    sides to the rater's first vote. Side bias is only reported: sides may be unbalanced.
     """
     by_rater: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -181,6 +180,6 @@ def _reason(attention: Sequence[bool], repeats: Sequence[bool], showings: int, r
 
 
 def kept_votes(votes: Sequence[Vote], checks: Sequence[RaterCheck]) -> list[Vote]:
-    """The answers that count (`first_votes`) of raters who were not dropped."""
+    """The counted votes (`first_votes`) of raters who were not dropped."""
     dropped = {check.user_id for check in checks if check.dropped}
     return [vote for vote in first_votes(votes) if vote.user_id not in dropped]

@@ -35,7 +35,7 @@ def votes_for_pairs(
 def votes_before_after(
     config: SimulatedRatersConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: JudgeScores
 ) -> list[VoteRow]:
-    """Votes between an aligned model (`ours`) and the model it came from, on every case that both answer."""
+    """Votes between an aligned model (`ours`) and its base, on every case of both."""
     return vote(config, pairs_between(after, before), scores, ours=after[0].model)
 
 

@@ -1,8 +1,7 @@
 """Simulated raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
 
-A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's
-pull to the left and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric
-weighs (`check_apart`).
+A rater's preference is the weighted mean of judge differences (in noticeable units) plus the rater's side
+bias and noise; below the rater's tie width it is Same. Judges must not be in the rubric (`check_apart`).
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ SPOILT = " spoilt"  # ends the name of an attention check's copy
 
 @dataclass(frozen=True)
 class JudgeFeature:
-    """What raters see of one judge. `unit`: the difference that counts as one, negative where lower is
-    better; `weight`: of the mean taste. `axis`: whose question it belongs to besides overall. Raises
-    ValueError for impossible ones."""
+    """One judge metric as raters use it. `unit`: difference that counts as one, negative where lower is
+    better; `weight`: mean over raters; `axis`: the question it informs besides overall. Raises ValueError."""
 
     name: str
     axis: str
@@ -61,23 +59,23 @@ JUDGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRatersConfig:
-    """Who votes and how; differences in judge units. Raises ValueError for impossible numbers."""
+    """Simulated raters; differences in judge units. Raises ValueError for impossible numbers."""
 
     seed: int = 0
     raters: int = 12
-    votes_per_pair: int = 3  # raters that see a pair
-    axes: tuple[str, ...] = AXES  # questions asked at each showing
+    votes_per_pair: int = 3  # raters per pair
+    axes: tuple[str, ...] = AXES  # questions of each showing
     features: tuple[JudgeFeature, ...] = JUDGES
     taste_spread: float = 0.5  # log-normal, of the raters' weights
     manner_spread: float = 0.3  # log-normal, of their noise and tie width
-    noise: float = 0.6  # standard deviation, drawn for each answer
+    noise: float = 0.6  # standard deviation, drawn per vote
     tie_width: float = 0.3  # a smaller difference is Same
     side_bias: float = 0.1  # pull to the left: mean over raters, and their spread
-    lapses: float = 0.02  # share of answers given without looking
+    lapses: float = 0.02  # share of random votes
     repeat_share: float = 0.05  # of showings, shown again with sides swapped
     attention_share: float = 0.05  # of showings, as many checks with a spoilt copy
     spoilt_gap: float = 3.0  # how much worse a spoilt copy looks
-    # how much worse a clip looks that a judge could not score (silent, black) beside one it could
+    # gap of a clip that a judge could not score (silent, black) against one that it could
     unscorable_gap: float = 3.0
 
     def __post_init__(self) -> None:
@@ -113,7 +111,7 @@ class SimulatedRatersConfig:
             raise ValueError(f"panel.axes: expected distinct axes, got {list(self.axes)}")
 
     def about(self, axis: str) -> list[int]:
-        """Places of the features that a question is answered by; overall by all."""
+        """Indices of the features of a question; overall uses all."""
         return [place for place, feature in enumerate(self.features) if axis in ("overall", feature.axis)]
 
 
@@ -154,7 +152,7 @@ class ClipPair:
 
 @dataclass(frozen=True)
 class _Showing:
-    """A pair before a rater; `attention` = the left or right one is the spoilt copy of the other."""
+    """A pair shown to a rater; `attention`: one side is the spoilt copy of the other."""
 
     pair: ClipPair
     rater: Rater
@@ -203,8 +201,8 @@ def vote(
     """Simulated votes in the public format (finetune.gsb.votes): first ones, repeats, attention checks.
 
     Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could
-    score neither clip is not looked at, an axis without any is not asked; where it could score one, the other
-    loses by `unscorable_gap`. Answers depend on the seed, rater, case, models, axis and repeat, not on the
+    score neither clip is ignored, an axis without judges is skipped; where it could score one, the other
+    loses by `unscorable_gap`. Votes depend on seed, rater, case, models, axis and repeat, not on the
     order of `pairs`. Raises ValueError for no pairs, the same pair twice, a clip or judge without an entry in
     `scores`, an infinite score.
     """
@@ -335,7 +333,7 @@ def _row(
 ) -> VoteRow:
     first, second = showing.pair.first, showing.pair.second
     left, right = (first, second) if showing.first_is_left else (second, first)
-    ours = first.model if showing.attention else ours  # there the untouched original
+    ours = first.model if showing.attention else ours  # in attention checks, the untouched original
     return {
         "user_id": showing.rater.user_id,
         "left_model": left.model,

@@ -29,10 +29,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Statistics per axis; `pairs` and `davidson` at the top are those of `axis` (overall when not given).
 
-    Counted are first answers of raters the fixed rule keeps. With `axis` the others are left out, of Holm's
-    correction too. Raises ValueError in one line where nothing could be said: no vote names ours, none is
-    left or is on the axis, all are ties, a model of `models` was never compared with ours, models without a
-    chain of votes to ours.
+    Counts first votes of raters that pass the exclusion rule. With `axis`, other axes are left out, also of
+    Holm's correction. Raises a one-line ValueError where nothing can be estimated: no vote names ours, none
+    is left or on the axis, all are ties, a model of `models` was never compared with ours, or no chain of
+    votes connects a model to ours.
     """
     ours = votes.ours
     if ours is None:
@@ -104,7 +104,7 @@ def _corrected(pairs: dict[str, dict[str, PairStatistics]]) -> dict[str, dict[st
 
 
 def _davidson(votes: VoteSet, axis: str, chosen: Sequence[Vote], warnings: list[str]) -> Davidson | None:
-    """None for an axis without a decided vote, said in `warnings`."""
+    """None for an axis without a decided vote, with a line in `warnings`."""
     if all(vote.choice == "tie" for vote in chosen):
         warnings.append(f"{axis}: every vote is a tie; no strengths")
         return None

@@ -29,10 +29,10 @@ _LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspel
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One answer of one rater about one pair of clips.
+    """One vote of one rater on one pair of clips.
 
     `ours_side` is None where neither clip is ours. In an attention check it names the untouched original, so
-    that is the right answer. `repeat` counts how often this rater had seen this pair before.
+    that is the correct choice. `repeat` counts how often this rater had seen this pair before.
     """
 
     user_id: str
@@ -62,7 +62,7 @@ class Vote:
 
     @property
     def question(self) -> tuple[str, str, tuple[str, str], str]:
-        """What was asked of whom: rater, case, pair, axis."""
+        """The question: rater, case, pair, axis."""
         return self.user_id, self.case_id, self.pair, self.axis
 
     def preference(self, model: str) -> int:

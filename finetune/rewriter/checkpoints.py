@@ -2,7 +2,7 @@
 
 The trainer writes a checkpoint file by file. One counts once `complete.json` lists what is in it; a killed
 save leaves none and is removed. Resuming reads only what this list holds, unchanged: random state and moments
-lie in pickles (opened with weights_only).
+are pickles (opened with weights_only).
 """
 
 from __future__ import annotations

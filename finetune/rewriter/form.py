@@ -118,7 +118,7 @@ TEMPLATE_ID = hashlib.sha256((TEMPLATE + repr(FORMS)).encode()).hexdigest()[:16]
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:['’-][^\W_{_HAN}]+)*")
-_MIN_WORDS = 3  # of a part, besides its cue: the cue alone says nothing
+_MIN_WORDS = 3  # of a part, besides its cue
 _MAX_CUES = 30  # of one part that are looked at
 _THINKING = re.compile(r"\A.*</think\s*>", re.DOTALL | re.IGNORECASE)
 _LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -181,7 +181,7 @@ def structure(text: str, form: Form | None = None) -> float:
 def length(text: str, form: Form | None = None) -> float:
     """1 for a length in the form's range (unspoken words), falling to 0 at no and at twice too many words.
 
-    A sentence said again does not count again, so that repetition is no length. `form` None is the one that
+    Repeated sentences count once, so that repetition adds no length. `form` None is the one that
     fits best.
     """
     form = form or max(FORMS.values(), key=lambda each: _structure(text, each))

@@ -1,7 +1,7 @@
 """Rewards of rewrites as TRL's functions of (prompts, completions, **columns) -> one number each.
 
-`source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span
-gets no clip: it counts as the worst clip of its group, so that no reward pays for lost words.
+`source` is the column of short prompts, `row` their index in the prompts file. A rewrite that breaks a span
+gets no clip: it scores as the worst clip of its group, so that lost words are never rewarded.
 """
 
 from __future__ import annotations

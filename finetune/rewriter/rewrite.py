@@ -1,7 +1,7 @@
 """Rewrites short prompts by a language model, with a template or the prompt itself as fallback.
 
-Whoever answers, `fault` decides: a text whose speech spans are not the prompt's, byte for byte and in order,
-is never given out.
+Every completion passes `fault`: a text whose speech spans are not the prompt's, byte for byte and in order,
+is never returned.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from finetune.rewriter.spans import check_spans, protect
 from finetune.rewriter.template import by_template
 from pretrain.progress import track
 
-MAX_CHARACTERS = 20_000  # of an answer, besides its prompt's own
+MAX_CHARACTERS = 20_000  # of a completion, besides its prompt's
 MAX_WAIT_S = 60.0
 MAX_CONCURRENCY = 512
 JOIN_S = 5.0
 
 
 class ChatModel(Protocol):
-    """What is asked for a rewrite (`rewrite_endpoint.ChatModel`)."""
+    """A chat model (`finetune.rewriter.endpoint.ChatEndpoint`)."""
 
     @property
     def url(self) -> str: ...
@@ -50,9 +50,8 @@ class ChatModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteSettings:
-    """How prompts are asked for. `language` "auto" is each prompt's own; `patience`: so many prompts in a row
-    without any answer from the server end the run; below `min_structure` (`form.structure`) an answer is no
-    rewrite. Raises ValueError."""
+    """Settings of requests. `language` "auto": the prompt's own; `patience`: consecutive prompts without a
+    response that end the run; `min_structure` (`form.structure`): minimum of a rewrite. Raises ValueError."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     fallback: Literal["template", "original"] = "template"
@@ -61,7 +60,7 @@ class RewriteSettings:
     # before the second try, doubled for every further one; a server's Retry-After counts if longer
     backoff_s: float = 0.5
     min_structure: float = 0.5
-    seed: int = 0  # another one asks a server that samples by seed for other answers
+    seed: int = 0  # another seed gives other completions where the server uses it
     patience: int = 20
 
     def __post_init__(self) -> None:
@@ -163,7 +162,7 @@ class _Run:
     )
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    unreached: int = 0  # prompts in a row that ended without any answer of the server
+    unreached: int = 0  # consecutive prompts without a response
     last: str = ""
 
     def work(self) -> None:
@@ -174,7 +173,7 @@ class _Run:
                 return
             try:
                 self.outcomes.put((prompt, self.rewrite(prompt)))
-            except BaseException as error:  # told by the main thread
+            except BaseException as error:  # raised in the main thread
                 self.outcomes.put((prompt, error))
 
     def rewrite(self, prompt: str) -> Rewrite:

@@ -70,10 +70,10 @@ def _files(row: dict[str, Any]) -> list[str]:
 
 
 def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite], model: str) -> None:
-    """Writes the rows with their rewrites, whole or not at all. `model`: who was asked ("" = nobody).
+    """Writes the rows with their rewrites atomically. `model`: of the requests ("" = none).
 
     Every field is kept; `data_id` is put in where a row has none, so that it keeps its name and with it its
-    noise; `meta.rewrite` says source, by, reason, tries, template and model.
+    noise; `meta.rewrite` has source, by, reason, tries, template and model.
     """
 
     def lines() -> Iterable[str]:

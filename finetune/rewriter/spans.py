@@ -1,8 +1,7 @@
 """Keeps spoken words byte for byte through a rewrite: removed before, restored after, checked.
 
-A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell what it never writes. Whatever
-it answers is checked all the same: an answer may bring marks of its own, or characters that a text encoder
-folds into marks.
+A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell them. Completions are checked
+all the same: they may contain marks of their own, or characters that a text encoder folds into marks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
 PLACEHOLDER = "SPEECH"
 
-# after white space is taken out
+# after removing white space
 _MARK_LIKE = re.compile(r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE)
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")
@@ -38,7 +37,7 @@ class Protected:
     def restore(self, answer: str) -> str:
         """The completion with placeholders replaced by spans; marks that the model put around are dropped.
 
-        A placeholder of no span, or one written otherwise, stays as it is, and `check` says so.
+        An unknown or misspelled placeholder stays as it is, and `check` reports it.
         """
         around = rf"(?:{SPEECH_START}\s*)?\[{re.escape(self.name)} (\d{{1,4}})\](?:\s*{SPEECH_END})?"
 

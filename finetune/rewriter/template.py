@@ -7,7 +7,7 @@ import re
 from finetune.rewriter.form import CHINESE, ENGLISH, Form, form_of
 from finetune.rewriter.spans import outside
 
-# What the prompt itself says of these is left to it.
+# Not added where the prompt mentions them.
 _CAMERA = re.compile(
     r"\b(camera|shot|zoom|pan|pans|panning|close-up|view|angle|tracking)\b|镜头|特写|景别|运镜|推近|拉远",
     re.IGNORECASE,

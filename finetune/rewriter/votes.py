@@ -2,7 +2,7 @@
 
 The votes are those of `finetune.gsb`: case_id names the prompt, left_model and right_model who rewrote it.
 Raters may have read the rewrites or watched their clips. A digest in a vote is that of the rewrite's text
-(UTF-8), or of its clip where the rewrite's row says one (`sha256`).
+(UTF-8), or of its clip where the rewrite's row has one (`sha256`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VotedRewrite:
 
 @dataclass(frozen=True)
 class RewritePair:
-    """`chosen` was preferred to `rejected`; both answer `source`."""
+    """`chosen` was preferred to `rejected`; both rewrite `source`."""
 
     case_id: str
     source: str
@@ -108,7 +108,7 @@ def preferred(
     """A pair for each two rewrites of a prompt with a majority for one, in order of first vote.
 
     Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred
-    one lost or altered a span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on
+    one lost or altered a span). Raises ValueError as `gsb.pairs.pair_up` (a vote on
     a rewrite that is not there, is another text, or answers another prompt), where no vote is about `axis`,
     or where no pair is left.
     """

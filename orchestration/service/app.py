@@ -1,4 +1,4 @@
-"""The web application over any `Scoring`: FastAPI, no ray."""
+"""The web application over a `ScoringBackend`: FastAPI, no ray."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, to
     async def refused(request: Request, refusal: Refusal) -> Response:
         return Response(refusal.content(), refusal.status, refusal.headers(), "application/json")
 
-    @app.exception_handler(Exception)  # it is raised on to the gate, which logs it
+    @app.exception_handler(Exception)  # re-raised to the gate, which logs it
     async def failed(request: Request, error: Exception) -> Response:
         return await refused(request, INTERNAL)
 

@@ -1,6 +1,6 @@
-"""Files of a request to arrays, none of them trusted: the kind is read from the content, the header is
-checked before anything is decoded, and what comes out is counted while it comes. Runs in a process that may
-be killed (`decode_worker`)."""
+"""Decodes untrusted files of a request: kind by content, header checked first, output size bounded.
+
+Runs in a process that may be killed (`decode_worker`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from pretrain.codecs.media import MediaError, read_container, to_rate
 from pretrain.config import one_line
 
 REFERENCE_RATE_HZ = 16_000
-# What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile
-# bytes.
+# Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.
 CODECS = (
     "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,"
     "pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"

@@ -35,7 +35,7 @@ class Decoders:
         self.limits, self.roots = limits, [str(root) for root in roots]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for _ in range(limits.decoders):
-            self._idle.put(_Process())  # importing takes a second, which no request should wait for
+            self._idle.put(_Process())  # started early: importing takes a second
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
         self._freed = asyncio.Event()
         self.held = 0
@@ -107,7 +107,7 @@ def _killed_after(seconds: float, process: _Process) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it may be killing at this moment: nobody may take the process for a good one
+        timer.join()  # it may be killing right now: wait, so that `killed` is final
 
 
 def _answer_of(result: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
@@ -155,7 +155,7 @@ class _Process:
         sink.flush()
         if (header := read_message(source)) is None:
             raise EOFError
-        # not to be trusted either: a decoder may have been taken over by its file
+        # untrusted too: a file may have taken over the decoder
         table = header.get("arrays", [])
         sizes = [math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize for entry in table]
         if sum(sizes) > most or min(sizes, default=0) < 0:

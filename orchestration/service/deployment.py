@@ -43,15 +43,15 @@ class ServiceConfig:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()  # real paths
     limits: Limits = field(default_factory=Limits)
-    batch: int = 8  # clips a reward is given at once
-    batch_wait_s: float = 0.05  # for more of them to come
+    batch: int = 8  # maximum clips per batch
+    batch_wait_s: float = 0.05  # wait for a batch to fill
     replicas: int = 1  # of each reward
     cpus: float = 0.0  # reserved for each replica of a reward
     gpus: float = 0.0
 
 
 class RewardReplica:
-    """One reward; clips that are asked for at about the same time are scored together."""
+    """One reward; concurrent requests are scored as a batch."""
 
     def __init__(self, name: str, config: ServiceConfig) -> None:
         self.seconds = config.limits.reward_seconds
@@ -76,7 +76,7 @@ class RewardReplica:
 
 
 class ServeScoring:
-    """scoring.Scoring over handles of `RewardReplica`."""
+    """ScoringBackend over handles of `RewardReplica`."""
 
     def __init__(self, handles: Mapping[str, Any], wait_seconds: float) -> None:
         self.handles, self.wait_seconds = handles, wait_seconds
@@ -105,7 +105,7 @@ class ServeScoring:
 
 
 def described(name: str) -> ServedReward:
-    """What the catalog says of a reward; nothing is known of a plug-in."""
+    """A reward's catalog entry; a plug-in has none."""
     entry = CATALOG.get(name)
     if entry is None:
         return ServedReward(name=name)
@@ -138,7 +138,7 @@ def application(config: ServiceConfig) -> serve.Application:
         num_replicas=config.replicas, max_ongoing_requests=limits.requests + config.batch, **common
     )
     rewards = [replica.options(name=deployed).bind(name, config) for name, deployed in names.items()]
-    # More than `limits.requests` must come through, for the gate to refuse them with a reason.
+    # More than `limits.requests` must reach the gate, which refuses them with a reason.
     web = serve.deployment(serve.ingress(build)()).options(
         name="web", max_ongoing_requests=2 * limits.requests + 64, **common
     )
@@ -166,7 +166,7 @@ def running(
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
         finally:
-            # it may not have come to an application
+            # the application may not exist
             with contextlib.suppress(RayError, RayServeException, RuntimeError):
                 serve.delete(APP)  # and nothing else that a cluster serves
             ray.shutdown()
@@ -176,7 +176,7 @@ def running(
 def claimed(host: str, port: int) -> Iterator[None]:
     """host:port is free, and no other service can take it. Raises OSError.
 
-    Ray shares its port with whoever asks (SO_REUSEPORT), so two services would take turns in answering.
+    Ray binds with SO_REUSEPORT, so two services on one port would share its requests.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

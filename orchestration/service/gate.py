@@ -29,7 +29,7 @@ def digest_of(token: str) -> bytes:
 
 
 class Gate:
-    """Refuses with 401 and 503, turns whatever goes wrong behind it into one line, and counts."""
+    """ASGI middleware: refuses with 401 and 503, turns errors into one line, counts requests."""
 
     def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: ServiceMetrics) -> None:
         self.app, self.token_digest, self.limits, self.metrics = app, token_digest, limits, metrics

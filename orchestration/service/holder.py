@@ -18,7 +18,7 @@ LOAD_SECONDS = 600.0  # published weights are gigabytes
 
 
 class RewardActor:
-    """Builds its reward when told to, so that a reward that cannot be built is an error and no dead actor."""
+    """Builds its reward on `load`, so that a failure is an error and not a dead actor."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options

@@ -27,7 +27,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=Tru
 
 
 class ScoreRequest(BaseModel):
-    """One clip and what was asked of it, as in rewards.types.Clip."""
+    """One clip and its conditions, as in rewards.types.Clip."""
 
     model_config = STRICT
 
@@ -75,14 +75,14 @@ class ScoreAnswer(BaseModel):
 
 
 class RefusalAnswer(BaseModel):
-    """`fault`: clip (it will never be scored), request (asked wrongly) or service (try again)."""
+    """`fault`: clip (cannot be scored), request (invalid) or service (try again)."""
 
     reason: str
     fault: str
 
 
 class ServedReward(BaseModel):
-    """What may be asked for and how its values are to be read."""
+    """A served reward and how to read its values."""
 
     name: str
     lower_is_better: bool = False

@@ -37,8 +37,8 @@ class VideoCodec(Protocol):
 
 
 class AudioCodec(Protocol):
-    sample_rate_hz: int  # of what is encoded and of what comes back
-    channels: int  # 1 or 2 that a sound has inside: what `encode` keeps apart and `decode_channels` gives
+    sample_rate_hz: int  # of both `encode` and `decode`
+    channels: int  # 1 or 2: what `encode` keeps apart and `decode_channels` returns
 
     def encode(self, waveform: Tensor) -> Tensor:
         """Mono [B, N], stereo [B, 2, N] with 2 `channels` -> float32 [B, 128, ceil(N/640)]; checks finite."""
@@ -49,7 +49,7 @@ class AudioCodec(Protocol):
         ...
 
     def decode_channels(self, latents: Tensor) -> Tensor:
-        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own `channels`: what people hear."""
+        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own `channels`, for listening."""
         ...
 
 
@@ -60,7 +60,7 @@ class TextEncoder(Protocol):
 
 
 class SpeakerEncoder(Protocol):
-    name: str  # of the network, as voice rewards name theirs: what conditions must not judge
+    name: str  # of the network, as voice rewards name theirs: a conditioner must not be its own metric
 
     def embed(self, waveform: Tensor) -> Tensor:
         """16 kHz mono [N] -> [192], never all zeros (null reference); ValueError if silent or not finite."""

@@ -10,7 +10,7 @@ from av.error import FFmpegError
 
 
 class LayoutError(ValueError):
-    """Nothing says where in the room a sound's channels are."""
+    """A sound's channel layout is unknown."""
 
 
 def of_frame(frame: av.AudioFrame, channels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frames and samples of an open container, as they come, with their times on the file's own clock."""
+"""Frames and samples of an open container, as they come, with their presentation times."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def load_codecs(folder: str | Path) -> Codecs:
         kind = config["kind"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
-    # imported here, so that a full-size codec's libraries load only when one is asked for
+    # local imports: libraries of the full-size codecs load only for those
     if kind == "linear":
         from pretrain.codecs.folder import load_linear
 

@@ -1,7 +1,7 @@
 """Media in and out: mp4 (h264 + AAC), wav, flac; uint8 frames and float samples, mono by default.
 
-Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned
-after a round trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
+Streams are aligned by the file's presentation times: the AAC encoder's priming samples are skipped, and a
+stream that starts late is padded.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pretrain.files import replacing
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 VIDEO_CRF = 12
 AAC_BITS_PER_S = 160_000
-AAC_BITS_PER_SAMPLE = 6  # the format's own ceiling for one channel; at 16 kHz it binds before AAC_BITS_PER_S
+AAC_BITS_PER_SAMPLE = 6  # the format's maximum for one channel; at 16 kHz lower than AAC_BITS_PER_S
 
 
 @dataclass(frozen=True)
 class Media:
-    """A clip in memory; what was not asked for is None."""
+    """A clip in memory; None = not requested."""
 
     frames: np.ndarray | None  # [T, H, W, 3] uint8 RGB
     fps: float
@@ -42,7 +42,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a file's header says of its streams; None = it has no such stream."""
+    """A file's rates by its header; None = no such stream."""
 
     fps: float | None
     sample_rate_hz: int | None
@@ -57,10 +57,10 @@ def read_media(
     want_audio: bool = True,
     channels: int = 1,
 ) -> Media:
-    """Reads a clip or a sound at the asked rates.
+    """Reads a clip or a sound at the requested rates.
 
     Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by
-    polyphase resampling (both said once per process), several channels to 1 or 2 as `channels.mixed` does.
+    polyphase resampling (both logged once per process), several channels to 1 or 2 as `channels.mixed` does.
     Raises MediaError (a ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted
     stream, 0 seconds long, or with non-finite samples.
     """
@@ -71,7 +71,7 @@ def read_media(
             raise MediaError(
                 f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
             )
-        # soundfile does not say where more channels are
+        # soundfile reports no layout of more channels
         if channels == 1 or _sound_header(path).channels <= 2:
             waveform, found_rate = _read_sound(path, channels)
             return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
@@ -186,7 +186,7 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
     path = Path(path)
     _check_samples(path, waveform)
     with replacing(path) as temporary:
-        written = io.BytesIO()  # soundfile turns a full disk into an error without a reason
+        written = io.BytesIO()  # soundfile reports a full disk without the reason
         soundfile.write(
             written, np.clip(waveform, -1.0, 1.0).T, sample_rate_hz, subtype="PCM_16", format="WAV"
         )

@@ -95,7 +95,7 @@ def piece_vector(piece: str, width: int) -> np.ndarray:
 
 
 def _ngrams(piece: str) -> Iterator[bytes]:
-    # the ends of a word are parts too
+    # word boundaries are part of n-grams
     data = b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
     for size in range(1, _LONGEST_NGRAM + 1):
         for start in range(len(data) - size + 1):
@@ -110,7 +110,7 @@ def _signs(key: str | bytes, width: int) -> np.ndarray:
 
 
 def _span_of_each(pieces: Sequence[str]) -> list[int]:
-    """Index of the speech span that each piece lies in, marks included; -1 outside."""
+    """Index of each piece's speech span, marks included; -1 outside."""
     spans, count, inside = [], 0, False
     for piece in pieces:
         inside = inside or piece == SPEECH_START

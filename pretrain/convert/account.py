@@ -16,7 +16,7 @@ from pretrain.model.initial import First, first_values
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the model asks for: shapes of its tensors and how each starts where nothing is given."""
+    """The model's tensor shapes, and the initialisation of tensors without a source."""
 
     shapes: Mapping[str, torch.Size]
     first: Mapping[str, First]

@@ -33,7 +33,7 @@ _STORED_AS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What is asked for. Raises ValueError on unknown names."""
+    """Options of an export. Raises ValueError on unknown names."""
 
     layout: WeightLayout
     weights: WeightsName = "ema"

@@ -33,7 +33,7 @@ _STORED: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What is asked for. Raises ValueError on unknown names."""
+    """Options of an import. Raises ValueError on unknown names."""
 
     kind: Kind
     flavor: str = "nava_6b_published"

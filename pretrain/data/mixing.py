@@ -71,7 +71,7 @@ def write_mix(list_path: Path | str, entries: Sequence[MixEntry]) -> None:
 
 
 def _manifest(list_path: Path, text: str) -> Path:
-    """A URL is a place of its own, anything else lies beside the list."""
+    """A URL is absolute, any other path is relative to the list's folder."""
     return place(text) if "://" in text else list_path.parent / text
 
 

@@ -56,10 +56,10 @@ def guided_velocity(
     negative: Conditioning | None = None,
     joint: bool = True,
 ) -> Velocity:
-    """Guided velocity of the streams `velocity_of` answers for.
+    """Guided velocity of the streams that `velocity_of` predicts.
 
-    `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both
-    modalities are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
+    `negative` replaces the dropped text in the text direction; `joint`: both modalities
+    are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
     alignment needs both modalities, timbre a reference.
     """
     full = velocity_of(conditioning)

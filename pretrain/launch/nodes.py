@@ -54,7 +54,7 @@ class Nodes:
         )
 
     def arguments(self, nproc: int, port: int) -> list[str]:
-        """What torchrun is told. port: of a single machine, 0 = any free one."""
+        """torchrun's options. port: of a single machine, 0 = any free one."""
         ranks = [f"--nproc-per-node={nproc}", f"--max-restarts={self.max_restarts}"]
         if self.count == 1:
             meeting = (

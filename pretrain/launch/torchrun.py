@@ -1,6 +1,6 @@
 """Starts a module's ranks under torchrun and stays with them: progress, signals, and one line when they fail.
 
-A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they answer: state.json, or
+A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they write: state.json, or
 error.txt.RANK.
 """
 
@@ -48,7 +48,7 @@ def run_ranks(
     if port and nodes.count == 1:
         check_port(port)
     if nodes.leads:
-        # what an earlier attempt said is not this one's answer
+        # of an earlier attempt
         for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):
             stale.unlink()
     threads = max(
@@ -153,7 +153,7 @@ def end_with_parent() -> None:
 
 
 def read_state(out: Path) -> dict[str, Any]:
-    """What the ranks said last: status, step, model_id; empty where they said nothing."""
+    """The ranks' last state: status, step, model_id; empty if there is none."""
     path = out / STATE
     return read_json(path, "remove it to go on from the newest checkpoint") if path.is_file() else {}
 

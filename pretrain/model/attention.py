@@ -71,9 +71,8 @@ def plan_attention(
     num_audio: int,
     share: Share | None = None,
 ) -> AttentionPlan:
-    """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N]
-    tokens; padding is attended to by nobody. Counts and `valid` are of whole samples, also where a `share`
-    says that this rank holds a part of them."""
+    """Plan from the conditioning's `modalities_joined` and, for mixed lengths, `valid` [B, N] tokens; padding
+    is never attended to. Counts and `valid` are of whole samples, also with a `share` (context parallel)."""
     video, audio = share.counts[share.group.rank] if share else (num_video, num_audio)
     all_joined = not (num_video and num_audio) or conditioning.all_joined
     if valid is None and (all_joined or not conditioning.any_joined):

@@ -17,8 +17,8 @@ from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.types import Conditioning
 
-# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects
-# are dear in backward)
+# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once per block (selects
+# are slow in backward)
 ModulationRows = Sequence[Tensor] | Tensor
 
 

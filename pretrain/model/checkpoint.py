@@ -29,7 +29,7 @@ WeightsName = Literal["model", "ema"]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What config.json says of a model."""
+    """Content of a model's config.json."""
 
     flavor: str
     args: ModelArgs

@@ -142,7 +142,7 @@ def tokens_to_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[B, heads, own tokens, d] each -> [B, heads / ranks, all tokens, d], by rank; one all-to-all."""
     batch, heads, own, dims = q.shape
-    # tokens first: what arrives from the ranks then lies in order, and needs no further copy
+    # tokens first: the received parts are then in order, without a copy
     parts = [
         x.reshape(batch, group.size, heads // group.size, own, dims).permute(1, 3, 0, 2, 4) for x in (q, k, v)
     ]

@@ -19,7 +19,7 @@ class ClipShape:
     context: int  # text states, padding included
     references: int = 1
     video_levels: int = 1  # latent frames where a first frame is given, else 1
-    # False: modalities kept apart; saves what lies between them, but not where it is masked (unified)
+    # False: modalities apart; saves attention between them, except where it is masked (unified)
     joined: bool = True
 
     @property

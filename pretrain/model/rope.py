@@ -1,4 +1,4 @@
-"""Rate-aware rotary positions: one clock for video frames and audio tokens (paper section 3, RoPE)."""
+"""Rate-aware RoPE: one time axis for video frames and audio tokens (paper section 3)."""
 
 from __future__ import annotations
 

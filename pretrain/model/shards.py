@@ -1,7 +1,7 @@
 """Sharded safetensors, read tensor by tensor: one file, or several with Hugging Face's index.
 
-Only headers are held; a tensor's bytes are read when it is asked for, also from an object store, so memory
-never holds more than that.
+Only headers are held; a tensor's bytes are read on access, also from an object store, so memory
+holds one tensor.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Common parts of all paradigms: embedding to tokens, sigmas to modulation, heads to velocities.
 
-What lies between (which token meets which, and where) is a subclass's `mix`.
+The blocks between, and their attention pattern, are a subclass's `mix`.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class AVTransformer(nn.Module):
     def _freqs_cis(
         self, video: Stream | None, audio: Stream | None, share: Share | None = None
     ) -> StreamPair:
-        """Rotary position factors of both streams on the video's clock, also where audio is alone."""
+        """freqs_cis of both streams on the video's time axis, also for audio alone."""
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
@@ -227,7 +227,7 @@ def _own_sigmas(sigma: Tensor, share: Share | None) -> Tensor:
 def velocity_of_answer(
     answer: Tensor | None, stream: Stream | None, deviation: float | None
 ) -> Tensor | None:
-    """A head's answer as a velocity."""
+    """A head's output as a velocity."""
     if answer is None or stream is None or deviation is None:
         return answer
     sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))

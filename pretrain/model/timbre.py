@@ -38,7 +38,7 @@ def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor, keep
     if positions.shape[1] == 0:
         return context
     length = context.shape[1]
-    # absent spans land in a spare row that is cut off again
+    # absent spans go to a spare row that is dropped
     slots = torch.where(positions < 0, length, positions)
     padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
     index = slots[..., None].expand(-1, -1, context.shape[2])

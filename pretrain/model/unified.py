@@ -81,8 +81,8 @@ class UnifiedTransformer(AVTransformer):
 def peer_mask(inputs: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
     """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = attends; None = all.
 
-    Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the
-    other. Nobody but itself sees a dropped text or padding.
+    Where a sample's modalities are apart, its context attends to itself only, or it would carry information
+    between them. Dropped text and padding are seen only by themselves.
     """
     conditioning = inputs.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept
@@ -102,6 +102,6 @@ def peer_mask(inputs: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | N
     valid = torch.cat([text & kept[:, None], *streams], dim=1)
     reads_context = kinds[None, :] == 0
     allowed = joined[:, None, None] | (kinds[:, None] == kinds[None, :]) | reads_context
-    # a token that nobody sees sees itself: softmax stays finite
+    # every token attends to itself: softmax stays finite
     own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
     return ((allowed & valid[:, None, :]) | own)[:, None]

@@ -129,7 +129,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def save_error(error: BaseException, folder: Path, newest: int = 0) -> OSError:
-    """One line for a save that failed anywhere below: where, why, what is still good, what to do.
+    """One-line error of a failed save: where, why, which checkpoint is intact, what to do.
 
     newest: the last step known to be complete, for a store that does not answer.
     """

@@ -1,8 +1,7 @@
-"""Shows torchtitan 0.2.2 a CPU as a device, and imports it without what no run of ours uses.
+"""Makes torchtitan 0.2.2 run on a CPU, and imports it without modules that no run uses.
 
-torchtitan asks torch for an accelerator once, while it is imported, and its modules copy the answer; on a
-machine without one it takes "cuda". So the question is answered during that import only, and torch is left as
-it was.
+torchtitan queries torch's accelerator once, on import, and its modules copy the result; without one it takes
+"cuda". So torch is patched during that import only.
 """
 
 from __future__ import annotations

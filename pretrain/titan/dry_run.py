@@ -1,8 +1,8 @@
 """Simulates rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` takes one step.
 
-Collectives are pretended (torch's fake process group): a gather repeats this rank's shard and a reduction
-does nothing, so the values are meaningless; what is checked is that everything is built, cut, gathered,
-reduced, clipped, stepped and averaged at these sizes.
+Collectives are simulated by torch's fake process group: a gather repeats this rank's shard, a reduction is a
+no-op, so values are meaningless; the run checks building, sharding, gathering, reducing, clipping, stepping
+and averaging at these sizes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     trainer.take_every_step()
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule) and module is not trainer.model:
-            # as on a GPU: gathered whole, the model would not fit here
+            # as on a GPU: the whole model would not fit
             module.set_reshard_after_forward(True)
     built = time.perf_counter()
     assert trainer.dataloader is not None

@@ -83,6 +83,6 @@ def data_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
     if parallel_dims.dp_replicate > 1:
         sizes = (parallel_dims.dp_replicate, parallel_dims.dp_shard * parallel_dims.cp)
         return init_device_mesh(device_type, sizes, mesh_dim_names=("dp_replicate", "fsdp"))
-    # torchtitan gives a world of one a fake process group, which moves no data; the wrapping is kept there,
+    # torchtitan gives a world size of 1 a fake process group that moves no data; the wrapping is kept there,
     # so that one rank runs the same code and the same bf16 casts as many
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("fsdp",))

@@ -11,7 +11,7 @@ from pretrain.recipe import StepPolicy
 
 
 class StepGuard:
-    """Decides from the global gradient norm, so every rank decides alike. A torch Stateful."""
+    """Decides from the global gradient norm, identically on every rank. A torch Stateful."""
 
     def __init__(self, policy: StepPolicy) -> None:
         self.policy = policy

@@ -23,7 +23,7 @@ _PATIENCE = timedelta(minutes=60)  # a rank may wait for another's rewards that 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others. What is gathered or summed lies on the CPU."""
+    """This process among the others. Gathered and summed tensors are on the CPU."""
 
     rank: int
     world_size: int

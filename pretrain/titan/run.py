@@ -104,7 +104,7 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 def main(path: Path) -> int:
     """Exit code: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank failed."""
-    # the outputs of our blocks are views that nobody changes in place
+    # the outputs of our blocks are views that are not changed in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
     run = StageRun.load(path)

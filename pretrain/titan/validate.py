@@ -44,7 +44,7 @@ class Validator:
         if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
             sets = open_sets(run.latents, stage, run.codec_id or None)
-            # here: not when it is first due
+            # checked at start, not at the first validation
             check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
             self.clips = sets[VALIDATION_SET]
 

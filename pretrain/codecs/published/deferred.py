@@ -37,8 +37,7 @@ class Deferred(Generic[Value]):
 def device_named(name: str) -> str:
     """`auto` is the current GPU where there is one, else the CPU; ValueError for a device that is not here.
 
-    A GPU comes out with its number: the current one belongs to a thread, and readers in other threads would
-    ask another GPU.
+    A GPU is returned with its index: the current device is per thread, and readers run in other threads.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """The ReDimNet voice encoder that conditions the published NAVA: first 30 s, 16 kHz mono -> 192 values.
 
-The network is the one of `rewards.timbre.redimnet`: one network, one place. The same encoder must not judge
-what it conditions; `name` says which it is, so that a rubric can refuse it.
+The network is that of `rewards.timbre.redimnet`. An encoder must not score what it conditions; `name`
+identifies it, so that a rubric can refuse it.
 """
 
 from __future__ import annotations

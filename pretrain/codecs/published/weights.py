@@ -26,7 +26,7 @@ Digests = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a part comes from and under which licence, as errors tell it."""
+    """A part's repository and licence, for error messages."""
 
     what: str
     repository: str
@@ -145,7 +145,7 @@ def fill(network: nn.Module, folder: Path, source: Source, dtype: torch.dtype, d
     check_shapes(tensor_shapes(files, source), shapes_of(network), folder, source)
     for path in files:
         network.load_state_dict(load_file(path), strict=False, assign=True)
-    # diffusers' own `to` warns of nothing
+    # diffusers' own `to` warns without need
     return nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """Generates the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`.
 
 Every word by every voice at every stretch, trimmed of silence and brought to one loudness, one FLAC per
-voice, and an index of where each utterance lies. The same flite (2.2) gives the same bytes.
+voice, and an index of the utterances' positions. The same flite (2.2) gives the same bytes.
 """
 
 from __future__ import annotations

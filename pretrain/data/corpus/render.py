@@ -1,8 +1,8 @@
 """Renders the corpus: talking faces, a bouncing ball, a flashing light, camera moves, in vectorised numpy.
 
 A scene is painted once with antialiased shapes (coverage = distance to the edge, in pixels); each frame then
-only repaints what moves. A face stands where it stands: without a camera move its mouth box is the same in
-every frame.
+only repaints what moves. Without a camera move a face's mouth box is the same in every
+frame.
 """
 
 from __future__ import annotations

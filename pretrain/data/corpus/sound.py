@@ -1,4 +1,4 @@
-"""The sound of a clip, and how loud it is in each frame."""
+"""The sound of a clip, and its loudness per frame."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Four-second clips of one person saying several words with pauses, for training and testing sync networks.
 
-The three sets share no word, so a network is tested on words that it and its rival have never heard.
+The three sets share no word, so a network is tested on words outside both training sets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Encoding on many ranks: unit i of a set belongs to rank i mod world; ranks share only the output folder.
 
 `python -m pretrain.data.encoding.encode_ranks FOLDER/resolved.json` is one rank under torchrun. There is no
-process group: a rank that dies takes nothing along, and the same command goes on with the units that are
-missing, on any number of ranks.
+process group: a dead rank does not stop the others, and the same command resumes with the missing units on
+any number of ranks.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ def encode_rank(
     """
     import torch
 
-    # a product's last bits may depend on the number of threads, and that on the number of ranks: more ranks
-    # instead
+    # a product's last bits may depend on the thread count; use more ranks instead
     torch.set_num_threads(1)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

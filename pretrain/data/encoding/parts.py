@@ -1,8 +1,8 @@
 """The units an encoded set is made of: a shard and a part index each.
 
 A unit is a stretch of rows. Its shard is written first, its part index second and each appears whole or not
-at all, so a unit without a part index is still to do. Part indexes are named UNIT-REJECTED.json: a listing
-tells how far the work is and how many rows were bad.
+at all, so a unit without a part index is pending. Part indexes are named UNIT-REJECTED.json: a listing
+shows progress and the number of bad rows.
 """
 
 from __future__ import annotations

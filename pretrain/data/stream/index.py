@@ -1,8 +1,7 @@
 """The index of an encoded set: one row of numbers per sample in a memory-mapped Arrow file.
 
 36 million samples are a file of about 2.5 GB that all processes of a machine share; as Python objects they
-would take 20 GB in each. pyarrow is imported late, because `nava --help` and stages without data must not
-wait for it.
+would take 20 GB in each. pyarrow is imported late, for a fast `nava --help`.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class StageLoader:
     read), so every rank knows the whole global batch and takes its part. Samples of a bucket come without
     replacement, in an order drawn anew every epoch. `prefetch` micro-batches are made ahead by a thread; the
     state is that of what was used. What goes wrong there, as a damaged shard, is raised where its micro-batch
-    is asked for. Raises ValueError where the stage names an unknown set or the batch does not split.
+    is requested. Raises ValueError where the stage names an unknown set or the batch does not split.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class StageLoader:
     def _parts(self, source: SampleSet, taken: Taken) -> Iterator[Sequence[tuple[int, int]]]:
         """This rank's micro-batches."""
         local = self.part.local_batch_size * (len(taken) // self.global_batch_size)
-        # a rank's samples from as few shards as can be: a machine then fetches few of a window's
+        # sorted: a rank's samples come from few shards of the window
         if source.by_shards:
             per_rank = len(taken) // self.part.world_size
             mine = sorted(taken)[self.part.rank * per_rank : (self.part.rank + 1) * per_rank]
@@ -182,7 +182,7 @@ def _make(
                 break
         else:
             _put(made, (_END, None), stop)
-    except BaseException as error:  # whoever uses the items shall see it
+    except BaseException as error:  # raised again in the consumer
         _put(made, (None, error), stop)
     finally:
         close = getattr(items, "close", None)
@@ -195,7 +195,7 @@ def _put(
     entry: tuple[Any, BaseException | None],
     stop: threading.Event,
 ) -> bool:
-    """Waits for room; False where nobody wants more."""
+    """Waits for space in the queue; False after `stop`."""
     while not stop.is_set():
         try:
             made.put(entry, timeout=_POLL_S)

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.randomness import generator_for
 
-_WINDOWS_KEPT = 2  # a global batch may lie across two
+_WINDOWS_KEPT = 2  # a global batch may span two
 
 
 class Order(Protocol):

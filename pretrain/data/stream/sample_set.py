@@ -104,8 +104,7 @@ def open_sets(
     """The stage's encoded sets under `latents` (path or URL). Raises one-line FileNotFoundError, ValueError.
 
     A set of up to 1 GiB is held in memory and permuted as a whole; a larger one is read from its shards as it
-    is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for disks that
-    do not mind).
+    is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for fast disks).
     """
     return {
         name: open_set(latents / name, codec_id, mix_lengths, shuffle_shards, cache)

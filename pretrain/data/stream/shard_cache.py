@@ -1,8 +1,7 @@
 """Local copies of remote shards: verified on arrival, least recently used ones evicted.
 
-Copies are named by their content, so the processes of a machine share them and a set that was encoded again
-is never mixed up with its older self. A checksum is computed while a shard is new here, never when a process
-starts.
+Copies are named by content hash, so a machine's processes share them, and a re-encoded set never matches an
+older copy. Checksums are computed on download only.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ memory. Nothing here is a pickle.
 
 Checksums: manifest.json has a SHA-256 of every shard, compared when a copy arrives from an object store and
 by `nava encode --verify`; the index has a CRC-32 of every sample, compared at each read, so that damage is
-noticed where it lies and no start has to read a whole set.
+located and no start reads a whole set.
 """
 
 from __future__ import annotations
