@@ -12,7 +12,7 @@ from experiments.runs.run import Interrupted, can_resume, marker_of, tracked, un
 from experiments.runs.tracker import SpoolTracker
 from finetune.rewriter.checkpoints import FOLDER
 from finetune.rewriter.config import Algorithm, GrpoTuning, Tuning, described
-from finetune.rewriter.tune import Tuned
+from finetune.rewriter.tune import TuneResult
 
 STAGE = "rewriter"
 
@@ -24,7 +24,7 @@ def tune_tracked(
     layout: Layout,
     root: Path,
     resume: bool,
-    work: Callable[[SpoolTracker], Tuned],
+    work: Callable[[SpoolTracker], TuneResult],
     tags: Mapping[str, str],
     sources: Sequence[Path],
 ) -> None:

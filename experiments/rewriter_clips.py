@@ -19,7 +19,7 @@ from pretrain.codecs.base import check_trained_on
 from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
 from pretrain.model.checkpoint import load_model
 from pretrain.prompt import PromptRow, parse
-from pretrain.sampling import Clock, lower_precision, sample
+from pretrain.sampling import LatentRates, lower_precision, sample
 from pretrain.types import AUDIO_TOKENS_PER_S, VIDEO_FRAMES_PER_LATENT
 
 MAX_UNSCORED = 4  # calls in a row without any score: something is wrong with more than a clip
@@ -104,7 +104,7 @@ class RewriteClips:
     def _totals(self, rows: Sequence[PromptRow]) -> list[float]:
         config, codecs = self.config, self.scorer.codecs
         noise = noise_of(rows, config, self.device)
-        clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
+        clock = LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
         made = sample(
             self.network,
             noise,

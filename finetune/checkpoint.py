@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from finetune.progress import AlignProgress
 from finetune.trainer import Trainer
-from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 
 FOLDER = "checkpoint"
 

@@ -21,8 +21,8 @@ from pretrain.codecs.base import Codecs
 from pretrain.model.checkpoint import ModelFolder, load_into, open_weights, read_model_folder
 from pretrain.model.flavors import build_model
 from pretrain.model.shell import AVTransformer
+from pretrain.titan.checkpoints import save_error
 from pretrain.titan.ema import local_shard
-from pretrain.titan.manager import save_error
 from pretrain.titan.ranks import Ranks, shard
 
 

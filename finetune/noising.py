@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from finetune.types import Key, Rollout, RolloutsWithAdvantage
-from pretrain.flow.path import LevelConfig, draw_level, interpolate, level_weight
+from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight
 from pretrain.randomness import generator_for
-from pretrain.sampling import Clock
+from pretrain.sampling import LatentRates
 from pretrain.types import Stream, Velocity
 
 
@@ -29,7 +29,7 @@ def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
     """Level and noise of each clip from (key, its sample id)."""
     ids, device = rollout.sample_ids.tolist(), rollout.video.device
     drawn = torch.tensor(
-        [draw_level(levels, generator_for(*key, sample, "level")) for sample in ids], device=device
+        [draw_sigma(levels, generator_for(*key, sample, "level")) for sample in ids], device=device
     )
     video, audio = (
         torch.stack(
@@ -37,7 +37,7 @@ def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
         ).to(clean)
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
-    return ClipNoise(drawn, level_weight(drawn, levels), video, audio)
+    return ClipNoise(drawn, sigma_weight(drawn, levels), video, audio)
 
 
 def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
@@ -76,7 +76,7 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
     return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
-def streams_at(video: Tensor, audio: Tensor, levels: Tensor, clock: Clock) -> tuple[Stream, Stream]:
+def streams_at(video: Tensor, audio: Tensor, levels: Tensor, clock: LatentRates) -> tuple[Stream, Stream]:
     """States at levels [B] as the policy's inputs, all of full length."""
     sigma = levels.float()[:, None]
 

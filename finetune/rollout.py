@@ -18,11 +18,11 @@ from finetune.sde import StochasticSteps, step
 from finetune.types import Key, Policy, Role, Rollout, Trajectory, joined, take
 from pretrain.codecs.base import Codecs
 from pretrain.flow.guidance import GuidanceScales
-from pretrain.flow.solvers import Latents, sampling_levels, solve
+from pretrain.flow.solvers import Latents, sampling_sigmas, solve
 from pretrain.generate import conditioning_of
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
-from pretrain.sampling import Clock, SamplerConfig, streams
+from pretrain.sampling import LatentRates, SamplerConfig, streams
 from pretrain.types import (
     AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
@@ -60,7 +60,7 @@ class PromptBatch:
     sample_ids: Tensor  # [P * K] int64
     video_shape: tuple[int, ...]
     audio_shape: tuple[int, ...]
-    clock: Clock
+    clock: LatentRates
 
     def part(self, start: int, end: int) -> PromptBatch:
         """Prompts `start` to `end` (exclusive)."""
@@ -103,7 +103,7 @@ def encode_prompts(
         sample_ids=torch.tensor([stable_hash(data_id, k) for data_id, k in numbers], dtype=torch.int64),
         video_shape=(VIDEO_CHANNELS, num_video_latents(num_frames), *grid),
         audio_shape=(AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps)),
-        clock=Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
+        clock=LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
     )
 
 
@@ -163,7 +163,7 @@ def _walk(
 ) -> Rollout:
     """Euler steps, stochastic ones inside each group's window."""
     table = torch.tensor(
-        sampling_levels(sampler.steps, sampler.shift),
+        sampling_sigmas(sampler.steps, sampler.shift),
         dtype=torch.float64,
         device=noise.video.device,
     )

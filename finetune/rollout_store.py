@@ -21,7 +21,7 @@ from pretrain.files import read_json, save_tensors, write_json
 from pretrain.jsonl import FieldError, dump, scan
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
-from pretrain.sampling import Clock
+from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning
 
 INDEX, META = "index.jsonl", "store.json"
@@ -119,7 +119,7 @@ class RolloutStore:
                 }
             ),
             groups=torch.tensor([stable_hash(self.case(clip)) for clip in clips], dtype=torch.int64),
-            clock=Clock(self.facts["video_hz"], self.facts["audio_hz"]),
+            clock=LatentRates(self.facts["video_hz"], self.facts["audio_hz"]),
         )
 
     def _row(self, shard: int, place: int) -> dict[str, Tensor]:

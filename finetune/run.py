@@ -18,7 +18,7 @@ from finetune.local_executor import build_executor
 from finetune.loop import Alignment
 from finetune.run_log import RunLog
 from pretrain.launch.torchrun import report
-from pretrain.titan.manager import is_full, remove_incomplete, save_error
+from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

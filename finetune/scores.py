@@ -99,7 +99,8 @@ class RankScoring:
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""
         answers = [
-            json.loads(answer) for answer in self.ranks.said(json.dumps([error, self.stop_requested, text]))
+            json.loads(answer)
+            for answer in self.ranks.gathered_texts(json.dumps([error, self.stop_requested, text]))
         ]
         if failed := [error for error, _, _ in answers if error]:
             raise ValueError(failed[0])

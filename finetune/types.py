@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from finetune.sde import Kernel
-from pretrain.sampling import Clock
+from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning, Stream, Velocity
 
 Role = Literal["default", "old", "reference"]
@@ -80,7 +80,7 @@ class Rollout:
     conditioning: Conditioning  # B rows
     groups: Tensor  # [B] int64, index of the prompt
     sample_ids: Tensor  # [B] int64, unlike within a round: the key of every draw
-    clock: Clock
+    clock: LatentRates
     trajectory: Trajectory | None = None  # grpo
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from orchestration.futures import Futures
 from orchestration.round import WorkerPool
 from pretrain.launch.launch import StageResult
 from pretrain.progress import StageProgress
-from pretrain.titan.manager import is_full, save_error
+from pretrain.titan.checkpoints import is_full, save_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Cut = Callable[

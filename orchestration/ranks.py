@@ -11,7 +11,7 @@ from finetune.checkpoint import FOLDER, newest
 from finetune.executor import RestoredFromCheckpoint
 from orchestration.cluster import Group
 from orchestration.futures import Futures, LostRank
-from pretrain.titan.manager import remove_incomplete
+from pretrain.titan.checkpoints import remove_incomplete
 
 
 class RankGroup:

@@ -1,5 +1,4 @@
-"""Structured dropout: what a guided sampler will later leave out is left out in training (nava.md, sections 3
-and 4)."""
+"""Structured dropout of the conditions that guidance drops at sampling (nava.md, sections 3 and 4)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A training at full size rehearsed on one CPU: the ranks are pretended, the shards of one of them are
-real."""
+"""Dry run of full-size training on one CPU: simulated ranks, real shards of one of them."""
 
 from __future__ import annotations
 
@@ -20,11 +19,9 @@ _RESULT = "dry_run.json"
 
 
 def rehearse(config: PretrainConfig, gpus: int) -> dict[str, Any]:
-    """Build, shard and step `config`'s model as rank 0 of `gpus`; sizes, seconds and peak memory
-    (pretrain.titan.dry_run says what).
+    """Build, shard and step `config`'s model as rank 0 of `gpus`; returns sizes, seconds and peak memory.
 
-    Raises ValueError where the degrees do not divide the ranks, or with the last line of a rehearsal that
-    failed.
+    Raises ValueError where the degrees do not divide the ranks, or with the last line of a failed dry run.
     """
     parallel = config.parallel
     if gpus < 1 or gpus % (parallel.replicas * parallel.context):

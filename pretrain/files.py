@@ -21,8 +21,7 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` (whose folder is made) that takes its place on success and vanishes on
-    failure.
+    """A temporary path beside `path` (whose folder is made), renamed to it on success, deleted on failure.
 
     An OSError of the body that names no file, as a write on a full disk, or the temporary one comes out
     naming `path`.
@@ -71,8 +70,7 @@ def _is_running(process: int) -> bool:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file. Raises OSError naming it where it cannot be written; safetensors' own error is
-    none."""
+    """Writes a safetensors file. Raises OSError naming it, also for safetensors' own error."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -85,8 +83,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file of ours. Raises ValueError naming the file, with `advice`, where it is
-    damaged."""
+    """A JSON object. Raises ValueError naming the file, with `advice`, if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

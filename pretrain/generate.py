@@ -26,7 +26,7 @@ from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, read_prompts
 from pretrain.randomness import generator_for
-from pretrain.sampling import Clock, SamplerConfig, lower_precision, sample
+from pretrain.sampling import LatentRates, SamplerConfig, lower_precision, sample
 from pretrain.types import (
     AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
@@ -42,8 +42,7 @@ from pretrain.types import (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """How clips are made; sizes are those the model was trained on. Raises ValueError where they cannot
-    be."""
+    """How clips are generated; sizes are those of training. Raises ValueError for impossible values."""
 
     weights: Literal["ema", "model"] = "ema"
     sampler: SamplerConfig = field(
@@ -169,14 +168,14 @@ def _make(
     marks: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Sample, decode and write one batch; returns its index rows."""
-    clock = Clock(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
+    rates = LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
     device = device_of(config)
-    given, first_frames = (
+    conditions, first_frames = (
         conditioning_of(rows, codecs, references.voices).to(device),
         _first_frames(rows, references, codecs),
     )
     first_frames = None if first_frames is None else first_frames.to(device)
-    latents = sample(model, noise_of(rows, config, device), given, clock, config.sampler, first_frames)
+    latents = sample(model, noise_of(rows, config, device), conditions, rates, config.sampler, first_frames)
     assert latents.video is not None and latents.audio is not None
     frames = codecs.video.decode(latents.video.float().cpu()).numpy()
     sounds = codecs.audio.decode_channels(latents.audio.float().cpu()).numpy()
@@ -243,8 +242,7 @@ def device_of(config: GenerateConfig) -> torch.device:
 
 
 def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.device) -> Latents:
-    """Noise keyed by (seed, data id), drawn on the CPU: a prompt gives the same clip in any batch and on any
-    device."""
+    """Noise keyed by (seed, data id), drawn on the CPU: the same in any batch and on any device."""
     num_frames = _num_frames(rows[0], config)
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
     video = (VIDEO_CHANNELS, num_video_latents(num_frames), *grid)
@@ -259,8 +257,7 @@ def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.de
 
 
 def _images(rows: Sequence[PromptRow], prompts: Path, config: GenerateConfig) -> dict[Path, Tensor]:
-    """Every first frame, uint8 [1, H, W, 3]; raises ValueError with the row of one that cannot be read or has
-    another size."""
+    """First frames, uint8 [1, H, W, 3]; raises ValueError with the row of an unreadable or misshapen one."""
     images: dict[Path, Tensor] = {}
     for row in rows:
         if row.image_path is None or row.image_path in images:

@@ -1,5 +1,4 @@
-"""Corruption and loss: a clean batch -> what the model sees and must answer -> sums normalised per
-modality."""
+"""Noising and loss: a clean batch -> inputs and targets -> sums normalised per modality."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.dropout import DropoutConfig, Dropped, draw_dropout
-from pretrain.flow.path import LevelConfig, draw_level, interpolate, level_weight, velocity_target
+from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight, velocity_target
 from pretrain.randomness import generator_for
 from pretrain.tasks import TASKS
 from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Velocity
@@ -36,12 +35,11 @@ class Corrupted:
     audio_target: Tensor | None  # [B, 128, L]
     video_noised: Tensor | None  # [B, 1, F, 1, 1] bool: noised and not padding
     audio_noised: Tensor | None  # [B, 1, L] bool
-    weight: Tensor  # [B] level weight
+    weight: Tensor  # [B] weight of the sample's sigma
 
 
 class LossSums(NamedTuple):
-    """Weighted squared errors and how many elements they are over; divide by counts summed over micro-batches
-    and ranks."""
+    """Weighted squared errors and element counts; divide by counts summed over micro-batches and ranks."""
 
     video: Tensor  # scalar, fp32
     audio: Tensor
@@ -55,27 +53,28 @@ class LossSums(NamedTuple):
         )
 
 
-def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor | None = None) -> Corrupted:
-    """Noise a batch; every draw is keyed by (seed, sample, epoch). `levels` [B] replaces the drawn flow
-    levels (validation)."""
+def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, sigmas: Tensor | None = None) -> Corrupted:
+    """Noise a batch; draws are keyed by (seed, sample, epoch). `sigmas` [B] replaces the drawn sigmas."""
     spec, device = TASKS[batch.task], batch.sample_ids.device
     keys = list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), strict=True))
-    if levels is None:
-        drawn = [draw_level(config.levels, generator_for(seed, *key, "level")) for key in keys]
-        levels = torch.tensor(drawn, device=device)
+    if sigmas is None:
+        drawn = [draw_sigma(config.levels, generator_for(seed, *key, "level")) for key in keys]
+        sigmas = torch.tensor(drawn, device=device)
     dropped = draw_dropout(batch, config.dropout, seed)
     video = audio = None
     video_target = audio_target = video_noised = audio_noised = None
     if spec.video:
         clean = _present(batch.video, "video", batch.task)
         noise = _noise(clean, keys, seed, "video")
-        video, video_noised = _noised_video(clean, noise, levels, dropped.first_frame_given, batch.clock_hz)
+        video, video_noised = _noised_video(
+            clean, noise, sigmas, dropped.first_frame_given, batch.video_rate_hz
+        )
         video_target = velocity_target(clean.latents, noise)
     if spec.audio:
         clean = _present(batch.audio, "audio", batch.task)
         noise = _noise(clean, keys, seed, "audio")
-        latents = interpolate(clean.latents, noise, levels[:, None, None])
-        audio = Stream(latents, clean.lengths, levels[:, None], clean.rate_hz, batch.clock_hz)
+        latents = interpolate(clean.latents, noise, sigmas[:, None, None])
+        audio = Stream(latents, clean.lengths, sigmas[:, None], clean.rate_hz, batch.video_rate_hz)
         audio_noised = _within(clean.lengths, clean.latents.shape[2])[:, None]
         audio_target = velocity_target(clean.latents, noise)
     return Corrupted(
@@ -86,12 +85,12 @@ def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, levels: Tensor |
         audio_target,
         video_noised,
         audio_noised,
-        level_weight(levels, config.levels),
+        sigma_weight(sigmas, config.levels),
     )
 
 
 def velocity_loss(velocity: Velocity, corrupted: Corrupted) -> LossSums:
-    """Sums of level-weighted squared velocity errors over noised elements, per modality, fp32."""
+    """Sums of sigma-weighted squared velocity errors over noised elements, per modality, fp32."""
     video, video_count = _squared(
         velocity.video, corrupted.video_target, corrupted.video_noised, corrupted.weight
     )
@@ -132,22 +131,21 @@ def _zero(like: Tensor) -> Tensor:
 
 
 def _noised_video(
-    clean: CleanStream, noise: Tensor, levels: Tensor, first_frame_given: Tensor, clock_hz: float
+    clean: CleanStream, noise: Tensor, sigmas: Tensor, first_frame_given: Tensor, video_rate_hz: float
 ) -> tuple[Stream, Tensor]:
-    """A given first frame stays clean, carries level 0 and is not in the loss."""
+    """A given first frame stays clean, has sigma 0 and is not in the loss."""
     frames = clean.latents.shape[2]
-    sigma = levels[:, None].repeat(1, frames) if bool(first_frame_given.any()) else levels[:, None]
+    sigma = sigmas[:, None].repeat(1, frames) if bool(first_frame_given.any()) else sigmas[:, None]
     noised = _within(clean.lengths, frames)
     if sigma.shape[1] > 1:
         sigma[:, 0] = torch.where(first_frame_given, 0.0, sigma[:, 0])
         noised[:, 0] &= ~first_frame_given
     latents = interpolate(clean.latents, noise, sigma[:, None, :, None, None])
-    return Stream(latents, clean.lengths, sigma, clean.rate_hz, clock_hz), noised[:, None, :, None, None]
+    return Stream(latents, clean.lengths, sigma, clean.rate_hz, video_rate_hz), noised[:, None, :, None, None]
 
 
 def _noise(clean: CleanStream, keys: list[tuple[int, int]], seed: int, name: str) -> Tensor:
-    """Noise of each sample's own length, zero where padded: what it is padded to must not change what is
-    drawn."""
+    """Noise of each sample's own length, zero where padded, so the draw does not depend on padding."""
     noise = torch.zeros(clean.latents.shape)
     for row, key, length in zip(noise, keys, clean.lengths.tolist(), strict=True):
         shape = (row.shape[0], length, *row.shape[2:])

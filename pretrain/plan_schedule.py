@@ -19,8 +19,7 @@ DAY_S = 86_400
 def plan_schedule(
     config: PretrainConfig, clip: ClipShape, gpus: int, mfu: float, peak_tflops: float
 ) -> dict[str, Any]:
-    """Seconds of a step with all modalities and its tokens/s, then steps, FLOPs and days per stage and in
-    total.
+    """Seconds and tokens/s of a step with all modalities, then steps, FLOPs and days per stage and in total.
 
     All clips are taken to be of the size of `clip`; a task without video has its audio tokens alone.
     """

@@ -23,21 +23,20 @@ from rich.progress import (
 from rich.progress import track as rich_track
 from rich.text import Text
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
-def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Passes the items on and shows on stderr how far it is. `what` is a short noun phrase such as "clips
-    written"."""
+def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
+    """Yields the items and shows progress on stderr. `what`: a noun phrase such as "clips written"."""
     if sys.stderr.isatty():
         yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
         return
-    started, told = time.monotonic(), 0
+    started, reported = time.monotonic(), 0
     for done, item in enumerate(items, start=1):
         yield item
         tenth = 10 * done // max(total, 1)
-        if tenth > told:
-            told, spent = tenth, time.monotonic() - started
+        if tenth > reported:
+            reported, spent = tenth, time.monotonic() - started
             print(
                 f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
                 file=sys.stderr,
@@ -46,8 +45,7 @@ def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 class MetricsTail:
-    """New whole rows of a growing metrics.jsonl at each call; starts over when the file was replaced by a
-    shorter one."""
+    """New complete rows of a growing metrics.jsonl at each call; restarts when the file got shorter."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset = path, 0
@@ -67,8 +65,7 @@ class MetricsTail:
 
 
 class StageProgress:
-    """Context manager: `show(row)` for each row of metrics.jsonl; `describe` says a row in a few words,
-    `unit` names a step."""
+    """Context manager: `show(row)` for rows of metrics.jsonl; `describe` formats one, `unit` names a step."""
 
     def __init__(
         self,

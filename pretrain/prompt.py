@@ -111,8 +111,7 @@ def _find_spans(text: str) -> tuple[Span, ...]:
 
 
 def read_prompts(path: Path | str) -> list[PromptRow]:
-    """Reads an inference JSONL; raises ValueError `file:line field: message` at the first bad row. Files need
-    not exist."""
+    """Reads an inference JSONL. ValueError `file:line field: message` at the first bad row; no media read."""
     rows: list[PromptRow] = []
     for _, result in _scan_prompts(Path(path), files=False):
         if isinstance(result, PromptRow):
@@ -123,8 +122,7 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
 
 
 def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:
-    """`{rows, spans, references, errors: [{line, field, message}]}`; spans and references are those of the
-    good rows.
+    """`{rows, spans, references, errors: [{line, field, message}]}`; the counts are of valid rows.
 
     With `files`, image and reference files must exist. Raises FileNotFoundError without the JSONL itself.
     """

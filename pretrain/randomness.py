@@ -17,6 +17,6 @@ def stable_hash(*parts: object) -> int:
 
 def generator_for(*parts: object) -> torch.Generator:
     """CPU generator seeded by e.g. (seed, sample_id, epoch, "noise")."""
-    import torch  # late: who only hashes does not wait for it
+    import torch  # late: hashing does not need it
 
     return torch.Generator().manual_seed(stable_hash(*parts))

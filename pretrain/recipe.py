@@ -39,13 +39,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy:
-    """What happens to a step whose loss or gradient is not finite, or whose gradient spikes: it is skipped
-    and counted."""
+    """Policy for steps with non-finite loss or gradient, or a gradient spike: skipped and counted."""
 
     max_skips_in_a_row: int = 10  # more than that stops the run
-    spike_factor: float = (
-        20.0  # skip where the gradient norm is above this times the running median; 0 = never
-    )
+    # skip where the gradient norm is above this times the running median; 0 = never
+    spike_factor: float = 20.0
     spike_window: int = 50  # steps the median is over; no spike is called before the window is full
 
 
@@ -54,15 +52,13 @@ class ParallelConfig:
     """How ranks share the model: FSDP2 over all ranks, or HSDP with `replicas` groups of ranks."""
 
     replicas: int = 1
-    context: int = (
-        1  # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
-    )
+    # ranks that hold each micro-batch together, a part of the tokens each; paradigm nava only
+    context: int = 1
     # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the
     # rest is computed again
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    shard_blocks: bool = (
-        True  # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
-    )
+    # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
+    shard_blocks: bool = True
     reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
     compile_blocks: bool = False
 
@@ -103,12 +99,10 @@ class PretrainConfig:
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
-    latents: str = (
-        ""  # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
-    )
-    shuffle_shards: int = (
-        16  # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
-    )
+    # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
+    latents: str = ""
+    # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
+    shuffle_shards: int = 16
     prefetch: int = 2  # micro-batches made ahead by a thread, where sets are read shard by shard
     cache_gb: float = 200.0  # a machine's copies of shards from an object store
 
@@ -149,8 +143,7 @@ class PretrainConfig:
         return self.stages[name]
 
     def local_batch(self, world_size: int) -> int:
-        """Samples per micro-batch of a rank, or of a context group. Raises ValueError where ranks or the
-        global batch do not split."""
+        """Samples per micro-batch of a rank or context group. Raises ValueError if not divisible."""
         holders = world_size // self.parallel.context
         if world_size % (self.parallel.context * self.parallel.replicas):
             degrees = f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context}"
@@ -166,8 +159,7 @@ class PretrainConfig:
 
 
 def recipe_hash(config: PretrainConfig, stage: str) -> str:
-    """Identity of what a stage trains: the config without the other stages and without what changes no
-    weight."""
+    """Identity of a stage's training: the config without other stages and what changes no weight."""
     fields = to_json(config)
     fields["stages"] = {stage: fields["stages"][stage]}
     for name in (

@@ -25,26 +25,25 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class Clock:
+class LatentRates:
     """Rates of the clips being made."""
 
     video_hz: float  # latent video frames per second
     audio_hz: float  # audio tokens per second
 
 
-Model = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
+VelocityModel = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
 
 
 def sample(
-    model: Model,
+    model: VelocityModel,
     noise: Latents,
     conditioning: Conditioning,
-    clock: Clock,
+    rates: LatentRates,
     config: SamplerConfig,
     first_frame: Tensor | None = None,
 ) -> Latents:
-    """Latents of B clips from their noise. `first_frame` [B, 48, 1, H, W] is given clean (level 0) and kept
-    as it is."""
+    """Latents of B clips from noise. `first_frame` [B, 48, 1, H, W] is clean (sigma 0) and kept."""
     start = noise
     if first_frame is not None:
         if noise.video is None:
@@ -53,39 +52,40 @@ def sample(
             )
         start = Latents(torch.cat([first_frame, noise.video[:, :, 1:]], dim=2), noise.audio)
 
-    def velocity(state: Latents, level: float) -> Velocity:
-        video, audio = streams(state, level, clock, first_frame is not None)
-        answer = guided_velocity(
-            lambda given: model(video, audio, given),
+    def velocity(state: Latents, sigma: float) -> Velocity:
+        video, audio = streams(state, sigma, rates, first_frame is not None)
+        predicted = guided_velocity(
+            lambda conditions: model(video, audio, conditions),
             conditioning,
             config.guidance,
             joint=video is not None and audio is not None,
         )
-        if first_frame is None or answer.video is None:
-            return answer
-        still = answer.video.clone()
+        if first_frame is None or predicted.video is None:
+            return predicted
+        still = predicted.video.clone()
         still[:, :, 0] = 0
-        return Velocity(still, answer.audio)
+        return Velocity(still, predicted.audio)
 
     with torch.no_grad():  # not inference_mode: what FSDP gathers is kept, and is trained with afterwards
         return solve(velocity, start, config.steps, config.shift, config.solver)
 
 
 def streams(
-    state: Latents, level: float, clock: Clock, first_frame_given: bool = False
+    state: Latents, sigma: float, rates: LatentRates, first_frame_given: bool = False
 ) -> tuple[Stream | None, Stream | None]:
-    """The model's inputs at one flow level, all samples of full length."""
+    """The model's inputs at one sigma, all samples of full length."""
     video = audio = None
     if state.video is not None:
         batch, _, frames = state.video.shape[:3]
-        sigma = state.video.new_full((batch, frames if first_frame_given else 1), level, dtype=torch.float32)
+        groups = frames if first_frame_given else 1
+        sigmas = state.video.new_full((batch, groups), sigma, dtype=torch.float32)
         if first_frame_given:
-            sigma[:, 0] = 0
-        video = Stream(state.video, torch.full((batch,), frames), sigma, clock.video_hz, clock.video_hz)
+            sigmas[:, 0] = 0
+        video = Stream(state.video, torch.full((batch,), frames), sigmas, rates.video_hz, rates.video_hz)
     if state.audio is not None:
         batch, _, tokens = state.audio.shape
-        sigma = state.audio.new_full((batch, 1), level, dtype=torch.float32)
-        audio = Stream(state.audio, torch.full((batch,), tokens), sigma, clock.audio_hz, clock.video_hz)
+        sigmas = state.audio.new_full((batch, 1), sigma, dtype=torch.float32)
+        audio = Stream(state.audio, torch.full((batch,), tokens), sigmas, rates.audio_hz, rates.video_hz)
     return video, audio
 
 

@@ -1,5 +1,4 @@
-"""Stages of the progressive schedule, and the draw that gives every rank the same task in a step (nava.md,
-section 3)."""
+"""Stages of the schedule, and the draw that gives all ranks the same task per step (nava.md, section 3)."""
 
 from __future__ import annotations
 
@@ -57,15 +56,15 @@ class StageConfig:
             _checked(self.audio_sets, "audio_sets")
 
 
-class Draw(NamedTuple):
+class TaskDraw(NamedTuple):
     """What a step trains on."""
 
     task: Task
     set_name: str
 
 
-def task_of_step(seed: int, stage: StageConfig, step: int) -> Draw:
-    """Task and data set of a step (1-based): a pure function, so all ranks agree without talking.
+def task_of_step(seed: int, stage: StageConfig, step: int) -> TaskDraw:
+    """Task and data set of a step (1-based): a pure function, so ranks agree without communication.
 
     Tasks follow a golden-ratio sequence: after any number of steps each task's share is within a few steps of
     its weight.
@@ -74,7 +73,7 @@ def task_of_step(seed: int, stage: StageConfig, step: int) -> Draw:
     task = Task(_pick(stage.tasks, (offset + step * _GOLDEN) % 1.0))
     sets = stage.audio_sets if task is Task.T2A else stage.sets
     uniform = stable_hash(seed, stage.name, step, "set") / 2**63
-    return Draw(task, _pick(sets, uniform))
+    return TaskDraw(task, _pick(sets, uniform))
 
 
 def _checked(weights: Mapping[str, float], where: str) -> list[str]:

@@ -49,17 +49,8 @@ _STORES = (
     "hf",
     "webdav",
 )
-_WHOLE_UPLOADS = (
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-)  # an object appears when its upload is complete
+# an object appears when its upload is complete
+_WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")
 _DRIVERS = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -134,8 +125,7 @@ def is_file(path: Path) -> bool:
 
 
 def list_folder(path: Path) -> list[Path]:
-    """Files and folders directly below, sorted; none where the folder is missing. Raises OSError where the
-    store does not answer."""
+    """Sorted direct children; [] where the folder is missing. Raises OSError if the store does not answer."""
     if not is_remote(path):
         return sorted(path.iterdir()) if path.is_dir() else []
     with named_errors(path):
@@ -186,8 +176,7 @@ def remove_file(path: Path) -> None:
 
 
 def check_reachable(path: Path) -> None:
-    """Raises OSError in one line where a remote place's bucket is missing, forbidden or not reachable. Local
-    places pass."""
+    """Raises a one-line OSError where a remote bucket is missing, forbidden or unreachable; local: passes."""
     if not is_remote(path):
         return
     store, key = _store(path), _key(path)
@@ -200,8 +189,7 @@ def check_reachable(path: Path) -> None:
 
 @contextmanager
 def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
-    """The file itself if local, else a download that is removed afterwards, in NAVA_CACHE or the temporary
-    folder.
+    """The file itself if local, else a temporary download (in NAVA_CACHE or the temporary folder).
 
     sha256: hexadecimal; raises ValueError where the content is another. Raises OSError where the store fails.
     """
@@ -219,8 +207,7 @@ def local_file(path: Path, sha256: str = "") -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts. On failure
-    nothing of it appears.
+    """A local temporary file that becomes `path` on success: renamed, or uploaded in parts.
 
     Raises OSError in one line where the upload fails; what was at `path` before is then intact.
     """
@@ -236,8 +223,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, text: str) -> None:
-    """Write a small file unless it is there: of several writers at once one wins. Read it afterwards to learn
-    who."""
+    """Write a small file unless it exists: one concurrent writer wins. Read it afterwards to see which."""
     if is_remote(path):
         if not is_file(path):
             with writing(path) as local:
@@ -247,15 +233,14 @@ def create(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         try:
             os.link(temporary, path)
-        except OSError as error:  # a file system without links takes the last writer
+        except OSError as error:  # without hard links the last writer wins
             if isinstance(error, FileExistsError):
                 raise
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, seekable, fetched as they are read. Raises OSError in one line where the store
-    fails."""
+    """A file as a seekable stream, fetched as it is read. Raises a one-line OSError where the store fails."""
     with (
         named_errors(path),
         _store(path).open(_key(path), "rb") if is_remote(path) else path.open("rb") as stream,

@@ -1,4 +1,4 @@
-"""What object stores say when they fail, as one-line OSErrors that name the place and never a secret."""
+"""Object store errors as one-line OSErrors that name the place and contain no secret."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _DRIVERS = {
     "paramiko",
 }
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|ACCOUNT_KEY|SAS|KEY$", re.IGNORECASE)
-_SILENT = ("Connect", "Timeout", "EndpointURL", "ServerDisconnected")
-_GIVE = "give credentials that may in the environment or fsspec's configuration"
+_CONNECTION_ERRORS = ("Connect", "Timeout", "EndpointURL", "ServerDisconnected")
+_CREDENTIALS_HINT = "give credentials that may in the environment or fsspec's configuration"
 
 
 @contextmanager
 def named_errors(path: object) -> Iterator[None]:
-    """Errors of a driver or the network inside come out as an OSError of one line: the place, the cause, what
-    to do.
+    """Converts errors of a store's driver or the network into a one-line OSError: place, cause, remedy.
 
     FileNotFoundError, PermissionError and ConnectionError keep their kinds; errors that are not a store's
     pass as they are.
@@ -41,7 +40,7 @@ def named_errors(path: object) -> Iterator[None]:
     except Exception as error:
         if not _of_a_store(error):
             raise
-        raise _told(error, str(path)) from None
+        raise _as_os_error(error, str(path)) from None
 
 
 def without_secrets(text: str) -> str:
@@ -67,22 +66,22 @@ def _of_a_store(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _DRIVERS
 
 
-def _told(error: Exception, path: str) -> OSError:
+def _as_os_error(error: Exception, path: str) -> OSError:
     name = type(error).__name__
-    said = without_secrets(str(error))
-    detail = f"{name}: {said[:200]}" if said else name
+    message = without_secrets(str(error))
+    detail = f"{name}: {message[:200]}" if message else name
     if isinstance(error, FileNotFoundError):
-        if "specified bucket does not exist" in said:
+        if "specified bucket does not exist" in message:
             return FileNotFoundError(f"{path}: the bucket does not exist; create it or correct the name")
         return FileNotFoundError(f"{path}: not found; correct the URL or write it first")
     if (
         isinstance(error, PermissionError)
         or "Credentials" in name
-        or "Forbidden" in said
-        or "Unauthorized" in said
+        or "Forbidden" in message
+        or "Unauthorized" in message
     ):
-        return PermissionError(f"{path}: the store forbids it ({detail}); {_GIVE}")
-    if isinstance(error, (ConnectionError, TimeoutError)) or any(word in name for word in _SILENT):
+        return PermissionError(f"{path}: the store forbids it ({detail}); {_CREDENTIALS_HINT}")
+    if isinstance(error, (ConnectionError, TimeoutError)) or any(word in name for word in _CONNECTION_ERRORS):
         return ConnectionError(
             f"{path}: the store does not answer ({detail}); check its endpoint (S3: "
             "FSSPEC_S3_ENDPOINT_URL), try again"

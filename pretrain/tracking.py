@@ -13,8 +13,7 @@ from pretrain.types import Tracker
 
 
 class JsonlTracker:
-    """One JSON object per logged step, appended; rows after `resume_step` (of a killed run) are dropped
-    first."""
+    """Appends a JSON object per logged step; drops rows after `resume_step` (of a killed run) first."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The vocabulary of pretraining: every tensor's shape and unit is stated here, once.
+"""Types of pretraining, with the shape and unit of every tensor.
 
 Letters: B samples, F latent video frames, H and W latent rows and columns, L audio tokens,
 S context tokens, D context width, R voice references. Latents are standardised per channel.
@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # checking a prompts file must not wait for torch
+if TYPE_CHECKING:  # checking a prompts file does not import torch
     import torch
     from torch import Tensor
 
@@ -27,8 +27,7 @@ AUDIO_TOKENS_PER_S = AUDIO_SAMPLE_RATE_HZ / AUDIO_SAMPLES_PER_TOKEN
 
 
 class Task(StrEnum):
-    """What is generated from what (paper section 3): T text, I first image, A reference voice or sound, V
-    video."""
+    """Tasks (paper section 3): T text, I first image, A reference voice or sound, V video."""
 
     T2AV = "T2AV"
     TI2AV = "TI2AV"
@@ -39,8 +38,7 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch is generated from, besides clean latents. Its answers are remembered: on a GPU each waits
-    for all that is queued."""
+    """Conditions besides clean latents. Properties are cached: on a GPU each one synchronises."""
 
     text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
     text_mask: Tensor  # [B, S] bool, True = a real token
@@ -77,27 +75,25 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Stream:
-    """One modality on its way into the model."""
+    """One modality as the model's input."""
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]; noised, or clean where sigma is 0
     lengths: Tensor  # [B] int64, valid latent frames (video) or tokens (audio); the rest is padding
-    # [B, G]; flow level in [0, 1] of each of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
+    # [B, G]; noise level in [0, 1] of G equal groups along time (video: G = F or 1, audio: G = 1 or L)
     sigma: Tensor
     rate_hz: float  # latent frames (video) or tokens (audio) per second
-    clock_hz: (
-        float  # video latent frames per second of the clip: the clock that both modalities' positions turn by
-    )
+    # video latent frames per second: the unit of RoPE time for both modalities
+    video_rate_hz: float
 
     @cached_property
     def padded(self) -> bool:
-        """Remembered: on a GPU the answer waits for all that is queued."""
+        """Cached: on a GPU this synchronises."""
         return not bool((self.lengths == self.latents.shape[2]).all())
 
 
-def answer_early(*given: Stream | Conditioning | None) -> None:
-    """Ask all that a forward pass will, while nothing is queued on the device: the pass itself then waits for
-    nothing."""
-    for item in given:
+def cache_flags(*parts: Stream | Conditioning | None) -> None:
+    """Cache all properties a forward pass uses while no kernel is queued, so the pass never synchronises."""
+    for item in parts:
         if isinstance(item, Stream):
             _ = item.padded
         elif item:
@@ -107,7 +103,7 @@ def answer_early(*given: Stream | Conditioning | None) -> None:
 
 
 class Velocity(NamedTuple):
-    """The model's answer, shaped like the latents it was given; None for an absent modality."""
+    """The model's output, shaped like its input latents; None for an absent modality."""
 
     video: Tensor | None  # [B, 48, F, H, W]
     audio: Tensor | None  # [B, 128, L]
@@ -115,7 +111,7 @@ class Velocity(NamedTuple):
 
 @dataclass(frozen=True)
 class CleanStream:
-    """One modality as it lies in the data."""
+    """One modality of the data, without noise."""
 
     latents: Tensor  # video [B, 48, F, H, W]; audio [B, 128, L]
     lengths: Tensor  # [B] int64
@@ -124,8 +120,7 @@ class CleanStream:
 
 @dataclass(frozen=True)
 class AVBatch:
-    """A training batch of one task; absent modalities are None. Randomness is keyed by (seed, sample id,
-    epoch)."""
+    """A training batch of one task; absent modalities are None. Random draws: (seed, sample id, epoch)."""
 
     task: Task
     video: CleanStream | None
@@ -133,7 +128,7 @@ class AVBatch:
     conditioning: Conditioning
     sample_ids: Tensor  # [B] int64, stable hash of the data id
     epochs: Tensor  # [B] int64
-    clock_hz: float  # video latent frames per second of these clips, also where only sound is trained
+    video_rate_hz: float  # video latent frames per second of these clips, also for audio-only tasks
 
 
 class Tracker(Protocol):

@@ -21,13 +21,13 @@ from finetune.types import (
     Trajectory,
     take,
 )
-from pretrain.sampling import Clock
+from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning, Stream, Velocity
 
 Gains = tuple[float, float]
 
 KEY: Key = (7, 0, 0)
-CLOCK = Clock(6.0, 25.0)
+CLOCK = LatentRates(6.0, 25.0)
 VIDEO, AUDIO = (3, 1, 10, 10), (1, 1)  # 300 elements of video to 1 of audio
 
 

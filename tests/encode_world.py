@@ -13,12 +13,12 @@ from pathlib import Path
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode_ranks import EncodeJob, SetJob, encode_rank
-from pretrain.data.manifest import Row, write_manifest
+from pretrain.data.manifest import ManifestRow, write_manifest
 
 CONFIG = EncodeConfig(batch_size=2, rows_per_shard=3, num_readers=1, max_bad_fraction=0.5)
 
 
-def write_world(folder: Path, rows: list[Row]) -> Path:
+def write_world(folder: Path, rows: list[ManifestRow]) -> Path:
     """folder/rows.jsonl, folder/audio_only.jsonl (the last three rows) and folder/codec."""
     write_manifest(folder / "rows.jsonl", rows)
     write_manifest(folder / "audio_only.jsonl", rows[-3:])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pretrain.codecs.published.folder import PublishedOptions, import_codec
+from pretrain.codecs.published.folder import CodecOptions, import_codec
 from rewards.timbre.redimnet import ReDimNet, read_config
 
 WAN: dict[str, Any] = {
@@ -61,7 +61,7 @@ REDIMNET: dict[str, Any] = {
     "hop_length": 160,
     "num_classes": None,
 }
-EXACT = PublishedOptions(device="cpu", video_dtype="float32", text_dtype="float32")
+EXACT = CodecOptions(device="cpu", video_dtype="float32", text_dtype="float32")
 WORDS = (
     "a man woman says hello seven nine zero and the one two camera pans left on blue wall voice with "
     "red hair ."
@@ -82,7 +82,7 @@ def write_parts(folder: Path) -> Path:
     return folder
 
 
-def write_codec(parts: Path, to: Path, options: PublishedOptions = EXACT) -> str:
+def write_codec(parts: Path, to: Path, options: CodecOptions = EXACT) -> str:
     return import_codec(
         parts / "pipeline", parts / "ltx", parts / "pipeline", parts / "speaker.pt", to, options
     )

@@ -19,7 +19,7 @@ import torch
 
 from finetune.rewriter.form import ENGLISH, messages
 from finetune.rewriter.template import by_template
-from finetune.rewriter.votes import as_answer
+from finetune.rewriter.votes import as_completion
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, parse
 
@@ -85,7 +85,7 @@ def short_prompts(count: int, seed: int) -> list[PromptRow]:
 def faulty(source: str, draw: random.Random, student: Student) -> str:
     """An answer of the template rewriter with mistakes."""
     cues = "|".join(re.escape(part.cue) for part in ENGLISH.parts)
-    parts = re.split(rf"(?:\A|(?<=[.!?] ))(?={cues})", as_answer(source, by_template(source)))
+    parts = re.split(rf"(?:\A|(?<=[.!?] ))(?={cues})", as_completion(source, by_template(source)))
     parts = [part.strip() for part in parts if part.strip() and draw.random() >= student.drop]
     if len(parts) > 1 and draw.random() < student.swap:
         first, second = draw.sample(range(len(parts)), 2)

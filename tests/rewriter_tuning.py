@@ -35,8 +35,8 @@ from finetune.rewriter.config import DpoTuning, GrpoTuning
 from finetune.rewriter.form import messages, rewrite_of
 from finetune.rewriter.language_model import load
 from finetune.rewriter.rewards import length, spans, structure
-from finetune.rewriter.tune import Tuned, tune_dpo, tune_grpo
-from finetune.rewriter.votes import Pairs, Rewrite, as_answer, preferred, text_digest
+from finetune.rewriter.tune import TuneResult, tune_dpo, tune_grpo
+from finetune.rewriter.votes import PairedVotes, VotedRewrite, as_completion, preferred, text_digest
 from pretrain.files import write_json
 from pretrain.jsonl import dump
 from pretrain.prompt import PromptRow
@@ -100,7 +100,7 @@ def compared(before: dict[str, list[float]], after: dict[str, list[float]]) -> d
     return table
 
 
-def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: Path) -> Pairs:
+def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: Path) -> PairedVotes:
     """Pairs of the first two answers to each prompt, by the simulated rater's votes, which go through the
     votes' own format."""
     rewrites, votes = [], []
@@ -108,7 +108,7 @@ def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: 
         source = row.prompt.text
         texts = {"first": rewrite_of(source, first), "second": rewrite_of(source, second)}
         rewrites += [
-            Rewrite(name, row.data_id, source, text, text_digest(text)) for name, text in texts.items()
+            VotedRewrite(name, row.data_id, source, text, text_digest(text)) for name, text in texts.items()
         ]
         one, other = (form_rewards([row], [[answer]])["total"][0] for answer in (first, second))
         votes.append(
@@ -126,13 +126,13 @@ def voted(rows: Sequence[PromptRow], answered: Sequence[Sequence[str]], folder: 
     return preferred(read_votes(folder / "votes.jsonl").votes, rewrites, "overall", folder / "votes.jsonl")
 
 
-def share_preferred(folder: Path, pairs: Pairs) -> list[float]:
+def share_preferred(folder: Path, pairs: PairedVotes) -> list[float]:
     """1 for each pair whose preferred rewrite is the likelier one per token, else 0."""
     model, tokenizer = load(folder, "cpu")
 
     def likelihood(source: str, text: str) -> float:
         asked = tokenizer(ASK + messages(source)[-1]["content"] + ANSWER).input_ids
-        told = tokenizer(as_answer(source, text) + END).input_ids
+        told = tokenizer(as_completion(source, text) + END).input_ids
         with torch.no_grad():
             logits = model(torch.tensor([[*asked, *told]])).logits[0, len(asked) - 1 : -1].log_softmax(-1)
         return float(logits.gather(1, torch.tensor(told)[:, None]).mean())
@@ -185,7 +185,7 @@ def measure(folder: Path, student: Student, held_out: int) -> dict[str, Any]:
     }
 
 
-def _finished(tuned: Tuned) -> None:
+def _finished(tuned: TuneResult) -> None:
     if tuned.status != "finished":
         raise KeyboardInterrupt(f"stopped after step {tuned.step}; the same command goes on")
 

@@ -20,7 +20,7 @@ from pretrain.config import from_json, override, to_json
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
 from pretrain.sampling import SamplerConfig
-from pretrain.titan.manager import complete_steps
+from pretrain.titan.checkpoints import complete_steps
 
 distributed = pytest.mark.distributed
 

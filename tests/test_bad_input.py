@@ -22,7 +22,7 @@ from pretrain.codecs import media
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
-from pretrain.data.manifest import Row, write_manifest
+from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.files import read_json, replacing, save_tensors
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.checkpoint import write_model
@@ -135,7 +135,7 @@ def test_non_finite_latents_leave_no_clip(nava, world, tmp_path):
     assert files(tmp_path) == sorted(["prompts.jsonl", *(f"model/{name}" for name in before)])
 
 
-def corpus_with(world: Path, rows: list[Row]) -> None:
+def corpus_with(world: Path, rows: list[ManifestRow]) -> None:
     shutil.copytree(world / "codec", "out/codec")
     Path("out/corpus").mkdir()
     Path("out/curated").mkdir()
@@ -149,7 +149,7 @@ def corpus_with(world: Path, rows: list[Row]) -> None:
         write_manifest(f"out/{name}.jsonl", rows)
 
 
-def bad_clip(kind: str) -> Row:
+def bad_clip(kind: str) -> ManifestRow:
     """A row of out/, its clip broken in one way."""
     row = make_row(Path("out"), 40, 24 if kind == "frames" else 25)
     if kind == "missing":

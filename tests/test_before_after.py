@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from experiments.report.before_after import before_after, beyond_codec, beyond_from_the_start
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.statistics import bootstrap_closed, bootstrap_difference, bootstrap_mean
-from finetune.gsb.panel import JudgeFeature, PanelConfig
+from finetune.gsb.simulated_raters import JudgeFeature, SimulatedRatersConfig
 from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
 
-PANEL = PanelConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=("overall", "sync"))
+PANEL = SimulatedRatersConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=("overall", "sync"))
 NONE = GuardrailLimits()
 
 
@@ -226,7 +226,9 @@ def test_votes_are_written_marked_and_of_the_right_side(tmp_path):
 
 def test_all_ties_are_an_answer(tmp_path):
     before, _, _ = good()
-    blind = PanelConfig(features=PANEL.features, axes=("overall",), tie_width=1e9, lapses=0, manner_spread=0)
+    blind = SimulatedRatersConfig(
+        features=PANEL.features, axes=("overall",), tie_width=1e9, lapses=0, manner_spread=0
+    )
     found = simulated_gsb(blind, before, before, tmp_path / "votes.jsonl", {})
     assert found["gsb"] == {} and "are ties" in found["reason"]
 
@@ -235,7 +237,9 @@ def test_raters_look_at_nothing_rewarded_and_at_what_was_scored(tmp_path):
     before, after, _ = good()
     with pytest.raises(ValueError, match="'sync_judge' is rewarded"):
         simulated_gsb(PANEL, before, after, tmp_path / "v.jsonl", {"sync_judge": 1.0})
-    blind = PanelConfig(features=(JudgeFeature("picture_noise_judge", "picture", -0.3),), axes=("overall",))
+    blind = SimulatedRatersConfig(
+        features=(JudgeFeature("picture_noise_judge", "picture", -0.3),), axes=("overall",)
+    )
     with pytest.raises(ValueError, match="no 'picture_noise_judge' for clip"):
         simulated_gsb(blind, before, after, tmp_path / "v.jsonl", {})
 

@@ -33,7 +33,7 @@ from pretrain.codecs.published import weights
 from pretrain.codecs.published.deferred import PartError
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_sets
-from pretrain.data.manifest import Row, write_manifest
+from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import GenerateConfig, generate
@@ -300,7 +300,7 @@ def test_encode_and_generate_end_to_end(whole: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "voice.wav", np.tile(sound, 5), 16_000)
     meta = {"reference_paths": ["voice.wav"]}
     rows = [
-        Row(
+        ManifestRow(
             "a",
             tmp_path / "a.mp4",
             24.0,
@@ -379,7 +379,7 @@ def test_a_missing_speaker_stops_the_encoding_and_rejects_no_row(parts: Path, tm
     )
     write_manifest(
         tmp_path / "heard.jsonl",
-        [Row("a", tmp_path / "a.wav", 0.0, 0.2, 0, 0, "He says <S>two<E>.", (0.0,), (0.2,))],
+        [ManifestRow("a", tmp_path / "a.wav", 0.0, 0.2, 0, 0, "He says <S>two<E>.", (0.0,), (0.2,))],
     )
     config = EncodeConfig(max_bad_fraction=1.0, audio_only_sets=("heard",))
     with pytest.raises(PartError, match=r"speaker.pt: part of the codec is missing"):

@@ -11,7 +11,7 @@ from model_cases import clean_batch, debug_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
-from pretrain.types import answer_early
+from pretrain.types import cache_flags
 
 
 class Reads(TorchDispatchMode):
@@ -32,7 +32,7 @@ def test_forward_waits_only_for_what_was_not_asked_before(name, case):
     model, given = debug_model(name=name), cases()[case]
     with Reads() as asking:
         model(*(replace(part) if part else None for part in given))
-    answer_early(*given)
+    cache_flags(*given)
     with Reads() as answered:
         model(*given)
     assert asking.count > answered.count
@@ -42,7 +42,7 @@ def test_forward_waits_only_for_what_was_not_asked_before(name, case):
 
 def test_a_step_after_corruption_reads_nothing():
     model, corrupted = debug_model(), corrupt(clean_batch(), ObjectiveConfig(), seed=0)
-    answer_early(corrupted.video, corrupted.audio, corrupted.conditioning)
+    cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
     with Reads() as reads:
         velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted).loss(
             80.0, 20.0, 0.2

@@ -22,7 +22,7 @@ from pretrain.data.corpus.bank import load_bank
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_set, encode_sets
 from pretrain.data.encoding.writer import LatentWriter
-from pretrain.data.manifest import Row, read_manifest, write_manifest
+from pretrain.data.manifest import ManifestRow, read_manifest, write_manifest
 from pretrain.data.stream.sample import Sample
 from pretrain.data.stream.store import LatentStore
 
@@ -48,7 +48,7 @@ def textures(index: int, num_frames: int, size: int = 32) -> np.ndarray:
 
 def make_row(
     folder: Path, index: int, num_frames: int = 25, sound_only: bool = False, **changes: object
-) -> Row:
+) -> ManifestRow:
     sound, word, spoken_s = spoken(index, round(num_frames / 24 * RATE))
     name = f"clip-{index}" + (".wav" if sound_only else ".mp4")
     if sound_only:
@@ -56,7 +56,7 @@ def make_row(
     else:
         write_mp4(folder / name, textures(index, num_frames), 24, sound, RATE)
     times = (1000 / RATE,), (1000 / RATE + spoken_s,)
-    row = Row(
+    row = ManifestRow(
         f"clip-{index}",
         folder / name,
         0.0 if sound_only else 24.0,
@@ -191,7 +191,7 @@ def test_batching_changes_nothing(corpus: Path, codecs: Codecs, tmp_path: Path) 
         assert torch.equal(one.text, many.text)
 
 
-def bad_row(folder: Path, kind: str) -> Row:
+def bad_row(folder: Path, kind: str) -> ManifestRow:
     row = make_row(folder, 40, 24 if kind == "frames" else 25)
     if kind == "missing":
         return replace(row, data_path=folder / "nowhere.mp4")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from test_encode import make_row
 from torch.nn.functional import avg_pool2d
 
-from pretrain.data.encoding.clips import Clip, ClipReader, Streams
-from pretrain.data.manifest import Row
+from pretrain.data.encoding.clips import ClipReader, MediaClip, Streams
+from pretrain.data.manifest import ManifestRow
 from pretrain.data.stream.buckets import (
     BucketConfig,
     audio_lengths,
@@ -115,9 +115,9 @@ def reader(folder: Path, config: BucketConfig, streams: Streams = BOTH) -> ClipR
     return ClipReader(config, 24.0, folder, Zeros(), streams)
 
 
-def read(folder: Path, row: Row, config: BucketConfig, streams: Streams = BOTH) -> Clip:
+def read(folder: Path, row: ManifestRow, config: BucketConfig, streams: Streams = BOTH) -> MediaClip:
     clip = reader(folder, config, streams)(row)
-    assert isinstance(clip, Clip), clip
+    assert isinstance(clip, MediaClip), clip
     return clip
 
 

@@ -21,7 +21,7 @@ from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_set
 from pretrain.data.encoding.encode_units import SetEncoder
 from pretrain.data.encoding.units import split
-from pretrain.data.manifest import Row, write_manifest
+from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
 
 SAMPLES = 26 * 640
@@ -71,14 +71,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Codecs:
     return load_codecs(parts / "codec")
 
 
-def sound_row(folder: Path, waveform: np.ndarray, name: str = "sound", **changes: object) -> Row:
+def sound_row(folder: Path, waveform: np.ndarray, name: str = "sound", **changes: object) -> ManifestRow:
     row = make_row(folder, 1, 25, sound_only=True)
     write_wav(folder / f"{name}.wav", waveform, RATE)
     times = {"speech_start_s": (0.25,), "speech_end_s": (0.5,), "text": "A voice says <S>one<E>."}
     return replace(row, data_id=name, data_path=folder / f"{name}.wav", **{**times, **changes})  # type: ignore[arg-type]
 
 
-def encoded(folder: Path, rows: list[Row], codecs: Codecs, audio_only: bool = True) -> LatentStore:
+def encoded(folder: Path, rows: list[ManifestRow], codecs: Codecs, audio_only: bool = True) -> LatentStore:
     write_manifest(folder / "rows.jsonl", rows)
     encode_set(EncodeConfig(), folder / "rows.jsonl", codecs, folder / "set", audio_only)
     return LatentStore(folder / "set")

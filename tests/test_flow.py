@@ -12,14 +12,14 @@ from model_cases import conditioning, present
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
 from pretrain.flow.path import (
     LevelConfig,
-    draw_level,
+    draw_sigma,
     interpolate,
-    level_weight,
-    release_levels,
-    shift_level,
+    release_sigmas,
+    shift_sigma,
+    sigma_weight,
     velocity_target,
 )
-from pretrain.flow.solvers import Latents, SolverName, sampling_levels, solve
+from pretrain.flow.solvers import Latents, SolverName, sampling_sigmas, solve
 from pretrain.randomness import generator_for
 from pretrain.types import Conditioning, Velocity
 
@@ -34,11 +34,11 @@ def test_clean_and_noise_follow_from_state_and_velocity(sigma: float, seed: int)
 
 
 def test_release_levels_and_weights() -> None:
-    levels = release_levels()
+    levels = release_sigmas()
     assert len(levels) == 1000 and float(levels[0]) == 1.0
     last = 1.0 + (0.003 / 1.002 - 1.0) * 999 / 1000
     assert float(levels[-1]) == pytest.approx(5 * last / (1 + 4 * last))
-    weights = level_weight(levels, LevelConfig())
+    weights = sigma_weight(levels, LevelConfig())
     assert float(weights.mean()) == pytest.approx(1.0) and float(weights.min()) == pytest.approx(
         0.0, abs=1e-12
     )
@@ -48,13 +48,13 @@ def test_release_levels_and_weights() -> None:
 @given(level=st.floats(0.001, 0.999), shift=st.floats(0.2, 10))
 def test_shift_keeps_the_ends_and_has_an_inverse(level: float, shift: float) -> None:
     tensor = torch.tensor(level, dtype=torch.float64)
-    torch.testing.assert_close(shift_level(shift_level(tensor, shift), 1 / shift), tensor)
-    assert float(shift_level(torch.tensor(1.0), shift)) == pytest.approx(1.0)
+    torch.testing.assert_close(shift_sigma(shift_sigma(tensor, shift), 1 / shift), tensor)
+    assert float(shift_sigma(torch.tensor(1.0), shift)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("draw", ["release", "logit_normal"])
 def test_drawn_levels_lie_in_the_flow(draw: Literal["release", "logit_normal"]) -> None:
-    levels = [draw_level(LevelConfig(draw=draw), generator_for(i)) for i in range(300)]
+    levels = [draw_sigma(LevelConfig(draw=draw), generator_for(i)) for i in range(300)]
     assert all(0 < level <= 1 for level in levels) and len(set(levels)) > 200
 
 
@@ -63,9 +63,9 @@ def test_the_shift_moves_drawn_levels(
     seed: int, shift: float, draw: Literal["release", "logit_normal"]
 ) -> None:
     plain, moved = (
-        draw_level(LevelConfig(draw=draw, shift=value), generator_for(seed)) for value in (1.0, shift)
+        draw_sigma(LevelConfig(draw=draw, shift=value), generator_for(seed)) for value in (1.0, shift)
     )
-    assert moved == pytest.approx(float(shift_level(torch.tensor(plain, dtype=torch.float64), shift)))
+    assert moved == pytest.approx(float(shift_sigma(torch.tensor(plain, dtype=torch.float64), shift)))
 
 
 def test_level_config_refuses_nonsense() -> None:
@@ -141,6 +141,6 @@ def test_euler_is_exact_for_a_straight_path() -> None:
 
 def test_bad_solver_settings_are_errors() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        sampling_levels(0, 1.0)
+        sampling_sigmas(0, 1.0)
     with pytest.raises(ValueError, match="did you mean 'unipc'"):
         solve(lambda state, s: Velocity(None, None), Latents(None, None), 2, 1.0, "unicp")  # type: ignore[arg-type]

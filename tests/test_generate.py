@@ -18,7 +18,7 @@ from pretrain.flow.solvers import Latents
 from pretrain.generate import GenerateConfig, generate
 from pretrain.model.checkpoint import load_model, read_model_folder, write_model
 from pretrain.model.flavors import flavor
-from pretrain.sampling import Clock, SamplerConfig, sample
+from pretrain.sampling import LatentRates, SamplerConfig, sample
 
 QUICK = GenerateConfig(
     sampler=SamplerConfig(solver="euler", steps=2, shift=1.0, guidance=GuidanceScales()),
@@ -100,7 +100,7 @@ def test_sampling_leaves_a_given_latent_frame_untouched() -> None:
     noise = Latents(video_stream().latents, audio_stream().latents)
     for solver in ("euler", "unipc"):
         config = SamplerConfig(solver=solver, steps=3, shift=2.0, guidance=GuidanceScales())
-        out = sample(model, noise, conditioning(), Clock(6.0, 25.0), config, frame)
+        out = sample(model, noise, conditioning(), LatentRates(6.0, 25.0), config, frame)
         assert out.video is not None and out.audio is not None
         torch.testing.assert_close(out.video[:, :, :1], frame, atol=1e-5, rtol=1e-5)
         assert out.audio.isfinite().all()

@@ -10,10 +10,10 @@ from pretrain.statistics import cluster_bootstrap
 
 
 def statistics(good, same, bad, raters=None, prompts=None):
-    verdicts = [1] * good + [0] * same + [-1] * bad
-    n = len(verdicts)
+    preferences = [1] * good + [0] * same + [-1] * bad
+    n = len(preferences)
     return pair_statistics(
-        verdicts, raters or [f"u{i}" for i in range(n)], prompts or [f"c{i}" for i in range(n)]
+        preferences, raters or [f"u{i}" for i in range(n)], prompts or [f"c{i}" for i in range(n)]
     )
 
 
@@ -101,8 +101,8 @@ def test_holm_agrees_with_statsmodels():
 
 
 def test_the_bootstrap_of_single_votes_is_the_analytic_interval():
-    verdicts = np.array([1] * 400 + [0] * 300 + [-1] * 300, dtype=float)
-    low, high = cluster_bootstrap(verdicts, np.arange(1000))
+    preferences = np.array([1] * 400 + [0] * 300 + [-1] * 300, dtype=float)
+    low, high = cluster_bootstrap(preferences, np.arange(1000))
     assert (high - low) / 2 == pytest.approx(Z * gsb_error(400, 300, 300), rel=0.08)
 
 
@@ -130,16 +130,16 @@ def test_the_wider_interval_is_given():
         alike.gsb_interval == "bootstrap over prompts"
         and alike.gsb_high - alike.gsb_low > 1.5 * 2 * Z * alike.gsb_se
     )
-    verdicts = [1, 0, 0, -1] * 30  # every prompt gets the same mixture
-    mixed = pair_statistics(verdicts, ["one", "two"] * 60, prompts)
+    preferences = [1, 0, 0, -1] * 30  # every prompt gets the same mixture
+    mixed = pair_statistics(preferences, ["one", "two"] * 60, prompts)
     assert mixed.gsb_interval == "analytic" and mixed.gsb_high - mixed.gsb_low == pytest.approx(
         2 * Z * mixed.gsb_se
     )
 
 
 def test_a_long_bootstrap_is_drawn_in_parts():
-    verdicts = np.tile([1.0, 0.0, -1.0, 1.0], 1000)
-    low, high = cluster_bootstrap(verdicts, np.arange(4000) // 2, num_resamples=3000)
+    preferences = np.tile([1.0, 0.0, -1.0, 1.0], 1000)
+    low, high = cluster_bootstrap(preferences, np.arange(4000) // 2, num_resamples=3000)
     assert low < 0.25 < high
 
 

@@ -21,14 +21,14 @@ def test_public_rows_are_read_and_ours_follows_from_its_side(tmp_path):
     found = read_votes(write(tmp_path / "votes.jsonl", rows))
     assert found.ours == "nava" and found.num_simulated == 0
     first, second = found.votes
-    assert (first.axis, first.repeat, first.line, first.verdict("nava"), first.verdict("veo")) == (
+    assert (first.axis, first.repeat, first.line, first.preference("nava"), first.preference("veo")) == (
         "overall",
         0,
         1,
         1,
         -1,
     )
-    assert (second.case_id, second.verdict("nava"), second.pair) == ("7", 0, ("nava", "veo"))
+    assert (second.case_id, second.preference("nava"), second.pair) == ("7", 0, ("nava", "veo"))
 
 
 def test_our_fields_are_read_and_foreign_ones_ignored(tmp_path):

@@ -129,7 +129,7 @@ def test_streams_follow_the_task_and_audio_only_may_take_more():
         seen.add(clean.task)
         assert (clean.video is not None) == (clean.task is not Task.T2A)
         assert (clean.audio is not None) == (clean.task is not Task.T2V)
-        assert clean.clock_hz == 6.0 and (clean.audio is None or clean.audio.rate_hz == 25.0)
+        assert clean.video_rate_hz == 6.0 and (clean.audio is None or clean.audio.rate_hz == 25.0)
         assert clean.video is None or clean.video.rate_hz == 6.0
         assert len(batch["sample_ids"]) == (24 if clean.task is Task.T2A else 8)
         assert clean.conditioning.speakers.shape[1] >= 1

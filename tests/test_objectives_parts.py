@@ -24,7 +24,7 @@ from experiments.studies.objectives.one_arm import rounds_cost
 from experiments.studies.objectives.totals import target_of, units_of, with_totals
 from experiments.studies.scores import tabulated
 from finetune.gsb.pairs import ClipRef, PreferencePair
-from finetune.gsb.panel import JudgeFeature
+from finetune.gsb.simulated_raters import JudgeFeature
 from finetune.objectives.gsb_dpo import GsbDpoConfig, GsbDpoPhase
 from finetune.recipe import AlignConfig, RubricConfig
 from pretrain.prompt import read_prompts

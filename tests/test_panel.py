@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.gsb.pairs import ClipRef, pair_up, read_clips
-from finetune.gsb.panel import JUDGES, JudgeFeature, Pair, PanelConfig, check_apart, panel, vote, write_votes
-from finetune.gsb.panel_pairs import (
+from finetune.gsb.raters import check_raters, first_votes, kept_votes
+from finetune.gsb.simulated_pairs import (
     own_names,
     pairs_between,
     pairs_within,
@@ -20,7 +20,16 @@ from finetune.gsb.panel_pairs import (
     votes_for_pairs,
     write_clips,
 )
-from finetune.gsb.raters import check_raters, first_votes, kept_votes
+from finetune.gsb.simulated_raters import (
+    JUDGES,
+    ClipPair,
+    JudgeFeature,
+    SimulatedRatersConfig,
+    check_apart,
+    simulated_raters,
+    vote,
+    write_votes,
+)
 from finetune.gsb.statistics import pair_statistics
 from finetune.gsb.votes import AXES, read_votes
 from rewards.catalog import CATALOG
@@ -28,7 +37,7 @@ from rewards.quality.picture_noise import PictureNoise
 
 NAMES = [feature.name for feature in JUDGES]
 UNITS = np.array([feature.unit for feature in JUDGES])
-EXACT = PanelConfig(noise=0, side_bias=0, lapses=0, attention_share=0)
+EXACT = SimulatedRatersConfig(noise=0, side_bias=0, lapses=0, attention_share=0)
 
 
 def clip(model, case, clip_id="", sha256=""):
@@ -54,14 +63,16 @@ def votes_of(tmp_path, rows, **rest):
 
 
 def gsb(votes, axis="overall"):
-    counted = [vote.verdict("after") for vote in first_votes(votes) if vote.axis == axis]
+    counted = [vote.preference("after") for vote in first_votes(votes) if vote.axis == axis]
     return float(np.mean(counted))
 
 
 def test_the_votes_are_valid_public_votes_and_every_one_says_simulated(tmp_path):
     after, before, scores = before_after(40, 0.5)
     found = votes_of(
-        tmp_path, votes_before_after(PanelConfig(), after, before, scores), models=("after", "before")
+        tmp_path,
+        votes_before_after(SimulatedRatersConfig(), after, before, scores),
+        models=("after", "before"),
     )
     assert found.ours == "after" and found.num_simulated == len(found.votes)
     assert all(vote.user_id.startswith("simulated-") for vote in found.votes)
@@ -72,7 +83,7 @@ def test_the_votes_are_valid_public_votes_and_every_one_says_simulated(tmp_path)
 
 def test_the_better_model_wins_more_the_better_it_is(tmp_path):
     shares = [
-        gsb(votes_of(tmp_path, votes_before_after(PanelConfig(), *before_after(400, gap))).votes)
+        gsb(votes_of(tmp_path, votes_before_after(SimulatedRatersConfig(), *before_after(400, gap))).votes)
         for gap in (-1.0, 0.0, 0.3, 1.0, 3.0)
     ]
     assert shares == sorted(shares)
@@ -81,7 +92,7 @@ def test_the_better_model_wins_more_the_better_it_is(tmp_path):
 
 def test_an_axis_is_answered_by_its_own_judges(tmp_path):
     after, before, scores = before_after(120, np.array([2.0, 0.0, -2.0]))  # better in sync, worse in picture
-    votes = votes_of(tmp_path, votes_before_after(PanelConfig(), after, before, scores)).votes
+    votes = votes_of(tmp_path, votes_before_after(SimulatedRatersConfig(), after, before, scores)).votes
     assert gsb(votes, "sync") > 0.7 and gsb(votes, "picture") < -0.7 and abs(gsb(votes, "voice")) < 0.2
     assert 0.0 < gsb(votes, "overall") < gsb(votes, "sync")  # sync counts for more than picture
 
@@ -112,7 +123,9 @@ def test_a_wider_tie_width_makes_more_ties_and_none_makes_none():
         np.mean(
             [
                 row["choice"] == "tie"
-                for row in vote(dataclasses.replace(PanelConfig(lapses=0), tie_width=width), pairs, scores)
+                for row in vote(
+                    dataclasses.replace(SimulatedRatersConfig(lapses=0), tie_width=width), pairs, scores
+                )
             ]
         )
         for width in (0.0, 0.2, 0.6, 100.0)
@@ -122,12 +135,14 @@ def test_a_wider_tie_width_makes_more_ties_and_none_makes_none():
 
 def test_side_bias_pulls_to_the_left_and_balanced_sides_keep_it_out_of_the_result(tmp_path):
     after, before, scores = before_after(150, 0.0, spread=0.5)
-    biased = PanelConfig(side_bias=0.8, taste_spread=0)
+    biased = SimulatedRatersConfig(side_bias=0.8, taste_spread=0)
     votes = votes_of(tmp_path, votes_before_after(biased, after, before, scores)).votes
     decided = [vote.choice == "left" for vote in first_votes(votes) if vote.choice != "tie"]
     assert np.mean(decided) > 0.65
     assert abs(gsb(votes)) < 0.12
-    fair = votes_of(tmp_path, votes_before_after(PanelConfig(side_bias=0), after, before, scores)).votes
+    fair = votes_of(
+        tmp_path, votes_before_after(SimulatedRatersConfig(side_bias=0), after, before, scores)
+    ).votes
     assert (
         abs(np.mean([vote.choice == "left" for vote in first_votes(fair) if vote.choice != "tie"]) - 0.5)
         < 0.05
@@ -139,7 +154,7 @@ def test_sides_are_balanced_for_each_rater_and_loads_are_equal():
     rows = [
         row
         for row in vote(
-            PanelConfig(axes=("overall",), repeat_share=0, attention_share=0),
+            SimulatedRatersConfig(axes=("overall",), repeat_share=0, attention_share=0),
             pairs_between(after, before),
             scores,
         )
@@ -154,7 +169,7 @@ def test_sides_are_balanced_for_each_rater_and_loads_are_equal():
 def test_answers_depend_on_the_seed_and_not_on_the_order_of_pairs_or_of_their_clips():
     after, before, scores = before_after(30, 0.2)
     pairs = pairs_between(after, before)
-    turned = [Pair(pair.second, pair.first) for pair in pairs[::-1]]
+    turned = [ClipPair(pair.second, pair.first) for pair in pairs[::-1]]
 
     def answers(config, given):
         return {
@@ -163,15 +178,17 @@ def test_answers_depend_on_the_seed_and_not_on_the_order_of_pairs_or_of_their_cl
             if "attention" not in row
         }
 
-    assert answers(PanelConfig(), pairs) == answers(PanelConfig(), turned)
-    assert answers(PanelConfig(), pairs) != answers(PanelConfig(seed=1), pairs)
+    assert answers(SimulatedRatersConfig(), pairs) == answers(SimulatedRatersConfig(), turned)
+    assert answers(SimulatedRatersConfig(), pairs) != answers(SimulatedRatersConfig(seed=1), pairs)
 
 
 def test_repeats_are_swapped_and_attention_checks_are_passed_but_by_raters_who_do_not_look(tmp_path):
     after, before, scores = before_after(200, 0.3)
     careful = votes_of(
         tmp_path,
-        votes_before_after(PanelConfig(repeat_share=0.3, attention_share=0.2), after, before, scores),
+        votes_before_after(
+            SimulatedRatersConfig(repeat_share=0.3, attention_share=0.2), after, before, scores
+        ),
     ).votes
     checks = check_raters(careful)
     assert not any(check.dropped for check in checks)
@@ -179,7 +196,7 @@ def test_repeats_are_swapped_and_attention_checks_are_passed_but_by_raters_who_d
         check.attention_checks for check in checks
     )
     assert all(check.swapped_repeats > 0 for check in checks)
-    careless = dataclasses.replace(PanelConfig(repeat_share=0.3, attention_share=0.2), lapses=1.0)
+    careless = dataclasses.replace(SimulatedRatersConfig(repeat_share=0.3, attention_share=0.2), lapses=1.0)
     checks = check_raters(votes_of(tmp_path, votes_before_after(careless, after, before, scores)).votes)
     assert sum(bool(check.dropped) for check in checks) > 8
 
@@ -227,7 +244,7 @@ def test_pairs_of_one_models_own_clips_go_through_export(tmp_path):
         )
         for c in clips
     }
-    rows, named = votes_for_pairs(PanelConfig(), clips, scores, pairs_per_case=3)
+    rows, named = votes_for_pairs(SimulatedRatersConfig(), clips, scores, pairs_per_case=3)
     found = votes_of(tmp_path, rows)
     assert found.ours is None and all(row["ours_side"] is None for row in rows if "attention" not in row)
     write_clips(tmp_path / "clips.jsonl", named)
@@ -258,16 +275,18 @@ def test_the_panel_looks_at_judges_and_refuses_what_a_rubric_weighs():
     for name in ("sync_judge", "intelligibility_pocketsphinx_judge"):
         assert CATALOG[name].judge
     assert PictureNoise.name in NAMES and PictureNoise.name.endswith("_judge")
-    check_apart(PanelConfig(), {"sync_mini": 1.0, "sim_resemblyzer": 0.25, "sync_judge": 0.0})
+    check_apart(SimulatedRatersConfig(), {"sync_mini": 1.0, "sim_resemblyzer": 0.25, "sync_judge": 0.0})
     for name in ("picture_noise_judge", "sync_judge.rho_zero"):
         with pytest.raises(ValueError, match=f"'{name}' is rewarded, so the panel must not look at it"):
-            check_apart(PanelConfig(), {name: 1.0})
+            check_apart(SimulatedRatersConfig(), {name: 1.0})
 
 
 def test_tastes_differ_and_come_from_the_seed():
-    assert panel(PanelConfig()) == panel(PanelConfig())
-    assert len({rater.weights for rater in panel(PanelConfig())}) == 12
-    assert {rater.weights for rater in panel(PanelConfig(taste_spread=0))} == {(1.0, 1.0, 0.5)}
+    assert simulated_raters(SimulatedRatersConfig()) == simulated_raters(SimulatedRatersConfig())
+    assert len({rater.weights for rater in simulated_raters(SimulatedRatersConfig())}) == 12
+    assert {rater.weights for rater in simulated_raters(SimulatedRatersConfig(taste_spread=0))} == {
+        (1.0, 1.0, 0.5)
+    }
 
 
 @pytest.mark.parametrize(
@@ -283,7 +302,7 @@ def test_tastes_differ_and_come_from_the_seed():
 )
 def test_an_impossible_panel_is_refused_in_one_line(changed, message):
     with pytest.raises(ValueError, match=message) as error:
-        PanelConfig(**changed)
+        SimulatedRatersConfig(**changed)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="unit must not be 0"):
         JudgeFeature("sync_judge", "sync", 0.0)
@@ -293,17 +312,17 @@ def test_bad_clips_are_named():
     after, before, scores = before_after(2, 0.0)
     pairs = pairs_between(after, before)
     with pytest.raises(ValueError, match="no scores of clip 'c0' of 'after'"):
-        vote(PanelConfig(), pairs, {})
+        vote(SimulatedRatersConfig(), pairs, {})
     with pytest.raises(ValueError, match="no 'sync_judge' for clip 'c1' of 'before'"):
-        vote(PanelConfig(), pairs, {**scores, ("before", "c1"): {}})
+        vote(SimulatedRatersConfig(), pairs, {**scores, ("before", "c1"): {}})
     with pytest.raises(ValueError, match="is there twice"):
-        vote(PanelConfig(), [pairs[0], Pair(pairs[0].second, pairs[0].first)], scores)
+        vote(SimulatedRatersConfig(), [pairs[0], ClipPair(pairs[0].second, pairs[0].first)], scores)
     with pytest.raises(ValueError, match="no pairs"):
-        vote(PanelConfig(), [], scores)
+        vote(SimulatedRatersConfig(), [], scores)
     with pytest.raises(ValueError, match="on both sides"):
-        Pair(after[0], after[0])
+        ClipPair(after[0], after[0])
     with pytest.raises(ValueError, match="do not answer the same case"):
-        Pair(after[0], before[1])
+        ClipPair(after[0], before[1])
     with pytest.raises(ValueError, match="no case in common"):
         pairs_between(after[:1], before[1:])
     with pytest.raises(ValueError, match="case 'c0' has 'after' clips of its own"):
@@ -313,9 +332,9 @@ def test_bad_clips_are_named():
 
 
 def test_the_statistics_of_a_clear_improvement_exclude_zero(tmp_path):
-    found = votes_of(tmp_path, votes_before_after(PanelConfig(), *before_after(60, 0.5)))
+    found = votes_of(tmp_path, votes_before_after(SimulatedRatersConfig(), *before_after(60, 0.5)))
     counted = [vote for vote in kept_votes(found.votes, check_raters(found.votes)) if vote.axis == "overall"]
     result = pair_statistics(
-        [v.verdict("after") for v in counted], [v.user_id for v in counted], [v.case_id for v in counted]
+        [v.preference("after") for v in counted], [v.user_id for v in counted], [v.case_id for v in counted]
     )
     assert 0 < result.gsb_low < result.gsb < 1

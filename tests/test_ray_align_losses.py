@@ -16,7 +16,7 @@ from test_ray_align import assert_ledger_is_whole, both, distance
 
 from finetune.align_run import AlignRun
 from finetune.recipe import StopConfig
-from pretrain.titan.manager import complete_steps
+from pretrain.titan.checkpoints import complete_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(1200)]
 VERSIONS = ["0-old", "1-old", "2-default", "3-default"]

@@ -14,11 +14,11 @@ from experiments.cli import main
 from finetune.rewriter.cache import Kept, RewriteCache, request_key
 from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH, messages, rewrite_of
-from finetune.rewriter.rewrite import Asking, fault, rewrite_all
+from finetune.rewriter.rewrite import RewriteSettings, fault, rewrite_all
 
 SECRET = "sk-very-secret"
 PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(6)]
-QUICK = Asking(backoff_s=0.001, concurrency=3)
+QUICK = RewriteSettings(backoff_s=0.001, concurrency=3)
 
 
 def asked(url, prompts, asking=QUICK, cache=None, **more):
@@ -60,7 +60,7 @@ def test_every_try_has_its_seed_and_the_last_failure_is_told():
     hostile = Hostile(PROMPTS, only=["500"])
     with served(hostile.respond) as url:
         rewrites = asked(url, PROMPTS[:1])
-        original = asked(url, PROMPTS[:1], Asking(backoff_s=0.0, num_tries=1, fallback="original"))
+        original = asked(url, PROMPTS[:1], RewriteSettings(backoff_s=0.0, num_tries=1, fallback="original"))
     assert [body["seed"] for _, _, body in hostile.requests] == [0, 1, 2, 3, 0]
     assert (rewrites[0].by, rewrites[0].tries, rewrites[0].reason) == (
         "template",
@@ -90,7 +90,7 @@ def test_what_is_no_rewrite_though_its_spans_are_right(change, found):
 def test_another_seed_asks_for_other_answers_to_what_fell_back():
     hostile = Hostile(PROMPTS, only=["drops"])
     with served(hostile.respond) as url:
-        asked(url, PROMPTS[:1], Asking(backoff_s=0.0, num_tries=2, seed=3))
+        asked(url, PROMPTS[:1], RewriteSettings(backoff_s=0.0, num_tries=2, seed=3))
     assert [body["seed"] for _, _, body in hostile.requests] == [6, 7]
 
 
@@ -118,7 +118,7 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(tmp_path):
         if not down.is_set():
             hostile.respond(handler)
 
-    patient = Asking(backoff_s=0.001, concurrency=2, num_tries=2, patience=5)
+    patient = RewriteSettings(backoff_s=0.001, concurrency=2, num_tries=2, patience=5)
     with served(respond) as url:
         with pytest.raises(
             ConnectionError, match=r"5 prompts in a row without an answer .* run the same command again"
@@ -152,7 +152,7 @@ def test_the_cache_outlives_torn_lines_and_is_checked(tmp_path):
     reread = RewriteCache(path)
     assert reread.get(keys[2]) and reread.get(keys[0]) == Kept(texts[0], 1)
     assert (
-        rewrite_all(PROMPTS[:3], endpoint, reread, Asking(num_tries=1))[2].by == "template"
+        rewrite_all(PROMPTS[:3], endpoint, reread, RewriteSettings(num_tries=1))[2].by == "template"
     )  # what fails the check is not used
     others = [messages(PROMPTS[1]), messages(PROMPTS[0] + " "), messages("A man"), messages("一个男人")]
     assert len({request_key(request, {"model": model}) for request in others for model in "ab"}) == 8

@@ -10,13 +10,13 @@ from rewrite_world import send, served
 from finetune.rewriter.cache import RewriteCache
 from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import messages
-from finetune.rewriter.rewrite import Asking, rewrite_all
+from finetune.rewriter.rewrite import RewriteSettings, rewrite_all
 from rewards.http import MAX_ANSWER_BYTES, NoAnswer
 
 SECRET = "sk-very-secret"
 OK = "HTTP/1.1 200 OK\r\n"
 PROMPTS = [f"A man number {number} says <S>word {number}<E>." for number in range(6)]
-QUICK = Asking(backoff_s=0.001, concurrency=3)
+QUICK = RewriteSettings(backoff_s=0.001, concurrency=3)
 
 
 def asked(url, prompts, **more):

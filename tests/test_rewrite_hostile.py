@@ -12,7 +12,7 @@ from rewrite_world import ANSWERS, ISSUE, SPAN, WIRE, Hostile, prompts, served
 from finetune.rewriter.cache import RewriteCache
 from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH, rewrite_of
-from finetune.rewriter.rewrite import Asking, fault, rewrite_all
+from finetune.rewriter.rewrite import RewriteSettings, fault, rewrite_all
 from finetune.rewriter.rows import read_rows, write_rows
 
 SMALL, FULL = 120, 10_000
@@ -51,7 +51,7 @@ def carried(folder, asked: list[str]) -> Counter:
     hostile = Hostile(asked)
     with served(hostile.respond, hostile.end) as url:
         endpoint = ChatEndpoint(base_url=url, model="hostile", timeout_s=0.4)
-        asking = Asking(concurrency=24, num_tries=4, backoff_s=0.001, patience=len(asked))
+        asking = RewriteSettings(concurrency=24, num_tries=4, backoff_s=0.001, patience=len(asked))
         rows, cache = read_rows(source, to), RewriteCache(folder / "cache.jsonl")
         rewrites = rewrite_all([row.prompt for row in rows], endpoint, cache, asking)
         write_rows(to, rows, rewrites, "hostile")

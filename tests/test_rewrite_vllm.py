@@ -15,7 +15,7 @@ from experiments.cli import main
 from finetune.rewriter.cache import RewriteCache
 from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import ENGLISH
-from finetune.rewriter.rewrite import Asking, rewrite_all
+from finetune.rewriter.rewrite import RewriteSettings, rewrite_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOKEN = "sk-of-the-test"
@@ -98,10 +98,10 @@ def test_rows_through_a_real_server(server, tmp_path, capsys):
 def test_a_wrong_model_and_a_missing_token_are_told_in_one_line(server, monkeypatch):
     url, _ = server
     with pytest.raises(ConnectionError, match=r"status 404 .*check model 'other'"):
-        rewrite_all([ONE], endpoint(url, model="other"), RewriteCache(None), Asking())
+        rewrite_all([ONE], endpoint(url, model="other"), RewriteCache(None), RewriteSettings())
     monkeypatch.setenv("VLLM_TOKEN", "wrong")
     with pytest.raises(ConnectionError, match="status 401"):
-        rewrite_all([ONE], endpoint(url), RewriteCache(None), Asking())
+        rewrite_all([ONE], endpoint(url), RewriteCache(None), RewriteSettings())
 
 
 def test_a_server_killed_in_the_middle_loses_nothing_that_was_answered(server, tmp_path):
@@ -120,12 +120,15 @@ def test_a_server_killed_in_the_middle_loses_nothing_that_was_answered(server, t
         ConnectionError, match=r"8 prompts in a row without an answer .* run the same command again"
     ):
         rewrite_all(
-            prompts, endpoint(url), cache, Asking(concurrency=4, num_tries=2, backoff_s=0.05, patience=8)
+            prompts,
+            endpoint(url),
+            cache,
+            RewriteSettings(concurrency=4, num_tries=2, backoff_s=0.05, patience=8),
         )
     killer.join()
     cache.close()
     kept = RewriteCache(tmp_path / "cache.jsonl")
     assert 20 <= len(kept.kept) < 400
-    rewrites = rewrite_all(prompts, endpoint(url), kept, Asking(num_tries=1, patience=1000))
+    rewrites = rewrite_all(prompts, endpoint(url), kept, RewriteSettings(num_tries=1, patience=1000))
     assert sum(rewrite.by == "model" for rewrite in rewrites) == len(kept.kept)
     assert all(f"<S>word {number}<E>" in rewrite.text for number, rewrite in enumerate(rewrites))

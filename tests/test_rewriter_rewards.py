@@ -8,7 +8,7 @@ from finetune.rewriter.config import DpoTuning, GrpoTuning, described
 from finetune.rewriter.form import rewrite_of
 from finetune.rewriter.rewards import check_weights, clips_of, reward_functions, spans, spans_kept, structure
 from finetune.rewriter.template import by_template
-from finetune.rewriter.votes import as_answer
+from finetune.rewriter.votes import as_completion
 from pretrain.prompt import PromptRow, parse
 
 SOURCE = "A man says <S>hello<E> and a woman says <S>good bye<E>."
@@ -52,10 +52,10 @@ def test_a_template_rewrite_gets_full_marks_and_answers_come_back(words):
     source = "A man says " + " then ".join(f"<S>{word}<E>" for word in words) + " in a park."
     rewrite = by_template(source)
     assert spans_kept(source, rewrite) == 1
-    assert rewrite_of(source, as_answer(source, rewrite)) == rewrite_of(source, rewrite)
-    assert not words or "[SPEECH" in as_answer(source, rewrite)
-    (kept,) = spans([], [as_answer(source, rewrite)], [source])
-    (formed,) = structure([], [[{"role": "assistant", "content": as_answer(source, rewrite)}]], [source])
+    assert rewrite_of(source, as_completion(source, rewrite)) == rewrite_of(source, rewrite)
+    assert not words or "[SPEECH" in as_completion(source, rewrite)
+    (kept,) = spans([], [as_completion(source, rewrite)], [source])
+    (formed,) = structure([], [[{"role": "assistant", "content": as_completion(source, rewrite)}]], [source])
     assert kept == 1 and formed == 1
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from finetune.gsb.votes import read_votes
-from finetune.rewriter.votes import Rewrite, as_answer, preferred, read_rewrites, text_digest
+from finetune.rewriter.votes import VotedRewrite, as_completion, preferred, read_rewrites, text_digest
 
 SOURCE = "A man says <S>hello<E>."
 
@@ -20,8 +20,8 @@ def vote(case: str, left: str, right: str, choice: str, user: str = "u", **more)
     }
 
 
-def rewrite(model: str, case: str, text: str, source: str = SOURCE) -> Rewrite:
-    return Rewrite(model, case, source, text, text_digest(text))
+def rewrite(model: str, case: str, text: str, source: str = SOURCE) -> VotedRewrite:
+    return VotedRewrite(model, case, source, text, text_digest(text))
 
 
 def pairs_of(tmp_path, votes, rewrites, axis="overall"):
@@ -147,7 +147,7 @@ def test_rows_that_are_no_rewrites_are_named(tmp_path, rows, message):
 
 def test_answers_hold_placeholders_only_for_spans_that_stand():
     two = "<S>a<E> then <S>b<E>"
-    assert as_answer(two, "He: <S>a<E>, she: <S>b<E>") == "He: [SPEECH 1], she: [SPEECH 2]"
-    assert as_answer(two, "He: <S>a<E>, she: <S>B<E>") == "He: [SPEECH 1], she: <S>B<E>"
-    assert as_answer(two, "He: <S>b<E>") == "He: <S>b<E>"
-    assert as_answer(two, "broken <S>") == "broken <S>"
+    assert as_completion(two, "He: <S>a<E>, she: <S>b<E>") == "He: [SPEECH 1], she: [SPEECH 2]"
+    assert as_completion(two, "He: <S>a<E>, she: <S>B<E>") == "He: [SPEECH 1], she: <S>B<E>"
+    assert as_completion(two, "He: <S>b<E>") == "He: <S>b<E>"
+    assert as_completion(two, "broken <S>") == "broken <S>"

@@ -43,16 +43,16 @@ def test_a_video_token_turns_by_its_frame_row_and_column(place: tuple[int, int, 
 
 
 @settings(max_examples=20, deadline=None)
-@given(every=st.integers(1, 4), clock_hz=st.floats(0.5, 60))
-def test_the_model_turns_audio_on_the_videos_clock(every: int, clock_hz: float) -> None:
+@given(every=st.integers(1, 4), video_rate_hz=st.floats(0.5, 60))
+def test_the_model_turns_audio_on_the_videos_clock(every: int, video_rate_hz: float) -> None:
     """With `every` audio tokens to a latent frame, token every * t rotates as the first patch of frame t."""
-    video = replace(video_stream(frames=3), rate_hz=clock_hz, clock_hz=clock_hz)
-    audio = replace(audio_stream(tokens=9), rate_hz=every * clock_hz, clock_hz=clock_hz)
-    video_freqs_cis, audio_freqs_cis = MODEL._turns(video, audio)
+    video = replace(video_stream(frames=3), rate_hz=video_rate_hz, video_rate_hz=video_rate_hz)
+    audio = replace(audio_stream(tokens=9), rate_hz=every * video_rate_hz, video_rate_hz=video_rate_hz)
+    video_freqs_cis, audio_freqs_cis = MODEL._freqs_cis(video, audio)
     assert video_freqs_cis is not None and audio_freqs_cis is not None
     frames = video_freqs_cis.unflatten(0, (3, 4))[:, 0]
     torch.testing.assert_close(audio_freqs_cis[::every][:3], frames, atol=1e-6, rtol=0)
-    alone = MODEL._turns(None, audio)[1]
+    alone = MODEL._freqs_cis(None, audio)[1]
     assert alone is not None and torch.equal(alone, audio_freqs_cis)
 
 
@@ -62,7 +62,8 @@ def test_rates_count_by_their_ratio_and_do_count(factor: float) -> None:
     audio = audio_stream()
     with torch.no_grad():
         plain = MODEL(None, audio, conditioning()).audio
-        both = MODEL(None, replace(audio, rate_hz=25.0 * factor, clock_hz=6.0 * factor), conditioning()).audio
+        scaled = replace(audio, rate_hz=25.0 * factor, video_rate_hz=6.0 * factor)
+        both = MODEL(None, scaled, conditioning()).audio
         slower = MODEL(None, replace(audio, rate_hz=50.0), conditioning()).audio
     torch.testing.assert_close(both, plain, atol=1e-5, rtol=1e-5)
     assert (slower - plain).abs().max() > 1e-4

@@ -13,7 +13,7 @@ from titan_world import config, stage_run, write_latents
 from pretrain.launch.stage_run import StageRun, check_checkpoints
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import list_folder, place
-from pretrain.titan.manager import complete_steps, remove_incomplete, retain
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain
 
 pytestmark = pytest.mark.distributed
 STEPS = 4

@@ -15,9 +15,9 @@ from pretrain.config import from_json, to_json
 from pretrain.launch.stage_run import StageRun, check_parent, check_run_folder
 from pretrain.recipe import PretrainConfig, StepPolicy, recipe_hash
 from pretrain.schedule import StageConfig
+from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
 from pretrain.titan.ema import Ema
-from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
-from pretrain.titan.policy import StepJudge
+from pretrain.titan.policy import StepGuard
 from pretrain.titan.train_spec import Optimizer, ParallelDims, build_complete_optimizers
 
 
@@ -62,18 +62,18 @@ def test_full_disk_line_names_the_folder_and_what_is_good(tmp_path):
     assert "disk is full" not in str(save_error(RuntimeError("other"), tmp_path))
 
 
-def test_judge_skips_nonfinite_and_spikes_and_stops():
-    judge = StepJudge(StepPolicy(max_skips_in_a_row=2, spike_factor=5.0, spike_window=4))
+def test_guard_skips_nonfinite_and_spikes_and_stops():
+    guard = StepGuard(StepPolicy(max_skips_in_a_row=2, spike_factor=5.0, spike_window=4))
     assert all(
-        judge.take(1.0, norm, step) for step, norm in enumerate([1.0, 1.1, 100.0, 1.0])
+        guard.take(1.0, norm, step) for step, norm in enumerate([1.0, 1.1, 100.0, 1.0])
     )  # no window yet: no spike
-    assert not judge.take(1.0, 40.0, 4)
-    assert judge.take(1.0, 2.0, 5)
-    assert not judge.take(float("nan"), 1.0, 6)
-    assert not judge.take(1.0, float("inf"), 7)
-    assert (judge.skipped_spikes, judge.skipped_nonfinite) == (1, 2)
-    resumed = StepJudge(judge.policy)
-    resumed.load_state_dict(json.loads(json.dumps(judge.state_dict())))
+    assert not guard.take(1.0, 40.0, 4)
+    assert guard.take(1.0, 2.0, 5)
+    assert not guard.take(float("nan"), 1.0, 6)
+    assert not guard.take(1.0, float("inf"), 7)
+    assert (guard.skipped_spikes, guard.skipped_nonfinite) == (1, 2)
+    resumed = StepGuard(guard.policy)
+    resumed.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     with pytest.raises(ValueError, match="step 8: 3 steps in a row skipped"):
         resumed.take(1.0, float("nan"), 8)
 

@@ -10,7 +10,7 @@ from titan_world import config, rows, stage_run, write_latents
 from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import CheckpointConfig
 from pretrain.schedule import task_of_step
-from pretrain.titan.manager import complete_steps
+from pretrain.titan.checkpoints import complete_steps
 from pretrain.types import Task
 
 pytestmark = pytest.mark.distributed

@@ -5,7 +5,7 @@ import math
 from model_cases import clean_batch, debug_model
 
 from pretrain.objective import ObjectiveConfig
-from pretrain.titan.validate import LEVEL_BUCKETS, validation_losses, validation_sums
+from pretrain.titan.validate import SIGMA_BUCKETS, validation_losses, validation_sums
 from pretrain.types import Task
 
 
@@ -14,7 +14,7 @@ def test_validation_is_repeatable_and_covers_the_buckets() -> None:
     first, second = (validation_losses(validation_sums(model, batches, ObjectiveConfig())) for _ in range(2))
     assert first == second
     assert set(first) == {
-        f"validation/{name}/{centre}" for name in ("video", "audio") for centre in LEVEL_BUCKETS
+        f"validation/{name}/{centre}" for name in ("video", "audio") for centre in SIGMA_BUCKETS
     }
     assert all(math.isfinite(value) and value > 0 for value in first.values())
 

@@ -12,7 +12,7 @@ from experiments.pipeline.votes import VotesConfig, curated, vote_on_rollouts
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig
 from finetune.gsb.pairs import read_clips, read_pairs
-from finetune.gsb.panel import JudgeFeature, PanelConfig
+from finetune.gsb.simulated_raters import JudgeFeature, SimulatedRatersConfig
 from finetune.gsb.votes import read_votes
 from finetune.pair_batches import open_pairs
 from finetune.prompts import read_prompt_set
@@ -20,7 +20,7 @@ from finetune.recipe import RubricConfig, StopConfig
 from finetune.rollout_store import open_store, write_store
 from pretrain.codecs.load import load_codecs
 
-PANEL = PanelConfig(
+PANEL = SimulatedRatersConfig(
     features=(JudgeFeature("picture_noise_judge", "picture", -0.02),),
     axes=("overall", "picture"),
     noise=0.1,

@@ -31,9 +31,9 @@ def import_published(
     Nothing is downloaded; where to get a missing part is said. (`nava codec RECIPE` fits the small linear
     codec.)
     """
-    from pretrain.codecs.published.folder import PublishedOptions, import_codec
+    from pretrain.codecs.published.folder import CodecOptions, import_codec
 
-    options = PublishedOptions(
+    options = CodecOptions(
         device=device,
         video_dtype=video_dtype,
         audio_dtype=audio_dtype,

@@ -75,7 +75,7 @@ def rewrite(
     """
     from finetune.rewriter.cache import RewriteCache
     from finetune.rewriter.endpoint import ChatEndpoint
-    from finetune.rewriter.rewrite import Asking, rewrite_all, without_model
+    from finetune.rewriter.rewrite import RewriteSettings, rewrite_all, without_model
     from finetune.rewriter.rows import read_rows, write_rows
 
     if template == bool(endpoint):
@@ -85,7 +85,7 @@ def rewrite(
             f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a "
             "file of its own"
         )
-    asking = Asking(
+    asking = RewriteSettings(
         language=language,
         fallback=fallback,
         concurrency=concurrency,

@@ -17,7 +17,7 @@ from experiments.pipeline.votes import clips_of
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, choose, shortfall, text_features
-from finetune.gsb.panel_pairs import own_names
+from finetune.gsb.simulated_pairs import own_names
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import RolloutStore, open_store
 from pretrain.files import write_json

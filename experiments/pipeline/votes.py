@@ -18,9 +18,9 @@ from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, choose, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
-from finetune.gsb.panel import PanelConfig, check_apart, write_votes
-from finetune.gsb.panel_pairs import votes_for_pairs, write_clips
 from finetune.gsb.raters import check_raters, kept_votes
+from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
+from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart, write_votes
 from finetune.gsb.votes import read_votes
 from finetune.rollout_store import RolloutStore, open_store
 from pretrain.files import write_json
@@ -33,7 +33,7 @@ MODEL = "pretrained"
 class VotesConfig:
     """Who votes on what, and which pairs are kept for training. Raises ValueError on impossible numbers."""
 
-    panel: PanelConfig = field(default_factory=PanelConfig)
+    panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
     pairs_per_case: int = 3
     curation: CurationConfig = field(
         default_factory=lambda: CurationConfig(share=1.0)

@@ -16,7 +16,7 @@ from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import Row, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
-from finetune.gsb.panel import PanelConfig
+from finetune.gsb.simulated_raters import SimulatedRatersConfig
 from pretrain.files import write_json
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
@@ -29,7 +29,9 @@ class EvaluateConfig:
     """How scores are summed up, and the limits that they must keep."""
 
     seed: int = 0  # of the bootstrap
-    panel: PanelConfig = field(default_factory=PanelConfig)  # simulated raters of before and after alignment
+    panel: SimulatedRatersConfig = field(
+        default_factory=SimulatedRatersConfig
+    )  # simulated raters of before and after alignment
     gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
 
 

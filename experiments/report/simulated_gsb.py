@@ -10,8 +10,8 @@ from typing import Any
 from experiments.report.before_after import AFTER, BEFORE, paired
 from experiments.scoring.rows import Row, column
 from finetune.gsb.pairs import ClipRef
-from finetune.gsb.panel import PanelConfig, check_apart, write_votes
-from finetune.gsb.panel_pairs import votes_before_after
+from finetune.gsb.simulated_pairs import votes_before_after
+from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart, write_votes
 from finetune.gsb.summary import summarise
 from finetune.gsb.votes import AXES, read_votes
 
@@ -19,7 +19,7 @@ KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "si
 
 
 def simulated_gsb(
-    config: PanelConfig,
+    config: SimulatedRatersConfig,
     before: Sequence[Row],
     after: Sequence[Row],
     votes_out: Path,
@@ -57,7 +57,9 @@ def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:
     return [ClipRef(row["data_id"], model, row["data_id"], row["prompt"], None) for row in rows]
 
 
-def _scores(config: PanelConfig, model: str, rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+def _scores(
+    config: SimulatedRatersConfig, model: str, rows: Sequence[Row]
+) -> dict[tuple[str, str], dict[str, float]]:
     """A judge that did not run is left out, for the panel to complain about."""
     columns = {
         feature.name: column(rows, *feature.name.split(".", 1))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.codecs.media import SOUND_SUFFIXES, read_media, read_rates
-from pretrain.data.manifest import Row, read_manifest
+from pretrain.data.manifest import ManifestRow, read_manifest
 from pretrain.jsonl import FieldError, scan
 from pretrain.prompt import parse, read_prompts
 from rewards.types import Box, Clip
@@ -184,7 +184,7 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
         )
 
 
-def manifest_clip(row: Row, folder: Path) -> ClipFile:
+def manifest_clip(row: ManifestRow, folder: Path) -> ClipFile:
     """A row of the training manifest in `folder`."""
     times = tuple(zip(row.speech_start_s, row.speech_end_s, strict=True))
     references = [

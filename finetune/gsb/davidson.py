@@ -1,5 +1,4 @@
-"""Strengths of several models from votes with ties: Bradley-Terry-Davidson with a side effect (metrics.md
-9.3).
+"""Bradley-Terry-Davidson strengths from votes with ties, with a side effect (metrics.md 9.3).
 
 With d = strength(left) - strength(right) + side, the logits of (left wins, tie, right wins) are (d/2, log
 tie, -d/2): a multinomial logit, whose log-likelihood is concave. Davidson 1970 (ties), Davidson and Beaver
@@ -18,18 +17,16 @@ import numpy as np
 from finetune.gsb.votes import Vote
 
 PSEUDO_WINS = 0.5
-Outcomes = Mapping[
-    tuple[str, str], Sequence[float]
-]  # (left model, right model) -> (left wins, ties, right wins)
+# (left model, right model) -> (left wins, ties, right wins)
+Outcomes = Mapping[tuple[str, str], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Davidson:
-    """The fitted model. Strengths are log pi with ours = 0; higher is better. Errors come from the exact
-    Hessian.
+    """The fitted model. Strengths are log pi, ours = 0, higher is better; errors from the exact Hessian.
 
     `tie` is nu itself (not its logarithm): 0 where no vote is a tie, 1 where equal clips tie in a third of
-    the votes. `side` is the g added to the left clip's strength, 0 where it cannot be told (`side_fixed`).
+    the votes. `side` is the g added to the left clip's strength, 0 where not estimable (`side_fixed`).
     Errors are NaN for what is fixed.
     """
 
@@ -110,8 +107,7 @@ def fit_davidson(outcomes: Outcomes, ours: str, side: bool = True) -> Davidson:
 
 
 class _Likelihood:
-    """Negative log-likelihood of counts; parameters are strengths but ours, then log nu, then side, the last
-    two where fitted."""
+    """Negative log-likelihood; parameters: strengths but ours, then log nu, then side, where fitted."""
 
     def __init__(
         self,
@@ -175,8 +171,7 @@ class _Likelihood:
         return found
 
     def has_finite_maximum(self) -> bool:
-        """Whether no direction raises the likelihood for ever: one that lifts no observed outcome's rivals
-        and lowers some."""
+        """Whether the likelihood has a maximum: no direction favours only the observed outcomes."""
         from scipy.optimize import linprog
 
         possible = [choice for choice in range(3) if np.isfinite(self.offset[choice])]
@@ -199,9 +194,9 @@ def _connected(counts: Mapping[tuple[str, str], np.ndarray], ours: str) -> list[
     reached = {ours}
     while grown := {model for pair in counts if reached & {*pair} for model in pair} - reached:
         reached |= grown
-    if apart := [model for model in others if model not in reached]:
+    if unconnected := [model for model in others if model not in reached]:
         raise ValueError(
-            f"no chain of votes connects {', '.join(apart)} with {ours}; collect votes between them or "
+            f"no chain of votes connects {', '.join(unconnected)} with {ours}; collect votes between them or "
             "leave them out"
         )
     return [ours, *others]

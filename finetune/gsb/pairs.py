@@ -1,8 +1,7 @@
-"""Votes on clips -> preference pairs for training: one row for each case and pair of clips, answers counted
-per axis.
+"""Votes on clips -> preference pairs: one row per case and pair, votes counted per axis.
 
 Rule of a label: the most frequent of (first, Same, second) among the counted raters; a draw is Same, since it
-shows no preference. An axis nobody was asked about has no label.
+shows no preference. An axis without votes has no label.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ INDEX = "index.jsonl"
 
 @dataclass(frozen=True)
 class ClipRef:
-    """A clip that votes speak of. `sha256` is of its file, "" until somebody needs it."""
+    """A clip of votes. `sha256` is of its file, "" until needed."""
 
     clip_id: str
     model: str
@@ -41,7 +40,7 @@ class ClipRef:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two clips of one prompt and how often each answer was given: `counts[axis] = (first, Same, second)`."""
+    """Two clips of one prompt and its votes: `counts[axis] = (first, Same, second)`."""
 
     case_id: str
     first: ClipRef
@@ -50,7 +49,7 @@ class PreferencePair:
     simulated: bool
 
     def label(self, axis: str) -> int | None:
-        """+1 the first wins, 0 Same, -1 the second, None where nobody was asked."""
+        """+1 the first wins, 0 Same, -1 the second, None without votes."""
         return majority(self.counts[axis]) if axis in self.counts else None
 
     def as_json(self, folder: Path) -> dict[str, Any]:
@@ -71,14 +70,13 @@ class PreferencePair:
 
 
 def majority(count: Sequence[int]) -> int:
-    """Label of (first, Same, second) answers by the rule: +1, 0 or -1."""
+    """Label of (first, Same, second) counts by the rule: +1, 0 or -1."""
     first, same, second = count
     return 1 if first > max(same, second) else -1 if second > max(first, same) else 0
 
 
 def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
-    """The clips of an index of `nava generate` (or its folder), all of `model`; or, without it, each row
-    names its `model`.
+    """The clips of a `nava generate` index (or its folder), all of `model`, else of each row's `model`.
 
     A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises
     FileNotFoundError, or ValueError naming file, line and field.
@@ -108,8 +106,7 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
 
 
 def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str) -> list[PreferencePair]:
-    """The pairs of clips that `votes` (of the file `source`, named in errors) are about, in order of their
-    first vote.
+    """The pairs of clips of `votes` (from the file `source`, named in errors), in order of first vote.
 
     The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its
     digest where the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is
@@ -131,7 +128,7 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
             )
         first, second = (left, right) if vote.left_model == vote.pair[0] else (right, left)
         counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[
-            1 - vote.verdict(vote.pair[0])
+            1 - vote.preference(vote.pair[0])
         ] += 1
         simulated[first, second] += vote.simulated
     if not counts:
@@ -140,10 +137,10 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
         PreferencePair(
             pair[0].case_id,
             *pair,
-            {axis: (n[0], n[1], n[2]) for axis, n in asked.items()},
+            {axis: (n[0], n[1], n[2]) for axis, n in votes_by_axis.items()},
             bool(simulated[pair]),
         )
-        for pair, asked in counts.items()
+        for pair, votes_by_axis in counts.items()
     ]
 
 

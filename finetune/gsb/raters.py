@@ -1,5 +1,4 @@
-"""Whether raters can be relied on: agreement, self-consistency, attention checks, side bias, and the fixed
-rule that drops some."""
+"""Rater quality: agreement, self-consistency, attention checks, side bias, and the exclusion rule."""
 
 from __future__ import annotations
 
@@ -19,19 +18,17 @@ ONE_VOTE_PER_CASE = "one vote per case: agreement cannot be computed"
 
 @dataclass(frozen=True)
 class DropRule:
-    """Fixed before any vote is seen. A rater goes who failed attention checks or contradicts himself, shown
-    often enough."""
+    """Fixed before any vote is seen: excludes raters who fail attention checks or contradict themselves."""
 
     min_attention_checks: int = 3
     min_attention_passed: float = 0.6  # share
-    min_repeats: int = 8  # pairs shown again; the questions asked about one are no independent evidence
-    min_self_consistency: float = 0.4  # share of equal answers; guessing among three gives a third
+    min_repeats: int = 8  # pairs shown again; several axes of one pair are not independent
+    min_self_consistency: float = 0.4  # share of equal votes; chance gives a third
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Chance-corrected agreement over items with at least two raters; three nominal classes. NaN where chance
-    explains all."""
+    """Chance-corrected agreement in three nominal classes, items with >= 2 raters; NaN if undefined."""
 
     krippendorff_alpha: float
     fleiss_kappa: float
@@ -49,8 +46,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RaterCheck:
-    """What is known about one rater. `left_share` is among decided votes, `side_p` its exact two-sided test
-    against a half."""
+    """Statistics of one rater. `left_share`: of decided votes; `side_p`: its exact test against 1/2."""
 
     user_id: str
     votes: int
@@ -71,7 +67,7 @@ class RaterCheck:
 
 
 def agreement(counts: np.ndarray) -> Agreement | None:
-    """From counts [items, classes] of the answers each item got; None where no item has two.
+    """From vote counts [items, classes]; None where no item has two votes.
 
     Varying numbers of raters are allowed: Krippendorff's coincidences; Fleiss and Gwet as generalised in
     Gwet's Handbook of Inter-Rater Reliability (chance from the mean share of each class over all items).
@@ -108,16 +104,15 @@ def _over_chance(observed: float, chance: float) -> float:
 
 
 def answer_counts(votes: Iterable[Vote]) -> np.ndarray:
-    """[items, 3]: how often the first model of the pair, nobody, the second was preferred; an item is a case,
-    pair and axis."""
+    """[items, 3]: counts of first model, Same, second model; an item is (case, pair, axis)."""
     items: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0, 0])
     for vote in votes:
-        items[vote.case_id, vote.pair, vote.axis][1 - vote.verdict(vote.pair[0])] += 1
+        items[vote.case_id, vote.pair, vote.axis][1 - vote.preference(vote.pair[0])] += 1
     return np.array(list(items.values())).reshape(-1, 3)
 
 
 def first_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """The answers that count: no attention checks, and of repeats the first."""
+    """The counted votes: without attention checks, the first of repeats."""
     first: dict[tuple[Any, ...], Vote] = {}
     for vote in votes:
         if not vote.attention and ((known := first.get(vote.question)) is None or vote.repeat < known.repeat):
@@ -128,9 +123,8 @@ def first_votes(votes: Iterable[Vote]) -> list[Vote]:
 def check_raters(votes: Sequence[Vote], rule: DropRule = DropRule()) -> list[RaterCheck]:
     """One entry per rater, by name.
 
-    An attention check is passed by the side of the original, a tie fails it. Self-consistency takes repeats
-    whose sides are swapped against the rater's first answer. Side bias is only reported: where sides are not
-    balanced it is no fault.
+    Only a vote for the original passes an attention check. Self-consistency compares repeats with swapped
+    sides to the rater's first vote. Side bias is only reported: sides may be unbalanced.
     """
     by_rater: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
@@ -149,7 +143,9 @@ def _check(user: str, votes: Sequence[Vote], rule: DropRule) -> RaterCheck:
         and vote is not first[vote.question]
         and vote.left_model != first[vote.question].left_model
     ]
-    repeats = [vote.verdict(vote.pair[0]) == first[vote.question].verdict(vote.pair[0]) for vote in again]
+    repeats = [
+        vote.preference(vote.pair[0]) == first[vote.question].preference(vote.pair[0]) for vote in again
+    ]
     showings = len({(vote.case_id, vote.pair) for vote in again})
     decided = [vote.choice == "left" for vote in counted if vote.choice != "tie"]
     return RaterCheck(
@@ -184,6 +180,6 @@ def _reason(attention: Sequence[bool], repeats: Sequence[bool], showings: int, r
 
 
 def kept_votes(votes: Sequence[Vote], checks: Sequence[RaterCheck]) -> list[Vote]:
-    """The answers that count (`first_votes`) of raters who were not dropped."""
+    """The counted votes (`first_votes`) of raters who were not dropped."""
     dropped = {check.user_id for check in checks if check.dropped}
     return [vote for vote in first_votes(votes) if vote.user_id not in dropped]

@@ -1,10 +1,9 @@
-"""Good / Same / Bad from the side of ours: GSB, win rate, tie split, sign test, with intervals (metrics.md
-9.2).
+"""Good / Same / Bad for our model: GSB, win rate, ties, sign test, with intervals (metrics.md 9.2).
 
 `gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters or
 prompts, the percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of at
-least `MIN_CLUSTERS` (few clusters make percentiles too narrow, hence the wider). Where every vote says the
-same neither has a width, and Bonett and Price's adjusted interval stands in (2012, one pseudo-vote each way).
+least `MIN_CLUSTERS` (few clusters make percentiles too narrow, hence the wider). Where all votes are
+equal neither has a width, and Bonett and Price's adjusted interval stands in (2012, one pseudo-vote each way).
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ MIN_CLUSTERS = 10  # a percentile bootstrap over fewer is far too narrow
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where it is undefined (win rate without a
-    decided vote)."""
+    """One baseline on one axis. Shares in 0..1, `gsb` in -1..1; NaN where undefined (no decided vote)."""
 
     good: int
     same: int
@@ -54,7 +52,7 @@ class PairStatistics:
 
 
 def pair_statistics(
-    verdicts: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0
+    preferences: Sequence[int], raters: Sequence[Hashable], prompts: Sequence[Hashable], seed: int = 0
 ) -> PairStatistics:
     """From n votes: +1 ours preferred, 0 tie, -1 baseline preferred; who voted and on which prompt.
 
@@ -62,9 +60,9 @@ def pair_statistics(
     """
     from scipy.stats import binomtest
 
-    if not len(verdicts):
+    if not len(preferences):
         raise ValueError("no votes on this pair")
-    values = np.asarray(verdicts)
+    values = np.asarray(preferences)
     n = len(values)
     good, same, bad = (int((values == verdict).sum()) for verdict in (1, 0, -1))
     gsb, se = (good - bad) / n, gsb_error(good, same, bad)
@@ -110,8 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def larger_clusters(raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> tuple[str, np.ndarray] | None:
-    """("raters" or "prompts", cluster of every vote) of the grouping with more votes a cluster; None where
-    none repeats."""
+    """("raters" or "prompts", cluster per vote) with more votes per cluster; None if none repeats."""
     found = []
     for name, labels in (("raters", raters), ("prompts", prompts)):
         codes = {label: code for code, label in enumerate(dict.fromkeys(labels))}

@@ -29,10 +29,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Statistics per axis; `pairs` and `davidson` at the top are those of `axis` (overall when not given).
 
-    Counted are first answers of raters the fixed rule keeps. With `axis` the others are left out, of Holm's
-    correction too. Raises ValueError in one line where nothing could be said: no vote names ours, none is
-    left or is on the axis, all are ties, a model of `models` was never compared with ours, models without a
-    chain of votes to ours.
+    Counts first votes of raters that pass the exclusion rule. With `axis`, other axes are left out, also of
+    Holm's correction. Raises a one-line ValueError where nothing can be estimated: no vote names ours, none
+    is left or on the axis, all are ties, a model of `models` was never compared with ours, or no chain of
+    votes connects a model to ours.
     """
     ours = votes.ours
     if ours is None:
@@ -58,8 +58,8 @@ def summarise(
     pairs = _corrected({name: _pairs(chosen, ours) for name, chosen in by_axis.items()})
     fits = {name: _davidson(votes, name, chosen, warnings) for name, chosen in by_axis.items()}
     agreements = {name: agreement(answer_counts(chosen)) for name, chosen in by_axis.items()}
-    asked = [vote for chosen in by_axis.values() for vote in chosen]
-    warnings += _warnings(votes, asked, pairs, agreements[main], checks, keep_all_raters)
+    selected = [vote for chosen in by_axis.values() for vote in chosen]
+    warnings += _warnings(votes, selected, pairs, agreements[main], checks, keep_all_raters)
     parts = {name: _axis_json(pairs[name], fits[name], agreements[name]) for name in by_axis}
     return {
         **parts[main],
@@ -67,7 +67,7 @@ def summarise(
         "axis": main,
         **({"axes": parts} if len(parts) > 1 else {}),
         "simulated": votes.num_simulated > 0,
-        "votes": _vote_counts(votes, counted, asked),
+        "votes": _vote_counts(votes, counted, selected),
         "raters": [check.as_json() for check in checks],
         "warnings": warnings,
     }
@@ -82,7 +82,7 @@ def _pairs(votes: Sequence[Vote], ours: str) -> dict[str, PairStatistics]:
             ).append(vote)
     return {
         baseline: pair_statistics(
-            [v.verdict(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs]
+            [v.preference(ours) for v in theirs], [v.user_id for v in theirs], [v.case_id for v in theirs]
         )
         for baseline, theirs in sorted(by_baseline.items())
     }
@@ -104,7 +104,7 @@ def _corrected(pairs: dict[str, dict[str, PairStatistics]]) -> dict[str, dict[st
 
 
 def _davidson(votes: VoteSet, axis: str, chosen: Sequence[Vote], warnings: list[str]) -> Davidson | None:
-    """None for an axis without a decided vote, said in `warnings`."""
+    """None for an axis without a decided vote, with a line in `warnings`."""
     if all(vote.choice == "tie" for vote in chosen):
         warnings.append(f"{axis}: every vote is a tie; no strengths")
         return None
@@ -142,7 +142,7 @@ def _check_comparisons(votes: VoteSet, chosen: Sequence[Vote], models: Sequence[
 
 def _warnings(
     votes: VoteSet,
-    asked: Sequence[Vote],
+    selected: Sequence[Vote],
     pairs: dict[str, dict[str, PairStatistics]],
     agreed: Agreement | None,
     checks: Sequence[RaterCheck],
@@ -154,7 +154,7 @@ def _warnings(
             f"{votes.num_simulated} simulated votes are mixed with {len(votes.votes) - votes.num_simulated} "
             "of people"
         )
-    raters = len({vote.user_id for vote in asked})
+    raters = len({vote.user_id for vote in selected})
     if raters == 1:
         found.append("one rater: intervals are about prompts only, they say nothing about other people")
     elif raters < MIN_CLUSTERS:
@@ -180,19 +180,19 @@ def _warnings(
             if not values.good + values.bad
         ]
     compared = {model for baselines in pairs.values() for model in baselines}
-    others = sorted({model for vote in asked for model in vote.pair} - compared - {votes.ours or ""})
+    others = sorted({model for vote in selected for model in vote.pair} - compared - {votes.ours or ""})
     return found + [
         f"{model} was never compared with {votes.ours} itself; it has a strength but no GSB"
         for model in others
     ]
 
 
-def _vote_counts(votes: VoteSet, counted: Sequence[Vote], asked: Sequence[Vote]) -> dict[str, int]:
+def _vote_counts(votes: VoteSet, counted: Sequence[Vote], selected: Sequence[Vote]) -> dict[str, int]:
     attention = sum(vote.attention for vote in votes.votes)
     first = len(first_votes(votes.votes))
     return {
         "read": len(votes.votes),
-        "counted": len(asked),
+        "counted": len(selected),
         "attention": attention,
         "repeats": len(votes.votes) - attention - first,
         "of_dropped_raters": first - len(counted),

@@ -1,5 +1,4 @@
-"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields, validated row by
-row.
+"""Votes on pairs of clips, Good / Same / Bad: NAVA's public JSONL with our optional fields.
 
 Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right),
 case_id. Ours: axis (overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated,
@@ -30,10 +29,10 @@ _LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspel
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One answer of one rater about one pair of clips.
+    """One vote of one rater on one pair of clips.
 
     `ours_side` is None where neither clip is ours. In an attention check it names the untouched original, so
-    that is the right answer. `repeat` counts how often this rater had seen this pair before.
+    that is the correct choice. `repeat` counts how often this rater had seen this pair before.
     """
 
     user_id: str
@@ -63,10 +62,10 @@ class Vote:
 
     @property
     def question(self) -> tuple[str, str, tuple[str, str], str]:
-        """What was asked of whom: rater, case, pair, axis."""
+        """The question: rater, case, pair, axis."""
         return self.user_id, self.case_id, self.pair, self.axis
 
-    def verdict(self, model: str) -> int:
+    def preference(self, model: str) -> int:
         """+1 where `model` (one of the two) was preferred, -1 where the other was, 0 for a tie."""
         if self.choice == "tie":
             return 0
@@ -87,8 +86,7 @@ class VoteSet:
 
 
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
-    """Every vote of a JSONL file; one bad row spoils it, since a statistic without that row would be another
-    one.
+    """Every vote of a JSONL file; one bad row rejects the file, since it would change the statistics.
 
     `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With
     `models` no other model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
@@ -218,10 +216,10 @@ def _side_error(vote: Vote, ours: str | None) -> FieldError | None:
     side = "left" if vote.left_model == ours else "right" if vote.right_model == ours else None
     if vote.ours_side == side:
         return None
-    there = f"{vote.left_model!r} is left and {vote.right_model!r} right"
+    sides = f"{vote.left_model!r} is left and {vote.right_model!r} right"
     right = f"{side!r}" if side else "null"
     return FieldError(
         vote.line,
         "ours_side",
-        f"{vote.ours_side!r} contradicts the models: {there}, ours is {ours!r}; expected {right}",
+        f"{vote.ours_side!r} contradicts the models: {sides}, ours is {ours!r}; expected {right}",
     )

@@ -188,7 +188,7 @@ def _stacked(first: Stream, second: Stream) -> Stream:
     latents, lengths, sigma = (
         torch.cat([getattr(first, name), getattr(second, name)]) for name in ("latents", "lengths", "sigma")
     )
-    return Stream(latents, lengths, sigma, first.rate_hz, first.clock_hz)
+    return Stream(latents, lengths, sigma, first.rate_hz, first.video_rate_hz)
 
 
 def _conditioning(first: Conditioning, second: Conditioning) -> Conditioning:

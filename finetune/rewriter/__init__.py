@@ -1,2 +1,1 @@
-"""The language model that turns short prompts into the long ones NAVA wants: its form, what must stay, how it
-is tuned."""
+"""The prompt rewriter: a language model that expands short prompts, its format, checks and tuning."""

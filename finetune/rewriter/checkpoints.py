@@ -2,7 +2,7 @@
 
 The trainer writes a checkpoint file by file. One counts once `complete.json` lists what is in it; a killed
 save leaves none and is removed. Resuming reads only what this list holds, unchanged: random state and moments
-lie in pickles (opened with weights_only).
+are pickles (opened with weights_only).
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def newest(out: Path) -> tuple[int, Path | None]:
-    """(step, folder) of the newest whole checkpoint, (0, None) without one; what a killed save left is
-    removed.
+    """(step, folder) of the newest complete checkpoint, (0, None) without one; removes incomplete ones.
 
     Raises ValueError for a checkpoint with a file that was changed, added or removed since.
     """

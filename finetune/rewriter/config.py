@@ -12,8 +12,7 @@ Algorithm = Literal["grpo", "dpo"]
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """One optimizer step takes `batch` completions (grpo) or pairs (dpo), `micro_batch` at a time. Raises
-    ValueError where it cannot be."""
+    """A step takes `batch` completions (grpo) or pairs (dpo), `micro_batch` at a time. Raises ValueError."""
 
     steps: int = 100
     batch: int = 16

@@ -1,5 +1,4 @@
-"""What a rewritten prompt looks like, what a language model is told to get one, and how near a text comes to
-it.
+"""The form of a rewritten prompt, the instruction for it, and how closely a text follows it.
 
 NAVA is trained on dense captions of one paragraph: scene and subjects, then what happens along the time of
 the clip, speech where it is spoken, then camera, sound and the whole (the release's README and rewriting
@@ -35,7 +34,7 @@ Where the prompt has no [SPEECH], say: {silence}
 No background music unless the prompt asks for it."""
 
 
-Message = dict[str, str]  # role and content, as OpenAI's interface and chat templates take it
+ChatMessage = dict[str, str]  # role and content, as OpenAI's interface and chat templates take it
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Form:
-    """The parts in order, the sentence for clips without speech, and the wanted length in words (Han
-    characters count as one each)."""
+    """Parts in order, the sentence for clips without speech, length in words (each Han character counts)."""
 
     language: str
     unit: str
@@ -120,7 +118,7 @@ TEMPLATE_ID = hashlib.sha256((TEMPLATE + repr(FORMS)).encode()).hexdigest()[:16]
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:['’-][^\W_{_HAN}]+)*")
-_MIN_WORDS = 3  # of a part, besides its cue: the cue alone says nothing
+_MIN_WORDS = 3  # of a part, besides its cue
 _MAX_CUES = 30  # of one part that are looked at
 _THINKING = re.compile(r"\A.*</think\s*>", re.DOTALL | re.IGNORECASE)
 _LINE_END = re.compile("\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -131,9 +129,8 @@ def form_of(prompt: str) -> Form:
     return CHINESE if re.search(f"[{_HAN}]", "".join(outside(prompt) or [prompt])) else ENGLISH
 
 
-def messages(prompt: str, form: Form | None = None) -> list[Message]:
-    """The chat that asks for a rewrite: the instruction, and the prompt with its spans taken out and named
-    below it.
+def messages(prompt: str, form: Form | None = None) -> list[ChatMessage]:
+    """Chat messages for a rewrite: the instruction, then the prompt with spans replaced and listed below.
 
     `form` None is the prompt's own language. Raises ValueError for a prompt whose marks are wrong.
     """
@@ -152,8 +149,7 @@ def messages(prompt: str, form: Form | None = None) -> list[Message]:
 
 
 def rewrite_of(prompt: str, answer: str) -> str:
-    """The rewrite in a model's answer: thoughts, fence and quotes around it gone, one paragraph, spans put
-    back; unchecked."""
+    """The rewrite in a completion: reasoning, fence and quotes removed, one paragraph, spans restored."""
     text = _THINKING.sub("", answer).strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3].strip()
@@ -169,8 +165,7 @@ def _one_line(piece: str) -> str:
 
 
 def sections(text: str, form: Form | None = None) -> dict[str, str]:
-    """Name -> text of the parts that are there in order, each with a few words of its own: the longest such
-    choice.
+    """Name -> text of the parts found in order, each with a few words besides the cue: the longest choice.
 
     A part starts with its cue, at the start of a sentence or clause and not inside speech. `form` None is the
     one that fits best.
@@ -179,16 +174,14 @@ def sections(text: str, form: Form | None = None) -> dict[str, str]:
 
 
 def structure(text: str, form: Form | None = None) -> float:
-    """Share of the form in `text`, 0..1: its parts present in order, and speech or, without any, the sentence
-    that says so."""
+    """Share of the form in `text`, 0..1: parts in order, and speech or the sentence for none."""
     return max(_structure(text, each) for each in ([form] if form else FORMS.values()))
 
 
 def length(text: str, form: Form | None = None) -> float:
-    """1 for a length the form wants, in words that are not spoken, falling to 0 at none and at twice too
-    many.
+    """1 for a length in the form's range (unspoken words), falling to 0 at no and at twice too many words.
 
-    A sentence said again does not count again, so that repetition is no length. `form` None is the one that
+    Repeated sentences count once, so that repetition adds no length. `form` None is the one that
     fits best.
     """
     form = form or max(FORMS.values(), key=lambda each: _structure(text, each))
@@ -197,8 +190,7 @@ def length(text: str, form: Form | None = None) -> float:
 
 
 def num_words(text: str, repeated: bool = True) -> int:
-    """Words that are not spoken, Han characters counted one by one; without `repeated`, of each different
-    sentence once."""
+    """Unspoken words, each Han character one; without `repeated`, of distinct sentences only."""
     sentences = re.split(r"[.!?…。！？\n]+", "\n".join(outside(text) or [text]))
     return sum(
         len(_WORD.findall(sentence))

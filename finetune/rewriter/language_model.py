@@ -1,5 +1,4 @@
-"""A causal language model from a folder of safetensors: checked before anything is loaded, never a pickle,
-never code of its own."""
+"""A causal language model from a folder of safetensors, checked first: no pickle, no remote code."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.rewriter.form import Message
+from finetune.rewriter.form import ChatMessage
 from pretrain.config import one_line
 from pretrain.files import read_json
 
@@ -58,8 +57,7 @@ def check_folder(folder: Path) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The files of weights; [] where there are none. Raises ValueError for an index that names files
-    elsewhere."""
+    """The weight files; [] where there are none. Raises ValueError for an index that leaves the folder."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
@@ -94,8 +92,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def load(folder: Path, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, from disk alone; bfloat16 on a GPU that can, float32 else. Raises as
-    `check_folder`."""
+    """Model and tokenizer, local; bfloat16 on a capable GPU, else float32. Raises as `check_folder`."""
     check_folder(folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -132,16 +129,15 @@ def half_precision(device: str) -> bool:
     return device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def request(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str | list[dict[str, str]]:
-    """The request as TRL takes it: messages where the tokenizer has a chat template, else plain text that
-    ends where the answer begins."""
+def request(tokenizer: PreTrainedTokenizerBase, messages: list[ChatMessage]) -> str | list[dict[str, str]]:
+    """The request for TRL: messages if the tokenizer has a chat template, else text up to the completion."""
     if tokenizer.chat_template:
         return [dict(message) for message in messages]  # type: ignore[misc]
     return "\n\n".join(message["content"] for message in messages) + "\n\n"
 
 
-def answer(tokenizer: PreTrainedTokenizerBase, text: str) -> str | list[dict[str, str]]:
-    """An answer to `request` in the same form."""
+def completion(tokenizer: PreTrainedTokenizerBase, text: str) -> str | list[dict[str, str]]:
+    """A completion of `request` in the same form."""
     return [{"role": "assistant", "content": text}] if tokenizer.chat_template else text
 
 

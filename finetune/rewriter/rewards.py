@@ -1,8 +1,7 @@
-"""What a rewrite is worth, as TRL asks for it: functions of (prompts, completions, **columns) that answer a
-number for each completion.
+"""Rewards of rewrites as TRL's functions of (prompts, completions, **columns) -> one number each.
 
-`source` is the column of short prompts, `row` their place in the prompts file. A rewrite that breaks a span
-gets no clip: it counts as the worst clip of its group, so that no reward pays for lost words.
+`source` is the column of short prompts, `row` their index in the prompts file. A rewrite that breaks a span
+gets no clip: it scores as the worst clip of its group, so that lost words are never rewarded.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ NAMES = ("spans", "structure", "length", "clips")
 
 
 class ClipScore(Protocol):
-    """Scores the clips that rewrites lead to; None or NaN where one cannot be scored. Every rewrite keeps its
-    row's spans."""
+    """Scores the rewrites' clips; None or NaN = unscorable. Every rewrite keeps its row's spans."""
 
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> Sequence[float | None]: ...
 
@@ -50,8 +48,7 @@ def length(
 
 
 def fault(source: str, rewrite: str) -> str:
-    """ "" where the rewrite keeps every span of the short prompt and has no placeholder left, else why
-    not."""
+    """ "" where the rewrite keeps every span of the prompt and no placeholder is left, else the reason."""
     return protect(source).check(source, rewrite)
 
 
@@ -68,8 +65,7 @@ def spans_kept(source: str, rewrite: str) -> float:
 
 
 def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
-    """The reward `clips`: what the clips of the rewrites score. Equal rewrites of a row share one clip.
-    Raises what `score` raises."""
+    """The reward `clips`: scores of the rewrites' clips, one per distinct rewrite. Raises as `score`."""
 
     def clips(
         prompts: Sequence[Any],
@@ -80,20 +76,20 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
     ) -> list[float | None]:
         rewrites = [rewrite for _, rewrite in _rewrites(source, completions)]
         whole = [not fault(short, rewrite) for short, rewrite in zip(source, rewrites, strict=True)]
-        asked = sorted(
+        to_score = sorted(
             {(place, rewrite) for place, rewrite, kept in zip(row, rewrites, whole, strict=True) if kept}
         )
-        answers = (
-            list(score([rewrite for _, rewrite in asked], [rows[place] for place, _ in asked]))
-            if asked
+        scores = (
+            list(score([rewrite for _, rewrite in to_score], [rows[place] for place, _ in to_score]))
+            if to_score
             else []
         )
-        if len(answers) != len(asked):
+        if len(scores) != len(to_score):
             raise ValueError(
-                f"the clips' score answered {len(answers)} values for {len(asked)} rewrites; it must answer "
-                "every one"
+                f"the clips' score answered {len(scores)} values for {len(to_score)} rewrites; "
+                "it must answer every one"
             )
-        known = {key: _number(value) for key, value in zip(asked, answers, strict=True)}
+        known = {key: _number(value) for key, value in zip(to_score, scores, strict=True)}
         values = [known.get(key) for key in zip(row, rewrites, strict=True)]
         return [
             value if kept else _worst(values, row, place)
@@ -104,8 +100,7 @@ def clips_of(score: ClipScore, rows: Sequence[PromptRow]) -> RewardFunction:
 
 
 def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
-    """Raises ValueError for unknown names, or where no reward is left (`clips` is one only with
-    `scores_clips`)."""
+    """Raises ValueError for unknown names or no reward left (`clips` counts only with `scores_clips`)."""
     for name in weights:
         if name not in NAMES:
             raise ValueError(f"rewards.{name}: unknown reward; {nearest(name, NAMES)}")
@@ -116,8 +111,7 @@ def check_weights(weights: Mapping[str, float], scores_clips: bool) -> None:
 def reward_functions(
     weights: Mapping[str, float], score: ClipScore | None = None, rows: Sequence[PromptRow] = ()
 ) -> tuple[list[RewardFunction], list[float]]:
-    """TRL's reward_funcs and reward_weights; `clips` only where there is a score. Raises as
-    `check_weights`."""
+    """TRL's reward_funcs and reward_weights; `clips` only with a score. Raises as `check_weights`."""
     check_weights(weights, score is not None)
     known: dict[str, RewardFunction] = {"spans": spans, "structure": structure, "length": length}
     if score is not None:

@@ -1,8 +1,7 @@
-"""Short prompts to long ones by a language model behind an endpoint, with the template or the prompt itself
-where it fails.
+"""Rewrites short prompts by a language model, with a template or the prompt itself as fallback.
 
-Whoever answers, `fault` decides: a text whose speech spans are not the prompt's, byte for byte and in order,
-is never given out.
+Every completion passes `fault`: a text whose speech spans are not the prompt's, byte for byte and in order,
+is never returned.
 """
 
 from __future__ import annotations
@@ -15,19 +14,28 @@ from typing import Any, Literal, Protocol
 
 from finetune.rewriter.cache import Kept, RewriteCache, request_key
 from finetune.rewriter.endpoint import NoAnswer
-from finetune.rewriter.form import FORMS, Form, Message, form_of, messages, num_words, rewrite_of, structure
+from finetune.rewriter.form import (
+    FORMS,
+    ChatMessage,
+    Form,
+    form_of,
+    messages,
+    num_words,
+    rewrite_of,
+    structure,
+)
 from finetune.rewriter.spans import check_spans, protect
 from finetune.rewriter.template import by_template
 from pretrain.progress import track
 
-MAX_CHARACTERS = 20_000  # of an answer, besides its prompt's own
+MAX_CHARACTERS = 20_000  # of a completion, besides its prompt's
 MAX_WAIT_S = 60.0
 MAX_CONCURRENCY = 512
 JOIN_S = 5.0
 
 
-class Endpoint(Protocol):
-    """What is asked for a rewrite (`rewrite_endpoint.ChatEndpoint`)."""
+class ChatModel(Protocol):
+    """A chat model (`finetune.rewriter.endpoint.ChatEndpoint`)."""
 
     @property
     def url(self) -> str: ...
@@ -35,26 +43,24 @@ class Endpoint(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
 
-    def ask(self, messages: Sequence[Message], seed: int) -> str: ...
+    def ask(self, messages: Sequence[ChatMessage], seed: int) -> str: ...
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How prompts are asked for. `language` "auto" is each prompt's own; `patience`: so many prompts in a row
-    without any answer from the server end the run; below `min_structure` (`form.structure`) an answer is no
-    rewrite. Raises ValueError."""
+class RewriteSettings:
+    """Settings of requests. `language` "auto": the prompt's own; `patience`: consecutive prompts without a
+    response that end the run; `min_structure` (`form.structure`): minimum of a rewrite. Raises ValueError."""
 
     language: Literal["auto", "en", "zh"] = "auto"
     fallback: Literal["template", "original"] = "template"
     concurrency: int = 16
     num_tries: int = 4
-    backoff_s: float = (
-        0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
-    )
+    # before the second try, doubled for every further one; a server's Retry-After counts if longer
+    backoff_s: float = 0.5
     min_structure: float = 0.5
-    seed: int = 0  # another one asks a server that samples by seed for other answers
+    seed: int = 0  # another seed gives other completions where the server uses it
     patience: int = 20
 
     def __post_init__(self) -> None:
@@ -72,8 +78,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a prompt became, by whom; `reason`: why the model's last answer was not taken ("" where it
-    was)."""
+    """A rewritten prompt and its source; `reason`: why the last completion was rejected ("" = was not)."""
 
     text: str
     by: Literal["model", "template", "original"]
@@ -99,35 +104,33 @@ def fault(prompt: str, text: str, form: Form, min_structure: float) -> str:
     return "" if found >= min_structure else f"{found:.0%} of the form's parts, wanted {min_structure:.0%}"
 
 
-def without_model(prompt: str, asking: Asking, reason: str = "", tries: int = 0) -> Rewrite:
-    """The prompt by the template, or as it is where `asking.fallback` says so or the template would not keep
-    its spans."""
-    if asking.fallback == "template":
-        text = by_template(prompt, asking.form(prompt))
+def without_model(prompt: str, settings: RewriteSettings, reason: str = "", tries: int = 0) -> Rewrite:
+    """The prompt by the template, or unchanged where `settings.fallback` says so or spans would be lost."""
+    if settings.fallback == "template":
+        text = by_template(prompt, settings.form(prompt))
         if not check_spans(prompt, text):
             return Rewrite(text, "template", reason, tries)
     return Rewrite(prompt, "original", reason, tries)
 
 
 def rewrite_all(
-    prompts: Sequence[str], endpoint: Endpoint, cache: RewriteCache, asking: Asking
+    prompts: Sequence[str], endpoint: ChatModel, cache: RewriteCache, settings: RewriteSettings
 ) -> list[Rewrite]:
-    """One rewrite per prompt, in order. Equal prompts are asked for once, and what `cache` has not at all;
-    fallbacks are not cached.
+    """One rewrite per prompt, in order; requests are deduplicated and cached, fallbacks are not cached.
 
     Raises ValueError for a prompt whose marks are wrong, ConnectionError in one line where the server refuses
     all or `patience` is over, OSError for the cache; what has passed by then is in the cache.
     """
-    requests = {prompt: messages(prompt, asking.form(prompt)) for prompt in dict.fromkeys(prompts)}
+    requests = {prompt: messages(prompt, settings.form(prompt)) for prompt in dict.fromkeys(prompts)}
     done: dict[str, Rewrite] = {}
     for prompt, request in requests.items():
         kept = cache.get(request_key(request, endpoint.settings))
-        if kept and not fault(prompt, kept.text, asking.form(prompt), asking.min_structure):
+        if kept and not fault(prompt, kept.text, settings.form(prompt), settings.min_structure):
             done[prompt] = Rewrite(kept.text, "model", tries=kept.tries, cached=True)
     todo = [prompt for prompt in requests if prompt not in done]
-    run = _Run(endpoint, cache, asking, requests, iter(todo))
+    run = _Run(endpoint, cache, settings, requests, iter(todo))
     threads = [
-        threading.Thread(target=run.work, daemon=True) for _ in range(min(asking.concurrency, len(todo)))
+        threading.Thread(target=run.work, daemon=True) for _ in range(min(settings.concurrency, len(todo)))
     ]
     for thread in threads:
         thread.start()
@@ -149,17 +152,17 @@ def rewrite_all(
 
 @dataclass
 class _Run:
-    endpoint: Endpoint
+    endpoint: ChatModel
     cache: RewriteCache
-    asking: Asking
-    requests: dict[str, list[Message]]
+    settings: RewriteSettings
+    requests: dict[str, list[ChatMessage]]
     todo: Iterator[str]
     outcomes: queue.SimpleQueue[tuple[str, Rewrite | BaseException]] = field(
         default_factory=queue.SimpleQueue
     )
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    unreached: int = 0  # prompts in a row that ended without any answer of the server
+    unreached: int = 0  # consecutive prompts without a response
     last: str = ""
 
     def work(self) -> None:
@@ -170,18 +173,18 @@ class _Run:
                 return
             try:
                 self.outcomes.put((prompt, self.rewrite(prompt)))
-            except BaseException as error:  # told by the main thread
+            except BaseException as error:  # raised in the main thread
                 self.outcomes.put((prompt, error))
 
     def rewrite(self, prompt: str) -> Rewrite:
         reason, reached, tries = "", False, 0
-        for attempt in range(self.asking.num_tries):
+        for attempt in range(self.settings.num_tries):
             tries, wait_s = attempt + 1, 0.0
             try:
-                seed = self.asking.seed * self.asking.num_tries + attempt
+                seed = self.settings.seed * self.settings.num_tries + attempt
                 text = rewrite_of(prompt, self.endpoint.ask(self.requests[prompt], seed))
                 reached = True
-                reason = fault(prompt, text, self.asking.form(prompt), self.asking.min_structure)
+                reason = fault(prompt, text, self.settings.form(prompt), self.settings.min_structure)
                 if not reason:
                     self.cache.put(
                         request_key(self.requests[prompt], self.endpoint.settings), Kept(text, tries)
@@ -195,12 +198,12 @@ class _Run:
                 wait_s = (
                     0.0
                     if error.reached
-                    else min(MAX_WAIT_S, max(error.wait_s, self.asking.backoff_s * 2**attempt))
+                    else min(MAX_WAIT_S, max(error.wait_s, self.settings.backoff_s * 2**attempt))
                 )
-            if attempt + 1 < self.asking.num_tries and self.stop.wait(wait_s):
+            if attempt + 1 < self.settings.num_tries and self.stop.wait(wait_s):
                 break
         self.note(reached, reason)
-        return without_model(prompt, self.asking, reason, tries)
+        return without_model(prompt, self.settings, reason, tries)
 
     def note(self, reached: bool, reason: str) -> None:
         with self.lock:
@@ -208,7 +211,7 @@ class _Run:
             self.last = reason or self.last
 
     def check_patience(self, num_done: int, num_all: int) -> None:
-        if self.unreached >= self.asking.patience:
+        if self.unreached >= self.settings.patience:
             raise ConnectionError(
                 f"{self.endpoint.url}: {self.unreached} prompts in a row without an answer ({self.last}); "
                 f"{num_done} of {num_all} were "

@@ -1,5 +1,4 @@
-"""Prompt files in and out: the same rows in the same order, the prompt exchanged, where it came from kept in
-`meta`."""
+"""Prompt files in and out: the same rows with another prompt, its source recorded in `meta`."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ PATHS = ("image_path", "video", "spk_wavs")  # fields of a row that are relative
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as it was read, the field its prompt is in, the prompt, and the row's name (that of its file and
-    line if it has none)."""
+    """A row as read, its prompt field, its prompt, and its name (file and line if it has none)."""
 
     row: dict[str, Any]
     key: str
@@ -72,10 +70,10 @@ def _files(row: dict[str, Any]) -> list[str]:
 
 
 def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite], model: str) -> None:
-    """Writes the rows with their rewrites, whole or not at all. `model`: who was asked ("" = nobody).
+    """Writes the rows with their rewrites atomically. `model`: of the requests ("" = none).
 
     Every field is kept; `data_id` is put in where a row has none, so that it keeps its name and with it its
-    noise; `meta.rewrite` says source, by, reason, tries, template and model.
+    noise; `meta.rewrite` has source, by, reason, tries, template and model.
     """
 
     def lines() -> Iterable[str]:
@@ -95,8 +93,7 @@ def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite],
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One line of JSON; escaped where a field besides the prompt holds half a surrogate pair, which UTF-8
-    cannot."""
+    """One line of JSON; escaped where a field holds half a surrogate pair, which UTF-8 cannot encode."""
     text = json.dumps(row, ensure_ascii=False)
     return (text if _encodes(text) else json.dumps(row)) + "\n"
 

@@ -1,9 +1,7 @@
-"""Spoken words go through a rewrite byte for byte: taken out before a model sees the prompt, put back after,
-and checked.
+"""Keeps spoken words byte for byte through a rewrite: removed before, restored after, checked.
 
-A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell what it never writes. Whatever
-it answers is checked all the same: an answer may bring marks of its own, or characters that a text encoder
-folds into marks.
+A model is shown `[SPEECH 1]` in place of `<S>words<E>`, so it cannot misspell them. Completions are checked
+all the same: they may contain marks of their own, or characters that a text encoder folds into marks.
 """
 
 from __future__ import annotations
@@ -18,17 +16,15 @@ from pretrain.prompt import SPEECH_END, SPEECH_START, parse
 
 PLACEHOLDER = "SPEECH"
 
-_MARK_LIKE = re.compile(
-    r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE
-)  # after white space is taken out
+# after removing white space
+_MARK_LIKE = re.compile(r"<[/\\]?(?:s|e|pad|unk|extra_id_\d+)[/\\]?>", re.IGNORECASE)
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS = frozenset("\u200c\u200d")
 
 
 @dataclass(frozen=True)
 class Protected:
-    """A prompt with `[NAME i]` for the i-th span (from 1), and the words of each; NAME is nowhere in the
-    prompt."""
+    """A prompt with `[NAME i]` for span i (from 1), and each span's words; NAME is not in the prompt."""
 
     text: str
     words: tuple[str, ...]
@@ -39,10 +35,9 @@ class Protected:
         return f"[{self.name} {number}]"
 
     def restore(self, answer: str) -> str:
-        """The answer with every placeholder replaced by its span; marks that the model put around one are its
-        span's own.
+        """The completion with placeholders replaced by spans; marks that the model put around are dropped.
 
-        A placeholder of no span, or one written otherwise, stays as it is, and `check` says so.
+        An unknown or misspelled placeholder stays as it is, and `check` reports it.
         """
         around = rf"(?:{SPEECH_START}\s*)?\[{re.escape(self.name)} (\d{{1,4}})\](?:\s*{SPEECH_END})?"
 
@@ -57,8 +52,7 @@ class Protected:
         return re.sub(around, span, answer)
 
     def check(self, source: str, rewritten: str) -> str:
-        """As `check_spans`; a placeholder that is left is wrong too. `rewritten` is judged as it is: its
-        spans are back already."""
+        """As `check_spans`, for a restored `rewritten`; a placeholder that is left is wrong too."""
         unspoken = "\n".join(outside(rewritten) or [rewritten])
         left = re.search(rf"\[\s*{re.escape(self.name)}\b[^\]\n]{{0,20}}\]?", unspoken, re.IGNORECASE)
         return (
@@ -82,8 +76,7 @@ def protect(prompt: str) -> Protected:
 
 
 def outside(text: str) -> list[str] | None:
-    """What is not spoken: before the first span, between them, after the last. None where the marks are
-    wrong."""
+    """Unspoken text: before, between and after the spans. None where the marks are wrong."""
     try:
         spans = parse(text).spans
     except ValueError:
@@ -94,8 +87,7 @@ def outside(text: str) -> list[str] | None:
 
 
 def map_outside(text: str, change: Callable[[str], str]) -> str:
-    """`text` with what is not spoken changed, spans as they are; all of it as it is where the marks are
-    wrong."""
+    """`text` with unspoken parts mapped and spans kept; unchanged where the marks are wrong."""
     pieces = outside(text)
     if pieces is None:
         return text
@@ -113,8 +105,7 @@ def map_spoken(text: str, change: Callable[[str], str]) -> str:
 
 
 def check_spans(source: str, rewritten: str) -> str:
-    """ "" where every span of `source` is in `rewritten`: as many, the same code points, the same order; else
-    why not, in one line.
+    """ "" where `rewritten` has every span of `source` unchanged and in order, else a one-line reason.
 
     Also refused, where the source has not the same: a combining character right behind a mark and what folds
     into a mark under NFKC, as text encoders fold (either would make or break a mark); direction overrides,

@@ -7,7 +7,7 @@ import re
 from finetune.rewriter.form import CHINESE, ENGLISH, Form, form_of
 from finetune.rewriter.spans import outside
 
-# What the prompt itself says of these is left to it.
+# Not added where the prompt mentions them.
 _CAMERA = re.compile(
     r"\b(camera|shot|zoom|pan|pans|panning|close-up|view|angle|tracking)\b|镜头|特写|景别|运镜|推近|拉远",
     re.IGNORECASE,
@@ -19,8 +19,7 @@ _MUSIC = re.compile(
 
 
 def by_template(prompt: str, form: Form | None = None) -> str:
-    """The prompt in `form` (None: of its own language), its text and spans unchanged. Raises ValueError where
-    its marks are wrong."""
+    """The prompt in `form` (None: of its language), text and spans unchanged. ValueError for wrong marks."""
     form = form or form_of(prompt)
     pieces = outside(prompt)
     if pieces is None:

@@ -1,8 +1,6 @@
-"""Tunes a prompt rewriter with TRL: GRPO on rewards, DPO on pairs of votes; a LoRA adapter on a frozen causal
-language model.
+"""Tunes a prompt rewriter with TRL: GRPO or DPO of a LoRA adapter on a frozen language model.
 
-One process. A killed run goes on from its newest whole checkpoint and ends with the same adapter as one that
-was not.
+One process. A killed run resumes from its newest complete checkpoint and ends with the same adapter.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ from finetune.rewriter import checkpoints
 from finetune.rewriter.config import DpoTuning, GrpoTuning, Tuning, described
 from finetune.rewriter.form import TEMPLATE_ID, messages
 from finetune.rewriter.language_model import (
-    answer,
     check_folder,
+    completion,
     folder_digest,
     half_precision,
     load,
     request,
 )
 from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
-from finetune.rewriter.votes import RewritePair, as_answer
+from finetune.rewriter.votes import RewritePair, as_completion
 from pretrain.data.stream.store import replace_folder
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
@@ -41,17 +39,17 @@ from pretrain.tracking import JsonlTracker, Trackers
 from pretrain.types import Tracker
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 METRICS = "metrics.jsonl"
-Rows = list[dict[str, Any]]
-Make = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any], dict[str, Any]], Any]
+TrainingRows = list[dict[str, Any]]
+# (model, tokenizer, keyword arguments of the trainer, keyword arguments of its config) -> TRL trainer
+BuildTrainer = Callable[[Any, Any, dict[str, Any], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """How a run ended: "finished" with out/adapter and out/model, or "interrupted" with a checkpoint at
-    `step`."""
+class TuneResult:
+    """End of a run: "finished" with out/adapter and out/model, or "interrupted" at checkpoint `step`."""
 
     status: str
     step: int
@@ -60,7 +58,7 @@ class Tuned:
 
 
 def check_grpo(config: GrpoTuning, prompts: int, scores_clips: bool) -> None:
-    """What `tune_grpo` would refuse of the settings for so many prompts. Raises ValueError."""
+    """Raises ValueError for settings that `tune_grpo` cannot run with so many prompts."""
     check_weights(config.rewards, scores_clips)
     per_step = config.batch // config.group
     if prompts < per_step:
@@ -86,9 +84,8 @@ def tune_grpo(
     score: ClipScore | None = None,
     score_id: str = "",
     trackers: Sequence[Tracker] = (),
-) -> Tuned:
-    """Raise the rewards of rewrites of `rows`. `score` scores their clips, `score_id` says by what (it
-    belongs to the run's identity).
+) -> TuneResult:
+    """GRPO on `rows`. `score` scores their clips; `score_id` identifies it in the run's identity.
 
     Raises ValueError or FileNotFoundError in one line for an unusable model, settings or folder, a diverged
     tuning, and what a reward raises.
@@ -102,12 +99,7 @@ def tune_grpo(
         {"prompt": messages(source), "source": source, "row": place} for place, source in enumerate(sources)
     ]
 
-    def make(
-        network: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        shared: dict[str, Any],
-        common: dict[str, Any],
-    ) -> Any:
+    def build(network: Any, tokenizer: Any, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
@@ -125,31 +117,23 @@ def tune_grpo(
             shuffle_dataset=False,
             multi_objective_aggregation="normalize_then_sum" if each else "sum_then_normalize",
         )
-        shown = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
-        _check_fits(network, tokenizer, [row["prompt"] for row in shown], config.completion_tokens, model)
+        formatted = [{**row, "prompt": request(tokenizer, row["prompt"])} for row in data]
+        _check_fits(network, tokenizer, [row["prompt"] for row in formatted], config.completion_tokens, model)
         return _quiet(GRPOTrainer)(
             model=network,
             reward_funcs=functions,
             args=arguments,
-            train_dataset=Dataset.from_list(shown),
+            train_dataset=Dataset.from_list(formatted),
             **shared,
         )
 
-    return _run(
-        "grpo",
-        config,
-        model,
-        out,
-        {"data": _digest(data), "score": score_id},
-        make,
-        config.batch // config.group,
-        trackers,
-    )
+    identity = {"data": _digest(data), "score": score_id}
+    return _run("grpo", config, model, out, identity, build, config.batch // config.group, trackers)
 
 
 def tune_dpo(
     config: DpoTuning, model: Path, pairs: Sequence[RewritePair], out: Path, trackers: Sequence[Tracker] = ()
-) -> Tuned:
+) -> TuneResult:
     """Make preferred rewrites more likely than rejected ones. Raises as `tune_grpo`."""
     if not pairs:
         raise ValueError("no pair to learn from; give votes that prefer one rewrite to another")
@@ -159,37 +143,32 @@ def tune_dpo(
     data = [
         {
             "prompt": messages(pair.source),
-            "chosen": as_answer(pair.source, pair.chosen),
-            "rejected": as_answer(pair.source, pair.rejected),
+            "chosen": as_completion(pair.source, pair.chosen),
+            "rejected": as_completion(pair.source, pair.rejected),
         }
         for pair in pairs
     ]
 
-    def make(
-        network: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        shared: dict[str, Any],
-        common: dict[str, Any],
-    ) -> Any:
+    def build(network: Any, tokenizer: Any, shared: dict[str, Any], common: dict[str, Any]) -> Any:
         from datasets import Dataset
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
         arguments = DPOConfig(**common, beta=config.beta, loss_type=[config.loss], max_length=None)
-        shown = [
+        formatted = [
             {
                 "prompt": request(tokenizer, row["prompt"]),
-                **{side: answer(tokenizer, row[side]) for side in ("chosen", "rejected")},
+                **{side: completion(tokenizer, row[side]) for side in ("chosen", "rejected")},
             }
             for row in data
         ]
         longest = max(len(tokenizer(row[side]).input_ids) for row in data for side in ("chosen", "rejected"))
-        _check_fits(network, tokenizer, [row["prompt"] for row in shown], longest, model)
+        _check_fits(network, tokenizer, [row["prompt"] for row in formatted], longest, model)
         return _quiet(DPOTrainer)(
-            model=network, args=arguments, train_dataset=Dataset.from_list(shown), **shared
+            model=network, args=arguments, train_dataset=Dataset.from_list(formatted), **shared
         )
 
-    return _run("dpo", config, model, out, {"data": _digest(data)}, make, config.batch, trackers)
+    return _run("dpo", config, model, out, {"data": _digest(data)}, build, config.batch, trackers)
 
 
 def _run(
@@ -198,10 +177,10 @@ def _run(
     model: Path,
     out: Path,
     identity: Mapping[str, Any],
-    make: Make,
+    build_trainer: BuildTrainer,
     per_step: int,
     trackers: Sequence[Tracker],
-) -> Tuned:
+) -> TuneResult:
     check_folder(model)
     facts = {
         "algorithm": algorithm,
@@ -226,8 +205,8 @@ def _run(
         task_type="CAUSAL_LM",
     )
     shared = {"processing_class": tokenizer, "peft_config": lora}
-    with _hushed():
-        trainer = make(network, tokenizer, shared, _arguments(config, out))
+    with _without_trl_warnings():
+        trainer = build_trainer(network, tokenizer, shared, _arguments(config, out))
         trainer.train_dataset = trainer.train_dataset.select(
             _order(len(trainer.train_dataset), config.steps * per_step, config.seed)
         )
@@ -242,7 +221,9 @@ def _run(
                     if resumed < config.steps
                     else _take(trainer, checkpoint, resumed)
                 )
-    tuned = Tuned("finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model")
+    tuned = TuneResult(
+        "finished" if step >= config.steps else "interrupted", step, out / "adapter", out / "model"
+    )
     if tuned.status == "finished":
         _export(trainer, tokenizer, tuned)
     for tracker in trackers:
@@ -252,8 +233,7 @@ def _run(
 
 
 def _order(count: int, wanted: int, seed: int) -> list[int]:
-    """Rows for all steps as one long epoch, shuffled anew in each pass: the samplers of TRL begin their draws
-    again on resuming."""
+    """Row numbers of all steps as one epoch, reshuffled per pass: TRL's samplers restart on resuming."""
     passes = range(-(-wanted // count))
     return [
         place
@@ -280,14 +260,16 @@ def _train(trainer: Any, checkpoint: Path | None, out: Path) -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return trainer.state.global_step
     except Exception as error:
-        if shutil.disk_usage(out).free < 2**20:  # said in many ways by what writes a checkpoint's parts
+        if (
+            shutil.disk_usage(out).free < 2**20
+        ):  # the writers of a checkpoint's parts report it in different ways
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
         raise
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what TRL and transformers have to say about each other's settings."""
+def _without_trl_warnings() -> Iterator[None]:
+    """Without warnings of TRL and transformers about each other's settings."""
     from datasets import disable_progress_bars
 
     with warnings.catch_warnings():
@@ -297,8 +279,7 @@ def _hushed() -> Iterator[None]:
 
 
 def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
-    """What TRL's two configurations share. Every step is logged; two checkpoints are kept, since the newest
-    may not be whole."""
+    """Arguments common to GRPO and DPO. Two checkpoints are kept: the newest may be incomplete."""
     half = half_precision(config.device)
     return {
         "output_dir": str(out / checkpoints.FOLDER),
@@ -324,7 +305,7 @@ def _arguments(config: Tuning, out: Path) -> dict[str, Any]:
 
 
 def _quiet(kind: Any) -> Any:
-    """The trainer without its model card and without telling its makers about the run."""
+    """The trainer class without model card and telemetry."""
     return type(
         kind.__name__,
         (kind,),
@@ -332,14 +313,12 @@ def _quiet(kind: Any) -> Any:
     )
 
 
-def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: Tuned) -> None:
+def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult) -> None:
     """out/adapter (PEFT) and out/model (merged, for vLLM or another tuning), each whole or not at all."""
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
-    for folder, save in (
-        (tuned.adapter, adapted.save_pretrained),
-        merged,
-    ):  # in this order: merging takes the adapter off
+    # in this order: merging removes the adapter
+    for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save(partial)
@@ -359,14 +338,15 @@ def _check_text(named: Sequence[tuple[str, str]]) -> None:
             ) from None
 
 
-def _check_fits(network: Any, tokenizer: Any, prompts: Sequence[Any], answered: int, folder: Path) -> None:
-    room = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    asked = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
-    if room and asked + answered > room:
+def _check_fits(
+    network: Any, tokenizer: Any, prompts: Sequence[Any], completion_tokens: int, folder: Path
+) -> None:
+    limit = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    prompt_tokens = max(len(_tokens(tokenizer, prompt)) for prompt in prompts)
+    if limit and prompt_tokens + completion_tokens > limit:
         raise ValueError(
-            f"{folder}: takes {room} tokens, and a request of {asked} with an answer of {answered} is "
-            "longer; "
-            "shorten prompts or completion_tokens, or take another model"
+            f"{folder}: takes {limit} tokens, and a request of {prompt_tokens} with an answer of "
+            f"{completion_tokens} is longer; shorten prompts or completion_tokens, or take another model"
         )
 
 
@@ -378,5 +358,5 @@ def _tokens(tokenizer: Any, prompt: Any) -> Sequence[int]:
     ]
 
 
-def _digest(data: Rows) -> str:
+def _digest(data: TrainingRows) -> str:
     return hashlib.sha256(json.dumps(data, ensure_ascii=True, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 The votes are those of `finetune.gsb`: case_id names the prompt, left_model and right_model who rewrote it.
 Raters may have read the rewrites or watched their clips. A digest in a vote is that of the rewrite's text
-(UTF-8), or of its clip where the rewrite's row says one (`sha256`).
+(UTF-8), or of its clip where the rewrite's row has one (`sha256`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MADE = "rewrite"  # in a row's meta, of `nava rewrite`: source and more
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class VotedRewrite:
     """One rewrite of one prompt; `digest` is what a vote may call it by."""
 
     model: str
@@ -37,7 +37,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class RewritePair:
-    """`chosen` was preferred to `rejected`; both answer `source`."""
+    """`chosen` was preferred to `rejected`; both rewrite `source`."""
 
     case_id: str
     source: str
@@ -47,17 +47,16 @@ class RewritePair:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedVotes:
     """What votes gave: pairs, and how many comparisons gave none, by reason."""
 
     pairs: tuple[RewritePair, ...]
     left_out: Mapping[str, int]
 
 
-def read_rewrites(path: Path, model: str) -> list[Rewrite]:
-    """The rows of a `nava rewrite` output as rewrites by `model`. Raises FileNotFoundError, or ValueError
-    naming file, line and field."""
-    rewrites: list[Rewrite] = []
+def read_rewrites(path: Path, model: str) -> list[VotedRewrite]:
+    """Rows of a `nava rewrite` output by `model`. FileNotFoundError, or ValueError (file, line, field)."""
+    rewrites: list[VotedRewrite] = []
     seen: dict[str, int] = {}
     for line, row in scan(path):
         if isinstance(row, FieldError):
@@ -87,7 +86,7 @@ def read_rewrites(path: Path, model: str) -> list[Rewrite]:
                 ).at(path)
             )
         seen[case] = line
-        rewrites.append(Rewrite(model, case, source, text, digest or text_digest(text)))
+        rewrites.append(VotedRewrite(model, case, source, text, digest or text_digest(text)))
     return rewrites
 
 
@@ -103,17 +102,18 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, source: Path | str) -> Pairs:
-    """A pair for each two rewrites of a prompt of which most raters preferred one, in order of their first
-    vote.
+def preferred(
+    votes: Iterable[Vote], rewrites: Sequence[VotedRewrite], axis: str, source: Path | str
+) -> PairedVotes:
+    """A pair for each two rewrites of a prompt with a majority for one, in order of first vote.
 
     Left out and counted: same (most frequent answer or a draw), equal (the texts are), broken (the preferred
-    one lost or altered a span: nobody shall learn that). Raises ValueError as `gsb.pairs.pair_up` (a vote on
+    one lost or altered a span). Raises ValueError as `gsb.pairs.pair_up` (a vote on
     a rewrite that is not there, is another text, or answers another prompt), where no vote is about `axis`,
     or where no pair is left.
     """
-    asked = [vote for vote in votes if vote.axis == axis]
-    if not asked:
+    on_axis = [vote for vote in votes if vote.axis == axis]
+    if not on_axis:
         raise ValueError(f"{source}: no vote to count about {axis!r}; ask raters, or name another --axis")
     known = {(rewrite.model, rewrite.case_id): rewrite for rewrite in rewrites}
     named = [
@@ -121,7 +121,7 @@ def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, sou
         for rewrite in rewrites
     ]
     pairs, left_out = [], Counter[str]()
-    for pair in pair_up(asked, named, source):
+    for pair in pair_up(on_axis, named, source):
         label = pair.label(axis)
         first, second = (known[clip.model, clip.case_id] for clip in (pair.first, pair.second))
         chosen, rejected = (first, second) if label == 1 else (second, first)
@@ -145,14 +145,13 @@ def preferred(votes: Iterable[Vote], rewrites: Sequence[Rewrite], axis: str, sou
         raise ValueError(
             f"{source}: no pair is left to learn from ({counts}); collect votes on other rewrites"
         )
-    return Pairs(tuple(pairs), dict(left_out))
+    return PairedVotes(tuple(pairs), dict(left_out))
 
 
-def as_answer(source: str, rewrite: str) -> str:
-    """What the model should have answered to give `rewrite`: the i-th span's placeholder where the i-th span
-    stands unaltered."""
+def as_completion(source: str, rewrite: str) -> str:
+    """The completion that gives `rewrite`: placeholder i where span i stands unaltered."""
     protected = protect(source)
-    answer = rewrite
+    completion = rewrite
     try:
         found = parse(rewrite).spans
     except ValueError:
@@ -160,5 +159,5 @@ def as_answer(source: str, rewrite: str) -> str:
     for number, span in reversed(list(enumerate(found, start=1))):
         if number <= len(protected.words) and span.text == protected.words[number - 1]:
             start, end = span.start - len(SPEECH_START), span.end + len(SPEECH_END)
-            answer = answer[:start] + protected.placeholder(number) + answer[end:]
-    return answer
+            completion = completion[:start] + protected.placeholder(number) + completion[end:]
+    return completion

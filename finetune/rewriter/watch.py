@@ -1,5 +1,4 @@
-"""What this repository wants of TRL's training loop: rows to trackers, progress, whole checkpoints, an end on
-request, no divergence."""
+"""Callback of TRL's loop: rows to trackers, progress, atomic checkpoints, signals, divergence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web application over any `Scoring`: FastAPI, no ray."""
+"""The web application over a `ScoringBackend`: FastAPI, no ray."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from starlette.requests import ClientDisconnect
 
 from orchestration.futures import one_line
 from orchestration.service.body import Spool, uploads_folder
-from orchestration.service.decode import Decoded, Job
+from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decoders import Decoders
 from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
 from orchestration.service.limits import Limits, Refusal
-from orchestration.service.metrics import Metrics
+from orchestration.service.metrics import ServiceMetrics
 from orchestration.service.paths import real_path
 from orchestration.service.schema import (
     PART,
@@ -31,7 +31,7 @@ from orchestration.service.schema import (
     ServedReward,
     read_request,
 )
-from orchestration.service.scoring import RewardFailed, Scoring
+from orchestration.service.scoring import RewardFailed, ScoringBackend
 from rewards.types import Clip, Score
 
 _JSON_AND_FILES = {
@@ -53,10 +53,9 @@ _JSON_AND_FILES = {
 }
 
 
-def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
-    """ASGI. `roots`: real folders under which clips may be named by path; `token_digest`:
-    gate.digest_of(token)."""
-    metrics = Metrics()
+def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
+    """ASGI app. `roots`: folders that clip paths may lie in; `token_digest`: gate.digest_of(token)."""
+    metrics = ServiceMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -100,7 +99,7 @@ def build_app(scoring: Scoring, roots: Sequence[Path], limits: Limits, token_dig
     async def refused(request: Request, refusal: Refusal) -> Response:
         return Response(refusal.content(), refusal.status, refusal.headers(), "application/json")
 
-    @app.exception_handler(Exception)  # it is raised on to the gate, which logs it
+    @app.exception_handler(Exception)  # re-raised to the gate, which logs it
     async def failed(request: Request, error: Exception) -> Response:
         return await refused(request, INTERNAL)
 
@@ -116,26 +115,26 @@ class _Service:
     spool: Spool
     decoders: Decoders
 
-    def __init__(self, scoring: Scoring, roots: Sequence[Path], metrics: Metrics) -> None:
+    def __init__(self, scoring: ScoringBackend, roots: Sequence[Path], metrics: ServiceMetrics) -> None:
         self.scoring, self.roots, self.metrics = scoring, roots, metrics
 
     async def score(self, incoming: Request) -> ScoreAnswer:
         started = time.monotonic()
         try:
             async with self.spool.receive(incoming) as body:
-                asked = read_request(body.request, set(body.uploads), list(self.scoring.served))
-                job = await asyncio.to_thread(self._job, asked, body.uploads)
+                parsed = read_request(body.request, set(body.uploads), list(self.scoring.served))
+                job = await asyncio.to_thread(self._job, parsed, body.uploads)
                 async with self.decoders.decoded(job, self.spool.folder) as decoded:
-                    clip = _clip(asked, decoded)
-                    names = list(dict.fromkeys(asked.rewards or self.scoring.served))
-                    answers = await asyncio.gather(*(self._answer(name, clip) for name in names))
+                    clip = _clip(parsed, decoded)
+                    names = list(dict.fromkeys(parsed.rewards or self.scoring.served))
+                    results = await asyncio.gather(*(self._answer(name, clip) for name in names))
         except ClientDisconnect:
             raise Refusal(408, "body: the connection ended before the body did") from None
         return ScoreAnswer(
-            scores=dict(zip(names, answers, strict=True)), seconds=round(time.monotonic() - started, 3)
+            scores=dict(zip(names, results, strict=True)), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _job(self, asked: ScoreRequest, uploads: dict[str, Path]) -> Job:
+    def _job(self, parsed: ScoreRequest, uploads: dict[str, Path]) -> DecodeJob:
         def real(name: str | None, field: str) -> str | None:
             if name is None:
                 return None
@@ -145,14 +144,14 @@ class _Service:
                 else real_path(name, self.roots, field)
             )
 
-        clip = real(asked.clip, "clip")
+        clip = real(parsed.clip, "clip")
         assert clip is not None  # read_request refuses a request without
-        return Job(
+        return DecodeJob(
             clip,
-            real(asked.audio, "audio"),
-            [real(name, f"references[{index}]") for index, name in enumerate(asked.references)],
-            real(asked.first_frame, "first_frame"),
-            real(asked.reference_sound, "reference_sound"),
+            real(parsed.audio, "audio"),
+            [real(name, f"references[{index}]") for index, name in enumerate(parsed.references)],
+            real(parsed.first_frame, "first_frame"),
+            real(parsed.reference_sound, "reference_sound"),
         )
 
     async def _answer(self, name: str, clip: Clip) -> RewardAnswer:
@@ -167,23 +166,23 @@ class _Service:
         return answer
 
 
-def _clip(asked: ScoreRequest, decoded: Decoded) -> Clip:
+def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:
     arrays = decoded.arrays
-    references = tuple(arrays.get(f"references[{index}]") for index in range(len(asked.references)))
-    spans = tuple(asked.spans or ())
+    references = tuple(arrays.get(f"references[{index}]") for index in range(len(parsed.references)))
+    spans = tuple(parsed.spans or ())
     return Clip(
         waveform=arrays.get("waveform"),
         sample_rate_hz=decoded.sample_rate_hz,
         frames=arrays.get("frames"),
         fps=decoded.fps,
-        prompt=asked.prompt,
+        prompt=parsed.prompt,
         spans=spans,
         references=references + (None,) * (len(spans) - len(references)),
-        voices=tuple(asked.voices),
-        name=asked.name,
-        mouth_boxes=tuple(asked.mouth_boxes),
-        face_boxes=tuple(asked.face_boxes),
-        span_times=tuple(asked.span_times),
+        voices=tuple(parsed.voices),
+        name=parsed.name,
+        mouth_boxes=tuple(parsed.mouth_boxes),
+        face_boxes=tuple(parsed.face_boxes),
+        span_times=tuple(parsed.span_times),
         first_frame=arrays.get("first_frame"),
         reference_sound=arrays.get("reference_sound"),
     )

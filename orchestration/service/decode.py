@@ -1,6 +1,6 @@
-"""Files of a request to arrays, none of them trusted: the kind is read from the content, the header is
-checked before anything is decoded, and what comes out is counted while it comes. Runs in a process that may
-be killed (`decode_worker`)."""
+"""Decodes untrusted files of a request: kind by content, header checked first, output size bounded.
+
+Runs in a process that may be killed (`decode_worker`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from pretrain.codecs.media import MediaError, read_container, to_rate
 from pretrain.config import one_line
 
 REFERENCE_RATE_HZ = 16_000
-# What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile
-# bytes.
+# Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.
 CODECS = (
     "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,"
     "pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
@@ -35,7 +34,7 @@ RATE_RANGE_HZ = (4_000, 384_000)
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """Real paths of a request's files; errors call them by their fields."""
 
     clip: str
@@ -47,49 +46,47 @@ class Job:
 
 @dataclass
 class Decoded:
-    """uint8 [T, H, W, 3] frames, float32 sounds; `references` at 16 kHz, `reference_sound` at the clip's
-    rate."""
+    """uint8 [T, H, W, 3] frames, float32 sounds; `references` 16 kHz, `reference_sound` the clip's rate."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     fps: float = 24.0
     sample_rate_hz: int = REFERENCE_RATE_HZ
 
 
-def decode_job(job: Job, limits: Limits, roots: Sequence[Path]) -> Decoded:
-    """Every file of the request. Raises Refusal: 413 too long, too large, too many; 415 another kind; 422
-    corrupt; 403 other places."""
+def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded:
+    """Decodes the request's files. Raises Refusal: 413 too large, 415 kind, 422 corrupt, 403 path."""
     budget = _Budget(limits)
-    answer = Decoded()
-    _clip(job, roots, budget, answer)
+    decoded = Decoded()
+    _clip(job, roots, budget, decoded)
     for index, reference in enumerate(job.references):
         if reference is not None:
             where = f"references[{index}]"
             with _opened(reference, roots, where, limits) as file:
                 samples, rate = _sound(file, where, budget)
-            answer.arrays[where] = _resampled(samples, rate, REFERENCE_RATE_HZ, where, budget)
+            decoded.arrays[where] = _resampled(samples, rate, REFERENCE_RATE_HZ, where, budget)
     if job.reference_sound is not None:
         with _opened(job.reference_sound, roots, "reference_sound", limits) as file:
             samples, rate = _sound(file, "reference_sound", budget)
-        answer.arrays["reference_sound"] = _resampled(
-            samples, rate, answer.sample_rate_hz, "reference_sound", budget
+        decoded.arrays["reference_sound"] = _resampled(
+            samples, rate, decoded.sample_rate_hz, "reference_sound", budget
         )
     if job.first_frame is not None:
         with _opened(job.first_frame, roots, "first_frame", limits) as file:
-            answer.arrays["first_frame"] = _picture(file, budget)
-    return answer
+            decoded.arrays["first_frame"] = _picture(file, budget)
+    return decoded
 
 
-def _clip(job: Job, roots: Sequence[Path], budget: _Budget, answer: Decoded) -> None:
+def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, decoded: Decoded) -> None:
     with _opened(job.clip, roots, "clip", budget.limits) as file:
         if _kind(file, "clip") == "sound":
-            waveform, answer.sample_rate_hz = _sound(file, "clip", budget)
-            answer.arrays["waveform"] = _flat(waveform)
+            waveform, decoded.sample_rate_hz = _sound(file, "clip", budget)
+            decoded.arrays["waveform"] = _flat(waveform)
         else:
-            _video(file, budget, answer, want_audio=job.audio is None)
+            _video(file, budget, decoded, want_audio=job.audio is None)
     if job.audio is not None:
         with _opened(job.audio, roots, "audio", budget.limits) as file:
-            waveform, answer.sample_rate_hz = _sound(file, "audio", budget)
-        answer.arrays["waveform"] = _flat(waveform)
+            waveform, decoded.sample_rate_hz = _sound(file, "audio", budget)
+        decoded.arrays["waveform"] = _flat(waveform)
 
 
 class _Budget:
@@ -141,7 +138,7 @@ class _Admission:
             self.budget.add(4 * frame.samples, "clip")
 
 
-def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -> None:
+def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) -> None:
     # From a file object with a named format: no playlist, no other protocol, no file beside it is ever
     # opened.
     options = {
@@ -156,28 +153,28 @@ def _video(file: BinaryIO, budget: _Budget, answer: Decoded, want_audio: bool) -
         ) as container:  # titles may be Latin-1
             rate = _check_container(container, budget)
             sounds = container.streams.audio if want_audio else ()
-            answer.fps = rate
+            decoded.fps = rate
             if sounds:
-                answer.sample_rate_hz = sounds[0].rate
+                decoded.sample_rate_hz = sounds[0].rate
             media = read_container(
                 Path("clip"),
                 container,
                 fps=rate,
-                sample_rate_hz=answer.sample_rate_hz,
+                sample_rate_hz=decoded.sample_rate_hz,
                 want_video=bool(container.streams.video),
                 want_audio=bool(sounds),
                 admit=_Admission(budget),
             )
     except (FFmpegError, LayoutError, MediaError) as error:
-        said = (
+        reason = (
             error.strerror
             if isinstance(error, FFmpegError)
             else str(error).removeprefix("clip: ").partition(";")[0]
         )
         raise Refusal(
-            422, f"clip: not an mp4 that can be decoded ({said}); encode it as h264 and AAC", "clip"
+            422, f"clip: not an mp4 that can be decoded ({reason}); encode it as h264 and AAC", "clip"
         ) from None
-    answer.arrays |= {
+    decoded.arrays |= {
         name: array
         for name, array in (("frames", media.frames), ("waveform", media.waveform))
         if array is not None

@@ -2,8 +2,8 @@
 fork of its own, with little memory, processor time and no files to write; a fork that dies takes this process
 with it, and `decoders` starts another.
 
-In and out: 4 bytes of length, JSON, and behind an answer the arrays' bytes in the order of its table. The
-first message out says that all is imported. Nothing is pickled.
+Protocol: 4 bytes of length, JSON, and after a result the arrays' bytes in the order of its table. The first
+message out reports that imports are done. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from orchestration.service.decode import Decoded, Job, array_table, decode_job
+from orchestration.service.decode import Decoded, DecodeJob, array_table, decode_job
 from orchestration.service.limits import MIB, Limits, Refusal
 
 LENGTH = struct.Struct("<I")
@@ -66,7 +66,9 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
         _confine(limits)
         answer = Decoded()
         try:
-            answer = decode_job(Job(**message["job"]), limits, [Path(root) for root in message["roots"]])
+            answer = decode_job(
+                DecodeJob(**message["job"]), limits, [Path(root) for root in message["roots"]]
+            )
             header = {
                 "arrays": array_table(answer.arrays),
                 "fps": answer.fps,
@@ -78,7 +80,7 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
         except MemoryError:
             header = {"refusal": [413, "clip: needs too much memory to decode; send a smaller clip", "clip"]}
             answer = Decoded()
-        except Exception:  # of a decoder over a file that nobody thought of; only a crash is worth a process
+        except Exception:  # an unexpected decoder error; only a crash costs the process
             header = {
                 "refusal": [422, "clip: not a file that can be decoded; encode it as h264 and AAC", "clip"]
             }

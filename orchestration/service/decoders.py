@@ -1,5 +1,4 @@
-"""Processes that decode (`decode_worker`), and clips made of what they answer. A process that takes too long
-or dies is replaced."""
+"""Pool of decoding processes (`decode_worker`); a process that is too slow or dies is replaced."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestration.service.decode import Decoded, Job
+from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decode_worker import read_message, write_message
 from orchestration.service.limits import Limits, Refusal
 
@@ -30,22 +29,20 @@ DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 class Decoders:
-    """`limits.decoders` processes; `close` ends them. All decoded clips together stay below
-    `limits.held_bytes`."""
+    """`limits.decoders` processes; `close` ends them. All decoded clips take at most `limits.held_bytes`."""
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for _ in range(limits.decoders):
-            self._idle.put(_Process())  # importing takes a second, which no request should wait for
+            self._idle.put(_Process())  # started early: importing takes a second
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
         self._freed = asyncio.Event()
         self.held = 0
 
     @asynccontextmanager
-    async def decoded(self, job: Job, uploads: Path | None = None) -> AsyncIterator[Decoded]:
-        """The files of `job`, those under `uploads` among them. Raises Refusal as `decode.decode_job`, and
-        422 where a file is the process's death or too slow."""
+    async def decoded(self, job: DecodeJob, uploads: Path | None = None) -> AsyncIterator[Decoded]:
+        """Decodes `job` with `uploads`. Raises Refusal; 422 where a file kills or stalls the process."""
         most = self.limits.decoded_bytes
         while self.held + most > self.limits.held_bytes:
             self._freed.clear()
@@ -59,10 +56,10 @@ class Decoders:
                 "roots": roots,
                 "limits": dataclasses.asdict(self.limits),
             }
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
-            kept = sum(array.nbytes for array in answer.arrays.values())
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
+            kept = sum(array.nbytes for array in result.arrays.values())
             self._give_back(most - kept)
-            yield answer
+            yield result
         finally:
             self._give_back(kept)
 
@@ -77,8 +74,7 @@ class Decoders:
         self._freed.set()
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
-        """A process that died is no proof against the file, as others kill processes too; one that died twice
-        of it is."""
+        """One dead process does not prove the file bad (it may be killed otherwise); two do."""
         reason = ""
         for _ in range(TRIES):
             process = self._idle.get()
@@ -111,11 +107,11 @@ def _killed_after(seconds: float, process: _Process) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it may be killing at this moment: nobody may take the process for a good one
+        timer.join()  # it may be killing right now: wait, so that `killed` is final
 
 
-def _answer_of(answer: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
-    header, arrays = answer
+def _answer_of(result: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
+    header, arrays = result
     if "refusal" in header:
         status, reason, fault = header["refusal"]
         raise Refusal(status, reason, fault)
@@ -152,17 +148,15 @@ class _Process:
         self._ready = True
 
     def ask(self, message: dict[str, Any], most: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """(header, arrays of at most `most` bytes). Raises OSError, EOFError, KeyError, TypeError or
-        ValueError where the process died."""
+        """(header, arrays up to `most` bytes). Raises OSError, EOFError, KeyError, TypeError, ValueError."""
         sink, source = self._process.stdin, self._process.stdout
         assert sink is not None and source is not None
         write_message(sink, message)
         sink.flush()
         if (header := read_message(source)) is None:
             raise EOFError
-        table = header.get(
-            "arrays", []
-        )  # not to be trusted either: a decoder may have been taken over by its file
+        # untrusted too: a file may have taken over the decoder
+        table = header.get("arrays", [])
         sizes = [math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize for entry in table]
         if sum(sizes) > most or min(sizes, default=0) < 0:
             raise ValueError("more than a clip may have")

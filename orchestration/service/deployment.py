@@ -1,5 +1,4 @@
-"""The service on Ray Serve: one deployment for the web application, one for each reward, which batches what
-it is asked."""
+"""The service on Ray Serve: one deployment for the web app, one per reward, which batches requests."""
 
 from __future__ import annotations
 
@@ -37,23 +36,22 @@ LOCAL = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
-    """Rewards of the catalog with their options, who may ask (digest of the token), for which files, and at
-    what cost."""
+    """Rewards with their options, the token's digest, permitted file roots, and limits."""
 
     rewards: tuple[str, ...]
     token_digest: bytes
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()  # real paths
     limits: Limits = field(default_factory=Limits)
-    batch: int = 8  # clips a reward is given at once
-    batch_wait_s: float = 0.05  # for more of them to come
+    batch: int = 8  # maximum clips per batch
+    batch_wait_s: float = 0.05  # wait for a batch to fill
     replicas: int = 1  # of each reward
     cpus: float = 0.0  # reserved for each replica of a reward
     gpus: float = 0.0
 
 
 class RewardReplica:
-    """One reward; clips that are asked for at about the same time are scored together."""
+    """One reward; concurrent requests are scored as a batch."""
 
     def __init__(self, name: str, config: ServiceConfig) -> None:
         self.seconds = config.limits.reward_seconds
@@ -78,7 +76,7 @@ class RewardReplica:
 
 
 class ServeScoring:
-    """scoring.Scoring over handles of `RewardReplica`."""
+    """ScoringBackend over handles of `RewardReplica`."""
 
     def __init__(self, handles: Mapping[str, Any], wait_seconds: float) -> None:
         self.handles, self.wait_seconds = handles, wait_seconds
@@ -86,26 +84,28 @@ class ServeScoring:
 
     async def score(self, reward: str, clip: Clip) -> Score:
         try:
-            answer = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
+            result = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
         except TimeoutError:
             raise RewardFailed(
                 f"no answer after {self.wait_seconds:g} s, the queue included; try again"
             ) from None
         except (RayError, RayServeException) as error:
             raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again") from None
-        if isinstance(answer, str):
-            raise RewardFailed(answer)
-        return answer
+        if isinstance(result, str):
+            raise RewardFailed(result)
+        return result
 
     async def health(self) -> str:
-        asked = [asyncio.wait_for(handle.alive.remote(), HEALTH_SECONDS) for handle in self.handles.values()]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        down = [name for name, answer in zip(self.handles, answers, strict=True) if answer is not True]
+        pending = [
+            asyncio.wait_for(handle.alive.remote(), HEALTH_SECONDS) for handle in self.handles.values()
+        ]
+        results = await asyncio.gather(*pending, return_exceptions=True)
+        down = [name for name, result in zip(self.handles, results, strict=True) if result is not True]
         return f"{', '.join(down)}: no answer" if down else ""
 
 
 def described(name: str) -> ServedReward:
-    """What the catalog says of a reward; nothing is known of a plug-in."""
+    """A reward's catalog entry; a plug-in has none."""
     entry = CATALOG.get(name)
     if entry is None:
         return ServedReward(name=name)
@@ -138,7 +138,7 @@ def application(config: ServiceConfig) -> serve.Application:
         num_replicas=config.replicas, max_ongoing_requests=limits.requests + config.batch, **common
     )
     rewards = [replica.options(name=deployed).bind(name, config) for name, deployed in names.items()]
-    # More than `limits.requests` must come through, for the gate to refuse them with a reason.
+    # More than `limits.requests` must reach the gate, which refuses them with a reason.
     web = serve.deployment(serve.ingress(build)()).options(
         name="web", max_ongoing_requests=2 * limits.requests + 64, **common
     )
@@ -149,8 +149,7 @@ def application(config: ServiceConfig) -> serve.Application:
 def running(
     config: ServiceConfig, host: str, port: int, address: str = LOCAL, temporary: str | None = None
 ) -> Iterator[None]:
-    """The service at host:port with every reward loaded, on an embedded Ray or the cluster at `address`; all
-    of it gone afterwards.
+    """Context manager: the service at host:port, rewards loaded, on an embedded Ray or the one at `address`.
 
     Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
     """
@@ -167,9 +166,8 @@ def running(
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
         finally:
-            with contextlib.suppress(
-                RayError, RayServeException, RuntimeError
-            ):  # it may not have come to an application
+            # the application may not exist
+            with contextlib.suppress(RayError, RayServeException, RuntimeError):
                 serve.delete(APP)  # and nothing else that a cluster serves
             ray.shutdown()
 
@@ -178,7 +176,7 @@ def running(
 def claimed(host: str, port: int) -> Iterator[None]:
     """host:port is free, and no other service can take it. Raises OSError.
 
-    Ray shares its port with whoever asks (SO_REUSEPORT), so two services would take turns in answering.
+    Ray binds with SO_REUSEPORT, so two services on one port would share its requests.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -223,13 +221,13 @@ def _connect(address: str, temporary: str | None) -> None:
 
 def _load(config: ServiceConfig) -> None:
     """All at once. Raises ValueError for the first reward that cannot be loaded."""
-    asked = [
+    pending = [
         serve.get_deployment_handle(_deployed(index, name), APP).load.remote()
         for index, name in enumerate(config.rewards)
     ]
-    for name, answer in zip(config.rewards, track(asked, len(asked), "rewards loaded"), strict=True):
-        if said := answer.result():
-            raise ValueError(f"{name}: {said}")
+    for name, result in zip(config.rewards, track(pending, len(pending), "rewards loaded"), strict=True):
+        if error := result.result():
+            raise ValueError(f"{name}: {error}")
 
 
 def _deployed(index: int, name: str) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from orchestration.service.limits import Limits, Refusal
-from orchestration.service.metrics import Metrics
+from orchestration.service.metrics import ServiceMetrics
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
+App = Callable[[AsgiMessage, Receive, Send], Awaitable[None]]
 SCORE, HEALTH = "/v1/score", "/healthz"
 PATHS = (SCORE, HEALTH, "/metrics", "/v1/rewards", "/openapi.json")
 LOG = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ def digest_of(token: str) -> bytes:
 
 
 class Gate:
-    """Refuses with 401 and 503, turns whatever goes wrong behind it into one line, and counts."""
+    """ASGI middleware: refuses with 401 and 503, turns errors into one line, counts requests."""
 
-    def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: ServiceMetrics) -> None:
         self.app, self.token_digest, self.limits, self.metrics = app, token_digest, limits, metrics
         self.running = 0
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # a websocket
@@ -58,11 +58,11 @@ class Gate:
             if path == SCORE:
                 self.metrics.seconds.observe(time.monotonic() - started)
 
-    def _check(self, scope: Message) -> None:
+    def _check(self, scope: AsgiMessage) -> None:
         if scope["path"] != HEALTH and not hmac.compare_digest(_presented(scope), self.token_digest):
             raise Refusal(401, "token: missing or wrong; send Authorization: Bearer TOKEN")
 
-    async def _pass_on(self, scope: Message, receive: Receive, answer: _Answer) -> None:
+    async def _pass_on(self, scope: AsgiMessage, receive: Receive, answer: _Answer) -> None:
         if scope["path"] != SCORE:
             return await self.app(scope, receive, answer)
         if self.running >= self.limits.requests:
@@ -87,7 +87,7 @@ class _Answer:
     def __init__(self, send: Send) -> None:
         self.send, self.status = send, 0
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self.send(message)
@@ -106,7 +106,7 @@ class _Answer:
         await self({"type": "http.response.body", "body": content})
 
 
-def _presented(scope: Message) -> bytes:
+def _presented(scope: AsgiMessage) -> bytes:
     """Digest of the token sent; of nothing for none, several or another scheme."""
     found = [value for key, value in scope["headers"] if key.lower() == b"authorization"]
     scheme, _, token = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")

@@ -1,5 +1,4 @@
-"""A reward in a Ray actor of its own: what it leaks, hangs in or dies of stays there, and ending it ends all
-of that."""
+"""A reward in its own Ray actor: leaks, hangs and crashes stay there, and killing it ends them."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ LOAD_SECONDS = 600.0  # published weights are gigabytes
 
 
 class RewardActor:
-    """Builds its reward when told to, so that a reward that cannot be built is an error and no dead actor."""
+    """Builds its reward on `load`, so that a failure is an error and not a dead actor."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, options

@@ -12,11 +12,9 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 class Refusal(Exception):
-    """A request that is not answered: HTTP status, one line, whose fault it is, and seconds to wait where
-    trying again may help.
+    """An HTTP error: status, one line, whose fault it is, and seconds to wait before trying again.
 
-    `clip`: this clip cannot be scored and never will be; `request`: it was asked wrongly; `service`: try
-    again.
+    `clip`: this clip cannot be scored; `request`: the request is invalid; `service`: try again.
     """
 
     def __init__(self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0) -> None:
@@ -29,7 +27,7 @@ class Refusal(Exception):
         )
 
     def content(self) -> bytes:
-        """The answer's JSON."""
+        """The response's JSON."""
         return json.dumps({"reason": self.reason, "fault": self.fault}).encode()
 
     def headers(self) -> dict[str, str]:
@@ -43,7 +41,7 @@ class Refusal(Exception):
 class Limits:
     """Bytes, seconds and counts. Raises ValueError for what is not positive."""
 
-    requests: int = 1024  # at once; the next one is told to come again
+    requests: int = 1024  # at once; further ones get 503
     body_bytes: int = 64 * MIB
     json_bytes: int = MIB
     body_seconds: float = 30.0  # to send a body

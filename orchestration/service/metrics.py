@@ -7,9 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class Metrics:
-    """One registry for one web application; labels are from fixed sets, so that no caller can make them
-    grow."""
+class ServiceMetrics:
+    """One registry per app; labels are from fixed sets, so callers cannot make them grow."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

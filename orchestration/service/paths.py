@@ -25,8 +25,7 @@ def allowed_roots(roots: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def real_path(name: str, roots: Sequence[Path], field: str) -> Path:
-    """The real path of a file; a relative name is looked for in each root. Raises Refusal 403 outside the
-    roots, 422 for no such file."""
+    """Real path of a file, searched in each root. Raises Refusal: 403 outside the roots, 422 no such file."""
     if not roots:
         raise Refusal(403, f"{field}: this service takes no paths; upload the file")
     if "\0" in name or ".." in Path(name).parts:
@@ -47,8 +46,7 @@ def real_path(name: str, roots: Sequence[Path], field: str) -> Path:
 
 
 def open_checked(path: Path, roots: Sequence[Path]) -> int:
-    """A descriptor of a file that `real_path` found; what it opened is checked again, as links may have been
-    changed in between.
+    """Opens a file that `real_path` found and checks it again, as links may have changed in between.
 
     Raises Refusal as `real_path` does.
     """

@@ -1,5 +1,4 @@
-"""What is asked and answered, as data. Strict: nothing is guessed, an unknown key names the nearest valid
-one."""
+"""Request and response schemas. Strict: an unknown key is an error that names the nearest valid one."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=Tru
 
 
 class ScoreRequest(BaseModel):
-    """One clip and what was asked of it, as in rewards.types.Clip."""
+    """One clip and its conditions, as in rewards.types.Clip."""
 
     model_config = STRICT
 
@@ -60,8 +59,7 @@ class ScoreRequest(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """`value` is null exactly when `reason` (this clip has no score) or `error` (the reward failed) says
-    why."""
+    """`value` is null exactly when `reason` (clip unscorable) or `error` (reward failed) is set."""
 
     value: float | None = None
     parts: dict[str, float | None] = {}
@@ -77,14 +75,14 @@ class ScoreAnswer(BaseModel):
 
 
 class RefusalAnswer(BaseModel):
-    """`fault`: clip (it will never be scored), request (asked wrongly) or service (try again)."""
+    """`fault`: clip (cannot be scored), request (invalid) or service (try again)."""
 
     reason: str
     fault: str
 
 
 class ServedReward(BaseModel):
-    """What may be asked for and how its values are to be read."""
+    """A served reward and how to read its values."""
 
     name: str
     lower_is_better: bool = False
@@ -94,8 +92,7 @@ class ServedReward(BaseModel):
 
 
 def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreRequest:
-    """Raises Refusal 422 in one line: no JSON, a wrong field, an unknown reward, a part that is missing or
-    never named."""
+    """Raises a one-line Refusal 422: invalid JSON or field, unknown reward, missing or unnamed part."""
     if not content:
         raise Refusal(
             422, "request: missing; send the JSON as the body, or as the part `request` of a multipart body"

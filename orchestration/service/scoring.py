@@ -1,5 +1,4 @@
-"""Scores of clips from different callers: one that breaks a reward, or takes it down, costs the others of its
-batch nothing."""
+"""Batches of different callers: a clip that breaks a reward does not cost the others their scores."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class Died(Exception):
     """The process that holds a reward is gone."""
 
 
-class Scoring(Protocol):
+class ScoringBackend(Protocol):
     """What the web application asks: one clip, one reward. Raises RewardFailed."""
 
     served: Mapping[str, ServedReward]
@@ -41,8 +40,7 @@ class Holder(Protocol):
     """A reward in a process of its own."""
 
     async def ready(self) -> None:
-        """Waits until the reward is loaded. Raises RewardFailed where it cannot be, Died where its process
-        died of it."""
+        """Waits until the reward is loaded. Raises RewardFailed if it cannot be, Died if its process died."""
         ...
 
     async def score(self, clips: Sequence[Clip]) -> list[Score]:

@@ -1,5 +1,4 @@
-"""The token that callers show: from the environment, a file, or made and written where only its owner can
-read it."""
+"""The bearer token: from the environment or a file, or generated into a file only its owner can read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What every codec must do, whatever is inside; the embedded linear ones and the full-size ones meet the same
-protocols.
+"""Protocols of all codecs, the embedded linear and the full-size ones.
 
 Letters as in `pretrain.types`: B samples, T frames, F latent frames = 1 + (T-1)/4, N samples, L audio tokens
 of 640 samples.
@@ -29,8 +28,7 @@ class EncodedText(NamedTuple):
 
 class VideoCodec(Protocol):
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T = 1 + 4n and H, W are
-        multiples of 16."""
+        """uint8 [B, T, H, W, 3] -> float32 [B, 48, F, H/16, W/16]; ValueError unless T=1+4n, 16 | H, W."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -39,12 +37,11 @@ class VideoCodec(Protocol):
 
 
 class AudioCodec(Protocol):
-    sample_rate_hz: int  # of what is encoded and of what comes back
-    channels: int  # 1 or 2 that a sound has inside: what `encode` keeps apart and `decode_channels` gives
+    sample_rate_hz: int  # of both `encode` and `decode`
+    channels: int  # 1 or 2: what `encode` keeps apart and `decode_channels` returns
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """Mono [B, N], or [B, 2, N] where `channels` is 2 -> float32 [B, 128, ceil(N / 640)]; ValueError for
-        non-finite samples."""
+        """Mono [B, N], stereo [B, 2, N] with 2 `channels` -> float32 [B, 128, ceil(N/640)]; checks finite."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -52,7 +49,7 @@ class AudioCodec(Protocol):
         ...
 
     def decode_channels(self, latents: Tensor) -> Tensor:
-        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own `channels`: what people hear."""
+        """[B, 128, L] -> [B, C, L * 640] in -1..1 with the codec's own `channels`, for listening."""
         ...
 
 
@@ -63,18 +60,16 @@ class TextEncoder(Protocol):
 
 
 class SpeakerEncoder(Protocol):
-    name: str  # of the network, as voice rewards name theirs: what conditions must not judge
+    name: str  # of the network, as voice rewards name theirs: a conditioner must not be its own metric
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192]; ValueError when it is silent, empty or non-finite. All zeros never
-        occurs: it means `no reference`."""
+        """16 kHz mono [N] -> [192], never all zeros (null reference); ValueError if silent or not finite."""
         ...
 
 
 @dataclass(frozen=True)
 class Codecs:
-    """Everything between files and latents; `codec_id` names the weights, so that latents of another codec
-    are refused."""
+    """Everything between files and latents; `codec_id` identifies the weights that latents belong to."""
 
     video: VideoCodec
     audio: AudioCodec
@@ -84,8 +79,7 @@ class Codecs:
 
 
 def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], model: Path) -> None:
-    """Raises ValueError where `model` says in its facts that it knows another codec; one from elsewhere need
-    not say."""
+    """Raises ValueError where the model's facts name another codec; a model without `codec_id` passes."""
     trained_on = facts.get("codec_id", codecs.codec_id)
     if trained_on != codecs.codec_id:
         raise ValueError(

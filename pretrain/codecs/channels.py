@@ -1,5 +1,4 @@
-"""Channels of a decoded sound: the mono mix that voices are judged by, or the two that a stereo codec
-takes."""
+"""Channels of a decoded sound: the mono mix for voice metrics, or the two of a stereo codec."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from av.error import FFmpegError
 
 
 class LayoutError(ValueError):
-    """Nothing says where in the room a sound's channels are."""
+    """A sound's channel layout is unknown."""
 
 
 def of_frame(frame: av.AudioFrame, channels: int) -> np.ndarray:
@@ -25,8 +24,7 @@ def of_frame(frame: av.AudioFrame, channels: int) -> np.ndarray:
 
 
 def mixed(samples: np.ndarray, channels: int, layout: str = "") -> np.ndarray:
-    """Float [C, N] in -1..1 -> float32 of the same range: [N], the mean, for one channel; [2, N], left and
-    right, for two.
+    """Float [C, N] in -1..1 -> float32 of the same range: the mean [N] for one channel, [2, N] for two.
 
     Mono is on both sides. More than two channels are mixed by FFmpeg's matrix from `layout`, an FFmpeg name,
     to stereo, scaled so that nothing can clip. Raises LayoutError where FFmpeg has no such matrix, ValueError

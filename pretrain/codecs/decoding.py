@@ -1,4 +1,4 @@
-"""Frames and samples of an open container, as they come, with their times on the file's own clock."""
+"""Frames and samples of an open container, as they come, with their presentation times."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def decode(
     channels: int,
     admit: Admit = everything,
 ) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
-    """(seconds, picture) and (seconds, [N] or [2, N] samples) of the wanted streams, and the clock's zero in
-    seconds.
+    """(seconds, picture), (seconds, [N] or [2, N] samples) of the wanted streams, and the first picture's.
 
     `admit` sees each frame before it is turned into an array and may raise. Raises MediaError for a stream
     that is not there, FFmpegError for corrupt content.

@@ -1,5 +1,4 @@
-"""Fitting the linear codecs on a corpus: PCA bases and speaker constants from the training sets, errors from
-the validation set."""
+"""Fits the linear codecs: PCA bases and speaker constants on training sets, errors on the validation set."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from pretrain.codecs.media import read_media
 from pretrain.codecs.mel import log_mel
 from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
-from pretrain.data.manifest import MAX_BAD_FRACTION, Row, read_manifest
+from pretrain.data.manifest import MAX_BAD_FRACTION, ManifestRow, read_manifest
 from pretrain.data.stream.store import replace_folder
 from pretrain.files import write_json
 from pretrain.progress import track
@@ -50,8 +49,7 @@ class CodecConfig:
 
 
 def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
-    """Fits on the corpus' training sets and writes the codec's folder `out`, whole or not at all; returns
-    what errors.json says.
+    """Fits on the corpus' training sets and writes the codec's folder `out` atomically; returns errors.json.
 
     Raises FileNotFoundError for a missing set, ValueError for media that cannot be read or too little data.
     """
@@ -86,9 +84,10 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
     return errors
 
 
-def reconstruction_errors(codecs: Codecs, rows: Sequence[Row], config: CodecConfig) -> dict[str, float]:
-    """Video PSNR and explained variance, audio log-mel RMSE (nepers) and explained variance, of a round trip
-    without Griffin-Lim."""
+def reconstruction_errors(
+    codecs: Codecs, rows: Sequence[ManifestRow], config: CodecConfig
+) -> dict[str, float]:
+    """Video PSNR, audio log-mel RMSE (nepers) and explained variances of a round trip without Griffin-Lim."""
     video_error = video_spread = audio_error = audio_spread = 0.0
     num_pixels = num_mels = 0
     assert isinstance(codecs.audio, LinearAudioCodec)
@@ -113,12 +112,14 @@ def reconstruction_errors(codecs: Codecs, rows: Sequence[Row], config: CodecConf
     }
 
 
-def _draw(corpus: Path, sets: Sequence[str], count: int, generator: torch.Generator) -> list[Row]:
+def _draw(corpus: Path, sets: Sequence[str], count: int, generator: torch.Generator) -> list[ManifestRow]:
     rows = [row for name in sets for row in read_manifest(corpus / f"{name}.jsonl")[0]]
     return [rows[index] for index in torch.randperm(len(rows), generator=generator)[:count].tolist()]
 
 
-def _read_all(rows: Sequence[Row], read: Callable[[Row], Tensor], what: str) -> Iterator[Tensor]:
+def _read_all(
+    rows: Sequence[ManifestRow], read: Callable[[ManifestRow], Tensor], what: str
+) -> Iterator[Tensor]:
     """What can be read; raises ValueError with the first reason when more than 1 % cannot."""
     bad: list[ValueError] = []
     for row in track(rows, len(rows), what):
@@ -132,14 +133,14 @@ def _read_all(rows: Sequence[Row], read: Callable[[Row], Tensor], what: str) -> 
         raise ValueError(f"{bad[0]} ({len(bad)} of {len(rows)} clips cannot be read)")
 
 
-def _frames(row: Row, config: CodecConfig) -> Tensor:
+def _frames(row: ManifestRow, config: CodecConfig) -> Tensor:
     frames = read_media(row.data_path, fps=config.fps, want_audio=False).frames
     assert frames is not None
     num_video_latents(len(frames))
     return torch.from_numpy(frames)[None]
 
 
-def _sound(row: Row) -> Tensor:
+def _sound(row: ManifestRow) -> Tensor:
     waveform = read_media(row.data_path, want_video=False).waveform
     assert waveform is not None
     return torch.from_numpy(waveform)

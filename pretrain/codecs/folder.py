@@ -1,5 +1,4 @@
-"""The linear codec's folder: video, audio and speaker safetensors, config.json (with the codec's id) and
-errors.json."""
+"""The linear codec's folder: three safetensors (video, audio, speaker), config.json and errors.json."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ def save_linear(
     text: Mapping[str, Any],
     griffin_lim_iterations: int,
 ) -> str:
-    """Writes the weights of video, audio and speaker and the config; returns the codec's id, a hash of all
-    that shapes latents."""
+    """Writes weights and config; returns the codec id, a hash of all that shapes latents."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PARTS:
         save_tensors(parts[name], folder / f"{name}.safetensors")
@@ -47,8 +45,7 @@ def save_linear(
 
 
 def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
-    """Codecs of a folder of kind `linear`; ValueError when a file is missing, damaged or of another fit than
-    the config."""
+    """Codecs of a folder of kind `linear`; ValueError for missing or damaged files or another fit's."""
     contents, parts = {}, {}
     for name in _PARTS:
         path = folder / f"{name}.safetensors"

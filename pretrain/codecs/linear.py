@@ -1,5 +1,4 @@
-"""The embedded linear codecs: the latent interface of the full-size ones (48 x 4x16x16, 128 x 25 per second)
-without a download.
+"""The embedded linear codecs: latent shapes of the full-size ones (48 x 4x16x16, 128 x 25 per second).
 
 Video: the first latent frame is one image (repeated four times), then blocks of 4 frames x 16 x 16 pixels x
 RGB, projected to 48. Audio: 4 frames x 64 log-mel bins for each 640 samples, projected to 128; back by fast
@@ -98,8 +97,7 @@ def video_blocks(frames: Tensor) -> Tensor:
 
 
 def audio_blocks(waveform: Tensor) -> Tensor:
-    """[B, N] -> [B, ceil(N / 640), 4*64] log-mel; ValueError for other shapes, no samples, or non-finite
-    ones."""
+    """[B, N] -> [B, ceil(N / 640), 4*64] log-mel; ValueError for other shapes, N = 0 or non-finite values."""
     if waveform.dim() != 2 or not waveform.shape[1]:
         raise ValueError(f"waveform: expected [B, N] with N > 0, got {list(waveform.shape)}")
     check_finite(waveform, "waveform")

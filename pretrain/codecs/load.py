@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_codecs(folder: str | Path) -> Codecs:
-    """Codecs of a folder written by `nava codec`; FileNotFoundError or ValueError in one line when it is not
-    one.
+    """Codecs of a folder written by `nava codec`; else a one-line FileNotFoundError or ValueError.
 
     `linear` ones are fitted by `pretrain.codecs.fit`, `published` ones refer to weights from elsewhere.
     """
@@ -24,9 +23,8 @@ def load_codecs(folder: str | Path) -> Codecs:
         kind = config["kind"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
-    if (
-        kind == "linear"
-    ):  # imported here, so that a full-size codec's libraries load only when one is asked for
+    # local imports: libraries of the full-size codecs load only for those
+    if kind == "linear":
         from pretrain.codecs.folder import load_linear
 
         return load_linear(Path(folder), config)

@@ -1,8 +1,7 @@
-"""Clips and sounds in and out: mp4 (h264 + AAC), wav and flac, always as uint8 frames and float samples, mono
-unless stereo is asked for.
+"""Media in and out: mp4 (h264 + AAC), wav, flac; uint8 frames and float samples, mono by default.
 
-Everything is placed on the file's own clock (presentation times), so that sound and picture stay aligned
-after a round trip: the AAC encoder's priming samples are skipped, and a stream that starts late is padded.
+Streams are aligned by the file's presentation times: the AAC encoder's priming samples are skipped, and a
+stream that starts late is padded.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from pretrain.files import replacing
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 VIDEO_CRF = 12
 AAC_BITS_PER_S = 160_000
-AAC_BITS_PER_SAMPLE = 6  # the format's own ceiling for one channel; at 16 kHz it binds before AAC_BITS_PER_S
+AAC_BITS_PER_SAMPLE = 6  # the format's maximum for one channel; at 16 kHz lower than AAC_BITS_PER_S
 
 
 @dataclass(frozen=True)
 class Media:
-    """A clip in memory; what was not asked for is None."""
+    """A clip in memory; None = not requested."""
 
     frames: np.ndarray | None  # [T, H, W, 3] uint8 RGB
     fps: float
@@ -43,7 +42,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a file's header says of its streams; None = it has no such stream."""
+    """A file's rates by its header; None = no such stream."""
 
     fps: float | None
     sample_rate_hz: int | None
@@ -58,10 +57,10 @@ def read_media(
     want_audio: bool = True,
     channels: int = 1,
 ) -> Media:
-    """Reads a clip or a sound at the asked rates.
+    """Reads a clip or a sound at the requested rates.
 
     Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by
-    polyphase resampling (both said once per process), several channels to 1 or 2 as `channels.mixed` does.
+    polyphase resampling (both logged once per process), several channels to 1 or 2 as `channels.mixed` does.
     Raises MediaError (a ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted
     stream, 0 seconds long, or with non-finite samples.
     """
@@ -72,9 +71,8 @@ def read_media(
             raise MediaError(
                 f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
             )
-        if (
-            channels == 1 or _sound_header(path).channels <= 2
-        ):  # soundfile does not say where more channels are
+        # soundfile reports no layout of more channels
+        if channels == 1 or _sound_header(path).channels <= 2:
             waveform, found_rate = _read_sound(path, channels)
             return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
     try:
@@ -107,8 +105,7 @@ def read_container(
     channels: int = 1,
     admit: Admit = everything,
 ) -> Media:
-    """`read_media` of an open container; `path` is what errors call it. `admit` sees each decoded frame
-    before it is kept and may raise.
+    """`read_media` of an open container; `path` is for errors. `admit` sees each decoded frame and may raise.
 
     Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of
     unknown places.
@@ -124,8 +121,7 @@ def read_container(
 
 
 def read_rates(path: str | Path) -> Rates:
-    """The file's own rates, from its header alone, for a `read_media` that resamples nothing; raises
-    MediaError as that does."""
+    """The file's own rates, from its header, for `read_media` without resampling; raises MediaError."""
     path = Path(path)
     _check_present(path)
     if path.suffix.lower() in SOUND_SUFFIXES:
@@ -162,8 +158,7 @@ def write_mp4(
     sample_rate_hz: int,
     metadata: Mapping[str, str] = {},
 ) -> None:
-    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC that browsers
-    play.
+    """Writes [T, H, W, 3] uint8 frames and [N] or [channels, N] float samples as h264 + AAC.
 
     All keys of `metadata` are kept; the file appears complete or not at all. Raises ValueError for what
     cannot be written.
@@ -191,7 +186,7 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate_hz: int) -> No
     path = Path(path)
     _check_samples(path, waveform)
     with replacing(path) as temporary:
-        written = io.BytesIO()  # soundfile turns a full disk into an error without a reason
+        written = io.BytesIO()  # soundfile reports a full disk without the reason
         soundfile.write(
             written, np.clip(waveform, -1.0, 1.0).T, sample_rate_hz, subtype="PCM_16", format="WAV"
         )
@@ -259,8 +254,8 @@ def _to_fps(
         return frames
     _say_resampled(f"frame rate {found:g} fps, wanted {fps:g}: the frame nearest in time is taken", str(path))
     times = np.array([time for time, _ in pictures]) - pictures[0][0]
-    asked = np.arange(max(1, round(len(frames) / found * fps))) / fps
-    return frames[np.abs(asked[:, None] - times[None]).argmin(axis=1)]
+    frame_times = np.arange(max(1, round(len(frames) / found * fps))) / fps
+    return frames[np.abs(frame_times[:, None] - times[None]).argmin(axis=1)]
 
 
 def _sound_header(path: Path) -> soundfile._SoundFileInfo:
@@ -287,8 +282,7 @@ def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
 
 
 def to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
-    """Float [..., N] samples at another rate (polyphase), said once per process; `path` is what that line
-    names."""
+    """Float [..., N] samples at another rate (polyphase), logged once per process with `path`."""
     if found == wanted:
         return waveform.astype(np.float32, copy=False)
     _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))

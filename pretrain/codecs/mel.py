@@ -1,5 +1,4 @@
-"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins) and back to sound by fast Griffin-Lim, in
-batches.
+"""Log-mel spectrograms (16 kHz, n_fft 1024, hop 160, 64 bins), inverted by batched fast Griffin-Lim.
 
 Source of the inversion: Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm" (WASPAA 2013).
 """
@@ -25,14 +24,12 @@ _CLIPS_AT_ONCE = 16  # spectra of more clips fall out of the processor's cache
 
 
 def log_mel(waveform: Tensor) -> Tensor:
-    """[B, N] with N a multiple of 160 -> [B, 64, N / 160]: natural log of mel-weighted magnitudes, not below
-    log(MEL_FLOOR)."""
+    """[B, N], 160 | N -> [B, 64, N / 160]: log of mel-weighted magnitudes, at least log(MEL_FLOOR)."""
     return mel_of(spectrum(waveform)[..., :-1].abs())
 
 
 def spectrum(waveform: Tensor) -> Tensor:
-    """[..., N] -> complex [..., 513, N / 160 + 1]; silence before and after, so that a sound of any length
-    will do."""
+    """[..., N] -> complex [..., 513, N / 160 + 1]; zero-padded on both sides, for any N."""
     return torch.stft(waveform, N_FFT, HOP, window=_window(), pad_mode="constant", return_complex=True)
 
 
@@ -42,8 +39,7 @@ def mel_of(magnitudes: Tensor) -> Tensor:
 
 
 def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.99) -> Tensor:
-    """[B, 64, M] -> sound [B, M * 160] whose log-mel is near `values`; deterministic (the first phase is
-    fixed)."""
+    """[B, 64, M] -> sound [B, M * 160] with log-mel near `values`; deterministic (fixed first phase)."""
     chunks = [
         _griffin_lim(_magnitudes(chunk), num_iterations, momentum) for chunk in values.split(_CLIPS_AT_ONCE)
     ]
@@ -52,8 +48,7 @@ def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.9
 
 @lru_cache(maxsize=1)
 def mel_filters() -> Tensor:
-    """[64, 513] triangles, evenly spaced in mel (O'Shaughnessy's 2595 log10(1 + f/700)) from 0 to 8 kHz, each
-    of unit sum."""
+    """[64, 513] triangles of unit sum, evenly spaced in mel = 2595 log10(1 + f/700), 0 to 8 kHz."""
     from transformers.audio_utils import mel_filter_bank  # slow to import
 
     top, rate = AUDIO_SAMPLE_RATE_HZ / 2, AUDIO_SAMPLE_RATE_HZ
@@ -72,8 +67,7 @@ def _inverse_filters() -> Tensor:
 
 
 def _magnitudes(values: Tensor, num_updates: int = 4) -> Tensor:
-    """Non-negative magnitudes [B, 513, M + 1] whose mel is near exp(values): pseudo-inverse, then
-    multiplicative updates."""
+    """Magnitudes [B, 513, M + 1] of mel near exp(values): pseudo-inverse, then multiplicative updates."""
     filters = mel_filters()
     mel = values.float().exp()
     magnitudes = (_inverse_filters() @ mel).clamp_min(1e-5)

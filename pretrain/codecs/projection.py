@@ -1,5 +1,4 @@
-"""A linear map between data vectors and latents whose channels all have mean 0 and variance 1: PCA,
-tempering, rotation.
+"""Linear map between data vectors and standardised latents: PCA, partial whitening, rotation.
 
 Standardised channels can mean two things. Whitening each principal component (`whitening` 1) gives the faint
 ones as much of the model's effort and of its error as the strong ones. Keeping the components' energies
@@ -20,8 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearProjection:
-    """latent = ((x - mean) @ encoder - channel_mean) / channel_std; x is approximately (latent * std + mean)
-    @ decoder + mean."""
+    """latent = ((x - mean) @ encoder - channel_mean) / channel_std; `decode` is the affine inverse."""
 
     mean: Tensor  # [D]
     encoder: Tensor  # [D, C]
@@ -50,8 +48,7 @@ class LinearProjection:
 
 
 def fit_projection(vectors: Tensor, num_channels: int, whitening: float) -> LinearProjection:
-    """PCA of [N, D] vectors to `num_channels`; raises ValueError for too few vectors or an exponent outside
-    0..1."""
+    """PCA of [N, D] vectors to `num_channels`; ValueError for too few vectors or an exponent outside 0..1."""
     if not 0.0 <= whitening <= 1.0:
         raise ValueError(f"whitening: {whitening}; set 0 (keep the components' energies) to 1 (whiten them)")
     if len(vectors) <= num_channels:
@@ -92,8 +89,7 @@ def _leading_directions(centred: Tensor, num_channels: int) -> Tensor:
 
 
 def orthogonal_mixing(size: int) -> Tensor:
-    """[size, size] Hadamard matrix / sqrt(size): every output is an equal mix of all inputs. Size 2^k or 12 *
-    2^k."""
+    """[size, size] Hadamard matrix / sqrt(size): each output mixes all inputs. Size 2^k or 12 * 2^k."""
     from scipy.linalg import hadamard  # slow to import, needed only to fit
 
     core, power = (12, size // 12) if size % 12 == 0 else (1, size)

@@ -1,8 +1,8 @@
 """The mini's conditioning speaker encoder: 192 spectral statistics of a reference sound, no learned weights.
 
-The spectral shape of vowels and its spread say who speaks, the autocorrelation at pitch lags how high.
+Spectral shape and spread of vowels characterise the speaker, autocorrelation at pitch lags the pitch.
 Measured on the speech bank (4 voices, 20 words): the nearest centroid of the other words names the voice of
-every utterance. It is not the speaker encoder that scores (Resemblyzer), so no model is judged by its own
+every utterance. It is not the encoder that scores (Resemblyzer), so no model is scored by its own
 conditioner (DESIGN.md, decision 7).
 """
 
@@ -28,8 +28,7 @@ _MAX_VALUE = 4.0
 
 
 class SpectralSpeakerEncoder:
-    """Implements `SpeakerEncoder`; `mean` and `std` [192] standardise the statistics over the codec's
-    training sounds."""
+    """Implements `SpeakerEncoder`; `mean`, `std` [192] standardise over the codec's training sounds."""
 
     name = "spectral"
 
@@ -49,15 +48,13 @@ class SpectralSpeakerEncoder:
         return {"mean": self.mean, "std": self.std}
 
     def embed(self, waveform: Tensor) -> Tensor:
-        """16 kHz mono [N] -> [192], each about standard normal over the training sounds; only the first 30 s
-        count."""
+        """16 kHz mono [N] -> [192], about standard normal over the training sounds; uses the first 30 s."""
         values = (voice_statistics(waveform) - self.mean) / self.std
         return values.clamp(-_MAX_VALUE, _MAX_VALUE)
 
 
 def voice_statistics(waveform: Tensor) -> Tensor:
-    """16 kHz mono [N] -> [192] raw statistics, independent of loudness; ValueError when silent, empty or
-    non-finite."""
+    """16 kHz mono [N] -> [192] raw statistics, loudness-independent; ValueError if silent or not finite."""
     check_finite(waveform, "reference sound")
     waveform = waveform[: MAX_SECONDS * AUDIO_SAMPLE_RATE_HZ].float()
     if waveform.dim() != 1 or is_silent(waveform):
@@ -72,7 +69,9 @@ def voice_statistics(waveform: Tensor) -> Tensor:
     voiced = power.sum(0) > 0.02 * power.sum(0).max()
     mel, power = mel[:, voiced], power[:, voiced]
     pitch = _pitch_profile(power)  # [48, V]
-    weight = pitch.amax(0).clamp_min(1e-3).square() * power.sum(0).sqrt()  # loud periodic frames: vowels
+    weight = (
+        pitch.amax(0).clamp_min(1e-3).square() * power.sum(0).sqrt()
+    )  # high-energy periodic frames: vowels
     weight = weight / weight.sum()
     shape = mel - mel.mean(0)  # the loudness of a frame is the word's, its spectral shape mostly the voice's
     coarse = shape.unflatten(0, (_NUM_BANDS, -1)).mean(1)
@@ -87,11 +86,9 @@ def is_silent(waveform: Tensor) -> bool:
 
 
 def _pitch_profile(power: Tensor) -> Tensor:
-    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum at lags evenly spaced in
-    pitch."""
-    correlation = torch.fft.irfft(
-        power.clamp_min(1e-9).sqrt(), dim=0
-    )  # the root is nearer to a comb: formants count less
+    """[513, V] -> [48, V]: normalised autocorrelation of the compressed spectrum, lags even in pitch."""
+    # the square root flattens formants
+    correlation = torch.fft.irfft(power.clamp_min(1e-9).sqrt(), dim=0)
     correlation = correlation / correlation[:1].clamp_min(1e-9)
     return _lag_weights() @ correlation[: _lag_weights().shape[1]]
 

@@ -42,8 +42,7 @@ class HashedTextEncoder:
         self._encode_one = lru_cache(maxsize=8192)(self._encode_text)
 
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:
-        """States of rows with mean square 1; ValueError for a prompt of more than `max_tokens` pieces or none
-        at all."""
+        """States of rows with mean square 1; ValueError for 0 or more than `max_tokens` pieces."""
         encoded = [self._encode_one(with_timbre_tokens(prompt)) for prompt in prompts]
         length = max((len(states) for states, _ in encoded), default=0)
         num_spans = max((len(positions) for _, positions in encoded), default=0)
@@ -86,8 +85,7 @@ def split_pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def piece_vector(piece: str, width: int) -> np.ndarray:
-    """[D] vector of norm about 1: half of its energy from the piece as a whole, half from its byte n-grams
-    (case folded)."""
+    """[D] vector of norm about 1: half its energy from the piece, half from its case-folded byte n-grams."""
     whole = _signs(f"piece {piece}", width)
     if piece in _MARKS:
         return whole
@@ -97,9 +95,8 @@ def piece_vector(piece: str, width: int) -> np.ndarray:
 
 
 def _ngrams(piece: str) -> Iterator[bytes]:
-    data = (
-        b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
-    )  # the ends of a word are parts too
+    # word boundaries are part of n-grams
+    data = b"\x02" + piece.casefold().encode("utf-8", "surrogatepass") + b"\x03"
     for size in range(1, _LONGEST_NGRAM + 1):
         for start in range(len(data) - size + 1):
             yield data[start : start + size]
@@ -113,7 +110,7 @@ def _signs(key: str | bytes, width: int) -> np.ndarray:
 
 
 def _span_of_each(pieces: Sequence[str]) -> list[int]:
-    """Index of the speech span that each piece lies in, marks included; -1 outside."""
+    """Index of each piece's speech span, marks included; -1 outside."""
     spans, count, inside = [], 0, False
     for piece in pieces:
         inside = inside or piece == SPEECH_START

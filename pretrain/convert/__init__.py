@@ -1,2 +1,1 @@
-"""Published checkpoints in and out: which key of theirs is which of ours, as data, and the streaming that
-applies it."""
+"""Import and export of published checkpoints: key mappings as data, applied as a stream."""

@@ -1,5 +1,4 @@
-"""Every key of both sides accounted for: used, copied, fresh or ignored. What does not fit is refused before
-a tensor is read."""
+"""Accounts for every key of both sides (used, copied, fresh, ignored) before a tensor is read."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from pretrain.model.initial import First, first_values
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the model asks for: shapes of its tensors and how each starts where nothing is given."""
+    """The model's tensor shapes, and the initialisation of tensors without a source."""
 
     shapes: Mapping[str, torch.Size]
     first: Mapping[str, First]
@@ -33,15 +32,15 @@ class Account:
 
     def rows(self) -> list[dict[str, object]]:
         """A row per key of ours and per ignored key of theirs, in plain types."""
-        told = []
+        lines = []
         for rule in self.rules:
             state = "copied" if rule.copied else "used" if rule.theirs else "fresh"
             how = "" if rule.theirs else self.sizes.first[rule.ours].how
             shape = list(self.sizes.shapes[rule.ours])
-            told.append(
+            lines.append(
                 {"key": rule.ours, "shape": shape, "state": state, "from": list(rule.theirs), "how": how}
             )
-        return told + [
+        return lines + [
             {"key": key, "shape": [], "state": "ignored", "from": [], "how": why}
             for key, why in self.ignored.items()
         ]

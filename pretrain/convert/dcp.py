@@ -1,5 +1,4 @@
-"""A model folder's weights as a torch.distributed.checkpoint of the model alone, for programs that start from
-one.
+"""A model folder's weights as a torch.distributed.checkpoint of the model alone.
 
 Keys are the model's own: `torch.distributed.checkpoint.load(model.state_dict(), checkpoint_id=FOLDER)` fills
 a model, sharded or not.
@@ -30,8 +29,7 @@ def check_local(model: Path) -> None:
 
 
 def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
-    """Write model/dcp; it appears whole or not at all. Tensors are mapped from the shards, so that memory
-    holds one at a time.
+    """Write model/dcp atomically, mapping tensors from the shards, so that memory holds one at a time.
 
     Raises ValueError where the folder is in an object store, OSError where it cannot be written.
     """

@@ -1,5 +1,4 @@
-"""From a model folder to a published layout, tensor by tensor: an imported model comes out as it came in, bit
-for bit."""
+"""Exports a model folder to a published layout, tensor by tensor; the inverse of an import, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import sizes_of, their_shapes
-from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
+from pretrain.convert.layouts import AudioSuffix, Rule, WeightLayout, rules
 from pretrain.files import write_json
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, ModelFolder, WeightsName, open_weights, read_model_folder
@@ -22,29 +21,25 @@ from pretrain.model.shards import ShardReader, files_of
 from pretrain.storage import holds_work, is_file, remove_leftovers, writing
 
 WrittenAs = Literal["same", "fp32", "bf16"]
-_STEMS: dict[Layout, str] = {
+_STEMS: dict[WeightLayout, str] = {
     "nava": "NAVA",
     "wan": "diffusion_pytorch_model",
     "wan_diffusers": "diffusion_pytorch_model",
 }
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_STORED_AS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}  # in an import's config.json
+# in an import's config.json
+_STORED_AS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What is asked for. Raises ValueError on unknown names."""
+    """Options of an export. Raises ValueError on unknown names."""
 
-    layout: Layout
+    layout: WeightLayout
     weights: WeightsName = "ema"
     written_as: WrittenAs = "same"  # as it was imported; for a trained model as it is stored
-    max_bytes: int = (
-        0  # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
-    )
+    # of a shard; 0: one file for nava, as published, and the usual size of a shard for the others
+    max_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in _STEMS:
@@ -88,8 +83,7 @@ class Theirs:
 
 
 def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
-    """Write a model folder in a published layout into a folder or, where `to` ends in .safetensors, a file.
-    Returns what was written.
+    """Write a model folder in a published layout to a folder or .safetensors file; returns a summary.
 
     Raises FileNotFoundError, ValueError or OSError in one line; nothing is left where it fails.
     """
@@ -116,15 +110,15 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     if config.layout == "wan_diffusers" and not single:
         write_json(folder / "config.json", diffusers_config(described.args), through=writing)
     left = sorted(rule.ours for rule in some if not rule.theirs)
-    told = {
+    facts = {
         "layout": config.layout,
         "checkpoint_id": described.facts.get("checkpoint_id", ""),
         "weights": config.weights,
     }
-    return {**told, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
+    return {**facts, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
-def check_expressible(args: ModelArgs, layout: Layout, model: Path) -> None:
+def check_expressible(args: ModelArgs, layout: WeightLayout, model: Path) -> None:
     """Raises ValueError where the layout's own code would compute something else than this model."""
     wanted = {"open_deviation_video": None, "gelu": "tanh"}
     if layout == "nava":
@@ -161,8 +155,7 @@ def diffusers_config(args: ModelArgs) -> dict[str, Any]:
 
 
 def _source(described: ModelFolder, model: Path) -> Mapping[str, Any]:
-    """What an import wrote of the layout and dtypes that it met. Raises ValueError where it is something
-    else."""
+    """Layout and dtypes that an import recorded. Raises ValueError for anything else."""
     source = described.facts["source"]
     try:
         others = {str(key): _STORED_AS[name] for key, name in source["other_dtypes"].items()}
@@ -197,7 +190,7 @@ class _Always(dict[str, torch.dtype]):
 
 
 def _check_destination(to: Path, single: bool) -> None:
-    if single and (there := files_of(to.parent, to.name.removesuffix(".safetensors"))):
-        raise ValueError(f"{there[0]}: exists; remove it or give another file")
+    if single and (existing := files_of(to.parent, to.name.removesuffix(".safetensors"))):
+        raise ValueError(f"{existing[0]}: exists; remove it or give another file")
     if not single and (is_file(to) or holds_work(to)):
         raise ValueError(f"{to}: not empty; give another folder, or a file that ends in .safetensors")

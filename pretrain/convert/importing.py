@@ -1,5 +1,4 @@
-"""From a published checkpoint to a model folder, tensor by tensor: what is checked, what is written, and
-where it came from."""
+"""Imports a published checkpoint into a model folder, tensor by tensor, with its source recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import Account, account, sizes_of
-from pretrain.convert.layouts import AudioFrom, AudioSuffix, Layout, detect, rules
+from pretrain.convert.layouts import AudioFrom, AudioSuffix, WeightLayout, detect, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, read_model_folder, write_model
 from pretrain.model.flavors import FLAVORS, flavor
@@ -26,7 +25,7 @@ from pretrain.storage import holds_work, is_file, is_remote, remove_leftovers
 
 Kind = Literal["nava", "wan2.2"]
 StoredAs = Literal["source", "fp32", "bf16"]
-KINDS: dict[Kind, tuple[Layout, ...]] = {"nava": ("nava",), "wan2.2": ("wan", "wan_diffusers")}
+KINDS: dict[Kind, tuple[WeightLayout, ...]] = {"nava": ("nava",), "wan2.2": ("wan", "wan_diffusers")}
 _SIDES = ("fresh", "copy")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _STORED: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,7 +33,7 @@ _STORED: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """What is asked for. Raises ValueError on unknown names."""
+    """Options of an import. Raises ValueError on unknown names."""
 
     kind: Kind
     flavor: str = "nava_6b_published"
@@ -44,12 +43,12 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         flavor(self.flavor)
-        given = {
+        choices = {
             "layout": (self.kind, KINDS),
             "dtype": (self.stored_as, ("source", *_STORED)),
             "audio-from": (self.audio_from, _SIDES),
         }
-        for name, (value, valid) in given.items():
+        for name, (value, valid) in choices.items():
             if value not in valid:
                 raise ValueError(f"unknown {name} {value!r}; {nearest(str(value), valid)}")
         if self.kind == "nava" and self.audio_from == "copy":
@@ -62,7 +61,7 @@ class Planned:
 
     config: ImportConfig
     reader: ShardReader
-    layout: Layout
+    layout: WeightLayout
     suffix: AudioSuffix
     args: ModelArgs
     account: Account
@@ -95,8 +94,7 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 
 
 def check_published(args: ModelArgs, name: str) -> None:
-    """Raises ValueError where a model of these sizes would not compute what the published weights were
-    trained for."""
+    """Raises ValueError where these sizes would not compute what the published weights were trained for."""
     needed = {
         "attend_text_padding": True,
         "dropped_text_is_zeros": True,
@@ -131,8 +129,7 @@ class Converted:
         return self.sizes.shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
-        """The source's own unless another was asked for; rows of several types get one that holds them
-        all."""
+        """The source's dtype unless another was requested; rows of several types get one that holds all."""
         theirs = self.rules[key].theirs
         if self.stored or not theirs:
             return self.stored or self.usual
@@ -150,13 +147,12 @@ class Converted:
 def run_import(
     planned: Planned, to: Path, digests: Mapping[str, str] | None = None, max_bytes: int = SHARD_BYTES
 ) -> dict[str, Any]:
-    """Write the model folder; returns its facts with checkpoint_id. Nothing is left where it fails. Raises
-    ValueError or OSError.
+    """Write the model folder atomically; returns its facts with checkpoint_id. Raises ValueError or OSError.
 
     digests: sha256 of the source's files by name, where they are known already.
     """
     check_destination(to)
-    there = not is_remote(to) and to.exists()
+    existed = not is_remote(to) and to.exists()
     remove_leftovers(to)
     source = {
         "layout": planned.layout,
@@ -183,7 +179,7 @@ def run_import(
             to, name, planned.args, {"model": source_in_ours}, facts, keep_dtype=True, max_bytes=max_bytes
         )
     except BaseException:
-        if not is_remote(to) and not there:
+        if not is_remote(to) and not existed:
             shutil.rmtree(to, ignore_errors=True)
         raise
     return {**facts, "flavor": name, "checkpoint_id": checkpoint_id}

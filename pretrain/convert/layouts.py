@@ -1,5 +1,4 @@
-"""The published layouts as data: for each of our keys, the keys of theirs that it is made of (nava.md,
-section 5).
+"""The published layouts as data: the source keys of each of our keys (nava.md, section 5).
 
 `nava` is NAVA.safetensors, `wan` the original Wan2.2-TI2V-5B, `wan_diffusers` the same model as diffusers'
 WanTransformer3DModel. Shapes of a key are the same on both sides but for our modulation tables, whose rows
@@ -16,13 +15,12 @@ from typing import Literal
 from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 
-Layout = Literal["nava", "wan", "wan_diffusers"]
-AudioSuffix = Literal[
-    "leaf", "module"
-]  # self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
+WeightLayout = Literal["nava", "wan", "wan_diffusers"]
+# self_attn.q_audio.weight (the release's) or self_attn_audio.q.weight
+AudioSuffix = Literal["leaf", "module"]
 AudioFrom = Literal["fresh", "copy"]
 
-LAYOUTS: dict[Layout, str] = {
+LAYOUTS: dict[WeightLayout, str] = {
     "nava": "NAVA.safetensors (keys under backbone.)",
     "wan": "Wan2.2-TI2V-5B as published",
     "wan_diffusers": "Wan2.2-TI2V-5B as diffusers' WanTransformer3DModel",
@@ -71,7 +69,7 @@ class Rule:
 
 
 def rules(
-    layout: Layout,
+    layout: WeightLayout,
     args: ModelArgs,
     keys: Iterable[str],
     suffix: AudioSuffix = "leaf",
@@ -88,9 +86,9 @@ def rules(
     return [Rule(rule.ours, tuple(map(_in_diffusers, rule.theirs)), rule.copied) for rule in found]
 
 
-def detect(keys: Collection[str], where: str) -> tuple[Layout, AudioSuffix]:
+def detect(keys: Collection[str], where: str) -> tuple[WeightLayout, AudioSuffix]:
     """The layout that a checkpoint has by its keys. Raises ValueError where it has none of them."""
-    marks: dict[Layout, str] = {
+    marks: dict[WeightLayout, str] = {
         "nava": "backbone.",
         "wan": "blocks.0.self_attn.q.",
         "wan_diffusers": "blocks.0.attn1.to_q.",
@@ -110,9 +108,9 @@ def ignored_reason(key: str) -> str:
     return next((reason for pattern, reason in IGNORED.items() if re.search(pattern, key)), "")
 
 
-def layout_named(name: str) -> Layout:
+def layout_named(name: str) -> WeightLayout:
     """Raises ValueError that names the nearest layout; wan2.2 is the original Wan."""
-    names: dict[str, Layout] = {"wan2.2": "wan", **{layout: layout for layout in LAYOUTS}}
+    names: dict[str, WeightLayout] = {"wan2.2": "wan", **{layout: layout for layout in LAYOUTS}}
     if name not in names:
         raise ValueError(f"unknown layout {name!r}; {nearest(name, names)}")
     return names[name]

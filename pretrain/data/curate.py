@@ -20,7 +20,13 @@ import numpy as np
 
 from pretrain.codecs.media import read_media
 from pretrain.data.features import picture_features, similarities, sound_features
-from pretrain.data.manifest import MAX_BAD_FRACTION, Row, check_rejected, read_manifest, write_manifest
+from pretrain.data.manifest import (
+    MAX_BAD_FRACTION,
+    ManifestRow,
+    check_rejected,
+    read_manifest,
+    write_manifest,
+)
 from pretrain.files import write_json
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
@@ -46,8 +52,7 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[str, Any]:
-    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl (in the manifest's order) and report.json;
-    returns the report.
+    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl in manifest order; returns report.json.
 
     A budget of all clips or more keeps all. A clip that cannot be read is rejected with its reason and
     counted; too many raise ValueError.
@@ -68,8 +73,7 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
 
 
 def choose(worth: np.ndarray, budget: int) -> list[int]:
-    """Indices (sorted) of the chosen columns of worth [clips stood for, clips to choose]; all when the budget
-    allows."""
+    """Sorted indices of the selected columns of `worth` [clips represented, candidates]; all if they fit."""
     from submodlib import FacilityLocationFunction  # slow to import
 
     count = worth.shape[1]
@@ -89,17 +93,15 @@ def facility_location(worth: np.ndarray, chosen: Sequence[int]) -> float:
 
 
 def quality_of(labels: Mapping[str, Any]) -> float:
-    """0..1 from the labels of a row: noise (20 dB is 0, 60 dB is 1), halved where clipped; without a label
-    0.5."""
+    """0..1 from a row's labels: SNR (20 dB is 0, 60 dB is 1), halved if clipped; 0.5 without a label."""
     snr_db = labels.get("snr_db")
     score = float(np.clip((snr_db - 20.0) / 40.0, 0.0, 1.0)) if isinstance(snr_db, (int, float)) else 0.5
     return score / 2 if labels.get("clipped") else score
 
 
-def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldError]]:
-    """Rows whose media can be read, their feature groups (picture, motion and sound, kind), and what is wrong
-    with the rest."""
-    good: list[Row] = []
+def _features(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[np.ndarray], list[FieldError]]:
+    """Readable rows, their feature groups (picture, motion and sound, kind), and errors of the other rows."""
+    good: list[ManifestRow] = []
     pictures, sounds, rejected = [], [], []
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for row, looked in track(zip(rows, pool.map(_look, rows), strict=True), len(rows), "clips looked at"):
@@ -114,7 +116,7 @@ def _features(rows: list[Row]) -> tuple[list[Row], list[np.ndarray], list[FieldE
     return good, [np.array(pictures), np.array(sounds), one_hot] if good else [], rejected
 
 
-def _look(row: Row) -> tuple[np.ndarray, np.ndarray] | FieldError:
+def _look(row: ManifestRow) -> tuple[np.ndarray, np.ndarray] | FieldError:
     """A clip's picture and sound features, or why it cannot be read."""
     try:
         media = read_media(row.data_path)
@@ -125,14 +127,13 @@ def _look(row: Row) -> tuple[np.ndarray, np.ndarray] | FieldError:
     return picture_features(media.frames), sound_features(media.waveform)
 
 
-def _kind(row: Row) -> str:
+def _kind(row: ManifestRow) -> str:
     """The kind that our corpus notes; for other people's rows the number of speech spans."""
     return str(row.meta["kind"]) if "kind" in row.meta else f"{len(row.speech_start_s)} spans"
 
 
-def _moved(row: Row, corpus: Path, out: Path) -> Row:
-    """The row for a manifest in `out`; reference paths are counted from the manifest, so they move with
-    it."""
+def _moved(row: ManifestRow, corpus: Path, out: Path) -> ManifestRow:
+    """The row for a manifest in `out`; reference paths, relative to the manifest, are rewritten."""
     if "reference_paths" not in row.meta:
         return row
     paths = [
@@ -143,7 +144,7 @@ def _moved(row: Row, corpus: Path, out: Path) -> Row:
 
 
 def _report(
-    config: CurateConfig, rows: list[Row], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
+    config: CurateConfig, rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
 ) -> dict[str, Any]:
     """Curated beside random subsets of the same size."""
     rng = np.random.default_rng(config.seed)
@@ -167,7 +168,9 @@ def _report(
     }
 
 
-def _describe(rows: list[Row], quality: np.ndarray, worth: np.ndarray, subset: list[int]) -> dict[str, Any]:
+def _describe(
+    rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, subset: list[int]
+) -> dict[str, Any]:
     spoken = {
         pair
         for i in subset
@@ -184,5 +187,5 @@ def _describe(rows: list[Row], quality: np.ndarray, worth: np.ndarray, subset: l
     }
 
 
-def _listed(row: Row, key: str) -> list[str]:
+def _listed(row: ManifestRow, key: str) -> list[str]:
     return list(row.meta[key]) if key in row.meta else []

@@ -1,5 +1,4 @@
-"""Compact features of a clip for choosing data: what it shows, how it moves, how it sounds, what kind it
-is."""
+"""Compact clip features for data selection: picture, motion, sound and kind."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ def picture_features(frames: np.ndarray) -> np.ndarray:
 
 
 def sound_features(waveform: np.ndarray) -> np.ndarray:
-    """[N] float at 16 kHz -> [384]: mean and standard deviation of the log-mel spectrum, and the means of its
-    quarters."""
+    """[N] float at 16 kHz -> [384]: mean and std of the log-mel spectrum, and the means of its quarters."""
     padded = np.pad(waveform, (0, -len(waveform) % HOP)).astype(np.float32)
     spectrum = log_mel(torch.from_numpy(padded)[None])[0].numpy()
     parts = [part.mean(axis=1) for part in np.array_split(spectrum, SOUND_PARTS, axis=1)]

@@ -19,7 +19,7 @@ MAX_BAD_FRACTION = 0.01
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One clip of a manifest. Paths are resolved against the manifest's folder; times in seconds."""
 
     data_id: str
@@ -64,19 +64,19 @@ class Row:
 
 def read_manifest(
     path: Path | str, max_bad_fraction: float = MAX_BAD_FRACTION
-) -> tuple[list[Row], list[FieldError]]:
-    """The good rows and what is wrong with the rejected ones (media are not opened here).
+) -> tuple[list[ManifestRow], list[FieldError]]:
+    """Valid rows and the errors of the rejected ones (media are not opened here).
 
     Raises FileNotFoundError, or ValueError `file:line field: ...` when more than `max_bad_fraction` of the
     rows are bad.
     """
     path = Path(path)
-    rows: list[Row] = []
+    rows: list[ManifestRow] = []
     rejected: list[FieldError] = []
     seen: dict[str, int] = {}
     for line, content in scan(path):
         result = content if isinstance(content, FieldError) else row_of(content, line, path.parent)
-        if isinstance(result, Row) and result.data_id in seen:
+        if isinstance(result, ManifestRow) and result.data_id in seen:
             result = FieldError(
                 line, "data_id", f"{result.data_id!r} is also on line {seen[result.data_id]}; make it unique"
             )
@@ -100,20 +100,19 @@ def check_rejected(
 def check_bad(
     path: Path | str, first: FieldError, num_bad: int, num_rows: int, max_bad_fraction: float
 ) -> None:
-    """Raises ValueError, naming the first bad row, where `num_bad` of the rows are more than allowed, or all
-    of them."""
+    """Raises ValueError with the first bad row where `num_bad` exceeds the allowed share, or is all rows."""
     if num_bad > max_bad_fraction * num_rows or num_bad == num_rows:
         share = f"{num_bad} of {num_rows} rows are bad, more than {max_bad_fraction:.0%}"
         raise ValueError(f"{first.at(path)} ({share}; mend them or allow more)")
 
 
-def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
+def write_manifest(path: Path | str, rows: Iterable[ManifestRow]) -> None:
     """Writes rows in the public format; the file appears whole or not at all."""
     folder = Path(path).parent
     dump(path, (row.to_json(folder) for row in rows))
 
 
-def row_of(content: dict[str, Any], line: int, folder: Path) -> Row | FieldError:
+def row_of(content: dict[str, Any], line: int, folder: Path) -> ManifestRow | FieldError:
     """The typed row of one line's object, or what is wrong with it; its paths are relative to `folder`."""
     try:
         return _typed_row(content, line, folder)
@@ -127,7 +126,7 @@ class _Wrong(Exception):
         self.field, self.message = name, message
 
 
-def _typed_row(content: dict[str, Any], line: int, folder: Path) -> Row:
+def _typed_row(content: dict[str, Any], line: int, folder: Path) -> ManifestRow:
     data_id = content.get("data_id")
     if isinstance(data_id, int) and not isinstance(data_id, bool):
         data_id = str(data_id)
@@ -156,7 +155,7 @@ def _typed_row(content: dict[str, Any], line: int, folder: Path) -> Row:
     if not isinstance(meta, dict):
         raise _Wrong("meta", f"expected an object, got {meta!r}")
     fps = _number(info, "fps", "video_info[0].fps", 0.0)
-    return Row(
+    return ManifestRow(
         data_id, folder / data_path, fps, duration_s, width, height, text, starts, ends, quality, meta, line
     )
 

@@ -1,5 +1,4 @@
-"""Data mixing files: which sets there are and how often each is drawn (`.list` and `.weight`, nava.md section
-5)."""
+"""Data mixing files: sets and their sampling weights (`.list` and `.weight`, nava.md section 5)."""
 
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ def write_mix(list_path: Path | str, entries: Sequence[MixEntry]) -> None:
 
 
 def _manifest(list_path: Path, text: str) -> Path:
-    """A URL is a place of its own, anything else lies beside the list."""
+    """A URL is absolute, any other path is relative to the list's folder."""
     return place(text) if "://" in text else list_path.parent / text
 
 

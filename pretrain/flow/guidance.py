@@ -1,5 +1,4 @@
-"""Condition-factorised guidance: v = v_c + sum over directions of scale * (v_c - v_without), per modality
-(nava.md, section 4).
+"""Factorised guidance: v = v_c + sum of scale * (v_c - v_without), per modality (nava.md, section 4).
 
 A scale has one meaning everywhere: how far to go beyond the fully conditioned velocity, 0 = not at all.
 """
@@ -57,10 +56,10 @@ def guided_velocity(
     negative: Conditioning | None = None,
     joint: bool = True,
 ) -> Velocity:
-    """Guided velocity of the streams `velocity_of` answers for.
+    """Guided velocity of the streams that `velocity_of` predicts.
 
-    `negative` replaces the dropped text as what the text direction moves away from; `joint` says that both
-    modalities are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
+    `negative` replaces the dropped text in the text direction; `joint`: both modalities
+    are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
     alignment needs both modalities, timbre a reference.
     """
     full = velocity_of(conditioning)

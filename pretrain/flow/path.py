@@ -1,4 +1,4 @@
-"""Rectified flow: x_s = (1 - s) x0 + s eps, velocity v = eps - x0, level s in (0, 1] (nava.md, section 3)."""
+"""Rectified flow: x_s = (1 - s) x0 + s eps, velocity v = eps - x0, sigma s in (0, 1] (nava.md, section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-NUM_RELEASE_LEVELS = 1000
+NUM_RELEASE_SIGMAS = 1000
 
 
 def interpolate(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -22,21 +22,20 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
-def shift_level(level: Tensor, shift: float) -> Tensor:
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     """s' = shift s / (1 + (shift - 1) s): more time at high noise for shift > 1."""
-    return shift * level / (1 + (shift - 1) * level)
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def release_levels(shift: float = 5.0) -> Tensor:
-    """The release's 1000 training levels, from noisy to clean, fp64."""
-    grid = torch.linspace(1.0, 0.003 / 1.002, NUM_RELEASE_LEVELS + 1, dtype=torch.float64)[:-1]
-    return shift_level(grid, shift)
+def release_sigmas(shift: float = 5.0) -> Tensor:
+    """The release's 1000 training sigmas, from noisy to clean, fp64."""
+    grid = torch.linspace(1.0, 0.003 / 1.002, NUM_RELEASE_SIGMAS + 1, dtype=torch.float64)[:-1]
+    return shift_sigma(grid, shift)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelConfig:
-    """How training levels are drawn and weighted. Raises ValueError on a shift or width that is not
-    positive."""
+    """Distribution and weights of training sigmas. Raises ValueError unless shift and width are positive."""
 
     draw: Literal["release", "logit_normal"] = "release"
     weight: Literal["release", "flat"] = "release"
@@ -53,24 +52,23 @@ class LevelConfig:
             raise ValueError(f"shift and logit_std must be positive, got {self.shift} and {self.logit_std}")
 
 
-def draw_level(config: LevelConfig, generator: torch.Generator) -> float:
-    """One training level in (0, 1]."""
+def draw_sigma(config: LevelConfig, generator: torch.Generator) -> float:
+    """One training sigma in (0, 1]."""
     if config.draw == "release":
-        index = int(torch.randint(NUM_RELEASE_LEVELS, (), generator=generator))
+        index = int(torch.randint(NUM_RELEASE_SIGMAS, (), generator=generator))
         start, end = 1.0, 0.003 / 1.002
-        level = start + (end - start) * index / NUM_RELEASE_LEVELS
+        sigma = start + (end - start) * index / NUM_RELEASE_SIGMAS
     else:
         normal = float(torch.randn((), generator=generator)) * config.logit_std + config.logit_mean
-        level = 1 / (1 + math.exp(-normal))
-    return float(config.shift * level / (1 + (config.shift - 1) * level))
+        sigma = 1 / (1 + math.exp(-normal))
+    return float(config.shift * sigma / (1 + (config.shift - 1) * sigma))
 
 
-def level_weight(sigma: Tensor, config: LevelConfig) -> Tensor:
-    """Loss weight of each level, mean 1 over the release's levels: exp(-2 (s - 1/2)^2), less its minimum,
-    scaled."""
+def sigma_weight(sigma: Tensor, config: LevelConfig) -> Tensor:
+    """Loss weight per sigma: exp(-2 (s - 1/2)^2) less its minimum, with mean 1 over the release's."""
     if config.weight == "flat":
         return torch.ones_like(sigma)
-    levels = release_levels(config.shift)
-    bell = torch.exp(-2 * (levels - 0.5) ** 2)
+    sigmas = release_sigmas(config.shift)
+    bell = torch.exp(-2 * (sigmas - 0.5) ** 2)
     low, mean = float(bell.min()), float((bell - bell.min()).mean())
     return ((torch.exp(-2 * (sigma - 0.5) ** 2) - low) / mean).clamp_min(0.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import nearest
-from pretrain.flow.path import shift_level
+from pretrain.flow.path import shift_sigma
 from pretrain.types import Velocity
 
 SolverName = Literal["euler", "unipc"]
@@ -25,14 +25,14 @@ class Latents:
 
 
 VelocityField = Callable[[Latents, float], Velocity]
-Step = Callable[[Tensor, Tensor, int], Tensor]
+SolverStep = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def sampling_levels(num_steps: int, shift: float) -> list[float]:
-    """num_steps + 1 levels from 1 to 0. Raises ValueError below one step."""
+def sampling_sigmas(num_steps: int, shift: float) -> list[float]:
+    """num_steps + 1 sigmas from 1 to 0. Raises ValueError below one step."""
     if num_steps < 1:
         raise ValueError(f"steps must be at least 1, got {num_steps}")
-    return shift_level(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
+    return shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
 
 
 def solve(
@@ -42,11 +42,11 @@ def solve(
     makers = {"euler": _euler, "unipc": _unipc}
     if solver not in makers:
         raise ValueError(f"unknown solver {solver!r}; {nearest(solver, makers)}")
-    levels, video_step = makers[solver](num_steps, shift)
+    sigmas, video_step = makers[solver](num_steps, shift)
     _, audio_step = makers[solver](num_steps, shift)  # multistep solvers keep a history per stream
     state = start
     for index in range(num_steps):
-        velocity = field(state, levels[index])
+        velocity = field(state, sigmas[index])
         state = Latents(
             video=_advance(video_step, state.video, velocity.video, index),
             audio=_advance(audio_step, state.audio, velocity.audio, index),
@@ -54,16 +54,16 @@ def solve(
     return state
 
 
-def _advance(step: Step, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:
+def _advance(step: SolverStep, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:
     return None if latents is None or velocity is None else step(latents, velocity, index)
 
 
-def _euler(num_steps: int, shift: float) -> tuple[list[float], Step]:
-    levels = sampling_levels(num_steps, shift)
-    return levels, lambda latents, velocity, index: latents + velocity * (levels[index + 1] - levels[index])
+def _euler(num_steps: int, shift: float) -> tuple[list[float], SolverStep]:
+    sigmas = sampling_sigmas(num_steps, shift)
+    return sigmas, lambda latents, velocity, index: latents + velocity * (sigmas[index + 1] - sigmas[index])
 
 
-def _unipc(num_steps: int, shift: float) -> tuple[list[float], Step]:
+def _unipc(num_steps: int, shift: float) -> tuple[list[float], SolverStep]:
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(

@@ -17,8 +17,7 @@ from pretrain.recipe import PretrainConfig
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: status "finished" or "interrupted" (run again to resume), its step, and the exported
-    model."""
+    """End of a stage: status "finished" or "interrupted" (run again to resume), step, exported model."""
 
     status: str
     step: int
@@ -77,8 +76,7 @@ def pretrain_stage(
 
 
 def join_stage(out: Path, nproc: int, nodes: Nodes) -> StageResult:
-    """Bring `nproc` ranks to the stage that node 0 trains into `out`, a folder that all nodes see; how it
-    ended.
+    """Run `nproc` ranks of the stage that node 0 trains into `out`, a shared folder; returns the result.
 
     A finished stage is returned at once. Raises the ranks' error where they failed.
     """

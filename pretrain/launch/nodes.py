@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 # of Slurm, of Kubeflow Trainer (torchrun's own environment), of other launchers
 NODE_RANK_VARIABLES = ("SLURM_NODEID", "PET_NODE_RANK", "NODE_RANK")
-JOIN_TIMEOUT_S = (
-    7200  # nodes start at different times, and between stages the first one exports and makes samples
-)
+# nodes start at different times, and between stages the first one exports and makes samples
+JOIN_TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +22,8 @@ class Nodes:
     count: int = 1
     rank: int = 0
     rendezvous: str = ""
-    max_restarts: int = (
-        0  # times torchrun starts the ranks again after one has died; they go on from the newest checkpoint
-    )
+    # times torchrun starts the ranks again after one has died; they go on from the newest checkpoint
+    max_restarts: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.max_restarts < 0:
@@ -44,8 +42,7 @@ class Nodes:
         return self.rank == 0
 
     def at(self, stage: int) -> Nodes:
-        """The same nodes meeting for their stage number `stage`: on a port of its own, so that nobody meets
-        the stage before it."""
+        """The same nodes with the rendezvous of stage number `stage`: each stage has its own port."""
         if self.count == 1:
             return self
         host, port = endpoint(self.rendezvous)
@@ -57,7 +54,7 @@ class Nodes:
         )
 
     def arguments(self, nproc: int, port: int) -> list[str]:
-        """What torchrun is told. port: of a single machine, 0 = any free one."""
+        """torchrun's options. port: of a single machine, 0 = any free one."""
         ranks = [f"--nproc-per-node={nproc}", f"--max-restarts={self.max_restarts}"]
         if self.count == 1:
             meeting = (
@@ -84,11 +81,10 @@ def endpoint(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def node_rank(count: int, given: int, environment: Mapping[str, str] = os.environ) -> int:
-    """This machine's number: as given, or from the launcher's environment. Raises ValueError where neither
-    says it."""
-    if given >= 0 or count == 1:
-        return max(given, 0)
+def node_rank(count: int, number: int, environment: Mapping[str, str] = os.environ) -> int:
+    """This machine's rank: given, or from the launcher's environment. Raises ValueError without either."""
+    if number >= 0 or count == 1:
+        return max(number, 0)
     for name in NODE_RANK_VARIABLES:
         if environment.get(name, "").isdecimal():
             return int(environment[name])

@@ -1,5 +1,4 @@
-"""One stage about to be trained: what the launcher resolves and every rank reads, and the checks that need no
-weights."""
+"""One resolved stage: what the launcher writes and every rank reads, and the checks without weights."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """Everything a rank needs. `trackers` maps "package.module:factory" to its keyword arguments, called on
-    rank 0."""
+    """Everything a rank needs. `trackers`: "package.module:factory" -> keyword arguments, built on rank 0."""
 
     config: PretrainConfig
     stage: str
@@ -93,8 +91,7 @@ class StageRun:
 
 
 def manifests_of_sets(latents: Path, stage: StageConfig) -> dict[str, dict[str, Any]]:
-    """manifest.json of each of the stage's sets; one that is missing is left out, and reported when it is
-    opened."""
+    """manifest.json of each of the stage's sets; a missing one is left out, and reported on opening."""
     paths = {name: latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
     return {name: read_json(path, "run `nava encode` again") for name, path in paths.items() if is_file(path)}
 
@@ -130,15 +127,13 @@ def check_parent(run: StageRun) -> None:
 
 
 def check_run_folder(run: Run) -> None:
-    """Claim the run folder. Raises ValueError where it holds checkpoints of another flavor, recipe, codec or
-    parent."""
+    """Claim the run folder. Raises ValueError where it holds checkpoints of another run identity."""
     run.out.mkdir(parents=True, exist_ok=True)
     _claim(run.out, run.identity())
 
 
 def check_checkpoints(run: StageRun) -> None:
-    """Claim a place of checkpoints outside the run folder. Raises OSError where it cannot be reached,
-    ValueError where it is another's."""
+    """Claim a remote checkpoint folder. Raises OSError if unreachable, ValueError if another run's."""
     if run.config.checkpoint.folder:
         check_reachable(run.checkpoints)
         _claim(run.checkpoints, run.identity())

@@ -1,6 +1,6 @@
 """Starts a module's ranks under torchrun and stays with them: progress, signals, and one line when they fail.
 
-A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they answer: state.json, or
+A run folder holds resolved.json for the ranks, log.txt, metrics.jsonl, and what they write: state.json, or
 error.txt.RANK.
 """
 
@@ -40,8 +40,7 @@ _POLL_S = 0.2
 def run_ranks(
     module: str, out: Path, nproc: int, port: int, progress: StageProgress | None, nodes: Nodes = ALONE
 ) -> int:
-    """`python -m module out/resolved.json` on `nproc` ranks of this node, to its end; returns torchrun's exit
-    code.
+    """Run `python -m module out/resolved.json` on `nproc` local ranks; returns torchrun's exit code.
 
     port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows
     nothing and clears nothing. Raises ValueError where the port is taken.
@@ -49,10 +48,8 @@ def run_ranks(
     if port and nodes.count == 1:
         check_port(port)
     if nodes.leads:
-        for stale in (
-            *out.glob(f"{ERROR}.*"),
-            *out.glob(STATE),
-        ):  # what an earlier attempt said is not this one's answer
+        # of an earlier attempt
+        for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):
             stale.unlink()
     threads = max(
         1,
@@ -60,9 +57,8 @@ def run_ranks(
     )
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("PET_")
-    }  # torchrun's options by environment
+    # torchrun's options by environment
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     environment = {
         SHUTDOWN_TIMEOUT: "90",
         FRESH_STORE: "1",
@@ -133,12 +129,12 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
 
     Once: each further signal would cut its wait for them short.
     """
-    told: list[int] = []
+    forwarded: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def forward(number: int, frame: object) -> None:
-        if process.poll() is None and not told:
-            told.append(number)
+        if process.poll() is None and not forwarded:
+            forwarded.append(number)
             process.send_signal(signal.SIGTERM)
 
     try:
@@ -151,21 +147,19 @@ def _forwarding(process: subprocess.Popen) -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Linux: torchrun gets SIGTERM when this process dies however it dies, so that no training goes on
-    unseen."""
+    """Linux: torchrun gets SIGTERM when this process dies, so that no training goes on unattended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def read_state(out: Path) -> dict[str, Any]:
-    """What the ranks said last: status, step, model_id; empty where they said nothing."""
+    """The ranks' last state: status, step, model_id; empty if there is none."""
     path = out / STATE
     return read_json(path, "remove it to go on from the newest checkpoint") if path.is_file() else {}
 
 
 def report(error: Exception, out: Path) -> None:
-    """A rank's farewell: one line in error.txt.RANK and the traceback in the log, as far as the disk lets
-    us."""
+    """A rank's exit: one line in error.txt.RANK and the traceback in the log, if the disk allows."""
     line = one_line(error)
     with contextlib.suppress(OSError):
         (out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
@@ -175,8 +169,7 @@ def report(error: Exception, out: Path) -> None:
 
 
 def failure(out: Path, code: int, log: Path | None = None) -> Exception:
-    """Which rank was killed, or the ranks' own one-line error, or the last error line of the log
-    (out/log.txt)."""
+    """The killed rank, or the ranks' own one-line error, or the log's last error line (out/log.txt)."""
     log = log or out / LOG
     printed = log.read_text(errors="replace")
     if died := dead_rank(printed):
@@ -232,7 +225,7 @@ def dead_rank(log: str) -> str:
 
 def newest_state(resolved: Path) -> str:
     """What can be resumed of the run described by resolved.json, in words."""
-    from pretrain.titan.manager import complete_steps  # heavy
+    from pretrain.titan.checkpoints import complete_steps  # heavy
 
     folder = resolved.parent / "checkpoint"
     with suppress(OSError, ValueError):

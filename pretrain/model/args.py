@@ -7,9 +7,8 @@ from typing import Literal
 
 from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
 
-Paradigm = Literal[
-    "nava", "dual_tower", "unified"
-]  # who meets whom in self-attention (pretrain.model.flavors)
+# which tokens share self-attention (pretrain.model.flavors)
+Paradigm = Literal["nava", "dual_tower", "unified"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class ModelArgs:
     eps: float = 1e-6
     gelu: str = "tanh"  # of the FFN; "none" = exact (erf), whose CPU kernel is 2.6 times as fast
     split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
-    # None: the head answers with the velocity (published weights). A number: with the clean latents, given
+    # None: the head predicts the velocity (published weights). A number: the clean latents, given
     # the share of its input that is right if the context leaves so much deviation of them open. A width near
     # the size of a token (192 here, 192 values per video token) cannot carry the noise to the head.
     open_deviation_video: float | None = None

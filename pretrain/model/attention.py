@@ -24,16 +24,14 @@ MASKED_SCORES = 1 << 18
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """How the joint sequence attends: in one call, in one call per modality, each for its samples, or in one
-    call under a mask."""
+    """Joint attention plan: one call, one call per modality with its samples, or one masked call."""
 
     num_video: int  # tokens on this rank
     num_audio: int
     apart: bool  # True: no sample joins its modalities, so two calls and no mask
     mask: Tensor | None  # [B, 1, N, N] bool, True = may attend; None = everything valid and joined
-    rows: tuple[Tensor, Tensor] | None = (
-        None  # samples that join and samples that do not, where each group has calls of its own
-    )
+    # samples that join and samples that do not, where each group has calls of its own
+    rows: tuple[Tensor, Tensor] | None = None
     share: Share | None = (
         # where a context group's ranks hold the tokens together; N is then over all of them, rank by rank
         None
@@ -73,9 +71,8 @@ def plan_attention(
     num_audio: int,
     share: Share | None = None,
 ) -> AttentionPlan:
-    """Plan for samples whose conditioning says who is joined and, where lengths are mixed, `valid` [B, N]
-    tokens; padding is attended to by nobody. Counts and `valid` are of whole samples, also where a `share`
-    says that this rank holds a part of them."""
+    """Plan from the conditioning's `modalities_joined` and, for mixed lengths, `valid` [B, N] tokens; padding
+    is never attended to. Counts and `valid` are of whole samples, also with a `share` (context parallel)."""
     video, audio = share.counts[share.group.rank] if share else (num_video, num_audio)
     all_joined = not (num_video and num_audio) or conditioning.all_joined
     if valid is None and (all_joined or not conditioning.any_joined):
@@ -91,9 +88,8 @@ def plan_attention(
     is_audio = places >= num_video
     mask = joined[:, None, None] | (is_audio[:, None] == is_audio)
     if valid is not None:
-        own = torch.eye(
-            mask.shape[1], dtype=torch.bool, device=mask.device
-        )  # a padded query sees itself: softmax stays finite
+        # a padded query sees itself: softmax stays finite
+        own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         mask = (mask & valid[:, places][:, None, :]) | own
     return AttentionPlan(video, audio, apart=False, mask=mask[:, None], share=share)
 

@@ -17,9 +17,9 @@ from pretrain.model.attention import AttentionPlan, Projections
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.types import Conditioning
 
-# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once a block (selects
-# are dear in backward)
-Rows = Sequence[Tensor] | Tensor
+# shift1 scale1 gate1 shift2 scale2 gate2, each [B, G, 1, width]: [6, ...], or unbound once per block (selects
+# are slow in backward)
+ModulationRows = Sequence[Tensor] | Tensor
 
 
 class Context(NamedTuple):
@@ -34,9 +34,8 @@ def cross_context(tokens: Tensor, conditioning: Conditioning, attend_padding: bo
     """The context tokens [B, S, width] with what of them each sample may attend to."""
     kept, mask = conditioning.text_kept, None
     if not attend_padding and conditioning.text_padded:
-        mask = (conditioning.text_mask | ~kept[:, None])[
-            :, None, None
-        ]  # a dropped text may be empty: softmax stays finite
+        # a dropped text may be empty: softmax stays finite
+        mask = (conditioning.text_mask | ~kept[:, None])[:, None, None]
     return Context(tokens, mask, None if conditioning.all_kept else kept[:, None, None].to(tokens.dtype))
 
 
@@ -53,15 +52,14 @@ def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Co
     return x + (update if context.kept is None else update * context.kept).to(x.dtype)
 
 
-def add_ffn(x: Tensor, ffn: FeedForward, modulation: Rows, eps: float) -> Tensor:
+def add_ffn(x: Tensor, ffn: FeedForward, modulation: ModulationRows, eps: float) -> Tensor:
     """x + gate2 * ffn(modulated norm2(x))."""
     hidden = modulated_norm(x, modulation[3], modulation[4], eps)
     return gated_add(x, ffn(hidden.to(next(ffn.parameters()).dtype)), modulation[5])
 
 
 class AlignmentBlock(nn.Module):
-    """Two streams with their own projections and modulation meet in one joint attention; FFN and norms shared
-    unless split."""
+    """Double-stream block: own projections and modulation, one joint attention; FFN shared unless split."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -81,8 +79,7 @@ class AlignmentBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video, audio) tokens [B, N, width], None where absent, one step further; freqs_cis are complex
-        [N, 1, head_dim // 2]."""
+        """(video, audio) tokens [B, N, width], None = absent; freqs_cis are complex [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (
@@ -114,41 +111,38 @@ class AlignmentBlock(nn.Module):
         return out[0], out[1]
 
     def _project(
-        self, x: Tensor, attention: Projections, modulation: Rows, freqs_cis: Tensor
+        self, x: Tensor, attention: Projections, modulation: ModulationRows, freqs_cis: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
         return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), freqs_cis)
 
 
 def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """x [B, N, ...] cut into the present streams; the whole of it where there is one (a split would copy its
-    gradient)."""
+    """x [B, N, ...] split into the present streams; x itself if one (a split copies the gradient)."""
     present = [size for size in sizes if size]
     return (x,) if len(present) == 1 else x.split(present, dim=1)
 
 
 def normed_streams(
-    x: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], first: int, eps: float
+    x: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], first: int, eps: float
 ) -> Tensor:
-    """Modulated norm of concatenated streams x [B, N, width], each of its `sizes` tokens by its own levels
-    (rows first, first + 1)."""
+    """Modulated norm of streams x [B, N, width] of `sizes` tokens (modulation rows first, first + 1)."""
     split = zip(split_streams(x, sizes), modulations, strict=True)
     pieces = [modulated_norm(piece, m[first], m[first + 1], eps) for piece, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
 def gated_streams(
-    x: Tensor, update: Tensor, modulations: Sequence[Rows], sizes: Sequence[int], row: int
+    x: Tensor, update: Tensor, modulations: Sequence[ModulationRows], sizes: Sequence[int], row: int
 ) -> Tensor:
-    """x + gate * update of concatenated streams, each gated by its own levels (row of its modulation)."""
+    """x + gate * update of concatenated streams, each gated by row `row` of its modulation."""
     split = zip(split_streams(x, sizes), split_streams(update, sizes), modulations, strict=True)
     pieces = [gated_add(piece, change, m[row]) for piece, change, m in split]
     return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
 class FusionBlock(nn.Module):
-    """One set of weights for the concatenated [video; audio] tokens; each modality keeps its own flow
-    levels."""
+    """Single-stream block: one set of weights for [video; audio]; each modality has its own modulation."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -164,8 +158,7 @@ class FusionBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> Tensor:
-        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of the present streams,
-        in order."""
+        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of present streams."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
         hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)

@@ -29,7 +29,7 @@ WeightsName = Literal["model", "ema"]
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What config.json says of a model."""
+    """Content of a model's config.json."""
 
     flavor: str
     args: ModelArgs
@@ -46,8 +46,7 @@ def write_model(
     keep_dtype: bool = False,
     max_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Write safetensors (one file, or shards with an index) per entry of `weights`, then config.json, which
-    marks the folder complete.
+    """Write safetensors (one file, or shards and index) per entry of `weights`, then config.json.
 
     Tensors pass one by one; they become fp32 unless `keep_dtype`. Facts with `ema_is_model` say that the
     average equals the model and is not stored again. Returns `checkpoint_id`: the digest of the EMA weights
@@ -55,7 +54,7 @@ def write_model(
     an earlier model's config.json is taken away first, so that no mixture looks complete. Raises OSError.
     """
     sources = {
-        name: given if isinstance(given, TensorSource) else InMemory(given) for name, given in weights.items()
+        name: value if isinstance(value, TensorSource) else InMemory(value) for name, value in weights.items()
     }
     if is_remote(folder):
         remove_file(folder / CONFIG)
@@ -75,8 +74,7 @@ def write_model(
 
 
 def written_keys(source: TensorSource) -> list[str]:
-    """Keys in the order in which write_model asks for them; ranks that do not write ask for them too where
-    that is collective."""
+    """Keys in the order in which write_model reads them; also on non-writing ranks if it is collective."""
     return write_order(plan_of(source, torch.float32))
 
 
@@ -104,16 +102,14 @@ def weights_stem(facts: Mapping[str, Any], weights: WeightsName) -> WeightsName:
 
 
 def open_weights(folder: Path, weights: WeightsName, shapes: Mapping[str, torch.Size]) -> ShardReader:
-    """A model folder's weights, to be read tensor by tensor. Raises ValueError that names missing, extra and
-    misshapen keys."""
+    """A model folder's weights as a reader. Raises ValueError naming missing, extra and misshapen keys."""
     reader = ShardReader(folder, weights_stem(read_model_folder(folder).facts, weights))
     check_keys(shapes, reader.shapes(), str(folder))
     return reader
 
 
 def load_into(parameters: Mapping[str, Tensor], reader: ShardReader) -> None:
-    """Put every tensor of the reader into the parameter of its name, sharded or not; no rank holds more than
-    one whole tensor."""
+    """Load every tensor into its parameter, sharded or not; a rank holds at most one whole tensor."""
     for key, parameter in parameters.items():
         put(parameter, reader.tensor(key))
 
@@ -144,8 +140,7 @@ def check_keys(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Siz
 
 @torch.no_grad()
 def put(parameter: Tensor, whole: Tensor) -> None:
-    """Write a whole tensor that every rank has into a parameter, sharded or not; each rank cuts its own part,
-    no collective."""
+    """Copy a whole tensor into a parameter, sharded or not; each rank takes its shard, no collective."""
     if isinstance(parameter, DTensor):
         local = whole.to(parameter.device, parameter.dtype)
         whole = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -153,8 +148,7 @@ def put(parameter: Tensor, whole: Tensor) -> None:
 
 
 class Gathered(InMemory):
-    """A TensorSource of parameters that may be sharded: each tensor comes whole, on the CPU; all ranks must
-    ask for the same one."""
+    """TensorSource of sharded parameters: whole tensors on the CPU; a collective of all ranks."""
 
     def tensor(self, key: str) -> Tensor:
         value = self.tensors[key].detach()

@@ -1,5 +1,4 @@
-"""Context parallelism (Ulysses): each rank holds a part of the tokens; in attention, all tokens for a part of
-the heads.
+"""Context parallelism (Ulysses): a rank holds part of the tokens; in attention, part of the heads.
 
 Source: DeepSpeed Ulysses (Jacobs et al. 2023). Everything but self-attention is per token: two exchanges per
 block.
@@ -31,8 +30,7 @@ class ContextGroup:
 
 
 def split_video(x: Tensor, frames: int, size: int, dim: int) -> list[Tensor]:
-    """`size` parts of the tokens along dim, each with an equal stretch of every frame, so that groups by
-    frame stay even."""
+    """`size` parts of the tokens along dim, each with an equal stretch of every frame."""
     return [part.flatten(dim, dim + 1) for part in x.unflatten(dim, (frames, size, -1)).unbind(dim + 1)]
 
 
@@ -58,8 +56,7 @@ def check_degree(args: ModelArgs, size: int) -> None:
 def check_split(
     frames: int, rows: int, columns: int, audio: int, size: int, where: str = "context parallelism"
 ) -> None:
-    """Raises ValueError where a batch's tokens do not split over `size` ranks; 0 frames or audio tokens =
-    absent."""
+    """Raises ValueError where a batch's tokens do not split over `size` ranks; 0 = modality absent."""
     if frames and rows * columns % size:
         raise ValueError(
             f"{where}: a frame of {rows} x {columns} tokens does not split over {size} ranks; choose "
@@ -113,8 +110,7 @@ class Share:
         return torch.cat(gather_tokens(x, [audio for _, audio in self.counts], self.group), dim=1)
 
     def order(self, device: torch.device | None = None) -> Tensor:
-        """[N] places in [video; audio] of the tokens in the order attention meets them: rank by rank, video
-        before audio."""
+        """[N] indices in [video; audio] in attention order: rank by rank, video before audio."""
         video, audio = torch.arange(sum(self.whole), device=device).split(self.whole)
         videos = (
             split_video(video, self.frames, self.group.size, 0) if self.frames else [video] * self.group.size
@@ -144,10 +140,9 @@ def _all_to_all(x: Tensor, received: list[int], sent: list[int], name: str) -> T
 def tokens_to_heads(
     q: Tensor, k: Tensor, v: Tensor, tokens: Sequence[int], group: ContextGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, heads, own tokens, d] each -> [B, heads / ranks, all tokens, d], rank by rank; one exchange for all
-    three."""
+    """[B, heads, own tokens, d] each -> [B, heads / ranks, all tokens, d], by rank; one all-to-all."""
     batch, heads, own, dims = q.shape
-    # tokens first: what arrives from the ranks then lies in order, and needs no further copy
+    # tokens first: the received parts are then in order, without a copy
     parts = [
         x.reshape(batch, group.size, heads // group.size, own, dims).permute(1, 3, 0, 2, 4) for x in (q, k, v)
     ]
@@ -166,8 +161,7 @@ def heads_to_tokens(x: Tensor, tokens: Sequence[int], group: ContextGroup) -> Te
 
 
 class _Gather(Function):
-    """[...] of every rank as [ranks, ...]. The gradient is this rank's slice: every rank computes the same
-    loss of the whole."""
+    """Gathers [...] of every rank as [ranks, ...]. Gradient: this rank's slice of the same loss."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: ContextGroup) -> Tensor:  # type: ignore[override]

@@ -1,5 +1,4 @@
-"""Dual tower: each modality attends to itself alone, text enters each tower by cross-attention, and extra
-modules let the towers meet."""
+"""Dual tower: self-attention per modality, text by cross-attention, and modules across the towers."""
 
 from __future__ import annotations
 
@@ -12,19 +11,18 @@ from pretrain.model.attention import AttentionPlan, Projections, plan_attention,
 from pretrain.model.blocks import Context, FeedForward, add_cross, add_ffn, cross_context
 from pretrain.model.modulation import gated_add, modulated_norm
 from pretrain.model.rope import rotate
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 
 
 class Meeting(NamedTuple):
     """What the cross-modal modules may see; towers whose samples are all apart do not meet."""
 
     joined: Tensor | None  # [B, 1, 1], 0 = this sample's towers stay apart; None = all meet
-    masks: Pair  # [B, 1, 1, N] bool over the (video, audio) tokens that are looked at; None = all
+    masks: StreamPair  # [B, 1, 1, N] bool over the (video, audio) tokens that are looked at; None = all
 
 
 class CrossModal(nn.Module):
-    """x + attention from one tower to the other, both rotated by the video's clock, so that equal times can
-    find each other."""
+    """x + attention from one tower to the other, both with RoPE of the video's rate, so equal times match."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -40,7 +38,7 @@ class CrossModal(nn.Module):
         mask: Tensor | None,
         joined: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width], other [B, M, width] and their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
+        """x [B, N, width], other [B, M, width], their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
         attn, dtype = self.attn, self.norm.weight.dtype
         seen = self.norm_other(other.to(dtype))
         q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), freqs_cis)
@@ -81,13 +79,13 @@ class TowerPair(nn.Module):
 
     def forward(
         self,
-        streams: Pair,
-        modulations: Pair,
-        freqs_cis: Pair,
+        streams: StreamPair,
+        modulations: StreamPair,
+        freqs_cis: StreamPair,
         plans: tuple[AttentionPlan, AttentionPlan],
         context: Context,
         meeting: Meeting | None,
-    ) -> Pair:
+    ) -> StreamPair:
         """(video, audio) tokens [B, N, width], None where absent; meeting None = the towers stay apart."""
         towers = (self.video, self.audio)
         out: list[Tensor | None] = [
@@ -116,8 +114,7 @@ class TowerPair(nn.Module):
 
 
 class DualTowerTransformer(AVTransformer):
-    """`num_alignment_blocks` pairs of tower blocks, nothing shared between the towers but the time path and
-    the text embedding."""
+    """`num_alignment_blocks` pairs of tower blocks; only the time path and text embedding are shared."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.tower_blocks = nn.ModuleList(TowerPair(args) for _ in range(args.num_alignment_blocks))
@@ -125,23 +122,23 @@ class DualTowerTransformer(AVTransformer):
     def block_groups(self) -> tuple[nn.ModuleList, ...]:
         return (self.tower_blocks,)
 
-    def mix(self, given: Inputs) -> Pair:
-        joined = given.conditioning.modalities_joined
+    def mix(self, inputs: Inputs) -> StreamPair:
+        joined = inputs.conditioning.modalities_joined
         plans = tuple(
-            plan_attention(valid, given.conditioning, count, 0)
-            for valid, count in zip(given.valid, given.counts, strict=True)
+            plan_attention(valid, inputs.conditioning, count, 0)
+            for valid, count in zip(inputs.valid, inputs.counts, strict=True)
         )
-        context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
-        meeting = self._meeting(given, joined) if given.conditioning.any_joined else None
-        tokens = given.tokens
+        context = cross_context(inputs.context, inputs.conditioning, self.args.attend_text_padding)
+        meeting = self._meeting(inputs, joined) if inputs.conditioning.any_joined else None
+        tokens = inputs.tokens
         for index, block in enumerate(self.tower_blocks):
-            picked = tuple(m.alignment[index] if m else None for m in given.modulations[:2])
-            tokens = block(tokens, picked, given.freqs_cis, plans, context, meeting)
+            picked = tuple(m.alignment[index] if m else None for m in inputs.modulations[:2])
+            tokens = block(tokens, picked, inputs.freqs_cis, plans, context, meeting)
         return tokens
 
-    def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:
-        video, audio = (None if valid is None else valid[:, None, None] for valid in given.valid)
+    def _meeting(self, inputs: Inputs, joined: Tensor) -> Meeting:
+        video, audio = (None if valid is None else valid[:, None, None] for valid in inputs.valid)
         return Meeting(
-            None if given.conditioning.all_joined else joined[:, None, None].to(given.context.dtype),
+            None if inputs.conditioning.all_joined else joined[:, None, None].to(inputs.context.dtype),
             (video, audio),
         )

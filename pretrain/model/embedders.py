@@ -1,4 +1,4 @@
-"""From latents, text states and flow levels to tokens."""
+"""From latents, text states and sigmas to embeddings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ class VideoEmbedder(nn.Conv3d):
 
 
 class TokenConv(nn.Conv1d):
-    """Convolution along time of [B, L, channels], length kept; a matmul over windows: Conv1d is slow on
-    CPU."""
+    """Length-preserving convolution of [B, L, channels] as a matmul over windows: Conv1d is slow on CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.kernel_size[0] // 2
@@ -52,8 +51,7 @@ class GatedConvMLP(nn.Module):
 
 
 class AudioEmbedder(nn.Module):
-    """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed so that it cannot leak
-    through kernels."""
+    """Conv -> SiLU -> gated conv MLP: [B, 128, L] -> [B, L, width]; padding is zeroed before convolving."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -80,12 +78,11 @@ class TextEmbedder(nn.Sequential):
         return super().forward(states.to(next(self.parameters()).dtype))
 
 
-def sinusoid(levels: Tensor, num_frequencies: int) -> Tensor:
-    """[...] flow levels in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * level, computed in
-    fp64."""
+def sinusoid(sigmas: Tensor, num_frequencies: int) -> Tensor:
+    """[...] sigmas in [0, 1] -> [..., num_frequencies], cosines then sines of 1000 * sigma, in fp64."""
     half = num_frequencies // 2
     frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float64, device=levels.device) * (-math.log(10000.0) / half)
+        torch.arange(half, dtype=torch.float64, device=sigmas.device) * (-math.log(10000.0) / half)
     )
-    angles = 1000.0 * levels.double()[..., None] * frequencies
+    angles = 1000.0 * sigmas.double()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()

@@ -1,5 +1,4 @@
-"""Named sizes. The paradigms `dual_tower` and `unified` have the width of `mini`, and blocks enough for its
-number of parameters.
+"""Named sizes; the paradigms `dual_tower` and `unified` match `mini` in width and parameters.
 
 A name with `_published` computes what the released weights were trained for: the padding of the text is
 attended to.

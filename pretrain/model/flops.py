@@ -1,5 +1,4 @@
-"""Matmul FLOPs of one clip, counted exactly from the sizes (multiply-adds x 2): linear layers, convolutions
-as matmuls, attention.
+"""Matmul FLOPs of one clip, exact from the sizes (multiply-adds x 2): linear, convolution, attention.
 
 What is not a matmul (norms, gates, rotations, softmax) is left out, as torch's own counter leaves it out.
 """
@@ -20,7 +19,7 @@ class ClipShape:
     context: int  # text states, padding included
     references: int = 1
     video_levels: int = 1  # latent frames where a first frame is given, else 1
-    # False: modalities kept apart; saves what lies between them, but not where it is masked (unified)
+    # False: modalities apart; saves attention between them, except where it is masked (unified)
     joined: bool = True
 
     @property
@@ -35,10 +34,9 @@ def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def training_flops(args: ModelArgs, shape: ClipShape) -> int:
-    """Forward and backward of one clip: every matmul again for its weights (or one factor) and again for its
-    input.
+    """Forward and backward of one clip: each matmul again for its weight gradient and its input gradient.
 
-    The first maps of latents, text and levels need no gradient of their input.
+    The first maps of latents, text and sigmas need no gradient of their input.
     """
     return 3 * forward_flops(args, shape) - _first_maps(args, shape)
 
@@ -58,17 +56,16 @@ def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
 
 
 def params_met_per_video_token(args: ModelArgs) -> int:
-    """Weights of the maps that a video token itself goes through, counted once; biases and norms, which are
-    no matmuls, left out.
+    """Weights of the maps that a video token passes, counted once, without biases and norms.
 
     Cross-attention's k and v are not among them: the context's tokens meet those, and there are few of them.
     """
     one, none = ClipShape(video=1, audio=0, context=0), ClipShape(video=0, audio=0, context=0)
     attention = _attend(args, 1, 1) * (args.num_alignment_blocks + args.num_fusion_blocks)
-    levels = (
+    sigmas = (
         _map(1, args.time_frequencies, args.width) + _square(args, 1) + _map(1, args.width, 6 * args.width)
     )
-    met = forward_flops(args, one) - forward_flops(args, none) - attention - levels
+    met = forward_flops(args, one) - forward_flops(args, none) - attention - sigmas
     return met // 2
 
 
@@ -123,8 +120,8 @@ def _unified(args: ModelArgs, shape: ClipShape) -> int:
     return args.num_fusion_blocks * _alone(args, shape.context + shape.video + shape.audio)
 
 
-def _level_groups(args: ModelArgs, shape: ClipShape) -> int:
-    streams: dict[Paradigm, int] = {"unified": 1}  # the context carries a level too
+def _sigma_groups(args: ModelArgs, shape: ClipShape) -> int:
+    streams: dict[Paradigm, int] = {"unified": 1}  # the context has a sigma too
     return (
         (shape.video_levels if shape.video else 0) + (1 if shape.audio else 0) + streams.get(args.paradigm, 0)
     )
@@ -136,12 +133,12 @@ def _first_maps(args: ModelArgs, shape: ClipShape) -> int:
         _map(shape.video, args.video_channels * args.patch_size**2, width)
         + _map(shape.audio, args.audio_channels * args.audio_embed_kernel, width)
         + _map(shape.context, args.text_width, width)
-        + _map(_level_groups(args, shape), args.time_frequencies, width)
+        + _map(_sigma_groups(args, shape), args.time_frequencies, width)
     )
 
 
 def _other_maps(args: ModelArgs, shape: ClipShape) -> int:
-    width, window, groups = args.width, args.audio_embed_kernel, _level_groups(args, shape)
+    width, window, groups = args.width, args.audio_embed_kernel, _sigma_groups(args, shape)
     audio_mlp = 3 * _map(shape.audio, width * window, args.audio_embed_hidden)
     timbre = _map(shape.references, args.speaker_dim, width) + _square(args, shape.references)
     time = _square(args, groups) + _map(groups, width, 6 * width)

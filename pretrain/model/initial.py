@@ -1,8 +1,7 @@
-"""First values of a transformer's parameters, one parameter at a time, so that no rank needs the whole model
-to draw them.
+"""Initial values of a transformer's parameters, drawn one parameter at a time.
 
 Xavier-uniform maps, zero biases, N(0, 0.02) text and time embeddings at width 3072, zero heads (release). At
-other widths the embeddings' deviation is scaled so that context and levels come out as loud as at 3072.
+other widths the embeddings' deviation is scaled so that their outputs have the scale of width 3072.
 """
 
 from __future__ import annotations
@@ -28,14 +27,11 @@ class First(NamedTuple):
 
 
 def first_values(model: nn.Module, width: int) -> Iterator[First]:
-    """In the order in which they are drawn; a name that comes twice starts as the later one says. The model
-    may be on the meta device."""
+    """In drawing order; for a name listed twice the later entry counts. Works on the meta device."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv3d)):
-            fan_in, fan_out = (
-                module.weight.shape[1:].numel(),
-                module.weight.shape[0],
-            )  # not weight[0]: that would gather a shard
+            # not weight[0]: that would gather a shard
+            fan_in, fan_out = (module.weight.shape[1:].numel(), module.weight.shape[0])
             bound = (6 / (fan_in + fan_out)) ** 0.5
             yield First(f"{name}.weight", "Xavier-uniform", partial(nn.init.uniform_, a=-bound, b=bound))
             if module.bias is not None:

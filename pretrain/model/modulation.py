@@ -1,7 +1,7 @@
-"""The time path: flow levels -> the shifts, scales and gates of every block and head.
+"""The time path: sigmas (noise levels) -> the shifts, scales and gates of every block and head.
 
 All of it lives in one module so that it can be kept in fp32 (its own FSDP unit) under a bf16 model,
-and is computed once per level group (a latent frame, or a whole stream), never per token.
+and is computed once per sigma group (a latent frame, or a whole stream), never per token.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from pretrain.model.embedders import sinusoid
 
 
 class StreamModulation(NamedTuple):
-    """One stream's modulation; G level groups divide the stream's tokens evenly."""
+    """One stream's modulation; G sigma groups divide the stream's tokens evenly."""
 
-    alignment: tuple[
-        Tensor, ...
-    ]  # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
+    # per alignment block [6, B, G, 1, width]: shift1 scale1 gate1 shift2 scale2 gate2
+    alignment: tuple[Tensor, ...]
     fusion: tuple[Tensor, ...]  # per fusion block [6, B, G, 1, width]
     head: Tensor | None  # [2, B, G, 1, width]: shift, scale; None where the stream has no head
 
 
 class TimePath(nn.Module):
-    """Per-stream flow levels -> StreamModulation; tables are initialised randn / sqrt(width)."""
+    """Per-stream sigmas -> StreamModulation; tables are initialised randn / sqrt(width)."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -50,8 +49,7 @@ class TimePath(nn.Module):
     def forward(
         self, video_sigma: Tensor | None, audio_sigma: Tensor | None, context_sigma: Tensor | None = None
     ) -> tuple[StreamModulation | None, ...]:
-        """Levels [B, G] of each present stream -> modulation of (video, audio, context), fp32; a context has
-        no rows of its own."""
+        """Sigmas [B, G] of the present streams -> modulation of (video, audio, context), fp32."""
         return (
             self._modulate(video_sigma, "video"),
             self._modulate(audio_sigma, "audio"),
@@ -71,14 +69,12 @@ class TimePath(nn.Module):
         )
 
     def _rows(self, name: str) -> list[Tensor]:
-        """A table's entries [6 or 2, 1, 1, 1, width], one per block; none where the model has no such
-        blocks."""
+        """A table's entries [6 or 2, 1, 1, 1, width], one per block; none without such blocks."""
         return [table[:, None, None, None] for table in self.tables[name]] if name in self.tables else []
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, in fp32; x [B, N, width], shift and scale [B, G, 1, width] with G
-    dividing N."""
+    """LayerNorm(x) * (1 + scale) + shift, in fp32; x [B, N, width], shift, scale [B, G, 1, width], G | N."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps)
     groups = normed.unflatten(1, (shift.shape[1], -1))
     return torch.addcmul(shift, groups, 1 + scale).flatten(1, 2)

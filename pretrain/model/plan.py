@@ -1,5 +1,4 @@
-"""What a model costs: parameters, tokens, FLOPs, memory per GPU and time, counted from the sizes; nothing is
-allocated."""
+"""Cost of a model from its sizes: parameters, tokens, FLOPs, memory per GPU and time; allocates nothing."""
 
 from __future__ import annotations
 
@@ -47,8 +46,7 @@ def plan(
     local_batch: int = 1,
     ema: bool = True,
 ) -> dict[str, Any]:
-    """Parameters, tokens and FLOPs of one clip, memory per GPU by part and the largest micro-batches, in
-    plain types for JSON.
+    """Parameters, tokens and FLOPs of a clip, memory per GPU by part, largest micro-batches; JSON types.
 
     context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips
     of one micro-batch. Raises ValueError on an unknown flavor, sizes that do not split into tokens, or
@@ -94,8 +92,7 @@ def plan(
 def clip_shape(
     args: ModelArgs, frames: int, height: int, width: int, fps: float = 24.0, context_tokens: int = 512
 ) -> ClipShape:
-    """Tokens of a clip of that many frames and pixels. Raises ValueError on sizes that do not split into
-    tokens."""
+    """Tokens of a clip of `frames`, `height`, `width`. Raises ValueError for sizes that do not split."""
     cell = PIXELS_PER_LATENT * args.patch_size
     for side, pixels in (("height", height), ("width", width)):
         if pixels < cell or pixels % cell:
@@ -132,8 +129,7 @@ def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) ->
 
 
 def step_seconds(flops: float, gpus: int, mfu: float, peak_tflops: float) -> float:
-    """Seconds that `flops` of model FLOPs take. Raises ValueError on an MFU outside (0, 1] or a peak that is
-    not positive."""
+    """Seconds of `flops` model FLOPs. Raises ValueError for an MFU outside (0, 1] or a peak <= 0."""
     if not 0 < mfu <= 1 or not peak_tflops > 0:
         raise ValueError(f"mfu must be in (0, 1] and peak_tflops positive, got {mfu} and {peak_tflops}")
     return flops / (gpus * peak_tflops * 1e12 * mfu)

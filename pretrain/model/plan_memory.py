@@ -1,5 +1,4 @@
-"""Memory of one training step per GPU, by part, from sizes alone: what is sharded, what is gathered, what the
-backward pass keeps."""
+"""Memory of a training step per GPU, by part, from sizes: sharded, gathered, and saved activations."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ FP32, BF16 = 4, 2  # bytes
 ADAM_MOMENTS = 2
 LATENT_COPIES = 7  # clean, noise, noised, target, velocity, its error and gradient, fp32
 RUNTIME_BYTES = 3 * 2**30  # CUDA context, libraries, NCCL's buffers
-FRAGMENTATION = 0.05  # of everything that comes and goes within a step
+FRAGMENTATION = 0.05  # of everything allocated within a step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How a step lies over GPUs. Raises ValueError where `replicas` x `context` does not divide `gpus`."""
+    """Sharding of a step. Raises ValueError where `replicas` x `context` does not divide `gpus`."""
 
     gpus: int = 1
     replicas: int = 1  # groups that each hold all shards (HSDP)
@@ -111,8 +110,7 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
 
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
-    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is a straight line in the
-    batch."""
+    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is linear in the batch."""
     empty, one = (
         sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1)
     )
@@ -122,7 +120,7 @@ def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_by
 def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
     """Bytes one block keeps for its backward pass, for `tokens` that attend to `context` text states.
 
-    Per token, in bf16 unless said: two modulated norms (fp32 in and out, then the map's input), q and k
+    Per token, in bf16 unless noted: two modulated norms (fp32 in and out, then the map's input), q and k
     before and after their norm, v, the attended, the two gated updates; cross-attention's norm, q twice, the
     attended; the FFN's hidden states before and after GELU. Flash attention keeps no scores.
     """
@@ -136,8 +134,7 @@ def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
 
 
 def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks: int) -> dict[str, float]:
-    """Activations of the micro-batch; the tokens' divide by the context degree, what lies before and after
-    them does not."""
+    """Activations of a micro-batch; tokens divide by the context degree, embeddings and heads do not."""
     batch, width = setup.local_batch, args.width
     tokens = (clip.video + clip.audio) / setup.context * batch
     inside = saved_by_block(args, tokens, clip.context * batch)

@@ -1,4 +1,4 @@
-"""Rate-aware rotary positions: one clock for video frames and audio tokens (paper section 3, RoPE)."""
+"""Rate-aware RoPE: one time axis for video frames and audio tokens (paper section 3)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def video_freqs_cis(
     """Turns of video tokens in (t, h, w) order: [frames * rows * columns, 1, head_dim // 2], complex64."""
     grid, parts = (frames, rows, columns), []
     for axis, (size, dims) in enumerate(zip(grid, axis_split(head_dim), strict=True)):
-        along = freqs_cis_of(
-            _angles(torch.arange(size, device=device), dims, theta)
-        )  # sines of an axis, not of the whole grid
+        # sines of an axis, not of the whole grid
+        along = freqs_cis_of(_angles(torch.arange(size, device=device), dims, theta))
         parts.append(along.view(*[size if other == axis else 1 for other in range(3)], -1).expand(*grid, -1))
     return torch.cat(parts, dim=-1).flatten(0, 2)[:, None]
 
@@ -34,8 +33,7 @@ def video_freqs_cis(
 def audio_angles(
     tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None
 ) -> Tensor:
-    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p has the angle of video time
-    p * rate_ratio; the spatial dims stay still.
+    """Angles of audio tokens, fp64 [tokens, head_dim // 2]: token p is at video time p * rate_ratio.
 
     rate_ratio = video latent frames per second / audio tokens per second (24 / 4 / 25 = 0.24 at full size).
     """

@@ -16,8 +16,7 @@ CPU_BF16_SOFTMAX_KEYS = 128
 
 
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may
-    attend."""
+    """q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may attend."""
     if q.device.type != "cpu" or not _matmuls_are_faster(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     keys = k.flatten(0, 1).transpose(1, 2)
@@ -30,8 +29,7 @@ def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Over the last dimension; of few keys through fp32, where the CPU's bf16 kernel takes three times as
-    long (28 keys)."""
+    """Softmax over the last dimension; few keys in fp32: the CPU's bf16 kernel takes 3x as long (28 keys)."""
     if scores.dtype is torch.bfloat16 and scores.shape[-1] < CPU_BF16_SOFTMAX_KEYS:
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
     return scores.softmax(dim=-1)

@@ -1,5 +1,4 @@
-"""Safetensors in shards, written tensor by tensor: headers are known before, so bytes go straight to the
-files and memory holds one tensor.
+"""Sharded safetensors, streamed tensor by tensor: headers are planned, so memory holds one tensor.
 
 The bytes of a file are those of the safetensors library: tensors ordered by descending width of their type,
 then by name.
@@ -43,8 +42,7 @@ def write_order(plan: Plan) -> list[str]:
 
 
 class ShardWriter:
-    """`stem.safetensors`, or `stem-00001-of-0000N.safetensors` with an index where the plan exceeds
-    max_bytes; a context manager.
+    """Context manager: `stem.safetensors`, or `stem-00001-of-0000N.safetensors` and an index above max_bytes.
 
     Tensors are added in `order`. Files take their places at the end and those of an earlier checkpoint of
     this stem go; on failure nothing changes (of an object store, shards that were whole may stay, without
@@ -69,8 +67,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Write the next tensor. Raises ValueError where it is not the one that `order` has here, or not as
-        planned."""
+        """Write the next tensor. Raises ValueError where it is not the next of `order`, or not as planned."""
         if not self._left:
             self._open()
         if key != self._left[0] or (tensor.shape, tensor.dtype) != self.plan[key]:

@@ -1,8 +1,7 @@
-"""Safetensors in shards, read tensor by tensor: one file, or several with an index as Hugging Face writes
-them.
+"""Sharded safetensors, read tensor by tensor: one file, or several with Hugging Face's index.
 
-Only headers are held; a tensor's bytes are read when it is asked for, also from an object store, so memory
-never holds more than that.
+Only headers are held; a tensor's bytes are read on access, also from an object store, so memory
+holds one tensor.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ class ShardReader:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
-        """The file; of an object store the last one stays open, since each opening asks it for the size and
-        reading ahead helps."""
+        """The file; the last remote one stays open: opening requests the size, and read-ahead helps."""
         if not is_remote(path):
             with path.open("rb") as file:
                 yield file
@@ -173,8 +171,7 @@ class ShardReader:
 
 
 def files_of(folder: Path, stem: str) -> list[Path]:
-    """The files of the checkpoint called `stem`: one, or shards and index; stem-other.safetensors is another
-    checkpoint."""
+    """Files of checkpoint `stem`: one, or shards and index; stem-other.safetensors is another's."""
     ends = {".safetensors", INDEX}
     rests = (
         (path, path.name.removeprefix(stem)) for path in list_folder(folder) if path.name.startswith(stem)

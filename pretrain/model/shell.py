@@ -1,7 +1,6 @@
-"""What all paradigms share: latents and text become tokens, levels become modulation, tokens become
-velocities.
+"""Common parts of all paradigms: embedding to tokens, sigmas to modulation, heads to velocities.
 
-What lies between (which token meets which, and where) is a subclass's `mix`.
+The blocks between, and their attention pattern, are a subclass's `mix`.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
 CONTEXT_TOKENS = 512  # text length of the published weights (nava.md, section 2)
-Pair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
+StreamPair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
 
 
 class Inputs(NamedTuple):
     """What a paradigm mixes; of each pair, None where the modality is absent."""
 
-    tokens: Pair  # [B, N, width] each
-    valid: Pair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
-    freqs_cis: Pair  # complex [N, 1, head_dim // 2] each
+    tokens: StreamPair  # [B, N, width] each
+    # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
+    valid: StreamPair
+    freqs_cis: StreamPair  # complex [N, 1, head_dim // 2] each
     modulations: tuple[StreamModulation | None, ...]  # video, audio, and whatever else a paradigm modulates
     context: Tensor  # [B, S, width] text with timbre tokens in their places
     conditioning: Conditioning
@@ -70,7 +70,7 @@ class AVTransformer(nn.Module):
         """Lists of the blocks that are checkpointed, compiled and sharded one by one."""
         raise NotImplementedError
 
-    def mix(self, given: Inputs) -> Pair:
+    def mix(self, inputs: Inputs) -> StreamPair:
         """Tokens through all blocks; same shapes."""
         raise NotImplementedError
 
@@ -80,18 +80,18 @@ class AVTransformer(nn.Module):
             raise ValueError("forward needs video, audio or both; got neither")
         share, conditioning = self._share(video, audio), self._without_dropped_text(conditioning)
         modulations = self.modulations(
-            video, replace(audio, sigma=_own_levels(audio.sigma, share)) if audio else None
+            video, replace(audio, sigma=_own_sigmas(audio.sigma, share)) if audio else None
         )
-        given = Inputs(
+        inputs = Inputs(
             self._embed(video, audio, share),
             self._valid(video, audio),
-            self._turns(video, audio, share),
+            self._freqs_cis(video, audio, share),
             modulations,
             self._context(conditioning),
             conditioning,
             share,
         )
-        video_tokens, audio_tokens = self.mix(given)
+        video_tokens, audio_tokens = self.mix(inputs)
         answers: list[Tensor | None] = [None, None]
         if video and video_tokens is not None and modulations[0]:
             features = self.head(video_tokens, modulations[0].head)
@@ -105,8 +105,7 @@ class AVTransformer(nn.Module):
         )
 
     def join_context_group(self, group: ContextGroup | None) -> None:
-        """Hold a part of every batch's tokens from here on. Raises ValueError where the model does not split
-        that way."""
+        """Hold a part of every batch's tokens from here on. Raises ValueError if the model does not split."""
         if group:
             check_degree(self.args, group.size)
         self.context_group = group
@@ -126,36 +125,37 @@ class AVTransformer(nn.Module):
         frames, rows, columns = video.latents.shape[2:]
         return frames, rows // self.args.patch_size, columns // self.args.patch_size
 
-    def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> Pair:
+    def _embed(self, video: Stream | None, audio: Stream | None, share: Share | None) -> StreamPair:
         tokens = self.video_embedder(video.latents) if video else None
         audio_tokens = (
             self.audio_embedder(audio.latents, _valid(audio, audio.latents.shape[2])) if audio else None
         )
         return _own((tokens, audio_tokens), share, dim=1)
 
-    def _valid(self, video: Stream | None, audio: Stream | None) -> Pair:
+    def _valid(self, video: Stream | None, audio: Stream | None) -> StreamPair:
         frames = None
         if video and (frames := _valid(video, video.latents.shape[2])) is not None:
             _, rows, columns = self._grid(video)
             frames = frames.repeat_interleave(rows * columns, dim=1)
         return frames, _valid(audio, audio.latents.shape[2]) if audio else None
 
-    def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> Pair:
-        """Rotary position factors of both streams on the video's clock, also where audio is alone."""
+    def _freqs_cis(
+        self, video: Stream | None, audio: Stream | None, share: Share | None = None
+    ) -> StreamPair:
+        """freqs_cis of both streams on the video's time axis, also for audio alone."""
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
             out[0] = video_freqs_cis(*self._grid(video), dims, theta, video.latents.device)
         if audio:
-            ratio = audio.clock_hz / audio.rate_hz
+            ratio = audio.video_rate_hz / audio.rate_hz
             out[1] = freqs_cis_of(
                 audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device)
             )
         return _own((out[0], out[1]), share, dim=0)
 
     def _without_dropped_text(self, conditioning: Conditioning) -> Conditioning:
-        """Dropped texts as zero rows without timbre tokens, where the weights were trained so; else as
-        given."""
+        """Dropped texts as zero rows without timbre tokens if trained so; else unchanged."""
         if not self.args.dropped_text_is_zeros or conditioning.all_kept:
             return conditioning
         kept = conditioning.text_kept[:, None]
@@ -192,8 +192,7 @@ class AVTransformer(nn.Module):
 
 
 def pad_text(states: Tensor) -> Tensor:
-    """[B, S, D] -> [B, 512, D], zeros behind: the release pads before it embeds, so that padding is 512 - S
-    equal context vectors."""
+    """[B, S, D] -> [B, 512, D], zero-padded: the release pads before the embedding."""
     missing = CONTEXT_TOKENS - states.shape[1]
     if missing < 0:
         raise ValueError(
@@ -210,7 +209,7 @@ def _valid(stream: Stream, size: int) -> Tensor | None:
     return torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
 
 
-def _own(pair: Pair, share: Share | None, dim: int) -> Pair:
+def _own(pair: StreamPair, share: Share | None, dim: int) -> StreamPair:
     """This rank's part of whole (video, audio) tokens along dim."""
     if share is None:
         return pair
@@ -220,15 +219,15 @@ def _own(pair: Pair, share: Share | None, dim: int) -> Pair:
     )
 
 
-def _own_levels(sigma: Tensor, share: Share | None) -> Tensor:
-    """This rank's part of the audio's levels [B, G], where there is one per token."""
+def _own_sigmas(sigma: Tensor, share: Share | None) -> Tensor:
+    """This rank's part of the audio's sigmas [B, G], where there is one per token."""
     return sigma if share is None or sigma.shape[1] == 1 else share.own_audio(sigma, 1)
 
 
 def velocity_of_answer(
     answer: Tensor | None, stream: Stream | None, deviation: float | None
 ) -> Tensor | None:
-    """A head's answer as a velocity."""
+    """A head's output as a velocity."""
     if answer is None or stream is None or deviation is None:
         return answer
     sigma = stream.sigma.unflatten(1, (1, -1, *[1] * (answer.ndim - 3)))

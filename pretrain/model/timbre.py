@@ -1,5 +1,4 @@
-"""Timbre-in-Context: a reference voice becomes one context token, put where its speech span begins (paper
-section 3)."""
+"""Timbre-in-Context: a reference voice is one context token at its speech span's start (paper section 3)."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from pretrain.model.args import ModelArgs
 
 
 class TimbreToken(nn.Module):
-    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros (dropped or
-    absent)."""
+    """LayerNorm(Linear(SiLU(Linear(LayerNorm(e))))); a learned null token where e is all zeros."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -40,9 +38,8 @@ def place_timbre_tokens(context: Tensor, tokens: Tensor, positions: Tensor, keep
     if positions.shape[1] == 0:
         return context
     length = context.shape[1]
-    slots = torch.where(
-        positions < 0, length, positions
-    )  # absent spans land in a spare row that is cut off again
+    # absent spans go to a spare row that is dropped
+    slots = torch.where(positions < 0, length, positions)
     padded = torch.cat([context, context.new_zeros(context.shape[0], 1, context.shape[2])], dim=1)
     index = slots[..., None].expand(-1, -1, context.shape[2])
     tokens = tokens.to(context.dtype)

@@ -1,5 +1,4 @@
-"""NAVA: video and audio in one self-attention from the first block on, the context outside, by
-cross-attention."""
+"""NAVA: joint video and audio self-attention in every block, context by cross-attention."""
 
 from __future__ import annotations
 
@@ -9,12 +8,11 @@ from torch import Tensor, nn
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import plan_attention
 from pretrain.model.blocks import AlignmentBlock, FusionBlock, cross_context
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 
 
 class NavaTransformer(AVTransformer):
-    """Align-then-Fuse MMDiT (paper section 3): double-stream alignment blocks, then single-stream fusion
-    blocks."""
+    """Align-then-Fuse MMDiT (paper section 3): double-stream, then single-stream blocks."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.double_blocks = nn.ModuleList(AlignmentBlock(args) for _ in range(args.num_alignment_blocks))
@@ -23,28 +21,28 @@ class NavaTransformer(AVTransformer):
     def block_groups(self) -> tuple[nn.ModuleList, ...]:
         return self.double_blocks, self.single_blocks
 
-    def mix(self, given: Inputs) -> Pair:
-        counts = given.share.whole if given.share else given.counts
-        plan = plan_attention(_joint_valid(given, counts), given.conditioning, *counts, given.share)
-        context = cross_context(given.context, given.conditioning, self.args.attend_text_padding)
-        tokens, modulations = given.tokens, given.modulations
+    def mix(self, inputs: Inputs) -> StreamPair:
+        counts = inputs.share.whole if inputs.share else inputs.counts
+        plan = plan_attention(_joint_valid(inputs, counts), inputs.conditioning, *counts, inputs.share)
+        context = cross_context(inputs.context, inputs.conditioning, self.args.attend_text_padding)
+        tokens, modulations = inputs.tokens, inputs.modulations
         for index, block in enumerate(self.double_blocks):
             picked = tuple(m.alignment[index] if m else None for m in modulations)
-            tokens = block(tokens, picked, given.freqs_cis, plan, context)
+            tokens = block(tokens, picked, inputs.freqs_cis, plan, context)
         joint = torch.cat([x for x in tokens if x is not None], dim=1)
-        freqs_cis = torch.cat([part for part in given.freqs_cis if part is not None])
+        freqs_cis = torch.cat([part for part in inputs.freqs_cis if part is not None])
         for index, block in enumerate(self.single_blocks):
             joint = block(joint, tuple(m.fusion[index] for m in modulations if m), freqs_cis, plan, context)
         video, audio = joint.split((plan.num_video, plan.num_audio), dim=1)
         return video, audio
 
 
-def _joint_valid(given: Inputs, counts: tuple[int, int]) -> Tensor | None:
+def _joint_valid(inputs: Inputs, counts: tuple[int, int]) -> Tensor | None:
     """[B, N] over the concatenated tokens of whole samples; None where nothing is padded."""
-    if all(valid is None for valid in given.valid):
+    if all(valid is None for valid in inputs.valid):
         return None
-    joined = given.conditioning.modalities_joined
-    pairs = zip(counts, given.valid, strict=True)
+    joined = inputs.conditioning.modalities_joined
+    pairs = zip(counts, inputs.valid, strict=True)
     return torch.cat(
         [joined.new_ones(len(joined), count) if valid is None else valid for count, valid in pairs], dim=1
     )

@@ -1,5 +1,4 @@
-"""Fully unified: context, video and audio are peer tokens of one self-attention, with one set of weights for
-all."""
+"""Fully unified: context, video and audio tokens in one self-attention with one set of weights."""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.attention import Projections, scaled_attention
 from pretrain.model.blocks import FeedForward, gated_streams, normed_streams
 from pretrain.model.modulation import StreamModulation
-from pretrain.model.shell import AVTransformer, Inputs, Pair
+from pretrain.model.shell import AVTransformer, Inputs, StreamPair
 from pretrain.types import Stream
 
 
 class PeerBlock(nn.Module):
-    """Self-attention and FFN over [context; video; audio]; each stream keeps its own flow levels."""
+    """Self-attention and FFN over [context; video; audio]; each stream has its own sigmas."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -32,8 +31,7 @@ class PeerBlock(nn.Module):
         freqs_cis: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] of streams of `sizes` tokens with complex freqs_cis [N, 1, head_dim // 2]; mask
-        [B, 1, N, N]."""
+        """x [B, N, width] of `sizes` tokens; freqs_cis complex [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
@@ -45,8 +43,7 @@ class PeerBlock(nn.Module):
 
 
 class UnifiedTransformer(AVTransformer):
-    """`num_fusion_blocks` blocks over all tokens. Context tokens are clean, so they carry level 0, and stand
-    at time 0."""
+    """`num_fusion_blocks` blocks over all tokens; context tokens have sigma 0 and position 0."""
 
     def add_blocks(self, args: ModelArgs) -> None:
         self.peer_blocks = nn.ModuleList(PeerBlock(args) for _ in range(args.num_fusion_blocks))
@@ -55,24 +52,24 @@ class UnifiedTransformer(AVTransformer):
         return (self.peer_blocks,)
 
     def modulations(self, video: Stream | None, audio: Stream | None) -> tuple[StreamModulation | None, ...]:
-        levels = [stream.sigma for stream in (video, audio) if stream]
+        sigmas = [stream.sigma for stream in (video, audio) if stream]
         return self.time(
-            video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(levels[0][:, :1])
+            video.sigma if video else None, audio.sigma if audio else None, torch.zeros_like(sigmas[0][:, :1])
         )
 
-    def mix(self, given: Inputs) -> Pair:
-        num_context, (num_video, num_audio) = given.context.shape[1], given.counts
-        kinds = torch.tensor([0, 1, 2], device=given.context.device).repeat_interleave(
-            torch.tensor([num_context, num_video, num_audio], device=given.context.device)
+    def mix(self, inputs: Inputs) -> StreamPair:
+        num_context, (num_video, num_audio) = inputs.context.shape[1], inputs.counts
+        kinds = torch.tensor([0, 1, 2], device=inputs.context.device).repeat_interleave(
+            torch.tensor([num_context, num_video, num_audio], device=inputs.context.device)
         )
-        mask = peer_mask(given, kinds, self.args.attend_text_padding)
-        joint = torch.cat([given.context, *(x for x in given.tokens if x is not None)], dim=1)
+        mask = peer_mask(inputs, kinds, self.args.attend_text_padding)
+        joint = torch.cat([inputs.context, *(x for x in inputs.tokens if x is not None)], dim=1)
         still = torch.ones(
             num_context, 1, self.args.head_dim // 2, dtype=torch.complex64, device=joint.device
         )
-        freqs_cis = torch.cat([still, *(part for part in given.freqs_cis if part is not None)])
-        video, audio, context = given.modulations
-        sizes = [num_context, *(count for count in given.counts if count)]
+        freqs_cis = torch.cat([still, *(part for part in inputs.freqs_cis if part is not None)])
+        video, audio, context = inputs.modulations
+        sizes = [num_context, *(count for count in inputs.counts if count)]
         for index, block in enumerate(self.peer_blocks):
             joint = block(
                 joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, freqs_cis, mask
@@ -81,32 +78,30 @@ class UnifiedTransformer(AVTransformer):
         return video_tokens, audio_tokens
 
 
-def peer_mask(given: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
-    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = may attend; None =
-    everyone to everyone.
+def peer_mask(inputs: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | None:
+    """[B, 1, N, N] bool over tokens of kinds [N] (0 context, 1 video, 2 audio), True = attends; None = all.
 
-    Where a sample's modalities are apart, its context keeps to itself too, or it would carry one to the
-    other. Nobody but itself sees a dropped text or padding.
+    Where a sample's modalities are apart, its context attends to itself only, or it would carry information
+    between them. Dropped text and padding are seen only by themselves.
     """
-    conditioning = given.conditioning
+    conditioning = inputs.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept
     text = conditioning.text_mask | attend_padding
     if (
         bool(joined.all())
         and bool(kept.all())
         and bool(text.all())
-        and all(valid is None for valid in given.valid)
+        and all(valid is None for valid in inputs.valid)
     ):
         return None
     streams = [
         x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-        for x, valid in zip(given.tokens, given.valid, strict=True)
+        for x, valid in zip(inputs.tokens, inputs.valid, strict=True)
         if x is not None
     ]
     valid = torch.cat([text & kept[:, None], *streams], dim=1)
     reads_context = kinds[None, :] == 0
     allowed = joined[:, None, None] | (kinds[:, None] == kinds[None, :]) | reads_context
-    own = torch.eye(
-        len(kinds), dtype=torch.bool, device=kinds.device
-    )  # a token that nobody sees sees itself: softmax stays finite
+    # every token attends to itself: softmax stays finite
+    own = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
     return ((allowed & valid[:, None, :]) | own)[:, None]

@@ -1,5 +1,4 @@
-"""RMSNorm over the whole width; on CPU with a backward pass of its own, because the composite kernel's takes
-1.5 to 3 times as long."""
+"""RMSNorm over the whole width; on CPU with its own backward, 1.5 to 3 times as fast as the composite's."""
 
 from __future__ import annotations
 

@@ -18,15 +18,15 @@ _ATTENTION = {
 }
 _EXCHANGES = {
     torch.ops._c10d_functional.all_to_all_single.default,
-    # its answer is the exchange's, so keeping both takes no more memory
+    # its output is the all-to-all's input, so keeping both takes no more memory
     torch.ops._c10d_functional.wait_tensor.default,
 }
 
 
 def checkpointed(block: nn.Module, mode: str) -> nn.Module:
-    """`none`: the block itself. `full`: only its input is kept. `selective`: also what is dear at 32 K
-    tokens, the outputs of self-attention (as many keys as queries; attending to 512 text states costs little)
-    and what ranks exchange for it."""
+    """`none`: the block itself. `full`: only its input is kept. `selective`: also the outputs of
+    self-attention, which are expensive to recompute at 32 K tokens (unlike cross-attention to 512 text
+    states), and their all-to-alls."""
     if mode == "none":
         return block
     options: dict[str, Any] = (

@@ -1,8 +1,7 @@
-"""Shows torchtitan 0.2.2 a CPU as a device, and imports it without what no run of ours uses.
+"""Makes torchtitan 0.2.2 run on a CPU, and imports it without modules that no run uses.
 
-torchtitan asks torch for an accelerator once, while it is imported, and its modules copy the answer; on a
-machine without one it takes "cuda". So the question is answered during that import only, and torch is left as
-it was.
+torchtitan queries torch's accelerator once, on import, and its modules copy the result; without one it takes
+"cuda". So torch is patched during that import only.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import torch._utils
 
 
 def _cpu_module() -> types.ModuleType:
-    """What torchtitan calls on torch.cuda, for a CPU: there is one device, its memory is the machine's, and
-    nothing is asynchronous."""
+    """CPU stand-in for torch.cuda as torchtitan calls it: one device, the machine's memory, synchronous."""
     cpu = types.ModuleType("cpu_device")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     members = {
@@ -80,8 +78,7 @@ def _placeholders() -> Iterator[None]:
 
 
 def import_torchtitan() -> None:
-    """Import torchtitan's trainer with the right device; called by this package before any of its modules
-    import torchtitan.
+    """Import torchtitan's trainer with the right device; called before other modules import torchtitan.
 
     Raises ImportError where something imported torchtitan earlier and it took the wrong device.
     """

@@ -1,9 +1,8 @@
-"""One process plays rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` builds, shards and
-takes one step.
+"""Simulates rank 0 of many: `python -m pretrain.titan.dry_run resolved.json GPUS` takes one step.
 
-Collectives are pretended (torch's fake process group): a gather repeats this rank's shard and a reduction
-does nothing, so the values are meaningless; what is checked is that everything is built, cut, gathered,
-reduced, clipped, stepped and averaged at these sizes.
+Collectives are simulated by torch's fake process group: a gather repeats this rank's shard, a reduction is a
+no-op, so values are meaningless; the run checks building, sharding, gathering, reducing, clipping, stepping
+and averaging at these sizes.
 """
 
 from __future__ import annotations
@@ -35,13 +34,12 @@ _GIB = 2**30
 
 
 class RehearsingTrainer(PretrainTrainer):
-    """The trainer as it is, but for first weights (torchtitan's shard by shard, not ours drawn whole) and a
-    judge that takes every step."""
+    """Trainer with torchtitan's sharded initialisation and a step policy that takes every step."""
 
     def first_weights(self) -> None: ...
 
     def take_every_step(self) -> None:
-        self.judge.take = lambda loss, grad_norm, step: True  # type: ignore[method-assign]
+        self.guard.take = lambda loss, grad_norm, step: True  # type: ignore[method-assign]
 
 
 def tiny_clip(run: StageRun) -> Sample:
@@ -70,9 +68,8 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     trainer.take_every_step()
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule) and module is not trainer.model:
-            module.set_reshard_after_forward(
-                True
-            )  # as on a GPU: gathered whole, the model would not fit here
+            # as on a GPU: the whole model would not fit
+            module.set_reshard_after_forward(True)
     built = time.perf_counter()
     assert trainer.dataloader is not None
     batches = list(_first(trainer, 1))

@@ -23,9 +23,8 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float, only_trained: bool = False) -> None:
         self.decay, self.updates = decay, 0
         which = StateDictOptions(ignore_frozen_params=only_trained)
-        self.current = cast(
-            dict[str, Tensor], get_model_state_dict(model, options=which)
-        )  # references: the optimizer works in place
+        # references: the optimizer works in place
+        self.current = cast(dict[str, Tensor], get_model_state_dict(model, options=which))
         self.off = decay == 0
         self.weights = (
             self.current

@@ -52,7 +52,7 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
             global_batch_size=config.global_batch_size,
             max_norm=config.optimizer.grad_clip,
             mixed_precision_param="bfloat16" if config.mixed_precision == "bf16" else "float32",
-            seq_len=1,  # torchtitan's texts have one length; our token counts come from the batches
+            seq_len=1,  # unused: token counts come from the batches
         ),
         parallelism=Parallelism(
             data_parallel_replicate_degree=parallel.replicas,

@@ -1,5 +1,4 @@
-"""Context groups, activation checkpointing, compilation and FSDP2 / HSDP of an AVTransformer; the same
-wrapping on any number of ranks."""
+"""Context parallelism, activation checkpointing, compilation and FSDP2 / HSDP of an AVTransformer."""
 
 from __future__ import annotations
 
@@ -22,8 +21,7 @@ from pretrain.titan.activations import checkpointed
 def parallelize(
     model: AVTransformer, parallel_dims: ParallelDims, job_config: JobConfig, shard_blocks: bool = True
 ) -> AVTransformer:
-    """Wrap in place: each block is an FSDP unit if `shard_blocks`, the time path is one of its own in fp32,
-    the rest is the root unit."""
+    """Wrap in place: FSDP units are each block if `shard_blocks`, the fp32 time path, and the root."""
     model.join_context_group(context_group(parallel_dims))
     blocks = model.block_groups()
     for group in blocks:
@@ -42,17 +40,15 @@ def parallelize(
     for group in blocks if shard_blocks else ():
         for block in group:
             fully_shard(block, mesh=mesh, mp_policy=low, reshard_after_forward=reshard)
-    fully_shard(
-        model, mesh=mesh, mp_policy=low, reshard_after_forward=False
-    )  # the root is needed first in the backward pass
+    # the root is needed first in the backward pass
+    fully_shard(model, mesh=mesh, mp_policy=low, reshard_after_forward=False)
     sum_gradients(model)
     return model
 
 
 def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str | Callable) -> None:
-    """Each block as one graph; blocks of a kind share it. Lengths become dynamic with the second one that is
-    met."""
-    # absent modalities, masks, dropped text and levels per frame or per clip each make a graph of their own
+    """One graph per kind of block. Lengths become dynamic with the second one seen."""
+    # absent modalities, masks, dropped text and sigmas per frame or per clip each make a graph of their own
     torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportPrivateImportUsage]
     for group in blocks:
         for block in group:
@@ -60,8 +56,7 @@ def compile_blocks(blocks: tuple[nn.ModuleList, ...], backend: str | Callable) -
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Plain sums over ranks: the loss is already divided by global counts, and gloo has no pre-multiplied
-    sum."""
+    """Plain sums over ranks: the loss is already divided by global counts; gloo has no pre-multiplied sum."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
@@ -69,8 +64,7 @@ def sum_gradients(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Forget gathered weights: a forward pass without a backward leaves them, and would use them again after
-    the shards have changed."""
+    """Reshard: a forward without backward leaves gathered weights, which would be stale after an update."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -85,11 +79,10 @@ def context_group(parallel_dims: ParallelDims) -> ContextGroup | None:
 
 
 def data_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
-    """1-D mesh of all ranks, or (replicate, shard) for HSDP; the ranks of a context group hold shards like
-    any others."""
+    """1-D mesh of all ranks, or (replicate, shard) for HSDP. Context groups are sharded like other ranks."""
     if parallel_dims.dp_replicate > 1:
         sizes = (parallel_dims.dp_replicate, parallel_dims.dp_shard * parallel_dims.cp)
         return init_device_mesh(device_type, sizes, mesh_dim_names=("dp_replicate", "fsdp"))
-    # torchtitan gives a world of one a fake process group, which moves no data; the wrapping is kept there,
+    # torchtitan gives a world size of 1 a fake process group that moves no data; the wrapping is kept there,
     # so that one rank runs the same code and the same bf16 casts as many
     return init_device_mesh(device_type, (dist.get_world_size(),), mesh_dim_names=("fsdp",))

@@ -1,5 +1,4 @@
-"""Which steps are taken: non-finite and spiking gradients are skipped, counted, and in a row they stop the
-run."""
+"""Step policy: non-finite and spiking gradients are skipped and counted; many in a row stop the run."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from typing import Any
 from pretrain.recipe import StepPolicy
 
 
-class StepJudge:
-    """Decides from the global gradient norm, so every rank decides alike. A torch Stateful."""
+class StepGuard:
+    """Decides from the global gradient norm, identically on every rank. A torch Stateful."""
 
     def __init__(self, policy: StepPolicy) -> None:
         self.policy = policy

@@ -1,5 +1,4 @@
-"""Ranks for trainings with a loop of their own: the process group, and a model sharded as pretraining shards
-it."""
+"""Ranks for trainings with their own loop: process group, and a model sharded as in pretraining."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ _PATIENCE = timedelta(minutes=60)  # a rank may wait for another's rewards that 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others. What is gathered or summed lies on the CPU."""
+    """This process among the others. Gathered and summed tensors are on the CPU."""
 
     rank: int
     world_size: int
@@ -42,11 +41,11 @@ class Ranks:
         dist.all_reduce(values)
         return values
 
-    def said(self, text: str) -> list[str]:
+    def gathered_texts(self, text: str) -> list[str]:
         """Every rank's text, in rank order."""
-        answers = [""] * self.world_size
-        dist.all_gather_object(answers, text)
-        return answers
+        texts = [""] * self.world_size
+        dist.all_gather_object(texts, text)
+        return texts
 
 
 def join() -> Ranks:

@@ -1,5 +1,4 @@
-"""What each torchrun rank does: `python -m pretrain.titan.run out/stage1/resolved.json` trains one stage, or
-resumes it."""
+"""Entry point of a torchrun rank: `python -m pretrain.titan.run out/stage1/resolved.json` trains a stage."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ from pretrain.files import write_json
 from pretrain.launch.stage_run import StageRun
 from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
 from pretrain.model.flavors import flavor
+from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
-from pretrain.titan.manager import is_full, remove_incomplete, save_error
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import export
@@ -104,15 +103,13 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 
 def main(path: Path) -> int:
-    """Exit code of this rank: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank
-    went away."""
-    # the outputs of our blocks are views that nobody changes in place
+    """Exit code: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank failed."""
+    # the outputs of our blocks are views that are not changed in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
     run = StageRun.load(path)
-    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(
-        missing_ok=True
-    )  # of the attempt before an elastic restart
+    # of the attempt before an elastic restart
+    (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(missing_ok=True)
     try:
         logger.info(f"stage {run.stage} is {train_stage(run)}")
     except (ValueError, OSError) as error:

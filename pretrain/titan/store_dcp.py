@@ -1,5 +1,4 @@
-"""torch.distributed.checkpoint through `pretrain.storage`: a file per rank goes up in parts while it is
-written, `.metadata` last."""
+"""torch.distributed.checkpoint through `pretrain.storage`: multipart upload per rank, `.metadata` last."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ class StoreFiles(FileSystemBase):
 
 
 class StoreWriter(FileSystemWriter):
-    """A checkpoint into a folder of a store. A rank holds one of its tensors and one part of the upload at a
-    time."""
+    """A checkpoint in a store. A rank holds one tensor and one upload part at a time."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(".", sync_files=False)

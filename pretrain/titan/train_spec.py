@@ -1,4 +1,4 @@
-"""What torchtitan is told about us: the model, how to shard it, its optimizer and its data."""
+"""torchtitan's TrainSpec of NAVA: model, sharding, optimizer and data."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
     ) -> StageLoader:
         config = run.config
         part = Slice(dp_rank, dp_world_size, job_config.training.local_batch_size)
-        prefetch = (
-            0 if all(source.in_memory for source in sets.values()) else config.prefetch
-        )  # a thread would only take a core
+        # no prefetch thread for data in memory
+        prefetch = 0 if all(source.in_memory for source in sets.values()) else config.prefetch
         return StageLoader(
             config.stage(run.stage), sets, config.seed, config.global_batch_size, part, prefetch
         )

@@ -21,18 +21,18 @@ from torchtitan.distributed import utils as dist_utils
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
-from pretrain.data.stream.collate import Batch, to_av_batch
+from pretrain.data.stream.collate import CollatedBatch, to_av_batch
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
+from pretrain.titan.checkpoints import Checkpoints
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
-from pretrain.titan.manager import Checkpoints
-from pretrain.titan.policy import StepJudge
+from pretrain.titan.policy import StepGuard
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import initialise, load_parent
 from pretrain.titan.window import StepResult, Window
-from pretrain.types import Task, answer_early
+from pretrain.types import Task, cache_flags
 
 MetricsSink = Callable[[dict[str, Any], int], None]
 
@@ -48,7 +48,7 @@ class PretrainTrainer(Trainer):
         self.model = self.model_parts[0]
         self.first_weights()
         self.ema = load_parent(self.model, run)
-        self.judge = StepJudge(config.policy)
+        self.guard = StepGuard(config.policy)
         self.checkpointer = Checkpoints(
             run.checkpoints,
             config.checkpoint,
@@ -56,7 +56,7 @@ class PretrainTrainer(Trainer):
             model_parts=self.model_parts,
             optimizers=self.optimizers,
             lr_schedulers=self.lr_schedulers,
-            states={"train_state": self, "ema": self.ema, "judge": self.judge},
+            states={"train_state": self, "ema": self.ema, "judge": self.guard},
             checkpoint_config=dataclasses.replace(self.job_config.checkpoint, enable=True),
         )
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
@@ -82,8 +82,7 @@ class PretrainTrainer(Trainer):
         return self.step
 
     def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
-        """Steps until the stage ends or a signal came; saves at intervals and at the end. Raises OSError when
-        a save fails."""
+        """Steps until the stage's end or a signal; saves at intervals and at the end. Raises OSError."""
         assert self.dataloader is not None
         batches = self.batch_generator(self.dataloader)
         while self.should_continue_training():
@@ -96,8 +95,8 @@ class PretrainTrainer(Trainer):
     def should_continue_training(self) -> bool:
         return not (self.finished or self.stopping)
 
-    def train_step(self, data_iterator: Iterator[tuple[Batch, Tensor]]) -> None:
-        """Accumulate the micro-batches, clip, and apply the step unless the judge skips it."""
+    def train_step(self, data_iterator: Iterator[tuple[CollatedBatch, Tensor]]) -> None:
+        """Accumulate the micro-batches, clip, and apply the step unless the guard skips it."""
         start = time.perf_counter()
         self.optimizers.zero_grad()
         lr = self.lr_schedulers.schedulers[0].get_last_lr()[0]
@@ -133,16 +132,15 @@ class PretrainTrainer(Trainer):
         self.window.add(result, time.perf_counter())
         if self.step % self.run.config.log_every == 0 or self.step == 1 or self.finished or self.stopping:
             skipped = {
-                "skipped_nonfinite": self.judge.skipped_nonfinite,
-                "skipped_spikes": self.judge.skipped_spikes,
+                "skipped_nonfinite": self.guard.skipped_nonfinite,
+                "skipped_spikes": self.guard.skipped_spikes,
             }
             self.log({**self.window.summary(), "lr": lr, **skipped}, self.step)
 
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
     ) -> Tensor:  # type: ignore[override]
-        """One micro-batch; `global_valid_tokens` are the (video, audio) element counts of the whole step.
-        Returns its loss sums."""
+        """One micro-batch; `global_valid_tokens`: (video, audio) elements of the step. Returns loss sums."""
         with self.train_context():
             velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)
             sums = velocity_loss(velocity, input_dict)
@@ -150,15 +148,15 @@ class PretrainTrainer(Trainer):
             sums.loss(video_count, audio_count, self.run.config.objective.audio_weight).backward()
         return torch.stack([sums.video, sums.audio]).detach().double()
 
-    def _corrupted(self, batch: Batch, labels: Tensor) -> tuple[Task, int, Corrupted]:
+    def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:
         on_device = {name: value.to(self.device) for name, value in batch.items()}
         clean = to_av_batch(on_device)
         corrupted = corrupt(clean, self.run.config.objective, self.noise_seed)
-        answer_early(corrupted.video, corrupted.audio, corrupted.conditioning)
+        cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
         return clean.task, labels.numel(), corrupted
 
     def _apply(self, result: StepResult) -> None:
-        if self.judge.take(result.loss, result.grad_norm, self.step):
+        if self.guard.take(result.loss, result.grad_norm, self.step):
             self.checkpointer.maybe_wait_for_staging()
             self.optimizers.step()
             self.ema.update()

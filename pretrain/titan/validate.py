@@ -1,5 +1,4 @@
-"""Validation of the sharded model's EMA weights on the set called `validation`, the same clips and noise
-every time."""
+"""Validation of the sharded model's EMA weights on the set `validation`, with fixed clips and noise."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ _CLIPS_PER_BATCH = 8  # over all ranks
 
 
 class Validator:
-    """Holds the validation clips of this rank (of its context group, the same on each of its ranks); without
-    such a set, or without clips enough for every rank, there is nothing to run."""
+    """This rank's (or context group's) validation clips; idle without a set or clips for every rank."""
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
         context = run.config.parallel.context
@@ -46,13 +44,12 @@ class Validator:
         if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
             stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
             sets = open_sets(run.latents, stage, run.codec_id or None)
-            check_sets_split(
-                sets, flavor(run.config.flavor).patch_size, context
-            )  # here: not when it is first due
+            # checked at start, not at the first validation
+            check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
             self.clips = sets[VALIDATION_SET]
 
     def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:
-        """`validation/{video|audio}/{level}` and their means, of the EMA weights; all ranks must call it."""
+        """`validation/{video|audio}/{sigma}` and their means, of the EMA weights; all ranks must call it."""
         batches = list(self._batches())
         if not batches:
             return {}
@@ -62,9 +59,9 @@ class Validator:
             sums = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
             reshard(model)
         names = [
-            f"{name}/{level}/{part}"
+            f"{name}/{sigma}/{part}"
             for name in ("video", "audio")
-            for level in LEVEL_BUCKETS
+            for sigma in SIGMA_BUCKETS
             for part in ("sum", "count")
         ]
         totals = torch.stack([sums[name] for name in names]).to(self.device)
@@ -77,7 +74,7 @@ class Validator:
         return losses
 
     def _batches(self) -> Iterator[AVBatch]:
-        """This rank's part of whole batches of one size, each once per level."""
+        """This rank's part of whole batches of one size, each once per sigma."""
         if self.clips is None:
             return
         size = max(_CLIPS_PER_BATCH // self.world_size, 1)
@@ -89,30 +86,28 @@ class Validator:
                 rows = members[start + self.rank * size : start + (self.rank + 1) * size]
                 batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), Task.T2AV)
                 av_batch = to_av_batch({name: value.to(self.device) for name, value in batch.items()})
-                yield from (av_batch for _ in LEVEL_BUCKETS)
+                yield from (av_batch for _ in SIGMA_BUCKETS)
             left -= len(members)
 
 
-LEVEL_BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # centres; a bucket is its centre +- 0.1
+SIGMA_BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # centres; a bucket is its centre +- 0.1
 VALIDATION_SEED = 20_260_530
 
 
 def validation_sums(
     model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and element counts, keyed `video/0.1/sum`, `video/0.1/count`, ...; fp64, add
-    them over ranks.
+    """Unweighted squared errors and counts, fp64, keyed `video/0.1/sum`, `video/0.1/count`, ...
 
-    Every sample is seen once, at the bucket its position gives; nothing is dropped. Run it with the weights
-    to be judged.
+    Every sample is seen once, at the bucket its position gives; nothing is dropped.
     """
     config = replace(objective, levels=LevelConfig(weight="flat"), dropout=NO_DROPOUT)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
     with torch.no_grad():
         for position, batch in enumerate(batches):
-            centre = LEVEL_BUCKETS[position % len(LEVEL_BUCKETS)]
-            levels = torch.full((len(batch.sample_ids),), centre, device=batch.sample_ids.device)
-            corrupted = corrupt(batch, config, VALIDATION_SEED, levels)
+            centre = SIGMA_BUCKETS[position % len(SIGMA_BUCKETS)]
+            sigmas = torch.full((len(batch.sample_ids),), centre, device=batch.sample_ids.device)
+            corrupted = corrupt(batch, config, VALIDATION_SEED, sigmas)
             result = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
             for name, total, count in (
                 ("video", result.video, result.video_count),
@@ -124,8 +119,7 @@ def validation_sums(
 
 
 def validation_losses(sums: dict[str, Tensor]) -> dict[str, float]:
-    """Sums (of all ranks) -> `validation/video/0.1`: mean squared error per element; buckets without elements
-    are left out."""
+    """Sums over ranks -> `validation/video/0.1`: mean squared error per element; empty buckets left out."""
     buckets = sorted(key.removesuffix("/sum") for key in sums if key.endswith("/sum"))
     return {
         f"validation/{key}": float(sums[f"{key}/sum"] / sums[f"{key}/count"])

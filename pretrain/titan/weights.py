@@ -1,5 +1,4 @@
-"""Weights in and out of the sharded model, tensor by tensor: seeded initialisation, loading an earlier stage,
-export as safetensors."""
+"""Weights of the sharded model, tensor by tensor: seeded initialisation, loading, safetensors export."""
 
 from __future__ import annotations
 
@@ -51,8 +50,7 @@ def sharded_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_parent(model: nn.Module, run: StageRun) -> Ema:
-    """Weights of `run.init_from` into the model, and its EMA; without a parent the EMA starts at the model's
-    weights.
+    """Load `run.init_from` into the model and its EMA; without a parent the EMA starts at the model.
 
     Raises FileNotFoundError or ValueError in one line where its files are missing, damaged or of another
     size.
@@ -75,8 +73,7 @@ def load_parent(model: nn.Module, run: StageRun) -> Ema:
 
 
 def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
-    """Write out/model/ (config.json, model and, where there is an average, ema safetensors; full fp32
-    tensors) on rank 0; returns its id.
+    """Write out/model/ (config.json, fp32 model and, if any, ema safetensors) on rank 0; returns its id.
 
     All ranks must call it: tensor by tensor is gathered and written. A failed write leaves an earlier export
     as it was.

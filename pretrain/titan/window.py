@@ -36,8 +36,7 @@ class Window:
         self.ended = ended
 
     def summary(self) -> dict[str, float | str]:
-        """One row of metrics.jsonl: `task` is the last step's, `grad_norm` the largest, losses are means,
-        also per task."""
+        """One row of metrics.jsonl: last step's `task`, largest `grad_norm`, mean losses (also per task)."""
         steps, self.steps = self.steps, []
         seconds = max(self.ended - steps[0].started, 1e-9)
         row: dict[str, float | str] = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.objectives.config import ALGORITHM
-from finetune.gsb.panel import JudgeFeature
+from finetune.gsb.simulated_raters import JudgeFeature
 from finetune.recipe import RubricConfig
 from rewards.catalog import metric
 

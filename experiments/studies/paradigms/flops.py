@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from pretrain.data.stream.collate import Batch, num_tokens
+from pretrain.data.stream.collate import CollatedBatch, num_tokens
 from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample_set import open_sets
 from pretrain.model.args import ModelArgs
@@ -60,7 +60,7 @@ def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[Step], 
     return taken + round((budget - spent) * taken / spent)
 
 
-def _sizes(batch: Batch) -> Step:
+def _sizes(batch: CollatedBatch) -> Step:
     spec, clips = TASKS[list(Task)[int(batch["task"])]], len(batch["sample_ids"])
     audio = batch["audio"].shape[-1] if "audio" in batch else 0
     shape = ClipShape(

@@ -1,5 +1,4 @@
-"""Networks that load when they are first asked something: to decode a clip must not wait for 11 GB of text
-encoder."""
+"""Networks loaded on first use: decoding a clip does not load 11 GB of text encoder."""
 
 from __future__ import annotations
 
@@ -11,13 +10,11 @@ Value = TypeVar("Value")
 
 
 class PartError(OSError):
-    """A part of the codec is missing, damaged or another one: no fault of the clip that asked for it, so no
-    reason to reject a row."""
+    """A codec part is missing or damaged: not the clip's fault, so no reason to reject a manifest row."""
 
 
 class Deferred(Generic[Value]):
-    """`make()`, called once whichever thread asks first. Its ValueError or FileNotFoundError comes out as
-    PartError, at every call."""
+    """`make()`, called once, thread-safe. Its ValueError or FileNotFoundError is PartError at every call."""
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make, self._lock = make, Lock()
@@ -40,8 +37,7 @@ class Deferred(Generic[Value]):
 def device_named(name: str) -> str:
     """`auto` is the current GPU where there is one, else the CPU; ValueError for a device that is not here.
 
-    A GPU comes out with its number: the current one belongs to a thread, and readers in other threads would
-    ask another GPU.
+    A GPU is returned with its index: the current device is per thread, and readers run in other threads.
     """
     import torch
 

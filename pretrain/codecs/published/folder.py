@@ -1,5 +1,4 @@
-"""A codec folder of kind `published`: config.json that says where each part lies, by which digest it is
-known, and how it runs."""
+"""A codec folder of kind `published`: config.json with each part's path, digest and options."""
 
 from __future__ import annotations
 
@@ -37,9 +36,8 @@ _AGAIN = "run `nava codec import` again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedOptions:
-    """How the parts run. Precisions are those of NAVA's release; what shapes latents is part of the codec's
-    id."""
+class CodecOptions:
+    """How the parts run, by default in the release's precision; what shapes latents enters the codec id."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     video_dtype: Precision = "bfloat16"
@@ -61,12 +59,7 @@ class PublishedOptions:
 
 
 def import_codec(
-    video: Path,
-    audio: Path,
-    text: Path,
-    speaker: Path,
-    to: Path,
-    options: PublishedOptions = PublishedOptions(),
+    video: Path, audio: Path, text: Path, speaker: Path, to: Path, options: CodecOptions = CodecOptions()
 ) -> str:
     """Checks the four parts and writes `to`/config.json; returns the codec's id. Weights stay where they are.
 
@@ -112,7 +105,7 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     """
     where = folder / "config.json"
     try:
-        options = override(PublishedOptions(), config["options"], f"{where} options")
+        options = override(CodecOptions(), config["options"], f"{where} options")
         paths = {name: Path(config["parts"][name]["path"]) for name in _SOURCES}
         files: dict[str, Digests] = {name: config["parts"][name]["files"] for name in _SOURCES}
         found, width = _codec_id(files, options), int(config["text_width"])
@@ -157,17 +150,14 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     )
 
 
-def _audio_folders(given: Path) -> tuple[Path, Path]:
-    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` itself and its sibling
-    vocoder."""
-    vae = part_folder(given, "audio_vae", ltx_audio.VAE_SOURCE)
-    vocoder = (
-        vae.parent / "vocoder" if vae != given or (vae.parent / "vocoder").is_dir() else given / "vocoder"
-    )
+def _audio_folders(path: Path) -> tuple[Path, Path]:
+    """(VAE, vocoder): subfolders audio_vae and vocoder of `given`, or `given` and its sibling vocoder."""
+    vae = part_folder(path, "audio_vae", ltx_audio.VAE_SOURCE)
+    vocoder = vae.parent / "vocoder" if vae != path or (vae.parent / "vocoder").is_dir() else path / "vocoder"
     return vae, part_folder(vocoder, "vocoder", ltx_audio.VOCODER_SOURCE)
 
 
-def _codec_id(files: Mapping[str, Digests], options: PublishedOptions) -> str:
+def _codec_id(files: Mapping[str, Digests], options: CodecOptions) -> str:
     """The vocoder, the device and the tiles of decoding shape no latents."""
     shaping = {
         name: {file: facts["sha256"] for file, facts in found.items()}

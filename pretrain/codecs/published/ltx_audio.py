@@ -73,8 +73,7 @@ class LtxAudioCodec:
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """[B, N] (the same on both channels) or stereo [B, 2, N] -> float32 [B, 128, ceil(N / 640)]; zeros
-        fill the last token."""
+        """[B, N] (both channels the same) or [B, 2, N] -> float32 [B, 128, ceil(N / 640)], zero-padded."""
         if (
             waveform.dim() not in (2, 3)
             or (waveform.dim() == 3 and waveform.shape[1] != _CHANNELS)
@@ -124,8 +123,7 @@ class LtxAudioCodec:
 
 
 def check_ltx(folder: Path) -> list[Path]:
-    """The files of the audio VAE, its settings and shapes checked. Raises ValueError or FileNotFoundError in
-    one line."""
+    """Checked files and settings of the audio VAE. Raises a one-line ValueError or FileNotFoundError."""
     config = read_config(folder, VAE_SOURCE)
     expect(config, _SETTINGS, folder, VAE_SOURCE)
     return _checked(folder, config, VAE_SOURCE)

@@ -1,8 +1,7 @@
-"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s of a reference, 16 kHz mono, 192
-values.
+"""The ReDimNet voice encoder that conditions the published NAVA: first 30 s, 16 kHz mono -> 192 values.
 
-The network is the one of `rewards.timbre.redimnet`: one network, one place. The same encoder must not judge
-what it conditions; `name` says which it is, so that a rubric can refuse it.
+The network is that of `rewards.timbre.redimnet`. An encoder must not score what it conditions; `name`
+identifies it, so that a rubric can refuse it.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ MIN_SAMPLES = AUDIO_SAMPLE_RATE_HZ // 10
 
 
 class ReDimNetSpeaker:
-    """Implements `SpeakerEncoder`. `network` gives the encoder when first needed; answers are on the CPU, not
-    of unit length."""
+    """Implements `SpeakerEncoder`, loading `network` on first use; results on the CPU, not of unit length."""
 
     name = "redimnet"
 
@@ -63,8 +61,7 @@ class ReDimNetSpeaker:
 
 
 def check_redimnet(path: Path) -> None:
-    """Raises FileNotFoundError or ValueError in one line unless `path` is a published ReDimNet of 192
-    values."""
+    """Raises a one-line FileNotFoundError or ValueError unless `path` is a ReDimNet of 192 values."""
     load_redimnet(path, "cpu")
 
 

@@ -1,5 +1,4 @@
-"""The umT5-xxl text encoder by transformers' `UMT5EncoderModel`: hidden states of a prompt and where its
-timbre tokens are.
+"""The umT5-xxl text encoder (transformers' `UMT5EncoderModel`): hidden states, timbre token positions.
 
 The encoder sees the prompt with a timbre token after every `<S>` and the closing `</s>`, as Wan's and NAVA's
 releases give it; white space is collapsed (Wan's cleaning also repairs broken encodings with ftfy: give
@@ -46,16 +45,14 @@ class TextNetworks(NamedTuple):
 
 
 class UMT5TextEncoder:
-    """Implements `TextEncoder`. `networks` gives tokenizer and encoder when first needed; answers are float32
-    on the CPU."""
+    """Implements `TextEncoder`, loading `networks` (tokenizer, encoder) on first use; float32 on the CPU."""
 
     def __init__(self, networks: Callable[[], TextNetworks], width: int) -> None:
         self._networks, self.width = networks, width
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:
-        """States [B, S, D], zero where padded, S the longest of the batch; ValueError for a prompt of more
-        than 512 tokens or none."""
+        """States [B, S, D], zero where padded, S the batch's longest; ValueError unless 1 to 512 tokens."""
         tokenizer, encoder = self._networks()
         rows = [_token_ids(tokenizer, prompt) for prompt in prompts]
         length = max((len(ids) for ids, _ in rows), default=0)
@@ -97,10 +94,9 @@ def _token_ids(tokenizer: Any, prompt: ParsedPrompt) -> tuple[list[int], list[in
     return ids, places
 
 
-def text_folders(given: Path) -> tuple[Path, Path]:
-    """(encoder, tokenizer): subfolders text_encoder and tokenizer, or both in one folder. Raises
-    FileNotFoundError."""
-    for encoder, tokenizer in ((given / "text_encoder", given / "tokenizer"), (given, given)):
+def text_folders(path: Path) -> tuple[Path, Path]:
+    """(encoder, tokenizer): subfolders of these names, or one folder. Raises FileNotFoundError."""
+    for encoder, tokenizer in ((path / "text_encoder", path / "tokenizer"), (path, path)):
         if (encoder / "config.json").is_file():
             if not (tokenizer / "tokenizer_config.json").is_file():
                 raise FileNotFoundError(
@@ -108,14 +104,13 @@ def text_folders(given: Path) -> tuple[Path, Path]:
                 )
             return encoder, tokenizer
     raise FileNotFoundError(
-        f"{given}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its "
+        f"{path}: no config.json of {SOURCE.what} here nor in text_encoder/; {SOURCE.advice} and name its "
         "folder"
     )
 
 
 def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], int]:
-    """Files of encoder and tokenizer, checked, and the states' width. Raises ValueError or FileNotFoundError
-    in one line."""
+    """Checked files of both and the states' width. Raises a one-line ValueError or FileNotFoundError."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = read_config(encoder, SOURCE)
@@ -139,8 +134,7 @@ def check_umt5(encoder: Path, tokenizer: Path) -> tuple[list[Path], list[Path], 
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder; ValueError when it cannot be read or has no timbre token of its
-    own."""
+    """The tokenizer of a local folder; ValueError if unreadable or without a timbre token."""
     from transformers import AutoTokenizer
 
     try:

@@ -1,5 +1,4 @@
-"""The Wan2.2 video VAE by diffusers' `AutoencoderKLWan`: 48 channels at 4x16x16, latents standardised by its
-own statistics.
+"""The Wan2.2 video VAE (diffusers' `AutoencoderKLWan`): 48 channels at 4x16x16, standardised latents.
 
 Source of the normalisation: diffusers' Wan pipelines, (mode of the posterior - latents_mean) / latents_std.
 """
@@ -65,8 +64,7 @@ class Tiles:
 
 
 class WanVideoCodec:
-    """Implements `VideoCodec`. `network` gives the VAE when first needed; clips go through one by one,
-    answers are on the CPU."""
+    """Implements `VideoCodec`, loading `network` (the VAE) on first use; clip by clip, results on the CPU."""
 
     def __init__(
         self,
@@ -116,8 +114,7 @@ class WanVideoCodec:
 
 
 def check_wan(folder: Path) -> list[Path]:
-    """The files of a Wan2.2 VAE, its settings and shapes checked; no weight is read. Raises ValueError or
-    FileNotFoundError in one line."""
+    """Checked files and settings of a Wan2.2 VAE, no weights read. Raises ValueError or FileNotFoundError."""
     config = read_config(folder, SOURCE)
     expect(config, _SETTINGS, folder, SOURCE)
     if {len(config.get("latents_mean", ())), len(config.get("latents_std", ()))} != {VIDEO_CHANNELS}:

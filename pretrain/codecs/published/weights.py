@@ -1,5 +1,4 @@
-"""Weight files of published parts: present, whole, known by digest, and read into a network tensor by
-tensor."""
+"""Weight files of published parts: checked for presence, size and digest, loaded tensor by tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ Digests = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a part comes from and under which licence, as errors tell it."""
+    """A part's repository and licence, for error messages."""
 
     what: str
     repository: str
@@ -39,8 +38,7 @@ class Source:
 
 
 def part_folder(given: Path, inner: str, source: Source) -> Path:
-    """`given`, or its subfolder `inner` as whole pipelines are published; FileNotFoundError where neither has
-    a config.json."""
+    """`given`, or its subfolder `inner` as in pipelines; FileNotFoundError without a config.json."""
     for folder in (given, given / inner):
         if (folder / "config.json").is_file():
             return folder
@@ -69,8 +67,7 @@ def expect(config: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path, s
 
 
 def weight_files(folder: Path, source: Source) -> list[Path]:
-    """The safetensors files of a part, one or those that its index names. Raises FileNotFoundError or
-    ValueError in one line."""
+    """A part's safetensors files, one or those of its index. Raises FileNotFoundError or ValueError."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         names = sorted(set(read_json(index, f"{source.advice} again").get("weight_map", {}).values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
@@ -98,8 +95,7 @@ def weight_files(folder: Path, source: Source) -> list[Path]:
 
 
 def tensor_shapes(files: Sequence[Path], source: Source) -> Shapes:
-    """Names and shapes by the files' headers alone. Raises ValueError in one line for a truncated or foreign
-    file."""
+    """Names and shapes from the files' headers. Raises a one-line ValueError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: Shapes = {}
@@ -121,7 +117,7 @@ def check_shapes(found: Shapes, wanted: Shapes, folder: Path, source: Source) ->
         for name in sorted(wanted.keys() & found.keys())
         if found[name] != wanted[name]
     ]
-    told = [
+    problems = [
         f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
         for what, names in (
             ("missing", sorted(wanted.keys() - found.keys())),
@@ -130,9 +126,9 @@ def check_shapes(found: Shapes, wanted: Shapes, folder: Path, source: Source) ->
         )
         if names
     ]
-    if told:
+    if problems:
         raise ValueError(
-            f"{folder}: of {len(wanted)} tensors {'; '.join(told)}; not the weights of {source.what}"
+            f"{folder}: of {len(wanted)} tensors {'; '.join(problems)}; not the weights of {source.what}"
         )
 
 
@@ -149,9 +145,8 @@ def fill(network: nn.Module, folder: Path, source: Source, dtype: torch.dtype, d
     check_shapes(tensor_shapes(files, source), shapes_of(network), folder, source)
     for path in files:
         network.load_state_dict(load_file(path), strict=False, assign=True)
-    return (
-        nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
-    )  # diffusers' own `to` warns of nothing
+    # diffusers' own `to` warns without need
+    return nn.Module.to(network, device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def digests(folder: Path, files: Sequence[Path]) -> Digests:

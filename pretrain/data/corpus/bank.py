@@ -1,5 +1,4 @@
-"""The speech bank: single words by four synthesised voices, kept in the repo as FLAC (see
-bank/DATA_CARD.md)."""
+"""The speech bank: single words by four synthesised voices, FLAC in the repo (bank/DATA_CARD.md)."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ class SpeechBank:
 
 @cache
 def load_bank() -> SpeechBank:
-    """Reads the bank in the repo (read once per process). Raises FileNotFoundError when a file of it is
-    missing."""
+    """The repo's bank, read once per process. Raises FileNotFoundError for a missing file."""
     index = json.loads((BANK_FOLDER / "index.json").read_text())
     voices = tuple(dict.fromkeys(entry["voice"] for entry in index))
     words = tuple(dict.fromkeys(entry["word"] for entry in index))

@@ -37,8 +37,7 @@ POOL_MIN_CLIPS = 200  # fewer clips are written sooner than processes start
 
 
 def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
-    """Writes the whole corpus to `out` and returns its summary (also `summary.json`). Same config, same
-    files.
+    """Writes the corpus to `out` and returns summary.json's content. Same config, same files.
 
     It is built beside `out` and takes its place at the end. Raises ValueError when `out` is a folder with
     something else in it, or when the config asks for more than the bank or the texts can give.

@@ -1,5 +1,4 @@
-"""Who is in the corpus and what it looks like: four characters with a usual voice each, wall colours, camera
-moves."""
+"""The corpus' cast: four characters with a usual voice each, wall colours, camera moves."""
 
 from __future__ import annotations
 

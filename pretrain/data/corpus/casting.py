@@ -11,7 +11,7 @@ from pretrain.data.corpus.bank import load_bank
 from pretrain.data.corpus.config import CorpusConfig
 from pretrain.randomness import stable_hash
 
-Pair = tuple[str, str]  # word, voice
+WordVoice = tuple[str, str]  # word, voice
 WORDS_PER_REFERENCE = 3
 
 
@@ -19,14 +19,13 @@ WORDS_PER_REFERENCE = 3
 class Casting:
     """`references`: name -> (voice, its words as (word, take)); no reference says a held-out pair."""
 
-    seen: tuple[Pair, ...]
-    held_out: tuple[Pair, ...]
+    seen: tuple[WordVoice, ...]
+    held_out: tuple[WordVoice, ...]
     references: dict[str, tuple[str, tuple[tuple[str, int], ...]]]
 
 
 def cast(config: CorpusConfig) -> Casting:
-    """Held-out pairs take a word at most once and the voices in turn, so every word and voice stays well
-    covered.
+    """Held-out pairs use a word at most once and cycle the voices, so that each stays well covered.
 
     Raises ValueError when more pairs are held out than there are words.
     """
@@ -51,8 +50,7 @@ def cast(config: CorpusConfig) -> Casting:
 
 
 def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.random.Generator) -> str:
-    """Name of a reference of this voice that says none of the words in `unsaid`: it must not give the clip's
-    words away."""
+    """Name of a reference of this voice without a word of `unsaid`, so it holds none of the clip's."""
     fit = [
         name
         for name, (owner, words) in casting.references.items()
@@ -66,7 +64,7 @@ def choose_reference(casting: Casting, voice: str, unsaid: set[str], rng: np.ran
     return str(rng.choice(fit))
 
 
-def pair_cycle(pairs: tuple[Pair, ...], rng: np.random.Generator) -> Iterator[Pair]:
+def pair_cycle(pairs: tuple[WordVoice, ...], rng: np.random.Generator) -> Iterator[WordVoice]:
     """All pairs in random order, again and again: counts differ by at most one."""
     while True:
         for index in rng.permutation(len(pairs)):

@@ -1,8 +1,7 @@
-"""Makes the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`. Users never need to:
-the bank is in the repo.
+"""Generates the speech bank with Debian's flite: `python -m pretrain.data.corpus.make_bank`.
 
 Every word by every voice at every stretch, trimmed of silence and brought to one loudness, one FLAC per
-voice, and an index of where each utterance lies. The same flite (2.2) gives the same bytes.
+voice, and an index of the utterances' positions. The same flite (2.2) gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ MARGIN_S = 0.005
 
 
 def speak(word: str, voice: str, stretch: float) -> np.ndarray:
-    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or a word that is too
-    long."""
+    """float32 [N] at 16 kHz. Raises OSError without flite, ValueError for another rate or too long a word."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         command = [

@@ -52,9 +52,8 @@ class ClipPlan:
     gain_db: float = 0.0
     snr_db: float = CLEAN_SNR_DB
     pair_held_out: bool = False
-    place: tuple[float, float, float] | None = (
-        None  # x, y (pixels) and scale of the one head that says all turns; None = by their number
-    )
+    # x, y (pixels) and scale of the one head that says all turns; None = by their number
+    place: tuple[float, float, float] | None = None
 
     @property
     def has_video(self) -> bool:

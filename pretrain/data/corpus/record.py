@@ -16,8 +16,8 @@ from pretrain.data.corpus.render import (
     RIGHT,
     SINGLE,
     SIZE,
-    Box,
     Face,
+    PixelBox,
     camera_windows,
     render_ball,
     render_faces,
@@ -67,8 +67,7 @@ def openings_of(plan: ClipPlan) -> np.ndarray:
 
 
 def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [T, 64, 64, 3]; mouths open as `openings_of` the plan unless `openings` [faces, T] says
-    otherwise."""
+    """uint8 [T, 64, 64, 3]; mouths open by `openings_of(plan)` or `openings` [faces, T]."""
     if plan.event is not None:
         colour = EVENT_COLOURS[plan.event.colour]
         if plan.event.name == "ball":
@@ -77,9 +76,8 @@ def pictures(plan: ClipPlan, seed: int, openings: np.ndarray | None = None) -> n
     openings = openings_of(plan) if openings is None else openings
     times, rng = (np.arange(plan.num_frames) + 0.5) / FPS, np.random.default_rng([seed, 2])
     num_blinks = max(1, plan.num_frames // FRAMES_PER_BLINK)
-    starts = rng.uniform(
-        -0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1)
-    )  # some fall outside the clip
+    # some fall outside the clip
+    starts = rng.uniform(-0.4, plan.num_frames / FPS + 0.4, (len(openings), num_blinks, 1))
     blinks = np.any((times >= starts) & (times < starts + BLINK_S), axis=1)
     return render_faces(faces_of(plan), plan.background, openings, blinks, plan.camera)
 
@@ -148,7 +146,7 @@ def meta_of(plan: ClipPlan) -> dict[str, Any]:
     return meta
 
 
-def moving_boxes(plan: ClipPlan) -> list[list[Box]]:
+def moving_boxes(plan: ClipPlan) -> list[list[PixelBox]]:
     """[T][faces] mouth boxes as the moving camera sees them, cut to the picture."""
     boxes = []
     for x, y, grow in camera_windows(plan.camera, plan.num_frames).tolist():

@@ -1,9 +1,8 @@
-"""Pictures of the corpus: talking faces, a bouncing ball, a flashing light, camera moves. Numpy only, no loop
-over pixels.
+"""Renders the corpus: talking faces, a bouncing ball, a flashing light, camera moves, in vectorised numpy.
 
 A scene is painted once with antialiased shapes (coverage = distance to the edge, in pixels); each frame then
-only repaints what moves. A face stands where it stands: without a camera move its mouth box is the same in
-every frame.
+only repaints what moves. Without a camera move a face's mouth box is the same in every
+frame.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LIPS: Colour = (176, 62, 66)
 PAN_PIXELS = 9.0  # to either side
 ZOOM = 1.35
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two excluded
+PixelBox = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, the last two excluded
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Face:
         return self.x, self.y + 10.5 * self.scale
 
     @property
-    def mouth_box(self) -> Box:
+    def mouth_box(self) -> PixelBox:
         """Holds the open mouth with its lips."""
         (x, y), half_width = self.mouth, (MOUTH_HALF_WIDTH + LIP) * self.scale
         half_height = (MOUTH_OPEN + LIP) * self.scale
@@ -123,8 +122,7 @@ def _scene(faces: tuple[Face, ...], background: str, margin: int) -> np.ndarray:
 
 
 def _wall(background: str, size: int, margin: int) -> np.ndarray:
-    """A plain wall, a little darker to the bottom; stripes outside the still picture show that the camera
-    moves."""
+    """A plain wall, darker to the bottom; stripes beyond the still picture make camera moves visible."""
     scene = np.empty((size, size, 3), np.float32)
     scene[:] = BACKGROUNDS[background]
     scene *= np.linspace(1.04, 0.9, size, dtype=np.float32)[:, None, None]
@@ -214,8 +212,7 @@ def _grid(height: int, width: int, origin_x: float, origin_y: float) -> tuple[np
 def _inside(
     x: np.ndarray, y: np.ndarray, half_width: float, half_height: float | np.ndarray, scale: float = 1.0
 ) -> np.ndarray:
-    """Coverage 0..1 of an ellipse at the origin; distance to the edge by the first-order formula f / |grad
-    f|."""
+    """Coverage 0..1 of an ellipse at the origin, by the first-order distance f / |grad f|."""
     u, v = x / half_width, y / half_height
     squared = u * u + v * v
     slope = 2.0 * np.sqrt((u / half_width) ** 2 + (v / half_height) ** 2) + 1e-6

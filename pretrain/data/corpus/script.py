@@ -1,5 +1,4 @@
-"""Writes the script: who says what, in whose voice, before which wall, for every clip and prompt set of the
-corpus."""
+"""Writes the script of every clip and prompt set: speaker, words, voice and wall."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import numpy as np
 from pretrain.data.corpus import texts
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.corpus.cast import BACKGROUNDS, CAMERA_MOVES, CHARACTER_BY_VOICE, CHARACTERS, STATIC
-from pretrain.data.corpus.casting import Casting, Pair, choose_reference, pair_cycle, rng_for
+from pretrain.data.corpus.casting import Casting, WordVoice, choose_reference, pair_cycle, rng_for
 from pretrain.data.corpus.config import CorpusConfig
 from pretrain.data.corpus.plan import CLEAN_SNR_DB, FPS, LONG_FRAMES, SHORT_FRAMES, ClipPlan, SoundEvent, Turn
 from pretrain.data.corpus.sound import THUDS_HZ, TONES_HZ
@@ -113,7 +112,7 @@ def _one_speaker(
     config: CorpusConfig,
     casting: Casting,
     name: str,
-    pairs: tuple[Pair, ...],
+    pairs: tuple[WordVoice, ...],
     count: int,
     split: str = texts.PRETRAIN,
     distinct: bool = False,
@@ -159,7 +158,7 @@ def _face(
     casting: Casting,
     name: str,
     index: int,
-    pair: Pair,
+    pair: WordVoice,
     *,
     swapped: bool = False,
     described: bool | None = None,
@@ -168,8 +167,7 @@ def _face(
     split: str = texts.PRETRAIN,
     used: set[str] | None = None,
 ) -> ClipPlan:
-    """One face says one word; a text in `used` is not taken again. Raises LookupError when no text is
-    left."""
+    """One face with one word, of a text not in `used`. Raises LookupError when no text is left."""
     rng = rng_for(config.seed, name, "face", index)
     who = CHARACTER_BY_VOICE[pair[1]]
     if swapped:
@@ -245,7 +243,7 @@ def _event(config: CorpusConfig, name: str, index: int, seen: bool = True) -> Cl
 
 
 def _turns(
-    casting: Casting, spoken: list[Pair], people: list[str], rng: np.random.Generator
+    casting: Casting, spoken: list[WordVoice], people: list[str], rng: np.random.Generator
 ) -> tuple[Turn, ...]:
     """Turn i starts within the i-th second-long half of the clip."""
     words = {word for word, _ in spoken}

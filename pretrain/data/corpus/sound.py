@@ -1,4 +1,4 @@
-"""The sound of a clip, and how loud it is in each frame."""
+"""The sound of a clip, and its loudness per frame."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def word_duration_s(turn: Turn) -> float:
 
 
 def soundtrack(plan: ClipPlan, noise_seed: int) -> np.ndarray:
-    """float32 [N] in -1..1: speech or event, the plan's gain, and noise at the plan's signal-to-noise
-    ratio."""
+    """float32 [N] in -1..1: speech or event with the plan's gain, plus noise at the plan's SNR."""
     length = num_samples(plan.num_frames)
     clean = sum((spoken(turn, length) for turn in plan.turns), np.zeros(length, np.float32))
     if plan.event is not None:
@@ -78,8 +77,7 @@ def loudness_per_frame(waveform: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def mouth_openings(waveform: np.ndarray, num_frames: int) -> np.ndarray:
-    """float32 [T] in 0..1: a mouth's opening for clean speech; the square root-like curve keeps soft sounds
-    visible."""
+    """float32 [T] in 0..1: mouth opening of clean speech; a root-like curve keeps soft sounds visible."""
     loudness = loudness_per_frame(waveform, num_frames)
     return (loudness / max(float(loudness.max()), 1e-6)) ** 0.8
 

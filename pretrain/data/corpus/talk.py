@@ -1,7 +1,6 @@
-"""Clips of one person who says several words with pauses, four seconds long: what a sync network learns from
-and is tested on.
+"""Four-second clips of one person saying several words with pauses, for training and testing sync networks.
 
-The three sets share no word, so a network is tested on words that it and its rival have never heard.
+The three sets share no word, so a network is tested on words outside both training sets.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ X, Y = (24.0, 40.0), (25.0, 33.0)  # centre of the head, pixels
 
 
 def talk_sets(config: CorpusConfig, casting: Casting) -> dict[str, list[ClipPlan]]:
-    """talk_a, talk_b (training of a sync reward and of its judge) and talk_test; pairs that are held out are
-    in none of them."""
+    """talk_a, talk_b (training of a sync reward and its judge) and talk_test; without held-out pairs."""
     words = talk_words(config)
     counts = {"talk_a": config.talk_a, "talk_b": config.talk_b, "talk_test": config.talk_test}
     return {
@@ -77,8 +75,7 @@ def _talk(config: CorpusConfig, casting: Casting, name: str, index: int, words: 
 
 
 def _turns(words: list[str], voice: str, character: str, rng: np.random.Generator) -> tuple[Turn, ...]:
-    """Words after pauses of any length until the next one would not end within the clip; no word twice in a
-    row."""
+    """Words with random pauses until the next would not end within the clip; no word twice in a row."""
     turns: list[Turn] = []
     at_s = float(rng.uniform(*LEAD_S))
     while True:

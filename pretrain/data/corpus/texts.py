@@ -48,8 +48,7 @@ def split_of(text: str) -> str:
 def one_speaker_texts(
     turn: Turn, described_voice: str, split: str, camera: str = STATIC
 ) -> Iterator[tuple[str, str]]:
-    """Every (text, background) of the split for this face and word; `described_voice` "" = the text describes
-    none."""
+    """Every (text, background) of the split for this face and word; `described_voice` "" = not described."""
     for wall, template in itertools.product(BACKGROUNDS, _ONE_SPEAKER):
         voice = f" in {VOICE_DESCRIPTIONS[described_voice]}" if described_voice else ""
         text = template.format(
@@ -86,8 +85,8 @@ def sound_texts(turns: tuple[Turn, ...], described_voice: str) -> list[str]:
 
 def talk_text(turns: tuple[Turn, ...], wall: str) -> str:
     """One person's words in a row, each a span of its own."""
-    said = " ".join(f"<S>{turn.word}<E>" for turn in turns)
-    return f"A {CHARACTER_BY_NAME[turns[0].character].description} talks on a {wall} background: {said}."
+    speech = " ".join(f"<S>{turn.word}<E>" for turn in turns)
+    return f"A {CHARACTER_BY_NAME[turns[0].character].description} talks on a {wall} background: {speech}."
 
 
 def event_text(event: SoundEvent, wall: str) -> str:

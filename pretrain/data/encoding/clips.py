@@ -1,5 +1,4 @@
-"""Rows of a manifest -> clips as the codecs take them: media read, brought to a bucket, reference voices
-embedded."""
+"""Manifest rows -> clips for the codecs: media decoded, fitted to a bucket, reference voices embedded."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from pretrain.codecs.base import SpeakerEncoder
 from pretrain.codecs.media import Media, MediaError, fit_length, read_media
-from pretrain.data.manifest import Row
+from pretrain.data.manifest import ManifestRow
 from pretrain.data.stream.buckets import (
     BucketConfig,
     audio_lengths,
@@ -37,15 +36,15 @@ from pretrain.types import (
     num_video_latents,
 )
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Clip:
+class MediaClip:
     """A row's media and references, read and checked."""
 
-    row: Row
+    row: ManifestRow
     frames: Tensor | None  # [T, H, W, 3] uint8
     waveform: Tensor | None  # mono [L * 640] or stereo [2, L * 640], as the codec takes it
     speakers: Tensor  # [R, 192]
@@ -64,8 +63,7 @@ class Streams:
 
 
 class ClipReader:
-    """`reader(row)` gives the clip, or why the row is rejected. Safe to call from several threads. Voices are
-    always of the mono mix."""
+    """`reader(row)` returns the clip or the rejection. Thread-safe. Voices are of the mono mix."""
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class ClipReader:
         self._pixels = buckets.pixels
         self._reference = lru_cache(maxsize=4096)(self._embed_file)
 
-    def __call__(self, row: Row) -> Clip | FieldError:
+    def __call__(self, row: ManifestRow) -> MediaClip | FieldError:
         try:
             media = _read(row.data_path, self.fps, self.streams, self.channels)
             frames, sound = self._frames(row, media), self._sound(row, media)
@@ -97,12 +95,12 @@ class ClipReader:
             message = str(error) if isinstance(error, MediaError) else f"{row.data_path}: {error}"
             return FieldError(row.line, "video_info[0].data_path", message)
         try:
-            return Clip(row, frames, sound, self._speakers(row, sound))
+            return MediaClip(row, frames, sound, self._speakers(row, sound))
         except (ValueError, FileNotFoundError) as error:
             field = "meta.reference_paths" if "reference_paths" in row.meta else "text_list[0].speech_start"
             return FieldError(row.line, field, str(error))
 
-    def _frames(self, row: Row, media: Media) -> Tensor | None:
+    def _frames(self, row: ManifestRow, media: Media) -> Tensor | None:
         """The frames in their bucket."""
         if media.frames is None:
             return None
@@ -117,7 +115,7 @@ class ClipReader:
         size = choose_size(frames.shape[1], frames.shape[2], self._pixels, self.buckets.max_upscale)
         return fit_picture(frames[:kept], size)
 
-    def _sound(self, row: Row, media: Media) -> Tensor | None:
+    def _sound(self, row: ManifestRow, media: Media) -> Tensor | None:
         """As long as the frames beside it; alone, as long as its bucket."""
         if media.waveform is None:
             return None
@@ -134,9 +132,8 @@ class ClipReader:
             tokens = num_audio_tokens(kept, self.fps)
         return torch.from_numpy(fit_length(media.waveform, tokens * AUDIO_SAMPLES_PER_TOKEN))
 
-    def _speakers(self, row: Row, sound: Tensor | None) -> Tensor:
-        """[R, 192]: the row's own reference files; where it names none at all, the sound of the span itself
-        (speech_start..speech_end)."""
+    def _speakers(self, row: ManifestRow, sound: Tensor | None) -> Tensor:
+        """[R, 192]: the row's reference files; without any, the span itself (speech_start..end)."""
         num_spans = len(parse(row.text).spans)
         speakers = torch.zeros(num_spans, SPEAKER_DIM)
         if "reference_paths" in row.meta:
@@ -166,10 +163,10 @@ class ClipReader:
 
 
 def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int
+) -> Iterator[_Result]:
     """Results in the order of the items, at most `ahead` of them waiting: decoded clips are large."""
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[_Result]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -194,7 +191,7 @@ def _read(path: Path, fps: float, streams: Streams, channels: int) -> Media:
         )
 
 
-def _check_speech(row: Row, kept_s: float, whole_s: float) -> None:
+def _check_speech(row: ManifestRow, kept_s: float, whole_s: float) -> None:
     try:
         check_speech(row.speech_end_s, len(parse(row.text).spans), kept_s, whole_s)
     except ValueError as error:

@@ -1,5 +1,4 @@
-"""Manifests -> encoded sets: every clip is read and encoded once, and training never opens a media file
-again."""
+"""Manifests -> encoded sets: every clip is decoded and encoded once, before training."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ _AGAIN = "run the same `nava encode` again"
 def encode_places(
     job: EncodeJob, folder: Path, nproc: int, restart: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Encodes the sets on `nproc` local ranks and returns each one's manifest.json. `folder` (local) gets the
-    ranks' log.
+    """Encodes the sets on `nproc` local ranks; returns their manifest.json. `folder` gets the ranks' log.
 
     restart: forget what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one
     line.
@@ -56,8 +55,7 @@ def _describe(row: Mapping[str, Any]) -> str:
 
 
 def _check(job: EncodeJob) -> None:
-    """Raises FileNotFoundError or ValueError for a codec or manifest that is not there, OSError for a
-    store."""
+    """Raises FileNotFoundError or ValueError for a missing codec or manifest, OSError for a store."""
     path = Path(job.codec) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")

@@ -1,9 +1,8 @@
-"""Encoding by many ranks: unit i of a set belongs to rank i mod world, and ranks meet only in the folder they
-write to.
+"""Encoding on many ranks: unit i of a set belongs to rank i mod world; ranks share only the output folder.
 
 `python -m pretrain.data.encoding.encode_ranks FOLDER/resolved.json` is one rank under torchrun. There is no
-process group: a rank that dies takes nothing along, and the same command goes on with the units that are
-missing, on any number of ranks.
+process group: a dead rank does not stop the others, and the same command resumes with the missing units on
+any number of ranks.
 """
 
 from __future__ import annotations
@@ -31,13 +30,12 @@ from pretrain.files import write_json
 from pretrain.launch.torchrun import METRICS, report
 from pretrain.storage import local_file, place
 
-Tell = Callable[[Mapping[str, Any]], None]
+LogProgress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetJob:
-    """One manifest to encode; it may be a URL. Raises ValueError for a name that is no folder's below the
-    place it is encoded to."""
+    """One manifest (path or URL) to encode. Raises ValueError for a name that is not a plain folder name."""
 
     name: str
     manifest: str
@@ -82,16 +80,16 @@ class EncodeJob:
         return cls(**{**values, "config": config, "sets": tuple(SetJob(**job) for job in values["sets"])})
 
 
-def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda row: None) -> None:
-    """This rank's units of every set; whoever finds all units of a set there makes it a set. `tell` gets how
-    far all ranks are.
+def encode_rank(
+    job: EncodeJob, rank: int, world_size: int, log_progress: LogProgress = lambda row: None
+) -> None:
+    """This rank's units of every set; the rank that finds all done merges. `log_progress`: overall progress.
 
     Raises ValueError or OSError in one line.
     """
     import torch
 
-    # a product's last bits may depend on the number of threads, and that on the number of ranks: more ranks
-    # instead
+    # a product's last bits may depend on the thread count; use more ranks instead
     torch.set_num_threads(1)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -100,8 +98,8 @@ def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda 
         for encoder in encoders:
             encoder.claim()
             if job.verify:
-                _verify(encoder, rank, world_size, tell)
-        progress = _Progress(encoders, world_size, tell)
+                _verify(encoder, rank, world_size, log_progress)
+        progress = _Progress(encoders, world_size, log_progress)
         for encoder in encoders:
             todo = encoder.missing(rank, world_size) if not encoder.finished() else []
             for _ in encoder.encode(todo, codecs):
@@ -112,14 +110,14 @@ def encode_rank(job: EncodeJob, rank: int, world_size: int, tell: Tell = lambda 
         progress.show(encoders[-1])
 
 
-def _verify(encoder: SetEncoder, rank: int, world_size: int, tell: Tell) -> None:
+def _verify(encoder: SetEncoder, rank: int, world_size: int, log_progress: LogProgress) -> None:
     started, total = time.monotonic(), max(len(list_parts(encoder.folder)), 1)
     for done, _ in enumerate(encoder.verify(rank, world_size), start=1):
         of_all = min(done * world_size, total)
         left_s = (time.monotonic() - started) / of_all * (total - of_all)
         percent = 99 * of_all // total
         seconds = {"step": percent, "seconds_per_step": left_s / (100 - percent)}
-        tell({**seconds, "task": f"{encoder.name}, checking shards", "rows": of_all, "of": total})
+        log_progress({**seconds, "task": f"{encoder.name}, checking shards", "rows": of_all, "of": total})
 
 
 @contextmanager
@@ -151,28 +149,28 @@ def _encoders(job: EncodeJob, codecs: Codecs) -> Iterator[list[SetEncoder]]:
 class _Progress:
     """Rows done by all ranks: those of finished units, and in between as many by each rank as by this one."""
 
-    def __init__(self, encoders: Sequence[SetEncoder], world_size: int, tell: Tell) -> None:
-        self.encoders, self.world_size, self.tell = encoders, world_size, tell
+    def __init__(self, encoders: Sequence[SetEncoder], world_size: int, log_progress: LogProgress) -> None:
+        self.encoders, self.world_size, self.log_progress = encoders, world_size, log_progress
         self.total = sum(encoder.units.num_rows for encoder in encoders)
         self.before = self.known = self._listed()
         self.since, self.started = 0, time.monotonic()
-        self.told = self.listed = self.started
+        self.reported = self.listed = self.started
 
     def row(self, encoder: SetEncoder) -> None:
         self.since += 1
-        if time.monotonic() - self.told > 1.0:
+        if time.monotonic() - self.reported > 1.0:
             self.show(encoder)
 
     def show(self, encoder: SetEncoder) -> None:
         moment = time.monotonic()
         if moment - self.listed > LISTED_EVERY_S and (listed := self._listed()) > self.known:
             self.known, self.since, self.listed = listed, 0, moment
-        self.told = moment
+        self.reported = moment
         done = min(self.known + self.since * self.world_size, self.total)
         left_s = (moment - self.started) / max(done - self.before, 1) * (self.total - done)
         percent = 100 * done // self.total
         seconds = {"step": percent, "seconds_per_step": left_s / max(100 - percent, 1)}
-        self.tell({**seconds, "task": encoder.name, "rows": done, "of": self.total})
+        self.log_progress({**seconds, "task": encoder.name, "rows": done, "of": self.total})
 
     def _listed(self) -> int:
         return sum(
@@ -184,13 +182,13 @@ def main(path: Path) -> int:
     """Exit code of this rank: 0, or 2 with one line in error.txt.RANK."""
     rank = int(os.environ["RANK"])
 
-    def tell(row: Mapping[str, Any]) -> None:
+    def log_progress(row: Mapping[str, Any]) -> None:
         if rank == 0:
             with (path.parent / METRICS).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     try:
-        encode_rank(EncodeJob.load(path), rank, int(os.environ["WORLD_SIZE"]), tell)
+        encode_rank(EncodeJob.load(path), rank, int(os.environ["WORLD_SIZE"]), log_progress)
     except (ValueError, OSError) as error:
         report(error, path.parent)
         return 2

@@ -1,5 +1,4 @@
-"""One set encoded unit by unit: what is still to do, a unit's samples, and the end where all units are
-there."""
+"""Encodes one set unit by unit: pending units, a unit's samples, and the merge of all units."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import Codecs
-from pretrain.data.encoding.clips import Clip, ClipReader, Streams, in_order
+from pretrain.data.encoding.clips import ClipReader, MediaClip, Streams, in_order
 from pretrain.data.encoding.merge import write_index, write_manifest
 from pretrain.data.encoding.parts import (
     FORMAT,
@@ -31,8 +30,8 @@ from pretrain.data.encoding.parts import (
     shard_name,
     write_unit,
 )
-from pretrain.data.encoding.units import Units
-from pretrain.data.manifest import Row, check_bad
+from pretrain.data.encoding.units import ManifestUnits
+from pretrain.data.manifest import ManifestRow, check_bad
 from pretrain.data.stream.sample import Sample
 from pretrain.files import read_json
 from pretrain.jsonl import FieldError
@@ -45,22 +44,18 @@ if TYPE_CHECKING:
 
 IDENTITY = "encode.json"
 LISTED_EVERY_S = 10.0
-_NO_PART_OF_IT = (
-    "audio_only_sets",
-    "max_bad_fraction",
-    "num_readers",
-)  # fields of the config that change no byte of a sample
+# fields of the config that change no byte of a sample
+_NO_PART_OF_IT = ("audio_only_sets", "max_bad_fraction", "num_readers")
 
 
 @dataclass(frozen=True)
 class SetEncoder:
-    """Encodes units of a manifest into `folder`, which may be in an object store. Its bytes do not depend on
-    who encodes which unit."""
+    """Encodes manifest units into `folder` (or a store). Bytes do not depend on which rank encodes a unit."""
 
     config: EncodeConfig
     name: str
     manifest: str  # as the user gave it
-    units: Units
+    units: ManifestUnits
     codec_id: str
     streams: Streams
     folder: Path
@@ -86,8 +81,7 @@ class SetEncoder:
         return json.loads(json.dumps(identity))
 
     def claim(self) -> None:
-        """Raises ValueError where the folder holds units of another manifest, codec or config, or a set of
-        unknown origin."""
+        """Raises ValueError where the folder holds units of another manifest, codec or config."""
         path, identity = self.folder / IDENTITY, self.identity()
         if not is_file(path):
             if is_file(self.folder / MANIFEST):
@@ -111,8 +105,7 @@ class SetEncoder:
         return [unit for unit in range(rank, len(self.units), world_size) if unit not in done]
 
     def verify(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
-        """Reads this rank's shards again and yields each unit; damaged and missing ones become units that are
-        to do."""
+        """Verifies this rank's shards, yielding each unit; damaged and missing ones become pending again."""
         for unit, num_rejected in sorted(list_parts(self.folder).items()):
             if unit % world_size == rank:
                 if not self._whole(unit, num_rejected):
@@ -124,8 +117,7 @@ class SetEncoder:
                 remove_file(self.folder / MANIFEST)
 
     def encode(self, todo: Sequence[int], codecs: Codecs) -> Iterator[int]:
-        """Encodes the units in order and yields a row's unit after each row. Raises ValueError once too many
-        rows are bad for certain."""
+        """Encodes units in order, yielding the unit per row. Raises ValueError for too many bad rows."""
         reader = ClipReader(
             self.config.buckets,
             self.config.fps,
@@ -136,7 +128,7 @@ class SetEncoder:
         )
         tally = _Tally(self)
 
-        def read(item: tuple[int, Row | FieldError]) -> tuple[int, Clip | FieldError]:
+        def read(item: tuple[int, ManifestRow | FieldError]) -> tuple[int, MediaClip | FieldError]:
             unit, row = item
             return unit, row if isinstance(row, FieldError) else reader(row)
 
@@ -148,8 +140,7 @@ class SetEncoder:
                     yield unit
 
     def finish(self) -> dict[str, Any]:
-        """All units are there: they become a set. Returns its manifest.json; raises ValueError where too many
-        rows were bad."""
+        """Merges all units into a set; returns its manifest.json. Raises ValueError for too many bad rows."""
         merged = write_index(self.folder, list_parts(self.folder))
         if merged.rejected:
             check_bad(
@@ -169,10 +160,10 @@ class SetEncoder:
         return write_manifest(self.folder, merged, source, facts)
 
     def _encode_unit(
-        self, unit: int, clips: Iterable[Clip | FieldError], codecs: Codecs, tally: _Tally
+        self, unit: int, clips: Iterable[MediaClip | FieldError], codecs: Codecs, tally: _Tally
     ) -> Iterator[None]:
         draft, rejected = Draft(self.config.latent_dtype), []
-        batch: list[Clip] = []
+        batch: list[MediaClip] = []
         for clip in clips:
             if isinstance(clip, FieldError):
                 rejected.append(clip)
@@ -195,8 +186,7 @@ class SetEncoder:
 
 
 class _Tally:
-    """Bad rows of all ranks, as far as they are known: those of finished units are in the names of the part
-    indexes."""
+    """Known bad rows of all ranks, from the part index names of finished units."""
 
     def __init__(self, encoder: SetEncoder) -> None:
         self.encoder = encoder
@@ -220,7 +210,7 @@ def _has_sum(path: Path, sha256: str) -> bool:
         return False
 
 
-def _add(clips: Sequence[Clip], codecs: Codecs, fps: float, draft: Draft) -> None:
+def _add(clips: Sequence[MediaClip], codecs: Codecs, fps: float, draft: Draft) -> None:
     """Encodes clips of equal shape together and adds them in order."""
     if not clips:
         return

@@ -1,7 +1,6 @@
-"""Finished units become a set: their part indexes one index, and last the manifest.json without which nobody
-opens the folder.
+"""Merges finished units into a set: one index, and last the manifest.json that makes the set readable.
 
-Whoever merges writes the same bytes, so two ranks that finish together may both do it.
+Merging is deterministic, so two ranks that finish together may both do it.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ class Merged:
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: int = 0
     rejected: list[FieldError] = field(default_factory=list)
-    hashes: array[int] = field(
-        default_factory=lambda: array("Q")
-    )  # of the data ids: 8 bytes each, where the ids would take 80
+    # of data ids: 8 bytes each instead of 80
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
     index: dict[str, Any] = field(default_factory=dict)  # checksum and size of the index
 
     def repeated(self) -> frozenset[int]:
@@ -62,8 +60,7 @@ def write_index(folder: Path, parts: Mapping[int, int]) -> Merged:
 
 
 def write_manifest(folder: Path, merged: Merged, manifest: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """manifest.json with `facts` (codec_id, latent_dtype, ...); `manifest` names the rows' file in
-    rejections. Returns its content."""
+    """Writes manifest.json with `facts` (codec_id, ...); `manifest` names rejected rows. Returns it."""
     content = {
         "format": FORMAT,
         **facts,
@@ -107,7 +104,7 @@ def _write_index(path: Path, folder: Path, parts: Mapping[int, int], repeated: f
 
 
 def _read(folder: Path, parts: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    """Several at once, because an object store answers each only after a while."""
+    """Several at once, to hide an object store's latency."""
     units = sorted(parts)
     with ThreadPoolExecutor(_READERS) as pool:
         starts = range(0, len(units), _AT_ONCE)

@@ -1,8 +1,8 @@
 """The units an encoded set is made of: a shard and a part index each.
 
 A unit is a stretch of rows. Its shard is written first, its part index second and each appears whole or not
-at all, so a unit without a part index is still to do. Part indexes are named UNIT-REJECTED.json: a listing
-tells how far the work is and how many rows were bad.
+at all, so a unit without a part index is pending. Part indexes are named UNIT-REJECTED.json: a listing
+shows progress and the number of bad rows.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ _PART = re.compile(r"(\d{6,})-(\d+)\.json")
 
 
 class Draft:
-    """The shard of one unit, in memory. `add` raises ValueError naming a sample whose tensors are not
-    finite."""
+    """One unit's shard, in memory. `add` raises ValueError naming a sample with non-finite tensors."""
 
     def __init__(self, latent_dtype: str) -> None:
         self.latent_dtype = latent_dtype
@@ -66,8 +65,7 @@ def shard_name(unit: int) -> str:
 
 
 def write_unit(folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldError] = ()) -> None:
-    """The unit's shard (none where all rows were rejected) and then its part index. Raises OSError where they
-    cannot be written."""
+    """Writes the shard (none where all rows were rejected), then its part index. Raises OSError."""
     part: dict[str, Any] = {
         "unit": unit,
         "samples": draft.rows,

@@ -1,5 +1,4 @@
-"""A manifest cut into units of consecutive rows. Only where each unit starts is remembered: 36 million rows
-do not fit into memory."""
+"""A manifest as units of consecutive rows; only unit offsets are held: 36 million rows exceed memory."""
 
 from __future__ import annotations
 
@@ -9,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.data.manifest import Row, row_of
+from pretrain.data.manifest import ManifestRow, row_of
 from pretrain.jsonl import FieldError, parse_line
 
 
 @dataclass(frozen=True)
-class Units:
-    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest; blank lines are no
-    rows."""
+class ManifestUnits:
+    """Unit i is rows [i * rows_per_unit, (i + 1) * rows_per_unit) of the manifest, blank lines excluded."""
 
     path: Path  # a local file
     folder: Path  # that the rows' paths are relative to
@@ -34,7 +32,7 @@ class Units:
         """Rows of a unit, good or bad."""
         return min(self.rows_per_unit, self.num_rows - unit * self.rows_per_unit)
 
-    def rows(self, unit: int) -> Iterator[Row | FieldError]:
+    def rows(self, unit: int) -> Iterator[ManifestRow | FieldError]:
         """A unit's rows in order, each typed or with what is wrong with it."""
         left, line = self.size(unit), self.lines[unit]
         with self.path.open("rb") as file:
@@ -48,7 +46,7 @@ class Units:
                 line += 1
 
 
-def split(path: Path, rows_per_unit: int, folder: Path | None = None) -> Units:
+def split(path: Path, rows_per_unit: int, folder: Path | None = None) -> ManifestUnits:
     """One pass over the file. Raises FileNotFoundError, ValueError where it has no row."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a JSONL file")
@@ -65,4 +63,6 @@ def split(path: Path, rows_per_unit: int, folder: Path | None = None) -> Units:
             offset += len(raw)
     if not rows:
         raise ValueError(f"{path}:1 json: the file is empty; expected one JSON object per line")
-    return Units(path, folder or path.parent, digest.hexdigest(), rows, line, rows_per_unit, offsets, lines)
+    return ManifestUnits(
+        path, folder or path.parent, digest.hexdigest(), rows, line, rows_per_unit, offsets, lines
+    )

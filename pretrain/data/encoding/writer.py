@@ -1,5 +1,4 @@
-"""Writes samples from anywhere as an encoded set; `nava encode` writes units instead, because these can be
-resumed."""
+"""Writes samples as an encoded set; `nava encode` writes units instead, which can be resumed."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from pretrain.data.stream.store import replace_folder
 
 
 class LatentWriter:
-    """Context manager that writes a set's local folder; on an error nothing is left behind and an older
-    folder stays as it was."""
+    """Context manager that writes a set's local folder atomically: an error leaves an older folder intact."""
 
     def __init__(
         self, folder: Path, codec_id: str, latent_dtype: str = "float32", max_shard_bytes: int = 64 * 2**20

@@ -1,5 +1,4 @@
-"""Few sizes instead of many, so that a step needs no padding: every clip is fitted to a picture size and a
-length of a short list.
+"""Buckets: every clip is fitted to one of few picture sizes and lengths, so that batches need no padding.
 
 Pure functions; a clip that fits nowhere raises ValueError with the reason its row is rejected for.
 """
@@ -25,8 +24,7 @@ _FRAMES_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class BucketConfig:
-    """Sizes and lengths that clips are brought to; an empty list leaves them as they are. Raises ValueError
-    for impossible ones."""
+    """Sizes and lengths of buckets; an empty list keeps the clip's. Raises ValueError for impossible ones."""
 
     sizes: tuple[str, ...] = ()  # "HEIGHTxWIDTH" in pixels, e.g. "704x1280"; multiples of 32
     frames: tuple[
@@ -59,8 +57,7 @@ class BucketConfig:
 def choose_size(
     height: int, width: int, sizes: Sequence[tuple[int, int]], max_upscale: float = 1.0
 ) -> tuple[int, int]:
-    """The (height, width) with the nearest aspect ratio, of those the clip covers without being enlarged more
-    than `max_upscale`.
+    """The (height, width) of nearest aspect ratio, enlarging the clip by at most `max_upscale`.
 
     Of aspects that are within 5 % of the nearest one the largest: a crop by so little is better than half the
     resolution. Raises ValueError where the clip is too small for all.
@@ -95,8 +92,7 @@ def audio_lengths(frames: Sequence[int], fps: float) -> list[int]:
 
 
 def check_speech(ends_s: Sequence[float], num_spans: int, kept_s: float, whole_s: float) -> None:
-    """Raises ValueError where words of the prompt would be spoken after the cut: they cannot stay in a prompt
-    that nobody hears."""
+    """Raises ValueError where words of the prompt are spoken after the cut, and so not in the clip."""
     if not num_spans or kept_s >= whole_s:
         return
     if not ends_s:
@@ -112,8 +108,7 @@ def check_speech(ends_s: Sequence[float], num_spans: int, kept_s: float, whole_s
 
 
 def fit_picture(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [T, H, W, 3] -> [T, *size, 3]: resized to cover (bicubic, antialiased), then cropped around the
-    centre."""
+    """uint8 [T, H, W, 3] -> [T, *size, 3]: resized to cover (bicubic, antialiased), then centre-cropped."""
     import torch
     from torch.nn.functional import interpolate
 

@@ -32,18 +32,17 @@ class SampleLike(Protocol):
     def speakers(self) -> Tensor: ...  # [R, 192]
 
 
-Batch = dict[str, Tensor]
+CollatedBatch = dict[str, Tensor]
 
 
-def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> Batch:
-    """One micro-batch of one task: only the streams the task generates, padded to the longest with their
-    lengths."""
+def collate(samples: Sequence[SampleLike], epochs: Sequence[int], task: Task) -> CollatedBatch:
+    """One micro-batch of one task: the streams it generates, padded to the longest, with lengths."""
     spec = TASKS[task]
     batch = {
         "task": torch.tensor(list(Task).index(task)),
         "sample_ids": torch.tensor([stable_hash(sample.data_id) for sample in samples]),
         "epochs": torch.tensor(epochs),
-        "clock_hz": torch.tensor(samples[0].video_rate_hz, dtype=torch.float64),
+        "video_rate_hz": torch.tensor(samples[0].video_rate_hz, dtype=torch.float64),
     }
     for name, wanted in (("video", spec.video), ("audio", spec.audio)):
         if wanted:
@@ -70,10 +69,12 @@ def to_av_batch(batch: Mapping[str, Tensor]) -> AVBatch:
     """The dict back as the typed batch."""
     task, size = list(Task)[int(batch["task"])], len(batch["sample_ids"])
     everyone = torch.ones(size, dtype=torch.bool, device=batch["text"].device)
-    clock_hz = float(batch["clock_hz"])
+    video_rate_hz = float(batch["video_rate_hz"])
     return AVBatch(
         task=task,
-        video=CleanStream(batch["video"], batch["video_lengths"], clock_hz) if "video" in batch else None,
+        video=CleanStream(batch["video"], batch["video_lengths"], video_rate_hz)
+        if "video" in batch
+        else None,
         audio=CleanStream(batch["audio"], batch["audio_lengths"], AUDIO_TOKENS_PER_S)
         if "audio" in batch
         else None,
@@ -87,7 +88,7 @@ def to_av_batch(batch: Mapping[str, Tensor]) -> AVBatch:
         ),
         sample_ids=batch["sample_ids"],
         epochs=batch["epochs"],
-        clock_hz=clock_hz,
+        video_rate_hz=video_rate_hz,
     )
 
 

@@ -1,9 +1,7 @@
-"""The index of an encoded set: one row of numbers per sample in an Arrow file that is mapped into memory, not
-read into it.
+"""The index of an encoded set: one row of numbers per sample in a memory-mapped Arrow file.
 
 36 million samples are a file of about 2.5 GB that all processes of a machine share; as Python objects they
-would take 20 GB in each. pyarrow is imported late, because `nava --help` and stages without data must not
-wait for it.
+would take 20 GB in each. pyarrow is imported late, for a fast `nava --help`.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ _INT32 = ("shard", "row", *_SIZES, "text", "spans", "bucket")
 
 
 class IndexWriter:
-    """Context manager; `add` streams rows to the file. A row's `bucket` numbers its combination of sizes, in
-    order of appearance."""
+    """Context manager; `add` streams rows to the file. `bucket`: sizes numbered by first appearance."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -44,8 +41,7 @@ class IndexWriter:
         return self
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """`row` has data_id, shard, row, frames, height, width, tokens, text, spans, video_rate_hz and crc32;
-        other keys are left out."""
+        """`row`: data_id, shard, row, frames, height, width, tokens, text, spans, video_rate_hz, crc32."""
         sizes = tuple(row[name] for name in _SIZES)
         self._rows.append({**row, "bucket": self._buckets.setdefault(sizes, len(self._buckets))})
         if len(self._rows) == ROWS_PER_BATCH:
@@ -118,7 +114,6 @@ class LatentIndex:
 
 
 def size_key(row: Mapping[str, Any]) -> str:
-    """Name of a bucket: latent frames x rows x columns + audio tokens, e.g. `37x44x80+151`; `none` for what
-    is absent."""
+    """Name of a bucket: latent frames x rows x columns + audio tokens, as `37x44x80+151`; `none` = absent."""
     video = "x".join(str(row[name]) for name in ("frames", "height", "width")) if row["frames"] else "none"
     return f"{video}+{row['tokens'] or 'none'}"

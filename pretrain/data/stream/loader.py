@@ -1,5 +1,4 @@
-"""The training data of one stage: an exactly resumable stream of micro-batches that does not depend on the
-number of ranks."""
+"""Training data of a stage: an exactly resumable stream of micro-batches, independent of the rank count."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import nearest
-from pretrain.data.stream.collate import Batch, collate, num_tokens
+from pretrain.data.stream.collate import CollatedBatch, collate, num_tokens
 from pretrain.data.stream.order import Order
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.randomness import stable_hash
@@ -38,7 +37,7 @@ class Slice:
 class _Made(NamedTuple):
     """A micro-batch and where the stream stands once it was used."""
 
-    batch: Batch
+    batch: CollatedBatch
     step: int
     read: dict[str, int]
 
@@ -50,7 +49,7 @@ class StageLoader:
     read), so every rank knows the whole global batch and takes its part. Samples of a bucket come without
     replacement, in an order drawn anew every epoch. `prefetch` micro-batches are made ahead by a thread; the
     state is that of what was used. What goes wrong there, as a damaged shard, is raised where its micro-batch
-    is asked for. Raises ValueError where the stage names an unknown set or the batch does not split.
+    is requested. Raises ValueError where the stage names an unknown set or the batch does not split.
     """
 
     def __init__(
@@ -77,15 +76,14 @@ class StageLoader:
         self.read: dict[str, int] = {}  # samples taken so far, per "set/bucket"
         self._orders: dict[str, tuple[int, Order]] = {}
 
-    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[CollatedBatch, Tensor]]:
         with closing(prefetched(self._make(self.step, self.read), self.prefetch)) as made:
             for batch, self.step, self.read in made:
                 # torchtitan counts tokens by the size of the labels; an expanded zero costs no memory
                 yield batch, torch.zeros(1, dtype=torch.int8).expand(num_tokens(batch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Position, exact between steps; one string, because DCP only loads keys that are there before
-        loading."""
+        """Position, exact between steps; one string, since DCP only loads keys that exist before loading."""
         return {"position": json.dumps({"step": self.step, "read": self.read}, sort_keys=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,9 +130,8 @@ class StageLoader:
     def _parts(self, source: SampleSet, taken: Taken) -> Iterator[Sequence[tuple[int, int]]]:
         """This rank's micro-batches."""
         local = self.part.local_batch_size * (len(taken) // self.global_batch_size)
-        if (
-            source.by_shards
-        ):  # a rank's samples from as few shards as can be: a machine then fetches few of a window's
+        # sorted: a rank's samples come from few shards of the window
+        if source.by_shards:
             per_rank = len(taken) // self.part.world_size
             mine = sorted(taken)[self.part.rank * per_rank : (self.part.rank + 1) * per_rank]
             yield from (mine[start : start + local] for start in range(0, per_rank, local))
@@ -145,12 +142,12 @@ class StageLoader:
             )
 
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 _POLL_S = 0.1
 _END = object()
 
 
-def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+def prefetched(items: Iterator[_Item], depth: int) -> Generator[_Item, None, None]:
     """The same items, up to `depth` of them made in advance by a thread; 0 = none, and no thread.
 
     An error of `items` is raised here, as it is, in its turn. Closing this iterator ends the thread and
@@ -177,7 +174,7 @@ def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
 
 
 def _make(
-    items: Iterator[Item], made: queue.Queue[tuple[Any, BaseException | None]], stop: threading.Event
+    items: Iterator[_Item], made: queue.Queue[tuple[Any, BaseException | None]], stop: threading.Event
 ) -> None:
     try:
         for item in items:
@@ -185,7 +182,7 @@ def _make(
                 break
         else:
             _put(made, (_END, None), stop)
-    except BaseException as error:  # whoever uses the items shall see it
+    except BaseException as error:  # raised again in the consumer
         _put(made, (None, error), stop)
     finally:
         close = getattr(items, "close", None)
@@ -198,7 +195,7 @@ def _put(
     entry: tuple[Any, BaseException | None],
     stop: threading.Event,
 ) -> bool:
-    """Waits for room; False where nobody wants more."""
+    """Waits for space in the queue; False after `stop`."""
     while not stop.is_set():
         try:
             made.put(entry, timeout=_POLL_S)

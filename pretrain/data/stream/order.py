@@ -1,5 +1,4 @@
-"""Orders in which the samples of a bucket come within an epoch: pure functions of what they are drawn
-from."""
+"""Orders of a bucket's samples within an epoch, as pure functions of the seed."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import torch
 
 from pretrain.randomness import generator_for
 
-_WINDOWS_KEPT = 2  # a global batch may lie across two
+_WINDOWS_KEPT = 2  # a global batch may span two
 
 
 class Order(Protocol):

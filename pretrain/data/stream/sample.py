@@ -1,5 +1,4 @@
-"""One encoded clip, and how it lies in a shard: a few tensors under its row's key, and a checksum over their
-bytes."""
+"""One encoded clip and its layout in a shard: tensors under its row's key, with a checksum."""
 
 from __future__ import annotations
 
@@ -14,27 +13,19 @@ import torch
 from torch import Tensor
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PARTS = (
-    "video",
-    "audio",
-    "text",
-    "speaker_positions",
-    "speakers",
-    "about",
-)  # `about`: data_id and meta as JSON bytes
+# `about`: data_id and meta as JSON bytes
+_PARTS = ("video", "audio", "text", "speaker_positions", "speakers", "about")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded clip; a modality the set does not have is None. All tensors are float32 but
-    `speaker_positions` (int64)."""
+    """One encoded clip; None = modality absent. Tensors are float32, `speaker_positions` int64."""
 
     data_id: str
     video: Tensor | None  # [48, F, h, w]
     audio: Tensor | None  # [128, L]
-    video_rate_hz: (
-        float  # latent frames per second, beside which the audio's 25 tokens per second are rescaled
-    )
+    # latent frames per second, beside which the audio's 25 tokens per second are rescaled
+    video_rate_hz: float
     text: Tensor  # [S, D]
     speaker_positions: Tensor  # [R] index along S of each span's timbre token
     speakers: Tensor  # [R, 192] reference voice of each span; zeros = none

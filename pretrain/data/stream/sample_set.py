@@ -101,12 +101,10 @@ def open_sets(
     shuffle_shards: int = SHUFFLE_SHARDS,
     cache: ShardCache | None = None,
 ) -> dict[str, SampleSet]:
-    """The stage's encoded sets under `latents`, which may be in an object store. FileNotFoundError or
-    ValueError in one line.
+    """The stage's encoded sets under `latents` (path or URL). Raises one-line FileNotFoundError, ValueError.
 
     A set of up to 1 GiB is held in memory and permuted as a whole; a larger one is read from its shards as it
-    is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for disks that
-    do not mind).
+    is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for fast disks).
     """
     return {
         name: open_set(latents / name, codec_id, mix_lengths, shuffle_shards, cache)
@@ -179,8 +177,7 @@ def _size_key(sample: SampleLike) -> str:
 
 
 def check_sets_split(sets: Mapping[str, SampleSet], patch_size: int, context: int) -> None:
-    """Raises ValueError naming the first set with a clip size whose tokens do not split over `context`
-    ranks."""
+    """Raises ValueError naming the first set whose clip tokens do not split over `context` ranks."""
     for name, source in sets.items() if context > 1 else ():
         for members in source.buckets.values():
             sample = source.samples[int(members[0])]

@@ -1,9 +1,7 @@
-"""Local copies of remote shards: whole, checked on arrival, and the least recently used leave when the space
-is needed.
+"""Local copies of remote shards: verified on arrival, least recently used ones evicted.
 
-Copies are named by their content, so the processes of a machine share them and a set that was encoded again
-is never mixed up with its older self. A checksum is computed while a shard is new here, never when a process
-starts.
+Copies are named by content hash, so a machine's processes share them, and a re-encoded set never matches an
+older copy. Checksums are computed on download only.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ _FOLDER = "shards"
 
 
 class ShardCache:
-    """A folder of at most `max_bytes`, by default below NAVA_CACHE or the temporary folder. A single larger
-    shard is still held."""
+    """A folder of at most `max_bytes`, below NAVA_CACHE or the temporary folder, but one shard at least."""
 
     def __init__(self, folder: Path | None = None, max_bytes: int = int(DEFAULT_GB * 2**30)) -> None:
         self.folder = (
@@ -35,8 +32,7 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def fetch(self, path: Path, sha256: str, num_bytes: int) -> Path:
-        """The file itself if local, else its copy here. Raises FileNotFoundError, OSError, or ValueError
-        where the content is another."""
+        """The local file, or its cached copy. Raises OSError, or ValueError for other content."""
         if not is_remote(path):
             return path
         copy = self.folder / f"{sha256}{path.suffix}"

@@ -1,5 +1,4 @@
-"""Encoded data sets, local or in an object store: safetensors shards, `index.arrow` (a row per sample),
-`manifest.json` (codec, checksums).
+"""Encoded sets, local or remote: safetensors shards, `index.arrow` (a row per sample), `manifest.json`.
 
 Not webdataset's tar: a tar is read front to back, so an exact global shuffle, or going on exactly on another
 number of ranks, means reading everything again; a safetensors shard gives any sample by its key, mapped into
@@ -7,7 +6,7 @@ memory. Nothing here is a pickle.
 
 Checksums: manifest.json has a SHA-256 of every shard, compared when a copy arrives from an object store and
 by `nava encode --verify`; the index has a CRC-32 of every sample, compared at each read, so that damage is
-noticed where it lies and no start has to read a whole set.
+located and no start reads a whole set.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ _OPEN_SHARDS = 64
 
 
 class LatentStore:
-    """A written set as a sequence of `Sample`; tensors are read when asked for, or all at once with
-    `in_memory`.
+    """A written set as a sequence of `Sample`; tensors are read on access, or up front with `in_memory`.
 
     Raises FileNotFoundError for a folder that is not a set, ValueError for another codec, a damaged shard or
     index.
@@ -106,8 +104,7 @@ class LatentStore:
         return unpack(tensors, row["video_rate_hz"])
 
     def _shard(self, number: int) -> Any:
-        """The open shard; its size is compared when it is opened, its samples' checksums when they are
-        read."""
+        """The open shard; its size is checked on opening, its samples' checksums on reading."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -135,8 +132,7 @@ class LatentStore:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`; should the machine stop in between, the older one is left beside it
-    as `.NAME.old`."""
+    """Replaces `old` by `new`; after a crash in between, the older one remains as `.NAME.old`."""
     aside = old.with_name(f".{old.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if old.exists():

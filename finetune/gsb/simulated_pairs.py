@@ -1,5 +1,4 @@
-"""Which clips are put before the simulated panel: clips of one model among themselves, or two models case by
-case."""
+"""Clip pairs for the simulated raters: within one model, or two models case by case."""
 
 from __future__ import annotations
 
@@ -11,39 +10,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.gsb.pairs import ClipRef
-from finetune.gsb.panel import Pair, PanelConfig, Row, Scores, vote
+from finetune.gsb.simulated_raters import ClipPair, JudgeScores, SimulatedRatersConfig, VoteRow, vote
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
 
 def votes_for_pairs(
-    config: PanelConfig, clips: Sequence[ClipRef], scores: Scores, pairs_per_case: int
-) -> tuple[list[Row], list[ClipRef]]:
-    """Votes between clips of one model, and those clips under the names they have there (`write_clips` makes
-    an index of them).
+    config: SimulatedRatersConfig, clips: Sequence[ClipRef], scores: JudgeScores, pairs_per_case: int
+) -> tuple[list[VoteRow], list[ClipRef]]:
+    """Votes between clips of one model, and those clips with their new names (for `write_clips`).
 
     `clips` of one prompt share their case_id; `scores` is by the clips' given names. No model is ours:
     ours_side is null.
     """
     named = own_names(clips)
     keys = [
-        ((clip.model, clip.clip_id), (given.model, given.clip_id))
-        for clip, given in zip(named, clips, strict=True)
+        ((clip.model, clip.clip_id), (clip_before.model, clip_before.clip_id))
+        for clip, clip_before in zip(named, clips, strict=True)
     ]
     renamed = {new: scores[old] for new, old in keys if old in scores}
     return vote(config, pairs_within(named, pairs_per_case, config.seed), renamed), named
 
 
 def votes_before_after(
-    config: PanelConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: Scores
-) -> list[Row]:
-    """Votes between an aligned model (`ours`) and the model it came from, on every case that both answer."""
+    config: SimulatedRatersConfig, after: Sequence[ClipRef], before: Sequence[ClipRef], scores: JudgeScores
+) -> list[VoteRow]:
+    """Votes between an aligned model (`ours`) and its base, on every case of both."""
     return vote(config, pairs_between(after, before), scores, ours=after[0].model)
 
 
 def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
-    """The clips in order, named MODEL#0, MODEL#1 ... within their case by clip id: a vote needs two names.
-    Raises ValueError for clips of more than one model and for the same clip twice."""
+    """Clips renamed MODEL#0, MODEL#1 ... within a case. ValueError for two models or a clip twice."""
     if len({clip.model for clip in clips}) > 1:
         raise ValueError(
             f"panel: clips of {len({clip.model for clip in clips})} models; pairs within a model are of one"
@@ -60,9 +57,8 @@ def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
     ]
 
 
-def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pair]:
-    """Up to `per_case` random pairs of each case's clips, all clips used about equally often. Raises
-    ValueError for no such pair."""
+def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[ClipPair]:
+    """Up to `per_case` random pairs of each case, clips used about equally. Raises ValueError for no pair."""
     if per_case < 1:
         raise ValueError(f"panel: at least 1 pair a case, got {per_case}")
     members: dict[str, list[ClipRef]] = {}
@@ -79,15 +75,14 @@ def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Pai
             best = min(possible, key=lambda two: max(used[clip.model] for clip in two))
             possible.remove(best)
             used.update(clip.model for clip in best)
-            pairs.append(Pair(*best))
+            pairs.append(ClipPair(*best))
     if not pairs:
         raise ValueError("panel: no case has two clips; give clips of one prompt the same case_id")
     return pairs
 
 
-def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[Pair]:
-    """One pair for each case that both sets answer, in the first one's order. Raises ValueError for a case
-    twice, and for none."""
+def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[ClipPair]:
+    """One pair per case of both sets, in the first's order. Raises ValueError for a case twice, or none."""
     others = {clip.case_id: clip for clip in second}
     for clips in (first, second):
         if doubled := [case for case, count in Counter(clip.case_id for clip in clips).items() if count > 1]:
@@ -95,7 +90,7 @@ def pairs_between(first: Sequence[ClipRef], second: Sequence[ClipRef]) -> list[P
                 f"panel: case {doubled[0]!r} has {clips[0].model!r} clips of its own to choose from; give "
                 "one a case"
             )
-    pairs = [Pair(clip, others[clip.case_id]) for clip in first if clip.case_id in others]
+    pairs = [ClipPair(clip, others[clip.case_id]) for clip in first if clip.case_id in others]
     if not pairs:
         raise ValueError("panel: the two sets of clips have no case in common")
     return pairs
@@ -106,7 +101,7 @@ def write_clips(path: Path, clips: Sequence[ClipRef]) -> None:
     dump(path, (_index_row(clip, path.parent) for clip in clips))
 
 
-def _index_row(clip: ClipRef, folder: Path) -> Row:
+def _index_row(clip: ClipRef, folder: Path) -> VoteRow:
     video = Path(os.path.relpath(clip.video, folder)).as_posix() if clip.video else None
     row = {"data_id": clip.clip_id, "model": clip.model, "case_id": clip.case_id, "prompt": clip.prompt}
     return {**row, **({"video": video} if video else {}), **({"sha256": clip.sha256} if clip.sha256 else {})}

@@ -1,5 +1,4 @@
-"""torchtitan's checkpoint manager with the states in a local folder or a store, our retention and one-line
-failures."""
+"""torchtitan's checkpoint manager with local or remote states, retention and one-line errors."""
 
 from __future__ import annotations
 
@@ -30,9 +29,8 @@ class Checkpoints(CheckpointManager):
     def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
         super().__init__(base_folder=str(place), sd_adapter=None, **parts)
         self.place, self.config = place, config
-        self.newest = self.pending = (
-            0  # pending: being written while training goes on; a later save waits for it
-        )
+        # pending: being written while training goes on; a later save waits for it
+        self.newest = self.pending = 0
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
@@ -50,8 +48,7 @@ class Checkpoints(CheckpointManager):
         return True
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
-        """All ranks call it. Raises OSError in one line where the state cannot be written; the states before
-        stay."""
+        """Called by all ranks. Raises a one-line OSError if the state cannot be written; older ones stay."""
         try:
             super().save(curr_step, last_step)
         except (Exception, CheckpointException) as error:  # the latter is a BaseException
@@ -117,8 +114,7 @@ def remove_incomplete(folder: Path) -> list[int]:
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete finished checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none); returns
-    the rest."""
+    """Delete complete checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none)."""
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):
@@ -133,7 +129,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def save_error(error: BaseException, folder: Path, newest: int = 0) -> OSError:
-    """One line for a save that failed anywhere below: where, why, what is still good, what to do.
+    """One-line error of a failed save: where, why, which checkpoint is intact, what to do.
 
     newest: the last step known to be complete, for a store that does not answer.
     """

@@ -1,9 +1,7 @@
-"""A simulated panel of raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
-No person votes.
+"""Simulated raters for the demo: tastes, noise, ties and side bias over what the JUDGES measured.
 
-A rater prefers by the weighted mean of judge differences, in units a person would notice, plus the rater's
-pull to the left and fresh noise; below the rater's tie width the answer is Same. Only scorers that no rubric
-weighs (`check_apart`).
+A rater's preference is the weighted mean of judge differences (in noticeable units) plus the rater's side
+bias and noise; below the rater's tie width it is Same. Judges must not be in the rubric (`check_apart`).
 """
 
 from __future__ import annotations
@@ -23,18 +21,16 @@ from pretrain.config import nearest
 from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
-Scores = Mapping[
-    tuple[str, str], Mapping[str, float]
-]  # (model, clip id) -> judge -> value, NaN = could not be scored
-Row = dict[str, Any]
+# (model, clip id) -> judge -> value, NaN = could not be scored
+JudgeScores = Mapping[tuple[str, str], Mapping[str, float]]
+VoteRow = dict[str, Any]
 SPOILT = " spoilt"  # ends the name of an attention check's copy
 
 
 @dataclass(frozen=True)
 class JudgeFeature:
-    """What raters see of one judge. `unit`: the difference that counts as one, negative where lower is
-    better; `weight`: of the mean taste. `axis`: whose question it belongs to besides overall. Raises
-    ValueError for impossible ones."""
+    """One judge metric as raters use it. `unit`: difference that counts as one, negative where lower is
+    better; `weight`: mean over raters; `axis`: the question it informs besides overall. Raises ValueError."""
 
     name: str
     axis: str
@@ -62,26 +58,25 @@ JUDGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanelConfig:
-    """Who votes and how; differences in judge units. Raises ValueError for impossible numbers."""
+class SimulatedRatersConfig:
+    """Simulated raters; differences in judge units. Raises ValueError for impossible numbers."""
 
     seed: int = 0
     raters: int = 12
-    votes_per_pair: int = 3  # raters that see a pair
-    axes: tuple[str, ...] = AXES  # questions asked at each showing
+    votes_per_pair: int = 3  # raters per pair
+    axes: tuple[str, ...] = AXES  # questions of each showing
     features: tuple[JudgeFeature, ...] = JUDGES
     taste_spread: float = 0.5  # log-normal, of the raters' weights
     manner_spread: float = 0.3  # log-normal, of their noise and tie width
-    noise: float = 0.6  # standard deviation, drawn for each answer
+    noise: float = 0.6  # standard deviation, drawn per vote
     tie_width: float = 0.3  # a smaller difference is Same
     side_bias: float = 0.1  # pull to the left: mean over raters, and their spread
-    lapses: float = 0.02  # share of answers given without looking
+    lapses: float = 0.02  # share of random votes
     repeat_share: float = 0.05  # of showings, shown again with sides swapped
     attention_share: float = 0.05  # of showings, as many checks with a spoilt copy
     spoilt_gap: float = 3.0  # how much worse a spoilt copy looks
-    unscorable_gap: float = (
-        3.0  # how much worse a clip looks that a judge could not score (silent, black) beside one it could
-    )
+    # gap of a clip that a judge could not score (silent, black) against one that it could
+    unscorable_gap: float = 3.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.votes_per_pair <= self.raters:
@@ -116,14 +111,13 @@ class PanelConfig:
             raise ValueError(f"panel.axes: expected distinct axes, got {list(self.axes)}")
 
     def about(self, axis: str) -> list[int]:
-        """Places of the features that a question is answered by; overall by all."""
+        """Indices of the features of a question; overall uses all."""
         return [place for place, feature in enumerate(self.features) if axis in ("overall", feature.axis)]
 
 
 @dataclass(frozen=True)
 class Rater:
-    """One simulated rater: weights of the features (positive), and the ways of the config's `noise`,
-    `tie_width`, `side_bias`."""
+    """One simulated rater: positive feature weights and draws of `noise`, `tie_width`, `side_bias`."""
 
     user_id: str
     weights: tuple[float, ...]
@@ -133,7 +127,7 @@ class Rater:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ClipPair:
     """Two clips of one case, under two models' names. Raises ValueError where they are not."""
 
     first: ClipRef
@@ -158,18 +152,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Showing:
-    """A pair before a rater; `attention` = the left or right one is the spoilt copy of the other."""
+    """A pair shown to a rater; `attention`: one side is the spoilt copy of the other."""
 
-    pair: Pair
+    pair: ClipPair
     rater: Rater
     first_is_left: bool
     repeat: int = 0
     attention: bool = False
 
 
-def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
-    """Raises ValueError where something rewarded (rubric items, or features of a preference reward) is what
-    the panel looks at."""
+def check_apart(config: SimulatedRatersConfig, weights: Mapping[str, float]) -> None:
+    """Raises ValueError where a rewarded item (rubric or preference feature) is a feature of the raters."""
     watched = {feature.name.partition(".")[0] for feature in config.features}
     for name, weight in weights.items():
         if weight and name.partition(".")[0] in watched:
@@ -179,7 +172,7 @@ def check_apart(config: PanelConfig, weights: Mapping[str, float]) -> None:
             )
 
 
-def panel(config: PanelConfig) -> list[Rater]:
+def simulated_raters(config: SimulatedRatersConfig) -> list[Rater]:
     """The raters, from the seed alone."""
     raters = []
     for index in range(config.raters):
@@ -202,13 +195,14 @@ def panel(config: PanelConfig) -> list[Rater]:
     return raters
 
 
-def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str | None = None) -> list[Row]:
-    """Votes in the public format (finetune.gsb.votes), every one `simulated`: first answers, then repeats,
-    then attention checks.
+def vote(
+    config: SimulatedRatersConfig, pairs: Sequence[ClipPair], scores: JudgeScores, ours: str | None = None
+) -> list[VoteRow]:
+    """Simulated votes in the public format (finetune.gsb.votes): first ones, repeats, attention checks.
 
     Raters see equally many pairs, sides are balanced for each rater and pair of models. A judge that could
-    score neither clip is not looked at, an axis without any is not asked; where it could score one, the other
-    loses by `unscorable_gap`. Answers depend on the seed, rater, case, models, axis and repeat, not on the
+    score neither clip is ignored, an axis without judges is skipped; where it could score one, the other
+    loses by `unscorable_gap`. Votes depend on seed, rater, case, models, axis and repeat, not on the
     order of `pairs`. Raises ValueError for no pairs, the same pair twice, a clip or judge without an entry in
     `scores`, an infinite score.
     """
@@ -217,14 +211,14 @@ def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str |
     if doubled := [key for key, count in Counter(pair.key for pair in pairs).items() if count > 1]:
         raise ValueError(f"panel: the pair {doubled[0]} is there twice")
     values = {pair.key: _gaps(config, pair, scores) for pair in pairs}
-    shown = _showings(config, pairs)
-    rows: list[Row] = []
-    for showing in [*shown, *_repeats(config, shown)]:
+    showings = _showings(config, pairs)
+    rows: list[VoteRow] = []
+    for showing in [*showings, *_repeats(config, showings)]:
         for axis in config.axes:
             gaps = values[showing.pair.key]
             if np.isfinite(gaps[config.about(axis)]).any():
                 rows.append(_row(config, showing, axis, _answer(config, showing, axis, gaps), ours))
-    for showing in _attention_checks(config, shown):
+    for showing in _attention_checks(config, showings):
         axis = "sync" if "sync" in config.axes else config.axes[0]
         rows.append(
             _row(
@@ -238,12 +232,12 @@ def vote(config: PanelConfig, pairs: Sequence[Pair], scores: Scores, ours: str |
     return rows
 
 
-def write_votes(path: Path, rows: Sequence[Row]) -> None:
+def write_votes(path: Path, rows: Sequence[VoteRow]) -> None:
     """As JSONL, whole or not at all."""
     dump(path, rows)
 
 
-def _gaps(config: PanelConfig, pair: Pair, scores: Scores) -> np.ndarray:
+def _gaps(config: SimulatedRatersConfig, pair: ClipPair, scores: JudgeScores) -> np.ndarray:
     """First minus second in judge units [F]; NaN where neither could be scored."""
     values = np.array(
         [[_value(clip, feature, scores) for feature in config.features] for clip in (pair.first, pair.second)]
@@ -253,7 +247,7 @@ def _gaps(config: PanelConfig, pair: Pair, scores: Scores) -> np.ndarray:
     return np.where(np.isnan(first) ^ np.isnan(second), one_sided, first - second)
 
 
-def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
+def _value(clip: ClipRef, feature: JudgeFeature, scores: JudgeScores) -> float:
     found = scores.get((clip.model, clip.clip_id))
     if found is None or feature.name not in found:
         what = f"no {feature.name!r} for" if found is not None else "no scores of"
@@ -266,9 +260,9 @@ def _value(clip: ClipRef, feature: JudgeFeature, scores: Scores) -> float:
     return found[feature.name]
 
 
-def _showings(config: PanelConfig, pairs: Sequence[Pair]) -> list[_Showing]:
+def _showings(config: SimulatedRatersConfig, pairs: Sequence[ClipPair]) -> list[_Showing]:
     """Each pair before the raters who have seen fewest, in an order that only depends on the pairs' names."""
-    raters = panel(config)
+    raters = simulated_raters(config)
     seen = [0] * len(raters)
     assigned: list[tuple[int, Rater]] = []
     for index in sorted(range(len(pairs)), key=lambda i: stable_hash("pair", config.seed, *pairs[i].key)):
@@ -279,45 +273,47 @@ def _showings(config: PanelConfig, pairs: Sequence[Pair]) -> list[_Showing]:
             seen[place] += 1
             assigned.append((index, raters[place]))
     turn: Counter[tuple[str, ...]] = Counter()
-    shown = []
+    showings = []
     for index, rater in assigned:
         pair = pairs[index]
         table = (rater.user_id, *pair.key[1:])
         alphabetical_is_left = (turn[table] + stable_hash("side", config.seed, *table)) % 2 == 0
         turn[table] += 1
-        shown.append(
+        showings.append(
             (index, _Showing(pair, rater, alphabetical_is_left == (pair.first.model == pair.key[1])))
         )
-    return [showing for _, showing in sorted(shown, key=lambda entry: entry[0])]
+    return [showing for _, showing in sorted(showings, key=lambda entry: entry[0])]
 
 
-def _chosen(config: PanelConfig, shown: Sequence[_Showing], share: float, what: str) -> Iterator[_Showing]:
+def _chosen(
+    config: SimulatedRatersConfig, showings: Sequence[_Showing], share: float, what: str
+) -> Iterator[_Showing]:
     order = sorted(
-        shown, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
+        showings, key=lambda showing: stable_hash(what, config.seed, showing.rater.user_id, *showing.pair.key)
     )
-    yield from order[: round(share * len(shown))]
+    yield from order[: round(share * len(showings))]
 
 
-def _repeats(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
-    again = _chosen(config, shown, config.repeat_share, "repeat")
+def _repeats(config: SimulatedRatersConfig, showings: Sequence[_Showing]) -> list[_Showing]:
+    again = _chosen(config, showings, config.repeat_share, "repeat")
     return [_Showing(showing.pair, showing.rater, not showing.first_is_left, repeat=1) for showing in again]
 
 
-def _attention_checks(config: PanelConfig, shown: Sequence[_Showing]) -> list[_Showing]:
+def _attention_checks(config: SimulatedRatersConfig, showings: Sequence[_Showing]) -> list[_Showing]:
     """The first clip against its spoilt copy; once for a rater and clip."""
     checks: dict[tuple[str, ...], _Showing] = {}
-    for showing in _chosen(config, shown, config.attention_share, "attention"):
+    for showing in _chosen(config, showings, config.attention_share, "attention"):
         clip = showing.pair.first
         copy = ClipRef(clip.clip_id, clip.model + SPOILT, clip.case_id, clip.prompt, None)
         left = stable_hash("attention side", config.seed, showing.rater.user_id, *showing.pair.key) % 2 == 0
         checks.setdefault(
             (showing.rater.user_id, clip.case_id, clip.model),
-            _Showing(Pair(clip, copy), showing.rater, left, attention=True),
+            _Showing(ClipPair(clip, copy), showing.rater, left, attention=True),
         )
     return list(checks.values())
 
 
-def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray) -> str:
+def _answer(config: SimulatedRatersConfig, showing: _Showing, axis: str, gaps: np.ndarray) -> str:
     rater = showing.rater
     rng = np.random.default_rng(
         stable_hash("answer", config.seed, rater.user_id, *showing.pair.key, axis, showing.repeat)
@@ -325,17 +321,19 @@ def _answer(config: PanelConfig, showing: _Showing, axis: str, gaps: np.ndarray)
     lapse, noise = rng.random(), float(rng.standard_normal())
     if lapse < config.lapses:
         return str(rng.choice(("left", "right", "tie")))
-    asked = [place for place in config.about(axis) if math.isfinite(gaps[place])]
-    weights = np.array(rater.weights)[asked]
-    first_ahead = float(weights @ gaps[asked] / weights.sum())
+    used = [place for place in config.about(axis) if math.isfinite(gaps[place])]
+    weights = np.array(rater.weights)[used]
+    first_ahead = float(weights @ gaps[used] / weights.sum())
     latent = (first_ahead if showing.first_is_left else -first_ahead) + rater.side_bias + rater.noise * noise
     return "tie" if abs(latent) <= rater.tie_width else "left" if latent > 0 else "right"
 
 
-def _row(config: PanelConfig, showing: _Showing, axis: str, choice: str, ours: str | None) -> Row:
+def _row(
+    config: SimulatedRatersConfig, showing: _Showing, axis: str, choice: str, ours: str | None
+) -> VoteRow:
     first, second = showing.pair.first, showing.pair.second
     left, right = (first, second) if showing.first_is_left else (second, first)
-    ours = first.model if showing.attention else ours  # there the untouched original
+    ours = first.model if showing.attention else ours  # in attention checks, the untouched original
     return {
         "user_id": showing.rater.user_id,
         "left_model": left.model,
