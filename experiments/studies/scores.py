@@ -12,7 +12,7 @@ import numpy as np
 from experiments.layout import Layout
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
-from experiments.scoring.scored import guarded, scores_of
+from experiments.scoring.scored import guarded, named, scores_of
 from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.files import replacing, write_json
@@ -75,10 +75,7 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
         names, layout.corpus, layout.syncnet, num_processes=scoring.num_processes, given=given
     )
     with open_rewards(names, options) as opened:
-        rewards = {
-            reward.name if is_plugin(name) else name: reward
-            for name, reward in zip(names, opened, strict=True)
-        }
+        rewards = named(names, opened)
         if VOICES in scorers and scoring.bank:
             rewards[VOICES] = NearestVoice(timbre_encoder(opened), _read_bank(scoring.bank))
         scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}

@@ -22,7 +22,8 @@ from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
 from experiments.scoring.samples import generated_samples
-from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
+from experiments.scoring.scored import named, scores_of
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES, VOICES, ScoreConfig, rows_of
 from experiments.studies.harness import Run, Study, mark_of, model_of, run_each
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
@@ -35,7 +36,6 @@ from rewards.catalog import open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
-NAMES = (*REWARDS, *ALIGN_JUDGES)
 KEY: tuple[str, str] = (ALIGN_SET, "aligned")
 
 
@@ -114,7 +114,7 @@ def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
 
 
 def _run_of(job: Job, label: str, align: AlignRun, folder: Path) -> Run:
-    mark = mark_of(align.identity(), str(job.recipe.generate), NAMES)
+    mark = mark_of(align.identity(), str(job.recipe.generate), _names(job.recipe.score))
     rounds = align.config.num_rounds
     return Run(label, folder / label, mark, {"align": (rounds, rounds)})
 
@@ -135,11 +135,20 @@ def _rows(job: Job, model: Path, folder: Path) -> Sequence[Row]:
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
     generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
     samples = generated_samples(clips, "speech", source="aligned")
-    options = reward_options(NAMES, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)
-    with open_rewards(NAMES, options) as rewards:
-        scores = {reward.name: {KEY: reward.score([sample.clip for sample in samples])} for reward in rewards}
+    names, content = _names(score), [sample.clip for sample in samples]
+    options = reward_options(names, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)
+    with open_rewards(names, options) as opened:
+        scores = {
+            name: {KEY: scores_of(name, reward, content)} for name, reward in named(names, opened).items()
+        }
     limits = fill(GuardrailLimits, job.recipe.align.guardrails, "align.guardrails")
     return rows_of(limits, {KEY: samples}, scores, {KEY})
+
+
+def _names(score: ScoreConfig) -> tuple[str, ...]:
+    """What the pipeline scores, but for the voices, which it compares with its own real clips."""
+    asked = dict.fromkeys((*score.rewards, *score.align_judges))
+    return tuple(name for name in asked if name != VOICES)
 
 
 def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
