@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from pretrain.config import one_line
 from rewards.base import Reward
-from rewards.catalog import is_plugin
 from rewards.guardrails import GuardrailLimits, flags, measure
 from rewards.types import Clip, Score, split_part
 
@@ -40,12 +39,6 @@ def score_clips(
     if limits is None:
         return [ScoredClip(scores) for scores in scored]
     return [ScoredClip(scores, *guarded(clip, limits)) for scores, clip in zip(scored, clips, strict=True)]
-
-
-def named(names: Sequence[str], rewards: Sequence[Reward]) -> dict[str, Reward]:
-    """Opened rewards by their name in rows: that of the catalog, a plug-in's own."""
-    pairs = zip(names, rewards, strict=True)
-    return {reward.name if is_plugin(name) else name: reward for name, reward in pairs}
 
 
 def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:

@@ -20,12 +20,14 @@ from experiments.studies.harness import Run, Study, mark_of, model_of
 from experiments.studies.objectives.arms import Arm, fitted, optimizer_steps
 from experiments.studies.objectives.config import CHOSEN, TIES
 from experiments.studies.objectives.material import Material
-from experiments.studies.scores import Scoring
+from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
 from finetune.align_run import AlignRun
+from finetune.launch import align_model
 from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, write_json
+from pretrain.generate import generate
 from pretrain.launch.torchrun import METRICS
 
 SPENT = "spent.json"
@@ -113,7 +115,7 @@ class Aligner:
             clips=clips,
         )
         with _clock(run.folder, "align"):
-            result = material.runners.align(align, self.ranks)
+            result = align_model(align, self.ranks)
         model, phase = model_of(result, f"{arm.label} stopped after round"), arm.phase
         tracker.set_tags(
             {CHECKPOINT_TAG: checkpoint_of(model), "nava.parent_checkpoint": checkpoint_of(align.base)}
@@ -131,12 +133,12 @@ class Aligner:
     def _scored(self, run: Run, model: Path) -> dict[str, Any]:
         out, clips = run.folder / f"scores-{run.mark}.json", run.folder / "clips"
         if not out.is_file():
-            sections, layout, runners = self.material.sections, self.study.layout, self.material.runners
+            sections, layout = self.material.sections, self.study.layout
             prompts = layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"
             limit = sections.objectives.num_prompts or None
             with _clock(run.folder, f"judge-{run.mark}"):
-                runners.generate(sections.generate, model, layout.codec, prompts, clips, limit)
-                runners.score(clips, self.scoring, out)
+                generate(sections.generate, model, layout.codec, prompts, clips, limit)
+                score_clips(clips, self.scoring, out)
         return read_json(out, f"remove {run.folder}")
 
 
