@@ -20,7 +20,7 @@ from finetune.recipe import AlignConfig
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that is judged: the pretrained one (`config` None), or an alignment of it with one seed."""
+    """One model that is scored: the pretrained one (`config` None), or an alignment of it with one seed."""
 
     name: str
     seed: int
@@ -68,11 +68,11 @@ def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> l
 def align_config(
     name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
 ) -> AlignConfig:
-    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set
-    aside and no early stop.
+    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no held-out
+    prompts and no early stop.
 
-    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand,
-    for all arms alike.
+    Stopping would end the budgets apart, and the recipe's held-out prompts are taken out beforehand, for all
+    arms alike.
     """
     algorithm = ALGORITHM[name]
     phase: Any = align.phases[algorithm]
