@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.recipe import AlignConfig
+from pretrain.config import from_json, to_json
 from pretrain.files import write_json
 from pretrain.launch.stage_run import model_config
 from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
-from pretrain.recipe import from_json, to_json
 
 BaseWeights = Literal["ema", "model"]
 CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
@@ -75,6 +75,7 @@ class AlignRun:
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its resumption."""
         parent = model_config(self.base)
+        name, options = self.scorer
         return {
             "flavor": parent["flavor"],
             "args": parent["args"],
@@ -83,7 +84,7 @@ class AlignRun:
             "codec_id": parent.get("codec_id", ""),
             "parent": f"{parent['checkpoint_id']} ({self.weights})",
             "prompts": digest(self.prompts),
-            "scorer": f"{stable_hash(self.scorer[0], json.dumps(dict(self.scorer[1]), sort_keys=True, default=str)):016x}",
+            "scorer": f"{stable_hash(name, json.dumps(dict(options), sort_keys=True, default=str)):016x}",
             "pairs": digest(self.pairs) if self.pairs else "",
             "chosen": digest(self.chosen) if self.chosen else "",
         }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finetune.executor import Stopped
+from pretrain.config import one_line
 from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 
@@ -91,7 +92,7 @@ class RankScoring:
         try:
             scores = self.scorer.score(video, audio, rows)
         except Exception as failed:  # whatever it is, the other ranks must not be left waiting
-            error = " ".join(str(failed).split()) or type(failed).__name__
+            error = one_line(failed)
         answers = self.agree(error, json.dumps(summed(scores)), stoppable)
         return scores, means([json.loads(answer) for answer in answers])
 

@@ -3,7 +3,6 @@ makes them remote."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from finetune.align_run import AlignRun
 from finetune.scores import Scorer
 from finetune.types import Advantage, Role
 from orchestration.tasks import ClipTask, Origin, TaskClips, TaskScores
+from pretrain.config import one_line
 
 if TYPE_CHECKING:  # what a worker of rewards would wait seconds for in vain
     from finetune.policy import LoraPolicy
@@ -53,8 +54,9 @@ class TrainerRank:
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
-        self._lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock")
+        self._lock = FileLock(lock, thread_local=False)
+        self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         self.learner = Learner(self.run, join())
         return str(self.learner.described.facts["checkpoint_id"])
@@ -187,7 +189,7 @@ class RewardWorker:
         try:
             scores = self.scorer.score(clips.video, clips.audio, task.prompts)
         except Exception as failed:
-            raise ValueError(" ".join(str(failed).split()) or type(failed).__name__) from failed
+            raise ValueError(one_line(failed)) from failed
         origin = Origin(self.name, os.getpid(), time.perf_counter() - started)
         return TaskScores(scores, clips.groups, clips.sample_ids, made.version, (made.origin, origin))
 

@@ -4,12 +4,16 @@ fail."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from finetune.executor import Stopped
+from pretrain.config import one_line as whole_line
 
 _POLL_S = 0.5  # how soon a signal is noticed
 _DEATH_NOTICE_S = 15.0  # a rank may fail for another's death before Ray knows of that one
+
+one_line = partial(whole_line, limit=300)
 
 
 class LostRank(Exception):
@@ -125,10 +129,3 @@ def _own(error: Any) -> Exception:
             f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}"
         )
     return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
-
-
-MAX_CHARACTERS = 300
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:MAX_CHARACTERS] or type(error).__name__

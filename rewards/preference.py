@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rewards.base import Reward
-from rewards.options import nearest
+from rewards.options import nearest, one_line
 from rewards.types import Clip, Score, split_part
 
 FORMAT = "nava preference 1"
@@ -166,7 +166,7 @@ class PreferenceModel:
                 features=tuple(content.pop("features")), **vectors, **errors, **content, held_out=held_out
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {' '.join(str(error).split())}; fit it again") from None
+            raise ValueError(f"{path}: {one_line(error)}; fit it again") from None
 
 
 class PreferenceReward:

@@ -89,11 +89,7 @@ class Rubric:
             raise ValueError(f"{where}: expected a mapping of rewards to options, got {config!r}")
         items = []
         for name, options in config.items():
-            try:
-                filled = fill(ItemOptions, options, f"{where}.{name}")
-            except ValueError as error:
-                text = str(error)
-                raise ValueError(text if text.startswith(where) else f"{where}.{name}: {text}") from None
+            filled = fill(ItemOptions, options, f"{where}.{name}")
             items.append(RubricItem(**vars(filled), reward=str(name)))
         return cls(tuple(items))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib
 import json
 import os
@@ -24,16 +23,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 from chaos_comparison import Left, Verdict, compare, read
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from finetune.align_run import AlignRun
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.progress import track
 
 TESTS = Path("tests")
@@ -46,7 +44,7 @@ GONE_S = 60.0  # that processes of a killed driver may need to end
 
 @dataclass(frozen=True)
 class Moment:
-    """When `rounds` rows of metrics are there (the first is of the prompts set aside), and `part` of a round
+    """When `rounds` rows of metrics are there (the first is of the held-out prompts), and `part` of a round
     later."""
 
     rounds: int
@@ -257,7 +255,8 @@ def line(trial: Trial) -> str:
     )
 
 
-HEADER = """killed after row           rounds          samples         driver  worker  processes  difference of
+HEADER = """\
+killed after row           rounds          samples         driver  worker  processes  difference of
 rollo  rewrd  drivr    lost  double    lost  double  starts  restarts  left    curves   adapter"""
 
 
@@ -274,10 +273,7 @@ def drive(resolved: Path, ranks: int, staleness: int) -> int:
 
 def report(found: Sequence[Trial], whole: Left, given: argparse.Namespace, redrawn: int) -> dict[str, Any]:
     return {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "date": datetime.date.today().isoformat(),
-        "torch": version("torch"),
-        "ray": version("ray"),
+        **facts("ray"),
         "world": "tests/align_world.py, nft then grpo",
         "rounds": whole.rounds,
         "ranks": given.ranks,
@@ -325,8 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found.append(trial)
                 print(line(trial), flush=True)
                 content = report(found, whole, given, redrawn)
-                with replacing(given.to) as temporary:
-                    temporary.write_text(json.dumps(content, indent=1) + "\n")
+                write_json(given.to, content, indent=1)
     left = sum(trial.left_behind for trial in found)
     print(
         f"{content['same']} of {len(found)} end as the run that nobody killed; {left} processes were left "

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.statistics import bootstrap_mean
 from pretrain.data.corpus.casting import cast
 from pretrain.data.corpus.config import CorpusConfig
@@ -30,6 +27,7 @@ from pretrain.data.corpus.record import faces_of, openings_of, pictures
 from pretrain.data.corpus.render import render_faces
 from pretrain.data.corpus.sound import SAMPLE_RATE_HZ, loudness_per_frame, num_samples, soundtrack
 from pretrain.data.corpus.talk import talk_sets
+from pretrain.files import write_json
 from pretrain.progress import track
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
@@ -224,21 +222,14 @@ def main() -> None:
     }
     print_tables(table, searched)
     if options.out:
-        facts = {
-            "date": datetime.date.today().isoformat(),
-            "processor": processor_name(),
-            "torch": torch.__version__,
-        }
         sizes = {
             "frames": FRAMES,
             "generations": options.generations,
             "candidates": CANDIDATES,
             "seed": options.seed,
         }
-        options.out.write_text(
-            json.dumps({**facts, **sizes, "hacks": table, "search": searched, "searches": each}, indent=1)
-            + "\n"
-        )
+        content = {**facts(), **sizes, "hacks": table, "search": searched, "searches": each}
+        write_json(options.out, content, indent=1)
         print(f"wrote {options.out}")
 
 

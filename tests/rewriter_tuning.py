@@ -10,7 +10,6 @@ resampling prompts.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import shutil
 import time
@@ -29,7 +28,7 @@ from rewriter_student import (
     short_prompts,
 )
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.statistics import bootstrap_difference, bootstrap_mean
 from finetune.gsb.votes import read_votes
 from finetune.rewriter.config import DpoTuning, GrpoTuning
@@ -38,6 +37,7 @@ from finetune.rewriter.language_model import load
 from finetune.rewriter.rewards import length, spans, structure
 from finetune.rewriter.tune import Tuned, tune_dpo, tune_grpo
 from finetune.rewriter.votes import Pairs, Rewrite, as_answer, preferred, text_digest
+from pretrain.files import write_json
 from pretrain.jsonl import dump
 from pretrain.prompt import PromptRow
 
@@ -216,12 +216,8 @@ def main() -> None:
     if options.fresh:
         shutil.rmtree(options.folder, ignore_errors=True)
     found = measure(options.folder, Student(), options.held_out)
-    found |= {
-        "measured": datetime.date.today().isoformat(),
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-    }
-    options.to.write_text(json.dumps(found, indent=1) + "\n")
+    found |= facts()
+    write_json(options.to, found, indent=1)
     print(table(found))
     print(f"{json.dumps(found['seconds'])} s; {options.to}")
 

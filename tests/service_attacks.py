@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from rewards.remote_upload import multipart
+from rewards.http import form
 
 JSON = {"content-type": "application/json"}
 
@@ -67,7 +67,8 @@ def attacks(body_bytes: int, json_bytes: int, body_seconds: float, link_outside:
     )
     yield Attack("another type", (415,), "content-type", b"<x/>", {"content-type": "application/xml"})
     for name, status, reason, parts in _of_media():
-        content_type, body = multipart({"request": b"{}"} | parts)
+        files = dict(parts)
+        content_type, body = form({"request": files.pop("request", b"{}")}, files)
         yield Attack(name, status, reason, body, {"content-type": content_type})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
 import random
@@ -26,11 +25,11 @@ from typing import Any
 import numpy as np
 from service_attacks import Attack, attacks, outside_link
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.clips import ClipFile, list_clips
 from experiments.serving import config_from
-from pretrain.files import replacing
-from rewards.remote_upload import multipart
+from pretrain.files import write_json
+from rewards.http import form
 
 HOST = "127.0.0.1"
 BODY_SECONDS = 20.0  # 500 uploads share one processor with their senders
@@ -64,7 +63,7 @@ def good_request(file: ClipFile, upload: bool) -> Attack:
     asked = {"prompt": file.prompt, "mouth_boxes": [list(box) for box in file.mouth_boxes], "name": file.name}
     if not upload:
         return Attack(file.name, (200,), "", json.dumps(asked | {"clip": str(file.path.resolve())}).encode())
-    kind, body = multipart({"request": json.dumps(asked).encode(), "video": file.path.read_bytes()})
+    kind, body = form({"request": json.dumps(asked)}, {"video": file.path.read_bytes()})
     return Attack(file.name, (200,), "", body, {"content-type": kind})
 
 
@@ -197,9 +196,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         outcomes, _ = asyncio.run(storm(options.port, token, good[:8], [], 0))
         well = all(outcome.right(config.rewards) for outcome in outcomes)
     return {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        **facts("ray"),
         "load_of_others": round(load, 1),
         "rewards": list(config.rewards),
         "batch": config.batch,
@@ -236,8 +233,7 @@ def main() -> int:
     found = run(options)
     print(f"holds: {found['holds']}, well afterwards: {found['well_afterwards']}")
     if options.to:
-        with replacing(options.to) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.to, found, indent=1)
     return 0 if found["holds"] else 1
 
 

@@ -16,10 +16,9 @@ from finetune.objectives.grpo import GrpoPhase
 from finetune.objectives.nft import NftPhase
 from finetune.progress import AlignProgress
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
-from pretrain.config import override
+from pretrain.config import from_json, override, to_json
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
-from pretrain.recipe import from_json, to_json
 from pretrain.sampling import SamplerConfig
 from pretrain.titan.manager import complete_steps
 

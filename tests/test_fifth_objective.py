@@ -1,4 +1,5 @@
-"""An objective from outside the package: advantage-weighted regression, named in the sequence by its dotted name."""
+"""An objective from outside the package: advantage-weighted regression, named in the sequence by its dotted
+name."""
 
 import json
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ from finetune.noising import both, draw, mean_square, metric, noised, usable
 from finetune.objectives.base import Objective, Phase
 from finetune.recipe import AlignConfig
 from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
-from pretrain.config import override
+from pretrain.config import from_json, override, to_json
 from pretrain.flow.path import LevelConfig, velocity_target
-from pretrain.recipe import from_json, to_json
 
 NAME = "test_fifth_objective:Regression"
 
@@ -77,7 +77,7 @@ def test_its_section_is_read_strictly_and_survives_json():
         override(AlignConfig(), {"awr": {"temperature": 1.0}})
     with pytest.raises(ValueError, match=r"'nowhere:Regression' cannot be loaded"):
         override(AlignConfig(), {"sequence": ["nowhere:Regression"]})
-    with pytest.raises(ValueError, match="awr.prompts_per_round 4 does not divide into 3"):
+    with pytest.raises(ValueError, match=r"awr\.prompts_per_round 4 does not divide into 3"):
         made.check_ranks(3)
 
 

@@ -114,6 +114,7 @@ def test_a_store_has_the_budget_exactly(rounds, prompts_per_round, clips, more):
 @given(st.integers(1, 4), st.integers(8, 400))
 def test_pairs_divide_over_steps_and_ranks_and_are_never_more_than_there_are(ranks, pairs):
     phase = votes_phase(ALIGN, 6, ranks, pairs)
+    assert isinstance(phase, GsbDpoPhase)
     assert phase.pairs_per_round % (phase.steps_per_epoch * ranks) == 0
     assert phase.pairs_per_round <= max(96, ranks * 4) and (
         phase.pairs_per_round <= pairs or pairs < 4 * ranks

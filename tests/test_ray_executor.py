@@ -184,7 +184,7 @@ def executor_of(run: AlignRun, staleness: int, chance: Any, futures: Futures) ->
         return WorkerPool("rollout", workers, lambda worker, task: worker.roll_out(task, weights(task)))
 
     force = Workforce(
-        build=lambda: Numbers(run, chance),
+        build=lambda: Numbers(run, chance),  # type: ignore[return-value, arg-type]
         rollout=rollout,  # type: ignore[return-value, arg-type]
         scorers={"rewards": WorkerPool("rewards", [0], lambda _, both: score(*both))},
         writer=None,

@@ -73,7 +73,7 @@ def test_missing_or_broken_evaluation_is_one_line(tmp_path):
 
 
 def test_page_needs_no_other_file_and_escapes_prompts(clip):
-    card = Card("generated", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
+    card = Card("generated", b"mp4", clip_png(clip), "one", "slt", "one", "rms", 0.5)
     html = page(
         metrics(),
         check_gates([WER, FLAGS], Reports(metrics(), {})),
@@ -196,7 +196,7 @@ def alignment_page(found, examples, curves=None):
 
 
 def test_page_part_says_simulated_in_words_and_marks_what_was_driven_beyond(clip):
-    card = Card("before", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
+    card = Card("before", b"mp4", clip_png(clip), "one", "slt", "one", "rms", 0.5)
     examples = Section("The same prompts", "about", [("Says <S>one<E>.", [card])])
     html = alignment_page(alignment((0.8, 1.2), raters=votes(30)), examples)
     assert (

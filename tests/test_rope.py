@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import audio_stream, conditioning, debug_model, video_stream
 
-from pretrain.model.rope import audio_angles, axis_split, rotate, rotate_pairs, freqs_cis_of, video_freqs_cis
+from pretrain.model.rope import audio_angles, axis_split, freqs_cis_of, rotate, rotate_pairs, video_freqs_cis
 
 MODEL = debug_model()
 

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments.commands.options import JsonFlag
 from experiments.layout import Layout
 
 FOUND_SOMETHING = 1
 
 
-def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+def doctor(as_json: JsonFlag = False) -> int:
     """Say what this machine is and what is missing; exit code 1 when something needed is missing."""
     from experiments.doctor import examine, show
 
@@ -28,7 +29,7 @@ def prompt_check(
     file: Annotated[Path, tyro.conf.Positional],
     /,
     files: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> int:
     """Check the syntax of a prompts JSONL file; with --files also that the images and voices it names exist.
 
@@ -53,7 +54,7 @@ def lineage(
     target: Annotated[str, tyro.conf.Positional],
     /,
     out: Path = Path("out"),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code
     and parents.
@@ -68,14 +69,13 @@ def lineage(
 
 def tracking_flush(out: Path = Path("out")) -> None:
     """Send every run that waits in OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
-    from experiments.runs.sender import flush, locked, store_uri
+    from experiments.runs.sender import flush, sender_lock, store_uri
 
     spool = Layout(out=out).tracking
     if not spool.is_dir():
         raise FileNotFoundError(f"{spool}: no runs here; train something first or give --out")
-    lock = locked(spool, wait=True)
-    left = flush(spool, Path())
-    lock.close()
+    with sender_lock(spool):
+        left = flush(spool, Path())
     print(f"{store_uri(Path())}: {'everything is sent' if not left else f'{left} events wait'}")
 
 

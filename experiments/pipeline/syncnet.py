@@ -1,5 +1,5 @@
-"""Trains the two sync networks of the mini: one that rewards and one that judges, and measures both on clips
-neither has heard.
+"""Stage `syncnet`: trains the two sync networks of the mini, one as reward and one as judge, and measures
+both on clips that neither was trained on.
 
 The reward's network also learns from codec round trips, because generated clips look and sound like those.
 The judge's does not: with other words, another seed and real clips only, it is no copy of what alignment
@@ -9,7 +9,6 @@ optimises.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import shutil
@@ -23,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.job import StageJob
+from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.samples import Sample, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.base import Unscorable
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
@@ -40,6 +41,7 @@ SETS = {"reward": "talk_a", "judge": "talk_b"}
 TEST_SET = "talk_test"
 CUTS = {"2s": 45, "1s": 21}  # windows of a clip of 49 or 25 frames at 24 fps
 CODEC_CLIPS = 8  # a round trip of four seconds takes some 20 MB
+LOGGED = ("true_over_moved", "offset_within_1", "reward_at_0")
 LOSS_STEPS = 10  # a loss of the report is a mean over so many steps
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,16 @@ class _Job:
     out: Path
 
 
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout = job.layout
+    report = fit_sync(job.recipe.syncnet, layout.corpus, layout.codec, layout.syncnet)
+    for role in SETS:
+        found = report[role]["real"]["2s"]
+        tracker.log_metrics({f"{role}/{name}": found[name]["mean"] for name in LOGGED}, 0)
+        tracker.log_model(layout.syncnet / role, f"syncnet-{role}", {})
+    tracker.log_artifact(str(layout.syncnet / "report.json"))
+
+
 def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dict[str, Any]:
     """Writes `out`/reward, `out`/judge and `out`/report.json, and returns the report.
 
@@ -91,8 +103,7 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
     for role, found in report.items():
         _tell(role, found)
     report["seconds"] = round(time.perf_counter() - start, 1)
-    with replacing(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(out / "report.json", report, indent=1, allow_nan=False)
     return report
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import experiments.recipes
-from pretrain.config import nearest, override, plain_fields
+from pretrain.config import nearest, one_line, override, plain_fields
 
 SUPPORT = {"base", "load"}
 
@@ -77,9 +77,7 @@ def read_params(path: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
     except yaml.YAMLError as error:  # bytes that are no text
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); save it as UTF-8 text"
-        ) from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)}); save it as UTF-8 text") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}:1: expected a mapping of sections, got {type(values).__name__}")
     return values

@@ -3,7 +3,6 @@ their codec round trips."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from experiments.scoring.rows import Row, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.panel import PanelConfig
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
@@ -64,9 +63,9 @@ def evaluate(
         for name, interval in summarise(rows, known, config.seed).items():
             metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
     alignment = _alignment(config, groups, votes_out, rewarded, limits, known) if alignment_out else None
-    _write(out, metrics)
+    write_json(out, metrics, indent=1, allow_nan=False)
     if alignment_out and alignment:
-        _write(alignment_out, alignment)
+        write_json(alignment_out, alignment, indent=1, allow_nan=False)
     elif alignment_out:
         alignment_out.unlink(missing_ok=True)  # of other clips than those just summed up
     return metrics
@@ -133,8 +132,3 @@ def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, 
         names = ("after", "difference", "closed")
         found |= {f"alignment/{key}/{name}": metric[name] for name in names if name in metric}
     return {name: interval["mean"] for name, interval in found.items() if interval["mean"] is not None}
-
-
-def _write(path: Path, content: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")

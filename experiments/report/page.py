@@ -44,9 +44,9 @@ class Card:
     source: str
     mp4: bytes
     picture: bytes  # PNG
-    heard: str
+    heard: str  # words
+    voices: str  # nearest
     words: str  # that should be heard
-    voices: str  # nearest voices
     wanted_voices: str
     lips: float | None  # correlation with loudness
 

@@ -6,6 +6,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from experiments.report.gates import Gate, check_gates, read_reports
 from experiments.report.metric_keys import Known
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
+from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     FPS,
     SAMPLE_RATE_HZ,
@@ -21,14 +23,18 @@ from experiments.scoring.samples import (
     generated_samples,
     real_samples,
 )
-from experiments.scoring.sets import ALIGN_SET, SCORES
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
-from pretrain.jsonl import FieldError, scan
 
 NUM_EXAMPLES = 4
+GENERATED_SECTIONS = (  # heading, sentence, prompt set
+    ("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue"),
+    ("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera"),
+)
 NUM_READ = 64  # clips of a set that examples are looked for in
+NUM_REAL = 208  # real clips of each kind, likewise
 Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
 
 
@@ -60,25 +66,17 @@ def report(
     ValueError in one line.
     """
     reports = read_reports(evaluation, alignment)
-    details = _read_details(scores / SCORES)
+    details = {
+        (*group, row["data_id"]): row for group, rows in read_scores(scores / SCORES).items() for row in rows
+    }
     rows = _compared(generated, corpus, codec)
-    sections = [
-        Section(
-            "Listen and look",
-            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if "
-            "there is one, the same word.",
-            [
-                (row[-1].clip.prompt, [_card("pretrain_seen", sample, details) for sample in row])
-                for row in rows
-            ],
-        ),
-        _generated_section(
-            "Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue", generated, details
-        ),
-        _generated_section(
-            "Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera", generated, details
-        ),
-    ]
+    about = (
+        "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there "
+        "is one, the same word."
+    )
+    cards = [(row[-1].clip.prompt, [_card(MAIN_SET, sample, details) for sample in row]) for row in rows]
+    sections = [Section("Listen and look", about, cards)]
+    sections += [_generated_section(*texts, generated, details) for texts in GENERATED_SECTIONS]
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
         [{s.source: (s.clip, _caption(s, details)) for s in row} for row in rows],
@@ -114,10 +112,8 @@ def _alignment(
 
 
 def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str, list[Card]]]:
-    aligned = {
-        sample.data_id: sample
-        for sample in generated_samples(after, "speech", limit=NUM_READ, source="aligned")
-    }
+    samples = generated_samples(after, "speech", limit=NUM_READ, source="aligned")
+    aligned = {sample.data_id: sample for sample in samples}
     rows = []
     for sample in _first_per_voice(generated_samples(before, "speech", limit=NUM_READ)):
         if sample.data_id not in aligned:
@@ -136,14 +132,11 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
 def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
     """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each
     voice."""
-    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=NUM_READ))
-    real_clips = [
-        sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples
-    ]
-    rows = []
-    codecs = load_codecs(codec)
+    chosen = _first_per_voice(generated_samples(generated / MAIN_SET, "speech", limit=NUM_READ))
+    real_clips = real_samples(corpus / "validation.jsonl", NUM_REAL)
+    rows, codecs = [], load_codecs(codec)
     for sample in chosen:
-        voice = [real for real in real_clips if real.clip.voices == sample.clip.voices]
+        voice = [real for real in chain(*real_clips.values()) if real.clip.voices == sample.clip.voices]
         same = [real for real in voice if real.clip.spans == sample.clip.spans] or voice
         rows.append([*same[:1], *codec_samples(same[:1], codecs), sample])
     return rows
@@ -162,12 +155,10 @@ def _generated_section(
 ) -> Section:
     if not (generated / prompt_set / "index.jsonl").is_file():
         return Section(heading, about, [])
-    samples = generated_samples(
-        generated / prompt_set, prompt_set.removeprefix("pretrain_"), limit=NUM_EXAMPLES
-    )
-    return Section(
-        heading, about, [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
-    )
+    kind = prompt_set.removeprefix("pretrain_")
+    samples = generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES)
+    cards = [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
+    return Section(heading, about, cards)
 
 
 def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
@@ -179,21 +170,21 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
         mp4 = path.read_bytes()
     words, wanted = " ".join(clip.spans), " ".join(clip.voices)
     lips = scored["scores"].get("lip_loudness_correlation")
-    return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
+    return Card(
+        sample.source, mp4, clip_png(clip), *_heard(scored), words=words, wanted_voices=wanted, lips=lips
+    )
 
 
 def _caption(sample: Sample, details: Details) -> str:
-    scored = _detail("pretrain_seen", sample, details)
-    said, voices = " ".join(sample.clip.spans), _voices(scored)
-    return f"says “{said}”, recognised “{_heard(scored)}”, nearest voice {voices or '–'}"
+    scored = _detail(MAIN_SET, sample, details)
+    heard, voices = _heard(scored)
+    return f"says “{' '.join(sample.clip.spans)}”, recognised “{heard}”, nearest voice {voices or '–'}"
 
 
-def _heard(scored: Mapping[str, Any]) -> str:
-    return scored["texts"].get("wer_pocketsphinx", "")
-
-
-def _voices(scored: Mapping[str, Any]) -> str:
-    return scored["texts"].get("voice_accuracy_resemblyzer", "")
+def _heard(scored: Mapping[str, Any]) -> tuple[str, str]:
+    """Recognised words and nearest voices."""
+    texts = scored["texts"]
+    return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")
 
 
 def _quoted(prompt: str) -> str:
@@ -208,15 +199,6 @@ def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, A
             "evaluate` again"
         )
     return details[key]
-
-
-def _read_details(path: Path) -> Details:
-    details = {}
-    for _, row in scan(path):
-        if isinstance(row, FieldError):
-            raise ValueError(row.at(path))
-        details[row["prompt_set"], row["source"], row["data_id"]] = row
-    return details
 
 
 def _write(path: Path, content: bytes) -> Path:

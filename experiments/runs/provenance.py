@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from pretrain.config import one_line
+
 DVC_VARIABLE = "DVC_STAGE"  # set by DVC for the commands it runs
 
 
@@ -29,6 +31,15 @@ def git_state(root: Path) -> GitState:
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else ""
     return GitState(commit=commit, dirty=bool(changed))
+
+
+def source_tags(git: GitState, root: Path) -> dict[str, str]:
+    """Commit and dvc.lock of a run, as tags in MLflow."""
+    return {
+        "mlflow.source.git.commit": git.commit,
+        "git.dirty": str(git.dirty).lower(),
+        "dvc.lock.md5": lock_hash(root),
+    }
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -75,9 +86,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); restore it or delete it"
-        ) from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)}); restore it or delete it") from None
 
 
 def lock_hash(root: Path) -> str:

@@ -11,6 +11,7 @@ import yaml
 from experiments.scoring.clips import ClipFile
 from experiments.scoring.options import preference_options
 from experiments.scoring.run import ScoreSettings
+from pretrain.config import one_line
 from rewards.catalog import CATALOG, check_names, check_weights
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
@@ -34,7 +35,7 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with {', '.join(RUBRIC_KEYS)}, got {content!r}")
     for key in content:

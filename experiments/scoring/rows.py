@@ -1,7 +1,7 @@
 """Scored clips as rows of JSON, in the two forms that are on disk, and what reports and votes read of them.
 
-`nava score` writes {clip, scores: {name: {value, reason, parts, text, seconds}}} unrounded, so that scores come
-back as they were; the score stage {data_id, scores: {name: value}, parts, texts, reasons} rounded.
+`nava score` writes {clip, scores: {name: {value, reason, parts, text, seconds}}} unrounded, so that scores
+come back as they were; the score stage {data_id, scores: {name: value}, parts, texts, reasons} rounded.
 """
 
 from __future__ import annotations

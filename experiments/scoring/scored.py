@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pretrain.config import one_line
 from rewards.base import Reward
 from rewards.guardrails import GuardrailLimits, flags, measure
 from rewards.types import Clip, Score, split_part
@@ -46,9 +47,7 @@ def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
     try:
         scores = reward.score(clips)
     except Exception as error:
-        raise ValueError(
-            f"reward {name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+        raise ValueError(f"reward {name} failed: {type(error).__name__}: {one_line(error)}") from error
     if len(scores) != len(clips):
         raise ValueError(
             f"reward {name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip"

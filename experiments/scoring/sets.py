@@ -20,7 +20,7 @@ from pretrain.codecs.load import load_codecs
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.jsonl import dump
 from pretrain.progress import track
-from rewards.catalog import is_plugin, open_rewards
+from rewards.catalog import is_plugin, metrics_of, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 from rewards.timbre.voices import NearestVoice
@@ -91,6 +91,7 @@ def score_sets(
     ValueError in one line; nothing is written then.
     """
     start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
+    metrics_of((*config.rewards, *config.align_judges))  # raises before anything is read
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(
             f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl "

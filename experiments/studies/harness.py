@@ -24,11 +24,11 @@ from experiments.runs.tracker import (
     kept_run_key,
 )
 from experiments.studies.page import render
+from pretrain.config import to_json
 from pretrain.files import read_json, replacing, write_json
 from pretrain.launch.launch import StageResult
 from pretrain.progress import MetricsTail
 from pretrain.randomness import stable_hash
-from pretrain.recipe import to_json
 
 REPORT_S = 20.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from experiments.scoring.samples import generated_samples, real_samples
 from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.base import Reward
 from rewards.catalog import is_plugin, metric, metrics_of, open_rewards
 from rewards.guardrails import GuardrailLimits
@@ -91,8 +90,7 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
     if scoring.limits is not None:
         bounds = fill(GuardrailLimits, scoring.limits, "guardrails")
         content["flagged"] = sum(bool(guarded(clip, bounds)[1]) for clip in samples)
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+    write_json(out, content, indent=None)
 
 
 def tabulated(metrics: Mapping[str, Metric], scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:

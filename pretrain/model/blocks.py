@@ -81,8 +81,8 @@ class AlignmentBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video, audio) tokens [B, N, width], None where absent, one step further; freqs_cis are complex [N, 1,
-        head_dim // 2]."""
+        """(video, audio) tokens [B, N, width], None where absent, one step further; freqs_cis are complex
+        [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (
@@ -164,8 +164,8 @@ class FusionBlock(nn.Module):
         plan: AttentionPlan,
         context: Context,
     ) -> Tensor:
-        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of the present streams, in
-        order."""
+        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of the present streams,
+        in order."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
         hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)

@@ -40,7 +40,7 @@ class CrossModal(nn.Module):
         mask: Tensor | None,
         joined: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] and other [B, M, width] with their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
+        """x [B, N, width], other [B, M, width] and their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
         attn, dtype = self.attn, self.norm.weight.dtype
         seen = self.norm_other(other.to(dtype))
         q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), freqs_cis)

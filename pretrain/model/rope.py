@@ -34,8 +34,8 @@ def video_freqs_cis(
 def audio_angles(
     tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None
 ) -> Tensor:
-    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p has the angle of video time p * rate_ratio; the
-    spatial dims stay still.
+    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p has the angle of video time
+    p * rate_ratio; the spatial dims stay still.
 
     rate_ratio = video latent frames per second / audio tokens per second (24 / 4 / 25 = 0.24 at full size).
     """

@@ -32,8 +32,8 @@ class PeerBlock(nn.Module):
         freqs_cis: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] of streams of `sizes` tokens with complex freqs_cis [N, 1, head_dim // 2]; mask [B, 1,
-        N, N]."""
+        """x [B, N, width] of streams of `sizes` tokens with complex freqs_cis [N, 1, head_dim // 2]; mask
+        [B, 1, N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))

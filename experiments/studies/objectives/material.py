@@ -29,11 +29,11 @@ from finetune.pair_batches import AXES
 from finetune.prompts import read_prompt_set, shuffled
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import open_store
+from pretrain.config import to_json
 from pretrain.files import read_json, write_json
 from pretrain.generate import GenerateConfig
 from pretrain.jsonl import FieldError, dump, scan
 from pretrain.prompt import PromptRow, read_prompts
-from pretrain.recipe import to_json
 
 MADE, GAINS, DECIDED = "made.json", "gains.json", "pairs_no_ties.jsonl"
 

@@ -24,11 +24,11 @@ from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
+from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, write_json
 from pretrain.generate import generate
 from pretrain.launch.torchrun import METRICS
-from pretrain.recipe import to_json
 
 SPENT = "spent.json"
 PARTS = ("rollout", "score", "update")  # of a round, by what metrics.jsonl calls them

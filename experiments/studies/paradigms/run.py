@@ -23,9 +23,10 @@ from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
 from experiments.studies.workers import core_shares, run_all, save_task
+from pretrain.config import to_json
 from pretrain.files import read_json
 from pretrain.generate import GenerateConfig
-from pretrain.recipe import PretrainConfig, to_json
+from pretrain.recipe import PretrainConfig
 from rewards.catalog import metric
 from rewards.metric import Metric
 

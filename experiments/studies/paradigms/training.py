@@ -17,9 +17,9 @@ from experiments.studies.paradigms.config import StudyConfig
 from experiments.studies.paradigms.plan import Training
 from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
+from pretrain.config import to_json
 from pretrain.files import read_json, write_json
 from pretrain.generate import GenerateConfig, generate
-from pretrain.recipe import to_json
 
 
 class StepsSoFar(SpoolTracker):
