@@ -115,7 +115,7 @@ def test_sync_is_measured_by_the_judge_or_not_at_all(tmp_path):
     assert "sync_mini" not in metrics_with(None) and "sim_resemblyzer" in metrics_with(None)
 
 
-def test_a_reward_that_the_recipe_adds_is_measured_in_every_study(tmp_path):
+def test_a_reward_that_the_recipe_adds_is_measured_too():
     usual = ScoreConfig()
     added = ScoreConfig(rewards=(*usual.rewards, "identity_colour_edge"))
     assert added_metrics(usual) == {} and list(added_metrics(added)) == ["identity_colour_edge"]

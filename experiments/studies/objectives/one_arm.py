@@ -1,5 +1,5 @@
-"""One arm with one seed, from the pretrained model to its scores: aligned, asked the held-out prompts,
-measured."""
+"""One arm with one seed, from the pretrained model to its scores: aligned, and scored on the held-out
+prompts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Aligner:
 
     def run_of(self, arm: Arm) -> Run:
         """Folder and mark change with what the arm learns from and how; the mark also with how it is
-        judged."""
+        scored."""
         material, sections, trained = self.material, self.material.sections, [*self.material.trained_on]
         stages = {}
         if arm.config:
@@ -57,9 +57,9 @@ class Aligner:
             rounds = arm.phase.rounds  # votes on a budget's clips cost as much as rolling it out in rounds
             stages = {"align": (rounds * (2.0 if arm.voted else 1.0), rounds)}
         folder = material.folder / "runs" / f"{arm.label}-{mark_of(trained)}"
-        asked = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
-        judged = [*asked, list(self.scoring.metrics), sections.objectives.num_prompts]
-        return Run(arm.label, folder, mark_of(to_json(sections.generate), judged), stages, JUDGING_ROUNDS)
+        prompts = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
+        scored = [*prompts, list(self.scoring.metrics), sections.objectives.num_prompts]
+        return Run(arm.label, folder, mark_of(to_json(sections.generate), scored), stages, JUDGING_ROUNDS)
 
     def run(self, run: Run, arm: Arm) -> None:
         """Align, generate and score; the run's result is written last.

@@ -88,7 +88,7 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
 
 
 def metrics_with(judge: Path | None) -> dict[str, Metric]:
-    """What is measured; no network that judged nothing else, no sync metrics."""
+    """What is measured; without a judge's network no sync."""
     sync = {name: replace(metric(name), scorer="sync_mini") for name in SYNC}
     return {**(sync if judge else {}), **{name: metric(name) for name in METRICS}}
 
