@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.doctor import matmul_ceiling_gflops, processor_name
+from experiments.doctor import peak_matmul_gflops, processor_name
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, block_flops
 from pretrain.model.transformer import NavaTransformer
@@ -81,7 +81,7 @@ def profile_task(task: Task) -> dict[str, Any]:
         * CLIPS
         * block_flops(args, ClipShape(video=video_tokens, audio=AUDIO_TOKENS, context=CONTEXT_TOKENS))
     )
-    ceiling = matmul_ceiling_gflops(torch.bfloat16)
+    ceiling = peak_matmul_gflops(torch.bfloat16)
     median = statistics.median(seconds)
     return {
         "clips": CLIPS,

@@ -14,7 +14,7 @@ def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = 
 
 
 def curate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Choose the curated pairs with submodlib, into OUT/curated."""
+    """Curate the high-quality pairs with submodlib, into OUT/curated."""
     _run("curate", recipe, settings, out)
 
 
@@ -24,27 +24,26 @@ def codec(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = P
 
 
 def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Train the sync network that rewards and the one that judges, and measure both, into OUT/syncnet."""
+    """Train the sync network of the reward and that of the judge, and evaluate both, into OUT/syncnet."""
     _run("syncnet", recipe, settings, out)
 
 
 def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Make several clips of each training prompt of the alignment with the pretrained model, for votes, into
-    OUT/rollouts."""
+    """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts."""
     _run("rollout", recipe, settings, out)
 
 
 def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Choose the prompts that alignment trains on: diverse ones whose clips in OUT/rollouts earn little yet,
-    into OUT/chosen."""
+    """Curate the prompts that alignment trains on: diverse ones with low reward of their clips in
+    OUT/rollouts, into OUT/chosen."""
     _run("curate_prompts", recipe, settings, out)
 
 
 def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl,
-    into OUT/votes.
+    """SIMULATED raters vote on OUT/rollouts by the scores of the judges: votes.jsonl and pairs.jsonl, into
+    OUT/votes.
 
-    People's votes come in the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
+    Votes of people have the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
     """
     _run("votes", recipe, settings, out)
 
@@ -56,7 +55,7 @@ def evaluate(
     out: Path = Path("out"),
     reports: Path = Path("reports"),
 ) -> None:
-    """Score real, codec and generated clips (OUT/scores) and sum the scores up, into REPORTS/demo.json."""
+    """Score real, codec and generated clips (OUT/scores) and summarise, into REPORTS/demo.json."""
     _run("score", recipe, settings, out, reports)
     _run("evaluate", recipe, settings, out, reports)
 
