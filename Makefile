@@ -14,7 +14,7 @@ export PATH
 help:
 	@echo "make demo   train the small NAVA, generate clips that speak, show what they are worth"
 	@echo "make test   run the tests"
-	@echo "make check  ruff, pyright and the import rule"
+	@echo "make check  ruff (lint and format), pyright and the import rule"
 	@echo "make setup  create .venv (the others do it themselves)"
 
 setup:
@@ -29,6 +29,7 @@ test: setup
 
 check: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/python -m pytest tests/test_architecture.py
 

@@ -183,8 +183,8 @@ def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `nava`; the exit code is 0, 1 (a check found something), 2 (a wrong input) or 130
-    (Ctrl-C)."""
+    """Entry point of `nava`; the exit code is 0, 1 (a check found something), 2 (a wrong input), 3 (a
+    quality gate failed) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pretrain.config import one_line
+
 USER_ERROR = 2
 INTERRUPTED = 130
 ADVICE = {
@@ -48,4 +50,4 @@ def as_line(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         advice = ADVICE.get(error.errno or 0)
         return f"{where}{error.strerror.lower()}" + (f"; {advice}" if advice else "")
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -1,1 +1,1 @@
-"""The alignment layer (not built yet)."""
+"""Alignment of a pretrained model by rewards and preference votes, as LoRA adapters."""

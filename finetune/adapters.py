@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from finetune.lora import (
     target_names,
 )
 from pretrain.config import override
-from pretrain.files import read_json, replacing, save_tensors
+from pretrain.files import read_json, replacing, save_tensors, write_json
 from pretrain.model.checkpoint import (
     WeightsName,
     check_keys,
@@ -89,8 +88,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) 
         (folder / SIDECAR).unlink(missing_ok=True)
     own = dataclasses.asdict(dataclasses.replace(adapter, adapter_id=adapter_id))
     for name, content in (("adapter_config.json", standard), (SIDECAR, own)):
-        with replacing(folder / name) as path:
-            path.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(folder / name, content, indent=1)
     return adapter_id
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.recipe import AlignConfig
+from pretrain.config import from_json, to_json
 from pretrain.files import write_json
 from pretrain.launch.stage_run import model_config
 from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
-from pretrain.recipe import from_json, to_json
 
 BaseWeights = Literal["ema", "model"]
 CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
@@ -32,10 +32,10 @@ class AlignRun:
     scorer: tuple[str, Mapping[str, Any]]
     out: Path
     weights: BaseWeights = "ema"
-    pairs: Path | None = None  # pairs.jsonl, gsb_dpo only
+    pairs: Path | None = None  # pairs.jsonl, for an objective that needs preference pairs
     clips: Path | None = None  # the rollout store that its clips lie in
     chosen: Path | None = (
-        None  # JSON with the data_ids of the prompts to train on, None = all that are not set aside
+        None  # JSON with the data_ids of the prompts to train on, None = all that are not held out
     )
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
@@ -75,6 +75,7 @@ class AlignRun:
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its resumption."""
         parent = model_config(self.base)
+        name, options = self.scorer
         return {
             "flavor": parent["flavor"],
             "args": parent["args"],
@@ -83,7 +84,7 @@ class AlignRun:
             "codec_id": parent.get("codec_id", ""),
             "parent": f"{parent['checkpoint_id']} ({self.weights})",
             "prompts": digest(self.prompts),
-            "scorer": f"{stable_hash(self.scorer[0], json.dumps(dict(self.scorer[1]), sort_keys=True, default=str)):016x}",
+            "scorer": f"{stable_hash(name, json.dumps(dict(options), sort_keys=True, default=str)):016x}",
             "pairs": digest(self.pairs) if self.pairs else "",
             "chosen": digest(self.chosen) if self.chosen else "",
         }
@@ -92,9 +93,8 @@ class AlignRun:
         """Identity of what is trained: the config without phases that do not run and without what changes no
         weight."""
         fields = to_json(self.config)
-        for name in ("rwr", "gsb_dpo", "nft", "grpo"):
-            if name not in self.config.sequence:
-                del fields[name]
+        for name in self.config.phases.keys() - {each.name for each in self.config.objectives()}:
+            del fields[name]
         for name in CHANGES_NOTHING:
             del fields[name]
         return f"{stable_hash({**fields, 'staleness': self.staleness} if self.staleness else fields):016x}"

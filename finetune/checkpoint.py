@@ -7,7 +7,7 @@ Used for resuming the same run only; what others read is exported as safetensors
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,16 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from finetune.progress import AlignProgress
 from finetune.trainer import Trainer
 from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error
 
 FOLDER = "checkpoint"
 
 
-@dataclass
-class Progress:
-    """Where a run stands; what is not a tensor."""
-
-    rounds: int = 0  # finished, over all phases
-    phase: int = -1  # index of the phase that has begun
-    phase_rounds: int = 0  # finished in it
-    flat_rounds: int = 0  # in a row without contrast
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    old_updates: int = 0  # in this phase
-    baseline: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # reward -> mean and deviation on the prompts set aside
-    best_total: float | None = None
-    best_round: int = 0
-    without_better: int = 0
-
-
-def save(out: Path, trainer: Trainer, progress: Progress, best: dict[str, Tensor], keep_last: int) -> None:
+def save(
+    out: Path, trainer: Trainer, progress: AlignProgress, best: dict[str, Tensor], keep_last: int
+) -> None:
     """Write checkpoint/step-ROUNDS; all ranks call it. Raises OSError in one line; the checkpoints before
     stay."""
     folder = out / FOLDER
@@ -58,16 +42,16 @@ def save(out: Path, trainer: Trainer, progress: Progress, best: dict[str, Tensor
         retain(folder, keep_last, 0)
 
 
-def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> Progress:
-    """The newest finished checkpoint into policy, optimizer and `best`; a fresh Progress where there is
+def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> AlignProgress:
+    """The newest finished checkpoint into policy, optimizer and `best`; a fresh AlignProgress where there is
     none."""
     steps = complete_steps(out / FOLDER)
     if not steps:
-        return Progress()
-    state = _state(trainer, Progress(), best)
+        return AlignProgress()
+    state = _state(trainer, AlignProgress(), best)
     state_dict_loader.load(state, checkpoint_id=out / FOLDER / f"step-{steps[-1]}")
     trainer.policy.load_state_dict(state["policy"])
-    progress = Progress(**json.loads(state["progress"]))
+    progress = AlignProgress.from_json(state["progress"])
     trainer.skipped, trainer.skipped_in_a_row = progress.skipped, progress.skipped_in_a_row
     return progress
 
@@ -77,7 +61,7 @@ def newest(out: Path) -> int:
     return max(complete_steps(out / FOLDER), default=0)
 
 
-def _state(trainer: Trainer, progress: Progress, best: dict[str, Tensor]) -> dict[str, Any]:
+def _state(trainer: Trainer, progress: AlignProgress, best: dict[str, Tensor]) -> dict[str, Any]:
     progress.skipped, progress.skipped_in_a_row = trainer.skipped, trainer.skipped_in_a_row
     return {
         "policy": trainer.policy.state_dict(),

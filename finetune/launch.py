@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set
+from pretrain.files import locked
 from pretrain.launch.launch import StageResult, finished, outcome
 from pretrain.launch.stage_run import check_run_folder, clear
 from pretrain.launch.torchrun import check_port, run_ranks
@@ -52,19 +52,11 @@ def progress_of(run: AlignRun) -> StageProgress:
     return StageProgress("align", run.config.num_rounds, describe, "round")
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Raises ValueError where another alignment is at work in this folder, on this machine; a killed one has
-    let go of it. The lock lies beside the folder, which may be replaced."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(f".{out.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out}: another alignment is at work here; wait for it, or give another folder"
-            ) from None
-        yield
+def alone(out: Path) -> AbstractContextManager[None]:
+    """Raises ValueError where another alignment is at work in this folder. The lock lies beside the folder,
+    which may be replaced."""
+    otherwise = f"{out}: another alignment is at work here; wait for it, or give another folder"
+    return locked(out.with_name(f".{out.name}.lock"), otherwise)
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -1,10 +1,9 @@
-"""One rank's part of the policy: what is trained, followed, saved and handed out. Every rank gets every call,
+"""One rank's part of the policy: what is trained, averaged, saved and exported. Every rank gets every call,
 in the same order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,16 +11,13 @@ from torch import Tensor
 from finetune import checkpoint
 from finetune.adapters import Adapter, gathered, merge_adapter, save_adapter
 from finetune.align_run import AlignRun
-from finetune.checkpoint import FOLDER, Progress
+from finetune.checkpoint import FOLDER
 from finetune.lora import DEFAULT, base_parameters, inject, reset
-from finetune.pair_batches import PairSource, open_pairs
 from finetune.policy import LoraPolicy
-from finetune.recipe import GsbDpoPhase, Phase
-from finetune.rollout_store import open_store
+from finetune.progress import AlignProgress
 from finetune.trainer import Trainer, rows_of_rank
-from finetune.types import Advantage, PreferencePairs, Role, Rollout, Scored
+from finetune.types import Advantage, LearningBatch, Role, Rollout, RolloutsWithAdvantage, joined
 from pretrain.codecs.base import Codecs
-from pretrain.codecs.load import load_codecs
 from pretrain.model.checkpoint import ModelFolder, load_into, open_weights, read_model_folder
 from pretrain.model.flavors import build_model
 from pretrain.model.shell import AVTransformer
@@ -41,7 +37,9 @@ class Learner:
         self.described = read_model_folder(run.base)
         self.policy = LoraPolicy(sharded_base(run, self.described, ranks), run.config.ema_decay)
         self.trainer = Trainer(self.policy, ranks, run.config)
-        self.pairs = _pairs(run, codecs)
+        self.objectives = run.config.objectives()
+        for objective in dict.fromkeys(self.objectives):
+            objective.prepare(run, codecs)
         averaged = self.policy.ema.weights
         self.best = (
             {name: value.detach().clone() for name, value in averaged.items()}
@@ -49,53 +47,54 @@ class Learner:
             else {}
         )
 
-    def load(self) -> Progress:
+    def load(self) -> AlignProgress:
         """The newest checkpoint and its phase's learning rate."""
         progress = checkpoint.load(self.run.out, self.trainer, self.best)
-        if 0 <= progress.phase < len(self.config.phases):
-            self.trainer.set_rate(self.config.phases[progress.phase][1])
+        if 0 <= progress.phase < len(self.objectives):
+            self.trainer.set_rate(self.objectives[progress.phase].phase.lr)
         return progress
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: AlignProgress) -> None:
         checkpoint.save(self.run.out, self.trainer, progress, self.best, self.config.keep_last)
 
-    def begin_phase(self, phase: Phase) -> None:
+    def begin_phase(self, place: int) -> None:
         self.policy.update_old(0.0)
-        self.trainer.begin_phase(phase)
+        self.trainer.begin_phase(self.objectives[place].phase.lr)
 
     def update_old(self, decay: float) -> None:
         self.policy.update_old(decay)
 
     def learn(
-        self, name: str, phase: Phase, clips: Rollout, whole: Advantage, index: int, on_policy: bool = True
-    ) -> Mapping[str, float]:
-        """clips: this rank's; whole: the advantages of all. on_policy: they were made by the weights as they
-        are."""
-        batch = Scored(clips, rows_of_rank(whole, self.ranks.rank, len(clips.groups)), on_policy)
-        return self.trainer.learn(name, phase, batch, phase.objective, (self.config.seed, index))  # type: ignore[attr-defined]
+        self,
+        place: int,
+        index: int,
+        advantage: Advantage | None,
+        clips: Sequence[Rollout] = (),
+        on_policy: bool = True,
+    ) -> tuple[Mapping[str, float], list[int]]:
+        """All optimizer steps of a round. advantage: of the clips of all ranks, None where the objective's
+        batches are given; clips: this rank's; on_policy: they were made by the weights as they are. Returns
+        metrics, and the ids of the samples that were learned from."""
+        objective, ranks = self.objectives[place], self.ranks
+        batch: LearningBatch
+        if advantage is None:
+            batch = objective.given_batch(self.config.seed, index, ranks.rank, ranks.world_size)
+        else:
+            rollout = joined(clips)
+            mine = rows_of_rank(advantage, ranks.rank, len(rollout.groups))
+            batch = RolloutsWithAdvantage(rollout, mine, on_policy)
+        metrics = self.trainer.learn(objective, batch, (self.config.seed, index))
+        return metrics, batch.sample_ids.tolist()
 
-    def pairs_of(self, phase: GsbDpoPhase, index: int) -> PreferencePairs:
-        """This rank's pairs of a round."""
-        assert self.pairs is not None
-        return self.pairs.of_round(phase, self.config.seed, index, self.ranks.rank, self.ranks.world_size)
+    def weights(self, role: Role) -> dict[str, Tensor] | None:
+        """Whole copies of an adapter on the first rank, None on the others."""
+        whole = gathered(self.policy.adapters[role])
+        return None if self.ranks.rank else whole
 
-    def learn_pairs(
-        self, name: str, phase: GsbDpoPhase, pairs: PreferencePairs, index: int
-    ) -> Mapping[str, float]:
-        assert self.pairs is not None
-        objective = phase.objective
-        if phase.tie_shares_from_pairs:
-            objective = replace(objective, tie_shares=self.pairs.shares)
-        return self.trainer.learn(name, phase, pairs, objective, (self.config.seed, index))
-
-    def weights(self, role: Role) -> dict[str, Tensor]:
-        """Whole copies of the adapter that rolls out, on every rank."""
-        return gathered(self.policy.adapters[role])
-
-    def averaged(self) -> dict[str, Tensor]:
-        """Whole copies of the average of `default`, on every rank."""
+    def averaged(self) -> dict[str, Tensor] | None:
+        """Whole copies of the average of `default` on the first rank, None on the others."""
         with self.policy.averaged():
-            return gathered(self.policy.adapters[DEFAULT])
+            return self.weights(DEFAULT)
 
     def keep_best(self) -> None:
         for name, value in self.best.items():
@@ -107,13 +106,13 @@ class Learner:
         for name, value in self.best.items():
             local_shard(self.policy.ema.weights[name]).copy_(local_shard(value))
 
-    def export(self, progress: Progress) -> str:
+    def export(self, progress: AlignProgress) -> str:
         """Write out/adapter and out/model (merged) of the averaged weights on rank 0; returns the model's id
         there, "" elsewhere."""
         run = self.run
         self.take_best()
         tensors = self.averaged()
-        if self.ranks.rank:
+        if tensors is None:
             return ""
         identity = run.identity()
         facts = {name: identity[name] for name in ("recipe_hash", "prompts", "scorer", "pairs", "chosen")}
@@ -153,13 +152,3 @@ def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTrans
     load_into(base_parameters(model), weights)
     reset(model, config.lora)
     return model.eval()
-
-
-def _pairs(run: AlignRun, codecs: Codecs | None) -> PairSource | None:
-    if "gsb_dpo" not in run.config.sequence:
-        return None
-    if run.pairs is None or run.clips is None:
-        raise ValueError("gsb_dpo needs preference pairs and the rollouts they speak of; give both")
-    store = open_store(run.clips)
-    store.check_codec(codecs or load_codecs(run.codec), run.codec)
-    return open_pairs(run.pairs, store, run.config.gsb_dpo)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from finetune.objectives.base import RolloutPlan
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig
-from finetune.rollout import Asked, ask, roll_out
+from finetune.rollout import PromptBatch, encode_prompts, roll_out
 from finetune.rollout_store import write_store
 from finetune.types import Role, Rollout
 from pretrain.codecs.base import check_trained_on
@@ -81,10 +82,11 @@ def make_rollouts(
     model, described = load_model(base, config.weights)
     codecs = load_codecs(codec)
     check_trained_on(codecs, codec, described.facts, base)
-    asked = ask(rows, config.clips_per_prompt, codecs, reference_voices(rows, prompts, codecs), sizes)
+    voices = reference_voices(rows, prompts, codecs)
+    batch = encode_prompts(rows, config.clips_per_prompt, codecs, voices, sizes)
     if config.bf16:
         lower_precision(model, torch.bfloat16)
-    clips = _by_prompt(BasePolicy(model), rows, asked, config)
+    clips = _by_prompt(BasePolicy(model), rows, batch, config)
     facts = {
         "checkpoint_id": described.facts["checkpoint_id"],
         "codec_id": codecs.codec_id,
@@ -100,26 +102,19 @@ def make_rollouts(
     }
 
 
-def _by_prompt(policy: BasePolicy, rows: list[PromptRow], asked: Asked, config: RolloutsConfig) -> Rollout:
+def _by_prompt(
+    policy: BasePolicy, rows: list[PromptRow], batch: PromptBatch, config: RolloutsConfig
+) -> Rollout:
     """A few prompts at a time, so that progress can be seen."""
     size = max(1, config.batch // config.clips_per_prompt)
+    plan = RolloutPlan("reference", len(rows), config.clips_per_prompt, config.sampler, config.batch)
     made = []
     for start in track(range(0, len(rows), size), -(-len(rows) // size), "rollouts (batches)"):
-        part = asked.part(start, start + size)
-        made.append(
-            roll_out(
-                policy,
-                "reference",
-                part,
-                config.sampler,
-                config.batch,
-                (config.seed, "votes"),
-                torch.device("cpu"),
-            )
-        )
+        part = batch.part(start, start + size)
+        made.append(roll_out(policy, plan, part, (config.seed, "votes"), torch.device("cpu")))
     whole = made[0]
     joined = {
         name: torch.cat([getattr(part, name) for part in made])
         for name in ("video", "audio", "groups", "sample_ids")
     }
-    return replace(whole, conditioning=asked.conditioning, **joined)
+    return replace(whole, conditioning=batch.conditioning, **joined)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finetune.types import Key, Rollout, Scored
+from finetune.types import Key, Rollout, RolloutsWithAdvantage
 from pretrain.flow.path import LevelConfig, draw_level, interpolate, level_weight
 from pretrain.randomness import generator_for
 from pretrain.sampling import Clock
@@ -16,7 +16,7 @@ from pretrain.types import Stream, Velocity
 
 
 @dataclass(frozen=True)
-class Draw:
+class ClipNoise:
     """One level and one noise per clip."""
 
     levels: Tensor  # [B] fp32 in (0, 1]
@@ -25,7 +25,7 @@ class Draw:
     audio: Tensor  # [B, 128, L]
 
 
-def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> Draw:
+def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
     """Level and noise of each clip from (key, its sample id)."""
     ids, device = rollout.sample_ids.tolist(), rollout.video.device
     drawn = torch.tensor(
@@ -37,17 +37,17 @@ def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> Draw:
         ).to(clean)
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
-    return Draw(drawn, level_weight(drawn, levels), video, audio)
+    return ClipNoise(drawn, level_weight(drawn, levels), video, audio)
 
 
-def noised(rollout: Rollout, drawn: Draw) -> tuple[Stream, Stream]:
+def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
     """Both modalities of each clip at its level."""
     video = interpolate(rollout.video, drawn.video, over(drawn.levels, rollout.video))
     audio = interpolate(rollout.audio, drawn.audio, over(drawn.levels, rollout.audio))
     return streams_at(video, audio, drawn.levels, rollout.clock)
 
 
-def usable(batch: Scored, weights: bool = False) -> Rollout:
+def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
     """The clips with those that take no part zeroed: one of NaN would reach the weights even through a loss
     of 0. Raises ValueError where weights were given for advantages or the other way round."""
     if batch.advantage.are_weights != weights:

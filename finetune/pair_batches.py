@@ -1,4 +1,5 @@
-"""Preference pairs of a file (`nava gsb export`) with the latents of their clips, as batches of gsb_dpo."""
+"""Preference pairs of a file (`nava gsb export`) with the latents of their clips, as batches to learn
+from."""
 
 from __future__ import annotations
 
@@ -9,8 +10,6 @@ from pathlib import Path
 import torch
 
 from finetune.gsb.pairs import PreferencePair, read_pairs
-from finetune.objectives.gsb_dpo import TieShares, tie_shares
-from finetune.recipe import GsbDpoPhase
 from finetune.rollout_store import RolloutStore
 from finetune.types import NO_LABEL, PreferencePairs
 from pretrain.randomness import generator_for
@@ -25,18 +24,17 @@ class PairSource:
 
     pairs: Sequence[PreferencePair]
     store: RolloutStore
-    shares: TieShares
 
     def of_round(
-        self, phase: GsbDpoPhase, seed: int, index: int, rank: int, world_size: int
+        self, pairs_per_round: int, steps: int, seed: int, index: int, rank: int, world_size: int
     ) -> PreferencePairs:
-        """This rank's equal part of each optimizer step of round `index`. The pairs are walked through in an
-        order of their own for each pass; what no longer fills a round is left out of it."""
-        turn, place = divmod(index, len(self.pairs) // phase.pairs_per_round)
-        order = torch.randperm(len(self.pairs), generator=generator_for(seed, "pairs", turn))
-        chosen = order[place * phase.pairs_per_round : (place + 1) * phase.pairs_per_round]
-        steps = chosen.view(phase.steps_per_epoch, world_size, -1)
-        return self.batch([self.pairs[number] for number in steps[:, rank].flatten().tolist()])
+        """This rank's equal part of each of `steps` optimizer steps of round `index`. The pairs are walked
+        through in an order of their own for each pass; what no longer fills a round is left out of it."""
+        epoch, place = divmod(index, len(self.pairs) // pairs_per_round)
+        order = torch.randperm(len(self.pairs), generator=generator_for(seed, "pairs", epoch))
+        drawn = order[place * pairs_per_round : (place + 1) * pairs_per_round]
+        by_rank = drawn.view(steps, world_size, -1)
+        return self.batch([self.pairs[number] for number in by_rank[:, rank].flatten().tolist()])
 
     def batch(self, pairs: Sequence[PreferencePair]) -> PreferencePairs:
         """The pairs with their clips."""
@@ -51,9 +49,9 @@ class PairSource:
         return PreferencePairs(first, second, **labels)
 
 
-def open_pairs(path: Path, store: RolloutStore, phase: GsbDpoPhase) -> PairSource:
+def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSource:
     """Raises ValueError or FileNotFoundError in one line: a clip the store does not have, fewer pairs than a
-    round takes, only ties."""
+    round takes."""
     pairs = read_pairs(path)
     for pair in pairs:
         for clip in (pair.first, pair.second):
@@ -62,20 +60,15 @@ def open_pairs(path: Path, store: RolloutStore, phase: GsbDpoPhase) -> PairSourc
                     f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were "
                     "voted on"
                 )
-    if len(pairs) < phase.pairs_per_round:
+    if len(pairs) < pairs_per_round:
         raise ValueError(
-            f"{path}: {len(pairs)} pairs, but a round takes {phase.pairs_per_round}; set "
-            "gsb_dpo.pairs_per_round"
+            f"{path}: {len(pairs)} pairs, but a round takes {pairs_per_round}; set gsb_dpo.pairs_per_round"
         )
     if pairs[0].first.case_id and any(
         store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs
     ):
         raise ValueError(f"{path}: a pair's clips answer different prompts; export the votes again")
-    source = PairSource(pairs, store, TieShares())
-    try:
-        return PairSource(pairs, store, tie_shares(source.batch(pairs)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return PairSource(pairs, store)
 
 
 def _label(pair: PreferencePair, axes: Sequence[str]) -> int:

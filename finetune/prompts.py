@@ -17,15 +17,15 @@ from pretrain.randomness import generator_for
 
 @dataclass(frozen=True)
 class PromptSet:
-    """`aside` is never trained on: it is scored to see whether to stop."""
+    """`held_out` is never trained on: it is scored to see whether to stop."""
 
     train: tuple[tuple[PromptRow, ...], ...]  # by length, the longest list first
-    aside: tuple[PromptRow, ...]
+    held_out: tuple[PromptRow, ...]
 
 
 def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
-    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; those set aside are drawn from all,
-    and are not among them.
+    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; the held-out ones are drawn from
+    all, and are not among them.
 
     Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round
     asks for.
@@ -46,17 +46,18 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
     for row in shuffled(rows, config.seed, "prompts"):
         by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
     lists = sorted(by_length.values(), key=len, reverse=True)
-    aside, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
+    held_out, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
     if chosen is not None:
         names = set(read_json(chosen, "choose the prompts again")["data_ids"])
         lists = [[row for row in some if row.data_id in names] for some in lists]
-    needed = max((phase.prompts_per_round for name, phase in config.phases if name != "gsb_dpo"), default=0)
+    plans = [objective.rollout() for objective in config.objectives()]
+    needed = max((plan.prompts for plan in plans if plan), default=0)
     usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
-    if not usable or len(aside) < config.stop.prompts:
-        found = f"{len(lists[0])} prompts of one length beside {len(aside)} set aside"
+    if not usable or len(held_out) < config.stop.prompts:
+        found = f"{len(lists[0])} prompts of one length beside {len(held_out)} held out"
         asked = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
         raise ValueError(f"{chosen or path}: {found}, but {asked}; give more prompts or ask for fewer")
-    return PromptSet(tuple(usable), tuple(aside))
+    return PromptSet(tuple(usable), tuple(held_out))
 
 
 def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from finetune.noising import both, streams_at
-from finetune.recipe import AlignConfig, GrpoPhase
-from finetune.sde import step
+from finetune.objectives.base import RolloutPlan
+from finetune.recipe import AlignConfig
+from finetune.sde import StochasticSteps, step
 from finetune.types import Key, Policy, Role, Rollout, Trajectory, joined, take
 from pretrain.codecs.base import Codecs
 from pretrain.flow.guidance import GuidanceScales
@@ -50,7 +51,7 @@ class RollingPolicy(Policy, Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptBatch:
     """Prompts of one length in their latent form, K rows each (the rows of a prompt are neighbours)."""
 
     rows: tuple[PromptRow, ...]  # [P]
@@ -61,12 +62,12 @@ class Asked:
     audio_shape: tuple[int, ...]
     clock: Clock
 
-    def part(self, start: int, end: int) -> Asked:
+    def part(self, start: int, end: int) -> PromptBatch:
         """Prompts `start` to `end` (exclusive)."""
         count = len(self.groups) // len(self.rows)
         return replace(self.clips(start * count, end * count), rows=self.rows[start:end])
 
-    def clips(self, start: int, end: int) -> Asked:
+    def clips(self, start: int, end: int) -> PromptBatch:
         """Clips `start` to `end` (exclusive), which may be in the middle of a prompt's; `rows` stays as it
         is."""
         rows = slice(start, end)
@@ -74,15 +75,15 @@ class Asked:
         return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
 
 
-def ask(
+def encode_prompts(
     rows: Sequence[PromptRow],
     clips_per_prompt: int,
     codecs: Codecs,
     voices: Mapping[Path, Tensor],
     config: AlignConfig,
-) -> Asked:
-    """Encode the prompts once and repeat their rows. Raises ValueError where they are not of one length or
-    start from an image."""
+) -> PromptBatch:
+    """Encode each prompt once and repeat its row for its clips. Raises ValueError where they are not of one
+    length or start from an image."""
     lengths = {row.num_frames or config.num_frames for row in rows}
     if len(lengths) != 1 or any(row.image_path for row in rows):
         raise ValueError(
@@ -95,7 +96,7 @@ def ask(
     )
     numbers = [(row.data_id, k) for row in rows for k in range(clips_per_prompt)]
     grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
-    return Asked(
+    return PromptBatch(
         rows=tuple(rows),
         conditioning=repeated,
         groups=torch.tensor([stable_hash(data_id) for data_id, _ in numbers], dtype=torch.int64),
@@ -107,54 +108,42 @@ def ask(
 
 
 def roll_out(
-    policy: RollingPolicy,
-    role: Role,
-    asked: Asked,
-    sampler: SamplerConfig,
-    batch: int,
-    key: Key,
-    device: torch.device,
-    stochastic: GrpoPhase | None = None,
+    policy: RollingPolicy, plan: RolloutPlan, prompts: PromptBatch, key: Key, device: torch.device
 ) -> Rollout:
-    """The clips, on the CPU; with a trajectory where `stochastic` says how. key: (seed, round), what every
-    draw begins with."""
+    """The clips, on the CPU; with a trajectory where the plan has stochastic steps. key: (seed, round), what
+    every draw begins with."""
     whole = Rollout(
-        video=_noise(asked, key, "video", asked.video_shape),
-        audio=_noise(asked, key, "audio", asked.audio_shape),
-        conditioning=asked.conditioning,
-        groups=asked.groups,
-        sample_ids=asked.sample_ids,
-        clock=asked.clock,
+        video=_noise(prompts, key, "video", prompts.video_shape),
+        audio=_noise(prompts, key, "audio", prompts.audio_shape),
+        conditioning=prompts.conditioning,
+        groups=prompts.groups,
+        sample_ids=prompts.sample_ids,
+        clock=prompts.clock,
     )
-    places = torch.arange(len(whole.groups)).split(batch)
-    made = [_made(policy, role, take(whole, rows), sampler, key, device, stochastic) for rows in places]
-    return joined(made)
+    places = torch.arange(len(whole.groups)).split(plan.batch)
+    return joined([_sampled(policy, plan, take(whole, rows), key, device) for rows in places])
 
 
-def _noise(asked: Asked, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
+def _noise(prompts: PromptBatch, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.stack(
         [
             torch.randn(shape, generator=generator_for(*key, sample, name))
-            for sample in asked.sample_ids.tolist()
+            for sample in prompts.sample_ids.tolist()
         ]
     )
 
 
-def _made(
-    policy: RollingPolicy,
-    role: Role,
-    noise: Rollout,
-    sampler: SamplerConfig,
-    key: Key,
-    device: torch.device,
-    stochastic: GrpoPhase | None,
+def _sampled(
+    policy: RollingPolicy, plan: RolloutPlan, noise: Rollout, key: Key, device: torch.device
 ) -> Rollout:
-    given = to_device(noise, device)
-    if stochastic is not None:
-        return to_device(_walk(policy, role, given, stochastic, key), torch.device("cpu"))
+    given, sampler = noise.to(device), plan.sampler
+    if plan.stochastic is not None:
+        return _walk(policy, plan.role, given, sampler, plan.stochastic, key).to(torch.device("cpu"))
 
     def velocity(state: Latents, level: float) -> Velocity:
-        return policy.guided(role, *streams(state, level, given.clock), given.conditioning, sampler.guidance)
+        return policy.guided(
+            plan.role, *streams(state, level, given.clock), given.conditioning, sampler.guidance
+        )
 
     with torch.no_grad():
         made = solve(
@@ -164,17 +153,24 @@ def _made(
     return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
-def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, key: Key) -> Rollout:
+def _walk(
+    policy: RollingPolicy,
+    role: Role,
+    noise: Rollout,
+    sampler: SamplerConfig,
+    stochastic: StochasticSteps,
+    key: Key,
+) -> Rollout:
     """Euler steps, stochastic ones inside each group's window."""
     table = torch.tensor(
-        sampling_levels(phase.sampler.steps, phase.sampler.shift),
+        sampling_levels(sampler.steps, sampler.shift),
         dtype=torch.float64,
         device=noise.video.device,
     )
-    starts = window_starts(noise.groups, phase, key)
+    starts = window_starts(noise.groups, stochastic, key)
     states = {"video": noise.video, "audio": noise.audio}
     kept: dict[str, list[list[Tensor]]] = {}
-    for index in range(phase.sampler.steps):
+    for index in range(sampler.steps):
         now, then = table[index].expand(len(starts)), table[index + 1].expand(len(starts))
         with torch.no_grad():
             answer = both(
@@ -182,13 +178,13 @@ def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, k
                     role, *streams_at(states["video"], states["audio"], now, noise.clock), noise.conditioning
                 )
             )
-        inside = (starts <= index) & (index < starts + phase.window)
+        inside = (starts <= index) & (index < starts + stochastic.window)
         rows = inside.nonzero()[:, 0]
         for (name, state), velocity in zip(tuple(states.items()), answer, strict=True):
             after = state + velocity * float(table[index + 1] - table[index])
             if len(rows):
                 fresh = _step_noise(noise.sample_ids[rows], key, f"{name} step {index}", state)
-                taken = step(phase.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh)
+                taken = step(stochastic.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh)
                 after[rows] = taken.next_state
                 for place, row in enumerate(rows.tolist()):
                     of_row = kept.setdefault(name, [[] for _ in starts])[row]
@@ -199,15 +195,15 @@ def _walk(policy: RollingPolicy, role: Role, noise: Rollout, phase: GrpoPhase, k
                     )
             states[name] = after
     stacked = {name: torch.stack([torch.stack(of_row) for of_row in rows]) for name, rows in kept.items()}
-    at = starts[:, None] + torch.arange(phase.window, device=starts.device)
-    trajectory = Trajectory(kernel=phase.kernel, levels=table[at], next_levels=table[at + 1], **stacked)
+    at = starts[:, None] + torch.arange(stochastic.window, device=starts.device)
+    trajectory = Trajectory(kernel=stochastic.kernel, levels=table[at], next_levels=table[at + 1], **stacked)
     return replace(noise, video=states["video"], audio=states["audio"], trajectory=trajectory)
 
 
-def window_starts(groups: Tensor, phase: GrpoPhase, key: Key) -> Tensor:
+def window_starts(groups: Tensor, stochastic: StochasticSteps, key: Key) -> Tensor:
     """[B] int64: first stochastic step of each clip, the same for all clips of a group (alignment.md, section
     3)."""
-    places = phase.first_steps - phase.window + 1
+    places = stochastic.first_steps - stochastic.window + 1
     drawn = {group: stable_hash(*key, group, "window") % places for group in groups.tolist()}
     return torch.tensor([drawn[group] for group in groups.tolist()], dtype=torch.int64, device=groups.device)
 
@@ -218,20 +214,3 @@ def _step_noise(sample_ids: Tensor, key: Key, name: str, like: Tensor) -> Tensor
         for sample in sample_ids.tolist()
     ]
     return torch.stack(drawn).to(like)
-
-
-def to_device(rollout: Rollout, device: torch.device) -> Rollout:
-    """Everything that a policy reads."""
-    moved = {name: getattr(rollout, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
-    conditioning = rollout.conditioning.to(device)
-    steps = rollout.trajectory
-    if steps is not None:
-        steps = replace(
-            steps,
-            **{
-                item.name: getattr(steps, item.name).to(device)
-                for item in fields(steps)
-                if item.name != "kernel"
-            },
-        )
-    return replace(rollout, **moved, conditioning=conditioning, trajectory=steps)

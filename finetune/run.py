@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
-from finetune.journal import Journal
-from finetune.local_hands import build_hands
+from finetune.local_executor import build_executor
 from finetune.loop import Alignment
+from finetune.run_log import RunLog
 from pretrain.launch.torchrun import report
 from pretrain.titan.manager import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
@@ -35,24 +35,27 @@ def align(run: AlignRun) -> str:
     if ranks.rank == 0:
         remove_incomplete(run.out / FOLDER)
     dist.barrier()
-    hands = build_hands(run, ranks)
+    executor = build_executor(run, ranks)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: setattr(hands.scoring, "stop_requested", True))
-    journal = Journal(run, hands.take_written) if ranks.rank == 0 else None
+        signal.signal(number, lambda *_: setattr(executor.scoring, "stop_requested", True))
+    run_log = RunLog(run, executor.take_written) if ranks.rank == 0 else None
     alignment = (
-        Alignment(run, hands, journal.log, journal.begin)
-        if journal
-        else Alignment(run, hands, lambda row, step: None)
+        Alignment(run, executor, run_log.log, run_log.begin)
+        if run_log
+        else Alignment(run, executor, lambda row, step: None)
     )
     alignment.resume()
     try:
         status = alignment.run_rounds()
     finally:
-        hands.close()
-    model_id = hands.export(alignment.progress) if status == "finished" else ""
-    if journal:
-        journal.end(
-            status, alignment.progress.rounds, model_id, str(hands.learner.described.facts["checkpoint_id"])
+        executor.close()
+    model_id = executor.export(alignment.progress) if status == "finished" else ""
+    if run_log:
+        run_log.end(
+            status,
+            alignment.progress.rounds,
+            model_id,
+            str(executor.learner.described.facts["checkpoint_id"]),
         )
     return status
 

@@ -1,4 +1,4 @@
-"""What scoring says about a batch of clips; `experiments` passes in who scores (finetune knows no reward)."""
+"""Scores of a batch of clips; `experiments` passes in the scorer (finetune knows no reward)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finetune.hands import Stopped
+from finetune.executor import Stopped
+from pretrain.config import one_line
 from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 
@@ -76,7 +77,7 @@ def _sum(value: Tensor) -> tuple[float, int]:
 
 
 class RankScoring:
-    """`stop_requested` may be set from a signal handler; the ranks hear of it at the next scoring."""
+    """`stop_requested` may be set from a signal handler; the ranks agree on it at the next scoring."""
 
     def __init__(self, scorer: Scorer, ranks: Ranks) -> None:
         self.scorer, self.ranks = scorer, ranks
@@ -91,7 +92,7 @@ class RankScoring:
         try:
             scores = self.scorer.score(video, audio, rows)
         except Exception as failed:  # whatever it is, the other ranks must not be left waiting
-            error = " ".join(str(failed).split()) or type(failed).__name__
+            error = one_line(failed)
         answers = self.agree(error, json.dumps(summed(scores)), stoppable)
         return scores, means([json.loads(answer) for answer in answers])
 
@@ -100,8 +101,8 @@ class RankScoring:
         answers = [
             json.loads(answer) for answer in self.ranks.said(json.dumps([error, self.stop_requested, text]))
         ]
-        if failed := [said for said, _, _ in answers if said]:
+        if failed := [error for error, _, _ in answers if error]:
             raise ValueError(failed[0])
         if stoppable and any(stop for _, stop, _ in answers):
             raise Stopped
-        return [said for _, _, said in answers]
+        return [text for _, _, text in answers]

@@ -37,6 +37,16 @@ class Kernel:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StochasticSteps:
+    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of a
+    sampler; all others are Euler's."""
+
+    kernel: Kernel
+    window: int
+    first_steps: int
+
+
 class Transition(NamedTuple):
     """The normal distribution of the next state."""
 
@@ -44,7 +54,7 @@ class Transition(NamedTuple):
     step_std: Tensor  # [B], fp64; standard deviation of the noise added in this very step; 0 = deterministic
 
 
-class Step(NamedTuple):
+class StochasticStep(NamedTuple):
     """A step that was taken."""
 
     next_state: Tensor  # like the state, without gradient
@@ -97,12 +107,12 @@ def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
 
 def step(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor
-) -> Step:
+) -> StochasticStep:
     """Draw the next state with standard normal `noise` shaped like the state, and score exactly what is
     handed on."""
     reached = transition(kernel, state, velocity, level, next_level)
     next_state = (reached.mean + _over(reached.step_std, state) * noise.to(state.dtype)).detach()
-    return Step(next_state, log_prob(kernel, next_state, reached))
+    return StochasticStep(next_state, log_prob(kernel, next_state, reached))
 
 
 def replay(

@@ -9,7 +9,6 @@ passes.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,17 +16,13 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from finetune.objectives import grpo, gsb_dpo, nft, rwr
+from finetune.objectives.base import Objective
 from finetune.policy import LoraPolicy
-from finetune.recipe import AlignConfig, Phase
-from finetune.rollout import to_device
-from finetune.types import Advantage, Batch, Key, PreferencePairs, Scored, take
-from pretrain.randomness import generator_for
+from finetune.recipe import AlignConfig
+from finetune.types import Advantage, Key, LearningBatch, take
 from pretrain.titan.ema import local_shard
 from pretrain.titan.ranks import Ranks
 from pretrain.titan.train_spec import create_moments
-
-OBJECTIVES: dict[str, Any] = {"rwr": rwr, "gsb_dpo": gsb_dpo, "nft": nft, "grpo": grpo}
 
 
 class Trainer:
@@ -41,30 +36,33 @@ class Trainer:
         create_moments(self.optimizer)
         self.skipped = self.skipped_in_a_row = 0
 
-    def begin_phase(self, phase: Phase) -> None:
-        """Its learning rate; moments of another objective's gradients are forgotten."""
+    def begin_phase(self, lr: float) -> None:
+        """Moments of another objective's gradients become zero."""
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
-        self.set_rate(phase)
+        self.set_rate(lr)
 
-    def set_rate(self, phase: Phase) -> None:
+    def set_rate(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = phase.lr
+            group["lr"] = lr
 
-    def learn(self, name: str, phase: Phase, batch: Batch, objective: Any, key: Key) -> dict[str, float]:
+    def learn(self, objective: Objective[Any], batch: LearningBatch, key: Key) -> dict[str, float]:
         """All optimizer steps of a round on this rank's rows; returns the last epoch's metrics, equal on
         every rank."""
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
-        for epoch in range(phase.epochs):
+        for epoch in range(objective.phase.epochs):
             sums = {}
-            for rows in step_rows(batch, phase, (*key, epoch)):
+            for rows in objective.step_rows(batch, (*key, epoch)):
                 part = take(batch, self._worth(batch, rows))
-                if isinstance(part, Scored):
-                    part = replace(part, on_policy=part.on_policy and not norms)
-                self._step(OBJECTIVES[name], phase, part, objective, (*key, epoch), sums, norms)
-        found = {f"{name}/{metric}": float(total / count) for metric, (total, count) in sums.items() if count}
+                part = part.after_update() if norms else part
+                self._step(objective, part, (*key, epoch), sums, norms)
+        found = {
+            f"{objective.name}/{metric}": float(total / count)
+            for metric, (total, count) in sums.items()
+            if count
+        }
         norm = max(norms, default=0.0)
         return {
             **found,
@@ -73,32 +71,26 @@ class Trainer:
             "skipped_nonfinite": float(self.skipped),
         }
 
-    def _worth(self, batch: Batch, rows: Tensor) -> Tensor:
+    def _worth(self, batch: LearningBatch, rows: Tensor) -> Tensor:
         """Rows that take part first, cut to as many as the rank with the most of them has: the others would
         cost and teach nothing."""
-        valid = (
-            batch.advantage.valid[rows]
-            if isinstance(batch, Scored)
-            else torch.ones_like(rows, dtype=torch.bool)
-        )
+        valid = batch.valid[rows]
         most = int(self.ranks.gathered(valid.sum()[None]).max())
         return torch.cat([rows[valid], rows[~valid]])[:most]
 
     def _step(
         self,
-        module: Any,
-        phase: Phase,
-        batch: Batch,
-        objective: Any,
+        objective: Objective[Any],
+        batch: LearningBatch,
         key: Key,
         sums: dict[str, Tensor],
         norms: list[float],
     ) -> None:
         """One optimizer step; adds to `sums` and `norms`."""
-        rows = torch.arange(num_rows(batch)).split(phase.micro_batch)
+        rows = torch.arange(len(batch.valid)).split(objective.phase.micro_batch)
         parts = [take(batch, some) for some in rows if len(some)]
         count = self.ranks.summed(
-            sum((module.count(part, objective).cpu() for part in parts), torch.zeros((), dtype=torch.float64))
+            sum((objective.count(part).cpu() for part in parts), torch.zeros((), dtype=torch.float64))
         )
         if not count:
             return
@@ -107,7 +99,7 @@ class Trainer:
         for index, part in enumerate(parts):
             if isinstance(self.policy.model, FSDPModule):
                 self.policy.model.set_requires_gradient_sync(index == len(parts) - 1)
-            answer = module.loss(self.policy, on_device(part, self.ranks.device), objective, key)
+            answer = objective.loss(self.policy, part.to(self.ranks.device), key)
             (answer.loss / float(count)).backward()
             metrics.append(answer.metrics)
         names = list(metrics[0])
@@ -147,35 +139,6 @@ class Trainer:
         """The optimizer's state by parameter, in the model's order; DTensors where sharded."""
         names = self.policy.adapters["default"]
         return {name: self.optimizer.state[cast(Tensor, parameter)] for name, parameter in names.items()}
-
-
-def step_rows(batch: Batch, phase: Phase, key: Key) -> list[Tensor]:
-    """This rank's rows of each optimizer step of an epoch."""
-    if isinstance(batch, PreferencePairs):
-        return list(torch.arange(num_rows(batch)).chunk(phase.steps_per_epoch))
-    size = phase.clips_per_prompt
-    orders = []
-    for start in range(0, num_rows(batch), size):
-        group = int(batch.rollout.groups[start])
-        orders.append(start + torch.randperm(size, generator=generator_for(*key, group, "order")))
-    return [part.flatten() for part in torch.stack(orders).chunk(phase.steps_per_epoch, dim=1)]
-
-
-def num_rows(batch: Batch) -> int:
-    return len(batch.rollout.groups if isinstance(batch, Scored) else batch.labels_total)
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, Scored):
-        given = batch.advantage
-        moved = {name: getattr(given, name).to(device) for name in ("video", "audio", "valid")}
-        return replace(batch, rollout=to_device(batch.rollout, device), advantage=replace(given, **moved))
-    labels = {
-        name: getattr(batch, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")
-    }
-    return replace(
-        batch, first=to_device(batch.first, device), second=to_device(batch.second, device), **labels
-    )
 
 
 def rows_of_rank(whole: Advantage, rank: int, rows: int) -> Advantage:

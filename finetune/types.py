@@ -2,10 +2,9 @@
 
 Letters as in pretrain.types; T = trained steps of a trajectory. All clips of one batch have the same length.
 
-An objective module (finetune/objectives/*.py) has the same two functions for all four:
-    count(batch, config) -> Tensor                   scalar fp64: what this batch adds to the divisor, known
-    before any forward
-    loss(policy, batch, config, key) -> ObjectiveLoss
+An objective (finetune/objectives/*.py) counts and sums:
+    count(batch) -> Tensor      scalar fp64: what this batch adds to the divisor, known before any forward
+    loss(policy, batch, key) -> ObjectiveLoss
 Losses are SUMS. The trainer divides by the count summed over all micro-batches and ranks of the optimizer
 step, so that neither the cut into micro-batches nor the number of ranks matters. `key` = e.g. (seed, round,
 epoch): levels and noise are drawn per clip from generator_for(*key, sample id, ...). A call draws one level
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ Role = Literal["default", "old", "reference"]
 Key = tuple[Hashable, ...]
 T = TypeVar("T")
 
-FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2
+FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2  # of a preference pair
 
 
 class Policy(Protocol):
@@ -103,6 +102,15 @@ class Rollout:
                 f"{self.sample_ids.dtype}"
             )
 
+    def to(self, device: torch.device) -> Self:
+        """Everything that a policy reads, on this device."""
+        moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
+        steps = self.trajectory
+        if steps is not None:
+            tensors = [item.name for item in fields(steps) if item.name != "kernel"]
+            steps = replace(steps, **{name: getattr(steps, name).to(device) for name in tensors})
+        return replace(self, **moved, conditioning=self.conditioning.to(device), trajectory=steps)
+
 
 @dataclass(frozen=True)
 class Advantage:
@@ -119,14 +127,50 @@ class Advantage:
     has_audio: bool = True
     are_weights: bool = False  # rwr.group_weights or rwr.data_batch made these
 
+    def to(self, device: torch.device) -> Self:
+        moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "valid")}
+        return replace(self, **moved)
+
+
+class LearningBatch(Protocol):
+    """What an objective learns from: a frozen dataclass that `take` can cut by rows."""
+
+    @property
+    def valid(self) -> Tensor:
+        """[B] bool: the rows that take part in the loss."""
+        ...
+
+    @property
+    def sample_ids(self) -> Tensor: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def after_update(self) -> Self:
+        """The batch once the weights have moved since its clips were made."""
+        ...
+
 
 @dataclass(frozen=True)
-class Scored:
-    """The batch of rwr, nft and grpo."""
+class RolloutsWithAdvantage:
+    """The policy's own clips, each with how much better than its group it is."""
 
     rollout: Rollout
     advantage: Advantage
     on_policy: bool = False  # no update since the rollout: grpo then asserts that the ratio is 1
+
+    @property
+    def valid(self) -> Tensor:
+        return self.advantage.valid
+
+    @property
+    def sample_ids(self) -> Tensor:
+        return self.rollout.sample_ids
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, rollout=self.rollout.to(device), advantage=self.advantage.to(device))
+
+    def after_update(self) -> Self:
+        return replace(self, on_policy=False)
 
 
 @dataclass(frozen=True)
@@ -156,8 +200,23 @@ class PreferencePairs:
                 "preference pairs: first and second must be clips of the same prompts in the same order"
             )
 
+    @property
+    def valid(self) -> Tensor:
+        """Of all pairs: those without a label are left out of sums by the objective's count."""
+        return torch.ones_like(self.labels_total, dtype=torch.bool)
 
-Batch = Scored | PreferencePairs
+    @property
+    def sample_ids(self) -> Tensor:
+        return self.first.sample_ids
+
+    def to(self, device: torch.device) -> Self:
+        labels = {
+            name: getattr(self, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")
+        }
+        return replace(self, first=self.first.to(device), second=self.second.to(device), **labels)
+
+    def after_update(self) -> Self:
+        return self
 
 
 @dataclass(frozen=True)
@@ -165,8 +224,7 @@ class ObjectiveLoss:
     """An objective's answer for one micro-batch."""
 
     loss: Tensor  # scalar with gradient: SUM over what `count` counts
-    # scalar fp64: clips (rwr, nft), clip-steps (grpo) or pairs (gsb_dpo); equals the module's count(batch,
-    # config)
+    # scalar fp64: clips, clip-steps or pairs; equals the objective's count(batch)
     count: Tensor
     metrics: dict[
         str, Tensor

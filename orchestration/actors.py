@@ -3,7 +3,6 @@ makes them remote."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -14,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from finetune.align_run import AlignRun
-from finetune.recipe import GsbDpoPhase, Phase
 from finetune.scores import Scorer
 from finetune.types import Advantage, Role
-from orchestration.tasks import ClipTask, Made, Origin, Scored
+from orchestration.tasks import ClipTask, Origin, TaskClips, TaskScores
+from pretrain.config import one_line
 
 if TYPE_CHECKING:  # what a worker of rewards would wait seconds for in vain
-    from finetune.checkpoint import Progress
     from finetune.policy import LoraPolicy
+    from finetune.rollout import PromptBatch
     from pretrain.codecs.base import Codecs
     from pretrain.titan.ranks import Ranks
 
@@ -54,58 +54,23 @@ class TrainerRank:
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
-        self._lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock")
+        self._lock = FileLock(lock, thread_local=False)
+        self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
         self.learner = Learner(self.run, join())
         return str(self.learner.described.facts["checkpoint_id"])
 
-    def load(self) -> Progress:
-        return self.learner.load()
-
-    def save(self, progress: Progress) -> None:
-        self.learner.save(progress)
-
-    def begin_phase(self, place: int) -> None:
-        self.learner.begin_phase(self._phase(place))
-
-    def update_old(self, decay: float) -> None:
-        self.learner.update_old(decay)
+    def do(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the learner."""
+        return getattr(self.learner, method)(*arguments)
 
     def learn(
-        self, place: int, whole: Advantage, index: int, on_policy: bool, *made: Made
+        self, place: int, index: int, advantage: Advantage | None, on_policy: bool, *made: TaskClips
     ) -> tuple[Mapping[str, float], list[int]]:
-        """made: this rank's clips, all of them. Metrics, and the ids of the samples that were learned
-        from."""
-        from finetune.types import joined
-
-        clips = joined([part.rollout for part in made])
-        name, phase = self.run.config.phases[place]
-        return self.learner.learn(name, phase, clips, whole, index, on_policy), clips.sample_ids.tolist()
-
-    def learn_pairs(self, place: int, index: int) -> tuple[Mapping[str, float], list[int]]:
-        name, phase = self.run.config.phases[place]
-        assert isinstance(phase, GsbDpoPhase)
-        pairs = self.learner.pairs_of(phase, index)
-        return self.learner.learn_pairs(name, phase, pairs, index), pairs.first.sample_ids.tolist()
-
-    def weights(self, role: Role) -> dict[str, Tensor] | None:
-        """The adapter that rolls out, from the first rank."""
-        whole = self.learner.weights(role)
-        return None if self.rank else whole
-
-    def averaged(self) -> dict[str, Tensor] | None:
-        whole = self.learner.averaged()
-        return None if self.rank else whole
-
-    def keep_best(self) -> None:
-        self.learner.keep_best()
-
-    def export(self, progress: Progress) -> str:
-        return self.learner.export(progress)
-
-    def _phase(self, place: int) -> Phase:
-        return self.run.config.phases[place][1]
+        """Learner.learn; made: this rank's clips, all of them. Ray fetches arguments, but nothing within
+        them."""
+        return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
 
 
 class RolloutWorker:
@@ -119,7 +84,7 @@ class RolloutWorker:
         torch.set_num_threads(threads)
         self.run, self.config, self.name, self.fetch = run, run.config, name, fetch
         self.voices: dict[Path, Tensor] = {}
-        self.asked: tuple[Any, Any] = (None, None)
+        self.encoded: tuple[Any, Any] = (None, None)
         self.version = ""
 
     @cached_property
@@ -161,27 +126,17 @@ class RolloutWorker:
         """Raises ValueError or FileNotFoundError in one line where something is missing."""
         _ = self.codecs, self.policy
 
-    def roll_out(self, task: ClipTask, weights: list[Any]) -> Made:
+    def roll_out(self, task: ClipTask, weights: list[Any]) -> TaskClips:
         """weights: the one reference to the adapter of `task.version`, fetched where another one is held."""
-        from finetune.recipe import GrpoPhase
         from finetune.rollout import roll_out
 
         started = time.perf_counter()
         if task.version != self.version:
-            self._load(task.role, self.fetch(weights[0]))
+            self._load(task.plan.role, self.fetch(weights[0]))
             self.version = task.version
-        phase = self.config.phases[task.phase][1]
-        clips = roll_out(
-            self.policy,
-            task.role,
-            self._asked(task).clips(task.start, task.end),
-            phase.sampler,
-            phase.rollout_batch,
-            task.key,
-            self.ranks.device,
-            phase if isinstance(phase, GrpoPhase) and task.stochastic else None,
-        )
-        return Made(clips, task.version, Origin(self.name, os.getpid(), time.perf_counter() - started))
+        prompts = self._encoded(task).clips(task.start, task.end)
+        clips = roll_out(self.policy, task.plan, prompts, task.key, self.ranks.device)
+        return TaskClips(clips, task.version, Origin(self.name, os.getpid(), time.perf_counter() - started))
 
     def _load(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
         from pretrain.model.checkpoint import put
@@ -191,21 +146,24 @@ class RolloutWorker:
             put(parameter, tensors[name])
         self.policy.weights_changed()
 
-    def _asked(self, task: ClipTask) -> Any:
+    def _encoded(self, task: ClipTask) -> PromptBatch:
         """The prompts of the share are encoded once for all tasks of it."""
-        from finetune.rollout import ask
+        from finetune.rollout import encode_prompts
         from pretrain.generate import reference_voices
 
-        mark = (task.key, task.rank, task.clips_per_prompt)
-        if self.asked[0] != mark:
+        mark = (task.key, task.rank, task.plan.clips_per_prompt)
+        if self.encoded[0] != mark:
             fresh = [
                 row
                 for row in task.rows
                 if any(path is not None and path not in self.voices for path in row.reference_paths)
             ]
             self.voices |= reference_voices(fresh, self.run.prompts, self.codecs)
-            self.asked = mark, ask(task.rows, task.clips_per_prompt, self.codecs, self.voices, self.config)
-        return self.asked[1]
+            self.encoded = (
+                mark,
+                encode_prompts(task.rows, task.plan.clips_per_prompt, self.codecs, self.voices, self.config),
+            )
+        return self.encoded[1]
 
 
 class RewardWorker:
@@ -225,17 +183,17 @@ class RewardWorker:
         """Raises what the scorer raises when it is built."""
         _ = self.scorer
 
-    def score(self, task: ClipTask, made: Made) -> Scored:
+    def score(self, task: ClipTask, made: TaskClips) -> TaskScores:
         """Raises ValueError where a reward failed, whatever it raised."""
         started, clips = time.perf_counter(), made.rollout
         try:
             scores = self.scorer.score(clips.video, clips.audio, task.prompts)
         except Exception as failed:
-            raise ValueError(" ".join(str(failed).split()) or type(failed).__name__) from failed
+            raise ValueError(one_line(failed)) from failed
         origin = Origin(self.name, os.getpid(), time.perf_counter() - started)
-        return Scored(scores, clips.groups, clips.sample_ids, made.version, (made.origin, origin))
+        return TaskScores(scores, clips.groups, clips.sample_ids, made.version, (made.origin, origin))
 
-    def write(self, task: ClipTask, made: Made, number: int, folder: Path) -> list[Path]:
+    def write(self, task: ClipTask, made: TaskClips, number: int, folder: Path) -> list[Path]:
         """The first clips as files a person can look at."""
         return self.scorer.write(
             made.rollout.video[:number], made.rollout.audio[:number], task.prompts[:number], folder

@@ -1,5 +1,5 @@
 """Aligns a model on Ray: checks before, the driver of a run, and how it ended. The same run as on local
-ranks, by other hands."""
+ranks, by another executor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
-from finetune.hands import WentBack
-from finetune.journal import Journal
+from finetune.executor import RestoredFromCheckpoint
 from finetune.launch import progress_of, taken_up
 from finetune.loop import Alignment
 from finetune.prompts import read_prompt_set
+from finetune.run_log import RunLog
 from orchestration.cluster import LOCAL, Group, connected, places, reward_workers, rollout_workers
 from orchestration.config import RayConfig
+from orchestration.executor import RayExecutor, Workforce
 from orchestration.futures import Futures
-from orchestration.hands import RayHands, Workforce
-from orchestration.round import Pool
+from orchestration.round import WorkerPool
 from pretrain.launch.launch import StageResult
 from pretrain.progress import StageProgress
 from pretrain.titan.manager import is_full, save_error
@@ -56,7 +56,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
         ):
             force, futures = _workforce(run, ranks, config, pools, cut, address), Futures()
             try:
-                hands = RayHands(
+                executor = RayExecutor(
                     run,
                     prompts,
                     ranks,
@@ -69,7 +69,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
                 for future in force.ready:
                     futures.result(future)
                 with _on_signal(lambda *_: setattr(futures, "stop_requested", True)):
-                    return _drive(run, hands, progress)
+                    return _drive(run, executor, progress)
             except (
                 KeyboardInterrupt
             ):  # what loads may take minutes, and a place for it on a cluster may never be free
@@ -78,22 +78,22 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error
 
 
-def _drive(run: AlignRun, hands: RayHands, progress: StageProgress) -> StageResult:
-    journal = Journal(run, hands.take_written)
+def _drive(run: AlignRun, executor: RayExecutor, progress: StageProgress) -> StageResult:
+    run_log = RunLog(run, executor.take_written)
 
     def log(row: dict[str, Any], step: int) -> None:
-        journal.log(row, step)
+        run_log.log(row, step)
         progress.show({"step": step, **row})
 
-    alignment = Alignment(run, hands, log, journal.begin)
+    alignment = Alignment(run, executor, log, run_log.begin)
     alignment.resume()
     status, model_id = alignment.run_rounds(), ""
     while status == "finished" and not model_id:
         try:
-            model_id = hands.export(alignment.progress)
-        except WentBack:
+            model_id = executor.export(alignment.progress)
+        except RestoredFromCheckpoint:
             alignment.resume()
-    journal.end(status, alignment.progress.rounds, model_id, hands.ranks.base_id)
+    run_log.end(status, alignment.progress.rounds, model_id, executor.ranks.base_id)
     model = run.out / "model" if status == "finished" else None
     return StageResult(status, alignment.progress.rounds, model, model_id)
 
@@ -109,8 +109,8 @@ def _workforce(
     }
     rollers = rollout_workers(run, config.rollout, given["rollout"])
 
-    def rollout(weights: Callable[[Any], Any]) -> Pool[Any, Any, Any]:
-        return Pool(
+    def rollout(weights: Callable[[Any], Any]) -> WorkerPool[Any, Any, Any]:
+        return WorkerPool(
             "rollout",
             rollers,
             lambda worker, task: worker.roll_out.remote(task, [weights(task)]),
@@ -121,7 +121,7 @@ def _workforce(
         build=lambda: Group(run, ranks, given["trainers"]),
         rollout=rollout,
         scorers={
-            pool: Pool(
+            pool: WorkerPool(
                 pool, workers, lambda worker, both: worker.score.remote(*both), config.pools[pool].in_flight
             )
             for pool, workers in scorers.items()

@@ -14,6 +14,7 @@ from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
 from orchestration.futures import one_line
+from orchestration.ray_token import send_token
 
 LOCAL = "local"
 EMBEDDED = {
@@ -103,7 +104,7 @@ def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
 
 
 class Group:
-    """The ranks that train, as one: every call goes to all of them."""
+    """The processes of the ranks that train; every call goes to all of them."""
 
     def __init__(self, run: AlignRun, ranks: int, place: Place) -> None:
         import ray
@@ -111,11 +112,8 @@ class Group:
         made = ray.remote(TrainerRank).options(**place.options(max_restarts=0))
         self.actors = [made.remote(run, rank, ranks, place.threads) for rank in range(ranks)]
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """A future of each rank's answer."""
-        return [getattr(actor, method).remote(*arguments) for actor in self.actors]
-
-    def call_each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """A future of each rank's answer to arguments of its own."""
         return [
             getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)
         ]
@@ -189,19 +187,3 @@ def _cores() -> int:
 
 def _python_path(repository: str) -> str:
     return os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def ray_token() -> str:
-    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
-
-    A head that `ray start` starts wants it, once there is one.
-    """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
-
-
-def send_token() -> None:
-    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no
-    offence."""
-    if ray_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

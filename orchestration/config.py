@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from pretrain.config import nearest
+from pretrain.config import MEMBER, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,6 @@ class RewardPool(Workers):
     """Workers that all score the same rewards; none named = all that no other pool names."""
 
     rewards: tuple[str, ...] = ()
-    may_be_added: ClassVar[bool] = True  # by an override under a name of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,9 @@ class RayConfig:
         default_factory=lambda: Workers(num_gpus=-1, max_restarts=3)
     )  # times that the group is built anew
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
-    pools: Mapping[str, RewardPool] = field(default_factory=lambda: {"rewards": RewardPool()})
+    pools: Mapping[str, RewardPool] = field(
+        default_factory=lambda: {"rewards": RewardPool()}, metadata={MEMBER: RewardPool}
+    )
     # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are
     # updated
     staleness: int = 0

@@ -1,15 +1,19 @@
-"""Ray's futures as the pipeline wants them, with errors in one line, and an ear for signals and for ranks
-that fail."""
+"""Ray's futures as the pipeline wants them, with errors in one line; waiting ends on signals and where ranks
+fail."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from finetune.hands import Stopped
+from finetune.executor import Stopped
+from pretrain.config import one_line as whole_line
 
-_POLL_S = 0.5  # how soon a signal is heard
-_WORD_OF_A_DEATH_S = 15.0  # a rank may complain of another's death before Ray knows of it
+_POLL_S = 0.5  # how soon a signal is noticed
+_DEATH_NOTICE_S = 15.0  # a rank may fail for another's death before Ray knows of that one
+
+one_line = partial(whole_line, limit=300)
 
 
 class LostRank(Exception):
@@ -17,7 +21,7 @@ class LostRank(Exception):
 
 
 class Futures:
-    """`stop_requested` may be set from a signal handler; it is heard where `stoppable`."""
+    """`stop_requested` may be set from a signal handler; it is noticed where `stoppable`."""
 
     def __init__(self) -> None:
         self.stop_requested = self.stoppable = False
@@ -90,7 +94,7 @@ class Futures:
         from ray.exceptions import RayActorError, RayError, RayTaskError
 
         done, _ = ray.wait(
-            list(self._watched), num_returns=len(self._watched), timeout=_WORD_OF_A_DEATH_S, fetch_local=False
+            list(self._watched), num_returns=len(self._watched), timeout=_DEATH_NOTICE_S, fetch_local=False
         )
         for future in done:
             try:
@@ -125,10 +129,3 @@ def _own(error: Any) -> Exception:
             f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}"
         )
     return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
-
-
-MAX_CHARACTERS = 300
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:MAX_CHARACTERS] or type(error).__name__

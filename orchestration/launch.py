@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from orchestration.cluster import ray_token
+from orchestration.ray_token import ray_token
 
 JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
 LOCAL = "http://127.0.0.1:8265"

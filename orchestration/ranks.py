@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint import FOLDER, newest
-from finetune.hands import WentBack
+from finetune.executor import RestoredFromCheckpoint
 from orchestration.cluster import Group
 from orchestration.futures import Futures, LostRank
 from pretrain.titan.manager import remove_incomplete
 
 
-class Ranks:
+class RankGroup:
     """build: starts a group of processes. attend: waits for futures while other work goes on.
 
     Raises ValueError or OSError in one line where a rank cannot be built, and OSError after `max_restarts`
@@ -24,12 +24,14 @@ class Ranks:
     def __init__(
         self,
         out: Path,
+        world_size: int,
         build: Callable[[], Group],
         futures: Futures,
         attend: Callable[[Sequence[Any]], None],
         max_restarts: int,
     ) -> None:
-        self.out, self.build, self.futures, self.attend, self.left = out, build, futures, attend, max_restarts
+        self.out, self.world_size, self.build, self.futures = out, world_size, build, futures
+        self.attend, self.left = attend, max_restarts
         self.lost = 0
         self.base_id = ""
         try:
@@ -37,21 +39,18 @@ class Ranks:
         except LostRank as error:
             self._rebuild(error)
 
-    def __call__(self, method: str, *arguments: Any) -> list[Any]:
-        """Every rank's answer. Raises WentBack where one was lost: the group is a fresh one then and wants
-        `load`."""
-        return self._answers(lambda: self.group.call(method, *arguments))
+    def do(self, method: str, *arguments: Any) -> list[Any]:
+        """Every rank's answer to a method of its learner; raises as `call` does."""
+        return self.call("do", [[method, *arguments]] * self.world_size)
 
-    def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """The same with arguments of each rank's own."""
-        return self._answers(lambda: self.group.call_each(method, arguments))
-
-    def _answers(self, start: Callable[[], list[Any]]) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """Every rank's answer to arguments of its own. Raises RestoredFromCheckpoint where a rank was lost:
+        the group is a fresh one then and wants `load`."""
         try:
-            return self._attended(start())
+            return self._attended(self.group.call(method, arguments))
         except LostRank as error:
             self._rebuild(error)
-            raise WentBack from error
+            raise RestoredFromCheckpoint from error
 
     def _attended(self, futures: list[Any]) -> list[Any]:
         stoppable, self.futures.stoppable = self.futures.stoppable, False
@@ -80,7 +79,7 @@ class Ranks:
         self.group = group = self.build()
         host, port = self._attended([group.actors[0].address.remote()])[0]
         try:
-            self.base_id = self._attended(group.call("join", host, port))[0]
+            self.base_id = self._attended(group.call("join", [(host, port)] * self.world_size))[0]
         except ValueError as error:
             if "EADDRINUSE" in str(error):  # another process was quicker
                 raise LostRank(str(error)) from None

@@ -22,7 +22,7 @@ Future = TypeVar("Future", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Pool(Generic[Worker, Task, Future]):
+class WorkerPool(Generic[Worker, Task, Future]):
     """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are
     with a worker at a time."""
 
@@ -64,7 +64,7 @@ class _Line:
     """What waits for a pool, the earliest round first, and how many tasks each of its workers has."""
 
     name: str
-    pool: Pool[Any, Any, Any]
+    pool: WorkerPool[Any, Any, Any]
     queue: list[tuple[int, int]] = field(default_factory=list)  # heap of (round, place)
     load: list[int] = field(default_factory=list)
 
@@ -99,8 +99,8 @@ class Pipeline(Generic[Task, Future]):
 
     def __init__(
         self,
-        rollout: Pool[Any, Task, Future],
-        scorers: Mapping[str, Pool[Any, tuple[Task, Future], Future]],
+        rollout: WorkerPool[Any, Task, Future],
+        scorers: Mapping[str, WorkerPool[Any, tuple[Task, Future], Future]],
         wait: Callable[[Sequence[Future]], Sequence[Future]],
         result: Callable[[Future], Any],
         max_unscored: int,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.round import Pipeline, Pool
+from orchestration.round import Pipeline, WorkerPool
 
 OBJECT_STORE_BYTES = 200_000_000
 
@@ -50,9 +50,9 @@ class SleepingCluster:
         def wait(futures: Sequence[Any]) -> Sequence[Any]:
             return ray.wait(list(futures), num_returns=1, fetch_local=False)[0]
 
-        scorers = {"rewards": Pool("rewards", self.reward, score, in_flight)}
+        scorers = {"rewards": WorkerPool("rewards", self.reward, score, in_flight)}
         return Pipeline(
-            Pool("rollout", self.rollout, roll_out, in_flight), scorers, wait, ray.get, max_unscored
+            WorkerPool("rollout", self.rollout, roll_out, in_flight), scorers, wait, ray.get, max_unscored
         )
 
     def train(self, seconds: float) -> list[Any]:

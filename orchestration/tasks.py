@@ -1,4 +1,4 @@
-"""What goes between the driver and the workers: which clips to make, the clips, what was said of them."""
+"""What goes between the driver and the workers: which clips to make, the clips, their scores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.hands import Said
+from finetune.executor import RoundScores
+from finetune.objectives.base import RolloutPlan
 from finetune.prompts import share
-from finetune.recipe import AlignConfig, Phase
+from finetune.recipe import AlignConfig
 from finetune.scores import Scores, means, summed
-from finetune.types import Key, Role, Rollout
+from finetune.types import Key, Rollout
 from orchestration.round import Unit
 from pretrain.prompt import PromptRow
 
@@ -23,21 +24,18 @@ class ClipTask:
     """Clips `start` to `end` of a rank's share of the prompts: what that rank would make in one go. Pure:
     made again, it gives the same."""
 
-    phase: int  # its place in the sequence
+    plan: RolloutPlan
     key: Key  # what every draw begins with
     rank: int
     rows: tuple[PromptRow, ...]  # the rank's share
-    clips_per_prompt: int
     start: int
     end: int
-    role: Role
     version: str  # of the weights
-    stochastic: bool  # steps that grpo trains, where the phase asks for them
 
     @property
     def prompts(self) -> list[PromptRow]:
         """A row for each clip."""
-        return [self.rows[place // self.clips_per_prompt] for place in range(self.start, self.end)]
+        return [self.rows[place // self.plan.clips_per_prompt] for place in range(self.start, self.end)]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Made:
+class TaskClips:
     """The clips of a task."""
 
     rollout: Rollout
@@ -60,8 +58,8 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a pool says of the clips of a task."""
+class TaskScores:
+    """A pool's scores of the clips of a task."""
 
     scores: Scores
     groups: Tensor  # [n] int64
@@ -71,42 +69,32 @@ class Scored:
 
 
 def clip_tasks(
-    rows: Sequence[PromptRow],
-    world_size: int,
-    clips_per_prompt: int,
-    config: AlignConfig,
-    place: int,
-    key: Key,
-    role: Role,
-    version: str,
-    stochastic: bool = True,
+    rows: Sequence[PromptRow], world_size: int, plan: RolloutPlan, key: Key, version: str
 ) -> Iterator[ClipTask]:
     """The tasks of these prompts in the order of the ranks that learn from them; batches are those of the
     ranks themselves."""
-    phase: Phase = config.phases[place][1]
     for rank in range(world_size):
         mine = tuple(share(rows, rank, world_size))
-        total = len(mine) * clips_per_prompt
-        for start in range(0, total, phase.rollout_batch):
-            end = min(start + phase.rollout_batch, total)
-            yield ClipTask(place, key, rank, mine, clips_per_prompt, start, end, role, version, stochastic)
+        total = len(mine) * plan.clips_per_prompt
+        for start in range(0, total, plan.batch):
+            yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version)
 
 
-class Answers:
-    """Knows the processes that answered so far."""
+class ScoreGatherer:
+    """Puts the scores of tasks together, and knows the processes that answered so far."""
 
     def __init__(self, config: AlignConfig) -> None:
         self.config = config
         self._processes: dict[str, int] = {}  # worker -> its process
         self._restarts = 0
 
-    def said(self, units: Sequence[Unit[ClipTask, Any]]) -> Said:
+    def gathered(self, units: Sequence[Unit[ClipTask, Any]]) -> RoundScores:
         """Of all clips in order. Raises ValueError where a pool scored other clips than the others did."""
         whole: list[Scores] = []
         groups: list[torch.Tensor] = []
         seconds = {"rollout": 0.0, "score": 0.0}
         for unit in units:
-            answers: list[Scored] = list(unit.scores.values())
+            answers: list[TaskScores] = list(unit.scores.values())
             first = answers[0]
             if (
                 any(not torch.equal(answer.sample_ids, first.sample_ids) for answer in answers)
@@ -128,7 +116,7 @@ class Answers:
         values = {name: torch.cat([scores.values[name].double() for scores in whole]) for name in names}
         reasons = {name: why for scores in reversed(whole) for name, why in scores.reasons.items()}
         work = {f"work_seconds/{kind}": value for kind, value in seconds.items()}
-        return Said(
+        return RoundScores(
             torch.cat(groups), values, {**means([summed(scores) for scores in whole]), **work}, reasons
         )
 

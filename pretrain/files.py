@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,20 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Holds the lock file `path`, which stays. Raises ValueError saying `otherwise` where another process of
+    this machine holds it; a killed one has let go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise ValueError(otherwise) from None
+    with held:
+        yield
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -80,7 +96,15 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+def write_json(
+    path: Path,
+    values: Mapping[str, Any],
+    *,
+    through: Callable[[Path], AbstractContextManager[Path]] = replacing,
+    indent: int | None = 2,
+    **options: Any,
+) -> None:
+    """Whole or not at all; `through` is `pretrain.storage.writing` where the place may be remote, `options`
+    are those of `json.dumps`."""
+    with through(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=indent, **options) + "\n", encoding="utf-8")

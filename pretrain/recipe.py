@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from pretrain.config import nearest
+from pretrain.config import nearest, to_json
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,40 +181,6 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     ):
         del fields[name]
     return f"{stable_hash(fields):016x}"
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """Dataclass tree -> plain dicts and lists."""
-    return {item.name: _plain(getattr(config, item.name)) for item in dataclasses.fields(config)}
-
-
-def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """The dataclass tree back, every field present. Raises ValueError naming a missing or unknown field."""
-    hints = typing.get_type_hints(kind)
-    if set(values) != set(hints):
-        raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ set(hints))}")
-    return kind(
-        **{name: _typed(hints[name], value, f"{where}.{name}".strip(".")) for name, value in values.items()}
-    )
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_json(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = next((option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)), hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_json(hint, value, where)  # type: ignore[arg-type]
-    if isinstance(value, Mapping):
-        member = typing.get_args(hint)[1]
-        return {key: _typed(member, item, f"{where}.{key}") for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) and (typing.get_origin(hint) or hint) is tuple else value
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

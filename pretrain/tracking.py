@@ -60,11 +60,15 @@ def build_tracker(name: str, options: Mapping[str, Any]) -> Tracker:
 
 def build(name: str, options: Mapping[str, Any], what: str) -> Any:
     """The same for any kind of part; `what` names it in the error."""
+    return imported(name, what)(**options)
+
+
+def imported(name: str, what: str) -> Any:
+    """What "package.module:attribute" names. Raises ValueError in one line, with `what` it is for."""
     module_name, _, attribute = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory"
         ) from None
-    return factory(**options)

@@ -3,75 +3,198 @@ built when asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rewards.base import Reward
+from rewards.metric import Metric
 from rewards.options import fill, nearest
 from rewards.recipes import picture, preference, remote, sound, speech, sync
-from rewards.recipes.base import NoOptions, Shared, WeightsOptions
+from rewards.recipes.base import Entry, NoOptions, PartMetric, Shared, WeightsOptions
 
 
-@dataclass(frozen=True)
-class Entry:
-    """`make(options, shared)` builds the reward; `options` is the dataclass of what may be set."""
-
-    make: Callable[[Any, Shared], Reward]
-    options: type = NoOptions
-    lower_is_better: bool = False  # a rubric must give it a negative weight
-    judge: bool = False  # measures what was trained on others; no rubric may weigh it
-    offline: bool = True  # runs with what a checkout and its pipeline have
-    picture: bool = False  # looks at frames; the others only listen
-    about: Literal["any", "speech", "voice", "reference", "text", "image"] = (
-        "any"  # a clip is eligible where this was given
-    )
+def _preference(options: preference.PreferenceOptions, shared: Shared) -> Reward:
+    return preference.preference(options, CATALOG, lambda names, inner: build_rewards(names, inner, shared))
 
 
+WORD_ERRORS: dict[str, Any] = {"lower_is_better": True, "numerator": "errors", "denominator": "words"}
+# In the order of the reports.
 CATALOG: dict[str, Entry] = {
-    "sync_mini": Entry(sync.sync_mini, sync.MiniOptions, picture=True, about="speech"),
-    "sync_judge": Entry(sync.sync_judge, sync.JudgeOptions, judge=True, picture=True, about="speech"),
-    "syncnet": Entry(sync.syncnet, sync.PublishedOptions, picture=True, about="speech", offline=False),
-    "lip_loudness_correlation": Entry(sync.lip_loudness, picture=True, about="speech"),
     "wer_pocketsphinx": Entry(
-        speech.wer_pocketsphinx, speech.PocketSphinxOptions, lower_is_better=True, about="speech"
+        speech.wer_pocketsphinx,
+        speech.PocketSphinxOptions,
+        "Word error rate (PocketSphinx)",
+        role="reward",
+        about="speech",
+        gap_closed=True,
+        **WORD_ERRORS,
     ),
-    "intelligibility_pocketsphinx": Entry(speech.intelligibility, speech.VocabularyOptions, about="speech"),
     "wer_pocketsphinx_judge": Entry(
         speech.wer_pocketsphinx_judge,
         speech.PocketSphinxOptions,
-        judge=True,
-        lower_is_better=True,
+        "Word error rate (PocketSphinx, the judge's set-up)",
+        role="judge",
         about="speech",
+        gap_closed=True,
+        **WORD_ERRORS,
+    ),
+    "intelligibility_pocketsphinx": Entry(
+        speech.intelligibility,
+        speech.VocabularyOptions,
+        "Intelligibility, 0 to 1 (PocketSphinx)",
+        role="reward",
+        about="speech",
+        gap_closed=True,
     ),
     "intelligibility_pocketsphinx_judge": Entry(
-        speech.intelligibility_judge, speech.VocabularyOptions, judge=True, about="speech"
+        speech.intelligibility_judge,
+        speech.VocabularyOptions,
+        "Intelligibility, 0 to 1 (PocketSphinx, the judge's set-up)",
+        role="judge",
+        about="speech",
+    ),
+    "voice_accuracy_resemblyzer": Entry(
+        sound.voice_accuracy,
+        sound.BankOptions,
+        "Nearest voice is the right one (Resemblyzer)",
+        about="speech",
+    ),
+    "sim_resemblyzer": Entry(
+        sound.sim_resemblyzer,
+        NoOptions,
+        "Similarity to the reference voice (Resemblyzer)",
+        role="reward",
+        about="voice",
+    ),
+    "sync_mini": Entry(
+        sync.sync_mini,
+        sync.MiniOptions,
+        "Sync reward at zero lag (reward network)",
+        role="reward",
+        about="speech",
+        picture=True,
+        gap_closed=True,
+    ),
+    "sync_judge": Entry(
+        sync.sync_judge,
+        sync.JudgeOptions,
+        "Sync reward at zero lag (judge network)",
+        role="judge",
+        about="speech",
+        picture=True,
+        gap_closed=True,
+        parts=(
+            PartMetric("sync_c_mini", "Sync-C of the judge's reduced SyncNet"),
+            PartMetric(
+                "sync_d_mini",
+                "Sync-D of the judge's reduced SyncNet (lower is better)",
+                lower_is_better=True,
+            ),
+        ),
+    ),
+    "lip_loudness_correlation": Entry(
+        sync.lip_loudness,
+        NoOptions,
+        "Lips follow loudness (correlation)",
+        about="speech",
+        picture=True,
+        parts=(
+            PartMetric(
+                "lag_frames",
+                "Lips after sound (frames)",
+                name="lip_loudness_lag_frames",
+                unit="frames",
+                has_direction=False,
+            ),
+        ),
+    ),
+    "picture_noise_judge": Entry(
+        picture.noise_judge,
+        NoOptions,
+        "Noise of the picture, estimated (lower is better)",
+        role="judge",
+        lower_is_better=True,
+        picture=True,
+    ),
+    "snr_estimate_db": Entry(sound.noise_estimate, NoOptions, "Signal to noise, estimated (dB)", unit="dB"),
+    "identity_colour_edge": Entry(
+        picture.identity,
+        NoOptions,
+        "Likeness to the first frame (colours and edges)",
+        about="image",
+        picture=True,
+    ),
+    "syncnet": Entry(
+        sync.syncnet,
+        sync.PublishedOptions,
+        "Sync reward at zero lag (published SyncNet)",
+        about="speech",
+        picture=True,
+        offline=False,
     ),
     "wer_whisper": Entry(
-        speech.wer_whisper, speech.WhisperOptions, lower_is_better=True, about="speech", offline=False
+        speech.wer_whisper,
+        speech.WhisperOptions,
+        "Word error rate (Whisper)",
+        about="speech",
+        offline=False,
+        **WORD_ERRORS,
     ),
     "wer_endpoint": Entry(
-        speech.wer_endpoint, speech.EndpointOptions, lower_is_better=True, about="speech", offline=False
+        speech.wer_endpoint,
+        speech.EndpointOptions,
+        "Word error rate (transcription server)",
+        about="speech",
+        offline=False,
+        **WORD_ERRORS,
     ),
-    "sim_resemblyzer": Entry(sound.sim_resemblyzer, about="voice"),
-    "sim_wavlm_ecapa": Entry(sound.sim_wavlm_ecapa, sound.DeviceOptions, about="voice", offline=False),
-    "sim_redimnet": Entry(sound.sim_redimnet, sound.DeviceOptions, about="voice", offline=False),
-    "voice_accuracy_resemblyzer": Entry(sound.voice_accuracy, sound.BankOptions, about="speech"),
-    "snr_estimate_db": Entry(sound.noise_estimate),
-    "audiobox_pq": Entry(sound.audiobox, WeightsOptions, offline=False),
+    "sim_wavlm_ecapa": Entry(
+        sound.sim_wavlm_ecapa,
+        sound.DeviceOptions,
+        "Similarity to the reference voice (WavLM, ECAPA-TDNN)",
+        about="voice",
+        offline=False,
+    ),
+    "sim_redimnet": Entry(
+        sound.sim_redimnet,
+        sound.DeviceOptions,
+        "Similarity to the reference voice (ReDimNet)",
+        about="voice",
+        offline=False,
+    ),
+    "audiobox_pq": Entry(
+        sound.audiobox, WeightsOptions, "Production quality (Audiobox Aesthetics)", offline=False
+    ),
     "fd_verse_bench": Entry(
-        sound.fd_verse_bench, WeightsOptions, lower_is_better=True, about="reference", offline=False
+        sound.fd_verse_bench,
+        WeightsOptions,
+        "Distance of the sound to the reference's (CLAP)",
+        lower_is_better=True,
+        about="reference",
+        offline=False,
     ),
-    "clap_text_cosine": Entry(sound.clap_text, WeightsOptions, about="text", offline=False),
-    "picture_noise_judge": Entry(picture.noise_judge, judge=True, lower_is_better=True, picture=True),
-    "identity_colour_edge": Entry(picture.identity, picture=True, about="image"),
+    "clap_text_cosine": Entry(
+        sound.clap_text, WeightsOptions, "Sound follows the text (CLAP cosine)", about="text", offline=False
+    ),
     "preference": Entry(
-        preference.preference, preference.PreferenceOptions, picture=True, offline=False
-    ),  # the model's file is the user's
-    "remote": Entry(remote.remote, remote.RemoteOptions, picture=True, offline=False),
-    "remote_judge": Entry(remote.remote_judge, remote.RemoteOptions, judge=True, picture=True, offline=False),
+        _preference,
+        preference.PreferenceOptions,
+        "Preference learned from votes (logits)",
+        picture=True,
+        offline=False,  # the model's file is the user's
+    ),
+    "remote": Entry(remote.remote, remote.RemoteOptions, "Reward of a service", picture=True, offline=False),
+    "remote_judge": Entry(
+        remote.remote_judge,
+        remote.RemoteOptions,
+        "Judge of a service",
+        role="judge",
+        picture=True,
+        offline=False,
+    ),
 }
 
 
@@ -79,6 +202,37 @@ def is_plugin(name: str) -> bool:
     """`package.module:Class`: any class with `name` and `score`, built with the options as keyword
     arguments."""
     return ":" in name
+
+
+def metrics_of(rewards: Iterable[str]) -> dict[str, Metric]:
+    """Metrics of these rewards by name: each reward and its listed parts, in the order of the catalog, then
+    the plug-ins in theirs.
+
+    A plug-in's class gives its own: `name`, and where wanted `title`, `unit`, `lower_is_better`, `numerator`
+    and `denominator`. Raises ValueError for unknown rewards and a plug-in class without a name.
+    """
+    rewards = list(dict.fromkeys(rewards))
+    check_names(rewards)
+    found = [metric for name, entry in CATALOG.items() if name in rewards for metric in entry.metrics(name)]
+    found += [_plugin_metric(name) for name in rewards if is_plugin(name)]
+    return {metric.name: metric for metric in found}
+
+
+def metric(name: str) -> Metric:
+    """A metric of the catalog, the one of a plug-in, or `reward.part` for a part that no report lists. Raises
+    ValueError naming the nearest."""
+    if is_plugin(name):
+        return _plugin_metric(name)
+    known = metrics_of(CATALOG)
+    if name in known:
+        return known[name]
+    base, _, part = name.partition(".")
+    if not part or base not in CATALOG:
+        raise ValueError(f"unknown metric {name!r}; {nearest(name, known)}")
+    listed = next((other for other in known.values() if (other.scorer, other.part) == (base, part)), None)
+    entry = CATALOG[base]
+    unlisted = Metric(name, name, base, part, lower_is_better=entry.lower_is_better, role=entry.role)
+    return dataclasses.replace(listed, name=name) if listed else unlisted
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -145,7 +299,19 @@ def _filled(name: str, values: Mapping[str, Any] | None) -> Any:
     return dict(values or {}) if is_plugin(name) else fill(CATALOG[name].options, values, name)
 
 
-def _plugin(name: str, options: Mapping[str, Any]) -> Reward:
+def _plugin_metric(name: str) -> Metric:
+    found = _plugin_class(name)
+    if not isinstance(own := getattr(found, "name", None), str):
+        raise ValueError(f"{name}: the class has no `name`, which reports need; give it one")
+    given = {
+        field: getattr(found, field)
+        for field in ("unit", "lower_is_better", "numerator", "denominator")
+        if hasattr(found, field)
+    }
+    return Metric(own, getattr(found, "title", own), own, **given)
+
+
+def _plugin_class(name: str) -> Any:
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -158,8 +324,12 @@ def _plugin(name: str, options: Mapping[str, Any]) -> Reward:
             f"{name}: {module_name} has no {class_name!r}; "
             f"{nearest(class_name, [n for n in vars(module) if n[0] != '_'])}"
         )
+    return getattr(module, class_name)
+
+
+def _plugin(name: str, options: Mapping[str, Any]) -> Reward:
     try:
-        reward = getattr(module, class_name)(**options)
+        reward = _plugin_class(name)(**options)
     except TypeError as error:
         raise ValueError(f"{name}: cannot be built ({error}); set its arguments as options") from None
     if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "score", None)):

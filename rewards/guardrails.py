@@ -29,6 +29,13 @@ BOUNDS: Mapping[str, tuple[str, str]] = {
     "loudness_lufs": ("min_lufs", "max_lufs"),
     "clipping_ratio": ("", "max_clipping_ratio"),
 }
+UNITS: Mapping[str, str] = {
+    "speech_ratio": "share of 30 ms pieces",
+    "motion": "mean step of luma, of full scale",
+    "loudness_dbfs": "dBFS",
+    "loudness_lufs": "LUFS",
+    "clipping_ratio": "share of samples",
+}
 
 
 @dataclass(frozen=True)

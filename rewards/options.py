@@ -1,5 +1,10 @@
-"""Options of rewards, rubrics and guardrails: frozen dataclasses filled strictly, an unknown key names the
-nearest valid one."""
+"""Strict reading of mappings into frozen dataclasses: an unknown key, a wrong type or a wrong value is an
+error in one line that names its place and the nearest valid name.
+
+Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of JSON or YAML,
+Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of dataclasses are those
+that the default has, unless the field's metadata says otherwise (MEMBER, INLINE).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,17 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-OptionsT = TypeVar("OptionsT")
+T = TypeVar("T")
+# Metadata of a field that maps names to dataclasses: the class that further members have.
+MEMBER = "member"
+# Of one whose members stand beside the other fields in files and overrides: a function from the values that
+# are read to the members' defaults by name.
+INLINE = "inline"
+_UNFIT = object()
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -21,48 +33,142 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? valid: {', '.join(valid)}" if close else "there are none"
 
 
-def fill(kind: type[OptionsT], values: Any, where: str) -> OptionsT:
-    """A `kind` (dataclass) from a mapping as YAML gives it; None is the empty one.
-
-    Raises ValueError, beginning with `where`, for what is no mapping, unknown keys, wrong types, and what the
-    class itself refuses.
-    """
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping of options, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            raise ValueError(f"{where}.{key}: unknown option; {nearest(str(key), names)}")
-    try:
-        return kind(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in values.items()})
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
+def fill(kind: type[T], values: Any, where: str) -> T:
+    """A `kind` from a mapping of options as YAML gives it; None is the empty one."""
+    return _Reader("option").read(kind, {} if values is None else values, where)
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        base = typing.get_origin(option) or option
-        if base is typing.Literal:
-            if value in typing.get_args(option):
-                return value
-            raise ValueError(
-                f"{where}: unknown value {value!r}; {nearest(str(value), map(str, typing.get_args(option)))}"
-            )
-        if base is tuple and isinstance(value, (list, tuple)):
-            member = typing.get_args(option)[0]
-            return tuple(_typed(item, member, f"{where}[{index}]") for index, item in enumerate(value))
-        if base is Path and isinstance(value, (str, Path)):
-            return Path(value)
-        if base is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
-                return float(value)  # YAML reads 1e-3 as text
-            except ValueError:
-                continue
-        if isinstance(value, bool) and base is not bool:
-            continue
-        if isinstance(base, type) and isinstance(value, base):
+def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
+    """Copy of a dataclass tree with `values` (nested mappings) put in."""
+    return _Reader("key").read(type(config), values, where, config)
+
+
+def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """The tree that `to_json` gave, every field present."""
+    return _Reader("field", whole=True).read(kind, values, where)
+
+
+def to_json(value: Any) -> Any:
+    """Dataclass tree -> plain dicts and lists."""
+    if dataclasses.is_dataclass(value):
+        return {name: to_json(item) for name, item in plain_fields(value).items()}
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def plain_fields(config: Any) -> dict[str, Any]:
+    """A dataclass as its fields, the members of an INLINE one among them."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        found |= value if INLINE in item.metadata else {item.name: value}
+    return found
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """An error's text on one line, its class where it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    noun: str  # what a key is called
+    whole: bool = False  # every field must be there
+
+    def read(self, kind: type[T], values: Any, where: str, base: Any = None) -> T:
+        """A `kind`, or `base` with `values` put in. Raises ValueError, also for what the class refuses."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {values!r}")
+        fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        hints, members, changes = typing.get_type_hints(kind), {}, {}
+        inline = next((item for item in fields.values() if INLINE in item.metadata), None)
+        if inline:
+            members = changes[inline.name] = {
+                **inline.metadata[INLINE](values),
+                **getattr(base, inline.name, {}),
+            }
+            del fields[inline.name]
+        names = {*fields, *members}
+        if self.whole and set(values) != names:
+            raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ names)}")
+        for key, value in values.items():
+            path = f"{where}.{key}" if where else str(key)
+            if key in members:
+                members[key] = self._value(value, type(members[key]), path, members[key])
+            elif key in fields:
+                member = fields[key].metadata.get(MEMBER)
+                changes[key] = self._value(value, hints[key], path, getattr(base, key, None), member)
+            else:
+                raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(key), names)}")
+        try:
+            return kind(**changes) if base is None else dataclasses.replace(base, **changes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where or kind.__name__}: {error}") from None
+
+    def _value(self, value: Any, hint: Any, where: str, base: Any, member: type | None = None) -> Any:
+        if dataclasses.is_dataclass(base) and isinstance(value, Mapping):
+            return self.read(type(base), value, where, base)
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if union else (hint,)
+        for option in options:
+            kind = typing.get_origin(option) or option
+            if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, Mapping):
+                return self._members(value, option, where, base if isinstance(base, Mapping) else {}, member)
+            if kind is tuple and isinstance(value, (list, tuple)):
+                return self._items(value, option, where)
+            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+                return self.read(kind, value, where)  # type: ignore[arg-type]
+            if (found := self._scalar(value, kind, option)) is not _UNFIT:
+                return found
+        for option in options:
+            kind = typing.get_origin(option) or option
+            if kind is typing.Literal:
+                advice = nearest(str(value), map(str, typing.get_args(option)))
+                raise ValueError(f"{where}: unknown value {value!r}; {advice}")
+            if dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, Mapping)):
+                raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {value!r}")
+        raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+    def _members(
+        self,
+        values: Mapping[str, Any],
+        hint: Any,
+        where: str,
+        base: Mapping[str, Any],
+        member: type | None,
+    ) -> dict[str, Any]:
+        """A mapping's values; where they are dataclasses, those of `base` stay and are changed."""
+        inner = (typing.get_args(hint)[1:] or (Any,))[0]
+        base = base if any(map(dataclasses.is_dataclass, base.values())) else {}
+        found = {}
+        for name, value in values.items():
+            path = f"{where}.{name}"
+            if base and name not in base and not member:
+                raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(name), base)}")
+            found[str(name)] = self._value(value, member or inner, path, base.get(name))
+        return {**base, **found}
+
+    def _items(self, values: list[Any] | tuple[Any, ...], hint: Any, where: str) -> tuple[Any, ...]:
+        kinds = typing.get_args(hint) or (Any, ...)
+        if kinds[-1] is ...:
+            kinds = (kinds[0],) * len(values)
+        if len(values) != len(kinds):
+            raise ValueError(f"{where}: expected {len(kinds)} values, got {values!r}")
+        pairs = enumerate(zip(values, kinds, strict=True))
+        return tuple(self._value(value, kind, f"{where}[{index}]", None) for index, (value, kind) in pairs)
+
+    def _scalar(self, value: Any, kind: Any, option: Any) -> Any:
+        if kind is Any:
             return value
-    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+        if kind is typing.Literal:
+            return value if value in typing.get_args(option) else _UNFIT
+        if kind is Path and isinstance(value, str):
+            return Path(value)
+        if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            if self.whole and not isinstance(value, str):
+                return value  # as it was: identities are hashes of what was written
+            with suppress(ValueError):
+                return float(value)  # YAML reads 1e-3 as text
+        fits = isinstance(kind, type) and isinstance(value, kind)
+        return value if fits and (kind is bool or not isinstance(value, bool)) else _UNFIT

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from rewards.base import Reward
-from rewards.catalog import CATALOG
-from rewards.options import nearest
-from rewards.types import Clip, Score
+from rewards.options import nearest, one_line
+from rewards.types import Clip, Score, split_part
 
 FORMAT = "nava preference 1"
 _VECTORS = ("mean", "scale", "weights", "weight_errors")
@@ -167,26 +166,24 @@ class PreferenceModel:
                 features=tuple(content.pop("features")), **vectors, **errors, **content, held_out=held_out
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {' '.join(str(error).split())}; fit it again") from None
+            raise ValueError(f"{path}: {one_line(error)}; fit it again") from None
 
 
 class PreferenceReward:
     """Utility of a clip by a learned model, for a rubric: weighs the given rewards as the votes did.
 
     Called `preference`, or `preference_simulated` where no person voted. Score.parts: what each feature adds;
-    they sum to the value. NaN with the reasons where a needed feature is. Raises ValueError for a feature of
-    a judge, since what is rewarded is not what judges, and for a reward that the model needs and that is not
-    given.
+    they sum to the value. NaN with the reasons where a needed feature is. Raises ValueError for a reward that
+    the model needs and that is not given.
     """
 
     def __init__(self, rewards: Sequence[Reward], model: PreferenceModel) -> None:
-        check_no_judge(model.features)
         self.name = "preference_simulated" if model.simulated else "preference"
         self.model = model
         given = {reward.name: reward for reward in rewards}
         self._rewards = {}
         for feature in model.features:
-            name = feature if feature in given else feature.partition(".")[0]
+            name, _ = split_part(feature, given)
             if name not in given:
                 raise ValueError(f"{self.name}: needs {name!r}; {nearest(name, given)}")
             self._rewards[name] = given[name]
@@ -198,18 +195,6 @@ class PreferenceReward:
             dataclasses.replace(score, seconds=spent)
             for score, spent in zip(self.model.scores(found), seconds, strict=True)
         ]
-
-
-def check_no_judge(features: Sequence[str]) -> None:
-    """Raises ValueError for a judge, a part of one or a judge's other way of counting among the features of a
-    reward."""
-    judges = [name for name, entry in CATALOG.items() if entry.judge]
-    for name in features:
-        if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
-            raise ValueError(
-                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model "
-                "without it"
-            )
 
 
 def log_probabilities(m: np.ndarray, tie: float) -> np.ndarray:
@@ -224,17 +209,10 @@ def _log_sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _column(feature: str, found: Mapping[str, Sequence[Score]]) -> list[Score]:
-    name, _, part = (feature, "", "") if feature in found else feature.partition(".")
+    name, part = split_part(feature, found)
     if name not in found:
         raise ValueError(f"preference model: {name!r} was not scored; {nearest(name, found)}")
-    if not part:
-        return list(found[name])
-    return [score if score.reason else _part(score, part) for score in found[name]]
-
-
-def _part(score: Score, part: str) -> Score:
-    value = score.parts.get(part, math.nan)
-    return Score(value, f"no {part}" if math.isnan(value) else "")
+    return [score.part(part) for score in found[name]]
 
 
 def _fit_from(content: dict[str, Any] | None) -> Fit | None:

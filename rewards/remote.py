@@ -9,23 +9,19 @@ import math
 import os
 import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from rewards.base import unscored
+from rewards.http import NoAnswer, check_address, excerpt, exchange, tries
 from rewards.options import nearest
 from rewards.remote_upload import upload_of
 from rewards.types import Clip, Score
 
 RETRIED = (408, 429, 502, 503, 504)
-MAX_WAIT_S = 60.0
 TOKEN_VARIABLE = "NAVA_API_TOKEN"
 
 
@@ -51,11 +47,7 @@ class RemoteReward:
         turned: bool = False,
         measure_only: bool = False,
     ) -> None:
-        if not re.fullmatch(r"https?://[^/@\s]+(/[^?#@\s]*)?", url):
-            raise ValueError(
-                f"remote {reward}: url {_without_login(url)!r} is not http(s)://host[:port]; set it to the "
-                "service's address"
-            )
+        check_address(url, f"remote {reward}: url")
         if num_tries < 1 or concurrency < 1 or not timeout_s > 0:
             raise ValueError(
                 f"remote {reward}: num_tries {num_tries}, concurrency {concurrency}, timeout_s {timeout_s}: "
@@ -151,40 +143,21 @@ class RemoteReward:
         self, path: str, token: str, content_type: str = "", body: bytes | None = None
     ) -> tuple[int, Any]:
         """(200, the answer) or (another status, the refusal) where a clip is at fault."""
-        headers = {
-            "Authorization": f"Bearer {token}",
-            **({"Content-Type": content_type} if content_type else {}),
-        }
-        failure = ""
-        for attempt in range(self.num_tries):
-            wait = 0.0
-            try:
-                request = urllib.request.Request(self.url + path, body, headers)
-                with _OPENER.open(request, timeout=self.timeout_s) as response:
-                    return 200, _json(response.read())
-            except urllib.error.HTTPError as error:
-                refusal = _refusal(error)
-                if refusal.get("fault") == "clip":
-                    return error.code, refusal
-                failure = f"status {error.code} {refusal.get('reason', '')}".strip()
-                if error.code not in RETRIED:
-                    raise ConnectionError(f"{self.url}: {failure}") from None
-                wait = _retry_after(error.headers.get("Retry-After", ""))
-            except (OSError, HTTPException) as error:
-                failure = " ".join(str(getattr(error, "reason", "") or error or type(error).__name__).split())
-            if attempt + 1 < self.num_tries:
-                time.sleep(min(MAX_WAIT_S, max(wait, self.backoff_s * 2**attempt)))
-        raise ConnectionError(
-            f"{self.url}: {failure[:200]}, {self.num_tries} tries; check that the service is up"
-        )
 
+        def once() -> tuple[int, Any]:
+            answer = exchange(self.url + path, body, content_type, token, timeout_s=self.timeout_s)
+            found = _json(answer.content)
+            if answer.status == 200:
+                return 200, found
+            refusal = found if isinstance(found, dict) else {}
+            if refusal.get("fault") == "clip":
+                return answer.status, refusal
+            failure = f"status {answer.status} {excerpt(str(refusal.get('reason', '')), token)}".strip()
+            if answer.status not in RETRIED:
+                raise ConnectionError(f"{self.url}: {failure}")
+            raise NoAnswer(failure, wait_s=answer.wait_s)
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object) -> None:
-        """None: the token goes to no other host."""
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+        return tries(once, self.num_tries, self.backoff_s, self.url, "service")
 
 
 def _json(content: bytes) -> Any:
@@ -192,23 +165,6 @@ def _json(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _refusal(error: urllib.error.HTTPError) -> dict[str, Any]:
-    """What the service says of it; {} for something else, or an answer that was cut off."""
-    try:
-        found = _json(error.read())
-    except (OSError, HTTPException):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _retry_after(value: str) -> float:
-    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
-
-
-def _without_login(address: str) -> str:
-    return re.sub(r"//[^/]*@", "//", address)
 
 
 def __getattr__(name: str) -> Callable[..., RemoteReward]:

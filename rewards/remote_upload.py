@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import io
 import json
-import uuid
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from rewards.http import form
 from rewards.types import Clip
 
 REFERENCE_RATE_HZ = 16_000
@@ -48,21 +48,7 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
             "part:reference_sound",
             _wav(clip.reference_sound, clip.sample_rate_hz),
         )
-    return multipart({"request": json.dumps(asked, allow_nan=False).encode(), **files})
-
-
-def multipart(parts: dict[str, bytes]) -> tuple[str, bytes]:
-    """(content type, body) of parts by name."""
-    boundary = uuid.uuid4().hex
-    pieces: list[bytes] = []
-    for name, content in parts.items():
-        filename = "" if name == "request" else f'; filename="{name}"'
-        pieces += [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{filename}\r\n\r\n'.encode(),
-            content,
-            b"\r\n",
-        ]
-    return f"multipart/form-data; boundary={boundary}", b"".join([*pieces, f"--{boundary}--\r\n".encode()])
+    return form({"request": json.dumps(asked, allow_nan=False)}, files)
 
 
 def _mp4(frames: np.ndarray, fps: float) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rewards.normalisation import Moments, group_z
 from rewards.options import fill, nearest
-from rewards.types import Score
+from rewards.types import Score, split_part
 
 Normalise = Literal["none", "group", "batch", "running"]
 FLOOR_PART = "floor"
@@ -89,11 +89,7 @@ class Rubric:
             raise ValueError(f"{where}: expected a mapping of rewards to options, got {config!r}")
         items = []
         for name, options in config.items():
-            try:
-                filled = fill(ItemOptions, options, f"{where}.{name}")
-            except ValueError as error:
-                text = str(error)
-                raise ValueError(text if text.startswith(where) else f"{where}.{name}: {text}") from None
+            filled = fill(ItemOptions, options, f"{where}.{name}")
             items.append(RubricItem(**vars(filled), reward=str(name)))
         return cls(tuple(items))
 
@@ -149,23 +145,16 @@ class Rubric:
 
 def _values(name: str, scores: Mapping[str, Sequence[Score]], num_clips: int) -> list[Score]:
     """The scores of a reward, or of one of its parts."""
-    reward, _, part = (name, "", "") if name in scores else name.partition(".")
+    reward, part = split_part(name, scores)
     if reward not in scores:
         raise ValueError(f"rubric: {reward!r} was not scored; {nearest(reward, scores)}")
     found = list(scores[reward])
     if len(found) != num_clips:
         raise ValueError(f"rubric: {len(found)} scores of {reward!r} for {num_clips} clips")
-    if not part:
-        return found
     known = {key for score in found if not score.reason for key in score.parts}
-    if known and part not in known:
+    if part and known and part not in known:
         raise ValueError(f"rubric: {reward!r} has no part {part!r}; {nearest(part, known)}")
-    return [score if score.reason else _part(score, part) for score in found]
-
-
-def _part(score: Score, part: str) -> Score:
-    value = score.parts.get(part, math.nan)
-    return Score(value, f"no {part}" if math.isnan(value) else "")
+    return [score.part(part) for score in found]
 
 
 def _reasons(items: Sequence[RubricItem], row: Mapping[str, Score]) -> list[str]:

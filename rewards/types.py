@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,3 +46,16 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     text: str = ""  # what a recogniser read
     seconds: float = 0.0  # this clip's share of the batch's wall time
+
+    def part(self, name: str) -> Score:
+        """A part as a score of its own, with the reason where there is none; name "" is the score itself."""
+        if self.reason or not name:
+            return self
+        value = self.parts.get(name, math.nan)
+        return Score(value, f"no {name}" if math.isnan(value) else "")
+
+
+def split_part(name: str, rewards: Container[str]) -> tuple[str, str]:
+    """(reward, part) of `reward.part`; part "" where the whole name is among `rewards`."""
+    reward, _, part = (name, "", "") if name in rewards else name.partition(".")
+    return reward, part

@@ -18,7 +18,11 @@ from torch import Tensor
 
 from finetune.align_run import AlignRun
 from finetune.lora import LoraConfig
-from finetune.recipe import AlignConfig, GrpoPhase, NftPhase, RubricConfig, RwrPhase, StopConfig
+from finetune.objectives.base import Phase
+from finetune.objectives.grpo import GrpoPhase
+from finetune.objectives.nft import NftPhase
+from finetune.objectives.rwr import RwrPhase
+from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from finetune.scores import Scores
 from pretrain.codecs.folder import save_linear
 from pretrain.codecs.media import write_wav
@@ -62,9 +66,14 @@ def write_world(folder: Path) -> Path:
 
 
 def config(
-    sequence: tuple[str, ...] = ("nft",), rounds: int = 2, phase: dict[str, Any] | None = None, **changes: Any
+    sequence: tuple[str, ...] = ("nft",),
+    rounds: int = 2,
+    phase: dict[str, Any] | None = None,
+    phases: dict[str, Phase] | None = None,
+    **changes: Any,
 ) -> AlignConfig:
-    """fp32, four prompts of four clips a round, two prompts set aside."""
+    """fp32, four prompts of four clips a round, two held-out prompts. phase: fields of all three phases;
+    phases: more of them."""
     common: dict[str, Any] = {
         "rounds": rounds,
         "prompts_per_round": 4,
@@ -77,9 +86,12 @@ def config(
     }
     fields: dict[str, Any] = {
         "sequence": sequence,
-        "nft": NftPhase(**common),
-        "rwr": RwrPhase(**common),
-        "grpo": GrpoPhase(**{"window": 1, "first_steps": 2, "steps_per_epoch": 2, **common}),
+        "phases": {
+            "nft": NftPhase(**common),
+            "rwr": RwrPhase(**common),
+            "grpo": GrpoPhase(**{"window": 1, "first_steps": 2, "steps_per_epoch": 2, **common}),
+            **(phases or {}),
+        },
         "rubric": RubricConfig(audio={"warm": 1.0}, sync={}),
         "stop": StopConfig(prompts=2, every=2),
         "lora": LoraConfig(rank=4, alpha=8),
@@ -186,7 +198,7 @@ def _rank(rank: int, resolved: Path, mishap: str) -> int:
 
     kind, _, number = mishap.partition("@")
     if kind == "term":
-        globals()["_TERM_AT"] = int(number) + 1  # the first scoring is of the prompts set aside
+        globals()["_TERM_AT"] = int(number) + 1  # the first scoring is of the held-out prompts
     if kind == "kill":
         save = loop.Alignment._save
 

@@ -11,7 +11,16 @@ from model_cases import conditioning, present
 from torch import Tensor
 
 from finetune.sde import Kernel, step
-from finetune.types import Advantage, Key, ObjectiveLoss, Role, Rollout, Scored, Trajectory, take
+from finetune.types import (
+    Advantage,
+    Key,
+    ObjectiveLoss,
+    Role,
+    Rollout,
+    RolloutsWithAdvantage,
+    Trajectory,
+    take,
+)
 from pretrain.sampling import Clock
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -154,5 +163,5 @@ def assert_parts_add_up(
         )
 
 
-def scored(clips: Rollout, given: Advantage, on_policy: bool = False) -> Scored:
-    return Scored(clips, given, on_policy)
+def scored(clips: Rollout, given: Advantage, on_policy: bool = False) -> RolloutsWithAdvantage:
+    return RolloutsWithAdvantage(clips, given, on_policy)

@@ -18,7 +18,9 @@ SRUN = r"""#!/usr/bin/env bash
 echo "srun $*" >> "$CALLS"
 while [[ "$1" == --* ]]; do shift; done
 ranks=(); codes=0
-for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" > "$CALLS.$node" 2>&1 & ranks+=($!); done
+for node in $(seq 0 $((SLURM_NNODES - 1))); do
+  SLURM_NODEID=$node "$@" > "$CALLS.$node" 2>&1 & ranks+=($!)
+done
 trap 'kill -TERM "${ranks[@]}" 2>/dev/null' TERM
 for rank in "${ranks[@]}"; do
   while true; do wait "$rank"; code=$?; kill -0 "$rank" 2>/dev/null || break; done

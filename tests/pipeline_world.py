@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestration.round import Pipeline, Pool, Unit
+from orchestration.round import Pipeline, Unit, WorkerPool
 
 ROLLOUT, TRAINER = "rollout", "trainer"
 
@@ -68,9 +68,9 @@ class World:
             self.max_unscored,
         )
 
-    def _pool(self, name: str, count: int) -> Pool[str, Any, Future]:
+    def _pool(self, name: str, count: int) -> WorkerPool[str, Any, Future]:
         workers = [f"{name} {index}" for index in range(count)]
-        return Pool(name, workers, lambda worker, task: self.start(name, worker, task), self.in_flight)
+        return WorkerPool(name, workers, lambda worker, task: self.start(name, worker, task), self.in_flight)
 
     def tasks(self, round: int, count: int) -> list[Task]:
         self.births += 1

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rewriter_student import Student, make_student, short_prompts
 from safetensors.torch import load_file, save_file
 
-from experiments.benchmarks.rewriter_student import Student, make_student, short_prompts
 from finetune.rewriter import tune
 from finetune.rewriter.config import DpoTuning, GrpoTuning
 from finetune.rewriter.rewards import RewardFunction

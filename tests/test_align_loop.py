@@ -9,13 +9,16 @@ from safetensors.torch import load_file
 
 from finetune.adapters import adapted_model, read_adapter
 from finetune.align_run import AlignRun
+from finetune.executor import RoundScores
 from finetune.launch import align_model
-from finetune.loop import Parts, play
-from finetune.recipe import AlignConfig, GrpoPhase, NftPhase, RubricConfig, StopConfig
-from pretrain.config import override
+from finetune.loop import Alignment
+from finetune.objectives.grpo import GrpoPhase
+from finetune.objectives.nft import NftPhase
+from finetune.progress import AlignProgress
+from finetune.recipe import AlignConfig, RubricConfig, StopConfig
+from pretrain.config import from_json, override, to_json
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.checkpoint import load_model
-from pretrain.recipe import from_json, to_json
 from pretrain.sampling import SamplerConfig
 from pretrain.titan.manager import complete_steps
 
@@ -36,8 +39,7 @@ def whole(world) -> AlignRun:
 
 
 def recipe() -> AlignConfig:
-    made = config(("nft", "rwr"), rounds=3)
-    return dataclasses.replace(made, rwr=dataclasses.replace(made.rwr, rounds=1))
+    return config(("nft", "rwr"), rounds=3).with_phase("rwr", rounds=1)
 
 
 def state(run: AlignRun) -> dict:
@@ -48,7 +50,7 @@ def assert_same_result(run: AlignRun, whole: AlignRun) -> None:
     for name in ("adapter/adapter_model.safetensors", "model/ema.safetensors"):
         assert (run.out / name).read_bytes() == (whole.out / name).read_bytes(), name
     rewards = [
-        [(row["step"], row.get("reward/warm"), row.get("aside_total")) for row in metrics(each)]
+        [(row["step"], row.get("reward/warm"), row.get("held_out_total")) for row in metrics(each)]
         for each in (run, whole)
     ]
     assert rewards[0] == rewards[1]
@@ -117,11 +119,11 @@ def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
 
 @distributed
 @pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
-def test_the_reward_rises_on_prompts_set_aside(world, tmp_path, algorithm):
+def test_the_reward_rises_on_held_out_prompts(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
     run = align_run(world, tmp_path, made)
     assert run_align(run) == [0], (run.out / "log.0").read_text()[-2000:]
-    before, after = (row["aside/reward/warm"] for row in metrics(run) if "aside_total" in row)
+    before, after = (row["held_out/reward/warm"] for row in metrics(run) if "held_out_total" in row)
     assert after > before
 
 
@@ -149,7 +151,7 @@ def test_sigterm_keeps_the_last_round_and_exits_0(world, whole, tmp_path):
 @pytest.mark.parametrize(
     ("call", "every", "kept"),
     [
-        (3, 1, 1),  # scored are the prompts set aside, rounds 1 and 2, and those set aside again: round 2
+        (3, 1, 1),  # scored are the held-out prompts, rounds 1 and 2, and the held-out ones again: round 2
         (3, 4, 1),  # saved because of the failure
         (4, 1, 1),  # round 2 had learned
     ],
@@ -189,9 +191,9 @@ def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path
     made = config(rounds=6, stop=StopConfig(prompts=2, every=1, patience=2))
     run = align_run(
         world, tmp_path, made, falls_from=4
-    )  # scored before are the prompts set aside, round 1, and those set aside again
+    )  # scored before are the held-out prompts, round 1, and the held-out ones again
     assert run_align(run) == [0]
-    totals = [row["aside_total"] for row in metrics(run)]
+    totals = [row["held_out_total"] for row in metrics(run)]
     assert len(totals) == 4 and totals.index(max(totals)) == 1
     assert read_adapter(run.out / "adapter")[0].facts["best_round"] == 1
     one_round = align_run(
@@ -204,39 +206,53 @@ def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path
     )
 
 
-def test_a_round_raises_before_it_learns():
-    learned: list[int] = []
+class Recorder:
+    """An executor that notes what it is called for; its rewards are `values`, or raise."""
 
-    def broken(clips: int) -> None:
-        raise ValueError("reward warm failed")
+    def __init__(self, values: list[float] | Exception) -> None:
+        self.values, self.calls = values, list[str]()
 
-    parts = Parts(
-        lambda index: index,
-        broken,
-        lambda clips, said: (clips, {}),
-        lambda batch, index: learned.append(index) or {},
-        lambda index: {},
-        print,
-    )
-    with pytest.raises(ValueError, match="warm"):
-        play(3, parts)
-    assert learned == []
+    def load(self) -> AlignProgress:
+        return AlignProgress(phase=0, baseline={"warm": [0.0, 1.0]})
+
+    def collect(self, place: int, index: int, first: int):
+        if isinstance(self.values, Exception):
+            raise self.values
+        scores = {"warm": torch.tensor(self.values, dtype=torch.float64)}
+        return RoundScores(torch.tensor([0, 0, 1, 1]), scores, {"reward/warm": 0.5}), {
+            "rollout": 2.0,
+            "score": 1.0,
+        }
+
+    def learn(self, place: int, index: int, advantage) -> dict[str, float]:
+        self.calls.append("learn")
+        return {"nft/loss": 40.0}
+
+    def __getattr__(self, name: str):
+        return lambda *given: self.calls.append(name)
 
 
-def test_a_round_logs_what_its_parts_say_with_their_seconds():
+def played(world: Path, out: Path, values: list[float] | Exception) -> tuple[Recorder, list]:
     rows: list[tuple[dict, int]] = []
-    parts = Parts(
-        lambda index: index + 1,
-        lambda clips: clips * 10,
-        lambda clips, said: ((clips, said), {"contrast": 1.0}),
-        lambda batch, index: {"loss": float(batch[1])},
-        lambda index: {"decay": 0.5},
-        lambda row, step: rows.append((row, step)),
-    )
-    row = play(3, parts)
-    assert rows == [(row, 4)]
-    assert (row["contrast"], row["loss"], row["decay"]) == (1.0, 40.0, 0.5)
-    assert row["seconds_per_step"] == pytest.approx(
+    executor = Recorder(values)
+    run = align_run(world, out, config(rounds=1, stop=StopConfig(prompts=0)))
+    alignment = Alignment(run, executor, lambda row, step: rows.append((row, step)))  # type: ignore[arg-type]
+    alignment.resume()
+    alignment.run_rounds()
+    return executor, rows
+
+
+def test_a_round_raises_before_it_learns(world, tmp_path):
+    with pytest.raises(ValueError, match="warm failed"):
+        played(world, tmp_path, ValueError("reward warm failed"))
+
+
+def test_a_round_logs_what_was_measured_with_its_seconds(world, tmp_path):
+    executor, rows = played(world, tmp_path, [0.0, 1.0, 0.0, 1.0])
+    assert executor.calls == ["learn", "update_old", "publish", "score_held_out", "save", "save"]
+    [(row, step)] = rows
+    assert step == 1 and (row["contrast"], row["nft/loss"], row["old_decay"]) == (1.0, 40.0, 0.0)
+    assert row["seconds/rollout"] == 2.0 and row["seconds_per_step"] == pytest.approx(
         sum(value for name, value in row.items() if name.startswith("seconds/"))
     )
 
@@ -252,7 +268,10 @@ def test_config_survives_json_and_overrides_are_strict():
             "rubric": {"sync": {"sync_mini": 2.0}},
         },
     )
-    assert changed.nft.objective.beta == 0.5 and [name for name, _ in changed.phases] == ["rwr", "nft"]
+    assert [each.name for each in changed.objectives()] == ["rwr", "nft"]
+    nft = changed.phases["nft"]
+    assert isinstance(nft, NftPhase) and nft.objective.beta == 0.5
+    assert from_json(AlignConfig, json.loads(json.dumps(to_json(changed)))) == changed
     with pytest.raises(ValueError, match=r"nft.objective.betta.*beta"):
         override(made, {"nft": {"objective": {"betta": 0.5}}})
     with pytest.raises(ValueError, match=r"unknown algorithm 'ntf'.*nft"):

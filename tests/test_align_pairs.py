@@ -9,12 +9,12 @@ from align_world import align_run, config, error, metrics, run_align, write_worl
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair, read_clips, write_pairs
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
+from finetune.objectives.gsb_dpo import GsbDpo, GsbDpoPhase
 from finetune.pair_batches import open_pairs
 from finetune.prompts import read_prompt_set
-from finetune.recipe import GsbDpoPhase, StopConfig
-from finetune.rollout import ask
+from finetune.recipe import StopConfig
+from finetune.rollout import encode_prompts
 from finetune.rollout_store import open_store, write_store
-from finetune.trainer import step_rows
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Rollout
 from pretrain.codecs.load import load_codecs
 from pretrain.generate import reference_voices
@@ -36,7 +36,9 @@ def world(tmp_path_factory) -> Path:
 def made_clips(folder: Path):
     codecs = load_codecs(folder / "codec")
     rows = list(read_prompt_set(folder / "prompts.jsonl", config(stop=StopConfig(prompts=0))).train[0])
-    given = ask(rows, K, codecs, reference_voices(rows, folder / "prompts.jsonl", codecs), config())
+    given = encode_prompts(
+        rows, K, codecs, reference_voices(rows, folder / "prompts.jsonl", codecs), config()
+    )
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(len(given.groups), *given.video_shape, generator=generator)
     audio = torch.randn(len(given.groups), *given.audio_shape, generator=generator)
@@ -80,8 +82,16 @@ def dpo(**changes) -> GsbDpoPhase:
     return GsbDpoPhase(**fields)
 
 
+def prepared(world: Path, pairs: Path) -> GsbDpo:
+    """The objective with the pairs of a file and the clips of the store."""
+    objective = GsbDpo(dpo())
+    files = dataclasses.make_dataclass("Files", ["pairs", "clips", "codec"])
+    objective.prepare(files(pairs, world / "store", world / "codec"), None)
+    return objective
+
+
 def pair_run(world: Path, out: Path, **changes) -> AlignRun:
-    run = align_run(world, out, config(("gsb_dpo",), gsb_dpo=dpo(**changes)))
+    run = align_run(world, out, config(("gsb_dpo",), phases={"gsb_dpo": dpo(**changes)}))
     run = dataclasses.replace(run, pairs=world / "pairs.jsonl", clips=world / "store")
     run.save()
     return run
@@ -108,7 +118,7 @@ def test_rollouts_of_a_model_come_in_any_batch_alike(world, tmp_path):
         row.data_id for some in read_prompt_set(world / "prompts.jsonl", config()).train for row in some
     ]
     made = [
-        RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().nft.sampler)
+        RolloutsConfig(clips_per_prompt=2, batch=batch, bf16=False, sampler=config().phases["nft"].sampler)
         for batch in (6, 64)
     ]
     for index, each in enumerate(made):
@@ -133,12 +143,13 @@ def test_votes_find_the_clips_of_a_store(world):
 
 
 def test_labels_go_to_the_axis_they_are_about(world):
-    source = open_pairs(world / "pairs.jsonl", open_store(world / "store"), dpo())
-    batch = source.batch(source.pairs[:2])
+    objective = prepared(world, world / "pairs.jsonl")
+    batch = objective.source.batch(objective.source.pairs[:2])
     assert batch.labels_audio.tolist() == [SECOND, TIE]
     assert batch.labels_video.tolist() == [TIE, NO_LABEL]
     assert batch.labels_total.tolist() == [NO_LABEL, FIRST]
-    assert source.shares.audio == pytest.approx(0.5) and source.shares.video == pytest.approx(0.1)
+    shares = objective.config.tie_shares
+    assert shares.audio == pytest.approx(0.5) and shares.video == pytest.approx(0.1)
 
 
 def test_votes_of_an_axis_that_are_all_ties_are_refused(world, tmp_path):
@@ -147,20 +158,20 @@ def test_votes_of_an_axis_that_are_all_ties_are_refused(world, tmp_path):
     ]
     write_pairs(tmp_path / "pairs.jsonl", flat)
     with pytest.raises(ValueError, match=r"pairs\.jsonl: tie share of audio"):
-        open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
+        prepared(world, tmp_path / "pairs.jsonl")
 
 
 def test_ranks_take_equal_parts_of_each_step_and_all_pairs_once_a_pass(world):
-    source, phase = open_pairs(world / "pairs.jsonl", open_store(world / "store"), dpo()), dpo()
-    whole = source.of_round(phase, 0, 0, 0, 1)
-    parts = [source.of_round(phase, 0, 0, rank, 2) for rank in range(2)]
+    objective = prepared(world, world / "pairs.jsonl")
+    whole = objective.given_batch(0, 0, 0, 1)
+    parts = [objective.given_batch(0, 0, rank, 2) for rank in range(2)]
     for step in range(2):
-        ids = [part.first.sample_ids[step_rows(part, phase, (0,))[step]].tolist() for part in parts]
+        ids = [part.sample_ids[objective.step_rows(part, (0,))[step]].tolist() for part in parts]
         assert len(ids[0]) == len(ids[1]) == 2
         assert sorted(ids[0] + ids[1]) == sorted(
-            whole.first.sample_ids[step_rows(whole, phase, (0,))[step]].tolist()
+            whole.sample_ids[objective.step_rows(whole, (0,))[step]].tolist()
         )
-    rounds = [source.of_round(phase, 0, index, 0, 1) for index in range(2)]
+    rounds = [objective.given_batch(0, index, 0, 1) for index in range(2)]
     keys = [
         (int(a), int(b))
         for made in rounds
@@ -172,14 +183,14 @@ def test_ranks_take_equal_parts_of_each_step_and_all_pairs_once_a_pass(world):
 def test_a_clip_that_is_not_stored_and_too_few_pairs_are_refused(world, tmp_path):
     store = open_store(world / "store")
     with pytest.raises(ValueError, match=r"20 pairs, but a round takes 40"):
-        open_pairs(world / "pairs.jsonl", store, dpo(pairs_per_round=40))
+        open_pairs(world / "pairs.jsonl", store, 40)
     lost = [
         dataclasses.replace(pair, second=dataclasses.replace(pair.second, clip_id="gone"))
         for pair in made_pairs(world)
     ]
     write_pairs(tmp_path / "pairs.jsonl", lost)
     with pytest.raises(ValueError, match="clip 'gone' is not in"):
-        open_pairs(tmp_path / "pairs.jsonl", store, dpo())
+        open_pairs(tmp_path / "pairs.jsonl", store, 8)
     with pytest.raises(FileNotFoundError, match="make the rollouts"):
         open_store(tmp_path)
 
@@ -194,7 +205,7 @@ def test_votes_alone_raise_what_they_like(world, tmp_path):
         rows[-1]["gsb_dpo/accuracy_audio"] > 0.6
         and rows[-1]["gsb_dpo/margin_audio"] > rows[1]["gsb_dpo/margin_audio"]
     )
-    assert rows[-1]["aside/reward/warm"] > rows[0]["aside/reward/warm"]
+    assert rows[-1]["held_out/reward/warm"] > rows[0]["held_out/reward/warm"]
     assert json.loads((run.out / "model" / "config.json").read_text())["pairs"]
 
 
@@ -214,6 +225,6 @@ def test_two_ranks_learn_votes_as_one_does(world, tmp_path):
 
 @pytest.mark.distributed
 def test_gsb_dpo_without_pairs_is_refused(world, tmp_path):
-    run = align_run(world, tmp_path, config(("gsb_dpo",), gsb_dpo=dpo()))
+    run = align_run(world, tmp_path, config(("gsb_dpo",), phases={"gsb_dpo": dpo()}))
     assert run_align(run) == [2]
     assert "gsb_dpo needs preference pairs" in error(run)

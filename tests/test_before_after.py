@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.report.before_after import UNITS, before_after
+from experiments.report.before_after import before_after, beyond_codec, beyond_from_the_start
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.report.verdicts import alignment_verdicts, beyond_codec, beyond_from_the_start
 from experiments.scoring.statistics import bootstrap_closed, bootstrap_difference, bootstrap_mean
 from finetune.gsb.panel import JudgeFeature, PanelConfig
-from rewards.guardrails import BOUNDS, GuardrailLimits
+from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
 
 PANEL = PanelConfig(features=(JudgeFeature("sync_judge", "sync", 0.15),), axes=("overall", "sync"))
 NONE = GuardrailLimits()
@@ -205,27 +204,6 @@ def good(closed=0.6, sim=0.0, after_flags=()):
     ]
     after = [row(i, **values, flags=after_flags if i == 0 else ()) for i, values in enumerate(moved)]
     return before, after, codec
-
-
-def met(found):
-    return [verdict.met for verdict in alignment_verdicts(found)]
-
-
-def test_verdicts_are_the_limits_of_the_issue(tmp_path):
-    def judged(**changes):
-        before, after, codec = good(**changes)
-        return {
-            **before_after(before, after, codec, NONE),
-            "raters": simulated_gsb(PANEL, before, after, tmp_path / "votes.jsonl", {}),
-        }
-
-    assert met(judged()) == [True] * 6
-    assert met(judged(closed=0.49))[:2] == [False, True] and met(judged(closed=0.29))[:2] == [False, False]
-    assert met(judged(closed=1.1))[2] is False  # better than real clips through the codec
-    assert met(judged(sim=-0.01))[3] is False and met(judged(sim=0.01))[3] is True
-    assert met(judged(closed=-0.3))[4] is False
-    assert met(judged(after_flags=("motion 0 < 0.0001",)))[5] is False
-    assert met(before_after(*good(), NONE))[4] is None  # nobody voted
 
 
 def test_votes_are_written_marked_and_of_the_right_side(tmp_path):

@@ -7,11 +7,10 @@ import pytest
 
 from experiments.cli import find_verb
 from experiments.commands import benchmark as verbs
-from experiments.paper.composite import BOUNDS, PARTS, WEIGHTS, composites, normalise
-from experiments.paper.figures import SEED_TTS_EN
-from experiments.paper.figures import VERSE_BENCH as PAPER
 from experiments.paper.layouts import read_seed_tts, read_verse_bench
 from experiments.paper.metrics import VERSE_BENCH, rewards_with_options, seed_tts
+from experiments.paper.published import BOUNDS, PARTS, SEED_TTS_EN, WEIGHTS, composites, normalise
+from experiments.paper.published import VERSE_BENCH as PAPER
 from experiments.paper.run import Benchmark, measure
 from experiments.paper.tables import markdown, metrics_to_log, write_tables
 from experiments.scoring.run import ScoreSettings

@@ -74,9 +74,8 @@ def test_outputs_and_gradients_equal_one_rank(tmp_path, world_size):
         assert found[name].keys() == expected.keys(), name
         for key, value in expected.items():
             scale = max(1.0, float(value.abs().max()))
-            torch.testing.assert_close(
-                found[name][key], value, atol=1e-5 * scale, rtol=1e-5, msg=lambda m: f"{name} {key}: {m}"
-            )
+            close = {"atol": 1e-5 * scale, "rtol": 1e-5, "msg": f"{{}} of {name} {key}".format}
+            torch.testing.assert_close(found[name][key], value, **close)
 
 
 def test_unusable_degrees_are_refused_in_one_line():

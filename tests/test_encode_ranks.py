@@ -274,8 +274,8 @@ def test_the_verb_by_list_and_as_one_of_several_ranks(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = f"0\tspoken\t{world / 'rows.jsonl'}\n1\tsounds\t{world / 'audio_only.jsonl'}\n2\tpictures\t{world / 'audio_only.jsonl'}\n"
-    Path("train.list").write_text(lines)
+    rows, sounds = world / "rows.jsonl", world / "audio_only.jsonl"
+    Path("train.list").write_text(f"0\tspoken\t{rows}\n1\tsounds\t{sounds}\n2\tpictures\t{sounds}\n")
     Path("train.weight").write_text(
         "spoken\t1\ttext_to_av\nsounds\t1\ttext_to_audio\npictures\t1\ttext_to_video\n"
     )

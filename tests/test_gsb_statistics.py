@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.gsb.statistics import Z, cluster_bootstrap, gsb_error, holm, larger_clusters, pair_statistics
+from finetune.gsb.statistics import Z, gsb_error, holm, larger_clusters, pair_statistics
+from pretrain.statistics import cluster_bootstrap
 
 
 def statistics(good, same, bad, raters=None, prompts=None):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune.objectives.grpo import GrpoConfig, check_on_policy, clipped, clipped_loss, count, loss
 from finetune.sde import Kernel
-from finetune.types import Rollout, Scored, take
+from finetune.types import Rollout, RolloutsWithAdvantage, take
 
 KERNELS = (Kernel(name="flow_sde", eta=0.7), Kernel(name="cps", eta=0.8))
 START = (0.3, 0.4)
@@ -24,7 +24,9 @@ def clips(kernel: Kernel = KERNELS[1], width: int = 10) -> Rollout:
     return with_trajectory(rollout(video=(3, 1, 10, width)), GainPolicy(START), kernel)
 
 
-def joint(gains: list[float] = GAINS, kernel: Kernel = KERNELS[1], on_policy: bool = False) -> Scored:
+def joint(
+    gains: list[float] = GAINS, kernel: Kernel = KERNELS[1], on_policy: bool = False
+) -> RolloutsWithAdvantage:
     return scored(clips(kernel), advantage(gains, gains), on_policy)
 
 
@@ -139,7 +141,7 @@ def test_sound_keeps_its_share_at_three_hundred_to_one(routed: bool) -> None:
     assert found == pytest.approx([found[0]] * 4, rel=1e-9) and found[0] != 0
 
 
-def fixed_sound(batch: Scored) -> Scored:
+def fixed_sound(batch: RolloutsWithAdvantage) -> RolloutsWithAdvantage:
     """The sound's trajectory of the narrow clips: its noise is drawn after the video's, whose size
     differs."""
     steps, narrow = batch.rollout.trajectory, clips().trajectory

@@ -3,24 +3,32 @@ hand."""
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.scoring.statistics import (
+    Draws,
+    Interval,
+    Table,
+    difference_over_seeds,
+    mean_over_seeds,
+    paired,
+    share_of_gain,
+)
 from experiments.studies.objectives.arms import budget, optimizer_steps, plan_arms, store_sizes, votes_phase
 from experiments.studies.objectives.config import ARMS, ObjectivesConfig
 from experiments.studies.objectives.material import is_decided, write_prompts
 from experiments.studies.objectives.one_arm import rounds_cost
-from experiments.studies.objectives.scores import tabulated
-from experiments.studies.objectives.statistics import crossed_draws, difference, share_of_gain, verdict
 from experiments.studies.objectives.totals import target_of, units_of, with_totals
-from experiments.studies.statistics import Table, mean_over_seeds
+from experiments.studies.scores import tabulated
 from finetune.gsb.pairs import ClipRef, PreferencePair
 from finetune.gsb.panel import JudgeFeature
+from finetune.objectives.gsb_dpo import GsbDpoConfig, GsbDpoPhase
 from finetune.recipe import AlignConfig, RubricConfig
 from pretrain.prompt import read_prompts
+from rewards.catalog import metric
 from rewards.types import Score
 
 WORDS = ("one", "two", "three", "four", "five", "six")
@@ -31,11 +39,32 @@ def table(*rows: list[float]) -> Table:
     return Table.of([[None if value != value else (value, 1.0) for value in row] for row in rows])
 
 
+def crossed(found: Table, resamples: int) -> Draws:
+    seeds, clips = found.above.shape
+    return Draws.crossed(seeds, clips, resamples)
+
+
+def difference(one: Table, other: Table, resamples: int) -> Interval:
+    ours, theirs = paired(one, other)
+    return difference_over_seeds(ours, theirs, crossed(ours, resamples))
+
+
+def share(part: Table, whole: Table, base: Table, up: bool) -> Interval:
+    ours, theirs, before = paired(part, whole, base)
+    return share_of_gain(ours, theirs, before, up, crossed(ours, 200))
+
+
 def pair(number: int, **counts: tuple[int, int, int]) -> PreferencePair:
     first, second = (
         ClipRef(f"p{number}-k{k}", f"m#{k}", f"p{number}", "<S>one<E>", None, "0" * 64) for k in (0, 1)
     )
     return PreferencePair(f"p{number}", first, second, counts, True)
+
+
+def objective_of(config: AlignConfig) -> GsbDpoConfig:
+    phase = config.phases["gsb_dpo"]
+    assert isinstance(phase, GsbDpoPhase)
+    return phase.objective
 
 
 def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
@@ -59,22 +88,14 @@ def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
     ties, dropped = (
         next(arm.config for arm in arms if arm.name == name) for name in ("gsb_dpo", "gsb_dpo_no_ties")
     )
-    assert (
-        ties
-        and dropped
-        and (ties.gsb_dpo.objective.ties, dropped.gsb_dpo.objective.ties) == ("model", "drop")
-    )
-    assert replace(dropped, gsb_dpo=replace(dropped.gsb_dpo, objective=ties.gsb_dpo.objective)) == ties
+    assert ties and dropped and (objective_of(ties).ties, objective_of(dropped).ties) == ("model", "drop")
+    assert dropped.with_phase("gsb_dpo", objective=objective_of(ties)) == ties
     assert all(arm.config.stop.prompts == arm.config.stop.patience == 0 for arm in arms[1:] if arm.config)
     assert {arm.config.seed for arm in arms[1:] if arm.config} == {0, 1}
 
 
 def test_another_recipes_groups_are_held_equal_too():
-    uneven = replace(
-        ALIGN,
-        rwr=replace(ALIGN.rwr, prompts_per_round=6, rounds=99),
-        grpo=replace(ALIGN.grpo, clips_per_prompt=16),
-    )
+    uneven = ALIGN.with_phase("rwr", prompts_per_round=6, rounds=99).with_phase("grpo", clips_per_prompt=16)
     arms = {arm.name: arm for arm in plan_arms(ObjectivesConfig(rounds=3), uneven, 2)}
     assert {
         (arms[name].phase.rounds, arms[name].phase.prompts_per_round, arms[name].phase.clips_per_prompt)
@@ -93,6 +114,7 @@ def test_a_store_has_the_budget_exactly(rounds, prompts_per_round, clips, more):
 @given(st.integers(1, 4), st.integers(8, 400))
 def test_pairs_divide_over_steps_and_ranks_and_are_never_more_than_there_are(ranks, pairs):
     phase = votes_phase(ALIGN, 6, ranks, pairs)
+    assert isinstance(phase, GsbDpoPhase)
     assert phase.pairs_per_round % (phase.steps_per_epoch * ranks) == 0
     assert phase.pairs_per_round <= max(96, ranks * 4) and (
         phase.pairs_per_round <= pairs or pairs < 4 * ranks
@@ -165,7 +187,7 @@ def test_one_pretrained_model_stands_for_every_seed():
 def test_what_is_hard_about_a_prompt_does_not_average_out_over_seeds():
     row = [0.0, 1.0] * 20
     one, four = table(row), table(*[row] * 4)
-    narrow, wide = (mean_over_seeds(found, crossed_draws(found, 4000)) for found in (one, four))
+    narrow, wide = (mean_over_seeds(found, crossed(found, 4000)) for found in (one, four))
     assert wide.high - wide.low == pytest.approx(narrow.high - narrow.low, rel=0.1)
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(40), rel=0.15)
 
@@ -173,33 +195,33 @@ def test_what_is_hard_about_a_prompt_does_not_average_out_over_seeds():
 def test_shares_of_a_gain_are_exact_where_every_prompt_gains_alike():
     base = table([0.1, 0.5, 0.9])
     whole, part = (table([value + gain for value in (0.1, 0.5, 0.9)]) for gain in (0.4, 0.1))
-    found = share_of_gain(part, whole, base, True, 200)
+    found = share(part, whole, base, True)
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
     lower_part, lower_whole, lower_base = (
         table([-value for value in row.above[0].tolist()]) for row in (part, whole, base)
     )
-    assert share_of_gain(lower_part, lower_whole, lower_base, False, 200).mean == pytest.approx(0.25)
-    assert math.isnan(share_of_gain(part, whole, base, False, 200).mean)  # a loss has no shares
+    assert share(lower_part, lower_whole, lower_base, False).mean == pytest.approx(0.25)
+    assert math.isnan(share(part, whole, base, False).mean)  # a loss has no shares
 
 
 def test_a_share_of_what_may_be_nothing_is_no_number():
     base, noise = table([0.0] * 10), table([1.0, -1.0] * 5)
-    assert math.isnan(share_of_gain(noise, noise, base, True, 200).mean)
+    assert math.isnan(share(noise, noise, base, True).mean)
     ones = difference(table([1.0] * 10), base, 200)
-    assert [verdict(ones, up) for up in (True, False)] == ["better", "worse"]
-    assert verdict(difference(noise, base, 200), True) == "not told apart"
-    assert verdict(difference(table([math.nan] * 10), base, 200), True) == "not measured"
+    assert [ones.verdict(up) for up in (True, False)] == ["better", "worse"]
+    assert difference(noise, base, 200).verdict(True) == "not told apart"
+    assert difference(table([math.nan] * 10), base, 200).verdict(True) == "not measured"
 
 
 def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
-    rubric = RubricConfig(audio={"up": 3.0}, sync={"wer_pocketsphinx": 1.0})
+    rubric = RubricConfig(audio={"sim_resemblyzer": 3.0}, sync={"wer_pocketsphinx": 1.0})
     features = (
         JudgeFeature("sync_judge", "sync", 0.5),
         JudgeFeature("picture_noise_judge", "picture", -0.25, 3.0),
     )
     base = {
         "metrics": {
-            "up": [[1, 1], [3, 1]],
+            "sim_resemblyzer": [[1, 1], [3, 1]],
             "wer_pocketsphinx": [[0, 2], [2, 2]],
             "sync_judge": [[1, 1]] * 2,
             "picture_noise_judge": [[2, 1]] * 2,
@@ -208,7 +230,7 @@ def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
     units = units_of(rubric, features, base)
     ours = {
         "metrics": {
-            "up": [[3, 1], None],
+            "sim_resemblyzer": [[3, 1], None],
             "wer_pocketsphinx": [[0, 2], [0, 2]],
             "sync_judge": [[1.5, 1], [1, 1]],
             "picture_noise_judge": [[2, 1], [1.5, 1]],
@@ -225,7 +247,8 @@ def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():
 def test_scores_become_pairs_and_unscored_clips_none():
     scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")]}
     scores["sync_judge"] = [Score(0.3, parts={"rho": 0.1}), Score(0.2, parts={"rho": 0.4})]
-    found = tabulated(["wer_pocketsphinx", "sync_judge", "sync_judge.rho"], scores)
+    names = ("wer_pocketsphinx", "sync_judge", "sync_judge.rho")
+    found = tabulated({name: metric(name) for name in names}, scores)
     assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_judge.rho"] == [
         [0.1, 1.0],
         [0.4, 1.0],
@@ -239,6 +262,6 @@ def test_seconds_of_rounds_that_are_not_in_the_log_are_the_mean(tmp_path):
         for value in (1.0, 3.0)
     ]
     (tmp_path / "m").write_text(
-        "".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"aside_total": 0.0}, *rows])
+        "".join(json.dumps({"step": 1, **row}) + "\n" for row in [{"held_out_total": 0.0}, *rows])
     )
     assert rounds_cost(tmp_path / "m", 4) == {"rollout": 16.0, "score": 8.0, "update": 8.0, "other": 8.0}

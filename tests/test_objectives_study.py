@@ -13,9 +13,8 @@ from experiments.layout import Layout
 from experiments.pipeline.votes import VotesConfig
 from experiments.runs.run import Interrupted
 from experiments.studies.objectives.config import ObjectivesConfig
-from experiments.studies.objectives.material import Sections
+from experiments.studies.objectives.material import Runners, Sections
 from experiments.studies.objectives.run import study_objectives
-from experiments.studies.objectives.runners import Runners
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig, StopConfig
@@ -28,7 +27,12 @@ ALIGN = AlignConfig()
 SMALL = replace(
     ALIGN,
     stop=StopConfig(prompts=4),
-    nft=replace(ALIGN.nft, prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2),
+    phases={
+        **ALIGN.phases,
+        "nft": replace(
+            ALIGN.phases["nft"], prompts_per_round=4, clips_per_prompt=4, steps_per_epoch=2, epochs=2
+        ),
+    },
 )
 
 
@@ -109,12 +113,12 @@ class World:
         self.calls.append(("generate", limit))
         return {}
 
-    def score(self, clips, names, layout, limits, processes, out):
+    def score(self, clips, scoring, out):
         by = (clips / "made_by").read_text()
         gain = next((gain for name, gain in self.gain.items() if by.startswith(name)), 0.0)
         self.calls.append(("score", by))
-        moved = {name: -gain if "noise" in name or "wer" in name else gain for name in names}
-        metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in names}
+        moved = {name: -gain if "noise" in name or "wer" in name else gain for name in scoring.metrics}
+        metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in moved}
         reasons = {"sync_judge": ["", "", "no face"]}
         out.write_text(
             json.dumps({"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons, "flagged": 0})
@@ -131,7 +135,7 @@ def write_model(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, request) -> World:
-    monkeypatch.setattr("experiments.studies.objectives.run.ensure_sender", lambda spool, root: None)
+    monkeypatch.setattr("experiments.studies.harness.ensure_sender", lambda spool, root: None)
     if request.node.name != "test_the_whole_study_answers_its_questions":  # a picture takes a second
         monkeypatch.setattr("experiments.studies.objectives.run.draw", lambda study, path: None)
     layout = Layout(out=tmp_path / "out")
@@ -180,7 +184,7 @@ def test_the_whole_study_answers_its_questions(world):
     )
     aligned = {call[1]: call[2:] for call in world.calls if call[0] == "align"}
     everything = set(aligned["nft-seed0"][0])
-    assert len(everything) == 30  # four are set aside by the recipe
+    assert len(everything) == 30  # four are held out by the recipe
     chosen, random = (set(aligned[f"nft_{name}_third-seed0"][0]) for name in ("chosen", "random"))
     assert (
         len(chosen) == len(random) == 10 and chosen < everything and random < everything and chosen != random
@@ -242,7 +246,7 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
     given = sections(arms=("pretrained", "nft", "rwr", "gsb_dpo"))
     first = run(world, given)
     assert run(world, given) == first and world.calls == []
-    faster = replace(given, align=replace(SMALL, rwr=replace(SMALL.rwr, lr=1e-5)))
+    faster = replace(given, align=SMALL.with_phase("rwr", lr=1e-5))
     run(world, faster)
     assert world.aligned() == ["rwr-seed0"] and [
         call[1][:3] for call in world.calls if call[0] == "score"
@@ -291,7 +295,7 @@ def test_a_stopped_arm_ends_the_study_with_its_own_line_and_goes_on(world):
 
 def test_wrong_input_is_one_line_before_anything_is_aligned(world):
     with pytest.raises(ValueError, match=r"10 of 30 prompts, but a round takes 12; raise curation.share"):
-        run(world, sections(replace(SMALL, nft=replace(SMALL.nft, prompts_per_round=12))))
+        run(world, sections(SMALL.with_phase("nft", prompts_per_round=12)))
     (world.layout.syncnet / "judge" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"judge/config\.json: no such file; run `nava demo`"):
         run(world, sections())

@@ -233,11 +233,13 @@ def test_self_attention_is_over_what_the_paradigm_says(monkeypatch: pytest.Monke
         lambda self, q, k, v: (plans.append((q.shape[2], k.shape[2])), attend(self, q, k, v))[1],
     )
     for module in ("dual_tower", "unified"):
-        seen = lambda q, k, v, mask: (
-            pairs.append((q.shape[2], k.shape[2])),
-            scaled_attention(q, k, v, mask),
-        )[1]
-        monkeypatch.setattr(f"pretrain.model.{module}.scaled_attention", seen)
+        monkeypatch.setattr(
+            f"pretrain.model.{module}.scaled_attention",
+            lambda q, k, v, mask: (
+                pairs.append((q.shape[2], k.shape[2])),
+                scaled_attention(q, k, v, mask),
+            )[1],
+        )
     with torch.no_grad():
         for model in MODELS.values():
             model(video_stream(frames=3), audio_stream(tokens=10), conditioning(tokens=9))

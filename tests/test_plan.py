@@ -135,9 +135,9 @@ def block_and_inputs() -> tuple[FusionBlock, tuple]:
     block = FusionBlock(BLOCK).to(torch.bfloat16)
     x = torch.randn(1, TOKENS, BLOCK.width, dtype=torch.bfloat16, requires_grad=True)
     modulation = torch.randn(6, 1, 1, 1, BLOCK.width, requires_grad=True)
-    turns = torch.ones(TOKENS, 1, BLOCK.head_dim // 2, dtype=torch.complex64)
+    freqs_cis = torch.ones(TOKENS, 1, BLOCK.head_dim // 2, dtype=torch.complex64)
     context = Context(torch.randn(1, TEXT, BLOCK.width, dtype=torch.bfloat16), None, None)
-    return block, (x, (modulation,), turns, AttentionPlan(TOKENS, 0, apart=False, mask=None), context)
+    return block, (x, (modulation,), freqs_cis, AttentionPlan(TOKENS, 0, apart=False, mask=None), context)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from experiments.commands.align import address_of
 from experiments.scoring.latents import options_for
 from finetune.align_run import AlignRun
-from finetune.hands import Said
+from finetune.executor import RoundScores
 from finetune.launch import align_model, alone
 from finetune.recipe import AlignConfig
 from finetune.scores import Scores
@@ -25,7 +25,7 @@ from orchestration.align import align_on_ray
 from orchestration.cluster import connected, shared_gpus
 from orchestration.config import RayConfig, RewardPool
 from orchestration.round import Unit
-from orchestration.tasks import Answers, Origin, Scored, clip_tasks
+from orchestration.tasks import Origin, ScoreGatherer, TaskScores, clip_tasks
 from orchestration.versions import Ledger, Versions
 from pretrain.config import override
 from pretrain.randomness import stable_hash
@@ -95,9 +95,9 @@ def assert_ledger_is_whole(run: AlignRun, versions: list[str]) -> None:
 
 
 def test_tasks_are_the_batches_of_the_ranks():
-    made = config(phase={"rollout_batch": 3})
+    plan = config(phase={"rollout_batch": 3}).objectives()[0].rollout()
     rows = [object() for _ in range(4)]
-    tasks = list(clip_tasks(rows, 2, 4, made, 0, (0, 7), "old", "7-old"))  # type: ignore[arg-type]
+    tasks = list(clip_tasks(rows, 2, plan, (0, 7), "7-old"))  # type: ignore[arg-type]
     assert [(task.rank, task.start, task.end) for task in tasks] == [
         (rank, *cut) for rank in (0, 1) for cut in ((0, 3), (3, 6), (6, 8))
     ]
@@ -106,7 +106,7 @@ def test_tasks_are_the_batches_of_the_ranks():
 
 
 def test_joined_is_take_backwards():
-    scored = Scored(Scores({}), torch.arange(6), torch.arange(6) * 7, "0", (ORIGIN, ORIGIN))
+    scored = TaskScores(Scores({}), torch.arange(6), torch.arange(6) * 7, "0", (ORIGIN, ORIGIN))
     parts = [take(scored, rows) for rows in torch.arange(6).split(4)]
     assert torch.equal(joined(parts).sample_ids, scored.sample_ids) and len(parts[1].groups) == 2
 
@@ -116,14 +116,14 @@ ORIGIN = Origin("rollout 0", 11, 1.0)
 
 def answer(
     warm: list[float], ids: list[int], version: str = "0-old", process: int = 11, **values: list[float]
-) -> Scored:
+) -> TaskScores:
     found = {
         name: torch.tensor(value, dtype=torch.float64)
         for name, value in {"warm": warm, **values}.items()
         if value
     }
     scores = Scores(found, reasons={"warm": "silent"} if any(value != value for value in warm) else {})
-    return Scored(
+    return TaskScores(
         scores,
         torch.tensor(ids) // 10,
         torch.tensor(ids),
@@ -132,17 +132,16 @@ def answer(
     )
 
 
-def said(*units: Mapping[str, Scored], answers: Answers | None = None) -> Said:
-    tasks = list(
-        clip_tasks([object()] * 2, 1, 1, config(phase={"rollout_batch": 1}), 0, (0, 0), "old", "0-old")
-    )  # type: ignore[arg-type]
+def gathered(*units: Mapping[str, TaskScores], answers: ScoreGatherer | None = None) -> RoundScores:
+    plan = config(phase={"rollout_batch": 1, "clips_per_prompt": 1, "steps_per_epoch": 1}).held_out_plan()
+    tasks = list(clip_tasks([object()] * 2, 1, plan, (0, 0), "0-old"))  # type: ignore[arg-type]
     made = [Unit(task, None, dict(scores)) for task, scores in zip(tasks, units, strict=True)]
-    return (answers or Answers(config())).said(made)
+    return (answers or ScoreGatherer(config())).gathered(made)
 
 
 def test_answers_of_pools_are_put_together_in_order():
     nan = float("nan")
-    found = said(
+    found = gathered(
         {"a": answer([1.0], [10]), "b": answer([], [10], bright=[5.0])},
         {"a": answer([nan], [20]), "b": answer([], [20])},
     )
@@ -160,15 +159,15 @@ def test_answers_of_pools_are_put_together_in_order():
 
 def test_scores_of_other_clips_are_refused():
     with pytest.raises(ValueError, match="other clips"):
-        said({"a": answer([1.0], [10]), "b": answer([], [20])}, {"a": answer([1.0], [20])})
+        gathered({"a": answer([1.0], [10]), "b": answer([], [20])}, {"a": answer([1.0], [20])})
     with pytest.raises(ValueError, match="other clips"):
-        said({"a": answer([1.0], [10], version="1-old")}, {"a": answer([1.0], [20])})
+        gathered({"a": answer([1.0], [10], version="1-old")}, {"a": answer([1.0], [20])})
 
 
 def test_a_replaced_process_is_counted_once():
-    answers = Answers(config())
-    said({"a": answer([1.0], [10])}, {"a": answer([1.0], [20], process=12)}, answers=answers)
-    said({"a": answer([1.0], [10], process=12)}, {"a": answer([1.0], [20], process=12)}, answers=answers)
+    answers = ScoreGatherer(config())
+    gathered({"a": answer([1.0], [10])}, {"a": answer([1.0], [20], process=12)}, answers=answers)
+    gathered({"a": answer([1.0], [10], process=12)}, {"a": answer([1.0], [20], process=12)}, answers=answers)
     assert answers.restarts() == 1 and answers.restarts() == 0
 
 

@@ -40,7 +40,7 @@ def local(world) -> AlignRun:
 
 
 def losses(run: AlignRun) -> list[tuple]:
-    names = ("step", "nft/loss", "grpo/loss", "reward/warm", "aside_total")
+    names = ("step", "nft/loss", "grpo/loss", "reward/warm", "held_out_total")
     return [tuple(row.get(name) for name in names) for row in metrics(run)]
 
 

@@ -6,14 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray_chaos
 import torch
+from chaos_comparison import TOLERANCE, Left, Verdict, compare, read
 from hypothesis import given
 from hypothesis import strategies as st
+from ray_chaos import DRIVER, Moment, disturbed, draw, tiny_run, undisturbed
 from safetensors.torch import save_file
-
-from experiments.benchmarks import ray_chaos
-from experiments.benchmarks.chaos_verdict import TOLERANCE, Left, Verdict, compare, read
-from experiments.benchmarks.ray_chaos import DRIVER, Moment, disturbed, draw, tiny_run, undisturbed
 
 TESTS = Path(__file__).parent
 
@@ -21,7 +20,7 @@ TESTS = Path(__file__).parent
 def left(**changes):
     """A finished run of two rounds."""
     curves = {
-        0: {"aside/reward/warm": 0.1},
+        0: {"held_out/reward/warm": 0.1},
         1: {"nft/loss": 1.0, "reward/warm": 0.2},
         2: {"nft/loss": 0.5, "reward/warm": 0.3},
     }

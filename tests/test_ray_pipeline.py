@@ -22,7 +22,7 @@ from experiments.benchmarks.ray_pipeline import (
     least_load,
     stages_of,
 )
-from orchestration.round import Pipeline, Pool, play_rounds
+from orchestration.round import Pipeline, WorkerPool, play_rounds
 from orchestration.simulated import sleeping_cluster
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +47,10 @@ class Clock:
         def score(who: tuple[str, int], given: tuple[tuple[float, float], Ends]) -> Ends:
             return self.run(who, given[0][1])
 
-        made = Pool("rollout", [name for name in self.free if name[0] == "rollout"], roll_out, in_flight)
-        scored = Pool("reward", [name for name in self.free if name[0] == "reward"], score, in_flight)
+        made = WorkerPool(
+            "rollout", [name for name in self.free if name[0] == "rollout"], roll_out, in_flight
+        )
+        scored = WorkerPool("reward", [name for name in self.free if name[0] == "reward"], score, in_flight)
         self.pipeline: Pipeline[tuple[float, float], Ends] = Pipeline(
             made, {"reward": scored}, self.wait, lambda one: one.at, max_unscored
         )

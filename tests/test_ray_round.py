@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_world import ROLLOUT, TRAINER, Future, Interrupted, Task, World
 
-from orchestration.round import Pipeline, Pool, Unit, play_rounds
+from orchestration.round import Pipeline, Unit, WorkerPool, play_rounds
 
 SEEDS = st.integers(0, 2**32 - 1)
 POOLS = st.fixed_dictionaries(
@@ -227,11 +227,11 @@ def test_wrong_use_is_refused():
         world.pipeline.begin(1, [])
     with pytest.raises(ValueError, match=r"round 0 is not begun; begun are \[1\]"):
         world.pipeline.finish(0)
-    pool = Pool("sync", ["one"], lambda worker, task: Future("sync", worker, None))
+    pool = WorkerPool("sync", ["one"], lambda worker, task: Future("sync", worker, None))
     with pytest.raises(ValueError, match="pool sync: 0 workers"):
-        Pool("sync", [], pool.start)
+        WorkerPool("sync", [], pool.start)
     with pytest.raises(ValueError, match="pool sync: 1 workers with 0 tasks"):
-        Pool("sync", ["one"], pool.start, 0)
+        WorkerPool("sync", ["one"], pool.start, 0)
     for scorers, most in (({}, 1), ({"sync": pool}, 0)):
         with pytest.raises(ValueError, match="at least 1 of both"):
             Pipeline(pool, scorers, lambda futures: futures, lambda future: None, most)

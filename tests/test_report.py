@@ -1,12 +1,13 @@
-"""Verdicts, the page and its pictures, from synthetic numbers and clips."""
+"""The page and its pictures, from synthetic numbers and clips."""
 
 import json
 
 import numpy as np
 import pytest
 
-from experiments.report.alignment import alignment_html
-from experiments.report.html import Card, Section, marked_prompt, page
+from experiments.report.gates import Gate, Reports, check_gates, read_reports
+from experiments.report.metric_keys import by_set, reported_metrics, title
+from experiments.report.page import AlignmentPart, Card, Section, marked_prompt, page
 from experiments.report.pictures import (
     before_after_dots,
     clip_png,
@@ -16,7 +17,7 @@ from experiments.report.pictures import (
     reward_curves,
     spectrogram_db,
 )
-from experiments.report.summary import by_set, print_summary, read_metrics, title, verdicts
+from experiments.report.summary import print_gates, print_summary
 from rewards.types import Clip
 
 
@@ -43,60 +44,39 @@ def clip():
     )
 
 
-def met(found, metric, aim=False):
-    return next(verdict.met for verdict in found if verdict.metric == metric and verdict.aim == aim)
-
-
-def test_verdicts_are_the_limits_of_the_issue():
-    good = verdicts(metrics())
-    assert all(verdict.met for verdict in good if not verdict.aim)
-    assert met(good, "wer_pocketsphinx", aim=True) is False  # 0.2 is within the limit and short of the aim
-    for changed, metric in (
-        (metrics(wer=0.301), "wer_pocketsphinx"),
-        (metrics(voice=0.79), "voice_accuracy_resemblyzer"),
-        (metrics(lips=0.76), "lip_loudness_correlation"),
-        (metrics(lag=-1.1), "lip_loudness_lag_frames"),
-        (metrics(wins=0.69), "reference_wins_disagree"),
-    ):
-        assert met(verdicts(changed), metric) is False
-
-
-def test_voice_limit_gives_way_to_a_weak_codec():
-    weak = metrics(voice=0.7)
-    weak["voice_accuracy_resemblyzer"]["codec"] = interval(0.74)
-    assert met(verdicts(weak), "voice_accuracy_resemblyzer") is True
-
-
-def test_too_few_clips_or_nothing_measured_is_no_pass():
-    assert met(verdicts(metrics(n=50)), "wer_pocketsphinx") is None
-    assert {verdict.met for verdict in verdicts({})} == {None}
-
-
 def test_suffixes_are_columns():
     assert list(by_set(metrics())) == ["_heldout_pairs", "_disagree"]
-    assert title("wer_pocketsphinx_camera") == "Word error rate (PocketSphinx), camera moves"
+    assert title("reference_wins_disagree", reported_metrics()) == "Reference voice wins over the text"
 
 
-def test_summary_prints_a_shortfall_as_short(tmp_path, capsys):
-    path = tmp_path / "demo.json"
-    path.write_text(json.dumps(metrics(wer=0.5)))
-    print_summary(path)
+WER = Gate(metric="wer_pocketsphinx", set="pretrain_seen", at_most=0.3, why="<words>")
+FLAGS = Gate(metric="guardrails", set="alignment", statistic="worse", at_most=0, why="no loss")
+
+
+def test_gates_print_their_result_and_why_a_failed_one_is_there(capsys):
+    print_gates([])
+    assert capsys.readouterr().out == ""
+    print_gates(check_gates([WER, FLAGS], Reports(metrics(wer=0.5), {})))
     printed = capsys.readouterr().out
-    assert "SHORT" in printed and "aim not reached" in printed and "pass" in printed
+    assert "failed" in printed and "<words>" in printed and "not measured" in printed and "0.500" in printed
+    print_gates(check_gates([WER], Reports(metrics(), {})))
+    printed = capsys.readouterr().out
+    assert "passed" in printed and "<words>" not in printed
 
 
 def test_missing_or_broken_evaluation_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="nava evaluate"):
-        read_metrics(tmp_path / "no.json")
+        read_reports(tmp_path / "no.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json: not valid JSON"):
-        read_metrics(tmp_path / "bad.json")
+        read_reports(tmp_path / "bad.json")
 
 
 def test_page_needs_no_other_file_and_escapes_prompts(clip):
-    card = Card("generated", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
+    card = Card("generated", b"mp4", clip_png(clip), "one", "slt", "one", "rms", 0.5)
     html = page(
         metrics(),
+        check_gates([WER, FLAGS], Reports(metrics(), {})),
         [Section("First", "about", [("A <b>face</b> says <S>one<E>.", [card])]), Section("None", "", [])],
         None,
         {"stage": "3 s"},
@@ -104,6 +84,8 @@ def test_page_needs_no_other_file_and_escapes_prompts(clip):
     assert "<b>face" not in html and "<mark>one</mark>" in html
     assert "http" not in html and 'src="data:video/mp4;base64,' in html and ">None<" not in html
     assert html.count("✓") == 1 and html.count("✗") == 1  # the word is right, the voice is not
+    assert "&lt;words&gt;" in html and "class=pass>passed" in html and "class=open>not measured" in html
+    assert "Quality gates" not in page(metrics(), [], [Section("First", "about", [])], None, {})
 
 
 def test_prompt_marks_become_highlights():
@@ -193,28 +175,30 @@ def votes(good):
     return {"simulated": True, "raters": 12, "gsb": {"overall": gsb}, "gsb_all_raters": {"overall": gsb}}
 
 
-def test_summary_prints_before_and_after_with_verdicts(tmp_path, capsys):
+def test_summary_prints_before_and_after(tmp_path, capsys):
     (tmp_path / "demo.json").write_text(json.dumps(metrics()))
     path = tmp_path / "alignment.json"
     path.write_text(json.dumps(alignment(raters=votes(30))))
-    print_summary(tmp_path / "demo.json", path)
+    print_summary(read_reports(tmp_path / "demo.json", path))
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         "alignment on 40 held-out prompts" in printed
         and "SIMULATED RATERS" in printed
         and "8 of 12 raters count" in printed
     )
-    assert (
-        "not measured" in printed and "SHORT" in printed
-    )  # no word error rate; a clip is flagged that was not before
-    print_summary(tmp_path / "demo.json", tmp_path / "none.json")
+    print_summary(read_reports(tmp_path / "demo.json", tmp_path / "none.json"))
     assert "alignment" not in capsys.readouterr().out
 
 
+def alignment_page(found, examples, curves=None):
+    part = AlignmentPart(found, examples, b"png", curves)
+    return page(metrics(), [], [Section("First", "about", [])], None, {}, part)
+
+
 def test_page_part_says_simulated_in_words_and_marks_what_was_driven_beyond(clip):
-    card = Card("before", b"mp4", clip_png(clip), "one", "one", "slt", "rms", 0.5)
+    card = Card("before", b"mp4", clip_png(clip), "one", "slt", "one", "rms", 0.5)
     examples = Section("The same prompts", "about", [("Says <S>one<E>.", [card])])
-    html = alignment_html(alignment((0.8, 1.2), raters=votes(30)), examples, b"png", None)
+    html = alignment_page(alignment((0.8, 1.2), raters=votes(30)), examples)
     assert (
         "<td>driven beyond</td>" in html
         and "SIMULATED RATERS" in html
@@ -222,15 +206,14 @@ def test_page_part_says_simulated_in_words_and_marks_what_was_driven_beyond(clip
         and "width:60.00%" in html
     )
     assert "0 and 2 clips unscored" in html and "at least -50" in html and "Before alignment" in html
-    plain = alignment_html(alignment(), Section("The same prompts", "about", []), b"png", None)
+    plain = alignment_page(alignment(), Section("The same prompts", "about", []))
     assert (
         "<td>no</td>" in plain
         and "SIMULATED RATERS: no person" not in plain
         and "The same prompts" not in plain
     )
-    tied = alignment_html(
-        alignment(raters={"simulated": True, "gsb": {}, "reason": "all <ties>"}), examples, b"png", b"png"
-    )
+    ties = {"simulated": True, "gsb": {}, "reason": "all <ties>"}
+    tied = alignment_page(alignment(raters=ties), examples, b"png")
     assert "all &lt;ties&gt;" in tied and "rounds of alignment" in tied
 
 
@@ -242,7 +225,7 @@ def test_pictures_of_alignment_are_png_and_do_without(tmp_path):
     log.write_text('{"step": 0, "loss": 1.0}\n')
     assert reward_curves(log) is None
     log.write_text(
-        '{"step": 0, "aside/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, '
-        '"aside/reward/sync_mini": null}\n'
+        '{"step": 0, "held_out/reward/sync_mini": 0.9}\n{"step": 1, "reward/sync_mini": 0.8, '
+        '"held_out/reward/sync_mini": null}\n'
     )
     assert (reward_curves(log) or b"").startswith(b"\x89PNG")

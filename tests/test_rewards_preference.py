@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewards.catalog import CATALOG
 from rewards.preference import PreferenceModel, PreferenceReward, log_probabilities
 from rewards.preference_fit import PreferenceConfig, Votes, _likelihood, fit_preference
+from rewards.recipes.preference import check_features
 from rewards.rubric import Rubric
 from rewards.types import Clip, Score
 
@@ -301,9 +303,8 @@ def test_the_reward_can_be_weighed_in_a_rubric_and_a_batch_permutes():
 
 @pytest.mark.parametrize("feature", ["sync_judge", "sync_judge.rho_zero", "wer_pocketsphinx_judge"])
 def test_a_judge_is_refused(feature):
-    judged = model(features=("a", feature))
     with pytest.raises(ValueError, match=f"{feature}' is a judge") as error:
-        PreferenceReward([*REWARDS, Fixed(feature.partition(".")[0], [])], judged)
+        check_features(["a", feature], CATALOG)
     assert "\n" not in str(error.value)
 
 

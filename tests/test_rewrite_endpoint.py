@@ -8,9 +8,10 @@ import pytest
 from rewrite_world import send, served
 
 from finetune.rewriter.cache import RewriteCache
-from finetune.rewriter.endpoint import MAX_ANSWER_BYTES, ChatEndpoint, NoAnswer
+from finetune.rewriter.endpoint import ChatEndpoint
 from finetune.rewriter.form import messages
 from finetune.rewriter.rewrite import Asking, rewrite_all
+from rewards.http import MAX_ANSWER_BYTES, NoAnswer
 
 SECRET = "sk-very-secret"
 OK = "HTTP/1.1 200 OK\r\n"

@@ -8,11 +8,12 @@ from model_cases import debug_model
 
 from finetune.lora import LoraConfig, inject
 from finetune.noising import both, streams_at
+from finetune.objectives.base import RolloutPlan
 from finetune.policy import LoraPolicy
 from finetune.prompts import prompts_of_round, read_prompt_set, share
-from finetune.recipe import GrpoPhase, StopConfig
-from finetune.rollout import ask, roll_out, window_starts
-from finetune.sde import replay
+from finetune.recipe import StopConfig
+from finetune.rollout import encode_prompts, roll_out, window_starts
+from finetune.sde import Kernel, StochasticSteps, replay
 from finetune.types import Role, Rollout
 from pretrain.codecs.base import Codecs, EncodedText
 from pretrain.codecs.load import load_codecs
@@ -44,17 +45,23 @@ def asked(world: Path, codecs: Codecs, places: list[int], clips: int = 3):
     everything = read_prompt_set(world / "prompts.jsonl", config(stop=StopConfig(prompts=0)))
     rows = sorted(everything.train[0], key=lambda row: row.line)
     voices = reference_voices(rows, world / "prompts.jsonl", codecs)
-    return ask([rows[place] for place in places], clips, codecs, voices, config())
+    return encode_prompts([rows[place] for place in places], clips, codecs, voices, config())
 
 
 def rolled(
-    policy, given, batch: int = 8, role: Role = "default", stochastic: GrpoPhase | None = None, key=(0, 1)
+    policy,
+    given,
+    batch: int = 8,
+    role: Role = "default",
+    stochastic: StochasticSteps | None = None,
+    key=(0, 1),
 ) -> Rollout:
-    return roll_out(policy, role, given, config().nft.sampler, batch, key, CPU, stochastic)
+    plan = RolloutPlan(role, len(given.rows), 3, config().phases["nft"].sampler, batch, stochastic)
+    return roll_out(policy, plan, given, key, CPU)
 
 
-def grpo(**changes) -> GrpoPhase:
-    return dataclasses.replace(config().grpo, **changes)
+def steps_of(window: int = 1, first_steps: int = 2, **kernel) -> StochasticSteps:
+    return StochasticSteps(kernel=Kernel(**kernel), window=window, first_steps=first_steps)
 
 
 class CountingText:
@@ -107,17 +114,15 @@ def test_the_role_that_rolls_out_makes_the_clips(world, codecs, policy):
 
 def test_a_group_shares_its_window_and_groups_differ(world, codecs, policy):
     given = asked(world, codecs, list(range(8)), clips=2)
-    starts = window_starts(given.groups, grpo(first_steps=3), (0, 1))
+    starts = window_starts(given.groups, steps_of(first_steps=3), (0, 1))
     assert torch.equal(starts[0::2], starts[1::2])
     assert set(starts.tolist()) == {0, 1, 2}
-    assert not torch.equal(starts, window_starts(given.groups, grpo(first_steps=3), (0, 2)))
+    assert not torch.equal(starts, window_starts(given.groups, steps_of(first_steps=3), (0, 2)))
 
 
 @pytest.mark.parametrize("kernel", ["cps", "flow_sde"])
 def test_stored_steps_replay_with_ratio_one(world, codecs, policy, kernel):
-    phase = grpo(window=2, first_steps=3)
-    phase = dataclasses.replace(phase, kernel=dataclasses.replace(phase.kernel, name=kernel))
-    clips = rolled(policy, asked(world, codecs, [0, 1, 2]), stochastic=phase)
+    clips = rolled(policy, asked(world, codecs, [0, 1, 2]), stochastic=steps_of(2, 3, name=kernel))
     steps = clips.trajectory
     assert (
         steps is not None and steps.video.shape == (9, 2, 48, 2, 2, 2) and steps.levels.dtype == torch.float64
@@ -128,13 +133,18 @@ def test_stored_steps_replay_with_ratio_one(world, codecs, policy, kernel):
         for name, velocity in zip(("video", "audio"), answer, strict=True):
             state, after = getattr(steps, name)[:, index], getattr(steps, f"next_{name}")[:, index]
             again = replay(
-                phase.kernel, state, velocity, steps.levels[:, index], steps.next_levels[:, index], after
+                Kernel(name=kernel),
+                state,
+                velocity,
+                steps.levels[:, index],
+                steps.next_levels[:, index],
+                after,
             )
             torch.testing.assert_close(again, getattr(steps, f"log_prob_{name}")[:, index], rtol=0, atol=1e-5)
 
 
 def test_the_second_stored_state_is_where_the_first_step_led(world, codecs, policy):
-    steps = rolled(policy, asked(world, codecs, [0, 1]), stochastic=grpo(window=2, first_steps=3)).trajectory
+    steps = rolled(policy, asked(world, codecs, [0, 1]), stochastic=steps_of(2, 3)).trajectory
     assert steps is not None
     assert torch.equal(steps.next_video[:, 0], steps.video[:, 1]) and torch.equal(
         steps.next_audio[:, 0], steps.audio[:, 1]
@@ -142,13 +152,13 @@ def test_the_second_stored_state_is_where_the_first_step_led(world, codecs, poli
     assert torch.equal(steps.next_levels[:, 0], steps.levels[:, 1])
 
 
-def test_rounds_walk_through_all_prompts_and_leave_those_set_aside(world):
+def test_rounds_walk_through_all_prompts_and_leave_the_held_out(world):
     made = config()
     prompts = read_prompt_set(world / "prompts.jsonl", made)
-    aside = {row.data_id for row in prompts.aside}
-    assert len(aside) == 2
+    held_out = {row.data_id for row in prompts.held_out}
+    assert len(held_out) == 2
     rounds = [[row.data_id for row in prompts_of_round(prompts, made, 4, index)] for index in range(6)]
-    assert all(len(set(names)) == 4 and not aside & set(names) for names in rounds)
+    assert all(len(set(names)) == 4 and not held_out & set(names) for names in rounds)
     assert all(
         len({*rounds[index], *rounds[index + 1]}) == 8 for index in (0, 2, 4)
     )  # each pass takes every prompt once
@@ -181,6 +191,6 @@ def test_noise_is_standard_normal_and_of_the_clip(world, codecs):
         def guided(self, role, video, audio, conditioning, scales) -> Velocity:
             return Velocity(torch.zeros_like(video.latents), torch.zeros_like(audio.latents))
 
-    clips = roll_out(Still(), "default", given, config().nft.sampler, 3, (0, 1), CPU)  # type: ignore[arg-type]
+    clips = rolled(Still(), given, batch=3)  # type: ignore[arg-type]
     assert abs(float(clips.audio.std()) - 1) < 0.05 and abs(float(clips.audio.mean())) < 0.05
     assert len({value.sum().item() for value in clips.audio}) == 8

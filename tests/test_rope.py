@@ -1,4 +1,4 @@
-"""Rotary turns: one clock for video frames and audio tokens."""
+"""Rotary position embeddings: one clock for video frames and audio tokens."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import audio_stream, conditioning, debug_model, video_stream
 
-from pretrain.model.rope import audio_angles, axis_split, rotate, rotate_pairs, turns_of, video_turns
+from pretrain.model.rope import audio_angles, axis_split, freqs_cis_of, rotate, rotate_pairs, video_freqs_cis
 
 MODEL = debug_model()
 
@@ -28,16 +28,16 @@ def test_audio_position_turns_as_video_time(position: int, rate_v: float, rate_a
 
 
 def test_video_turns_of_a_whole_time_equal_audio_turns() -> None:
-    video = video_turns(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
-    audio = turns_of(audio_angles(26, 6 / 25, 128, 1e4))[25]
+    video = video_freqs_cis(7, 2, 2, 128, 1e4).unflatten(0, (7, 4))[6, 0]
+    audio = freqs_cis_of(audio_angles(26, 6 / 25, 128, 1e4))[25]
     torch.testing.assert_close(video, audio)  # 1 second is latent frame 6 and token 25
 
 
 @settings(max_examples=20, deadline=None)
 @given(place=st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3)))
 def test_a_video_token_turns_by_its_frame_row_and_column(place: tuple[int, int, int]) -> None:
-    turns = video_turns(5, 3, 4, 24, 1e4).view(5, 3, 4, 12)[place]
-    for position, part, pairs in zip(place, turns.split([4, 4, 4]), (4, 4, 4), strict=True):
+    freqs_cis = video_freqs_cis(5, 3, 4, 24, 1e4).view(5, 3, 4, 12)[place]
+    for position, part, pairs in zip(place, freqs_cis.split([4, 4, 4]), (4, 4, 4), strict=True):
         exponents = torch.arange(pairs, dtype=torch.float64) / pairs
         torch.testing.assert_close(part, torch.exp(1j * position * 1e4**-exponents).to(torch.complex64))
 
@@ -45,15 +45,15 @@ def test_a_video_token_turns_by_its_frame_row_and_column(place: tuple[int, int, 
 @settings(max_examples=20, deadline=None)
 @given(every=st.integers(1, 4), clock_hz=st.floats(0.5, 60))
 def test_the_model_turns_audio_on_the_videos_clock(every: int, clock_hz: float) -> None:
-    """With `every` audio tokens to a latent frame, token every * t turns as the first patch of frame t."""
+    """With `every` audio tokens to a latent frame, token every * t rotates as the first patch of frame t."""
     video = replace(video_stream(frames=3), rate_hz=clock_hz, clock_hz=clock_hz)
     audio = replace(audio_stream(tokens=9), rate_hz=every * clock_hz, clock_hz=clock_hz)
-    video_turns, audio_turns = MODEL._turns(video, audio)
-    assert video_turns is not None and audio_turns is not None
-    frames = video_turns.unflatten(0, (3, 4))[:, 0]
-    torch.testing.assert_close(audio_turns[::every][:3], frames, atol=1e-6, rtol=0)
+    video_freqs_cis, audio_freqs_cis = MODEL._turns(video, audio)
+    assert video_freqs_cis is not None and audio_freqs_cis is not None
+    frames = video_freqs_cis.unflatten(0, (3, 4))[:, 0]
+    torch.testing.assert_close(audio_freqs_cis[::every][:3], frames, atol=1e-6, rtol=0)
     alone = MODEL._turns(None, audio)[1]
-    assert alone is not None and torch.equal(alone, audio_turns)
+    assert alone is not None and torch.equal(alone, audio_freqs_cis)
 
 
 @settings(max_examples=10, deadline=None)
@@ -70,11 +70,11 @@ def test_rates_count_by_their_ratio_and_do_count(factor: float) -> None:
 
 def test_rotation_turns_interleaved_pairs() -> None:
     x = torch.tensor([1.0, 0.0, 0.0, 2.0]).view(1, 1, 1, 4)
-    turned = rotate(x, turns_of(torch.tensor([[torch.pi / 2, torch.pi]], dtype=torch.float64)))
+    turned = rotate(x, freqs_cis_of(torch.tensor([[torch.pi / 2, torch.pi]], dtype=torch.float64)))
     torch.testing.assert_close(turned.flatten(), torch.tensor([0.0, 1.0, 0.0, -2.0]), atol=1e-6, rtol=0)
 
 
 def test_turning_pairs_spelled_out_equals_complex_numbers() -> None:
-    turns, x = video_turns(3, 2, 2, 12, 1e4), torch.randn(2, 12, 3, 12)
-    spelled = rotate_pairs(x.unflatten(-1, (-1, 2)), torch.view_as_real(turns)).flatten(-2)
-    torch.testing.assert_close(spelled, rotate(x, turns), atol=1e-6, rtol=1e-6)
+    freqs_cis, x = video_freqs_cis(3, 2, 2, 12, 1e4), torch.randn(2, 12, 3, 12)
+    spelled = rotate_pairs(x.unflatten(-1, (-1, 2)), torch.view_as_real(freqs_cis)).flatten(-2)
+    torch.testing.assert_close(spelled, rotate(x, freqs_cis), atol=1e-6, rtol=1e-6)

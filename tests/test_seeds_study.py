@@ -8,9 +8,9 @@ from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
 from experiments.report.before_after import before_after
-from experiments.report.verdicts import alignment_verdicts
-from experiments.studies.seeds import mean_rows, study_seeds
-from experiments.studies.seeds_page import page
+from experiments.report.gates import Gate
+from experiments.studies.page import render
+from experiments.studies.seeds import gate_results, mean_rows, study_seeds
 
 
 def row(name: str, sync: float | None, errors: float = 0.0):
@@ -43,23 +43,29 @@ def test_seeds_with_other_prompts_are_refused():
         mean_rows([[row("a", 1.0)], [row("b", 1.0)]])
 
 
-def test_the_page_has_the_verdicts_each_seed_and_every_guardrail():
+def test_the_page_has_the_gates_each_seed_and_every_guardrail():
     found = {**before_after(*good(), NONE), "raters": {}}
+    gates = [
+        Gate(metric="sync_judge", set="alignment", statistic="closed", at_least=limit, why="sync")
+        for limit in (0.1, 0.9)
+    ]
+    gates.append(Gate(metric="simulated_gsb", set="alignment", statistic="overall", at_least=0, why="votes"))
+    gates.append(Gate(metric="sync_mini", set="pretrain_seen", at_least=0, why="not of alignment"))
     study = {
         "study": "seeds",
         "seeds": 2,
         "together": found,
-        "verdicts": [vars(verdict) for verdict in alignment_verdicts(found)],
+        "gates": gate_results(gates, found),
         "each": {str(seed): {"align_seconds": 240.0 + seed, **found} for seed in range(2)},
     }
-    text = page(json.loads(json.dumps(study)))
+    text = render(json.loads(json.dumps(study)))
     assert "SIMULATED" in text and "| 1 | 241 |" in text
     assert all(
         f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge")
     )
-    assert sum(line.endswith(("pass |", "SHORT |", "not measured |")) for line in text.splitlines()) == len(
-        study["verdicts"]
-    )
+    results = [line for line in text.splitlines() if ", closed | " in line or ", overall | " in line]
+    assert [line.split("| ")[-1] for line in results] == ["passed |", "failed |", "not measured |"]
+    assert "sync_mini, generated" not in text
 
 
 def test_nothing_starts_without_clips_of_before(tmp_path):

@@ -14,7 +14,7 @@ from service_world import SMALL
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.limits import Refusal
 from orchestration.service.multipart import Begin, Data, MultipartParser
-from rewards.remote_upload import multipart
+from rewards.http import form
 
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 START = b'--b\r\nContent-Disposition: form-data; name="video"\r\n\r\n'
@@ -82,7 +82,7 @@ def test_anything_else_is_refused_and_never_crashes(body, cuts):
 
 
 def test_uploads_are_files_while_they_are_needed(tmp_path):
-    content_type, body = multipart({"request": b"{}", "video": b"abc", "audio": b""})
+    content_type, body = form({"request": "{}"}, {"video": b"abc", "audio": b""})
     answer = received(tmp_path, Sent([body[:50], body[50:]], {"content-type": content_type}))
     assert answer == (b"{}", {"video": b"abc", "audio": b""})
 

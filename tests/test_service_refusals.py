@@ -12,9 +12,9 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import soundfile
+from service_attacks import Attack, attacks, mp4, outside_link
 from service_world import SMALL, TOKEN, service
 
-from experiments.benchmarks.service_attacks import Attack, attacks, mp4, outside_link
 from orchestration.service import decode_worker
 from orchestration.service.decoders import _killed_after, _Process
 

@@ -129,8 +129,10 @@ from pretrain.convert.importing import ImportConfig, plan_import, run_import
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS
 
-FLAVORS["big_published"] = ModelArgs(width=512, num_heads=4, ffn_width=2048, num_alignment_blocks=2, num_fusion_blocks=6, text_width=64,
-                                     audio_embed_hidden=256, attend_text_padding=True, dropped_text_is_zeros=True)
+FLAVORS["big_published"] = ModelArgs(
+    width=512, num_heads=4, ffn_width=2048, num_alignment_blocks=2, num_fusion_blocks=6, text_width=64,
+    audio_embed_hidden=256, attend_text_padding=True, dropped_text_is_zeros=True,
+)
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 planned = plan_import(ImportConfig(kind="wan2.2", flavor="big_published"), Path(sys.argv[1]))

@@ -13,16 +13,22 @@ from hypothesis import strategies as st
 from titan_world import write_latents
 
 from experiments.layout import Layout
+from experiments.scoring.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
+from experiments.studies.harness import Progress, Run, mark_of
+from experiments.studies.page import render
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, STEPS, StudyConfig
 from experiments.studies.paradigms.flops import matched_steps, step_flops, steps_of, total_flops
-from experiments.studies.paradigms.page import page
-from experiments.studies.paradigms.plan import StudyPlan, mark_of, plan_study
-from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
-from experiments.studies.paradigms.workers import Job, core_shares, run_all
-from experiments.studies.plot import draw
+from experiments.studies.paradigms.plan import StudyPlan, plan_study
+from experiments.studies.paradigms.run import (
+    StudyRecipe,
+    draw,
+    metrics_with,
+    run_of,
+    study_paradigms,
+    tabulate,
+)
 from experiments.studies.scores import tabulated
-from experiments.studies.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
-from experiments.studies.table import tabulate
+from experiments.studies.workers import core_shares, run_all
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
@@ -57,7 +63,7 @@ def table(*rows: list[float]) -> Table:
 def test_mean_is_of_seeds_and_ratios_are_of_sums():
     found = Table.of([[(1, 2), (0, 2), None], [(3, 4), None, (0, 2)]])
     assert found.per_seed == [0.25, 0.5]
-    interval = mean_over_seeds(found, Draws.make(2, 3, 500))
+    interval = mean_over_seeds(found, Draws.nested(2, 3, 500))
     assert interval.mean == 0.375 and interval.n == 4 and interval.unscored == 2
     assert 0 <= interval.low <= 0.375 <= interval.high <= 0.75
 
@@ -65,7 +71,7 @@ def test_mean_is_of_seeds_and_ratios_are_of_sums():
 def test_seeds_add_to_the_width_that_clips_alone_give():
     clips = [0.0, 1.0] * 20
     alike, unlike = table(clips, clips, clips), table([0.0] * 40, clips, [1.0] * 40)
-    draws = Draws.make(3, 40, 2000)
+    draws = Draws.nested(3, 40, 2000)
     narrow, wide = mean_over_seeds(alike, draws), mean_over_seeds(unlike, draws)
     assert narrow.mean == wide.mean == 0.5
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(120), rel=0.15)
@@ -76,36 +82,36 @@ def test_differences_are_paired():
     """Seeds and prompts that are hard for both make no difference uncertain."""
     hard = np.random.default_rng(0).normal(size=(3, 30))
     ours, theirs = table(*(hard + 0.1).tolist()), table(*hard.tolist())
-    found = difference_over_seeds(ours, theirs, Draws.make(3, 30, 300))
+    found = difference_over_seeds(ours, theirs, Draws.nested(3, 30, 300))
     assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(-3, 3))
 def test_intervals_move_with_their_values(row, shift):
-    draws = Draws.make(2, len(row), 50)
+    draws = Draws.nested(2, len(row), 50)
     plain, moved = (mean_over_seeds(table(*([[v + s for v in row]] * 2)), draws) for s in (0.0, shift))
     assert plain.low - 1e-9 <= plain.mean <= plain.high + 1e-9 or len(row) < 4
     assert (moved.mean - plain.mean, moved.low - plain.low) == pytest.approx((shift, shift), abs=1e-9)
 
 
 def test_nothing_scored_is_no_number():
-    found = mean_over_seeds(Table.of([[None, None]]), Draws.make(1, 2, 10))
+    found = mean_over_seeds(Table.of([[None, None]]), Draws.nested(1, 2, 10))
     assert found.as_json() == {"mean": None, "low": None, "high": None, "n": 0}
 
 
-def test_scores_become_pairs_and_unscored_clips_none():
-    scores = {"wer_pocketsphinx": [Score(0.5, parts={"errors": 1, "words": 2}), Score(math.nan, "silent")]}
-    scores["sync_mini"] = [
-        Score(0.3, parts={"sync_c_mini": 4.0, "sync_d_mini": 7.0}),
-        Score(math.nan, "no face"),
+def test_sync_is_measured_by_the_judge_or_not_at_all(tmp_path):
+    scores = {
+        "sync_mini": [Score(0.3, parts={"sync_c_mini": 4.0, "sync_d_mini": 7.0}), Score(math.nan, "no face")]
+    }
+    metrics = {name: metric for name, metric in metrics_with(tmp_path).items() if metric.scorer in scores}
+    found = tabulated(metrics, scores)
+    assert found["metrics"]["sync_d_mini"] == [[7.0, 1.0], None] and found["metrics"]["sync_mini"][0] == [
+        0.3,
+        1.0,
     ]
-    found = tabulated(scores)
-    assert found["metrics"]["wer_pocketsphinx"] == [[1, 2], None] and found["metrics"]["sync_d_mini"] == [
-        [7.0, 1.0],
-        None,
-    ]
-    assert found["reasons"]["sync_mini"] == ["", "no face"] and "sim_resemblyzer" not in found["metrics"]
+    assert found["reasons"]["sync_mini"] == ["", "no face"]
+    assert "sync_mini" not in metrics_with(None) and "sim_resemblyzer" in metrics_with(None)
 
 
 def test_batches_are_counted_as_they_are(latents):
@@ -144,11 +150,14 @@ def test_plan_holds_data_equal_and_matches_flops(plan):
     assert longer.steps > 10 and longer.warmup_steps == round(20 * longer.steps / 100)
 
 
-def test_a_folder_belongs_to_its_settings_and_data(plan):
+def test_a_folder_belongs_to_its_settings_and_data(plan, tmp_path):
     training = plan.trainings[0]
     other = dataclasses.replace(training, config=dataclasses.replace(training.config, ema_decay=0.5))
-    names = {training.folder({"codec": "a"}), training.folder({"codec": "b"}), other.folder({"codec": "a"})}
-    assert len(names) == 3 and training.folder({"codec": "a"}) in names
+
+    def name(training, codec):
+        return run_of(training, tmp_path, {"latents": "l", "codec": codec, "judge": "j"}, "m").folder.name
+
+    assert len({name(training, "a"), name(training, "b"), name(other, "a"), name(training, "a")}) == 3
     assert mark_of({"a": 1, "b": 2}) == mark_of({"b": 2, "a": 1})
 
 
@@ -176,6 +185,7 @@ def results(plan: StudyPlan) -> dict[str, dict]:
 
 def test_tables_page_and_picture_of_known_results(plan, tmp_path):
     study = {
+        "study": "paradigms",
         "facts": {},
         "config": dataclasses.asdict(SMALL),
         "judge": "",
@@ -194,7 +204,7 @@ def test_tables_page_and_picture_of_known_results(plan, tmp_path):
         "seeds": 2,
         "prompts": 3,
     }
-    text = page(study, "p.png")
+    text = render(study)
     assert "unified against NAVA, sim_resemblyzer: -0.600 [-0.600, -0.600], worse" in text
     assert "**0.200 [0.200, 0.200]**" in text and "| nava * |" in text and "silent: 10" in text
     draw(study, tmp_path / "p.png")
@@ -230,64 +240,62 @@ if "seed1" in folder.name and not (folder / "may_end").exists():
 
 
 @pytest.fixture
-def jobs(plan, tmp_path, monkeypatch) -> list[Job]:
-    """Jobs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
+def runs(plan, tmp_path, monkeypatch) -> list[Run]:
+    """Runs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(
-        "experiments.studies.paradigms.workers.worker_command",
+        "experiments.studies.workers.worker_command",
         lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)],
     )
-    monkeypatch.setattr("experiments.studies.paradigms.workers.POLL_S", 0.02)
-    made = [Job(training, tmp_path / training.label, "m") for training in plan.trainings[4:7]]
-    for job in made:
-        job.folder.mkdir()
+    monkeypatch.setattr("experiments.studies.workers.POLL_S", 0.02)
+    inputs = {"latents": "l", "codec": "c"}
+    made = [run_of(training, tmp_path, inputs, "m") for training in plan.trainings[4:7]]
+    for run in made:
+        run.folder.mkdir()
     return made
 
 
-def starts(job: Job) -> int:
-    path = job.folder / "starts"
+def starts(run: Run) -> int:
+    path = run.folder / "starts"
     return len(path.read_text()) if path.is_file() else 0
 
 
-def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(jobs):
+def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(runs):
     with pytest.raises(ValueError, match=r"seed1 ended with exit code 2: out of luck; see .*log\.txt"):
-        run_all(jobs, core_shares(1))
-    assert [job.finished for job in jobs] == [True, False, False] and [starts(job) for job in jobs] == [
+        run_all("study", runs, core_shares(1))
+    assert [run.finished for run in runs] == [True, False, False] and [starts(run) for run in runs] == [
         1,
         1,
         0,
     ]
-    for job in jobs:
-        (job.folder / "may_end").touch()
-    run_all(jobs, core_shares(2))
-    assert all(job.finished for job in jobs) and [starts(job) for job in jobs] == [1, 2, 1]
-    run_all(jobs, core_shares(2))
-    assert [starts(job) for job in jobs] == [1, 2, 1]
-    rescored = [dataclasses.replace(job, mark="other") for job in jobs]
-    assert not any(job.finished for job in rescored)
+    for run in runs:
+        (run.folder / "may_end").touch()
+    run_all("study", runs, core_shares(2))
+    assert all(run.finished for run in runs) and [starts(run) for run in runs] == [1, 2, 1]
+    run_all("study", runs, core_shares(2))
+    assert [starts(run) for run in runs] == [1, 2, 1]
+    rescored = [dataclasses.replace(run, mark="other") for run in runs]
+    assert not any(run.finished for run in rescored)
 
 
-def test_sigterm_stops_the_study_with_its_own_line(jobs, monkeypatch):
+def test_sigterm_stops_the_study_with_its_own_line(runs, monkeypatch):
     monkeypatch.setattr(
-        "experiments.studies.paradigms.workers.Progress.tell",
+        "experiments.studies.harness.Progress.report",
         lambda self, running, force=False: signal.raise_signal(signal.SIGTERM) if running else None,
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        run_all(jobs, core_shares(1))
+        run_all("study", runs, core_shares(1))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_progress_counts_logged_steps_and_finished_trainings(jobs):
-    from experiments.studies.paradigms.workers import TRAINED_SHARE, Progress
-
-    first, second, _ = jobs
-    steps = first.training.config.stage("stage1").steps
+def test_progress_counts_logged_steps_and_finished_trainings(runs):
+    first, second, _ = runs
+    (trained, steps) = first.stages["stage1"]
     (first.folder / "stage1").mkdir()
     (first.folder / "stage1" / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
     second.result.write_text("{}")
-    progress = Progress(jobs)
-    expected = TRAINED_SHARE * sum(first.training.flops.values()) / steps + sum(
-        second.training.flops.values()
-    )
+    progress = Progress("study", runs)
+    assert trained == pytest.approx(0.85 * first.work)
+    expected = trained / steps + second.work
     assert progress.done() == pytest.approx(expected) == progress.done()

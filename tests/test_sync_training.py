@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reward_hacking_search import FIRST, FRAMES, hacks, reversed_middle, search, true_clips
 
-from experiments.benchmarks.sync_hacks import FIRST, FRAMES, hacks, reversed_middle, search, true_clips
 from experiments.pipeline.syncnet import CUTS, SyncFitConfig, fit_sync, separation
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.data.corpus.build import CorpusConfig, build_corpus

@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from titan_world import config
 from pretrain.launch.launch import pretrain_stage
-print(pretrain_stage(config(steps={steps}, interval=1000), "stage1", Path({latents!r}), Path({out!r}), nproc=2).status)
+made = config(steps={steps}, interval=1000)
+print(pretrain_stage(made, "stage1", Path({latents!r}), Path({out!r}), nproc=2).status)
 """
 
 

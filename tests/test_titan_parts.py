@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from titan_world import config, write_latents
 from torch import nn
 
+from pretrain.config import from_json, to_json
 from pretrain.launch.stage_run import StageRun, check_parent, check_run_folder
-from pretrain.recipe import PretrainConfig, StepPolicy, from_json, recipe_hash, to_json
+from pretrain.recipe import PretrainConfig, StepPolicy, recipe_hash
 from pretrain.schedule import StageConfig
 from pretrain.titan.ema import Ema
 from pretrain.titan.manager import complete_steps, remove_incomplete, retain, save_error

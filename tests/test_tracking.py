@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from experiments.layout import Layout
 from experiments.pipeline.memory import PeakMemory
 from experiments.runs import run as runs
 from experiments.runs import sender as tracking_send
 from experiments.runs.run import read_record, tracked, unchanged
-from experiments.runs.sender import Unreachable, flush, locked, store_uri, wait_until_sent
+from experiments.runs.sender import Unreachable, flush, sender_lock, store_uri, wait_until_sent
 from experiments.runs.spool import SpooledRun, spooled_runs
 from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 
@@ -146,10 +147,11 @@ def test_a_spool_that_cannot_be_written_does_not_stop_training(tmp_path, caplog)
 
 
 def test_one_sender_at_a_time(tmp_path):
-    first = locked(tmp_path, wait=False)
-    assert first is not None and locked(tmp_path, wait=False) is None
-    first.close()
-    assert locked(tmp_path, wait=False) is not None
+    with sender_lock(tmp_path).acquire(blocking=False):
+        with pytest.raises(Timeout):
+            sender_lock(tmp_path).acquire(blocking=False)
+    with sender_lock(tmp_path).acquire(blocking=False):
+        pass
 
 
 def test_a_store_that_is_out_leaves_the_spool_alone(tmp_path, monkeypatch):

@@ -107,12 +107,14 @@ def test_prompts_that_earn_little_are_chosen_and_training_takes_those(world, tmp
     recipe = config(stop=StopConfig(prompts=2))
     kept = read_prompt_set(
         world / "prompts.jsonl",
-        dataclasses.replace(recipe, nft=dataclasses.replace(recipe.nft, prompts_per_round=2)),
+        recipe.with_phase("nft", prompts_per_round=2),
         tmp_path / "chosen.json",
     )
-    aside = read_prompt_set(world / "prompts.jsonl", recipe).aside
-    assert kept.aside == aside
-    assert {row.data_id for row in kept.train[0]} == set(chosen["data_ids"]) - {row.data_id for row in aside}
+    held_out = read_prompt_set(world / "prompts.jsonl", recipe).held_out
+    assert kept.held_out == held_out
+    assert {row.data_id for row in kept.train[0]} == set(chosen["data_ids"]) - {
+        row.data_id for row in held_out
+    }
 
 
 def test_the_clips_rewards_are_named_as_the_votes_name_them(world, tmp_path):

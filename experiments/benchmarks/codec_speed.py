@@ -9,7 +9,6 @@ one is given.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any, cast
 
 import torch
 
-from experiments.benchmarks.peers.__main__ import facts
+from experiments.benchmarks.facts import facts
 from experiments.benchmarks.peers.timing import seconds_of, summary
 from pretrain.codecs.base import AudioCodec, VideoCodec
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.published.ltx_audio import LtxAudioCodec, Networks
 from pretrain.codecs.published.wan import WanVideoCodec
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, AUDIO_TOKENS_PER_S
 
 FPS, REPEATS = 24.0, 3
@@ -116,13 +115,12 @@ def main() -> None:
     started = time.perf_counter()
     size = (options.frames, options.height, options.width)
     codecs = published(getattr(torch, options.dtype), device)
-    found = {**facts(device), "video_dtype": options.dtype}
+    found = {**facts("diffusers", device=options.device), "video_dtype": options.dtype}
     found["published"] = speed(*codecs, *size, batch=1, device=device)
     if options.linear:
         linear = load_codecs(options.linear)
         found["linear"] = speed(linear.video, linear.audio, 25, 64, 64, batch=32, device=device)
-    with replacing(options.out) as path:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found, indent=1)
     print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import resource
 import socket
@@ -25,14 +24,14 @@ import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from experiments.benchmarks.peers.__main__ import facts
+from experiments.benchmarks.facts import facts
 from experiments.benchmarks.peers.measure import matmul_ceiling
 from experiments.benchmarks.peers.timing import seconds_of, summary
 from finetune.lora import LoraConfig, inject
 from pretrain.data.stream.collate import collate, to_av_batch
 from pretrain.data.stream.sample import Sample
 from pretrain.dry_run import one_step
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, forward_flops, training_flops
@@ -211,7 +210,7 @@ def main() -> None:
     shape, clip = clip_shape(flavor(options.flavor), **size), random_clip(options.flavor, **size)
     ceiling, tokens = matmul_ceiling(torch.bfloat16, device), shape.video + shape.audio
     found: dict[str, Any] = {
-        **facts(device),
+        **facts("diffusers", device=options.device),
         "flavor": options.flavor,
         "clip": size,
         "tokens": tokens,
@@ -227,8 +226,7 @@ def main() -> None:
             "the peak",
             flush=True,
         )
-    with replacing(options.out) as path:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found, indent=1)
     print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")
 
 

@@ -10,7 +10,6 @@ checksums, casting and collating. `--drop` asks the kernel to forget them first 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import tempfile
@@ -22,12 +21,12 @@ from typing import Any
 
 import torch
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample import Sample
 from pretrain.data.stream.sample_set import open_set
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.progress import track
 from pretrain.schedule import StageConfig
 
@@ -112,16 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for prefetch in (0, 2)
         ]
     content = {
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
+        **facts(),
         "shapes": SHAPES,
         "mb_per_sample": round(num_bytes / given.samples / 1e6, 2),
         "batch": given.batch,
         "runs": runs,
     }
-    with replacing(given.to) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(given.to, content, indent=1)
     print(json.dumps(content, indent=1))
 
 

@@ -9,8 +9,6 @@ process, and the operators that cost most.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +17,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.doctor import peak_matmul_gflops, processor_name
+from experiments.benchmarks.facts import facts
+from experiments.doctor import peak_matmul_gflops
+from pretrain.files import write_json
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, block_flops
 from pretrain.model.transformer import NavaTransformer
@@ -104,16 +104,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     torch.set_num_threads(1)
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor_name(),
-        "threads": 1,
-        "torch": torch.__version__,
-    }
-    out.write_text(
-        json.dumps({**facts, **{str(task): profile_task(task) for task in (Task.T2AV, Task.T2A)}}, indent=1)
-        + "\n"
-    )
+    found = {str(task): profile_task(task) for task in (Task.T2AV, Task.T2A)}
+    write_json(out, {**facts(), **found}, indent=1)
     print(f"wrote {out}")
 
 

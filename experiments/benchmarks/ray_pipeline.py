@@ -4,7 +4,7 @@
 Real Ray actors on this machine sleep as long as the stages of a measured alignment took (its metrics.jsonl;
 the demo's without one). A worker is as fast as the process that was measured. A round's rollout and scoring
 are cut into equal tasks, each longer or shorter by a drawn factor (the log knows sums only), the update into
-equal parts, one for every rank that trains. Scoring prompts set aside is left out.
+equal parts, one for every rank that trains. Scoring held-out prompts is left out.
 
 The ideal is a bound that no schedule of these tasks can beat. With V(r) the earliest time at which version r
 can be published,
@@ -20,9 +20,6 @@ all scores after it; the longest rollout and score of one task.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import math
 import os
 import time
@@ -33,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.statistics import bootstrap_ratio
 from orchestration.round import Unit, play_rounds
 from orchestration.simulated import SleepingCluster, sleeping_cluster
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.jsonl import FieldError, scan
 from pretrain.progress import track
 
@@ -241,13 +238,10 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     found = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": processor_name(),
-        "cores": os.cpu_count(),
+        **facts("ray"),
         "load_before": round(
             os.getloadavg()[0], 1
         ),  # processes that want a core: what else runs here disturbs the times
-        "ray": importlib.metadata.version("ray"),
         "times": f"{len(stages)} rounds of {'a given run' if path else 'the demo'}",
         "mean_stage_seconds": {
             name: round(float(np.mean([getattr(one, name) for one in stages])), 3)
@@ -269,8 +263,7 @@ def main() -> None:
         )
         print(f"staleness {staleness}: {interval}, least {row['least_share']:.1%}; {spent}")
     if out:
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(out, found, indent=1)
     if any(found[f"staleness {staleness}"]["share"]["low"] < WANTED_SHARE for staleness in STALENESSES):
         raise SystemExit(f"below {WANTED_SHARE:.0%} of the ideal")
 

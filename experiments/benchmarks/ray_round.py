@@ -4,7 +4,7 @@ experiments.benchmarks.ray_round OUT`.
 OUT is what `nava demo` left; nothing is written there. Both align the mini by nft with the same seed, two
 ranks on two cores, and Ray has two rollout and two reward workers beside. A round is timed from one row of
 metrics.jsonl to the next, so everything between counts, checkpoints too; starting processes, the first round
-(which warms up) and the last (with prompts set aside) do not. Runs take turns. Processor seconds are those of
+(which warms up) and the last (with held-out prompts) do not. Runs take turns. Processor seconds are those of
 all processes of a run: what else the machine does disturbs them less than the clock.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import itertools
 import json
 import os
@@ -26,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.statistics import bootstrap_ratio
-from pretrain.files import replacing
+from pretrain.files import write_json
 
 ALLOWED = 1.15
 MARK = "NAVA_RAY_ROUND"
@@ -158,10 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
     found = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": processor_name(),
-        "cores": os.cpu_count(),
-        "ray": importlib.metadata.version("ray"),
+        **facts("ray"),
         "load_before_each_run": loads,
         "allowed": ALLOWED,
         "clips_a_round": 192,
@@ -179,8 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "its processor seconds"
         )
     if given.out:
-        with replacing(given.out) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(given.out, found, indent=1)
     if found["staleness 0"]["wall_ratio"]["mean"] > ALLOWED:
         raise SystemExit(f"more than {ALLOWED} of the local round")
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.doctor import processor_name
+from experiments.benchmarks.facts import facts
 from experiments.scoring.clips import ClipFile, list_clips, load_clip
 from experiments.scoring.config import settings_from
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.base import Reward
 from rewards.catalog import CATALOG, open_rewards
 from rewards.guardrails import measure as guardrails
@@ -120,23 +117,9 @@ def _seconds(clip: Clip) -> float:
     return len(clip.frames) / clip.fps if clip.frames is not None else 0.0
 
 
-def facts() -> dict[str, Any]:
-    """When and on what, without names of machines."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor_name(),
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
 def show(found: dict[str, Any]) -> None:
     """Prints the table."""
-    print(f"{found['processor']}, {found['cores']} cores, {found['threads']} threads")
+    print(f"{found['hardware']}, {found['cores']} cores, {found['threads']} threads")
     print(f"{found['clips']} clips of {found['mean_clip_seconds']} s")
     print(f"{'clips/s':32} {'batched':>10} {'one by one':>11}   scored")
     for name, row in found["rewards"].items():
@@ -175,8 +158,7 @@ def main() -> None:
     found["unavailable"] = unavailable
     show(found)
     if options.out:
-        with replacing(options.out) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found, indent=1)
 
 
 if __name__ == "__main__":

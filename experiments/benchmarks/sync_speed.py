@@ -9,8 +9,6 @@ process. Other load on the machine spoils both.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.doctor import peak_matmul_gflops, processor_name
+from experiments.benchmarks.facts import facts
+from experiments.doctor import peak_matmul_gflops
+from pretrain.files import write_json
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
 from rewards.sync.layers import MINI, PUBLISHED, SyncNetArgs, window_flops
@@ -115,13 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor_name(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-    }
-    found: dict[str, Any] = {**facts, "clip_seconds": options.seconds, "repeats": options.repeats}
+    found: dict[str, Any] = {**facts(), "clip_seconds": options.seconds, "repeats": options.repeats}
     for network in options.networks:
         args, usual = NETWORKS[network]
         for dtype in options.dtypes:
@@ -139,8 +133,7 @@ def main() -> None:
                 f"MFCC and statistics {whole:.0%}"
             )
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.out, found, indent=1)
         print(f"wrote {options.out}")
 
 

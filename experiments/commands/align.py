@@ -69,7 +69,7 @@ def align(
     if address and port:
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
     job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
-    if "gsb_dpo" not in job.recipe.align.sequence and (pairs or clips):
+    if not job.recipe.align.needs_pairs and (pairs or clips):
         raise ValueError(
             "--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out"
         )

@@ -37,9 +37,9 @@ def verse_bench(
     --set REWARD.weights=PATH adds a published metric, --rewards adds stand-ins and plug-ins, each under its
       own name. The table goes to --to, the run to MLflow. Done scores are kept.
     """
-    from experiments.paper.figures import VERSE_BENCH as PAPER
     from experiments.paper.layouts import read_verse_bench
     from experiments.paper.metrics import VERSE_BENCH
+    from experiments.paper.published import VERSE_BENCH as PAPER
     from experiments.paper.run import Benchmark
 
     items = read_verse_bench(folder, clips or folder / "generated")
@@ -71,9 +71,9 @@ def seed_tts(
     WER is in percent and SIM x100, as published; they need wer_whisper.weights and sim_wavlm_ecapa.weights
     (--set).
     """
-    from experiments.paper.figures import SEED_TTS_EN
     from experiments.paper.layouts import read_seed_tts
     from experiments.paper.metrics import seed_tts as metrics
+    from experiments.paper.published import SEED_TTS_EN
     from experiments.paper.run import Benchmark
 
     inside = folder / language / "meta.lst"

@@ -69,14 +69,13 @@ def lineage(
 
 def tracking_flush(out: Path = Path("out")) -> None:
     """Send every pending run of OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
-    from experiments.runs.sender import flush, locked, store_uri
+    from experiments.runs.sender import flush, sender_lock, store_uri
 
     spool = Layout(out=out).tracking
     if not spool.is_dir():
         raise FileNotFoundError(f"{spool}: no runs here; train something first or give --out")
-    lock = locked(spool, wait=True)
-    left = flush(spool, Path())
-    lock.close()
+    with sender_lock(spool):
+        left = flush(spool, Path())
     print(f"{store_uri(Path())}: {'everything is sent' if not left else f'{left} events wait'}")
 
 

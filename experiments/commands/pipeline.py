@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
 from experiments.layout import Layout
+
+if TYPE_CHECKING:
+    from experiments.job import StageJob
+
+GATE_FAILED = 3  # exit code
 
 
 def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Render the corpus: clips, sounds, references, prompt sets and manifests, into OUT/corpus."""
-    _run("corpus", recipe, settings, out)
+    _run("corpus", _job(recipe, settings, out))
 
 
 def curate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Curate the high-quality pairs with submodlib, into OUT/curated."""
-    _run("curate", recipe, settings, out)
+    _run("curate", _job(recipe, settings, out))
 
 
 def codec(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Fit the codecs on OUT/corpus and store them with their reconstruction error, into OUT/codec."""
-    _run("codec", recipe, settings, out)
+    _run("codec", _job(recipe, settings, out))
 
 
 def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Train the sync network of the reward and that of the judge, and evaluate both, into OUT/syncnet."""
-    _run("syncnet", recipe, settings, out)
+    _run("syncnet", _job(recipe, settings, out))
 
 
 def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts."""
-    _run("rollout", recipe, settings, out)
+    _run("rollout", _job(recipe, settings, out))
 
 
 def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
     """Curate the prompts that alignment trains on: diverse ones with low reward of their clips in
     OUT/rollouts, into OUT/chosen."""
-    _run("curate_prompts", recipe, settings, out)
+    _run("curate_prompts", _job(recipe, settings, out))
 
 
 def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
@@ -45,7 +52,7 @@ def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = P
 
     Votes of people have the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
     """
-    _run("votes", recipe, settings, out)
+    _run("votes", _job(recipe, settings, out))
 
 
 def evaluate(
@@ -54,10 +61,23 @@ def evaluate(
     settings: Settings = (),
     out: Path = Path("out"),
     reports: Path = Path("reports"),
-) -> None:
-    """Score real, codec and generated clips (OUT/scores) and summarise, into REPORTS/demo.json."""
-    _run("score", recipe, settings, out, reports)
-    _run("evaluate", recipe, settings, out, reports)
+    gates: bool = False,
+    as_json: JsonFlag = False,
+) -> int:
+    """Score real, codec and generated clips (OUT/scores), summarise into REPORTS/demo.json, and
+    check the recipe's quality gates.
+
+    --gates scores nothing: it checks the gates against the numbers in REPORTS and exits with 3 when one fails
+    or was not measured. --json prints the results of the gates as JSON.
+    """
+    job = _job(recipe, settings, out, reports)
+    if gates and not job.recipe.evaluate.gates:
+        raise ValueError("evaluate.gates: the recipe has none; give them in params.yaml or by --set")
+    if not gates:
+        _run("score", job)
+        _run("evaluate", job)
+    passed = _show_gates(job, as_json)
+    return GATE_FAILED if gates and not passed else 0
 
 
 def report(
@@ -67,14 +87,35 @@ def report(
     out: Path = Path("out"),
     reports: Path = Path("reports"),
 ) -> None:
-    """Write REPORTS/demo.html from the measurements and the clips."""
-    _run("report", recipe, settings, out, reports)
+    """Write REPORTS/demo.html from the measurements and the clips, and check the recipe's quality gates."""
+    job = _job(recipe, settings, out, reports)
+    _run("report", job)
+    _show_gates(job)
 
 
-def _run(
-    stage: str, recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")
-) -> None:
+def _show_gates(job: StageJob, as_json: bool = False) -> bool:
+    """Prints every gate's result; whether all passed."""
+    from experiments.report.gates import all_passed, check_gates, read_reports
+    from experiments.report.summary import print_gates
+
+    layout = job.layout
+    results = check_gates(job.recipe.evaluate.gates, read_reports(layout.metrics, layout.alignment))
+    passed = all_passed(results)
+    if as_json:
+        found = {"passed": passed, "gates": [result.as_json() for result in results]}
+        print(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        print_gates(results)
+    return passed
+
+
+def _job(recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> StageJob:
     from experiments.job import StageJob
+
+    return StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports))
+
+
+def _run(stage: str, job: StageJob) -> None:
     from experiments.stages import run_stage
 
-    run_stage(stage, StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports)))
+    run_stage(stage, job)

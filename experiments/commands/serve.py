@@ -53,7 +53,7 @@ def rewards(
     uses it as a reward.
     """
     from experiments.serving import config_from, serve_until_stopped
-    from orchestration.cluster import send_token
+    from orchestration.ray_token import send_token
     from orchestration.service.token import token_from
 
     if not 0 < port < 65536:

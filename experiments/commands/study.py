@@ -28,7 +28,7 @@ def paradigms(
     from experiments.studies.paradigms.run import StudyRecipe, study_paradigms
 
     study_paradigms(
-        StudyRecipe(loaded.study, loaded.pretrain, loaded.generate),
+        StudyRecipe(loaded.study, loaded.pretrain, loaded.generate, loaded.score),
         Layout(out=out),
         judge or out / "syncnet" / "judge",
     )
@@ -56,7 +56,7 @@ def objectives(
     job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
     found = job.recipe
     study_objectives(
-        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes),
+        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes, found.score),
         job.layout,
         job.ranks,
     )

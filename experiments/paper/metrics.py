@@ -13,7 +13,7 @@ Eligible = Callable[[BenchItem], bool]
 
 
 @dataclass(frozen=True)
-class Metric:
+class PublishedMetric:
     """`score` is the reward (or `reward.part`) that may be called `label`; nothing else may. `needs` says how
     to get it."""
 
@@ -44,43 +44,45 @@ def _any(item: BenchItem) -> bool:
 SYNC = "syncnet.weights with crops of the published detector"
 AUDIOBOX = "audiobox_pq.weights"
 CLAP = "the CLAP folder"
-VERSE_BENCH: tuple[Metric, ...] = (
-    Metric("Sync-C", "syncnet.sync_c", SYNC, _speaks),
-    Metric("Sync-D", "syncnet.sync_d", SYNC, _speaks, higher_is_better=False),
-    Metric("IB", "imagebind_av_cosine", "an ImageBind plug-in", _any),
-    Metric("AS", "aesthetics", "a plug-in with SigLIP aesthetics, MUSIQ and MANIQA", _any),
-    Metric("ID", "identity_dinov3", "a DINOv3 plug-in", lambda item: item.image is not None),
-    Metric(
+VERSE_BENCH: tuple[PublishedMetric, ...] = (
+    PublishedMetric("Sync-C", "syncnet.sync_c", SYNC, _speaks),
+    PublishedMetric("Sync-D", "syncnet.sync_d", SYNC, _speaks, higher_is_better=False),
+    PublishedMetric("IB", "imagebind_av_cosine", "an ImageBind plug-in", _any),
+    PublishedMetric("AS", "aesthetics", "a plug-in with SigLIP aesthetics, MUSIQ and MANIQA", _any),
+    PublishedMetric("ID", "identity_dinov3", "a DINOv3 plug-in", lambda item: item.image is not None),
+    PublishedMetric(
         "WER",
         "wer_verse_bench",
         "SenseVoice, as a transcriber called sensevoice_small",
         _speaks,
         higher_is_better=False,
     ),
-    Metric("PQ", "audiobox_pq", AUDIOBOX, _in("set1", "set2")),
-    Metric(
+    PublishedMetric("PQ", "audiobox_pq", AUDIOBOX, _in("set1", "set2")),
+    PublishedMetric(
         "FD", "fd_verse_bench", "fd_verse_bench.weights", _in("set2", also=_sounds), higher_is_better=False
     ),
-    Metric("KL", "kl_passt", "a PaSST plug-in", _in("set2", also=_sounds), higher_is_better=False),
-    Metric("CS", "clap_text_cosine", "clap_text_cosine.weights", _in("set1", "set2", also=_sounds)),
-    Metric("CE", "audiobox_pq.ce", AUDIOBOX, _in("set1", "set2")),
-    Metric("CU", "audiobox_pq.cu", AUDIOBOX, _in("set1", "set2")),
-    Metric("PC", "audiobox_pq.pc", AUDIOBOX, _in("set1", "set2"), higher_is_better=False),
-    Metric(
+    PublishedMetric("KL", "kl_passt", "a PaSST plug-in", _in("set2", also=_sounds), higher_is_better=False),
+    PublishedMetric("CS", "clap_text_cosine", "clap_text_cosine.weights", _in("set1", "set2", also=_sounds)),
+    PublishedMetric("CE", "audiobox_pq.ce", AUDIOBOX, _in("set1", "set2")),
+    PublishedMetric("CU", "audiobox_pq.cu", AUDIOBOX, _in("set1", "set2")),
+    PublishedMetric("PC", "audiobox_pq.pc", AUDIOBOX, _in("set1", "set2"), higher_is_better=False),
+    PublishedMetric(
         "AV-A", "av_a", "a Synchformer plug-in", _in("set1", "set2", also=_sounds), higher_is_better=False
     ),
 )
 
 
-def seed_tts(language: str) -> tuple[Metric, ...]:
+def seed_tts(language: str) -> tuple[PublishedMetric, ...]:
     """WER in percent (characters for zh) and SIM x100, both means over utterances."""
     recogniser = {
         "en": "wer_whisper.weights, .name=whisper_large_v3, .scoring=seed_tts_en",
         "zh": "Paraformer, as paraformer_zh",
     }[language]
     return (
-        Metric("WER", f"wer_seed_tts_{language}", recogniser, _speaks, higher_is_better=False, scale=100.0),
-        Metric(
+        PublishedMetric(
+            "WER", f"wer_seed_tts_{language}", recogniser, _speaks, higher_is_better=False, scale=100.0
+        ),
+        PublishedMetric(
             "SIM",
             "sim",
             "sim_wavlm_ecapa.weights with the published sha256",

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.paper.composite import composites
-from experiments.paper.figures import PaperTable
 from experiments.paper.layouts import BenchItem
-from experiments.paper.metrics import Metric, eligible_for, looks_at_frames
+from experiments.paper.metrics import PublishedMetric, eligible_for, looks_at_frames
+from experiments.paper.published import PaperTable, composites
 from experiments.scoring.run import ScoreSettings, score_files, to_scores
 from experiments.scoring.store import Row
 from experiments.scoring.summary import described
@@ -30,7 +29,7 @@ class Benchmark:
 
     name: str
     items: Sequence[BenchItem]
-    metrics: Sequence[Metric]
+    metrics: Sequence[PublishedMetric]
     paper: PaperTable
     with_composites: bool = False
     of_sound: bool = False  # everything is given the sounds; there need not be a video
@@ -77,7 +76,7 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
     }
 
 
-def _row(benchmark: Benchmark, metric: Metric, columns: Columns) -> dict[str, Any]:
+def _row(benchmark: Benchmark, metric: PublishedMetric, columns: Columns) -> dict[str, Any]:
     """A published metric from the one score that may be called so."""
     scores = _scores(metric.score, columns, [item for item in benchmark.items if metric.eligible(item)])
     paper = {

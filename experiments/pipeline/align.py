@@ -28,9 +28,9 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
 
 
 def pairs_and_clips(job: StageJob) -> tuple[Path | None, Path | None]:
-    """Preference pairs and the rollout store of their clips, from the stages before; None where the recipe
-    has no gsb_dpo."""
-    if "gsb_dpo" not in job.recipe.align.sequence:
+    """Preference pairs and the rollout store of their clips, from the stages before; None where no objective
+    of the recipe learns from pairs."""
+    if not job.recipe.align.needs_pairs:
         return None, None
     return require(job.layout.votes / PAIRS, VOTE), require(job.layout.rollouts, "`nava rollout` first")
 

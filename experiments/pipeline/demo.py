@@ -15,6 +15,7 @@ from experiments.pipeline.memory import PeakMemory
 from experiments.runs.run import read_record
 from experiments.runs.sender import wait_until_sent
 from experiments.runs.tracker import ensure_sender
+from pretrain.files import write_json
 
 ENOUGH_GFLOPS = 500
 EXPECTED_MINUTES = 18
@@ -123,8 +124,7 @@ def write_timings(
         "matmul_gflops": {name: round(value) for name, value in speed.items()},
         "started_at": begun,
     }
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    (layout.reports / TIMINGS).write_text(json.dumps(timings, indent=1) + "\n")
+    write_json(layout.reports / TIMINGS, timings, indent=1)
 
 
 def print_timings(layout: Layout) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from experiments.job import StageJob
 from experiments.layout import PRETRAIN_STAGES, STAGES
+from experiments.report.metric_keys import reported_metrics
 from experiments.report.report import report
 from experiments.runs.run import read_record
 from experiments.runs.tracker import SpoolTracker
@@ -24,6 +25,8 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
         layout.codec,
         layout.reports,
         facts,
+        gates=job.recipe.evaluate.gates,
+        known=reported_metrics(job.recipe.score),
         alignment=layout.alignment,
         aligned=layout.aligned,
         align_log=layout.align / "metrics.jsonl",

@@ -9,7 +9,6 @@ optimises.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import shutil
@@ -28,7 +27,7 @@ from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.samples import Sample, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.base import Unscorable
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
@@ -104,8 +103,7 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
     for role, found in report.items():
         _log_result(role, found)
     report["seconds"] = round(time.perf_counter() - start, 1)
-    with replacing(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(out / "report.json", report, indent=1, allow_nan=False)
     return report
 
 

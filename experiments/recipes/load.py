@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import experiments.recipes
-from pretrain.config import nearest, override
+from pretrain.config import nearest, one_line, override, plain_fields
 
 SUPPORT = {"base", "load"}
 
@@ -77,9 +77,7 @@ def read_params(path: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
     except yaml.YAMLError as error:  # bytes that are no text
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); save it as UTF-8 text"
-        ) from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)}); save it as UTF-8 text") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}:1: expected a mapping of sections, got {type(values).__name__}")
     return values
@@ -109,7 +107,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
 def as_plain(config: Any) -> Any:
     """A config tree as what JSON and MLflow can hold."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {field.name: as_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {name: as_plain(value) for name, value in plain_fields(config).items()}
     if isinstance(config, Mapping):
         return {str(key): as_plain(value) for key, value in config.items()}
     if isinstance(config, (tuple, list)):

@@ -8,11 +8,13 @@ of 1 means that the aligned model does as well as real clips through its codec.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import compress
-from typing import Any, Literal
+from typing import Any
 
+from experiments.report.metric_keys import Known, reported_metrics
 from experiments.scoring.rows import Row, number, terms
 from experiments.scoring.statistics import (
     CONFIDENCE,
@@ -22,42 +24,10 @@ from experiments.scoring.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
 )
-from rewards.guardrails import BOUNDS, GuardrailLimits
+from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
+from rewards.metric import Metric
 
 AFTER, BEFORE = "aligned", "pretrained"  # names of the models
-UNITS = {
-    "speech_ratio": "share of 30 ms pieces",
-    "motion": "mean step of luma, of full scale",
-    "loudness_dbfs": "dBFS",
-    "loudness_lufs": "LUFS",
-    "clipping_ratio": "share of samples",
-}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """`closed`: whether the share of the gap to the codec's round trip is asked for."""
-
-    role: Literal["judge", "reward", "watched"]
-    lower_is_better: bool = False
-    closed: bool = False
-
-
-MEASURES = {
-    "wer_pocketsphinx_judge": Measure("judge", lower_is_better=True, closed=True),
-    "wer_pocketsphinx": Measure("reward", lower_is_better=True, closed=True),
-    "intelligibility_pocketsphinx_judge": Measure("judge"),
-    "intelligibility_pocketsphinx": Measure("reward", closed=True),
-    "sync_judge": Measure("judge", closed=True),
-    "sync_mini": Measure("reward", closed=True),
-    "sync_c_mini": Measure("judge"),
-    "sync_d_mini": Measure("judge", lower_is_better=True),
-    "sim_resemblyzer": Measure("reward"),
-    "voice_accuracy_resemblyzer": Measure("watched"),
-    "lip_loudness_correlation": Measure("watched"),
-    "picture_noise_judge": Measure("judge", lower_is_better=True),
-    "snr_estimate_db": Measure("watched"),
-}
 
 
 def before_after(
@@ -67,26 +37,28 @@ def before_after(
     limits: GuardrailLimits,
     rewarded: Iterable[str] = (),
     seed: int = 0,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
-    `rewarded`: names of the rubric, whose role is "reward" whatever the table above says. The order of the
-    rows does not matter. Raises ValueError where before and after do not answer the same prompts.
+    `known`: metrics to compare, None = the catalog's; what was not scored is left out. `rewarded`: names of
+    the rubric, whose role is "reward" whatever the catalog says. The order of the rows does not matter.
+    Raises ValueError where before and after do not answer the same prompts.
     """
     before, after = paired(before, after)
     codec = sorted(codec, key=lambda row: row["data_id"])
     names = {name.partition(".")[0] for name in rewarded}
-    metrics = {}
-    for name, measure in MEASURES.items():
-        found = _metric(name, measure, before, after, codec, seed)
+    compared = {}
+    for metric in _in_order((known or reported_metrics()).values()):
+        found = _metric(metric, before, after, codec, seed)
         if found:
-            metrics[name] = {"role": "reward" if name in names else measure.role, **found}
+            compared[metric.name] = {"role": "reward" if metric.name in names else metric.role, **found}
     return {
         "prompts": len(before),
         "codec_clips": len(codec),
         "confidence": CONFIDENCE,
         "seed": seed,
-        "metrics": metrics,
+        "metrics": compared,
         "guardrails": {name: _guardrail(name, before, after, codec, limits, seed) for name in BOUNDS},
         "flagged": {
             key: _flagged(rows) for key, rows in (("before", before), ("after", after), ("codec", codec))
@@ -124,12 +96,31 @@ def beyond(mean: float, codec: Interval, lower_is_better: bool) -> bool:
     return mean < codec.low if lower_is_better else mean > codec.high
 
 
+def _in_order(metrics: Iterable[Metric]) -> list[Metric]:
+    """Judges beside the rewards that they check (of one first word: wer, sync) first, their parts after them;
+    other rewards; the rest."""
+    metrics = [metric for metric in metrics if metric.has_direction]
+    roles: dict[str, set[str]] = defaultdict(set)
+    for metric in metrics:
+        roles[metric.name.partition("_")[0]].add(metric.role)
+    families = list(roles)
+
+    def place(metric: Metric) -> tuple[int, int, int]:
+        family = metric.name.partition("_")[0]
+        if not roles[family] >= {"judge", "reward"}:
+            return (1 if metric.role == "reward" else 2), 0, 0
+        main = 1 if metric.role == "reward" else 0 if metric.role == "judge" and not metric.part else 2
+        return 0, families.index(family), main
+
+    return sorted(metrics, key=place)
+
+
 def _metric(
-    name: str, measure: Measure, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
+    metric: Metric, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
 ) -> dict[str, Any] | None:
     """None where no prompt was scored both before and after. All but the codec's is over prompts that
     were."""
-    old, new, reference = terms(before, name), terms(after, name), terms(codec, name)
+    old, new, reference = (terms(rows, metric) for rows in (before, after, codec))
     difference = bootstrap_difference(new, old, seed)
     if not difference.n:
         return None
@@ -144,14 +135,14 @@ def _metric(
     ]
     goal = bootstrap_ratio(*reference, seed)
     return {
-        "better": "lower" if measure.lower_is_better else "higher",
+        "better": "lower" if metric.lower_is_better else "higher",
         "before": intervals[0].as_json(),
         "after": intervals[1].as_json(),
         "codec": goal.as_json(),
         "difference": difference.as_json(),
-        **({"closed": bootstrap_closed(old, new, reference, seed).as_json()} if measure.closed else {}),
-        "beyond_codec": beyond(intervals[1].mean, goal, measure.lower_is_better),
-        "beyond_codec_before": beyond(intervals[0].mean, goal, measure.lower_is_better),
+        **({"closed": bootstrap_closed(old, new, reference, seed).as_json()} if metric.gap_closed else {}),
+        "beyond_codec": beyond(intervals[1].mean, goal, metric.lower_is_better),
+        "beyond_codec_before": beyond(intervals[0].mean, goal, metric.lower_is_better),
         "unscored": {
             "before": scored[0].count(False),
             "after": scored[1].count(False),
@@ -188,24 +179,28 @@ def _flagged(rows: Sequence[Row], name: str = "") -> int:
     return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`met` is None when it was not measured."""
+def beyond_codec(found: Mapping[str, Any]) -> list[str]:
+    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from
+    where they were.
 
-    metric: str
-    value: float | None
-    limit: str  # as a person reads it
-    met: bool | None
-    n: int
-    aim: bool = False  # wished for, not demanded
-    interval: tuple[float, float] | None = None
-    counted: str = "clips"  # what n counts
+    A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no
+    hacking.
+    """
+    return [
+        name for name, metric in found["metrics"].items() if metric["beyond_codec"] and _moved_there(metric)
+    ]
 
 
-def verdict_word(verdict: Verdict) -> str:
-    """pass or SHORT for what must hold; reached or not reached for aims."""
-    if verdict.met is None:
-        return "not measured"
-    if verdict.aim:
-        return "aim reached" if verdict.met else "aim not reached"
-    return "pass" if verdict.met else "SHORT"
+def beyond_from_the_start(found: Mapping[str, Any]) -> list[str]:
+    """Metrics beyond the codec's interval before and after alignment that alignment did not push further."""
+    return [
+        name
+        for name, metric in found["metrics"].items()
+        if metric["beyond_codec"] and not _moved_there(metric)
+    ]
+
+
+def _moved_there(metric: Mapping[str, Any]) -> bool:
+    difference = metric["difference"]
+    further = difference["high"] < 0 if metric["better"] == "lower" else difference["low"] > 0
+    return not metric["beyond_codec_before"] or further

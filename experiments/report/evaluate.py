@@ -3,7 +3,6 @@ their codec round trips."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,30 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import before_after
+from experiments.report.gates import Gate, as_gate
+from experiments.report.metric_keys import Known, Metrics, metric_key, reported_metrics
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.scoring.rows import MEANS, RATIOS, Row, read_scores, terms
+from experiments.scoring.rows import Row, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.panel import PanelConfig
-from pretrain.files import replacing
+from pretrain.files import write_json
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
-
-SUFFIXES = {
-    MAIN_SET: "",
-    ALIGN_SET: f"_{ALIGN_SET}",
-}  # of a metric's name, by prompt set; elsewhere the set's name without "pretrain"
-RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How scores are summed up."""
+    """How scores are summed up, and the limits that they must keep. Raises ValueError for a gate that cannot
+    be checked."""
 
     seed: int = 0  # of the bootstrap
     panel: PanelConfig = field(default_factory=PanelConfig)  # simulated raters of before and after alignment
+    gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
+
+    def __post_init__(self) -> None:
+        gates = tuple(as_gate(gate, f"gates[{index}]") for index, gate in enumerate(self.gates))
+        object.__setattr__(self, "gates", gates)
 
 
 def evaluate(
@@ -45,33 +46,34 @@ def evaluate(
     votes_out: Path | None = None,
     rewarded: Mapping[str, float] = {},
     limits: Mapping[str, float] = {},
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
     high, n}}}`.
 
     With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with
     `votes_out` (the simulated panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the
-    guardrails' that the clips were scored with. Without them an old `alignment_out` is removed. Raises
-    FileNotFoundError or ValueError in one line; only votes are written then.
+    guardrails' that the clips were scored with; `known`: metrics to report, None = the catalog's. Without
+    clips of both an old `alignment_out` is removed. Raises FileNotFoundError or ValueError in one line; only
+    votes are written then.
     """
-    groups = read_scores(scores)
+    groups, known = read_scores(scores), known or reported_metrics()
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for (prompt_set, source), rows in groups.items():
-        suffix = SUFFIXES.get(prompt_set, prompt_set.removeprefix("pretrain"))
-        for name, interval in summarise(rows, config.seed).items():
-            metrics.setdefault(RENAMED.get(name + suffix, name + suffix), {})[source] = interval.as_json()
-    alignment = _alignment(config, groups, votes_out, rewarded, limits) if alignment_out else None
-    _write(out, metrics)
+        for name, interval in summarise(rows, known, config.seed).items():
+            metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
+    alignment = _alignment(config, groups, votes_out, rewarded, limits, known) if alignment_out else None
+    write_json(out, metrics, indent=1, allow_nan=False)
     if alignment_out and alignment:
-        _write(alignment_out, alignment)
+        write_json(alignment_out, alignment, indent=1, allow_nan=False)
     elif alignment_out:
         alignment_out.unlink(missing_ok=True)  # of other clips than those just summed up
     return metrics
 
 
-def summarise(rows: Sequence[Row], seed: int = 0) -> dict[str, Interval]:
+def summarise(rows: Sequence[Row], known: Known, seed: int = 0) -> dict[str, Interval]:
     """One interval per metric; a metric that no clip of the group could be scored on is left out."""
-    intervals = {name: bootstrap_ratio(*terms(rows, name), seed) for name in (*RATIOS, *MEANS)}
+    intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in known.items()}
     return {name: interval for name, interval in intervals.items() if interval.n}
 
 
@@ -81,6 +83,7 @@ def _alignment(
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
+    known: Known,
 ) -> dict[str, Any] | None:
     before, after, codec = (
         groups.get(key, ()) for key in ((ALIGN_SET, "generated"), (ALIGN_SET, "aligned"), (MAIN_SET, "codec"))
@@ -95,7 +98,7 @@ def _alignment(
     return {
         "prompt_set": ALIGN_SET,
         "codec_of": MAIN_SET,
-        **compare(config, before, after, codec, votes_out, rewarded, limits),
+        **compare(config, before, after, codec, votes_out, rewarded, limits, known),
     }
 
 
@@ -107,19 +110,25 @@ def compare(
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
+    known: Known,
 ) -> dict[str, Any]:
     """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as
     of `evaluate`."""
     weighed = [name for name, weight in rewarded.items() if weight]
-    found = before_after(
-        before, after, codec, fill(GuardrailLimits, limits, "align.guardrails"), weighed, config.seed
-    )
-    return {
-        **found,
-        **({"raters": simulated_gsb(config.panel, before, after, votes_out, rewarded)} if votes_out else {}),
+    bounds = fill(GuardrailLimits, limits, "align.guardrails")
+    found = before_after(before, after, codec, bounds, weighed, config.seed, known)
+    raters = simulated_gsb(config.panel, before, after, votes_out, rewarded) if votes_out else None
+    return {**found, "raters": raters} if raters else found
+
+
+def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, float]:
+    """Flat means for MLflow: `source/key` of every set, `alignment/key/after`, `difference` and `closed`."""
+    found = {
+        f"{source}/{key}": interval
+        for key, sources in metrics.items()
+        for source, interval in sources.items()
     }
-
-
-def _write(path: Path, content: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    for key, metric in alignment.get("metrics", {}).items():
+        names = ("after", "difference", "closed")
+        found |= {f"alignment/{key}/{name}": metric[name] for name in names if name in metric}
+    return {name: interval["mean"] for name, interval in found.items() if interval["mean"] is not None}

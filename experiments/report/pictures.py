@@ -4,7 +4,6 @@ sheet, loss curves."""
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,10 +140,7 @@ def _read_losses(
     }
     offset, borders = 0.0, []
     for name, folder in stages.items():
-        path = folder / "metrics.jsonl"
-        rows: list[dict[str, Any]] = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        )
+        rows = _rows(folder / "metrics.jsonl")
         if not rows:
             continue
         borders.append((name, offset))
@@ -174,14 +170,17 @@ PANELS = (
     (("noise of the picture", "picture_noise_judge"), ("signal to noise, dB", "snr_estimate_db")),
 )
 SIDES = {"before": ("#8a949c", "o"), "after": ("#c8642a", "o"), "codec": (INK, "D")}
-ASIDE, TRAINED = "aside/reward/", "reward/"
+HELD_OUT, TRAINED = "held_out/reward/", "reward/"
 
 
 def before_after_dots(found: Mapping[str, Any]) -> bytes:
-    """One row per topic: the judge on the left, its reward on the right; dots are means, lines their 95 %
-    intervals."""
+    """One row per topic: the judge on the left, its reward on the right; a row for each other reward. Dots
+    are means, lines their 95 % intervals."""
     metrics = found["metrics"]
-    rows = [row for row in PANELS if any(name in metrics for _, name in row)]
+    shown = {name for row in PANELS for _, name in row}
+    others = [name for name, metric in metrics.items() if metric["role"] == "reward" and name not in shown]
+    panels_of = (*PANELS, *(((name, ""), (name, name)) for name in others))
+    rows = [row for row in panels_of if any(name in metrics for _, name in row)]
     figure = Figure(figsize=(11, 0.5 + 1.2 * max(len(rows), 1)), dpi=DPI, layout="constrained")
     for panels, row in zip(figure.subplots(max(len(rows), 1), 2, squeeze=False), rows, strict=False):
         for axes, (about, name) in zip(panels, row, strict=True):
@@ -201,15 +200,15 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
 
 
 def reward_curves(log: Path) -> bytes | None:
-    """Rewards of the prompts set aside (line) and of the rolled-out clips (dots) over the rounds of
+    """Rewards of the held-out prompts (line) and of the rolled-out clips (dots) over the rounds of
     metrics.jsonl; None without any."""
     rows = _rows(log)
     names = sorted(
         {
-            key.removeprefix(ASIDE).removeprefix(TRAINED)
+            key.removeprefix(HELD_OUT).removeprefix(TRAINED)
             for row in rows
             for key in row
-            if key.startswith((ASIDE, TRAINED))
+            if key.startswith((HELD_OUT, TRAINED))
         }
     )
     if not names:
@@ -218,7 +217,7 @@ def reward_curves(log: Path) -> bytes | None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for prefix, style in (
             (TRAINED, {"marker": ".", "linestyle": "", "color": FAINT}),
-            (ASIDE, {"marker": "o", "color": "#c8642a"}),
+            (HELD_OUT, {"marker": "o", "color": "#c8642a"}),
         ):
             points = [
                 (row["step"], row[prefix + name])
@@ -226,7 +225,7 @@ def reward_curves(log: Path) -> bytes | None:
                 if math.isfinite(row.get(prefix + name) or math.nan)
             ]
             if points:
-                label = "prompts set aside" if prefix == ASIDE else "rolled-out clips"
+                label = "held-out prompts" if prefix == HELD_OUT else "rolled-out clips"
                 axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
         axes.set_title(name, loc="left", fontsize=9, color=INK)
         axes.set_xlabel("round", fontsize=8.5)

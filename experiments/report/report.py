@@ -6,13 +6,15 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from experiments.report.alignment import alignment_html
-from experiments.report.html import Card, Section, page
+from experiments.report.gates import Gate, check_gates, read_reports
+from experiments.report.metric_keys import Known
+from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
-from experiments.report.summary import print_summary, read_metrics
+from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     FPS,
     SAMPLE_RATE_HZ,
@@ -21,16 +23,18 @@ from experiments.scoring.samples import (
     generated_samples,
     real_samples,
 )
-from experiments.scoring.sets import ALIGN_SET, SCORES
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
-from pretrain.jsonl import FieldError, scan
-
-__all__ = ["print_summary", "report"]
 
 NUM_EXAMPLES = 4
+GENERATED_SECTIONS = (  # heading, sentence, prompt set
+    ("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue"),
+    ("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera"),
+)
 NUM_READ = 64  # clips of a set that examples are looked for in
+NUM_REAL = 208  # real clips of each kind, likewise
 Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
 
 
@@ -46,6 +50,8 @@ def report(
     alignment: Path | None = None,
     aligned: Path | None = None,
     align_log: Path | None = None,
+    gates: Sequence[Gate] = (),
+    known: Known | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
@@ -55,29 +61,22 @@ def report(
 
     `evaluation` is what `evaluate` wrote, `scores` the folder of the clips' scores, `pretrain` maps stage
     names in order to folders with metrics.jsonl, `facts` are shown in a table (seconds per stage, memory,
-    speed). Examples are the first prompts of each voice, never chosen by their scores. Raises
-    FileNotFoundError or ValueError in one line.
+    speed), `gates` are checked against the numbers, `known` metrics have titles (None = the catalog's).
+    Examples are the first prompts of each voice, never chosen by their scores. Raises FileNotFoundError or
+    ValueError in one line.
     """
-    metrics = read_metrics(evaluation)
-    details = _read_details(scores / SCORES)
+    reports = read_reports(evaluation, alignment)
+    details = {
+        (*group, row["data_id"]): row for group, rows in read_scores(scores / SCORES).items() for row in rows
+    }
     rows = _compared(generated, corpus, codec)
-    sections = [
-        Section(
-            "Listen and look",
-            "The first prompts of the set, one per voice, beside a real clip with the same voice and, if "
-            "there is one, the same word.",
-            [
-                (row[-1].clip.prompt, [_card("pretrain_seen", sample, details) for sample in row])
-                for row in rows
-            ],
-        ),
-        _generated_section(
-            "Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue", generated, details
-        ),
-        _generated_section(
-            "Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera", generated, details
-        ),
-    ]
+    about = (
+        "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there "
+        "is one, the same word."
+    )
+    cards = [(row[-1].clip.prompt, [_card(MAIN_SET, sample, details) for sample in row]) for row in rows]
+    sections = [Section("Listen and look", about, cards)]
+    sections += [_generated_section(*texts, generated, details) for texts in GENERATED_SECTIONS]
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
         [{s.source: (s.clip, _caption(s, details)) for s in row} for row in rows],
@@ -86,36 +85,35 @@ def report(
     _write(out / "contact_sheet.png", sheet)
     if losses is not None:
         _write(out / "losses.png", losses)
-    aligned_part = _alignment(alignment, aligned, align_log, generated, details, out)
-    return _write(out / "demo.html", page(metrics, sections, losses, facts, aligned_part).encode())
+    compared = _alignment(reports.alignment, aligned, align_log, generated, details, out)
+    results = check_gates(gates, reports)
+    html = page(reports.metrics, results, sections, losses, facts, compared, known)
+    return _write(out / "demo.html", html.encode())
 
 
 def _alignment(
-    alignment: Path | None,
+    found: Mapping[str, Any],
     aligned: Path | None,
     log: Path | None,
     generated: Path,
     details: Details,
     out: Path,
-) -> str:
-    """HTML of before and after, its pictures written beside; "" where nothing was aligned."""
-    if alignment is None or not alignment.is_file():
-        return ""
-    found = read_metrics(alignment)
+) -> AlignmentPart | None:
+    """Before and after, its pictures written to `out` too; None where nothing was aligned."""
+    if not found:
+        return None
     dots, curves = before_after_dots(found), reward_curves(log) if log else None
     _write(out / "before_after.png", dots)
     if curves is not None:
         _write(out / "alignment.png", curves)
     about = "The first prompts of the set, one per voice, before and after; never chosen by their scores."
     rows = _before_after(generated / ALIGN_SET, aligned / ALIGN_SET, details) if aligned else []
-    return alignment_html(found, Section("The same prompts", about, rows), dots, curves)
+    return AlignmentPart(found, Section("The same prompts", about, rows), dots, curves)
 
 
 def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str, list[Card]]]:
-    aligned = {
-        sample.data_id: sample
-        for sample in generated_samples(after, "speech", limit=NUM_READ, source="aligned")
-    }
+    samples = generated_samples(after, "speech", limit=NUM_READ, source="aligned")
+    aligned = {sample.data_id: sample for sample in samples}
     rows = []
     for sample in _first_per_voice(generated_samples(before, "speech", limit=NUM_READ)):
         if sample.data_id not in aligned:
@@ -134,14 +132,11 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
 def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
     """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each
     voice."""
-    chosen = _first_per_voice(generated_samples(generated / "pretrain_seen", "speech", limit=NUM_READ))
-    real_clips = [
-        sample for samples in real_samples(corpus / "validation.jsonl", 208).values() for sample in samples
-    ]
-    rows = []
-    codecs = load_codecs(codec)
+    chosen = _first_per_voice(generated_samples(generated / MAIN_SET, "speech", limit=NUM_READ))
+    real_clips = real_samples(corpus / "validation.jsonl", NUM_REAL)
+    rows, codecs = [], load_codecs(codec)
     for sample in chosen:
-        voice = [real for real in real_clips if real.clip.voices == sample.clip.voices]
+        voice = [real for real in chain(*real_clips.values()) if real.clip.voices == sample.clip.voices]
         same = [real for real in voice if real.clip.spans == sample.clip.spans] or voice
         rows.append([*same[:1], *codec_samples(same[:1], codecs), sample])
     return rows
@@ -160,12 +155,10 @@ def _generated_section(
 ) -> Section:
     if not (generated / prompt_set / "index.jsonl").is_file():
         return Section(heading, about, [])
-    samples = generated_samples(
-        generated / prompt_set, prompt_set.removeprefix("pretrain_"), limit=NUM_EXAMPLES
-    )
-    return Section(
-        heading, about, [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
-    )
+    kind = prompt_set.removeprefix("pretrain_")
+    samples = generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES)
+    cards = [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
+    return Section(heading, about, cards)
 
 
 def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
@@ -176,22 +169,22 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
         write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
         mp4 = path.read_bytes()
     words, wanted = " ".join(clip.spans), " ".join(clip.voices)
-    lips = scored["scores"]["lip_loudness_correlation"]
-    return Card(sample.source, mp4, clip_png(clip), _heard(scored), words, _voices(scored), wanted, lips)
+    lips = scored["scores"].get("lip_loudness_correlation")
+    return Card(
+        sample.source, mp4, clip_png(clip), *_heard(scored), words=words, wanted_voices=wanted, lips=lips
+    )
 
 
 def _caption(sample: Sample, details: Details) -> str:
-    scored = _detail("pretrain_seen", sample, details)
-    said, voices = " ".join(sample.clip.spans), _voices(scored)
-    return f"says “{said}”, recognised “{_heard(scored)}”, nearest voice {voices or '–'}"
+    scored = _detail(MAIN_SET, sample, details)
+    heard, voices = _heard(scored)
+    return f"says “{' '.join(sample.clip.spans)}”, recognised “{heard}”, nearest voice {voices or '–'}"
 
 
-def _heard(scored: Mapping[str, Any]) -> str:
-    return scored["texts"].get("wer_pocketsphinx", "")
-
-
-def _voices(scored: Mapping[str, Any]) -> str:
-    return scored["texts"].get("voice_accuracy_resemblyzer", "")
+def _heard(scored: Mapping[str, Any]) -> tuple[str, str]:
+    """Recognised words and nearest voices."""
+    texts = scored["texts"]
+    return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")
 
 
 def _quoted(prompt: str) -> str:
@@ -206,15 +199,6 @@ def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, A
             "evaluate` again"
         )
     return details[key]
-
-
-def _read_details(path: Path) -> Details:
-    details = {}
-    for _, row in scan(path):
-        if isinstance(row, FieldError):
-            raise ValueError(row.at(path))
-        details[row["prompt_set"], row["source"], row["data_id"]] = row
-    return details
 
 
 def _write(path: Path, content: bytes) -> Path:

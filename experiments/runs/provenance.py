@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from pretrain.config import one_line
+
 DVC_VARIABLE = "DVC_STAGE"  # set by DVC for the commands it runs
 
 
@@ -84,9 +86,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); restore it or delete it"
-        ) from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)}); restore it or delete it") from None
 
 
 def lock_hash(root: Path) -> str:

@@ -35,7 +35,7 @@ from experiments.runs.tracker import (
     new_run_key,
 )
 from orchestration.launch import JOB as JOB_VARIABLE
-from pretrain.files import read_json, replacing
+from pretrain.files import read_json, write_json
 
 
 class Interrupted(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def tracked(
     key = _announced_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
     if resume:
         key = _resumed_key(marker, mark, layout.output_of(stage)) or key
-    _write_json(marker, {"key": key, "fingerprint": mark})
+    write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     tracker = SpoolTracker(layout.tracking / key)
     tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(layout.output_of(stage))}
     tags |= source_tags(git, root)
@@ -158,7 +158,7 @@ def tracked(
     )
     tracker.log_metrics({"stage_seconds": seconds}, step=0)
     tracker.finish("FINISHED")
-    _write_json(layout.runs / f"{stage}.json", asdict(record))
+    write_json(layout.runs / f"{stage}.json", asdict(record), indent=1, default=str)
     marker.unlink(missing_ok=True)
 
 
@@ -184,11 +184,6 @@ def _resumed_key(marker: Path, current: str, output: Path) -> str:
     if output.is_dir():
         shutil.rmtree(output)
     return ""
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=str))
 
 
 @contextmanager

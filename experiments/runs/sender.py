@@ -4,12 +4,13 @@ has ended."""
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from experiments.runs.spool import SpooledRun, spooled_runs
 
@@ -115,17 +116,10 @@ def follow(spool: Path, root: Path) -> None:
         time.sleep(wait_s)
 
 
-def locked(spool: Path, wait: bool) -> Any:
-    """The spool's lock, or None when another sender holds it and `wait` is False; keep it open while
-    sending."""
+def sender_lock(spool: Path) -> FileLock:
+    """To be held while sending."""
     spool.mkdir(parents=True, exist_ok=True)
-    lock = (spool / "sender.lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+    return FileLock(spool / "sender.lock")
 
 
 def main() -> int:
@@ -133,11 +127,13 @@ def main() -> int:
     parser.add_argument("spool", type=Path)
     parser.add_argument("--root", type=Path, default=Path())
     arguments = parser.parse_args()
-    lock = locked(arguments.spool, wait=False)
-    if lock is None:
+    try:
+        held = sender_lock(arguments.spool).acquire(blocking=False)
+    except Timeout:  # another one sends
         return 0
-    os.nice(19)
-    follow(arguments.spool, arguments.root)
+    with held:
+        os.nice(19)
+        follow(arguments.spool, arguments.root)
     return 0
 
 

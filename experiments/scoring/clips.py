@@ -1,5 +1,5 @@
-"""What `nava score` is pointed at, as a list of clips: a folder of media, an index of `nava generate`, a
-manifest, prompts with videos."""
+"""Clips to score and what was asked of each, read from a folder of media, an index of `nava generate`, a
+training manifest or prompts with videos, and opened as rewards.types.Clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from pretrain.codecs.media import SOUND_SUFFIXES, read_media, read_rates
 from pretrain.data.manifest import Row, read_manifest
 from pretrain.jsonl import FieldError, scan
-from pretrain.prompt import PromptRow, parse, read_prompts
+from pretrain.prompt import parse, read_prompts
 from rewards.types import Box, Clip
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm"})
@@ -25,10 +25,12 @@ REFERENCE_RATE_HZ = 16_000
 
 @dataclass(frozen=True)
 class ClipFile:
-    """A clip on disk and what was asked of it; `group` is shared by the clips that answer the same prompt."""
+    """A clip on disk and what was asked of it; `group` is shared by the clips that answer the same prompt.
+
+    What was asked of decoded latents is one too, without a path."""
 
     name: str  # unique in its source
-    path: Path
+    path: Path = Path()
     prompt: str = ""
     spans: tuple[str, ...] = ()
     references: tuple[Path | None, ...] = ()
@@ -46,6 +48,58 @@ class ClipFile:
         return [
             path for path in (*self.references, self.first_frame, self.reference_sound) if path is not None
         ]
+
+    def clip(
+        self, frames: np.ndarray | None, waveform: np.ndarray | None, fps: float, sample_rate_hz: int
+    ) -> Clip:
+        """Decoded media with everything that was asked; attached files are read, once each.
+
+        frames uint8 [T, H, W, 3], waveform float32 [N]. Raises MediaError for an unreadable reference,
+        ValueError for an unreadable image.
+        """
+        return Clip(
+            waveform=waveform,
+            sample_rate_hz=sample_rate_hz,
+            frames=frames,
+            fps=fps,
+            prompt=self.prompt,
+            spans=self.spans,
+            references=tuple(_sound(path, REFERENCE_RATE_HZ) if path else None for path in self.references),
+            voices=self.voices,
+            name=self.name,
+            mouth_boxes=self.mouth_boxes,
+            face_boxes=self.face_boxes,
+            span_times=self.span_times,
+            first_frame=_image(self.first_frame) if self.first_frame else None,
+            reference_sound=_sound(self.reference_sound, sample_rate_hz) if self.reference_sound else None,
+        )
+
+
+def asked(
+    name: str,
+    path: Path,
+    text: str,
+    meta: Mapping[str, Any],
+    references: Iterable[Path | None],
+    times: tuple[tuple[float, float], ...] = (),
+    image: Path | str | None = None,
+) -> ClipFile:
+    """What a row of prompts, an index or a manifest asks of its clip: `text` with its spans, `meta` of the
+    corpus, paths of the references and the first frame, start and end of the spans in seconds."""
+    moving = meta.get("kind") == "camera"  # the mouth leaves its box
+    return ClipFile(
+        name=name,
+        path=path,
+        prompt=text,
+        spans=tuple(span.text for span in parse(text).spans),
+        references=tuple(references),
+        voices=tuple(meta.get("voices", ())),
+        mouth_boxes=() if moving else _boxes(meta.get("mouth_boxes", ())),
+        face_boxes=() if moving else _boxes(meta.get("face_boxes", ())),
+        span_times=times,
+        first_frame=Path(image) if image else None,
+        group=str(meta.get("group", text)),
+    )
 
 
 def list_clips(source: Path) -> list[ClipFile]:
@@ -86,37 +140,21 @@ def load_clip(file: ClipFile) -> Clip:
     """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises
     MediaError."""
     rates = read_rates(file.path)
-    wants_picture = rates.fps is not None and not file.sound_only
     media = read_media(
         file.path,
         fps=rates.fps or 24.0,
         sample_rate_hz=rates.sample_rate_hz or REFERENCE_RATE_HZ,
-        want_video=wants_picture,
+        want_video=rates.fps is not None and not file.sound_only,
         want_audio=rates.sample_rate_hz is not None,
     )
-    return Clip(
-        waveform=media.waveform,
-        sample_rate_hz=media.sample_rate_hz,
-        frames=media.frames,
-        fps=media.fps,
-        prompt=file.prompt,
-        spans=file.spans,
-        references=tuple(_sound(path, REFERENCE_RATE_HZ) if path else None for path in file.references),
-        voices=file.voices,
-        name=file.name,
-        mouth_boxes=file.mouth_boxes,
-        face_boxes=file.face_boxes,
-        span_times=file.span_times,
-        first_frame=_image(file.first_frame) if file.first_frame else None,
-        reference_sound=_sound(file.reference_sound, media.sample_rate_hz) if file.reference_sound else None,
-    )
+    return file.clip(media.frames, media.waveform, media.fps, media.sample_rate_hz)
 
 
 def _folder(folder: Path) -> Iterator[ClipFile]:
     indices = sorted(folder.rglob(INDEX))
     indexed = {index.parent for index in indices}
     for index in indices:
-        yield from _index(index, index.parent.relative_to(folder))
+        yield from index_clips(index, index.parent.relative_to(folder))
     media = [
         path
         for path in sorted(folder.rglob("*"))
@@ -134,9 +172,9 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
     if isinstance(first, FieldError):
         raise ValueError(first.at(source))
     if "video_info" in first:
-        yield from (_training_clip(row, source.parent) for row in read_manifest(source)[0])
+        yield from (manifest_clip(row, source.parent) for row in read_manifest(source)[0])
     elif "reference_paths" in first and "video" in first:
-        yield from _index(source, Path())
+        yield from index_clips(source)
     elif any(key in first for key in VIDEO_KEYS):
         yield from _prompts(source)
     else:
@@ -146,33 +184,28 @@ def _jsonl(source: Path) -> Iterator[ClipFile]:
         )
 
 
-def _training_clip(row: Row, folder: Path) -> ClipFile:
+def manifest_clip(row: Row, folder: Path) -> ClipFile:
+    """A row of the training manifest in `folder`."""
     times = tuple(zip(row.speech_start_s, row.speech_end_s, strict=True))
     references = [
         folder / reference if reference else None for reference in row.meta.get("reference_paths", ())
     ]
-    return _described(row.data_id, row.data_path, row.text, row.meta, references, times)
+    return asked(row.data_id, row.data_path, row.text, row.meta, references, times)
 
 
-def _index(index: Path, prefix: Path) -> Iterator[ClipFile]:
+def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[ClipFile]:
+    """Rows of an index.jsonl of `nava generate`; `prefix` goes before their names, `kind` stands in for that
+    of their meta. Raises ValueError in one line for a bad row."""
     for line, row in scan(index):
         if isinstance(row, FieldError):
             raise ValueError(row.at(index))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
             raise ValueError(f"{index}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
-        # index rows give the references as they were opened: relative to the folder the command was started
-        # in
+        # references are as they were opened: relative to the folder the command was started in
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
-        name = (prefix / row["data_id"]).as_posix()
-        yield _described(
-            name,
-            index.parent / row["video"],
-            row["prompt"],
-            row["meta"],
-            references,
-            (),
-            row.get("image_path"),
-        )
+        meta = {**row["meta"], "kind": kind} if kind else row["meta"]
+        name, video = (prefix / row["data_id"]).as_posix(), index.parent / row["video"]
+        yield asked(name, video, row["prompt"], meta, references, image=row.get("image_path"))
 
 
 def _prompts(source: Path) -> Iterator[ClipFile]:
@@ -185,36 +218,8 @@ def _prompts(source: Path) -> Iterator[ClipFile]:
         video = videos[row.line]
         if not isinstance(video, str):
             raise ValueError(f"{source}:{row.line} video: expected a path, got {video!r}")
-        yield _prompted(row, source.parent / video)
-
-
-def _prompted(row: PromptRow, video: Path) -> ClipFile:
-    return _described(row.data_id, video, row.prompt.text, row.meta, row.reference_paths, (), row.image_path)
-
-
-def _described(
-    name: str,
-    path: Path,
-    text: str,
-    meta: Mapping[str, Any],
-    references: Iterable[Path | None],
-    times: tuple[tuple[float, float], ...],
-    image: Path | str | None = None,
-) -> ClipFile:
-    moving = meta.get("kind") == "camera"  # the mouth leaves its box
-    return ClipFile(
-        name=name,
-        path=path,
-        prompt=text,
-        spans=tuple(span.text for span in parse(text).spans),
-        references=tuple(references),
-        voices=tuple(meta.get("voices", ())),
-        mouth_boxes=() if moving else _boxes(meta.get("mouth_boxes", ())),
-        face_boxes=() if moving else _boxes(meta.get("face_boxes", ())),
-        span_times=times,
-        first_frame=Path(image) if image else None,
-        group=str(meta.get("group", text)),
-    )
+        path, text = source.parent / video, row.prompt.text
+        yield asked(row.data_id, path, text, row.meta, row.reference_paths, image=row.image_path)
 
 
 def _boxes(boxes: Iterable[Iterable[float]]) -> tuple[Box, ...]:

@@ -11,11 +11,13 @@ import yaml
 from experiments.scoring.clips import ClipFile
 from experiments.scoring.options import preference_options
 from experiments.scoring.run import ScoreSettings
+from pretrain.config import one_line
 from rewards.catalog import CATALOG, check_names, check_weights
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
 from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric
+from rewards.types import split_part
 
 RUBRIC_KEYS = ("items", "guardrails", "options")
 
@@ -33,7 +35,7 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with {', '.join(RUBRIC_KEYS)}, got {content!r}")
     for key in content:
@@ -60,7 +62,7 @@ def settings_from(
     rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
-        wanted = [_reward_of(item.reward) for item in rubric.items]
+        wanted = [split_part(item.reward, CATALOG)[0] for item in rubric.items]
     if not wanted:
         raise ValueError(
             f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
@@ -113,11 +115,6 @@ def _hears(name: str) -> bool:
 
 def _inner(name: str, options: Mapping[str, Any], files: Sequence[ClipFile]) -> Mapping[str, Any]:
     return with_vocabulary(f"preference.options.{name}", options, files) if _hears(name) else options
-
-
-def _reward_of(name: str) -> str:
-    """The reward that an item of a rubric belongs to; parts are named `reward.part`."""
-    return name if name in CATALOG else name.partition(".")[0]
 
 
 def reward_settings(

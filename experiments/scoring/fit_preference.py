@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.scoring.rows import ScoredClip, ScoresFile, read_scored
+from experiments.scoring.rows import ScoresFile, VotedClip, read_scored
 from finetune.gsb.raters import check_raters, first_votes, kept_votes
 from finetune.gsb.votes import AXES, Vote, VoteSet
 from pretrain.jsonl import FieldError
-from rewards.preference import PreferenceModel, check_no_judge
+from rewards.catalog import CATALOG
+from rewards.preference import PreferenceModel
 from rewards.preference_fit import PreferenceConfig, Votes, fit_preference
-from rewards.recipes.preference import check_no_preference
+from rewards.recipes.preference import check_features
 
-Known = Mapping[tuple[str, str], list[ScoredClip]]  # by model and case
+Known = Mapping[tuple[str, str], list[VotedClip]]  # by model and case
 
 
 def fit_votes(
@@ -36,9 +37,8 @@ def fit_votes(
     scores are left out and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or
     joins, a feature that no row has, a judge or a preference among the features, nothing to learn from.
     """
-    check_no_judge(features)
-    check_no_preference(features)
-    known: dict[tuple[str, str], list[ScoredClip]] = {}
+    check_features(features, CATALOG)
+    known: dict[tuple[str, str], list[VotedClip]] = {}
     for file in files:
         for clip in read_scored(file, features):
             known.setdefault((clip.model, clip.case_id), []).append(clip)
@@ -101,7 +101,7 @@ def report(model: PreferenceModel) -> dict[str, Any]:
     }
 
 
-def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vote, ScoredClip, ScoredClip]]:
+def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vote, VotedClip, VotedClip]]:
     """(vote, left clip, right clip) in an order that does not depend on the file's."""
     found = []
     for vote in sorted(
@@ -127,7 +127,7 @@ def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vot
     return found
 
 
-def _find(vote: Vote, side: str, known: Known, source: Path) -> ScoredClip | None:
+def _find(vote: Vote, side: str, known: Known, source: Path) -> VotedClip | None:
     """By model and case, and by digest where both sides know it."""
     model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
     candidates = known.get((model, vote.case_id), [])
@@ -149,7 +149,7 @@ def _find(vote: Vote, side: str, known: Known, source: Path) -> ScoredClip | Non
     return possible[0] if possible else None
 
 
-def _check_values(features: Sequence[str], clips: Sequence[ScoredClip]) -> None:
+def _check_values(features: Sequence[str], clips: Sequence[VotedClip]) -> None:
     for place, feature in enumerate(features):
         if not any(math.isfinite(clip.values[place]) for clip in clips):
             raise ValueError(
@@ -158,7 +158,7 @@ def _check_values(features: Sequence[str], clips: Sequence[ScoredClip]) -> None:
             )
 
 
-def _design(joined: Sequence[tuple[Vote, ScoredClip, ScoredClip]]) -> Votes:
+def _design(joined: Sequence[tuple[Vote, VotedClip, VotedClip]]) -> Votes:
     """The left clip is the first; prompts, or cases where they are not told, are the groups."""
     return Votes(
         first=np.array([left.values for _, left, _ in joined]),

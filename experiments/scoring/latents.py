@@ -4,28 +4,30 @@ clips."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.scoring.clips import ClipFile, asked
 from experiments.scoring.options import reward_options
-from experiments.scoring.samples import clip_of
+from experiments.scoring.samples import FPS
+from experiments.scoring.scored import score_clips
 from finetune.rollout_store import RolloutStore
 from finetune.scores import Scores
+from pretrain.codecs.base import Codecs
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import write_mp4
 from pretrain.progress import track
-from pretrain.prompt import PromptRow, parse
+from pretrain.prompt import PromptRow
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ
 from rewards.catalog import CATALOG, check_weights, open_rewards
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
-from rewards.types import Clip, Score
+from rewards.types import Clip
 
 
 class AlignScorer:
@@ -59,44 +61,45 @@ class AlignScorer:
             )
         self.limits = fill(GuardrailLimits, limits, "guardrails")
         self._stack = ExitStack()
-        self.names = list(weights)
-        self.rewards = self._stack.enter_context(open_rewards(self.names, options))
+        opened = self._stack.enter_context(open_rewards(list(weights), options))
+        self.rewards = dict(zip(weights, opened, strict=True))
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
         """As finetune.scores.Scorer.score; a clip of latents that are not finite has no scores."""
         finite = video.flatten(1).isfinite().all(1) & audio.flatten(1).isfinite().all(1)
         places = finite.nonzero()[:, 0].tolist()
         clips = self.clips(video[finite], audio[finite], [rows[place] for place in places])
+        scored = score_clips(self.rewards, clips, self.limits)
+
+        def column(values: Iterable[float]) -> Tensor:
+            filled = torch.full((len(rows),), math.nan, dtype=torch.float64)
+            filled[places] = torch.tensor(list(values), dtype=torch.float64)
+            return filled
+
         values, parts, reasons = {}, {}, {}
-        for name, reward in zip(self.names, self.rewards, strict=True):
-            try:
-                scores = reward.score(clips)
-            except Exception as error:
-                raise ValueError(
-                    f"reward {name} failed: {type(error).__name__}: {' '.join(str(error).split())}"
-                ) from error
-            measured = _column([score.value for score in scores], places, len(rows))
+        for name, reward in self.rewards.items():
+            scores = [clip.scores[name] for clip in scored]
+            measured = column(score.value for score in scores)
             values[name] = -measured if name in self.lower else measured
-            parts |= {name: measured} if name in self.lower else {}
-            parts |= (
-                {reward.name: measured} if name in CATALOG and name != reward.name else {}
-            )  # e.g. preference_simulated
-            parts |= {f"{name}.{part}": column for part, column in _parts(scores, places, len(rows)).items()}
-            if why := next(
-                (score.reason for score in scores if score.reason),
-                "" if places else "latents that are not finite",
-            ):
+            if name in self.lower:
+                parts[name] = measured
+            if name in CATALOG and name != reward.name:  # e.g. preference_simulated
+                parts[reward.name] = measured
+            for part in sorted({part for score in scores for part in score.parts}):
+                parts[f"{name}.{part}"] = column(score.parts.get(part, math.nan) for score in scores)
+            missing = "" if places else "latents that are not finite"
+            if why := next((score.reason for score in scores if score.reason), missing):
                 reasons[name] = why
-        return Scores(values, parts, self._guardrails(clips, places, len(rows)), reasons)
+        guardrails = {
+            name: column(clip.guardrails[name] for clip in scored)
+            for name in (scored[0].guardrails if scored else ())
+        }
+        guardrails["flagged"] = column(float(bool(clip.flags)) for clip in scored)
+        return Scores(values, parts, guardrails, reasons)
 
     def clips(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> list[Clip]:
         """Decoded clips; sound and picture are of one length."""
-        if not rows:
-            return []
-        frames, sounds = self.codecs.video.decode(video).numpy(), self.codecs.audio.decode(audio).numpy()
-        return [
-            self._clip(picture, sound, row) for picture, sound, row in zip(frames, sounds, rows, strict=True)
-        ]
+        return decoded(self.codecs, video, audio, [_asked(row) for row in rows], self.fps)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         """mp4 files named by their prompts."""
@@ -118,20 +121,6 @@ class AlignScorer:
 
     def close(self) -> None:
         self._stack.close()
-
-    def _clip(self, frames: np.ndarray, sound: np.ndarray, row: PromptRow) -> Clip:
-        return clip_of(frames, sound, row.prompt, row.meta, row.reference_paths, row.data_id, self.fps)
-
-    def _guardrails(self, clips: Sequence[Clip], places: Sequence[int], total: int) -> dict[str, Tensor]:
-        measured = [measure(clip) for clip in clips]
-        found = {
-            name: _column([each[name] for each in measured], places, total)
-            for name in (measured[0] if measured else {})
-        }
-        return {
-            **found,
-            "flagged": _column([float(bool(flags(each, self.limits))) for each in measured], places, total),
-        }
 
 
 def scorer_options(
@@ -161,17 +150,21 @@ def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str,
     return {**options, **cut}
 
 
-def _column(values: Sequence[float], places: Sequence[int], total: int) -> Tensor:
-    column = torch.full((total,), math.nan, dtype=torch.float64)
-    column[list(places)] = torch.tensor(values, dtype=torch.float64)
-    return column
+def decoded(
+    codecs: Codecs, video: Tensor, audio: Tensor, files: Sequence[ClipFile], fps: float = FPS
+) -> list[Clip]:
+    """Clips of latents, video [B, C, F, H, W] and audio [B, C, L], with what was asked of each."""
+    if not files:
+        return []
+    frames, sounds = codecs.video.decode(video).numpy(), codecs.audio.decode(audio).numpy()
+    return [
+        file.clip(picture, sound, fps, AUDIO_SAMPLE_RATE_HZ)
+        for file, picture, sound in zip(files, frames, sounds, strict=True)
+    ]
 
 
-def _parts(scores: Sequence[Score], places: Sequence[int], total: int) -> dict[str, Tensor]:
-    names = sorted({name for score in scores for name in score.parts})
-    return {
-        name: _column([score.parts.get(name, math.nan) for score in scores], places, total) for name in names
-    }
+def _asked(row: PromptRow) -> ClipFile:
+    return asked(row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths)
 
 
 def score_store(
@@ -190,20 +183,14 @@ def score_store(
     of rewards. Raises ValueError for another codec's latents and whatever opening the rewards raises.
     """
     names = list(dict.fromkeys(feature.partition(".")[0] for feature in features))
+    options = reward_options(names, corpus, syncnet, num_processes=num_processes, given=given)
     found: dict[str, dict[str, float]] = {}
-    with open_rewards(
-        names, reward_options(names, corpus, syncnet, num_processes=num_processes, given=given)
-    ) as scorers:
-        batches = -(-len(store.places) // batch)
-        for clips in track(
-            _decoded(store, codec, batch), batches, f"rollouts scored by {', '.join(names)} (batches)"
-        ):
-            scores = {name: scorer.score(clips) for name, scorer in zip(names, scorers, strict=True)}
-            for place, clip in enumerate(clips):
-                found[clip.name] = {
-                    feature: _value({name: scores[name][place] for name in names}, feature)
-                    for feature in features
-                }
+    with open_rewards(names, options) as opened:
+        rewards = dict(zip(names, opened, strict=True))
+        batches, about = -(-len(store.places) // batch), f"rollouts scored by {', '.join(names)} (batches)"
+        for clips in track(_decoded(store, codec, batch), batches, about):
+            for clip, scored in zip(clips, score_clips(rewards, clips), strict=True):
+                found[clip.name] = {feature: scored.value(feature) for feature in features}
     return found
 
 
@@ -214,21 +201,10 @@ def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip
     for start in range(0, len(names), batch):
         part = names[start : start + batch]
         latents = store.rollout(part)
-        frames, sounds = (
-            codecs.video.decode(latents.video).numpy(),
-            codecs.audio.decode(latents.audio).numpy(),
-        )
-        yield [
-            _clip(name, store.places[name], *media)
-            for name, media in zip(part, zip(frames, sounds, strict=True), strict=True)
-        ]
+        yield decoded(codecs, latents.video, latents.audio, [_stored(name, store) for name in part])
 
 
-def _clip(name: str, row: dict[str, Any], frames: Any, sound: Any) -> Clip:
+def _stored(name: str, store: RolloutStore) -> ClipFile:
+    row = store.places[name]
     references = [Path(path) if path else None for path in row["reference_paths"]]
-    return clip_of(frames, sound, parse(row["prompt"]), row["meta"], references, name)
-
-
-def _value(scores: dict[str, Score], feature: str) -> float:
-    name, _, part = feature.partition(".")
-    return math.nan if scores[name].reason else scores[name].parts[part] if part else scores[name].value
+    return asked(name, Path(), row["prompt"], row["meta"], references)

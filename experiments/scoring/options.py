@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.corpus.bank import vocabulary
+from rewards.catalog import CATALOG
 from rewards.options import fill
 from rewards.recipes.preference import PreferenceOptions, needed_rewards
 
@@ -50,6 +51,8 @@ def preference_options(
     Raises FileNotFoundError or ValueError in one line as `needed_rewards`.
     """
     options = fill(PreferenceOptions, given, "preference")
-    inner = {name: dict(known(name, options.options.get(name) or {})) for name in needed_rewards(options)}
+    inner = {
+        name: dict(known(name, options.options.get(name) or {})) for name in needed_rewards(options, CATALOG)
+    }
     assert options.model is not None
     return {"model": str(options.model.absolute()), "options": inner}

@@ -1,36 +1,94 @@
-"""Rows of `score_sets` as they are summed up: which metric is read from what, clip by clip."""
+"""Scored clips as rows of JSON, in the two forms that are on disk, and what reports and votes read of them.
+
+`nava score` writes {clip, scores: {name: {value, reason, parts, text, seconds}}} unrounded, so that scores
+come back as they were; the score stage {data_id, scores: {name: value}, parts, texts, reasons} rounded.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.scoring.statistics import Terms
 from pretrain.jsonl import FieldError, scan
+from rewards.metric import Metric
 from rewards.options import nearest
+from rewards.types import Score, split_part
 
-# metrics that are a sum of errors over a sum of words
-RATIOS = ("wer_pocketsphinx", "wer_pocketsphinx_judge")
-# metric -> (scorer, part of its score; "" = its value), averaged over clips
-MEANS = {
-    "intelligibility_pocketsphinx": ("intelligibility_pocketsphinx", ""),
-    "intelligibility_pocketsphinx_judge": ("intelligibility_pocketsphinx_judge", ""),
-    "voice_accuracy_resemblyzer": ("voice_accuracy_resemblyzer", ""),
-    "sim_resemblyzer": ("sim_resemblyzer", ""),
-    "sync_mini": ("sync_mini", ""),
-    "sync_judge": ("sync_judge", ""),
-    "sync_c_mini": ("sync_judge", "sync_c_mini"),
-    "sync_d_mini": ("sync_judge", "sync_d_mini"),
-    "lip_loudness_correlation": ("lip_loudness_correlation", ""),
-    "lip_loudness_lag_frames": ("lip_loudness_correlation", "lag_frames"),
-    "picture_noise_judge": ("picture_noise_judge", ""),
-    "snr_estimate_db": ("snr_estimate_db", ""),
-}
 Row = Mapping[str, Any]
+DECIMALS = 6
+
+
+def full_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    """What a row of `nava score` holds under `scores`; what is not finite is null."""
+    return {name: full_score(score) for name, score in scores.items()}
+
+
+def full_score(score: Score) -> dict[str, Any]:
+    value = json_number(score.value)
+    return {
+        "value": value,
+        "reason": score.reason or ("NaN" if value is None else ""),
+        "parts": {name: json_number(part) for name, part in score.parts.items()},
+        "text": score.text,
+        "seconds": round(score.seconds, DECIMALS),
+    }
+
+
+def flat_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    """What a row of the score stage holds of its scores."""
+    scored = {name: score for name, score in scores.items() if not score.reason}
+    return {
+        "scores": {
+            name: round(score.value, DECIMALS) if name in scored else None for name, score in scores.items()
+        },
+        "parts": {
+            name: {part: round(value, DECIMALS) for part, value in score.parts.items()}
+            for name, score in scored.items()
+        },
+        "texts": {name: score.text for name, score in scored.items() if score.text},
+        "reasons": {name: score.reason for name, score in scores.items() if score.reason},
+    }
+
+
+def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict[str, Any]:
+    """What a row of the score stage holds of a clip's guardrails; what could not be measured is null."""
+    return {
+        "guardrails": {
+            name: None if math.isnan(value) else round(value, DECIMALS) for name, value in measured.items()
+        },
+        "flags": list(flags),
+    }
+
+
+def score_in(row: Row, name: str) -> Score:
+    """A reward's score from a row of either form; without a value where the reward did not run."""
+    found = row["scores"].get(name)
+    if not isinstance(found, Mapping):
+        aside = {key: row.get(key, {}).get(name) for key in ("parts", "texts", "reasons")}
+        found = {"value": found, "parts": aside["parts"], "text": aside["texts"], "reason": aside["reasons"]}
+    return Score(
+        value=number(found.get("value")),
+        reason=found.get("reason") or "",
+        parts={part: number(value) for part, value in (found.get("parts") or {}).items()},
+        text=found.get("text") or "",
+        seconds=found.get("seconds", 0.0),
+    )
+
+
+def json_number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def number(value: Any) -> float:
+    """NaN for JSON's null and what is no number."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if known else math.nan
 
 
 def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
@@ -45,25 +103,23 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
     return dict(groups)
 
 
-def terms(rows: Sequence[Row], metric: str) -> Terms:
+def terms(rows: Sequence[Row], metric: Metric) -> Terms:
     """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
     scored."""
-    if metric in RATIOS:
-        return column(rows, metric, "errors"), column(rows, metric, "words")
-    return column(rows, *MEANS[metric]), [1.0] * len(rows)
+    if metric.numerator:
+        return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
+    return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
 
 
 def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:
     """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the
     scorer did not run."""
-    return [
-        number(row["parts"].get(scorer, {}).get(part) if part else row["scores"].get(scorer)) for row in rows
-    ]
+    return [_value(row, scorer, part) for row in rows]
 
 
-def number(value: float | None) -> float:
-    """NaN for JSON's null."""
-    return math.nan if value is None else float(value)
+def _value(row: Row, scorer: str, part: str) -> float:
+    score = score_in(row, scorer)
+    return score.parts.get(part, math.nan) if part else score.value
 
 
 @dataclass(frozen=True)
@@ -89,7 +145,7 @@ class ScoresFile:
 
 
 @dataclass(frozen=True)
-class ScoredClip:
+class VotedClip:
     """A clip that votes may speak of; `values` [features], NaN where it could not be scored. `sha256` ""
     where it is not known."""
 
@@ -100,7 +156,7 @@ class ScoredClip:
     values: tuple[float, ...]
 
 
-def read_scored(file: ScoresFile, features: Sequence[str]) -> list[ScoredClip]:
+def read_scored(file: ScoresFile, features: Sequence[str]) -> list[VotedClip]:
     """Rows of `nava score` ({clip, scores: {name: {value, parts}}}) or of a scores stage ({data_id, source,
     scores: {name: value}, parts}). The case is `case_id`, else the clip's name. Raises FileNotFoundError, or
     ValueError naming the file."""
@@ -127,44 +183,24 @@ def read_scored(file: ScoresFile, features: Sequence[str]) -> list[ScoredClip]:
     return [_clip(line, row, file, features) for line, row in rows]
 
 
-def _clip(line: int, row: Mapping[str, Any], file: ScoresFile, features: Sequence[str]) -> ScoredClip:
+def _clip(line: int, row: Mapping[str, Any], file: ScoresFile, features: Sequence[str]) -> VotedClip:
     model = file.model or row.get("model") or row.get("source")
     if not isinstance(model, str):
         raise ValueError(
             FieldError(line, "model", "whose clip is it? give the scores as MODEL=FILE").at(file.path)
         )
     name = row.get("data_id", row.get("clip"))
-    values = tuple(_value(row, feature) for feature in features)
-    return ScoredClip(
+    values = tuple(_value(row, *split_part(feature, row["scores"])) for feature in features)
+    return VotedClip(
         model, str(row.get("case_id", name)), row.get("prompt") or "", row.get("sha256") or "", values
     )
 
 
-def _value(row: Mapping[str, Any], feature: str) -> float:
-    name, part = _split(feature, row["scores"])
-    entry = row["scores"].get(name)
-    if isinstance(entry, Mapping):
-        found = entry.get("parts", {}).get(part) if part else entry.get("value")
-    else:
-        found = row.get("parts", {}).get(name, {}).get(part) if part else entry
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else math.nan
-
-
-def _split(feature: str, scores: Iterable[str]) -> tuple[str, str]:
-    """(reward, part) of a feature, part "" for its value."""
-    if feature in scores:
-        return feature, ""
-    name, _, part = feature.partition(".")
-    return name, part
-
-
-def _check_feature(feature: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _check_feature(feature: str, rows: Sequence[Row], path: Path) -> None:
     there = {name for row in rows for name in row["scores"]}
-    name, part = _split(feature, there)
+    name, part = split_part(feature, there)
     if name not in there:
         raise ValueError(f"{path}: no scores of {name!r}, score the clips with it; {nearest(name, there)}")
-    entries = [row["scores"][name] for row in rows if isinstance(row["scores"].get(name), Mapping)]
-    nested = [row.get("parts", {}).get(name, {}) for row in rows]
-    parts = {key for found in (*(entry.get("parts", {}) for entry in entries), *nested) for key in found}
+    parts = {key for row in rows for key in score_in(row, name).parts}
     if part and part not in parts and parts:
         raise ValueError(f"{path}: {name!r} has no part {part!r}; {nearest(part, parts)}")

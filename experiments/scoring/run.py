@@ -4,7 +4,6 @@ can be interrupted."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any
 
 from experiments.runs.provenance import md5_of
 from experiments.scoring.clips import ClipFile, check_attached, load_clip
+from experiments.scoring.rows import full_score, full_scores, json_number, number, score_in
+from experiments.scoring.scored import ScoredClip, score_clips
 from experiments.scoring.store import Row, ScoreStore, config_id, identity
 from pretrain.codecs.media import MediaError
 from pretrain.progress import track
 from rewards.base import Reward, unscored
 from rewards.catalog import CATALOG, checked_options, open_rewards
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits, flags
 from rewards.recipes.preference import PreferenceOptions, needed_rewards
 from rewards.rubric import Rubric
 from rewards.types import Clip, Score
@@ -73,17 +74,7 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
 
 def to_scores(rows: Sequence[Row], name: str) -> list[Score]:
     """A reward's scores as they were before they were written."""
-    found = [row["scores"][name] for row in rows]
-    return [
-        Score(
-            value=math.nan if entry["value"] is None else entry["value"],
-            reason=entry["reason"],
-            parts={part: math.nan if value is None else value for part, value in entry["parts"].items()},
-            text=entry["text"],
-            seconds=entry["seconds"],
-        )
-        for entry in found
-    ]
+    return [score_in(row, name) for row in rows]
 
 
 def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFile, Clip | str]]]:
@@ -108,23 +99,16 @@ def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFi
 def _score_chunk(
     chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str
 ) -> list[Row]:
-    clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
+    """Rows without flags and total; a clip that could not be decoded has that reason in every score."""
     called = {
         asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name
     }
-    columns = {}
-    for reward in rewards.values():
-        scores = reward.score(clips) if clips else []
-        if len(scores) != len(clips):
-            raise ValueError(
-                f"reward {reward.name}: {len(scores)} scores for {len(clips)} clips; it must answer every "
-                "clip"
-            )
-        columns[reward.name] = iter(scores)
+    named = {reward.name: reward for reward in rewards.values()}
+    clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
+    scored = iter(score_clips(named, clips, GuardrailLimits()) if clips else ())
     rows = []
     for file, clip in chunk:
-        read = isinstance(clip, Clip)
-        measured = measure(clip) if isinstance(clip, Clip) else {}
+        found = next(scored) if isinstance(clip, Clip) else ScoredClip(dict.fromkeys(named, unscored(clip)))
         rows.append(
             {
                 "clip": file.name,
@@ -133,11 +117,8 @@ def _score_chunk(
                 **(identity(file) if file.path.is_file() else {}),
                 "prompt": file.prompt,
                 "group": file.group,
-                "scores": {
-                    name: _entry(next(column) if read else unscored(str(clip)))
-                    for name, column in columns.items()
-                },
-                "guardrails": {name: _number(value) for name, value in measured.items()},
+                "scores": full_scores(found.scores),
+                "guardrails": {name: json_number(value) for name, value in found.guardrails.items()},
                 **({"called": called} if called else {}),
             }
         )
@@ -150,46 +131,16 @@ def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
     answers = []
     for row in rows:
         kept = {key: value for key, value in row.items() if key not in ("flags", "total")}
-        answers.append(
-            {
-                **kept,
-                "flags": list(
-                    flags(
-                        {
-                            name: math.nan if value is None else value
-                            for name, value in row["guardrails"].items()
-                        },
-                        settings.limits,
-                    )
-                ),
-            }
-        )
+        measured = {name: number(value) for name, value in row["guardrails"].items()}
+        answers.append({**kept, "flags": list(flags(measured, settings.limits))})
     if settings.rubric is not None and rows:
         columns = {name: to_scores(rows, name) for name in rows[0]["scores"]}
         columns |= {asked: columns[name] for asked, name in rows[0].get("called", {}).items()}
         found = settings.rubric.total(columns, [row["group"] for row in rows])
         for row, total in zip(answers, found.totals, strict=True):
-            row["total"] = {
-                key: value for key, value in _entry(total).items() if key in ("value", "reason", "parts")
-            }
+            entry = full_score(total)
+            row["total"] = {key: entry[key] for key in ("value", "reason", "parts")}
     return answers
-
-
-def _entry(score: Score) -> dict[str, Any]:
-    parts = {name: _number(value) for name, value in score.parts.items()}
-    reason = score.reason or ("NaN" if _number(score.value) is None else "")
-    return {
-        "value": _number(score.value),
-        "reason": reason,
-        "parts": parts,
-        "text": score.text,
-        "seconds": round(score.seconds, 6),
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _described(options: Any) -> dict[str, Any]:
@@ -197,7 +148,7 @@ def _described(options: Any) -> dict[str, Any]:
     if isinstance(options, Mapping):
         return dict(options)
     if isinstance(options, PreferenceOptions):
-        names = needed_rewards(options)
+        names = needed_rewards(options, CATALOG)
         inner = checked_options(names, {name: options.options.get(name, {}) for name in names})
         return {
             "model": md5_of(Path(options.model or "")),

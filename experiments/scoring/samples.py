@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.scoring.clips import INDEX, ClipFile, index_clips, manifest_clip
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.media import read_media
 from pretrain.data.manifest import read_manifest
-from pretrain.jsonl import FieldError, scan
-from pretrain.prompt import ParsedPrompt, parse
+from pretrain.prompt import parse
 from rewards.types import Clip
 
 FPS, SAMPLE_RATE_HZ = 24.0, 16_000
@@ -48,9 +46,9 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
     for row in read_manifest(manifest)[0]:
         kind = row.meta.get("kind", "speech")
         if row.has_video and len(samples[kind]) < limit and parse(row.text).spans:
-            references = row.meta.get("reference_paths", ())
-            clip = _read(row.data_path, row.text, row.meta, references, manifest.parent, row.data_id)
-            samples[kind].append(Sample(row.data_id, "real", kind, clip))
+            # without the spans' times, which generated clips do not have: both are cut in their pauses
+            file = dataclasses.replace(manifest_clip(row, manifest.parent), span_times=())
+            samples[kind].append(Sample(row.data_id, "real", kind, _read(file)))
     return dict(samples)
 
 
@@ -59,26 +57,8 @@ def generated_samples(
 ) -> list[Sample]:
     """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or
     ValueError in one line."""
-    samples = []
-    for line, row in islice(scan(folder / "index.jsonl"), limit):
-        if isinstance(row, FieldError):
-            raise ValueError(row.at(folder / "index.jsonl"))
-        if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
-            raise ValueError(
-                f"{folder / 'index.jsonl'}:{line} {sorted(missing)[0]}: missing; run `nava generate` again"
-            )
-        # references are as they were opened: relative to the folder the command was started in
-        clip = _read(
-            folder / row["video"],
-            row["prompt"],
-            row["meta"],
-            row["reference_paths"],
-            Path(),
-            row["data_id"],
-            kind,
-        )
-        samples.append(Sample(row["data_id"], source, kind, clip))
-    return samples
+    files = islice(index_clips(folder / INDEX, kind=kind), limit)
+    return [Sample(file.name, source, kind, _read(file)) for file in files]
 
 
 def codec_samples(samples: Sequence[Sample], codecs: Codecs) -> list[Sample]:
@@ -115,52 +95,6 @@ def _content(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return sample.clip.frames, sample.clip.waveform
 
 
-def clip_of(
-    frames: np.ndarray | None,
-    sound: np.ndarray | None,
-    prompt: ParsedPrompt,
-    meta: Mapping[str, Any],
-    references: Sequence[Path | None],
-    name: str,
-    fps: float = FPS,
-    kind: str = "",
-) -> Clip:
-    """A decoded clip with what its row knows: spans, references (read once), voices, and where the mouths
-    are.
-
-    frames [F, H, W, 3] uint8, sound [S] at 16 kHz; `kind` stands in for that of `meta`. Raises ValueError for
-    an unreadable reference.
-    """
-    moving = (kind or meta.get("kind", "")) == "camera"  # the mouth leaves its box
-    boxes = () if moving else meta.get("mouth_boxes", ())
-    return Clip(
-        waveform=sound,
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        frames=frames,
-        fps=fps,
-        prompt=prompt.text,
-        spans=tuple(span.text for span in prompt.spans),
-        references=tuple(_sound(path) if path else None for path in references),
-        voices=tuple(meta.get("voices", ())),
-        name=name,
-        mouth_boxes=tuple((int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in boxes),
-    )
-
-
-def _read(
-    path: Path,
-    text: str,
-    meta: Mapping[str, Any],
-    references: Sequence[str],
-    root: Path,
-    name: str,
-    kind: str = "",
-) -> Clip:
-    media = read_media(path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
-    opened = [root / reference if reference else None for reference in references]
-    return clip_of(media.frames, media.waveform, parse(text), meta, opened, name, kind=kind)
-
-
-@cache
-def _sound(path: Path) -> np.ndarray | None:
-    return read_media(path, want_video=False, sample_rate_hz=SAMPLE_RATE_HZ).waveform
+def _read(file: ClipFile) -> Clip:
+    media = read_media(file.path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
+    return file.clip(media.frames, media.waveform, FPS, SAMPLE_RATE_HZ)

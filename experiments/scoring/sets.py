@@ -4,7 +4,6 @@ per clip."""
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.options import reward_options
+from experiments.scoring.rows import flat_guardrails, flat_scores
 from experiments.scoring.samples import Sample, codec_samples, generated_samples, real_samples
+from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.load import load_codecs
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.jsonl import dump
 from pretrain.progress import track
-from rewards.catalog import open_rewards
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.catalog import is_plugin, metrics_of, open_rewards
+from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 from rewards.timbre.voices import NearestVoice
 from rewards.types import Score
@@ -47,9 +48,8 @@ REWARDS = (
     "lip_loudness_correlation",
     "snr_estimate_db",
 )
-
-# judges of alignment alone, run on its clips and on what they are held against
 ALIGN_JUDGES = ("intelligibility_pocketsphinx_judge", "picture_noise_judge")
+VOICES = "voice_accuracy_resemblyzer"  # here over the corpus' clips, not over a folder of recordings
 WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned"))
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,13 @@ ByScorer = Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Which clips are scored, and with what."""
+    """Which clips are scored, and with what: rewards of the catalog or plug-ins.
 
+    `align_judges` run on alignment's clips and on the codec's that those are held against, `rewards` on all.
+    """
+
+    rewards: tuple[str, ...] = (*REWARDS, VOICES)
+    align_judges: tuple[str, ...] = ALIGN_JUDGES
     max_real_clips: int = 208  # of each kind
     vocabulary: tuple[str, ...] = ()  # empty = the words of the speech bank
     num_processes: int = 2  # of the recogniser
@@ -81,11 +86,12 @@ def score_sets(
 
     `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set;
     only `pretrain_seen` must exist. `aligned` is such a folder of the aligned model; where it and `generated`
-    both have align_held_out, those clips and the codec's of `pretrain_seen` get `ALIGN_JUDGES` too,
+    both have align_held_out, those clips and the codec's of `pretrain_seen` get `align_judges` too,
     `guardrails` and the `flags` of `limits` (align.guardrails) they are beyond. Raises FileNotFoundError or
     ValueError in one line; nothing is written then.
     """
     start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
+    metrics_of((*config.rewards, *config.align_judges))  # raises before anything is read
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(
             f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl "
@@ -143,26 +149,29 @@ def _score_all(
 ) -> dict[str, dict[tuple[str, str], list[Score]]]:
     """Every scorer over all clips of the groups it runs on as one batch: by scorer and group."""
     scores = {}
-    names = (*REWARDS, *(ALIGN_JUDGES if _watched(groups) else ()))
+    asked = dict.fromkeys((*config.rewards, *(config.align_judges if _watched(groups) else ())))
+    names = [name for name in asked if name != VOICES]
     options = reward_options(names, corpus, syncnet, config.vocabulary, config.num_processes)
     # alignment's own references stay out, so that the other sets' voices do not depend on it
     pretrained = [
         sample for (prompt_set, _), group in groups.items() for sample in group if prompt_set != ALIGN_SET
     ]
     with open_rewards(names, options) as opened:
-        encoder = timbre_encoder(opened)
-        rewards = [
-            *opened,
-            NearestVoice(encoder, voice_bank(encoder, pretrained, corpus / "validation.jsonl")),
-        ]
-        for reward in track(rewards, len(rewards), f"scorers run on {sum(map(len, groups.values()))} clips"):
+        rewards = dict(zip(names, opened, strict=True))
+        if VOICES in asked:
+            encoder = timbre_encoder(opened)
+            bank = voice_bank(encoder, pretrained, corpus / "validation.jsonl")
+            rewards[VOICES] = NearestVoice(encoder, bank)
+        about = f"scorers run on {sum(map(len, groups.values()))} clips"
+        for name, reward in track(rewards.items(), len(rewards), about):
             start = time.perf_counter()
-            keys = _watched(groups) if reward.name in ALIGN_JUDGES else list(groups)
-            answers = iter(reward.score([sample.clip for key in keys for sample in groups[key]]))
-            scores[reward.name] = {key: list(islice(answers, len(groups[key]))) for key in keys}
+            keys = list(groups) if name in config.rewards else _watched(groups)
+            scorer = reward.name if is_plugin(name) else name
+            answers = iter(scores_of(scorer, reward, [s.clip for key in keys for s in groups[key]]))
+            scores[scorer] = {key: list(islice(answers, len(groups[key]))) for key in keys}
             log.info(
                 "score: %s, %d clips in %.1f s",
-                reward.name,
+                scorer,
                 sum(len(groups[key]) for key in keys),
                 time.perf_counter() - start,
             )
@@ -182,32 +191,11 @@ def rows_of(
             "prompt": sample.clip.prompt,
             "spans": list(sample.clip.spans),
             "voices": list(sample.clip.voices),
-            **_answers({name: by_group[key][index] for name, by_group in scores.items() if key in by_group}),
-            **(_guarded(sample, limits) if key in watched else {}),
+            **flat_scores(
+                {name: by_group[key][index] for name, by_group in scores.items() if key in by_group}
+            ),
+            **(flat_guardrails(*guarded(sample.clip, limits)) if key in watched else {}),
         }
         for key, group in groups.items()
         for index, sample in enumerate(group)
     ]
-
-
-def _guarded(sample: Sample, limits: GuardrailLimits) -> dict[str, Any]:
-    measured = measure(sample.clip)
-    return {
-        "guardrails": {
-            name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()
-        },
-        "flags": list(flags(measured, limits)),
-    }
-
-
-def _answers(scores: dict[str, Score]) -> dict[str, Any]:
-    scored = {name: score for name, score in scores.items() if not score.reason}
-    return {
-        "scores": {name: round(score.value, 6) if name in scored else None for name, score in scores.items()},
-        "parts": {
-            name: {part: round(value, 6) for part, value in score.parts.items()}
-            for name, score in scored.items()
-        },
-        "texts": {name: score.text for name, score in scored.items() if score.text},
-        "reasons": {name: score.reason for name, score in scores.items() if score.reason},
-    }

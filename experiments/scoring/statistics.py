@@ -1,17 +1,23 @@
-"""Bootstrap intervals of what evaluation reports: resample the clips, recompute, take the middle 95 %."""
+"""Bootstrap intervals of what evaluation and studies report: resample, recompute, take the middle 95 %.
+
+One measure over clips (`Terms`) resamples the clips. One measure over seeds and clips (`Table`) resamples the
+seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the same ones in all of them
+(`Draws.crossed`: all seeds answer the same prompts, so what is hard about a prompt does not average out).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-NUM_RESAMPLES = 2000
-CONFIDENCE = 0.95
-TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+from pretrain.statistics import CONFIDENCE as CONFIDENCE
+from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
+
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
+Pairs = Sequence[Sequence[Sequence[float] | None]]  # [seeds][clips] (numerator, denominator); None = unscored
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,131 @@ class Interval:
             "n": self.n,
         }
 
+    def verdict(self, higher_is_better: bool) -> str:
+        """What the interval of a difference shows."""
+        if math.isnan(self.mean):
+            return "not measured"
+        if self.low <= 0 <= self.high:
+            return "not told apart"
+        return "better" if (self.mean > 0) == higher_is_better else "worse"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One metric of one arm: float64 [seeds, clips] each; what could not be scored is 0 of 0."""
+
+    above: np.ndarray
+    below: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> Table:
+        """Raises ValueError where seeds have different numbers of clips."""
+        if len({len(row) for row in pairs}) > 1:
+            raise ValueError(f"every seed needs the same prompts, got {[len(row) for row in pairs]} clips")
+        filled = [[(0.0, 0.0) if pair is None else pair for pair in row] for row in pairs]
+        values = np.array(filled, dtype=np.float64)
+        return cls(values[..., 0], values[..., 1])
+
+    @property
+    def per_seed(self) -> list[float]:
+        """The metric of each seed over all its clips; NaN where none could be scored."""
+        sums = zip(self.above.sum(1), self.below.sum(1), strict=True)
+        return [above / below if below else math.nan for above, below in sums]
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds that have the metric."""
+        kept = [value for value in self.per_seed if not math.isnan(value)]
+        return sum(kept) / len(kept) if kept else math.nan
+
+    @property
+    def scored(self) -> int:
+        return int((self.below > 0).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class ClipDraws:
+    """Clips with replacement."""
+
+    counts: np.ndarray  # int [R, C], how often each clip was drawn
+
+    @classmethod
+    def make(cls, num_clips: int, num_resamples: int, seed: int | Sequence[int]) -> ClipDraws:
+        return cls(cluster_counts(num_clips, np.random.default_rng(seed), num_resamples))
+
+    def means(self, table: Table) -> np.ndarray:
+        return ratios_of_sums(self.counts, table.above[0], table.below[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Seeds with replacement, and clips with replacement."""
+
+    seeds: np.ndarray  # int [R, S]
+    counts: np.ndarray  # float [R, S, C], how often each clip was drawn in the drawn seed
+
+    @classmethod
+    def nested(cls, num_seeds: int, num_clips: int, num_resamples: int, seed: int = 0) -> Draws:
+        """Clips in each drawn seed by itself."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds))
+        counts = cluster_counts(num_clips, rng, (num_resamples, num_seeds))
+        return cls(drawn, counts.astype(np.float64))
+
+    @classmethod
+    def crossed(cls, num_seeds: int, num_clips: int, num_resamples: int, seed: int = 0) -> Draws:
+        """The same clips in every drawn seed."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(num_seeds, size=(num_resamples, num_seeds))
+        counts = cluster_counts(num_clips, rng, num_resamples).astype(np.float64)
+        return cls(drawn, np.repeat(counts[:, None], num_seeds, axis=1))
+
+    def means(self, table: Table) -> np.ndarray:
+        """[R]; a seed whose drawn clips have nothing scored takes no part."""
+        above, below = ((self.counts * part[self.seeds]).sum(axis=2) for part in (table.above, table.below))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = above / below
+        kept = below > 0
+        sums = np.where(kept, ratios, 0.0).sum(axis=1)
+        return np.divide(sums, kept.sum(axis=1), out=np.full(len(sums), np.nan), where=kept.any(axis=1))
+
+
+Resamples = ClipDraws | Draws  # shared by everything that is compared
+DrawsOf = Callable[[int, int, int], Draws]  # Draws.nested or Draws.crossed, of (seeds, clips, resamples)
+
+
+def mean_over_seeds(table: Table, draws: Resamples) -> Interval:
+    """Mean of the seeds' metrics; n counts scored clips of all seeds."""
+    return _interval(table.mean, draws.means(table), table.scored, table.below.size)
+
+
+def difference_over_seeds(one: Table, other: Table, draws: Resamples) -> Interval:
+    """`one` minus `other` over the same seeds and clips, resampled together; n counts those of `one`."""
+    moved = draws.means(one) - draws.means(other)
+    return _interval(one.mean - other.mean, moved, one.scored, one.below.size)
+
+
+def paired(*tables: Table) -> list[Table]:
+    """The tables over the clips that all of them could score. One of a single seed stands for as many as the
+    others have."""
+    seeds = max(len(table.above) for table in tables)
+    whole = [
+        Table(*(np.broadcast_to(part, (seeds, part.shape[1])) for part in (table.above, table.below)))
+        for table in tables
+    ]
+    kept = np.logical_and.reduce([table.below > 0 for table in whole])
+    return [Table(np.where(kept, table.above, 0.0), np.where(kept, table.below, 0.0)) for table in whole]
+
+
+def share_of_gain(
+    part: Table, whole: Table, base: Table, higher_is_better: bool, draws: Resamples
+) -> Interval:
+    """(part - base) / (whole - base) of paired tables. NaN where `whole - base` is no gain whose interval
+    leaves 0 out: a share of what may be nothing has no value."""
+    if difference_over_seeds(whole, base, draws).verdict(higher_is_better) != "better":
+        return _nothing(part.scored)
+    return _closed((base, part, whole), (draws, draws), part.scored)
+
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Mean of the values that are not NaN, clips resampled with replacement."""
@@ -46,13 +177,10 @@ def bootstrap_ratio(
 ) -> Interval:
     """Sum of numerators over sum of denominators (errors over words), clips resampled as pairs. NaN pairs
     take no part."""
-    (terms,), unscored = _scored_in_all((numerators, denominators))
-    above, below = terms
-    n = len(above)
-    if not n or not below.sum():
-        return Interval(math.nan, math.nan, math.nan, n, unscored)
-    draws = _draws(n, np.random.default_rng(seed), num_resamples)
-    return _interval(float(above.sum() / below.sum()), _ratios(draws, terms), n, unscored)
+    (table,), n, unscored = _scored_in_all((numerators, denominators))
+    if not n or math.isnan(table.mean):
+        return _nothing(n, unscored)
+    return _interval(table.mean, ClipDraws.make(n, num_resamples, seed).means(table), n, n + unscored)
 
 
 def bootstrap_difference(
@@ -60,13 +188,11 @@ def bootstrap_difference(
 ) -> Interval:
     """Ratio of `one` minus ratio of `other` on the same clips, resampled together. A clip that either lacks
     takes no part."""
-    both, unscored = _scored_in_all(one, other)
-    n = len(both[0][0])
-    if not n or not all(below.sum() for _, below in both):
-        return Interval(math.nan, math.nan, math.nan, n, unscored)
-    draws = _draws(n, np.random.default_rng(seed), num_resamples)
-    ours, theirs = (float(above.sum() / below.sum()) for above, below in both)
-    return _interval(ours - theirs, _ratios(draws, both[0]) - _ratios(draws, both[1]), n, unscored)
+    (ours, theirs), n, unscored = _scored_in_all(one, other)
+    if not n or math.isnan(ours.mean - theirs.mean):
+        return _nothing(n, unscored)
+    draws = ClipDraws.make(n, num_resamples, seed)
+    return _interval(ours.mean - theirs.mean, draws.means(ours) - draws.means(theirs), n, n + unscored)
 
 
 def bootstrap_closed(
@@ -78,40 +204,47 @@ def bootstrap_closed(
     where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
     Fieller's interval of it no end. `n` counts pairs.
     """
-    both, unscored = _scored_in_all(before, after)
-    goals, _ = _scored_in_all(reference)
-    n, sides = len(both[0][0]), [*both, *goals]
-    nothing = Interval(math.nan, math.nan, math.nan, n, unscored)
-    if not n or not all(below.sum() for _, below in sides):
-        return nothing
-    draws = _draws(n, np.random.default_rng((seed, 0)), num_resamples)
-    others = _draws(len(goals[0][0]), np.random.default_rng((seed, 1)), num_resamples)
-    starts = _ratios(draws, both[0])
-    gaps, moves = starts - _ratios(others, goals[0]), starts - _ratios(draws, both[1])
-    low, high = np.quantile(gaps, TAILS)
+    (start, end), n, unscored = _scored_in_all(before, after)
+    (goal,), goals, _ = _scored_in_all(reference)
+    if not n or not goals or math.isnan(start.mean - end.mean - goal.mean):
+        return _nothing(n, unscored)
+    sizes = ((n, 0), (goals, 1))
+    draws = [ClipDraws.make(count, num_resamples, (seed, stream)) for count, stream in sizes]
+    return _closed((start, end, goal), (draws[0], draws[1]), n, unscored)
+
+
+def _closed(
+    tables: tuple[Table, Table, Table], draws: tuple[Resamples, Resamples], n: int, unscored: int = 0
+) -> Interval:
+    """(start - end) / (start - goal); `draws`: of start and end, and of goal."""
+    start, end, goal = tables
+    starts = draws[0].means(start)
+    gaps, moves = starts - draws[1].means(goal), starts - draws[0].means(end)
+    low, high = percentiles(gaps)
     if low <= 0 <= high:
-        return nothing
-    start, end, goal = (float(above.sum() / below.sum()) for above, below in sides)
-    return _interval((start - end) / (start - goal), moves[gaps != 0] / gaps[gaps != 0], n, unscored)
+        return _nothing(n, unscored)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = moves / gaps
+    shares = np.where(np.isfinite(shares), shares, np.nan)
+    return _interval((start.mean - end.mean) / (start.mean - goal.mean), shares, n, n + unscored)
 
 
-def _scored_in_all(*terms: Terms) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """The terms as arrays without the clips that have a NaN in any of them, and how many those were."""
+def _scored_in_all(*terms: Terms) -> tuple[list[Table], int, int]:
+    """Tables of one seed without the clips that have a NaN in any of the terms, how many clips they have, and
+    how many were left out."""
     arrays = [np.asarray(column, dtype=np.float64) for pair in terms for column in pair]
     kept = ~np.any([np.isnan(column) for column in arrays], axis=0)
-    arrays = [column[kept] for column in arrays]
-    return list(zip(arrays[::2], arrays[1::2], strict=True)), int((~kept).sum())
+    arrays = [column[None, kept] for column in arrays]
+    tables = [Table(above, below) for above, below in zip(arrays[::2], arrays[1::2], strict=True)]
+    return tables, int(kept.sum()), int((~kept).sum())
 
 
-def _draws(n: int, rng: np.random.Generator, num_resamples: int) -> np.ndarray:
-    """[R, n] how often each clip is drawn."""
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=num_resamples)
+def _nothing(n: int, unscored: int = 0) -> Interval:
+    return Interval(math.nan, math.nan, math.nan, n, unscored)
 
 
-def _ratios(draws: np.ndarray, terms: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return (draws @ terms[0]) / np.maximum(draws @ terms[1], 1e-12)
-
-
-def _interval(mean: float, estimates: np.ndarray, n: int, unscored: int) -> Interval:
-    low, high = np.quantile(estimates, TAILS)
-    return Interval(mean, float(low), float(high), n, unscored)
+def _interval(point: float, estimates: np.ndarray, n: int, size: int) -> Interval:
+    known = estimates[~np.isnan(estimates)]
+    if math.isnan(point) or not len(known):
+        return _nothing(n, size - n)
+    return Interval(float(point), *percentiles(known), n, size - n)

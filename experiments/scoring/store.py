@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
+from pretrain.files import locked
 from pretrain.jsonl import dump
 
 Row = dict[str, Any]
@@ -28,24 +29,15 @@ class ScoreStore:
         self.rows: dict[str, Row] = {}
 
     def __enter__(self) -> ScoreStore:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self.path.with_name(f".{self.path.name}.lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ValueError(
-                f"{self.path}: another process scores into it; wait for it, or give another --out"
-            ) from None
-        try:
+        taken = f"{self.path}: another process scores into it; wait for it, or give another --out"
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path.with_name(f".{self.path.name}.lock"), taken))
             self._read()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self._held.close()
 
     def kept(self, files: Sequence[ClipFile]) -> dict[str, Row]:
         """Rows whose clip, prompt and attached files are what they were when they were scored."""

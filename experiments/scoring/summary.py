@@ -11,11 +11,11 @@ from typing import Any
 from experiments.scoring.run import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import Row
+from rewards.catalog import CATALOG, metrics_of
 from rewards.types import Score
 
 MAX_REASONS = 5
 PIPE_WIDTH = 160  # characters, where there is no terminal to ask
-POOLED = ("errors", "words")  # a rate whose set value is a ratio of sums
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
@@ -23,16 +23,21 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     {limit: clips}}`.
 
     Means are over scored clips, with a 95 % bootstrap interval; `reward.part` rows follow their reward; a
-    reward with the parts `errors` and `words` gets `reward (errors/words)`, the rate of the set. With totals
-    there is a row `total`.
+    reward with both parts of a ratio of the catalog gets `reward (errors/words)`, the ratio of their sums.
+    With totals there is a row `total`.
     """
     columns = {name: to_scores(rows, name) for name in (rows[0]["scores"] if rows else ())}
     rewards: dict[str, Any] = {}
+    ratios = dict.fromkeys((m.numerator, m.denominator) for m in metrics_of(CATALOG).values() if m.numerator)
     for name, scores in columns.items():
+        parts = _parts(scores)
         rewards[name] = described(scores)
-        rewards |= {f"{name}.{part}": described(values) for part, values in _parts(scores).items()}
-        if all(part in _parts(scores) for part in POOLED):
-            rewards[f"{name} (errors/words)"] = pooled(scores)
+        rewards |= {f"{name}.{part}": described(values) for part, values in parts.items()}
+        for above, below in ratios:
+            if above in parts and below in parts:
+                sums, counts = ([each.value for each in parts[part]] for part in (above, below))
+                pooled = bootstrap_ratio(sums, counts).as_json()
+                rewards[f"{name} ({above}/{below})"] = {**pooled, "eligible": len(scores), "reasons": {}}
     if rows and "total" in rows[0]:
         rewards["total"] = described([_total(row["total"]) for row in rows])
     flagged = Counter(flag.split()[0] for row in rows for flag in row["flags"])
@@ -48,12 +53,6 @@ def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str,
         "eligible": len(scores) if eligible is None else eligible,
         "reasons": dict(reasons.most_common()),
     }
-
-
-def pooled(scores: Sequence[Score]) -> dict[str, Any]:
-    """Sum of errors over sum of words, clips resampled as pairs."""
-    errors, words = ([score.parts.get(part, math.nan) for score in scores] for part in POOLED)
-    return {**bootstrap_ratio(errors, words).as_json(), "eligible": len(scores), "reasons": {}}
 
 
 def show(summary: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.scoring.samples import Sample, reference_sounds
 from rewards.base import Reward
 from rewards.timbre.encoder import VoiceEncoder
+from rewards.timbre.resemblyzer import ResemblyzerEncoder
 from rewards.timbre.similarity import TimbreSimilarity
 from rewards.timbre.voices import VoiceBank
 
@@ -37,5 +38,6 @@ def voice_bank(encoder: VoiceEncoder, samples: Sequence[Sample], manifest: Path)
 
 
 def timbre_encoder(rewards: Iterable[Reward]) -> VoiceEncoder:
-    """The encoder of the timbre reward among them, so that no sound is embedded twice."""
-    return next(reward.encoder for reward in rewards if isinstance(reward, TimbreSimilarity))
+    """The Resemblyzer of the timbre reward among them, so that no sound is embedded twice, or a new one."""
+    found = (reward.encoder for reward in rewards if isinstance(reward, TimbreSimilarity))
+    return next((encoder for encoder in found if encoder.name == "resemblyzer"), None) or ResemblyzerEncoder()

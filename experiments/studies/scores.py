@@ -1,125 +1,112 @@
-"""Scores a folder of generated clips for the study: every metric of every clip as a numerator and a
-denominator."""
+"""Scores a folder of clips: every metric of every clip as a numerator and a denominator."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.layout import Layout
+from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
-from experiments.scoring.voice_bank import voice_bank
-from pretrain.files import replacing
-from rewards.base import Reward
+from experiments.scoring.scored import guarded, scores_of
+from experiments.scoring.sets import VOICES, ScoreConfig
+from experiments.scoring.voice_bank import timbre_encoder, voice_bank
+from pretrain.files import replacing, write_json
+from rewards.catalog import is_plugin, metric, metrics_of, open_rewards
+from rewards.guardrails import GuardrailLimits
+from rewards.metric import Metric
+from rewards.options import fill
 from rewards.timbre.resemblyzer import ResemblyzerEncoder
-from rewards.timbre.voices import VoiceBank
+from rewards.timbre.voices import NearestVoice, VoiceBank
 from rewards.types import Score
 
 MAX_REAL_CLIPS = 208
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Sum of `part` over sum of `per` over clips; "" = the scorer's value, and 1 per clip."""
+class Scoring:
+    """What is measured of every run's clips, and with what.
 
-    scorer: str
-    part: str = ""
-    per: str = ""
-    higher_is_better: bool = True
+    `judge`: the sync network that every metric of sync_mini is taken with, None = the reward's own; `bank`:
+    the voices of NearestVoice; `limits`: guardrails whose flagged clips are counted, None = they are not.
+    """
+
+    metrics: Mapping[str, Metric]
+    layout: Layout
+    num_processes: int
+    judge: Path | None = None
+    bank: Path | None = None
+    limits: Mapping[str, float] | None = None
 
 
-METRICS = {
-    "sync_mini": Metric("sync_mini"),
-    "sync_c_mini": Metric("sync_mini", "sync_c_mini"),
-    "sync_d_mini": Metric("sync_mini", "sync_d_mini", higher_is_better=False),
-    "lip_loudness_correlation": Metric("lip_loudness_correlation"),
-    "wer_pocketsphinx": Metric("wer_pocketsphinx", "errors", "words", higher_is_better=False),
-    "sim_resemblyzer": Metric("sim_resemblyzer"),
-    "voice_accuracy_resemblyzer": Metric("voice_accuracy_resemblyzer"),
-}
+def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
+    """Metrics of the rewards that a recipe scores beside the default ones, a plug-in's under
+    package.module:Class; every study reports them too."""
+    usual = ScoreConfig()
+    asked = (*config.rewards, *config.align_judges)
+    added = [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+    listed = metrics_of(name for name in added if not is_plugin(name))
+    return {**listed, **{name: metric(name) for name in added if is_plugin(name)}}
 
 
 def write_voice_bank(corpus: Path, out: Path) -> None:
-    """Embeddings of the real one-speaker clips and reference recordings, so that every training is judged by
+    """Embeddings of the real one-speaker clips and reference recordings, so that every run is measured with
     the same voices."""
-    samples = [
-        sample
-        for group in real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
-        for sample in group
-    ]
+    groups = real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
+    samples = [sample for group in groups for sample in group]
     bank = voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
     with replacing(out) as temporary, temporary.open("wb") as file:
         np.savez(file, voices=bank.voices, names=bank.names, embeddings=bank.embeddings)
 
 
-def score_clips(clips: Path, bank: Path, judge: str, processes: int, out: Path) -> None:
+def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
     """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]},
-    "reasons": {name: [...]}}.
-
-    judge: folder of the sync network, "" = none, and then its metrics are absent.
-    """
-    from pretrain.data.corpus.bank import vocabulary
-    from rewards.speech.recognizer import Recognizer
-
-    samples = generated_samples(clips, "speech")
-    with Recognizer(vocabulary(), processes) as recognizer:
-        scores = {
-            scorer.name: scorer.score([sample.clip for sample in samples])
-            for scorer in _scorers(recognizer, bank, judge)
+    "reasons": {scorer: [...]}} and, with guardrails, "flagged": number of clips beyond one."""
+    samples = [sample.clip for sample in generated_samples(clips, "speech")]
+    scorers = [name if is_plugin(name) else found.scorer for name, found in scoring.metrics.items()]
+    names = [name for name in dict.fromkeys(scorers) if not (name == VOICES and scoring.bank)]
+    given = {"sync_mini": {"model": str(scoring.judge)}} if scoring.judge else {}
+    layout = scoring.layout
+    options = reward_options(
+        names, layout.corpus, layout.syncnet, num_processes=scoring.num_processes, given=given
+    )
+    with open_rewards(names, options) as opened:
+        rewards = {
+            reward.name if is_plugin(name) else name: reward
+            for name, reward in zip(names, opened, strict=True)
         }
-    content = {"data_ids": [sample.data_id for sample in samples], **tabulated(scores)}
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+        if VOICES in scorers and scoring.bank:
+            rewards[VOICES] = NearestVoice(timbre_encoder(opened), _read_bank(scoring.bank))
+        scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}
+    content = {"data_ids": [clip.name for clip in samples], **tabulated(scoring.metrics, scores)}
+    if scoring.limits is not None:
+        bounds = fill(GuardrailLimits, scoring.limits, "guardrails")
+        content["flagged"] = sum(bool(guarded(clip, bounds)[1]) for clip in samples)
+    write_json(out, content, indent=None)
 
 
-def tabulated(scores: dict[str, list[Score]]) -> dict[str, Any]:
-    """Metrics and reasons of scored clips, in their order; a metric whose scorer did not run is absent."""
-    present = {name: metric for name, metric in METRICS.items() if metric.scorer in scores}
+def tabulated(metrics: Mapping[str, Metric], scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
+    """Metrics and reasons of scored clips, in their order."""
     return {
         "metrics": {
-            name: [_pair(metric, score) for score in scores[metric.scorer]]
-            for name, metric in present.items()
+            name: [_pair(found, score) for score in scores[found.scorer]] for name, found in metrics.items()
         },
         "reasons": {name: [score.reason for score in values] for name, values in scores.items()},
     }
 
 
-def _pair(metric: Metric, score: Score) -> list[float] | None:
+def _pair(found: Metric, score: Score) -> list[float] | None:
     if score.reason:
         return None
-    return [
-        score.parts[metric.part] if metric.part else score.value,
-        score.parts[metric.per] if metric.per else 1.0,
-    ]
+    if found.numerator:
+        return [score.parts[found.numerator], score.parts[found.denominator]]
+    return [score.parts[found.part] if found.part else score.value, 1.0]
 
 
-def _scorers(recognizer: Any, bank: Path, judge: str) -> Sequence[Reward]:
-    from rewards.lips import LipLoudness
-    from rewards.speech.wer import WordErrorRate
-    from rewards.timbre.similarity import TimbreSimilarity
-    from rewards.timbre.voices import NearestVoice
-
-    with np.load(bank) as known:
-        voices = VoiceBank(
-            tuple(known["voices"].tolist()), tuple(known["names"].tolist()), known["embeddings"]
-        )
-    encoder = ResemblyzerEncoder()
-    scorers = [
-        WordErrorRate(recognizer),
-        NearestVoice(encoder, voices),
-        TimbreSimilarity(encoder),
-        LipLoudness(),
-    ]
-    return [*scorers, _sync(Path(judge))] if judge else scorers
-
-
-def _sync(judge: Path) -> Reward:
-    from rewards.sync.crops import MouthBoxes
-    from rewards.sync.scorer import SyncReward
-    from rewards.sync.syncnet import load_syncnet
-
-    return SyncReward(load_syncnet(judge), MouthBoxes(), name="sync_mini")
+def _read_bank(path: Path) -> VoiceBank:
+    with np.load(path) as known:
+        return VoiceBank(tuple(known["voices"].tolist()), tuple(known["names"].tolist()), known["embeddings"])

@@ -15,36 +15,39 @@ from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
-from experiments.report.verdicts import alignment_verdicts
-from experiments.runs.run import Interrupted, single_run
+from experiments.report.gates import ALIGNMENT, Gate, Reports, check_gates
+from experiments.report.metric_keys import reported_metrics
+from experiments.report.summary import measured
+from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
 from experiments.scoring.samples import generated_samples
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
-from experiments.studies.seeds_page import page
+from experiments.studies.harness import Run, Study, mark_of, model_of, run_each
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
-from pretrain.files import read_json, replacing, write_json
+from pretrain.files import read_json, write_json
 from pretrain.generate import generate
-from pretrain.jsonl import dump, scan
+from pretrain.jsonl import scan
 from pretrain.launch.launch import finished
 from pretrain.launch.stage_run import IDENTITY
 from rewards.catalog import open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
-NAME, ROWS = "seeds", "rows.jsonl"
+NAMES = (*REWARDS, *ALIGN_JUDGES)
 KEY: tuple[str, str] = (ALIGN_SET, "aligned")
 
 
 @dataclass(frozen=True)
-class SeedResult:
-    """One alignment: what `before_after` and the simulated raters say of it."""
+class SeedsConfig:
+    """Size of the study."""
 
-    seed: int
-    seconds: float  # of alignment, on this machine
-    found: dict[str, Any]
-    rows: Sequence[Row]
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"--seeds: expected at least 1, got {self.seeds}")
 
 
 def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
@@ -55,52 +58,53 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
     on. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted where a
     signal ended it.
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds: expected at least 1, got {seeds}")
-    layout = job.layout
-    groups = read_scores(layout.scores / SCORES)
+    config = SeedsConfig(seeds)
+    layout, scores = job.layout, job.layout.scores / SCORES
+    groups = read_scores(scores)
     before, codec = groups.get((ALIGN_SET, "generated")), groups.get((MAIN_SET, "codec"))
     if not before or not codec:
-        raise ValueError(
-            f"{layout.scores / SCORES}: no clips of {ALIGN_SET} before alignment; run `nava demo` first"
-        )
-    folder = layout.out / "study"
-    with single_run(f"study_{NAME}", {"seeds": seeds}, {"nava.study": NAME}, layout, job.root) as tracker:
-        results = [_one(job, seed, before, codec, folder / NAME) for seed in range(seeds)]
-        together = _measured(
-            job, before, mean_rows([result.rows for result in results]), codec, folder / NAME / "votes.jsonl"
-        )
-        study = {
-            "study": NAME,
-            "seeds": seeds,
-            "verdicts": [vars(verdict) for verdict in alignment_verdicts(together)],
-            "together": together,
-            "each": {
-                str(result.seed): {"align_seconds": result.seconds, **result.found} for result in results
-            },
+        raise ValueError(f"{scores}: no clips of {ALIGN_SET} before alignment; run `nava demo` first")
+    inputs = {str(scores): md5_of(scores)}
+    study = Study("seeds", layout.out / "study" / "seeds", layout, config, config, inputs, job.root)
+    runs = {f"seed-{seed}": (seed, _align_run(job, seed, study.folder)) for seed in range(seeds)}
+
+    def measure(rows: Sequence[Row], votes: Path) -> dict[str, Any]:
+        align = job.recipe.align
+        weights, limits = align.rubric.weights(), align.guardrails
+        known = reported_metrics(job.recipe.score)
+        return compare(job.recipe.evaluate, before, rows, codec, votes, weights, limits, known)
+
+    with study.tracked():
+        jobs = [_run_of(job, label, align, study.folder) for label, (_, align) in runs.items()]
+        hint = "the other seeds are kept; the same command goes on"
+        run_each("seeds", jobs, lambda run: _run(study, job, run, *runs[run.label]), hint)
+        results = {run.label.removeprefix("seed-"): run.read() for run in jobs}
+        rows = mean_rows([result["rows"] for result in results.values()])
+        together = measure(rows, study.folder / "votes.jsonl")
+        each = {
+            seed: {
+                "align_seconds": result["seconds"],
+                **measure(result["rows"], study.folder / f"seed-{seed}" / "votes.jsonl"),
+            }
+            for seed, result in results.items()
         }
-        write_json(folder / f"{NAME}.json", study)
-        with replacing(folder / f"{NAME}.md") as temporary:
-            temporary.write_text(page(study))
-        for suffix in ("json", "md"):
-            tracker.log_artifact(str(folder / f"{NAME}.{suffix}"))
-    return study
+        gates = gate_results(job.recipe.evaluate.gates, together)
+        return study.publish({"seeds": seeds, "gates": gates, "together": together, "each": each})
 
 
-def _one(job: StageJob, seed: int, before: Sequence[Row], codec: Sequence[Row], root: Path) -> SeedResult:
+def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The gates on alignment checked against `found`, with how the page words them."""
+    results = check_gates([gate for gate in gates if gate.set == ALIGNMENT], Reports({}, found))
+    return [
+        {**result.as_json(), "measured": measured(result), "limit": result.gate.limit} for result in results
+    ]
+
+
+def _align_run(job: StageJob, seed: int, folder: Path) -> AlignRun:
     recipe = dataclasses.replace(job.recipe, align=dataclasses.replace(job.recipe.align, seed=seed))
     run = align_run(dataclasses.replace(job, recipe=recipe), None, *pairs_and_clips(job))
-    folder = root / f"seed-{seed}"
-    run = dataclasses.replace(run, out=_done_by_the_pipeline(job.layout, run) or folder / "align")
-    result = align_model(run, job.ranks, job.port)
-    if result.model is None:
-        raise Interrupted(
-            f"seed {seed} stopped after round {result.step} with a checkpoint; the same command goes on "
-            "from there"
-        )
-    rows = _rows(job, result.model, folder)
-    found = _measured(job, before, rows, codec, folder / "votes.jsonl")
-    return SeedResult(seed, _seconds(run.out / "metrics.jsonl"), found, rows)
+    own = _done_by_the_pipeline(job.layout, run)
+    return dataclasses.replace(run, out=own or folder / f"seed-{seed}" / "align")
 
 
 def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
@@ -109,40 +113,33 @@ def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
     return layout.align if same and finished(layout.align) else None
 
 
-def _rows(job: StageJob, model: Path, folder: Path) -> list[Row]:
-    """Rows of the held-out clips of this model, kept with the model's id."""
-    layout, path = job.layout, folder / ROWS
-    mark = {
-        "model": read_json(model / "config.json", "align again")["checkpoint_id"],
-        "generate": str(job.recipe.generate),
-    }
-    if not (folder / "mark.json").is_file() or read_json(folder / "mark.json", "remove it") != mark:
-        clips = folder / ALIGN_SET
-        generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
-        samples, names = generated_samples(clips, "speech", source="aligned"), (*REWARDS, *ALIGN_JUDGES)
-        options = reward_options(
-            names, layout.corpus, layout.syncnet, job.recipe.score.vocabulary, job.recipe.score.num_processes
+def _run_of(job: StageJob, label: str, align: AlignRun, folder: Path) -> Run:
+    mark = mark_of(align.identity(), str(job.recipe.generate), NAMES)
+    rounds = align.config.num_rounds
+    return Run(label, folder / label, mark, {"align": (rounds, rounds)})
+
+
+def _run(study: Study, job: StageJob, run: Run, seed: int, align: AlignRun) -> None:
+    with study.tracked_run(run, {"nava.seed": str(seed)}, {"align": align.identity()}):
+        model = model_of(align_model(align, job.ranks, job.port), f"seed {seed} stopped after round")
+        seconds = sum(
+            row.get("seconds_per_step", 0.0)
+            for _, row in scan(align.out / "metrics.jsonl")
+            if isinstance(row, Mapping)
         )
-        with open_rewards(names, options) as rewards:
-            scores = {
-                reward.name: {KEY: reward.score([sample.clip for sample in samples])} for reward in rewards
-            }
-        limits = fill(GuardrailLimits, job.recipe.align.guardrails, "align.guardrails")
-        dump(path, rows_of(limits, {KEY: samples}, scores, {KEY}))
-        write_json(folder / "mark.json", mark)
-    return [row for _, row in scan(path) if isinstance(row, Mapping)]
+        write_json(run.result, {"seconds": round(seconds, 1), "rows": _rows(job, model, run.folder)})
 
 
-def _measured(
-    job: StageJob, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], votes: Path
-) -> dict[str, Any]:
-    align = job.recipe.align
-    return compare(job.recipe.evaluate, before, after, codec, votes, align.rubric.weights(), align.guardrails)
-
-
-def _seconds(metrics: Path) -> float:
-    rows = [row for _, row in scan(metrics) if isinstance(row, Mapping)]
-    return round(sum(row.get("seconds_per_step", 0.0) for row in rows), 1)
+def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
+    """Rows of the held-out clips of this model."""
+    layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
+    generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
+    samples = generated_samples(clips, "speech", source="aligned")
+    options = reward_options(NAMES, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)
+    with open_rewards(NAMES, options) as rewards:
+        scores = {reward.name: {KEY: reward.score([sample.clip for sample in samples])} for reward in rewards}
+    limits = fill(GuardrailLimits, job.recipe.align.guardrails, "align.guardrails")
+    return rows_of(limits, {KEY: samples}, scores, {KEY})
 
 
 def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from pretrain.statistics import CONFIDENCE, cluster_bootstrap
+
 Z = 1.959963984540054
-NUM_RESAMPLES = 2000
 MIN_CLUSTERS = 10  # a percentile bootstrap over fewer is far too narrow
-_DRAWS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(highest, 1.0)
     return [float(value) for value in adjusted]
-
-
-def cluster_bootstrap(
-    verdicts: np.ndarray, clusters: np.ndarray, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `verdicts` [n], whole clusters (integer codes [n] from 0) drawn
-    with replacement."""
-    sums, sizes = np.bincount(clusters, weights=verdicts), np.bincount(clusters)
-    count = len(sizes)
-    rng = np.random.default_rng(seed)
-    step = max(_DRAWS_AT_ONCE // count, 1)
-    means = []
-    for start in range(0, num_resamples, step):
-        draws = rng.multinomial(count, np.full(count, 1.0 / count), size=min(step, num_resamples - start))
-        means.append(draws @ sums / (draws @ sizes))
-    low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def larger_clusters(raters: Sequence[Hashable], prompts: Sequence[Hashable]) -> tuple[str, np.ndarray] | None:

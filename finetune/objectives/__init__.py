@@ -1,1 +1,1 @@
-"""One idea of learning from rewards or votes per file."""
+"""Objectives of alignment, one per file; `registry` finds them by name."""

@@ -10,14 +10,16 @@ Log-probabilities are means over elements, which makes a ratio the root of the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from finetune.noising import both, mean_square, metric, streams_at, usable
-from finetune.sde import joint_log_prob, replay
-from finetune.types import Key, ObjectiveLoss, Policy, Rollout, Scored, Trajectory
+from finetune.objectives.base import Objective, Phase, RolloutPlan
+from finetune.sde import Kernel, StochasticSteps, joint_log_prob, replay
+from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
+from pretrain.flow.guidance import NO_GUIDANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,12 @@ def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
         )
 
 
-def count(batch: Scored, config: GrpoConfig) -> Tensor:
+def count(batch: RolloutsWithAdvantage, config: GrpoConfig) -> Tensor:
     """Valid clips times trained steps."""
     return batch.advantage.valid.sum().double() * _trajectory(batch.rollout).levels.shape[1]
 
 
-def loss(policy: Policy, batch: Scored, config: GrpoConfig, key: Key) -> ObjectiveLoss:
+def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: Key) -> ObjectiveLoss:
     """Two forward passes a trained step (one without a reference term). Nothing is drawn: `key` is not read.
     Raises ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio
     meets two advantages."""
@@ -141,3 +143,46 @@ def _trajectory(rollout: Rollout) -> Trajectory:
     if rollout.trajectory is None:
         raise ValueError("grpo: the rollout has no trajectory; sample it with stochastic steps")
     return rollout.trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoPhase(Phase):
+    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of the
+    sampler; all others are Euler's."""
+
+    objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True, reference_weight=1e-3))
+    kernel: Kernel = field(default_factory=Kernel)
+    window: int = 2
+    first_steps: int = 10
+    epochs: int = 2
+    steps_per_epoch: int = 4
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.window <= self.first_steps <= self.sampler.steps - 1:
+            got = f"window {self.window}, first_steps {self.first_steps}, sampler.steps {self.sampler.steps}"
+            raise ValueError(
+                "grpo: expected 1 <= window <= first_steps < sampler.steps (the last step is "
+                f"deterministic), got {got}"
+            )
+        if self.sampler.solver != "euler" or self.sampler.guidance != NO_GUIDANCE:
+            raise ValueError(
+                "grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the "
+                "trained policy"
+            )
+
+
+class Grpo(Objective[GrpoPhase]):
+    name, phase_type = "grpo", GrpoPhase
+
+    def rollout(self) -> RolloutPlan:
+        phase = self.phase
+        steps = StochasticSteps(kernel=phase.kernel, window=phase.window, first_steps=phase.first_steps)
+        return self._plan(stochastic=steps)
+
+    def count(self, batch: RolloutsWithAdvantage) -> Tensor:
+        return count(batch, self.phase.objective)
+
+    def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
+        return loss(policy, batch, self.phase.objective, key)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import read_json, replacing
+from pretrain.files import read_json, write_json
 
 FOLDER = "checkpoints"
 COMPLETE = "complete.json"
@@ -31,15 +31,13 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     if path.is_file() and (held := read_json(path, START_OVER)) != plain:
         wrong = next(name for name in sorted({*held, *plain}) if held.get(name) != plain.get(name))
         raise ValueError(f"{out}: begun with another {wrong}; give another folder, or {START_OVER}")
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=1))
+    write_json(path, plain, indent=1)
 
 
 def mark_complete(checkpoint: Path) -> None:
     """Everything is written: say so, with the digest of every file."""
     found = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in _files(checkpoint)}
-    with replacing(checkpoint / COMPLETE) as temporary:
-        temporary.write_text(json.dumps(found, indent=1))
+    write_json(checkpoint / COMPLETE, found, indent=1)
 
 
 def newest(out: Path) -> tuple[int, Path | None]:

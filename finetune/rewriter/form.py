@@ -17,16 +17,20 @@ from dataclasses import dataclass
 
 from finetune.rewriter.spans import map_outside, map_spoken, outside, protect
 
-TEMPLATE = """You turn a short prompt into the prompt that an audio-video generation model wants. Write {language}, one paragraph, \
+TEMPLATE = """You turn a short prompt into the prompt that an audio-video generation model wants. Write \
+{language}, one paragraph, \
 {low} to {high} {unit}, nothing else: no title, no list, no explanation, no quotes around it.
 
 Start these parts with exactly these words, in this order, a sentence or more each:
 {parts}
 
-Keep whatever the prompt says of subjects, actions, speed, mood, place, camera and sound, and contradict none of it. Add only what \
+Keep whatever the prompt says of subjects, actions, speed, mood, place, camera and sound, and contradict \
+none of it. Add only what \
 can be seen and heard. Write what moves, from the first moment to the last, not a still picture.
-[SPEECH 1], [SPEECH 2] and so on stand for spoken words. Write each of them exactly once, in the given order, where it is spoken, \
-with who speaks and in what voice before it. Never write the spoken words yourself, and translate nothing of them.
+[SPEECH 1], [SPEECH 2] and so on stand for spoken words. Write each of them exactly once, in the given \
+order, where it is spoken, \
+with who speaks and in what voice before it. Never write the spoken words yourself, and translate nothing \
+of them.
 Where the prompt has no [SPEECH], say: {silence}
 No background music unless the prompt asks for it."""
 

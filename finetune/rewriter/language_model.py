@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.rewriter.form import Message
+from pretrain.config import one_line
 from pretrain.files import read_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def load(folder: Path, device: str = "auto") -> tuple[PreTrainedModel, PreTraine
         )
     except Exception as error:  # whatever a damaged file makes of the libraries below
         raise ValueError(
-            f"{folder}: cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"{folder}: cannot be loaded ({type(error).__name__}: {one_line(error, 200)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(

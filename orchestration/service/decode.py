@@ -20,11 +20,15 @@ from orchestration.service.limits import Limits, Refusal
 from orchestration.service.paths import open_checked
 from pretrain.codecs.channels import LayoutError, mixed
 from pretrain.codecs.media import MediaError, read_container, to_rate
+from pretrain.config import one_line
 
 REFERENCE_RATE_HZ = 16_000
 # What an mp4 of speech and picture is made of; FFmpeg knows hundreds more, and each is a parser of hostile
 # bytes.
-CODECS = "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+CODECS = (
+    "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,"
+    "pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+)
 MAX_STREAMS = 8
 FPS_RANGE = (1.0, 240.0)
 RATE_RANGE_HZ = (4_000, 384_000)
@@ -242,7 +246,7 @@ def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int
             samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
     except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError, RuntimeError) as error:
         raise Refusal(
-            422, f"{where}: not a sound that can be decoded ({' '.join(str(error).split())[:120]})", "clip"
+            422, f"{where}: not a sound that can be decoded ({one_line(error, 120)})", "clip"
         ) from None
     if not len(samples) or not np.isfinite(samples).all():
         raise Refusal(

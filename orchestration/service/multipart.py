@@ -1,5 +1,4 @@
-"""multipart/form-data as it comes in, chunk by chunk: strict, bounded, and never more in memory than one
-chunk and a delimiter.
+"""multipart/form-data as it comes in, chunk by chunk: what python-multipart finds, held to names and limits.
 
 Format: RFC 7578 over RFC 2046. No preamble, no nested parts, no transfer encodings.
 """
@@ -9,9 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import python_multipart
+from python_multipart.exceptions import FormParserError
+
 from orchestration.service.limits import Refusal
 
-MAX_HEADER_BYTES = 4096
+MAX_HEADER_BYTES = 4096  # of one line
 _BOUNDARY = re.compile(
     r"""multipart/form-data\s*;\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))\s*$""", re.I
 )
@@ -50,87 +52,67 @@ class MultipartParser:
     """`feed` chunks, `finish` at the end; both raise Refusal 422 for what is malformed or cut off."""
 
     def __init__(self, boundary: bytes, max_parts: int) -> None:
-        self._delimiter = b"\r\n--" + boundary
-        self._buffer = bytearray(b"\r\n")  # the first delimiter has no line before it
-        self._state = "start"
-        self._parts, self._max_parts = 0, max_parts
+        self._parser = python_multipart.MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_begin": self._begin_header,
+                "on_header_field": self._add_to_key,
+                "on_header_value": self._add_to_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._add_data,
+                "on_end": self._end,
+            },
+            max_header_size=MAX_HEADER_BYTES,
+        )
+        self._events: list[Event] = []
+        self._name, self._key, self._value = "", b"", b""
+        self._parts, self._max_parts, self._whole = 0, max_parts, False
 
     def feed(self, chunk: bytes) -> list[Event]:
-        self._buffer += chunk
-        events: list[Event] = []
-        while self._step(events):
-            pass
-        return events
+        self._events = []
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise Refusal(422, f"multipart body: {error}; is its boundary the header's?") from None
+        return self._events
 
     def finish(self) -> None:
-        if self._state != "done":
+        if not self._whole:
             raise Refusal(422, "multipart body: ends before its last boundary; send all of it")
 
-    def _step(self, events: list[Event]) -> bool:
-        """One transition; False where more bytes are needed."""
-        if self._state in ("start", "data"):
-            return self._to_delimiter(events)
-        if self._state == "delimiter":
-            return self._after_delimiter()
-        if self._state == "headers":
-            return self._headers(events)
-        self._buffer.clear()  # an epilogue says nothing
-        return False
+    def _begin_part(self) -> None:
+        self._name = ""
 
-    def _to_delimiter(self, events: list[Event]) -> bool:
-        at = self._buffer.find(self._delimiter)
-        if self._state == "start" and (at > 0 or (at < 0 and len(self._buffer) >= len(self._delimiter))):
-            raise Refusal(422, "multipart body: does not begin with its boundary")
-        end = at if at >= 0 else len(self._buffer) - len(self._delimiter) + 1
-        if self._state == "data" and end > 0:
-            events.append(Data(bytes(self._buffer[:end])))
-            del self._buffer[:end]
-        if at < 0:
-            return False
-        del self._buffer[: len(self._delimiter)]
-        self._state = "delimiter"
-        return True
+    def _begin_header(self) -> None:
+        self._key = self._value = b""
 
-    def _after_delimiter(self) -> bool:
-        if len(self._buffer) < 2:
-            return False
-        ending = bytes(self._buffer[:2])
-        if ending not in (b"--", b"\r\n"):
-            raise Refusal(422, "multipart body: a boundary is followed by something else than a line's end")
-        del self._buffer[:2]
-        self._state = "done" if ending == b"--" else "headers"
-        return True
+    def _add_to_key(self, data: bytes, start: int, end: int) -> None:
+        self._key += data[start:end]
 
-    def _headers(self, events: list[Event]) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
-        if (end if end >= 0 else len(self._buffer)) > MAX_HEADER_BYTES:
-            raise Refusal(422, f"multipart body: a part's headers are longer than {MAX_HEADER_BYTES} bytes")
-        if end < 0:
-            return False
-        events.append(Begin(_part_name(bytes(self._buffer[:end]))))
-        del self._buffer[: end + 4]
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        key, value = self._key.lower(), self._value.strip().decode("latin-1")
+        if key == b"content-transfer-encoding" and value.lower() not in ("binary", "8bit", "7bit"):
+            raise Refusal(
+                422, f"multipart body: transfer encoding {value[:40]!r} is not taken; send bytes as they are"
+            )
+        if key == b"content-disposition" and (match := _NAME.search(value)):
+            self._name = match[1]
+
+    def _end_headers(self) -> None:
+        if not _PART_NAME.fullmatch(self._name):
+            raise Refusal(422, "multipart body: a part without a name of letters, digits, '_', '.' or '-'")
         self._parts += 1
         if self._parts > self._max_parts:
             raise Refusal(422, f"multipart body: more than {self._max_parts} parts")
-        self._state = "data"
-        return True
+        self._events.append(Begin(self._name))
 
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._events.append(Data(data[start:end]))
 
-def _part_name(headers: bytes) -> str:
-    for line in headers.decode("latin-1").split("\r\n"):
-        key, _, value = line.partition(":")
-        if key.strip().lower() == "content-transfer-encoding" and value.strip().lower() not in (
-            "binary",
-            "8bit",
-            "7bit",
-        ):
-            raise Refusal(
-                422,
-                f"multipart body: transfer encoding {value.strip()[:40]!r} is not taken; send bytes as they "
-                "are",
-            )
-        if key.strip().lower() == "content-disposition":
-            match = _NAME.search(value)
-            if match and _PART_NAME.fullmatch(match[1]):
-                return match[1]
-    raise Refusal(422, "multipart body: a part without a name of letters, digits, '_', '.' or '-'")
+    def _end(self) -> None:
+        self._whole = True

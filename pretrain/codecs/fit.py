@@ -3,7 +3,6 @@ the validation set."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
 from pretrain.data.manifest import MAX_BAD_FRACTION, Row, read_manifest
 from pretrain.data.stream.store import replace_folder
+from pretrain.files import write_json
 from pretrain.progress import track
 from pretrain.randomness import generator_for
 from pretrain.types import AUDIO_CHANNELS, VIDEO_CHANNELS, num_video_latents
@@ -79,7 +79,7 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
         codecs = load_codecs(temporary)
         validation = _draw(corpus, (config.validation_set,), _VALIDATION_CLIPS, generator)
         errors = {"codec_id": codecs.codec_id, **reconstruction_errors(codecs, validation, config)}
-        (temporary / "errors.json").write_text(json.dumps(errors, indent=1) + "\n")
+        write_json(temporary / "errors.json", errors, indent=1)
         replace_folder(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

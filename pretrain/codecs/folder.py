@@ -18,7 +18,7 @@ from pretrain.codecs.linear import LinearAudioCodec, LinearVideoCodec
 from pretrain.codecs.projection import LinearProjection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder
 from pretrain.codecs.text import HashedTextEncoder
-from pretrain.files import save_tensors
+from pretrain.files import save_tensors, write_json
 
 _PARTS = ("video", "audio", "speaker")
 
@@ -42,7 +42,7 @@ def save_linear(
         "griffin_lim_iterations": griffin_lim_iterations,
         "text": dict(text),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_json(folder / "config.json", config, indent=1)
     return codec_id
 
 

@@ -54,12 +54,10 @@ def from_log_mel(values: Tensor, num_iterations: int = 16, momentum: float = 0.9
 def mel_filters() -> Tensor:
     """[64, 513] triangles, evenly spaced in mel (O'Shaughnessy's 2595 log10(1 + f/700)) from 0 to 8 kHz, each
     of unit sum."""
-    top = 2595.0 * math.log10(1.0 + AUDIO_SAMPLE_RATE_HZ / 2 / 700.0)
-    edges = 700.0 * (10.0 ** (torch.linspace(0.0, top, NUM_MELS + 2, dtype=torch.float64) / 2595.0) - 1.0)
-    bins = torch.linspace(0.0, AUDIO_SAMPLE_RATE_HZ / 2, N_FFT // 2 + 1, dtype=torch.float64)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    filters = torch.minimum(rising, falling).clamp_min(0.0)
+    from transformers.audio_utils import mel_filter_bank  # slow to import
+
+    top, rate = AUDIO_SAMPLE_RATE_HZ / 2, AUDIO_SAMPLE_RATE_HZ
+    filters = torch.from_numpy(mel_filter_bank(N_FFT // 2 + 1, NUM_MELS, 0.0, top, rate).T.copy())
     return (filters / filters.sum(1, keepdim=True).clamp_min(1e-9)).float()
 
 

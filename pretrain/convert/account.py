@@ -59,7 +59,7 @@ def sizes_of(args: ModelArgs) -> Sizes:
     """From the model on the meta device."""
     with torch.device("meta"):
         model = build_model(args)
-    first = {item.name: item for item in first_values(model)}
+    first = {item.name: item for item in first_values(model, model.args.width)}
     return Sizes({key: value.shape for key, value in model.state_dict().items()}, first)
 
 

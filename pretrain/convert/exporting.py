@@ -3,7 +3,6 @@ for bit."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from pretrain.config import nearest
 from pretrain.convert.account import sizes_of, their_shapes
 from pretrain.convert.layouts import AudioSuffix, Layout, Rule, rules
+from pretrain.files import write_json
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, ModelFolder, WeightsName, open_weights, read_model_folder
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
@@ -114,8 +114,7 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     with ShardWriter(folder, stem, plan_of(theirs), shard, {"format": "pt"}) as writer:
         write_tensors(writer, theirs, "tensors exported")
     if config.layout == "wan_diffusers" and not single:
-        with writing(folder / "config.json") as path:
-            path.write_text(json.dumps(diffusers_config(described.args), indent=2) + "\n")
+        write_json(folder / "config.json", diffusers_config(described.args), through=writing)
     left = sorted(rule.ours for rule in some if not rule.theirs)
     told = {
         "layout": config.layout,

@@ -9,7 +9,6 @@ submodular, so submodlib's lazy greedy choice is within 1 - 1/e of the best one 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 from pretrain.codecs.media import read_media
 from pretrain.data.features import picture_features, similarities, sound_features
 from pretrain.data.manifest import MAX_BAD_FRACTION, Row, check_rejected, read_manifest, write_manifest
-from pretrain.files import replacing
+from pretrain.files import write_json
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
 
@@ -64,8 +63,7 @@ def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[st
     report = _report(config, rows, quality, worth, chosen)
     report["rejected"] = [error.at(manifest) for error in rejected]
     write_manifest(out / "curated.jsonl", [_moved(rows[index], Path(corpus), out) for index in chosen])
-    with replacing(out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / "report.json", report)
     return report
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pretrain.config import from_json, to_json
 from pretrain.files import read_json, write_json
 from pretrain.launch.torchrun import IDENTITY, RESOLVED
 from pretrain.model.flavors import flavor
-from pretrain.recipe import PretrainConfig, from_json, recipe_hash, to_json
+from pretrain.recipe import PretrainConfig, recipe_hash
 from pretrain.schedule import StageConfig
 from pretrain.storage import check_reachable, is_file, place, remove_folder, writing
 
@@ -159,8 +160,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
                     f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train "
                     "into another folder"
                 )
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(identity, indent=2) + "\n")
+    write_json(path, identity, through=writing)
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import one_line
 from pretrain.files import read_json
 from pretrain.launch.nodes import Nodes
 from pretrain.progress import MetricsTail, StageProgress
@@ -165,7 +166,7 @@ def read_state(out: Path) -> dict[str, Any]:
 def report(error: Exception, out: Path) -> None:
     """A rank's farewell: one line in error.txt.RANK and the traceback in the log, as far as the disk lets
     us."""
-    line = " ".join(str(error).split())
+    line = one_line(error)
     with contextlib.suppress(OSError):
         (out / f"{ERROR}.{os.environ['RANK']}").write_text(line + "\n")
     with contextlib.suppress(OSError):

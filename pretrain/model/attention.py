@@ -18,10 +18,8 @@ from pretrain.model.scaled_attention import scaled_attention
 from pretrain.model.width_norm import WidthNorm
 from pretrain.types import Conditioning
 
-MASKED_SCORES = (
-    1 << 18
-    # per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits
-)
+# Per sample: above, a mask costs more than two calls more, and at 32 K tokens neither it nor its kernel fits.
+MASKED_SCORES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,10 @@ class Projections(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
 
-    def rotated_qkv(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, width] and complex turns [N, 1, d // 2] -> q, k (turned) and v, each [B, N, heads, d]."""
+    def rotated_qkv(self, x: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, width] and complex freqs_cis [N, 1, d // 2] -> rotated q and k, and v: [B, N, heads, d]."""
         q, k = self.heads(self.norm_q(self.q(x))), self.heads(self.norm_k(self.k(x)))
-        return rotate(q, turns), rotate(k, turns), self.heads(self.v(x))
+        return rotate(q, freqs_cis), rotate(k, freqs_cis), self.heads(self.v(x))
 
     def cross(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from x [B, N, width] to context [B, S, width] under mask [B, 1, 1, S]."""

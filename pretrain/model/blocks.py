@@ -77,12 +77,12 @@ class AlignmentBlock(nn.Module):
         self,
         streams: tuple[Tensor | None, Tensor | None],
         modulations: tuple[Tensor | None, Tensor | None],
-        turns: tuple[Tensor | None, Tensor | None],
+        freqs_cis: tuple[Tensor | None, Tensor | None],
         plan: AttentionPlan,
         context: Context,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(video, audio) tokens [B, N, width], None where absent, one step further; turns are complex [N, 1,
-        head_dim // 2]."""
+        """(video, audio) tokens [B, N, width], None where absent, one step further; freqs_cis are complex
+        [N, 1, head_dim // 2]."""
         parts = (
             (self.self_attn, self.cross_attn, self.norm3, self.ffn),
             (
@@ -93,9 +93,9 @@ class AlignmentBlock(nn.Module):
         )
         rows = [None if modulation is None else modulation.unbind() for modulation in modulations]
         qkv = [
-            self._project(x, part[0], row, turn)
-            for x, part, row, turn in zip(streams, parts, rows, turns, strict=True)
-            if x is not None and row is not None and turn is not None
+            self._project(x, part[0], row, freqs)
+            for x, part, row, freqs in zip(streams, parts, rows, freqs_cis, strict=True)
+            if x is not None and row is not None and freqs is not None
         ]
         q, k, v = (
             (torch.cat(pieces, dim=1) if len(qkv) > 1 else pieces[0]).transpose(1, 2)
@@ -114,10 +114,10 @@ class AlignmentBlock(nn.Module):
         return out[0], out[1]
 
     def _project(
-        self, x: Tensor, attention: Projections, modulation: Rows, turns: Tensor
+        self, x: Tensor, attention: Projections, modulation: Rows, freqs_cis: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
-        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), turns)
+        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), freqs_cis)
 
 
 def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -157,14 +157,19 @@ class FusionBlock(nn.Module):
         self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
     def forward(
-        self, x: Tensor, modulations: tuple[Tensor, ...], turns: Tensor, plan: AttentionPlan, context: Context
+        self,
+        x: Tensor,
+        modulations: tuple[Tensor, ...],
+        freqs_cis: Tensor,
+        plan: AttentionPlan,
+        context: Context,
     ) -> Tensor:
-        """x [B, N, width] with complex turns [N, 1, head_dim // 2]; modulations of the present streams, in
-        order."""
+        """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of the present streams,
+        in order."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
         hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)
-        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
         x = gated_streams(x, update, rows, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pretrain.config import override
+from pretrain.files import write_json
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import build_model
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_order, write_tensors
@@ -69,8 +70,7 @@ def write_model(
         if not is_remote(folder):
             remove_file(folder / CONFIG)
     content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
-    with writing(folder / CONFIG) as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / CONFIG, content, through=writing, indent=1)
     return checkpoint_id
 
 

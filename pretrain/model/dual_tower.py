@@ -23,7 +23,7 @@ class Meeting(NamedTuple):
 
 
 class CrossModal(nn.Module):
-    """x + attention from one tower to the other, both turned by the video's clock, so that equal times can
+    """x + attention from one tower to the other, both rotated by the video's clock, so that equal times can
     find each other."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -35,15 +35,15 @@ class CrossModal(nn.Module):
         self,
         x: Tensor,
         other: Tensor,
-        turns: Tensor,
+        freqs_cis: Tensor,
         other_turns: Tensor,
         mask: Tensor | None,
         joined: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] and other [B, M, width] with their turns; mask [B, 1, 1, M], joined [B, 1, 1]."""
+        """x [B, N, width], other [B, M, width] and their freqs_cis; mask [B, 1, 1, M], joined [B, 1, 1]."""
         attn, dtype = self.attn, self.norm.weight.dtype
         seen = self.norm_other(other.to(dtype))
-        q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), turns)
+        q = rotate(attn.heads(attn.norm_q(attn.q(self.norm(x.to(dtype))))), freqs_cis)
         k, v = rotate(attn.heads(attn.norm_k(attn.k(seen))), other_turns), attn.heads(attn.v(seen))
         update = attn.o(
             scaled_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
@@ -63,11 +63,11 @@ class Tower(nn.Module):
         self.norm3, self.ffn = nn.LayerNorm(args.width, eps=args.eps), FeedForward(args)
 
     def alone(
-        self, x: Tensor, modulation: Tensor, turns: Tensor, plan: AttentionPlan, context: Context
+        self, x: Tensor, modulation: Tensor, freqs_cis: Tensor, plan: AttentionPlan, context: Context
     ) -> Tensor:
         """Self-attention over this modality, then text."""
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps).to(self.self_attn.q.weight.dtype)
-        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         x = gated_add(x, self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2)), modulation[2])
         return add_cross(x, self.cross_attn, self.norm3, context)
 
@@ -83,7 +83,7 @@ class TowerPair(nn.Module):
         self,
         streams: Pair,
         modulations: Pair,
-        turns: Pair,
+        freqs_cis: Pair,
         plans: tuple[AttentionPlan, AttentionPlan],
         context: Context,
         meeting: Meeting | None,
@@ -91,19 +91,23 @@ class TowerPair(nn.Module):
         """(video, audio) tokens [B, N, width], None where absent; meeting None = the towers stay apart."""
         towers = (self.video, self.audio)
         out: list[Tensor | None] = [
-            None if x is None or m is None or turn is None else tower.alone(x, m, turn, plan, context)
-            for tower, x, m, turn, plan in zip(towers, streams, modulations, turns, plans, strict=True)
+            None if x is None or m is None or freqs is None else tower.alone(x, m, freqs, plan, context)
+            for tower, x, m, freqs, plan in zip(towers, streams, modulations, freqs_cis, plans, strict=True)
         ]
-        (video, audio), (video_turns, audio_turns) = out, turns
+        (video, audio), (video_freqs_cis, audio_freqs_cis) = out, freqs_cis
         if (
             meeting
             and video is not None
             and audio is not None
-            and video_turns is not None
-            and audio_turns is not None
+            and video_freqs_cis is not None
+            and audio_freqs_cis is not None
         ):
-            out[0] = self.video.meet(video, audio, video_turns, audio_turns, meeting.masks[1], meeting.joined)
-            out[1] = self.audio.meet(audio, video, audio_turns, video_turns, meeting.masks[0], meeting.joined)
+            out[0] = self.video.meet(
+                video, audio, video_freqs_cis, audio_freqs_cis, meeting.masks[1], meeting.joined
+            )
+            out[1] = self.audio.meet(
+                audio, video, audio_freqs_cis, video_freqs_cis, meeting.masks[0], meeting.joined
+            )
         finished = [
             None if x is None or m is None else add_ffn(x, tower.ffn, m, tower.eps)
             for tower, x, m in zip(towers, out, modulations, strict=True)
@@ -132,7 +136,7 @@ class DualTowerTransformer(AVTransformer):
         tokens = given.tokens
         for index, block in enumerate(self.tower_blocks):
             picked = tuple(m.alignment[index] if m else None for m in given.modulations[:2])
-            tokens = block(tokens, picked, given.turns, plans, context, meeting)
+            tokens = block(tokens, picked, given.freqs_cis, plans, context, meeting)
         return tokens
 
     def _meeting(self, given: Inputs, joined: Tensor) -> Meeting:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.randomness import stable_hash
-
-if TYPE_CHECKING:
-    from pretrain.model.shell import AVTransformer
 
 _LOUD_AT = 3072  # the width that a deviation of 0.02 belongs to
 
@@ -30,7 +27,7 @@ class First(NamedTuple):
     draw: Callable[[Tensor], object]
 
 
-def first_values(model: AVTransformer) -> Iterator[First]:
+def first_values(model: nn.Module, width: int) -> Iterator[First]:
     """In the order in which they are drawn; a name that comes twice starts as the later one says. The model
     may be on the meta device."""
     for name, module in model.named_modules():
@@ -48,11 +45,12 @@ def first_values(model: AVTransformer) -> Iterator[First]:
                 yield First(f"{name}.weight", "ones", nn.init.ones_)
             if getattr(module, "bias", None) is not None:
                 yield First(f"{name}.bias", "zeros", nn.init.zeros_)
-    deviation = 0.02 * (_LOUD_AT / model.args.width) ** 0.5
+    deviation = 0.02 * (_LOUD_AT / width) ** 0.5
     for name in ("text_embedder.0", "text_embedder.2", "time.embedding.0", "time.embedding.2"):
         yield _normal(f"{name}.weight", deviation)
-    for name in model.time.tables:
-        yield _normal(f"time.tables.{name}", model.args.width**-0.5)
+    for name, _ in model.named_parameters():
+        if name.startswith("time.tables."):
+            yield _normal(name, width**-0.5)
     yield _normal("timbre_token.null_token", 0.02)
     for head in ("head", "head_audio"):
         yield First(f"{head}.linear.weight", "zeros", nn.init.zeros_)

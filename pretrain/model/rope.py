@@ -18,13 +18,13 @@ def _angles(positions: Tensor, num_dims: int, theta: float) -> Tensor:
     return torch.outer(positions.double(), theta**-exponents)
 
 
-def video_turns(
+def video_freqs_cis(
     frames: int, rows: int, columns: int, head_dim: int, theta: float, device: torch.device | None = None
 ) -> Tensor:
     """Turns of video tokens in (t, h, w) order: [frames * rows * columns, 1, head_dim // 2], complex64."""
     grid, parts = (frames, rows, columns), []
     for axis, (size, dims) in enumerate(zip(grid, axis_split(head_dim), strict=True)):
-        along = turns_of(
+        along = freqs_cis_of(
             _angles(torch.arange(size, device=device), dims, theta)
         )  # sines of an axis, not of the whole grid
         parts.append(along.view(*[size if other == axis else 1 for other in range(3)], -1).expand(*grid, -1))
@@ -34,8 +34,8 @@ def video_turns(
 def audio_angles(
     tokens: int, rate_ratio: float, head_dim: int, theta: float, device: torch.device | None = None
 ) -> Tensor:
-    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p turns as video time p * rate_ratio; the
-    spatial dims stay still.
+    """Angles of audio tokens [tokens, head_dim // 2], fp64: token p has the angle of video time
+    p * rate_ratio; the spatial dims stay still.
 
     rate_ratio = video latent frames per second / audio tokens per second (24 / 4 / 25 = 0.24 at full size).
     """
@@ -44,20 +44,20 @@ def audio_angles(
     return torch.cat([turning, turning.new_zeros(tokens, sum(spatial) // 2)], dim=1)
 
 
-def turns_of(angles: Tensor) -> Tensor:
+def freqs_cis_of(angles: Tensor) -> Tensor:
     """Unit complex numbers [N, 1, d // 2] of fp64 angles [N, d // 2], complex64."""
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn interleaved pairs of x [B, N, heads, d] by complex turns [N, 1, d // 2], in fp32."""
+def rotate(x: Tensor, freqs_cis: Tensor) -> Tensor:
+    """Rotate interleaved pairs of x [B, N, heads, d] by complex freqs_cis [N, 1, d // 2], in fp32."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # inductor makes no kernels of complex numbers
-        return rotate_pairs(pairs, torch.view_as_real(turns)).flatten(-2).to(x.dtype)
-    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
+        return rotate_pairs(pairs, torch.view_as_real(freqs_cis)).flatten(-2).to(x.dtype)
+    return torch.view_as_real(torch.view_as_complex(pairs) * freqs_cis).flatten(-2).to(x.dtype)
 
 
-def rotate_pairs(pairs: Tensor, turns: Tensor) -> Tensor:
-    """(a + ib)(c + is) spelled out; pairs [B, N, heads, d // 2, 2], turns [N, 1, d // 2, 2]."""
-    (a, b), (c, s) = pairs.unbind(-1), turns.unbind(-1)
+def rotate_pairs(pairs: Tensor, freqs_cis: Tensor) -> Tensor:
+    """(a + ib)(c + is) spelled out; pairs [B, N, heads, d // 2, 2], freqs_cis [N, 1, d // 2, 2]."""
+    (a, b), (c, s) = pairs.unbind(-1), freqs_cis.unbind(-1)
     return torch.stack([a * c - b * s, a * s + b * c], dim=-1)

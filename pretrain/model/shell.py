@@ -18,7 +18,7 @@ from pretrain.model.context_parallel import ContextGroup, Share, check_degree
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
 from pretrain.model.initial import first_values
 from pretrain.model.modulation import StreamModulation, TimePath
-from pretrain.model.rope import audio_angles, turns_of, video_turns
+from pretrain.model.rope import audio_angles, freqs_cis_of, video_freqs_cis
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -31,11 +31,11 @@ class Inputs(NamedTuple):
 
     tokens: Pair  # [B, N, width] each
     valid: Pair  # [B, N] bool each over whole samples, False = padding; None also where nothing is padded
-    turns: Pair  # complex [N, 1, head_dim // 2] each
+    freqs_cis: Pair  # complex [N, 1, head_dim // 2] each
     modulations: tuple[StreamModulation | None, ...]  # video, audio, and whatever else a paradigm modulates
     context: Tensor  # [B, S, width] text with timbre tokens in their places
     conditioning: Conditioning
-    share: Share | None  # where tokens and turns are this rank's part of the samples
+    share: Share | None  # where tokens and freqs_cis are this rank's part of the samples
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -141,14 +141,16 @@ class AVTransformer(nn.Module):
         return frames, _valid(audio, audio.latents.shape[2]) if audio else None
 
     def _turns(self, video: Stream | None, audio: Stream | None, share: Share | None = None) -> Pair:
-        """Rotary turns of both streams on the video's clock, also where audio is alone."""
+        """Rotary position factors of both streams on the video's clock, also where audio is alone."""
         dims, theta = self.args.head_dim, self.args.rope_theta
         out: list[Tensor | None] = [None, None]
         if video:
-            out[0] = video_turns(*self._grid(video), dims, theta, video.latents.device)
+            out[0] = video_freqs_cis(*self._grid(video), dims, theta, video.latents.device)
         if audio:
             ratio = audio.clock_hz / audio.rate_hz
-            out[1] = turns_of(audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device))
+            out[1] = freqs_cis_of(
+                audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device)
+            )
         return _own((out[0], out[1]), share, dim=0)
 
     def _without_dropped_text(self, conditioning: Conditioning) -> Conditioning:
@@ -185,7 +187,7 @@ class AVTransformer(nn.Module):
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
         """Draw all first values (pretrain.model.initial) in place."""
-        for first in first_values(self):
+        for first in first_values(self, self.args.width):
             first.draw(self.get_parameter(first.name))
 
 

@@ -30,11 +30,11 @@ class NavaTransformer(AVTransformer):
         tokens, modulations = given.tokens, given.modulations
         for index, block in enumerate(self.double_blocks):
             picked = tuple(m.alignment[index] if m else None for m in modulations)
-            tokens = block(tokens, picked, given.turns, plan, context)
+            tokens = block(tokens, picked, given.freqs_cis, plan, context)
         joint = torch.cat([x for x in tokens if x is not None], dim=1)
-        turns = torch.cat([part for part in given.turns if part is not None])
+        freqs_cis = torch.cat([part for part in given.freqs_cis if part is not None])
         for index, block in enumerate(self.single_blocks):
-            joint = block(joint, tuple(m.fusion[index] for m in modulations if m), turns, plan, context)
+            joint = block(joint, tuple(m.fusion[index] for m in modulations if m), freqs_cis, plan, context)
         video, audio = joint.split((plan.num_video, plan.num_audio), dim=1)
         return video, audio
 

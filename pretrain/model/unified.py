@@ -29,14 +29,14 @@ class PeerBlock(nn.Module):
         x: Tensor,
         modulations: tuple[Tensor, ...],
         sizes: Sequence[int],
-        turns: Tensor,
+        freqs_cis: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        """x [B, N, width] of streams of `sizes` tokens with complex turns [N, 1, head_dim // 2]; mask [B, 1,
-        N, N]."""
+        """x [B, N, width] of streams of `sizes` tokens with complex freqs_cis [N, 1, head_dim // 2]; mask
+        [B, 1, N, N]."""
         dtype = self.self_attn.q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
-        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, turns))
+        q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         update = self.self_attn.o(scaled_attention(q, k, v, mask).transpose(1, 2).flatten(2))
         x = gated_streams(x, update, modulations, sizes, 2)
         return gated_streams(
@@ -70,12 +70,12 @@ class UnifiedTransformer(AVTransformer):
         still = torch.ones(
             num_context, 1, self.args.head_dim // 2, dtype=torch.complex64, device=joint.device
         )
-        turns = torch.cat([still, *(part for part in given.turns if part is not None)])
+        freqs_cis = torch.cat([still, *(part for part in given.freqs_cis if part is not None)])
         video, audio, context = given.modulations
         sizes = [num_context, *(count for count in given.counts if count)]
         for index, block in enumerate(self.peer_blocks):
             joint = block(
-                joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, turns, mask
+                joint, tuple(m.fusion[index] for m in (context, video, audio) if m), sizes, freqs_cis, mask
             )
         _, video_tokens, audio_tokens = joint.split((num_context, num_video, num_audio), dim=1)
         return video_tokens, audio_tokens

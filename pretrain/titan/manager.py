@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
+from pretrain.config import one_line
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, list_folder, remove_file, remove_folder
 from pretrain.titan.lost_peers import of_lost_peers
@@ -140,7 +141,7 @@ def save_error(error: BaseException, folder: Path, newest: int = 0) -> OSError:
     with suppress(OSError):
         newest = max(complete_steps(folder), default=0)
     good = f"the checkpoint of step {newest} is intact" if newest else "no earlier checkpoint exists"
-    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    reason = f"{type(cause).__name__}: {one_line(cause, 300)}"
     if is_remote(folder):
         return OSError(
             f"{folder}: checkpoint could not be written ({reason}); {good}; run again to resume when the "

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.tools.logging import init_logger, logger
 
+from pretrain.config import one_line
 from pretrain.data.stream.sample_set import check_sets_split, open_sets
 from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import write_json
@@ -121,7 +122,7 @@ def main(path: Path) -> int:
     except (Exception, CheckpointException) as error:  # the latter is a BaseException
         if not of_lost_peers(error):
             raise
-        logger.error(f"lost another rank: {' '.join(str(error).split())[:300]}")
+        logger.error(f"lost another rank: {one_line(error, 300)}")
         os._exit(3)
     if dist.is_initialized():
         dist.destroy_process_group()

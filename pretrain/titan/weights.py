@@ -39,7 +39,7 @@ def initialise(model: nn.Module, flavor_name: str, seed: int) -> None:
         sizes = build_model(flavor(flavor_name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for first in first_values(sizes):
+        for first in first_values(sizes, sizes.args.width):
             whole = torch.empty(parameters[first.name].shape)
             first.draw(whole)
             put(parameters[first.name], whole)

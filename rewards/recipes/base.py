@@ -1,5 +1,5 @@
-"""What recipes have in common: parts that rewards share, options that many have, weights that are not
-there."""
+"""What recipes have in common: an entry of the catalog, parts that rewards share, options that many have,
+weights that are not there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from rewards.base import Reward
+from rewards.metric import Metric, Role
 
 PartT = TypeVar("PartT")
 SPEED_ONLY = {"speed_only": True}  # metadata of an option that changes no score
@@ -32,6 +35,74 @@ class Shared:
 @dataclass(frozen=True)
 class NoOptions:
     """Nothing to set."""
+
+
+@dataclass(frozen=True)
+class PartMetric:
+    """A part of a score that is reported as a metric of its own, in the role of its reward."""
+
+    part: str
+    title: str
+    name: str = ""  # of the metric, "" = the part's
+    lower_is_better: bool = False
+    has_direction: bool = True
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward of the catalog. `make(options, shared)` builds it from the dataclass `options` of what may be
+    set. Title to gap_closed are as in rewards.metric.Metric, and written nowhere else."""
+
+    make: Callable[[Any, Shared], Reward]
+    options: type
+    title: str
+    role: Role = "watched"  # a judge measures what was trained on others; no rubric may weigh it
+    lower_is_better: bool = False  # a rubric must give it a negative weight
+    unit: str = ""
+    numerator: str = ""
+    denominator: str = ""
+    gap_closed: bool = False
+    parts: tuple[PartMetric, ...] = ()
+    offline: bool = True  # runs with what a checkout and its pipeline have
+    picture: bool = False  # looks at frames; the others only listen
+    about: Literal["any", "speech", "voice", "reference", "text", "image"] = (
+        "any"  # a clip is eligible where this was given
+    )
+
+    @property
+    def judge(self) -> bool:
+        return self.role == "judge"
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The reward of this `name`, then its listed parts."""
+        own = Metric(
+            name,
+            self.title,
+            name,
+            numerator=self.numerator,
+            denominator=self.denominator,
+            lower_is_better=self.lower_is_better,
+            unit=self.unit,
+            role=self.role,
+            gap_closed=self.gap_closed,
+        )
+        return [
+            own,
+            *(
+                Metric(
+                    part.name or part.part,
+                    part.title,
+                    name,
+                    part.part,
+                    lower_is_better=part.lower_is_better,
+                    has_direction=part.has_direction,
+                    unit=part.unit,
+                    role=self.role,
+                )
+                for part in self.parts
+            ),
+        ]
 
 
 @dataclass(frozen=True)

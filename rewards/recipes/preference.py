@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.base import Reward
 from rewards.options import nearest
-from rewards.recipes.base import Shared, WeightsMissing
+from rewards.recipes.base import Entry, WeightsMissing
+from rewards.types import split_part
 
 if TYPE_CHECKING:
     from rewards.preference import PreferenceModel
@@ -32,14 +33,18 @@ class PreferenceOptions:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def preference(options: PreferenceOptions, shared: Shared) -> Reward:
-    """Scores are called `preference_simulated` where no person voted."""
-    from rewards.catalog import build_rewards
+def preference(
+    options: PreferenceOptions,
+    entries: Mapping[str, Entry],
+    build: Callable[[Sequence[str], Mapping[str, Mapping[str, Any]]], list[Reward]],
+) -> Reward:
+    """The model over the rewards it looks at, which `build(names, options)` makes from `entries` (the
+    catalog). Scores are called `preference_simulated` where no person voted."""
     from rewards.preference import PreferenceReward
 
-    model, names = _model(options), needed_rewards(options)
+    model, names = _model(options), needed_rewards(options, entries)
     try:
-        rewards = build_rewards(names, {name: options.options.get(name, {}) for name in names}, shared)
+        rewards = build(names, {name: options.options.get(name, {}) for name in names})
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"preference.options: {error}") from None
     if model.simulated:
@@ -47,18 +52,14 @@ def preference(options: PreferenceOptions, shared: Shared) -> Reward:
     return PreferenceReward(rewards, model)
 
 
-def needed_rewards(options: PreferenceOptions) -> list[str]:
+def needed_rewards(options: PreferenceOptions, entries: Mapping[str, Entry]) -> list[str]:
     """Names by which the catalog opens what the model looks at. Raises FileNotFoundError and ValueError in
     one line: no model or a damaged one, a judge or a preference among its features, options for a reward that
     it does not look at."""
-    from rewards.catalog import CATALOG
-    from rewards.preference import check_no_judge
-
     model = _model(options)
-    check_no_judge([*model.features, *options.options])
-    check_no_preference([*model.features, *options.options])
-    bases = dict.fromkeys(name if name in CATALOG else name.partition(".")[0] for name in model.features)
-    foreign = [name for name in bases if name not in CATALOG]
+    check_features([*model.features, *options.options], entries)
+    bases = dict.fromkeys(split_part(name, entries)[0] for name in model.features)
+    foreign = [name for name in bases if name not in entries]
     others = [name for name in options.options if name not in bases]
     if foreign and not others:
         raise ValueError(
@@ -70,11 +71,20 @@ def needed_rewards(options: PreferenceOptions) -> list[str]:
             f"preference.options.{others[0]}: {options.model} does not look at it; "
             f"{nearest(others[0], bases)}"
         )
-    return [*(name for name in bases if name in CATALOG), *others]
+    return [*(name for name in bases if name in entries), *others]
 
 
-def check_no_preference(features: Iterable[str]) -> None:
-    """Raises ValueError for a preference as a feature of a preference."""
+def check_features(features: Iterable[str], entries: Mapping[str, Entry]) -> None:
+    """Raises ValueError for a feature that is a judge, a part of one or a judge's other way of counting
+    (what is rewarded is not what judges), or a preference."""
+    judges = [name for name, entry in entries.items() if entry.judge]
+    features = list(features)
+    for name in features:
+        if any(name == judge or name.startswith((f"{judge}.", f"{judge}_")) for judge in judges):
+            raise ValueError(
+                f"preference: {name!r} is a judge, which must stay out of what is rewarded; fit the model "
+                "without it"
+            )
     for name in features:
         if name.partition(".")[0] in OWN_NAMES:
             raise ValueError(

@@ -8,6 +8,7 @@ energy column.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -26,9 +27,8 @@ def fbank(waveform: np.ndarray, num_mels: int = 128) -> np.ndarray:
         raise ValueError(f"fbank: waveform must be [N >= {FRAME}], got {list(waveform.shape)}")
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]
     frames = frames - frames.mean(axis=1, keepdims=True)
-    previous = np.concatenate(
-        [frames[:, :1], frames[:, :-1]], axis=1
-    )  # the first sample is its own predecessor
+    # the first sample is its own predecessor
+    previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     windowed = (frames - PREEMPHASIS * previous) * np.hanning(FRAME)
     powers = np.abs(np.fft.rfft(windowed, FFT)) ** 2
     return np.log(np.maximum(powers @ mel_filters(num_mels), FLOOR)).astype(np.float32)
@@ -37,13 +37,11 @@ def fbank(waveform: np.ndarray, num_mels: int = 128) -> np.ndarray:
 @cache
 def mel_filters(num_mels: int) -> np.ndarray:
     """Triangles of height 1, straight on the mel scale, [257, num_mels]; the Nyquist bin is in none."""
-    edges = np.linspace(_mel(LOW_HZ), _mel(HIGH_HZ), num_mels + 2)
-    bins = _mel(np.arange(FFT // 2 + 1) * RATE_HZ / FFT)[:, None]
-    width = edges[1] - edges[0]
-    filters = np.maximum(0.0, np.minimum((bins - edges[:-2]) / width, (edges[2:] - bins) / width))
-    filters[-1] = 0.0
-    return filters
+    from transformers.audio_utils import mel_filter_bank  # slow to import
 
-
-def _mel(hertz: float | np.ndarray) -> np.ndarray:
-    return 1127.0 * np.log(1.0 + np.asarray(hertz) / 700.0)
+    with warnings.catch_warnings():
+        # of 128, the lowest lie between two bins and are empty, as they are in Kaldi
+        warnings.filterwarnings("ignore", "At least one mel filter")
+        return mel_filter_bank(
+            FFT // 2 + 1, num_mels, LOW_HZ, HIGH_HZ, RATE_HZ, None, "kaldi", triangularize_in_mel_space=True
+        )

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.request
-import uuid
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 
 import numpy as np
 
+from rewards.http import NoAnswer, check_address, excerpt, exchange, form, token_of, tries
 from rewards.sound import SAMPLE_RATE_HZ
 
 RETRIED = (408, 429, 500, 502, 503, 504)
-MAX_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +40,7 @@ class EndpointTranscriber:
     )
 
     def __post_init__(self) -> None:
-        if not re.match(r"https?://[^/@]+(/[^?#@]*)?$", self.base_url):
-            raise ValueError(
-                f"base_url: {_without_login(self.base_url)!r} is not http(s)://host[:port][/path]; give the "
-                "server's address"
-            )
+        check_address(self.base_url, "base_url")
         if self.concurrency < 1 or self.num_tries < 1:
             raise ValueError(f"concurrency {self.concurrency}, num_tries {self.num_tries}: at least 1 each")
 
@@ -66,67 +56,38 @@ class EndpointTranscriber:
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Texts of float32 [N] 16 kHz sounds, in order; the first failed clip ends the batch."""
-        token = self._token()
+        token = token_of(self.token_variable)
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             return list(pool.map(lambda sound: self._ask(_wav(sound), token), waveforms))
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _token(self) -> str:
-        if self.token_variable and not os.environ.get(self.token_variable):
-            raise ValueError(
-                f"${self.token_variable}: not set; put the server's token there or leave token_variable empty"
-            )
-        return os.environ[self.token_variable].strip() if self.token_variable else ""
-
     def _ask(self, sound: bytes, token: str) -> str:
-        failure = ""
-        for attempt in range(self.num_tries):
-            try:
-                return self._post(sound, token)
-            except urllib.error.HTTPError as error:
-                failure = f"status {error.code} {_excerpt(error.read(), token)}".strip()
-                if error.code not in RETRIED:
-                    raise ConnectionError(
-                        f"{self.url}: {failure}; check model {self.model!r}, token and server"
-                    ) from None
-                wait = _retry_after(error.headers.get("Retry-After", ""))
-            except (OSError, HTTPException) as error:
-                failure, wait = (
-                    _excerpt(
-                        str(getattr(error, "reason", "") or error or type(error).__name__).encode(), token
-                    ),
-                    0.0,
-                )
-            if attempt + 1 < self.num_tries:
-                time.sleep(min(MAX_WAIT_S, max(wait, self.backoff_s * 2**attempt)))
-        raise ConnectionError(f"{self.url}: {failure}, {self.num_tries} tries; check that the server is up")
-
-    def _post(self, sound: bytes, token: str) -> str:
         fields = {"model": self.model, "response_format": "json", "temperature": "0"}
-        content_type, body = _multipart(
-            fields | ({"language": self.language} if self.language else {}), sound
-        )
-        headers = {"Content-Type": content_type, **({"Authorization": f"Bearer {token}"} if token else {})}
-        request = urllib.request.Request(self.url, body, headers, method="POST")
-        with _OPENER.open(request, timeout=self.timeout_s) as response:
-            answer = response.read()
-        try:
-            text = json.loads(answer)["text"]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise ConnectionError(f"answer without a text: {_excerpt(answer, token)}")
-        return text
+        fields |= {"language": self.language} if self.language else {}
+        content_type, body = form(fields, {"file": ("clip.wav", sound, "audio/wav")})
+
+        def once() -> str:
+            answer = exchange(self.url, body, content_type, token, timeout_s=self.timeout_s)
+            said = f"status {answer.status} {excerpt(answer.content, token)}".strip()
+            if answer.status in RETRIED:
+                raise NoAnswer(said, wait_s=answer.wait_s)
+            if answer.status != 200:
+                raise ConnectionError(f"{self.url}: {said}; check model {self.model!r}, token and server")
+            return _text_of(answer.content, token)
+
+        return tries(once, self.num_tries, self.backoff_s, self.url, "server")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+def _text_of(answer: bytes, token: str) -> str:
+    try:
+        text = json.loads(answer)["text"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise NoAnswer(f"answer without a text: {excerpt(answer, token)}")
+    return text
 
 
 def _wav(waveform: np.ndarray) -> bytes:
@@ -139,33 +100,3 @@ def _wav(waveform: np.ndarray) -> bytes:
             writer.setframerate(SAMPLE_RATE_HZ)
             writer.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
         return file.getvalue()
-
-
-def _multipart(fields: Mapping[str, str], sound: bytes) -> tuple[str, bytes]:
-    """(content type, body) of form fields and one file."""
-    boundary = uuid.uuid4().hex
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
-        'filename="clip.wav"\r\nContent-Type: audio/wav\r\n\r\n'
-    )
-    return f"multipart/form-data; boundary={boundary}", b"".join(
-        [*parts, head.encode(), sound, f"\r\n--{boundary}--\r\n".encode()]
-    )
-
-
-def _excerpt(answer: bytes, token: str) -> str:
-    """The start of a server's answer on one line, without the token should it be echoed."""
-    text = " ".join(answer.decode(errors="replace").split())
-    return (text.replace(token, "***") if token else text)[:200]
-
-
-def _retry_after(value: str) -> float:
-    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
-
-
-def _without_login(address: str) -> str:
-    return re.sub(r"//[^/]*@", "//", address)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rewards.options import one_line
 from rewards.sound import SAMPLE_RATE_HZ
 from rewards.weights import checked
 
@@ -105,7 +106,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         model, found = load(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"{folder}: not a Whisper model with its processor ({reason}); give the folder as downloaded"
         ) from None

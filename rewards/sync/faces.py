@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rewards.base import Unscorable
+from rewards.options import one_line
 from rewards.types import Clip
 from rewards.weights import checked
 
@@ -119,7 +120,7 @@ class YuNetDetector:
                 str(path), "", (LONGEST_SIDE, LONGEST_SIDE), min_score, 0.3, 5000
             )
         except self._cv2.error as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ValueError(
                 f"YuNet face detector: {path} is no ONNX file that OpenCV {self._cv2.__version__} reads: "
                 f"{reason}"

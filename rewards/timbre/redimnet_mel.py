@@ -37,9 +37,7 @@ def mel_window() -> Tensor:
 @cache
 def mel_filters(num_mels: int) -> Tensor:
     """Triangles of height 1, evenly spaced on the HTK mel scale from 20 to 7600 Hz: [num_mels, 257]."""
-    lowest, highest = (2595.0 * np.log10(1.0 + hertz / 700.0) for hertz in (LOWEST_HZ, HIGHEST_HZ))
-    edges = 700.0 * (10.0 ** (np.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
-    frequencies = np.linspace(0.0, SAMPLE_RATE_HZ / 2, NUM_FFT // 2 + 1)
-    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.from_numpy(np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32))
+    from transformers.audio_utils import mel_filter_bank  # slow to import
+
+    filters = mel_filter_bank(NUM_FFT // 2 + 1, num_mels, LOWEST_HZ, HIGHEST_HZ, SAMPLE_RATE_HZ)
+    return torch.from_numpy(filters.T.astype(np.float32, order="C"))

@@ -101,15 +101,10 @@ def _partials(waveform: np.ndarray) -> Tensor:
 
 @cache
 def _mel_filters() -> Tensor:
-    """Triangular filters on Slaney's mel scale, each of unit area, 0 to 8 kHz: [40, 201] (what librosa makes
-    by default)."""
-    top, knee, slope = 8000.0, 1000.0, 200.0 / 3
-    log_step = np.log(6.4) / 27
-    mels = np.linspace(0.0, knee / slope + np.log(top / knee) / log_step, NUM_MELS + 2)
-    edges = np.where(mels < knee / slope, mels * slope, knee * np.exp(log_step * (mels - knee / slope)))
-    frequencies = np.linspace(0.0, top, WINDOW // 2 + 1)
-    widths = np.diff(edges)
-    rising = (frequencies[None] - edges[:-2, None]) / widths[:-1, None]
-    falling = (edges[2:, None] - frequencies[None]) / widths[1:, None]
-    triangles = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return torch.from_numpy(triangles.astype(np.float32))
+    """Triangular filters on Slaney's mel scale, each of unit area, 0 to 8 kHz: [40, 201]."""
+    from transformers.audio_utils import mel_filter_bank  # slow to import
+
+    filters = mel_filter_bank(
+        WINDOW // 2 + 1, NUM_MELS, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney"
+    )
+    return torch.from_numpy(filters.T.astype(np.float32, order="C"))

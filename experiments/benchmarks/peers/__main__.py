@@ -10,7 +10,6 @@ day and machine, stay where they are not run again.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import warnings
 from pathlib import Path
@@ -18,27 +17,13 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks.facts import facts
 from experiments.benchmarks.peers.measure import compare
 from experiments.benchmarks.peers.scaling import scaling
 from experiments.benchmarks.peers.shapes import CPU_SHAPES, GPU_SHAPES, SHAPES
-from experiments.doctor import processor_name
-from pretrain.files import replacing
+from pretrain.files import write_json
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def facts(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import diffusers
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return {
-        "date": datetime.date.today().isoformat(),
-        "hardware": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
 
 
 def earlier(path: Path, described: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device, threads = torch.device(options.device), torch.get_num_threads()
-    found: dict[str, Any] = earlier(options.out, facts(device))
+    found: dict[str, Any] = earlier(options.out, facts("diffusers", device=options.device))
     for name in options.shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES):
         for dtype in options.dtypes:
             torch.set_num_threads(SHAPES[name].threads or threads)
@@ -83,8 +68,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     if not options.no_scaling:
         found["scaling"] = scaling(device)
-    with replacing(options.out) as path:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(options.out, found, indent=1)
     print(f"wrote {options.out}")
 
 

@@ -3,8 +3,8 @@ rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from experiments.studies.objectives.config import (
     ALGORITHM,
@@ -14,7 +14,8 @@ from experiments.studies.objectives.config import (
     RANDOM,
     ObjectivesConfig,
 )
-from finetune.recipe import AlignConfig, GsbDpoPhase, Phase
+from finetune.objectives.base import Phase
+from finetune.recipe import AlignConfig
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,42 @@ class Arm:
         return {CHOSEN: "chosen", RANDOM: f"random-seed{self.seed}"}.get(self.name, "all")
 
     @property
+    def aligned(self) -> AlignConfig:
+        """Raises ValueError for the pretrained model."""
+        if self.config is None:
+            raise ValueError(f"{self.name} is not aligned")
+        return self.config
+
+    @property
     def phase(self) -> Phase:
-        assert self.config is not None
-        return self.config.phases[0][1]
+        return self.aligned.objectives()[0].phase
 
 
 def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> list[Arm]:
     """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the
     ranks."""
-    arms = [Arm(BASELINE, 0, None)]
-    for seed in range(objectives.seeds):
-        for name in objectives.arms:
-            if name != BASELINE:
-                config = align_config(name, seed, objectives, align, ranks)
-                config.check_ranks(ranks)
-                arms.append(Arm(name, seed, config))
-    return arms
+    arms = [
+        Arm(name, seed, align_config(name, seed, objectives, align, ranks))
+        for seed in range(objectives.seeds)
+        for name in objectives.arms
+        if name != BASELINE
+    ]
+    for arm in arms:
+        arm.aligned.check_ranks(ranks)
+    return [Arm(BASELINE, 0, None), *arms]
 
 
 def align_config(
     name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
 ) -> AlignConfig:
-    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no prompts set
-    aside and no early stop.
+    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no held-out
+    prompts and no early stop.
 
-    Stopping would end the budgets apart, and the prompts that the recipe sets aside are taken out beforehand,
+    Stopping would end the budgets apart, and the prompts that the recipe holds out are taken out beforehand,
     for all arms alike.
     """
     algorithm = ALGORITHM[name]
-    phase = getattr(align, algorithm)
+    phase: Any = align.phases[algorithm]
     if algorithm == "gsb_dpo":
         phase = votes_phase(align, objectives.rounds, ranks)
         phase = replace(
@@ -75,24 +83,25 @@ def align_config(
         )
     else:
         groups = {
-            "prompts_per_round": align.nft.prompts_per_round,
-            "clips_per_prompt": align.nft.clips_per_prompt,
+            "prompts_per_round": align.phases["nft"].prompts_per_round,
+            "clips_per_prompt": align.phases["nft"].clips_per_prompt,
         }
         phase = replace(phase, rounds=objectives.rounds, **groups)
     stop = replace(align.stop, prompts=0, patience=0)
-    return replace(align, seed=seed, sequence=(algorithm,), stop=stop, **{algorithm: phase})
+    phases = {**align.phases, algorithm: phase}
+    return replace(align, seed=seed, sequence=(algorithm,), stop=stop, phases=phases)
 
 
-def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None = None) -> GsbDpoPhase:
+def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None = None) -> Phase:
     """gsb_dpo with nft's optimizer steps, and as nearly as ranks allow its clips a step. pairs: how many
     there are, where known."""
-    nft = align.nft
+    nft = align.phases["nft"]
     wanted = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
     if pairs is not None:
         wanted = min(wanted, pairs // nft.steps_per_epoch)
     per_step = max(1, int(wanted // ranks)) * ranks
     return replace(
-        align.gsb_dpo,
+        align.phases["gsb_dpo"],
         rounds=rounds,
         epochs=nft.epochs,
         steps_per_epoch=nft.steps_per_epoch,
@@ -103,16 +112,15 @@ def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None =
 
 def fitted(arm: Arm, align: AlignConfig, ranks: int, pairs: int) -> Arm:
     """The arm where there are only so many preference pairs."""
-    assert arm.config is not None
     phase = votes_phase(align, arm.phase.rounds, ranks, pairs)
-    return replace(
-        arm, config=replace(arm.config, gsb_dpo=replace(phase, objective=arm.config.gsb_dpo.objective))
-    )
+    objective = arm.aligned.phases["gsb_dpo"].objective  # type: ignore[attr-defined]
+    phases = {**arm.aligned.phases, "gsb_dpo": replace(phase, objective=objective)}
+    return replace(arm, config=replace(arm.aligned, phases=phases))
 
 
 def budget(objectives: ObjectivesConfig, align: AlignConfig) -> int:
     """Clips that every arm may roll out."""
-    return objectives.rounds * align.nft.prompts_per_round * align.nft.clips_per_prompt
+    return objectives.rounds * align.phases["nft"].clips_per_round
 
 
 def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
@@ -133,14 +141,4 @@ def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
 
 def optimizer_steps(phase: Phase) -> tuple[int, float]:
     """(steps of the whole alignment, clips that each of them sees)."""
-    per_round = (
-        2 * phase.pairs_per_round
-        if isinstance(phase, GsbDpoPhase)
-        else phase.prompts_per_round * phase.clips_per_prompt
-    )
-    return phase.rounds * phase.epochs * phase.steps_per_epoch, per_round / phase.steps_per_epoch
-
-
-def seeds_of(arms: Sequence[Arm], name: str) -> list[Arm]:
-    """An arm's runs by seed."""
-    return [arm for arm in arms if arm.name == name]
+    return phase.rounds * phase.epochs * phase.steps_per_epoch, phase.clips_per_round / phase.steps_per_epoch

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,31 @@ import numpy as np
 from experiments.layout import Layout
 from experiments.pipeline.align import BASE, PROMPTS
 from experiments.pipeline.curate_prompts import prompt_gains
-from experiments.pipeline.votes import PAIRS, VotesConfig
+from experiments.pipeline.votes import PAIRS, VotesConfig, vote_on_rollouts
+from experiments.scoring.latents import score_store
+from experiments.scoring.sets import ScoreConfig
+from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
-from experiments.studies.objectives.runners import Runners
-from experiments.studies.paradigms.plan import mark_of
+from experiments.studies.scores import Scoring, score_clips
+from finetune.align_run import AlignRun
 from finetune.curation import choose, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
-from finetune.make_rollouts import RolloutsConfig
+from finetune.launch import align_model
+from finetune.make_rollouts import RolloutsConfig, make_rollouts
 from finetune.pair_batches import AXES
 from finetune.prompts import read_prompt_set, shuffled
 from finetune.recipe import AlignConfig
+from finetune.rollout_store import open_store
+from pretrain.config import to_json
 from pretrain.files import read_json, write_json
-from pretrain.generate import GenerateConfig
+from pretrain.generate import GenerateConfig, generate
 from pretrain.jsonl import FieldError, dump, scan
+from pretrain.launch.launch import StageResult
 from pretrain.prompt import PromptRow, read_prompts
-from pretrain.recipe import to_json
 
 MADE, GAINS, DECIDED = "made.json", "gains.json", "pairs_no_ties.jsonl"
+Rewards = tuple[Sequence[str], Mapping[str, np.ndarray]]  # prompt of each clip; reward -> value of each clip
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,30 @@ class Sections:
     generate: GenerateConfig
     rollout: RolloutsConfig
     votes: VotesConfig
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def rewards_of_store(align: AlignConfig, layout: Layout, store: Path, processes: int) -> Rewards:
+    """The rubric's rewards of every clip of a store, NaN where there is none."""
+    names, opened = list(align.rubric.weights()), open_store(store)
+    where = (layout.codec, layout.corpus, layout.syncnet)
+    found = score_store(
+        opened, names, *where, align.phases["nft"].rollout_batch, processes, align.reward_options
+    )
+    values = {name: np.array([scores[name] for scores in found.values()]) for name in names}
+    return [opened.case(clip) for clip in found], values
+
+
+@dataclass(frozen=True)
+class Runners:
+    """The heavy work; tests put something light in its place."""
+
+    roll_out: Callable[[RolloutsConfig, AlignConfig, Path, Path, Path, Path], dict[str, Any]] = make_rollouts
+    vote: Callable[[VotesConfig, Path, Path, Path, Path, Path], dict[str, Any]] = vote_on_rollouts
+    reward: Callable[[AlignConfig, Layout, Path, int], Rewards] = rewards_of_store
+    align: Callable[[AlignRun, int], StageResult] = align_model
+    generate: Callable[[GenerateConfig, Path, Path, Path, Path, int | None], dict[str, Any]] = generate
+    score: Callable[[Path, Scoring, Path], None] = score_clips
 
 
 @dataclass(frozen=True)
@@ -57,7 +88,11 @@ class Material:
     layout: Layout
     inputs: Mapping[str, str]
     folder: Path
-    runners: Runners
+    runners: Runners = field(default_factory=Runners)
+
+    @property
+    def source(self) -> Path:
+        return self.layout.prompts / PROMPTS
 
     @cached_property
     def rows(self) -> list[PromptRow]:
@@ -66,18 +101,11 @@ class Material:
         ours = {row.data_id for row in read_prompt_set(self.source, align).train[0]}
         return [row for row in read_prompts(self.source) if row.data_id in ours]
 
-    @property
-    def source(self) -> Path:
-        return self.layout.prompts / PROMPTS
-
     @cached_property
     def trained_on(self) -> list[Any]:
         """What every alignment reads, the judge left out, for marks."""
-        kept = {
-            name: digest
-            for name, digest in self.inputs.items()
-            if name in ("model", "codec", PROMPTS, "syncnet_reward")
-        }
+        names = ("model", "codec", PROMPTS, "syncnet_reward")
+        kept = {name: digest for name, digest in self.inputs.items() if name in names}
         return [kept, sorted(row.data_id for row in self.rows)]
 
     @cached_property
@@ -87,21 +115,14 @@ class Material:
 
     @cached_property
     def pilot_mark(self) -> str:
-        sizes, pilot = to_json(self.sections.align), to_json(self._pilot)
-        rewarded = {
-            name: sizes[name] for name in ("rubric", "reward_options", "num_frames", "fps", "height", "width")
-        }
-        return mark_of(self.trained_on, pilot, rewarded)
+        sizes, names = to_json(self.sections.align), ("num_frames", "fps", "height", "width")
+        rewarded = {name: sizes[name] for name in ("rubric", "reward_options", *names)}
+        return mark_of(self.trained_on, to_json(self._pilot), rewarded)
 
     @cached_property
     def votes_mark(self) -> str:
-        return mark_of(
-            self.trained_on,
-            self.inputs["syncnet_judge"],
-            to_json(self._store),
-            to_json(self._votes),
-            self.stored,
-        )
+        made = (to_json(self._store), to_json(self._votes), self.stored)
+        return mark_of(self.trained_on, self.inputs["syncnet_judge"], *made)
 
     def prompts(self, arm: Arm) -> Path:
         """File of the arm's training prompts. Makes what the choice needs."""
@@ -113,47 +134,42 @@ class Material:
         return self._written(arm.prompts, {self.rows[index].data_id for index in indices})
 
     def chosen(self) -> list[int]:
-        """Places of the third that curation picks: diverse texts whose clips earn little yet, as the stage
-        `curate_prompts` does."""
+        """Places of the third that curation picks: diverse texts of low reward, as the stage `curate_prompts`
+        does."""
         gains = self.pilot()["gains"]
-        values = np.array([np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows])
-        return choose(
-            text_features([row.prompt.text for row in self.rows]), values, self.sections.objectives.curation
-        ).indices
+        values = [np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows]
+        texts = text_features([row.prompt.text for row in self.rows])
+        return choose(texts, np.array(values), self.sections.objectives.curation).indices
 
     def pilot(self) -> dict[str, Any]:
         """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every
         training prompt."""
         out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
         if not out.is_file():
-            started, prompts = time.monotonic(), self._written("all", {row.data_id for row in self.rows})
-            store, align = out.parent / "rollouts", self._plain()
-            self.runners.roll_out(
-                self._pilot, align, self.layout.model(BASE), self.layout.codec, prompts, store
-            )
-            groups, values = self.runners.reward(
-                align, self.layout, store, self.sections.objectives.recognizer_processes
-            )
+            started, align, store = time.monotonic(), self._plain(), out.parent / "rollouts"
+            self._roll_out(self._pilot, "all", self.rows, store)
+            processes = self.sections.objectives.recognizer_processes
+            groups, values = self.runners.reward(align, self.layout, store, processes)
             found = prompt_gains(values, groups, align.rubric.weights())
             gains = {str(name): None if np.isnan(gain) else gain for name, gain in found.items()}
             write_json(out, {"gains": gains, "seconds": round(time.monotonic() - started, 1)})
             shutil.rmtree(store, ignore_errors=True)
         return read_json(out, f"remove {out.parent}")
 
+    @property
+    def voted(self) -> Path:
+        return self.folder / f"votes-{self.votes_mark}"
+
     def votes(self) -> dict[str, Any]:
         """Rolls out and votes where that was not done; {"rollout", "vote": seconds, "summary", "pairs",
         "decided": numbers of pairs}."""
-        out = self.folder / f"votes-{self.votes_mark}"
+        out, layout = self.voted, self.layout
         if not (out / MADE).is_file():
-            align, count = self._plain(), self.stored[0]
-            kept = shuffled(self.rows, self.sections.align.seed, "objectives")[:count]
-            prompts = self._written("voted", {row.data_id for row in kept})
             started = time.monotonic()
-            self.runners.roll_out(
-                self._store, align, self.layout.model(BASE), self.layout.codec, prompts, out / "rollouts"
-            )
+            kept = shuffled(self.rows, self.sections.align.seed, "objectives")[: self.stored[0]]
+            self._roll_out(self._store, "voted", kept, out / "rollouts")
             rolled = time.monotonic()
-            where = (self.layout.codec, self.layout.corpus, self.layout.syncnet, out / "votes")
+            where = (layout.codec, layout.corpus, layout.syncnet, out / "votes")
             summary = self.runners.vote(self._votes, out / "rollouts", *where)
             pairs = read_pairs(out / "votes" / PAIRS)
             left = [pair for pair in pairs if is_decided(pair)]
@@ -164,22 +180,20 @@ class Material:
 
     def pairs(self, ties: bool) -> tuple[Path, Path, int]:
         """(pairs, the store of their clips, number of pairs), with the undecided ones or without."""
-        out, made = self.folder / f"votes-{self.votes_mark}", self.votes()
-        return (
-            out / "votes" / (PAIRS if ties else DECIDED),
-            out / "rollouts",
-            made["pairs" if ties else "decided"],
-        )
+        made = self.votes()
+        file, count = (PAIRS, made["pairs"]) if ties else (DECIDED, made["decided"])
+        return self.voted / "votes" / file, self.voted / "rollouts", count
+
+    def _roll_out(self, config: RolloutsConfig, name: str, rows: Sequence[PromptRow], out: Path) -> None:
+        prompts = self._written(name, {row.data_id for row in rows})
+        model, codec = self.layout.model(BASE), self.layout.codec
+        self.runners.roll_out(config, self._plain(), model, codec, prompts, out)
 
     @property
     def _pilot(self) -> RolloutsConfig:
         """As nft would roll out before its first step."""
-        config = self.sections.objectives
-        return replace(
-            self.sections.rollout,
-            clips_per_prompt=config.pilot_clips,
-            sampler=self.sections.align.nft.sampler,
-        )
+        clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.phases["nft"].sampler
+        return replace(self.sections.rollout, clips_per_prompt=clips, sampler=sampler)
 
     @property
     def _store(self) -> RolloutsConfig:
@@ -192,7 +206,7 @@ class Material:
         return replace(votes, pairs_per_case=max(votes.pairs_per_case, self.stored[1] // 2))
 
     def _plain(self) -> AlignConfig:
-        """Sizes and rubric, without prompts to set aside."""
+        """Sizes and rubric, without held-out prompts."""
         align = self.sections.align
         return replace(align, sequence=("gsb_dpo",), stop=replace(align.stop, prompts=0, patience=0))
 
@@ -220,7 +234,5 @@ def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
 
 def is_decided(pair: PreferencePair) -> bool:
     """Some question that gsb_dpo learns from has a winner."""
-    asked = [
-        next((label for axis in axes if (label := pair.label(axis)) is not None), 0) for axes in AXES.values()
-    ]
-    return any(asked)
+    labels = ([pair.label(axis) for axis in axes] for axes in AXES.values())
+    return any(next((label for label in asked if label is not None), 0) for asked in labels)

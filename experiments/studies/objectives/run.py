@@ -3,39 +3,45 @@ random prompts."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.layout import Layout
 from experiments.pipeline.align import BASE, PROMPTS
-from experiments.runs.provenance import git_state, md5_of
-from experiments.runs.tracker import (
-    RUN_KEY,
-    RunStart,
-    SpoolTracker,
-    ensure_sender,
-    failure_marked,
-    kept_run_key,
-)
-from experiments.studies.objectives.arms import budget, plan_arms
-from experiments.studies.objectives.config import CHOSEN, RANDOM
-from experiments.studies.objectives.material import Material, Sections
-from experiments.studies.objectives.one_arm import Task, run_arm, task_of
-from experiments.studies.objectives.page import page
-from experiments.studies.objectives.plot import draw
-from experiments.studies.objectives.runners import Runners
-from experiments.studies.objectives.table import tabulate
+from experiments.runs.provenance import md5_of
+from experiments.scoring.statistics import Draws
+from experiments.studies.harness import Run, Study, require, run_each
+from experiments.studies.objectives.arms import Arm, budget, plan_arms
+from experiments.studies.objectives.config import BASELINE, CHOSEN, NFT, NO_TIES, RANDOM, TIES
+from experiments.studies.objectives.material import Material, Runners, Sections
+from experiments.studies.objectives.one_arm import Aligner
+from experiments.studies.objectives.totals import higher_is_better, target_of, units_of, with_totals
+from experiments.studies.plot import errorbars, save
+from experiments.studies.scores import Scoring, added_metrics
+from experiments.studies.tables import Comparison, check_prompts, tables_of, unscored
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
-from pretrain.files import read_json, replacing, write_json
+from pretrain.files import read_json
 from pretrain.launch.stage_run import model_config
-from pretrain.recipe import to_json
+from rewards.catalog import metric
+from rewards.metric import Metric
 
-NAME = "objectives"
-JUDGING_ROUNDS = 2.5  # generating and scoring the held-out prompts costs about as much as so many rounds
+METRICS = (
+    "wer_pocketsphinx",
+    "intelligibility_pocketsphinx",
+    "sim_resemblyzer",
+    "sync_mini",
+    "wer_pocketsphinx_judge",
+    "intelligibility_pocketsphinx_judge",
+    "sync_judge",
+    "picture_noise_judge",
+    "lip_loudness_correlation",
+)
+COLUMNS = 4
+COLOURS = {"better": "#4f7942", "worse": "#c8553d"}  # all else grey
+Results = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
 
 
 def study_objectives(
@@ -48,20 +54,38 @@ def study_objectives(
     FileNotFoundError or ValueError in one line before anything is aligned; the line of the first arm that
     failed after the others; Interrupted.
     """
-    folder = layout.out / "study" / NAME
-    material = Material(sections, layout, _inputs(layout), folder, runners or Runners())
-    arms = plan_arms(sections.objectives, sections.align, ranks)
+    folder, config = layout.out / "study" / "objectives", sections.objectives
+    study = Study("objectives", folder, layout, config, sections, _inputs(layout), root)
+    material = Material(sections, layout, study.inputs, folder, runners or Runners())
+    arms = plan_arms(config, sections.align, ranks)
     _check_thirds(material)
-    tasks = [task_of(arm, material, ranks) for arm in arms]
-    tracker = _tracker(folder, layout, material, root)
-    with failure_marked(tracker):
-        _run_all(tasks, material, ranks, tracker)
-        study = _written(tasks, material, ranks, root)
-    for path in sorted(folder.parent.glob(f"{NAME}.*")):
-        tracker.log_artifact(str(path))
-    tracker.finish("FINISHED")
-    (folder / RUN_KEY).unlink(missing_ok=True)
-    return study
+    limits = sections.align.guardrails
+    scoring = Scoring(metrics_of(sections), layout, config.recognizer_processes, limits=limits)
+    aligner = Aligner(study, material, scoring, ranks)
+    runs = {arm.label: aligner.run_of(arm) for arm in arms}
+    by_label = {arm.label: arm for arm in arms}
+    hint = "the other arms are kept: mend it or leave it out (objectives.arms) and start again"
+    with study.tracked():
+        run_each(study.name, list(runs.values()), lambda run: aligner.run(run, by_label[run.label]), hint)
+        results = {label: run.read() for label, run in runs.items()}
+        found = {
+            "ranks": ranks,
+            "budget_clips": budget(config, sections.align),
+            "stored": dict(zip(("prompts", "clips_per_prompt"), material.stored, strict=True)),
+            "training_prompts": len(material.rows),
+            "third": config.curation.budget(len(material.rows)),
+            **tabulate(sections, arms, results),
+            "runs": {label: _spent(run, results[label]) for label, run in runs.items()},
+        }
+        return study.publish(found, draw)
+
+
+def metrics_of(sections: Sections) -> dict[str, Metric]:
+    """The study's own, and whatever else a rubric rewards, a panel looks at (`reward` or `reward.part`) or
+    the recipe scores."""
+    panel = [feature.name for feature in sections.votes.panel.features]
+    names = (*METRICS, *sections.align.rubric.routes(), *panel)
+    return {**{name: metric(name) for name in names}, **added_metrics(sections.score)}
 
 
 def _inputs(layout: Layout) -> dict[str, str]:
@@ -69,9 +93,8 @@ def _inputs(layout: Layout) -> dict[str, str]:
     prompts = {name: layout.prompts / name for name in (PROMPTS, f"{ALIGN_HELD_OUT}.jsonl")}
     needed = {layout.model(BASE) / "config.json": "pretrain", layout.codec / "config.json": "codec"}
     needed |= {layout.syncnet / role / "config.json": "syncnet" for role in ("reward", "judge")}
-    for path, verb in {**needed, **dict.fromkeys(prompts.values(), "corpus")}.items():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; run `nava demo` (or `nava {verb}`) first")
+    needed |= dict.fromkeys(prompts.values(), "corpus")
+    require({path: f"run `nava demo` (or `nava {verb}`) first" for path, verb in needed.items()}, "file")
     return {
         "model": str(model_config(layout.model(BASE))["checkpoint_id"]),
         "codec": str(read_json(layout.codec / "config.json", "fit the codec again")["codec_id"]),
@@ -82,7 +105,7 @@ def _inputs(layout: Layout) -> dict[str, str]:
 
 def _check_thirds(material: Material) -> None:
     """Raises ValueError where a third of the prompts does not fill a round."""
-    objectives, needed = material.sections.objectives, material.sections.align.nft.prompts_per_round
+    objectives, needed = material.sections.objectives, material.sections.align.phases["nft"].prompts_per_round
     count = objectives.curation.budget(len(material.rows))
     if count < needed and {CHOSEN, RANDOM} & set(objectives.arms):
         raise ValueError(
@@ -91,88 +114,113 @@ def _check_thirds(material: Material) -> None:
         )
 
 
-def _tracker(folder: Path, layout: Layout, material: Material, root: Path) -> SpoolTracker:
-    """The study's run; the same one until the study is finished."""
-    tracker, git = SpoolTracker(layout.tracking / kept_run_key(folder, f"study_{NAME}")), git_state(root)
-    tags = {"nava.study": NAME, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
-    tracker.start(
-        RunStart(
-            name=f"study {NAME}", tags=tags, config=to_json(material.sections), inputs=dict(material.inputs)
-        )
-    )
-    ensure_sender(layout.tracking, root)
-    return tracker
-
-
-def _run_all(tasks: Sequence[Task], material: Material, ranks: int, tracker: SpoolTracker) -> None:
-    """One after another; where some fail, the others end first."""
-    failed: list[str] = []
-    started = time.monotonic()
-    for index, task in enumerate(tasks):
-        if not task.finished:
-            _tell(tasks, index, started)
-            try:
-                run_arm(task, material, ranks, tracker)
-            except (ValueError, OSError) as error:
-                failed.append(f"{task.arm.label}: {error}")
-                print(f"{NAME}: {failed[-1]}; going on with the others", file=sys.stderr, flush=True)
-    if failed:
-        rest = f" ({len(failed) - 1} more failed)" if failed[1:] else ""
-        raise ValueError(
-            f"{failed[0]}{rest}; the other arms are kept: mend it or leave it out (objectives.arms) and "
-            "start again"
-        )
-
-
-def _tell(tasks: Sequence[Task], index: int, started: float) -> None:
-    """A line on stderr: what is next, and the time left at the rate of the arms that are finished."""
-    spent = sum(seconds_of(task) for task in tasks if task.finished)
-    done = sum(_work(task) for task in tasks if task.finished)
-    left = sum(_work(task) for task in tasks if not task.finished)
-    rate = f"about {left * spent / done / 60:.0f} min left" if done else "time left not known yet"
-    finished = sum(task.finished for task in tasks)
-    line = (
-        f"{NAME}: {finished}/{len(tasks)} arms, {(time.monotonic() - started) / 60:.1f} min, {rate}; "
-        f"next {tasks[index].arm.label}"
-    )
-    print(line, file=sys.stderr, flush=True)
-
-
-def seconds_of(task: Task) -> float:
+def _spent(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     """Wall-clock of a finished arm, with what was made for it before."""
-    result = read_json(task.result, f"remove {task.folder}")
-    return sum(result["seconds"].values()) + sum(result["cost"].get("before", {}).values())
+    seconds = sum(result["seconds"].values()) + sum(result["cost"].get("before", {}).values())
+    return {"folder": run.folder.name, "seconds": round(seconds, 1)}
 
 
-def _work(task: Task) -> float:
-    """In rounds; votes on a budget's clips cost about as much as the rounds that would roll it out."""
-    rounds = task.arm.phase.rounds if task.arm.config else 0
-    return JUDGING_ROUNDS + rounds * (2 if task.arm.voted else 1)
+def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[str, Any]:
+    """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation,
+    clips}`.
 
-
-def _written(tasks: Sequence[Task], material: Material, ranks: int, root: Path) -> dict[str, Any]:
-    folder, git, sections = material.folder.parent, git_state(root), material.sections
-    results: dict[str, Mapping[str, Any]] = {
-        task.arm.label: read_json(task.result, f"remove {task.folder}") for task in tasks
+    differences: the arm minus the pretrained model, over the clips that both could score. Raises ValueError
+    where arms answered different prompts.
+    """
+    features = sections.votes.panel.features
+    base = results[BASELINE]["scores"]
+    check_prompts([results[arm.label]["scores"] for arm in arms], "arms")
+    units = units_of(sections.align.rubric, features, base)
+    ours: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in arms:
+        ours.setdefault(arm.name, []).append(results[arm.label])
+    tables = {
+        name: tables_of([with_totals(result["scores"], units) for result in runs])
+        for name, runs in ours.items()
     }
-    study = {
-        "study": NAME,
-        "commit": git.commit + (" with changes" if git.dirty else ""),
-        "config": to_json(sections.objectives),
-        "inputs": dict(material.inputs),
-        "ranks": ranks,
-        "budget_clips": budget(sections.objectives, sections.align),
-        "stored": dict(zip(("prompts", "clips_per_prompt"), material.stored, strict=True)),
-        "training_prompts": len(material.rows),
-        "third": sections.objectives.curation.budget(len(material.rows)),
-        **tabulate(sections, [task.arm for task in tasks], results),
-        "runs": {
-            task.arm.label: {"folder": task.folder.name, "seconds": round(seconds_of(task), 1)}
-            for task in tasks
+    better = {name: higher_is_better(name, features) for name in tables[BASELINE]}
+    comparison = Comparison(Draws.crossed, sections.objectives.resamples, better, over_both=True)
+    entries = {}
+    for name, runs in ours.items():
+        aligned = name != BASELINE
+        differences = comparison.differences(tables[name], tables[BASELINE]) if aligned else {}
+        entries[name] = {
+            "metrics": comparison.means(tables[name]),
+            "differences": differences,
+            "target": _target(target_of(name), units, differences) if aligned else {},
+            "cost": _cost(runs),
+            "unscored": unscored(result["scores"] for result in runs),
+            "flagged": sum(result["scores"]["flagged"] for result in runs),
+        }
+    metrics = metrics_of(sections)
+    rewarded = {*sections.align.rubric.routes(), *(n for n, m in metrics.items() if m.role == "reward")}
+    found: dict[str, Any] = {
+        "arms": entries,
+        "metrics": {
+            name: {"higher_is_better": up, "rewarded": name in rewarded} for name, up in better.items()
         },
+        "clips": {"prompts": len(base["data_ids"]), "seeds": sections.objectives.seeds},
     }
-    write_json(folder / f"{NAME}.json", json.loads(json.dumps(study, allow_nan=False)))
-    draw(study, folder / f"{NAME}.png")
-    with replacing(folder / f"{NAME}.md") as temporary:
-        temporary.write_text(page(study, f"{NAME}.png"))
-    return study
+    if TIES in tables and NO_TIES in tables:
+        found["ties"] = comparison.differences(tables[TIES], tables[NO_TIES])
+    if {NFT, CHOSEN, RANDOM} <= tables.keys():
+        whole, base = tables[NFT], tables[BASELINE]
+        found["curation"] = {
+            "shares": {name: comparison.shares(tables[name], whole, base) for name in (CHOSEN, RANDOM)},
+            "differences": comparison.differences(tables[CHOSEN], tables[RANDOM]),
+        }
+    return found
+
+
+def _target(
+    total: str, units: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Any]
+) -> dict[str, Any]:
+    """An arm's own target, as one total and metric by metric."""
+    verdicts = {name: differences[name]["verdict"] for name in units[total]}
+    return {
+        "total": total,
+        "verdict": differences[total]["verdict"],
+        "improved": [name for name, verdict in verdicts.items() if verdict == "better"],
+        "worsened": [name for name, verdict in verdicts.items() if verdict == "worse"],
+    }
+
+
+def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over seeds. `total`: what was made beforehand, and the whole alignment with starting and saving;
+    `judging` is beside."""
+    rows = []
+    for result in results:
+        cost, seconds = result["cost"], result["seconds"]
+        before, rounds = cost.get("before", {}), cost.get("rounds", {})
+        parts = {name: rounds.get(name, 0.0) + before.get(name, 0.0) for name in ("rollout", "score")}
+        row = {**parts, "update": rounds.get("update", 0.0), "pilot": before.get("pilot", 0.0)}
+        total = seconds.get("align", 0.0) + sum(before.values())
+        other = max(0.0, total - sum(row.values()))
+        rows.append({**row, "other": other, "total": total, "judging": seconds["judge"]})
+    mean = {name: round(sum(row[name] for row in rows) / len(rows), 1) for name in rows[0]}
+    facts = ("clips", "optimizer_steps", "clips_per_step", "pairs")
+    return {**mean, **{name: results[0]["cost"][name] for name in facts if name in results[0]["cost"]}}
+
+
+def draw(study: Mapping[str, Any], path: Path) -> None:
+    """Every metric's difference to the pretrained model, arm by arm. Green: better, red: worse, grey: the
+    95 % interval reaches 0."""
+    arms = [name for name in study["arms"] if name != BASELINE]
+    rows = -(-len(study["metrics"]) // COLUMNS)
+    figure = Figure(figsize=(13, rows * (0.7 + 0.26 * len(arms))), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten()
+    for axes, (name, facts) in zip(panels, study["metrics"].items(), strict=False):
+        for place, arm in enumerate(arms):
+            found = study["arms"][arm]["differences"][name]
+            style = {"color": COLOURS.get(found["verdict"], "#888888"), "markersize": 4}
+            errorbars(axes, [(place, found)], style, horizontal=True)
+        axes.axvline(0.0, color="#333333", linewidth=0.8)
+        axes.set_title(f"{name} ({'up' if facts['higher_is_better'] else 'down'})", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(alpha=0.3, axis="x")
+    for axes in panels[len(study["metrics"]) :]:
+        axes.set_visible(False)
+    panels[0].set_yticks(range(len(arms)), arms)
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)
+    save(figure, path)

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.studies.objectives.config import ALGORITHM
 from finetune.gsb.panel import JudgeFeature
 from finetune.recipe import RubricConfig
-from rewards.catalog import CATALOG
+from rewards.catalog import metric
 
 RUBRIC, PANEL = "rubric", "panel"
 Units = Mapping[
@@ -21,8 +21,7 @@ Units = Mapping[
 def higher_is_better(name: str, features: Sequence[JudgeFeature] = ()) -> bool:
     """A total is; a judge's part is as the panel's unit says."""
     units = {feature.name: feature.unit for feature in features}
-    base = name.partition(".")[0]
-    return units[name] > 0 if name in units else not (base in CATALOG and CATALOG[base].lower_is_better)
+    return name in (RUBRIC, PANEL) or (units[name] > 0 if name in units else not metric(name).lower_is_better)
 
 
 def target_of(arm: str) -> str:

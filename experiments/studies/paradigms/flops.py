@@ -39,8 +39,10 @@ def step_flops(args: ModelArgs, step: Step) -> int:
     return clips * training_flops(args, shape)
 
 
-def total_flops(args: ModelArgs, steps: Sequence[Step]) -> int:
-    return sum(step_flops(args, step) for step in steps)
+def total_flops(args: ModelArgs, steps: Sequence[Step], count: int | None = None) -> int:
+    """Of the first `count` steps (None = all); what `steps` do not reach is extrapolated by their mean."""
+    counted = sum(step_flops(args, step) for step in steps[:count])
+    return counted if count is None or count <= len(steps) else round(counted * count / len(steps))
 
 
 def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[Step], count: int) -> int:

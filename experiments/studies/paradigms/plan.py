@@ -1,22 +1,21 @@
-"""Which trainings the study consists of, each with its own schedule, and what of it changes when it must be
-made anew."""
+"""Which trainings the study consists of, each with its own schedule."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
-from experiments.studies.paradigms.flops import Step, matched_steps, steps_of, total_flops
+from experiments.studies.paradigms.flops import matched_steps, steps_of, total_flops
 from pretrain.model.flavors import flavor
-from pretrain.randomness import stable_hash
-from pretrain.recipe import PretrainConfig, to_json
+from pretrain.model.plan import plan as count_model
+from pretrain.recipe import PretrainConfig
 
 LONGEST = 3  # times the reference's steps whose batches are counted
+ByStage = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,11 @@ class Training:
     budget: str  # equal_steps or equal_flops
     seed: int
     config: PretrainConfig
-    flops: Mapping[str, int]  # training FLOPs by stage
+    flops: ByStage
 
     @property
     def label(self) -> str:
         return f"{self.paradigm}-{self.budget}-seed{self.seed}"
-
-    def folder(self, data: Mapping[str, str]) -> str:
-        """Name that differs where settings or `data` differ, so that no training goes on with another's
-        weights."""
-        return f"{self.label}-{mark_of(to_json(self.config), data)}"
-
-
-def mark_of(*parts: Any) -> str:
-    """Eight hex digits that stand for plain values."""
-    return f"{stable_hash(json.dumps(parts, sort_keys=True)):016x}"[:8]
 
 
 @dataclass(frozen=True)
@@ -50,13 +39,31 @@ class StudyPlan:
 
     trainings: tuple[Training, ...]
     served: tuple[str, ...]
-    steps: Mapping[str, Mapping[str, Mapping[str, int]]]  # budget -> paradigm -> stage -> steps
-    flops: Mapping[str, Mapping[str, Mapping[str, int]]]  # the same, training FLOPs
+    steps: Mapping[str, Mapping[str, ByStage]]  # budget -> paradigm -> stage -> steps
+    flops: Mapping[str, Mapping[str, ByStage]]  # the same, training FLOPs
 
     def of(self, paradigm: str, budget: str) -> list[Training]:
         """The trainings that answer for a paradigm at a budget, by seed."""
         made_at = STEPS if paradigm in self.served else budget
         return [item for item in self.trainings if (item.paradigm, item.budget) == (paradigm, made_at)]
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Size and cost of each paradigm; FLOPs per step are the mean over the equal-steps schedule."""
+        steps = sum(self.steps[STEPS][REFERENCE].values())
+        totals = {name: sum(self.flops[STEPS][name].values()) for name in PARADIGMS}
+        facts = {}
+        for paradigm, name in PARADIGMS.items():
+            args = flavor(name)
+            facts[paradigm] = {
+                "flavor": name,
+                "width": args.width,
+                "blocks": args.num_alignment_blocks + args.num_fusion_blocks,
+                "params": count_model(name)["params_total"],
+                "flops_per_step": round(totals[paradigm] / steps),
+                "flops_per_step_of_nava": round(totals[paradigm] / totals[REFERENCE], 4),
+                "steps_at_equal_flops": sum(self.steps[FLOPS][paradigm].values()),
+            }
+        return facts
 
 
 def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> StudyPlan:
@@ -64,18 +71,21 @@ def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> St
     unusable latents."""
     scaled = {name: max(1, round(stage.steps * config.steps_factor)) for name, stage in recipe.stages.items()}
     batches = {name: steps_of(recipe, name, latents, LONGEST * count) for name, count in scaled.items()}
-    steps: dict[str, dict[str, dict[str, int]]] = {STEPS: {}, FLOPS: {}}
-    flops: dict[str, dict[str, dict[str, int]]] = {STEPS: {}, FLOPS: {}}
-    served = []
-    for paradigm in PARADIGMS:
-        matched = _matched(paradigm, batches, scaled)
+    steps: dict[str, dict[str, ByStage]] = {STEPS: {}, FLOPS: {}}
+    flops: dict[str, dict[str, ByStage]] = {STEPS: {}, FLOPS: {}}
+    served, reference = [], flavor(PARADIGMS[REFERENCE])
+    for paradigm, name in PARADIGMS.items():
+        args = flavor(name)
+        matched = {
+            stage: matched_steps(args, reference, batches[stage], count) for stage, count in scaled.items()
+        }
         if abs(sum(matched.values()) / sum(scaled.values()) - 1) < config.same_within:
             served.append(paradigm)
             matched = scaled
         for budget, counts in ((STEPS, scaled), (FLOPS, matched)):
             steps[budget][paradigm] = counts
             flops[budget][paradigm] = {
-                name: _flops(paradigm, batches[name], count) for name, count in counts.items()
+                stage: total_flops(args, batches[stage], count) for stage, count in counts.items()
             }
     trainings = [
         Training(
@@ -93,20 +103,7 @@ def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> St
     return StudyPlan(tuple(trainings), tuple(served), steps, flops)
 
 
-def _matched(
-    paradigm: str, batches: Mapping[str, Sequence[Step]], scaled: Mapping[str, int]
-) -> dict[str, int]:
-    ours, reference = flavor(PARADIGMS[paradigm]), flavor(PARADIGMS[REFERENCE])
-    return {name: matched_steps(ours, reference, batches[name], count) for name, count in scaled.items()}
-
-
-def _flops(paradigm: str, steps: Sequence[Step], count: int) -> int:
-    args = flavor(PARADIGMS[paradigm])
-    counted = total_flops(args, steps[:count])
-    return counted if count <= len(steps) else round(counted * count / len(steps))
-
-
-def _pretrain(recipe: PretrainConfig, paradigm: str, seed: int, steps: Mapping[str, int]) -> PretrainConfig:
+def _pretrain(recipe: PretrainConfig, paradigm: str, seed: int, steps: ByStage) -> PretrainConfig:
     """The recipe's schedule at another length: warm-up and decay keep their share."""
     stages = {
         name: dataclasses.replace(
@@ -114,12 +111,11 @@ def _pretrain(recipe: PretrainConfig, paradigm: str, seed: int, steps: Mapping[s
         )
         for name, stage in recipe.stages.items()
     }
-    checkpoint = dataclasses.replace(recipe.checkpoint, keep_last=1, keep_every=0)
     return dataclasses.replace(
         recipe,
         flavor=PARADIGMS[paradigm],
         seed=recipe.seed + seed,
         stages=stages,
-        checkpoint=checkpoint,
+        checkpoint=dataclasses.replace(recipe.checkpoint, keep_last=1, keep_every=0),
         validate_every=0,
     )

@@ -3,37 +3,40 @@ context, measured."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.layout import Layout
-from experiments.runs.provenance import git_state, md5_of
-from experiments.runs.tracker import (
-    RUN_KEY,
-    RunStart,
-    SpoolTracker,
-    ensure_sender,
-    failure_marked,
-    kept_run_key,
-)
-from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
-from experiments.studies.paradigms.page import page
-from experiments.studies.paradigms.plan import StudyPlan, mark_of, plan_study
-from experiments.studies.paradigms.training import TrainingTask, write_json
-from experiments.studies.paradigms.workers import Job, core_shares, run_all
-from experiments.studies.plot import draw
-from experiments.studies.scores import write_voice_bank
-from experiments.studies.table import tabulate
-from pretrain.files import read_json, replacing
-from pretrain.generate import GenerateConfig
-from pretrain.model.flavors import flavor
-from pretrain.model.plan import plan as count_model
-from pretrain.recipe import PretrainConfig, to_json
+from matplotlib.figure import Figure
 
-NAME = "paradigms"
+from experiments.layout import Layout
+from experiments.runs.provenance import md5_of
+from experiments.scoring.sets import ScoreConfig
+from experiments.scoring.statistics import Draws
+from experiments.studies.harness import Run, Study, mark_of, require
+from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
+from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
+from experiments.studies.paradigms.training import Trainer
+from experiments.studies.plot import errorbars, save
+from experiments.studies.scores import Scoring, added_metrics, write_voice_bank
+from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
+from experiments.studies.workers import core_shares, run_all, save_task
+from pretrain.config import to_json
+from pretrain.files import read_json
+from pretrain.generate import GenerateConfig
+from pretrain.recipe import PretrainConfig
+from rewards.catalog import metric
+from rewards.metric import Metric
+
+BUDGETS = (STEPS, FLOPS)
+TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
+SYNC = ("sync_mini", "sync_c_mini", "sync_d_mini")  # of the judge's network, where there is one
+METRICS = ("lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "voice_accuracy_resemblyzer")
+VALIDATION = ("validation/video", "validation/audio")
+COLOURS = {"nava": "#1b6ca8", "dual_tower": "#c8553d", "unified": "#4f7942"}
+Results = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class StudyRecipe:
     study: StudyConfig
     pretrain: PretrainConfig
     generate: GenerateConfig
+    score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
 def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path = Path()) -> dict[str, Any]:
@@ -51,44 +55,69 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     Finished trainings are kept and a killed one goes on, as long as settings and data are the same. Raises
     FileNotFoundError or ValueError in one line before any training starts, Interrupted when it is stopped.
     """
-    inputs = _inputs(recipe.study, layout, judge)
-    _check_stages(recipe.study, recipe.pretrain)
-    plan = plan_study(recipe.study, recipe.pretrain, layout.latents)
+    config = recipe.study
+    inputs = _inputs(config, layout, judge)
+    _check_stages(config, recipe.pretrain)
+    plan = plan_study(config, recipe.pretrain, layout.latents)
     folder = layout.out / "study"
-    folder.mkdir(parents=True, exist_ok=True)
+    study = Study("paradigms", folder, layout, config, recipe, inputs, root)
     bank = folder / f"voices-{inputs['corpus'][:8]}.npz"
     if not bank.is_file():
         write_voice_bank(layout.corpus, bank)
+    network, added = judge if inputs["judge"] else None, added_metrics(recipe.score)
+    scoring = Scoring({**metrics_with(network), **added}, layout, config.recognizer_processes, network, bank)
+    trainer = Trainer(study, config, recipe.generate, scoring)
+    measured = (config.num_prompts, config.score_after, *added)
+    mark = mark_of(inputs, to_json(recipe.generate), *measured)
+    runs = [run_of(training, folder / "runs", inputs, mark) for training in plan.trainings]
+    with study.tracked():
+        for run, training in zip(runs, plan.trainings, strict=True):
+            if not run.finished:
+                save_task(run.folder, partial(trainer.train, run, training))
+        run_all("study", runs, core_shares(config.parallel_runs))
+        results = {run.label: run.read() for run in runs}
+        found = {
+            "judge": inputs["judge"],
+            "facts": plan.facts(),
+            **tabulate(config, plan, results),
+            "trainings": {
+                run.label: {"folder": run.folder.name, "seconds": results[run.label]["seconds"]}
+                for run in runs
+            },
+        }
+        return study.publish(found, draw)
+
+
+def metrics_with(judge: Path | None) -> dict[str, Metric]:
+    """What is measured; no network that judged nothing else, no sync metrics."""
+    sync = {name: replace(metric(name), scorer="sync_mini") for name in SYNC}
+    return {**(sync if judge else {}), **{name: metric(name) for name in METRICS}}
+
+
+def run_of(training: Training, folder: Path, inputs: Mapping[str, str], mark: str) -> Run:
+    """The folder's name differs where settings or data differ, so that no training goes on with another's
+    weights."""
     data = {name: inputs[name] for name in ("latents", "codec")}
-    mark = mark_of(inputs, to_json(recipe.generate), recipe.study.num_prompts, recipe.study.score_after)
-    jobs = [Job(item, folder / "runs" / item.folder(data), mark) for item in plan.trainings]
-    tracker = _tracker(folder, layout, inputs, recipe, root)
-    for job in jobs:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if not job.finished:
-            _task(job, recipe, layout, inputs, bank, judge, tracker.key).save(job.folder)
-    with failure_marked(tracker):
-        run_all(jobs, core_shares(recipe.study.parallel_runs))
-    study = _written(recipe, plan, jobs, inputs, folder, root)
-    for path in sorted(folder.glob(f"{NAME}.*")):
-        tracker.log_artifact(str(path))
-    tracker.finish("FINISHED")
-    (folder / RUN_KEY).unlink(missing_ok=True)
-    return study
+    stages = {
+        name: (TRAINED_SHARE * flops, training.config.stage(name).steps)
+        for name, flops in training.flops.items()
+    }
+    scoring = (1 - TRAINED_SHARE) * sum(training.flops.values())
+    name = f"{training.label}-{mark_of(to_json(training.config), data)}"
+    return Run(training.label, folder / name, mark, stages, scoring)
 
 
 def _inputs(config: StudyConfig, layout: Layout, judge: Path) -> dict[str, str]:
     """What the study reads, by content. Raises FileNotFoundError with what to run first."""
     prompts = layout.prompts / f"{config.prompts}.jsonl"
-    needed = {
-        layout.latents: "run `nava demo` (or corpus, curate, codec and encode) first",
-        layout.codec / "config.json": "fit the codec first: `nava codec`",
-        prompts: "render the corpus first: `nava corpus`",
-        layout.corpus / "validation.jsonl": "render the corpus first: `nava corpus`",
-    }
-    for path, advice in needed.items():
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; {advice}")
+    require(
+        {
+            layout.latents: "run `nava demo` (or corpus, curate, codec and encode) first",
+            layout.codec / "config.json": "fit the codec first: `nava codec`",
+            prompts: "render the corpus first: `nava corpus`",
+            layout.corpus / "validation.jsonl": "render the corpus first: `nava corpus`",
+        }
+    )
     return {
         "latents": ",".join(md5_of(path) for path in sorted(layout.latents.glob("*/manifest.json"))),
         "codec": str(read_json(layout.codec / "config.json", "fit the codec again")["codec_id"]),
@@ -99,101 +128,131 @@ def _inputs(config: StudyConfig, layout: Layout, judge: Path) -> dict[str, str]:
 
 
 def _check_stages(config: StudyConfig, recipe: PretrainConfig) -> None:
-    names = list(recipe.stages)
+    last = list(recipe.stages)[-1]
     for name in config.score_after:
         recipe.stage(name)
-    if not config.score_after or config.score_after[-1] != names[-1]:
+    if not config.score_after or config.score_after[-1] != last:
         raise ValueError(
-            f"study.score_after: the last stage {names[-1]!r} must come last, got {config.score_after}"
+            f"study.score_after: the last stage {last!r} must come last, got {config.score_after}"
         )
 
 
-def _task(
-    job: Job,
-    recipe: StudyRecipe,
-    layout: Layout,
-    inputs: Mapping[str, str],
-    bank: Path,
-    judge: Path,
-    parent: str,
-) -> TrainingTask:
-    config, training = recipe.study, job.training
-    tags = {
-        "nava.study": NAME,
-        "nava.paradigm": training.paradigm,
-        "nava.budget": training.budget,
-        "nava.seed": str(training.seed),
+def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str, Any]:
+    """`{budgets: {budget: {paradigm: {steps, flops, metrics, differences, curve}}}, metrics, clips,
+    unscored}` with the list of paradigms whose runs served twice.
+
+    metrics: mean over seeds, interval and the seeds' own values; differences: the paradigm's minus NAVA's,
+    where they were trained on the same seeds; curve: after which stage (steps and FLOPs so far) the metrics
+    and validation losses were what. Raises ValueError where seeds were scored on different prompts.
+    """
+    tables = {
+        (budget, name, stage): _tables(plan, results, budget, name, stage)
+        for budget in BUDGETS
+        for name in PARADIGMS
+        for stage in config.score_after
     }
-    return TrainingTask(
-        label=training.label,
-        mark=job.mark,
-        tags=tags,
-        pretrain=training.config,
-        generate=recipe.generate,
-        latents=str(layout.latents),
-        codec=str(layout.codec),
-        codec_id=inputs["codec"],
-        prompts=str(layout.prompts / f"{config.prompts}.jsonl"),
-        num_prompts=config.num_prompts,
-        bank=str(bank),
-        judge=str(judge) if inputs["judge"] else "",
-        score_after=config.score_after,
-        recognizer_processes=config.recognizer_processes,
-        tracking=str(layout.tracking),
-        parent=parent,
-    )
-
-
-def _tracker(
-    folder: Path, layout: Layout, inputs: Mapping[str, str], recipe: StudyRecipe, root: Path
-) -> SpoolTracker:
-    """The study's run; the same one until the study is finished."""
-    tracker, git = SpoolTracker(layout.tracking / kept_run_key(folder, f"study_{NAME}")), git_state(root)
-    tags = {"nava.study": NAME, "mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty).lower()}
-    tracker.start(RunStart(name=f"study {NAME}", tags=tags, config=to_json(recipe), inputs=dict(inputs)))
-    ensure_sender(layout.tracking, root)
-    return tracker
-
-
-def _written(
-    recipe: StudyRecipe, plan: StudyPlan, jobs: list[Job], inputs: Mapping[str, str], folder: Path, root: Path
-) -> dict[str, Any]:
-    results = {job.training.label: read_json(job.result, f"remove {job.folder}") for job in jobs}
-    git = git_state(root)
-    study = {
-        "study": NAME,
-        "commit": git.commit + (" with changes" if git.dirty else ""),
-        "config": to_json(recipe.study),
-        "inputs": dict(inputs),
-        "judge": inputs["judge"],
-        "facts": model_facts(plan),
-        **tabulate(recipe.study, plan, results),
-        "trainings": {
-            job.training.label: {"folder": job.folder.name, "seconds": results[job.training.label]["seconds"]}
-            for job in jobs
-        },
+    last = config.score_after[-1]
+    reference = tables[STEPS, REFERENCE, last]
+    better = {name: not metric(name).lower_is_better for name in reference}
+    comparison = Comparison(Draws.nested, config.resamples, better)
+    budgets: dict[str, dict[str, Any]] = {budget: {} for budget in BUDGETS}
+    for budget in BUDGETS:
+        for name in PARADIGMS:
+            ours, theirs = tables[budget, name, last], tables[budget, REFERENCE, last]
+            by_stage = {stage: tables[budget, name, stage] for stage in config.score_after}
+            budgets[budget][name] = {
+                "steps": dict(plan.steps[budget][name]),
+                "flops": dict(plan.flops[budget][name]),
+                "flops_total": sum(plan.flops[budget][name].values()),
+                "served_by": STEPS if budget == FLOPS and name in plan.served else budget,
+                "metrics": comparison.means(ours),
+                "differences": comparison.differences(ours, theirs) if name != REFERENCE else {},
+                "curve": _curve(comparison, plan, results, budget, name, by_stage),
+            }
+    seeds, clips = next(iter(reference.values())).above.shape
+    return {
+        "budgets": budgets,
+        "metrics": {name: {"higher_is_better": up} for name, up in better.items()},
+        "equal_steps_serve_equal_flops": list(plan.served),
+        "clips": {"seeds": seeds, "prompts": clips},
+        "unscored": unscored(result["scores"][last] for result in results.values()),
     }
-    write_json(folder / f"{NAME}.json", json.loads(json.dumps(study, allow_nan=False)))
-    draw(study, folder / f"{NAME}.png")
-    with replacing(folder / f"{NAME}.md") as temporary:
-        temporary.write_text(page(study, f"{NAME}.png"))
-    return study
 
 
-def model_facts(plan: StudyPlan) -> dict[str, dict[str, Any]]:
-    """Size and cost of each paradigm; FLOPs per step are the mean over the equal-steps schedule."""
-    steps = sum(plan.steps[STEPS][REFERENCE].values())
-    totals = {name: sum(plan.flops[STEPS][name].values()) for name in PARADIGMS}
-    facts = {}
-    for paradigm, name in PARADIGMS.items():
-        args = flavor(name)
-        facts[paradigm] = {
-            "flavor": name,
-            "width": args.width,
-            "blocks": args.num_alignment_blocks + args.num_fusion_blocks,
-            "params": count_model(name)["params_total"],
-            "flops_per_step": round(totals[paradigm] / steps),
-            "flops_per_step_of_nava": round(totals[paradigm] / totals[REFERENCE], 4),
-            "steps_at_equal_flops": sum(plan.steps[FLOPS][paradigm].values()),
-        }
-    return facts
+def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage: str) -> Tables:
+    scores = [results[training.label]["scores"][stage] for training in plan.of(paradigm, budget)]
+    check_prompts(scores, f"{paradigm} {budget}: seeds")
+    return tables_of([one["metrics"] for one in scores])
+
+
+def _curve(
+    comparison: Comparison,
+    plan: StudyPlan,
+    results: Results,
+    budget: str,
+    paradigm: str,
+    scored: Mapping[str, Tables],
+) -> list[dict[str, Any]]:
+    points, steps, flops = [], 0, 0
+    for stage, count in plan.steps[budget][paradigm].items():
+        steps, flops = steps + count, flops + plan.flops[budget][paradigm][stage]
+        validation = [
+            results[training.label]["validation"].get(stage, {}) for training in plan.of(paradigm, budget)
+        ]
+        points.append(
+            {
+                "stage": stage,
+                "steps": steps,
+                "flops": flops,
+                "metrics": comparison.means(scored[stage]) if stage in scored else {},
+                "validation": _averaged(validation),
+            }
+        )
+    return points
+
+
+def _averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = set.intersection(*(set(row) for row in rows)) if rows else set()
+    return {name: round(sum(row[name] for row in rows) / len(rows), 6) for name in sorted(names)}
+
+
+def draw(study: Mapping[str, Any], path: Path) -> None:
+    """Every metric against steps and training FLOPs. Filled: equal steps, after each scored stage; open: the
+    runs at equal FLOPs."""
+    curves = {
+        (budget, name): study["budgets"][budget][name]["curve"] for name in PARADIGMS for budget in BUDGETS
+    }
+    losses = [
+        name for name in VALIDATION if any(name in point["validation"] for point in curves[STEPS, REFERENCE])
+    ]
+    names = [*study["metrics"], *losses]
+    figure = Figure(figsize=(9, 2.3 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, squeeze=False, sharey="row")
+    for row, name in zip(panels, names, strict=True):
+        for axes, (key, label, unit) in zip(
+            row, (("steps", "steps", 1.0), ("flops", "training TFLOP", 1e12)), strict=True
+        ):
+            for (budget, paradigm), curve in curves.items():
+                if budget == FLOPS and study["budgets"][FLOPS][paradigm]["served_by"] == STEPS:
+                    continue
+                points = [(point[key] / unit, found) for point in curve if (found := _value(point, name))]
+                style = {
+                    "color": COLOURS[paradigm],
+                    "fillstyle": "full" if budget == STEPS else "none",
+                    "linestyle": "-" if budget == STEPS else ":",
+                    "label": paradigm if budget == STEPS else f"{paradigm}, equal FLOPs",
+                }
+                errorbars(axes, points, style)
+            axes.grid(alpha=0.3)
+            axes.set_xlabel(label)
+        up = study["metrics"].get(name)
+        better = "" if up is None else " (up)" if up["higher_is_better"] else " (down)"
+        row[0].set_ylabel(name.removesuffix("_correlation") + better, fontsize=8)
+    panels[0][0].legend(fontsize=8)
+    save(figure, path)
+
+
+def _value(point: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    if name in VALIDATION and name in point["validation"]:
+        return dict.fromkeys(("mean", "low", "high"), point["validation"][name])
+    return point["metrics"].get(name)

@@ -22,7 +22,7 @@ from pretrain.codecs.published.weights import (
     part_folder,
 )
 from pretrain.config import override
-from pretrain.files import replacing
+from pretrain.files import write_json
 
 Precision = Literal["bfloat16", "float32"]
 _SOURCES: dict[str, Source] = {
@@ -101,8 +101,7 @@ def import_codec(
         "options": dataclasses.asdict(options),
         "parts": parts,
     }
-    with replacing(to / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=1) + "\n")
+    write_json(to / "config.json", config, indent=1)
     return codec_id
 
 

@@ -7,7 +7,6 @@ codec's front end (`codecs.mel`) differs.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -17,11 +16,6 @@ from pretrain.types import AUDIO_SAMPLE_RATE_HZ
 
 NUM_MELS, N_FFT, HOP = 64, 1024, 160
 FLOOR = 1e-5
-_LINEAR_HZ, _LINEAR_MELS, _LOG_STEP = (
-    1000.0,
-    15.0,
-    math.log(6.4) / 27.0,
-)  # Slaney: linear to 1 kHz, logarithmic above
 
 
 def log_mel(waveform: Tensor) -> Tensor:
@@ -36,11 +30,8 @@ def log_mel(waveform: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def mel_filters() -> Tensor:
     """[64, 513] triangles of area 1 per Hz times 2, evenly spaced on Slaney's scale from 0 to 8 kHz."""
-    top = _LINEAR_MELS + math.log(AUDIO_SAMPLE_RATE_HZ / 2 / _LINEAR_HZ) / _LOG_STEP
-    mels = torch.linspace(0.0, top, NUM_MELS + 2, dtype=torch.float64)
-    above = _LINEAR_HZ * (_LOG_STEP * (mels - _LINEAR_MELS)).exp()
-    edges = torch.where(mels < _LINEAR_MELS, mels * _LINEAR_HZ / _LINEAR_MELS, above)
-    bins = torch.linspace(0.0, AUDIO_SAMPLE_RATE_HZ / 2, N_FFT // 2 + 1, dtype=torch.float64)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return (torch.minimum(rising, falling).clamp_min(0.0) * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
+    from transformers.audio_utils import mel_filter_bank  # slow to import
+
+    top, rate = AUDIO_SAMPLE_RATE_HZ / 2, AUDIO_SAMPLE_RATE_HZ
+    filters = mel_filter_bank(N_FFT // 2 + 1, NUM_MELS, 0.0, top, rate, norm="slaney", mel_scale="slaney")
+    return torch.from_numpy(filters.T.copy()).float()

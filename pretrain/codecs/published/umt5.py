@@ -24,6 +24,7 @@ from pretrain.codecs.published.weights import (
     tensor_shapes,
     weight_files,
 )
+from pretrain.config import one_line
 from pretrain.prompt import TIMBRE, ParsedPrompt, with_timbre_tokens
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises whatever its parsers do
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"{folder}: not a readable tokenizer ({type(error).__name__}: {reason}); {SOURCE.advice}"
         ) from None

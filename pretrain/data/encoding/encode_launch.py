@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.encoding.encode_ranks import EncodeJob
 from pretrain.data.encoding.parts import MANIFEST
-from pretrain.files import read_json
+from pretrain.files import locked, read_json
 from pretrain.launch.torchrun import METRICS, RESOLVED, failure, run_ranks
 from pretrain.progress import StageProgress
 from pretrain.storage import check_reachable, is_file, place, remove_folder
@@ -28,7 +27,9 @@ def encode_places(
     """
     _check(job)
     folder = folder.absolute()
-    with _alone(folder):
+    # ranks read their job from the folder: a second run would give the first one's ranks its own
+    taken = f"{folder}: another `nava encode` works there; wait for it, or give another --out"
+    with locked(folder / ".lock", taken):
         return _encode(job, folder, nproc, restart)
 
 
@@ -43,22 +44,6 @@ def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str
     if code or unfinished:
         raise failure(folder, code)
     return {name: read_json(where / MANIFEST, _AGAIN) for name, where in folders.items()}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Ranks read their job from the folder: a second one would give the first one's ranks its own."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another `nava encode` works there; wait for it, or give another --out"
-            ) from None
-        yield
 
 
 def progress_of(job: EncodeJob) -> StageProgress:

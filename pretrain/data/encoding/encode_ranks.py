@@ -21,6 +21,7 @@ from typing import Any
 
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.load import load_codecs
+from pretrain.config import from_json, to_json
 from pretrain.data.encoding.clips import Streams
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode_units import LISTED_EVERY_S, SetEncoder
@@ -28,7 +29,6 @@ from pretrain.data.encoding.parts import list_parts
 from pretrain.data.encoding.units import split
 from pretrain.files import write_json
 from pretrain.launch.torchrun import METRICS, report
-from pretrain.recipe import from_json, to_json
 from pretrain.storage import local_file, place
 
 Tell = Callable[[Mapping[str, Any]], None]

@@ -6,7 +6,6 @@ Whoever merges writes the same bytes, so two ranks that finish together may both
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from pretrain.data.encoding.parts import FORMAT, INDEX, MANIFEST, read_part, sha256_of, shard_name
 from pretrain.data.stream.index import IndexWriter
+from pretrain.files import write_json
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
 from pretrain.randomness import stable_hash
@@ -74,8 +74,7 @@ def write_manifest(folder: Path, merged: Merged, manifest: str, facts: Mapping[s
         "rejected_fields": dict(sorted(Counter(bad.field for bad in merged.rejected).items())),
         "shards": merged.shards,
     }
-    with writing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, content, through=writing, indent=1, ensure_ascii=False)
     return content
 
 

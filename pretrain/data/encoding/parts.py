@@ -8,7 +8,6 @@ tells how far the work is and how many rows were bad.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.data.stream.sample import Sample, checksum, pack
-from pretrain.files import read_json, save_tensors
+from pretrain.files import read_json, save_tensors, write_json
 from pretrain.jsonl import FieldError
 from pretrain.storage import list_folder, remove_file, writing
 
@@ -78,8 +77,8 @@ def write_unit(folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldEr
         with writing(folder / shard_name(unit)) as temporary:
             save_tensors(draft.tensors, temporary)
             part |= {"sha256": sha256_of(temporary), "bytes": temporary.stat().st_size}
-    with writing(folder / PARTS / f"{unit:06d}-{len(rejected)}.json") as temporary:
-        temporary.write_text(json.dumps(part, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / PARTS / f"{unit:06d}-{len(rejected)}.json"
+    write_json(path, part, through=writing, indent=None, ensure_ascii=False)
 
 
 def list_parts(folder: Path) -> dict[int, int]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from pretrain.files import replacing
 from pretrain.storage import is_remote, local_file
@@ -41,11 +42,13 @@ class ShardCache:
         copy = self.folder / f"{sha256}{path.suffix}"
         if not self._used(copy, num_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._alone(sha256):
+            lock = self.folder / f".{sha256}.lock"  # one download per machine, however many processes want it
+            with FileLock(lock):
                 if not self._used(copy, num_bytes):  # another process may have brought it meanwhile
                     self._make_room(num_bytes)
                     with local_file(path, sha256) as arrived, replacing(copy) as temporary:
                         shutil.move(arrived, temporary)
+            lock.unlink(missing_ok=True)
         return copy
 
     def _used(self, copy: Path, num_bytes: int) -> bool:
@@ -69,14 +72,3 @@ class ShardCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
-
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """One download of a shard per machine, however many processes want it."""
-        import fcntl
-
-        lock = self.folder / f".{name}.lock"
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        lock.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""Quality gates: limits that a run's numbers must keep, checked against what `evaluate` wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.report.before_after import beyond_codec
+from experiments.report.metric_keys import Interval, Metrics, metric_key, reported_metrics
+from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
+from finetune.gsb.votes import AXES
+from pretrain.config import nearest
+from rewards.catalog import is_plugin, metric
+from rewards.options import fill
+
+ALIGNMENT = "alignment"
+SETS = (*PROMPT_SETS, ALIGN_SET, ALIGNMENT)
+GSB, BEYOND_CODEC, GUARDRAILS = "simulated_gsb", "metrics_beyond_codec", "guardrails"
+# metrics of "alignment" beside the catalog's -> their statistics
+OF_ALIGNMENT = {GSB: AXES, BEYOND_CODEC: ("driven",), GUARDRAILS: ("worse",)}
+TITLES = {
+    GSB: "GSB of simulated raters",
+    BEYOND_CODEC: "Metrics that alignment drove beyond the codec's interval",
+    GUARDRAILS: "Guardrails that flag more clips after alignment",
+}
+SOURCES = ("real", "codec", "generated", "aligned")
+COMPARED = ("before", "after", "codec", "difference", "closed")
+Status = Literal["passed", "failed", "not measured"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One limit on one number; a value at the limit passes. `metric`: of the catalog, or a plug-in
+    package.module:Class. Raises ValueError for what cannot be checked.
+
+    `statistic` on a prompt set: the clips' source. On "alignment": before, after, codec, difference or closed
+    of a metric; an axis of `simulated_gsb`; `driven` of `metrics_beyond_codec` and `worse` of `guardrails`
+    count metrics that alignment pushed beyond the codec, guardrails that flag more clips after it.
+    """
+
+    metric: str
+    set: str
+    statistic: str = "generated"
+    at_least: float | None = None
+    at_most: float | None = None
+    value: Literal["mean", "low", "high"] = "mean"  # of the estimate and its 95 % interval
+    min_n: int = 1  # fewer clips, prompts or votes are no measurement
+    why: str
+
+    def __post_init__(self) -> None:
+        aligned, plugin = self.set == ALIGNMENT, (self.metric,) if is_plugin(self.metric) else ()
+        for name, value, valid in (
+            ("set", self.set, SETS),
+            ("metric", self.metric, (*reported_metrics(), *plugin, *(OF_ALIGNMENT if aligned else ()))),
+            ("statistic", self.statistic, OF_ALIGNMENT.get(self.metric, COMPARED if aligned else SOURCES)),
+        ):
+            if value not in valid:
+                raise ValueError(f"{name}: unknown {value!r}; {nearest(value, valid)}")
+        if self.metric in (BEYOND_CODEC, GUARDRAILS) and self.value != "mean":
+            raise ValueError(f"value: {self.metric} is a count without an interval; leave it out")
+        limits = [limit for limit in (self.at_least, self.at_most) if limit is not None]
+        if not limits or not all(map(math.isfinite, limits)) or limits != sorted(limits):
+            raise ValueError(f"{self.metric}: expected at_least, at_most or both in order, got {limits}")
+
+    @property
+    def title(self) -> str:
+        """What is measured, for people."""
+        return TITLES.get(self.metric) or metric(self.metric).title
+
+    @property
+    def limit(self) -> str:
+        """The limits in words."""
+        bounds = (("at least", self.at_least), ("at most", self.at_most))
+        text = ", ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
+        end = f" ({self.value} end of the interval)" if self.value != "mean" else ""
+        return text + end + (f", on {self.min_n} or more" if self.min_n > 1 else "")
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What `evaluate` wrote; `alignment` is empty where nothing was aligned."""
+
+    metrics: Metrics
+    alignment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """`mean`, `low`, `high` are None where there is no such number; `note` says why, or what was counted."""
+
+    gate: Gate
+    status: Status
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    counted: str  # what n counts
+    note: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The gate's fields and the result's in one mapping."""
+        return {**asdict(self.gate), **{key: value for key, value in vars(self).items() if key != "gate"}}
+
+
+def as_gate(values: Gate | Mapping[str, Any], where: str) -> Gate:
+    """A gate from YAML's mapping; raises ValueError, beginning with `where`."""
+    if isinstance(values, Gate):
+        return values
+    try:
+        return fill(Gate, values, where)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
+
+
+def check_gates(gates: Sequence[Gate], reports: Reports) -> list[GateResult]:
+    """One result for each gate, in order."""
+    return [_check(gate, reports) for gate in gates]
+
+
+def all_passed(results: Sequence[GateResult]) -> bool:
+    """False where one failed or was not measured."""
+    return all(result.status == "passed" for result in results)
+
+
+def read_reports(metrics: Path, alignment: Path | None = None) -> Reports:
+    """Both files of `evaluate`; raises FileNotFoundError or ValueError in one line."""
+    compared = _read(alignment) if alignment is not None and alignment.is_file() else {}
+    return Reports(_read(metrics), compared)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run `nava evaluate` first")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}); run `nava evaluate` again"
+        ) from None
+
+
+def _check(gate: Gate, reports: Reports) -> GateResult:
+    found = reports.alignment
+    if gate.set != ALIGNMENT:
+        by_source = reports.metrics.get(metric_key(metric(gate.metric).name, gate.set), {})
+        return _result(gate, by_source.get(gate.statistic), "clips", f"no {gate.statistic} clips were scored")
+    if not found:
+        return _result(gate, None, "prompts", "nothing was aligned")
+    if gate.metric == BEYOND_CODEC:
+        return _count(gate, beyond_codec(found), len(found["metrics"]), "metrics")
+    if gate.metric == GUARDRAILS:
+        guards = found["guardrails"].items()
+        worse = [name for name, guard in guards if guard["flagged_after"] > guard["flagged_before"]]
+        return _count(gate, worse, found["prompts"], "prompts")
+    if gate.metric == GSB:
+        raters = found.get("raters", {})
+        votes = raters.get("gsb", {}).get(gate.statistic)
+        return _result(gate, votes and _gsb(votes), "votes", raters.get("reason", "nobody voted"))
+    compared = found["metrics"].get(metric(gate.metric).name, {})
+    return _result(gate, compared.get(gate.statistic), "prompts", "not measured before and after alignment")
+
+
+def _gsb(votes: Mapping[str, Any]) -> Interval:
+    n = votes["good"] + votes["same"] + votes["bad"]
+    return {"mean": votes["gsb"], "low": votes["gsb_low"], "high": votes["gsb_high"], "n": n}
+
+
+def _count(gate: Gate, names: Sequence[str], n: int, counted: str) -> GateResult:
+    return _result(
+        gate, {"mean": len(names), "low": None, "high": None, "n": n}, counted, "", ", ".join(names)
+    )
+
+
+def _result(gate: Gate, interval: Interval | None, counted: str, missing: str, note: str = "") -> GateResult:
+    """`missing`: the note where there is no interval."""
+    if interval is None:
+        return GateResult(gate, "not measured", None, None, None, 0, counted, missing)
+    mean, low, high, n = (interval[key] for key in ("mean", "low", "high", "n"))
+    value = interval[gate.value]
+    status: Status = "failed"
+    if value is None:
+        status, note = "not measured", "the gap to the codec is not measurable" if n else missing
+    elif n < gate.min_n:
+        status, note = "not measured", f"{n} of at least {gate.min_n} {counted}"
+    elif _kept(gate, value):
+        status = "passed"
+    return GateResult(gate, status, mean, low, high, n, counted, note)
+
+
+def _kept(gate: Gate, value: float) -> bool:
+    return (gate.at_least is None or value >= gate.at_least) and (
+        gate.at_most is None or value <= gate.at_most
+    )

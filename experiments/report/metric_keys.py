@@ -1,0 +1,59 @@
+"""Keys of `reports/demo.json`: a metric's name, ending with the prompt set unless that is the main one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
+from rewards.catalog import CATALOG, metrics_of
+from rewards.metric import Metric
+
+Interval = Mapping[str, Any]  # {mean, low, high, n} as JSON
+Metrics = Mapping[str, Mapping[str, Interval]]  # key -> source -> interval
+Known = Mapping[str, Metric]  # by name
+SOURCES = ("real", "codec", "generated")
+SUFFIXES = {  # of prompt sets that get a column each
+    "_heldout_pairs": "word-voice pairs never trained",
+    "_disagree": "text and reference disagree",
+    "_dialogue": "dialogue",
+    "_camera": "camera moves",
+}
+RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
+TITLES = {"reference_wins_disagree": "Reference voice wins over the text"}
+
+
+def reported_metrics(score: ScoreConfig | None = None) -> dict[str, Metric]:
+    """By name: the catalog's metrics, and those of the plug-ins that the recipe's `score` names."""
+    return metrics_of((*CATALOG, *(score.rewards + score.align_judges if score else ())))
+
+
+def metric_key(metric: str, prompt_set: str) -> str:
+    """The key of a metric on the clips of a prompt set."""
+    suffix = "" if prompt_set == MAIN_SET else f"_{prompt_set.removeprefix('pretrain_')}"
+    return RENAMED.get(metric + suffix, metric + suffix)
+
+
+def main_metrics(metrics: Metrics) -> list[str]:
+    """Those of the main set that its generated clips have, in order."""
+    ends = (*SUFFIXES, f"_{ALIGN_SET}")
+    return [
+        name for name, by_source in metrics.items() if not name.endswith(ends) and "generated" in by_source
+    ]
+
+
+def title(key: str, known: Known) -> str:
+    """A metric's name for people; its key where it is not known."""
+    return known[key].title if key in known else TITLES.get(key, key)
+
+
+def by_set(metrics: Metrics) -> dict[str, dict[str, Interval]]:
+    """suffix of a prompt set -> metric without it -> interval of the generated clips; sets without clips are
+    left out."""
+    grid: dict[str, dict[str, Interval]] = {}
+    for suffix in SUFFIXES:
+        for metric, by_source in metrics.items():
+            if metric.endswith(suffix) and "generated" in by_source:
+                base = metric if metric in RENAMED.values() else metric.removesuffix(suffix)
+                grid.setdefault(suffix, {})[base] = by_source["generated"]
+    return grid

@@ -1,0 +1,61 @@
+"""Decoded clips to scored clips, the same way for clips of files, of latents and of generated sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pretrain.config import one_line
+from rewards.base import Reward
+from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.types import Clip, Score, split_part
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """`scores` by the reward's name in the rows. A guardrail that could not be measured is NaN; {}: none was
+    asked for."""
+
+    scores: Mapping[str, Score]
+    guardrails: Mapping[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()  # one text for each limit that the clip is beyond
+
+    def value(self, feature: str) -> float:
+        """Of a reward or `reward.part`; NaN where the clip could not be scored. Raises KeyError for a reward
+        that did not run and a part that it does not have."""
+        name, part = split_part(feature, self.scores)
+        score = self.scores[name]
+        return math.nan if score.reason else score.parts[part] if part else score.value
+
+
+def score_clips(
+    rewards: Mapping[str, Reward], clips: Sequence[Clip], limits: GuardrailLimits | None = None
+) -> list[ScoredClip]:
+    """Each clip with the scores of all rewards, under the names given here, and with its guardrails where
+    `limits` are given. Raises ValueError as `scores_of`."""
+    columns = {name: scores_of(name, reward, clips) for name, reward in rewards.items()}
+    scored = [{name: column[place] for name, column in columns.items()} for place in range(len(clips))]
+    if limits is None:
+        return [ScoredClip(scores) for scores in scored]
+    return [ScoredClip(scores, *guarded(clip, limits)) for scores, clip in zip(scored, clips, strict=True)]
+
+
+def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
+    """One score for each clip. Raises ValueError in one line, naming the reward, where it is broken: it
+    raised, or did not answer every clip."""
+    try:
+        scores = reward.score(clips)
+    except Exception as error:
+        raise ValueError(f"reward {name} failed: {type(error).__name__}: {one_line(error)}") from error
+    if len(scores) != len(clips):
+        raise ValueError(
+            f"reward {name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip"
+        )
+    return scores
+
+
+def guarded(clip: Clip, limits: GuardrailLimits) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Its guardrails and the flags that they raise."""
+    measured = measure(clip)
+    return measured, flags(measured, limits)

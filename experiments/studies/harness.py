@@ -1,0 +1,227 @@
+"""What every study is made of: runs of its arms and seeds that are made once and kept, one tracked run above
+theirs, and OUT/study/NAME.json, .png and .md of what they measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.layout import Layout
+from experiments.runs.provenance import git_state
+from experiments.runs.run import Interrupted
+from experiments.runs.tracker import (
+    RUN_KEY,
+    RunStart,
+    SpoolTracker,
+    ensure_sender,
+    failure_marked,
+    kept_run_key,
+)
+from experiments.studies.page import render
+from pretrain.config import to_json
+from pretrain.files import read_json, replacing, write_json
+from pretrain.launch.launch import StageResult
+from pretrain.progress import MetricsTail
+from pretrain.randomness import stable_hash
+
+REPORT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. What is finished is kept: `folder` differs where what is trained differs, and
+    `mark` where what is measured of it differs."""
+
+    label: str
+    folder: Path
+    mark: str
+    stages: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # subfolder -> (work, its steps)
+    scoring: float = 1.0  # work of generating and scoring after them
+
+    @property
+    def result(self) -> Path:
+        return self.folder / f"result-{self.mark}.json"
+
+    @property
+    def finished(self) -> bool:
+        return self.result.is_file()
+
+    @property
+    def work(self) -> float:
+        return sum(work for work, _ in self.stages.values()) + self.scoring
+
+    def read(self) -> dict[str, Any]:
+        return read_json(self.result, f"remove {self.folder}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """`settings`: the study's own section; `recipe`: all that it reads; `inputs`: digests of its data."""
+
+    name: str
+    folder: Path  # of the runs and of what they share
+    layout: Layout
+    settings: Any
+    recipe: Any
+    inputs: Mapping[str, str]
+    root: Path = Path()
+
+    @property
+    def key(self) -> str:
+        """Of the tracked run; the same one until the study is finished."""
+        return kept_run_key(self.folder, f"study_{self.name}")
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """The body as a tracked run, with what it published."""
+        tracker, git = SpoolTracker(self.layout.tracking / self.key), git_state(self.root)
+        tags = {
+            "nava.study": self.name,
+            "mlflow.source.git.commit": git.commit,
+            "git.dirty": str(git.dirty).lower(),
+        }
+        name, config = f"study {self.name}", to_json(self.recipe)
+        tracker.start(RunStart(name=name, tags=tags, config=config, inputs=self.inputs))
+        ensure_sender(self.layout.tracking, self.root)
+        with failure_marked(tracker):
+            yield
+        for path in sorted((self.layout.out / "study").glob(f"{self.name}.*")):
+            tracker.log_artifact(str(path))
+        tracker.finish("FINISHED")
+        (self.folder / RUN_KEY).unlink(missing_ok=True)
+
+    @contextmanager
+    def tracked_run(
+        self, run: Run, tags: Mapping[str, str], config: Mapping[str, Any]
+    ) -> Iterator[SpoolTracker]:
+        """The body, which writes the run's result, as a tracked run below the study's."""
+        run.folder.mkdir(parents=True, exist_ok=True)
+        tracker = SpoolTracker(self.layout.tracking / kept_run_key(run.folder, f"{self.name}-{run.label}"))
+        tracker.start(
+            RunStart(
+                name=f"study {self.name} {run.label}",
+                tags={"nava.study": self.name, **tags},
+                config=config,
+                inputs=self.inputs,
+                parents={"study": self.key},
+            )
+        )
+        with failure_marked(tracker):
+            yield tracker
+        tracker.log_artifact(str(run.result))
+        tracker.finish("FINISHED")
+
+    def publish(
+        self, found: Mapping[str, Any], draw: Callable[[Mapping[str, Any], Path], None] | None = None
+    ) -> dict[str, Any]:
+        """Writes OUT/study/NAME.json, .png where there is something to draw, and .md; what the JSON holds."""
+        git, out = git_state(self.root), self.layout.out / "study"
+        study = {
+            "study": self.name,
+            "commit": git.commit + (" with changes" if git.dirty else ""),
+            "config": to_json(self.settings),
+            "inputs": dict(self.inputs),
+            **found,
+        }
+        study = json.loads(json.dumps(study, allow_nan=False))
+        write_json(out / f"{self.name}.json", study)
+        if draw:
+            draw(study, out / f"{self.name}.png")
+        with replacing(out / f"{self.name}.md") as temporary:
+            temporary.write_text(render(study))
+        return study
+
+
+def mark_of(*parts: Any) -> str:
+    """Eight hex digits that stand for plain values."""
+    return f"{stable_hash(json.dumps(parts, sort_keys=True)):016x}"[:8]
+
+
+def require(needed: Mapping[Path, str], what: str = "file or folder") -> None:
+    """Raises FileNotFoundError for the first path that is missing, with the command that makes it."""
+    for path, hint in needed.items():
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such {what}; {hint}")
+
+
+def model_of(result: StageResult, stopped: str) -> Path:
+    """The trained model. Raises Interrupted, beginning with `stopped`, where a signal ended the training."""
+    if result.model is None:
+        raise Interrupted(f"{stopped} {result.step} with a checkpoint; the same command goes on from there")
+    return result.model
+
+
+class Progress:
+    """Share of the runs' work that is done, and the time left at the rate since it was started."""
+
+    def __init__(self, name: str, runs: Sequence[Run]) -> None:
+        self.name, self.runs = name, runs
+        self.total = sum(run.work for run in runs)
+        self.tails = {
+            (run.label, stage): MetricsTail(run.folder / stage / "metrics.jsonl")
+            for run in runs
+            for stage in run.stages
+        }
+        self.steps: dict[tuple[str, str], int] = {}
+        self.at_start, self.started, self.reported = self.done(), time.monotonic(), 0.0
+
+    def done(self) -> float:
+        """Work of finished runs and of all steps that the others logged."""
+        return sum(run.work if run.finished else self._trained(run) for run in self.runs)
+
+    def _trained(self, run: Run) -> float:
+        work = 0.0
+        for stage, (whole, steps) in run.stages.items():
+            for row in self.tails[run.label, stage].rows():
+                self.steps[run.label, stage] = int(row["step"])
+            work += whole * min(1.0, self.steps.get((run.label, stage), 0) / steps)
+        return work
+
+    def report(self, running: Sequence[Run], force: bool = False) -> None:
+        """A line on stderr, not more often than every 20 s."""
+        now = time.monotonic()
+        if not force and now - self.reported < REPORT_S:
+            return
+        self.reported = now
+        done, spent = self.done(), now - self.started
+        minutes = (self.total - done) / (done - self.at_start) * spent / 60 if done > self.at_start else None
+        left = "time left not known yet" if minutes is None else f"about {minutes:.0f} min left"
+        finished = sum(run.finished for run in self.runs)
+        head = (
+            f"{self.name}: {finished}/{len(self.runs)} runs, {100 * done / self.total:.0f} %, "
+            f"{spent / 60:.1f} min, {left}"
+        )
+        print("; ".join([head, *map(self._where, running)]), file=sys.stderr, flush=True)
+
+    def _where(self, run: Run) -> str:
+        reached = [stage for stage in run.stages if (run.label, stage) in self.steps]
+        if not reached:
+            return f"{run.label} starting"
+        step = self.steps[run.label, reached[-1]]
+        return f"{run.label} {reached[-1]} {step}/{run.stages[reached[-1]][1]}"
+
+
+def run_each(name: str, runs: Sequence[Run], execute: Callable[[Run], None], hint: str) -> None:
+    """`execute` what is not finished, one after another; where some fail, the others end first.
+
+    Raises ValueError with the line of the first that failed and `hint`.
+    """
+    failed: list[str] = []
+    progress = Progress(name, runs)
+    for run in runs:
+        if not run.finished:
+            progress.report([run], force=True)
+            try:
+                execute(run)
+            except (ValueError, OSError) as error:
+                failed.append(f"{run.label}: {error}")
+                print(f"{name}: {failed[-1]}; going on with the others", file=sys.stderr, flush=True)
+    if failed:
+        rest = f" ({len(failed) - 1} more failed)" if failed[1:] else ""
+        raise ValueError(f"{failed[0]}{rest}; {hint}")

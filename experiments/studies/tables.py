@@ -1,0 +1,92 @@
+"""From scores of finished runs to numbers: means over seeds, differences of arms, and why clips were not
+scored, as plain values for JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.scoring.statistics import (
+    Draws,
+    DrawsOf,
+    Table,
+    difference_over_seeds,
+    mean_over_seeds,
+    paired,
+    share_of_gain,
+)
+
+Scores = Mapping[str, Any]  # what `score_clips` wrote of one run
+Tables = Mapping[str, Table]  # by metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How arms are compared: which draws, how many, and which metrics are better when they are higher."""
+
+    draws: DrawsOf
+    resamples: int
+    higher_is_better: Mapping[str, bool]
+    over_both: bool = False  # differences are over the clips that both arms could score
+
+    def means(self, tables: Tables) -> dict[str, Any]:
+        """Mean over seeds with its interval, and each seed's own."""
+        return {
+            name: {
+                **mean_over_seeds(table, self._draws(table)).as_json(),
+                "seeds": [None if value != value else round(value, 6) for value in table.per_seed],
+            }
+            for name, table in tables.items()
+        }
+
+    def differences(self, ours: Tables, theirs: Tables) -> dict[str, Any]:
+        """Ours minus theirs by metric, on the same draws, each with its verdict."""
+        found = {}
+        for name in ours:
+            one, other = paired(ours[name], theirs[name]) if self.over_both else (ours[name], theirs[name])
+            interval = difference_over_seeds(one, other, self._draws(one))
+            found[name] = {**interval.as_json(), "verdict": interval.verdict(self.higher_is_better[name])}
+        return found
+
+    def shares(self, part: Tables, whole: Tables, base: Tables) -> dict[str, Any]:
+        """By metric, how much of the gain of `whole` over `base` `part` has."""
+        found = {}
+        for name in part:
+            some, all_of_it, none = paired(part[name], whole[name], base[name])
+            up, draws = self.higher_is_better[name], self._draws(some)
+            found[name] = share_of_gain(some, all_of_it, none, up, draws).as_json()
+        return found
+
+    def _draws(self, table: Table) -> Draws:
+        seeds, clips = table.above.shape
+        return self.draws(seeds, clips, self.resamples)
+
+
+def check_prompts(scores: Sequence[Scores], who: str) -> None:
+    """Raises ValueError where their clips do not answer the same prompts."""
+    if len({tuple(one["data_ids"]) for one in scores}) > 1:
+        raise ValueError(
+            f"{who} were scored on different prompts; remove the study's folder and run it again"
+        )
+
+
+def tables_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """By metric, over seeds."""
+    return {name: Table.of([one[name] for one in metrics]) for name in metrics[0]}
+
+
+def metric_means(scores: Scores) -> dict[str, float]:
+    """`study/METRIC` -> sum of numerators over sum of denominators, where there are any."""
+    tables = {name: Table.of([pairs]) for name, pairs in scores["metrics"].items()}
+    return {f"study/{name}": table.mean for name, table in tables.items() if table.below.any()}
+
+
+def unscored(scores: Iterable[Scores]) -> dict[str, dict[str, int]]:
+    """Why clips were not scored: scorer -> reason -> how many."""
+    counted: dict[str, Counter[str]] = {}
+    for one in scores:
+        for scorer, reasons in one["reasons"].items():
+            counted.setdefault(scorer, Counter()).update(filter(None, reasons))
+    return {scorer: dict(counts) for scorer, counts in counted.items() if counts}

@@ -1,0 +1,136 @@
+"""Runs of a study side by side, each in a process on its own cores: `python -m experiments.studies.workers
+FOLDER [CORES]` does what FOLDER/task.pickle says on the cores CORES (such as 0,2)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from experiments.runs.run import Interrupted
+from experiments.studies.harness import Progress, Run
+from pretrain.files import replacing
+from pretrain.launch.torchrun import end_with_parent
+
+TASK, LOG = "task.pickle", "log.txt"
+POLL_S = 1.0
+GRACE_S = 60.0  # for a stage to finish its step and write a checkpoint
+
+
+def save_task(folder: Path, task: Callable[[], None]) -> None:
+    """What the process of this folder calls: a partial of a module's function."""
+    with replacing(folder / TASK) as temporary:
+        temporary.write_bytes(pickle.dumps(task))
+
+
+def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) -> None:
+    """Run what is not finished, one per entry of `cores` at a time.
+
+    Raises ValueError with a run's own line when it fails (the others are stopped first), Interrupted on
+    Ctrl-C or SIGTERM.
+    """
+    waiting = [run for run in runs if not run.finished]
+    progress = Progress(name, runs)
+    running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
+    progress.report([], force=True)
+    with _terminate_is_interrupt():
+        try:
+            while waiting or running:
+                for slot in range(len(cores)):
+                    if slot not in running and waiting:
+                        running[slot] = (run := waiting.pop(0), _start(run, cores[slot]))
+                time.sleep(POLL_S)
+                progress.report([run for run, _ in running.values()])
+                for slot, (run, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        _check(run, process.returncode)
+        except BaseException as error:
+            _end([process for _, process in running.values()])
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("study: stopped; the same command goes on from there") from None
+            raise
+    progress.report([], force=True)
+
+
+def core_shares(parallel: int) -> list[tuple[int, ...]]:
+    """The cores this process may use, dealt out; () = not bound, where the system cannot or there are too
+    few."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [tuple(allowed[slot::parallel]) if len(allowed) >= parallel else () for slot in range(parallel)]
+
+
+def worker_command(folder: Path) -> list[str]:
+    """The cores follow."""
+    return [sys.executable, "-m", "experiments.studies.workers", str(folder)]
+
+
+def _start(run: Run, cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    command = [*worker_command(run.folder), *([",".join(map(str, cores))] if cores else [])]
+    repository = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (run.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+            preexec_fn=end_with_parent,
+        )
+
+
+def _check(run: Run, code: int) -> None:
+    if code == 0 and run.finished:
+        return
+    text = (run.folder / LOG).read_text(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no line"]
+    last = lines[-1].removeprefix("nava: ")
+    raise ValueError(f"{run.label} ended with exit code {code}: {last}; see {run.folder / LOG}")
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        if process.poll() is None:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _terminate_is_interrupt() -> Iterator[None]:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _work(folder: Path, cores: str = "") -> None:
+    import torch
+
+    if cores and hasattr(os, "sched_setaffinity"):
+        bound = set(map(int, cores.split(",")))
+        os.sched_setaffinity(0, bound)  # ranks and scorers started here stay there
+        torch.set_num_threads(len(bound))  # more threads than cores wait for each other
+    pickle.loads((folder / TASK).read_bytes())()
+
+
+if __name__ == "__main__":
+    from experiments.errors import one_line_errors
+
+    with one_line_errors():
+        _work(Path(sys.argv[1]), *sys.argv[2:])

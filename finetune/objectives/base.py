@@ -1,0 +1,191 @@
+"""What an objective is: the section of the recipe it is configured by, what it needs rolled out, its batches,
+its loss, and what happens after a round. The loop and the executors know no objective by name.
+
+An objective lives in one file: a `Phase` subclass and an `Objective` subclass that names it as `phase_type`.
+A recipe names it in `align.sequence`, by a shipped name or as "package.module:Objective", and sets its fields
+under `align.<name>`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from finetune.sde import StochasticSteps
+from finetune.types import (
+    Advantage,
+    Key,
+    LearningBatch,
+    ObjectiveLoss,
+    Policy,
+    Role,
+    RolloutsWithAdvantage,
+)
+from pretrain.codecs.base import Codecs
+from pretrain.flow.guidance import NO_GUIDANCE
+from pretrain.randomness import generator_for
+from pretrain.sampling import SamplerConfig
+
+
+def _unguided_sampler() -> SamplerConfig:
+    return SamplerConfig(solver="euler", steps=16, shift=5.0, guidance=NO_GUIDANCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The fields that all objectives have. A round's optimizer steps are epochs * steps_per_epoch; a step
+    takes an equal part of every group. Raises ValueError on numbers that do not go together."""
+
+    rounds: int = 10
+    prompts_per_round: int = 24
+    clips_per_prompt: int = 8  # K
+    epochs: int = 4
+    steps_per_epoch: int = 1
+    micro_batch: int = 32  # clips per rank and forward pass
+    lr: float = 3e-4
+    sampler: SamplerConfig = field(default_factory=_unguided_sampler)
+    rollout_batch: int = 96  # clips per rank and forward pass while sampling
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rounds",
+            "prompts_per_round",
+            "clips_per_prompt",
+            "epochs",
+            "steps_per_epoch",
+            "micro_batch",
+            "rollout_batch",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        self._check_steps()
+
+    @property
+    def clips_per_round(self) -> int:
+        return self.prompts_per_round * self.clips_per_prompt
+
+    def _check_steps(self) -> None:
+        if self.clips_per_prompt % self.steps_per_epoch:
+            raise ValueError(
+                f"steps_per_epoch {self.steps_per_epoch} must divide clips_per_prompt "
+                f"{self.clips_per_prompt}: every step takes an equal part of every group"
+            )
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What is rolled out: `clips_per_prompt` clips of `prompts` prompts by one role of the policy."""
+
+    role: Role
+    prompts: int
+    clips_per_prompt: int
+    sampler: SamplerConfig
+    batch: int  # clips per rank and forward pass
+    stochastic: StochasticSteps | None = None  # the steps to keep as a trajectory
+
+
+class PreferenceFiles(Protocol):
+    """Where preference data lie; an AlignRun is one."""
+
+    @property
+    def pairs(self) -> Path | None: ...
+    @property
+    def clips(self) -> Path | None: ...
+    @property
+    def codec(self) -> Path: ...
+
+
+class OldPolicy(Protocol):
+    """Who can move the policy `old`; every executor can."""
+
+    def update_old(self, decay: float) -> None:
+        """old <- decay * old + (1 - decay) * default."""
+        ...
+
+
+PhaseT = TypeVar("PhaseT", bound=Phase)
+
+
+class Objective(ABC, Generic[PhaseT]):
+    """One phase of an alignment. Methods are called on every rank, but `prepare` and `given_batch`, which
+    only ranks that learn get."""
+
+    name: ClassVar[str]  # of its section in the recipe and of its metrics
+    phase_type: ClassVar[type[Phase]]
+    needs_pairs: ClassVar[bool] = False  # reads preference pairs and the store of their clips
+
+    def __init__(self, phase: PhaseT) -> None:
+        self.phase = phase
+
+    def rollout(self) -> RolloutPlan | None:
+        """What each round rolls out and scores; None for an objective whose batches are given
+        (`given_batch`)."""
+        return self._plan()
+
+    def check_ranks(self, world_size: int) -> None:
+        """Raises ValueError where a round's groups do not divide over the ranks."""
+        self._check_divides("prompts_per_round", world_size, world_size)
+
+    def prepare(self, files: PreferenceFiles, codecs: Codecs | None) -> None:
+        """Open what it learns from beside rollouts. Raises ValueError or FileNotFoundError in one line."""
+
+    def given_batch(self, seed: int, index: int, rank: int, world_size: int) -> LearningBatch:
+        """This rank's batch of round `index`, where nothing is rolled out."""
+        raise NotImplementedError(f"{self.name}: neither rolls out nor has batches of its own")
+
+    def given_facts(self) -> Mapping[str, float]:
+        """Metrics of a round in which nothing is rolled out."""
+        return {}
+
+    def targets(self, advantage: Advantage, groups: Tensor) -> Advantage:
+        """What the loss reads, from the advantages of a round over all ranks. groups [B] int64."""
+        return advantage
+
+    def step_rows(self, batch: Any, key: Key) -> list[Tensor]:
+        """This rank's rows of each optimizer step of an epoch: an equal part of every group, drawn by the
+        group."""
+        assert isinstance(batch, RolloutsWithAdvantage)
+        size, groups = self.phase.clips_per_prompt, batch.rollout.groups
+        orders = [
+            start + torch.randperm(size, generator=generator_for(*key, int(groups[start]), "order"))
+            for start in range(0, len(groups), size)
+        ]
+        return [part.flatten() for part in torch.stack(orders).chunk(self.phase.steps_per_epoch, dim=1)]
+
+    @abstractmethod
+    def count(self, batch: Any) -> Tensor:
+        """Scalar fp64: what the batch adds to the divisor of an optimizer step."""
+
+    @abstractmethod
+    def loss(self, policy: Policy, batch: Any, key: Key) -> ObjectiveLoss:
+        """The SUM over what `count` counts, with gradient."""
+
+    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
+        """After the updates of a round; `rounds` of this phase came before it. Returns metrics."""
+        return {}
+
+    def _plan(self, role: Role = "default", stochastic: StochasticSteps | None = None) -> RolloutPlan:
+        phase = self.phase
+        return RolloutPlan(
+            role,
+            phase.prompts_per_round,
+            phase.clips_per_prompt,
+            phase.sampler,
+            phase.rollout_batch,
+            stochastic,
+        )
+
+    def _check_divides(self, field_name: str, parts: int, world_size: int) -> None:
+        value = getattr(self.phase, field_name)
+        if value % parts:
+            raise ValueError(
+                f"{self.name}.{field_name} {value} does not divide into {parts} equal parts "
+                f"({world_size} ranks); change it"
+            )

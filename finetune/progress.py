@@ -1,0 +1,29 @@
+"""Where an alignment stands between two rounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+
+@dataclass
+class AlignProgress:
+    """All that a checkpoint holds beside tensors."""
+
+    rounds: int = 0  # finished, over all phases
+    phase: int = -1  # index of the phase that has begun
+    phase_rounds: int = 0  # finished in it
+    flat_rounds: int = 0  # in a row without contrast
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    baseline: dict[str, list[float]] = field(default_factory=dict)  # reward -> held-out mean and deviation
+    best_total: float | None = None
+    best_round: int = 0
+    without_better: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Of a checkpoint; fields that are not known are left out."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})

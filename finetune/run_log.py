@@ -1,0 +1,58 @@
+"""What a run reports as it goes: metrics.jsonl, the trackers, state.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune.align_run import AlignRun
+from finetune.progress import AlignProgress
+from pretrain.files import write_json
+from pretrain.launch.torchrun import METRICS, STATE
+from pretrain.tracking import JsonlTracker, Trackers, build_tracker
+
+
+class RunLog:
+    """Of one process; `take_written` names the sample clips to log with a row."""
+
+    def __init__(self, run: AlignRun, take_written: Callable[[], list[Path]]) -> None:
+        self.run, self.take_written = run, take_written
+        self.trackers: Trackers | None = None
+
+    def begin(self, progress: AlignProgress) -> None:
+        """Rows of rounds that are to be repeated are dropped, also where ranks were lost in between."""
+        first = JsonlTracker(
+            self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
+        )
+        others = (
+            self.trackers.others
+            if self.trackers
+            else [build_tracker(name, options) for name, options in self.run.trackers.items()]
+        )
+        self.trackers = Trackers(first, others)
+        self.state("running", progress.rounds)
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        written = self.take_written()
+        if not row or self.trackers is None:
+            return
+        self.trackers.log_metrics(row, step)
+        for path in written:
+            self.trackers.log_artifact(str(path), f"samples/{path.parent.name}")
+
+    def end(self, status: str, rounds: int, model_id: str, parent_id: str) -> None:
+        self.state(status, rounds, model_id)
+        assert self.trackers is not None
+        self.trackers.set_tags({"status": status, "model_id": model_id, "parent_model_id": parent_id})
+        self.trackers.log_artifact(str(self.run.out / METRICS))
+
+    def state(self, status: str, rounds: int, model_id: str = "") -> None:
+        values = {
+            "status": status,
+            "stage": "align",
+            "step": rounds,
+            "steps": self.run.config.num_rounds,
+            "model_id": model_id,
+        }
+        write_json(self.run.out / STATE, values)

@@ -1,0 +1,22 @@
+"""The token that Ray's processes know each other by."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def ray_token() -> str:
+    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
+
+    A head that `ray start` starts wants it, once there is one.
+    """
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+
+
+def send_token() -> None:
+    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no
+    offence."""
+    if ray_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

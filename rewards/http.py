@@ -1,0 +1,203 @@
+"""What all HTTP clients share: one try held to a time and a size, tries with growing pauses, addresses and
+bearer tokens that are checked and never shown.
+
+Redirects are refused, so that a token reaches no other host. Connections are not kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+MAX_ANSWER_BYTES = 1 << 20
+MAX_CONNECT_S = 10.0
+MAX_WAIT_S = 60.0  # between two tries, whatever a server asks for
+
+
+class NoAnswer(Exception):
+    """One try failed: `again` after `wait_s` where that may help. `reached`: the server did answer, but
+    nothing of use."""
+
+    def __init__(
+        self, reason: str, *, again: bool = True, wait_s: float = 0.0, reached: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.again, self.wait_s, self.reached = reason, again, wait_s, reached
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of any status; `content` of another than 200 may be cut off."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def wait_s(self) -> float:
+        """A server's Retry-After in seconds, 0 for none."""
+        value = self.headers.get("retry-after", "")
+        return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else 0.0
+
+
+class Sockets:
+    """Connections under way, which another thread may cut: reading and sending then ends at once."""
+
+    def __init__(self) -> None:
+        self.open, self.closed = set[socket.socket](), False
+
+    def add(self, sock: socket.socket) -> None:
+        self.open.add(sock)
+        if self.closed:
+            self.cut()
+
+    def cut(self) -> None:
+        self.closed = True
+        for sock in list(self.open):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def check_address(url: str, what: str) -> None:
+    """Raises ValueError in one line, without a login that the address may hold."""
+    fits = re.fullmatch(r"https?://[^/@?#\s]+(/[^?#@\s]*)?", url)
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL:
+        fits = None
+    if not fits:
+        shown = re.sub(r"//[^/]*@", "//", url)
+        raise ValueError(
+            f"{what}: {shown!r} is not http(s)://host[:port][/path]; give the server's address"
+        ) from None
+
+
+def token_of(variable: str) -> str:
+    """The bearer token in an environment variable, "" for no variable. Raises ValueError in one line, without
+    the token."""
+    token = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not token:
+        raise ValueError(f"${variable}: not set; put the server's token there or name no variable")
+    if not re.fullmatch(r"[!-~]*", token):
+        raise ValueError(
+            f"${variable}: holds what no header may (spaces, line ends or non-ASCII); put the bare token "
+            "there"
+        )
+    return token
+
+
+def excerpt(said: str | bytes, token: str) -> str:
+    """The start of what a server said on one line of printable characters, without the token should it be
+    echoed."""
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    text = "".join(sign if sign.isprintable() else " " for sign in text[:5000])
+    return " ".join((text.replace(token, "***") if token else text).split())[:200]
+
+
+def form(fields: Mapping[str, str | bytes], files: Mapping[str, Any]) -> tuple[str, bytes]:
+    """(content type, body) of a multipart form; a file is bytes or (file name, bytes, content type)."""
+    request = httpx.Request("POST", "http://form", data=dict(fields), files=dict(files))
+    return request.headers["content-type"], request.read()
+
+
+def exchange(
+    url: str,
+    body: bytes | None = None,
+    content_type: str = "",
+    token: str = "",
+    *,
+    timeout_s: float,
+    whole_s: float = 0.0,
+    sockets: Sockets | None = None,
+    proxies: bool = True,
+) -> Answer:
+    """POST of `body`, GET without one. `timeout_s` is for each step of the connection, `whole_s` for all of
+    it (0 = no limit), so that a server that sends a byte now and then ends too; `sockets` may be cut.
+
+    Raises NoAnswer in one line where there is no whole answer, or one above MAX_ANSWER_BYTES.
+    """
+    headers = {
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **({"Content-Type": content_type} if content_type else {}),
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
+    own, started = Sockets(), time.monotonic()
+    alarm = threading.Timer(whole_s, own.cut)
+    alarm.daemon = True
+    if whole_s:
+        alarm.start()
+
+    def opened(event: str, facts: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            for watched in (own, sockets) if sockets else (own,):
+                watched.add(facts["return_value"].get_extra_info("socket"))
+
+    answer, failure = None, ""
+    timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, MAX_CONNECT_S))
+    asked: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
+    try:
+        with (
+            httpx.Client(timeout=timeout, verify=_tls(), trust_env=proxies) as client,
+            client.stream("GET" if body is None else "POST", url, **asked) as response,
+        ):
+            answer = Answer(response.status_code, response.headers, _read(response))
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        failure = excerpt(str(error), token) or type(error).__name__
+    finally:
+        alarm.cancel()
+        if sockets:
+            sockets.open -= own.open
+    if whole_s and time.monotonic() - started >= whole_s:  # a cut may look like the end of a body
+        raise NoAnswer(f"no whole answer in {whole_s:g} s")
+    if answer is None:
+        raise NoAnswer(failure)
+    return answer
+
+
+def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, peer: str) -> T:
+    """What `once` returns, tried `num_tries` times; the pause is `backoff_s` after the first NoAnswer,
+    doubled after every further one, and a server's Retry-After if longer.
+
+    Raises ConnectionError in one line.
+    """
+    failure = ""
+    for attempt in range(num_tries):
+        try:
+            return once()
+        except NoAnswer as error:
+            failure = error.reason
+            if attempt + 1 < num_tries:
+                time.sleep(min(MAX_WAIT_S, max(error.wait_s, backoff_s * 2**attempt)))
+    raise ConnectionError(f"{where}: {failure}, {num_tries} tries; check that the {peer} is up")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _read(response: httpx.Response) -> bytes:
+    parts, size = [], 0
+    try:
+        for part in response.iter_raw():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise NoAnswer(f"answer above {MAX_ANSWER_BYTES} bytes", reached=True)
+    except httpx.HTTPError:
+        if response.status_code == 200:
+            raise
+    return b"".join(parts)
