@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +140,10 @@ def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
     """What PEFT is told, and what adapter_config.json says."""
     import peft
 
+    alpha: Any = config.alpha  # PEFT types it as int and takes any number
     return peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(names), lora_dropout=0.0, bias="none"
-    )  # type: ignore[arg-type]
+        r=config.rank, lora_alpha=alpha, target_modules=list(names), lora_dropout=0.0, bias="none"
+    )
 
 
 def reset(model: nn.Module, config: LoraConfig) -> None:

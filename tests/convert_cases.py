@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -59,10 +60,10 @@ def sizes_for(args: ModelArgs) -> Sizes:
     )
 
 
-def nava_tensors(args: ModelArgs = TINY, seed: int = 1, suffix: str = "leaf") -> dict[str, Tensor]:
+def nava_tensors(args: ModelArgs = TINY, seed: int = 1, suffix: Any = "leaf") -> dict[str, Tensor]:
     return {
         key: value.contiguous() for key, value in random_checkpoint(sizes_for(args), seed, suffix).items()
-    }  # type: ignore[arg-type]
+    }
 
 
 def write_checkpoint(

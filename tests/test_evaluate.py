@@ -150,26 +150,15 @@ def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, 
     )
     assert found["raters"]["simulated"] is True and found["prompts"] == 4
     assert all(json.loads(line)["simulated"] for line in votes.read_text().splitlines())
-    page = report(
-        metrics_path,
-        scores.parent,
-        {},
-        generated,
-        corpus,
-        codec,
-        tmp_path / "page",
-        {},
-        alignment,
-        tmp_path / "aligned",
-    )
+    given = ({}, generated, corpus, codec, tmp_path / "page", {}, alignment)
+    page = report(metrics_path, scores.parent, *given, tmp_path / "aligned")
     html = page.read_text()
-    assert (
-        html.count("After alignment") == html.count("Before alignment") == 8
-    )  # name and picture of four prompts
+    # name and picture of four prompts
+    assert html.count("After alignment") == html.count("Before alignment") == 8
     assert "SIMULATED RATERS" in html and page.with_name("before_after.png").is_file()
     evaluate(EvaluateConfig(), half, metrics_path, alignment)
     assert "no comparison is written" in caplog.text and not alignment.exists()  # it was of other clips
-    page = report(metrics_path, half.parent, {}, generated, corpus, codec, tmp_path / "page", {}, alignment)
+    page = report(metrics_path, half.parent, *given)
     assert "Before and after" not in page.read_text()
 
 

@@ -242,9 +242,9 @@ def test_a_preempted_slurm_job_checkpoints_requeues_and_goes_on(tmp_path: Path) 
     assert calls[0].startswith("srun --kill-on-bad-exit=1 nava pretrain") and calls[1:] == [
         "scontrol requeue 7"
     ]
-    batch.write_text(
-        batch.read_text().replace(re.search(r":(\d+)\"$", batch.read_text(), re.M)[1], str(free_port()))
-    )  # type: ignore[index]
+    port = re.search(r":(\d+)\"$", batch.read_text(), re.M)
+    assert port is not None
+    batch.write_text(batch.read_text().replace(port[1], str(free_port())))
     again = subprocess.run(["bash", str(batch)], env=environment, cwd=tmp_path, timeout=250)
     assert again.returncode == 0, logs(tmp_path)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

@@ -148,9 +148,9 @@ def test_a_better_clip_is_approached_and_a_worse_one_left() -> None:
             torch.zeros_like(clips.video).requires_grad_(), torch.zeros_like(clips.audio).requires_grad_()
         )
         policy = FreePolicy(default=now, old=start, reference=start)
-        found = torch.autograd.grad(
-            loss(policy, scored(clips, advantage([gain], [gain])), ALONE, KEY).loss, [now.video, now.audio]
-        )  # type: ignore[arg-type]
+        assert now.video is not None and now.audio is not None
+        total = loss(policy, scored(clips, advantage([gain], [gain])), ALONE, KEY).loss
+        found = torch.autograd.grad(total, [now.video, now.audio])
         for slope, stream, clean, noise in zip(
             found, (video, audio), (clips.video, clips.audio), (drawn.video, drawn.audio), strict=True
         ):

@@ -25,7 +25,7 @@ from rewards.lips import LipLoudness
 from rewards.quality.noise import NoiseEstimate
 from rewards.quality.picture_noise import PictureNoise
 from rewards.recipes.base import Shared
-from rewards.recipes.preference import PreferenceOptions, preference
+from rewards.recipes.preference import PreferenceOptions
 from rewards.semantic.identity import FirstFrameIdentity
 from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.recognizer import Recognizer
@@ -98,7 +98,7 @@ def nearest_voice() -> NearestVoice:
 def preference_for_clean_sound() -> Reward:
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "preference.json", ("snr_estimate_db",), mean=0.0)
-        return preference(PreferenceOptions(model), Shared(ExitStack()))
+        return CATALOG["preference"].make(PreferenceOptions(model), Shared(ExitStack()))
 
 
 @dataclass(frozen=True)

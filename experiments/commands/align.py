@@ -26,6 +26,15 @@ Clips = Annotated[
 ]
 
 
+Ray = Annotated[
+    tuple[str, ...] | None,
+    tyro.conf.arg(
+        metavar="[ADDRESS]",
+        help="run on Ray: embedded, or the cluster at HOST:PORT, whose nodes must see all paths",
+    ),
+]
+
+
 def align(
     recipe: RecipeName = "mini",
     /,
@@ -35,13 +44,7 @@ def align(
     out: Path = Path("out"),
     pairs: Pairs = None,
     clips: Clips = None,
-    ray: Annotated[
-        tuple[str, ...] | None,
-        tyro.conf.arg(
-            metavar="[ADDRESS]",
-            help="run on Ray: embedded, or the cluster at HOST:PORT, whose nodes must see all paths",
-        ),
-    ] = None,
+    ray: Ray = None,
     resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.

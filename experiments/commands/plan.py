@@ -17,6 +17,10 @@ Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the reci
 FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # where NAME is no recipe
 
 
+PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
+DryRun = Annotated[bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")]
+
+
 def plan(
     name: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
@@ -32,12 +36,8 @@ def plan(
     checkpointing: Literal["none", "selective", "full"] = "full",
     local_batch: int = 1,
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
-    peak_tflops: Annotated[
-        float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")
-    ] = 989.0,
-    dry_run: Annotated[
-        bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
-    ] = False,
+    peak_tflops: PeakTflops = 989.0,
+    dry_run: DryRun = False,
     settings: Settings = (),
     as_json: JsonFlag = False,
 ) -> None:

@@ -17,24 +17,29 @@ if TYPE_CHECKING:
     from experiments.job import StageJob
 
 
+InitFrom = Annotated[
+    str,
+    tyro.conf.arg(
+        name="from", help="model folder (of `nava import`) that the first stage is initialised from"
+    ),
+]
+NumNodes = Annotated[
+    int, tyro.conf.arg(help="number of machines; each runs this command and sees the same --out")
+]
+Rendezvous = Annotated[
+    str, tyro.conf.arg(metavar="HOST:PORT", help="rendezvous: address of the first machine")
+]
+
+
 def pretrain(
     recipe: RecipeName,
     /,
     stage: str = "all",
     nproc: int = 0,
     port: int = 0,
-    init_from: Annotated[
-        str,
-        tyro.conf.arg(
-            name="from", help="model folder (of `nava import`) that the first stage is initialised from"
-        ),
-    ] = "",
-    nnodes: Annotated[
-        int, tyro.conf.arg(help="number of machines; each runs this command and sees the same --out")
-    ] = 1,
-    rdzv: Annotated[
-        str, tyro.conf.arg(metavar="HOST:PORT", help="rendezvous: address of the first machine")
-    ] = "",
+    init_from: InitFrom = "",
+    nnodes: NumNodes = 1,
+    rdzv: Rendezvous = "",
     node_rank: Annotated[
         int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
     ] = -1,

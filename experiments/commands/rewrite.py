@@ -43,6 +43,13 @@ Cache = Annotated[
 ]
 
 
+Timeout = Annotated[float, tyro.conf.arg(help="seconds for one answer, from first to last byte")]
+MinStructure = Annotated[
+    float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is requested again")
+]
+Seed = Annotated[int, tyro.conf.arg(help="another seed gives other answers for prompts that fell back")]
+
+
 def rewrite(
     prompts: Annotated[Path, tyro.conf.Positional],
     /,
@@ -55,15 +62,11 @@ def rewrite(
     token_variable: Token = "",
     concurrency: int = 16,
     tries: int = 4,
-    timeout: Annotated[float, tyro.conf.arg(help="seconds for one answer, from first to last byte")] = 120.0,
+    timeout: Timeout = 120.0,
     max_tokens: int = 4096,
     temperature: float = 0.3,
-    min_structure: Annotated[
-        float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is requested again")
-    ] = 0.5,
-    seed: Annotated[
-        int, tyro.conf.arg(help="another seed gives other answers for prompts that fell back")
-    ] = 0,
+    min_structure: MinStructure = 0.5,
+    seed: Seed = 0,
     cache: Cache = Path("out/rewrites/cache.jsonl"),
     as_json: JsonFlag = False,
 ) -> None:
@@ -98,14 +101,7 @@ def rewrite(
         rows = read_rows(prompts, to)
         rewrites = [without_model(row.prompt, asking) for row in rows]
     else:
-        server = ChatEndpoint(
-            base_url=endpoint,
-            model=model,
-            token_variable=token_variable,
-            timeout_s=timeout,
-            max_tokens=max_tokens,
-            temperature=temperature,
-        )
+        server = ChatEndpoint(endpoint, model, token_variable, timeout, max_tokens, temperature)
         rows = read_rows(prompts, to)
         kept = RewriteCache(cache)
         try:

@@ -31,35 +31,14 @@ def nava_6b() -> Recipe:
                 sizes=("704x1280", "1280x704", "960x960"), frames=(25, 49, 73, 97, 121, 145)
             ),
         ),
+        # the sampler of the release
         generate=GenerateConfig(
             sampler=SamplerConfig(), num_frames=145, height=704, width=1280, batch_size=1
-        ),  # the release's sampler
+        ),
         pretrain=PretrainConfig(
             # attends to text padding and lets a timbre token replace its text, as the weights learned it
             flavor="nava_6b_published",
-            stages={
-                "stage1": _stage(
-                    "stage1",
-                    35_000,
-                    tasks={"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5},
-                    sets={"paired": 1.0},
-                    audio="audio_only",
-                ),
-                "stage2": _stage(
-                    "stage2",
-                    25_000,
-                    tasks={"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5},
-                    sets={"paired": 1.0},
-                    audio="hq_audio",
-                ),
-                "stage3": _stage(
-                    "stage3",
-                    10_000,
-                    tasks={"T2AV": 1.0, "TI2AV": 0.5, "TIA2AV": 0.5},
-                    sets={"curated": 1.0},
-                    audio="",
-                ),
-            },
+            stages=_stages(),
             global_batch_size=512,
             local_batch_size=1,
             mixed_precision="bf16",
@@ -77,12 +56,21 @@ def nava_6b() -> Recipe:
     )
 
 
-def _stage(name: str, steps: int, tasks: dict[str, float], sets: dict[str, float], audio: str) -> StageConfig:
+def _stages() -> dict[str, StageConfig]:
+    stages = (
+        _stage("stage1", 35_000, {"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5}, "paired", "audio_only"),
+        _stage("stage2", 25_000, {"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5}, "paired", "hq_audio"),
+        _stage("stage3", 10_000, {"T2AV": 1.0, "TI2AV": 0.5, "TIA2AV": 0.5}, "curated", ""),
+    )
+    return {stage.name: stage for stage in stages}
+
+
+def _stage(name: str, steps: int, tasks: dict[str, float], video_set: str, audio: str) -> StageConfig:
     return StageConfig(
         name=name,
         steps=steps,
         tasks=tasks,
-        sets=sets,
+        sets={video_set: 1.0},
         audio_sets={audio: 1.0} if audio else {},
         lr=1e-4,
         warmup_steps=1000,
