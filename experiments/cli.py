@@ -15,188 +15,142 @@ from experiments.errors import USER_ERROR, one_line_errors
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's function lives (module of experiments.commands, function), what it does and one
-    example."""
+    """MODULE.FUNCTION of experiments.commands, what it does, and the arguments of one example."""
 
-    module: str
+    name: str
     function: str
     summary: str
-    example: str
+    arguments: str = ""
+
+    @property
+    def example(self) -> str:
+        return f"nava {self.name} {self.arguments}".rstrip()
 
 
-VERBS: dict[str, Verb] = {
-    "demo": Verb("demo", "demo", "run the whole pipeline and show what the clips are worth", "nava demo"),
-    "doctor": Verb(
-        "look", "doctor", "versions, processor, speed, memory, disk, and what is missing", "nava doctor"
-    ),
-    "corpus": Verb(
-        "pipeline", "corpus", "render the talking-face corpus", "nava corpus mini --set corpus.seed=1"
-    ),
-    "curate": Verb("pipeline", "curate", "choose the curated high-quality pairs", "nava curate mini"),
-    "codec": Verb("pipeline", "codec", "fit the linear codecs on the corpus", "nava codec mini"),
-    "codec import": Verb(
-        "codec",
-        "import_published",
+_VERBS = (
+    Verb("demo", "demo.demo", "run the whole pipeline and report how good the clips are"),
+    Verb("doctor", "look.doctor", "versions, processor, speed, memory, disk, and what is missing"),
+    Verb("corpus", "pipeline.corpus", "render the talking-face corpus", "mini --set corpus.seed=1"),
+    Verb("curate", "pipeline.curate", "curate the high-quality pairs", "mini"),
+    Verb("codec", "pipeline.codec", "fit the linear codecs on the corpus", "mini"),
+    Verb(
+        "codec import",
+        "codec.import_published",
         "make a codec of published weights",
-        "nava codec import --video wan2.2 --audio ltx-2.3 --text wan2.2 --speaker redimnet.pt --to out/codec",
+        "--video wan2.2 --audio ltx-2.3 --text wan2.2 --speaker redimnet.pt --to out/codec",
     ),
-    "encode": Verb(
+    Verb(
         "encode",
-        "encode",
+        "encode.encode",
         "turn clips, prompts and voices into latents",
-        "nava encode mini --manifest a.jsonl --nproc 2",
+        "mini --manifest a.jsonl --nproc 2",
     ),
-    "pretrain": Verb(
-        "pretrain", "pretrain", "train the stages (starts torchrun itself)", "nava pretrain mini --nproc 2"
-    ),
-    "import": Verb(
-        "convert",
-        "import_published",
+    Verb("pretrain", "pretrain.pretrain", "train the stages (starts torchrun itself)", "mini --nproc 2"),
+    Verb(
+        "import",
+        "convert.import_published",
         "published weights to a model folder",
-        "nava import wan2.2 Wan2.2-TI2V-5B --to out/warm",
+        "wan2.2 Wan2.2-TI2V-5B --to out/warm",
     ),
-    "export": Verb(
-        "convert",
-        "export_published",
-        "a model folder to published weights",
-        "nava export nava out/warm --to NAVA.safetensors",
-    ),
-    "rewrite": Verb(
-        "rewrite",
-        "rewrite",
-        "short prompts to long ones, speech kept",
-        "nava rewrite my.jsonl --to long.jsonl --template",
-    ),
-    "generate": Verb(
-        "generate",
-        "generate",
-        "prompts JSONL -> mp4 with sound and wav",
-        "nava generate my_prompts.jsonl --to my_clips",
-    ),
-    "syncnet": Verb("pipeline", "syncnet", "train the sync reward and its judge", "nava syncnet mini"),
-    "rollout": Verb(
-        "pipeline",
-        "rollout",
-        "several clips of each prompt, to vote on",
-        "nava rollout mini --set rollout.seed=1",
-    ),
-    "curate prompts": Verb(
-        "pipeline",
-        "curate_prompts",
-        "choose the prompts that alignment trains on",
-        "nava curate prompts mini",
-    ),
-    "votes": Verb("pipeline", "votes", "have a simulated panel vote on the rollouts", "nava votes mini"),
-    "align": Verb(
-        "align", "align", "refine the model with rewards or votes", "nava align mini --set align.nft.rounds=4"
-    ),
-    "evaluate": Verb(
-        "pipeline", "evaluate", "measure real, codec and generated clips side by side", "nava evaluate mini"
-    ),
-    "evaluate verse-bench": Verb(
-        "benchmark",
-        "verse_bench",
-        "measure any clips on Verse-Bench",
-        "nava evaluate verse-bench verse_bench",
-    ),
-    "evaluate seed-tts": Verb(
-        "benchmark",
-        "seed_tts",
-        "measure any speech on Seed-TTS eval",
-        "nava evaluate seed-tts seedtts_testset",
-    ),
-    "score": Verb(
-        "score",
-        "score",
-        "score any clips with rewards of your choice",
-        "nava score my_clips --rewards snr_estimate_db",
-    ),
-    "serve rewards": Verb(
-        "serve",
-        "rewards",
-        "score clips for others, over HTTP",
-        "nava serve rewards --rewards sync_mini --root out",
-    ),
-    "report": Verb("pipeline", "report", "write reports/demo.html", "nava report mini"),
-    "study paradigms": Verb(
-        "study", "paradigms", "compare NAVA with its two rivals on equal terms", "nava study paradigms"
-    ),
-    "study objectives": Verb(
-        "study", "objectives", "four objectives of alignment at one rollout budget", "nava study objectives"
-    ),
-    "study seeds": Verb(
-        "study", "seeds", "align from several seeds, held against the judges", "nava study seeds --seeds 3"
-    ),
-    "gsb stats": Verb(
-        "gsb",
-        "stats",
-        "what votes on clips say: win, tie, lose, strengths, raters",
-        "nava gsb stats votes.jsonl",
-    ),
-    "gsb export": Verb(
-        "gsb",
+    Verb(
         "export",
+        "convert.export_published",
+        "a model folder to published weights",
+        "nava out/warm --to NAVA.safetensors",
+    ),
+    Verb(
+        "rewrite",
+        "rewrite.rewrite",
+        "short prompts to long ones, speech kept",
+        "my.jsonl --to long.jsonl --template",
+    ),
+    Verb(
+        "generate",
+        "generate.generate",
+        "prompts JSONL -> mp4 with sound and wav",
+        "my_prompts.jsonl --to my_clips",
+    ),
+    Verb("syncnet", "pipeline.syncnet", "train the sync reward and its judge", "mini"),
+    Verb(
+        "rollout", "pipeline.rollout", "several clips of each prompt, to vote on", "mini --set rollout.seed=1"
+    ),
+    Verb("curate prompts", "pipeline.curate_prompts", "curate the prompts that alignment trains on", "mini"),
+    Verb("votes", "pipeline.votes", "simulated raters vote on the rollouts", "mini"),
+    Verb("align", "align.align", "refine the model with rewards or votes", "mini --set align.nft.rounds=4"),
+    Verb("evaluate", "pipeline.evaluate", "measure real, codec and generated clips side by side", "mini"),
+    Verb("evaluate verse-bench", "benchmark.verse_bench", "measure any clips on Verse-Bench", "verse_bench"),
+    Verb("evaluate seed-tts", "benchmark.seed_tts", "measure any speech on Seed-TTS eval", "seedtts_testset"),
+    Verb(
+        "score",
+        "score.score",
+        "score any clips with rewards of your choice",
+        "my_clips --rewards snr_estimate_db",
+    ),
+    Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
+    Verb("report", "pipeline.report", "write reports/demo.html", "mini"),
+    Verb(
+        "study paradigms",
+        "study.paradigms",
+        "compare NAVA with a dual tower and a unified model at equal cost",
+    ),
+    Verb("study objectives", "study.objectives", "four objectives of alignment at one rollout budget"),
+    Verb("study seeds", "study.seeds", "align from several seeds, evaluated by the judges", "--seeds 3"),
+    Verb(
+        "gsb stats",
+        "gsb.stats",
+        "statistics of votes on clips: win, tie, lose, strengths, raters",
+        "votes.jsonl",
+    ),
+    Verb(
+        "gsb export",
+        "gsb.export",
         "votes to preference pairs",
-        "nava gsb export votes.jsonl --clips nava=clips/a base=clips/b",
+        "votes.jsonl --clips nava=clips/a base=clips/b",
     ),
-    "gsb fit": Verb(
-        "gsb",
-        "fit",
+    Verb(
+        "gsb fit",
+        "gsb.fit",
         "learn a reward from votes",
-        "nava gsb fit votes.jsonl --scores a=a.jsonl b=b.jsonl --features NAME",
+        "votes.jsonl --scores a=a.jsonl b=b.jsonl --features NAME",
     ),
-    "rewriter grpo": Verb(
-        "rewriter", "grpo", "tune the prompt rewriter by rewards", "nava rewriter grpo my_lm my_prompts.jsonl"
+    Verb("rewriter grpo", "rewriter.grpo", "tune the prompt rewriter by rewards", "my_lm my_prompts.jsonl"),
+    Verb(
+        "rewriter dpo",
+        "rewriter.dpo",
+        "tune the prompt rewriter by votes",
+        "my_lm votes.jsonl --rewrites a=a.jsonl b=b.jsonl",
     ),
-    "rewriter dpo": Verb(
-        "rewriter",
-        "dpo",
-        "tune it by votes",
-        "nava rewriter dpo my_lm votes.jsonl --rewrites a=a.jsonl b=b.jsonl",
-    ),
-    "lineage": Verb(
-        "look",
+    Verb(
         "lineage",
+        "look.lineage",
         "from a clip, checkpoint or run back to data, code and parents",
-        "nava lineage out/generated",
+        "out/generated",
     ),
-    "prompt check": Verb(
-        "look", "prompt_check", "check a prompts JSONL file", "nava prompt check my_prompts.jsonl --files"
-    ),
-    "plan": Verb(
-        "plan",
-        "plan",
-        "parameters, FLOPs, memory per GPU and days of a model",
-        "nava plan nava_6b --gpus 128",
-    ),
-    "launch node": Verb(
-        "launch",
-        "node",
+    Verb("prompt check", "look.prompt_check", "check a prompts JSONL file", "my_prompts.jsonl --files"),
+    Verb("plan", "plan.plan", "parameters, FLOPs, memory per GPU and days of a model", "nava_6b --gpus 128"),
+    Verb(
+        "launch node",
+        "launch.node",
         "train on this machine by a script",
-        "nava launch node nava_6b --gpus-per-node 8 --dry-run",
+        "nava_6b --gpus-per-node 8 --dry-run",
     ),
-    "launch slurm": Verb(
-        "launch",
-        "slurm",
+    Verb(
+        "launch slurm",
+        "launch.slurm",
         "train under Slurm, requeued when preempted",
-        "nava launch slurm nava_6b --nodes 16 --dry-run",
+        "nava_6b --nodes 16 --dry-run",
     ),
-    "launch kubernetes": Verb(
-        "launch",
-        "kubernetes",
+    Verb(
+        "launch kubernetes",
+        "launch.kubernetes",
         "train as a Kubeflow TrainJob",
-        "nava launch kubernetes nava_6b --nodes 16 --image IMAGE --dry-run",
+        "nava_6b --nodes 16 --image IMAGE --dry-run",
     ),
-    "submit": Verb(
-        "submit", "submit", "run a stage of the pipeline as a Ray job", "nava submit mini --stage align"
-    ),
-    "tracking flush": Verb(
-        "look", "tracking_flush", "send runs that MLflow has not got yet", "nava tracking flush"
-    ),
-    "ui": Verb(
-        "look", "ui", "open the MLflow user interface on this repository's runs", "nava ui --port 5000"
-    ),
-}
+    Verb("submit", "submit.submit", "run a stage of the pipeline as a Ray job", "mini --stage align"),
+    Verb("tracking flush", "look.tracking_flush", "send runs that MLflow has not got yet"),
+    Verb("ui", "look.ui", "open the MLflow user interface on this repository's runs", "--port 5000"),
+)
+VERBS: dict[str, Verb] = {verb.name: verb for verb in _VERBS}
 
 
 def help_text() -> str:
@@ -240,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with one_line_errors(debug):
         name, rest = find_verb(arguments)
         verb = VERBS[name]
-        function = getattr(importlib.import_module(f"experiments.commands.{verb.module}"), verb.function)
+        module, _, attribute = verb.function.partition(".")
+        function = getattr(importlib.import_module(f"experiments.commands.{module}"), attribute)
         import tyro
 
         description = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: {verb.example}"

@@ -1,4 +1,4 @@
-"""What a stage of the pipeline is asked to do."""
+"""What one stage of the pipeline is run with."""
 
 from __future__ import annotations
 
@@ -12,28 +12,22 @@ from pretrain.launch.nodes import Nodes
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a stage is asked to do: the recipe, where, and how many ranks train (0 = one per device, two on a
-    CPU)."""
+class StageJob:
+    """Recipe, paths and ranks of a stage."""
 
     recipe: Any
     layout: Layout = field(default_factory=Layout)
-    root: Path = Path()
-    nproc: int = 0
-    port: int = 0  # of torchrun, 0 = any free one
+    root: Path = Path()  # of the repository
+    nproc: int = 0  # ranks that train; 0 = one per GPU, or two on a CPU
+    port: int = 0  # of torchrun; 0 = any free one
     nodes: Nodes = field(default_factory=Nodes)
-    init_from: Path | None = (
-        None  # a model folder that a pretraining stage starts from, instead of the stage before it
-    )
+    init_from: Path | None = None  # model folder a pretraining stage starts from, not the stage before it
 
     @property
     def ranks(self) -> int:
-        return self.nproc or _default_ranks()
+        if self.nproc:
+            return self.nproc
+        import torch
 
-
-def _default_ranks() -> int:
-    import torch
-
-    return torch.cuda.device_count() or min(
-        2, os.cpu_count() or 1
-    )  # two CPU ranks keep their speed where two threads would wait
+        # two CPU ranks keep their speed where two threads would wait
+        return torch.cuda.device_count() or min(2, os.cpu_count() or 1)

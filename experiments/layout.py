@@ -25,6 +25,18 @@ STAGES = (
     "report",
 )
 PRETRAIN_STAGES = ("stage1", "stage2", "stage3")
+CHOSEN = "chosen.json"  # in Layout.chosen
+PAIRS = "pairs.jsonl"  # in Layout.votes
+
+
+class _Below:
+    """A path below a folder of the layout."""
+
+    def __init__(self, path: str, folder: str = "out") -> None:
+        self.path, self.folder = path, folder
+
+    def __get__(self, layout: Layout, owner: type | None = None) -> Path:
+        return getattr(layout, self.folder) / self.path
 
 
 @dataclass(frozen=True)
@@ -34,94 +46,25 @@ class Layout:
     out: Path = Path("out")
     reports: Path = Path("reports")
 
-    @property
-    def corpus(self) -> Path:
-        return self.out / "corpus"
-
-    @property
-    def curated(self) -> Path:
-        return self.out / "curated"
-
-    @property
-    def codec(self) -> Path:
-        return self.out / "codec"
-
-    @property
-    def latents(self) -> Path:
-        return self.out / "latents"
-
-    @property
-    def generated(self) -> Path:
-        return self.out / "generated"
-
-    @property
-    def syncnet(self) -> Path:
-        """The two sync networks: `reward` is optimised for, `judge` only measures."""
-        return self.out / "syncnet"
-
-    @property
-    def scores(self) -> Path:
-        return self.out / "scores"
-
-    @property
-    def prompts(self) -> Path:
-        return self.corpus / "prompts"
-
-    @property
-    def tracking(self) -> Path:
-        """Spool of runs, one folder each; no DVC output, so sending a run late changes no hash."""
-        return self.out / "tracking"
-
-    @property
-    def runs(self) -> Path:
-        """The last successful run of every stage as JSON; beside the outputs, so that equal outputs keep
-        equal hashes."""
-        return self.out / "runs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.reports / "demo.json"
-
-    @property
-    def alignment(self) -> Path:
-        """Numbers before and after alignment, beside `metrics`."""
-        return self.reports / "alignment.json"
-
-    @property
-    def rollouts(self) -> Path:
-        """Latents of the pretrained model's clips that votes are about."""
-        return self.out / "rollouts"
-
-    @property
-    def chosen(self) -> Path:
-        """chosen.json: the prompts that alignment trains on, and why."""
-        return self.out / "chosen"
-
-    @property
-    def votes(self) -> Path:
-        """votes.jsonl of the simulated panel on `rollouts`, pairs.jsonl for training."""
-        return self.out / "votes"
-
-    @property
-    def aligned(self) -> Path:
-        """Clips of the aligned model, one folder for each prompt set."""
-        return self.out / "aligned"
-
-    @property
-    def gsb(self) -> Path:
-        """votes.jsonl of the simulated panel on clips before and after alignment."""
-        return self.out / "gsb"
-
-    @property
-    def align(self) -> Path:
-        """adapter/ (PEFT), model/ (merged) and what the alignment said on its way."""
-        return self.out / "align"
-
-    @property
-    def rewriter(self) -> Path:
-        """adapter/ (PEFT), model/ (merged) of the tuned prompt rewriter, and its checkpoints; no stage of the
-        pipeline."""
-        return self.out / "rewriter"
+    corpus = _Below("corpus")
+    prompts = _Below("corpus/prompts")
+    curated = _Below("curated")
+    codec = _Below("codec")
+    latents = _Below("latents")
+    syncnet = _Below("syncnet")  # two sync networks: `reward` is optimised for, `judge` only measures
+    generated = _Below("generated")
+    rollouts = _Below("rollouts")  # latents of the pretrained model's clips, to vote on
+    chosen = _Below("chosen")  # the curated prompts of alignment
+    votes = _Below("votes")  # of simulated raters on `rollouts`, and their preference pairs
+    align = _Below("align")  # adapter/ (PEFT), model/ (merged) and the metrics log
+    aligned = _Below("aligned")  # clips of the aligned model, a folder for each prompt set
+    scores = _Below("scores")
+    gsb = _Below("gsb")  # votes of simulated raters on clips before and after alignment
+    rewriter = _Below("rewriter")  # adapter/, model/ and checkpoints of the tuned rewriter; no stage
+    tracking = _Below("tracking")  # spool of runs, a folder each; no DVC output, so sending changes no hash
+    runs = _Below("runs")  # the last finished run of every stage; beside the outputs, so that hashes stay
+    metrics = _Below("demo.json", "reports")
+    alignment = _Below("alignment.json", "reports")  # before and after alignment
 
     def pretrain(self, stage: str) -> Path:
         return self.out / "pretrain" / stage
@@ -134,20 +77,14 @@ class Layout:
         """The folder or file a pipeline stage makes."""
         if stage.startswith("pretrain_"):
             return self.pretrain(stage.removeprefix("pretrain_"))
-        return {
-            "corpus": self.corpus,
-            "curate": self.curated,
-            "codec": self.codec,
-            "encode": self.latents,
-            "generate": self.generated,
-            "syncnet": self.syncnet,
-            "rollout": self.rollouts,
-            "curate_prompts": self.chosen,
-            "votes": self.votes,
-            "align": self.align,
-            "generate_aligned": self.aligned,
-            "score": self.scores,
-            "evaluate": self.metrics,
-            "report": self.reports / "demo.html",
-            "rewriter": self.rewriter,
-        }[stage]
+        names = {
+            "curate": "curated",
+            "encode": "latents",
+            "generate": "generated",
+            "rollout": "rollouts",
+            "curate_prompts": "chosen",
+            "generate_aligned": "aligned",
+            "score": "scores",
+            "evaluate": "metrics",
+        }
+        return self.reports / "demo.html" if stage == "report" else getattr(self, names.get(stage, stage))

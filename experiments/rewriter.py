@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
-from experiments.runs.run import Interrupted, can_go_on, tracked, unchanged
+from experiments.runs.run import Interrupted, can_resume, marker_of, tracked, unchanged
 from experiments.runs.tracker import SpoolTracker
 from finetune.rewriter.checkpoints import FOLDER
 from finetune.rewriter.config import Algorithm, GrpoTuning, Tuning, described
@@ -42,13 +42,13 @@ def tune_tracked(
         )
     settings = json.loads(json.dumps({"algorithm": algorithm, "rewriter": described(config), **made_of}))
     if not resume:
-        (layout.runs / f"{STAGE}.running.json").unlink(missing_ok=True)
+        marker_of(STAGE, layout).unlink(missing_ok=True)
     elif unchanged(STAGE, settings, layout, root):
         print(
             f"{layout.rewriter}: finished, with these inputs and settings; kept (--no-resume tunes it again)"
         )
         return
-    elif _holds_tuning(layout.rewriter) and not can_go_on(STAGE, settings, layout, root):
+    elif _holds_tuning(layout.rewriter) and not can_resume(STAGE, settings, layout, root):
         advice = "give --no-resume to replace it, or --out for another folder"
         raise ValueError(f"{layout.rewriter}: tuned with other inputs or settings; {advice}")
     with tracked(STAGE, algorithm, settings, layout, root, resume=True) as tracker:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from align_world import config, write_world
 
-from experiments.job import Job
+from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.recipes.load import load_recipe
@@ -151,7 +151,9 @@ def test_samples_are_files_to_look_at(world, rows, tmp_path):
 
 
 def test_what_alignment_needs_and_is_not_there_is_named_with_what_to_run(tmp_path):
-    job = Job(recipe=load_recipe("mini", settings=["align.sequence=[gsb_dpo]"]), layout=Layout(out=tmp_path))
+    job = StageJob(
+        recipe=load_recipe("mini", settings=["align.sequence=[gsb_dpo]"]), layout=Layout(out=tmp_path)
+    )
     with pytest.raises(
         FileNotFoundError, match=r"pairs\.jsonl: no such file or folder; run `nava votes` first"
     ):

@@ -149,7 +149,7 @@ def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeyp
         trained.append(stage)
 
     monkeypatch.setattr(stages, "run_stage", train)
-    job = stages.Job(recipe=load_recipe("mini"), layout=Layout(out=tmp_path), root=tmp_path)
+    job = stages.StageJob(recipe=load_recipe("mini"), layout=Layout(out=tmp_path), root=tmp_path)
     pretrain_verb._train("stage1", job, resume=True)
     job.layout.model("stage1").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"other inputs or settings.*--no-resume"):

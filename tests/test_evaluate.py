@@ -3,11 +3,11 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from clips_to_score import WORDS, decode_nothing, write_clips_to_score
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,13 +15,7 @@ from experiments.report.evaluate import EvaluateConfig, evaluate
 from experiments.report.report import report
 from experiments.scoring.sets import ALIGN_JUDGES, ScoreConfig, score_sets
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
-from pretrain.codecs.media import write_mp4, write_wav
-from pretrain.data.corpus.bank import load_bank
-from rewards.sync.layers import MINI
-from rewards.sync.syncnet import SyncNet, save_syncnet
 
-WORDS = ("seven", "green", "window", "garden")
-BOX = [20, 30, 44, 50]
 ONE = ScoreConfig(num_processes=1)
 
 
@@ -62,83 +56,11 @@ def test_nothing_scored_is_null_in_json():
     assert bootstrap_mean([math.nan]).as_json() == {"mean": None, "low": None, "high": None, "n": 0}
 
 
-class Identity:
-    def encode(self, values):
-        return values
-
-    decode = encode
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A tiny corpus with one clip per voice and a generated set in which one clip says another word and one
-    is silent."""
-    for module in ("scoring.sets", "report.report"):
-        monkeypatch.setattr(
-            f"experiments.{module}.load_codecs",
-            lambda folder: SimpleNamespace(video=Identity(), audio=Identity()),
-        )
-    corpus, generated = tmp_path / "corpus", tmp_path / "generated" / "pretrain_seen"
-    rows, index = [], []
-    for i, (voice, word) in enumerate(zip(load_bank().voices, WORDS, strict=True)):
-        write_wav(
-            corpus / f"references/{voice}_1.wav",
-            np.concatenate([load_bank().utterances[w, voice][1].waveform for w in WORDS[::-1]]),
-            16_000,
-        )
-        text, meta = (
-            f"A face says <S>{word}<E>.",
-            {
-                "kind": "speech",
-                "voices": [voice],
-                "mouth_boxes": [BOX],
-                "reference_paths": [f"references/{voice}_1.wav"],
-            },
-        )
-        write_clip(corpus / f"clips/{i}.mp4", word, voice)
-        write_clip(generated / f"g{i}.mp4", "" if i == 0 else "orange" if i == 1 else word, voice)
-        info = {
-            "data_path": f"clips/{i}.mp4",
-            "fps": 24,
-            "duration": 25 / 24,
-            "image_width": 64,
-            "image_height": 64,
-        }
-        rows.append({"data_id": f"r{i}", "video_info": [info], "text_list": [{"text": text}], "meta": meta})
-        references = [str(corpus / path) for path in meta["reference_paths"]]
-        index.append(
-            {
-                "data_id": f"g{i}",
-                "prompt": text,
-                "video": f"g{i}.mp4",
-                "reference_paths": references,
-                "meta": meta,
-            }
-        )
-    (corpus / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (generated / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in index))
-    for role in ("reward", "judge"):
-        save_syncnet(SyncNet(MINI), tmp_path / "syncnet" / role)
-    return (
-        corpus,
-        tmp_path / "codec",
-        tmp_path / "syncnet",
-        tmp_path / "generated",
-        tmp_path / "reports/demo.json",
-    )
-
-
-def write_clip(path, word, voice):
-    track = np.zeros(16_640, np.float32)
-    if word:
-        waveform = load_bank().utterances[word, voice][0].waveform
-        track[2400 : 2400 + len(waveform)] = waveform
-    loudness = np.sqrt((track[: 25 * 665].reshape(25, 665) ** 2).mean(axis=1))
-    frames = np.full((25, 64, 64, 3), 200, np.uint8)
-    frames[:, BOX[1] : BOX[3], BOX[0] : BOX[2]] = (200 - 150 * loudness / max(loudness.max(), 1e-6)).astype(
-        np.uint8
-    )[:, None, None, None]
-    write_mp4(path, frames, 24.0, track, 16_000)
+    """Folders of clips to score, and where the metrics go."""
+    decode_nothing(monkeypatch)
+    return *write_clips_to_score(tmp_path), tmp_path / "reports/demo.json"
 
 
 def test_evaluate_writes_metrics_and_what_was_heard(files):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from experiments.cli import main
+from experiments.recipes.load import load_recipe
 from pretrain.model import attention
 from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan
@@ -226,6 +228,29 @@ def test_the_verb_prints_a_page_and_the_same_as_json(capsys: pytest.CaptureFixtu
     assert found["params_met_per_video_token"] == 4_342_284_288
 
 
+def test_a_recipe_is_planned_as_it_trains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def planned(*asked: str) -> tuple[dict, list[int]]:
+        assert main(["plan", *asked, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["tokens_per_clip"], [stage["steps"] for stage in found["time"]["stages"].values()]
+
+    monkeypatch.chdir(tmp_path)
+    small = clip_shape(flavor("mini"), 25, 64, 64)
+    tokens = {"video": small.video, "audio": small.audio, "total": small.video + small.audio}
+    steps = [stage.steps for stage in load_recipe("mini").pretrain.stages.values()]
+    assert planned("mini") == (tokens, steps)
+    Path("params.yaml").write_text("recipe: mini\npretrain: {stages: {stage1: {steps: 7}}}\n")
+    assert planned("mini") == (tokens, [7, *steps[1:]])
+    assert planned("mini", "--set", "pretrain.stages.stage1.steps=8")[1] == [8, *steps[1:]]
+    assert planned("mini", "--frames", "49", "--set", "generate.num_frames=97")[0]["video"] == 13 * 4
+    assert planned("nava_6b") == (
+        {"video": CLIP.video, "audio": CLIP.audio, "total": CLIP.video + CLIP.audio},
+        [35_000, 25_000, 10_000],
+    )
+
+
 def test_the_verb_refuses_a_setting_of_a_flavor_and_an_unknown_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -240,7 +265,7 @@ def test_the_verb_refuses_a_setting_of_a_flavor_and_an_unknown_name(
 
 @pytest.mark.distributed
 def test_a_dry_run_cuts_gathers_steps_and_averages(capsys: pytest.CaptureFixture[str]) -> None:
-    """16 pretended ranks: 2 replicas of 8 shards, 2 ranks to a clip."""
+    """16 simulated ranks: 2 replicas of 8 shards, 2 ranks to a clip."""
     asked = ["plan", "debug", "--gpus", "16", "--replicas", "2", "--context", "2", "--dry-run"]
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["dry_run"]

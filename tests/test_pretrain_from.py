@@ -15,7 +15,7 @@ from titan_world import config, rows, stage_run, write_latents
 from experiments.cli import main
 from experiments.commands.pretrain import _check_same_parent
 from experiments.layout import Layout
-from experiments.pipeline.training_data import check_same_data, codec_id_of, latents_of
+from experiments.pipeline.pretrain import check_same_data, codec_id_of, latents_of
 from experiments.recipes.load import load_recipe
 from pretrain.files import write_json
 from pretrain.launch.launch import pretrain_stage

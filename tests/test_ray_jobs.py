@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from experiments.commands.submit import variables
 from experiments.jobs import submit as submission
-from experiments.jobs.submit import Submission, check, mlflow_id, submit
+from experiments.jobs.submit import Submission, check, mlflow_id, submit_stage
 from experiments.layout import Layout
 from experiments.runs import run as runs
 from experiments.runs.run import Interrupted, tracked
@@ -223,7 +223,7 @@ def in_job(monkeypatch, jobs, job):
 
 def test_the_stage_takes_the_run_that_was_announced_and_keeps_it_over_attempts(world, monkeypatch):
     jobs = FakeJobs()
-    job = submit(asked(world), jobs)
+    job = submit_stage(asked(world), jobs)
     in_job(monkeypatch, jobs, job)
     with pytest.raises(Interrupted):
         train(world, fail=Interrupted("stop"))
@@ -244,7 +244,7 @@ def test_the_stage_takes_the_run_that_was_announced_and_keeps_it_over_attempts(w
 
 def test_an_announced_run_is_not_taken_by_another_stage_nor_by_other_settings(world, monkeypatch):
     jobs = FakeJobs()
-    job = submit(asked(world), jobs)
+    job = submit_stage(asked(world), jobs)
     in_job(monkeypatch, jobs, job)
     layout = Layout(out=world / "out")
     with tracked("generate", "mini", {}, layout, world, resume=False) as tracker:
@@ -259,8 +259,8 @@ def test_a_submission_goes_on_with_an_interrupted_run(world):
     with pytest.raises(KeyboardInterrupt):
         train(world, fail=KeyboardInterrupt())
     key = runs.running_key("align", Layout(out=world / "out"))
-    assert submit(asked(world), FakeJobs()) == f"id-of-{key}"
-    assert submit(asked(world, number=2), FakeJobs()) != f"id-of-{key}"
+    assert submit_stage(asked(world), FakeJobs()) == f"id-of-{key}"
+    assert submit_stage(asked(world, number=2), FakeJobs()) != f"id-of-{key}"
 
 
 def test_a_run_that_could_not_be_submitted_is_ended(world, monkeypatch):
@@ -269,7 +269,7 @@ def test_a_run_that_could_not_be_submitted_is_ended(world, monkeypatch):
 
     monkeypatch.setattr(submission, "mlflow_id", refuse)
     with pytest.raises(OSError, match="MLflow is out"):
-        submit(asked(world), FakeJobs())
+        submit_stage(asked(world), FakeJobs())
     found = [SpooledRun(path) for path in (world / "out" / "tracking").iterdir()]
     assert [run.last_end()[0] for run in found] == ["FAILED"]
 

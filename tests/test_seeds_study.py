@@ -4,7 +4,7 @@ import json
 import pytest
 from test_before_after import NONE, good
 
-from experiments.job import Job
+from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
 from experiments.report.before_after import before_after
@@ -69,7 +69,7 @@ def test_the_page_has_the_gates_each_seed_and_every_guardrail():
 
 
 def test_nothing_starts_without_clips_of_before(tmp_path):
-    job = Job(recipe=load_recipe("mini"), layout=Layout(out=tmp_path))
+    job = StageJob(recipe=load_recipe("mini"), layout=Layout(out=tmp_path))
     with pytest.raises(FileNotFoundError, match="scores"):
         study_seeds(job, 2)
     with pytest.raises(ValueError, match="--seeds: expected at least 1, got 0"):

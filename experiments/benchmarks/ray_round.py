@@ -44,7 +44,7 @@ class Round:
 
 def align(kind: str, out: Path, to: Path, rounds: int) -> None:
     """One run, in this process; its numbers are those of the demo but for the number of rounds."""
-    from experiments.job import Job
+    from experiments.job import StageJob
     from experiments.layout import Layout
     from experiments.pipeline.align import align_run
     from experiments.recipes.load import load_recipe
@@ -60,7 +60,7 @@ def align(kind: str, out: Path, to: Path, rounds: int) -> None:
         "align.samples=0",
     ]
     recipe = load_recipe("mini", Path("params.yaml"), nothing)
-    run = dataclasses.replace(align_run(Job(recipe=recipe, layout=Layout(out=out))), out=to)
+    run = dataclasses.replace(align_run(StageJob(recipe=recipe, layout=Layout(out=out))), out=to)
     if kind == "local":
         align_model(run, RANKS)
     else:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.commands.pretrain import must_train
 from experiments.layout import Layout
+
+if TYPE_CHECKING:
+    from experiments.job import StageJob
+    from finetune.align_run import AlignRun
+    from pretrain.launch.launch import StageResult
 
 Pairs = Annotated[
     Path | None,
@@ -54,9 +59,8 @@ def align(
       staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced. It
       also writes rounds.jsonl (which samples each round learned from).
     """
-    from experiments.job import Job
-    from experiments.pipeline.align import align as refine
-    from experiments.pipeline.align import align_run, pairs_and_clips
+    from experiments.job import StageJob
+    from experiments.pipeline.align import align_run, align_tracked, pairs_and_clips
     from experiments.runs.run import tracked
     from experiments.stages import config_of
     from finetune.launch import alone
@@ -69,7 +73,7 @@ def align(
     address = address_of(ray)
     if address and port:
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
-    job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
+    job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
     if not job.recipe.align.needs_pairs and (pairs or clips):
         raise ValueError(
             "--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out"
@@ -86,7 +90,21 @@ def align(
         pass  # before anything there is replaced
     if must_train("align", "align", job.layout.align, job, resume, config=config):
         with tracked("align", job.recipe.name, config, job.layout, job.root, resume=True) as tracker:
-            refine(job, tracker, pairs, clips, address)
+            if address:
+                tracker.set_tags({"nava.ray": address, "nava.staleness": str(job.recipe.ray.staleness)})
+            align_tracked(job, tracker, pairs, clips, lambda run: _train(run, job, address))
+
+
+def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
+    """By ranks of torchrun, or on the Ray at `address`."""
+    if not address:
+        from finetune.launch import align_model
+
+        return align_model(run, job.ranks, job.port)
+    from experiments.scoring.latents import options_for
+    from orchestration.align import align_on_ray
+
+    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address)
 
 
 def address_of(ray: tuple[str, ...] | None) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from experiments.commands.options import JsonFlag
 from experiments.commands.score import RewardNames, RewardSettings
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
     from experiments.paper.run import Benchmark
 
-JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
 BenchFolder = Annotated[Path, tyro.conf.Positional]
 VERSE_BENCH_DEFAULTS = ("snr_estimate_db", "identity_colour_edge")
 SEED_TTS_DEFAULTS = ("snr_estimate_db", "sim_resemblyzer")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from experiments.commands.options import JsonFlag
 from experiments.layout import Layout
 from pretrain.config import nearest
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pretrain.convert.importing import Planned
 
 Positional = Annotated[str, tyro.conf.Positional]
-JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def import_published(

@@ -62,10 +62,10 @@ def encode(
                 "--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of "
                 "these"
             )
-        from experiments.job import Job
+        from experiments.job import StageJob
         from experiments.stages import run_stage
 
-        run_stage("encode", Job(recipe=loaded, layout=Layout(out=out)))
+        run_stage("encode", StageJob(recipe=loaded, layout=Layout(out=out)))
         return
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")

@@ -33,11 +33,11 @@ def generate(
         model: "train one (`nava demo`) or give --model",
         codec: "fit one or give --codec",
     }
-    for path, advice in needed.items():
+    for path, hint in needed.items():
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; {advice}")
+            raise FileNotFoundError(f"{path}: no such file or folder; {hint}")
     config = recipe_for(recipe, settings).generate
-    from pretrain.generate import generate as speak
+    import pretrain.generate
 
-    speak(config, model, codec, prompts, to, limit)
+    pretrain.generate.generate(config, model, codec, prompts, to, limit)
     print(f"clips in {to}")

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.commands.options import JsonFlag
+
 Axis = Literal["overall", "sync", "voice", "picture"]
 Votes = Annotated[Path, tyro.conf.Positional]
 Names = Annotated[
     tuple[str, ...],
-    tyro.conf.arg(metavar="NAME", help="the only models there may be; each must have been compared"),
+    tyro.conf.arg(metavar="NAME", help="the allowed models; each must have been compared"),
 ]
 Scores = Annotated[
     tuple[str, ...],
@@ -38,7 +40,7 @@ def stats(
     ours: str | None = None,
     models: Names = (),
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Win, tie, lose against every baseline from a votes JSONL (user_id, left_model, right_model, choice,
     ours_side, case_id).
@@ -62,7 +64,7 @@ def export(
     out: Path = Path("pairs.jsonl"),
     ours: str | None = None,
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
     label per axis.
@@ -113,15 +115,14 @@ def fit(
     axis: Axis = "overall",
     ours: str | None = None,
     keep_all_raters: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on what other rewards said of the
-    clips.
+    """Learn a reward from votes: Bradley-Terry with ties (Rao-Kupper) on the scores of other rewards.
 
     Writes a model for the reward `preference` (preference.model=FILE) of `nava score`, a rubric and `nava
     align`. Clips are found by model and case (case_id, else the clip's name), and by digest where both know
-    it. Weights are per standard deviation of a feature; judges are refused. A model of simulated votes says
-    so, and its scores are called preference_simulated.
+    it. Weights are per standard deviation of a feature; judges are refused. A model of simulated votes is
+    marked as such, and its scores are called preference_simulated.
     """
     from experiments.scoring.fit_preference import fit_votes
     from experiments.scoring.rows import ScoresFile
@@ -147,13 +148,11 @@ def _index(text: str) -> tuple[str | None, Path]:
 def _show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     votes = found["votes"]
     if found["simulated"]:
         console.print(
-            f"SIMULATED VOTES ({votes['simulated']} of {votes['read']}): no person was asked",
-            style="bold",
-            markup=False,
+            f"SIMULATED VOTES ({votes['simulated']} of {votes['read']}): no person was asked", style="bold"
         )
     left_out = ", ".join(
         f"{votes[name]} {name.replace('_', ' ')}"
@@ -161,17 +160,13 @@ def _show(found: Mapping[str, Any]) -> None:
         if votes[name]
     )
     out = f" ({left_out} not counted)" if left_out else ""
-    console.print(
-        f"{votes['counted']} of {votes['read']} votes{out}, ours = {found['ours']}",
-        markup=False,
-        highlight=False,
-    )
+    console.print(f"{votes['counted']} of {votes['read']} votes{out}, ours = {found['ours']}")
     axes = found.get("axes", {found["axis"]: found})
     for axis, part in axes.items():
-        console.print(f"\n{axis}", style="bold", markup=False)
+        console.print(f"\n{axis}", style="bold")
         console.print(_pairs_table(part["pairs"]))
         if part["davidson"]:
-            console.print(_strengths(part["davidson"]), markup=False, highlight=False)
+            console.print(_strengths(part["davidson"]))
         if agreed := part["agreement"]:
             named = (
                 ("Krippendorff alpha", "krippendorff_alpha"),
@@ -179,31 +174,28 @@ def _show(found: Mapping[str, Any]) -> None:
                 ("Gwet AC1", "gwet_ac1"),
             )
             values = ", ".join(f"{label} {_number(agreed[name])}" for label, name in named)
-            console.print(f"agreement over {agreed['items']} items: {values}", markup=False, highlight=False)
-    console.print(f"\n{_raters(found['raters'])}", markup=False, highlight=False)
+            console.print(f"agreement over {agreed['items']} items: {values}")
+    console.print(f"\n{_raters(found['raters'])}")
     for warning in found["warnings"]:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
+        console.print(f"warning: {warning}")
 
 
 def _show_fit(found: Mapping[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console, votes, held_out = Console(), found["votes"], found["held_out"]
+    console, votes, held_out = Console(markup=False, highlight=False), found["votes"], found["held_out"]
     if found["simulated"]:
         console.print(
-            f"SIMULATED VOTES ({votes['simulated']} of those used): no person was asked",
-            style="bold",
-            markup=False,
+            f"SIMULATED VOTES ({votes['simulated']} of those used): no person was asked", style="bold"
         )
     left_out = ", ".join(
         f"{votes[name]} {name.replace('_', ' ')}" for name in ("without_clip", "without_score") if votes[name]
     )
-    told = f"{votes['fitted']} of {votes['asked']} votes on {found['axis']}" + (
+    fitted = f"{votes['fitted']} of {votes['asked']} votes on {found['axis']}" + (
         f" ({left_out})" if left_out else ""
     )
-    console.print(f"{told}, {found['raters']} raters", markup=False, highlight=False)
+    console.print(f"{fitted}, {found['raters']} raters")
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("feature", overflow="fold", min_width=8)
     for name in ("weight per sd", "error", "sd", "alone, held out"):
@@ -211,16 +203,14 @@ def _show_fit(found: Mapping[str, Any], out: Path) -> None:
     for name, row in found["features"].items():
         alone = _share(held_out["alone"][name]["accuracy"]) if held_out else "-"
         table.add_row(
-            Text(name), f"{row['weight']:+.3f}", _number(row["standard_error"]), f"{row['sd']:.3g}", alone
+            name, f"{row['weight']:+.3f}", _number(row["standard_error"]), f"{row['sd']:.3g}", alone
         )
     console.print(table)
     tie, side = (
         f"{found[name]['value']:+.3f} (se {_number(found[name]['standard_error'])})"
         for name in ("tie", "side")
     )
-    console.print(
-        f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}", markup=False, highlight=False
-    )
+    console.print(f"tie theta {found['theta']:.3f}, ln theta {tie}; left side {side}")
     if held_out:
         logs = (
             f"log-likelihood {held_out['log_likelihood']:.3f} a vote, chance "
@@ -230,15 +220,14 @@ def _show_fit(found: Mapping[str, Any], out: Path) -> None:
             f"{_share(held_out['accuracy'])} of {held_out['decided']} decided votes, chance "
             f"{held_out['chance']:.0%}"
         )
-        console.print(f"held-out prompts: accuracy {hits}; {logs}", markup=False, highlight=False)
+        console.print(f"held-out prompts: accuracy {hits}; {logs}")
     else:
-        console.print("held-out prompts: too few to say", markup=False, highlight=False)
-    console.print(f"{out}", markup=False, highlight=False)
+        console.print("held-out prompts: too few to say")
+    console.print(str(out))
 
 
 def _pairs_table(pairs: Mapping[str, Any]) -> Any:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("baseline", overflow="fold", min_width=8)
@@ -253,7 +242,7 @@ def _pairs_table(pairs: Mapping[str, Any]) -> Any:
         )
         counts = (str(pair[name]) for name in ("good", "same", "bad"))
         table.add_row(
-            Text(baseline),
+            baseline,
             *counts,
             f"{pair['gsb']:+.2f}",
             interval,

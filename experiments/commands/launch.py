@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings
+from experiments.commands.options import RecipeName, Settings, recipe_for
+
+if TYPE_CHECKING:
+    from experiments.jobs.request import Request
+
+T = TypeVar("T")
 
 Gpus = Annotated[int, tyro.conf.arg(help="ranks of each node")]
 Environment = Annotated[
@@ -38,21 +45,8 @@ def node(
 ) -> int:
     """One machine: a shell script. Without --dry-run it is written to --to and started."""
     from experiments.jobs.node import render
-    from experiments.jobs.request import Request
 
-    request = Request(
-        recipe=recipe,
-        gpus_per_node=gpus_per_node,
-        stage=stage,
-        settings=settings,
-        init_from=init_from,
-        out=out,
-        max_restarts=max_restarts,
-        grace_s=grace_s,
-        workdir=workdir,
-        env=env,
-    )
-    _check(request.recipe, settings, stage, request.world_size)
+    request = _request(locals())
     text = render(request)
     return _show_or_submit(text, to / f"{request.name}.sh", ["bash"], dry_run)
 
@@ -85,36 +79,13 @@ def slurm(
     """Slurm: an sbatch file. When the job is preempted or its time is up, the ranks write a checkpoint and
     the job requeues itself.
 
-    --grace-s is how long before the end they are told. --image and --mounts are of srun's containers (pyxis).
+    --grace-s is how many seconds before the end the ranks get SIGTERM. --image and --mounts are of srun's
+      containers (pyxis).
     """
-    from experiments.jobs.request import Request
     from experiments.jobs.slurm import SlurmOptions, render
 
-    request = Request(
-        recipe=recipe,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        stage=stage,
-        settings=settings,
-        init_from=init_from,
-        out=out,
-        max_restarts=max_restarts,
-        grace_s=grace_s,
-        workdir=workdir,
-        env=env,
-    )
-    options = SlurmOptions(
-        partition=partition,
-        account=account,
-        qos=qos,
-        time=time,
-        constraint=constraint,
-        cpus_per_task=cpus_per_task,
-        log=log,
-        image=image,
-        mounts=mounts,
-    )
-    _check(request.recipe, settings, stage, request.world_size)
+    request = _request(locals())
+    options = _from_arguments(SlurmOptions, locals())
     text = render(request, options)
     return _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
 
@@ -147,41 +118,16 @@ def kubernetes(
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
-    """Kubernetes: a TrainJob of Kubeflow Trainer v2. A pod that is lost is made again by its Job and rejoins
-    from the last checkpoint.
+    """Kubernetes: a TrainJob of Kubeflow Trainer v2. A lost pod is recreated by its Job and rejoins from the
+    last checkpoint.
 
     --claim and --mount are the storage that all nodes see; --trainer is the version of Kubeflow Trainer in
       the cluster (2.2 = or later).
     """
     from experiments.jobs.kubernetes import KubernetesOptions, render
-    from experiments.jobs.request import Request
 
-    request = Request(
-        recipe=recipe,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        stage=stage,
-        settings=settings,
-        init_from=init_from,
-        out=out,
-        max_restarts=max_restarts,
-        grace_s=grace_s,
-        workdir=workdir,
-        env=env,
-    )
-    options = KubernetesOptions(
-        image=image,
-        namespace=namespace,
-        runtime=runtime,
-        claim=claim,
-        mount=mount,
-        cpu=cpu,
-        memory=memory,
-        gpu_resource=gpu_resource,
-        secrets=secret,
-        trainer=trainer,
-    )
-    _check(request.recipe, settings, stage, request.world_size)
+    request = _request(locals())
+    options = _from_arguments(KubernetesOptions, {**locals(), "secrets": secret})
     text = render(request, options)
     return _show_or_submit(
         text,
@@ -192,9 +138,27 @@ def kubernetes(
     )
 
 
+def _request(arguments: Mapping[str, Any]) -> Request:
+    """What is launched. Raises ValueError for what would stop the ranks, before anything waits in a queue."""
+    from experiments.jobs.request import Request
+
+    request = _from_arguments(Request, arguments)
+    config = recipe_for(request.recipe, request.settings).pretrain
+    if request.stage != "all":
+        config.stage(request.stage)
+    config.local_batch(request.world_size)
+    return request
+
+
+def _from_arguments(kind: type[T], arguments: Mapping[str, Any]) -> T:
+    """The dataclass with those of a verb's arguments that are its fields."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in arguments.items() if name in names})
+
+
 def _show_or_submit(text: str, file: Path, command: list[str], dry_run: bool, where: str = "") -> int:
-    """Print what was rendered, or write it to `file` and give that to `command`, which must be here if
-    `where` says where it is."""
+    """Print the rendered text, or write it to `file` and run `command` on that. `where` the command is
+    available is part of the error if it is not."""
     from experiments.jobs.scheduler import check_command, submit, write
 
     if dry_run:
@@ -203,13 +167,3 @@ def _show_or_submit(text: str, file: Path, command: list[str], dry_run: bool, wh
     if where:
         check_command(command[0], where)
     return submit([*command, str(write(file.parent, file.name, text))])
-
-
-def _check(recipe: str, settings: tuple[str, ...], stage: str, world_size: int) -> None:
-    """What would stop the ranks, before anything waits in a queue. Raises ValueError."""
-    from experiments.commands.options import recipe_for
-
-    config = recipe_for(recipe, settings).pretrain
-    if stage != "all":
-        config.stage(stage)
-    config.local_batch(world_size)

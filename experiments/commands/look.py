@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments.commands.options import JsonFlag
 from experiments.layout import Layout
 
 FOUND_SOMETHING = 1
 
 
-def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+def doctor(as_json: JsonFlag = False) -> int:
     """Say what this machine is and what is missing; exit code 1 when something needed is missing."""
     from experiments.doctor import examine, show
 
@@ -28,7 +29,7 @@ def prompt_check(
     file: Annotated[Path, tyro.conf.Positional],
     /,
     files: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> int:
     """Check the syntax of a prompts JSONL file; with --files also that the images and voices it names exist.
 
@@ -53,7 +54,7 @@ def lineage(
     target: Annotated[str, tyro.conf.Positional],
     /,
     out: Path = Path("out"),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code
     and parents.

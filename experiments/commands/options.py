@@ -14,6 +14,7 @@ Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be given again"),
 ]
+JsonFlag = Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON")]
 
 
 def recipe_for(name: str, settings: tuple[str, ...]) -> Any:

@@ -12,7 +12,7 @@ from experiments.commands.options import RecipeName, Settings, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
-    from experiments.job import Job
+    from experiments.job import StageJob
 
 GATE_FAILED = 3  # exit code
 
@@ -96,7 +96,7 @@ def report(
     _show_gates(job)
 
 
-def _show_gates(job: Job, as_json: bool = False) -> bool:
+def _show_gates(job: StageJob, as_json: bool = False) -> bool:
     """Prints every gate's result; whether all passed."""
     from experiments.report.gates import all_passed, check_gates, read_reports
     from experiments.report.summary import print_gates
@@ -112,13 +112,13 @@ def _show_gates(job: Job, as_json: bool = False) -> bool:
     return passed
 
 
-def _job(recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> Job:
-    from experiments.job import Job
+def _job(recipe: str, settings: tuple[str, ...], out: Path, reports: Path = Path("reports")) -> StageJob:
+    from experiments.job import StageJob
 
-    return Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports))
+    return StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out, reports=reports))
 
 
-def _run(stage: str, job: Job) -> None:
+def _run(stage: str, job: StageJob) -> None:
     from experiments.stages import run_stage
 
     run_stage(stage, job)

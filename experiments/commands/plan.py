@@ -1,97 +1,107 @@
-"""`nava plan`: what a model costs before it is trained, and a dry run of the whole on one CPU."""
+"""`nava plan`: what a model costs before it is trained, and a dry run of one training step on one CPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.commands.options import Settings
+from experiments.commands.options import JsonFlag, Settings, recipe_for
+
+if TYPE_CHECKING:
+    from experiments.recipes.base import Recipe
+
+Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the recipe generates")]
+FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # where NAME is no recipe
 
 
 def plan(
-    flavor: Annotated[
+    name: Annotated[
         str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
     ],
     /,
     gpus: int = 8,
-    frames: int = 145,
-    height: int = 704,
-    width: int = 1280,
-    fps: float = 24.0,
-    context: Annotated[int, tyro.conf.arg(help="GPUs that share the tokens of a clip")] = 1,
-    replicas: Annotated[int, tyro.conf.arg(help="groups of GPUs that each hold all shards")] = 1,
+    frames: Size = None,
+    height: Size = None,
+    width: Size = None,
+    fps: Annotated[float | None, tyro.conf.arg(help="of a clip; default: as the recipe generates")] = None,
+    context: Annotated[int, tyro.conf.arg(help="context-parallel degree: GPUs that share a clip")] = 1,
+    replicas: Annotated[int, tyro.conf.arg(help="data-parallel replicas: groups that hold all shards")] = 1,
     checkpointing: Literal["none", "selective", "full"] = "full",
     local_batch: int = 1,
-    mfu: Annotated[float, tyro.conf.arg(help="share of the peak that the step is taken to reach")] = 0.4,
+    mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: Annotated[
         float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")
     ] = 989.0,
     dry_run: Annotated[
-        bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with pretended ranks")
+        bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
     ] = False,
     settings: Settings = (),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and
-    predicted days.
+    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and days
+    of training.
 
-    NAME is a recipe (its stages give the days) or a flavor. Nothing is allocated. With --dry-run the model is
-    also built, cut into the shards of one rank among --gpus, and taken through one step of a tiny clip with
-    pretended collectives.
+    NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
+    `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
+    With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
+    one step of a tiny clip with simulated collectives.
     """
-    from pretrain.model.flavors import flavor as args_of
-    from pretrain.model.plan import assumptions, clip_shape, step_seconds
-    from pretrain.model.plan import plan as count
+    import pretrain.model.plan as model
+    from experiments.commands.plan_table import show
     from pretrain.plan_schedule import plan_schedule
 
-    config = _pretraining(flavor, settings)
-    name = config.flavor if config else flavor
-    found = count(
-        name,
+    recipe = _recipe(name, settings)
+    config = recipe.pretrain if recipe else None
+    flavor = config.flavor if config else name
+    given = {"frames": frames, "height": height, "width": width, "fps": fps}
+    clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
+    found = model.plan(
+        flavor,
         gpus,
-        frames,
-        height,
-        width,
-        fps,
+        **clip,
         context=context,
         replicas=replicas,
         checkpointing=checkpointing,
         local_batch=local_batch,
         ema=not config or config.ema_decay > 0,
     )
-    step_seconds(1.0, gpus, mfu, peak_tflops)
+    model.step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
-        found["time"] = plan_schedule(
-            config, clip_shape(args_of(name), frames, height, width, fps), gpus, mfu, peak_tflops
-        )
-    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops)
+        shape = model.clip_shape(model.flavor(flavor), **clip)
+        found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
+    found["assumptions"] = model.assumptions(checkpointing, mfu, peak_tflops)
     if dry_run:
-        found["dry_run"] = _rehearsed(name, config, gpus, context, replicas, checkpointing)
+        found["dry_run"] = _rehearsed(flavor, config, gpus, context, replicas, checkpointing)
     if as_json:
         print(json.dumps(found, indent=1))
-        return
-    from experiments.commands.plan_table import show
-
-    show(found)
+    else:
+        show(found)
 
 
-def _pretraining(name: str, settings: tuple[str, ...]) -> Any:
-    """The pretraining section of the recipe called `name`, None where only a flavor is called so."""
-    from experiments.recipes.load import load_recipe, shipped_recipes
+def _clip_of(recipe: Recipe | None) -> dict[str, Any]:
+    """Frames, pixels and frame rate of a clip."""
+    if recipe is None:
+        return dict(FLAVOR_CLIP)
+    clip = recipe.generate
+    return {"frames": clip.num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+
+
+def _recipe(name: str, settings: tuple[str, ...]) -> Recipe | None:
+    """The recipe called `name`, None where only a flavor is called so."""
+    from experiments.recipes.load import shipped_recipes
+    from pretrain.config import nearest
     from pretrain.model.flavors import FLAVORS
 
     if "." in name or name in shipped_recipes():
-        return load_recipe(name, None, settings).pretrain
+        return recipe_for(name, settings)
     if settings:
         raise ValueError(
             f"--set: {name} is a flavor and has nothing to set; give a recipe: {', '.join(shipped_recipes())}"
         )
     if name not in FLAVORS:
-        from pretrain.config import nearest
-
         raise ValueError(
             f"unknown recipe or flavor {name!r}; {nearest(name, [*FLAVORS, *shipped_recipes()])}"
         )
@@ -99,12 +109,12 @@ def _pretraining(name: str, settings: tuple[str, ...]) -> Any:
 
 
 def _rehearsed(
-    name: str, config: Any, gpus: int, context: int, replicas: int, checkpointing: str
+    flavor: str, config: Any, gpus: int, context: int, replicas: int, checkpointing: str
 ) -> dict[str, Any]:
     from pretrain.dry_run import rehearse
     from pretrain.recipe import PretrainConfig
 
-    base = config or dataclasses.replace(PretrainConfig(), flavor=name)
+    base = config or dataclasses.replace(PretrainConfig(), flavor=flavor)
     changed = dataclasses.replace(
         base.parallel, replicas=replicas, context=context, activation_checkpointing=checkpointing
     )

@@ -14,7 +14,7 @@ from experiments.layout import Layout
 from pretrain.config import nearest
 
 if TYPE_CHECKING:
-    from experiments.job import Job
+    from experiments.job import StageJob
 
 
 def pretrain(
@@ -52,7 +52,7 @@ def pretrain(
       a single machine. A run that was interrupted goes on from its last checkpoint. Several machines use
       ports from that of --rdzv on, one per stage.
     """
-    from experiments.job import Job
+    from experiments.job import StageJob
     from pretrain.launch.nodes import Nodes
     from pretrain.launch.nodes import node_rank as rank_of
     from pretrain.storage import place
@@ -69,7 +69,9 @@ def pretrain(
             "--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes"
         )
     start = place(init_from) if init_from else None
-    job = Job(recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start)
+    job = StageJob(
+        recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start
+    )
     chosen = names if stage == "all" else [stage]
     if nodes.leads:
         _check_before_training(chosen, job, resume)
@@ -83,10 +85,10 @@ def pretrain(
             return
 
 
-def _check_before_training(stages: list[str], job: Job, resume: bool) -> None:
+def _check_before_training(stages: list[str], job: StageJob, resume: bool) -> None:
     """What would stop a stage, before the first one replaces anything. Raises ValueError or
     FileNotFoundError."""
-    from experiments.pipeline.training_data import check_same_data, codec_id_of, latents_of
+    from experiments.pipeline.pretrain import check_same_data, codec_id_of, latents_of
     from pretrain.data.stream.sample_set import check_sets
     from pretrain.launch.stage_run import parent_id
     from pretrain.launch.torchrun import check_port
@@ -121,7 +123,7 @@ def _check_same_parent(trained: Path, parent: str) -> None:
         )
 
 
-def _train(stage: str, job: Job, resume: bool) -> None:
+def _train(stage: str, job: StageJob, resume: bool) -> None:
     from experiments.stages import run_stage
 
     name = f"pretrain_{stage}"
@@ -132,7 +134,7 @@ def _train(stage: str, job: Job, resume: bool) -> None:
         print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 
 
-def _join(stage: str, job: Job) -> bool:
+def _join(stage: str, job: StageJob) -> bool:
     """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node
     reports."""
     from pretrain.launch.launch import join_stage
@@ -146,7 +148,7 @@ def must_train(
     name: str,
     said: str,
     trained: Path,
-    job: Job,
+    job: StageJob,
     resume: bool,
     asked: str = "",
     config: Mapping[str, Any] | None = None,
@@ -154,16 +156,16 @@ def must_train(
     """True to train or go on, False to keep what is finished. Raises ValueError where something else would be
     replaced: nobody loses a trained model by a command with other numbers. config: what the result depends
     on, where that is not the stage's section alone."""
-    from experiments.runs.run import can_go_on, unchanged
+    from experiments.runs.run import can_resume, marker_of, unchanged
     from experiments.stages import config_of
 
     layout, config = job.layout, config or config_of(name, job.recipe)
     if not resume:
-        (layout.runs / f"{name}.running.json").unlink(missing_ok=True)
+        marker_of(name, layout).unlink(missing_ok=True)
     elif unchanged(name, config, layout, job.root):
         print(f"{said}: finished, with these inputs and settings; kept (--no-resume trains it again)")
         return False
-    elif _holds_training(trained) and not can_go_on(name, config, layout, job.root):
+    elif _holds_training(trained) and not can_resume(name, config, layout, job.root):
         raise ValueError(
             f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or "
             "--out for another folder"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from experiments.commands.options import JsonFlag
+
 if TYPE_CHECKING:
     from finetune.rewriter.rewrite import Rewrite
 
@@ -61,7 +63,7 @@ def rewrite(
     ] = 0.5,
     seed: Annotated[int, tyro.conf.arg(help="another one gets other answers for what fell back")] = 0,
     cache: Cache = Path("out/rewrites/cache.jsonl"),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Rewrite the prompts of a JSONL into --to: same rows and order, other fields as they are, the source in
     meta.rewrite.

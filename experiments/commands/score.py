@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from experiments.commands.options import JsonFlag
+
 RewardSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(
@@ -28,7 +30,7 @@ def score(
     settings: RewardSettings = (),
     limit: int | None = None,
     batch: int = 64,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Score a folder of mp4 and wav, an index of `nava generate`, a training manifest, or a prompts JSONL
     with a video per row.

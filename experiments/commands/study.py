@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
 from experiments.layout import Layout
-
-AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def paradigms(
@@ -52,13 +47,13 @@ def objectives(
     --nproc 0 is one rank per GPU, or two ranks where there is none. Sizes: --set objectives.rounds=4 --set
     objectives.seeds=3 --set 'objectives.arms=[pretrained, nft, rwr]'.
     """
-    from experiments.job import Job
+    from experiments.job import StageJob
     from experiments.studies.objectives.material import Sections
     from experiments.studies.objectives.run import study_objectives
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    job = Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
+    job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
     found = job.recipe
     study_objectives(
         Sections(found.objectives, found.align, found.generate, found.rollout, found.votes, found.score),
@@ -76,7 +71,7 @@ def seeds(
     out: Path = Path("out"),
     seeds: int = 3,
     nproc: int = 0,
-    as_json: AsJson = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the
     held-out prompts.
@@ -85,12 +80,14 @@ def seeds(
     and .md; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where
     there is none.
     """
-    from experiments.job import Job
+    from experiments.job import StageJob
     from experiments.studies.seeds import study_seeds
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    study = study_seeds(Job(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc), seeds)
+    study = study_seeds(
+        StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc), seeds
+    )
     if as_json:
         print(json.dumps(study, indent=1))
         return

@@ -47,8 +47,7 @@ def submit(
     shared disk). SIGTERM to any part of the job leaves a checkpoint, and the job is submitted again as ID-2,
     ID-3 ...; `ray job stop` ends it for good.
     """
-    from experiments.jobs.submit import Submission, check
-    from experiments.jobs.submit import submit as hand_over
+    from experiments.jobs.submit import Submission, check, submit_stage
     from experiments.recipes.load import load_recipe, read_params
     from orchestration.launch import connect
 
@@ -65,7 +64,7 @@ def submit(
     chosen = str(read_params(params).get("recipe", "mini"))
     check(submission, load_recipe(chosen, params).name)
     cluster = connect(address)
-    job = hand_over(submission, cluster.jobs)
+    job = submit_stage(submission, cluster.jobs)
     lines = {
         "job": job,
         "runs": f"dvc repro {stage}",

@@ -23,7 +23,7 @@ from experiments.layout import STAGES, Layout
 from experiments.pipeline.demo import dvc_command, environment
 from experiments.runs.sender import wait_until_sent
 from experiments.runs.spool import SpooledRun, spooled_runs
-from experiments.runs.tracker import HANDED_RUN, SpoolTracker
+from experiments.runs.tracker import ANNOUNCED_RUN, SpoolTracker
 from pretrain.config import nearest
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def stopped_since(since_ms: int, spool: Path) -> bool:
 def end_unstarted(spool: Path, status: str) -> None:
     """Write the end of the announced run where its stage never began: there was nothing to do, or something
     before it ended the job."""
-    _, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    _, _, key = os.environ.get(ANNOUNCED_RUN, "").partition("=")
     run = SpooledRun(spool / key)
     if key and run.exists() and not run.started() and not run.last_end()[0]:
         SpoolTracker(run.folder).finish(status)

@@ -1,4 +1,4 @@
-"""A stage of the pipeline as a Ray job: its run gets its MLflow id first, and the job that name."""
+"""A stage of the pipeline as a Ray job, which is named by the MLflow id of its run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from experiments.layout import STAGES, Layout
 from experiments.runs.provenance import git_state, read_pipeline
-from experiments.runs.run import can_go_on, running_key
+from experiments.runs.run import can_resume, running_key
 from experiments.runs.sender import store_uri
 from experiments.runs.spool import SpooledRun
-from experiments.runs.tracker import HANDED_RUN, RunStart, SpoolTracker, ensure_sender, new_run_key
+from experiments.runs.tracker import ANNOUNCED_RUN, RunStart, SpoolTracker, ensure_sender, new_run_key
 from experiments.stages import config_of, is_training
 from pretrain.config import nearest
 
@@ -68,17 +68,17 @@ def check(submission: Submission, chosen: str) -> None:
         )
 
 
-def submit(submission: Submission, jobs: Jobs) -> str:
-    """The job's id: the run's in MLflow, with the number of the attempt where that is not the first.
+def submit_stage(submission: Submission, jobs: Jobs) -> str:
+    """Submit a stage as a job and return the job's id: the MLflow run id, with the number of the attempt
+    where that is not the first.
 
     Raises ValueError where a job is at work in the same place, OSError where MLflow or Ray do not answer.
     """
-    from orchestration.launch import JobSpec, check_free
-    from orchestration.launch import submit as hand_over
+    from orchestration.launch import JobSpec, check_free, submit
 
     check_free(jobs, submission.place)
     stage, spool = submission.stage, Layout(out=submission.root / "out").tracking
-    key = run_to_continue(submission) or announce(submission, spool)
+    key = run_to_resume(submission) or announce(submission, spool)
     try:
         run_id = mlflow_id(key, spool, submission.root)
         tracked = {name: os.environ[name] for name in (TRACKING_URI,) if os.environ.get(name)}
@@ -86,25 +86,25 @@ def submit(submission: Submission, jobs: Jobs) -> str:
             run_id=run_id,
             command=[submission.python, "-m", "experiments.jobs.attend", stage],
             workdir=submission.workdir,
-            env={**tracked, **submission.env, HANDED_RUN: f"{stage}={key}"},
+            env={**tracked, **submission.env, ANNOUNCED_RUN: f"{stage}={key}"},
             grace_s=submission.grace_s,
             max_requeues=submission.max_requeues,
             facts={"nava.stage": stage, "nava.recipe": submission.recipe.name},
         )
-        return hand_over(jobs, spec, submission.place)
+        return submit(jobs, spec, submission.place)
     except BaseException:
         if not SpooledRun(spool / key).started():
             SpoolTracker(spool / key).finish("FAILED")
         raise
 
 
-def run_to_continue(submission: Submission) -> str:
+def run_to_resume(submission: Submission) -> str:
     """Key of an interrupted training that the job will go on with; "" where the job begins a run."""
     stage, root = submission.stage, submission.root
     layout = Layout(out=root / "out")
     if (
         is_training(stage)
-        and can_go_on(stage, config_of(stage, submission.recipe), layout, root)
+        and can_resume(stage, config_of(stage, submission.recipe), layout, root)
         and layout.output_of(stage).is_dir()
     ):
         return running_key(stage, layout)
@@ -130,15 +130,15 @@ def mlflow_id(key: str, spool: Path, root: Path, patience_s: float = MLFLOW_PATI
     run, uri = SpooledRun(spool / key), store_uri(root)
     end = time.monotonic() + patience_s
     ensure_sender(spool, root)
-    said = False
+    printed = False
     while not (run_id := run.run_id(uri)):
         if time.monotonic() > end:
             raise OSError(
                 f"{uri}: MLflow gave the run no id in {patience_s:.0f} s, see {spool / 'sender.log'}; the "
                 "job is named by it"
             )
-        if not said and time.monotonic() > end - patience_s + 3:
-            said = True
+        if not printed and time.monotonic() > end - patience_s + 3:
+            printed = True
             print(
                 f"waiting for MLflow to name the run (at most {patience_s:.0f} s)",
                 file=sys.stderr,

@@ -1,5 +1,5 @@
-"""Which prompts alignment trains on: diverse ones that the pretrained model still does badly by the rewards
-it will be paid by."""
+"""Stage `curate_prompts`: the prompts alignment trains on, diverse and with low reward under the pretrained
+model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.job import StageJob
+from experiments.layout import CHOSEN
 from experiments.pipeline.votes import clips_of
+from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, choose, shortfall, text_features
 from finetune.gsb.simulated_pairs import own_names
@@ -21,7 +24,7 @@ from pretrain.files import write_json
 from pretrain.jsonl import dump
 from rewards.catalog import CATALOG
 
-CHOSEN, SCORES = "chosen.json", "scores.jsonl"
+SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,20 @@ class PromptChoiceConfig:
                 f"curate_prompts: batch and num_processes must be at least 1, got {self.batch} and "
                 f"{self.num_processes}"
             )
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout, recipe = job.layout, job.recipe
+    curate_prompts(
+        recipe.curate_prompts,
+        recipe.align,
+        layout.rollouts,
+        layout.codec,
+        layout.corpus,
+        layout.syncnet,
+        layout.chosen,
+    )
+    tracker.log_artifact(str(layout.chosen / CHOSEN))
 
 
 def curate_prompts(

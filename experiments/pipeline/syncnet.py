@@ -1,5 +1,5 @@
-"""Trains the two sync networks of the mini: one that rewards and one that judges, and measures both on clips
-neither has heard.
+"""Stage `syncnet`: trains the two sync networks of the mini, one as reward and one as judge, and measures
+both on clips that neither was trained on.
 
 The reward's network also learns from codec round trips, because generated clips look and sound like those.
 The judge's does not: with other words, another seed and real clips only, it is no copy of what alignment
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.job import StageJob
+from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.samples import Sample, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
@@ -39,6 +41,7 @@ SETS = {"reward": "talk_a", "judge": "talk_b"}
 TEST_SET = "talk_test"
 CUTS = {"2s": 45, "1s": 21}  # windows of a clip of 49 or 25 frames at 24 fps
 CODEC_CLIPS = 8  # a round trip of four seconds takes some 20 MB
+LOGGED = ("true_over_moved", "offset_within_1", "reward_at_0")
 LOSS_STEPS = 10  # a loss of the report is a mean over so many steps
 
 log = logging.getLogger(__name__)
@@ -73,6 +76,16 @@ class _Job:
     tests: dict[str, list[SyncInput]]
     provenance: dict[str, Any]
     out: Path
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout = job.layout
+    report = fit_sync(job.recipe.syncnet, layout.corpus, layout.codec, layout.syncnet)
+    for role in SETS:
+        found = report[role]["real"]["2s"]
+        tracker.log_metrics({f"{role}/{name}": found[name]["mean"] for name in LOGGED}, 0)
+        tracker.log_model(layout.syncnet / role, f"syncnet-{role}", {})
+    tracker.log_artifact(str(layout.syncnet / "report.json"))
 
 
 def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dict[str, Any]:

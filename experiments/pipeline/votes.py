@@ -1,5 +1,5 @@
-"""Clips of a rollout store before the simulated panel: judged, voted on, and paired up for training. No
-person votes."""
+"""Stage `votes`: simulated raters vote on the clips of a rollout store; their votes become preference
+pairs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from experiments.job import StageJob
+from experiments.layout import PAIRS
+from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, choose, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
-from finetune.gsb.simulated_raters import SimulatedRatersConfig, write_votes
+from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart, write_votes
 from finetune.gsb.votes import read_votes
 from finetune.rollout_store import RolloutStore, open_store
 from pretrain.files import write_json
 
-VOTES, CLIPS, PAIRS, SUMMARY = "votes.jsonl", "clips.jsonl", "pairs.jsonl", "summary.json"
+VOTES, CLIPS, SUMMARY = "votes.jsonl", "clips.jsonl", "summary.json"
 MODEL = "pretrained"
 
 
@@ -41,6 +44,15 @@ class VotesConfig:
     def __post_init__(self) -> None:
         if self.pairs_per_case < 1 or self.batch < 1 or self.num_processes < 1:
             raise ValueError(f"votes: pairs_per_case, batch and num_processes must be at least 1, got {self}")
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout, config = job.layout, job.recipe.votes
+    check_apart(config.panel, job.recipe.align.rubric.weights())
+    vote_on_rollouts(config, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes)
+    tracker.set_tags({"nava.simulated": "true"})
+    for name in (VOTES, PAIRS, SUMMARY):
+        tracker.log_artifact(str(layout.votes / name))
 
 
 def vote_on_rollouts(

@@ -33,6 +33,15 @@ def git_state(root: Path) -> GitState:
     return GitState(commit=commit, dirty=bool(changed))
 
 
+def source_tags(git: GitState, root: Path) -> dict[str, str]:
+    """Commit and dvc.lock of a run, as tags in MLflow."""
+    return {
+        "mlflow.source.git.commit": git.commit,
+        "git.dirty": str(git.dirty).lower(),
+        "dvc.lock.md5": lock_hash(root),
+    }
+
+
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30)

@@ -1,5 +1,5 @@
-"""A tracked run of a pipeline stage: what it was made from is written down before, its end after; an
-interrupted one is taken up again."""
+"""A tracked run of a pipeline stage: its inputs are recorded before it, its end after it, and an interrupted
+one is resumed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
-from experiments.runs.provenance import fingerprint, git_state, lock_hash, md5_of, producers, stage_inputs
+from experiments.runs.provenance import (
+    fingerprint,
+    git_state,
+    lock_hash,
+    md5_of,
+    producers,
+    source_tags,
+    stage_inputs,
+)
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import (
-    HANDED_RUN,
+    ANNOUNCED_RUN,
     JOB,
     RunStart,
     SpoolTracker,
@@ -76,16 +84,15 @@ def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path)
     """True when the stage's last good run had the same inputs and config, and what it made is still there as
     it was."""
     record, output = read_record(layout, stage), layout.output_of(stage)
-    if record is None or not output.exists() or (layout.runs / f"{stage}.running.json").exists():
+    if record is None or not output.exists() or marker_of(stage, layout).exists():
         return False
-    return record.fingerprint == fingerprint(
-        stage_inputs(stage, root), config
-    ) and record.output_md5 == md5_of(output)
+    current = fingerprint(stage_inputs(stage, root), config)
+    return record.fingerprint == current and record.output_md5 == md5_of(output)
 
 
-def can_go_on(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
+def can_resume(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
     """True when an unfinished run of the stage had these very inputs and settings."""
-    marker = layout.runs / f"{stage}.running.json"
+    marker = marker_of(stage, layout)
     return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(
         stage_inputs(stage, root), config
     )
@@ -93,7 +100,12 @@ def can_go_on(stage: str, config: Mapping[str, Any], layout: Layout, root: Path)
 
 def running_key(stage: str, layout: Layout) -> str:
     """Key of the stage's run that has not ended well yet."""
-    return _read_marker(layout.runs / f"{stage}.running.json")["key"]
+    return _read_marker(marker_of(stage, layout))["key"]
+
+
+def marker_of(stage: str, layout: Layout) -> Path:
+    """File that exists while a run of the stage is unfinished."""
+    return layout.runs / f"{stage}.running.json"
 
 
 def _read_marker(marker: Path) -> dict[str, Any]:
@@ -106,26 +118,21 @@ def tracked(
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
-    With `resume`, a run that was killed is taken up under its own key when inputs and config are the same;
-    what it left under others is removed first. False: the body itself replaces the output.
+    With `resume`, a killed run is resumed under its own key when inputs and config are the same; what a run
+    with others left is removed first. Without, the body itself replaces the output.
     """
     inputs = stage_inputs(stage, root)
     parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
     git = git_state(root)
-    marker = layout.runs / f"{stage}.running.json"
+    marker = marker_of(stage, layout)
     mark = fingerprint(inputs, config)
-    key = _handed_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
+    key = _announced_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
     if resume:
-        key = _take_up(marker, mark, layout.output_of(stage)) or key
+        key = _resumed_key(marker, mark, layout.output_of(stage)) or key
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     tracker = SpoolTracker(layout.tracking / key)
-    tags = {
-        "nava.stage": stage,
-        "nava.recipe": recipe,
-        "mlflow.source.git.commit": git.commit,
-        "git.dirty": str(git.dirty).lower(),
-    }
-    tags |= {"dvc.lock.md5": lock_hash(root), "nava.output": str(layout.output_of(stage))}
+    tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(layout.output_of(stage))}
+    tags |= source_tags(git, root)
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
     ensure_sender(layout.tracking, root)
@@ -155,10 +162,10 @@ def tracked(
     marker.unlink(missing_ok=True)
 
 
-def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
+def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:
     """Key of the run that a submission announced for this stage; empty where there is none, or where it began
     with other inputs."""
-    name, _, key = os.environ.get(HANDED_RUN, "").partition("=")
+    name, _, key = os.environ.get(ANNOUNCED_RUN, "").partition("=")
     if name != stage:
         return ""
     run = SpooledRun(spool / key)
@@ -168,8 +175,8 @@ def _handed_key(stage: str, current: str, marker: Path, spool: Path) -> str:
     return key if (left.get("key"), left.get("fingerprint")) == (key, current) else ""
 
 
-def _take_up(marker: Path, current: str, output: Path) -> str:
-    """Key of the interrupted run to go on with; empty when there is none, and then its leftovers are gone."""
+def _resumed_key(marker: Path, current: str, output: Path) -> str:
+    """Key of the interrupted run to resume; "" without one, after what it left is removed."""
     if marker.is_file():
         left = _read_marker(marker)
         if left["fingerprint"] == current and output.is_dir():
@@ -188,18 +195,10 @@ def single_run(
     root: Path,
     inputs: Mapping[str, str] | None = None,
 ) -> Iterator[SpoolTracker]:
-    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest); its end is
-    written down however it ends."""
-    git = git_state(root)
+    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest)."""
     tracker = SpoolTracker(layout.tracking / new_run_key(name))
-    made_by = {
-        "mlflow.source.git.commit": git.commit,
-        "git.dirty": str(git.dirty).lower(),
-        "dvc.lock.md5": lock_hash(root),
-    }
-    tracker.start(
-        RunStart(name=name, tags={"nava.stage": name, **made_by, **tags}, config=config, inputs=inputs or {})
-    )
+    tags = {"nava.stage": name, **source_tags(git_state(root), root), **tags}
+    tracker.start(RunStart(name=name, tags=tags, config=config, inputs=inputs or {}))
     ensure_sender(layout.tracking, root)
     with failure_marked(tracker):
         yield tracker

@@ -28,7 +28,7 @@ from pretrain.files import replacing
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
-HANDED_RUN = (
+ANNOUNCED_RUN = (
     "NAVA_RUN"  # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
 )
 JOB = "nava.job"  # tag: the submission id of the job that a run is part of
@@ -58,6 +58,10 @@ class SpoolTracker:
     @property
     def key(self) -> str:
         return self.folder.name
+
+    def factory(self) -> dict[str, dict[str, str]]:
+        """Dotted name and arguments by which another process makes this tracker."""
+        return {"experiments.runs.tracker:SpoolTracker": {"folder": str(self.folder.resolve())}}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._append("metrics", step=step, values={name: float(value) for name, value in metrics.items()})

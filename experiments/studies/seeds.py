@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.job import Job
+from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
@@ -50,7 +50,7 @@ class SeedsConfig:
             raise ValueError(f"--seeds: expected at least 1, got {self.seeds}")
 
 
-def study_seeds(job: Job, seeds: int) -> dict[str, Any]:
+def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
     """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json
     and .md.
 
@@ -100,7 +100,7 @@ def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[s
     ]
 
 
-def _align_run(job: Job, seed: int, folder: Path) -> AlignRun:
+def _align_run(job: StageJob, seed: int, folder: Path) -> AlignRun:
     recipe = dataclasses.replace(job.recipe, align=dataclasses.replace(job.recipe.align, seed=seed))
     run = align_run(dataclasses.replace(job, recipe=recipe), None, *pairs_and_clips(job))
     own = _done_by_the_pipeline(job.layout, run)
@@ -113,13 +113,13 @@ def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
     return layout.align if same and finished(layout.align) else None
 
 
-def _run_of(job: Job, label: str, align: AlignRun, folder: Path) -> Run:
+def _run_of(job: StageJob, label: str, align: AlignRun, folder: Path) -> Run:
     mark = mark_of(align.identity(), str(job.recipe.generate), NAMES)
     rounds = align.config.num_rounds
     return Run(label, folder / label, mark, {"align": (rounds, rounds)})
 
 
-def _run(study: Study, job: Job, run: Run, seed: int, align: AlignRun) -> None:
+def _run(study: Study, job: StageJob, run: Run, seed: int, align: AlignRun) -> None:
     with study.tracked_run(run, {"nava.seed": str(seed)}, {"align": align.identity()}):
         model = model_of(align_model(align, job.ranks, job.port), f"seed {seed} stopped after round")
         seconds = sum(
@@ -130,7 +130,7 @@ def _run(study: Study, job: Job, run: Run, seed: int, align: AlignRun) -> None:
         write_json(run.result, {"seconds": round(seconds, 1), "rows": _rows(job, model, run.folder)})
 
 
-def _rows(job: Job, model: Path, folder: Path) -> Sequence[Row]:
+def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
     """Rows of the held-out clips of this model."""
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
     generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)

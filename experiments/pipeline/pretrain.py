@@ -1,19 +1,51 @@
-"""What a training stage reads: where its encoded sets are, and which codec made them."""
+"""Stages `pretrain_stage1` to `pretrain_stage3`: training on encoded sets, then sample clips."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from experiments.job import StageJob
 from experiments.layout import Layout
-from experiments.report.pictures import contact_sheet
-from experiments.scoring.samples import generated_samples
+from experiments.pipeline.samples import make_samples
+from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.run import Interrupted
+from experiments.runs.tracker import SpoolTracker
 from pretrain.files import read_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.launch.launch import pretrain_stage
 from pretrain.launch.stage_run import digests_of_sets, manifests_of_sets
 from pretrain.launch.torchrun import IDENTITY
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import place
+
+
+def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
+    """Train a stage from the model of the one before it. Raises Interrupted where it was stopped before its
+    last step."""
+    layout, config = job.layout, job.recipe.pretrain
+    names = list(config.stages)
+    before = names[: names.index(stage)]
+    result = pretrain_stage(
+        config,
+        stage,
+        latents_of(config, layout),
+        layout.pretrain(stage),
+        codec_id=codec_id_of(config, stage, layout),
+        init_from=job.init_from or (layout.model(before[-1]) if before else None),
+        nproc=job.ranks,
+        port=job.port,
+        nodes=job.nodes,
+        trackers=tracker.factory(),
+    )
+    if result.status != "finished":
+        raise Interrupted(
+            f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there"
+        )
+    model = layout.model(stage)
+    checkpoint = checkpoint_of(model)
+    tracker.set_tags({CHECKPOINT_TAG: checkpoint})
+    tracker.log_model(model, f"{job.recipe.name}-{stage}", {CHECKPOINT_TAG: checkpoint})
+    for path in make_samples(job.recipe.generate, layout, stage):
+        tracker.log_artifact(str(path), "samples")
 
 
 def latents_of(config: PretrainConfig, layout: Layout) -> Path:
@@ -53,27 +85,3 @@ def check_same_data(config: PretrainConfig, stage: str, layout: Layout) -> None:
         raise ValueError(
             f"{path.parent}: {what}; give --no-resume to train anew, or --out for another folder"
         )
-
-
-PROMPTS = "pretrain_seen.jsonl"
-NUM_SAMPLES = 4
-SHEET = "contact_sheet.png"
-
-
-def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Path]:
-    """Clips of the first prompts by the stage's model and their contact sheet, in `samples/` of the stage's
-    folder.
-
-    Returns the files to keep with the run; none where there are no prompts or no codec to make them with.
-    """
-    prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
-    if not prompts.is_file() or not layout.codec.is_dir():
-        return []
-    shutil.rmtree(folder, ignore_errors=True)
-    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES)
-    samples = generated_samples(folder, "speech", limit=NUM_SAMPLES)
-    captions = [f"after {stage}, asked for: {' '.join(sample.clip.spans)}" for sample in samples]
-    rows = [{"generated": (sample.clip, caption)} for sample, caption in zip(samples, captions, strict=True)]
-    sheet = folder / SHEET
-    sheet.write_bytes(contact_sheet(rows, [sample.clip.prompt for sample in samples]))
-    return [sheet, *sorted(folder.glob("*.mp4"))]

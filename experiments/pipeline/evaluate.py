@@ -1,0 +1,30 @@
+"""Stage `evaluate`: the scores summarised, before and after alignment, with simulated votes."""
+
+from __future__ import annotations
+
+from experiments.job import StageJob
+from experiments.report.evaluate import evaluate, metrics_to_log
+from experiments.report.gates import read_reports
+from experiments.report.metric_keys import reported_metrics
+from experiments.runs.tracker import SpoolTracker
+from experiments.scoring.sets import SCORES
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout, recipe = job.layout, job.recipe
+    votes = layout.gsb / "votes.jsonl"
+    evaluate(
+        recipe.evaluate,
+        layout.scores / SCORES,
+        layout.metrics,
+        layout.alignment,
+        votes,
+        rewarded=recipe.align.rubric.weights(),
+        limits=recipe.align.guardrails,
+        known=reported_metrics(recipe.score),
+    )
+    written = read_reports(layout.metrics, layout.alignment)
+    tracker.log_metrics(metrics_to_log(written.metrics, written.alignment), step=0)
+    for path in (layout.metrics, layout.alignment, votes):
+        if path.is_file():
+            tracker.log_artifact(str(path))

@@ -1,0 +1,31 @@
+"""Stages `generate` and `generate_aligned`: clips of the pretrained and of the aligned model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.job import StageJob
+from experiments.runs.tracker import SpoolTracker
+from pretrain.data.corpus.texts import ALIGN_HELD_OUT
+from pretrain.generate import generate
+
+LOGGED_CLIPS = 4  # of each prompt set
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout = job.layout
+    names = [path.stem for path in sorted(layout.prompts.glob("pretrain_*.jsonl"))]
+    for name in (*names, ALIGN_HELD_OUT):
+        _generate(job, tracker, layout.model("stage3"), name, layout.generated / name)
+
+
+def run_aligned(job: StageJob, tracker: SpoolTracker) -> None:
+    layout = job.layout
+    _generate(job, tracker, layout.align / "model", ALIGN_HELD_OUT, layout.aligned / ALIGN_HELD_OUT)
+
+
+def _generate(job: StageJob, tracker: SpoolTracker, model: Path, prompts: str, folder: Path) -> None:
+    path = job.layout.prompts / f"{prompts}.jsonl"
+    generate(job.recipe.generate, model, job.layout.codec, path, folder, None)
+    for clip in sorted(folder.glob("*.mp4"))[:LOGGED_CLIPS]:
+        tracker.log_artifact(str(clip), f"clips/{prompts}")

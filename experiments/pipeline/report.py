@@ -1,0 +1,35 @@
+"""Stage `report`: the HTML page of the demo."""
+
+from __future__ import annotations
+
+from experiments.job import StageJob
+from experiments.layout import PRETRAIN_STAGES, STAGES
+from experiments.report.metric_keys import reported_metrics
+from experiments.report.report import report
+from experiments.runs.run import read_record
+from experiments.runs.tracker import SpoolTracker
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout = job.layout
+    records = [record for stage in STAGES if (record := read_record(layout, stage))]
+    facts = {record.stage: f"{record.duration_s:.0f} s" for record in records}
+    if records:
+        facts["commit"] = records[-1].git_commit + (" with changes" if records[-1].git_dirty else "")
+    page = report(
+        layout.metrics,
+        layout.scores,
+        {name: layout.pretrain(name) for name in PRETRAIN_STAGES if layout.pretrain(name).is_dir()},
+        layout.generated,
+        layout.corpus,
+        layout.codec,
+        layout.reports,
+        facts,
+        gates=job.recipe.evaluate.gates,
+        known=reported_metrics(job.recipe.score),
+        alignment=layout.alignment,
+        aligned=layout.aligned,
+        align_log=layout.align / "metrics.jsonl",
+    )
+    for path in (page, *sorted(page.parent.glob("*.png"))):
+        tracker.log_artifact(str(path))

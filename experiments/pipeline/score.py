@@ -1,0 +1,22 @@
+"""Stage `score`: real, codec and generated clips scored by the rewards and the judges."""
+
+from __future__ import annotations
+
+from experiments.job import StageJob
+from experiments.runs.tracker import SpoolTracker
+from experiments.scoring.sets import score_sets
+
+
+def run(job: StageJob, tracker: SpoolTracker) -> None:
+    layout, recipe = job.layout, job.recipe
+    scored = score_sets(
+        recipe.score,
+        layout.corpus,
+        layout.codec,
+        layout.syncnet,
+        layout.generated,
+        layout.scores,
+        layout.aligned if layout.aligned.is_dir() else None,
+        recipe.align.guardrails,
+    )
+    tracker.log_artifact(str(scored))
