@@ -42,8 +42,7 @@ MATMUL_SIZE = 2048
 
 
 def examine() -> dict[str, Any]:
-    """Everything `nava doctor` says, as plain values; `missing` lists what stands in the way and what to do
-    about it."""
+    """The report of `nava doctor` as plain values; `missing` lists what is missing and how to get it."""
     import psutil
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path())
@@ -67,7 +66,7 @@ def examine() -> dict[str, Any]:
 
         report["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         report["matmul_gflops"] = {
-            name: round(matmul_ceiling_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")
+            name: round(peak_matmul_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")
         }
     report["missing"] = _missing(versions, report)
     return report
@@ -104,7 +103,7 @@ def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
 
 
 def processor_flags() -> set[str]:
-    """Feature flags of the processor as Linux names them; empty where the system does not say."""
+    """Feature flags of the processor as Linux names them; empty where the system has no such file."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return set(line.partition(":")[2].split())
@@ -128,7 +127,7 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def matmul_ceiling_gflops(dtype: Any, seconds: float = 1.0) -> float:
+def peak_matmul_gflops(dtype: Any, seconds: float = 1.0) -> float:
     """Best rate of a square matrix product on the CPU with all of torch's threads, in GFLOP/s, from about
     `seconds` of trying."""
     import torch
@@ -150,9 +149,8 @@ def show(report: dict[str, Any]) -> None:
     print(f"{report['processor']}, {report['cores']} cores, {flags}")
     if "matmul_gflops" in report:
         speed, gpus = report["matmul_gflops"], ", ".join(report["gpus"]) or "none"
-        print(
-            f"matmul ceiling: {speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32; GPUs: {gpus}"
-        )
+        rates = f"{speed['bfloat16']} GFLOP/s in bf16, {speed['float32']} in fp32"
+        print(f"peak matmul throughput: {rates}; GPUs: {gpus}")
     memory = report["memory_gib"]
     print(
         f"memory {memory['available']} of {memory['total']} GiB available; disk {report['disk_free_gib']} "
@@ -162,13 +160,7 @@ def show(report: dict[str, Any]) -> None:
         "packages: "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
     )
-    absent = [
-        f"{name} (pip install -e '.[{EXTRAS[name]}]')" for name in EXTRAS if not report["versions"][name]
-    ]
-    if absent:
+    absent = [f"{name} (pip install -e '.[{extra}]')" for name, extra in EXTRAS.items()]
+    if absent := [line for line in absent if not report["versions"][line.split()[0]]]:
         print("not installed, and not needed for the demo: " + ", ".join(absent))
-    print(
-        "missing: nothing"
-        if not report["missing"]
-        else "missing:\n" + "\n".join(f"  {line}" for line in report["missing"])
-    )
+    print("missing:" + ("".join(f"\n  {line}" for line in report["missing"]) or " nothing"))

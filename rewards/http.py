@@ -154,7 +154,8 @@ def exchange(
             client.stream("GET" if body is None else "POST", url, **asked) as response,
         ):
             answer = Answer(response.status_code, response.headers, _read(response))
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+    # ImportError: the environment names a SOCKS proxy, for which httpx needs a further package
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         failure = excerpt(str(error), token) or type(error).__name__
     finally:
         alarm.cancel()

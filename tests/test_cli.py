@@ -128,7 +128,7 @@ def test_plan_counts_the_published_model(capsys):
 
 
 def test_doctor_finds_what_is_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "matmul_ceiling_gflops", lambda dtype: 100.0)
+    monkeypatch.setattr(doctor, "peak_matmul_gflops", lambda dtype: 100.0)
     present = doctor.examine()
     assert present["cores"] >= 1 and present["matmul_gflops"] == {"bfloat16": 100, "float32": 100}
     real = doctor._version
@@ -139,7 +139,7 @@ def test_doctor_finds_what_is_missing(monkeypatch):
 def test_the_ceiling_is_a_rate():
     import torch
 
-    assert 0.1 < doctor.matmul_ceiling_gflops(torch.float32, seconds=0.2) < 1e6
+    assert 0.1 < doctor.peak_matmul_gflops(torch.float32, seconds=0.2) < 1e6
 
 
 def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeypatch, capsys):

@@ -146,7 +146,9 @@ def test_tasks_train_what_they_generate(task: Task) -> None:
     assert torch.isfinite(sums.loss(sums.video_count, sums.audio_count, 0.2))
     counts = element_counts(corrupted)
     assert counts[0] == sums.video_count and counts[1] == sums.audio_count
-    assert {(stream.rate_hz, stream.video_rate_hz) for stream in (corrupted.video, corrupted.audio) if stream} <= {
+    assert {
+        (stream.rate_hz, stream.video_rate_hz) for stream in (corrupted.video, corrupted.audio) if stream
+    } <= {
         (6.0, 6.0),
         (25.0, 6.0),
     }

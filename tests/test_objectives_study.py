@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from experiments.layout import Layout
+from experiments.pipeline.curate_prompts import prompt_gains
 from experiments.pipeline.votes import VotesConfig
 from experiments.runs.run import Interrupted
 from experiments.studies.objectives.config import ObjectivesConfig
-from experiments.studies.objectives.material import Runners, Sections
+from experiments.studies.objectives.material import Sections
 from experiments.studies.objectives.run import study_objectives
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
@@ -56,8 +57,19 @@ class World:
             "gsb_dpo_no_ties": 0.1,
         }
 
-    def runners(self) -> Runners:
-        return Runners(self.roll_out, self.vote, self.reward, self.align, self.generate, self.score)
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        places = {
+            "material": {"make_rollouts": "roll_out", "vote_on_rollouts": "vote", "store_gains": "gains"},
+            "one_arm": {"align_model": "align", "generate": "generate", "score_clips": "score"},
+        }
+        places["material"]["open_store"] = "open_store"
+        for module, names in places.items():
+            for name, ours in names.items():
+                where = f"experiments.studies.objectives.{module}.{name}"
+                monkeypatch.setattr(where, lambda *given, ours=ours: getattr(self, ours)(*given))
+
+    def open_store(self, store):
+        return store
 
     def roll_out(self, config, sizes, base, codec, prompts, out):
         out.mkdir(parents=True)
@@ -71,12 +83,13 @@ class World:
         )
         return {"simulated": True}
 
-    def reward(self, align, layout, store, processes):
+    def gains(self, align, store, codec, corpus, syncnet, batch, processes):
         rows = read_prompts(store.parents[1] / "prompts" / "all.jsonl")
         groups = [row.data_id for row in rows for _ in range(2)]
         told = {row.data_id: float(int(row.data_id[1:]) >= 20) for row in rows}
         values = np.array([-told[name] for name in groups])
-        return groups, {reward: values for reward in align.rubric.weights()}
+        weights = align.rubric.weights()
+        return prompt_gains(dict.fromkeys(weights, values), groups, weights), {}
 
     def align(self, run, ranks):
         label = run.out.parent.name
@@ -153,7 +166,9 @@ def world(tmp_path, monkeypatch, request) -> World:
             for i in range(34)
         ]
         (layout.prompts / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return World(layout)
+    world = World(layout)
+    world.stand_in(monkeypatch)
+    return world
 
 
 def sections(align: AlignConfig = SMALL, **changes) -> Sections:
@@ -168,7 +183,7 @@ def sections(align: AlignConfig = SMALL, **changes) -> Sections:
 
 def run(world: World, given: Sections) -> dict:
     world.calls.clear()
-    return study_objectives(given, world.layout, 1, world.layout.out, world.runners())
+    return study_objectives(given, world.layout, 1, world.layout.out)
 
 
 def test_the_whole_study_answers_its_questions(world):

@@ -28,7 +28,7 @@ time.sleep(60)"""
 
 @pytest.mark.parametrize("whom", ["attendant", "manager", "worker", "all"])
 def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
-    attended = submitted._Attended([sys.executable, "-c", MANAGER, WORKER], tmp_path)
+    attended = submitted._Command([sys.executable, "-c", MANAGER, WORKER], tmp_path)
 
     def stop():
         while not (tmp_path / "working").exists():
@@ -48,7 +48,7 @@ def test_the_attendant_waits_until_what_was_started_has_saved(tmp_path, whom):
     thread.join()
     assert (tmp_path / "checkpoint").read_text() == "saved"
     assert code == (-signal.SIGTERM if whom in ("manager", "all") else 255)
-    assert attended.asked is (whom != "worker")  # then the stage's run says that it was stopped
+    assert attended.stopping is (whom != "worker")  # then the stage's run says that it was stopped
 
 
 def test_a_command_has_time_to_write_down_how_its_worker_ended(tmp_path):
@@ -60,18 +60,18 @@ def test_a_command_has_time_to_write_down_how_its_worker_ended(tmp_path):
     )
     worker = "import time; time.sleep(60)"
     for command, code in ((["-c", slow, worker], 255), (["-c", worker], -signal.SIGTERM)):
-        attended = submitted._Attended([sys.executable, *command], tmp_path)
+        attended = submitted._Command([sys.executable, *command], tmp_path)
         threading.Timer(1.0, attended.stop).start()
         assert attended.wait() == code
 
 
 def test_what_ends_just_before_it_is_told_to_stop_disturbs_nobody(tmp_path):
     """Its own end and the signal for all of them come together."""
-    attended = submitted._Attended([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path)
+    attended = submitted._Command([sys.executable, "-c", "import time; time.sleep(0.5)"], tmp_path)
     gone = psutil.Process(attended.process.pid)
     assert attended.wait() == 0
-    attended._tell([gone])
-    assert gone in attended.told
+    attended._terminate([gone])
+    assert gone in attended.signalled
 
 
 def test_an_attempt_that_is_told_to_stop_while_it_waits_is_submitted_again(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from titan_world import write_latents
 
 from experiments.layout import Layout
+from experiments.scoring.sets import ScoreConfig
 from experiments.scoring.statistics import Draws, Table, difference_over_seeds, mean_over_seeds
 from experiments.studies.harness import Progress, Run, mark_of
 from experiments.studies.page import render
@@ -27,7 +28,7 @@ from experiments.studies.paradigms.run import (
     study_paradigms,
     tabulate,
 )
-from experiments.studies.scores import tabulated
+from experiments.studies.scores import added_metrics, tabulated
 from experiments.studies.workers import core_shares, run_all
 from pretrain.generate import GenerateConfig
 from pretrain.model.flavors import flavor
@@ -112,6 +113,12 @@ def test_sync_is_measured_by_the_judge_or_not_at_all(tmp_path):
     ]
     assert found["reasons"]["sync_mini"] == ["", "no face"]
     assert "sync_mini" not in metrics_with(None) and "sim_resemblyzer" in metrics_with(None)
+
+
+def test_a_reward_that_the_recipe_adds_is_measured_too():
+    usual = ScoreConfig()
+    added = ScoreConfig(rewards=(*usual.rewards, "identity_colour_edge"))
+    assert added_metrics(usual) == {} and list(added_metrics(added)) == ["identity_colour_edge"]
 
 
 def test_batches_are_counted_as_they_are(latents):

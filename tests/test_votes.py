@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from align_world import config, write_world
-from test_align_pairs import dpo, made_clips
+from test_align_pairs import made_clips
 
 from experiments.pipeline.curate_prompts import PromptChoiceConfig, curate_prompts, prompt_gains
 from experiments.pipeline.votes import VotesConfig, curated, vote_on_rollouts
@@ -52,7 +52,7 @@ def test_votes_of_a_store_become_pairs_that_training_reads(world, tmp_path):
     assert summary == json.loads((tmp_path / "summary.json").read_text()) and summary["simulated"] is True
     votes = read_votes(tmp_path / "votes.jsonl")
     assert votes.num_simulated == len(votes.votes) == summary["votes"]
-    source = open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), dpo())
+    source = open_pairs(tmp_path / "pairs.jsonl", open_store(world / "store"), 8)
     assert len(source.pairs) == summary["pairs"] == 30
     assert all(
         pair.simulated and pair.first.case_id == source.store.case(pair.first.clip_id)

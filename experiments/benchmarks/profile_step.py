@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.facts import facts
-from experiments.doctor import matmul_ceiling_gflops
+from experiments.doctor import peak_matmul_gflops
 from pretrain.files import write_json
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, block_flops
@@ -81,7 +81,7 @@ def profile_task(task: Task) -> dict[str, Any]:
         * CLIPS
         * block_flops(args, ClipShape(video=video_tokens, audio=AUDIO_TOKENS, context=CONTEXT_TOKENS))
     )
-    ceiling = matmul_ceiling_gflops(torch.bfloat16)
+    ceiling = peak_matmul_gflops(torch.bfloat16)
     median = statistics.median(seconds)
     return {
         "clips": CLIPS,

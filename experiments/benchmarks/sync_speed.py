@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.facts import facts
-from experiments.doctor import matmul_ceiling_gflops
+from experiments.doctor import peak_matmul_gflops
 from pretrain.files import write_json
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
@@ -74,11 +74,11 @@ def measure(
     pictures, sounds = [item[0] for item in inputs], [item[1] for item in inputs]
     if unscored := [score.reason for score in reward.score(clips) if score.reason]:
         raise ValueError(f"clips of {seconds} s cannot be scored: {unscored[0]}")
-    before = matmul_ceiling_gflops(dtype)
+    before = peak_matmul_gflops(dtype)
     networks = timed(lambda: (embedder.lips(pictures), embedder.sound(sounds)), repeats)
     batched = timed(lambda: reward.score(clips), repeats)
     single = timed(lambda: [reward.score([clip]) for clip in clips], repeats)
-    ceiling = max(before, matmul_ceiling_gflops(dtype))
+    ceiling = max(before, peak_matmul_gflops(dtype))
     gflop = len(sounds[0]) * sum(window_flops(args).values()) / 1e9
     rate = gflop * num_clips / networks["median"]
     return {

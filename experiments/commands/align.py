@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 Pairs = Annotated[
     Path | None,
-    tyro.conf.arg(
-        help="pairs.jsonl of `nava gsb export`, for gsb_dpo; OUT/votes/pairs.jsonl where not given"
-    ),
+    tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; default OUT/votes/pairs.jsonl"),
 ]
 Clips = Annotated[
     Path | None,
-    tyro.conf.arg(help="the store of rollouts that those pairs speak of; OUT/rollouts where not given"),
+    tyro.conf.arg(help="rollout store of the clips in those pairs; default OUT/rollouts"),
 ]
 
 
@@ -41,23 +39,20 @@ def align(
         tuple[str, ...] | None,
         tyro.conf.arg(
             metavar="[ADDRESS]",
-            help="on Ray: an embedded one, or the cluster at HOST:PORT, whose nodes see all these paths",
+            help="run on Ray: embedded, or the cluster at HOST:PORT, whose nodes must see all paths",
         ),
     ] = None,
-    resume: Annotated[
-        bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")
-    ] = True,
+    resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
 
     Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json
     and samples/round-N.
-    --nproc 0 is one rank per GPU, or two ranks where there is none. An interrupted run goes on from its last
-      round.
+    --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run resumes from its last round.
 
-    --ray gives rollouts and rewards workers of their own (section `ray` of the recipe: workers, pools,
-      staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced. It
-      also writes rounds.jsonl (which samples each round learned from).
+    --ray runs rollouts and rewards in separate workers (section `ray` of the recipe: workers, pools,
+      staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced.
+      rounds.jsonl lists the samples that each round trained on.
     """
     from experiments.job import StageJob
     from experiments.pipeline.align import align_run, align_tracked, pairs_and_clips
@@ -108,7 +103,7 @@ def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
 
 
 def address_of(ray: tuple[str, ...] | None) -> str:
-    """Of the Ray that --ray asks for; "" where it does not. Raises ValueError on what is no address."""
+    """The Ray address of --ray, "" without. Raises ValueError where it is no address."""
     if ray is None:
         return ""
     if len(ray) > 1:
@@ -123,7 +118,7 @@ def address_of(ray: tuple[str, ...] | None) -> str:
 
 
 def check_before(run: object, ranks: int) -> None:
-    """What would stop the ranks, before anything is replaced. Raises ValueError or FileNotFoundError."""
+    """Check what the ranks need, before anything is replaced. Raises ValueError or FileNotFoundError."""
     from experiments.scoring.latents import AlignScorer
     from finetune.align_run import AlignRun
     from finetune.prompts import read_prompt_set

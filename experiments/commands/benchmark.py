@@ -120,5 +120,5 @@ def _run(
 
 
 def _digest(clips: dict[str, str]) -> str:
-    """One sha256 over all clips that were scored, so that the run says what it measured."""
+    """One sha256 over all scored clips, which identifies them in the run."""
     return hashlib.sha256(json.dumps(clips, sort_keys=True).encode()).hexdigest()

@@ -28,7 +28,7 @@ def import_published(
     --text: folder of umT5-xxl, or with text_encoder and tokenizer. --speaker: a ReDimNet file. --device auto
       is the GPU where there is one.
     --encode-tile and --decode-tile: side of the tiles in pixels that bound memory, 0 for whole frames.
-    Nothing is downloaded; where to get a missing part is said. (`nava codec RECIPE` fits the small linear
+    Nothing is downloaded; the error of a missing part names its source. (`nava codec RECIPE` fits the linear
     codec.)
     """
     from pretrain.codecs.published.folder import CodecOptions, import_codec

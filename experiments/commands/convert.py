@@ -143,7 +143,7 @@ def _show(result: dict[str, Any], keys: list[dict[str, Any]]) -> None:
             table.add_row(Text(row["key"]), "x".join(map(str, row["shape"])), row["state"], Text(source))
         console.print(table)
     for name, value in result.items():
-        said = f"{value:,}" if isinstance(value, int) else value
+        text = f"{value:,}" if isinstance(value, int) else value
         if isinstance(value, dict):
-            said = ", ".join(f"{name} {digest}" for name, digest in value.items())
-        console.print(f"{name}: {said}", markup=False, highlight=False)
+            text = ", ".join(f"{name} {digest}" for name, digest in value.items())
+        console.print(f"{name}: {text}", markup=False, highlight=False)

@@ -10,10 +10,9 @@ from experiments.pipeline.demo import print_timings, run_pipeline, up_to_date
 
 
 def demo() -> None:
-    """Train the small NAVA of params.yaml, generate clips that speak, and show what they are worth.
+    """Train the small NAVA of params.yaml, align it, generate clips with speech, and report their scores.
 
-    Runs what `dvc repro` finds to do; a second call does nothing and says so. Start it in the repository
-    root.
+    Runs the stages that `dvc repro` finds out of date. Start it in the repository root.
     """
     root, layout = Path(), Layout()
     if not (root / "dvc.yaml").is_file():

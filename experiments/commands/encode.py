@@ -42,18 +42,18 @@ def encode(
         tyro.conf.arg(metavar="PLACE", help="folder or URL that gets a folder per set; default OUT/latents"),
     ] = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
-    restart: Annotated[bool, tyro.conf.arg(help="forget what is encoded of these sets")] = False,
+    restart: Annotated[bool, tyro.conf.arg(help="encode these sets from the start")] = False,
     verify: Annotated[
-        bool, tyro.conf.arg(help="read what is encoded again first, encode anew what is damaged")
+        bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
     ] = False,
 ) -> None:
     """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many
     ranks.
 
-    A set is encoded in units (recipe field encode.rows_per_shard), which ranks share out. Killed work goes on
-    with the units that are missing when the same command runs again, on any number of ranks; a finished set
-    is kept. On several nodes start this same command once per rank with RANK and WORLD_SIZE set (`srun`,
-    `torchrun -m experiments.cli encode ...`); ranks meet only in PLACE.
+    A set is encoded in units (recipe field encode.rows_per_shard), which are distributed over the ranks. The
+    same command resumes killed work with the missing units, on any number of ranks; a finished set is kept.
+    On several nodes start it once per rank with RANK and WORLD_SIZE set (`srun`, `torchrun -m experiments.cli
+    encode ...`); ranks coordinate through PLACE alone.
     """
     loaded = recipe_for(recipe, settings)
     if not (mix or manifest):

@@ -23,8 +23,7 @@ def generate(
     """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path",
     "spk_wavs"}).
 
-    --to is the folder for the clips, --model an exported model, --limit the number of rows taken from the
-      file.
+    --to is the folder for the clips, --model an exported model, --limit the number of rows.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")

@@ -1,4 +1,4 @@
-"""Verbs that only look: at a machine, a prompt file, a lineage, the runs."""
+"""Verbs that inspect: a machine, a prompt file, a lineage, the runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOUND_SOMETHING = 1
 
 
 def doctor(as_json: JsonFlag = False) -> int:
-    """Say what this machine is and what is missing; exit code 1 when something needed is missing."""
+    """Print what this machine has and what is missing; exit code 1 if a required package is missing."""
     from experiments.doctor import examine, show
 
     report = examine()
@@ -56,8 +56,8 @@ def lineage(
     out: Path = Path("out"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Walk from a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code
-    and parents.
+    """Trace a clip, a checkpoint or model folder, any file of the pipeline, or a run back to data, code and
+    parent runs.
 
     A run is named by its key (folder in out/tracking) or its MLflow id.
     """
@@ -68,7 +68,7 @@ def lineage(
 
 
 def tracking_flush(out: Path = Path("out")) -> None:
-    """Send every run that waits in OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
+    """Send every pending run of OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
     from experiments.runs.sender import flush, sender_lock, store_uri
 
     spool = Layout(out=out).tracking

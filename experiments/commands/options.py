@@ -12,7 +12,7 @@ RecipeName = Annotated[
 ]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be given again"),
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be repeated"),
 ]
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON")]
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = 
 
 
 def curate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Choose the curated pairs with submodlib, into OUT/curated."""
+    """Curate the high-quality pairs with submodlib, into OUT/curated."""
     _run("curate", _job(recipe, settings, out))
 
 
@@ -33,27 +31,26 @@ def codec(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = P
 
 
 def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Train the sync network that rewards and the one that judges, and measure both, into OUT/syncnet."""
+    """Train the sync network of the reward and that of the judge, and evaluate both, into OUT/syncnet."""
     _run("syncnet", _job(recipe, settings, out))
 
 
 def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Make several clips of each training prompt of the alignment with the pretrained model, for votes, into
-    OUT/rollouts."""
+    """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts."""
     _run("rollout", _job(recipe, settings, out))
 
 
 def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Choose the prompts that alignment trains on: diverse ones whose clips in OUT/rollouts earn little yet,
-    into OUT/chosen."""
+    """Curate the prompts that alignment trains on: diverse ones with low reward of their clips in
+    OUT/rollouts, into OUT/chosen."""
     _run("curate_prompts", _job(recipe, settings, out))
 
 
 def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
-    """Have the SIMULATED panel vote on OUT/rollouts by what the judges measure: votes.jsonl and pairs.jsonl,
-    into OUT/votes.
+    """SIMULATED raters vote on OUT/rollouts by the scores of the judges: votes.jsonl and pairs.jsonl, into
+    OUT/votes.
 
-    People's votes come in the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
+    Votes of people have the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
     """
     _run("votes", _job(recipe, settings, out))
 
@@ -65,9 +62,9 @@ def evaluate(
     out: Path = Path("out"),
     reports: Path = Path("reports"),
     gates: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: JsonFlag = False,
 ) -> int:
-    """Score real, codec and generated clips (OUT/scores), sum the scores up, into REPORTS/demo.json, and
+    """Score real, codec and generated clips (OUT/scores), summarise into REPORTS/demo.json, and
     check the recipe's quality gates.
 
     --gates scores nothing: it checks the gates against the numbers in REPORTS and exits with 3 when one fails

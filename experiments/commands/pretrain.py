@@ -25,31 +25,31 @@ def pretrain(
     port: int = 0,
     init_from: Annotated[
         str,
-        tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from"),
+        tyro.conf.arg(
+            name="from", help="model folder (of `nava import`) that the first stage is initialised from"
+        ),
     ] = "",
     nnodes: Annotated[
-        int, tyro.conf.arg(help="machines; each runs this same command and sees the same --out")
+        int, tyro.conf.arg(help="number of machines; each runs this command and sees the same --out")
     ] = 1,
     rdzv: Annotated[
-        str, tyro.conf.arg(metavar="HOST:PORT", help="where they meet: the first machine's address")
+        str, tyro.conf.arg(metavar="HOST:PORT", help="rendezvous: address of the first machine")
     ] = "",
     node_rank: Annotated[
-        int, tyro.conf.arg(help="which of them this is; -1 = as Slurm or Kubeflow Trainer says")
+        int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
     ] = -1,
-    max_restarts: Annotated[
-        int, tyro.conf.arg(help="times the ranks are started again after one has died")
-    ] = 0,
+    max_restarts: Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")] = 0,
     settings: Settings = (),
     out: Path = Path("out"),
     resume: Annotated[
-        bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts the stage over")
+        bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts the stage over")
     ] = True,
 ) -> None:
     """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the
     first from --from if given.
 
-    --nproc 0 is one rank per GPU, or two ranks where there is none; --port 0 is any free port for torchrun on
-      a single machine. A run that was interrupted goes on from its last checkpoint. Several machines use
+    --nproc 0 is one rank per GPU, or two ranks without a GPU; --port 0 is any free port for torchrun on a
+      single machine. An interrupted run resumes from its last checkpoint. Several machines use consecutive
       ports from that of --rdzv on, one per stage.
     """
     from experiments.job import StageJob
@@ -86,8 +86,7 @@ def pretrain(
 
 
 def _check_before_training(stages: list[str], job: StageJob, resume: bool) -> None:
-    """What would stop a stage, before the first one replaces anything. Raises ValueError or
-    FileNotFoundError."""
+    """Check what the stages need, before anything is replaced. Raises ValueError or FileNotFoundError."""
     from experiments.pipeline.pretrain import check_same_data, codec_id_of, latents_of
     from pretrain.data.stream.sample_set import check_sets
     from pretrain.launch.stage_run import parent_id
@@ -135,8 +134,7 @@ def _train(stage: str, job: StageJob, resume: bool) -> None:
 
 
 def _join(stage: str, job: StageJob) -> bool:
-    """Bring this node's ranks to a stage; False where it was stopped before its end, which the leading node
-    reports."""
+    """Run this node's ranks of a stage; False where it was interrupted, which the leading node reports."""
     from pretrain.launch.launch import join_stage
 
     result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes)
@@ -146,16 +144,15 @@ def _join(stage: str, job: StageJob) -> bool:
 
 def must_train(
     name: str,
-    said: str,
+    label: str,
     trained: Path,
     job: StageJob,
     resume: bool,
     asked: str = "",
     config: Mapping[str, Any] | None = None,
 ) -> bool:
-    """True to train or go on, False to keep what is finished. Raises ValueError where something else would be
-    replaced: nobody loses a trained model by a command with other numbers. config: what the result depends
-    on, where that is not the stage's section alone."""
+    """True to train or resume, False to keep a finished training of the same inputs and config. Raises
+    ValueError where a training of other ones would be replaced. config: default the stage's section."""
     from experiments.runs.run import can_resume, marker_of, unchanged
     from experiments.stages import config_of
 
@@ -163,7 +160,7 @@ def must_train(
     if not resume:
         marker_of(name, layout).unlink(missing_ok=True)
     elif unchanged(name, config, layout, job.root):
-        print(f"{said}: finished, with these inputs and settings; kept (--no-resume trains it again)")
+        print(f"{label}: finished, with these inputs and settings; kept (--no-resume trains it again)")
         return False
     elif _holds_training(trained) and not can_resume(name, config, layout, job.root):
         raise ValueError(

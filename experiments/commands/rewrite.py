@@ -16,7 +16,7 @@ from experiments.commands.options import JsonFlag
 if TYPE_CHECKING:
     from finetune.rewriter.rewrite import Rewrite
 
-SHOWN = 5  # rows that fell back, told one by one
+SHOWN = 5  # rows that fell back, printed one by one
 
 Endpoint = Annotated[
     str,
@@ -30,7 +30,7 @@ Language = Annotated[
 ]
 Fallback = Annotated[
     Literal["template", "original"],
-    tyro.conf.arg(help="what stands for a prompt that the model did not get right"),
+    tyro.conf.arg(help="used for a prompt without a valid rewrite"),
 ]
 Token = Annotated[
     str,
@@ -39,7 +39,7 @@ Token = Annotated[
     ),
 ]
 Cache = Annotated[
-    Path, tyro.conf.arg(help="rewrites that passed, kept for the next run; delete it to ask for all again")
+    Path, tyro.conf.arg(help="valid rewrites, kept for the next run; delete it to request all again")
 ]
 
 
@@ -59,19 +59,20 @@ def rewrite(
     max_tokens: int = 4096,
     temperature: float = 0.3,
     min_structure: Annotated[
-        float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is asked for again")
+        float, tyro.conf.arg(help="share of the form's parts (0..1) below which an answer is requested again")
     ] = 0.5,
-    seed: Annotated[int, tyro.conf.arg(help="another one gets other answers for what fell back")] = 0,
+    seed: Annotated[
+        int, tyro.conf.arg(help="another seed gives other answers for prompts that fell back")
+    ] = 0,
     cache: Cache = Path("out/rewrites/cache.jsonl"),
     as_json: JsonFlag = False,
 ) -> None:
     """Rewrite the prompts of a JSONL into --to: same rows and order, other fields as they are, the source in
     meta.rewrite.
 
-    What stands between <S> and <E> is never changed: an answer that does is asked for again, at last the
-    template or the prompt as it is stands in its place (meta.rewrite.by and .reason say so). A run that was
-    interrupted goes on where it was; the same command after a finished one asks again only for what fell
-    back.
+    Text between <S> and <E> is never changed: an answer that changes it is requested again, and after --tries
+    the template or the original prompt is used (recorded in meta.rewrite.by and .reason). An interrupted run
+    resumes; after a finished one the same command requests only the prompts that fell back.
     """
     from finetune.rewriter.cache import RewriteCache
     from finetune.rewriter.endpoint import ChatEndpoint
@@ -112,10 +113,10 @@ def rewrite(
         finally:
             kept.close()
     write_rows(to, rows, rewrites, model)
-    _tell(rewrites, [row.data_id for row in rows], to, as_json)
+    _report(rewrites, [row.data_id for row in rows], to, as_json)
 
 
-def _tell(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: bool) -> None:
+def _report(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: bool) -> None:
     """Who wrote how many rows, and the first that fell back with their reasons."""
     counts = Counter(rewrite.by for rewrite in rewrites)
     failed = [(name, rewrite) for name, rewrite in zip(names, rewrites, strict=True) if rewrite.reason]

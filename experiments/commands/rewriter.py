@@ -31,7 +31,7 @@ Tuned = Annotated[
         name="set", metavar="KEY=VALUE", help="a field of the tuning, such as steps=200; may be given again"
     ),
 ]
-Resume = Annotated[bool, tyro.conf.arg(help="go on from an interrupted run; --no-resume starts over")]
+Resume = Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")]
 Clips = Annotated[
     Path | None,
     tyro.conf.arg(metavar="NAVA_MODEL", help="score clips that this NAVA model makes of the rewrites"),
@@ -77,9 +77,9 @@ def grpo(
     """Tune a prompt rewriter by rewards of its own rewrites (TRL's GRPO), a LoRA adapter, into OUT/rewriter.
 
     Rewards: spans (speech kept verbatim), structure and length (the form of `nava rewrite`), and with --clips
-    what rewards of the catalog say of clips made of the rewrites. Weights, learning rate and the like by
-    --set (rewards.spans=3, vllm=URL for a vLLM server that generates). Writes adapter/ (PEFT), model/
-    (merged) and metrics.jsonl; an interrupted run goes on where it was.
+    rewards of the catalog on clips generated from the rewrites. Weights, learning rate and the like by --set
+    (rewards.spans=3, vllm=URL for a vLLM server that generates). Writes adapter/ (PEFT), model/ (merged) and
+    metrics.jsonl; an interrupted run resumes.
     """
     from experiments.rewriter import overridden, tune_tracked
     from experiments.runs.provenance import md5_of

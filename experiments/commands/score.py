@@ -35,8 +35,8 @@ def score(
     """Score a folder of mp4 and wav, an index of `nava generate`, a training manifest, or a prompts JSONL
     with a video per row.
 
-    A row per clip is written to --out as it is scored; a run that was interrupted goes on, clips that did not
-    change are kept. --rubric is a YAML file (items: {reward: {weight, normalise, floor}}, guardrails,
+    A row per clip is written to --out as it is scored; an interrupted run resumes, unchanged clips are kept.
+    --rubric is a YAML file (items: {reward: {weight, normalise, floor}}, guardrails,
     options) that adds a total; its rewards are scored where --rewards names none. A reward that is better
     when lower takes a negative weight.
     """

@@ -49,8 +49,8 @@ def rewards(
     /healthz.
 
     Networks and words that the pipeline made are taken from --out. Without --root clips can only be uploaded.
-    The service speaks plain HTTP: put a proxy with TLS before it where the network is not yours.
-    `rewards.remote:NAME` uses it as a reward.
+    The service has no TLS: put a proxy with TLS in front of it on an untrusted network. `rewards.remote:NAME`
+    uses it as a reward.
     """
     from experiments.serving import config_from, serve_until_stopped
     from orchestration.ray_token import send_token

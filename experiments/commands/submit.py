@@ -20,7 +20,7 @@ Environment = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(
         metavar="NAME=VALUE",
-        help="environment of the job, which everybody on the cluster can read; may be given again",
+        help="environment of the job, readable by all users of the cluster; may be repeated",
     ),
 ]
 
@@ -29,23 +29,23 @@ def submit(
     recipe: RecipeName = "mini",
     /,
     stage: Annotated[
-        str, tyro.conf.arg(help="of dvc.yaml; what it needs and is out of date runs before it")
+        str, tyro.conf.arg(help="stage of dvc.yaml; stages before it run if they are out of date")
     ] = "report",
     address: Address = "",
     workdir: Annotated[
-        str, tyro.conf.arg(help="this repository on the cluster's machines; empty = as here")
+        str, tyro.conf.arg(help="path of this repository on the cluster; empty = as here")
     ] = "",
-    python: Annotated[str, tyro.conf.arg(help="the interpreter there; empty = as here")] = "",
+    python: Annotated[str, tyro.conf.arg(help="Python interpreter on the cluster; empty = as here")] = "",
     env: Environment = (),
-    grace_s: Annotated[int, tyro.conf.arg(help="seconds that a checkpoint may take after SIGTERM")] = 120,
-    max_requeues: Annotated[int, tyro.conf.arg(help="times an interrupted job is submitted again")] = 3,
+    grace_s: Annotated[int, tyro.conf.arg(help="seconds for a checkpoint after SIGTERM")] = 120,
+    max_requeues: Annotated[int, tyro.conf.arg(help="resubmissions of an interrupted job")] = 3,
 ) -> None:
     """Run `dvc repro STAGE` as a Ray job, named by the id that its run has in MLflow. The recipe and its
     numbers are params.yaml's.
 
-    `ray start --head` makes a cluster of this machine. All machines must see this repository and its out/ (a
-    shared disk). SIGTERM to any part of the job leaves a checkpoint, and the job is submitted again as ID-2,
-    ID-3 ...; `ray job stop` ends it for good.
+    `ray start --head` makes this machine a cluster. All machines must see this repository and its out/ (a
+    shared disk). After SIGTERM to any process of the job it writes a checkpoint and is submitted again as
+    ID-2, ID-3 ...; `ray job stop` ends it for good.
     """
     from experiments.jobs.submit import Submission, check, submit_stage
     from experiments.recipes.load import load_recipe, read_params

@@ -1,8 +1,8 @@
-"""What a submitted job runs: `python -m experiments.jobs.attend STAGE` reproduces a stage of dvc.yaml, and
-has itself submitted again where it was interrupted.
+"""`python -m experiments.jobs.attend STAGE`, which a submitted job runs: reproduces a stage of dvc.yaml and
+submits itself again where it was interrupted.
 
 SIGTERM may reach this process, DVC, the stage, torchrun or a rank, one of them or all: the ranks write their
-checkpoint, the stage ends as interrupted, and this process, which waits for both, sees it.
+checkpoint, the stage ends as interrupted, and this process waits for both.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ if TYPE_CHECKING:
     from orchestration.launch import Jobs
 
 POLL_S = 0.2
-ALONE_S = 3.0  # in which a command that was to stop ends by itself, once what it started has
+IDLE_S = 3.0  # a stopping command may take to end by itself once its children have
 MLFLOW_PATIENCE_S = 20.0
 
 
 def reproduce(stage: str, root: Path) -> tuple[int, bool]:
-    """`dvc repro STAGE` to its end and that of the stage it ran: (exit code, True where somebody was told to
-    stop)."""
+    """`dvc repro STAGE` until it and the stage it ran have ended: (exit code, True where one got SIGTERM)."""
     since_ms = int(time.time() * 1000)
-    attended = _Attended([*dvc_command(), "repro", stage], root)
+    command = _Command([*dvc_command(), "repro", stage], root)
     before = {
-        number: signal.signal(number, lambda *_: attended.stop())
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, lambda *_: command.stop()) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        code = attended.wait()
+        code = command.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code, bool(code) and (attended.asked or stopped_since(since_ms, Layout(out=root / "out").tracking))
+    return code, bool(code) and (
+        command.stopping or stopped_since(since_ms, Layout(out=root / "out").tracking)
+    )
 
 
-class _Attended:
-    """A command that starts others one after another; SIGTERM kills the command itself at once and leaves
-    what it started alone."""
+class _Command:
+    """A command that starts others one after another; SIGTERM would end the command alone, not its
+    children."""
 
     def __init__(self, command: list[str], root: Path) -> None:
         self.process = subprocess.Popen(command, cwd=root, env=environment(), stdin=subprocess.DEVNULL)
         self.started: set[psutil.Process] = set()
-        self.told: set[psutil.Process] = set()
-        self.asked = False
-        self.alone = 0  # looks in a row at which nothing that it started was going
+        self.signalled: set[psutil.Process] = set()
+        self.stopping = False
+        self.idle_polls = 0  # in a row, without a running child
 
     def stop(self) -> None:
-        self.asked = True
+        self.stopping = True
 
     def wait(self) -> int:
         """The command's exit code, negative where a signal ended it; what it had started has ended too."""
@@ -71,12 +71,12 @@ class _Attended:
             code = self.process.poll()
             if code is None:
                 self.started |= self._children()
-            self.asked |= code == -signal.SIGTERM
-            going = [process for process in self.started if _runs(process)]
+            self.stopping |= code == -signal.SIGTERM
+            going = [process for process in self.started if _is_running(process)]
             if code is not None and (code >= 0 or not going):
                 return code
-            if self.asked:
-                self._tell(going)
+            if self.stopping:
+                self._terminate(going)
             time.sleep(POLL_S)
 
     def _children(self) -> set[psutil.Process]:
@@ -85,18 +85,18 @@ class _Attended:
         except psutil.NoSuchProcess:
             return set()
 
-    def _tell(self, going: list[psutil.Process]) -> None:
+    def _terminate(self, going: list[psutil.Process]) -> None:
         for process in going:
-            if process not in self.told:
-                self.told.add(process)
+            if process not in self.signalled:
+                self.signalled.add(process)
                 with contextlib.suppress(psutil.NoSuchProcess):  # it ended just before
                     process.send_signal(signal.SIGTERM)
-        self.alone = 0 if going else self.alone + 1
-        if self.alone * POLL_S > ALONE_S and self.process.poll() is None:
+        self.idle_polls = 0 if going else self.idle_polls + 1
+        if self.idle_polls * POLL_S > IDLE_S and self.process.poll() is None:
             self.process.terminate()
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -134,7 +134,7 @@ def attend(stage: str, root: Path = Path()) -> None:
             "here"
         )
     jobs = connect().jobs
-    if _unwanted(jobs, job, spool):
+    if _stopped_by_request(jobs, job, spool):
         end_unstarted(spool, "KILLED")
         print("the attempt before this one was stopped by request: nothing to do", flush=True)
         jobs.stop_job(job)
@@ -152,7 +152,7 @@ def attend(stage: str, root: Path = Path()) -> None:
     _submit_again(jobs, job, spool)
 
 
-def _unwanted(jobs: Jobs, job: str, spool: Path) -> bool:
+def _stopped_by_request(jobs: Jobs, job: str, spool: Path) -> bool:
     """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an
     interruption as any other."""
     from orchestration.launch import cancelled

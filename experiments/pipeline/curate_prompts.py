@@ -73,16 +73,9 @@ def curate_prompts(
     below the best prompt's. `out`/scores.jsonl has the rewards of every clip under the names that votes on
     the store know (for `nava gsb fit`). Raises FileNotFoundError or ValueError in one line.
     """
-    started = time.perf_counter()
-    clips, weights = open_store(store), align.rubric.weights()
-    found = score_store(
-        clips, list(weights), codec, corpus, syncnet, config.batch, config.num_processes, align.reward_options
-    )
-    cases = [clips.case(clip) for clip in found]
+    started, clips = time.perf_counter(), open_store(store)
+    gains, found = store_gains(align, clips, codec, corpus, syncnet, config.batch, config.num_processes)
     prompts = {row["case_id"]: row["prompt"] for row in clips.places.values()}
-    gains = prompt_gains(
-        {name: np.array([values[name] for values in found.values()]) for name in weights}, cases, weights
-    )
     choice = choose(
         text_features([prompts[case] for case in gains]), np.array(list(gains.values())), config.curation
     )
@@ -96,6 +89,22 @@ def curate_prompts(
     dump(out / SCORES, _score_rows(clips, found))
     write_json(out / CHOSEN, chosen)
     return chosen
+
+
+def store_gains(
+    align: AlignConfig,
+    store: RolloutStore,
+    codec: Path,
+    corpus: Path,
+    syncnet: Path,
+    batch: int,
+    processes: int,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """(prompt -> gain by the rubric of `align`, clip -> its rewards) of a store."""
+    weights = align.rubric.weights()
+    found = score_store(store, list(weights), codec, corpus, syncnet, batch, processes, align.reward_options)
+    values = {name: np.array([scores[name] for scores in found.values()]) for name in weights}
+    return prompt_gains(values, [store.case(clip) for clip in found], weights), found
 
 
 def prompt_gains(

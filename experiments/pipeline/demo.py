@@ -1,5 +1,4 @@
-"""The first command a stranger types: say what to expect, run the pipeline, watch time and memory, show the
-result."""
+"""`nava demo`: the estimated time, the pipeline under DVC, and where its time and memory went."""
 
 from __future__ import annotations
 
@@ -56,16 +55,15 @@ def _last_line(text: str) -> str:
     return lines[-1].removeprefix("ERROR: ") if lines else "failed without a word; run it by hand"
 
 
-def say_what_to_expect() -> dict[str, float]:
-    """Measure the matmul ceiling, print it and what it means for the minutes to come; returns GFLOP/s by
-    precision."""
+def print_estimate() -> dict[str, float]:
+    """Measure the peak matmul throughput and print the estimated minutes; returns GFLOP/s by precision."""
     import torch
 
-    from experiments.doctor import matmul_ceiling_gflops, processor_name
+    from experiments.doctor import peak_matmul_gflops, processor_name
 
-    speed = {name: matmul_ceiling_gflops(getattr(torch, name)) for name in ("bfloat16", "float32")}
+    speed = {name: peak_matmul_gflops(getattr(torch, name)) for name in ("bfloat16", "float32")}
     rates = f"{speed['bfloat16']:.0f} GFLOP/s in bf16, {speed['float32']:.0f} in fp32"
-    print(f"{processor_name()}, {torch.get_num_threads()} threads: matmul ceiling {rates}")
+    print(f"{processor_name()}, {torch.get_num_threads()} threads: peak matmul throughput {rates}")
     if speed["bfloat16"] >= ENOUGH_GFLOPS:
         print(f"expect at most {EXPECTED_MINUTES} minutes and 6 GiB of memory")
     else:
@@ -85,7 +83,7 @@ def run_pipeline(root: Path, layout: Layout) -> None:
     Ctrl-C reaches the stages too (one process group): they leave a checkpoint that the next call goes on
     from.
     """
-    speed = say_what_to_expect()
+    speed = print_estimate()
     ensure_sender(layout.tracking, root)
     started, clock = time.time(), time.monotonic()
     with PeakMemory() as memory:

@@ -66,7 +66,7 @@ class SyncFitConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class _Fit:
     """One network: what it learns from, what it is tested on, where it goes."""
 
     role: str
@@ -101,7 +101,7 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
     log.info("syncnet: clips read in %.1f s", time.perf_counter() - start)
     report: dict[str, Any] = dict(zip(SETS, _run(jobs, config.processes), strict=True))
     for role, found in report.items():
-        _tell(role, found)
+        _log_result(role, found)
     report["seconds"] = round(time.perf_counter() - start, 1)
     write_json(out / "report.json", report, indent=1, allow_nan=False)
     return report
@@ -141,7 +141,7 @@ def separation(
     return answer
 
 
-def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_Job]:
+def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_Fit]:
     talking = {name: _talking(corpus / f"{name}.jsonl") for name in (*SETS.values(), TEST_SET)}
     codecs = load_codecs(codec)
     count = round(config.codec_share * len(talking[SETS["reward"]]))
@@ -165,7 +165,7 @@ def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_
             "codec_id": codecs.codec_id,
         }
         provenance |= {"manifest_sha256": digest, "seed": config.seed + number, "train": asdict(config.train)}
-        jobs.append(_Job(role, config.seed + number, config.train, clips, tests, provenance, out))
+        jobs.append(_Fit(role, config.seed + number, config.train, clips, tests, provenance, out))
     return jobs
 
 
@@ -176,7 +176,7 @@ def _talking(manifest: Path) -> list[Sample]:
     return samples
 
 
-def _run(jobs: list[_Job], processes: int) -> list[dict[str, Any]]:
+def _run(jobs: list[_Fit], processes: int) -> list[dict[str, Any]]:
     if processes == 1:
         return [_fit(job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(
@@ -185,7 +185,7 @@ def _run(jobs: list[_Job], processes: int) -> list[dict[str, Any]]:
         return pool.map(_fit, jobs, chunksize=1)
 
 
-def _fit(job: _Job) -> dict[str, Any]:
+def _fit(job: _Fit) -> dict[str, Any]:
     """Trains, writes and measures one network, on one thread, so that weights do not depend on how many there
     are."""
     start, threads = time.perf_counter(), torch.get_num_threads()
@@ -215,7 +215,7 @@ def _fit(job: _Job) -> dict[str, Any]:
     return {"trained_on": job.provenance, "losses": means, "seconds": seconds, **found}
 
 
-def _progress(job: _Job, step: int, loss: float, losses: list[float], start: float) -> None:
+def _progress(job: _Fit, step: int, loss: float, losses: list[float], start: float) -> None:
     losses.append(loss)
     steps = job.train.steps
     if step * 10 // steps > (step - 1) * 10 // steps:
@@ -228,7 +228,7 @@ def _progress(job: _Job, step: int, loss: float, losses: list[float], start: flo
         )
 
 
-def _tell(role: str, found: dict[str, Any]) -> None:
+def _log_result(role: str, found: dict[str, Any]) -> None:
     for source in ("real", "codec"):
         for length in CUTS:
             numbers = found[source][length]

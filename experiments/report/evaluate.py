@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import before_after
-from experiments.report.gates import Gate, as_gate
+from experiments.report.gates import Gate
 from experiments.report.metric_keys import Known, Metrics, metric_key, reported_metrics
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import Row, read_scores, terms
@@ -26,18 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How scores are summed up, and the limits that they must keep. Raises ValueError for a gate that cannot
-    be checked."""
+    """How scores are summed up, and the limits that they must keep."""
 
     seed: int = 0  # of the bootstrap
     panel: SimulatedRatersConfig = field(
         default_factory=SimulatedRatersConfig
     )  # simulated raters of before and after alignment
     gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
-
-    def __post_init__(self) -> None:
-        gates = tuple(as_gate(gate, f"gates[{index}]") for index, gate in enumerate(self.gates))
-        object.__setattr__(self, "gates", gates)
 
 
 def evaluate(

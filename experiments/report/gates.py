@@ -15,7 +15,6 @@ from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
 from rewards.catalog import is_plugin, metric
-from rewards.options import fill
 
 ALIGNMENT = "alignment"
 SETS = (*PROMPT_SETS, ALIGN_SET, ALIGNMENT)
@@ -104,17 +103,6 @@ class GateResult:
     def as_json(self) -> dict[str, Any]:
         """The gate's fields and the result's in one mapping."""
         return {**asdict(self.gate), **{key: value for key, value in vars(self).items() if key != "gate"}}
-
-
-def as_gate(values: Gate | Mapping[str, Any], where: str) -> Gate:
-    """A gate from YAML's mapping; raises ValueError, beginning with `where`."""
-    if isinstance(values, Gate):
-        return values
-    try:
-        return fill(Gate, values, where)
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(where) else f"{where}.{text}") from None
 
 
 def check_gates(gates: Sequence[Gate], reports: Reports) -> list[GateResult]:

@@ -1,7 +1,6 @@
-"""From a clip, a checkpoint, a file of the pipeline or a run back to data, code and parents.
+"""From a clip, a checkpoint, a file of the pipeline or a run back to data, code and parent runs.
 
-The spool in out/tracking knows every run made here; a run made elsewhere is asked of MLflow, whose tags say
-the same.
+The spool in out/tracking has every run made here; a run made elsewhere is read from the tags in MLflow.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from experiments.runs.run import read_record
 from experiments.runs.spool import SpooledRun, spooled_runs
 
 CHECKPOINT_TAG = "nava.checkpoint_id"
-START_TAG = "parent_model_id"  # what a trainer says of the model it started from
+START_TAG = "parent_model_id"  # tag of a trainer: the model it started from
 SHA256 = "sha256:"  # before the digest of an input that came from outside
 
 

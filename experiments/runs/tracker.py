@@ -48,8 +48,8 @@ class RunStart:
 
 
 class SpoolTracker:
-    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is said once
-    and never raises."""
+    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is logged
+    once and never raises."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -78,7 +78,7 @@ class SpoolTracker:
         self._append("model", path=str(path.resolve()), name=name, tags=dict(tags))
 
     def announce(self, run: RunStart) -> None:
-        """Say that the run is to come: MLflow gives it an id and shows it as SCHEDULED until it starts."""
+        """Announce the run: MLflow gives it an id and shows it as SCHEDULED until it starts."""
         self._append("announce", **vars(run))
 
     def start(self, run: RunStart) -> None:
@@ -111,7 +111,7 @@ class SpoolTracker:
 
 @contextlib.contextmanager
 def failure_marked(tracker: SpoolTracker) -> Iterator[None]:
-    """End the run as KILLED or FAILED where the body raises; that it FINISHED is the caller's to say."""
+    """End the run as KILLED or FAILED where the body raises; FINISHED is logged by the caller."""
     try:
         yield
     except KeyboardInterrupt:
@@ -142,9 +142,14 @@ def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
     spool.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.runs.sender", str(spool), "--root", str(root)]
     try:
-        with (spool / "sender.log").open("ab") as said:
+        with (spool / "sender.log").open("ab") as output:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True, cwd=root
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=root,
             )
     except OSError as error:
         log.warning(

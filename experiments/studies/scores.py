@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.layout import Layout
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
 from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
-from pretrain.files import replacing, write_json
+from pretrain.files import write_json
+from rewards.base import Reward
 from rewards.catalog import is_plugin, metric, metrics_of, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.metric import Metric
@@ -39,28 +38,36 @@ class Scoring:
     layout: Layout
     num_processes: int
     judge: Path | None = None
-    bank: Path | None = None
+    bank: VoiceBank | None = None
     limits: Mapping[str, float] | None = None
 
 
-def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
-    """Metrics of the rewards that a recipe scores beside the default ones, a plug-in's under
-    package.module:Class; every study reports them too."""
+def added_rewards(config: ScoreConfig) -> list[str]:
+    """Those that a recipe scores beside the default ones; every study measures them too."""
     usual = ScoreConfig()
-    asked = (*config.rewards, *config.align_judges)
-    added = [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+    asked = dict.fromkeys((*config.rewards, *config.align_judges))
+    return [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+
+
+def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
+    """Of the added rewards, a plug-in's under package.module:Class."""
+    added = added_rewards(config)
     listed = metrics_of(name for name in added if not is_plugin(name))
     return {**listed, **{name: metric(name) for name in added if is_plugin(name)}}
 
 
-def write_voice_bank(corpus: Path, out: Path) -> None:
-    """Embeddings of the real one-speaker clips and reference recordings, so that every run is measured with
-    the same voices."""
+def by_scorer(names: Sequence[str], opened: Sequence[Reward]) -> dict[str, Reward]:
+    """Opened rewards under the names that rows of scores have them by."""
+    pairs = zip(names, opened, strict=True)
+    return {reward.name if is_plugin(name) else name: reward for name, reward in pairs}
+
+
+def voices_of(corpus: Path) -> VoiceBank:
+    """Of the real one-speaker clips and the reference recordings, so that every run is measured with the same
+    voices."""
     groups = real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
     samples = [sample for group in groups for sample in group]
-    bank = voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
-    with replacing(out) as temporary, temporary.open("wb") as file:
-        np.savez(file, voices=bank.voices, names=bank.names, embeddings=bank.embeddings)
+    return voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
 
 
 def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
@@ -75,12 +82,9 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
         names, layout.corpus, layout.syncnet, num_processes=scoring.num_processes, given=given
     )
     with open_rewards(names, options) as opened:
-        rewards = {
-            reward.name if is_plugin(name) else name: reward
-            for name, reward in zip(names, opened, strict=True)
-        }
+        rewards = by_scorer(names, opened)
         if VOICES in scorers and scoring.bank:
-            rewards[VOICES] = NearestVoice(timbre_encoder(opened), _read_bank(scoring.bank))
+            rewards[VOICES] = NearestVoice(timbre_encoder(opened), scoring.bank)
         scores = {name: scores_of(name, reward, samples) for name, reward in rewards.items()}
     content = {"data_ids": [clip.name for clip in samples], **tabulated(scoring.metrics, scores)}
     if scoring.limits is not None:
@@ -105,8 +109,3 @@ def _pair(found: Metric, score: Score) -> list[float] | None:
     if found.numerator:
         return [score.parts[found.numerator], score.parts[found.denominator]]
     return [score.parts[found.part] if found.part else score.value, 1.0]
-
-
-def _read_bank(path: Path) -> VoiceBank:
-    with np.load(path) as known:
-        return VoiceBank(tuple(known["voices"].tolist()), tuple(known["names"].tolist()), known["embeddings"])

@@ -22,8 +22,10 @@ from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import Row, number, read_scores
 from experiments.scoring.samples import generated_samples
+from experiments.scoring.scored import scores_of
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
 from experiments.studies.harness import Run, Study, mark_of, model_of, run_each
+from experiments.studies.scores import added_rewards, by_scorer
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
 from pretrain.files import read_json, write_json
@@ -35,7 +37,6 @@ from rewards.catalog import open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
-NAMES = (*REWARDS, *ALIGN_JUDGES)
 KEY: tuple[str, str] = (ALIGN_SET, "aligned")
 
 
@@ -114,7 +115,7 @@ def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
 
 
 def _run_of(job: StageJob, label: str, align: AlignRun, folder: Path) -> Run:
-    mark = mark_of(align.identity(), str(job.recipe.generate), NAMES)
+    mark = mark_of(align.identity(), str(job.recipe.generate), _names(job))
     rounds = align.config.num_rounds
     return Run(label, folder / label, mark, {"align": (rounds, rounds)})
 
@@ -130,14 +131,22 @@ def _run(study: Study, job: StageJob, run: Run, seed: int, align: AlignRun) -> N
         write_json(run.result, {"seconds": round(seconds, 1), "rows": _rows(job, model, run.folder)})
 
 
+def _names(job: StageJob) -> list[str]:
+    return [*REWARDS, *ALIGN_JUDGES, *added_rewards(job.recipe.score)]
+
+
 def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
     """Rows of the held-out clips of this model."""
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
     generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
     samples = generated_samples(clips, "speech", source="aligned")
-    options = reward_options(NAMES, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)
-    with open_rewards(NAMES, options) as rewards:
-        scores = {reward.name: {KEY: reward.score([sample.clip for sample in samples])} for reward in rewards}
+    names = _names(job)
+    options = reward_options(names, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)
+    with open_rewards(names, options) as opened:
+        scores = {
+            name: {KEY: scores_of(name, reward, [sample.clip for sample in samples])}
+            for name, reward in by_scorer(names, opened).items()
+        }
     limits = fill(GuardrailLimits, job.recipe.align.guardrails, "align.guardrails")
     return rows_of(limits, {KEY: samples}, scores, {KEY})
 

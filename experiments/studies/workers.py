@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.runs.run import Interrupted
@@ -39,23 +39,23 @@ def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) ->
     progress = Progress(name, runs)
     running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
     progress.report([], force=True)
-    with _terminate_is_interrupt():
-        try:
-            while waiting or running:
-                for slot in range(len(cores)):
-                    if slot not in running and waiting:
-                        running[slot] = (run := waiting.pop(0), _start(run, cores[slot]))
-                time.sleep(POLL_S)
-                progress.report([run for run, _ in running.values()])
-                for slot, (run, process) in list(running.items()):
-                    if process.poll() is not None:
-                        del running[slot]
-                        _check(run, process.returncode)
-        except BaseException as error:
-            _end([process for _, process in running.values()])
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("study: stopped; the same command goes on from there") from None
-            raise
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends as Ctrl-C does
+    try:
+        while waiting or running:
+            for slot in range(len(cores)):
+                if slot not in running and waiting:
+                    running[slot] = (run := waiting.pop(0), _start(run, cores[slot]))
+            time.sleep(POLL_S)
+            progress.report([run for run, _ in running.values()])
+            for slot, (run, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    _check(run, process.returncode)
+    except KeyboardInterrupt:
+        raise Interrupted("study: stopped; the same command goes on from there") from None
+    finally:
+        _end([process for _, process in running.values()])
+        signal.signal(signal.SIGTERM, before)
     progress.report([], force=True)
 
 
@@ -105,18 +105,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(GRACE_S)
         if process.poll() is None:
             process.kill()
-
-
-@contextlib.contextmanager
-def _terminate_is_interrupt() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _work(folder: Path, cores: str = "") -> None:

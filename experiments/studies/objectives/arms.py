@@ -20,7 +20,7 @@ from finetune.recipe import AlignConfig
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that is judged: the pretrained one (`config` None), or an alignment of it with one seed."""
+    """One model that is scored: the pretrained one (`config` None), or an alignment of it with one seed."""
 
     name: str
     seed: int
@@ -71,8 +71,8 @@ def align_config(
     """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no held-out
     prompts and no early stop.
 
-    Stopping would end the budgets apart, and the prompts that the recipe holds out are taken out beforehand,
-    for all arms alike.
+    Stopping would end the budgets apart, and the recipe's held-out prompts are taken out beforehand, for all
+    arms alike.
     """
     algorithm = ALGORITHM[name]
     phase: Any = align.phases[algorithm]

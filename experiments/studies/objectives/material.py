@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,14 @@ import numpy as np
 
 from experiments.layout import Layout
 from experiments.pipeline.align import BASE, PROMPTS
-from experiments.pipeline.curate_prompts import prompt_gains
+from experiments.pipeline.curate_prompts import store_gains
 from experiments.pipeline.votes import PAIRS, VotesConfig, vote_on_rollouts
-from experiments.scoring.latents import score_store
 from experiments.scoring.sets import ScoreConfig
 from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
-from experiments.studies.scores import Scoring, score_clips
-from finetune.align_run import AlignRun
 from finetune.curation import choose, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
-from finetune.launch import align_model
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
 from finetune.pair_batches import AXES
 from finetune.prompts import read_prompt_set, shuffled
@@ -35,13 +31,11 @@ from finetune.recipe import AlignConfig
 from finetune.rollout_store import open_store
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import GenerateConfig
 from pretrain.jsonl import FieldError, dump, scan
-from pretrain.launch.launch import StageResult
 from pretrain.prompt import PromptRow, read_prompts
 
 MADE, GAINS, DECIDED = "made.json", "gains.json", "pairs_no_ties.jsonl"
-Rewards = tuple[Sequence[str], Mapping[str, np.ndarray]]  # prompt of each clip; reward -> value of each clip
 
 
 @dataclass(frozen=True)
@@ -56,29 +50,6 @@ class Sections:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
-def rewards_of_store(align: AlignConfig, layout: Layout, store: Path, processes: int) -> Rewards:
-    """The rubric's rewards of every clip of a store, NaN where there is none."""
-    names, opened = list(align.rubric.weights()), open_store(store)
-    where = (layout.codec, layout.corpus, layout.syncnet)
-    found = score_store(
-        opened, names, *where, align.phases["nft"].rollout_batch, processes, align.reward_options
-    )
-    values = {name: np.array([scores[name] for scores in found.values()]) for name in names}
-    return [opened.case(clip) for clip in found], values
-
-
-@dataclass(frozen=True)
-class Runners:
-    """The heavy work; tests put something light in its place."""
-
-    roll_out: Callable[[RolloutsConfig, AlignConfig, Path, Path, Path, Path], dict[str, Any]] = make_rollouts
-    vote: Callable[[VotesConfig, Path, Path, Path, Path, Path], dict[str, Any]] = vote_on_rollouts
-    reward: Callable[[AlignConfig, Layout, Path, int], Rewards] = rewards_of_store
-    align: Callable[[AlignRun, int], StageResult] = align_model
-    generate: Callable[[GenerateConfig, Path, Path, Path, Path, int | None], dict[str, Any]] = generate
-    score: Callable[[Path, Scoring, Path], None] = score_clips
-
-
 @dataclass(frozen=True)
 class Material:
     """Below `folder`: prompts/, pilot-MARK/ and votes-MARK/. `inputs`: digests of what all of it is made
@@ -88,7 +59,6 @@ class Material:
     layout: Layout
     inputs: Mapping[str, str]
     folder: Path
-    runners: Runners = field(default_factory=Runners)
 
     @property
     def source(self) -> Path:
@@ -146,11 +116,12 @@ class Material:
         training prompt."""
         out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
         if not out.is_file():
-            started, align, store = time.monotonic(), self._plain(), out.parent / "rollouts"
+            started, store, layout = time.monotonic(), out.parent / "rollouts", self.layout
             self._roll_out(self._pilot, "all", self.rows, store)
+            batch = self.sections.align.phases["nft"].rollout_batch
             processes = self.sections.objectives.recognizer_processes
-            groups, values = self.runners.reward(align, self.layout, store, processes)
-            found = prompt_gains(values, groups, align.rubric.weights())
+            where = (layout.codec, layout.corpus, layout.syncnet)
+            found, _ = store_gains(self._plain(), open_store(store), *where, batch, processes)
             gains = {str(name): None if np.isnan(gain) else gain for name, gain in found.items()}
             write_json(out, {"gains": gains, "seconds": round(time.monotonic() - started, 1)})
             shutil.rmtree(store, ignore_errors=True)
@@ -170,7 +141,7 @@ class Material:
             self._roll_out(self._store, "voted", kept, out / "rollouts")
             rolled = time.monotonic()
             where = (layout.codec, layout.corpus, layout.syncnet, out / "votes")
-            summary = self.runners.vote(self._votes, out / "rollouts", *where)
+            summary = vote_on_rollouts(self._votes, out / "rollouts", *where)
             pairs = read_pairs(out / "votes" / PAIRS)
             left = [pair for pair in pairs if is_decided(pair)]
             write_pairs(out / "votes" / DECIDED, left)
@@ -187,7 +158,7 @@ class Material:
     def _roll_out(self, config: RolloutsConfig, name: str, rows: Sequence[PromptRow], out: Path) -> None:
         prompts = self._written(name, {row.data_id for row in rows})
         model, codec = self.layout.model(BASE), self.layout.codec
-        self.runners.roll_out(config, self._plain(), model, codec, prompts, out)
+        make_rollouts(config, self._plain(), model, codec, prompts, out)
 
     @property
     def _pilot(self) -> RolloutsConfig:

@@ -1,5 +1,5 @@
-"""One arm with one seed, from the pretrained model to its scores: aligned, asked the held-out prompts,
-measured."""
+"""One arm with one seed, from the pretrained model to its scores: aligned, and scored on the held-out
+prompts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from experiments.studies.harness import Run, Study, mark_of, model_of
 from experiments.studies.objectives.arms import Arm, fitted, optimizer_steps
 from experiments.studies.objectives.config import CHOSEN, TIES
 from experiments.studies.objectives.material import Material
-from experiments.studies.scores import Scoring
+from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
 from finetune.align_run import AlignRun
+from finetune.launch import align_model
 from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
 from pretrain.files import read_json, write_json
+from pretrain.generate import generate
 from pretrain.launch.torchrun import METRICS
 
 SPENT = "spent.json"
@@ -44,7 +46,7 @@ class Aligner:
 
     def run_of(self, arm: Arm) -> Run:
         """Folder and mark change with what the arm learns from and how; the mark also with how it is
-        judged."""
+        scored."""
         material, sections, trained = self.material, self.material.sections, [*self.material.trained_on]
         stages = {}
         if arm.config:
@@ -55,9 +57,9 @@ class Aligner:
             rounds = arm.phase.rounds  # votes on a budget's clips cost as much as rolling it out in rounds
             stages = {"align": (rounds * (2.0 if arm.voted else 1.0), rounds)}
         folder = material.folder / "runs" / f"{arm.label}-{mark_of(trained)}"
-        asked = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
-        judged = [*asked, list(self.scoring.metrics), sections.objectives.num_prompts]
-        return Run(arm.label, folder, mark_of(to_json(sections.generate), judged), stages, JUDGING_ROUNDS)
+        prompts = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
+        scored = [*prompts, list(self.scoring.metrics), sections.objectives.num_prompts]
+        return Run(arm.label, folder, mark_of(to_json(sections.generate), scored), stages, JUDGING_ROUNDS)
 
     def run(self, run: Run, arm: Arm) -> None:
         """Align, generate and score; the run's result is written last.
@@ -113,7 +115,7 @@ class Aligner:
             clips=clips,
         )
         with _clock(run.folder, "align"):
-            result = material.runners.align(align, self.ranks)
+            result = align_model(align, self.ranks)
         model, phase = model_of(result, f"{arm.label} stopped after round"), arm.phase
         tracker.set_tags(
             {CHECKPOINT_TAG: checkpoint_of(model), "nava.parent_checkpoint": checkpoint_of(align.base)}
@@ -131,12 +133,12 @@ class Aligner:
     def _scored(self, run: Run, model: Path) -> dict[str, Any]:
         out, clips = run.folder / f"scores-{run.mark}.json", run.folder / "clips"
         if not out.is_file():
-            sections, layout, runners = self.material.sections, self.study.layout, self.material.runners
+            sections, layout = self.material.sections, self.study.layout
             prompts = layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"
             limit = sections.objectives.num_prompts or None
             with _clock(run.folder, f"judge-{run.mark}"):
-                runners.generate(sections.generate, model, layout.codec, prompts, clips, limit)
-                runners.score(clips, self.scoring, out)
+                generate(sections.generate, model, layout.codec, prompts, clips, limit)
+                score_clips(clips, self.scoring, out)
         return read_json(out, f"remove {run.folder}")
 
 

@@ -16,7 +16,7 @@ from experiments.scoring.statistics import Draws
 from experiments.studies.harness import Run, Study, require, run_each
 from experiments.studies.objectives.arms import Arm, budget, plan_arms
 from experiments.studies.objectives.config import BASELINE, CHOSEN, NFT, NO_TIES, RANDOM, TIES
-from experiments.studies.objectives.material import Material, Runners, Sections
+from experiments.studies.objectives.material import Material, Sections
 from experiments.studies.objectives.one_arm import Aligner
 from experiments.studies.objectives.totals import higher_is_better, target_of, units_of, with_totals
 from experiments.studies.plot import errorbars, save
@@ -44,9 +44,7 @@ COLOURS = {"better": "#4f7942", "worse": "#c8553d"}  # all else grey
 Results = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
 
 
-def study_objectives(
-    sections: Sections, layout: Layout, ranks: int, root: Path = Path(), runners: Runners | None = None
-) -> dict[str, Any]:
+def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path = Path()) -> dict[str, Any]:
     """Align, generate, score and write OUT/study/objectives.{json,md,png}, one arm after another; returns
     what the JSON holds.
 
@@ -56,7 +54,7 @@ def study_objectives(
     """
     folder, config = layout.out / "study" / "objectives", sections.objectives
     study = Study("objectives", folder, layout, config, sections, _inputs(layout), root)
-    material = Material(sections, layout, study.inputs, folder, runners or Runners())
+    material = Material(sections, layout, study.inputs, folder)
     arms = plan_arms(config, sections.align, ranks)
     _check_thirds(material)
     limits = sections.align.guardrails

@@ -20,7 +20,7 @@ from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, ST
 from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
 from experiments.studies.paradigms.training import Trainer
 from experiments.studies.plot import errorbars, save
-from experiments.studies.scores import Scoring, added_metrics, write_voice_bank
+from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
 from experiments.studies.workers import core_shares, run_all, save_task
 from pretrain.config import to_json
@@ -61,16 +61,15 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     plan = plan_study(config, recipe.pretrain, layout.latents)
     folder = layout.out / "study"
     study = Study("paradigms", folder, layout, config, recipe, inputs, root)
-    bank = folder / f"voices-{inputs['corpus'][:8]}.npz"
-    if not bank.is_file():
-        write_voice_bank(layout.corpus, bank)
     network, added = judge if inputs["judge"] else None, added_metrics(recipe.score)
-    scoring = Scoring({**metrics_with(network), **added}, layout, config.recognizer_processes, network, bank)
-    trainer = Trainer(study, config, recipe.generate, scoring)
     measured = (config.num_prompts, config.score_after, *added)
     mark = mark_of(inputs, to_json(recipe.generate), *measured)
     runs = [run_of(training, folder / "runs", inputs, mark) for training in plan.trainings]
     with study.tracked():
+        bank = None if all(run.finished for run in runs) else voices_of(layout.corpus)
+        metrics = {**metrics_with(network), **added}
+        scoring = Scoring(metrics, layout, config.recognizer_processes, network, bank)
+        trainer = Trainer(study, config, recipe.generate, scoring)
         for run, training in zip(runs, plan.trainings, strict=True):
             if not run.finished:
                 save_task(run.folder, partial(trainer.train, run, training))
@@ -89,7 +88,7 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
 
 
 def metrics_with(judge: Path | None) -> dict[str, Metric]:
-    """What is measured; no network that judged nothing else, no sync metrics."""
+    """What is measured; without a judge's network no sync."""
     sync = {name: replace(metric(name), scorer="sync_mini") for name in SYNC}
     return {**(sync if judge else {}), **{name: metric(name) for name in METRICS}}
 
