@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,7 +21,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import track as rich_track
 from rich.text import Text
 
 _Item = TypeVar("_Item")
@@ -29,7 +29,7 @@ _Item = TypeVar("_Item")
 def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
     """Yields the items and shows progress on stderr. `what`: a noun phrase such as "clips written"."""
     if sys.stderr.isatty():
-        yield from rich_track(items, description=what, total=total, console=Console(stderr=True))
+        yield from rich.progress.track(items, description=what, total=total, console=Console(stderr=True))
         return
     started, reported = time.monotonic(), 0
     for done, item in enumerate(items, start=1):

@@ -28,10 +28,10 @@ from finetune.gsb.simulated_raters import (
     check_apart,
     simulated_raters,
     vote,
-    write_votes,
 )
 from finetune.gsb.statistics import pair_statistics
 from finetune.gsb.votes import AXES, read_votes
+from pretrain.jsonl import dump
 from rewards.catalog import CATALOG
 from rewards.quality.picture_noise import PictureNoise
 
@@ -58,7 +58,7 @@ def before_after(count, gap, seed=0, spread=1.0):
 
 
 def votes_of(tmp_path, rows, **rest):
-    write_votes(tmp_path / "votes.jsonl", rows)
+    dump(tmp_path / "votes.jsonl", rows)
     return read_votes(tmp_path / "votes.jsonl", **rest)
 
 

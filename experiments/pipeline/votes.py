@@ -20,10 +20,11 @@ from finetune.curation import CurationConfig, choose, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
-from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart, write_votes
+from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart
 from finetune.gsb.votes import read_votes
 from finetune.rollout_store import RolloutStore, open_store
 from pretrain.files import write_json
+from pretrain.jsonl import dump
 
 VOTES, CLIPS, SUMMARY = "votes.jsonl", "clips.jsonl", "summary.json"
 MODEL = "pretrained"
@@ -73,7 +74,7 @@ def vote_on_rollouts(
         config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_votes(out / VOTES, rows)
+    dump(out / VOTES, rows)
     write_clips(out / CLIPS, renamed)
     votes = read_votes(out / VOTES).votes
     pairs = pair_up(kept_votes(votes, check_raters(votes)), renamed, out / VOTES)

@@ -11,9 +11,10 @@ from experiments.report.before_after import AFTER, BEFORE, paired
 from experiments.scoring.rows import Row, column
 from finetune.gsb.pairs import ClipRef
 from finetune.gsb.simulated_pairs import votes_before_after
-from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart, write_votes
+from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart
 from finetune.gsb.summary import summarise
 from finetune.gsb.votes import AXES, read_votes
+from pretrain.jsonl import dump
 
 KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "sign_p", "raters", "prompts")
 
@@ -36,7 +37,7 @@ def simulated_gsb(
     check_apart(config, rewarded)
     before, after = paired(before, after)
     scores = {**_scores(config, BEFORE, before), **_scores(config, AFTER, after)}
-    write_votes(votes_out, votes_before_after(config, _clips(AFTER, after), _clips(BEFORE, before), scores))
+    dump(votes_out, votes_before_after(config, _clips(AFTER, after), _clips(BEFORE, before), scores))
     votes = read_votes(votes_out, AFTER)
     try:
         found, of_all = summarise(votes), summarise(votes, keep_all_raters=True)

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import numpy as np
 from finetune.gsb.pairs import ClipRef
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
-from pretrain.jsonl import dump
 from pretrain.randomness import stable_hash
 
 # (model, clip id) -> judge -> value, NaN = could not be scored
@@ -230,11 +228,6 @@ def vote(
             )
         )
     return rows
-
-
-def write_votes(path: Path, rows: Sequence[VoteRow]) -> None:
-    """As JSONL, whole or not at all."""
-    dump(path, rows)
 
 
 def _gaps(config: SimulatedRatersConfig, pair: ClipPair, scores: JudgeScores) -> np.ndarray:

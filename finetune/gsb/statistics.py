@@ -1,9 +1,9 @@
 """Good / Same / Bad for our model: GSB, win rate, ties, sign test, with intervals (metrics.md 9.2).
 
-`gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters
-or prompts, the percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of
-at least `MIN_CLUSTERS` (few clusters make percentiles too narrow, hence the wider). Where all votes are
-equal neither has a width, and Bonett and Price's adjusted interval stands in (2012, one pseudo-vote each way).
+`gsb_low`, `gsb_high` are the wider of two 95 % intervals: the analytic one, and, where votes repeat raters or
+prompts, the percentiles of a cluster bootstrap over the grouping with the larger clusters, among those of at
+least `MIN_CLUSTERS` (few clusters make percentiles too narrow, hence the wider). Where all votes are equal
+both have zero width; then Bonett and Price's adjusted interval is used (2012, one pseudo-vote each way).
 """
 
 from __future__ import annotations

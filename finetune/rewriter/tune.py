@@ -260,9 +260,8 @@ def _train(trainer: Any, checkpoint: Path | None, out: Path) -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return trainer.state.global_step
     except Exception as error:
-        if (
-            shutil.disk_usage(out).free < 2**20
-        ):  # the writers of a checkpoint's parts report it in different ways
+        # the writers of a checkpoint's parts report it in different ways
+        if shutil.disk_usage(out).free < 2**20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
         raise
 

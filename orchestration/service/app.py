@@ -18,7 +18,7 @@ from orchestration.futures import one_line
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decoders import Decoders
-from orchestration.service.gate import HEALTH, INTERNAL, SCORE, Gate
+from orchestration.service.gate import HEALTH, INTERNAL, SCORE, RequestGate
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.metrics import ServiceMetrics
 from orchestration.service.paths import real_path
@@ -53,7 +53,9 @@ _JSON_AND_FILES = {
 }
 
 
-def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes) -> Gate:
+def build_app(
+    scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes
+) -> RequestGate:
     """ASGI app. `roots`: folders that clip paths may lie in; `token_digest`: gate.digest_of(token)."""
     metrics = ServiceMetrics()
 
@@ -108,7 +110,7 @@ def build_app(scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, to
         refusal = Refusal(error.status_code, one_line(error) if not error.detail else str(error.detail))
         return Response(refusal.content(), refusal.status, error.headers, "application/json")
 
-    return Gate(app, token_digest, limits, metrics)
+    return RequestGate(app, token_digest, limits, metrics)
 
 
 class _Service:

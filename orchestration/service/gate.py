@@ -28,7 +28,7 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-class Gate:
+class RequestGate:
     """ASGI middleware: refuses with 401 and 503, turns errors into one line, counts requests."""
 
     def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: ServiceMetrics) -> None:

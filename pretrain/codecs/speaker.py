@@ -69,9 +69,8 @@ def voice_statistics(waveform: Tensor) -> Tensor:
     voiced = power.sum(0) > 0.02 * power.sum(0).max()
     mel, power = mel[:, voiced], power[:, voiced]
     pitch = _pitch_profile(power)  # [48, V]
-    weight = (
-        pitch.amax(0).clamp_min(1e-3).square() * power.sum(0).sqrt()
-    )  # high-energy periodic frames: vowels
+    # high-energy periodic frames: vowels
+    weight = pitch.amax(0).clamp_min(1e-3).square() * power.sum(0).sqrt()
     weight = weight / weight.sum()
     shape = mel - mel.mean(0)  # the loudness of a frame is the word's, its spectral shape mostly the voice's
     coarse = shape.unflatten(0, (_NUM_BANDS, -1)).mean(1)

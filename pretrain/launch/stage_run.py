@@ -20,7 +20,7 @@ from pretrain.storage import check_reachable, is_file, place, remove_folder, wri
 CHECKPOINTS = "checkpoint"
 
 
-class Run(Protocol):
+class RunIdentity(Protocol):
     """A training with a folder of its own."""
 
     @property
@@ -126,7 +126,7 @@ def check_parent(run: StageRun) -> None:
             )
 
 
-def check_run_folder(run: Run) -> None:
+def check_run_folder(run: RunIdentity) -> None:
     """Claim the run folder. Raises ValueError where it holds checkpoints of another run identity."""
     run.out.mkdir(parents=True, exist_ok=True)
     _claim(run.out, run.identity())

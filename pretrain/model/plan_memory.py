@@ -91,12 +91,10 @@ def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, fl
     shard = sizes.total / setup.shards
     largest = max(sizes.blocks)
     passing = {
-        "gathered_parameters": float(
-            BF16 * (sizes.root + 2 * largest) + FP32 * sizes.time
-        ),  # one block in use, one prefetched
-        "gathered_gradients": float(
-            (BF16 + FP32) * max(largest, sizes.root)
-        ),  # a unit's own, and cast for the reduction
+        # one block in use, one prefetched
+        "gathered_parameters": float(BF16 * (sizes.root + 2 * largest) + FP32 * sizes.time),
+        # a unit's own, and cast for the reduction
+        "gathered_gradients": float((BF16 + FP32) * max(largest, sizes.root)),
         **_activation_parts(args, clip, setup, len(sizes.blocks)),
     }
     return {

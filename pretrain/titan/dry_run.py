@@ -61,7 +61,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     started = time.perf_counter()
     init_fake_mode(gpus)
     rows: list[dict[str, Any]] = []
-    _say(f"building {run.config.flavor} and rank 0's shards of {gpus}")
+    _print(f"building {run.config.flavor} and rank 0's shards of {gpus}")
     trainer = RehearsingTrainer(
         run, {SET: SampleSet(SET, [tiny_clip(run)])}, lambda metrics, step: rows.append(metrics)
     )
@@ -73,7 +73,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     built = time.perf_counter()
     assert trainer.dataloader is not None
     batches = list(_first(trainer, 1))
-    _say(f"built in {built - started:.0f} s; one step")
+    _print(f"built in {built - started:.0f} s; one step")
     trainer.step = 1
     trainer.train_step(iter(batches))
     ended = time.perf_counter()
@@ -117,7 +117,7 @@ def _gib(tensors: Iterable[Tensor]) -> float:
     return round(sum(local_shard(tensor).numel() * tensor.element_size() for tensor in tensors) / _GIB, 4)
 
 
-def _say(words: str) -> None:
+def _print(words: str) -> None:
     print(f"dry run: {words}", file=sys.stderr, flush=True)
 
 

@@ -81,7 +81,7 @@ def import_codec(
     text_files, tokenizer_files, width = umt5.check_umt5(encoder, tokenizer)
     add("text", encoder, text_files)
     add("tokenizer", tokenizer, tokenizer_files)
-    redimnet.check_redimnet(speaker)
+    redimnet.load_redimnet(speaker, "cpu")
     add("speaker", speaker.parent, [speaker])
     for part in parts.values():
         part["files"] = digests(Path(part["files"][0]).parent, part["files"])

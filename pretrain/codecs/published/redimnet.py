@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,16 +16,12 @@ from pretrain.codecs.base import check_finite
 from pretrain.codecs.published.weights import Source
 from pretrain.codecs.speaker import is_silent
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, SPEAKER_DIM
-from rewards.timbre.redimnet import LICENCE, MAX_SAMPLES, load_net
-from rewards.timbre.redimnet import SOURCE as RELEASE
-
-if TYPE_CHECKING:
-    from rewards.timbre.redimnet import ReDimNet
+from rewards.timbre import redimnet
 
 SOURCE = Source(
     "the ReDimNet voice encoder",
-    RELEASE.format(size="M", dataset="vb2+vox2+cnc", train_type="ft_mix"),
-    LICENCE,
+    redimnet.SOURCE.format(size="M", dataset="vb2+vox2+cnc", train_type="ft_mix"),
+    redimnet.LICENCE,
 )
 MIN_SAMPLES = AUDIO_SAMPLE_RATE_HZ // 10
 
@@ -36,14 +31,14 @@ class ReDimNetSpeaker:
 
     name = "redimnet"
 
-    def __init__(self, network: Callable[[], ReDimNet]) -> None:
+    def __init__(self, network: Callable[[], redimnet.ReDimNet]) -> None:
         self._network = network
 
     @torch.no_grad()
     def embed(self, waveform: Tensor) -> Tensor:
         """16 kHz mono [N] -> [192]; ValueError when silent, empty, shorter than 0.1 s or non-finite."""
         check_finite(waveform, "reference sound")
-        waveform = waveform[:MAX_SAMPLES].float()
+        waveform = waveform[: redimnet.MAX_SAMPLES].float()
         if waveform.dim() != 1 or is_silent(waveform):
             raise ValueError(
                 f"reference sound of {len(waveform)} samples is silent or empty; give one with a voice in "
@@ -60,16 +55,11 @@ class ReDimNetSpeaker:
         return voice
 
 
-def check_redimnet(path: Path) -> None:
-    """Raises a one-line FileNotFoundError or ValueError unless `path` is a ReDimNet of 192 values."""
-    load_redimnet(path, "cpu")
-
-
-def load_redimnet(path: Path, device: str) -> ReDimNet:
-    """The network in evaluation mode. Raises as `check_redimnet`."""
+def load_redimnet(path: Path, device: str) -> redimnet.ReDimNet:
+    """The network in evaluation mode. Raises FileNotFoundError, or ValueError for another network."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of {SOURCE.what}; {SOURCE.advice} and name the file")
-    network = load_net(path)
+    network = redimnet.load_net(path)
     if network.args.embed_dim != SPEAKER_DIM:
         raise ValueError(
             f"{path}: voices of {network.args.embed_dim} values, expected {SPEAKER_DIM}; {SOURCE.advice}"
