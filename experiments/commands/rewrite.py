@@ -101,7 +101,14 @@ def rewrite(
         rows = read_rows(prompts, to)
         rewrites = [without_model(row.prompt, asking) for row in rows]
     else:
-        server = ChatEndpoint(endpoint, model, token_variable, timeout, max_tokens, temperature)
+        server = ChatEndpoint(
+            base_url=endpoint,
+            model=model,
+            token_variable=token_variable,
+            timeout_s=timeout,
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
         rows = read_rows(prompts, to)
         kept = RewriteCache(cache)
         try:
