@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.benchmarks.peers.timing import seconds_of, summary
 from pretrain.codecs.base import AudioCodec, VideoCodec
 from pretrain.codecs.load import load_codecs

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.benchmarks.peers.measure import matmul_ceiling
 from experiments.benchmarks.peers.timing import seconds_of, summary
 from finetune.lora import LoraConfig, inject

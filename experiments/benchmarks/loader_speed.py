@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample import Sample

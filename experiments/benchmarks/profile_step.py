@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.doctor import peak_matmul_gflops
 from pretrain.files import write_json
 from pretrain.model.flavors import flavor

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.clips import ClipFile, list_clips, load_clip
 from experiments.scoring.config import settings_from
 from pretrain.files import write_json

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.doctor import peak_matmul_gflops
 from pretrain.files import write_json
 from rewards.sync.crops import MouthBoxes

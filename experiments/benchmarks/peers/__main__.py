@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.benchmarks.peers.measure import compare
 from experiments.benchmarks.peers.scaling import scaling
 from experiments.benchmarks.peers.shapes import CPU_SHAPES, GPU_SHAPES, SHAPES
