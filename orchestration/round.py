@@ -16,19 +16,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-Worker = TypeVar("Worker")
-Task = TypeVar("Task")
-Future = TypeVar("Future", bound=Hashable)
+WorkerT = TypeVar("WorkerT")
+TaskT = TypeVar("TaskT")
+FutureT = TypeVar("FutureT", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class WorkerPool(Generic[Worker, Task, Future]):
+class WorkerPool(Generic[WorkerT, TaskT, FutureT]):
     """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are
     with a worker at a time."""
 
     name: str
-    workers: Sequence[Worker]
-    start: Callable[[Worker, Task], Future]
+    workers: Sequence[WorkerT]
+    start: Callable[[WorkerT, TaskT], FutureT]
     in_flight: int = 1
 
     def __post_init__(self) -> None:
@@ -40,19 +40,19 @@ class WorkerPool(Generic[Worker, Task, Future]):
 
 
 @dataclass(frozen=True)
-class Unit(Generic[Task, Future]):
+class Unit(Generic[TaskT, FutureT]):
     """A task, its clip (not fetched) and what each pool of scorers answered to it."""
 
-    task: Task
-    clip: Future
+    task: TaskT
+    clip: FutureT
     scores: dict[str, Any]
 
 
 @dataclass(eq=False)
-class _Round(Generic[Task, Future]):
+class _Round(Generic[TaskT, FutureT]):
     number: int
-    tasks: Sequence[Task]
-    clips: dict[int, Future] = field(default_factory=dict)
+    tasks: Sequence[TaskT]
+    clips: dict[int, FutureT] = field(default_factory=dict)
     scores: dict[int, dict[str, Any]] = field(default_factory=dict)
     unscored: int = 0  # rolled out and not scored by every pool
     scored: int = 0  # by every pool
@@ -85,7 +85,7 @@ class _Running:
     place: int
 
 
-class Pipeline(Generic[Task, Future]):
+class Pipeline(Generic[TaskT, FutureT]):
     """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker,
     (task, clip))`.
 
@@ -99,10 +99,10 @@ class Pipeline(Generic[Task, Future]):
 
     def __init__(
         self,
-        rollout: WorkerPool[Any, Task, Future],
-        scorers: Mapping[str, WorkerPool[Any, tuple[Task, Future], Future]],
-        wait: Callable[[Sequence[Future]], Sequence[Future]],
-        result: Callable[[Future], Any],
+        rollout: WorkerPool[Any, TaskT, FutureT],
+        scorers: Mapping[str, WorkerPool[Any, tuple[TaskT, FutureT], FutureT]],
+        wait: Callable[[Sequence[FutureT]], Sequence[FutureT]],
+        result: Callable[[FutureT], Any],
         max_unscored: int,
     ) -> None:
         if not scorers or max_unscored < 1:
@@ -113,15 +113,15 @@ class Pipeline(Generic[Task, Future]):
         self.wait, self.result, self.max_unscored = wait, result, max_unscored
         self._rollout = _Line("", rollout, load=[0] * len(rollout.workers))
         self._scorers = [_Line(name, pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()]
-        self._rounds: dict[int, _Round[Task, Future]] = {}
-        self._running: dict[Future, _Running] = {}
+        self._rounds: dict[int, _Round[TaskT, FutureT]] = {}
+        self._running: dict[FutureT, _Running] = {}
 
     @property
     def begun(self) -> tuple[int, ...]:
         """Rounds that are begun and not finished."""
         return tuple(sorted(self._rounds))
 
-    def begin(self, round: int, tasks: Sequence[Task]) -> None:
+    def begin(self, round: int, tasks: Sequence[TaskT]) -> None:
         """Queue the rollouts of a round. Those of lower rounds go first, whenever they are begun."""
         if round in self._rounds:
             raise ValueError(f"round {round} is begun already; finish it or drop all")
@@ -130,7 +130,7 @@ class Pipeline(Generic[Task, Future]):
             heapq.heappush(self._rollout.queue, (round, place))
         self._start_what_can()
 
-    def finish(self, round: int) -> list[Unit[Task, Future]]:
+    def finish(self, round: int) -> list[Unit[TaskT, FutureT]]:
         """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has
         forgotten the round then."""
         if round not in self._rounds:
@@ -143,7 +143,7 @@ class Pipeline(Generic[Task, Future]):
             raise mine.error
         return [Unit(task, mine.clips[place], mine.scores[place]) for place, task in enumerate(mine.tasks)]
 
-    def attend(self, futures: Sequence[Future]) -> None:
+    def attend(self, futures: Sequence[FutureT]) -> None:
         """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on
         meanwhile."""
         left = dict.fromkeys(futures)
@@ -158,7 +158,7 @@ class Pipeline(Generic[Task, Future]):
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
-    def _turn(self, others: Sequence[Future]) -> Sequence[Future]:
+    def _turn(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
         """Start what can be, wait for something, take what is done."""
         self._start_what_can()
         done = self.wait([*self._running, *others])
@@ -192,7 +192,7 @@ class Pipeline(Generic[Task, Future]):
         self._running[future] = _Running(line, worker, part, place)
         return True
 
-    def _take(self, future: Future) -> None:
+    def _take(self, future: FutureT) -> None:
         run = self._running[future]
         part, place = run.of, run.place
         if self._rounds.get(part.number) is part and part.error is None:
@@ -206,7 +206,7 @@ class Pipeline(Generic[Task, Future]):
         del self._running[future]
         run.line.load[run.worker] -= 1
 
-    def _take_score(self, run: _Running, future: Future) -> None:
+    def _take_score(self, run: _Running, future: FutureT) -> None:
         part, scores = run.of, run.of.scores[run.place]
         try:
             answer = self.result(future)
@@ -226,9 +226,9 @@ def play_rounds(
     first: int,
     end: int,
     staleness: int,
-    pipeline: Pipeline[Task, Future],
-    tasks: Callable[[int, int], Sequence[Task]],
-    learn: Callable[[int, Sequence[Unit[Task, Future]]], Sequence[Future]],
+    pipeline: Pipeline[TaskT, FutureT],
+    tasks: Callable[[int, int], Sequence[TaskT]],
+    learn: Callable[[int, Sequence[Unit[TaskT, FutureT]]], Sequence[FutureT]],
     publish: Callable[[int], None],
 ) -> None:
     """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["judge", "reward", "watched"]
+MetricRole = Literal["judge", "reward", "watched"]
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Metric:
     lower_is_better: bool = False
     has_direction: bool = True  # False: neither side is better (a lag); reported, not compared
     unit: str = ""
-    role: Role = "watched"  # judge: never rewarded; reward: what alignment optimises by default
+    role: MetricRole = "watched"  # judge: never rewarded; reward: what alignment optimises by default
     gap_closed: bool = False  # whether the share of the gap to the codec's round trip is reported

@@ -41,7 +41,7 @@ class PreferenceConfig:
 
 
 @dataclass(frozen=True)
-class Votes:
+class PairVotes:
     """N votes on pairs of clips. Raises ValueError where rows do not agree or a label is unknown."""
 
     first: (
@@ -72,14 +72,14 @@ class Votes:
         if self.raters is not None and self.sides is None:
             raise ValueError("preference: raters are only asked for their side bias; give the sides too")
 
-    def rows(self, kept: np.ndarray) -> Votes:
+    def rows(self, kept: np.ndarray) -> PairVotes:
         """Those with these places."""
 
         def cut(given: Sequence[Hashable] | None) -> list[Hashable] | None:
             return None if given is None else [given[index] for index in kept]
 
         sides = None if self.sides is None else self.sides[kept]
-        return Votes(
+        return PairVotes(
             self.first[kept], self.second[kept], self.labels[kept], sides, cut(self.raters), cut(self.groups)
         )
 
@@ -92,7 +92,7 @@ class _Solution(NamedTuple):
 
 
 def fit_preference(
-    features: Sequence[str], votes: Votes, config: PreferenceConfig, *, simulated: bool
+    features: Sequence[str], votes: PairVotes, config: PreferenceConfig, *, simulated: bool
 ) -> PreferenceModel:
     """Weights of standardised features, tie parameter and side bias, with errors and held-out figures.
 
@@ -138,7 +138,9 @@ def _scales(values: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-9 * np.abs(values).max(axis=0), spread, 1.0)
 
 
-def _design(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> tuple[np.ndarray, np.ndarray]:
+def _design(
+    difference: np.ndarray, votes: PairVotes, config: PreferenceConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """[N, F + 1 + raters] and the penalty of each column: weights, side bias of all, each rater's own."""
     columns, penalties = [difference], [np.full(difference.shape[1], config.l2)]
     if votes.sides is not None:
@@ -153,7 +155,7 @@ def _design(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> t
     return np.concatenate(columns, axis=1), np.concatenate(penalties)
 
 
-def _solve(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> _Solution:
+def _solve(difference: np.ndarray, votes: PairVotes, config: PreferenceConfig) -> _Solution:
     """Maximum of the penalised likelihood; a tie parameter without ties is fixed at 0."""
     from scipy.optimize import minimize
 
@@ -211,7 +213,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _cross_validated(features: Sequence[str], votes: Votes, config: PreferenceConfig) -> Fit | None:
+def _cross_validated(features: Sequence[str], votes: PairVotes, config: PreferenceConfig) -> Fit | None:
     """Every vote is predicted once, by models fitted to the other folds' groups; None for too few groups to
     do so."""
     groups = votes.groups if votes.groups is not None else range(len(votes.labels))

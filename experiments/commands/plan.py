@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.commands.options import JsonFlag, Settings, recipe_for
+from experiments.commands.options import JsonFlag, SetOptions, recipe_for
 
 if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
@@ -18,7 +18,9 @@ FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # wher
 
 
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
-DryRun = Annotated[bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")]
+DryRunStep = Annotated[
+    bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
+]
 
 
 def plan(
@@ -37,8 +39,8 @@ def plan(
     local_batch: int = 1,
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
-    dry_run: DryRun = False,
-    settings: Settings = (),
+    dry_run: DryRunStep = False,
+    settings: SetOptions = (),
     as_json: JsonFlag = False,
 ) -> None:
     """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and days

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
 from pretrain.config import nearest
 
@@ -44,7 +44,7 @@ def pretrain(
         int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
     ] = -1,
     max_restarts: Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")] = 0,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     resume: Annotated[
         bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts the stage over")

@@ -24,7 +24,7 @@ import torch
 
 from experiments.job import StageJob
 from experiments.runs.tracker import SpoolTracker
-from experiments.scoring.samples import Sample, codec_samples, real_samples
+from experiments.scoring.samples import SourceClip, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
 from pretrain.files import write_json
@@ -107,7 +107,7 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
     return report
 
 
-def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
+def sync_inputs(samples: Sequence[SourceClip]) -> list[SyncInput]:
     """Mouth crops at 25 fps and sound of one-speaker clips. Raises ValueError for a clip without a mouth box
     or sound."""
     source, inputs = MouthBoxes(MINI.image_size), []
@@ -169,7 +169,7 @@ def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_
     return jobs
 
 
-def _talking(manifest: Path) -> list[Sample]:
+def _talking(manifest: Path) -> list[SourceClip]:
     samples = real_samples(manifest, sys.maxsize).get("talk", [])
     if not samples:
         raise ValueError(f"{manifest}: no talking clips; run `nava corpus` again")

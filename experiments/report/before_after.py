@@ -14,8 +14,8 @@ from dataclasses import asdict
 from itertools import compress
 from typing import Any
 
-from experiments.report.metric_keys import Known, reported_metrics
-from experiments.scoring.rows import Row, number, terms
+from experiments.report.metric_keys import MetricsByName, reported_metrics
+from experiments.scoring.rows import ScoredRow, number, terms
 from experiments.scoring.statistics import (
     CONFIDENCE,
     Interval,
@@ -31,13 +31,13 @@ AFTER, BEFORE = "aligned", "pretrained"  # names of the models
 
 
 def before_after(
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     limits: GuardrailLimits,
     rewarded: Iterable[str] = (),
     seed: int = 0,
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> dict[str, Any]:
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
@@ -66,7 +66,9 @@ def before_after(
     }
 
 
-def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def paired(
+    before: Sequence[ScoredRow], after: Sequence[ScoredRow]
+) -> tuple[list[ScoredRow], list[ScoredRow]]:
     """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same,
     and another prompt."""
     sides = [{row["data_id"]: row for row in rows} for rows in (before, after)]
@@ -116,7 +118,11 @@ def _in_order(metrics: Iterable[Metric]) -> list[Metric]:
 
 
 def _metric(
-    metric: Metric, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
+    metric: Metric,
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
+    seed: int,
 ) -> dict[str, Any] | None:
     """None where no prompt was scored both before and after. All but the codec's is over prompts that
     were."""
@@ -153,9 +159,9 @@ def _metric(
 
 def _guardrail(
     name: str,
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     limits: GuardrailLimits,
     seed: int,
 ) -> dict[str, Any]:
@@ -174,7 +180,7 @@ def _guardrail(
     }
 
 
-def _flagged(rows: Sequence[Row], name: str = "") -> int:
+def _flagged(rows: Sequence[ScoredRow], name: str = "") -> int:
     """Clips beyond a limit, of one measurement or of any."""
     return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from experiments.report.before_after import before_after
 from experiments.report.gates import Gate
-from experiments.report.metric_keys import Known, Metrics, metric_key, reported_metrics
+from experiments.report.metric_keys import Metrics, MetricsByName, metric_key, reported_metrics
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.scoring.rows import Row, read_scores, terms
+from experiments.scoring.rows import ScoredRow, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.simulated_raters import SimulatedRatersConfig
@@ -43,7 +43,7 @@ def evaluate(
     votes_out: Path | None = None,
     rewarded: Mapping[str, float] = {},
     limits: Mapping[str, float] = {},
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> dict[str, Any]:
     """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
     high, n}}}`.
@@ -68,7 +68,7 @@ def evaluate(
     return metrics
 
 
-def summarise(rows: Sequence[Row], known: Known, seed: int = 0) -> dict[str, Interval]:
+def summarise(rows: Sequence[ScoredRow], known: MetricsByName, seed: int = 0) -> dict[str, Interval]:
     """One interval per metric; a metric that no clip of the group could be scored on is left out."""
     intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in known.items()}
     return {name: interval for name, interval in intervals.items() if interval.n}
@@ -76,11 +76,11 @@ def summarise(rows: Sequence[Row], known: Known, seed: int = 0) -> dict[str, Int
 
 def _alignment(
     config: EvaluateConfig,
-    groups: Mapping[tuple[str, str], Sequence[Row]],
+    groups: Mapping[tuple[str, str], Sequence[ScoredRow]],
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
-    known: Known,
+    known: MetricsByName,
 ) -> dict[str, Any] | None:
     before, after, codec = (
         groups.get(key, ()) for key in ((ALIGN_SET, "generated"), (ALIGN_SET, "aligned"), (MAIN_SET, "codec"))
@@ -101,13 +101,13 @@ def _alignment(
 
 def compare(
     config: EvaluateConfig,
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
-    known: Known,
+    known: MetricsByName,
 ) -> dict[str, Any]:
     """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as
     of `evaluate`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.report.before_after import beyond_codec
-from experiments.report.metric_keys import Interval, Metrics, metric_key, reported_metrics
+from experiments.report.metric_keys import IntervalJson, Metrics, metric_key, reported_metrics
 from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
@@ -153,7 +153,7 @@ def _check(gate: Gate, reports: Reports) -> GateResult:
     return _result(gate, compared.get(gate.statistic), "prompts", "not measured before and after alignment")
 
 
-def _gsb(votes: Mapping[str, Any]) -> Interval:
+def _gsb(votes: Mapping[str, Any]) -> IntervalJson:
     n = votes["good"] + votes["same"] + votes["bad"]
     return {"mean": votes["gsb"], "low": votes["gsb_low"], "high": votes["gsb_high"], "n": n}
 
@@ -164,7 +164,9 @@ def _count(gate: Gate, names: Sequence[str], n: int, counted: str) -> GateResult
     )
 
 
-def _result(gate: Gate, interval: Interval | None, counted: str, missing: str, note: str = "") -> GateResult:
+def _result(
+    gate: Gate, interval: IntervalJson | None, counted: str, missing: str, note: str = ""
+) -> GateResult:
     """`missing`: the note where there is no interval."""
     if interval is None:
         return GateResult(gate, "not measured", None, None, None, 0, counted, missing)

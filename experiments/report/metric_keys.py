@@ -9,9 +9,9 @@ from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
 from rewards.catalog import CATALOG, metrics_of
 from rewards.metric import Metric
 
-Interval = Mapping[str, Any]  # {mean, low, high, n} as JSON
-Metrics = Mapping[str, Mapping[str, Interval]]  # key -> source -> interval
-Known = Mapping[str, Metric]  # by name
+IntervalJson = Mapping[str, Any]  # {mean, low, high, n} as JSON
+Metrics = Mapping[str, Mapping[str, IntervalJson]]  # key -> source -> interval
+MetricsByName = Mapping[str, Metric]  # by name
 SOURCES = ("real", "codec", "generated")
 SUFFIXES = {  # of prompt sets that get a column each
     "_heldout_pairs": "word-voice pairs never trained",
@@ -42,15 +42,15 @@ def main_metrics(metrics: Metrics) -> list[str]:
     ]
 
 
-def title(key: str, known: Known) -> str:
+def title(key: str, known: MetricsByName) -> str:
     """A metric's name for people; its key where it is not known."""
     return known[key].title if key in known else TITLES.get(key, key)
 
 
-def by_set(metrics: Metrics) -> dict[str, dict[str, Interval]]:
+def by_set(metrics: Metrics) -> dict[str, dict[str, IntervalJson]]:
     """suffix of a prompt set -> metric without it -> interval of the generated clips; sets without clips are
     left out."""
-    grid: dict[str, dict[str, Interval]] = {}
+    grid: dict[str, dict[str, IntervalJson]] = {}
     for suffix in SUFFIXES:
         for metric, by_source in metrics.items():
             if metric.endswith(suffix) and "generated" in by_source:

@@ -17,8 +17,8 @@ from experiments.report.gates import GateResult
 from experiments.report.metric_keys import (
     SOURCES,
     SUFFIXES,
-    Known,
     Metrics,
+    MetricsByName,
     by_set,
     main_metrics,
     reported_metrics,
@@ -77,7 +77,7 @@ def page(
     losses: bytes | None,
     facts: Mapping[str, Any],
     alignment: AlignmentPart | None = None,
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> str:
     """The whole page; `facts` are shown as they are, name and value. `known`: the metrics that have titles,
     None = the catalog's."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.gates import Gate, check_gates, read_reports
-from experiments.report.metric_keys import Known
+from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
 from experiments.scoring.rows import read_scores
@@ -51,7 +51,7 @@ def report(
     aligned: Path | None = None,
     align_log: Path | None = None,
     gates: Sequence[Gate] = (),
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import AFTER, BEFORE, paired
-from experiments.scoring.rows import Row, column
+from experiments.scoring.rows import ScoredRow, column
 from finetune.gsb.pairs import ClipRef
 from finetune.gsb.simulated_pairs import votes_before_after
 from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart
@@ -21,8 +21,8 @@ KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "si
 
 def simulated_gsb(
     config: SimulatedRatersConfig,
-    before: Sequence[Row],
-    after: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
     votes_out: Path,
     rewarded: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def _by_axis(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:
+def _clips(model: str, rows: Sequence[ScoredRow]) -> list[ClipRef]:
     return [ClipRef(row["data_id"], model, row["data_id"], row["prompt"], None) for row in rows]
 
 
 def _scores(
-    config: SimulatedRatersConfig, model: str, rows: Sequence[Row]
+    config: SimulatedRatersConfig, model: str, rows: Sequence[ScoredRow]
 ) -> dict[tuple[str, str], dict[str, float]]:
     """A judge that did not run is left out, for the panel to complain about."""
     columns = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report.before_after import beyond_from_the_start
 from experiments.report.gates import GateResult, Reports
-from experiments.report.metric_keys import SOURCES, Interval, by_set, main_metrics
+from experiments.report.metric_keys import SOURCES, IntervalJson, by_set, main_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,7 +134,7 @@ def kept_words(raters: Mapping[str, Any]) -> str:
     )
 
 
-def short_interval(interval: Interval | None, digits: int = 3) -> str:
+def short_interval(interval: IntervalJson | None, digits: int = 3) -> str:
     """Mean over its interval in rich's markup; a dash for what was not measured."""
     if interval is None or interval["mean"] is None:
         return "–"

@@ -16,10 +16,10 @@ from finetune.gsb.votes import AXES, Vote, VoteSet
 from pretrain.jsonl import FieldError
 from rewards.catalog import CATALOG
 from rewards.preference import PreferenceModel
-from rewards.preference_fit import PreferenceConfig, Votes, fit_preference
+from rewards.preference_fit import PairVotes, PreferenceConfig, fit_preference
 from rewards.recipes.preference import check_features
 
-Known = Mapping[tuple[str, str], list[VotedClip]]  # by model and case
+ClipsByCase = Mapping[tuple[str, str], list[VotedClip]]  # by model and case
 
 
 def fit_votes(
@@ -101,7 +101,9 @@ def report(model: PreferenceModel) -> dict[str, Any]:
     }
 
 
-def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vote, VotedClip, VotedClip]]:
+def _joined(
+    votes: Sequence[Vote], known: ClipsByCase, source: Path
+) -> list[tuple[Vote, VotedClip, VotedClip]]:
     """(vote, left clip, right clip) in an order that does not depend on the file's."""
     found = []
     for vote in sorted(
@@ -127,7 +129,7 @@ def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vot
     return found
 
 
-def _find(vote: Vote, side: str, known: Known, source: Path) -> VotedClip | None:
+def _find(vote: Vote, side: str, known: ClipsByCase, source: Path) -> VotedClip | None:
     """By model and case, and by digest where both sides know it."""
     model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
     candidates = known.get((model, vote.case_id), [])
@@ -158,9 +160,9 @@ def _check_values(features: Sequence[str], clips: Sequence[VotedClip]) -> None:
             )
 
 
-def _design(joined: Sequence[tuple[Vote, VotedClip, VotedClip]]) -> Votes:
+def _design(joined: Sequence[tuple[Vote, VotedClip, VotedClip]]) -> PairVotes:
     """The left clip is the first; prompts, or cases where they are not told, are the groups."""
-    return Votes(
+    return PairVotes(
         first=np.array([left.values for _, left, _ in joined]),
         second=np.array([right.values for _, _, right in joined]),
         labels=np.array([("right", "tie", "left").index(vote.choice) - 1 for vote, _, _ in joined]),

@@ -19,7 +19,7 @@ from rewards.metric import Metric
 from rewards.options import nearest
 from rewards.types import Score, split_part
 
-Row = Mapping[str, Any]
+ScoredRow = Mapping[str, Any]
 DECIMALS = 6
 
 
@@ -65,7 +65,7 @@ def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict
     }
 
 
-def score_in(row: Row, name: str) -> Score:
+def score_in(row: ScoredRow, name: str) -> Score:
     """A reward's score from a row of either form; without a value where the reward did not run."""
     found = row["scores"].get(name)
     if not isinstance(found, Mapping):
@@ -91,11 +91,11 @@ def number(value: Any) -> float:
     return float(value) if known else math.nan
 
 
-def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
+def read_scores(path: Path) -> dict[tuple[str, str], list[ScoredRow]]:
     """Rows by prompt set and source; FileNotFoundError or ValueError in one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run `nava evaluate`, which scores the clips first")
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[ScoredRow]] = defaultdict(list)
     for _, row in scan(path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
@@ -103,7 +103,7 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
     return dict(groups)
 
 
-def terms(rows: Sequence[Row], metric: Metric) -> Terms:
+def terms(rows: Sequence[ScoredRow], metric: Metric) -> Terms:
     """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
     scored."""
     if metric.numerator:
@@ -111,13 +111,13 @@ def terms(rows: Sequence[Row], metric: Metric) -> Terms:
     return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
 
 
-def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:
+def column(rows: Sequence[ScoredRow], scorer: str, part: str = "") -> list[float]:
     """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the
     scorer did not run."""
     return [_value(row, scorer, part) for row in rows]
 
 
-def _value(row: Row, scorer: str, part: str) -> float:
+def _value(row: ScoredRow, scorer: str, part: str) -> float:
     score = score_in(row, scorer)
     return score.parts.get(part, math.nan) if part else score.value
 
@@ -196,7 +196,7 @@ def _clip(line: int, row: Mapping[str, Any], file: ScoresFile, features: Sequenc
     )
 
 
-def _check_feature(feature: str, rows: Sequence[Row], path: Path) -> None:
+def _check_feature(feature: str, rows: Sequence[ScoredRow], path: Path) -> None:
     there = {name for row in rows for name in row["scores"]}
     name, part = split_part(feature, there)
     if name not in there:

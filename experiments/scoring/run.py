@@ -13,7 +13,7 @@ from experiments.runs.provenance import md5_of
 from experiments.scoring.clips import ClipFile, check_attached, load_clip
 from experiments.scoring.rows import full_score, full_scores, json_number, number, score_in
 from experiments.scoring.scored import ScoredClip, score_clips
-from experiments.scoring.store import Row, ScoreStore, config_id, identity
+from experiments.scoring.store import ScoreStore, StoredRow, config_id, identity
 from pretrain.codecs.media import MediaError
 from pretrain.progress import track
 from rewards.base import Reward, unscored
@@ -44,7 +44,7 @@ class ScoreSettings:
         return {"rewards": {name: _described(options) for name, options in filled.items()}}
 
 
-def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[Row]:
+def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[StoredRow]:
     """Scores what `out` (JSONL) does not hold yet; returns one row a clip in the order of `files`.
 
     A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}},
@@ -72,7 +72,7 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
         return list(finished.values())
 
 
-def to_scores(rows: Sequence[Row], name: str) -> list[Score]:
+def to_scores(rows: Sequence[StoredRow], name: str) -> list[Score]:
     """A reward's scores as they were before they were written."""
     return [score_in(row, name) for row in rows]
 
@@ -98,7 +98,7 @@ def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFi
 
 def _score_chunk(
     chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str
-) -> list[Row]:
+) -> list[StoredRow]:
     """Rows without flags and total; a clip that could not be decoded has that reason in every score."""
     called = {
         asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name
@@ -125,7 +125,7 @@ def _score_chunk(
     return rows
 
 
-def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
+def _judged(rows: Sequence[StoredRow], settings: ScoreSettings) -> list[StoredRow]:
     """Flags by the limits, totals by the rubric: both follow from what was scored, and may be asked for
     anew."""
     answers = []

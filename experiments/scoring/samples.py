@@ -25,7 +25,7 @@ CODEC_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class SourceClip:
     """One clip and what it is: `source` is real, codec, generated or aligned; `kind` is the corpus' (speech,
     dialogue, camera, event)."""
 
@@ -35,39 +35,39 @@ class Sample:
     clip: Clip
 
 
-def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
+def real_samples(manifest: Path, limit: int) -> dict[str, list[SourceClip]]:
     """Clips of a training manifest by kind, at most `limit` of a kind; rows without speech or without picture
     are left out.
 
     Raises FileNotFoundError or ValueError in one line for a missing manifest, too many bad rows or an
     unreadable clip.
     """
-    samples: dict[str, list[Sample]] = defaultdict(list)
+    samples: dict[str, list[SourceClip]] = defaultdict(list)
     for row in read_manifest(manifest)[0]:
         kind = row.meta.get("kind", "speech")
         if row.has_video and len(samples[kind]) < limit and parse(row.text).spans:
             # without the spans' times, which generated clips do not have: both are cut in their pauses
             file = dataclasses.replace(manifest_clip(row, manifest.parent), span_times=())
-            samples[kind].append(Sample(row.data_id, "real", kind, _read(file)))
+            samples[kind].append(SourceClip(row.data_id, "real", kind, _read(file)))
     return dict(samples)
 
 
 def generated_samples(
     folder: Path, kind: str, limit: int | None = None, source: str = "generated"
-) -> list[Sample]:
+) -> list[SourceClip]:
     """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or
     ValueError in one line."""
     files = islice(index_clips(folder / INDEX, kind=kind), limit)
-    return [Sample(file.name, source, kind, _read(file)) for file in files]
+    return [SourceClip(file.name, source, kind, _read(file)) for file in files]
 
 
-def codec_samples(samples: Sequence[Sample], codecs: Codecs) -> list[Sample]:
+def codec_samples(samples: Sequence[SourceClip], codecs: Codecs) -> list[SourceClip]:
     """Every sample encoded and decoded, same order; sound and picture keep their lengths."""
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         frames, waveform = _content(sample)
         by_shape[len(frames), len(waveform)].append(index)
-    answers: list[Sample | None] = [None] * len(samples)
+    answers: list[SourceClip | None] = [None] * len(samples)
     for indices in by_shape.values():
         for start in range(0, len(indices), CODEC_BATCH):
             batch = indices[start : start + CODEC_BATCH]
@@ -80,7 +80,7 @@ def codec_samples(samples: Sequence[Sample], codecs: Codecs) -> list[Sample]:
     return [answer for answer in answers if answer is not None]
 
 
-def reference_sounds(samples: Iterable[Sample]) -> dict[str, list[np.ndarray]]:
+def reference_sounds(samples: Iterable[SourceClip]) -> dict[str, list[np.ndarray]]:
     """Distinct reference recordings of the samples by voice."""
     found: dict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
     for sample in samples:
@@ -90,7 +90,7 @@ def reference_sounds(samples: Iterable[Sample]) -> dict[str, list[np.ndarray]]:
     return {voice: list(sounds.values()) for voice, sounds in found.items()}
 
 
-def _content(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _content(sample: SourceClip) -> tuple[np.ndarray, np.ndarray]:
     assert sample.clip.frames is not None and sample.clip.waveform is not None
     return sample.clip.frames, sample.clip.waveform
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import flat_guardrails, flat_scores
-from experiments.scoring.samples import Sample, codec_samples, generated_samples, real_samples
+from experiments.scoring.samples import SourceClip, codec_samples, generated_samples, real_samples
 from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.load import load_codecs
@@ -53,7 +53,7 @@ VOICES = "voice_accuracy_resemblyzer"  # here over the corpus' clips, not over a
 WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned"))
 
 log = logging.getLogger(__name__)
-Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
+Groups = dict[tuple[str, str], list[SourceClip]]  # by prompt set and source (real, codec or generated)
 ByScorer = Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]
 
 

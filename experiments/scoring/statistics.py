@@ -17,7 +17,9 @@ from pretrain.statistics import CONFIDENCE as CONFIDENCE
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
-Pairs = Sequence[Sequence[Sequence[float] | None]]  # [seeds][clips] (numerator, denominator); None = unscored
+SeedTerms = Sequence[
+    Sequence[Sequence[float] | None]
+]  # [seeds][clips] (numerator, denominator); None = unscored
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Table:
     below: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Table:
+    def of(cls, pairs: SeedTerms) -> Table:
         """Raises ValueError where seeds have different numbers of clips."""
         if len({len(row) for row in pairs}) > 1:
             raise ValueError(f"every seed needs the same prompts, got {[len(row) for row in pairs]} clips")

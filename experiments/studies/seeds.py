@@ -20,7 +20,7 @@ from experiments.report.metric_keys import reported_metrics
 from experiments.report.summary import measured
 from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
-from experiments.scoring.rows import Row, number, read_scores
+from experiments.scoring.rows import ScoredRow, number, read_scores
 from experiments.scoring.samples import generated_samples
 from experiments.scoring.scored import scores_of
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
@@ -69,7 +69,7 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
     study = Study("seeds", layout.out / "study" / "seeds", layout, config, config, inputs, job.root)
     runs = {f"seed-{seed}": (seed, _align_run(job, seed, study.folder)) for seed in range(seeds)}
 
-    def measure(rows: Sequence[Row], votes: Path) -> dict[str, Any]:
+    def measure(rows: Sequence[ScoredRow], votes: Path) -> dict[str, Any]:
         align = job.recipe.align
         weights, limits = align.rubric.weights(), align.guardrails
         known = reported_metrics(job.recipe.score)
@@ -135,7 +135,7 @@ def _names(job: StageJob) -> list[str]:
     return [*REWARDS, *ALIGN_JUDGES, *added_rewards(job.recipe.score)]
 
 
-def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
+def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[ScoredRow]:
     """Rows of the held-out clips of this model."""
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
     generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
@@ -151,7 +151,7 @@ def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
     return rows_of(limits, {KEY: samples}, scores, {KEY})
 
 
-def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
+def mean_rows(runs: Sequence[Sequence[ScoredRow]]) -> list[ScoredRow]:
     """A row per prompt; a value that some seed could not be scored on is the mean of the others. Raises
     ValueError for other prompts."""
     by_id = [{row["data_id"]: row for row in rows} for rows in runs]
@@ -162,7 +162,7 @@ def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
     return [_mean([rows[name] for rows in by_id]) for name in by_id[0]]
 
 
-def _mean(rows: Sequence[Row]) -> Row:
+def _mean(rows: Sequence[ScoredRow]) -> ScoredRow:
     scorers = rows[0]["scores"].keys()
     parts = {name: _means([row["parts"].get(name, {}) for row in rows]) for name in scorers}
     return {

@@ -18,7 +18,7 @@ from experiments.scoring.statistics import (
     share_of_gain,
 )
 
-Scores = Mapping[str, Any]  # what `score_clips` wrote of one run
+RunScores = Mapping[str, Any]  # what `score_clips` wrote of one run
 Tables = Mapping[str, Table]  # by metric
 
 
@@ -64,7 +64,7 @@ class Comparison:
         return self.draws(seeds, clips, self.resamples)
 
 
-def check_prompts(scores: Sequence[Scores], who: str) -> None:
+def check_prompts(scores: Sequence[RunScores], who: str) -> None:
     """Raises ValueError where their clips do not answer the same prompts."""
     if len({tuple(one["data_ids"]) for one in scores}) > 1:
         raise ValueError(
@@ -77,13 +77,13 @@ def tables_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
     return {name: Table.of([one[name] for one in metrics]) for name in metrics[0]}
 
 
-def metric_means(scores: Scores) -> dict[str, float]:
+def metric_means(scores: RunScores) -> dict[str, float]:
     """`study/METRIC` -> sum of numerators over sum of denominators, where there are any."""
     tables = {name: Table.of([pairs]) for name, pairs in scores["metrics"].items()}
     return {f"study/{name}": table.mean for name, table in tables.items() if table.below.any()}
 
 
-def unscored(scores: Iterable[Scores]) -> dict[str, dict[str, int]]:
+def unscored(scores: Iterable[RunScores]) -> dict[str, dict[str, int]]:
     """Why clips were not scored: scorer -> reason -> how many."""
     counted: dict[str, Counter[str]] = {}
     for one in scores:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rewards.base import Reward
-from rewards.metric import Metric, Role
+from rewards.metric import Metric, MetricRole
 
 PartT = TypeVar("PartT")
 SPEED_ONLY = {"speed_only": True}  # metadata of an option that changes no score
@@ -57,7 +57,7 @@ class Entry:
     make: Callable[[Any, Shared], Reward]
     options: type
     title: str
-    role: Role = "watched"  # a judge measures what was trained on others; no rubric may weigh it
+    role: MetricRole = "watched"  # a judge measures what was trained on others; no rubric may weigh it
     lower_is_better: bool = False  # a rubric must give it a negative weight
     unit: str = ""
     numerator: str = ""

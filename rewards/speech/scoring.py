@@ -22,7 +22,7 @@ _SEED_TTS_DELETED = str.maketrans("", "", (CHINESE_PUNCTUATION + string.punctuat
 
 
 @dataclass(frozen=True)
-class Scoring:
+class WerConvention:
     """One benchmark's way from two texts to a number.
 
     `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from
@@ -69,7 +69,7 @@ def normalised(text: str) -> str:
     return _basic_normalizer()(text).strip()
 
 
-def normalised_english(path: Path) -> Scoring:
+def normalised_english(path: Path) -> WerConvention:
     """Whisper's English normalisation (numbers, contractions, spellings) with the model's own
     normalizer.json.
 
@@ -90,18 +90,18 @@ def normalised_english(path: Path) -> Scoring:
             f"{path}: not a map of spellings; take normalizer.json from the Whisper model's folder"
         )
     normalizer = EnglishTextNormalizer(spellings)
-    return Scoring("normalised_english", lambda text: normalizer(text).strip())
+    return WerConvention("normalised_english", lambda text: normalizer(text).strip())
 
 
-DEFAULT = Scoring("", normalize)
-SEED_TTS_EN = Scoring(
+DEFAULT = WerConvention("", normalize)
+SEED_TTS_EN = WerConvention(
     "seed_tts_en", seed_tts_en, mean_of_clips=True, percent=True, recogniser="whisper_large_v3"
 )
-SEED_TTS_ZH = Scoring(
+SEED_TTS_ZH = WerConvention(
     "seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh"
 )
-VERSE_BENCH = Scoring("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
-NORMALISED = Scoring("normalised", normalised)
+VERSE_BENCH = WerConvention("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
+NORMALISED = WerConvention("normalised", normalised)
 SCORINGS = {scoring.name: scoring for scoring in (DEFAULT, SEED_TTS_EN, SEED_TTS_ZH, VERSE_BENCH, NORMALISED)}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rewards.base import Unscorable, score_prepared
 from rewards.sound import mono_16khz
-from rewards.speech.scoring import DEFAULT, Scoring
+from rewards.speech.scoring import DEFAULT, WerConvention
 from rewards.speech.transcriber import Transcriber
 from rewards.types import Clip, Score
 
@@ -24,7 +24,7 @@ class WordErrorRate:
     scoring's benchmark publishes.
     """
 
-    def __init__(self, transcriber: Transcriber, scoring: Scoring = DEFAULT) -> None:
+    def __init__(self, transcriber: Transcriber, scoring: WerConvention = DEFAULT) -> None:
         self.transcriber = transcriber
         self.scoring = scoring
         self.name = metric_name(transcriber.name, scoring)
@@ -47,7 +47,7 @@ class WordErrorRate:
         ]
 
 
-def metric_name(recogniser: str, scoring: Scoring) -> str:
+def metric_name(recogniser: str, scoring: WerConvention) -> str:
     """`wer_<recogniser>[_<scoring>]`; a benchmark's own `wer_<scoring>` only with the recogniser that it
     uses."""
     if scoring.recogniser and scoring.recogniser == recogniser:
@@ -55,7 +55,7 @@ def metric_name(recogniser: str, scoring: Scoring) -> str:
     return "_".join(filter(None, ("wer", recogniser, scoring.name)))
 
 
-def word_errors(reference: str, hypothesis: str, scoring: Scoring = DEFAULT) -> Score:
+def word_errors(reference: str, hypothesis: str, scoring: WerConvention = DEFAULT) -> Score:
     """WER of one hypothesis with its `errors` and `words`; ValueError for a reference without words."""
     words = scoring.words(reference).split()
     if not words:
@@ -83,7 +83,7 @@ def mean_word_error_rate(scores: Sequence[Score]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def reported_word_error_rate(scores: Sequence[Score], scoring: Scoring) -> float:
+def reported_word_error_rate(scores: Sequence[Score], scoring: WerConvention) -> float:
     """The figure of a set as the scoring's benchmark publishes it (Seed-TTS eval: mean of clips, percent with
     3 digits)."""
     rate = (mean_word_error_rate if scoring.mean_of_clips else set_word_error_rate)(scores)

@@ -17,7 +17,7 @@ from rewards.sync.windows import WINDOW_FRAMES
 WINDOWS_PER_PASS = 64  # for sound and small crops; activations of a pass stay in the cache of a core
 PIXELS_PER_PASS, MIN_WINDOWS_PER_PASS = 2**16, 4
 
-Step = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 class Embedder:
@@ -88,9 +88,11 @@ class Embedder:
             .permute(0, 3, 1, 2)
         )
 
-    def _steps(self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False) -> list[Step]:
+    def _steps(
+        self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False
+    ) -> list[TensorFunction]:
         layers = [layer for layer in (*tower, *head) if not isinstance(layer, nn.ReLU)]
-        steps: list[Step] = []
+        steps: list[TensorFunction] = []
         for layer, after in pairwise([*layers, None]):
             if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
                 norm = after if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
@@ -135,7 +137,7 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias.detach()
 
 
-def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: bool) -> Step:
+def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: bool) -> TensorFunction:
     if isinstance(layer, nn.Linear):
         return lambda x: F.linear(x, weight, bias).relu_() if activate else F.linear(x, weight, bias)
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
@@ -147,7 +149,7 @@ def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: 
     return lambda x: F.conv2d(x, weight, bias, stride, padding).relu_()
 
 
-def _through(steps: Sequence[Step], x: Tensor) -> Tensor:
+def _through(steps: Sequence[TensorFunction], x: Tensor) -> Tensor:
     for step in steps:
         x = step(x)
     return x

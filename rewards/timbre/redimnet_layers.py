@@ -149,7 +149,7 @@ class SelfAttention(nn.Module):
         )
 
 
-class FeedForward(nn.Module):
+class EncoderFeedForward(nn.Module):
     """Linear, GELU (tanh form), Linear."""
 
     def __init__(self, channels: int, inner: int) -> None:
@@ -167,7 +167,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(channels)
         self.layer_norm = nn.LayerNorm(channels, eps=EPS)
-        self.feed_forward = FeedForward(channels, inner)
+        self.feed_forward = EncoderFeedForward(channels, inner)
         self.final_layer_norm = nn.LayerNorm(channels, eps=EPS)
 
     def forward(self, signal: Tensor) -> Tensor:

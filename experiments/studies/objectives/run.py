@@ -41,7 +41,7 @@ METRICS = (
 )
 COLUMNS = 4
 COLOURS = {"better": "#4f7942", "worse": "#c8553d"}  # all else grey
-Results = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
+ArmResults = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
 
 
 def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path = Path()) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _spent(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"folder": run.folder.name, "seconds": round(seconds, 1)}
 
 
-def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[str, Any]:
+def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> dict[str, Any]:
     """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation,
     clips}`.
 

@@ -18,7 +18,7 @@ from experiments.scoring.statistics import Draws
 from experiments.studies.harness import Run, Study, mark_of, require
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
-from experiments.studies.paradigms.training import Trainer
+from experiments.studies.paradigms.training import StudyTrainer
 from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
@@ -36,7 +36,7 @@ SYNC = ("sync_mini", "sync_c_mini", "sync_d_mini")  # of the judge's network, wh
 METRICS = ("lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "voice_accuracy_resemblyzer")
 VALIDATION = ("validation/video", "validation/audio")
 COLOURS = {"nava": "#1b6ca8", "dual_tower": "#c8553d", "unified": "#4f7942"}
-Results = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
+TrainingResults = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
         bank = None if all(run.finished for run in runs) else voices_of(layout.corpus)
         metrics = {**metrics_with(network), **added}
         scoring = Scoring(metrics, layout, config.recognizer_processes, network, bank)
-        trainer = Trainer(study, config, recipe.generate, scoring)
+        trainer = StudyTrainer(study, config, recipe.generate, scoring)
         for run, training in zip(runs, plan.trainings, strict=True):
             if not run.finished:
                 save_task(run.folder, partial(trainer.train, run, training))
@@ -136,7 +136,7 @@ def _check_stages(config: StudyConfig, recipe: PretrainConfig) -> None:
         )
 
 
-def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str, Any]:
+def tabulate(config: StudyConfig, plan: StudyPlan, results: TrainingResults) -> dict[str, Any]:
     """`{budgets: {budget: {paradigm: {steps, flops, metrics, differences, curve}}}, metrics, clips,
     unscored}` with the list of paradigms whose runs served twice.
 
@@ -178,7 +178,7 @@ def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str
     }
 
 
-def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage: str) -> Tables:
+def _tables(plan: StudyPlan, results: TrainingResults, budget: str, paradigm: str, stage: str) -> Tables:
     scores = [results[training.label]["scores"][stage] for training in plan.of(paradigm, budget)]
     check_prompts(scores, f"{paradigm} {budget}: seeds")
     return tables_of([one["metrics"] for one in scores])
@@ -187,7 +187,7 @@ def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage
 def _curve(
     comparison: Comparison,
     plan: StudyPlan,
-    results: Results,
+    results: TrainingResults,
     budget: str,
     paradigm: str,
     scored: Mapping[str, Tables],

@@ -34,7 +34,7 @@ class StepsSoFar(SpoolTracker):
 
 
 @dataclass(frozen=True)
-class Trainer:
+class StudyTrainer:
     """What all trainings of the study share."""
 
     study: Study
