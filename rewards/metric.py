@@ -1,4 +1,4 @@
-"""What a reported number is: where it stands in the scores, which side is better, and what people call it."""
+"""Metadata of a reported number: its source in the scores, its direction and its display name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Fits a preference model to votes: penalised maximum likelihood, concave, by L-BFGS with the exact
-gradient."""
+"""Fit a preference model to votes: penalised maximum likelihood (concave), L-BFGS, exact gradient."""
 
 from __future__ import annotations
 
@@ -73,7 +72,7 @@ class PairVotes:
             raise ValueError("preference: raters are only asked for their side bias; give the sides too")
 
     def rows(self, kept: np.ndarray) -> PairVotes:
-        """Those with these places."""
+        """The votes at these indices."""
 
         def cut(given: Sequence[Hashable] | None) -> list[Hashable] | None:
             return None if given is None else [given[index] for index in kept]
@@ -193,7 +192,7 @@ def _solve(difference: np.ndarray, votes: PairVotes, config: PreferenceConfig) -
 def _likelihood(
     m: np.ndarray, tie: float, labels: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """Log-likelihood, its slopes by m and tie [N], and minus its second derivatives (mm, m tie, tie tie) [N].
+    """Log-likelihood, gradient by m and tie [N], and negated second derivatives (mm, m tie, tie tie) [N].
 
     Ties are as if both inequalities had been seen: ln P(tie) = ln s(m - a) + ln s(-m - a) + ln(e^2a - 1).
     """
@@ -214,8 +213,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _cross_validated(features: Sequence[str], votes: PairVotes, config: PreferenceConfig) -> Fit | None:
-    """Every vote is predicted once, by models fitted to the other folds' groups; None for too few groups to
-    do so."""
+    """Predict every vote once, by models fitted to the other folds' groups; None with too few groups."""
     groups = votes.groups if votes.groups is not None else range(len(votes.labels))
     places = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     if len(places) < config.folds:

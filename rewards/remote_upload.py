@@ -1,5 +1,4 @@
-"""A clip as a multipart body that gives the same clip back bit for bit: h264 of RGB without loss, float WAV,
-PNG."""
+"""Encode a clip as a multipart body, losslessly: h264 RGB video, float WAV, PNG."""
 
 from __future__ import annotations
 
@@ -17,8 +16,10 @@ REFERENCE_RATE_HZ = 16_000
 
 
 def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
-    """(content type, body) for POST /v1/score. Raises ValueError in one line for a clip without picture and
-    sound, or no such arrays."""
+    """(content type, body) for POST /v1/score.
+
+    Raises ValueError in one line for a clip without picture and sound, or with arrays of another shape.
+    """
     files: dict[str, bytes] = {}
     if clip.frames is not None:
         files["video"] = _mp4(clip.frames, clip.fps)

@@ -1,4 +1,7 @@
-"""What is scored and what comes of it. `rewards` stands alone: any model's clips can be put into a Clip."""
+"""The input (Clip) and output (Score) of a reward; independent of any model.
+
+`rewards` stands alone: any model's clips can be put into a Clip.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; the end is exclusiv
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One clip in memory. What a scorer needs and does not find makes its score NaN with a reason."""
+    """One clip in memory. A missing input that a scorer needs gives NaN with a reason.
+
+    What a scorer needs and does not find makes its score NaN with a reason.
+    """
 
     waveform: np.ndarray | None  # float32 [N] mono or [C, N] in -1..1
     sample_rate_hz: int
@@ -24,8 +30,8 @@ class Clip:
     references: tuple[
         np.ndarray | None, ...
     ] = ()  # float32 [N] at 16 kHz, the voice of each span; None = free
-    voices: tuple[str, ...] = ()  # who should be heard in each span, where the speakers have names
-    name: str = ""  # so that a clip is not compared with itself
+    voices: tuple[str, ...] = ()  # speaker name of each span, where speakers are named
+    name: str = ""  # excludes the clip from comparisons with itself
     mouth_boxes: tuple[Box, ...] = ()  # one per face
     face_boxes: tuple[Box, ...] = ()
     span_times: tuple[
@@ -39,12 +45,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Score:
-    """A scorer's answer for one clip: `value` is NaN exactly when `reason` says why there is none."""
+    """Result of one scorer for one clip: `value` is NaN exactly if `reason` is set."""
 
     value: float
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
-    text: str = ""  # what a recogniser read
+    text: str = ""  # transcript of a recogniser
     seconds: float = 0.0  # this clip's share of the batch's wall time
 
     def part(self, name: str) -> Score:

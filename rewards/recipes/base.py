@@ -1,5 +1,4 @@
-"""What recipes have in common: an entry of the catalog, parts that rewards share, options that many have,
-weights that are not there."""
+"""Shared parts of reward recipes: catalog entries, shared models, common options, missing weights."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Nothing to set."""
+    """An empty options class."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,10 @@ class PartMetric:
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward of the catalog. `make(options, shared)` builds it from the dataclass `options` of what may be
-    set. Title to gap_closed are as in rewards.metric.Metric, and written nowhere else."""
+    """A reward of the catalog. `make(options, shared)` builds it from its options dataclass.
+
+    Fields title to gap_closed are those of rewards.metric.Metric and are declared only here.
+    """
 
     make: Callable[[Any, Shared], Reward]
     options: type
@@ -65,7 +66,7 @@ class Entry:
     gap_closed: bool = False
     parts: tuple[PartMetric, ...] = ()
     offline: bool = True  # runs with what a checkout and its pipeline have
-    picture: bool = False  # looks at frames; the others only listen
+    picture: bool = False  # needs frames; the others use sound only
     about: Literal["any", "speech", "voice", "reference", "text", "image"] = (
         "any"  # a clip is eligible where this was given
     )
@@ -107,14 +108,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """A file or folder of weights from elsewhere; empty sha256 = any file, its digest is told."""
+    """A file or folder of external weights; an empty sha256 accepts any file and prints its digest."""
 
     weights: Path | None = None
     sha256: str = ""
 
 
 class WeightsMissing(ValueError):
-    """A reward was asked for without the file of weights it needs."""
+    """A reward needs a weight file that is not configured."""
 
 
 def needed(path: Path | None, name: str, option: str = "weights") -> Path:
