@@ -52,7 +52,7 @@ class GuardrailLimits:
 def measure(clip: Clip) -> dict[str, float]:
     """The five measurements of a clip; NaN where one cannot be computed (no picture, no usable sound).
 
-    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector hears speech (loud tones and
+    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector finds speech (loud tones and
     noise pass, silence does not). motion: mean absolute difference of luma between neighbouring frames, of
     full scale. loudness_dbfs (rms) and loudness_lufs (BS.1770-4) are -120 for silence. clipping_ratio: share
     of samples at or above 99.9 % of full scale.
@@ -77,7 +77,7 @@ def flags(measured: Mapping[str, float], limits: GuardrailLimits) -> tuple[str, 
         value = measured.get(name, math.nan)
         if low and (floor := getattr(limits, low)) is not None and value < floor:
             raised.append(f"{name} {value:.4g} < {floor:.4g}")
-        if high and (ceiling := getattr(limits, high)) is not None and value > ceiling:
+        if high and (maximum := getattr(limits, high)) is not None and value > maximum:
             raised.append(f"{name} {value:.4g} > {ceiling:.4g}")
     return tuple(raised)
 

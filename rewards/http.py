@@ -101,9 +101,9 @@ def token_of(variable: str) -> str:
     return token
 
 
-def excerpt(said: str | bytes, token: str) -> str:
+def excerpt(response: str | bytes, token: str) -> str:
     """Start of a server's response as one printable line, with an echoed token removed."""
-    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    text = response.decode(errors="replace") if isinstance(response, bytes) else response
     text = "".join(sign if sign.isprintable() else " " for sign in text[:5000])
     return " ".join((text.replace(token, "***") if token else text).split())[:200]
 
@@ -150,11 +150,11 @@ def exchange(
 
     answer, failure = None, ""
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, MAX_CONNECT_S))
-    asked: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
+    request_options: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
     try:
         with (
             httpx.Client(timeout=timeout, verify=_tls(), trust_env=proxies) as client,
-            client.stream("GET" if body is None else "POST", url, **asked) as response,
+            client.stream("GET" if body is None else "POST", url, **request_options) as response,
         ):
             answer = Answer(response.status_code, response.headers, _read(response))
     # ImportError: the environment names a SOCKS proxy, for which httpx needs a further package

@@ -33,11 +33,11 @@ def lufs(waveform: np.ndarray, sample_rate_hz: int) -> float:
     ends = np.minimum(starts + block, len(weighted))
     power = (sums[ends] - sums[starts]) / np.maximum(1, ends - starts)
     loudness = np.array([OFFSET_DB + _db(value) for value in power])
-    heard = loudness > ABSOLUTE_GATE_LUFS
-    if not heard.any():
+    audible = loudness > ABSOLUTE_GATE_LUFS
+    if not audible.any():
         return SILENCE_DB
-    heard &= loudness > OFFSET_DB + _db(float(power[heard].mean())) + RELATIVE_GATE_LU
-    return OFFSET_DB + _db(float(power[heard].mean()))
+    audible &= loudness > OFFSET_DB + _db(float(power[audible].mean())) + RELATIVE_GATE_LU
+    return OFFSET_DB + _db(float(power[audible].mean()))
 
 
 def k_weighting(sample_rate_hz: int) -> list[tuple[np.ndarray, np.ndarray]]:

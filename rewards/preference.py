@@ -33,8 +33,8 @@ class Fit:
     """Cross-validated (over groups) fit to held-out votes; natural logarithms, per vote.
 
     `accuracy`: of the side preferred, among `decided` votes; chance is 0.5. `chance_log_likelihood`: always
-    the shares of the answers. `single`: feature -> (log-likelihood, accuracy) of a model that knows this
-    feature alone.
+    the shares of the answers. `single`: feature -> (log-likelihood, accuracy) of a model with this feature
+    alone.
     """
 
     votes: int

@@ -181,12 +181,12 @@ def _solve(difference: np.ndarray, votes: PairVotes, config: PreferenceConfig) -
     errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
     num_features, sided = difference.shape[1], votes.sides is not None and bool(votes.sides.any())
     side = float(beta[num_features]) if sided else 0.0
-    told = [
+    standard_errors = [
         *errors[:num_features],
         errors[num_features] if sided else math.nan,
         errors[width] if ties else math.nan,
     ]
-    return _Solution(beta[:num_features], side, tie, np.array(told))
+    return _Solution(beta[:num_features], side, tie, np.array(standard_errors))
 
 
 def _likelihood(

@@ -31,7 +31,7 @@ class RemoteReward:
     """A reward of the service at `url`. `token_file` holds the bearer token; else it is $NAVA_API_TOKEN.
 
     A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the
-    service cannot be reached, refuses the request or says that the reward failed; ValueError for a wrong
+    service cannot be reached, refuses the request or reports that the reward failed; ValueError for a wrong
     address or token, a reward it does not have, a judge unless `measure_only`, and one that is better when
     lower unless `turned` (values with their sign turned) or `measure_only`.
     """

@@ -27,7 +27,7 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
         files["audio"] = _wav(clip.waveform, clip.sample_rate_hz)
     if not files:
         raise ValueError("neither picture nor sound")
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "rewards": [reward],
         "name": clip.name,
         "prompt": clip.prompt,
@@ -39,17 +39,17 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
         "references": [],
     }
     for index, reference in enumerate(clip.references[: len(clip.spans)]):
-        asked["references"].append(None if reference is None else f"part:reference_{index}")
+        request["references"].append(None if reference is None else f"part:reference_{index}")
         if reference is not None:
             files[f"reference_{index}"] = _wav(reference, REFERENCE_RATE_HZ)
     if clip.first_frame is not None:
-        asked["first_frame"], files["first_frame"] = "part:first_frame", _png(clip.first_frame)
+        request["first_frame"], files["first_frame"] = "part:first_frame", _png(clip.first_frame)
     if clip.reference_sound is not None:
-        asked["reference_sound"], files["reference_sound"] = (
+        request["reference_sound"], files["reference_sound"] = (
             "part:reference_sound",
             _wav(clip.reference_sound, clip.sample_rate_hz),
         )
-    return form({"request": json.dumps(asked, allow_nan=False)}, files)
+    return form({"request": json.dumps(request, allow_nan=False)}, files)
 
 
 def _mp4(frames: np.ndarray, fps: float) -> bytes:

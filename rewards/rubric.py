@@ -41,7 +41,7 @@ class RubricItem(ItemOptions):
 
     `reward` is a reward's name, or `name.part` for one of its parts. A reward that is better when lower (WER,
     Sync-D, FD) takes a NEGATIVE weight. `normalise`: none = the raw value; group = z among the clips of one
-    prompt; batch = z among all clips given; running = z against everything seen so far, these clips included.
+    prompt; batch = z among all clips given; running = z against all values up to and including this call.
     Weight 0 is logged and not counted. `floor` is the worst raw value allowed, a minimum for a positive and a
     maximum for a negative weight. A clip beyond it gets the lowest total of its group (`below: lowest`), so
     that no other reward can pay for it, or NaN (`nan`).

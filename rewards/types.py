@@ -37,7 +37,7 @@ class Clip:
     span_times: tuple[
         tuple[float, float], ...
     ] = ()  # start and end of each span in seconds, where they are known
-    first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the image the clip was asked to start from
+    first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the conditioning image of the clip
     reference_sound: np.ndarray | None = (
         None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
     )
@@ -54,7 +54,7 @@ class Score:
     seconds: float = 0.0  # this clip's share of the batch's wall time
 
     def part(self, name: str) -> Score:
-        """A part as a score of its own, with the reason where there is none; name "" is the score itself."""
+        """A part as a Score, with a reason if it is missing; name "" is the score itself."""
         if self.reason or not name:
             return self
         value = self.parts.get(name, math.nan)

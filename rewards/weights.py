@@ -15,8 +15,8 @@ _TOLD: set[str] = set()
 def checked(path: Path, sha256: str = "", *, what: str, licence: str, source: str) -> Path:
     """Check that `path` exists with this digest; print digest and licence to stderr once per process.
 
-    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes. Raises FileNotFoundError when the file is missing and ValueError when its digest is
-    another one.
+    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes. Raises
+    FileNotFoundError for a missing file, ValueError for another digest.
     """
     path = Path(path)
     if not path.is_file():

@@ -38,7 +38,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class PartMetric:
-    """A part of a score that is reported as a metric of its own, in the role of its reward."""
+    """A part of a score that is reported as a separate metric, in the role of its reward."""
 
     part: str
     title: str

@@ -80,9 +80,9 @@ class ImageBindScore:
         for start in range(0, len(pairs), BATCH):
             batch = pairs[start : start + BATCH]
             seen = self._model.embed_vision(torch.stack([views for views, _ in batch])).float()
-            heard = self._model.embed_audio(torch.stack([mels for _, mels in batch])).float()
+            sounds = self._model.embed_audio(torch.stack([mels for _, mels in batch])).float()
             # ImageBind scales its sound embeddings by 20, so they are not of unit length.
-            found = torch.nn.functional.cosine_similarity(seen, heard, dim=-1)
+            found = torch.nn.functional.cosine_similarity(seen, sounds, dim=-1)
             if found.shape != (len(batch),) or not found.isfinite().all():
                 raise ValueError(
                     f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite "
@@ -121,8 +121,8 @@ def video_views(frames: np.ndarray, fps: float) -> Tensor:
     views = []
     for start in pieces(len(frames) / rate, VIDEO_PIECES):
         first, end = math.ceil(rate * start), min(math.ceil(rate * (start + PIECE_S)), len(frames))
-        chosen = torch.linspace(first, max(first, end - 1), FRAMES_PER_PIECE).long().numpy()
-        views.extend(_crops(_pixels(frames[chosen])))
+        indices = torch.linspace(first, max(first, end - 1), FRAMES_PER_PIECE).long().numpy()
+        views.extend(_crops(_pixels(frames[indices])))
     return torch.stack(views)
 
 

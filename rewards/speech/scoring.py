@@ -1,5 +1,4 @@
-"""What of a text counts as its words, by benchmark: pure functions of text, and how a set of clips is summed
-up."""
+"""Text normalisation and WER aggregation of each benchmark; pure functions of text."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ _SEED_TTS_DELETED = str.maketrans("", "", (CHINESE_PUNCTUATION + string.punctuat
 
 @dataclass(frozen=True)
 class WerConvention:
-    """One benchmark's way from two texts to a number.
+    """How one benchmark turns two texts into a word error rate.
 
-    `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from
-    errors over words, `percent` whether the published figure is x100, `recogniser` names the one that the
-    benchmark uses.
+    `words` turns a text into words between blanks, `mean_of_clips` takes the mean of the clips' rates instead
+    of total errors over total words, `percent` scales the published figure by 100, `recogniser` names the
+    benchmark's recogniser.
     """
 
     name: str
@@ -43,14 +42,18 @@ def normalize(text: str) -> str:
 
 
 def seed_tts_en(text: str) -> str:
-    """Punctuation but the apostrophe deleted (well-known becomes wellknown), double blanks halved once, lower
-    case."""
+    """Seed-TTS eval, English: punctuation except apostrophes deleted, double blanks halved once, lower case.
+
+    "well-known" becomes "wellknown".
+    """
     return text.translate(_SEED_TTS_DELETED).replace("  ", " ").lower()
 
 
 def seed_tts_zh(text: str) -> str:
-    """As `seed_tts_en` but for the case, then every character is a word: a character error rate that is
-    called WER."""
+    """Seed-TTS eval, Chinese: as `seed_tts_en` with case kept, one word per character.
+
+    A character error rate that is published as WER.
+    """
     return " ".join(text.translate(_SEED_TTS_DELETED).replace("  ", " "))
 
 
@@ -70,8 +73,7 @@ def normalised(text: str) -> str:
 
 
 def normalised_english(path: Path) -> WerConvention:
-    """Whisper's English normalisation (numbers, contractions, spellings) with the model's own
-    normalizer.json.
+    """Whisper's English normalisation, with the model's own normalizer.json.
 
     Raises FileNotFoundError or ValueError in one line when the file is missing or is not a map of spellings.
     """

@@ -1,5 +1,7 @@
-"""Where the faces are in each frame: given boxes, or one of OpenCV's detectors. None of them is the published
-recipe's S3FD."""
+"""Face detection per frame: given boxes, or an OpenCV detector. None is the published recipe's S3FD.
+
+None of them is the published recipe's S3FD.
+"""
 
 from __future__ import annotations
 
@@ -143,8 +145,7 @@ def _detection(x: float, y: float, width: float, height: float, score: float, sc
 
 
 def _reduced(cv2: Any, frame: np.ndarray, longest_side: int) -> tuple[np.ndarray, float]:
-    """The frame with its longer side at most `longest_side`, and what boxes found in it are multiplied
-    with."""
+    """The frame with its longer side at most `longest_side`, and the factor that maps boxes back."""
     scale = max(1.0, max(frame.shape[:2]) / longest_side)
     if scale == 1.0:
         return np.ascontiguousarray(frame), 1.0

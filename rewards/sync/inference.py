@@ -1,5 +1,4 @@
-"""A SyncNet made ready for scoring: many clips in equal passes, batch norms folded into the layers before
-them."""
+"""A SyncNet for inference: fixed-size passes over many clips, batch norms folded into convolutions."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ TensorFunction = Callable[[Tensor], Tensor]
 
 
 class Embedder:
-    """Embeds crops and sound windows with the weights `net` has at construction, in eval mode and without
-    gradients.
+    """Embeds crops and sound windows with the weights of `net` at construction, in eval mode.
 
     Everything runs channels last in `dtype`; bfloat16 is about twice as fast where the processor has it and
     costs two digits. A window's embedding does not depend on what else is in the call, up to the rounding of
@@ -76,8 +74,7 @@ class Embedder:
         return _divided(passes, [len(some) for some in windows])
 
     def _stacked(self, frames: Tensor, starts: Tensor) -> Tensor:
-        """The windows at `starts`: [m, 5 * 3, S, S], channels last, the three colours of a frame side by
-        side."""
+        """The windows at `starts`: [m, 5 * 3, S, S], channels last, colours of a frame adjacent."""
         first = starts[0]
         scaled = frames[first : starts[-1] + WINDOW_FRAMES].to(self.device).float()
         scaled = ((scaled - self.args.pixel_mean) * self.args.pixel_scale).to(self.dtype)
@@ -121,8 +118,7 @@ class Embedder:
 
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, that do what `layer` and the batch norm behind it do together in eval
-    mode."""
+    """Weight and bias, float64, equivalent to `layer` followed by its batch norm in eval mode."""
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)) and layer.bias is not None
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
     if norm is None:
@@ -141,7 +137,7 @@ def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: 
     if isinstance(layer, nn.Linear):
         return lambda x: F.linear(x, weight, bias).relu_() if activate else F.linear(x, weight, bias)
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
-    if last:  # its kernel covers all of its input: one matrix product
+    if last:  # the kernel covers its whole input: one matrix product
         flat = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
         return lambda x: F.linear(x.permute(0, 2, 3, 1).flatten(1), flat, bias).relu_()
     weight = weight.contiguous(memory_format=torch.channels_last)
