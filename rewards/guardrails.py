@@ -78,7 +78,7 @@ def flags(measured: Mapping[str, float], limits: GuardrailLimits) -> tuple[str, 
         if low and (floor := getattr(limits, low)) is not None and value < floor:
             raised.append(f"{name} {value:.4g} < {floor:.4g}")
         if high and (maximum := getattr(limits, high)) is not None and value > maximum:
-            raised.append(f"{name} {value:.4g} > {ceiling:.4g}")
+            raised.append(f"{name} {value:.4g} > {maximum:.4g}")
     return tuple(raised)
 
 

@@ -85,7 +85,7 @@ class ImageBindScore:
             found = torch.nn.functional.cosine_similarity(seen, sounds, dim=-1)
             if found.shape != (len(batch),) or not found.isfinite().all():
                 raise ValueError(
-                    f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite "
+                    f"ImageBind: embeddings {list(seen.shape)} and {list(sounds.shape)} have no finite "
                     "cosine per clip"
                 )
             cosines.extend(found.tolist())

@@ -44,6 +44,6 @@ def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
     ]
     if differences:
         raise ValueError(
-            f"{where}: of {len(wanted)} tensors {'; '.join(told)}; it is not the file of this network"
+            f"{where}: of {len(wanted)} tensors {'; '.join(differences)}; it is not the file of this network"
         )
     return dict(found)
