@@ -1,7 +1,4 @@
-"""PocketSphinx decoders, their input samples and their results. The English model is in the wheel.
-
-Its English model is in the wheel.
-"""
+"""PocketSphinx decoders, their input samples and their results. The English model is in the wheel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Face detection per frame: given boxes, or an OpenCV detector. None is the published recipe's S3FD.
-
-None of them is the published recipe's S3FD.
-"""
+"""Face detection per frame: given boxes, or an OpenCV detector. None is the published recipe's S3FD."""
 
 from __future__ import annotations
 
