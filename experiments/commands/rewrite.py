@@ -85,10 +85,8 @@ def rewrite(
     if template == bool(endpoint):
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
     if cache.resolve() in (prompts.resolve(), to.resolve()):
-        raise ValueError(
-            f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a "
-            "file of its own"
-        )
+        where = "is the file of prompts or of rewrites, and would be written into"
+        raise ValueError(f"--cache {cache}: {where}; give it a file of its own")
     asking = RewriteSettings(
         language=language,
         fallback=fallback,
