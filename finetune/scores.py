@@ -21,7 +21,7 @@ Sums = dict[str, tuple[float, int]]  # (sum, how many)
 
 @dataclass(frozen=True)
 class Scores:
-    """values: the rubric's rewards, higher is better; the rest is only logged. All [B] fp64, NaN if missing."""
+    """values: the rubric's rewards, higher is better; the rest is logged. All [B] fp64, NaN if missing."""
 
     values: Mapping[str, Tensor]
     parts: Mapping[str, Tensor] = field(

@@ -23,8 +23,7 @@ FutureT = TypeVar("FutureT", bound=Hashable)
 
 @dataclass(frozen=True)
 class WorkerPool(Generic[WorkerT, TaskT, FutureT]):
-    """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are
-    with a worker at a time."""
+    """Workers of one kind; `start` submits a task without blocking. At most `in_flight` tasks per worker."""
 
     name: str
     workers: Sequence[WorkerT]
@@ -41,7 +40,7 @@ class WorkerPool(Generic[WorkerT, TaskT, FutureT]):
 
 @dataclass(frozen=True)
 class Unit(Generic[TaskT, FutureT]):
-    """A task, its clip (not fetched) and what each pool of scorers answered to it."""
+    """A task, a reference to its clip, and the result of each scorer pool."""
 
     task: TaskT
     clip: FutureT
@@ -54,14 +53,14 @@ class _Round(Generic[TaskT, FutureT]):
     tasks: Sequence[TaskT]
     clips: dict[int, FutureT] = field(default_factory=dict)
     scores: dict[int, dict[str, Any]] = field(default_factory=dict)
-    unscored: int = 0  # rolled out and not scored by every pool
+    unscored: int = 0  # rolled out, but not yet scored by every pool
     scored: int = 0  # by every pool
     error: Exception | None = None
 
 
 @dataclass(eq=False)
 class _Line:
-    """What waits for a pool, the earliest round first, and how many tasks each of its workers has."""
+    """Queue of a pool (earliest round first) and the number of tasks per worker."""
 
     name: str
     pool: WorkerPool[Any, Any, Any]
@@ -86,15 +85,13 @@ class _Running:
 
 
 class Pipeline(Generic[TaskT, FutureT]):
-    """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker,
-    (task, clip))`.
+    """Rollout tasks go to any free worker, their clips to every scorer pool as `start(worker, (task, clip))`.
 
-    wait: takes futures, returns those that are done, at least one unless it gave up waiting. Called over
-    again until there is one. result: what a scorer's future holds, or raises. Clips are never asked for, so a
-    rollout's error has to come out of its scorers. max_unscored: no rollout starts while as many clips are
-    not scored by every pool. Those that run then still end: at most max_unscored - 1 clips and one for every
-    rollout in flight wait. Raises ValueError without scorers, without a `max_unscored` of at least 1, and for
-    a round that is begun twice or not at all.
+    wait: takes futures, returns finished ones, possibly none on a timeout; it is called again until there is
+    one. result: value of a scorer's future, or raises. Clips are never fetched, so a rollout's error must
+    surface in its scorers. max_unscored: no rollout starts while that many clips lack scores; rollouts in
+    flight still finish, so at most max_unscored - 1 clips and one per rollout in flight wait. Raises
+    ValueError without scorers, for `max_unscored` < 1, and for a round that is begun twice or never.
     """
 
     def __init__(
@@ -118,11 +115,11 @@ class Pipeline(Generic[TaskT, FutureT]):
 
     @property
     def begun(self) -> tuple[int, ...]:
-        """Rounds that are begun and not finished."""
+        """Rounds that were begun and are not finished."""
         return tuple(sorted(self._rounds))
 
     def begin(self, round: int, tasks: Sequence[TaskT]) -> None:
-        """Queue the rollouts of a round. Those of lower rounds go first, whenever they are begun."""
+        """Queue the rollouts of a round; lower rounds have priority."""
         if round in self._rounds:
             raise ValueError(f"round {round} is begun already; finish it or drop all")
         self._rounds[round] = _Round(round, tuple(tasks))
@@ -131,8 +128,10 @@ class Pipeline(Generic[TaskT, FutureT]):
         self._start_what_can()
 
     def finish(self, round: int) -> list[Unit[TaskT, FutureT]]:
-        """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has
-        forgotten the round then."""
+        """Wait for the round; returns its units in the order of its tasks.
+
+        Raises the first error of the round, which is then dropped.
+        """
         if round not in self._rounds:
             raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
         mine = self._rounds[round]
@@ -144,22 +143,23 @@ class Pipeline(Generic[TaskT, FutureT]):
         return [Unit(task, mine.clips[place], mine.scores[place]) for place, task in enumerate(mine.tasks)]
 
     def attend(self, futures: Sequence[FutureT]) -> None:
-        """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on
-        meanwhile."""
+        """Wait until all of these futures are done, successfully or not; begun rounds proceed meanwhile."""
         left = dict.fromkeys(futures)
         while left:
             for done in self._turn(tuple(left)):
                 left.pop(done, None)
 
     def drop(self) -> None:
-        """Forget every round. Tasks that run already keep their workers busy until they end; what they answer
-        is not looked at."""
+        """Drop all rounds.
+
+        Running tasks keep their workers busy until they end; their results are ignored.
+        """
         self._rounds.clear()
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
     def _turn(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
-        """Start what can be, wait for something, take what is done."""
+        """Submit tasks, wait for a future, process finished ones."""
         self._start_what_can()
         done = self.wait([*self._running, *others])
         for future in done:
@@ -187,7 +187,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         future = line.pool.start(
             line.pool.workers[worker], task if line is self._rollout else (task, part.clips[place])
         )
-        heapq.heappop(line.queue)  # only after it started: a start that raises loses no task
+        heapq.heappop(line.queue)  # popped only after `start` succeeded: if it raises, no task is lost
         line.load[worker] += 1
         self._running[future] = _Running(line, worker, part, place)
         return True
@@ -231,13 +231,12 @@ def play_rounds(
     learn: Callable[[int, Sequence[Unit[TaskT, FutureT]]], Sequence[FutureT]],
     publish: Callable[[int], None],
 ) -> None:
-    """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are
-    published.
+    """Run rounds `first` to `end` (exclusive); version `first` and the `staleness` before it are published.
 
-    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon
-    as that one is published. `learn` starts the update and returns its futures; `publish(version)` takes what
-    came of it, and raises what went wrong. Whatever is raised leaves rounds begun: `pipeline.drop()` before
-    going on from the last version.
+    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is called as soon
+    as that version is published. `learn` starts the update and returns its futures; `publish(version)`
+    processes their results and raises their errors. After an exception call `pipeline.drop()` before
+    continuing from the last version.
     """
     ahead = first
     for current in range(first, end):

@@ -1,4 +1,4 @@
-"""Scored clips as rows of JSON, in the two forms that are on disk, and what reports and votes read of them.
+"""Scored clips as JSON rows, in two on-disk formats, and readers for reports and votes.
 
 `nava score` writes {clip, scores: {name: {value, reason, parts, text, seconds}}} unrounded, so that scores
 come back as they were; the score stage {data_id, scores: {name: value}, parts, texts, reasons} rounded.
@@ -24,7 +24,7 @@ DECIMALS = 6
 
 
 def full_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-    """What a row of `nava score` holds under `scores`; what is not finite is null."""
+    """Field `scores` of a row of `nava score`; non-finite values are null."""
     return {name: full_score(score) for name, score in scores.items()}
 
 
@@ -40,7 +40,7 @@ def full_score(score: Score) -> dict[str, Any]:
 
 
 def flat_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-    """What a row of the score stage holds of its scores."""
+    """Score fields of a row of the score stage."""
     scored = {name: score for name, score in scores.items() if not score.reason}
     return {
         "scores": {
@@ -56,7 +56,7 @@ def flat_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
 
 
 def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict[str, Any]:
-    """What a row of the score stage holds of a clip's guardrails; what could not be measured is null."""
+    """Guardrail fields of a row of the score stage; missing values are null."""
     return {
         "guardrails": {
             name: None if math.isnan(value) else round(value, DECIMALS) for name, value in measured.items()
@@ -66,7 +66,7 @@ def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict
 
 
 def score_in(row: ScoredRow, name: str) -> Score:
-    """A reward's score from a row of either form; without a value where the reward did not run."""
+    """A reward's score from a row of either format; without value if the reward did not run."""
     found = row["scores"].get(name)
     if not isinstance(found, Mapping):
         aside = {key: row.get(key, {}).get(name) for key in ("parts", "texts", "reasons")}
@@ -104,16 +104,14 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[ScoredRow]]:
 
 
 def terms(rows: Sequence[ScoredRow], metric: Metric) -> Terms:
-    """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
-    scored."""
+    """Numerator and denominator of a metric per row; NaN if the clip was not scored."""
     if metric.numerator:
         return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
     return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
 
 
 def column(rows: Sequence[ScoredRow], scorer: str, part: str = "") -> list[float]:
-    """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the
-    scorer did not run."""
+    """A scorer's value, or a part of its score, per row; NaN if missing."""
     return [_value(row, scorer, part) for row in rows]
 
 
@@ -124,8 +122,10 @@ def _value(row: ScoredRow, scorer: str, part: str) -> float:
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """Rows of scores. `model`: whose they all are, None = each row's `model` or `source`; `source`: only rows
-    of this source."""
+    """A file of score rows.
+
+    `model`: of all rows, None = each row's `model` or `source`; `source`: keep only rows of this source.
+    """
 
     path: Path
     model: str | None = None
@@ -133,7 +133,7 @@ class ScoresFile:
 
     @classmethod
     def parsed(cls, text: str) -> ScoresFile:
-        """From [MODEL=]FILE[#SOURCE]; what exists as a file is one, with = and # in its name too."""
+        """Parse [MODEL=]FILE[#SOURCE]; an existing file name may contain = and #."""
         if Path(text).exists():
             return cls(Path(text))
         model, equals, path = text.partition("=")
@@ -146,8 +146,7 @@ class ScoresFile:
 
 @dataclass(frozen=True)
 class VotedClip:
-    """A clip that votes may speak of; `values` [features], NaN where it could not be scored. `sha256` ""
-    where it is not known."""
+    """A clip that votes may refer to; `values` [features], NaN if not scored. `sha256` is "" if unknown."""
 
     model: str
     case_id: str
@@ -157,9 +156,11 @@ class VotedClip:
 
 
 def read_scored(file: ScoresFile, features: Sequence[str]) -> list[VotedClip]:
-    """Rows of `nava score` ({clip, scores: {name: {value, parts}}}) or of a scores stage ({data_id, source,
-    scores: {name: value}, parts}). The case is `case_id`, else the clip's name. Raises FileNotFoundError, or
-    ValueError naming the file."""
+    """Rows of `nava score` or of a scores stage.
+
+    Formats: {clip, scores: {name: {value, parts}}} and {data_id, source, scores: {name: value}, parts}. The
+    case is `case_id`, else the clip's name. Raises FileNotFoundError, or ValueError naming the file.
+    """
     rows = []
     for line, row in scan(file.path):
         if isinstance(row, FieldError):

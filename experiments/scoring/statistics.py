@@ -1,4 +1,4 @@
-"""Bootstrap intervals of what evaluation and studies report: resample, recompute, take the middle 95 %.
+"""Bootstrap intervals for evaluation and studies: resample, recompute, take the central 95 %.
 
 One measure over clips (`Terms`) resamples the clips. One measure over seeds and clips (`Table`) resamples the
 seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the same ones in all of them
@@ -33,7 +33,7 @@ class Interval:
     unscored: int = 0
 
     def as_json(self) -> dict[str, float | int | None]:
-        """`{mean, low, high, n}`; JSON has no NaN, so what could not be measured is null."""
+        """`{mean, low, high, n}`; NaN, which JSON cannot represent, becomes null."""
         estimates = {"mean": self.mean, "low": self.low, "high": self.high}
         return {
             **{key: None if math.isnan(value) else round(value, 6) for key, value in estimates.items()},
@@ -41,7 +41,7 @@ class Interval:
         }
 
     def verdict(self, higher_is_better: bool) -> str:
-        """What the interval of a difference shows."""
+        """Classification of the interval of a difference."""
         if math.isnan(self.mean):
             return "not measured"
         if self.low <= 0 <= self.high:
@@ -51,7 +51,7 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One metric of one arm: float64 [seeds, clips] each; what could not be scored is 0 of 0."""
+    """One metric of one arm: float64 [seeds, clips]; an unscored clip is 0 of 0."""
 
     above: np.ndarray
     below: np.ndarray
@@ -67,13 +67,13 @@ class Table:
 
     @property
     def per_seed(self) -> list[float]:
-        """The metric of each seed over all its clips; NaN where none could be scored."""
+        """The metric of each seed over all its clips; NaN if none was scored."""
         sums = zip(self.above.sum(1), self.below.sum(1), strict=True)
         return [above / below if below else math.nan for above, below in sums]
 
     @property
     def mean(self) -> float:
-        """Of the seeds that have the metric."""
+        """Mean over the seeds that have the metric."""
         kept = [value for value in self.per_seed if not math.isnan(value)]
         return sum(kept) / len(kept) if kept else math.nan
 
