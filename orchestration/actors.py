@@ -34,7 +34,7 @@ Fetch = Callable[[Any], Any]  # resolves an object reference
 
 
 class TrainerRank:
-    """One FSDP rank, with torchrun's environment variables. All ranks get the same calls in the same order."""
+    """One FSDP rank, with torchrun's environment variables. All ranks get equal calls in equal order."""
 
     def __init__(self, run: AlignRun, rank: int, world_size: int, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -1,8 +1,7 @@
-"""What alignment changed on held-out prompts: every metric before, after and of the codec's round trip, and
-the guardrails.
+"""Effect of alignment on held-out prompts: metrics before, after and of the codec; guardrails.
 
-Judges never rewarded anything; rewards are what was optimised for; the rest is only watched. A share closed
-of 1 means that the aligned model does as well as real clips through its codec.
+Judges were never rewarded; rewards were optimised; other metrics are only monitored. A gap closed of 1 means
+that the aligned model equals real clips through its codec.
 """
 
 from __future__ import annotations
@@ -69,8 +68,10 @@ def before_after(
 def paired(
     before: Sequence[ScoredRow], after: Sequence[ScoredRow]
 ) -> tuple[list[ScoredRow], list[ScoredRow]]:
-    """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same,
-    and another prompt."""
+    """Both in the order of data_id.
+
+    Raises ValueError for an unpaired or duplicate row, or different prompts.
+    """
     sides = [{row["data_id"]: row for row in rows} for rows in (before, after)]
     for rows, by_id, what in ((before, sides[0], "before"), (after, sides[1], "after")):
         if len(by_id) < len(rows):
@@ -94,13 +95,14 @@ def paired(
 
 
 def beyond(mean: float, codec: Interval, lower_is_better: bool) -> bool:
-    """True where a mean lies on the better side of the whole interval; False for NaN."""
+    """True if a mean is better than the whole interval; False for NaN."""
     return mean < codec.low if lower_is_better else mean > codec.high
 
 
 def _in_order(metrics: Iterable[Metric]) -> list[Metric]:
-    """Judges beside the rewards that they check (of one first word: wer, sync) first, their parts after them;
-    other rewards; the rest."""
+    """Judges with the rewards that they check (same first word: wer, sync), then other rewards, then the
+    rest.
+    """
     metrics = [metric for metric in metrics if metric.has_direction]
     roles: dict[str, set[str]] = defaultdict(set)
     for metric in metrics:
@@ -124,8 +126,10 @@ def _metric(
     codec: Sequence[ScoredRow],
     seed: int,
 ) -> dict[str, Any] | None:
-    """None where no prompt was scored both before and after. All but the codec's is over prompts that
-    were."""
+    """None if no prompt was scored both before and after.
+
+    Everything but the codec's values uses prompts that were.
+    """
     old, new, reference = (terms(rows, metric) for rows in (before, after, codec))
     difference = bootstrap_difference(new, old, seed)
     if not difference.n:
@@ -186,8 +190,7 @@ def _flagged(rows: Sequence[ScoredRow], name: str = "") -> int:
 
 
 def beyond_codec(found: Mapping[str, Any]) -> list[str]:
-    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from
-    where they were.
+    """Metrics that alignment moved beyond the codec's interval, or (95 %) further beyond it.
 
     A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no
     hacking.
@@ -198,7 +201,7 @@ def beyond_codec(found: Mapping[str, Any]) -> list[str]:
 
 
 def beyond_from_the_start(found: Mapping[str, Any]) -> list[str]:
-    """Metrics beyond the codec's interval before and after alignment that alignment did not push further."""
+    """Metrics beyond the codec's interval both before and after alignment that did not move further."""
     return [
         name
         for name, metric in found["metrics"].items()

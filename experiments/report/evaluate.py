@@ -1,5 +1,4 @@
-"""What the generated clips are worth: per-clip scores become means with intervals, beside real clips and
-their codec round trips."""
+"""Aggregate per-clip scores to means with intervals, next to real and codec clips."""
 
 from __future__ import annotations
 
@@ -26,13 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How scores are summed up, and the limits that they must keep."""
+    """Settings of aggregation, and quality gates."""
 
     seed: int = 0  # of the bootstrap
     panel: SimulatedRatersConfig = field(
         default_factory=SimulatedRatersConfig
     )  # simulated raters of before and after alignment
-    gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
+    gates: tuple[Gate, ...] = ()  # overriding replaces the whole list
 
 
 def evaluate(
@@ -64,12 +63,12 @@ def evaluate(
     if alignment_out and alignment:
         write_json(alignment_out, alignment, indent=1, allow_nan=False)
     elif alignment_out:
-        alignment_out.unlink(missing_ok=True)  # of other clips than those just summed up
+        alignment_out.unlink(missing_ok=True)  # stale: it describes other clips
     return metrics
 
 
 def summarise(rows: Sequence[ScoredRow], known: MetricsByName, seed: int = 0) -> dict[str, Interval]:
-    """One interval per metric; a metric that no clip of the group could be scored on is left out."""
+    """One interval per metric; metrics without scored clips are left out."""
     intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in known.items()}
     return {name: interval for name, interval in intervals.items() if interval.n}
 
@@ -109,8 +108,7 @@ def compare(
     limits: Mapping[str, float],
     known: MetricsByName,
 ) -> dict[str, Any]:
-    """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as
-    of `evaluate`."""
+    """Result of `before_after` and, with `votes_out`, of the simulated raters; arguments as in `evaluate`."""
     weighed = [name for name, weight in rewarded.items() if weight]
     bounds = fill(GuardrailLimits, limits, "align.guardrails")
     found = before_after(before, after, codec, bounds, weighed, config.seed, known)
