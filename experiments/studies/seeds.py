@@ -1,5 +1,4 @@
-"""`nava study seeds`: the recipe's alignment from several seeds on one pretrained model, each held against
-the judges."""
+"""`nava study seeds`: the recipe's alignment with several seeds on one pretrained model, judged."""
 
 from __future__ import annotations
 
@@ -52,12 +51,11 @@ class SeedsConfig:
 
 
 def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
-    """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json
-    and .md.
+    """Align with seeds 0 to `seeds` - 1, generate, score, and write OUT/study/seeds.json and .md.
 
-    The pipeline's own alignment serves for its seed. What is finished is kept, and a killed alignment goes
-    on. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted where a
-    signal ended it.
+    The pipeline's own alignment is reused for its seed. Finished work is reused, and a killed alignment is
+    resumed. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted on a
+    signal.
     """
     config = SeedsConfig(seeds)
     layout, scores = job.layout, job.layout.scores / SCORES
@@ -94,7 +92,7 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
 
 
 def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The gates on alignment checked against `found`, with how the page words them."""
+    """Results of the gates on alignment checked against `found`, with texts for the page."""
     results = check_gates([gate for gate in gates if gate.set == ALIGNMENT], Reports({}, found))
     return [
         {**result.as_json(), "measured": measured(result), "limit": result.gate.limit} for result in results
@@ -152,8 +150,10 @@ def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[ScoredRow]:
 
 
 def mean_rows(runs: Sequence[Sequence[ScoredRow]]) -> list[ScoredRow]:
-    """A row per prompt; a value that some seed could not be scored on is the mean of the others. Raises
-    ValueError for other prompts."""
+    """A row per prompt; a value missing for some seed is the mean of the others.
+
+    Raises ValueError for different prompts.
+    """
     by_id = [{row["data_id"]: row for row in rows} for rows in runs]
     if any(rows.keys() != by_id[0].keys() for rows in by_id):
         raise ValueError(

@@ -1,5 +1,7 @@
-"""Runs of a study side by side, each in a process on its own cores: `python -m experiments.studies.workers
-FOLDER [CORES]` does what FOLDER/task.pickle says on the cores CORES (such as 0,2)."""
+"""Run trainings of a study in parallel processes, each bound to its own cores.
+
+`python -m experiments.studies.workers FOLDER [CORES]` runs FOLDER/task.pickle on CORES (such as 0,2).
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ GRACE_S = 60.0  # for a stage to finish its step and write a checkpoint
 
 
 def save_task(folder: Path, task: Callable[[], None]) -> None:
-    """What the process of this folder calls: a partial of a module's function."""
+    """Store the task of a folder's process: a partial of a module-level function."""
     with replacing(folder / TASK) as temporary:
         temporary.write_bytes(pickle.dumps(task))
 
 
 def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) -> None:
-    """Run what is not finished, one per entry of `cores` at a time.
+    """Run all unfinished runs, one per entry of `cores` at a time.
 
     Raises ValueError with a run's own line when it fails (the others are stopped first), Interrupted on
     Ctrl-C or SIGTERM.
@@ -39,7 +41,8 @@ def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) ->
     progress = Progress(name, runs)
     running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
     progress.report([], force=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends as Ctrl-C does
+    # so that SIGTERM raises KeyboardInterrupt like Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             for slot in range(len(cores)):
@@ -60,14 +63,16 @@ def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) ->
 
 
 def core_shares(parallel: int) -> list[tuple[int, ...]]:
-    """The cores this process may use, dealt out; () = not bound, where the system cannot or there are too
-    few."""
+    """The cores this process may use, split evenly.
+
+    () = not bound, if the system cannot or has too few cores.
+    """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [tuple(allowed[slot::parallel]) if len(allowed) >= parallel else () for slot in range(parallel)]
 
 
 def worker_command(folder: Path) -> list[str]:
-    """The cores follow."""
+    """Command line of a worker; its cores are appended."""
     return [sys.executable, "-m", "experiments.studies.workers", str(folder)]
 
 
@@ -112,8 +117,8 @@ def _work(folder: Path, cores: str = "") -> None:
 
     if cores and hasattr(os, "sched_setaffinity"):
         bound = set(map(int, cores.split(",")))
-        os.sched_setaffinity(0, bound)  # ranks and scorers started here stay there
-        torch.set_num_threads(len(bound))  # more threads than cores wait for each other
+        os.sched_setaffinity(0, bound)  # inherited by ranks and scorers started here
+        torch.set_num_threads(len(bound))  # more threads than cores would contend
     pickle.loads((folder / TASK).read_bytes())()
 
 

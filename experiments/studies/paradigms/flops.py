@@ -1,5 +1,4 @@
-"""Training FLOPs of a stage, counted on the very batches it will see, and how many steps cost as much as
-another flavor's."""
+"""Training FLOPs of a stage, counted on its actual batches, and FLOPs-matched step counts."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from pretrain.recipe import PretrainConfig
 from pretrain.tasks import TASKS
 from pretrain.types import Task
 
-StepShape = tuple[ClipShape, int]  # one clip's sizes, and clips in the step
+StepShape = tuple[ClipShape, int]  # sizes of one clip, and number of clips in the step
 
 
 def steps_of(config: PretrainConfig, stage: str, latents: Path, count: int) -> list[StepShape]:
@@ -40,13 +39,13 @@ def step_flops(args: ModelArgs, step: StepShape) -> int:
 
 
 def total_flops(args: ModelArgs, steps: Sequence[StepShape], count: int | None = None) -> int:
-    """Of the first `count` steps (None = all); what `steps` do not reach is extrapolated by their mean."""
+    """FLOPs of the first `count` steps (None = all), extrapolated by the mean beyond `steps`."""
     counted = sum(step_flops(args, step) for step in steps[:count])
     return counted if count is None or count <= len(steps) else round(counted * count / len(steps))
 
 
 def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[StepShape], count: int) -> int:
-    """How many steps of `args` come nearest to the FLOPs of `count` steps of `reference`, at least 1.
+    """Number of steps of `args` nearest in FLOPs to `count` steps of `reference`, at least 1.
 
     Where `steps` are too few, the rest is extrapolated by their mean.
     """
