@@ -37,9 +37,8 @@ class AlignRun:
     weights: BaseWeights = "ema"
     pairs: Path | None = None  # pairs.jsonl, for an objective that needs preference pairs
     clips: Path | None = None  # the rollout store with the clips of those pairs
-    chosen: Path | None = (
-        None  # JSON with the data_ids of the prompts to train on, None = all that are not held out
-    )
+    # JSON with the data_ids of the prompts to train on, None = all that are not held out
+    chosen: Path | None = None
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
 

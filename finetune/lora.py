@@ -110,9 +110,8 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
         torch.random.fork_rng(devices=[]),
         warnings.catch_warnings(),
     ):  # PEFT draws first values that `reset` overwrites
-        warnings.filterwarnings(
-            "ignore", message="Already found a `peft_config` attribute"
-        )  # two adapters are meant
+        # expected: the model carries two adapters
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         for adapter in (DEFAULT, OLD):
             inject_adapter_in_model(peft_config(config, names), model, adapter)
     layers = adapter_layers(model)

@@ -84,9 +84,8 @@ class AlignConfig:
     phases: Mapping[str, Phase] = field(default_factory=default_phases, metadata={INLINE: sections})
     lora: LoraConfig = field(default_factory=LoraConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)
-    reward_options: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # beside those that the pipeline knows
+    # in addition to options set by the pipeline
+    reward_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
     curated_prompts: bool = True  # the pipeline gives the curated ones, False: all that are not held out

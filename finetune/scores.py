@@ -24,12 +24,10 @@ class Scores:
     """values: the rubric's rewards, higher is better; the rest is logged. All [B] fp64, NaN if missing."""
 
     values: Mapping[str, Tensor]
-    parts: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # "reward.part", and rewards as they are measured
-    guardrails: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # "speech_ratio", ...; "flagged" is 1 for a clip beyond a limit
+    # "reward.part", and rewards before negation
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    # "speech_ratio", ...; "flagged" is 1 for a clip that violates a limit
+    guardrails: Mapping[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
 
 

@@ -61,9 +61,8 @@ class StochasticStep(NamedTuple):
     """A step that was taken."""
 
     next_state: Tensor  # like the state, without gradient
-    log_prob: (
-        Tensor  # [B], in the state's precision; mean over elements, so that it does not grow with the clip
-    )
+    # [B], in the state's precision; mean over elements, so that it does not grow with the clip
+    log_prob: Tensor
 
 
 def transition(
@@ -85,9 +84,8 @@ def transition(
         # clean * (x - s v) + noise * (x + (1 - s) v)
         of_state, of_velocity = clean + noise, noise * (1 - s) - clean * s
     else:
-        rate = kernel.eta * torch.sqrt(
-            s / (1 - torch.where(s == 1, t, s))
-        )  # the first step has no finite rate of its own
+        # at s = 1 the rate is infinite; the first step uses that of the next sigma
+        rate = kernel.eta * torch.sqrt(s / (1 - torch.where(s == 1, t, s)))
         rate = torch.where(t == 0, 0.0, rate)
         dt = t - s
         pull = rate**2 / (2 * s)

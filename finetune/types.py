@@ -186,9 +186,8 @@ class PreferencePairs:
     """
 
     first: Rollout
-    second: (
-        Rollout  # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
-    )
+    # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
+    second: Rollout
     labels_video: Tensor  # [B] int8, picture
     labels_audio: Tensor  # [B] int8, voice
     labels_total: Tensor  # [B] int8, sync and overall
@@ -233,9 +232,8 @@ class ObjectiveLoss:
     loss: Tensor  # scalar with gradient: SUM over what `count` counts
     # scalar fp64: clips, clip-steps or pairs; equals the objective's count(batch)
     count: Tensor
-    metrics: dict[
-        str, Tensor
-    ]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+    # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+    metrics: dict[str, Tensor]
 
 
 def take(batch: T, rows: Tensor) -> T:

@@ -28,9 +28,8 @@ from pretrain.progress import StageProgress
 from pretrain.titan.checkpoints import is_full, save_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-Cut = Callable[
-    [Mapping[str, Any], Sequence[str]], Mapping[str, Any]
-]  # a scorer's options for some of its rewards
+# (options of a scorer, some of its rewards) -> options for these
+Cut = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
 def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:

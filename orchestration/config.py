@@ -14,9 +14,8 @@ class Workers:
     """Worker processes of one kind. Raises ValueError for numbers out of range."""
 
     workers: int = 2
-    num_cpus: float = (
-        0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
-    )
+    # per process, reserved and used as threads; 0 = an equal share (embedded Ray), 1 (cluster)
+    num_cpus: float = 0.0
     num_gpus: float = 0.0  # of each; -1 = for ranks and rollouts, a share of what there is
     runtime_env: Mapping[str, Any] = field(default_factory=dict)  # Ray's own: pip, env_vars, ...
     in_flight: int = 1  # tasks with a worker at a time
@@ -48,9 +47,8 @@ class RayConfig:
     `trainers.workers` is ignored: the number of trainer ranks is a parameter of the run.
     """
 
-    trainers: Workers = field(
-        default_factory=lambda: Workers(num_gpus=-1, max_restarts=3)
-    )  # times that the group is built anew
+    # max_restarts: rebuilds of the whole group
+    trainers: Workers = field(default_factory=lambda: Workers(num_gpus=-1, max_restarts=3))
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
     pools: Mapping[str, RewardPool] = field(
         default_factory=lambda: {"rewards": RewardPool()}, metadata={MEMBER: RewardPool}

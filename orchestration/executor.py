@@ -32,9 +32,8 @@ class Workforce:
     """
 
     build: Callable[[], Group]
-    rollout: Callable[
-        [Callable[[ClipTask], Any]], WorkerPool[Any, ClipTask, Any]
-    ]  # given the weights of a task
+    # called with the function that returns a task's weights
+    rollout: Callable[[Callable[[ClipTask], Any]], WorkerPool[Any, ClipTask, Any]]
     scorers: Mapping[str, WorkerPool[Any, tuple[ClipTask, Any], Any]]
     writer: Any
     ready: Sequence[Any]

@@ -43,16 +43,14 @@ class PreferenceConfig:
 class PairVotes:
     """N votes on pairs of clips. Raises ValueError where rows do not agree or a label is unknown."""
 
-    first: (
-        np.ndarray
-    )  # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
+    # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
+    first: np.ndarray
     second: np.ndarray  # [N, F]
     labels: np.ndarray  # [N] +1 the first was preferred, -1 the second, 0 a tie
     sides: np.ndarray | None = None  # [N] +1 the first clip was left, -1 right, 0 not known
     raters: Sequence[Hashable] | None = None  # [N]; each then has a side bias of their own
-    groups: Sequence[Hashable] | None = (
-        None  # [N] e.g. prompts; a group is never on both sides of the cross-validation
-    )
+    # [N] e.g. prompts; a group is never on both sides of the cross-validation
+    groups: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.labels)

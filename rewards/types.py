@@ -38,9 +38,8 @@ class Clip:
         tuple[float, float], ...
     ] = ()  # start and end of each span in seconds, where they are known
     first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the conditioning image of the clip
-    reference_sound: np.ndarray | None = (
-        None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
-    )
+    # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
+    reference_sound: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,8 @@ def _talking(manifest: Path) -> list[SourceClip]:
 def _run(jobs: list[_Fit], processes: int) -> list[dict[str, Any]]:
     if processes == 1:
         return [_fit(job) for job in jobs]
-    with multiprocessing.get_context("spawn").Pool(
-        min(processes, len(jobs))
-    ) as pool:  # fork would copy torch's threads
+    # spawn, because a fork of a process with torch's threads can deadlock
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
         return pool.map(_fit, jobs, chunksize=1)
 
 

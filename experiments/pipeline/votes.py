@@ -35,9 +35,8 @@ class VotesConfig:
 
     panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
     pairs_per_case: int = 3
-    curation: CurationConfig = field(
-        default_factory=lambda: CurationConfig(share=1.0)
-    )  # of pairs: diverse prompts, clear votes
+    # of pairs: diverse prompts, clear votes
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(share=1.0))
     batch: int = 64  # clips that are decoded at once
     num_processes: int = 2  # of the recogniser
 

@@ -28,9 +28,8 @@ class EvaluateConfig:
     """Settings of aggregation, and quality gates."""
 
     seed: int = 0  # of the bootstrap
-    panel: SimulatedRatersConfig = field(
-        default_factory=SimulatedRatersConfig
-    )  # simulated raters of before and after alignment
+    # simulated raters of before and after alignment
+    panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
     gates: tuple[Gate, ...] = ()  # overriding replaces the whole list
 
 

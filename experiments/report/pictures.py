@@ -49,9 +49,8 @@ def draw_clip(figure: Figure, area: tuple[float, float, float, float], clip: Cli
     )
     sound.set_axis_off()
     wave = figure.add_axes((left, bottom, width, 0.22 * height))
-    samples = clip.waveform / max(
-        float(np.abs(clip.waveform).max()), 1e-6
-    )  # its shape; the loudness is in the numbers
+    # its shape; the loudness is in the numbers
+    samples = clip.waveform / max(float(np.abs(clip.waveform).max()), 1e-6)
     envelope = np.abs(samples[: len(samples) // 32 * 32]).reshape(-1, 32).max(axis=1)
     wave.fill_between(np.arange(len(envelope)), envelope, -envelope, color=INK, linewidth=0)
     wave.set(xlim=(0, len(envelope)), ylim=(-1.05, 1.05))
@@ -189,9 +188,8 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
                 axes.set_axis_off()
                 missing = "not measured" if name else "no judge"
                 axes.text(0.5, 0.5, f"{about}: {missing}", ha="center", color=FAINT, transform=axes.transAxes)
-        if row[0][0] == row[1][0] and all(
-            name in metrics for _, name in row
-        ):  # judge and reward share one scale
+        # judge and reward share one scale
+        if row[0][0] == row[1][0] and all(name in metrics for _, name in row):
             low, high = zip(*(axes.get_xlim() for axes in panels), strict=True)
             for axes in panels:
                 axes.set_xlim(min(low), max(high))

@@ -97,9 +97,8 @@ class SpooledRun:
             return False
         owner = json.loads(path.read_text())
         try:
-            return (
-                psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-            )  # else the number has passed to another process
+            # a process that started later has reused the pid
+            return psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
         except psutil.NoSuchProcess:
             return False
 

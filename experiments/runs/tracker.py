@@ -26,9 +26,8 @@ from pretrain.files import replacing
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
-ANNOUNCED_RUN = (
-    "NAVA_RUN"  # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
-)
+# STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
+ANNOUNCED_RUN = "NAVA_RUN"
 JOB = "nava.job"  # tag: submission id of the job of a run
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,8 @@ from pretrain.statistics import CONFIDENCE as CONFIDENCE
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
-SeedTerms = Sequence[
-    Sequence[Sequence[float] | None]
-]  # [seeds][clips] (numerator, denominator); None = unscored
+# [seeds][clips] (numerator, denominator); None = unscored
+SeedTerms = Sequence[Sequence[Sequence[float] | None]]
 
 
 @dataclass(frozen=True)

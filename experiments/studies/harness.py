@@ -67,7 +67,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A study. `settings`: its own section; `recipe`: all sections it reads; `inputs`: digests of its data."""
+    """A study. `settings`: its section; `recipe`: all sections it reads; `inputs`: digests of its data."""
 
     name: str
     folder: Path  # of the runs and their shared files

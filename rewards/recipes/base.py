@@ -67,9 +67,8 @@ class Entry:
     parts: tuple[PartMetric, ...] = ()
     offline: bool = True  # runs with what a checkout and its pipeline have
     picture: bool = False  # needs frames; the others use sound only
-    about: Literal["any", "speech", "voice", "reference", "text", "image"] = (
-        "any"  # a clip is eligible where this was given
-    )
+    # a clip is eligible if it has this condition
+    about: Literal["any", "speech", "voice", "reference", "text", "image"] = "any"
 
     @property
     def judge(self) -> bool:

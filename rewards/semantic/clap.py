@@ -70,9 +70,8 @@ class ClapEncoder:
                 ) from error
         (model, report), extractor, tokenizer = parts
         floats = {key for key, value in model.state_dict().items() if value.is_floating_point()}
-        if missing := sorted(
-            floats & set(report["missing_keys"])
-        ):  # transformers would go on with random numbers
+        # transformers would initialise missing weights randomly
+        if missing := sorted(floats & set(report["missing_keys"])):
             raise ValueError(
                 f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from "
                 f"{SOURCE}"

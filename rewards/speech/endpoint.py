@@ -35,9 +35,8 @@ class EndpointTranscriber:
     concurrency: int = 8
     timeout_s: float = 60.0
     num_tries: int = 4
-    backoff_s: float = (
-        0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
-    )
+    # before the second attempt, doubled for each further one; a longer Retry-After wins
+    backoff_s: float = 0.5
 
     def __post_init__(self) -> None:
         check_address(self.base_url, "base_url")

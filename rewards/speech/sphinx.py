@@ -14,9 +14,8 @@ from rewards.sound import SAMPLE_RATE_HZ, loud_part
 from rewards.speech.settings import RecognizerSettings
 
 FRAME_S = 0.01
-NATS_PER_LOG = (
-    1024.0  # PocketSphinx keeps scores shifted right by ten bits: its logarithms are this much too small
-)
+# PocketSphinx stores scores shifted right by ten bits, so its logarithms are too small by this factor
+NATS_PER_LOG = 1024.0
 SPOT_BEAM = 1e-200  # wide, so that words that were not spoken get a score too
 
 

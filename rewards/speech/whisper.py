@@ -100,9 +100,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     try:
-        load: Any = (
-            WhisperForConditionalGeneration.from_pretrained
-        )  # its type does not know of the second answer
+        # untyped: the stub lacks the second return value of output_loading_info
+        load: Any = WhisperForConditionalGeneration.from_pretrained
         model, found = load(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:

@@ -16,9 +16,8 @@ from rewards.weights import checked
 INSTALL = "pip install 'opencv-python-headless>=4.13,<5' (the extra `faces`)"
 YUNET_SOURCE = "github.com/opencv/opencv_zoo, models/face_detection_yunet"
 YUNET_LICENCE = "MIT"
-LONGEST_SIDE = (
-    320  # a 704x1280 picture is searched at a quarter, the scale at which the published recipe runs S3FD
-)
+# a 704x1280 picture is searched at a quarter of its size, the scale of the published recipe's S3FD
+LONGEST_SIDE = 320
 
 FloatBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the end is exclusive
 

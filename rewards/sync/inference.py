@@ -67,9 +67,8 @@ class Embedder:
         if not windows:
             return []
         scaled = torch.from_numpy(np.concatenate(windows)).to(self.device) * self.args.sound_scale
-        every = scaled.to(self.dtype)[
-            :, 0, :, :, None
-        ].contiguous()  # channels last; concatenate keeps the order of its parts
+        # channels last; concatenate keeps the order of its parts
+        every = scaled.to(self.dtype)[:, 0, :, :, None].contiguous()
         passes = [_through(self._sound, some.permute(0, 3, 1, 2)) for some in every.split(WINDOWS_PER_PASS)]
         return _divided(passes, [len(some) for some in windows])
 
@@ -94,9 +93,8 @@ class Embedder:
             if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
                 norm = after if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
                 weight, bias = folded(layer, norm)
-                if isinstance(
-                    layer, nn.Conv3d
-                ):  # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
+                # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
+                if isinstance(layer, nn.Conv3d):
                     weight = (
                         (weight.flip(1) if reverse and layer.in_channels == 3 else weight)
                         .transpose(1, 2)

@@ -78,9 +78,8 @@ class SyncNet(nn.Module):
         shape."""
         if windows.ndim != 4 or windows.shape[1:] != (1, 13, WINDOW_COLUMNS):
             raise ValueError(f"embed_sound wants [M, 1, 13, {WINDOW_COLUMNS}], got {list(windows.shape)}")
-        channels_last = (
-            windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)
-        )  # pooling is ten times slower otherwise
+        # pooling is ten times slower otherwise
+        channels_last = windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)
         return self.netfcaud(self.netcnnaud(channels_last * self.args.sound_scale).flatten(1))
 
 

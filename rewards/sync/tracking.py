@@ -23,9 +23,8 @@ class Tracking:
     shots: Literal["histogram", "none"] = "histogram"  # cuts end tracks
     linking: Literal["iou", "best"] = "iou"  # best: the highest score of each frame, whoever it is
     min_iou: float = 0.5  # to the last box of the track, exclusive
-    max_gap_frames: int = (
-        25  # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
-    )
+    # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
+    max_gap_frames: int = 25
     min_frames: int = 101  # detections in a track
     min_face_px: float = 100.0  # the larger of mean width and mean height must exceed it
     median_frames: int = 13  # smoothing of centre and size; 1 = none

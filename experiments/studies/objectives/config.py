@@ -37,9 +37,8 @@ class ObjectivesConfig:
     rounds: int = 6
     num_prompts: int = 0  # the first of the held-out ones; 0 = all
     pilot_clips: int = 4  # per training prompt, to estimate its gain
-    curation: CurationConfig = field(
-        default_factory=lambda: CurationConfig(gain_weight=0.9)
-    )  # of the chosen and the random third
+    # of the curated and the random third
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(gain_weight=0.9))
     recognizer_processes: int = 2
     resamples: int = 2000
 

@@ -12,9 +12,8 @@ from finetune.recipe import RubricConfig
 from rewards.catalog import metric
 
 RUBRIC, PANEL = "rubric", "panel"
-Units = Mapping[
-    str, tuple[float, float, float]
-]  # metric -> (weight, value that counts 0, difference that counts 1)
+# metric -> (weight, origin, unit)
+Units = Mapping[str, tuple[float, float, float]]
 
 
 def higher_is_better(name: str, features: Sequence[JudgeFeature] = ()) -> bool:

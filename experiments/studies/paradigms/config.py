@@ -18,9 +18,8 @@ class StudyConfig:
     num_prompts: int = 104  # the first of `prompts`
     prompts: str = "pretrain_seen"
     score_after: tuple[str, ...] = ("stage2", "stage3")  # the last stage is always scored
-    parallel_runs: int = (
-        2  # trainings side by side, one rank each on its share of the cores: nothing to all-reduce
-    )
+    # concurrent trainings, one rank each on its share of the cores, so that nothing is all-reduced
+    parallel_runs: int = 2
     same_within: float = 0.02  # relative difference of FLOPs per step below which no separate run is made
     recognizer_processes: int = 1  # of each training's scoring
     resamples: int = 2000
