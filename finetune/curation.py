@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.curate import choose as choose_columns
-from pretrain.data.curate import facility_location
+from pretrain.data.curate import choose, facility_location
 from pretrain.data.features import similarities
 
 RANDOM_SUBSETS = 20
@@ -56,7 +55,7 @@ class Choice:
     report: dict[str, Any]
 
 
-def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
+def curate(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
     """Which of N to keep, from features [N, D] (or groups of them, each with the same say) and gains [N] >=
     0, higher is better.
 
@@ -82,7 +81,7 @@ def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, confi
         )
     similarity = similarities(groups)
     worth = similarity[:, candidates] * (1.0 - config.gain_weight * (1.0 - _ranks(values[candidates])))[None]
-    chosen = choose_columns(worth, budget)
+    chosen = choose(worth, budget)
     report = _report(similarity[:, candidates], worth, values[candidates], chosen, config.seed)
     counts = {"all": len(values), "without_gain": len(values) - len(candidates), "chosen": len(chosen)}
     return Choice(sorted(int(order[candidates[index]]) for index in chosen), {**counts, **report})

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.ray_token import send_token
 
 LOCAL = "local"
@@ -79,7 +79,7 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
             if address == LOCAL
             else "`ray start --head` starts one"
         )
-        raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); {advice}") from None
+        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {advice}") from None
     try:
         yield
     finally:

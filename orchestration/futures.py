@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from finetune.executor import Stopped
-from pretrain.config import one_line as whole_line
+from pretrain.config import one_line
 
 _POLL_S = 0.5  # interval at which signals are checked
 _DEATH_NOTICE_S = 15.0  # Ray learns of a rank's death after other ranks fail because of it
 
-one_line = partial(whole_line, limit=300)
+short_line = partial(one_line, limit=300)
 
 
 class LostRank(Exception):
@@ -85,10 +85,10 @@ class Futures:
             return ray.get(future)
         except RayTaskError as error:  # before the other clauses: it also derives from its cause's class
             if self._another_died():
-                raise LostRank(one_line(error.cause)) from None
+                raise LostRank(short_line(error.cause)) from None
             raise _own(error) from None
         except RayActorError as error:
-            raise LostRank(one_line(error)) from None
+            raise LostRank(short_line(error)) from None
         except RayError as error:
             raise _own(error) from None
 
@@ -123,12 +123,12 @@ def _own(error: Any) -> Exception:
         return (
             cause
             if isinstance(cause, (ValueError, OSError))
-            else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+            else ValueError(f"{type(cause).__name__}: {short_line(cause)}")
         )
     if isinstance(cause, RayActorError):
-        return OSError(f"a worker was lost more often than max_restarts allows: {one_line(cause)}")
+        return OSError(f"a worker was lost more often than max_restarts allows: {short_line(cause)}")
     if isinstance(cause, (RuntimeEnvSetupError, ActorUnschedulableError)):
         return OSError(
-            f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}"
+            f"Ray cannot start a process, look at its runtime_env and what it reserves: {short_line(cause)}"
         )
-    return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
+    return OSError(f"Ray lost what a worker had made: {short_line(cause)}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from orchestration.ray_token import ray_token
 
-JOB = "NAVA_JOB"  # environment variable with the submission id of the current attempt
+JOB_VARIABLE = "NAVA_JOB"  # environment variable with the submission id of the current attempt
 LOCAL = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 MIN_GRACE_S = 30
@@ -218,7 +218,7 @@ def _submit(
     facts: Mapping[str, str],
 ) -> str:
     job_id = run_id if attempt == 1 else f"{run_id}-{attempt}"
-    environment = {"env_vars": {**variables, JOB: job_id}}
+    environment = {"env_vars": {**variables, JOB_VARIABLE: job_id}}
     try:
         return jobs.submit_job(
             entrypoint=entrypoint,

@@ -51,17 +51,18 @@ def plan(
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
-    import pretrain.model.plan as model
     from experiments.commands.plan_table import show
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import assumptions, clip_shape, plan_model, step_seconds
     from pretrain.plan_schedule import plan_schedule
 
     recipe = _recipe(name, settings)
     config = recipe.pretrain if recipe else None
-    flavor = config.flavor if config else name
+    flavor_name = config.flavor if config else name
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
-    found = model.plan(
-        flavor,
+    found = plan_model(
+        flavor_name,
         gpus,
         **clip,
         context=context,
@@ -70,13 +71,13 @@ def plan(
         local_batch=local_batch,
         ema=not config or config.ema_decay > 0,
     )
-    model.step_seconds(1.0, gpus, mfu, peak_tflops)
+    step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
-        shape = model.clip_shape(model.flavor(flavor), **clip)
+        shape = clip_shape(flavor(flavor_name), **clip)
         found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
-    found["assumptions"] = model.assumptions(checkpointing, mfu, peak_tflops)
+    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops)
     if dry_run:
-        found["dry_run"] = _rehearsed(flavor, config, gpus, context, replicas, checkpointing)
+        found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -123,15 +123,15 @@ def attend(stage: str, root: Path = Path()) -> None:
     Raises KeyboardInterrupt if it was interrupted (and resubmitted, if allowed), ValueError if a stage
     failed.
     """
-    from orchestration.launch import JOB, connect
+    from orchestration.launch import JOB_VARIABLE, connect
 
-    spool, job = Layout().tracking, os.environ.get(JOB, "")
+    spool, job = Layout().tracking, os.environ.get(JOB_VARIABLE, "")
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     if not job:
         raise ValueError(
-            f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same "
-            "here"
+            f"{JOB_VARIABLE} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the "
+            "same here"
         )
     jobs = connect().jobs
     if _stopped_by_request(jobs, job, spool):

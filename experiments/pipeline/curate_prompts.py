@@ -15,7 +15,7 @@ from experiments.layout import CHOSEN
 from experiments.pipeline.votes import clips_of
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
-from finetune.curation import CurationConfig, choose, shortfall, text_features
+from finetune.curation import CurationConfig, curate, shortfall, text_features
 from finetune.gsb.simulated_pairs import own_names
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import RolloutStore, open_store
@@ -74,7 +74,7 @@ def curate_prompts(
     started, clips = time.perf_counter(), open_store(store)
     gains, found = store_gains(align, clips, codec, corpus, syncnet, config.batch, config.num_processes)
     prompts = {row["case_id"]: row["prompt"] for row in clips.places.values()}
-    choice = choose(
+    choice = curate(
         text_features([prompts[case] for case in gains]), np.array(list(gains.values())), config.curation
     )
     names = list(gains)

@@ -15,7 +15,7 @@ from experiments.job import StageJob
 from experiments.layout import PAIRS
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
-from finetune.curation import CurationConfig, choose, text_features, vote_margin
+from finetune.curation import CurationConfig, curate, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
@@ -112,7 +112,7 @@ def curated(
         return list(pairs), {"all": len(pairs), "chosen": len(pairs)}
     axis = "overall" if all("overall" in pair.counts for pair in pairs) else next(iter(pairs[0].counts))
     gains = vote_margin(np.array([pair.counts.get(axis, (0, 0, 0)) for pair in pairs]))
-    choice = choose(text_features([pair.first.prompt for pair in pairs]), gains, config)
+    choice = curate(text_features([pair.first.prompt for pair in pairs]), gains, config)
     return [pairs[index] for index in choice.indices], choice.report
 
 

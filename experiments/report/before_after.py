@@ -16,13 +16,13 @@ from typing import Any
 from experiments.report.metric_keys import MetricsByName, reported_metrics
 from experiments.scoring.rows import ScoredRow, number, terms
 from experiments.scoring.statistics import (
-    CONFIDENCE,
     Interval,
     bootstrap_closed,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
 )
+from pretrain.statistics import CONFIDENCE
 from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
 from rewards.metric import Metric
 

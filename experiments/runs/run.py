@@ -33,7 +33,7 @@ from experiments.runs.tracker import (
     failure_marked,
     new_run_key,
 )
-from orchestration.launch import JOB as JOB_VARIABLE
+from orchestration.launch import JOB_VARIABLE
 from pretrain.files import read_json, write_json
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.statistics import CONFIDENCE as CONFIDENCE
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below

@@ -21,7 +21,7 @@ from experiments.scoring.sets import ScoreConfig
 from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
-from finetune.curation import choose, random_choice, text_features
+from finetune.curation import curate, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
 from finetune.pair_batches import AXES
@@ -112,7 +112,7 @@ class Material:
         gains = self.pilot()["gains"]
         values = [np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows]
         texts = text_features([row.prompt.text for row in self.rows])
-        return choose(texts, np.array(values), self.sections.objectives.curation).indices
+        return curate(texts, np.array(values), self.sections.objectives.curation).indices
 
     def pilot(self) -> dict[str, Any]:
         """Gains from a few clips of every training prompt.

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.flops import matched_steps, steps_of, total_flops
 from pretrain.model.flavors import flavor
-from pretrain.model.plan import plan as count_model
+from pretrain.model.plan import plan_model
 from pretrain.recipe import PretrainConfig
 
 LONGEST = 3  # times the reference's steps whose batches are counted
@@ -58,7 +58,7 @@ class StudyPlan:
                 "flavor": name,
                 "width": args.width,
                 "blocks": args.num_alignment_blocks + args.num_fusion_blocks,
-                "params": count_model(name)["params_total"],
+                "params": plan_model(name)["params_total"],
                 "flops_per_step": round(totals[paradigm] / steps),
                 "flops_per_step_of_nava": round(totals[paradigm] / totals[REFERENCE], 4),
                 "steps_at_equal_flops": sum(self.steps[FLOPS][paradigm].values()),

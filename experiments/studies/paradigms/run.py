@@ -21,7 +21,7 @@ from experiments.studies.paradigms.training import StudyTrainer
 from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
-from experiments.studies.workers import core_shares, run_all, save_task
+from experiments.studies.workers import core_shares, run_all
 from pretrain.config import to_json
 from pretrain.files import read_json
 from pretrain.generate import GenerateConfig
@@ -69,10 +69,13 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
         metrics = {**metrics_with(network), **added}
         scoring = Scoring(metrics, layout, config.recognizer_processes, network, bank)
         trainer = StudyTrainer(study, config, recipe.generate, scoring)
-        for run, training in zip(runs, plan.trainings, strict=True):
-            if not run.finished:
-                save_task(run.folder, partial(trainer.train, run, training))
-        run_all("study", runs, core_shares(config.parallel_runs))
+        trainings = {run.label: training for run, training in zip(runs, plan.trainings, strict=True)}
+        run_all(
+            "study",
+            runs,
+            lambda run: partial(trainer.train, run, trainings[run.label]),
+            core_shares(config.parallel_runs),
+        )
         results = {run.label: run.read() for run in runs}
         found = {
             "judge": inputs["judge"],
