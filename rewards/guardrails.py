@@ -49,7 +49,7 @@ class GuardrailLimits:
     max_clipping_ratio: float | None = 1e-3
 
 
-def measure(clip: Clip) -> dict[str, float]:
+def measure_guardrails(clip: Clip) -> dict[str, float]:
     """The five measurements of a clip; NaN where one cannot be computed (no picture, no usable sound).
 
     speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector finds speech (loud tones and

@@ -21,7 +21,7 @@ from experiments.scoring.config import settings_from
 from pretrain.files import write_json
 from rewards.base import Reward
 from rewards.catalog import CATALOG, open_rewards
-from rewards.guardrails import measure as guardrails
+from rewards.guardrails import measure_guardrails
 from rewards.types import Clip
 
 
@@ -61,7 +61,9 @@ def speed(
         "mean_clip_seconds": round(statistics.fmean(_seconds(clip) for clip in clips), 3),
         "decode": round(len(clips) / decode_s, 2),
         "guardrails": round(
-            len(clips) / min(_timed(lambda: [guardrails(clip) for clip in clips]) for _ in range(repeats)), 2
+            len(clips)
+            / min(_timed(lambda: [measure_guardrails(clip) for clip in clips]) for _ in range(repeats)),
+            2,
         ),
         "rewards": rewards,
     }

@@ -130,8 +130,8 @@ def attend(stage: str, root: Path = Path()) -> None:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     if not job:
         raise ValueError(
-            f"{JOB_VARIABLE} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the "
-            "same here"
+            f"{JOB_VARIABLE} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does "
+            "the same here"
         )
     jobs = connect().jobs
     if _stopped_by_request(jobs, job, spool):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pretrain.config import one_line
 from rewards.base import Reward
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits, flags, measure_guardrails
 from rewards.types import Clip, Score, split_part
 
 
@@ -59,5 +59,5 @@ def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
 
 def guarded(clip: Clip, limits: GuardrailLimits) -> tuple[dict[str, float], tuple[str, ...]]:
     """Guardrails of a clip and its violated limits."""
-    measured = measure(clip)
+    measured = measure_guardrails(clip)
     return measured, flags(measured, limits)
