@@ -1,5 +1,4 @@
-"""Adapters on disk: a standard PEFT folder (adapter_config.json, adapter_model.safetensors) and adapter.json
-with what PEFT does not know.
+"""LoRA adapters on disk: a standard PEFT folder plus adapter.json with our metadata.
 
 Any PEFT program can load the folder onto the base model; here it is loaded, or merged into a full model
 folder, only onto the very base, rank and layers it was trained on.
@@ -51,7 +50,7 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What adapter.json says."""
+    """Contents of adapter.json."""
 
     flavor: str
     base_id: str  # checkpoint_id of the model folder it was trained on
@@ -62,7 +61,10 @@ class Adapter:
 
 
 def gathered(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies on the CPU of an adapter's parameters (LoraPolicy.adapters). All ranks must call it."""
+    """Full copies on the CPU of an adapter's parameters (LoraPolicy.adapters).
+
+    Collective: all ranks must call it.
+    """
     whole = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in parameters.items()
@@ -71,16 +73,18 @@ def gathered(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -> str:
-    """Write whole tensors (`gathered`) as a folder, on one rank; returns the adapter's id. adapter.json comes
-    last and marks the folder complete; an earlier one is taken away first. Raises OSError where it cannot be
-    written."""
+    """Write full tensors (`gathered`) as a folder, on one rank; returns the adapter's id.
+
+    adapter.json is removed first and written last, so that it marks a complete folder. Raises OSError on a
+    failed write.
+    """
     layers = sorted({name.rpartition(".lora_")[0] for name in tensors})
     described = peft_config(adapter.config, layers)
     described.inference_mode, described.base_model_name_or_path = True, adapter.base_id
     standard = {
         **described.to_dict(),
         "target_modules": layers,
-    }  # PEFT holds a set, whose order would differ from run to run
+    }  # PEFT keeps a set, whose order would differ between runs
     with replacing(folder / WEIGHTS) as path:
         save_tensors({f"{_PEFT_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
         with path.open("rb") as file:
@@ -93,8 +97,10 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) 
 
 
 def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
-    """What save_adapter wrote. Raises FileNotFoundError or ValueError in one line where it is missing,
-    damaged or incomplete."""
+    """Read what save_adapter wrote.
+
+    Raises FileNotFoundError or ValueError in one line for a missing, damaged or incomplete folder.
+    """
     path = folder / SIDECAR
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give an adapter folder that a finished alignment wrote")
@@ -116,9 +122,11 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
 
 
 def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, config: LoraConfig) -> Adapter:
-    """A saved adapter into both `default` and `old` of an injected model, sharded or not, before its first
-    forward pass; every rank reads the file and cuts its own part. Raises ValueError in one line on another
-    flavor, base, rank, alpha or targets."""
+    """Load a saved adapter into `default` and `old` of an injected model, before its first forward pass.
+
+    The model may be sharded: every rank reads the file and cuts its own shard. Raises ValueError in one line
+    on another flavor, base, rank, alpha or targets.
+    """
     adapter, tensors = read_adapter(folder)
     _check_fit(folder, adapter, flavor, base_id)
     for name in ("rank", "alpha", "targets"):
@@ -137,8 +145,7 @@ def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, conf
 
 
 def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
-    """The base model (fp32, eval mode) with the adapter on it, not merged. Raises as load_adapter and
-    load_model do."""
+    """The base model (fp32, eval mode) with an unmerged adapter. Raises as load_adapter and load_model."""
     described = read_adapter(folder)[0]
     model, found = load_model(base, described.base_weights)
     inject(model, described.config)
@@ -149,11 +156,10 @@ def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
 
 @torch.no_grad()
 def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] | None = None) -> str:
-    """Write base + alpha / rank * B A as a full model folder (both weight files alike), fp32; returns its
-    checkpoint id.
+    """Write base + alpha / rank * B A as a full fp32 model folder; returns its checkpoint id.
 
-    Its config.json carries `facts`, the adapter's id, and the base's own facts under `base`. Raises
-    ValueError in one line where the adapter was trained on another base.
+    Both weight files are the same. Its config.json carries `facts`, the adapter's id, and the base's own
+    facts under `base`. Raises ValueError in one line where the adapter was trained on another base.
     """
     adapter, tensors = read_adapter(folder)
     described = read_model_folder(base)
@@ -186,7 +192,7 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
 
 
 class _Merged:
-    """A TensorSource of base weights with an adapter's updates in them."""
+    """A TensorSource of base weights with the adapter merged in."""
 
     def __init__(
         self, base: ShardReader, layers: Collection[str], update: Mapping[str, Tensor], scaling: float

@@ -1,5 +1,4 @@
-"""Rewards of a round -> advantages per modality: each reward normalised within its group, weighted, whitened
-(alignment.md 2.9).
+"""Rewards of a round -> advantages per modality: group-normalised, weighted, whitened (alignment.md 2.9).
 
 Normalising each reward before the sum keeps apart what a sum confuses: in two groups of two clips, one better
 in both rewards (sums 0, 2) and one better in one of them (sums 0, 1), the first difference stays twice the
@@ -21,8 +20,7 @@ from pretrain.config import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Which modality a reward speaks about and how much it weighs. Raises ValueError on another modality or a
-    weight that is not positive."""
+    """Modality and weight of a reward. Raises ValueError for another modality or a weight <= 0."""
 
     modality: Literal["video", "audio", "both"]
     weight: float = 1.0
@@ -37,13 +35,13 @@ class Route:
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:
-    """routed: False gives both modalities the whole sum; whiten: each modality's sum to mean 0 and deviation
-    1 over the round; min_spread: rewards of a group within this range are one and the same, in the reward's
-    unit; eps: beside deviations.
+    """How rewards become advantages.
 
-    std: what a reward's distance from its group's mean is divided by: the deviation within the group, or the
-    one pooled over all groups, so that a group whose clips are nearly alike counts less than one that fails
-    and succeeds. Raises ValueError on others.
+    routed: False gives both modalities the full sum; whiten: each modality's sum to mean 0 and deviation 1
+    over the round; min_spread: rewards of a group within this range count as equal, in the reward's unit;
+    eps: added to deviations. std: what a reward's distance from its group's mean is divided by: the deviation
+    within the group, or the one pooled over all groups, so that a group whose clips are nearly alike counts
+    less than one that fails and succeeds. Raises ValueError on others.
     """
 
     routed: bool = True
@@ -117,8 +115,7 @@ def advantages(
 def _normalised(
     values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> tuple[Tensor, Tensor]:
-    """((r - mean_g) / (std + eps) [B], groups where it differs [G]); exactly 0 where not usable or where it
-    does not differ."""
+    """((r - mean_g) / (std + eps) [B], groups with contrast [G]); 0 if unusable or without contrast."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
     top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
     low = cells.reduced(torch.where(usable, values, torch.inf), "amin", torch.inf)
@@ -135,8 +132,7 @@ def _normalised(
 def _whole(
     heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> Tensor:
-    """Weighted sum [B] of one modality's rewards, whitened over the valid clips of groups that differ in
-    it."""
+    """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast."""
     total, differs = (
         torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
         torch.zeros_like(valid),

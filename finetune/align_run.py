@@ -1,4 +1,4 @@
-"""One alignment about to run: what the launcher resolves and every rank reads."""
+"""A fully resolved alignment run, written by the launcher and read by every rank."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRun:
-    """Everything a rank needs. `scorer` is ("package.module:factory", keyword arguments), built on every
-    rank; `trackers` likewise, called on rank 0."""
+    """Inputs of every rank.
+
+    `scorer` is ("package.module:factory", keyword arguments), built on every rank; `trackers` likewise,
+    called on rank 0.
+    """
 
     config: AlignConfig
     base: Path  # a model/ folder
@@ -33,10 +36,9 @@ class AlignRun:
     out: Path
     weights: BaseWeights = "ema"
     pairs: Path | None = None  # pairs.jsonl, for an objective that needs preference pairs
-    clips: Path | None = None  # the rollout store that its clips lie in
-    chosen: Path | None = (
-        None  # JSON with the data_ids of the prompts to train on, None = all that are not held out
-    )
+    clips: Path | None = None  # the rollout store with the clips of those pairs
+    # JSON with the data_ids of the prompts to train on, None = all that are not held out
+    chosen: Path | None = None
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
 
@@ -90,8 +92,7 @@ class AlignRun:
         }
 
     def recipe_hash(self) -> str:
-        """Identity of what is trained: the config without phases that do not run and without what changes no
-        weight."""
+        """Identity of what is trained: the config without unused phases and fields that change no weight."""
         fields = to_json(self.config)
         for name in self.config.phases.keys() - {each.name for each in self.config.objectives()}:
             del fields[name]
@@ -101,7 +102,7 @@ class AlignRun:
 
 
 def digest(path: Path) -> str:
-    """Raises FileNotFoundError in one line."""
+    """sha256 of a file. Raises FileNotFoundError in one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a JSONL file")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

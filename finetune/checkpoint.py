@@ -1,7 +1,7 @@
-"""The state between two rounds on disk: adapters, average, moments and progress, by DCP; draws are keyed, so
-no random state.
+"""The state between two rounds on disk (DCP): adapters, average, moments, progress.
 
-Used for resuming the same run only; what others read is exported as safetensors (`finetune.export`).
+Draws are keyed, so no random state is stored. Used for resuming the same run only; what others read is
+exported as safetensors (`finetune.export`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ FOLDER = "checkpoint"
 def save(
     out: Path, trainer: Trainer, progress: AlignProgress, best: dict[str, Tensor], keep_last: int
 ) -> None:
-    """Write checkpoint/step-ROUNDS; all ranks call it. Raises OSError in one line; the checkpoints before
-    stay."""
+    """Write checkpoint/step-ROUNDS on all ranks. Raises OSError in one line; earlier ones are kept."""
     folder = out / FOLDER
     path = folder / f"step-{progress.rounds}"
     if (path / ".metadata").is_file():
@@ -43,8 +42,10 @@ def save(
 
 
 def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> AlignProgress:
-    """The newest finished checkpoint into policy, optimizer and `best`; a fresh AlignProgress where there is
-    none."""
+    """Restore the newest finished checkpoint into policy, optimizer and `best`.
+
+    Returns a fresh AlignProgress if there is none.
+    """
     steps = complete_steps(out / FOLDER)
     if not steps:
         return AlignProgress()

@@ -1,9 +1,7 @@
-"""Chooses the prompts or preference pairs that alignment learns from: a budget that stands for all,
-informative ones first.
+"""Select a representative, informative subset of prompts or preference pairs for alignment.
 
-The same choice as in pretrain.data.curate: facility location with worth_ij = similarity_ij * (1 - gain_weight
-(1 - rank of gain_j)), so a prompt without gain stands for others only in part. Ranks, because gains have no
-common scale.
+Facility location as in pretrain.data.curate, with worth_ij = similarity_ij * (1 - gain_weight (1 - rank of
+gain_j)): an item without gain represents others only in part. Ranks, because gains have no common scale.
 """
 
 from __future__ import annotations
@@ -14,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.curate import choose as choose_columns
-from pretrain.data.curate import facility_location
+from pretrain.data.curate import choose, facility_location
 from pretrain.data.features import similarities
 
 RANDOM_SUBSETS = 20
@@ -27,7 +24,7 @@ class CurationConfig:
 
     share: float = 1 / 3  # of all
     count: int = 0  # instead of the share; 0 = by share
-    gain_weight: float = 0.6  # 0 = diversity alone, 1 = the one of least gain stands for nothing
+    gain_weight: float = 0.6  # 0 = diversity alone; 1 = the item with the least gain has no worth
     seed: int = 0  # of the random subsets that the report compares with
 
     def __post_init__(self) -> None:
@@ -48,9 +45,7 @@ class CurationConfig:
 
 @dataclass(frozen=True)
 class Choice:
-    """`indices` are sorted. `report` has the same measures of the chosen, of random subsets as large, and of
-    all:
-
+    """`indices` are sorted. `report` compares the selection with random subsets of its size and with all:
     coverage: mean over all of the greatest similarity to a chosen one, 0..1; mean_gain; gain_share: of the
     sum of all gains; objective: what was maximised, of its value for all. `random` has their means and, as
     `objective_best`, the best subset's.
@@ -60,7 +55,7 @@ class Choice:
     report: dict[str, Any]
 
 
-def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
+def curate(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
     """Which of N to keep, from features [N, D] (or groups of them, each with the same say) and gains [N] >=
     0, higher is better.
 
@@ -86,15 +81,17 @@ def choose(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, confi
         )
     similarity = similarities(groups)
     worth = similarity[:, candidates] * (1.0 - config.gain_weight * (1.0 - _ranks(values[candidates])))[None]
-    chosen = choose_columns(worth, budget)
+    chosen = choose(worth, budget)
     report = _report(similarity[:, candidates], worth, values[candidates], chosen, config.seed)
     counts = {"all": len(values), "without_gain": len(values) - len(candidates), "chosen": len(chosen)}
     return Choice(sorted(int(order[candidates[index]]) for index in chosen), {**counts, **report})
 
 
 def random_choice(count: int, config: CurationConfig) -> list[int]:
-    """As many at random: the control that a curated run is compared with. Raises ValueError for a budget
-    beyond `count`."""
+    """A random selection of the same size, the control for a curated run.
+
+    Raises ValueError for a budget beyond `count`.
+    """
     budget = config.budget(count)
     if budget > count:
         raise ValueError(f"curation: {budget} asked for, there are {count}; lower the budget")
@@ -102,8 +99,7 @@ def random_choice(count: int, config: CurationConfig) -> list[int]:
 
 
 def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Gain of a prompt: standard deviation of the rewards [N] of its clips; NaN for fewer than two that are
-    scored.
+    """Gain of a prompt: standard deviation of its clips' rewards [N]; NaN for fewer than two scored clips.
 
     Without contrast there is nothing to prefer, and no objective learns from the group.
     """
@@ -114,8 +110,7 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
 
 
 def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Gain of a prompt: how far the mean reward of its clips lies below the best prompt's, in deviations of
-    all rewards [N].
+    """Gain of a prompt: distance of its mean reward below the best prompt's, in deviations of all [N].
 
     Where a model does well already there is little to win. NaN for a prompt none of whose clips is scored.
     """
@@ -129,16 +124,14 @@ def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable,
 
 
 def vote_margin(counts: np.ndarray) -> np.ndarray:
-    """Gain of a pair from its votes [N, 3] (first, Same, second): |first - second| / votes, 0..1; NaN without
-    a vote."""
+    """Gain of a pair from its votes [N, 3] (first, Same, second): |first - second| / votes, or NaN."""
     votes = np.asarray(counts, np.float64)
     total = votes.sum(axis=1)
     return np.abs(votes[:, 0] - votes[:, 2]) / np.where(total > 0, total, np.nan)
 
 
 def text_features(texts: Sequence[str]) -> np.ndarray:
-    """[N, words of all texts] of unit length: how often each word occurs. Raises ValueError where a text has
-    no word."""
+    """Word counts of texts, [N, words] of unit length. Raises ValueError for a text without words."""
     counted = [text.casefold().split() for text in texts]
     if empty := [index for index, words in enumerate(counted) if not words]:
         raise ValueError(f"curation: text {empty[0]} is empty")
@@ -151,7 +144,7 @@ def text_features(texts: Sequence[str]) -> np.ndarray:
 
 
 def _scored(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, list[float]]:
-    """Group -> those of its rewards that are not NaN."""
+    """Group -> its rewards that are not NaN."""
     members: dict[Hashable, list[float]] = {}
     for value, group in zip(np.asarray(rewards, np.float64).tolist(), groups, strict=True):
         found = members.setdefault(group, [])
@@ -181,7 +174,7 @@ def _check(groups: Sequence[np.ndarray], gains: np.ndarray) -> None:
 
 
 def _canonical(groups: Sequence[np.ndarray], gains: np.ndarray) -> np.ndarray:
-    """An order that only depends on the entries; greedy choice breaks draws by place."""
+    """An order that depends only on the values, because greedy selection breaks ties by position."""
     rows = np.ascontiguousarray(np.concatenate([gains[:, None], *groups], axis=1))
     return np.array(sorted(range(len(rows)), key=lambda index: rows[index].tobytes()))
 

@@ -1,7 +1,6 @@
-"""What the loop of an alignment needs done: by the ranks themselves (`local_executor`), or by workers
-elsewhere (`orchestration.executor`).
+"""The interface between the alignment loop and its executors (`local_executor`, `orchestration.executor`).
 
-The loop holds phases, advantages and progress; an executor holds the policy and the clips.
+The loop owns phases, advantages and progress; an executor owns the policy and the clips.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from torch import Tensor
 from finetune.progress import AlignProgress
 from finetune.types import Advantage
 
-SAMPLES = "samples"  # folder of the clips that are written
-HELD_OUT_KEY = "aside"  # of the draws for held-out prompts: another word would be other noise
+SAMPLES = "samples"  # folder of sample clips
+HELD_OUT_KEY = "aside"  # seed key of held-out prompts; another word would give other noise
 
 
 class Stopped(Exception):
-    """A signal came; what had begun is left out."""
+    """A stop signal was received; unfinished work is discarded."""
 
 
 class RestoredFromCheckpoint(Exception):
-    """Ranks were lost and stand at the newest checkpoint again; the rounds since are to be repeated."""
+    """Ranks were lost and restored from the newest checkpoint; the rounds since must be repeated."""
 
 
 @dataclass(frozen=True)
 class RoundScores:
-    """The rewards of all clips of a round, in the order of the ranks that learn from them."""
+    """Rewards of all clips of a round, in the order of the learning ranks."""
 
     groups: Tensor  # [N] int64, never through floats
     values: Mapping[str, Tensor]  # each reward of the rubric [N] fp64, NaN where there is none
@@ -39,48 +38,55 @@ class RoundScores:
 
 
 class Executor(Protocol):
-    """`place` is a phase's index in the sequence, `index` a round's over all phases. In a round the calls
-    come in the order `collect`, `learn`, `update_old` where the objective wants it, `publish`. A raise before
-    `learn` leaves the policy as it was. Any may raise RestoredFromCheckpoint."""
+    """Executes the steps of a round.
+
+    `place` is a phase's index in the sequence, `index` a round's over all phases. Per round the calls are
+    `collect`, `learn`, `update_old` if the objective uses it, `publish`. An exception before `learn` leaves
+    the policy unchanged. Any call may raise RestoredFromCheckpoint.
+    """
 
     def load(self) -> AlignProgress:
         """Restore the newest checkpoint; a fresh AlignProgress where there is none."""
         ...
 
     def save(self, progress: AlignProgress) -> None:
-        """Write a checkpoint. Raises OSError in one line; those before stay."""
+        """Write a checkpoint. Raises OSError in one line; earlier ones are kept."""
         ...
 
     def begin_phase(self, place: int) -> None:
-        """`old` is `default`, moments are zero, the phase's learning rate."""
+        """Set `old` to `default`, reset moments, set the phase's learning rate."""
         ...
 
     def collect(self, place: int, index: int, first: int) -> tuple[RoundScores | None, dict[str, float]]:
-        """Roll out and score round `index` of a phase that began with round `first`, and keep its clips for
-        `learn`; no scores where the objective's batches are given. Also the seconds of `rollout` and `score`.
+        """Roll out and score round `index` of a phase that began at round `first`; keeps clips for `learn`.
 
+        No scores if the objective uses given batches. Also returns the seconds of `rollout` and `score`.
         Raises Stopped after a signal, ValueError where a reward failed.
         """
         ...
 
     def learn(self, place: int, index: int, advantage: Advantage | None) -> Mapping[str, float]:
-        """All optimizer steps of the round; its metrics. advantage: of all clips, None where batches are
-        given."""
+        """All optimizer steps of the round; returns its metrics.
+
+        advantage: of all clips, None for given batches.
+        """
         ...
 
     def update_old(self, decay: float) -> None: ...
 
     def publish(self, place: int, rounds: int) -> None:
-        """Make the weights after `rounds` rounds known to what rolls out next."""
+        """Publish the weights after `rounds` rounds to the rollout workers."""
         ...
 
     def score_held_out(self, rounds: int) -> RoundScores | None:
-        """One clip of each held-out prompt by the averaged weights, always from the same noise; None where
-        there are no such prompts."""
+        """Scores of one clip per held-out prompt by the averaged weights, always from the same noise.
+
+        None without held-out prompts.
+        """
         ...
 
     def keep_best(self) -> None:
-        """The averaged weights are the best that were scored, where stopping early asks for them."""
+        """Record the averaged weights as the best scored ones, if early stopping is enabled."""
         ...
 
     def take_written(self) -> list[Path]:
@@ -88,8 +94,7 @@ class Executor(Protocol):
         ...
 
     def export(self, progress: AlignProgress) -> str:
-        """Write out/adapter and out/model of the best or else the averaged weights; the model's id, on the
-        rank that wrote it."""
+        """Write out/adapter and out/model of the best (else averaged) weights; the model's id on rank 0."""
         ...
 
     def close(self) -> None: ...

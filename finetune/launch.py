@@ -1,4 +1,4 @@
-"""Aligns a model on local ranks: checks before, torchrun, and how it ended."""
+"""Align a model on local ranks: checks, torchrun and its result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pretrain.progress import StageProgress
 
 
 def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
-    """Align into run.out, going on from the newest checkpoint there: adapter/ (PEFT), model/ (merged),
-    metrics.jsonl, state.json, samples/round-N. A finished one is returned at once.
+    """Align into run.out, resuming from the newest checkpoint there.
 
-    port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the folder. Raises
-    ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
+    Writes adapter/ (PEFT), model/ (merged), metrics.jsonl, state.json and samples/round-N. A finished run is
+    returned immediately. port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the
+    folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
     read_prompt_set(run.prompts, run.config, run.chosen)
@@ -35,8 +35,7 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
 
 @contextmanager
 def taken_up(run: AlignRun) -> Iterator[StageResult | None]:
-    """The run's folder to oneself: what a finished run left there, else None, with the run written down for
-    who does it.
+    """Lock the run's folder; yields the result of a finished run there, else None with resolved.json written.
 
     Raises ValueError as `alone` does, and where the folder holds another run.
     """
@@ -53,14 +52,17 @@ def progress_of(run: AlignRun) -> StageProgress:
 
 
 def alone(out: Path) -> AbstractContextManager[None]:
-    """Raises ValueError where another alignment is at work in this folder. The lock lies beside the folder,
-    which may be replaced."""
+    """Lock a run folder.
+
+    Raises ValueError if another alignment uses the folder. The lock file lies beside it because the folder
+    itself may be replaced.
+    """
     otherwise = f"{out}: another alignment is at work here; wait for it, or give another folder"
     return locked(out.with_name(f".{out.name}.lock"), otherwise)
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """Rewards and what a round cost, in a few words."""
+    """One-line summary of a row: rewards and the cost of the round."""
     rewards = [
         f"{name.removeprefix('reward/')} {value:.3f}"
         for name, value in row.items()

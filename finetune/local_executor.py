@@ -1,5 +1,4 @@
-"""The executor of a rank that does everything itself: rolls out its share of the prompts, scores it, learns
-from it."""
+"""Executor of a torchrun rank, which rolls out, scores and trains on its share of the prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from pretrain.tracking import build
 
 
 class LocalExecutor:
-    """finetune.executor.Executor on every rank alike; scores are gathered over all of them."""
+    """finetune.executor.Executor for torchrun ranks; scores are gathered over all of them."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class LocalExecutor:
         return self.learner.learn(place, index, advantage, self.clips)[0]
 
     def publish(self, place: int, rounds: int) -> None:
-        """The policy that rolls out is at hand."""
+        """Nothing to do: rollouts use the policy in place."""
 
     def score_held_out(self, rounds: int) -> RoundScores | None:
         if self.held_out_batch is None:

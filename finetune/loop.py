@@ -1,5 +1,7 @@
-"""The alignment of one run: phases of rounds over one policy, held-out scoring, checkpoints, stopping. An
-executor does the work, objectives say what it is."""
+"""The alignment loop: phases of rounds, held-out scoring, checkpoints, early stopping.
+
+An executor does the work; objectives define it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ from finetune.types import Advantage
 
 
 class Alignment:
-    """`run_rounds` goes on from what `resume` found. begin: called with the progress when rounds begin, or
-    begin again; log: with each row and its step."""
+    """Runs the rounds of all phases from the restored progress.
+
+    begin: called with the progress when rounds start or restart; log: called with each row and its step.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,10 @@ class Alignment:
         self.begin(self.progress)
 
     def run_rounds(self) -> str:
-        """`finished` or `interrupted`. Raises ValueError naming a reward that failed; the round is lost, the
-        one before is saved."""
+        """Returns `finished` or `interrupted`.
+
+        Raises ValueError naming a reward that failed; that round is lost, the previous one is saved.
+        """
         while True:
             try:
                 return self._run_rounds()
@@ -116,8 +122,10 @@ class Alignment:
     def _advantages(
         self, objective: Objective[Any], scores: RoundScores | None
     ) -> tuple[Advantage | None, dict[str, Any]]:
-        """What the objective learns from, over all clips, and what to log. Raises ValueError after rounds
-        without any contrast."""
+        """Learning targets of all clips, and metrics to log.
+
+        Raises ValueError after too many rounds without contrast.
+        """
         if scores is None:
             return None, dict(objective.given_facts())
         progress, routes = self.progress, self.config.rubric.routes()
@@ -143,8 +151,10 @@ class Alignment:
         }
 
     def _score_held_out(self, rounds: int) -> dict[str, float]:
-        """`held_out/...` means. Where their total is the best so far, the weights are kept. All ranks call
-        it."""
+        """Log `held_out/...` means and keep the weights if their total is the best so far.
+
+        Collective: all ranks call it.
+        """
         scores = self.executor.score_held_out(rounds)
         if scores is None:
             return {}
@@ -157,8 +167,7 @@ class Alignment:
         return {"held_out_total": total, **{f"held_out/{name}": mean for name, mean in scores.means.items()}}
 
     def _held_out_total(self, values: Mapping[str, Tensor]) -> float:
-        """Weighted sum of how far each reward's mean has moved since the first scoring, in its deviations
-        there."""
+        """Weighted sum of each reward's change of mean since the first scoring, in deviations there."""
         total, baseline = 0.0, self.progress.baseline
         for name, route in self.config.rubric.routes().items():
             known = values[name][~values[name].isnan()]

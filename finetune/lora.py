@@ -1,8 +1,8 @@
-"""Low-rank adapters on a NAVA transformer, by PEFT: which layers, how they start, and what stays frozen.
+"""LoRA adapters on a NAVA transformer, by PEFT: target layers, initialisation, frozen parameters.
 
-Two adapters lie on every wrapped layer, both fp32 whatever the base's precision: `default` is trained, `old`
-follows it. Maps that are not called as modules (the embedders' convolutions) cannot carry one: PEFT would
-wrap them without any effect.
+Every wrapped layer has two fp32 adapters whatever the base's precision: `default` is trained, `old` follows
+it. Layers that are not called as modules (the embedders' convolutions) cannot be adapted: PEFT would wrap
+them without effect.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Raises ValueError on a rank or alpha below what works, and on unknown groups."""
+    """Rank, alpha and targets. Raises ValueError for rank or alpha out of range and unknown groups."""
 
     rank: int = 32
     alpha: float = 64.0  # the update is alpha / rank * B A
@@ -63,8 +63,7 @@ class LoraConfig:
 
 
 def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
-    """Full names of the layers of these groups, in the model's order. Raises ValueError where the model has
-    none."""
+    """Full names of the layers of these groups, in model order. Raises ValueError if the model has none."""
     names = []
     for name, module in model.named_modules():
         if _group(name, module) in groups:
@@ -80,8 +79,7 @@ def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
 
 
 def adapter_shapes(model: AVTransformer, config: LoraConfig) -> dict[str, torch.Size]:
-    """Names and shapes of an adapter's parameters, from the model without adapters (also on the meta
-    device)."""
+    """Names and shapes of an adapter's parameters, from a model without adapters (meta device allowed)."""
     shapes: dict[str, torch.Size] = {}
     for name in target_names(model, config.targets):
         outputs, inputs = model.get_parameter(f"{name}.weight").shape
@@ -97,12 +95,11 @@ def _group(name: str, module: nn.Module) -> str:
 
 
 def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
-    """Wrap the layers in place and freeze everything but `default`; the model then still computes exactly
-    what it did.
+    """Wrap the target layers in place and freeze everything but `default`; the output is unchanged.
 
-    Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would take
-    the adapters along). A model on the meta device needs `reset` once its weights exist. Raises ValueError
-    where there are adapters or no layers.
+    Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would cast
+    the adapters too). A model on the meta device needs `reset` once its weights exist. Raises ValueError if
+    adapters exist or no layers match.
     """
     from peft import inject_adapter_in_model
 
@@ -113,9 +110,8 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
         torch.random.fork_rng(devices=[]),
         warnings.catch_warnings(),
     ):  # PEFT draws first values that `reset` overwrites
-        warnings.filterwarnings(
-            "ignore", message="Already found a `peft_config` attribute"
-        )  # two adapters are meant
+        # expected: the model carries two adapters
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         for adapter in (DEFAULT, OLD):
             inject_adapter_in_model(peft_config(config, names), model, adapter)
     layers = adapter_layers(model)
@@ -137,7 +133,7 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
 
 
 def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
-    """What PEFT is told, and what adapter_config.json says."""
+    """The PEFT config, also stored as adapter_config.json."""
     import peft
 
     alpha: Any = config.alpha  # PEFT types it as int and takes any number
@@ -147,8 +143,7 @@ def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
 
 
 def reset(model: nn.Module, config: LoraConfig) -> None:
-    """First values of both adapters: A uniform in +-1/sqrt(inputs), drawn by the layer's name, and B zero; no
-    collective."""
+    """Initialise both adapters without collectives: A ~ U(+-1/sqrt(inputs)), keyed by layer name, B zero."""
     for adapter in (DEFAULT, OLD):
         for name, parameter in adapter_parameters(model, adapter).items():
             first = torch.zeros(parameter.shape)
@@ -159,8 +154,7 @@ def reset(model: nn.Module, config: LoraConfig) -> None:
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Wrapped layers by their name in the plain model, also where activation checkpointing has wrapped the
-    blocks."""
+    """Wrapped layers by their name in the plain model, with activation-checkpointing wrappers removed."""
     from peft.tuners.lora import LoraLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -168,15 +162,16 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def base_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The frozen base's parameters by their names in the plain model; of a sharded model these are the
-    shards."""
+    """The frozen base's parameters by their names in the plain model; shards if the model is sharded."""
     found = model.state_dict()
     return {name.replace(".base_layer.", "."): value for name, value in found.items() if ".lora_" not in name}
 
 
 def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """One adapter's parameters as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`. Of a sharded model
-    these are the shards only while it is resharded."""
+    """One adapter's parameters as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
+
+    For a sharded model these are shards only while it is resharded.
+    """
     found: dict[str, Tensor] = {}
     for name, layer in adapter_layers(model).items():
         found[f"{name}.lora_A.weight"] = layer.lora_A[adapter].get_parameter("weight")
@@ -185,8 +180,11 @@ def adapter_parameters(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def set_roles(layers: Mapping[str, LoraLayer], adapter: str | None = DEFAULT) -> None:
-    """Compute with this adapter, or with none. PEFT's own set_adapter also turns requires_grad, which the
-    optimizer and FSDP have read once and for all; its two switches are set directly."""
+    """Activate this adapter, or none.
+
+    PEFT's own set_adapter also changes requires_grad, which the optimizer and FSDP have read once at
+    construction; therefore its two switches are set directly.
+    """
     for layer in layers.values():
         layer._disable_adapters = adapter is None
         layer._active_adapter = [adapter or DEFAULT]  # type: ignore[assignment]

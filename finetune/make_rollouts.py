@@ -1,5 +1,4 @@
-"""K clips of every prompt by a pretrained model, into a store that people (or a panel) vote on and gsb_dpo
-learns from."""
+"""Generate K clips per prompt with a pretrained model into a store, for voting and gsb_dpo."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from pretrain.types import Conditioning, Stream, Velocity
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutsConfig:
-    """How the clips that votes are about are made: as `nava generate` does, K of each prompt."""
+    """How the voted clips are generated: as `nava generate`, K per prompt."""
 
     clips_per_prompt: int = 4
     sampler: SamplerConfig = field(default_factory=lambda: GenerateConfig().sampler)
@@ -71,8 +70,7 @@ class BasePolicy:
 def make_rollouts(
     config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
 ) -> dict[str, Any]:
-    """Replace `out` by a store of K clips for each prompt that alignment by `sizes` may train on. Returns
-    counts and seconds.
+    """Replace `out` by a store of K clips for each training prompt of `sizes`; returns counts and seconds.
 
     Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of
     several lengths.
@@ -105,7 +103,7 @@ def make_rollouts(
 def _by_prompt(
     policy: BasePolicy, rows: list[PromptRow], batch: PromptBatch, config: RolloutsConfig
 ) -> Rollout:
-    """A few prompts at a time, so that progress can be seen."""
+    """A few prompts at a time, for progress output."""
     size = max(1, config.batch // config.clips_per_prompt)
     plan = RolloutPlan("reference", len(rows), config.clips_per_prompt, config.sampler, config.batch)
     made = []

@@ -1,5 +1,4 @@
-"""Clean clips -> what the policies are asked at drawn levels; every draw is keyed by the clip, never by rank
-or micro-batch."""
+"""Noised clips at drawn sigmas (noise levels) as policy inputs; draws are keyed by clip, not by rank."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from pretrain.types import Stream, Velocity
 
 @dataclass(frozen=True)
 class ClipNoise:
-    """One level and one noise per clip."""
+    """One sigma and one noise per clip."""
 
     levels: Tensor  # [B] fp32 in (0, 1]
     weight: Tensor  # [B] level weight
@@ -26,7 +25,7 @@ class ClipNoise:
 
 
 def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
-    """Level and noise of each clip from (key, its sample id)."""
+    """Sigma and noise of each clip from (key, its sample id)."""
     ids, device = rollout.sample_ids.tolist(), rollout.video.device
     drawn = torch.tensor(
         [draw_sigma(levels, generator_for(*key, sample, "level")) for sample in ids], device=device
@@ -41,15 +40,17 @@ def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
 
 
 def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
-    """Both modalities of each clip at its level."""
+    """Both modalities of each clip at its sigma."""
     video = interpolate(rollout.video, drawn.video, over(drawn.levels, rollout.video))
     audio = interpolate(rollout.audio, drawn.audio, over(drawn.levels, rollout.audio))
     return streams_at(video, audio, drawn.levels, rollout.clock)
 
 
 def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
-    """The clips with those that take no part zeroed: one of NaN would reach the weights even through a loss
-    of 0. Raises ValueError where weights were given for advantages or the other way round."""
+    """Copy with masked clips zeroed, because a NaN would reach the weights even through a loss of 0.
+
+    Raises ValueError if weights were given for advantages or vice versa.
+    """
     if batch.advantage.are_weights != weights:
         wanted = (
             "weights: turn a round's advantages into them by rwr.group_weights"
@@ -77,7 +78,7 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
 
 
 def streams_at(video: Tensor, audio: Tensor, levels: Tensor, clock: LatentRates) -> tuple[Stream, Stream]:
-    """States at levels [B] as the policy's inputs, all of full length."""
+    """States at sigmas [B] as the policy's inputs, all of full length."""
     sigma = levels.float()[:, None]
 
     def stream(latents: Tensor, rate_hz: float) -> Stream:
@@ -87,7 +88,7 @@ def streams_at(video: Tensor, audio: Tensor, levels: Tensor, clock: LatentRates)
 
 
 def both(velocity: Velocity) -> tuple[Tensor, Tensor]:
-    """(video, audio) in fp32 or more. Raises ValueError where the policy left one out."""
+    """(video, audio) in fp32 or higher. Raises ValueError if the policy omitted one."""
     if velocity.video is None or velocity.audio is None:
         raise ValueError("the policy answered for one modality only; alignment needs both video and audio")
     video, audio = (
@@ -97,18 +98,17 @@ def both(velocity: Velocity) -> tuple[Tensor, Tensor]:
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """[B]: mean over a clip's elements, so that the modality with more of them does not weigh more."""
+    """[B]: mean over a clip's elements, so that the larger modality has no larger weight."""
     return difference.square().flatten(1).mean(1)
 
 
 def over(values: Tensor, latents: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...] in the latents' precision."""
+    """[B] -> [B, 1, ...] in the dtype of `latents`."""
     return values.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
 
 
 def metric(values: Tensor, counted: Tensor | None = None) -> Tensor:
-    """(sum, how many) of per-clip values [B], fp64, without gradient; `counted` [B] bool leaves the others
-    out."""
+    """(sum, count) of per-clip values [B], fp64, detached; `counted` [B] bool selects the clips."""
     counted = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
     total = torch.where(counted, values.detach().double(), 0.0).sum()
     return torch.stack([total, counted.sum().double()])

@@ -1,5 +1,4 @@
-"""Preference pairs of a file (`nava gsb export`) with the latents of their clips, as batches to learn
-from."""
+"""Batches of preference pairs (`nava gsb export`) with the latents of their clips."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from finetune.rollout_store import RolloutStore
 from finetune.types import NO_LABEL, PreferencePairs
 from pretrain.randomness import generator_for
 
-# which vote is about which margin (alignment.md 2.6); of several about the same one, the first that was asked
+# vote axis -> margin (alignment.md 2.6); of several axes of one margin, the first that was voted on counts
 AXES = {"labels_video": ("picture",), "labels_audio": ("voice",), "labels_total": ("overall", "sync")}
 
 
@@ -28,8 +27,10 @@ class PairSource:
     def of_round(
         self, pairs_per_round: int, steps: int, seed: int, index: int, rank: int, world_size: int
     ) -> PreferencePairs:
-        """This rank's equal part of each of `steps` optimizer steps of round `index`. The pairs are walked
-        through in an order of their own for each pass; what no longer fills a round is left out of it."""
+        """This rank's equal part of each of `steps` optimizer steps of round `index`.
+
+        Each pass uses its own permutation of the pairs; the remainder that does not fill a round is dropped.
+        """
         epoch, place = divmod(index, len(self.pairs) // pairs_per_round)
         order = torch.randperm(len(self.pairs), generator=generator_for(seed, "pairs", epoch))
         drawn = order[place * pairs_per_round : (place + 1) * pairs_per_round]
@@ -50,8 +51,11 @@ class PairSource:
 
 
 def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSource:
-    """Raises ValueError or FileNotFoundError in one line: a clip the store does not have, fewer pairs than a
-    round takes."""
+    """Open the pairs of a file.
+
+    Raises ValueError or FileNotFoundError in one line: a clip that is not in the store, fewer pairs than a
+    round uses.
+    """
     pairs = read_pairs(path)
     for pair in pairs:
         for clip in (pair.first, pair.second):

@@ -1,5 +1,4 @@
-"""One model, three policies: `default` is trained, `old` follows it and rolls out, `reference` is the base
-without adapters.
+"""One model, three policies: `default` is trained, `old` follows it and rolls out, `reference` is the base.
 
 Updates of `old` and of the averaged weights are elementwise on each rank's own shards; nothing is gathered
 (alignment.md, section 3).
@@ -25,12 +24,12 @@ from pretrain.types import Conditioning, Stream, Velocity
 
 
 class LoraPolicy:
-    """types.Policy over a model with adapters, sharded or not. `default` is active and trainable between
-    calls. A torch Stateful.
+    """types.Policy over a model with adapters, sharded or not; a torch Stateful.
 
-    `parameters` is what the optimizer takes. Weights changed from outside (an optimizer step after a forward
-    pass without a backward) must be made known by `weights_changed`; the updates here do it themselves.
-    Raises ValueError where adapters are missing, are not fp32, or anything but `default` would be trained.
+    `default` is active and trainable between calls. `parameters` is what the optimizer takes. After changing
+    weights from outside (an optimizer step after a forward pass without a backward), call `weights_changed`;
+    the updates here do it themselves. Raises ValueError if adapters are missing, are not fp32, or anything
+    but `default` would be trained.
     """
 
     def __init__(self, model: AVTransformer, ema_decay: float = 0.9) -> None:
@@ -50,7 +49,7 @@ class LoraPolicy:
     def velocity(
         self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
     ) -> Velocity:
-        """With gradient where `role` is default and gradients are on."""
+        """Differentiable if `role` is default and gradients are enabled."""
         if role == DEFAULT:
             return self.model(video, audio, conditioning)
         with torch.no_grad(), self._acting_as(role):
@@ -93,7 +92,7 @@ class LoraPolicy:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """`default` is the average inside; for evaluation and export, never around an update."""
+        """`default` holds the average inside the context; for evaluation and export, not for updates."""
         try:
             with self.ema.swapped_in():
                 self.weights_changed()
@@ -102,12 +101,14 @@ class LoraPolicy:
             self.weights_changed()
 
     def weights_changed(self) -> None:
-        """Let the next forward pass gather anew."""
+        """Make the next forward pass gather weights again."""
         reshard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both adapters and the average (DTensors where sharded), with their update counts; for DCP or, on
-        one rank, safetensors."""
+        """Both adapters and the average (DTensors if sharded), with update counts.
+
+        For DCP or, on one rank, safetensors.
+        """
         adapters = {
             adapter: {name: value.detach() for name, value in found.items()}
             for adapter, found in self.adapters.items()

@@ -1,4 +1,4 @@
-"""Where an alignment stands between two rounds."""
+"""Progress of an alignment between two rounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 
 @dataclass
 class AlignProgress:
-    """All that a checkpoint holds beside tensors."""
+    """The non-tensor state of a checkpoint."""
 
     rounds: int = 0  # finished, over all phases
     phase: int = -1  # index of the phase that has begun
@@ -24,6 +24,6 @@ class AlignProgress:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Of a checkpoint; fields that are not known are left out."""
+        """Parse the progress of a checkpoint; unknown fields are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in json.loads(text).items() if name in known})

@@ -1,5 +1,4 @@
-"""Which prompts a round rolls out: drawn by the seed, each as often as the others, of one length, shared out
-over the ranks."""
+"""Prompts of each round: seeded permutations of equal-length prompts, distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -17,18 +16,17 @@ from pretrain.randomness import generator_for
 
 @dataclass(frozen=True)
 class PromptSet:
-    """`held_out` is never trained on: it is scored to see whether to stop."""
+    """`held_out` prompts are scored for early stopping and never trained on."""
 
     train: tuple[tuple[PromptRow, ...], ...]  # by length, the longest list first
     held_out: tuple[PromptRow, ...]
 
 
 def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
-    """`chosen`: a JSON file whose `data_ids` are the prompts to train on; the held-out ones are drawn from
-    all, and are not among them.
+    """`chosen`: a JSON file whose `data_ids` are the training prompts.
 
-    Raises ValueError or FileNotFoundError in one line: prompts that start from an image, fewer than a round
-    asks for.
+    Held-out prompts are drawn from all and excluded from training. Raises ValueError or FileNotFoundError in
+    one line: prompts that start from an image, fewer than a round asks for.
     """
     rows = read_prompts(path)
     for row in rows:
@@ -61,8 +59,10 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
 
 
 def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:
-    """`number` prompts of round `index`. A list is walked through in an order of its own for each pass; what
-    is left of a pass when it no longer fills a round is left out of it."""
+    """`number` prompts of round `index`.
+
+    Each pass uses its own permutation; the remainder that does not fill a round is dropped.
+    """
     weights = torch.tensor([float(len(some)) for some in prompts.train])
     choices = [
         int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length")))
@@ -74,7 +74,10 @@ def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index
 
 
 def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:
-    """This rank's equal, contiguous part. Raises ValueError where there is none."""
+    """This rank's equal, contiguous part. Raises ValueError if the rows do not divide over the ranks.
+
+    Raises ValueError where there is none.
+    """
     if len(rows) % world_size:
         raise ValueError(
             f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or "

@@ -17,8 +17,10 @@ from pretrain.recipe import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RubricConfig:
-    """Weights of the rewards by what they speak about; better is higher (a reward that is better when lower
-    is turned round)."""
+    """Weights of the rewards, by the modality they are routed to.
+
+    Higher is better: a reward that is better when lower is negated.
+    """
 
     video: Mapping[str, float] = field(default_factory=dict)
     audio: Mapping[str, float] = field(
@@ -38,20 +40,19 @@ class RubricConfig:
         self.routes()
 
     def routes(self) -> dict[str, Route]:
-        """Where each reward leads. Raises ValueError on a weight that is not positive."""
+        """Route of each reward. Raises ValueError for a weight <= 0."""
         routes = {name: Route(modality="video", weight=weight) for name, weight in self.video.items()}
         routes |= {name: Route(modality="audio", weight=weight) for name, weight in self.audio.items()}
         return routes | {name: Route(modality="both", weight=weight) for name, weight in self.sync.items()}
 
     def weights(self) -> dict[str, float]:
-        """Of each reward, wherever it leads."""
+        """Weight of each reward, on any route."""
         return {name: route.weight for name, route in self.routes().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """Early stop on held-out prompts, drawn from the training prompts: `prompts` of them are scored every
-    `every` rounds, one clip each.
+    """Early stopping: `prompts` held-out prompts are scored every `every` rounds, one clip each.
 
     A phase ends after `patience` scorings without a better rubric total (0 = never), and the run ends with
     the best weights seen.
@@ -72,20 +73,19 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """All of alignment: `sequence` names the objectives that run one after another
-    (finetune.objectives.registry).
+    """All settings of alignment; `sequence` lists the objectives to run (finetune.objectives.registry).
 
     In files and overrides the members of `phases` stand beside the other fields, under their objectives'
     names. It has the section of every shipped objective and of each in the sequence. Raises ValueError where
-    parts do not fit."""
+    parts do not fit.
+    """
 
     sequence: tuple[str, ...] = ("nft",)
     phases: Mapping[str, Phase] = field(default_factory=default_phases, metadata={INLINE: sections})
     lora: LoraConfig = field(default_factory=LoraConfig)
     rubric: RubricConfig = field(default_factory=RubricConfig)
-    reward_options: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # beside those that the pipeline knows
+    # in addition to options set by the pipeline
+    reward_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
     curated_prompts: bool = True  # the pipeline gives the curated ones, False: all that are not held out
@@ -150,12 +150,12 @@ class AlignConfig:
         return any(objective.needs_pairs for objective in self.objectives())
 
     def held_out_plan(self) -> RolloutPlan:
-        """One clip of each held-out prompt, always by the first phase's sampler."""
+        """One clip of each held-out prompt, with the first phase's sampler."""
         phase = self.objectives()[0].phase
         return RolloutPlan("default", self.stop.prompts, 1, phase.sampler, phase.rollout_batch)
 
     def check_ranks(self, world_size: int) -> None:
-        """Raises ValueError where a phase's groups do not divide over the ranks."""
+        """Raises ValueError if a phase's groups do not divide over the ranks."""
         for objective in self.objectives():
             objective.check_ranks(world_size)
         if self.stop.prompts % world_size:

@@ -1,5 +1,4 @@
-"""Prompts -> K clips each by one role of the policy; every draw is keyed by seed, round, prompt and k, never
-by the rank."""
+"""Prompts -> K clips each by one policy role; draws are keyed by seed, round, prompt and k, not by rank."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ class RollingPolicy(Policy, Protocol):
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts of one length in their latent form, K rows each (the rows of a prompt are neighbours)."""
+    """Encoded prompts of one length, K adjacent rows each."""
 
     rows: tuple[PromptRow, ...]  # [P]
     conditioning: Conditioning  # P * K rows; every prompt was encoded once
@@ -68,8 +67,7 @@ class PromptBatch:
         return replace(self.clips(start * count, end * count), rows=self.rows[start:end])
 
     def clips(self, start: int, end: int) -> PromptBatch:
-        """Clips `start` to `end` (exclusive), which may be in the middle of a prompt's; `rows` stays as it
-        is."""
+        """Clips `start` to `end` (exclusive), at any position; `rows` is unchanged."""
         rows = slice(start, end)
         given = Conditioning(*(getattr(self.conditioning, item.name)[rows] for item in fields(Conditioning)))
         return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
@@ -82,8 +80,10 @@ def encode_prompts(
     voices: Mapping[Path, Tensor],
     config: AlignConfig,
 ) -> PromptBatch:
-    """Encode each prompt once and repeat its row for its clips. Raises ValueError where they are not of one
-    length or start from an image."""
+    """Encode each prompt once and repeat its row for its clips.
+
+    Raises ValueError for prompts of several lengths or with a first frame.
+    """
     lengths = {row.num_frames or config.num_frames for row in rows}
     if len(lengths) != 1 or any(row.image_path for row in rows):
         raise ValueError(
@@ -110,8 +110,10 @@ def encode_prompts(
 def roll_out(
     policy: RollingPolicy, plan: RolloutPlan, prompts: PromptBatch, key: Key, device: torch.device
 ) -> Rollout:
-    """The clips, on the CPU; with a trajectory where the plan has stochastic steps. key: (seed, round), what
-    every draw begins with."""
+    """Generate the clips on the CPU, with a trajectory if the plan has stochastic steps.
+
+    key: (seed, round), the prefix of every draw.
+    """
     whole = Rollout(
         video=_noise(prompts, key, "video", prompts.video_shape),
         audio=_noise(prompts, key, "audio", prompts.audio_shape),
@@ -201,8 +203,7 @@ def _walk(
 
 
 def window_starts(groups: Tensor, stochastic: StochasticSteps, key: Key) -> Tensor:
-    """[B] int64: first stochastic step of each clip, the same for all clips of a group (alignment.md, section
-    3)."""
+    """[B] int64: first stochastic step of each clip, equal within a group (alignment.md, section 3)."""
     places = stochastic.first_steps - stochastic.window + 1
     drawn = {group: stable_hash(*key, group, "window") % places for group in groups.tolist()}
     return torch.tensor([drawn[group] for group in groups.tolist()], dtype=torch.int64, device=groups.device)

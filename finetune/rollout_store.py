@@ -1,5 +1,4 @@
-"""Clean latents of K clips for each prompt on disk: safetensors shards and an index, for clips that are voted
-on before training."""
+"""Clean latents of K clips per prompt on disk: safetensors shards and an index."""
 
 from __future__ import annotations
 
@@ -33,11 +32,11 @@ def clip_id(data_id: str, k: int) -> str:
 
 
 def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: dict[str, Any]) -> None:
-    """Replace `folder` by the store of these clips, K neighbours for each row. `facts`: model, codec and seed
-    they were made with.
+    """Replace `folder` by the store of these clips, K adjacent clips per row.
 
-    An index row has data_id (of the clip), case_id (of the prompt), prompt, model ("k0", "k1", ...), sha256
-    of its latents, and where they lie: the form that `nava gsb export --clips` reads.
+    `facts`: model, codec and seed of the clips. An index row has data_id (of the clip), case_id (of the
+    prompt), prompt, model ("k0", "k1", ...), sha256 of its latents, and where they lie: the form that `nava
+    gsb export --clips` reads.
     """
     count = len(clips.groups) // len(rows)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -76,7 +75,7 @@ def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: 
 
 @dataclass(frozen=True)
 class RolloutStore:
-    """A store that is read clip by clip. `places`: clip -> its row of the index."""
+    """Random access to a store. `places`: clip -> its row of the index."""
 
     folder: Path
     places: dict[str, dict[str, Any]]
@@ -87,7 +86,7 @@ class RolloutStore:
         return {}
 
     def check_codec(self, codecs: Codecs, codec: Path) -> None:
-        """Raises ValueError where the latents are not of `codecs`, the folder `codec`."""
+        """Raises ValueError if the latents were not encoded by `codecs`, the folder `codec`."""
         made_with = self.facts.get("codec_id", codecs.codec_id)
         if made_with != codecs.codec_id:
             raise ValueError(
@@ -136,7 +135,7 @@ class RolloutStore:
 
 
 def open_store(folder: Path) -> RolloutStore:
-    """Raises FileNotFoundError or ValueError in one line."""
+    """Open a store. Raises FileNotFoundError or ValueError in one line."""
     if not (folder / META).is_file():
         raise FileNotFoundError(f"{folder / META}: no such file; make the rollouts first: `nava rollout`")
     places = {}

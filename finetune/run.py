@@ -1,5 +1,4 @@
-"""What each torchrun rank does: `python -m finetune.run out/align/resolved.json` aligns a model, or goes on
-aligning it."""
+"""Entry point of each torchrun rank: `python -m finetune.run out/align/resolved.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def align(run: AlignRun) -> str:
-    """Align (or go on aligning) on this rank; returns "finished" or "interrupted".
+    """Align, or resume, on this rank; returns "finished" or "interrupted".
 
     Raises ValueError for unusable inputs, a reward that fails or a policy that diverges, OSError when
     something cannot be written.
@@ -68,7 +67,8 @@ def main(path: Path) -> int:
         align(run)
     except (ValueError, OSError) as error:
         report(save_error(error, run.out / FOLDER) if is_full(error) else error, run.out)
-        # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
+        # exit without destroying the process group: other ranks may be inside a collective; torchrun ends
+        # them
         os._exit(2)
     dist.destroy_process_group()
     return 0

@@ -1,4 +1,4 @@
-"""What a run reports as it goes: metrics.jsonl, the trackers, state.json."""
+"""Output of a run: metrics.jsonl, the trackers, state.json."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
 class RunLog:
-    """Of one process; `take_written` names the sample clips to log with a row."""
+    """Log of one process; `take_written` returns the sample clips to log with a row."""
 
     def __init__(self, run: AlignRun, take_written: Callable[[], list[Path]]) -> None:
         self.run, self.take_written = run, take_written
         self.trackers: Trackers | None = None
 
     def begin(self, progress: AlignProgress) -> None:
-        """Rows of rounds that are to be repeated are dropped, also where ranks were lost in between."""
+        """Drop rows of rounds that will be repeated, also after a loss of ranks."""
         first = JsonlTracker(
             self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
         )

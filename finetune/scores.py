@@ -1,4 +1,4 @@
-"""Scores of a batch of clips; `experiments` passes in the scorer (finetune knows no reward)."""
+"""Scores of a batch of clips; `experiments` provides the scorer (finetune imports no reward)."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ Sums = dict[str, tuple[float, int]]  # (sum, how many)
 
 @dataclass(frozen=True)
 class Scores:
-    """values: what a rubric weighs, higher is better; the rest is only logged. All [B] fp64, NaN where there
-    is none."""
+    """values: the rubric's rewards, higher is better; the rest is logged. All [B] fp64, NaN if missing."""
 
     values: Mapping[str, Tensor]
-    parts: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # "reward.part", and rewards as they are measured
-    guardrails: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # "speech_ratio", ...; "flagged" is 1 for a clip beyond a limit
+    # "reward.part", and rewards before negation
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    # "speech_ratio", ...; "flagged" is 1 for a clip that violates a limit
+    guardrails: Mapping[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
 
 
 class Scorer(Protocol):
-    """Built by its dotted name on every rank; scores that rank's clips."""
+    """Created by dotted name on every rank; scores that rank's clips."""
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
-        """video [B, 48, F, H, W], audio [B, 128, L], one row of the prompts each. Raises ValueError naming a
-        reward that is broken."""
+        """Score video [B, 48, F, H, W] and audio [B, 128, L] of one prompt row each.
+
+        Raises ValueError naming a failed reward.
+        """
         ...
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
-        """The clips as files a person can look at."""
+        """Write the clips as media files."""
         ...
 
     def close(self) -> None: ...
 
 
 def summed(scores: Scores) -> Sums:
-    """(sum, count) of everything that can be averaged, over the clips that have it; `unscored/` counts the
-    others."""
+    """(sum, count) of every averaged quantity over the clips that have it.
+
+    `unscored/` counts the other clips.
+    """
     found: Sums = {}
     for name, value in scores.values.items():
         found[f"reward/{name}"] = _sum(value)
@@ -62,7 +63,7 @@ def summed(scores: Scores) -> Sums:
 
 
 def means(sums: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """Means over all ranks' sums; what no clip had is left out."""
+    """Means over all ranks' sums; quantities without clips are left out."""
     totals: dict[str, list[float]] = {}
     for part in sums:
         for name, (total, count) in part.items():
@@ -77,7 +78,7 @@ def _sum(value: Tensor) -> tuple[float, int]:
 
 
 class RankScoring:
-    """`stop_requested` may be set from a signal handler; the ranks agree on it at the next scoring."""
+    """Scores with all ranks. `stop_requested` may be set by a signal handler; ranks agree on it."""
 
     def __init__(self, scorer: Scorer, ranks: Ranks) -> None:
         self.scorer, self.ranks = scorer, ranks
@@ -86,12 +87,14 @@ class RankScoring:
     def score(
         self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], stoppable: bool = True
     ) -> tuple[Scores, dict[str, float]]:
-        """This rank's scores and the means over all ranks. Raises ValueError where a reward failed on any
-        rank, and Stopped after a signal if that is welcome here."""
+        """This rank's scores and the means over all ranks.
+
+        Raises ValueError if a reward failed on any rank, Stopped after a signal if `stoppable`.
+        """
         scores, error = Scores({}), ""
         try:
             scores = self.scorer.score(video, audio, rows)
-        except Exception as failed:  # whatever it is, the other ranks must not be left waiting
+        except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
         answers = self.agree(error, json.dumps(summed(scores)), stoppable)
         return scores, means([json.loads(answer) for answer in answers])

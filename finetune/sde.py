@@ -1,9 +1,8 @@
-"""Stochastic steps of the flow and their log-probabilities: one code for sampling and for replay
-(alignment.md 2.2, 2.3, 2.8).
+"""Stochastic flow steps and their log-probabilities, for sampling and replay (alignment.md 2.2, 2.3, 2.8).
 
-A step leads from `level` to the cleaner `next_level`; v = eps - x0. Coefficients are worked out in fp64 and
-applied in the state's own precision, which must be fp32 or fp64: a next state rounded to bf16 is another
-state than the one that was scored.
+A step leads from `level` to the lower `next_level` (sigmas); v = eps - x0. Coefficients are computed in fp64
+and applied in the state's precision, which must be fp32 or fp64: a state rounded to bf16 differs from the one
+that was scored.
 """
 
 from __future__ import annotations
@@ -20,9 +19,11 @@ KernelName = Literal["flow_sde", "cps"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """How noise enters a step. `flow_sde`: eta scales sqrt(s / (1 - s)); `cps`: eta in (0, 1] is the share of
-    the next level's noise that is fresh, as an angle of a quarter turn. Raises ValueError on an unknown name
-    or such an eta."""
+    """How noise enters a step.
+
+    `flow_sde`: eta scales sqrt(s / (1 - s)). `cps`: eta in (0, 1] is the share of fresh noise at the next
+    sigma, as an angle in quarter turns. Raises ValueError for an unknown name or eta out of range.
+    """
 
     name: KernelName = "cps"
     eta: float = 0.8
@@ -39,8 +40,10 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticSteps:
-    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of a
-    sampler; all others are Euler's."""
+    """`window` consecutive stochastic steps among a sampler's first `first_steps`; all others are Euler's.
+
+    The window is the same for a whole group.
+    """
 
     kernel: Kernel
     window: int
@@ -51,24 +54,25 @@ class Transition(NamedTuple):
     """The normal distribution of the next state."""
 
     mean: Tensor  # like the state
-    step_std: Tensor  # [B], fp64; standard deviation of the noise added in this very step; 0 = deterministic
+    step_std: Tensor  # [B], fp64; standard deviation of the noise added in this step; 0 = deterministic
 
 
 class StochasticStep(NamedTuple):
     """A step that was taken."""
 
     next_state: Tensor  # like the state, without gradient
-    log_prob: (
-        Tensor  # [B], in the state's precision; mean over elements, so that it does not grow with the clip
-    )
+    # [B], in the state's precision; mean over elements, so that it does not grow with the clip
+    log_prob: Tensor
 
 
 def transition(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor
 ) -> Transition:
-    """Where a step leads. state, velocity [B, ...]; level, next_level [B] in [0, 1]. At next_level 0 both
-    kernels land on the clean estimate x - s v, without noise. Raises ValueError where levels do not fall or
-    the state is of low precision."""
+    """Distribution of the next state; state, velocity [B, ...], level, next_level [B] in [0, 1].
+
+    At next_level 0 both kernels return the clean estimate x - s v, without noise. Raises ValueError if levels
+    do not fall or the state has low precision.
+    """
     _check(state, level, next_level)
     s, t = level.double(), next_level.double()
     if kernel.name == "cps":
@@ -80,9 +84,8 @@ def transition(
         # clean * (x - s v) + noise * (x + (1 - s) v)
         of_state, of_velocity = clean + noise, noise * (1 - s) - clean * s
     else:
-        rate = kernel.eta * torch.sqrt(
-            s / (1 - torch.where(s == 1, t, s))
-        )  # the first step has no finite rate of its own
+        # at s = 1 the rate is infinite; the first step uses that of the next sigma
+        rate = kernel.eta * torch.sqrt(s / (1 - torch.where(s == 1, t, s)))
         rate = torch.where(t == 0, 0.0, rate)
         dt = t - s
         pull = rate**2 / (2 * s)
@@ -92,9 +95,11 @@ def transition(
 
 
 def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
-    """[B]: how likely `next_state` was, as a mean over elements. flow_sde: the normal log-density; cps: minus
-    the squared distance to the mean, which weighs all steps alike. A deterministic step has no density and
-    gives 0 without gradient."""
+    """[B]: log-likelihood of `next_state`, as a mean over elements.
+
+    flow_sde: the normal log-density; cps: minus the squared distance to the mean, with equal weight for all
+    steps. A deterministic step has no density and gives 0 without gradient.
+    """
     squared = (next_state.detach() - reached.mean).square().flatten(1).mean(1)
     noisy = reached.step_std > 0
     if kernel.name == "flow_sde":
@@ -108,8 +113,7 @@ def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
 def step(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor
 ) -> StochasticStep:
-    """Draw the next state with standard normal `noise` shaped like the state, and score exactly what is
-    handed on."""
+    """Draw the next state with standard normal `noise` shaped like the state, and its log-probability."""
     reached = transition(kernel, state, velocity, level, next_level)
     next_state = (reached.mean + _over(reached.step_std, state) * noise.to(state.dtype)).detach()
     return StochasticStep(next_state, log_prob(kernel, next_state, reached))
@@ -118,14 +122,18 @@ def step(
 def replay(
     kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, next_state: Tensor
 ) -> Tensor:
-    """Log-probability [B] of a stored step under this velocity; equal to that of `step` bit for bit if the
-    velocity is."""
+    """Log-probability [B] of a stored step under this velocity.
+
+    Bit-identical to that of `step` for the same velocity.
+    """
     return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level))
 
 
 def joint_log_prob(video: Tensor, audio: Tensor, video_share: float = 0.5) -> Tensor:
-    """w lp_v + (1 - w) lp_a with w = video_share: the share of sound is stated, not left to the number of its
-    elements. Raises ValueError unless 0 <= w <= 1."""
+    """w lp_v + (1 - w) lp_a with w = video_share, independent of the modalities' sizes.
+
+    Raises ValueError unless 0 <= w <= 1.
+    """
     if not 0 <= video_share <= 1:
         raise ValueError(f"video_share must be between 0 and 1, got {video_share}")
     return video_share * video + (1 - video_share) * audio

@@ -1,9 +1,7 @@
-"""Optimizer steps of any objective on FSDP2 ranks: accumulation, global divisors, clipping, AdamW, the
-average of the weights.
+"""Optimizer steps of any objective on FSDP2 ranks: accumulation, global divisors, clipping, AdamW, EMA.
 
-A round is cut into optimizer steps by what its clips are, never by rank: a step takes an equal part of every
-group, so that any number of ranks makes the same steps, and every rank runs the same number of forward
-passes.
+A round is split into optimizer steps by group, not by rank: a step uses an equal part of every group, so that
+the steps do not depend on the number of ranks and all ranks run the same number of forward passes.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from pretrain.titan.train_spec import create_moments
 
 
 class Trainer:
-    """Holds the optimizer of `default`."""
+    """Owns the optimizer of `default`."""
 
     def __init__(self, policy: LoraPolicy, ranks: Ranks, config: AlignConfig) -> None:
         self.policy, self.ranks, self.config = policy, ranks, config
@@ -37,7 +35,7 @@ class Trainer:
         self.skipped = self.skipped_in_a_row = 0
 
     def begin_phase(self, lr: float) -> None:
-        """Moments of another objective's gradients become zero."""
+        """Reset the moments, which stem from another objective's gradients, and set the learning rate."""
         for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
@@ -48,8 +46,9 @@ class Trainer:
             group["lr"] = lr
 
     def learn(self, objective: Objective[Any], batch: LearningBatch, key: Key) -> dict[str, float]:
-        """All optimizer steps of a round on this rank's rows; returns the last epoch's metrics, equal on
-        every rank."""
+        """All optimizer steps of a round on this rank's rows; returns metrics of the last epoch over all
+        ranks.
+        """
         sums: dict[str, Tensor] = {}
         norms: list[float] = []
         for epoch in range(objective.phase.epochs):
@@ -72,8 +71,10 @@ class Trainer:
         }
 
     def _worth(self, batch: LearningBatch, rows: Tensor) -> Tensor:
-        """Rows that take part first, cut to as many as the rank with the most of them has: the others would
-        cost and teach nothing."""
+        """Valid rows first, cut to the maximum number of valid rows of any rank.
+
+        The others would cost compute without gradient; equal counts keep collectives in step.
+        """
         valid = batch.valid[rows]
         most = int(self.ranks.gathered(valid.sum()[None]).max())
         return torch.cat([rows[valid], rows[~valid]])[:most]
@@ -114,7 +115,7 @@ class Trainer:
         norms.append(self._apply())
 
     def _apply(self) -> float:
-        """Clip and step; a gradient that is not finite is skipped, and too many in a row raise ValueError."""
+        """Clip and step; skip a non-finite gradient, and raise ValueError after too many in a row."""
         gradients = [parameter.grad for parameter in self.policy.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -136,11 +137,11 @@ class Trainer:
         return norm
 
     def moments(self) -> dict[str, Any]:
-        """The optimizer's state by parameter, in the model's order; DTensors where sharded."""
+        """Optimizer state by parameter, in model order; DTensors if sharded."""
         names = self.policy.adapters["default"]
         return {name: self.optimizer.state[cast(Tensor, parameter)] for name, parameter in names.items()}
 
 
 def rows_of_rank(whole: Advantage, rank: int, rows: int) -> Advantage:
-    """This rank's part of what was worked out over all."""
+    """This rank's rows of a global Advantage."""
     return take(whole, torch.arange(rank * rows, (rank + 1) * rows))

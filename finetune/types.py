@@ -1,4 +1,4 @@
-"""The vocabulary of alignment: what a round makes, what an objective is given, what it answers.
+"""Data types of alignment: rollouts, learning batches, advantages, losses.
 
 Letters as in pretrain.types; T = trained steps of a trajectory. All clips of one batch have the same length.
 
@@ -33,8 +33,7 @@ FIRST, TIE, SECOND, NO_LABEL = 1, 0, -1, 2  # of a preference pair
 
 
 class Policy(Protocol):
-    """The one definition of the velocity that rolls out and that is trained. Only `default` carries
-    gradient."""
+    """The velocity field, used both for rollouts and for training. Only `default` has gradient."""
 
     def velocity(
         self, role: Role, video: Stream | None, audio: Stream | None, conditioning: Conditioning
@@ -43,9 +42,11 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The trained steps of stochastic rollouts, with the levels and the kernel they were made with; nothing
-    is rebuilt. Both modalities always: each velocity depends on both states. Raises ValueError on states that
-    are not fp32 or fp64 and on a step to level 0, which has no density."""
+    """The stored stochastic steps of rollouts, with their sigmas and kernel.
+
+    Both modalities, because each velocity depends on both states. Raises ValueError for states that are not
+    fp32 or fp64 and for a step to sigma 0, which has no density.
+    """
 
     kernel: Kernel
     video: Tensor  # [B, T, 48, F, H, W] states before the step, fp32
@@ -72,14 +73,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Clips made by the policy for prompts; K clips of a prompt are one group. Also holds clips out of the
-    data (rwr). Raises ValueError where rows do not agree."""
+    """Generated clips; the K clips of a prompt are one group. Also holds clips of the data (rwr).
+
+    Raises ValueError if rows disagree.
+    """
 
     video: Tensor  # [B, 48, F, H, W] fp32, clean latents
     audio: Tensor  # [B, 128, L] fp32
     conditioning: Conditioning  # B rows
     groups: Tensor  # [B] int64, index of the prompt
-    sample_ids: Tensor  # [B] int64, unlike within a round: the key of every draw
+    sample_ids: Tensor  # [B] int64, unique within a round: the key of every draw
     clock: LatentRates
     trajectory: Trajectory | None = None  # grpo
 
@@ -103,7 +106,7 @@ class Rollout:
             )
 
     def to(self, device: torch.device) -> Self:
-        """Everything that a policy reads, on this device."""
+        """Copy of everything that a policy reads on this device."""
         moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
         steps = self.trajectory
         if steps is not None:
@@ -114,8 +117,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Advantage:
-    """How much better than its group a clip is, per modality. rwr reads weights >= 0 here instead
-    (rwr.group_weights)."""
+    """Advantage of each clip over its group, per modality.
+
+    rwr reads weights >= 0 here instead (rwr.group_weights).
+    """
 
     video: Tensor  # [B] fp32, exactly 0 where not valid or where no reward speaks about the picture
     audio: Tensor  # [B] fp32
@@ -133,7 +138,7 @@ class Advantage:
 
 
 class LearningBatch(Protocol):
-    """What an objective learns from: a frozen dataclass that `take` can cut by rows."""
+    """Input of an objective: a frozen dataclass that `take` can slice by rows."""
 
     @property
     def valid(self) -> Tensor:
@@ -146,13 +151,13 @@ class LearningBatch(Protocol):
     def to(self, device: torch.device) -> Self: ...
 
     def after_update(self) -> Self:
-        """The batch once the weights have moved since its clips were made."""
+        """The batch after the weights have changed since its clips were generated."""
         ...
 
 
 @dataclass(frozen=True)
 class RolloutsWithAdvantage:
-    """The policy's own clips, each with how much better than its group it is."""
+    """The policy's own clips with their advantages."""
 
     rollout: Rollout
     advantage: Advantage
@@ -175,13 +180,14 @@ class RolloutsWithAdvantage:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """The batch of gsb_dpo: two clips of one prompt per row, compared. Labels: FIRST, SECOND, TIE, NO_LABEL =
-    not asked. Raises ValueError on other labels or unlike rows."""
+    """Batch of gsb_dpo: two clips of one prompt per row, with votes.
+
+    Labels: FIRST, SECOND, TIE, NO_LABEL = no vote. Raises ValueError for other labels or rows that disagree.
+    """
 
     first: Rollout
-    second: (
-        Rollout  # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
-    )
+    # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
+    second: Rollout
     labels_video: Tensor  # [B] int8, picture
     labels_audio: Tensor  # [B] int8, voice
     labels_total: Tensor  # [B] int8, sync and overall
@@ -221,19 +227,17 @@ class PreferencePairs:
 
 @dataclass(frozen=True)
 class ObjectiveLoss:
-    """An objective's answer for one micro-batch."""
+    """Loss of one micro-batch."""
 
     loss: Tensor  # scalar with gradient: SUM over what `count` counts
     # scalar fp64: clips, clip-steps or pairs; equals the objective's count(batch)
     count: Tensor
-    metrics: dict[
-        str, Tensor
-    ]  # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+    # [2] fp64 each, (sum, how many): add over micro-batches and ranks, then divide; same names everywhere
+    metrics: dict[str, Tensor]
 
 
 def take(batch: T, rows: Tensor) -> T:
-    """The same batch with only these rows [N] int64, in this order; for micro-batches and for a rank's own
-    part."""
+    """The batch restricted to rows [N] int64, in this order; for micro-batches and rank shards."""
     if not is_dataclass(batch) or isinstance(batch, type):
         raise TypeError(f"take: expected a batch, got {type(batch).__name__}")
     cut: dict[str, Any] = {}
@@ -247,7 +251,7 @@ def take(batch: T, rows: Tensor) -> T:
 
 
 def joined(parts: Sequence[T]) -> T:
-    """`take` backwards: the rows of all parts, in order; what is not a tensor is that of the first."""
+    """Inverse of `take`: concatenates the rows of all parts; non-tensors are those of the first."""
     first = parts[0]
     if len(parts) == 1:
         return first

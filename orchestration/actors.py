@@ -1,5 +1,7 @@
-"""Processes of an alignment: ranks that learn, workers that roll out, workers that score. Plain classes; Ray
-makes them remote."""
+"""Worker processes of an alignment (trainer ranks, rollout, rewards) as plain classes that Ray wraps.
+
+Plain classes; Ray makes them remote.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,17 @@ from finetune.types import Advantage, Role
 from orchestration.tasks import ClipTask, Origin, TaskClips, TaskScores
 from pretrain.config import one_line
 
-if TYPE_CHECKING:  # what a worker of rewards would wait seconds for in vain
+if TYPE_CHECKING:  # imports that would cost a reward worker seconds without use
     from finetune.policy import LoraPolicy
     from finetune.rollout import PromptBatch
     from pretrain.codecs.base import Codecs
     from pretrain.titan.ranks import Ranks
 
-Fetch = Callable[[Any], Any]  # a reference to what it refers to
+Fetch = Callable[[Any], Any]  # resolves an object reference
 
 
 class TrainerRank:
-    """One FSDP rank, in the environment that torchrun would give it. All ranks get each call, in the same
-    order."""
+    """One FSDP rank, with torchrun's environment variables. All ranks get equal calls in equal order."""
 
     def __init__(self, run: AlignRun, rank: int, world_size: int, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -42,15 +43,17 @@ class TrainerRank:
             "RANK": str(rank),
             "WORLD_SIZE": str(world_size),
             "LOCAL_RANK": "0",
-        }  # Ray shows a rank its own GPU alone
+        }  # Ray exposes only the rank's own GPU
 
     def address(self) -> tuple[str, int]:
-        """Where the ranks can meet, if this is the first of them."""
+        """Rendezvous (host, port), if this is rank 0."""
         return _own_address(), _free_port()
 
     def join(self, host: str, port: int) -> str:
-        """Build this rank's part; the id of the base. Waits for the same rank of an earlier group to be gone:
-        it may be writing still."""
+        """Build this rank; returns the id of the base model.
+
+        Waits until the same rank of an earlier group has exited, because it may still be writing.
+        """
         from finetune.learner import Learner
         from pretrain.titan.ranks import join
 
@@ -68,16 +71,18 @@ class TrainerRank:
     def learn(
         self, place: int, index: int, advantage: Advantage | None, on_policy: bool, *made: TaskClips
     ) -> tuple[Mapping[str, float], list[int]]:
-        """Learner.learn; made: this rank's clips, all of them. Ray fetches arguments, but nothing within
-        them."""
+        """Call Learner.learn with all of this rank's clips in `made`.
+
+        Ray resolves top-level arguments only, so nested references are fetched here.
+        """
         return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
 
 
 class RolloutWorker:
-    """An unsharded policy that makes clips with whatever version of the adapter a task names; a fresh one
-    needs nothing else.
+    """An unsharded policy that generates clips with the adapter version that a task names.
 
-    It is built at first use, so that what is wrong with its files is raised as it is.
+    It is stateless beyond a weight cache and is built at first use, so that errors in its files surface
+    unchanged.
     """
 
     def __init__(self, run: AlignRun, name: str, threads: int, fetch: Fetch) -> None:
@@ -89,7 +94,7 @@ class RolloutWorker:
 
     @cached_property
     def ranks(self) -> Ranks:
-        """A world of one: the casts of the ranks that learn, and so their numbers."""
+        """A single-rank world with the casts of the learning ranks, so that numbers are equal."""
         from pretrain.titan.ranks import join
 
         os.environ |= {
@@ -127,7 +132,10 @@ class RolloutWorker:
         _ = self.codecs, self.policy
 
     def roll_out(self, task: ClipTask, weights: list[Any]) -> TaskClips:
-        """weights: the one reference to the adapter of `task.version`, fetched where another one is held."""
+        """weights: a list with the reference to the adapter of `task.version`, fetched only if not loaded.
+
+        A list because Ray would resolve a top-level reference on every call.
+        """
         from finetune.rollout import roll_out
 
         started = time.perf_counter()
@@ -141,13 +149,13 @@ class RolloutWorker:
     def _load(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
         from pretrain.model.checkpoint import put
 
-        self.version = ""  # until it is all there
+        self.version = ""  # invalid until all tensors are loaded
         for name, parameter in self.policy.adapters[role].items():
             put(parameter, tensors[name])
         self.policy.weights_changed()
 
     def _encoded(self, task: ClipTask) -> PromptBatch:
-        """The prompts of the share are encoded once for all tasks of it."""
+        """Encode the prompts of a share once for all of its tasks."""
         from finetune.rollout import encode_prompts
         from pretrain.generate import reference_voices
 
@@ -167,7 +175,7 @@ class RolloutWorker:
 
 
 class RewardWorker:
-    """A scorer of some of the run's rewards; built at first use, as a RolloutWorker is."""
+    """A scorer of some of the run's rewards, built at first use like a RolloutWorker."""
 
     def __init__(self, scorer: tuple[str, Mapping[str, Any]], name: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -180,7 +188,7 @@ class RewardWorker:
         return build(*self.given, "scorer")
 
     def ready(self) -> None:
-        """Raises what the scorer raises when it is built."""
+        """Build the scorer; raises what its constructor raises."""
         _ = self.scorer
 
     def score(self, task: ClipTask, made: TaskClips) -> TaskScores:
@@ -194,17 +202,18 @@ class RewardWorker:
         return TaskScores(scores, clips.groups, clips.sample_ids, made.version, (made.origin, origin))
 
     def write(self, task: ClipTask, made: TaskClips, number: int, folder: Path) -> list[Path]:
-        """The first clips as files a person can look at."""
+        """Write the first clips as media files."""
         return self.scorer.write(
             made.rollout.video[:number], made.rollout.audio[:number], task.prompts[:number], folder
         )
 
 
 def _own_address() -> str:
-    """The address that others on the network reach this node by."""
+    """IP address at which other nodes reach this one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("10.255.255.255", 1))  # sends nothing: asks which way such a packet would go
+            # UDP connect sends nothing; it only selects the route, and with it the local address
+            probe.connect(("10.255.255.255", 1))
             return probe.getsockname()[0]
         except OSError:
             return "127.0.0.1"

@@ -1,5 +1,7 @@
-"""Aligns a model on Ray: checks before, the driver of a run, and how it ended. The same run as on local
-ranks, by another executor."""
+"""Align a model on Ray: checks, the driver and its result.
+
+Same run as on local ranks, with another executor.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +28,17 @@ from pretrain.progress import StageProgress
 from pretrain.titan.checkpoints import is_full, save_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-Cut = Callable[
-    [Mapping[str, Any], Sequence[str]], Mapping[str, Any]
-]  # a scorer's options for some of its rewards
+# (options of a scorer, some of its rewards) -> options for these
+Cut = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
 def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:
-    """Align into run.out, going on from the newest checkpoint there; leaves what
-    `finetune.launch.align_model` leaves, and rounds.jsonl and published/ beside it. A finished one is
-    returned at once.
+    """Align into run.out, resuming from the newest checkpoint.
 
-    cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose nodes see all paths of
-    the run; "local" = an embedded one that ends with this process. Raises ValueError, FileNotFoundError or
-    OSError in one line.
+    Writes what `finetune.launch.align_model` writes, plus rounds.jsonl and published/. A finished run is
+    returned immediately. cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose
+    nodes see all paths of the run; "local" = an embedded one that ends with this process. Raises ValueError,
+    FileNotFoundError or OSError in one line.
     """
     run = dataclasses.replace(run, staleness=config.staleness)
     run.config.check_ranks(ranks)
@@ -133,8 +133,10 @@ def _workforce(
 
 @contextmanager
 def _on_signal(do: Callable[[int, Any], Any]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C do this: before there is a round, they end the run; after that, they let the round
-    go and write a checkpoint."""
+    """Call `do` on SIGTERM and Ctrl-C.
+
+    Before the first round this ends the run; later the current round is dropped and a checkpoint written.
+    """
     with _signals_given_back():
         for number in SIGNALS:
             signal.signal(number, do)
@@ -143,7 +145,7 @@ def _on_signal(do: Callable[[int, Any], Any]) -> Iterator[None]:
 
 @contextmanager
 def _signals_given_back() -> Iterator[None]:
-    """Handlers are those of before; `ray.init` leaves one of its own."""
+    """Restore signal handlers on exit; `ray.init` installs its own."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield

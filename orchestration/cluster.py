@@ -1,4 +1,4 @@
-"""Ray itself: an embedded one or a cluster, and the processes of an alignment on it."""
+"""Ray itself: an embedded instance or a cluster, and the processes of an alignment on it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.ray_token import send_token
 
 LOCAL = "local"
 EMBEDDED = {
-    # its helpers wait that long for a head that died with its driver
+    # its helper processes wait that long for a head that died with its driver
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-    "RAY_worker_niceness": "0",  # its workers are the work, not guests on the machine: 15 without
+    "RAY_worker_niceness": "0",  # run workers at normal priority; Ray's default is 15
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """What each process of a kind is given."""
+    """Resources of each process of one kind."""
 
     cpus: float
     gpus: float
@@ -43,8 +43,7 @@ class Place:
 
 @contextmanager
 def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
-    """Ray, an embedded one for `local`, else the cluster's at `address`; gone with all its processes
-    afterwards.
+    """Connect to Ray: embedded for `local`, else the cluster at `address`; disconnects on exit.
 
     Raises OSError where it cannot be reached.
     """
@@ -61,7 +60,8 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
         if address == LOCAL:
             os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
             needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
-            cpus = max(_cores(), math.ceil(needed))  # more than there are: kinds of processes take turns
+            # more than the machine has: kinds of processes run in turns
+            cpus = max(_cores(), math.ceil(needed))
             ray.init(
                 address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet
             )
@@ -72,14 +72,14 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
             )
     except (
         Exception
-    ) as error:  # Ray has no class of its own for most of these, a start that took too long among them
+    ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
         ray.shutdown()
         advice = (
             "run again, when the machine has less to do"
             if address == LOCAL
             else "`ray start --head` starts one"
         )
-        raise OSError(f"Ray at {address} cannot be reached ({one_line(error)}); {advice}") from None
+        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {advice}") from None
     try:
         yield
     finally:
@@ -87,8 +87,10 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
 
 
 def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
-    """What the processes of each kind get; "trainers", "rollout" and "pool NAME". Raises ValueError where
-    that is more than there is."""
+    """Resources per process: "trainers", "rollout" and "pool NAME".
+
+    Raises ValueError if the total exceeds what is available.
+    """
     import ray
 
     cores = _cores() if address == LOCAL else 0
@@ -104,7 +106,7 @@ def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:
 
 
 class Group:
-    """The processes of the ranks that train; every call goes to all of them."""
+    """The trainer processes; every call goes to all ranks."""
 
     def __init__(self, run: AlignRun, ranks: int, place: Place) -> None:
         import ray
@@ -113,7 +115,7 @@ class Group:
         self.actors = [made.remote(run, rank, ranks, place.threads) for rank in range(ranks)]
 
     def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """A future of each rank's answer to arguments of its own."""
+        """Call a method on every rank with its own arguments; returns one future per rank."""
         return [
             getattr(actor, method).remote(*given) for actor, given in zip(self.actors, arguments, strict=True)
         ]
@@ -142,7 +144,7 @@ def reward_workers(
 
 
 def _lasting(place: Place, given: Workers) -> dict[str, Any]:
-    """A lost worker is started again, and does again what it had not finished."""
+    """Ray options that restart a lost worker and retry its unfinished tasks."""
     return place.options(max_restarts=given.max_restarts, max_task_retries=given.max_restarts)
 
 
@@ -152,7 +154,7 @@ def _kinds(config: RayConfig, ranks: int) -> list[tuple[str, Workers, int]]:
 
 
 def _check_room(address: str, given: Mapping[str, Place], config: RayConfig, ranks: int) -> None:
-    """Ray would wait for what never comes."""
+    """Raises ValueError where Ray would wait forever for resources."""
     import ray
 
     there = ray.cluster_resources()
@@ -172,12 +174,15 @@ def _cpus(given: Workers, count: int, cores: int) -> float:
 
 
 def shared_gpus(there: int, ranks: int, workers: int) -> tuple[float, float]:
-    """GPUs of each rank that trains and of each rollout worker: one each where there are enough; else no two
-    ranks share one, for their collectives refuse that, and the workers share what is left of each."""
+    """GPUs per trainer rank and per rollout worker.
+
+    One each if there are enough. Otherwise ranks get whole GPUs (NCCL refuses shared ones) and workers share
+    the rest.
+    """
     if there >= ranks + workers:
         return 1.0, 1.0
     if there < ranks:
-        return (0.0, 0.0) if not there else (1.0, 1.0)  # refused for want of room
+        return (0.0, 0.0) if not there else (1.0, 1.0)  # rejected later for lack of resources
     return 0.6, math.floor(1e4 * 0.4 / math.ceil(workers / there)) / 1e4
 
 

@@ -1,5 +1,4 @@
-"""How an alignment is spread over Ray: a section of the recipe; changes no number of a run but by
-`staleness`."""
+"""The `ray` section of a recipe. Only `staleness` changes numbers of a run."""
 
 from __future__ import annotations
 
@@ -12,16 +11,15 @@ from pretrain.config import MEMBER, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Some processes of a kind. Raises ValueError on numbers that cannot be."""
+    """Worker processes of one kind. Raises ValueError for numbers out of range."""
 
     workers: int = 2
-    num_cpus: float = (
-        0.0  # of each, reserved and as threads; 0 = the embedded Ray's cores shared out, 1 on a cluster
-    )
+    # per process, reserved and used as threads; 0 = an equal share (embedded Ray), 1 (cluster)
+    num_cpus: float = 0.0
     num_gpus: float = 0.0  # of each; -1 = for ranks and rollouts, a share of what there is
     runtime_env: Mapping[str, Any] = field(default_factory=dict)  # Ray's own: pip, env_vars, ...
     in_flight: int = 1  # tasks with a worker at a time
-    max_restarts: int = 5  # of a worker that was lost; its tasks are done again
+    max_restarts: int = 5  # of a lost worker; its tasks are retried
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.in_flight < 1 or self.max_restarts < 0:
@@ -37,26 +35,27 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardPool(Workers):
-    """Workers that all score the same rewards; none named = all that no other pool names."""
+    """Workers that all score the same rewards; without names, all rewards that no other pool lists."""
 
     rewards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """`trainers.workers` is not read: how many ranks train is the run's own number."""
+    """Distribution of an alignment over Ray.
 
-    trainers: Workers = field(
-        default_factory=lambda: Workers(num_gpus=-1, max_restarts=3)
-    )  # times that the group is built anew
+    `trainers.workers` is ignored: the number of trainer ranks is a parameter of the run.
+    """
+
+    # max_restarts: rebuilds of the whole group
+    trainers: Workers = field(default_factory=lambda: Workers(num_gpus=-1, max_restarts=3))
     rollout: Workers = field(default_factory=lambda: Workers(num_gpus=-1))
     pools: Mapping[str, RewardPool] = field(
         default_factory=lambda: {"rewards": RewardPool()}, metadata={MEMBER: RewardPool}
     )
-    # rounds that the weights of a rollout are behind: 0 = on-policy; 1 = rollouts go on while weights are
-    # updated
+    # rounds by which rollout weights lag behind: 0 = on-policy; 1 = rollouts overlap the update
     staleness: int = 0
-    max_unscored: int = 8  # batches of clips that may wait for rewards before rollouts wait
+    max_unscored: int = 8  # maximum number of unscored clip batches before rollouts pause
     object_store_mb: int = 500  # of the embedded Ray
 
     def __post_init__(self) -> None:
@@ -73,7 +72,7 @@ class RayConfig:
             raise ValueError("pools: no pool; name one, such as rewards")
 
     def rewards_of(self, names: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Which of the run's rewards each pool scores; a pool that is left without any is left out.
+        """Rewards scored by each pool; a pool left without rewards is omitted.
 
         Raises ValueError where a reward is unknown, or in no pool or in two.
         """

@@ -1,5 +1,4 @@
-"""The executor of an alignment on Ray: ranks that learn, workers that roll out and score meanwhile; the loop
-is that of finetune."""
+"""Executor of an alignment on Ray: trainer ranks, rollout workers and reward workers run concurrently."""
 
 from __future__ import annotations
 
@@ -26,24 +25,26 @@ from orchestration.versions import Ledger, Versions, name
 
 @dataclass(frozen=True)
 class Workforce:
-    """Who does the work. rollout: tasks to clips; scorers: pools of (task, clip) to answers; writer: a worker
-    that writes clips; ready: futures that tell whether each worker could be built."""
+    """The workers of a run.
+
+    rollout: tasks -> clips; scorers: pools of (task, clip) -> scores; writer: a worker that writes sample
+    clips; ready: futures that fail if a worker could not be built.
+    """
 
     build: Callable[[], Group]
-    rollout: Callable[
-        [Callable[[ClipTask], Any]], WorkerPool[Any, ClipTask, Any]
-    ]  # given the weights of a task
+    # called with the function that returns a task's weights
+    rollout: Callable[[Callable[[ClipTask], Any]], WorkerPool[Any, ClipTask, Any]]
     scorers: Mapping[str, WorkerPool[Any, tuple[ClipTask, Any], Any]]
     writer: Any
     ready: Sequence[Any]
 
 
 class RayExecutor:
-    """finetune.executor.Executor of a driver that holds references, scores and progress, never a clip.
+    """finetune.executor.Executor on the driver, which holds references, scores and progress, but no clips.
 
     Round r of a phase that began with round f is rolled out by version max(r - staleness, f), exactly. Any
-    call but `load` raises RestoredFromCheckpoint where ranks were lost and stand anew; all raise OSError
-    where that happened too often."""
+    call except `load` raises RestoredFromCheckpoint after a loss of ranks; all raise OSError after too many.
+    """
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class RayExecutor:
             run.out, world_size, workforce.build, futures, self.pipeline.attend, max_restarts
         )
         self.written: list[Path] = []
-        self.first = self.rounds = 0  # the phase's first round; those that are done
+        self.first = self.rounds = 0  # the phase's first round; finished rounds
         self.units: Sequence[Unit[ClipTask, Any]] = ()
         self.learned: list[int] = []
 
@@ -93,8 +94,7 @@ class RayExecutor:
         self._publish_weights(place, self.rounds)
 
     def collect(self, place: int, index: int, first: int) -> tuple[RoundScores | None, dict[str, float]]:
-        """Rounds ahead are begun, as far as staleness lets them; their rollouts go on while this round is
-        scored."""
+        """Start the rounds that staleness allows; their rollouts continue while this round is scored."""
         start = time.perf_counter()
         self.futures.check()
         self.first, self.learned, self.units = first, [], ()
@@ -117,8 +117,7 @@ class RayExecutor:
         self.ranks.do("update_old", decay)
 
     def publish(self, place: int, rounds: int) -> None:
-        """The round is in the ledger, and the next ones go on while the held-out prompts are scored and a
-        checkpoint is written."""
+        """Add the round to the ledger and start the next ones, which overlap held-out scoring and saving."""
         objective = self.objectives[place]
         plan = objective.rollout()
         version = name(self._version(rounds - 1), plan.role) if plan else ""
@@ -131,7 +130,7 @@ class RayExecutor:
         if not self.prompts.held_out:
             return None
         version = self.versions.key(f"held-out-{rounds}")
-        number = _number(rounds) - 1  # before the rounds that it is scored between
+        number = _number(rounds) - 1  # held-out scorings have the even numbers between rounds
         self.versions.references[version] = self.futures.put(self.ranks.do("averaged")[0])
         key = (self.config.seed, HELD_OUT_KEY)
         plan = self.config.held_out_plan()
@@ -154,7 +153,7 @@ class RayExecutor:
         return self.ranks.do("export", progress)[0]
 
     def close(self) -> None:
-        """Nothing is left behind: the processes end with their connection to Ray."""
+        """Nothing to do: the processes end with their connection to Ray."""
 
     def _load(self) -> AlignProgress:
         progress = self.ranks.do("load")[0]
@@ -169,7 +168,7 @@ class RayExecutor:
             self.versions.publish(rounds, plan.role, self.ranks.do("weights", plan.role)[0])
 
     def _begin(self, place: int, plan: RolloutPlan | None, current: int) -> None:
-        """Round `current` and those ahead whose weights are published."""
+        """Begin round `current` and those ahead whose weights are published."""
         if plan is None:
             return
         begun, end = self.pipeline.begun, self.first + self.objectives[place].phase.rounds
@@ -194,7 +193,7 @@ class RayExecutor:
         return max(index - self.staleness, self.first)
 
     def _write(self, units: Sequence[Unit[ClipTask, Any]], rounds: int) -> list[Path]:
-        """The first held-out prompts of the first rank."""
+        """Write the first held-out prompts of the first rank."""
         folder, left = self.run.out / SAMPLES / f"round-{rounds}", self.config.samples
         futures = []
         for unit in units:
@@ -207,5 +206,5 @@ class RayExecutor:
 
 
 def _number(index: int) -> int:
-    """Of a round in the pipeline; what is even lies between rounds."""
+    """Number of a round in the pipeline; even numbers are the held-out scorings between rounds."""
     return 2 * index + 1

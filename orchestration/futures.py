@@ -1,5 +1,4 @@
-"""Ray's futures as the pipeline wants them, with errors in one line; waiting ends on signals and where ranks
-fail."""
+"""Waiting for Ray futures: errors in one line, interruption by signals, early failure of ranks."""
 
 from __future__ import annotations
 
@@ -8,24 +7,24 @@ from functools import partial
 from typing import Any
 
 from finetune.executor import Stopped
-from pretrain.config import one_line as whole_line
+from pretrain.config import one_line
 
-_POLL_S = 0.5  # how soon a signal is noticed
-_DEATH_NOTICE_S = 15.0  # a rank may fail for another's death before Ray knows of that one
+_POLL_S = 0.5  # interval at which signals are checked
+_DEATH_NOTICE_S = 15.0  # Ray learns of a rank's death after other ranks fail because of it
 
-one_line = partial(whole_line, limit=300)
+short_line = partial(one_line, limit=300)
 
 
 class LostRank(Exception):
-    """A rank that trains is gone."""
+    """A trainer rank died."""
 
 
 class Futures:
-    """`stop_requested` may be set from a signal handler; it is noticed where `stoppable`."""
+    """`stop_requested` may be set by a signal handler; it takes effect where `stoppable`."""
 
     def __init__(self) -> None:
         self.stop_requested = self.stoppable = False
-        self._watched: dict[Any, Any] = {}  # a rank's future -> its answer, once there
+        self._watched: dict[Any, Any] = {}  # a rank's future -> its result
 
     def check(self) -> None:
         """Raises Stopped after a signal."""
@@ -38,8 +37,10 @@ class Futures:
         return ray.put(value)
 
     def wait(self, futures: Sequence[Any]) -> Sequence[Any]:
-        """Those that are done; none after a while, or where there are none. Raises Stopped after a signal
-        where that is welcome, and what `watch` says."""
+        """The finished futures, possibly none; returns at least every poll interval.
+
+        Raises Stopped after a signal if stoppable, and errors of watched ranks.
+        """
         import ray
 
         if self.stoppable:
@@ -54,18 +55,20 @@ class Futures:
         return done
 
     def watch(self, futures: Sequence[Any]) -> None:
-        """Ranks' futures: `wait` raises as soon as one of them fails, for the others then wait for it in
-        vain. LostRank where one is gone, else the rank's own error."""
+        """Make `wait` raise as soon as one of these ranks' futures fails, as the others would block forever.
+
+        LostRank if a rank died, else the rank's own error.
+        """
         self._watched = dict.fromkeys(futures)
 
     def watched(self) -> list[Any]:
-        """What the watched ones answered, in the order given; they are forgotten."""
+        """Results of the watched futures in order; clears the list."""
         answers = list(self._watched.values())
         self._watched = {}
         return answers
 
     def result(self, future: Any) -> Any:
-        """A worker's answer. Raises its own error, or OSError where it was lost too often."""
+        """A worker's result. Raises the worker's own error, or OSError if it was lost too often."""
         import ray
         from ray.exceptions import RayError
 
@@ -80,12 +83,12 @@ class Futures:
 
         try:
             return ray.get(future)
-        except RayTaskError as error:  # before the others: it is also of its cause's class
+        except RayTaskError as error:  # before the other clauses: it also derives from its cause's class
             if self._another_died():
-                raise LostRank(one_line(error.cause)) from None
+                raise LostRank(short_line(error.cause)) from None
             raise _own(error) from None
         except RayActorError as error:
-            raise LostRank(one_line(error)) from None
+            raise LostRank(short_line(error)) from None
         except RayError as error:
             raise _own(error) from None
 
@@ -106,7 +109,7 @@ class Futures:
 
 
 def _own(error: Any) -> Exception:
-    """What was raised over there, as it would have been here; OSError for what Ray itself could not do."""
+    """The remote exception as if raised locally; OSError for failures of Ray itself."""
     from ray.exceptions import (
         ActorUnschedulableError,
         RayActorError,
@@ -120,12 +123,12 @@ def _own(error: Any) -> Exception:
         return (
             cause
             if isinstance(cause, (ValueError, OSError))
-            else ValueError(f"{type(cause).__name__}: {one_line(cause)}")
+            else ValueError(f"{type(cause).__name__}: {short_line(cause)}")
         )
     if isinstance(cause, RayActorError):
-        return OSError(f"a worker was lost more often than max_restarts allows: {one_line(cause)}")
+        return OSError(f"a worker was lost more often than max_restarts allows: {short_line(cause)}")
     if isinstance(cause, (RuntimeEnvSetupError, ActorUnschedulableError)):
         return OSError(
-            f"Ray cannot start a process, look at its runtime_env and what it reserves: {one_line(cause)}"
+            f"Ray cannot start a process, look at its runtime_env and what it reserves: {short_line(cause)}"
         )
-    return OSError(f"Ray lost what a worker had made: {one_line(cause)}")
+    return OSError(f"Ray lost what a worker had made: {short_line(cause)}")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from orchestration.ray_token import ray_token
 
-JOB = "NAVA_JOB"  # the attempt's own submission id, in the environment of its command
+JOB_VARIABLE = "NAVA_JOB"  # environment variable with the submission id of the current attempt
 LOCAL = "http://127.0.0.1:8265"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 MIN_GRACE_S = 30
@@ -33,7 +33,7 @@ _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 class Jobs(Protocol):
-    """What is asked of `ray.job_submission.JobSubmissionClient`."""
+    """The methods of `ray.job_submission.JobSubmissionClient` in use."""
 
     def submit_job(
         self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]
@@ -48,7 +48,7 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """A command for the cluster. Raises ValueError where a number cannot be."""
+    """A command to submit. Raises ValueError for numbers out of range."""
 
     run_id: str
     command: Sequence[str]
@@ -66,11 +66,11 @@ class JobSpec:
             )
 
     def entrypoint(self) -> str:
-        """One shell line; `exec`, so that no shell stands between Ray's signal and the command."""
+        """One shell line; `exec`, so that Ray's signal reaches the command itself."""
         return f"cd -- {shlex.quote(self.workdir)} && exec {shlex.join(self.command)}"
 
     def variables(self) -> dict[str, str]:
-        """Ray kills 3 seconds after SIGTERM unless told otherwise, too early for a checkpoint."""
+        """Environment of the job; extends Ray's default of 3 s between SIGTERM and SIGKILL."""
         times = {
             "RAY_JOB_STOP_WAIT_TIME_S": str(self.grace_s),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15),
@@ -80,14 +80,17 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Cluster:
-    """by_token: it wants Ray's token, which Ray's own commands send only where RAY_AUTH_MODE says so."""
+    """A Ray cluster.
+
+    by_token: it requires Ray's token, which Ray's CLI sends only if RAY_AUTH_MODE is set.
+    """
 
     jobs: Jobs
     address: str
     by_token: bool = False
 
     def commands(self, job_id: str) -> dict[str, str]:
-        """Ray's own commands for a job."""
+        """Shell commands for inspecting a job."""
         where, mode = (
             f" --address {shlex.quote(self.address)}",
             "RAY_AUTH_MODE=token " if self.by_token else "",
@@ -101,8 +104,7 @@ class Cluster:
 
 
 def connect(address: str = "") -> Cluster:
-    """The cluster at this dashboard address, or where RAY_API_SERVER_ADDRESS or RAY_ADDRESS say, or on this
-    machine.
+    """Connect to the dashboard at this address, else RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine.
 
     Where it wants a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
     Raises ValueError for an address that is none, OSError where nothing answers.
@@ -117,7 +119,8 @@ def connect(address: str = "") -> Cluster:
     where = address or (None if any(os.environ.get(name) for name in _ADDRESSES) else LOCAL)
     shown = address_of(address)
     try:
-        with _without(_ADDRESSES if address else ()):  # Ray lets the environment win over what is asked for
+        # otherwise Ray prefers the environment over the argument
+        with _without(_ADDRESSES if address else ()):
             try:
                 return Cluster(JobSubmissionClient(where), shown)
             except AuthenticationError:
@@ -135,12 +138,12 @@ def connect(address: str = "") -> Cluster:
     except (
         RuntimeError,
         RayError,
-    ) as error:  # of a version that cannot be talked to, or a cluster that wants another token
+    ) as error:  # incompatible version, or another token required
         raise OSError(f"{shown}: {_first_line(error)}") from None
 
 
 def address_of(address: str) -> str:
-    """Where `connect` looks."""
+    """The address that `connect` uses."""
     return address or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), LOCAL)
 
 
@@ -154,8 +157,7 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 
 def check_free(jobs: Jobs, place: str) -> None:
-    """Raises ValueError where a job of this place (a repository's folder) has not ended: two would write the
-    same files."""
+    """Raises ValueError if a job of this `place` (a repository) is running: both would write its files."""
     for job in jobs.list_jobs():
         if (job.metadata or {}).get(_PLACE) == place and _status(job) not in ENDED:
             name = job.submission_id
@@ -166,15 +168,17 @@ def check_free(jobs: Jobs, place: str) -> None:
 
 
 def submit(jobs: Jobs, spec: JobSpec, place: str) -> str:
-    """Submit under the run's id, or the next free attempt of it; returns the submission id. Raises OSError
-    where Ray refuses."""
+    """Submit under the run's id, or its next free attempt; returns the submission id.
+
+    Raises OSError if Ray refuses.
+    """
     attempt = _last_attempt(jobs, spec.run_id) + 1
     facts = {**spec.facts, _RUN: spec.run_id, _PLACE: place, _LEFT: str(spec.max_requeues), _AFTER: ""}
     return _submit(jobs, spec.run_id, attempt, spec.entrypoint(), spec.variables(), facts)
 
 
 def requeue(jobs: Jobs, job_id: str) -> str:
-    """Submit this job's next attempt; its id, or "" where it has been interrupted too often."""
+    """Submit the next attempt of this job; returns its id, or "" after too many interruptions."""
     info = jobs.get_job_info(job_id)
     facts = {name: value for name, value in info.metadata.items() if name.startswith("nava.")}
     left = int(facts[_LEFT])
@@ -186,7 +190,7 @@ def requeue(jobs: Jobs, job_id: str) -> str:
 
 
 def cancelled(jobs: Jobs, job_id: str, patience_s: float = 600.0, poll_s: float = 0.5) -> bool:
-    """Wait for the attempt before this one to end; True where a person stopped it.
+    """Wait for the previous attempt to end; True if it was stopped by a person.
 
     Raises OSError when it has not ended after `patience_s`, which a killed machine does not delay.
     """
@@ -214,7 +218,7 @@ def _submit(
     facts: Mapping[str, str],
 ) -> str:
     job_id = run_id if attempt == 1 else f"{run_id}-{attempt}"
-    environment = {"env_vars": {**variables, JOB: job_id}}
+    environment = {"env_vars": {**variables, JOB_VARIABLE: job_id}}
     try:
         return jobs.submit_job(
             entrypoint=entrypoint,

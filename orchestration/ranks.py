@@ -1,5 +1,4 @@
-"""The group of ranks that train, kept alive: every call goes to all of them, and a group that lost one is
-built anew."""
+"""A fault-tolerant group of trainer ranks: calls go to all, and a group that lost a rank is rebuilt."""
 
 from __future__ import annotations
 
@@ -40,12 +39,14 @@ class RankGroup:
             self._rebuild(error)
 
     def do(self, method: str, *arguments: Any) -> list[Any]:
-        """Every rank's answer to a method of its learner; raises as `call` does."""
+        """Call a learner method on every rank; raises as `call` does."""
         return self.call("do", [[method, *arguments]] * self.world_size)
 
     def call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """Every rank's answer to arguments of its own. Raises RestoredFromCheckpoint where a rank was lost:
-        the group is a fresh one then and wants `load`."""
+        """Call with separate arguments per rank; returns all results.
+
+        Raises RestoredFromCheckpoint after the loss of a rank: the new group needs `load`.
+        """
         try:
             return self._attended(self.group.call(method, arguments))
         except LostRank as error:
@@ -81,8 +82,8 @@ class RankGroup:
         try:
             self.base_id = self._attended(group.call("join", [(host, port)] * self.world_size))[0]
         except ValueError as error:
-            if "EADDRINUSE" in str(error):  # another process was quicker
+            if "EADDRINUSE" in str(error):  # another process took the port first
                 raise LostRank(str(error)) from None
             raise
-        remove_incomplete(self.out / FOLDER)  # the ranks before are gone: `join` has waited for them
+        remove_incomplete(self.out / FOLDER)  # safe: `join` has waited for the previous ranks to exit
         return group

@@ -1,4 +1,4 @@
-"""The token that Ray's processes know each other by."""
+"""Authentication token shared by Ray's processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def ray_token() -> str:
 
 
 def send_token() -> None:
-    """Let Ray send it to a cluster, to be called before ray is imported; a cluster that wants none takes no
-    offence."""
+    """Make Ray send the token to a cluster; call before importing ray.
+
+    Harmless for clusters without authentication.
+    """
     if ray_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -16,19 +16,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-Worker = TypeVar("Worker")
-Task = TypeVar("Task")
-Future = TypeVar("Future", bound=Hashable)
+WorkerT = TypeVar("WorkerT")
+TaskT = TypeVar("TaskT")
+FutureT = TypeVar("FutureT", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class WorkerPool(Generic[Worker, Task, Future]):
-    """Workers of one kind; `start` gives one of them a task without waiting. At most `in_flight` tasks are
-    with a worker at a time."""
+class WorkerPool(Generic[WorkerT, TaskT, FutureT]):
+    """Workers of one kind; `start` submits a task without blocking. At most `in_flight` tasks per worker."""
 
     name: str
-    workers: Sequence[Worker]
-    start: Callable[[Worker, Task], Future]
+    workers: Sequence[WorkerT]
+    start: Callable[[WorkerT, TaskT], FutureT]
     in_flight: int = 1
 
     def __post_init__(self) -> None:
@@ -40,28 +39,28 @@ class WorkerPool(Generic[Worker, Task, Future]):
 
 
 @dataclass(frozen=True)
-class Unit(Generic[Task, Future]):
-    """A task, its clip (not fetched) and what each pool of scorers answered to it."""
+class Unit(Generic[TaskT, FutureT]):
+    """A task, a reference to its clip, and the result of each scorer pool."""
 
-    task: Task
-    clip: Future
+    task: TaskT
+    clip: FutureT
     scores: dict[str, Any]
 
 
 @dataclass(eq=False)
-class _Round(Generic[Task, Future]):
+class _Round(Generic[TaskT, FutureT]):
     number: int
-    tasks: Sequence[Task]
-    clips: dict[int, Future] = field(default_factory=dict)
+    tasks: Sequence[TaskT]
+    clips: dict[int, FutureT] = field(default_factory=dict)
     scores: dict[int, dict[str, Any]] = field(default_factory=dict)
-    unscored: int = 0  # rolled out and not scored by every pool
+    unscored: int = 0  # rolled out, but not yet scored by every pool
     scored: int = 0  # by every pool
     error: Exception | None = None
 
 
 @dataclass(eq=False)
 class _Line:
-    """What waits for a pool, the earliest round first, and how many tasks each of its workers has."""
+    """Queue of a pool (earliest round first) and the number of tasks per worker."""
 
     name: str
     pool: WorkerPool[Any, Any, Any]
@@ -85,24 +84,22 @@ class _Running:
     place: int
 
 
-class Pipeline(Generic[Task, Future]):
-    """Rollout tasks go to whichever worker is free, their clips to every pool of scorers as `start(worker,
-    (task, clip))`.
+class Pipeline(Generic[TaskT, FutureT]):
+    """Rollout tasks go to any free worker, their clips to every scorer pool as `start(worker, (task, clip))`.
 
-    wait: takes futures, returns those that are done, at least one unless it gave up waiting. Called over
-    again until there is one. result: what a scorer's future holds, or raises. Clips are never asked for, so a
-    rollout's error has to come out of its scorers. max_unscored: no rollout starts while as many clips are
-    not scored by every pool. Those that run then still end: at most max_unscored - 1 clips and one for every
-    rollout in flight wait. Raises ValueError without scorers, without a `max_unscored` of at least 1, and for
-    a round that is begun twice or not at all.
+    wait: takes futures, returns finished ones, possibly none on a timeout; it is called again until there is
+    one. result: value of a scorer's future, or raises. Clips are never fetched, so a rollout's error must
+    surface in its scorers. max_unscored: no rollout starts while that many clips lack scores; rollouts in
+    flight still finish, so at most max_unscored - 1 clips and one per rollout in flight wait. Raises
+    ValueError without scorers, for `max_unscored` < 1, and for a round that is begun twice or never.
     """
 
     def __init__(
         self,
-        rollout: WorkerPool[Any, Task, Future],
-        scorers: Mapping[str, WorkerPool[Any, tuple[Task, Future], Future]],
-        wait: Callable[[Sequence[Future]], Sequence[Future]],
-        result: Callable[[Future], Any],
+        rollout: WorkerPool[Any, TaskT, FutureT],
+        scorers: Mapping[str, WorkerPool[Any, tuple[TaskT, FutureT], FutureT]],
+        wait: Callable[[Sequence[FutureT]], Sequence[FutureT]],
+        result: Callable[[FutureT], Any],
         max_unscored: int,
     ) -> None:
         if not scorers or max_unscored < 1:
@@ -113,16 +110,16 @@ class Pipeline(Generic[Task, Future]):
         self.wait, self.result, self.max_unscored = wait, result, max_unscored
         self._rollout = _Line("", rollout, load=[0] * len(rollout.workers))
         self._scorers = [_Line(name, pool, load=[0] * len(pool.workers)) for name, pool in scorers.items()]
-        self._rounds: dict[int, _Round[Task, Future]] = {}
-        self._running: dict[Future, _Running] = {}
+        self._rounds: dict[int, _Round[TaskT, FutureT]] = {}
+        self._running: dict[FutureT, _Running] = {}
 
     @property
     def begun(self) -> tuple[int, ...]:
-        """Rounds that are begun and not finished."""
+        """Rounds that were begun and are not finished."""
         return tuple(sorted(self._rounds))
 
-    def begin(self, round: int, tasks: Sequence[Task]) -> None:
-        """Queue the rollouts of a round. Those of lower rounds go first, whenever they are begun."""
+    def begin(self, round: int, tasks: Sequence[TaskT]) -> None:
+        """Queue the rollouts of a round; lower rounds have priority."""
         if round in self._rounds:
             raise ValueError(f"round {round} is begun already; finish it or drop all")
         self._rounds[round] = _Round(round, tuple(tasks))
@@ -130,9 +127,11 @@ class Pipeline(Generic[Task, Future]):
             heapq.heappush(self._rollout.queue, (round, place))
         self._start_what_can()
 
-    def finish(self, round: int) -> list[Unit[Task, Future]]:
-        """Waits for the round; its units in the order of its tasks. Raises the first error met in it, and has
-        forgotten the round then."""
+    def finish(self, round: int) -> list[Unit[TaskT, FutureT]]:
+        """Wait for the round; returns its units in the order of its tasks.
+
+        Raises the first error of the round, which is then dropped.
+        """
         if round not in self._rounds:
             raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
         mine = self._rounds[round]
@@ -143,23 +142,24 @@ class Pipeline(Generic[Task, Future]):
             raise mine.error
         return [Unit(task, mine.clips[place], mine.scores[place]) for place, task in enumerate(mine.tasks)]
 
-    def attend(self, futures: Sequence[Future]) -> None:
-        """Waits until all of these are done, well or with an error that `result` raises; begun rounds go on
-        meanwhile."""
+    def attend(self, futures: Sequence[FutureT]) -> None:
+        """Wait until all of these futures are done, successfully or not; begun rounds proceed meanwhile."""
         left = dict.fromkeys(futures)
         while left:
             for done in self._turn(tuple(left)):
                 left.pop(done, None)
 
     def drop(self) -> None:
-        """Forget every round. Tasks that run already keep their workers busy until they end; what they answer
-        is not looked at."""
+        """Drop all rounds.
+
+        Running tasks keep their workers busy until they end; their results are ignored.
+        """
         self._rounds.clear()
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
-    def _turn(self, others: Sequence[Future]) -> Sequence[Future]:
-        """Start what can be, wait for something, take what is done."""
+    def _turn(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
+        """Submit tasks, wait for a future, process finished ones."""
         self._start_what_can()
         done = self.wait([*self._running, *others])
         for future in done:
@@ -187,12 +187,12 @@ class Pipeline(Generic[Task, Future]):
         future = line.pool.start(
             line.pool.workers[worker], task if line is self._rollout else (task, part.clips[place])
         )
-        heapq.heappop(line.queue)  # only after it started: a start that raises loses no task
+        heapq.heappop(line.queue)  # popped only after `start` succeeded: if it raises, no task is lost
         line.load[worker] += 1
         self._running[future] = _Running(line, worker, part, place)
         return True
 
-    def _take(self, future: Future) -> None:
+    def _take(self, future: FutureT) -> None:
         run = self._running[future]
         part, place = run.of, run.place
         if self._rounds.get(part.number) is part and part.error is None:
@@ -206,7 +206,7 @@ class Pipeline(Generic[Task, Future]):
         del self._running[future]
         run.line.load[run.worker] -= 1
 
-    def _take_score(self, run: _Running, future: Future) -> None:
+    def _take_score(self, run: _Running, future: FutureT) -> None:
         part, scores = run.of, run.of.scores[run.place]
         try:
             answer = self.result(future)
@@ -226,18 +226,17 @@ def play_rounds(
     first: int,
     end: int,
     staleness: int,
-    pipeline: Pipeline[Task, Future],
-    tasks: Callable[[int, int], Sequence[Task]],
-    learn: Callable[[int, Sequence[Unit[Task, Future]]], Sequence[Future]],
+    pipeline: Pipeline[TaskT, FutureT],
+    tasks: Callable[[int, int], Sequence[TaskT]],
+    learn: Callable[[int, Sequence[Unit[TaskT, FutureT]]], Sequence[FutureT]],
     publish: Callable[[int], None],
 ) -> None:
-    """Rounds `first` to `end` (exclusive) once version `first`, and the `staleness` ones before it, are
-    published.
+    """Run rounds `first` to `end` (exclusive); version `first` and the `staleness` before it are published.
 
-    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is asked as soon
-    as that one is published. `learn` starts the update and returns its futures; `publish(version)` takes what
-    came of it, and raises what went wrong. Whatever is raised leaves rounds begun: `pipeline.drop()` before
-    going on from the last version.
+    Round r is rolled out by version max(r - staleness, 0) exactly: `tasks(round, version)` is called as soon
+    as that version is published. `learn` starts the update and returns its futures; `publish(version)`
+    processes their results and raises their errors. After an exception call `pipeline.drop()` before
+    continuing from the last version.
     """
     ahead = first
     for current in range(first, end):

@@ -1,4 +1,4 @@
-"""What goes between the driver and the workers: which clips to make, the clips, their scores."""
+"""Messages between driver and workers: clip tasks, clips, scores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from pretrain.prompt import PromptRow
 
 @dataclass(frozen=True)
 class ClipTask:
-    """Clips `start` to `end` of a rank's share of the prompts: what that rank would make in one go. Pure:
-    made again, it gives the same."""
+    """Clips `start` to `end` of a rank's share, one of that rank's own batches.
+
+    Deterministic: repeating a task gives the same clips.
+    """
 
     plan: RolloutPlan
-    key: Key  # what every draw begins with
+    key: Key  # prefix of every draw
     rank: int
     rows: tuple[PromptRow, ...]  # the rank's share
     start: int
@@ -40,8 +42,10 @@ class ClipTask:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which process did it, and in how many seconds: another process of the same worker means that it was
-    lost in between."""
+    """Process that did the work, and its seconds.
+
+    A new process of the same worker means that it was restarted.
+    """
 
     worker: str
     process: int
@@ -63,7 +67,7 @@ class TaskScores:
 
     scores: Scores
     groups: Tensor  # [n] int64
-    sample_ids: Tensor  # [n] int64, of the clips that were there to be scored
+    sample_ids: Tensor  # [n] int64, ids of the scored clips
     version: str
     origins: tuple[Origin, Origin]  # of the clips and of the scores
 
@@ -71,8 +75,7 @@ class TaskScores:
 def clip_tasks(
     rows: Sequence[PromptRow], world_size: int, plan: RolloutPlan, key: Key, version: str
 ) -> Iterator[ClipTask]:
-    """The tasks of these prompts in the order of the ranks that learn from them; batches are those of the
-    ranks themselves."""
+    """Tasks of these prompts in the order of the learning ranks, with the ranks' own batches."""
     for rank in range(world_size):
         mine = tuple(share(rows, rank, world_size))
         total = len(mine) * plan.clips_per_prompt
@@ -81,7 +84,7 @@ def clip_tasks(
 
 
 class ScoreGatherer:
-    """Puts the scores of tasks together, and knows the processes that answered so far."""
+    """Merges scores of tasks and tracks worker processes."""
 
     def __init__(self, config: AlignConfig) -> None:
         self.config = config
@@ -89,7 +92,7 @@ class ScoreGatherer:
         self._restarts = 0
 
     def gathered(self, units: Sequence[Unit[ClipTask, Any]]) -> RoundScores:
-        """Of all clips in order. Raises ValueError where a pool scored other clips than the others did."""
+        """Scores of all clips in order. Raises ValueError if pools scored different clips."""
         whole: list[Scores] = []
         groups: list[torch.Tensor] = []
         seconds = {"rollout": 0.0, "score": 0.0}

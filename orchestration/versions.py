@@ -1,5 +1,4 @@
-"""Versions of the adapter that rolls out: on disk for a run that is resumed, in the object store for the
-workers."""
+"""Versions of the rollout adapter: on disk for resuming, in the object store for the workers."""
 
 from __future__ import annotations
 
@@ -20,8 +19,10 @@ _FILE = re.compile(r"version-(\d+)-(\w+)\.safetensors")
 
 
 class Versions:
-    """Version r is what r finished rounds have made. `put` hands tensors to the workers and gives a reference
-    to them."""
+    """Version r holds the weights after r rounds.
+
+    `put` stores tensors for the workers and returns a reference.
+    """
 
     def __init__(self, out: Path, put: Callable[[Mapping[str, Tensor]], Any]) -> None:
         self.folder, self.put = out / FOLDER, put
@@ -29,14 +30,16 @@ class Versions:
         self._lives = 0
 
     def publish(self, number: int, role: Role, tensors: Mapping[str, Tensor]) -> None:
-        """Raises OSError where it cannot be written."""
+        """Publish a version. Raises OSError on a failed write."""
         with replacing(self.path(number, role)) as path:
             save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
         self.references[self.key(name(number, role))] = self.put(tensors)
 
     def reference(self, number: int, role: Role) -> Any:
-        """From disk where this process has not published it. Raises ValueError where it is not there, or
-        damaged."""
+        """Reference to a version, loaded from disk if this process has not published it.
+
+        Raises ValueError if it is missing or damaged.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -53,13 +56,15 @@ class Versions:
         return self.references[key]
 
     def forget(self) -> None:
-        """What was published by a run that went back: it is published again."""
+        """Drop versions of a run that was restored from a checkpoint: they are published again."""
         self.references.clear()
         self._lives += 1
 
     def key(self, version: str) -> str:
-        """What workers know it by. Made again after a loss it is another one to them: it may differ by
-        rounding."""
+        """Cache key of a version for workers.
+
+        A republished version gets another key, because it may differ by rounding.
+        """
         return f"{version}-{self._lives}"
 
     def retain(self, oldest: int) -> None:
@@ -87,19 +92,18 @@ class Ledger:
         self.path = out / LEDGER
 
     def rows(self) -> list[dict[str, Any]]:
-        """Whole rows; what a kill left of a last one is not."""
+        """Complete rows; a truncated last row is skipped."""
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def cut(self, rounds: int) -> None:
-        """Forget rounds after `rounds`: they are played again."""
+        """Drop rows after `rounds`: those rounds are repeated."""
         kept = [row for row in self.rows() if row["round"] <= rounds]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, rounds: int, name: str, version: str, samples: Sequence[int], restarts: int) -> None:
-        """Round number `rounds` (from 1) is learned; restarts: workers that were lost and replaced since the
-        round before."""
+        """Append a row for round `rounds` (from 1). restarts: workers replaced since the previous round."""
         ids = sorted(samples)
         digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
         row = {

@@ -1,4 +1,4 @@
-"""The one interface of scorers, and what happens to clips that cannot be scored.
+"""The interface of every reward, and how clips that cannot be scored are handled.
 
 A clip that cannot be scored is NaN with a reason; a broken scorer raises. Never a silent 0.
 """
@@ -38,8 +38,10 @@ def score_prepared(
     prepare: Callable[[Clip], PreparedT],
     score: Callable[[list[PreparedT]], Sequence[Score]],
 ) -> list[Score]:
-    """`prepare` each clip (may raise Unscorable), `score` all that could be prepared as one batch, and put
-    the answers back in order."""
+    """Score the clips that `prepare` accepts as one batch; the others get NaN.
+
+    `prepare` runs on each clip and may raise Unscorable; the result has the order of `clips`.
+    """
     start = time.perf_counter()
     prepared: list[PreparedT] = []
     answers: list[Score | None] = []

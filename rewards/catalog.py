@@ -1,5 +1,4 @@
-"""Rewards by name: what `nava score` and a rubric may ask for, each with its typed options, imported and
-built when asked for."""
+"""The catalog of rewards by name: typed options, metrics and a builder for each, imported lazily."""
 
 from __future__ import annotations
 
@@ -199,14 +198,12 @@ CATALOG: dict[str, Entry] = {
 
 
 def is_plugin(name: str) -> bool:
-    """`package.module:Class`: any class with `name` and `score`, built with the options as keyword
-    arguments."""
+    """True for `package.module:Class`, a class with `name` and `score` that takes its options as keywords."""
     return ":" in name
 
 
 def metrics_of(rewards: Iterable[str]) -> dict[str, Metric]:
-    """Metrics of these rewards by name: each reward and its listed parts, in the order of the catalog, then
-    the plug-ins in theirs.
+    """Metrics of these rewards by name: each reward and its listed parts, in catalog order, plug-ins last.
 
     A plug-in's class gives its own: `name`, and where wanted `title`, `unit`, `lower_is_better`, `numerator`
     and `denominator`. Raises ValueError for unknown rewards and a plug-in class without a name.
@@ -245,8 +242,10 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def checked_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Options dataclass (or mapping, for a plug-in) of each reward. Raises ValueError for unknown rewards,
-    keys and wrong types."""
+    """Options dataclass (or mapping, for a plug-in) of each reward.
+
+    Raises ValueError for unknown rewards, unknown keys and wrong types.
+    """
     check_names(names)
     for name in options:
         if name not in names:
@@ -256,8 +255,7 @@ def checked_options(names: Sequence[str], options: Mapping[str, Mapping[str, Any
 
 @contextmanager
 def open_rewards(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Reward]]:
-    """The rewards in this order, each built once; recognisers and encoders that several use are shared, and
-    closed at the end.
+    """Build the rewards in this order; recognisers and encoders are shared and closed on exit.
 
     Raises ValueError and FileNotFoundError in one line for unknown names, wrong options and missing or wrong
     weights.
@@ -282,8 +280,10 @@ def build_rewards(
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raises ValueError for a rubric's weight that rewards what is worse, or a judge. Plug-ins are not
-    judged, parts only as judges."""
+    """Raises ValueError for a weight with the wrong sign, or on a judge.
+
+    Plug-ins have no listed direction and are not checked for it; their parts are only checked for judges.
+    """
     for name, weight in weights.items():
         entry = CATALOG.get(name) or CATALOG.get(name.partition(".")[0])
         if entry and entry.judge and weight:

@@ -1,7 +1,6 @@
-"""What a clip must not lose while its rewards rise: speech, motion, loudness, no clipping. Logged and
-flagged, never rewarded.
+"""Guardrails: speech, motion, loudness and clipping of a clip. Logged and flagged, never rewarded.
 
-No `Reward` on purpose: a rubric has no name for these, so nothing can be earned with them.
+Deliberately not a `Reward`: no rubric can weight these measurements.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from rewards.types import Clip
 CLIPPED = 0.999  # of full scale
 VAD_FRAME = SAMPLE_RATE_HZ * 30 // 1000
 VAD_STRICTNESS = 2  # of 0..3
-# name of a measurement -> (floor, ceiling) fields of GuardrailLimits that bound it
+# measurement -> fields of GuardrailLimits with its lower and upper bound
 BOUNDS: Mapping[str, tuple[str, str]] = {
     "speech_ratio": ("min_speech_ratio", ""),
     "motion": ("min_motion", ""),
@@ -50,10 +49,10 @@ class GuardrailLimits:
     max_clipping_ratio: float | None = 1e-3
 
 
-def measure(clip: Clip) -> dict[str, float]:
-    """The five measurements of a clip; NaN for what cannot be measured (no picture, no or unusable sound).
+def measure_guardrails(clip: Clip) -> dict[str, float]:
+    """The five measurements of a clip; NaN where one cannot be computed (no picture, no usable sound).
 
-    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector hears speech (loud tones and
+    speech_ratio: share of 30 ms pieces in which WebRTC's voice activity detector finds speech (loud tones and
     noise pass, silence does not). motion: mean absolute difference of luma between neighbouring frames, of
     full scale. loudness_dbfs (rms) and loudness_lufs (BS.1770-4) are -120 for silence. clipping_ratio: share
     of samples at or above 99.9 % of full scale.
@@ -72,21 +71,22 @@ def measure(clip: Clip) -> dict[str, float]:
 
 
 def flags(measured: Mapping[str, float], limits: GuardrailLimits) -> tuple[str, ...]:
-    """One text for each limit that a clip is beyond, such as `motion 0 < 0.0001`; what was not measured is
-    not flagged."""
+    """One text per violated limit, such as `motion 0 < 0.0001`; missing measurements are not flagged."""
     raised = []
     for name, (low, high) in BOUNDS.items():
         value = measured.get(name, math.nan)
         if low and (floor := getattr(limits, low)) is not None and value < floor:
             raised.append(f"{name} {value:.4g} < {floor:.4g}")
-        if high and (ceiling := getattr(limits, high)) is not None and value > ceiling:
-            raised.append(f"{name} {value:.4g} > {ceiling:.4g}")
+        if high and (maximum := getattr(limits, high)) is not None and value > maximum:
+            raised.append(f"{name} {value:.4g} > {maximum:.4g}")
     return tuple(raised)
 
 
 def motion(frames: np.ndarray) -> float:
-    """Mean absolute difference of luma between neighbouring frames of [T, H, W, 3] uint8, in 0..1; frame by
-    frame to save memory."""
+    """Mean absolute luma difference of neighbouring frames, uint8 [T, H, W, 3] -> 0..1.
+
+    Works frame by frame to save memory.
+    """
     before, total = None, 0.0
     for frame in frames:
         luma = frame.astype(np.float32) @ LUMA.astype(np.float32)

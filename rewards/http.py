@@ -1,5 +1,4 @@
-"""What all HTTP clients share: one try held to a time and a size, tries with growing pauses, addresses and
-bearer tokens that are checked and never shown.
+"""HTTP client code shared by all clients: requests with time and size limits, retries, bearer tokens.
 
 Redirects are refused, so that a token reaches no other host. Connections are not kept.
 """
@@ -23,12 +22,14 @@ import httpx
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 1 << 20
 MAX_CONNECT_S = 10.0
-MAX_WAIT_S = 60.0  # between two tries, whatever a server asks for
+MAX_WAIT_S = 60.0  # between two attempts, whatever Retry-After a server sends
 
 
 class NoAnswer(Exception):
-    """One try failed: `again` after `wait_s` where that may help. `reached`: the server did answer, but
-    nothing of use."""
+    """One request failed; `again` after `wait_s` if a retry may help.
+
+    `reached`: the server responded, but without a usable answer.
+    """
 
     def __init__(
         self, reason: str, *, again: bool = True, wait_s: float = 0.0, reached: bool = False
@@ -39,7 +40,7 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """Of any status; `content` of another than 200 may be cut off."""
+    """A response of any status; `content` may be truncated unless the status is 200."""
 
     status: int
     headers: Mapping[str, str]
@@ -85,8 +86,10 @@ def check_address(url: str, what: str) -> None:
 
 
 def token_of(variable: str) -> str:
-    """The bearer token in an environment variable, "" for no variable. Raises ValueError in one line, without
-    the token."""
+    """The bearer token in an environment variable, "" if no variable is named.
+
+    Raises ValueError in one line, without the token.
+    """
     token = os.environ.get(variable, "").strip() if variable else ""
     if variable and not token:
         raise ValueError(f"${variable}: not set; put the server's token there or name no variable")
@@ -98,10 +101,9 @@ def token_of(variable: str) -> str:
     return token
 
 
-def excerpt(said: str | bytes, token: str) -> str:
-    """The start of what a server said on one line of printable characters, without the token should it be
-    echoed."""
-    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+def excerpt(response: str | bytes, token: str) -> str:
+    """Start of a server's response as one printable line, with an echoed token removed."""
+    text = response.decode(errors="replace") if isinstance(response, bytes) else response
     text = "".join(sign if sign.isprintable() else " " for sign in text[:5000])
     return " ".join((text.replace(token, "***") if token else text).split())[:200]
 
@@ -123,10 +125,11 @@ def exchange(
     sockets: Sockets | None = None,
     proxies: bool = True,
 ) -> Answer:
-    """POST of `body`, GET without one. `timeout_s` is for each step of the connection, `whole_s` for all of
-    it (0 = no limit), so that a server that sends a byte now and then ends too; `sockets` may be cut.
+    """POST `body`, or GET if it is None.
 
-    Raises NoAnswer in one line where there is no whole answer, or one above MAX_ANSWER_BYTES.
+    `timeout_s` limits each step of the connection, `whole_s` the whole exchange (0 = no limit), so that a
+    server that trickles bytes cannot block forever; `sockets` allows another thread to abort it. Raises
+    NoAnswer in one line where there is no whole answer, or one above MAX_ANSWER_BYTES.
     """
     headers = {
         "Accept-Encoding": "identity",
@@ -147,11 +150,11 @@ def exchange(
 
     answer, failure = None, ""
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, MAX_CONNECT_S))
-    asked: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
+    request_options: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
     try:
         with (
             httpx.Client(timeout=timeout, verify=_tls(), trust_env=proxies) as client,
-            client.stream("GET" if body is None else "POST", url, **asked) as response,
+            client.stream("GET" if body is None else "POST", url, **request_options) as response,
         ):
             answer = Answer(response.status_code, response.headers, _read(response))
     # ImportError: the environment names a SOCKS proxy, for which httpx needs a further package
@@ -161,7 +164,8 @@ def exchange(
         alarm.cancel()
         if sockets:
             sockets.open -= own.open
-    if whole_s and time.monotonic() - started >= whole_s:  # a cut may look like the end of a body
+    # an aborted connection can look like the end of a body
+    if whole_s and time.monotonic() - started >= whole_s:
         raise NoAnswer(f"no whole answer in {whole_s:g} s")
     if answer is None:
         raise NoAnswer(failure)
@@ -169,10 +173,10 @@ def exchange(
 
 
 def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, peer: str) -> T:
-    """What `once` returns, tried `num_tries` times; the pause is `backoff_s` after the first NoAnswer,
-    doubled after every further one, and a server's Retry-After if longer.
+    """Call `once` up to `num_tries` times with exponential backoff.
 
-    Raises ConnectionError in one line.
+    The pause is `backoff_s` after the first NoAnswer and doubles after each further one; a longer Retry-After
+    wins. Raises ConnectionError in one line.
     """
     failure = ""
     for attempt in range(num_tries):

@@ -1,6 +1,6 @@
-"""Does the mouth move with the sound? Measured from pixels in given mouth boxes; no model, no training.
+"""Correlation of mouth opening and loudness, from pixels in given mouth boxes. No model, no training.
 
-A stand-in for a sync network: it knows loudness, not articulation.
+A proxy for a sync network: it measures loudness, not articulation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rewards.types import Clip, Score
 
 MAX_LAG_FRAMES = 5
 MIN_FRAMES = 2 * MAX_LAG_FRAMES + 3
-STILL = 1e-4  # of full scale: below the rounding of one grey level over a box nothing has moved
+STILL = 1e-4  # of full scale: below the rounding of one grey level over a box, the mouth counts as still
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -63,8 +63,10 @@ def frame_loudness(waveform: np.ndarray, num_frames: int, fps: float) -> np.ndar
 def lagged_correlations(
     opening: np.ndarray, loudness: np.ndarray, max_lag: int = MAX_LAG_FRAMES
 ) -> np.ndarray:
-    """Correlation of opening[t + k] with loudness[t] for k = -max_lag..max_lag, [2 max_lag + 1]; 0 outside of
-    the clip."""
+    """Correlation of opening[t + k] with loudness[t] for k = -max_lag..max_lag: [2 max_lag + 1].
+
+    Values outside the clip count as 0.
+    """
     first = (opening - opening.mean()) / opening.std()
     second = (loudness - loudness.mean()) / loudness.std()
     num = len(first)

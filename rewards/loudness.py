@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-SILENCE_DB = -120.0  # what is reported instead of minus infinity
+SILENCE_DB = -120.0  # returned for digital silence instead of minus infinity
 BLOCK_S, STEP_S = 0.4, 0.1
 ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
 OFFSET_DB = -0.691  # makes a 997 Hz sine at full scale -3.01 LUFS
@@ -18,8 +18,10 @@ def rms_dbfs(waveform: np.ndarray) -> float:
 
 
 def lufs(waveform: np.ndarray, sample_rate_hz: int) -> float:
-    """Integrated loudness of [N]; -120 when every block is under the absolute gate. Sounds under 400 ms are
-    one block."""
+    """Integrated loudness of [N]; -120 if every block is below the absolute gate.
+
+    Sounds shorter than 400 ms are one block.
+    """
     from scipy.signal import lfilter  # slow to import
 
     weighted = np.asarray(waveform, dtype=np.float64)
@@ -31,11 +33,11 @@ def lufs(waveform: np.ndarray, sample_rate_hz: int) -> float:
     ends = np.minimum(starts + block, len(weighted))
     power = (sums[ends] - sums[starts]) / np.maximum(1, ends - starts)
     loudness = np.array([OFFSET_DB + _db(value) for value in power])
-    heard = loudness > ABSOLUTE_GATE_LUFS
-    if not heard.any():
+    audible = loudness > ABSOLUTE_GATE_LUFS
+    if not audible.any():
         return SILENCE_DB
-    heard &= loudness > OFFSET_DB + _db(float(power[heard].mean())) + RELATIVE_GATE_LU
-    return OFFSET_DB + _db(float(power[heard].mean()))
+    audible &= loudness > OFFSET_DB + _db(float(power[audible].mean())) + RELATIVE_GATE_LU
+    return OFFSET_DB + _db(float(power[audible].mean()))
 
 
 def k_weighting(sample_rate_hz: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,11 +1,11 @@
-"""What a reported number is: where it stands in the scores, which side is better, and what people call it."""
+"""Metadata of a reported number: its source in the scores, its direction and its display name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["judge", "reward", "watched"]
+MetricRole = Literal["judge", "reward", "watched"]
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Metric:
     lower_is_better: bool = False
     has_direction: bool = True  # False: neither side is better (a lag); reported, not compared
     unit: str = ""
-    role: Role = "watched"  # judge: never rewarded; reward: what alignment optimises by default
+    role: MetricRole = "watched"  # judge: never rewarded; reward: what alignment optimises by default
     gap_closed: bool = False  # whether the share of the gap to the codec's round trip is reported

@@ -1,5 +1,4 @@
-"""z-scores that leave out what is NaN, over groups or against running moments (Welford, merged as Chan et al.
-1979)."""
+"""z-scores that ignore NaN, within groups or against running moments (Welford; Chan et al. 1979)."""
 
 from __future__ import annotations
 
@@ -9,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NO_CONTRAST = 1e-9  # spread over the largest value: rounding noise must not be blown up to a preference
+# relative spread below which differences are rounding noise, which a z-score would amplify
+NO_CONTRAST = 1e-9
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of everything seen so far."""
+    """Count, mean and sum of squared deviations of the values seen so far."""
 
     count: int = 0
     mean: float = 0.0
@@ -31,7 +31,7 @@ class Moments:
         return self.std > NO_CONTRAST * self.largest
 
     def merged(self, values: np.ndarray) -> Moments:
-        """With the values of [N] that are not NaN."""
+        """A copy updated with the values of [N] that are not NaN."""
         seen = np.asarray(values, dtype=np.float64)
         seen = seen[~np.isnan(seen)]
         if not len(seen):
@@ -70,10 +70,9 @@ class Moments:
 
 
 def group_z(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:
-    """z of [N] within each group over its values that are not NaN, and the number of groups that had values
-    but no contrast.
+    """z of [N] within each group, ignoring NaN, and the number of groups without contrast.
 
-    Such a group (all equal, or one value) gives 0: there is nothing to prefer in it.
+    A group whose values are all equal (or a single value) gets 0: no clip of it is preferred.
     """
     values = np.asarray(values, dtype=np.float64)
     members: dict[Hashable, list[int]] = {}

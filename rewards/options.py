@@ -1,9 +1,9 @@
-"""Strict reading of mappings into frozen dataclasses: an unknown key, a wrong type or a wrong value is an
-error in one line that names its place and the nearest valid name.
+"""Strict reading of mappings into frozen dataclasses.
 
-Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of JSON or YAML,
-Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of dataclasses are those
-that the default has, unless the field's metadata says otherwise (MEMBER, INLINE).
+An unknown key, a wrong type or an invalid value raises a one-line ValueError with its path and the nearest
+valid name. Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of
+JSON or YAML, Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of
+dataclasses are those that the default has, unless the field's metadata says otherwise (MEMBER, INLINE).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# Metadata of a field that maps names to dataclasses: the class that further members have.
+# Field metadata: the class of additional members of a mapping from names to dataclasses.
 MEMBER = "member"
-# Of one whose members stand beside the other fields in files and overrides: a function from the values that
-# are read to the members' defaults by name.
+# Field metadata: the members are stored beside the other fields in files and overrides; the value is a
+# function from the values read to the members' defaults by name.
 INLINE = "inline"
 _UNFIT = object()
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Sentence part that helps with a wrong name: the nearest valid one and the whole list."""
+    """Part of an error message for an unknown name: the nearest valid one and the full list."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
     return f"did you mean {close[0]!r}? valid: {', '.join(valid)}" if close else "there are none"
@@ -77,7 +77,10 @@ class _Reader:
     whole: bool = False  # every field must be there
 
     def read(self, kind: type[T], values: Any, where: str, base: Any = None) -> T:
-        """A `kind`, or `base` with `values` put in. Raises ValueError, also for what the class refuses."""
+        """Read a `kind`, or `base` updated with `values`.
+
+        Raises ValueError, including for values that the class rejects.
+        """
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {values!r}")
         fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -167,7 +170,7 @@ class _Reader:
             return Path(value)
         if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             if self.whole and not isinstance(value, str):
-                return value  # as it was: identities are hashes of what was written
+                return value  # returned unchanged: identities are hashes of the written form
             with suppress(ValueError):
                 return float(value)  # YAML reads 1e-3 as text
         fits = isinstance(kind, type) and isinstance(value, kind)

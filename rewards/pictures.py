@@ -1,5 +1,4 @@
-"""A clip's pictures as scorers want them: there, not black, and as long as the sound that is said to belong
-to them."""
+"""Frames of a clip as scorers need them: present, not black, and as long as the sound."""
 
 from __future__ import annotations
 
@@ -35,14 +34,13 @@ def visible_frames(clip: Clip) -> np.ndarray:
 
 
 def check_fps(clip: Clip) -> None:
-    """Raises Unscorable for a frame rate that is none."""
+    """Raises Unscorable for an invalid frame rate."""
     if not (math.isfinite(clip.fps) and clip.fps > 0):
         raise Unscorable(f"{clip.fps} frames per second")
 
 
 def check_lengths(clip: Clip, sound: np.ndarray) -> None:
-    """Raises Unscorable where frames and 16 kHz sound [N] cannot belong together as the header says, or the
-    frame rate is none."""
+    """Raises Unscorable if frames and 16 kHz sound [N] differ in length, or the frame rate is invalid."""
     check_fps(clip)
     frames_s, sound_s = (
         len(clip.frames if clip.frames is not None else ()) / clip.fps,

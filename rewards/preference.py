@@ -30,12 +30,11 @@ _VECTORS = ("mean", "scale", "weights", "weight_errors")
 
 @dataclass(frozen=True)
 class Fit:
-    """How well it predicts votes it was not fitted to, by cross-validation over groups; logarithms are
-    natural, per vote.
+    """Cross-validated (over groups) fit to held-out votes; natural logarithms, per vote.
 
     `accuracy`: of the side preferred, among `decided` votes; chance is 0.5. `chance_log_likelihood`: always
-    the shares of the answers. `single`: feature -> (log-likelihood, accuracy) of a model that knows this
-    feature alone.
+    the shares of the answers. `single`: feature -> (log-likelihood, accuracy) of a model with this feature
+    alone.
     """
 
     votes: int
@@ -88,12 +87,14 @@ class PreferenceModel:
 
     @property
     def theta(self) -> float:
-        """Rao-Kupper's tie parameter, 1 = never a tie; two equal clips tie with probability (theta - 1) /
-        (theta + 1)."""
+        """Rao-Kupper's tie parameter; 1 = never a tie.
+
+        Two equal clips tie with probability (theta - 1) / (theta + 1).
+        """
         return math.exp(self.tie)
 
     def terms(self, values: np.ndarray) -> np.ndarray:
-        """[N, F] features -> [N, F] what each adds to the utility; NaN where the feature is."""
+        """Contribution of each feature to the utility, [N, F] -> [N, F]; NaN where the feature is NaN."""
         values = np.asarray(values, np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.features):
             raise ValueError(
@@ -110,10 +111,9 @@ class PreferenceModel:
         return np.exp(log_probabilities(self.utility(first) - self.utility(second), self.tie))
 
     def scores(self, found: Mapping[str, Sequence[Score]]) -> list[Score]:
-        """From each reward's scores of the same clips; the parts are the features' terms. NaN, with the
-        reasons, where one is missing.
+        """Utilities from each reward's scores of the same clips; parts are the features' contributions.
 
-        Raises ValueError for a reward that is not there.
+        NaN, with the reasons, where a feature is missing. Raises ValueError for a reward that is not there.
         """
         columns = [_column(feature, found) for feature in self.features]
         if len({len(column) for column in columns}) > 1:
@@ -138,7 +138,7 @@ class PreferenceModel:
         return Score(float(terms.sum()), parts=dict(zip(self.features, map(float, terms), strict=True)))
 
     def save(self, path: Path) -> None:
-        """JSON, whole or not at all."""
+        """Write the model as JSON, atomically."""
         content = {"format": FORMAT, **_without_nan(dataclasses.asdict(self))}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

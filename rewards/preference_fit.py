@@ -1,5 +1,4 @@
-"""Fits a preference model to votes: penalised maximum likelihood, concave, by L-BFGS with the exact
-gradient."""
+"""Fit a preference model to votes: penalised maximum likelihood (concave), L-BFGS, exact gradient."""
 
 from __future__ import annotations
 
@@ -41,19 +40,17 @@ class PreferenceConfig:
 
 
 @dataclass(frozen=True)
-class Votes:
+class PairVotes:
     """N votes on pairs of clips. Raises ValueError where rows do not agree or a label is unknown."""
 
-    first: (
-        np.ndarray
-    )  # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
+    # [N, F] features of the first clip; NaN = could not be scored, the vote is then left out
+    first: np.ndarray
     second: np.ndarray  # [N, F]
     labels: np.ndarray  # [N] +1 the first was preferred, -1 the second, 0 a tie
     sides: np.ndarray | None = None  # [N] +1 the first clip was left, -1 right, 0 not known
     raters: Sequence[Hashable] | None = None  # [N]; each then has a side bias of their own
-    groups: Sequence[Hashable] | None = (
-        None  # [N] e.g. prompts; a group is never on both sides of the cross-validation
-    )
+    # [N] e.g. prompts; a group is never on both sides of the cross-validation
+    groups: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -72,14 +69,14 @@ class Votes:
         if self.raters is not None and self.sides is None:
             raise ValueError("preference: raters are only asked for their side bias; give the sides too")
 
-    def rows(self, kept: np.ndarray) -> Votes:
-        """Those with these places."""
+    def rows(self, kept: np.ndarray) -> PairVotes:
+        """The votes at these indices."""
 
         def cut(given: Sequence[Hashable] | None) -> list[Hashable] | None:
             return None if given is None else [given[index] for index in kept]
 
         sides = None if self.sides is None else self.sides[kept]
-        return Votes(
+        return PairVotes(
             self.first[kept], self.second[kept], self.labels[kept], sides, cut(self.raters), cut(self.groups)
         )
 
@@ -92,7 +89,7 @@ class _Solution(NamedTuple):
 
 
 def fit_preference(
-    features: Sequence[str], votes: Votes, config: PreferenceConfig, *, simulated: bool
+    features: Sequence[str], votes: PairVotes, config: PreferenceConfig, *, simulated: bool
 ) -> PreferenceModel:
     """Weights of standardised features, tie parameter and side bias, with errors and held-out figures.
 
@@ -138,7 +135,9 @@ def _scales(values: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-9 * np.abs(values).max(axis=0), spread, 1.0)
 
 
-def _design(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> tuple[np.ndarray, np.ndarray]:
+def _design(
+    difference: np.ndarray, votes: PairVotes, config: PreferenceConfig
+) -> tuple[np.ndarray, np.ndarray]:
     """[N, F + 1 + raters] and the penalty of each column: weights, side bias of all, each rater's own."""
     columns, penalties = [difference], [np.full(difference.shape[1], config.l2)]
     if votes.sides is not None:
@@ -153,7 +152,7 @@ def _design(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> t
     return np.concatenate(columns, axis=1), np.concatenate(penalties)
 
 
-def _solve(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> _Solution:
+def _solve(difference: np.ndarray, votes: PairVotes, config: PreferenceConfig) -> _Solution:
     """Maximum of the penalised likelihood; a tie parameter without ties is fixed at 0."""
     from scipy.optimize import minimize
 
@@ -180,18 +179,18 @@ def _solve(difference: np.ndarray, votes: Votes, config: PreferenceConfig) -> _S
     errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
     num_features, sided = difference.shape[1], votes.sides is not None and bool(votes.sides.any())
     side = float(beta[num_features]) if sided else 0.0
-    told = [
+    standard_errors = [
         *errors[:num_features],
         errors[num_features] if sided else math.nan,
         errors[width] if ties else math.nan,
     ]
-    return _Solution(beta[:num_features], side, tie, np.array(told))
+    return _Solution(beta[:num_features], side, tie, np.array(standard_errors))
 
 
 def _likelihood(
     m: np.ndarray, tie: float, labels: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """Log-likelihood, its slopes by m and tie [N], and minus its second derivatives (mm, m tie, tie tie) [N].
+    """Log-likelihood, gradient by m and tie [N], and negated second derivatives (mm, m tie, tie tie) [N].
 
     Ties are as if both inequalities had been seen: ln P(tie) = ln s(m - a) + ln s(-m - a) + ln(e^2a - 1).
     """
@@ -211,9 +210,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _cross_validated(features: Sequence[str], votes: Votes, config: PreferenceConfig) -> Fit | None:
-    """Every vote is predicted once, by models fitted to the other folds' groups; None for too few groups to
-    do so."""
+def _cross_validated(features: Sequence[str], votes: PairVotes, config: PreferenceConfig) -> Fit | None:
+    """Predict every vote once, by models fitted to the other folds' groups; None with too few groups."""
     groups = votes.groups if votes.groups is not None else range(len(votes.labels))
     places = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     if len(places) < config.folds:

@@ -1,6 +1,8 @@
-"""Rewards that another machine computes: a client of `nava serve rewards`. Clips go out without loss, so
-scores are those of the same reward here. `rewards.remote:NAME` is the served reward NAME as a plug-in;
-several of them may be in one rubric."""
+"""Rewards computed by another machine: a client of `nava serve rewards`.
+
+Clips are uploaded losslessly, so scores equal those of a local reward. `rewards.remote:NAME` is the served
+reward NAME as a plug-in; a rubric may use several.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class RemoteReward:
     """A reward of the service at `url`. `token_file` holds the bearer token; else it is $NAVA_API_TOKEN.
 
     A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the
-    service cannot be reached, refuses the request or says that the reward failed; ValueError for a wrong
+    service cannot be reached, refuses the request or reports that the reward failed; ValueError for a wrong
     address or token, a reward it does not have, a judge unless `measure_only`, and one that is better when
     lower unless `turned` (values with their sign turned) or `measure_only`.
     """
@@ -65,8 +67,10 @@ class RemoteReward:
         self._check(turned, measure_only)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """Each clip is a request of its own, `concurrency` at a time; the service batches them. The first
-        failure ends the batch."""
+        """Send one request per clip, `concurrency` at a time; the service batches them.
+
+        The first failure ends the batch.
+        """
         token = self._token()
         pool = ThreadPoolExecutor(self.concurrency)
         try:
@@ -101,7 +105,7 @@ class RemoteReward:
         )
 
     def _check(self, turned: bool, measure_only: bool) -> None:
-        """The service is there and has the reward, and its values are used as they are meant."""
+        """Check that the service is reachable, has the reward and that its direction fits its use."""
         _, served = self._ask("/v1/rewards", self._token())
         try:
             found = {entry["name"]: entry for entry in served}
@@ -142,7 +146,7 @@ class RemoteReward:
     def _ask(
         self, path: str, token: str, content_type: str = "", body: bytes | None = None
     ) -> tuple[int, Any]:
-        """(200, the answer) or (another status, the refusal) where a clip is at fault."""
+        """(200, response), or (status, reason) if the clip cannot be scored."""
 
         def once() -> tuple[int, Any]:
             answer = exchange(self.url + path, body, content_type, token, timeout_s=self.timeout_s)

@@ -1,5 +1,4 @@
-"""A clip as a multipart body that gives the same clip back bit for bit: h264 of RGB without loss, float WAV,
-PNG."""
+"""Encode a clip as a multipart body, losslessly: h264 RGB video, float WAV, PNG."""
 
 from __future__ import annotations
 
@@ -17,8 +16,10 @@ REFERENCE_RATE_HZ = 16_000
 
 
 def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
-    """(content type, body) for POST /v1/score. Raises ValueError in one line for a clip without picture and
-    sound, or no such arrays."""
+    """(content type, body) for POST /v1/score.
+
+    Raises ValueError in one line for a clip without picture and sound, or with arrays of another shape.
+    """
     files: dict[str, bytes] = {}
     if clip.frames is not None:
         files["video"] = _mp4(clip.frames, clip.fps)
@@ -26,7 +27,7 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
         files["audio"] = _wav(clip.waveform, clip.sample_rate_hz)
     if not files:
         raise ValueError("neither picture nor sound")
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "rewards": [reward],
         "name": clip.name,
         "prompt": clip.prompt,
@@ -38,17 +39,17 @@ def upload_of(clip: Clip, reward: str) -> tuple[str, bytes]:
         "references": [],
     }
     for index, reference in enumerate(clip.references[: len(clip.spans)]):
-        asked["references"].append(None if reference is None else f"part:reference_{index}")
+        request["references"].append(None if reference is None else f"part:reference_{index}")
         if reference is not None:
             files[f"reference_{index}"] = _wav(reference, REFERENCE_RATE_HZ)
     if clip.first_frame is not None:
-        asked["first_frame"], files["first_frame"] = "part:first_frame", _png(clip.first_frame)
+        request["first_frame"], files["first_frame"] = "part:first_frame", _png(clip.first_frame)
     if clip.reference_sound is not None:
-        asked["reference_sound"], files["reference_sound"] = (
+        request["reference_sound"], files["reference_sound"] = (
             "part:reference_sound",
             _wav(clip.reference_sound, clip.sample_rate_hz),
         )
-    return form({"request": json.dumps(asked, allow_nan=False)}, files)
+    return form({"request": json.dumps(request, allow_nan=False)}, files)
 
 
 def _mp4(frames: np.ndarray, fps: float) -> bytes:

@@ -1,5 +1,4 @@
-"""A rubric: several rewards, weighted and normalised, as one total per clip with its breakdown. Pure: no clip
-is opened here."""
+"""A rubric: weighted, normalised rewards summed to one total per clip. Pure functions of scores."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ class RubricItem(ItemOptions):
 
     `reward` is a reward's name, or `name.part` for one of its parts. A reward that is better when lower (WER,
     Sync-D, FD) takes a NEGATIVE weight. `normalise`: none = the raw value; group = z among the clips of one
-    prompt; batch = z among all clips given; running = z against everything seen so far, these clips included.
+    prompt; batch = z among all clips given; running = z against all values up to and including this call.
     Weight 0 is logged and not counted. `floor` is the worst raw value allowed, a minimum for a positive and a
     maximum for a negative weight. A clip beyond it gets the lowest total of its group (`below: lowest`), so
     that no other reward can pay for it, or NaN (`nan`).
@@ -53,12 +52,11 @@ class RubricItem(ItemOptions):
 
 @dataclass(frozen=True)
 class RubricScores:
-    """`totals`: one Score a clip; its parts are the weighted terms and sum to the value, `floor` is what a
-    floor took away.
+    """`totals`: one Score per clip; its parts are the weighted terms and sum to the value.
 
-    `no_contrast`: item -> groups in which all clips had the same value; `floored`: item -> clips beyond its
-    floor; `running`: item -> moments to give to the next call. `normalised`: item -> the clip's value as it
-    was weighted.
+    The part `floor` is what a floor subtracted. `no_contrast`: item -> groups in which all clips had the same
+    value; `floored`: item -> clips beyond its floor; `running`: item -> moments to give to the next call.
+    `normalised`: item -> the clip's value as it was weighted.
     """
 
     totals: list[Score]
@@ -83,8 +81,10 @@ class Rubric:
 
     @classmethod
     def from_config(cls, config: Any, where: str = "items") -> Rubric:
-        """From `{reward: {weight, normalise, floor, below}}`; raises ValueError naming the nearest key for an
-        unknown one."""
+        """Build from `{reward: {weight, normalise, floor, below}}`.
+
+        Raises ValueError naming the nearest key for an unknown one.
+        """
         if not isinstance(config, Mapping) or not config:
             raise ValueError(f"{where}: expected a mapping of rewards to options, got {config!r}")
         items = []
@@ -197,7 +197,7 @@ def _normalised(
 
 
 def _lowered(sums: np.ndarray, masks: Sequence[np.ndarray], groups: Sequence[Hashable]) -> np.ndarray:
-    """Clips beyond a floor get the lowest total of their group."""
+    """Give clips beyond a floor the lowest total of their group."""
     if not masks:
         return sums
     lowest: dict[Hashable, float] = {}

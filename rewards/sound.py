@@ -1,5 +1,4 @@
-"""A clip's sound as scorers want it: mono, 16 kHz, finite, loud and long enough; and its speech cut into
-spans."""
+"""Sound of a clip as scorers need it (mono, 16 kHz, finite, audible), and its speech cut into spans."""
 
 from __future__ import annotations
 
@@ -12,19 +11,21 @@ from rewards.types import Clip
 
 SAMPLE_RATE_HZ = 16_000
 MIN_DURATION_S = 0.2
-SILENCE_PEAK = 1e-3  # -60 dBFS; an AAC round trip of digital silence stays below
+SILENCE_PEAK = 1e-3  # -60 dBFS; digital silence stays below after an AAC round trip
 MAX_PEAK = 8.0  # a codec may overshoot 1; integers read as floats go far beyond
 STEP = SAMPLE_RATE_HZ // 100
 
 
 def mono_16khz(clip: Clip) -> np.ndarray:
-    """`mono` at 16 kHz, what speech models hear."""
+    """`mono` at 16 kHz, the rate of the speech models."""
     return mono(clip, SAMPLE_RATE_HZ)
 
 
 def mono(clip: Clip, rate_hz: int) -> np.ndarray:
-    """float32 [N] at `rate_hz`: channels averaged, resampled. Raises Unscorable for no, silent, integer,
-    non-finite or too short sound."""
+    """float32 [N] at `rate_hz`: channels averaged, resampled.
+
+    Raises Unscorable for missing, silent, integer, non-finite or too short sound.
+    """
     if clip.waveform is None:
         raise Unscorable("no sound")
     if not np.issubdtype(np.asarray(clip.waveform).dtype, np.floating):
@@ -66,8 +67,10 @@ def step_loudness(waveform: np.ndarray) -> np.ndarray:
 
 
 def loud_part(waveform: np.ndarray, threshold_db: float, margin_s: float) -> tuple[int, int]:
-    """First and behind-last sample without the quiet ends: more than `threshold_db` below the loudest 10 ms
-    goes, `margin_s` stays."""
+    """Range (first, end) of samples without quiet ends, with `margin_s` kept on both sides.
+
+    Quiet: more than `threshold_db` below the loudest 10 ms.
+    """
     loudness = step_loudness(waveform)
     loud = np.flatnonzero(loudness >= loudness.max() * 10 ** (-threshold_db / 20))
     margin = round(margin_s * SAMPLE_RATE_HZ)
@@ -81,8 +84,7 @@ def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarr
 
 
 def span_sounds(clip: Clip) -> list[np.ndarray]:
-    """The 16 kHz sound of each span: cut by the spans' times where they are known, else in the longest
-    pauses.
+    """The 16 kHz sound of each span, cut at the spans' times if known, else at the longest pauses.
 
     Raises Unscorable as `mono_16khz` and `split_spans` do, and for times outside of the sound.
     """
@@ -105,8 +107,10 @@ def span_sounds(clip: Clip) -> list[np.ndarray]:
 
 
 def split_spans(waveform: np.ndarray, count: int, threshold_db: float = 25.0) -> list[np.ndarray]:
-    """Speech cut into `count` spans in the middle of its longest inner pauses. Raises Unscorable when there
-    are too few pauses."""
+    """Cut speech into `count` spans in the middle of its longest inner pauses.
+
+    Raises Unscorable if there are too few pauses.
+    """
     if count == 1:
         return [waveform]
     loudness = step_loudness(waveform)

@@ -1,4 +1,7 @@
-"""What is scored and what comes of it. `rewards` stands alone: any model's clips can be put into a Clip."""
+"""The input (Clip) and output (Score) of a reward; independent of any model.
+
+`rewards` stands alone: any model's clips can be put into a Clip.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; the end is exclusiv
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One clip in memory. What a scorer needs and does not find makes its score NaN with a reason."""
+    """One clip in memory. A missing input that a scorer needs gives NaN with a reason.
+
+    What a scorer needs and does not find makes its score NaN with a reason.
+    """
 
     waveform: np.ndarray | None  # float32 [N] mono or [C, N] in -1..1
     sample_rate_hz: int
@@ -24,31 +30,30 @@ class Clip:
     references: tuple[
         np.ndarray | None, ...
     ] = ()  # float32 [N] at 16 kHz, the voice of each span; None = free
-    voices: tuple[str, ...] = ()  # who should be heard in each span, where the speakers have names
-    name: str = ""  # so that a clip is not compared with itself
+    voices: tuple[str, ...] = ()  # speaker name of each span, where speakers are named
+    name: str = ""  # excludes the clip from comparisons with itself
     mouth_boxes: tuple[Box, ...] = ()  # one per face
     face_boxes: tuple[Box, ...] = ()
     span_times: tuple[
         tuple[float, float], ...
     ] = ()  # start and end of each span in seconds, where they are known
-    first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the image the clip was asked to start from
-    reference_sound: np.ndarray | None = (
-        None  # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
-    )
+    first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the conditioning image of the clip
+    # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
+    reference_sound: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """A scorer's answer for one clip: `value` is NaN exactly when `reason` says why there is none."""
+    """Result of one scorer for one clip: `value` is NaN exactly if `reason` is set."""
 
     value: float
     reason: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
-    text: str = ""  # what a recogniser read
+    text: str = ""  # transcript of a recogniser
     seconds: float = 0.0  # this clip's share of the batch's wall time
 
     def part(self, name: str) -> Score:
-        """A part as a score of its own, with the reason where there is none; name "" is the score itself."""
+        """A part as a Score, with a reason if it is missing; name "" is the score itself."""
         if self.reason or not name:
             return self
         value = self.parts.get(name, math.nan)

@@ -1,4 +1,4 @@
-"""Weight files from outside: there, whole, the right ones, and under a licence that was read."""
+"""External weight files: existence, digest and licence notice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ _TOLD: set[str] = set()
 
 
 def checked(path: Path, sha256: str = "", *, what: str, licence: str, source: str) -> Path:
-    """`path`, when it is a file with this digest; its digest and licence are printed to stderr once per
-    process.
+    """Check that `path` exists with this digest; print digest and licence to stderr once per process.
 
-    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes, its
-    digest is told. Raises FileNotFoundError when the file is missing and ValueError when its digest is
-    another one.
+    `what` names the weights in messages, `source` where to get them. Without `sha256` any file passes. Raises
+    FileNotFoundError for a missing file, ValueError for another digest.
     """
     path = Path(path)
     if not path.is_file():

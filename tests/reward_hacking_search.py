@@ -34,7 +34,7 @@ from rewards.sync.inference import Embedder
 from rewards.sync.layers import MINI
 from rewards.sync.separation import embedded
 from rewards.sync.syncnet import load_syncnet
-from rewards.sync.windows import SyncInput, heard_windows, num_windows, to_25_fps
+from rewards.sync.windows import SyncInput, num_windows, to_25_fps, windows_of_sound
 from rewards.sync.zero_lag import zero_lag
 from rewards.types import Clip
 
@@ -121,7 +121,7 @@ def search(
     crops, middle = clip.levels(), slice(FIRST, FIRST + FRAMES)
     sound = clip.shown(clip.openings).sound
     floor, count = embedders["reward"].args.log_floor, num_windows(round(FRAMES / FPS * 25), len(sound))
-    heard = heard_windows(sound, floor)[:count]
+    heard = windows_of_sound(sound, floor)[:count]
 
     def values(embedder: Embedder, curves: np.ndarray) -> list[Any]:
         steps = np.rint(curves * LEVELS).astype(int)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from finetune.curation import (
     CurationConfig,
-    choose,
     contrast,
+    curate,
     random_choice,
     shortfall,
     text_features,
@@ -25,7 +25,7 @@ def clusters(rng, sizes=(6, 6, 6), spread=0.05):
 
 def test_one_of_every_cluster_is_chosen_where_a_random_third_often_misses_one():
     features, labels = clusters(np.random.default_rng(0), sizes=(14, 2, 2))
-    choice = choose(features, np.ones(len(labels)), CurationConfig(count=3))
+    choice = curate(features, np.ones(len(labels)), CurationConfig(count=3))
     assert sorted(labels[choice.indices]) == [0, 1, 2]
     assert choice.report["curated"]["coverage"] > choice.report["random"]["coverage"]
 
@@ -33,14 +33,14 @@ def test_one_of_every_cluster_is_chosen_where_a_random_third_often_misses_one():
 def test_among_duplicates_the_one_of_most_gain_is_chosen():
     features = np.repeat(np.eye(3), 3, axis=0)
     gains = np.array([0.1, 0.9, 0.2, 0.7, 0.3, 0.4, 0.1, 0.2, 0.8])
-    assert choose(features, gains, CurationConfig()).indices == [1, 3, 8]
+    assert curate(features, gains, CurationConfig()).indices == [1, 3, 8]
 
 
 def test_without_weight_gain_does_not_matter_and_with_all_of_it_a_prompt_of_no_gain_is_left():
     features = np.array([[0.0], [0.1], [0.2], [5.0]])
     gains = np.array([3.0, 1.0, 2.0, 0.0])
-    assert 3 in choose(features, gains, CurationConfig(count=2, gain_weight=0.0)).indices
-    assert 3 not in choose(features, gains, CurationConfig(count=2, gain_weight=1.0)).indices
+    assert 3 in curate(features, gains, CurationConfig(count=2, gain_weight=0.0)).indices
+    assert 3 not in curate(features, gains, CurationConfig(count=2, gain_weight=1.0)).indices
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_without_weight_gain_does_not_matter_and_with_all_of_it_a_prompt_of_no_g
 )
 def test_the_budget_is_met_exactly(config, kept):
     rng = np.random.default_rng(1)
-    choice = choose(rng.standard_normal((10, 4)), rng.random(10), CurationConfig(**config))
+    choice = curate(rng.standard_normal((10, 4)), rng.random(10), CurationConfig(**config))
     assert (
         len(set(choice.indices))
         == kept
@@ -67,20 +67,20 @@ def test_the_order_of_entries_does_not_matter(seed, count):
         rng.integers(0, 3, count),
         rng.permutation(count),
     )  # many draws
-    chosen = choose(features, gains, CurationConfig()).indices
-    permuted = order[choose(features[order], gains[order], CurationConfig()).indices]
+    chosen = curate(features, gains, CurationConfig()).indices
+    permuted = order[curate(features[order], gains[order], CurationConfig()).indices]
     entries = np.column_stack([features, gains])
     assert sorted(entries[chosen].tolist()) == sorted(entries[permuted].tolist())
 
 
 def test_the_budget_is_met_where_all_are_the_same():
-    assert len(choose(np.ones((9, 2)), np.zeros(9), CurationConfig(count=7, gain_weight=1.0)).indices) == 7
+    assert len(curate(np.ones((9, 2)), np.zeros(9), CurationConfig(count=7, gain_weight=1.0)).indices) == 7
 
 
 def test_the_chosen_third_beats_every_random_one_and_holds_more_than_a_third_of_the_gain():
     rng = np.random.default_rng(2)
     features, _ = clusters(rng, sizes=(20, 20, 20), spread=0.3)
-    report = choose(features, rng.random(60), CurationConfig()).report
+    report = curate(features, rng.random(60), CurationConfig()).report
     assert report["curated"]["objective"] > report["random"]["objective_best"]
     assert report["curated"]["gain_share"] > 0.4
     assert abs(report["random"]["gain_share"] - 1 / 3) < 0.05
@@ -89,7 +89,7 @@ def test_the_chosen_third_beats_every_random_one_and_holds_more_than_a_third_of_
 
 def test_what_could_not_be_scored_is_stood_for_but_never_chosen():
     features = np.array([[0.0], [0.1], [5.0], [5.1], [5.2]])
-    choice = choose(features, np.array([1.0, 1.0, np.nan, 0.1, np.nan]), CurationConfig(count=2))
+    choice = curate(features, np.array([1.0, 1.0, np.nan, 0.1, np.nan]), CurationConfig(count=2))
     assert 3 in choice.indices and len(choice.indices) == 2
     assert choice.report["without_gain"] == 2
 
@@ -98,8 +98,8 @@ def test_feature_groups_have_the_same_say_whatever_their_size():
     rng = np.random.default_rng(3)
     wide = np.repeat(rng.standard_normal((12, 1)), 50, axis=1)
     narrow = np.repeat(np.eye(4), 3, axis=0)
-    together = choose([wide * 1e-6, narrow], np.ones(12), CurationConfig(count=4)).indices
-    scaled = choose([wide, narrow * 1e3], np.ones(12), CurationConfig(count=4)).indices
+    together = curate([wide * 1e-6, narrow], np.ones(12), CurationConfig(count=4)).indices
+    scaled = curate([wide, narrow * 1e3], np.ones(12), CurationConfig(count=4)).indices
     assert together == scaled
 
 
@@ -134,7 +134,7 @@ def test_texts_are_alike_by_their_words():
 )
 def test_bad_input_is_one_line(features, gains, config, message):
     with pytest.raises(ValueError, match=message) as error:
-        choose(features, gains, CurationConfig(**config))
+        curate(features, gains, CurationConfig(**config))
     assert "\n" not in str(error.value)
 
 

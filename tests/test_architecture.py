@@ -1,6 +1,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ CONFINED = {
 }
 
 
+CUSTOMARY_ALIASES = {
+    ("numpy", "np"),
+    ("pyarrow", "pa"),
+    ("torch.distributed", "dist"),
+    ("functional", "F"),
+    ("torch.nn.functional", "F"),
+    ("utils", "dist_utils"),  # of torchtitan.distributed, as torchtitan imports it
+}
+
+
 def modules() -> list[tuple[str, Path]]:
     files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
     return [(module_name(file.relative_to(ROOT)), file) for file in files]
@@ -138,6 +149,33 @@ def long_parts(source: str, where: str) -> list[str]:
     return wrong
 
 
+def public_types(source: str) -> set[str]:
+    """Names of top-level classes and CamelCase aliases, without private ones and constants."""
+    found = set()
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+    return {name for name in found if name[0].isupper() and not name.isupper() and "_" not in name}
+
+
+def shared_names(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Public type -> the modules that define it, where there is more than one."""
+    owners: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for name in public_types(source):
+            owners.setdefault(name, []).append(module)
+    return {name: found for name, found in owners.items() if len(found) > 1}
+
+
+def hiding_aliases(source: str) -> list[str]:
+    """`import a as b` and `from a import b as c`, without the customary ones."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    aliases = [(alias.name, alias.asname) for node in nodes for alias in node.names if alias.asname]
+    return [f"{name} as {asname}" for name, asname in aliases if (name, asname) not in CUSTOMARY_ALIASES]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way(package):
     found = [module for module in modules() if within(module[0], package)]
@@ -194,6 +232,22 @@ def test_only_objectives_know_an_objective():
         if not within(name, "finetune.objectives")
     }
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_no_two_public_classes_of_one_name():
+    assert shared_names({name: file.read_text() for name, file in modules()}) == {}
+
+
+def test_no_import_hides_a_name():
+    found = {name: hiding_aliases(file.read_text()) for name, file in modules()}
+    assert {name: aliases for name, aliases in found.items() if aliases} == {}
+
+
+def test_the_checkers_see_a_shared_name_and_an_alias():
+    assert shared_names({"a": "class Step: ...", "b": "Step = tuple[int, str]", "c": "STEP = 1"}) == {
+        "Step": ["a", "b"]
+    }
+    assert hiding_aliases("import numpy as np\ndef late():\n    from a import b as c") == ["b as c"]
 
 
 def test_there_is_no_utils():

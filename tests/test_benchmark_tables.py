@@ -6,10 +6,9 @@ import pytest
 
 from experiments.cli import find_verb
 from experiments.commands import benchmark as verbs
+from experiments.paper import published
 from experiments.paper.layouts import read_seed_tts, read_verse_bench
 from experiments.paper.metrics import VERSE_BENCH, rewards_with_options, seed_tts
-from experiments.paper.published import SEED_TTS_EN
-from experiments.paper.published import VERSE_BENCH as PAPER
 from experiments.paper.run import Benchmark, measure
 from experiments.paper.tables import markdown, metrics_to_log, write_tables
 from experiments.scoring.run import ScoreSettings
@@ -77,7 +76,7 @@ def bench(tmp_path) -> Path:
     return root
 
 
-def run(items, options, out, metrics=VERSE_BENCH, paper=PAPER, name="Verse-Bench"):
+def run(items, options, out, metrics=VERSE_BENCH, paper=published.VERSE_BENCH, name="Verse-Bench"):
     rewards = tuple(options)
     benchmark = Benchmark(
         name,
@@ -200,7 +199,7 @@ def test_a_second_run_scores_nothing_again(bench, tmp_path, monkeypatch):
 
 def test_video_quality_is_filled_from_both_or_not_at_all():
     found = {
-        "paper": PAPER,
+        "paper": published.VERSE_BENCH,
         "composites": {"S_video": None},
         "metrics": {},
         "own": {},
@@ -273,9 +272,9 @@ def test_two_and_three_fields_are_lines_of_other_tasks(speech):
 def test_seed_tts_percent_and_times_100(speech, tmp_path):
     items = read_seed_tts(speech / "en" / "meta.lst", speech / "generated")
     for name, label in (("wer_seed_tts_en", "WER"), ("sim", "SIM")):
-        found = run(items, plugin(name), tmp_path / name, seed_tts("en"), SEED_TTS_EN, "Seed-TTS eval, en")[
-            "metrics"
-        ]
+        found = run(
+            items, plugin(name), tmp_path / name, seed_tts("en"), published.SEED_TTS_EN, "Seed-TTS eval, en"
+        )["metrics"]
         assert found[label]["mean"] == pytest.approx(100 * np.mean([0.2, 0.4]), rel=0.1)
         assert (found[label]["n"], found[label]["eligible"]) == (2, 3) and found[label]["paper"]["NAVA"] in (
             5.81,

@@ -22,7 +22,7 @@ from experiments.jobs import kubernetes, node, slurm
 from experiments.jobs.kubernetes import KubernetesOptions
 from experiments.jobs.request import RENDEZVOUS_PORT, Request
 from experiments.jobs.slurm import SlurmOptions
-from pretrain.launch.nodes import Nodes, node_rank
+from pretrain.launch.nodes import Nodes, find_node_rank
 
 HOSTILE = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
 IMAGE = KubernetesOptions(image="registry/nava:1")
@@ -154,7 +154,7 @@ def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
         (lambda: KubernetesOptions(image="i", secrets=("x",)), "NAME=secret:key"),
         (lambda: Nodes(count=2), "HOST:PORT"),
         (lambda: Nodes(count=2, rank=2, rendezvous="a:1"), "node 2 of 2"),
-        (lambda: node_rank(2, -1, {}), "which of the 2 nodes"),
+        (lambda: find_node_rank(2, -1, {}), "which of the 2 nodes"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(make, message: str) -> None:
@@ -164,9 +164,9 @@ def test_what_cannot_be_launched_is_refused(make, message: str) -> None:
 
 def test_nodes_know_their_number_and_each_stage_has_a_port() -> None:
     assert (
-        node_rank(4, -1, {"SLURM_NODEID": "3"}) == 3
-        and node_rank(4, -1, {"PET_NODE_RANK": "2"}) == 2
-        and node_rank(4, 1, {}) == 1
+        find_node_rank(4, -1, {"SLURM_NODEID": "3"}) == 3
+        and find_node_rank(4, -1, {"PET_NODE_RANK": "2"}) == 2
+        and find_node_rank(4, 1, {}) == 1
     )
     third = Nodes(count=4, rank=1, rendezvous="[::1]:29500", max_restarts=2).at(2)
     assert third.rendezvous == "[::1]:29502" and not third.leads

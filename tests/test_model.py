@@ -10,7 +10,7 @@ from model_cases import audio_stream, conditioning, debug_model, present, video_
 
 from pretrain.model.attention import plan_attention
 from pretrain.model.flavors import FLAVORS, flavor
-from pretrain.model.plan import plan
+from pretrain.model.plan import plan_model
 from pretrain.model.transformer import NavaTransformer
 from pretrain.types import Stream
 
@@ -23,7 +23,7 @@ def apart(batch: int = 2):
 
 @pytest.mark.parametrize(("name", "params"), [("nava_6b", 6_296_995_520), ("nava_7b_split", 7_178_034_880)])
 def test_published_parameter_count(name: str, params: int) -> None:
-    counted = plan(name)
+    counted = plan_model(name)
     assert counted["params_total"] == params
     assert counted["tokens_per_clip"] == {"video": 32_560, "audio": 151, "total": 32_711}
 

@@ -17,7 +17,7 @@ from pretrain.model.attention import AttentionPlan, scaled_attention
 from pretrain.model.checkpoint import load_model, write_model
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, forward_flops, training_flops
-from pretrain.model.plan import plan
+from pretrain.model.plan import plan_model
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig
 from pretrain.types import Conditioning, Stream, Task
@@ -36,7 +36,7 @@ def apart() -> Conditioning:
 
 @pytest.mark.parametrize("name", ["dual_tower", "unified"])
 def test_parameters_agree_with_the_mini_and_so_does_the_width(name: str) -> None:
-    assert plan(name)["params_total"] == pytest.approx(plan("mini")["params_total"], rel=0.1)
+    assert plan_model(name)["params_total"] == pytest.approx(plan_model("mini")["params_total"], rel=0.1)
     assert flavor(name).width == flavor("mini").width
 
 

@@ -24,7 +24,7 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.attention import AttentionPlan
 from pretrain.model.blocks import Context, FusionBlock
 from pretrain.model.flavors import flavor
-from pretrain.model.plan import clip_shape, plan, step_seconds
+from pretrain.model.plan import clip_shape, plan_model, step_seconds
 from pretrain.model.plan_memory import Setup, largest_local_batch, memory_parts, saved_by_block
 from pretrain.plan_schedule import DAY_S, mean_clip_flops, plan_schedule
 from pretrain.recipe import PretrainConfig
@@ -82,7 +82,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(limit_gb: float, gpus: int
 
 
 def test_parts_sum_to_the_total_and_states_are_those_of_the_issue() -> None:
-    parts = plan("nava_6b", gpus=128)["memory_per_gpu_gib"]
+    parts = plan_model("nava_6b", gpus=128)["memory_per_gpu_gib"]
     assert sum(size for name, size in parts.items() if name != "total") == pytest.approx(
         parts["total"], abs=0.01
     )
@@ -109,7 +109,7 @@ def test_parts_sum_to_the_total_and_states_are_those_of_the_issue() -> None:
 )
 def test_what_cannot_be_is_refused(given_setup: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan("nava_6b", **given_setup)
+        plan_model("nava_6b", **given_setup)
 
 
 class Alive(TorchDispatchMode):
@@ -270,7 +270,10 @@ def test_a_dry_run_cuts_gathers_steps_and_averages(capsys: pytest.CaptureFixture
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["dry_run"]
     whole = found["parameters_whole"]
-    assert whole == plan("debug")["params_total"] and whole / 8 <= found["parameters_here"] < whole / 8 * 1.5
+    assert (
+        whole == plan_model("debug")["params_total"]
+        and whole / 8 <= found["parameters_here"] < whole / 8 * 1.5
+    )
     assert found["tensors"] == found["tensors_with_gradient"] == found["tensors_stepped"]
     assert found["ema_updates"] == found["rows_logged"] == 1
     with pytest.raises(SystemExit):
@@ -295,4 +298,4 @@ def test_smaller_clips_need_less() -> None:
 )
 def test_a_context_degree_that_training_refuses_is_not_planned(name: str, context: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(name, context, context=context)
+        plan_model(name, context, context=context)

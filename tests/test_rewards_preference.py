@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rewards.catalog import CATALOG
 from rewards.preference import PreferenceModel, PreferenceReward, log_probabilities
-from rewards.preference_fit import PreferenceConfig, Votes, _likelihood, fit_preference
+from rewards.preference_fit import PairVotes, PreferenceConfig, _likelihood, fit_preference
 from rewards.recipes.preference import check_features
 from rewards.rubric import Rubric
 from rewards.types import Clip, Score
@@ -29,7 +29,7 @@ def drawn(count, *, weights=TRUE, tie=0.7, side=0.0, seed=0, raters=None, rater_
     pull = side * sides + (0 if rater_pull is None else np.asarray(rater_pull)[raters] * sides)
     latent = (first - second) @ weights + pull + rng.logistic(size=count)
     labels = np.where(np.abs(latent) <= tie, 0, np.sign(latent)).astype(int)
-    return Votes(first, second, labels, sides, raters)
+    return PairVotes(first, second, labels, sides, raters)
 
 
 def model(**changed):
@@ -140,9 +140,12 @@ def test_a_group_is_never_in_training_and_test():
     labels = np.repeat(rng.choice([1, -1], 12), 10)
     names = [f"f{index}" for index in range(10)]
     config = PreferenceConfig(l2=1e-3, folds=4)
-    leaking = fit_preference(names, Votes(first, second, labels), config, simulated=True).held_out
+    leaking = fit_preference(names, PairVotes(first, second, labels), config, simulated=True).held_out
     apart = fit_preference(
-        names, Votes(first, second, labels, groups=np.repeat(range(12), 10).tolist()), config, simulated=True
+        names,
+        PairVotes(first, second, labels, groups=np.repeat(range(12), 10).tolist()),
+        config,
+        simulated=True,
     ).held_out
     assert leaking is not None and apart is not None
     assert leaking.accuracy > 0.95 > 0.8 > apart.accuracy
@@ -150,7 +153,7 @@ def test_a_group_is_never_in_training_and_test():
 
 def test_separable_votes_do_not_diverge_and_no_tie_means_theta_one():
     first = np.linspace(-1, 1, 40)[:, None]
-    votes = Votes(first, -first, np.where(first[:, 0] > 0, 1, -1))
+    votes = PairVotes(first, -first, np.where(first[:, 0] > 0, 1, -1))
     found = fit_preference(["a"], votes, PreferenceConfig(), simulated=True)
     assert 0.5 < found.weights[0] < 10 and found.theta == 1.0 and math.isnan(found.tie_error)
     assert found.probabilities(first, -first)[:, 1].max() == 0.0
@@ -182,7 +185,7 @@ def test_swapping_clips_or_shuffling_votes_changes_nothing(seed):
         np.where(swap[:, None], votes.first, votes.second),
     )
     sign = np.where(swap, -1, 1)
-    other = Votes(first, second, votes.labels * sign, votes.sides * sign).rows(order)
+    other = PairVotes(first, second, votes.labels * sign, votes.sides * sign).rows(order)
     config = PreferenceConfig(folds=121)
     one, two = (fit_preference(FEATURES, given, config, simulated=True) for given in (votes, other))
     assert np.allclose([*one.weights, one.tie, one.side], [*two.weights, two.tie, two.side], atol=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rewards import guardrails
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits, flags, measure_guardrails
 from rewards.loudness import k_weighting, lufs, rms_dbfs
 from rewards.normalisation import Moments, group_z
 from rewards.options import fill
@@ -241,7 +241,7 @@ def test_measurements_by_hand():
     frames = np.zeros((3, 4, 4, 3), dtype=np.uint8)
     frames[1] = 51  # a fifth of full scale up, then down again
     loud = sine(rate=16_000, peak=2.0, seconds=1)
-    found = measure(Clip(loud, 16_000, frames))
+    found = measure_guardrails(Clip(loud, 16_000, frames))
     assert found["motion"] == pytest.approx(0.2, abs=1e-6)
     assert found["clipping_ratio"] == pytest.approx(2 / 3, abs=0.01)  # |sin| > 1/2
     assert flags(found, GuardrailLimits(max_lufs=None, min_speech_ratio=None)) == (
@@ -251,7 +251,7 @@ def test_measurements_by_hand():
 
 def test_a_dead_clip_is_flagged_and_a_missing_side_is_not():
     still = np.zeros((5, 8, 8, 3), dtype=np.uint8)
-    dead = measure(Clip(np.zeros(16_000, dtype=np.float32), 16_000, still))
+    dead = measure_guardrails(Clip(np.zeros(16_000, dtype=np.float32), 16_000, still))
     assert (dead["speech_ratio"], dead["motion"], dead["loudness_dbfs"], dead["clipping_ratio"]) == (
         0,
         0,
@@ -263,7 +263,7 @@ def test_a_dead_clip_is_flagged_and_a_missing_side_is_not():
         "motion",
         "loudness_dbfs",
     ]
-    absent = measure(Clip(None, 16_000, None))
+    absent = measure_guardrails(Clip(None, 16_000, None))
     assert all(math.isnan(value) for value in absent.values()) and flags(absent, GuardrailLimits()) == ()
 
 
@@ -273,7 +273,7 @@ def test_broken_sound_is_not_measured():
         np.ones(16_000, dtype=np.int16),
         np.zeros(0, dtype=np.float32),
     ):
-        assert math.isnan(measure(Clip(waveform, 16_000))["loudness_dbfs"])
+        assert math.isnan(measure_guardrails(Clip(waveform, 16_000))["loudness_dbfs"])
 
 
 def test_speech_is_heard_in_speech_like_sound_only():

@@ -13,11 +13,11 @@ from rewards.base import Unscorable
 from rewards.sync.mfcc import SMALLEST, mel_filters, mfcc, num_columns
 from rewards.sync.windows import (
     SyncInput,
-    heard_windows,
     input_windows,
     num_windows,
     sound_windows,
     to_25_fps,
+    windows_of_sound,
 )
 
 LOUD = 32_768.0
@@ -133,7 +133,7 @@ def test_windows_are_counted_as_published(frames, samples, windows):
 
 @given(st.integers(0, 120), st.integers(0, 80_000))
 def test_there_is_sound_for_every_counted_window(frames, samples):
-    assert len(heard_windows(np.full(samples, 0.1))) >= num_windows(frames, samples)
+    assert len(windows_of_sound(np.full(samples, 0.1))) >= num_windows(frames, samples)
 
 
 def test_sound_window_i_holds_columns_4i_to_4i_plus_19():

@@ -5,6 +5,8 @@ import json
 import math
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -246,13 +248,17 @@ if "seed1" in folder.name and not (folder / "may_end").exists():
 """
 
 
+def result_writer(run: Run) -> Callable[[], object]:
+    return partial(run.result.write_text, "{}")
+
+
 @pytest.fixture
 def runs(plan, tmp_path, monkeypatch) -> list[Run]:
     """Runs whose process only writes its result; that of seed 1 fails until it finds `may_end`."""
     (tmp_path / "worker.py").write_text(WORKER)
     monkeypatch.setattr(
         "experiments.studies.workers.worker_command",
-        lambda folder: [sys.executable, str(tmp_path / "worker.py"), str(folder)],
+        lambda run: [sys.executable, str(tmp_path / "worker.py"), str(run.folder)],
     )
     monkeypatch.setattr("experiments.studies.workers.POLL_S", 0.02)
     inputs = {"latents": "l", "codec": "c"}
@@ -269,7 +275,7 @@ def starts(run: Run) -> int:
 
 def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(runs):
     with pytest.raises(ValueError, match=r"seed1 ended with exit code 2: out of luck; see .*log\.txt"):
-        run_all("study", runs, core_shares(1))
+        run_all("study", runs, result_writer, core_shares(1))
     assert [run.finished for run in runs] == [True, False, False] and [starts(run) for run in runs] == [
         1,
         1,
@@ -277,12 +283,21 @@ def test_finished_trainings_are_kept_and_a_failed_one_is_named_and_made_again(ru
     ]
     for run in runs:
         (run.folder / "may_end").touch()
-    run_all("study", runs, core_shares(2))
+    run_all("study", runs, result_writer, core_shares(2))
     assert all(run.finished for run in runs) and [starts(run) for run in runs] == [1, 2, 1]
-    run_all("study", runs, core_shares(2))
+    run_all("study", runs, result_writer, core_shares(2))
     assert [starts(run) for run in runs] == [1, 2, 1]
     rescored = [dataclasses.replace(run, mark="other") for run in runs]
     assert not any(run.finished for run in rescored)
+
+
+def test_a_process_does_the_work_of_its_run_on_its_cores(tmp_path):
+    run = Run("one", tmp_path / "one", "m")
+    run_all("study", [run], result_writer, core_shares(1))
+    assert run.finished and [path.name for path in sorted(run.folder.iterdir())] == [
+        "log.txt",
+        "result-m.json",
+    ]
 
 
 def test_sigterm_stops_the_study_with_its_own_line(runs, monkeypatch):
@@ -292,7 +307,7 @@ def test_sigterm_stops_the_study_with_its_own_line(runs, monkeypatch):
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        run_all("study", runs, core_shares(1))
+        run_all("study", runs, result_writer, core_shares(1))
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -55,7 +55,7 @@ COLUMNS = {"s": "seconds.low", "of the peak": "share_of_ceiling", "peak memory G
 
 
 @dataclass(frozen=True)
-class Step:
+class ModelStep:
     """The model and the clip, in pixels, of a step."""
 
     flavor: str
@@ -75,7 +75,7 @@ class Step:
         )
 
 
-def train(step: Step, repeats: int) -> dict[str, Any]:
+def train(step: ModelStep, repeats: int) -> dict[str, Any]:
     """Steps of the trainer itself."""
     from pretrain.data.stream.loader import SampleSet
     from pretrain.titan.trainer import PretrainTrainer
@@ -104,7 +104,7 @@ def train(step: Step, repeats: int) -> dict[str, Any]:
     return {"flop": training_flops(flavor(step.flavor), step.shape), "seconds": seconds}
 
 
-def lora(step: Step, repeats: int) -> dict[str, Any]:
+def lora(step: ModelStep, repeats: int) -> dict[str, Any]:
     """Forward, backward and AdamW of an adapter's weights on the frozen bf16 model, whole blocks
     recomputed."""
     model = inject(random_model(flavor(step.flavor), torch.bfloat16, step.device).eval(), LoraConfig())
@@ -133,7 +133,7 @@ def lora(step: Step, repeats: int) -> dict[str, Any]:
     }
 
 
-def generate(step: Step, repeats: int) -> dict[str, Any]:
+def generate(step: ModelStep, repeats: int) -> dict[str, Any]:
     """One forward of one clip; guidance costs as many more as it has directions."""
     model = random_model(flavor(step.flavor), torch.bfloat16, step.device).eval()
     if step.compiled:
@@ -148,14 +148,14 @@ def generate(step: Step, repeats: int) -> dict[str, Any]:
     return {"flop": flop, "seconds": repeated(work, repeats, step.device)}
 
 
-PARTS: dict[str, Callable[[Step, int], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[ModelStep, int], dict[str, Any]]] = {
     "train": train,
     "lora": lora,
     "generate": generate,
 }
 
 
-def measure(step: Step, parts: Sequence[str], repeats: int, peak_flops: float) -> Iterator[Row]:
+def measure(step: ModelStep, parts: Sequence[str], repeats: int, peak_flops: float) -> Iterator[Row]:
     """JSON of each part. Peak memory is the part's own; on a CPU it is the process's so far."""
     tokens = step.shape.video + step.shape.audio
     for part in parts:
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     options = parse(parser)
     size = {"frames": options.frames, "height": options.height, "width": options.width}
-    step = Step(options.flavor, **size, compiled=options.compile, device=options.device)
+    step = ModelStep(options.flavor, **size, compiled=options.compile, device=options.device)
     peak_flops = peak_matmul_flops(torch.bfloat16, options.device)
     found: dict[str, Any] = {
         **facts("diffusers", device=options.device),

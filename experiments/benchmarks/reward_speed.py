@@ -13,14 +13,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.harness import Row, facts, make_parser, parse, printed, repeated, seconds_of, write
+from experiments.benchmarks.harness import (
+    Row,
+    facts,
+    make_parser,
+    parse,
+    printed,
+    repeated,
+    seconds_of,
+    write,
+)
 from experiments.scoring.clips import ClipFile, list_clips, load_clip
 from experiments.scoring.config import settings_from
 from rewards.base import Reward
 from rewards.catalog import CATALOG, open_rewards
-from rewards.guardrails import measure as guardrails
+from rewards.guardrails import measure_guardrails
 from rewards.types import Clip
-
 
 COLUMNS = {
     "clips/s batched": "batched",
@@ -46,7 +54,7 @@ def speed(
     clips: list[Clip] = []
     decode_s = seconds_of(lambda: clips.extend(load_clip(file) for file in files))
     clips = [_with_first_frame(clip) for clip in clips]
-    guardrails_s = min(repeated(lambda: [guardrails(clip) for clip in clips], repeats))
+    guardrails_s = min(repeated(lambda: [measure_guardrails(clip) for clip in clips], repeats))
     return {
         "clips": len(clips),
         "mean_clip_seconds": round(statistics.fmean(_seconds(clip) for clip in clips), 3),
@@ -85,9 +93,7 @@ def reward_speed(reward: Reward, clips: Sequence[Clip], repeats: int) -> dict[st
     scored = sum(not score.reason for score in reward.score(clips))
     copies = iter([_altered(clips, turn) for turn in range(2 * repeats)])
     batched = min(repeated(lambda: reward.score(next(copies)), repeats, warm_up=False))
-    single = min(
-        repeated(lambda: [reward.score([clip]) for clip in next(copies)], repeats, warm_up=False)
-    )
+    single = min(repeated(lambda: [reward.score([clip]) for clip in next(copies)], repeats, warm_up=False))
     return {
         "batched": round(len(clips) / batched, 2),
         "one_by_one": round(len(clips) / single, 2),

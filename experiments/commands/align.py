@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import RecipeName, SetOptions, recipe_for
 from experiments.commands.pretrain import must_train
 from experiments.layout import Layout
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from finetune.align_run import AlignRun
     from pretrain.launch.launch import StageResult
 
-Pairs = Annotated[
+PairsFile = Annotated[
     Path | None,
     tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; default OUT/votes/pairs.jsonl"),
 ]
-Clips = Annotated[
+RolloutFolder = Annotated[
     Path | None,
     tyro.conf.arg(help="rollout store of the clips in those pairs; default OUT/rollouts"),
 ]
 
 
-Ray = Annotated[
+RayCluster = Annotated[
     tuple[str, ...] | None,
     tyro.conf.arg(
         metavar="[ADDRESS]",
@@ -40,11 +40,11 @@ def align(
     /,
     nproc: int = 0,
     port: int = 0,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
-    pairs: Pairs = None,
-    clips: Clips = None,
-    ray: Ray = None,
+    pairs: PairsFile = None,
+    clips: RolloutFolder = None,
+    ray: RayCluster = None,
     resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
 ) -> None:
     """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.

@@ -37,14 +37,13 @@ def verse_bench(
     --set REWARD.weights=PATH adds a published metric, --rewards adds stand-ins and plug-ins, each under its
       own name. The table goes to --to, the run to MLflow. Done scores are kept.
     """
+    from experiments.paper import metrics, published
     from experiments.paper.layouts import read_verse_bench
-    from experiments.paper.metrics import VERSE_BENCH
-    from experiments.paper.published import VERSE_BENCH as PAPER
     from experiments.paper.run import Benchmark
 
     items = read_verse_bench(folder, clips or folder / "generated")
     _run(
-        Benchmark("Verse-Bench", items, VERSE_BENCH, PAPER, with_composites=True),
+        Benchmark("Verse-Bench", items, metrics.VERSE_BENCH, published.VERSE_BENCH, with_composites=True),
         rewards,
         settings,
         to,
@@ -71,9 +70,8 @@ def seed_tts(
     WER is in percent and SIM x100, as published; they need wer_whisper.weights and sim_wavlm_ecapa.weights
     (--set).
     """
+    from experiments.paper import metrics, published
     from experiments.paper.layouts import read_seed_tts
-    from experiments.paper.metrics import seed_tts as metrics
-    from experiments.paper.published import SEED_TTS_EN
     from experiments.paper.run import Benchmark
 
     inside = folder / language / "meta.lst"
@@ -84,8 +82,8 @@ def seed_tts(
     benchmark = Benchmark(
         f"Seed-TTS eval, {language}",
         items,
-        metrics(language),
-        SEED_TTS_EN if language == "en" else {},
+        metrics.seed_tts(language),
+        published.SEED_TTS_EN if language == "en" else {},
         of_sound=True,
     )
     _run(benchmark, rewards, settings, to, out, as_json)

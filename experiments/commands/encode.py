@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Manifests = Annotated[
 def encode(
     recipe: RecipeName = "mini",
     /,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     mix: Lists = "",
     manifest: Manifests = (),

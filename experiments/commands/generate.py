@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import Settings, recipe_for
+from experiments.commands.options import SetOptions, recipe_for
 
 
 def generate(
@@ -18,7 +18,7 @@ def generate(
     model: Path = Path("out/pretrain/stage3/model"),
     codec: Path = Path("out/codec"),
     limit: int | None = None,
-    settings: Settings = (),
+    settings: SetOptions = (),
 ) -> None:
     """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path",
     "spk_wavs"}).

@@ -13,12 +13,12 @@ import tyro
 from experiments.commands.options import JsonFlag
 
 Axis = Literal["overall", "sync", "voice", "picture"]
-Votes = Annotated[Path, tyro.conf.Positional]
+VotesFile = Annotated[Path, tyro.conf.Positional]
 Names = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="NAME", help="the allowed models; each must have been compared"),
 ]
-Scores = Annotated[
+ScoreFiles = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
         metavar="[MODEL=]FILE[#SOURCE]", help="scores.jsonl of `nava score`; #SOURCE: only those rows of it"
@@ -34,7 +34,7 @@ Indices = Annotated[
 
 
 def stats(
-    votes: Votes,
+    votes: VotesFile,
     /,
     axis: Axis | None = None,
     ours: str | None = None,
@@ -58,7 +58,7 @@ def stats(
 
 
 def export(
-    votes: Votes,
+    votes: VotesFile,
     /,
     clips: Indices,
     out: Path = Path("pairs.jsonl"),
@@ -107,9 +107,9 @@ def export(
 
 
 def fit(
-    votes: Votes,
+    votes: VotesFile,
     /,
-    scores: Scores,
+    scores: ScoreFiles,
     features: Features,
     out: Path = Path("preference.json"),
     axis: Axis = "overall",

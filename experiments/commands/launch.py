@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import RecipeName, SetOptions, recipe_for
 
 if TYPE_CHECKING:
     from experiments.jobs.request import Request
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Gpus = Annotated[int, tyro.conf.arg(help="ranks of each node")]
-Environment = Annotated[
+RankEnvironment = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(metavar="NAME=VALUE", help="environment of the ranks; may be given again"),
 ]
@@ -38,8 +38,8 @@ def node(
     max_restarts: int = 3,
     grace_s: int = 120,
     workdir: str = "",
-    env: Environment = (),
-    settings: Settings = (),
+    env: RankEnvironment = (),
+    settings: SetOptions = (),
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
@@ -71,8 +71,8 @@ def slurm(
     log: str = "%x-%j.log",
     image: str = "",
     mounts: str = "",
-    env: Environment = (),
-    settings: Settings = (),
+    env: RankEnvironment = (),
+    settings: SetOptions = (),
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
@@ -110,11 +110,11 @@ def kubernetes(
     memory: str = "",
     gpu_resource: str = "nvidia.com/gpu",
     trainer: Literal["2.1", "2.2"] = "2.2",
-    env: Environment = (),
+    env: RankEnvironment = (),
     secret: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=SECRET:KEY")
     ] = (),
-    settings: Settings = (),
+    settings: SetOptions = (),
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:

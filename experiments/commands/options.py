@@ -10,7 +10,7 @@ import tyro
 RecipeName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="name or package.module.function")
 ]
-Settings = Annotated[
+SetOptions = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be repeated"),
 ]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
@@ -15,38 +15,40 @@ if TYPE_CHECKING:
 GATE_FAILED = 3  # exit code
 
 
-def corpus(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def corpus(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Render the corpus: clips, sounds, references, prompt sets and manifests, into OUT/corpus."""
     _run("corpus", _job(recipe, settings, out))
 
 
-def curate(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def curate(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Curate the high-quality pairs with submodlib, into OUT/curated."""
     _run("curate", _job(recipe, settings, out))
 
 
-def codec(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def codec(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Fit the codecs on OUT/corpus and store them with their reconstruction error, into OUT/codec."""
     _run("codec", _job(recipe, settings, out))
 
 
-def syncnet(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def syncnet(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Train the sync network of the reward and that of the judge, and evaluate both, into OUT/syncnet."""
     _run("syncnet", _job(recipe, settings, out))
 
 
-def rollout(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def rollout(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts."""
     _run("rollout", _job(recipe, settings, out))
 
 
-def curate_prompts(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def curate_prompts(
+    recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")
+) -> None:
     """Curate the prompts that alignment trains on: diverse ones with low reward of their clips in
     OUT/rollouts, into OUT/chosen."""
     _run("curate_prompts", _job(recipe, settings, out))
 
 
-def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out")) -> None:
+def votes(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """SIMULATED raters vote on OUT/rollouts by the scores of the judges: votes.jsonl and pairs.jsonl, into
     OUT/votes.
 
@@ -58,7 +60,7 @@ def votes(recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = P
 def evaluate(
     recipe: RecipeName = "mini",
     /,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     reports: Path = Path("reports"),
     gates: bool = False,
@@ -83,7 +85,7 @@ def evaluate(
 def report(
     recipe: RecipeName = "mini",
     /,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     reports: Path = Path("reports"),
 ) -> None:

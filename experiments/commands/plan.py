@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.commands.options import JsonFlag, Settings, recipe_for
+from experiments.commands.options import JsonFlag, SetOptions, recipe_for
 
 if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
@@ -18,7 +18,9 @@ FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # wher
 
 
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
-DryRun = Annotated[bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")]
+DryRunStep = Annotated[
+    bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
+]
 
 
 def plan(
@@ -37,8 +39,8 @@ def plan(
     local_batch: int = 1,
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
-    dry_run: DryRun = False,
-    settings: Settings = (),
+    dry_run: DryRunStep = False,
+    settings: SetOptions = (),
     as_json: JsonFlag = False,
 ) -> None:
     """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and days
@@ -49,17 +51,18 @@ def plan(
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
-    import pretrain.model.plan as model
     from experiments.commands.plan_table import show
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import assumptions, clip_shape, plan_model, step_seconds
     from pretrain.plan_schedule import plan_schedule
 
     recipe = _recipe(name, settings)
     config = recipe.pretrain if recipe else None
-    flavor = config.flavor if config else name
+    flavor_name = config.flavor if config else name
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
-    found = model.plan(
-        flavor,
+    found = plan_model(
+        flavor_name,
         gpus,
         **clip,
         context=context,
@@ -68,13 +71,13 @@ def plan(
         local_batch=local_batch,
         ema=not config or config.ema_decay > 0,
     )
-    model.step_seconds(1.0, gpus, mfu, peak_tflops)
+    step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
-        shape = model.clip_shape(model.flavor(flavor), **clip)
+        shape = clip_shape(flavor(flavor_name), **clip)
         found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
-    found["assumptions"] = model.assumptions(checkpointing, mfu, peak_tflops)
+    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops)
     if dry_run:
-        found["dry_run"] = _rehearsed(flavor, config, gpus, context, replicas, checkpointing)
+        found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.commands.options import RecipeName, Settings, recipe_for
+from experiments.commands.options import RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
 from pretrain.config import nearest
 
@@ -44,7 +44,7 @@ def pretrain(
         int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
     ] = -1,
     max_restarts: Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")] = 0,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     resume: Annotated[
         bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts the stage over")
@@ -58,8 +58,7 @@ def pretrain(
       ports from that of --rdzv on, one per stage.
     """
     from experiments.job import StageJob
-    from pretrain.launch.nodes import Nodes
-    from pretrain.launch.nodes import node_rank as rank_of
+    from pretrain.launch.nodes import Nodes, find_node_rank
     from pretrain.storage import place
 
     loaded = recipe_for(recipe, settings)
@@ -68,7 +67,9 @@ def pretrain(
         raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    nodes = Nodes(count=nnodes, rank=rank_of(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts)
+    nodes = Nodes(
+        count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
+    )
     if nnodes > 1 and not resume:
         raise ValueError(
             "--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes"

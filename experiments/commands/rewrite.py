@@ -14,7 +14,8 @@ import tyro
 from experiments.commands.options import JsonFlag
 
 if TYPE_CHECKING:
-    from finetune.rewriter.rewrite import Rewrite
+    from finetune.rewriter.endpoint import ChatEndpoint
+    from finetune.rewriter.rewrite import Rewrite, RewriteSettings
 
 SHOWN = 5  # rows that fell back, printed one by one
 
@@ -77,18 +78,15 @@ def rewrite(
     the template or the original prompt is used (recorded in meta.rewrite.by and .reason). An interrupted run
     resumes; after a finished one the same command requests only the prompts that fell back.
     """
-    from finetune.rewriter.cache import RewriteCache
     from finetune.rewriter.endpoint import ChatEndpoint
-    from finetune.rewriter.rewrite import RewriteSettings, rewrite_all, without_model
+    from finetune.rewriter.rewrite import RewriteSettings
     from finetune.rewriter.rows import read_rows, write_rows
 
     if template == bool(endpoint):
         raise ValueError("give either --endpoint URL --model NAME, or --template, which needs no model")
     if cache.resolve() in (prompts.resolve(), to.resolve()):
-        raise ValueError(
-            f"--cache {cache}: is the file of prompts or of rewrites, and would be written into; give it a "
-            "file of its own"
-        )
+        where = "is the file of prompts or of rewrites, and would be written into"
+        raise ValueError(f"--cache {cache}: {where}; give it a file of its own")
     asking = RewriteSettings(
         language=language,
         fallback=fallback,
@@ -97,10 +95,8 @@ def rewrite(
         min_structure=min_structure,
         seed=seed,
     )
-    if template:
-        rows = read_rows(prompts, to)
-        rewrites = [without_model(row.prompt, asking) for row in rows]
-    else:
+    server = None
+    if not template:
         server = ChatEndpoint(
             base_url=endpoint,
             model=model,
@@ -109,14 +105,26 @@ def rewrite(
             max_tokens=max_tokens,
             temperature=temperature,
         )
-        rows = read_rows(prompts, to)
-        kept = RewriteCache(cache)
-        try:
-            rewrites = rewrite_all([row.prompt for row in rows], server, kept, asking)
-        finally:
-            kept.close()
+    rows = read_rows(prompts, to)
+    rewrites = _rewrites([row.prompt for row in rows], server, cache, asking)
     write_rows(to, rows, rewrites, model)
     _report(rewrites, [row.data_id for row in rows], to, as_json)
+
+
+def _rewrites(
+    prompts: Sequence[str], server: ChatEndpoint | None, cache: Path, settings: RewriteSettings
+) -> list[Rewrite]:
+    """By the endpoint through the cache, or by the template where there is none."""
+    from finetune.rewriter.cache import RewriteCache
+    from finetune.rewriter.rewrite import rewrite_all, without_model
+
+    if server is None:
+        return [without_model(prompt, settings) for prompt in prompts]
+    kept = RewriteCache(cache)
+    try:
+        return rewrite_all(prompts, server, kept, settings)
+    finally:
+        kept.close()
 
 
 def _report(rewrites: Sequence[Rewrite], names: Sequence[str], to: Path, as_json: bool) -> None:

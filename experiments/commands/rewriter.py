@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.commands.gsb import Axis, Votes
+from experiments.commands.gsb import Axis, VotesFile
 from experiments.commands.options import recipe_for
 from experiments.layout import Layout
 
@@ -32,7 +32,7 @@ Tuned = Annotated[
     ),
 ]
 Resume = Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")]
-Clips = Annotated[
+ClipModel = Annotated[
     Path | None,
     tyro.conf.arg(metavar="NAVA_MODEL", help="score clips that this NAVA model makes of the rewrites"),
 ]
@@ -65,7 +65,7 @@ def grpo(
     prompts: Prompts,
     /,
     settings: Tuned = (),
-    clips: Clips = None,
+    clips: ClipModel = None,
     codec: Path | None = None,
     rewards: ClipRewards = ("sync_mini",),
     set_reward: ClipSettings = (),
@@ -117,7 +117,7 @@ def grpo(
 
 def dpo(
     model: LanguageModel,
-    votes: Votes,
+    votes: VotesFile,
     /,
     rewrites: Rewrites,
     axis: Axis = "overall",

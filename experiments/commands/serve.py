@@ -23,7 +23,9 @@ LimitSettings = Annotated[
         help="override a limit of orchestration/service/limits.py; may be given again",
     ),
 ]
-Ray = Annotated[str, tyro.conf.arg(metavar="ADDRESS", help="a Ray cluster; an embedded one where not given")]
+RayAddress = Annotated[
+    str, tyro.conf.arg(metavar="ADDRESS", help="a Ray cluster; an embedded one where not given")
+]
 TokenFile = Annotated[
     Path | None,
     tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
@@ -43,7 +45,7 @@ def rewards(
     replicas: int = 1,
     cpus: float = 0.0,
     gpus: float = 0.0,
-    ray: Ray = "local",
+    ray: RayAddress = "local",
 ) -> None:
     """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and
     /healthz.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.commands.options import JsonFlag, RecipeName, Settings, recipe_for
+from experiments.commands.options import JsonFlag, RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
 
 
 def paradigms(
     recipe: RecipeName = "mini",
     /,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     judge: Path | None = None,
 ) -> None:
@@ -37,7 +37,7 @@ def paradigms(
 
 
 def objectives(
-    recipe: RecipeName = "mini", /, settings: Settings = (), out: Path = Path("out"), nproc: int = 0
+    recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out"), nproc: int = 0
 ) -> None:
     """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget;
     compare, with the cost.
@@ -67,7 +67,7 @@ def objectives(
 def seeds(
     recipe: RecipeName = "mini",
     /,
-    settings: Settings = (),
+    settings: SetOptions = (),
     out: Path = Path("out"),
     seeds: int = 3,
     nproc: int = 0,

@@ -16,7 +16,7 @@ Address = Annotated[
         metavar="http://HOST:8265", help="the cluster's dashboard; empty = RAY_ADDRESS, or this machine"
     ),
 ]
-Environment = Annotated[
+JobEnvironment = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(
         metavar="NAME=VALUE",
@@ -36,7 +36,7 @@ def submit(
         str, tyro.conf.arg(help="path of this repository on the cluster; empty = as here")
     ] = "",
     python: Annotated[str, tyro.conf.arg(help="Python interpreter on the cluster; empty = as here")] = "",
-    env: Environment = (),
+    env: JobEnvironment = (),
     grace_s: Annotated[int, tyro.conf.arg(help="seconds for a checkpoint after SIGTERM")] = 120,
     max_requeues: Annotated[int, tyro.conf.arg(help="resubmissions of an interrupted job")] = 3,
 ) -> None:

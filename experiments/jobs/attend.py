@@ -1,5 +1,4 @@
-"""`python -m experiments.jobs.attend STAGE`, which a submitted job runs: reproduces a stage of dvc.yaml and
-submits itself again where it was interrupted.
+"""Command of a submitted job, `python -m experiments.jobs.attend STAGE`: run a stage, requeue itself.
 
 SIGTERM may reach this process, DVC, the stage, torchrun or a rank, one of them or all: the ranks write their
 checkpoint, the stage ends as interrupted, and this process waits for both.
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
     from orchestration.launch import Jobs
 
 POLL_S = 0.2
-IDLE_S = 3.0  # a stopping command may take to end by itself once its children have
+IDLE_S = 3.0  # time for a stopping command to exit by itself once its children have exited
 MLFLOW_PATIENCE_S = 20.0
 
 
 def reproduce(stage: str, root: Path) -> tuple[int, bool]:
-    """`dvc repro STAGE` until it and the stage it ran have ended: (exit code, True where one got SIGTERM)."""
+    """Run `dvc repro STAGE` until it and its stage have exited: (exit code, True if one got SIGTERM)."""
     since_ms = int(time.time() * 1000)
     command = _Command([*dvc_command(), "repro", stage], root)
     before = {
@@ -52,21 +51,20 @@ def reproduce(stage: str, root: Path) -> tuple[int, bool]:
 
 
 class _Command:
-    """A command that starts others one after another; SIGTERM would end the command alone, not its
-    children."""
+    """A command that starts children one after another; SIGTERM to it alone would not reach the children."""
 
     def __init__(self, command: list[str], root: Path) -> None:
         self.process = subprocess.Popen(command, cwd=root, env=environment(), stdin=subprocess.DEVNULL)
         self.started: set[psutil.Process] = set()
         self.signalled: set[psutil.Process] = set()
         self.stopping = False
-        self.idle_polls = 0  # in a row, without a running child
+        self.idle_polls = 0  # consecutive polls without a running child
 
     def stop(self) -> None:
         self.stopping = True
 
     def wait(self) -> int:
-        """The command's exit code, negative where a signal ended it; what it had started has ended too."""
+        """Wait for the command and its children; the exit code, negative for a signal."""
         while True:
             code = self.process.poll()
             if code is None:
@@ -89,7 +87,7 @@ class _Command:
         for process in going:
             if process not in self.signalled:
                 self.signalled.add(process)
-                with contextlib.suppress(psutil.NoSuchProcess):  # it ended just before
+                with contextlib.suppress(psutil.NoSuchProcess):  # it exited in between
                     process.send_signal(signal.SIGTERM)
         self.idle_polls = 0 if going else self.idle_polls + 1
         if self.idle_polls * POLL_S > IDLE_S and self.process.poll() is None:
@@ -104,7 +102,7 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def stopped_since(since_ms: int, spool: Path) -> bool:
-    """True where a run ended as stopped after that time: a stage was interrupted."""
+    """True if a run was stopped after that time, that is, a stage was interrupted."""
     return any(
         status == "KILLED" and at_ms >= since_ms
         for status, at_ms in (run.last_end() for run in spooled_runs(spool))
@@ -112,8 +110,7 @@ def stopped_since(since_ms: int, spool: Path) -> bool:
 
 
 def end_unstarted(spool: Path, status: str) -> None:
-    """Write the end of the announced run where its stage never began: there was nothing to do, or something
-    before it ended the job."""
+    """End the announced run if its stage never started: nothing to do, or an earlier failure."""
     _, _, key = os.environ.get(ANNOUNCED_RUN, "").partition("=")
     run = SpooledRun(spool / key)
     if key and run.exists() and not run.started() and not run.last_end()[0]:
@@ -121,17 +118,20 @@ def end_unstarted(spool: Path, status: str) -> None:
 
 
 def attend(stage: str, root: Path = Path()) -> None:
-    """Raises KeyboardInterrupt where the job was interrupted (and, if it may, was submitted again),
-    ValueError where a stage failed."""
-    from orchestration.launch import JOB, connect
+    """Run the job.
 
-    spool, job = Layout().tracking, os.environ.get(JOB, "")
+    Raises KeyboardInterrupt if it was interrupted (and resubmitted, if allowed), ValueError if a stage
+    failed.
+    """
+    from orchestration.launch import JOB_VARIABLE, connect
+
+    spool, job = Layout().tracking, os.environ.get(JOB_VARIABLE, "")
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
     if not job:
         raise ValueError(
-            f"{JOB} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does the same "
-            "here"
+            f"{JOB_VARIABLE} is not set: this is what `nava submit` has Ray run; `dvc repro {stage}` does "
+            "the same here"
         )
     jobs = connect().jobs
     if _stopped_by_request(jobs, job, spool):
@@ -153,8 +153,10 @@ def attend(stage: str, root: Path = Path()) -> None:
 
 
 def _stopped_by_request(jobs: Jobs, job: str, spool: Path) -> bool:
-    """Wait for the attempt before this one; True where a person stopped that. SIGTERM meanwhile is an
-    interruption as any other."""
+    """Wait for the previous attempt; True if a person stopped it.
+
+    SIGTERM meanwhile counts as any other interruption.
+    """
     from orchestration.launch import cancelled
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,8 +1,8 @@
-"""Kubernetes: a TrainJob of Kubeflow Trainer v2, whose runtime `torch-distributed` gives every node its
-number and the first one's address.
+"""Kubernetes launcher: a TrainJob of Kubeflow Trainer v2 with the runtime `torch-distributed`.
 
-The API is trainer.kubeflow.org/v1alpha1; what is changed of a runtime's pods is `podTemplateOverrides` up to
-Trainer 2.1 and `runtimePatches` from 2.2 on (its change log).
+The runtime gives every node its rank and the first one's address. The API is trainer.kubeflow.org/v1alpha1;
+what is changed of a runtime's pods is `podTemplateOverrides` up to Trainer 2.1 and `runtimePatches` from 2.2
+on (its change log).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import yaml
 
 from experiments.jobs.request import Request
 
-API, CONTAINER = "trainer.kubeflow.org/v1alpha1", "node"  # the runtime calls its job and its container so
+# names used by the runtime for its job and container
+API, CONTAINER = "trainer.kubeflow.org/v1alpha1", "node"
 MANAGER = "nava.dev/launch"  # owner of our entry among a TrainJob's patches
 VOLUME = "storage"
 _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
@@ -24,8 +25,7 @@ _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesOptions:
-    """What belongs to a cluster. Raises ValueError where a name cannot be one of Kubernetes, or there is no
-    image."""
+    """Settings of a cluster. Raises ValueError for an invalid Kubernetes name or a missing image."""
 
     image: str  # with this repository installed
     namespace: str = "default"
@@ -82,7 +82,7 @@ def render(request: Request, options: KubernetesOptions) -> str:
 
 
 def _script(request: Request) -> str:
-    """`exec`, so that the pod's SIGTERM reaches `nava`."""
+    """Shell script; `exec`, so that the pod's SIGTERM reaches `nava`."""
     lines = [f"cd -- {shlex.quote(request.workdir)}"] if request.workdir else []
     if request.nodes > 1:
         lines.append('rendezvous="$PET_MASTER_ADDR:$PET_MASTER_PORT"')
@@ -90,7 +90,7 @@ def _script(request: Request) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Kubernetes reads $(X) of a command or value as a variable of its own, and $$ as one dollar."""
+    """Escape $: Kubernetes expands $(X) in commands and values, and reads $$ as one dollar."""
     return text.replace("$", "$$")
 
 
@@ -110,7 +110,7 @@ def _resources(request: Request, options: KubernetesOptions) -> dict[str, Any]:
 
 
 def _pods(request: Request, options: KubernetesOptions) -> dict[str, Any]:
-    """The volume in the nodes' pods."""
+    """Volume mounts of the nodes' pods."""
     if not options.claim:
         return {}
     spec = {

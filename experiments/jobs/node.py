@@ -1,5 +1,7 @@
-"""One machine: a shell script that becomes the training. Started again, it goes on from the newest
-checkpoint."""
+"""Single-node launcher: a shell script that runs the training and resumes it when started again.
+
+Started again, it goes on from the newest checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from experiments.jobs.request import Request
 
 
 def render(request: Request) -> str:
-    """Raises ValueError for several nodes, which need something that starts them."""
+    """Render the script. Raises ValueError for several nodes."""
     if request.nodes != 1:
         raise ValueError(
             f"--nodes {request.nodes}: a script starts one machine; take `nava launch slurm` or `nava "

@@ -1,4 +1,4 @@
-"""What is to be launched, and the one command line that every launcher renders."""
+"""A launch request and its command line, shared by all launchers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import shlex
 from dataclasses import dataclass
 
 RENDEZVOUS_PORT = 29_500
-RENDEZVOUS = '"$rendezvous"'  # a shell variable: only the scheduler knows the first node's address
+RENDEZVOUS = '"$rendezvous"'  # a shell variable, because only the scheduler knows the first node's address
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A training of `recipe` on `nodes` x `gpus_per_node` ranks. Raises ValueError where a number or a name
-    cannot be."""
+    """A training of `recipe` on `nodes` x `gpus_per_node` ranks. Raises ValueError for invalid fields."""
 
     recipe: str
     nodes: int = 1
@@ -53,7 +52,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The recipe's name as schedulers take it: lower case, digits and dashes."""
+        """The recipe's name as schedulers accept it: lower case, digits and dashes."""
         plain = re.sub(r"[^a-z0-9]+", "-", self.recipe.lower()).strip("-")[-40:].strip("-")
         return plain if plain and plain[0].isalpha() else f"nava-{plain}".strip("-")
 
@@ -62,7 +61,7 @@ class Request:
         return self.nodes * self.gpus_per_node
 
     def arguments(self) -> list[str]:
-        """The command line of every node, but for where nodes meet."""
+        """Command line of every node, without the rendezvous."""
         command = [
             "nava",
             "pretrain",
@@ -77,12 +76,11 @@ class Request:
         return [*command, *(f"--set={setting}" for setting in self.settings)]
 
     def command(self) -> str:
-        """The same for a shell, quoted; several nodes meet at $rendezvous."""
+        """Quoted shell command; several nodes use $rendezvous."""
         return shlex.join(self.arguments()) + (f" --rdzv={RENDEZVOUS}" if self.nodes > 1 else "")
 
     def variables(self) -> dict[str, str]:
-        """The environment: what was given, and how long ranks have for their last checkpoint. Raises
-        ValueError."""
+        """Environment variables, with the grace period for the last checkpoint. Raises ValueError."""
         found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
         for item in self.env:
             name, equals, value = item.partition("=")

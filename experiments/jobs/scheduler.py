@@ -1,4 +1,4 @@
-"""Writes what was rendered and hands it to the scheduler."""
+"""Write rendered files and submit them to a scheduler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pretrain.files import replacing
 
 
 def write(folder: Path, name: str, text: str) -> Path:
-    """Whole or not at all; scripts can be executed."""
+    """Write a file atomically; scripts become executable."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     with replacing(path) as temporary:
@@ -21,7 +21,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def check_command(program: str, where: str) -> None:
-    """Raises FileNotFoundError where the scheduler's command is not on this machine."""
+    """Raises FileNotFoundError if the scheduler's command is not installed."""
     if shutil.which(program) is None:
         raise FileNotFoundError(
             f"{program}: no such command here; run this {where}, or give --dry-run to see what would be "
@@ -30,5 +30,5 @@ def check_command(program: str, where: str) -> None:
 
 
 def submit(command: list[str]) -> int:
-    """Run the scheduler's command with its own output; its exit code."""
+    """Run the scheduler's command, inheriting its output; returns the exit code."""
     return subprocess.run(command, check=False).returncode

@@ -1,5 +1,4 @@
-"""Slurm: an sbatch script that requeues itself from its last checkpoint when it is preempted or its time is
-up."""
+"""Slurm launcher: an sbatch script that requeues itself after preemption or timeout."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ _WORD = re.compile(r"[A-Za-z0-9_.:,/@%+=\[\]-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What belongs to a site; empty = the site's own default. Raises ValueError where a value cannot stand in
-    an #SBATCH line."""
+    """Settings of a site; "" = the site's default. Raises ValueError for values invalid in #SBATCH lines."""
 
     partition: str = ""
     account: str = ""
@@ -37,11 +35,10 @@ class SlurmOptions:
 
 
 def render(request: Request, options: SlurmOptions) -> str:
-    """The batch shell alone gets the signal: it passes it on to the ranks, waits for their checkpoint, and
-    requeues the job.
+    """Render the script. Only the batch shell gets the signal.
 
-    Requeued are jobs that were told to stop and did (exit code 130 of `nava`, or of a signal), never those
-    with an error of the user's.
+    It forwards the signal to the ranks, waits for their checkpoint, and requeues the job. Only jobs that
+    stopped on request are requeued (exit code 130 of `nava`, or of a signal), never those with a user error.
     """
     meeting = (
         f'rendezvous="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):{RENDEZVOUS_PORT}"\n'

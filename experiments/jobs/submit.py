@@ -1,4 +1,4 @@
-"""A stage of the pipeline as a Ray job, which is named by the MLflow id of its run."""
+"""Submit a pipeline stage as a Ray job, named by the MLflow id of its run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What is submitted from the repository in `root`; `workdir` and `python` are what the cluster's machines
-    call them."""
+    """A submission from the repository in `root`; `workdir` and `python` are paths on the cluster."""
 
     recipe: Any
     stage: str
@@ -43,13 +42,15 @@ class Submission:
 
     @property
     def place(self) -> str:
-        """What no two jobs may work on at a time: they would wait for DVC's lock, and give up."""
+        """Identity of the working copy; two jobs in one place would block on DVC's lock."""
         return self.workdir
 
 
 def check(submission: Submission, chosen: str) -> None:
-    """Raises ValueError or FileNotFoundError for what would fail on the cluster; `chosen`: the recipe that
-    params.yaml names."""
+    """Raises ValueError or FileNotFoundError for what would fail on the cluster.
+
+    `chosen`: the recipe named in params.yaml.
+    """
     root, stage = submission.root, submission.stage
     if not (root / "dvc.yaml").is_file():
         raise FileNotFoundError("dvc.yaml: no such file here; run this in the repository root")
@@ -69,8 +70,7 @@ def check(submission: Submission, chosen: str) -> None:
 
 
 def submit_stage(submission: Submission, jobs: Jobs) -> str:
-    """Submit a stage as a job and return the job's id: the MLflow run id, with the number of the attempt
-    where that is not the first.
+    """Submit a stage as a job; returns its id: the MLflow run id, plus a suffix for later attempts.
 
     Raises ValueError where a job is at work in the same place, OSError where MLflow or Ray do not answer.
     """
@@ -99,7 +99,7 @@ def submit_stage(submission: Submission, jobs: Jobs) -> str:
 
 
 def run_to_resume(submission: Submission) -> str:
-    """Key of an interrupted training that the job will go on with; "" where the job begins a run."""
+    """Key of an interrupted training that the job will resume; "" if it starts a new run."""
     stage, root = submission.stage, submission.root
     layout = Layout(out=root / "out")
     if (
@@ -112,7 +112,7 @@ def run_to_resume(submission: Submission) -> str:
 
 
 def announce(submission: Submission, spool: Path) -> str:
-    """Write down a run that is to come; returns its key."""
+    """Announce a future run in the spool; returns its key."""
     git = git_state(submission.root)
     tags = {
         "nava.stage": submission.stage,
@@ -125,8 +125,10 @@ def announce(submission: Submission, spool: Path) -> str:
 
 
 def mlflow_id(key: str, spool: Path, root: Path, patience_s: float = MLFLOW_PATIENCE_S) -> str:
-    """The run's MLflow id, which the sender beside gets. Raises OSError where MLflow has not answered after
-    `patience_s`."""
+    """MLflow id of the run, obtained by the sender process.
+
+    Raises OSError if MLflow has not responded after `patience_s`.
+    """
     run, uri = SpooledRun(spool / key), store_uri(root)
     end = time.monotonic() + patience_s
     ensure_sender(spool, root)

@@ -13,7 +13,7 @@ from experiments.paper.layouts import BenchItem
 from experiments.paper.metrics import PublishedMetric, eligible_for, looks_at_frames
 from experiments.paper.published import PaperTable, composites
 from experiments.scoring.run import ScoreSettings, score_files, to_scores
-from experiments.scoring.store import Row
+from experiments.scoring.store import StoredRow
 from experiments.scoring.summary import described
 from rewards.types import Score
 
@@ -45,7 +45,7 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
     """
     pictures = [file for item in benchmark.items if (file := item.video_file())]
     sounds = [file for item in benchmark.items if (file := item.sound_file())]
-    rows: dict[str, Row] = {}
+    rows: dict[str, StoredRow] = {}
     columns: dict[str, dict[str, Score]] = {}
     asked: dict[str, str] = {}
     for side, files in (("video", pictures), ("sound", sounds)):

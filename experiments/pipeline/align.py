@@ -16,7 +16,7 @@ from finetune.launch import align_model
 from pretrain.data.corpus.texts import ALIGN_TRAIN
 from pretrain.launch.launch import StageResult
 
-# the prompts held out for early stopping are taken from these too: align_held_out is for evaluation alone
+# early stopping draws held-out prompts from these as well: align_held_out is for evaluation only
 PROMPTS = f"{ALIGN_TRAIN}.jsonl"
 BASE = "stage3"
 CURATE = "`nava curate prompts` first, or set align.curated_prompts=false"
@@ -28,8 +28,10 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
 
 
 def pairs_and_clips(job: StageJob) -> tuple[Path | None, Path | None]:
-    """Preference pairs and the rollout store of their clips, from the stages before; None where no objective
-    of the recipe learns from pairs."""
+    """Preference pairs and the rollout store of their clips, from earlier stages.
+
+    None if no objective of the recipe uses pairs.
+    """
     if not job.recipe.align.needs_pairs:
         return None, None
     return require(job.layout.votes / PAIRS, VOTE), require(job.layout.rollouts, "`nava rollout` first")
@@ -69,8 +71,7 @@ def align_tracked(
     clips: Path | None,
     train: Callable[[AlignRun], StageResult],
 ) -> None:
-    """Align into OUT/align by `train`, from the last round there. Raises Interrupted where it was stopped
-    before its last round."""
+    """Align into OUT/align by `train`, resuming from the last round. Raises Interrupted if stopped early."""
     run = align_run(job, tracker, pairs, clips)
     tracker.set_tags(origin_tags(run))
     result = train(run)
@@ -85,7 +86,7 @@ def align_tracked(
 
 
 def origin_tags(run: AlignRun) -> dict[str, str]:
-    """Tags: the checkpoint it started from, the prompts, the rewards and the pairs."""
+    """Tags: initial checkpoint, prompts, rewards and pairs."""
     identity = run.identity()
     tags = {
         "nava.parent_checkpoint": checkpoint_of(run.base),

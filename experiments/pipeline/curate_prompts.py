@@ -1,5 +1,4 @@
-"""Stage `curate_prompts`: the prompts alignment trains on, diverse and with low reward under the pretrained
-model."""
+"""Stage `curate_prompts`: training prompts of alignment, diverse and with low reward when pretrained."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from experiments.layout import CHOSEN
 from experiments.pipeline.votes import clips_of
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
-from finetune.curation import CurationConfig, choose, shortfall, text_features
+from finetune.curation import CurationConfig, curate, shortfall, text_features
 from finetune.gsb.simulated_pairs import own_names
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import RolloutStore, open_store
@@ -66,17 +65,16 @@ def curate_prompts(
     syncnet: Path,
     out: Path,
 ) -> dict[str, Any]:
-    """Writes `out`/chosen.json: data_ids, each prompt's gain, and what the choice is worth beside random
-    ones; returns it.
+    """Write `out`/chosen.json and return it: data_ids, gains, and a comparison with random selections.
 
-    A prompt's gain is the weighted sum, over the rubric of `align`, of how far each reward of its clips lies
-    below the best prompt's. `out`/scores.jsonl has the rewards of every clip under the names that votes on
-    the store know (for `nava gsb fit`). Raises FileNotFoundError or ValueError in one line.
+    A prompt's gain is the weighted sum, over the rubric of `align`, of each reward's shortfall from the best
+    prompt's. `out`/scores.jsonl has the rewards of every clip by names that votes on the store use (for `nava
+    gsb fit`). Raises FileNotFoundError or ValueError in one line.
     """
     started, clips = time.perf_counter(), open_store(store)
     gains, found = store_gains(align, clips, codec, corpus, syncnet, config.batch, config.num_processes)
     prompts = {row["case_id"]: row["prompt"] for row in clips.places.values()}
-    choice = choose(
+    choice = curate(
         text_features([prompts[case] for case in gains]), np.array(list(gains.values())), config.curation
     )
     names = list(gains)
@@ -110,8 +108,10 @@ def store_gains(
 def prompt_gains(
     rewards: Mapping[str, np.ndarray], cases: Sequence[str], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Case -> weighted sum of the shortfalls of each reward [N], those that are better when lower turned
-    round; NaN where a reward could score none of its clips."""
+    """Case -> weighted sum of the shortfalls of each reward [N], negated if lower is better.
+
+    NaN if a reward could score none of its clips.
+    """
     lower = {name for name in rewards if name in CATALOG and CATALOG[name].lower_is_better}
     parts = {name: shortfall(-values if name in lower else values, cases) for name, values in rewards.items()}
     return {case: sum(weights[name] * parts[name][case] for name in weights) for case in dict.fromkeys(cases)}

@@ -1,4 +1,4 @@
-"""`nava demo`: the estimated time, the pipeline under DVC, and where its time and memory went."""
+"""`nava demo`: time estimate, the pipeline under DVC, and a summary of time and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMINGS = "timings.json"
 
 
 def up_to_date(root: Path) -> bool:
-    """True when DVC finds nothing to run; a second or two, nothing heavy is started."""
+    """True if DVC has nothing to run; takes a second or two."""
     if not (root / "dvc.lock").is_file():
         return False
     command = [*dvc_command(), "status", "-q"]
@@ -41,7 +41,7 @@ def dvc_command() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This interpreter's folder first in PATH: the `python` in dvc.yaml is the one that runs the demo."""
+    """Environment with this interpreter's folder first in PATH, so that `python` in dvc.yaml is this one."""
     folder = str(Path(sys.executable).parent)
     return {
         **os.environ,
@@ -78,10 +78,9 @@ def print_estimate() -> dict[str, float]:
 
 
 def run_pipeline(root: Path, layout: Layout) -> None:
-    """`dvc repro` with every stage's own progress, then the timings; raises ValueError when a stage fails.
+    """Run `dvc repro` with all stages' progress, then print timings. Raises ValueError if a stage fails.
 
-    Ctrl-C reaches the stages too (one process group): they leave a checkpoint that the next call goes on
-    from.
+    Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
     """
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
@@ -111,7 +110,7 @@ def run_pipeline(root: Path, layout: Layout) -> None:
 def write_timings(
     layout: Layout, speed: dict[str, float], seconds: float, started: float, memory: PeakMemory
 ) -> None:
-    """Keep what the run took beside the report: `reports/timings.json`."""
+    """Store the run's timings next to the report: `reports/timings.json`."""
     records = [record for stage in STAGES if (record := read_record(layout, stage))]
     begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
     timings = {
@@ -128,7 +127,7 @@ def write_timings(
 
 
 def print_timings(layout: Layout) -> None:
-    """Where the time of the last whole run went."""
+    """Print the time per stage of the last complete run."""
     path = layout.reports / TIMINGS
     if not path.is_file():
         return

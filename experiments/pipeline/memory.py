@@ -33,7 +33,7 @@ class PeakMemory:
         self.sample()
 
     def sample(self) -> None:
-        """Look once now."""
+        """Take one sample."""
         me = psutil.Process()
         total = sum(self._of(process) for process in [me, *me.children(recursive=True)])
         self.peak_bytes = max(self.peak_bytes, total)
@@ -46,7 +46,7 @@ class PeakMemory:
                     int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")
                 )
             return process.memory_info().rss
-        except (OSError, psutil.Error, StopIteration):  # it ended between being listed and being read
+        except (OSError, psutil.Error, StopIteration):  # it exited between listing and reading
             return 0
 
     def _watch(self) -> None:

@@ -19,8 +19,7 @@ from pretrain.storage import place
 
 
 def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
-    """Train a stage from the model of the one before it. Raises Interrupted where it was stopped before its
-    last step."""
+    """Train a stage from the model of the previous one. Raises Interrupted if stopped early."""
     layout, config = job.layout, job.recipe.pretrain
     names = list(config.stages)
     before = names[: names.index(stage)]
@@ -49,13 +48,12 @@ def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
 
 
 def latents_of(config: PretrainConfig, layout: Layout) -> Path:
-    """`pretrain.latents` where the recipe or a setting names a place, else OUT/latents."""
+    """`pretrain.latents` if set by the recipe or a setting, else OUT/latents."""
     return place(config.latents) if config.latents else layout.latents
 
 
 def codec_id_of(config: PretrainConfig, stage: str, layout: Layout) -> str:
-    """The codec that latents are held against: OUT/codec, or for a place of one's own the one that its sets
-    name.
+    """The codec of the latents: OUT/codec, or for a custom `latents` folder the one named by its sets.
 
     Raises FileNotFoundError without OUT/codec, ValueError where sets were made by different codecs.
     """
@@ -73,7 +71,7 @@ def codec_id_of(config: PretrainConfig, stage: str, layout: Layout) -> str:
 
 
 def check_same_data(config: PretrainConfig, stage: str, layout: Layout) -> None:
-    """Raises ValueError where OUT/pretrain/STAGE was trained on sets that have changed since."""
+    """Raises ValueError if OUT/pretrain/STAGE was trained on sets that have changed since."""
     path = layout.pretrain(stage) / IDENTITY
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""Sample clips of a trained model and their contact sheet, to look at; no stage reads them."""
+"""Sample clips of a trained model and their contact sheet, for inspection; no stage reads them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ SHEET = "contact_sheet.png"
 
 
 def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Path]:
-    """Clips of the first prompts by the stage's model and their contact sheet, in `samples/` of the stage's
-    folder.
+    """Generate clips of the first prompts by the stage's model, and their contact sheet, into `samples/`.
 
-    Returns the files to keep with the run; none where there are no prompts or no codec to make them with.
+    Returns the files to log with the run; none without prompts or codec.
     """
     prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
     if not prompts.is_file() or not layout.codec.is_dir():

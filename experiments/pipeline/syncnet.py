@@ -1,9 +1,7 @@
-"""Stage `syncnet`: trains the two sync networks of the mini, one as reward and one as judge, and measures
-both on clips that neither was trained on.
+"""Stage `syncnet`: train two small sync networks, a reward and a judge, and test both on unseen clips.
 
-The reward's network also learns from codec round trips, because generated clips look and sound like those.
-The judge's does not: with other words, another seed and real clips only, it is no copy of what alignment
-optimises.
+The reward's network is also trained on codec round trips, because generated clips resemble them. The judge's
+is not: other words, another seed and real clips only make it independent of what alignment optimises.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import torch
 
 from experiments.job import StageJob
 from experiments.runs.tracker import SpoolTracker
-from experiments.scoring.samples import Sample, codec_samples, real_samples
+from experiments.scoring.samples import SourceClip, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
 from pretrain.files import write_json
@@ -42,20 +40,19 @@ TEST_SET = "talk_test"
 CUTS = {"2s": 45, "1s": 21}  # windows of a clip of 49 or 25 frames at 24 fps
 CODEC_CLIPS = 8  # a round trip of four seconds takes some 20 MB
 LOGGED = ("true_over_moved", "offset_within_1", "reward_at_0")
-LOSS_STEPS = 10  # a loss of the report is a mean over so many steps
+LOSS_STEPS = 10  # a reported loss is the mean over so many steps
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncFitConfig:
-    """How both networks are fitted. Raises ValueError for a share outside of 0..1 and fewer than one
-    process."""
+    """How both networks are trained. Raises ValueError for a share outside 0..1 and fewer than 1 process."""
 
     seed: int = 0
     codec_share: float = 0.5  # of the reward's clips that go through the codec
     train: SyncTrainConfig = field(default_factory=SyncTrainConfig)
-    processes: int = 2  # of one thread each; 2 train both networks at a time
+    processes: int = 2  # single-threaded; 2 train both networks at the same time
 
     def __post_init__(self) -> None:
         if not 0 <= self.codec_share <= 1 or self.processes < 1:
@@ -67,7 +64,7 @@ class SyncFitConfig:
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """One network: what it learns from, what it is tested on, where it goes."""
+    """One training job: its training data, test data and output."""
 
     role: str
     seed: int
@@ -107,9 +104,11 @@ def fit_sync(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> dic
     return report
 
 
-def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
-    """Mouth crops at 25 fps and sound of one-speaker clips. Raises ValueError for a clip without a mouth box
-    or sound."""
+def sync_inputs(samples: Sequence[SourceClip]) -> list[SyncInput]:
+    """Mouth crops at 25 fps and sound of one-speaker clips.
+
+    Raises ValueError for a clip without mouth box or sound.
+    """
     source, inputs = MouthBoxes(MINI.image_size), []
     for sample in samples:
         try:
@@ -125,10 +124,9 @@ def sync_inputs(samples: Sequence[Sample]) -> list[SyncInput]:
 def separation(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_windows: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Every measure of `rewards.sync.separation` as `{mean, low, high, n}` over cuts of clips given as (lips,
-    sound) embeddings.
+    """All measures of `rewards.sync.separation` as `{mean, low, high, n}`, from (lips, sound) embeddings.
 
-    n counts clips, which are what is resampled. Raises ValueError for clips that are too short for a cut.
+    n counts clips, which are resampled. Raises ValueError for clips that are too short for a cut.
     """
     by_clip = [measures(moved_cuts(v, a, num_windows)) for v, a in pairs]
     answer: dict[str, Any] = {"cuts": sum(measured["spearman"].number for measured in by_clip)}
@@ -169,7 +167,7 @@ def _jobs(config: SyncFitConfig, corpus: Path, codec: Path, out: Path) -> list[_
     return jobs
 
 
-def _talking(manifest: Path) -> list[Sample]:
+def _talking(manifest: Path) -> list[SourceClip]:
     samples = real_samples(manifest, sys.maxsize).get("talk", [])
     if not samples:
         raise ValueError(f"{manifest}: no talking clips; run `nava corpus` again")
@@ -179,15 +177,13 @@ def _talking(manifest: Path) -> list[Sample]:
 def _run(jobs: list[_Fit], processes: int) -> list[dict[str, Any]]:
     if processes == 1:
         return [_fit(job) for job in jobs]
-    with multiprocessing.get_context("spawn").Pool(
-        min(processes, len(jobs))
-    ) as pool:  # fork would copy torch's threads
+    # spawn, because a fork of a process with torch's threads can deadlock
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
         return pool.map(_fit, jobs, chunksize=1)
 
 
 def _fit(job: _Fit) -> dict[str, Any]:
-    """Trains, writes and measures one network, on one thread, so that weights do not depend on how many there
-    are."""
+    """Train, save and test one network on one thread, so that weights do not depend on the thread count."""
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,5 +1,4 @@
-"""Stage `votes`: simulated raters vote on the clips of a rollout store; their votes become preference
-pairs."""
+"""Stage `votes`: simulated raters vote on a rollout store; the votes become preference pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from experiments.job import StageJob
 from experiments.layout import PAIRS
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
-from finetune.curation import CurationConfig, choose, text_features, vote_margin
+from finetune.curation import CurationConfig, curate, text_features, vote_margin
 from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
@@ -32,13 +31,12 @@ MODEL = "pretrained"
 
 @dataclass(frozen=True, kw_only=True)
 class VotesConfig:
-    """Who votes on what, and which pairs are kept for training. Raises ValueError on impossible numbers."""
+    """Raters, candidates, and which pairs are kept. Raises ValueError for numbers out of range."""
 
     panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
     pairs_per_case: int = 3
-    curation: CurationConfig = field(
-        default_factory=lambda: CurationConfig(share=1.0)
-    )  # of pairs: diverse prompts, clear votes
+    # of pairs: diverse prompts, clear votes
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(share=1.0))
     batch: int = 64  # clips that are decoded at once
     num_processes: int = 2  # of the recogniser
 
@@ -59,11 +57,10 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
 def vote_on_rollouts(
     config: VotesConfig, store: Path, codec: Path, corpus: Path, syncnet: Path, out: Path
 ) -> dict[str, Any]:
-    """Writes `out`/votes.jsonl (the public format, every row simulated), clips.jsonl, pairs.jsonl and
-    summary.json; returns the summary.
+    """Write `out`/votes.jsonl, clips.jsonl, pairs.jsonl and summary.json; returns the summary.
 
-    `codec`, `corpus` and `syncnet` are outputs of those stages. Raises FileNotFoundError or ValueError in one
-    line.
+    votes.jsonl has the public format with every row marked simulated. `codec`, `corpus` and `syncnet` are
+    outputs of those stages. Raises FileNotFoundError or ValueError in one line.
     """
     started = time.perf_counter()
     rollouts = open_store(store)
@@ -110,13 +107,12 @@ def clips_of(store: RolloutStore) -> list[ClipRef]:
 def curated(
     config: CurationConfig, pairs: Sequence[PreferencePair]
 ) -> tuple[list[PreferencePair], dict[str, Any]]:
-    """The pairs that are kept, in their order, and what their choice is worth beside random ones; all of them
-    where the share is 1."""
+    """The kept pairs, in order, and a comparison with random selections; all pairs if the share is 1."""
     if config.budget(len(pairs)) >= len(pairs):
         return list(pairs), {"all": len(pairs), "chosen": len(pairs)}
     axis = "overall" if all("overall" in pair.counts for pair in pairs) else next(iter(pairs[0].counts))
     gains = vote_margin(np.array([pair.counts.get(axis, (0, 0, 0)) for pair in pairs]))
-    choice = choose(text_features([pair.first.prompt for pair in pairs]), gains, config)
+    choice = curate(text_features([pair.first.prompt for pair in pairs]), gains, config)
     return [pairs[index] for index in choice.indices], choice.report
 
 

@@ -1,8 +1,7 @@
-"""What alignment changed on held-out prompts: every metric before, after and of the codec's round trip, and
-the guardrails.
+"""Effect of alignment on held-out prompts: metrics before, after and of the codec; guardrails.
 
-Judges never rewarded anything; rewards are what was optimised for; the rest is only watched. A share closed
-of 1 means that the aligned model does as well as real clips through its codec.
+Judges were never rewarded; rewards were optimised; other metrics are only monitored. A gap closed of 1 means
+that the aligned model equals real clips through its codec.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ from dataclasses import asdict
 from itertools import compress
 from typing import Any
 
-from experiments.report.metric_keys import Known, reported_metrics
-from experiments.scoring.rows import Row, number, terms
+from experiments.report.metric_keys import MetricsByName, reported_metrics
+from experiments.scoring.rows import ScoredRow, number, terms
 from experiments.scoring.statistics import (
-    CONFIDENCE,
     Interval,
     bootstrap_closed,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
 )
+from pretrain.statistics import CONFIDENCE
 from rewards.guardrails import BOUNDS, UNITS, GuardrailLimits
 from rewards.metric import Metric
 
@@ -31,13 +30,13 @@ AFTER, BEFORE = "aligned", "pretrained"  # names of the models
 
 
 def before_after(
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     limits: GuardrailLimits,
     rewarded: Iterable[str] = (),
     seed: int = 0,
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> dict[str, Any]:
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
@@ -66,9 +65,13 @@ def before_after(
     }
 
 
-def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Both in the order of their data_id. Raises ValueError for one without its counterpart, twice the same,
-    and another prompt."""
+def paired(
+    before: Sequence[ScoredRow], after: Sequence[ScoredRow]
+) -> tuple[list[ScoredRow], list[ScoredRow]]:
+    """Both in the order of data_id.
+
+    Raises ValueError for an unpaired or duplicate row, or different prompts.
+    """
     sides = [{row["data_id"]: row for row in rows} for rows in (before, after)]
     for rows, by_id, what in ((before, sides[0], "before"), (after, sides[1], "after")):
         if len(by_id) < len(rows):
@@ -92,13 +95,14 @@ def paired(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Row], list
 
 
 def beyond(mean: float, codec: Interval, lower_is_better: bool) -> bool:
-    """True where a mean lies on the better side of the whole interval; False for NaN."""
+    """True if a mean is better than the whole interval; False for NaN."""
     return mean < codec.low if lower_is_better else mean > codec.high
 
 
 def _in_order(metrics: Iterable[Metric]) -> list[Metric]:
-    """Judges beside the rewards that they check (of one first word: wer, sync) first, their parts after them;
-    other rewards; the rest."""
+    """Judges with the rewards that they check (same first word: wer, sync), then other rewards, then the
+    rest.
+    """
     metrics = [metric for metric in metrics if metric.has_direction]
     roles: dict[str, set[str]] = defaultdict(set)
     for metric in metrics:
@@ -116,10 +120,16 @@ def _in_order(metrics: Iterable[Metric]) -> list[Metric]:
 
 
 def _metric(
-    metric: Metric, before: Sequence[Row], after: Sequence[Row], codec: Sequence[Row], seed: int
+    metric: Metric,
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
+    seed: int,
 ) -> dict[str, Any] | None:
-    """None where no prompt was scored both before and after. All but the codec's is over prompts that
-    were."""
+    """None if no prompt was scored both before and after.
+
+    Everything but the codec's values uses prompts that were.
+    """
     old, new, reference = (terms(rows, metric) for rows in (before, after, codec))
     difference = bootstrap_difference(new, old, seed)
     if not difference.n:
@@ -153,9 +163,9 @@ def _metric(
 
 def _guardrail(
     name: str,
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     limits: GuardrailLimits,
     seed: int,
 ) -> dict[str, Any]:
@@ -174,14 +184,13 @@ def _guardrail(
     }
 
 
-def _flagged(rows: Sequence[Row], name: str = "") -> int:
+def _flagged(rows: Sequence[ScoredRow], name: str = "") -> int:
     """Clips beyond a limit, of one measurement or of any."""
     return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
 
 
 def beyond_codec(found: Mapping[str, Any]) -> list[str]:
-    """Metrics that ended beyond the codec's interval by alignment: from within it, or further (95 %) from
-    where they were.
+    """Metrics that alignment moved beyond the codec's interval, or (95 %) further beyond it.
 
     A weak estimate can read a blurred clip as better than real ones before any alignment; that alone is no
     hacking.
@@ -192,7 +201,7 @@ def beyond_codec(found: Mapping[str, Any]) -> list[str]:
 
 
 def beyond_from_the_start(found: Mapping[str, Any]) -> list[str]:
-    """Metrics beyond the codec's interval before and after alignment that alignment did not push further."""
+    """Metrics beyond the codec's interval both before and after alignment that did not move further."""
     return [
         name
         for name, metric in found["metrics"].items()

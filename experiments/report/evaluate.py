@@ -1,5 +1,4 @@
-"""What the generated clips are worth: per-clip scores become means with intervals, beside real clips and
-their codec round trips."""
+"""Aggregate per-clip scores to means with intervals, next to real and codec clips."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from typing import Any
 
 from experiments.report.before_after import before_after
 from experiments.report.gates import Gate
-from experiments.report.metric_keys import Known, Metrics, metric_key, reported_metrics
+from experiments.report.metric_keys import Metrics, MetricsByName, metric_key, reported_metrics
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.scoring.rows import Row, read_scores, terms
+from experiments.scoring.rows import ScoredRow, read_scores, terms
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.simulated_raters import SimulatedRatersConfig
@@ -26,13 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How scores are summed up, and the limits that they must keep."""
+    """Settings of aggregation, and quality gates."""
 
     seed: int = 0  # of the bootstrap
-    panel: SimulatedRatersConfig = field(
-        default_factory=SimulatedRatersConfig
-    )  # simulated raters of before and after alignment
-    gates: tuple[Gate, ...] = ()  # a list replaces it as a whole
+    # simulated raters of before and after alignment
+    panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
+    gates: tuple[Gate, ...] = ()  # overriding replaces the whole list
 
 
 def evaluate(
@@ -43,7 +41,7 @@ def evaluate(
     votes_out: Path | None = None,
     rewarded: Mapping[str, float] = {},
     limits: Mapping[str, float] = {},
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> dict[str, Any]:
     """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
     high, n}}}`.
@@ -64,23 +62,23 @@ def evaluate(
     if alignment_out and alignment:
         write_json(alignment_out, alignment, indent=1, allow_nan=False)
     elif alignment_out:
-        alignment_out.unlink(missing_ok=True)  # of other clips than those just summed up
+        alignment_out.unlink(missing_ok=True)  # stale: it describes other clips
     return metrics
 
 
-def summarise(rows: Sequence[Row], known: Known, seed: int = 0) -> dict[str, Interval]:
-    """One interval per metric; a metric that no clip of the group could be scored on is left out."""
+def summarise(rows: Sequence[ScoredRow], known: MetricsByName, seed: int = 0) -> dict[str, Interval]:
+    """One interval per metric; metrics without scored clips are left out."""
     intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in known.items()}
     return {name: interval for name, interval in intervals.items() if interval.n}
 
 
 def _alignment(
     config: EvaluateConfig,
-    groups: Mapping[tuple[str, str], Sequence[Row]],
+    groups: Mapping[tuple[str, str], Sequence[ScoredRow]],
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
-    known: Known,
+    known: MetricsByName,
 ) -> dict[str, Any] | None:
     before, after, codec = (
         groups.get(key, ()) for key in ((ALIGN_SET, "generated"), (ALIGN_SET, "aligned"), (MAIN_SET, "codec"))
@@ -101,16 +99,15 @@ def _alignment(
 
 def compare(
     config: EvaluateConfig,
-    before: Sequence[Row],
-    after: Sequence[Row],
-    codec: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow],
     votes_out: Path | None,
     rewarded: Mapping[str, float],
     limits: Mapping[str, float],
-    known: Known,
+    known: MetricsByName,
 ) -> dict[str, Any]:
-    """What `before_after` finds and, with `votes_out` (the simulated panel's votes), `raters`; arguments as
-    of `evaluate`."""
+    """Result of `before_after` and, with `votes_out`, of the simulated raters; arguments as in `evaluate`."""
     weighed = [name for name, weight in rewarded.items() if weight]
     bounds = fill(GuardrailLimits, limits, "align.guardrails")
     found = before_after(before, after, codec, bounds, weighed, config.seed, known)

@@ -1,4 +1,4 @@
-"""Quality gates: limits that a run's numbers must keep, checked against what `evaluate` wrote."""
+"""Quality gates: limits on metrics, checked against the output of `evaluate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.report.before_after import beyond_codec
-from experiments.report.metric_keys import Interval, Metrics, metric_key, reported_metrics
+from experiments.report.metric_keys import IntervalJson, Metrics, metric_key, reported_metrics
 from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
@@ -19,7 +19,7 @@ from rewards.catalog import is_plugin, metric
 ALIGNMENT = "alignment"
 SETS = (*PROMPT_SETS, ALIGN_SET, ALIGNMENT)
 GSB, BEYOND_CODEC, GUARDRAILS = "simulated_gsb", "metrics_beyond_codec", "guardrails"
-# metrics of "alignment" beside the catalog's -> their statistics
+# metrics of "alignment" outside the catalog -> their statistics
 OF_ALIGNMENT = {GSB: AXES, BEYOND_CODEC: ("driven",), GUARDRAILS: ("worse",)}
 TITLES = {
     GSB: "GSB of simulated raters",
@@ -33,9 +33,9 @@ Status = Literal["passed", "failed", "not measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One limit on one number; a value at the limit passes. `metric`: of the catalog, or a plug-in
-    package.module:Class. Raises ValueError for what cannot be checked.
+    """One limit on one number; a value at the limit passes.
 
+    `metric`: of the catalog, or a plug-in package.module:Class. Raises ValueError for what cannot be checked.
     `statistic` on a prompt set: the clips' source. On "alignment": before, after, codec, difference or closed
     of a metric; an axis of `simulated_gsb`; `driven` of `metrics_beyond_codec` and `worse` of `guardrails`
     count metrics that alignment pushed beyond the codec, guardrails that flag more clips after it.
@@ -47,7 +47,7 @@ class Gate:
     at_least: float | None = None
     at_most: float | None = None
     value: Literal["mean", "low", "high"] = "mean"  # of the estimate and its 95 % interval
-    min_n: int = 1  # fewer clips, prompts or votes are no measurement
+    min_n: int = 1  # fewer clips, prompts or votes count as not measured
     why: str
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Gate:
 
     @property
     def title(self) -> str:
-        """What is measured, for people."""
+        """Display name of the measured number."""
         return TITLES.get(self.metric) or metric(self.metric).title
 
     @property
@@ -81,7 +81,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Reports:
-    """What `evaluate` wrote; `alignment` is empty where nothing was aligned."""
+    """Output of `evaluate`; `alignment` is empty if nothing was aligned."""
 
     metrics: Metrics
     alignment: Mapping[str, Any]
@@ -89,7 +89,7 @@ class Reports:
 
 @dataclass(frozen=True)
 class GateResult:
-    """`mean`, `low`, `high` are None where there is no such number; `note` says why, or what was counted."""
+    """Result of a gate. `mean`, `low`, `high` are None without a number; `note` gives the reason or count."""
 
     gate: Gate
     status: Status
@@ -111,12 +111,12 @@ def check_gates(gates: Sequence[Gate], reports: Reports) -> list[GateResult]:
 
 
 def all_passed(results: Sequence[GateResult]) -> bool:
-    """False where one failed or was not measured."""
+    """False if a gate failed or was not measured."""
     return all(result.status == "passed" for result in results)
 
 
 def read_reports(metrics: Path, alignment: Path | None = None) -> Reports:
-    """Both files of `evaluate`; raises FileNotFoundError or ValueError in one line."""
+    """Read both output files of `evaluate`. Raises FileNotFoundError or ValueError in one line."""
     compared = _read(alignment) if alignment is not None and alignment.is_file() else {}
     return Reports(_read(metrics), compared)
 
@@ -153,7 +153,7 @@ def _check(gate: Gate, reports: Reports) -> GateResult:
     return _result(gate, compared.get(gate.statistic), "prompts", "not measured before and after alignment")
 
 
-def _gsb(votes: Mapping[str, Any]) -> Interval:
+def _gsb(votes: Mapping[str, Any]) -> IntervalJson:
     n = votes["good"] + votes["same"] + votes["bad"]
     return {"mean": votes["gsb"], "low": votes["gsb_low"], "high": votes["gsb_high"], "n": n}
 
@@ -164,7 +164,9 @@ def _count(gate: Gate, names: Sequence[str], n: int, counted: str) -> GateResult
     )
 
 
-def _result(gate: Gate, interval: Interval | None, counted: str, missing: str, note: str = "") -> GateResult:
+def _result(
+    gate: Gate, interval: IntervalJson | None, counted: str, missing: str, note: str = ""
+) -> GateResult:
     """`missing`: the note where there is no interval."""
     if interval is None:
         return GateResult(gate, "not measured", None, None, None, 0, counted, missing)

@@ -1,4 +1,4 @@
-"""Keys of `reports/demo.json`: a metric's name, ending with the prompt set unless that is the main one."""
+"""Keys of `reports/demo.json`: the metric's name, suffixed with the prompt set unless it is the main one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
 from rewards.catalog import CATALOG, metrics_of
 from rewards.metric import Metric
 
-Interval = Mapping[str, Any]  # {mean, low, high, n} as JSON
-Metrics = Mapping[str, Mapping[str, Interval]]  # key -> source -> interval
-Known = Mapping[str, Metric]  # by name
+IntervalJson = Mapping[str, Any]  # {mean, low, high, n} as JSON
+Metrics = Mapping[str, Mapping[str, IntervalJson]]  # key -> source -> interval
+MetricsByName = Mapping[str, Metric]  # by name
 SOURCES = ("real", "codec", "generated")
 SUFFIXES = {  # of prompt sets that get a column each
     "_heldout_pairs": "word-voice pairs never trained",
@@ -24,7 +24,7 @@ TITLES = {"reference_wins_disagree": "Reference voice wins over the text"}
 
 
 def reported_metrics(score: ScoreConfig | None = None) -> dict[str, Metric]:
-    """By name: the catalog's metrics, and those of the plug-ins that the recipe's `score` names."""
+    """Metrics by name: the catalog's, and those of plug-ins listed in the recipe's `score`."""
     return metrics_of((*CATALOG, *(score.rewards + score.align_judges if score else ())))
 
 
@@ -35,22 +35,21 @@ def metric_key(metric: str, prompt_set: str) -> str:
 
 
 def main_metrics(metrics: Metrics) -> list[str]:
-    """Those of the main set that its generated clips have, in order."""
+    """Keys of the main set that have generated clips, in order."""
     ends = (*SUFFIXES, f"_{ALIGN_SET}")
     return [
         name for name, by_source in metrics.items() if not name.endswith(ends) and "generated" in by_source
     ]
 
 
-def title(key: str, known: Known) -> str:
-    """A metric's name for people; its key where it is not known."""
+def title(key: str, known: MetricsByName) -> str:
+    """Display name of a metric; its key if unknown."""
     return known[key].title if key in known else TITLES.get(key, key)
 
 
-def by_set(metrics: Metrics) -> dict[str, dict[str, Interval]]:
-    """suffix of a prompt set -> metric without it -> interval of the generated clips; sets without clips are
-    left out."""
-    grid: dict[str, dict[str, Interval]] = {}
+def by_set(metrics: Metrics) -> dict[str, dict[str, IntervalJson]]:
+    """Prompt-set suffix -> metric -> interval of the generated clips; empty sets are left out."""
+    grid: dict[str, dict[str, IntervalJson]] = {}
     for suffix in SUFFIXES:
         for metric, by_source in metrics.items():
             if metric.endswith(suffix) and "generated" in by_source:

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no other file: pictures and clips lie in it as data."""
+"""The report as one self-contained HTML page; pictures and clips are embedded as data URIs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from experiments.report.gates import GateResult
 from experiments.report.metric_keys import (
     SOURCES,
     SUFFIXES,
-    Known,
     Metrics,
+    MetricsByName,
     by_set,
     main_metrics,
     reported_metrics,
@@ -62,7 +62,7 @@ class Section:
 
 @dataclass(frozen=True)
 class AlignmentPart:
-    """What `before_after` found, clips of the same prompts, and two PNG pictures."""
+    """Result of `before_after`, clips of the same prompts, and two PNG pictures."""
 
     found: Mapping[str, Any]
     examples: Section
@@ -77,10 +77,12 @@ def page(
     losses: bytes | None,
     facts: Mapping[str, Any],
     alignment: AlignmentPart | None = None,
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> str:
-    """The whole page; `facts` are shown as they are, name and value. `known`: the metrics that have titles,
-    None = the catalog's."""
+    """The whole page; `facts` are shown as given, name and value.
+
+    `known`: metrics with titles, None = the catalog's.
+    """
     grid = by_set(metrics)
     return (
         _environment()

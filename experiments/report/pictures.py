@@ -1,5 +1,4 @@
-"""Pictures of the report, drawn with matplotlib and no screen: filmstrips with spectrograms, the contact
-sheet, loss curves."""
+"""Figures of the report, drawn with matplotlib without a display: filmstrips, contact sheet, losses."""
 
 from __future__ import annotations
 
@@ -50,9 +49,8 @@ def draw_clip(figure: Figure, area: tuple[float, float, float, float], clip: Cli
     )
     sound.set_axis_off()
     wave = figure.add_axes((left, bottom, width, 0.22 * height))
-    samples = clip.waveform / max(
-        float(np.abs(clip.waveform).max()), 1e-6
-    )  # its shape; the loudness is in the numbers
+    # its shape; the loudness is in the numbers
+    samples = clip.waveform / max(float(np.abs(clip.waveform).max()), 1e-6)
     envelope = np.abs(samples[: len(samples) // 32 * 32]).reshape(-1, 32).max(axis=1)
     wave.fill_between(np.arange(len(envelope)), envelope, -envelope, color=INK, linewidth=0)
     wave.set(xlim=(0, len(envelope)), ylim=(-1.05, 1.05))
@@ -67,8 +65,7 @@ def clip_png(clip: Clip, width_inches: float = 3.6) -> bytes:
 
 
 def contact_sheet(rows: Sequence[Mapping[str, tuple[Clip, str]]], titles: Sequence[str]) -> bytes:
-    """One row per prompt; each holds real, codec and generated (clip, caption), what is missing stays
-    empty."""
+    """One row per prompt with real, codec and generated (clip, caption); missing ones stay empty."""
     sources = ("real", "codec", "generated")
     width, row_height, head = 14.0, 1.95, 0.45
     height = head + row_height * len(rows)
@@ -91,8 +88,10 @@ def contact_sheet(rows: Sequence[Mapping[str, tuple[Clip, str]]], titles: Sequen
 
 
 def loss_curves(stages: Mapping[str, Path]) -> bytes | None:
-    """Training loss per modality over all stages (folder with metrics.jsonl each) and the validation loss;
-    None without a row."""
+    """Training loss per modality over all stages, and the validation loss; None without data.
+
+    `stages`: folders with a metrics.jsonl each.
+    """
     series, borders = _read_losses(stages)
     styles: dict[str, dict[str, Any]] = {
         "train": {"linewidth": 1.2},
@@ -134,7 +133,7 @@ def png(figure: Figure) -> bytes:
 def _read_losses(
     stages: Mapping[str, Path],
 ) -> tuple[dict[tuple[str, str], tuple[list[float], list[float]]], list[tuple[str, float]]]:
-    """(modality, train or validation) -> steps and values; and where each stage begins."""
+    """(modality, train or validation) -> steps and values; and the first step of each stage."""
     series: dict[tuple[str, str], tuple[list[float], list[float]]] = {
         (modality, kind): ([], []) for modality in ("video", "audio") for kind in ("train", "validation")
     }
@@ -158,7 +157,7 @@ def _read_losses(
     return series, borders
 
 
-# (what it is about, judge), (what it is about, reward or what is watched); "" = there is none
+# (topic, judge), (topic, reward or monitored metric); "" = none
 PANELS = (
     (("words wrong", "wer_pocketsphinx_judge"), ("words wrong", "wer_pocketsphinx")),
     (
@@ -174,8 +173,7 @@ HELD_OUT, TRAINED = "held_out/reward/", "reward/"
 
 
 def before_after_dots(found: Mapping[str, Any]) -> bytes:
-    """One row per topic: the judge on the left, its reward on the right; a row for each other reward. Dots
-    are means, lines their 95 % intervals."""
+    """One row per topic: the judge left, its reward right; one row per other reward."""
     metrics = found["metrics"]
     shown = {name for row in PANELS for _, name in row}
     others = [name for name, metric in metrics.items() if metric["role"] == "reward" and name not in shown]
@@ -190,9 +188,8 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
                 axes.set_axis_off()
                 missing = "not measured" if name else "no judge"
                 axes.text(0.5, 0.5, f"{about}: {missing}", ha="center", color=FAINT, transform=axes.transAxes)
-        if row[0][0] == row[1][0] and all(
-            name in metrics for _, name in row
-        ):  # judge and reward on one scale
+        # judge and reward share one scale
+        if row[0][0] == row[1][0] and all(name in metrics for _, name in row):
             low, high = zip(*(axes.get_xlim() for axes in panels), strict=True)
             for axes in panels:
                 axes.set_xlim(min(low), max(high))
@@ -200,8 +197,7 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
 
 
 def reward_curves(log: Path) -> bytes | None:
-    """Rewards of the held-out prompts (line) and of the rolled-out clips (dots) over the rounds of
-    metrics.jsonl; None without any."""
+    """Held-out rewards (line) and rollout rewards (dots) over rounds of metrics.jsonl; None without data."""
     rows = _rows(log)
     names = sorted(
         {

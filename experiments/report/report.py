@@ -1,4 +1,4 @@
-"""From numbers and clips to `demo.html` and its pictures."""
+"""Write `demo.html` and its pictures from measurements and clips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.gates import Gate, check_gates, read_reports
-from experiments.report.metric_keys import Known
+from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
 from experiments.scoring.rows import read_scores
@@ -33,7 +33,7 @@ GENERATED_SECTIONS = (  # heading, sentence, prompt set
     ("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue"),
     ("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera"),
 )
-NUM_READ = 64  # clips of a set that examples are looked for in
+NUM_READ = 64  # clips per set that are searched for examples
 NUM_REAL = 208  # real clips of each kind, likewise
 Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
 
@@ -51,7 +51,7 @@ def report(
     aligned: Path | None = None,
     align_log: Path | None = None,
     gates: Sequence[Gate] = (),
-    known: Known | None = None,
+    known: MetricsByName | None = None,
 ) -> Path:
     """Writes the page and its pictures into `out` and returns the page's path.
 
@@ -99,7 +99,7 @@ def _alignment(
     details: Details,
     out: Path,
 ) -> AlignmentPart | None:
-    """Before and after, its pictures written to `out` too; None where nothing was aligned."""
+    """Before/after section; its pictures are written to `out`. None if nothing was aligned."""
     if not found:
         return None
     dots, curves = before_after_dots(found), reward_curves(log) if log else None
@@ -130,8 +130,7 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
 
 
 def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
-    """Per voice: a real clip, its codec round trip, a generated clip; the first generated one of each
-    voice."""
+    """Per voice: a real clip, its codec round trip, and the first generated clip."""
     chosen = _first_per_voice(generated_samples(generated / MAIN_SET, "speech", limit=NUM_READ))
     real_clips = real_samples(corpus / "validation.jsonl", NUM_REAL)
     rows, codecs = [], load_codecs(codec)
@@ -182,7 +181,7 @@ def _caption(sample: Sample, details: Details) -> str:
 
 
 def _heard(scored: Mapping[str, Any]) -> tuple[str, str]:
-    """Recognised words and nearest voices."""
+    """Transcript and nearest voices."""
     texts = scored["texts"]
     return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")
 

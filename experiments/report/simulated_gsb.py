@@ -1,5 +1,4 @@
-"""The simulated panel on the same prompts before and after alignment, through the files and statistics that
-people's votes take."""
+"""Votes of simulated raters before and after alignment, in the file format and statistics of human votes."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import AFTER, BEFORE, paired
-from experiments.scoring.rows import Row, column
+from experiments.scoring.rows import ScoredRow, column
 from finetune.gsb.pairs import ClipRef
 from finetune.gsb.simulated_pairs import votes_before_after
 from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart
@@ -21,18 +20,17 @@ KEPT = ("good", "same", "bad", "gsb", "gsb_low", "gsb_high", "gsb_interval", "si
 
 def simulated_gsb(
     config: SimulatedRatersConfig,
-    before: Sequence[Row],
-    after: Sequence[Row],
+    before: Sequence[ScoredRow],
+    after: Sequence[ScoredRow],
     votes_out: Path,
     rewarded: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Writes the votes and returns `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad,
-    gsb, gsb_low, gsb_high, sign_p}}, gsb_all_raters}`, the last with the votes of raters that the fixed rule
-    drops too.
+    """Write the votes; returns GSB per axis, raters, votes and warnings.
 
-    Good is for the aligned model. Where nothing can be said (every vote a tie) `gsb` is empty and `reason`
-    says so. Raises ValueError where the panel would look at something of `rewarded` (the rubric's weights),
-    or a judge did not run.
+    Keys: `{simulated: true, raters, votes, warnings, gsb: {axis: {good, same, bad, gsb, gsb_low, gsb_high,
+    sign_p}}, gsb_all_raters}`; the last also counts raters that the fixed rule drops. Good is for the aligned
+    model. If every vote is a tie, `gsb` is empty and `reason` is set. Raises ValueError if the simulated
+    raters would use something of `rewarded` (the rubric's weights), or a judge did not run.
     """
     check_apart(config, rewarded)
     before, after = paired(before, after)
@@ -41,7 +39,7 @@ def simulated_gsb(
     votes = read_votes(votes_out, AFTER)
     try:
         found, of_all = summarise(votes), summarise(votes, keep_all_raters=True)
-    except ValueError as error:  # all ties: nothing to prefer, and that is an answer
+    except ValueError as error:  # all ties: no preference, which is a valid result
         return {"simulated": True, "gsb": {}, "reason": str(error)}
     rest = {"raters": config.raters, "votes": found["votes"], "warnings": found["warnings"]}
     return {"simulated": True, **rest, "gsb": _by_axis(found), "gsb_all_raters": _by_axis(of_all)}
@@ -54,14 +52,14 @@ def _by_axis(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clips(model: str, rows: Sequence[Row]) -> list[ClipRef]:
+def _clips(model: str, rows: Sequence[ScoredRow]) -> list[ClipRef]:
     return [ClipRef(row["data_id"], model, row["data_id"], row["prompt"], None) for row in rows]
 
 
 def _scores(
-    config: SimulatedRatersConfig, model: str, rows: Sequence[Row]
+    config: SimulatedRatersConfig, model: str, rows: Sequence[ScoredRow]
 ) -> dict[tuple[str, str], dict[str, float]]:
-    """A judge that did not run is left out, for the panel to complain about."""
+    """Scores by judge; one that did not run is left out, and the simulated raters report it."""
     columns = {
         feature.name: column(rows, *feature.name.split(".", 1))
         for feature in config.features

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report.before_after import beyond_from_the_start
 from experiments.report.gates import GateResult, Reports
-from experiments.report.metric_keys import SOURCES, Interval, by_set, main_metrics
+from experiments.report.metric_keys import SOURCES, IntervalJson, by_set, main_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def print_summary(reports: Reports) -> None:
 
 
 def print_gates(results: Sequence[GateResult]) -> None:
-    """A row for each quality gate, failed ones with the reason for the limit; nothing without gates."""
+    """A row per quality gate, failed ones with the reason for the limit; nothing without gates."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -79,8 +79,7 @@ def measured(result: GateResult) -> str:
 
 
 def _print_alignment(console: Console, found: Mapping[str, Any]) -> None:
-    """Every metric before, after and of the codec's round trip, changes with their 95 % intervals, and the
-    simulated raters."""
+    """Every metric before, after and of the codec, changes with 95 % intervals, and the simulated raters."""
     from rich import box
     from rich.table import Table
 
@@ -107,7 +106,7 @@ def _print_alignment(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _rater_lines(raters: Mapping[str, Any]) -> list[str]:
-    """Good, same and bad by axis, and what must be known about it."""
+    """Good, same and bad by axis, and caveats."""
     if not raters:
         return []
     if reason := raters.get("reason"):
@@ -126,7 +125,7 @@ def gsb_words(gsb: Mapping[str, Any]) -> str:
 
 
 def kept_words(raters: Mapping[str, Any]) -> str:
-    """How many raters the fixed rule kept, and what the others would have changed."""
+    """How many raters the fixed rule kept, and the effect of dropping the others."""
     overall, of_all = raters["gsb"]["overall"], raters["gsb_all_raters"]["overall"]
     return (
         f"{overall['raters']} of {raters['raters']} raters count, the fixed rule for answers to repeats "
@@ -134,8 +133,8 @@ def kept_words(raters: Mapping[str, Any]) -> str:
     )
 
 
-def short_interval(interval: Interval | None, digits: int = 3) -> str:
-    """Mean over its interval in rich's markup; a dash for what was not measured."""
+def short_interval(interval: IntervalJson | None, digits: int = 3) -> str:
+    """Mean and interval in rich markup; a dash if not measured."""
     if interval is None or interval["mean"] is None:
         return "–"
     low, high = f"{interval['low']:.{digits}f}", f"{interval['high']:.{digits}f}"

@@ -1,6 +1,6 @@
-"""From a clip, a checkpoint, a file of the pipeline or a run back to data, code and parent runs.
+"""Trace a clip, checkpoint, pipeline file or run back to data, code and parent runs.
 
-The spool in out/tracking has every run made here; a run made elsewhere is read from the tags in MLflow.
+Runs made here are in the spool out/tracking; others are read from tags in MLflow.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from experiments.runs.run import read_record
 from experiments.runs.spool import SpooledRun, spooled_runs
 
 CHECKPOINT_TAG = "nava.checkpoint_id"
-START_TAG = "parent_model_id"  # tag of a trainer: the model it started from
-SHA256 = "sha256:"  # before the digest of an input that came from outside
+START_TAG = "parent_model_id"  # trainer tag: checkpoint id of the initial model
+SHA256 = "sha256:"  # prefix of digests of external inputs
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RunFacts:
     git_dirty: bool
     lock_md5: str
     output: str
-    output_md5: str  # as dvc.lock has it now; empty where DVC did not make it
+    output_md5: str  # from dvc.lock; empty if not made by DVC
     inputs: dict[str, str]
     parents: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
@@ -68,8 +68,7 @@ def trace(target: str, layout: Layout, root: Path) -> dict[str, Any]:
 
 
 def _with_start(facts: RunFacts, layout: Layout) -> RunFacts:
-    """With the run that made the model it started from, where that is not a stage of the pipeline, such as an
-    import."""
+    """Add the run that made the initial model, if that is no pipeline stage (such as an import)."""
     run = SpooledRun(layout.tracking / facts.run)
     started_from = _tags(run).get(START_TAG, "") if run.exists() else ""
     key = _run_with_checkpoint(started_from, layout) if started_from else ""
@@ -81,7 +80,7 @@ def _with_start(facts: RunFacts, layout: Layout) -> RunFacts:
 
 
 def _of_path(path: Path, layout: Layout) -> tuple[str, str, str]:
-    """(kind, checkpoint id, run key) of something on disk."""
+    """(kind, checkpoint id, run key) of a path."""
     checkpoint = checkpoint_of(path)
     kind = (
         "clip" if path.suffix == ".mp4" else "model" if checkpoint else "file" if path.is_file() else "folder"
@@ -100,7 +99,7 @@ def _of_path(path: Path, layout: Layout) -> tuple[str, str, str]:
 
 
 def checkpoint_of(path: Path) -> str:
-    """Checkpoint id in a clip's metadata or a model folder's config; empty when there is none."""
+    """Checkpoint id in a clip's metadata or a model folder's config; "" if there is none."""
     if path.suffix == ".mp4":
         from pretrain.codecs.media import read_metadata
 
@@ -130,8 +129,10 @@ def _stage_of(path: Path, layout: Layout) -> str:
 
 
 def _run_with_checkpoint(checkpoint: str, layout: Layout, path: Path | None = None) -> str:
-    """The last run that made it, before all others the last one that wrote to `path`: equal weights may have
-    come from several sources."""
+    """The last run with this checkpoint id, preferring one that wrote to `path`.
+
+    Equal weights may have several sources.
+    """
     found = {run.key: _tags(run) for run in reversed(spooled_runs(layout.tracking))}
     keys = [key for key, tags in found.items() if tags.get(CHECKPOINT_TAG) == checkpoint]
     here = {path.resolve(), *path.resolve().parents} if path else set()
@@ -142,14 +143,14 @@ def _run_with_checkpoint(checkpoint: str, layout: Layout, path: Path | None = No
 
 
 def _of_run(target: str, layout: Layout) -> str:
-    """Run key of a key, an MLflow id or the name of a stage (its last run)."""
+    """Run key of a key, an MLflow id or a stage name (its last run)."""
     for run in spooled_runs(layout.tracking):
         if target in (run.key, run.sent().run_id):
             return run.key
     if target in STAGES and (record := read_record(layout, target)):
         return record.key
     if len(target) == 32 and all(letter in "0123456789abcdef" for letter in target):
-        return target  # MLflow's form of an id: MLflow is asked
+        return target  # the format of an MLflow id: look it up there
     raise FileNotFoundError(
         f"{target}: no such path, run in {layout.tracking} or stage that ran; `ls {layout.tracking}` shows "
         "the runs"
@@ -186,7 +187,7 @@ def _from_mlflow(run_id: str, root: Path) -> RunFacts:
 
     try:
         found = MlflowStore(store_uri(root), EXPERIMENT, root).read(run_id)
-    except Exception as error:  # a store raises whatever its database or HTTP library does
+    except Exception as error:  # a store raises whatever its database or HTTP client does
         raise ValueError(
             f"{run_id}: neither in the spool nor in {store_uri(root)} ({str(error).splitlines()[0]})"
         ) from None
@@ -224,7 +225,7 @@ def _from_tags(
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print a lineage as a tree; a run that has been shown is only named again."""
+    """Print a lineage as a tree; a repeated run is printed by name only."""
     from rich.console import Console
     from rich.tree import Tree
 

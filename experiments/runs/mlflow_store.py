@@ -1,5 +1,7 @@
-"""Spooled events as MLflow runs. The only module that imports MLflow, which takes seconds: import it where a
-run is sent."""
+"""Send spooled events to MLflow.
+
+The only module that imports MLflow, which takes seconds: import it lazily.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ MAX_COPIED_BYTES = 256 << 20
 
 
 class MlflowStore:
-    """One experiment of an MLflow server or database. Every method may be called again after a failure."""
+    """One experiment of an MLflow server or database. Methods are idempotent, so they can be retried."""
 
     def __init__(self, uri: str, experiment: str, root: Path) -> None:
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -34,12 +36,12 @@ class MlflowStore:
         found = self.client.get_experiment_by_name(name)
         if found:
             return found.experiment_id
-        # A database keeps no files: they go beside it. A server knows its own place.
+        # a database stores no files, so artifacts go beside it; a server has its own artifact store
         local = (root / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
         return self.client.create_experiment(name, artifact_location=local)
 
     def announce(self, key: str, event: Mapping[str, Any]) -> str:
-        """Create a run that is to come, or find it; returns its MLflow id."""
+        """Create or find a run that will start later; returns its MLflow id."""
         run_id = self.find(key)
         if not run_id:
             tags = {KEY_TAG: key, ANNOUNCED: "true", **event["tags"]}
@@ -48,7 +50,7 @@ class MlflowStore:
         return run_id
 
     def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str:
-        """Create the run, or take up the one with this key again; returns its MLflow id."""
+        """Create the run, or resume the one with this key; returns its MLflow id."""
         run_id = self.find(key)
         announced = bool(run_id) and ANNOUNCED in self.client.get_run(run_id).data.tags
         if run_id:
@@ -72,7 +74,7 @@ class MlflowStore:
         return run_id
 
     def find(self, key: str) -> str:
-        """MLflow id of the run with this key; empty when there is none."""
+        """MLflow id of the run with this key; "" if there is none."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         return found[0].info.run_id if found else ""
 
@@ -123,7 +125,7 @@ class MlflowStore:
             self.client.set_tag(run_id, f"nava.missing_artifact.{path.name}", str(path))
 
     def model(self, run_id: str, event: Mapping[str, Any]) -> None:
-        """Log a model folder; a large one by its path and hash only."""
+        """Log a model folder; large ones by path and hash only."""
         path = Path(event["path"])
         if not path.is_dir():
             self.client.set_tag(run_id, f"nava.missing_model.{event['name']}", str(path))
@@ -144,7 +146,7 @@ class MlflowStore:
             self.client.log_model_artifacts(model_id, folder)
 
     def read(self, run_id: str) -> dict[str, Any]:
-        """{status, tags, params} of a run in the store."""
+        """{status, tags, params} of a stored run."""
         run = self.client.get_run(run_id)
         return {"status": run.info.status, "tags": dict(run.data.tags), "params": dict(run.data.params)}
 

@@ -1,4 +1,4 @@
-"""What a stage was made from: the commit, the pipeline's lock, and the md5 of every input."""
+"""Inputs of a stage: the commit, dvc.lock, and the md5 of every dependency."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import yaml
 
 from pretrain.config import one_line
 
-DVC_VARIABLE = "DVC_STAGE"  # set by DVC for the commands it runs
+DVC_VARIABLE = "DVC_STAGE"  # set by DVC for its commands
 
 
 @dataclass(frozen=True)
 class GitState:
-    """Commit of the working tree; empty where there is no git repository."""
+    """Commit of the working tree; empty without a git repository."""
 
     commit: str
     dirty: bool
 
 
 def git_state(root: Path) -> GitState:
-    """Commit, and whether tracked files differ from it (files that git does not know do not count)."""
+    """Commit, and whether tracked files differ from it (untracked files are ignored)."""
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else ""
     return GitState(commit=commit, dirty=bool(changed))
 
 
 def source_tags(git: GitState, root: Path) -> dict[str, str]:
-    """Commit and dvc.lock of a run, as tags in MLflow."""
+    """Commit and dvc.lock as MLflow tags."""
     return {
         "mlflow.source.git.commit": git.commit,
         "git.dirty": str(git.dirty).lower(),
@@ -51,8 +51,10 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def md5_of(path: Path) -> str:
-    """md5 of a file or folder as DVC computes it (a folder's ends in `.dir`); raises FileNotFoundError when
-    it is missing."""
+    """md5 of a file or folder as DVC computes it (a folder's ends in `.dir`).
+
+    Raises FileNotFoundError if it is missing.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     digest = hashlib.md5(usedforsecurity=False)
@@ -71,7 +73,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def read_pipeline(root: Path) -> dict[str, Any]:
-    """The stages of dvc.yaml by name; empty where there is none."""
+    """The stages of dvc.yaml by name; empty without one."""
     return _read_yaml(root / "dvc.yaml").get("stages") or {}
 
 
@@ -101,8 +103,10 @@ def plain_path(entry: str | Mapping[str, Any]) -> str:
 
 
 def stage_inputs(stage: str, root: Path) -> dict[str, str]:
-    """md5 of each dependency of a stage that exists. Under DVC, data is not read again: its lock knows the
-    hash."""
+    """md5 of each existing dependency of a stage.
+
+    Under DVC, data is not hashed again: dvc.lock has the digest.
+    """
     lock = read_lock(root) if DVC_VARIABLE in os.environ else {}
     produced = {
         out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", ()) if "md5" in out
@@ -118,7 +122,7 @@ def stage_inputs(stage: str, root: Path) -> dict[str, str]:
 
 
 def producers(stage: str, root: Path) -> list[str]:
-    """Stages whose outputs a stage reads, the nearest in the pipeline first."""
+    """Stages whose outputs a stage reads, nearest first."""
     pipeline = read_pipeline(root)
     made_by = {plain_path(out): name for name, entry in pipeline.items() for out in entry.get("outs", ())}
     names: list[str] = []
@@ -137,7 +141,9 @@ def _within(path: str, folder: str) -> bool:
 
 
 def fingerprint(inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Changes when an input or a setting of a stage changes: an interrupted stage is resumed only under its
-    own fingerprint."""
+    """Hash of a stage's inputs and settings.
+
+    An interrupted stage is resumed only under the same fingerprint.
+    """
     text = repr(sorted(inputs.items())) + repr(sorted(config.items()))
     return hashlib.sha256(text.encode()).hexdigest()

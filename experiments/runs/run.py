@@ -1,5 +1,4 @@
-"""A tracked run of a pipeline stage: its inputs are recorded before it, its end after it, and an interrupted
-one is resumed."""
+"""Tracked runs of pipeline stages: record inputs and result, resume interrupted runs."""
 
 from __future__ import annotations
 
@@ -34,18 +33,19 @@ from experiments.runs.tracker import (
     failure_marked,
     new_run_key,
 )
-from orchestration.launch import JOB as JOB_VARIABLE
+from orchestration.launch import JOB_VARIABLE
 from pretrain.files import read_json, write_json
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stage that ended early on request, with a checkpoint to go on from; ends like Ctrl-C, with its own
-    line."""
+    """A stage stopped early on request, leaving a checkpoint; handled like Ctrl-C, with its own message."""
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that its run is marked as stopped; a second one does
-    not disturb that."""
+    """Make SIGTERM end this process like Ctrl-C, so that its run is marked as stopped.
+
+    A second SIGTERM is ignored.
+    """
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -56,7 +56,7 @@ def end_on_sigterm() -> None:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The last run of a stage that ended well: `out/runs/<stage>.json`."""
+    """The last successful run of a stage: `out/runs/<stage>.json`."""
 
     stage: str
     key: str
@@ -75,14 +75,13 @@ class RunRecord:
 
 
 def read_record(layout: Layout, stage: str) -> RunRecord | None:
-    """The stage's last good run; None when it never ran here."""
+    """The stage's last successful run; None if there is none."""
     path = layout.runs / f"{stage}.json"
     return RunRecord(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
-    """True when the stage's last good run had the same inputs and config, and what it made is still there as
-    it was."""
+    """True if the last successful run had the same inputs and config, and its outputs are unchanged."""
     record, output = read_record(layout, stage), layout.output_of(stage)
     if record is None or not output.exists() or marker_of(stage, layout).exists():
         return False
@@ -91,7 +90,7 @@ def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path)
 
 
 def can_resume(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
-    """True when an unfinished run of the stage had these very inputs and settings."""
+    """True if an unfinished run of the stage has the same inputs and settings."""
     marker = marker_of(stage, layout)
     return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(
         stage_inputs(stage, root), config
@@ -99,12 +98,12 @@ def can_resume(stage: str, config: Mapping[str, Any], layout: Layout, root: Path
 
 
 def running_key(stage: str, layout: Layout) -> str:
-    """Key of the stage's run that has not ended well yet."""
+    """Key of the stage's unfinished run."""
     return _read_marker(marker_of(stage, layout))["key"]
 
 
 def marker_of(stage: str, layout: Layout) -> Path:
-    """File that exists while a run of the stage is unfinished."""
+    """Marker file of an unfinished run."""
     return layout.runs / f"{stage}.running.json"
 
 
@@ -118,8 +117,8 @@ def tracked(
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
-    With `resume`, a killed run is resumed under its own key when inputs and config are the same; what a run
-    with others left is removed first. Without, the body itself replaces the output.
+    With `resume`, a killed run is resumed under its key if inputs and config are unchanged; otherwise its
+    outputs are removed first. Without `resume`, the body itself replaces the output.
     """
     inputs = stage_inputs(stage, root)
     parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
@@ -163,8 +162,10 @@ def tracked(
 
 
 def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:
-    """Key of the run that a submission announced for this stage; empty where there is none, or where it began
-    with other inputs."""
+    """Key of the run that a submission announced for this stage.
+
+    "" if there is none, or if it began with other inputs.
+    """
     name, _, key = os.environ.get(ANNOUNCED_RUN, "").partition("=")
     if name != stage:
         return ""
@@ -176,7 +177,7 @@ def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:
 
 
 def _resumed_key(marker: Path, current: str, output: Path) -> str:
-    """Key of the interrupted run to resume; "" without one, after what it left is removed."""
+    """Key of the interrupted run to resume, else "" after removing its outputs."""
     if marker.is_file():
         left = _read_marker(marker)
         if left["fingerprint"] == current and output.is_dir():

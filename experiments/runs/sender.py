@@ -1,5 +1,4 @@
-"""Send spooled runs to MLflow: `python -m experiments.runs.sender SPOOL` follows the spool until every run
-has ended."""
+"""Send spooled runs to MLflow: `python -m experiments.runs.sender SPOOL` follows a spool to its end."""
 
 from __future__ import annotations
 
@@ -21,15 +20,14 @@ RETRY_S = 60.0
 
 
 def store_uri(root: Path) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, else the SQLite file in the repository root."""
+    """Tracking URI: MLFLOW_TRACKING_URI, else the SQLite file in the repository root."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return os.environ["MLFLOW_TRACKING_URI"]
     return f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
 def quiet_mlflow() -> None:
-    """Before MLflow is imported: no telemetry, no migration log, and short patience with a server that is
-    out."""
+    """Configure MLflow before its import: no telemetry, no migration log, short HTTP timeouts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -38,7 +36,7 @@ def quiet_mlflow() -> None:
 
 
 def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
-    """Give the sender that runs beside some seconds; False when events still wait after that."""
+    """Wait for a concurrent sender; False if events are still pending after `patience_s`."""
     end = time.monotonic() + patience_s
     while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
         if time.monotonic() > end:
@@ -48,12 +46,11 @@ def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
 
 
 class Unreachable(OSError):
-    """The store did not take an event; it stays in the spool."""
+    """The store did not accept an event; it stays in the spool."""
 
 
 def flush(spool: Path, root: Path) -> int:
-    """Send what is pending and return how many events stay; raises Unreachable when the store does not
-    answer."""
+    """Send pending events and return how many remain. Raises Unreachable if the store does not respond."""
     for run in spooled_runs(spool):
         run.end_if_abandoned()
     pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
@@ -76,7 +73,7 @@ def _connect(root: Path) -> Any:
 
         try:
             _store = MlflowStore(store_uri(root), EXPERIMENT, root)
-        except Exception as error:  # MLflow's stores raise whatever their database or HTTP library does
+        except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
             raise Unreachable(
                 f"{store_uri(root)}: MLflow does not answer ({_first_line(error)}); the runs stay in the "
                 "spool"
@@ -89,7 +86,7 @@ def _send(store: Any, run: SpooledRun) -> None:
         run.send(store)
     except OSError as error:
         raise Unreachable(f"{run.folder}: {_first_line(error)}") from error
-    except Exception as error:  # as above: any failure leaves the events where they are
+    except Exception as error:  # as above: after any failure the events stay in the spool
         raise Unreachable(f"{run.folder}: MLflow refused an event ({_first_line(error)})") from error
 
 
@@ -98,7 +95,7 @@ def _first_line(error: Exception) -> str:
 
 
 def follow(spool: Path, root: Path) -> None:
-    """Send every few seconds until all runs have ended or died and nothing has come for a while."""
+    """Send every few seconds until all runs have ended or died and no new events arrive."""
     idle_since = time.monotonic()
     wait_s = POLL_S
     while True:
@@ -117,7 +114,7 @@ def follow(spool: Path, root: Path) -> None:
 
 
 def sender_lock(spool: Path) -> FileLock:
-    """To be held while sending."""
+    """Lock held while sending."""
     spool.mkdir(parents=True, exist_ok=True)
     return FileLock(spool / "sender.lock")
 
@@ -129,7 +126,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         held = sender_lock(arguments.spool).acquire(blocking=False)
-    except Timeout:  # another one sends
+    except Timeout:  # another process is sending
         return 0
     with held:
         os.nice(19)

@@ -1,5 +1,4 @@
-"""Reading the spool that `experiments.runs.tracker` writes: which events of which run have not been sent
-yet."""
+"""Read the spool written by `experiments.runs.tracker`, and its unsent events."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ SENT = "sent.json"
 
 
 class Store(Protocol):
-    """What a run is sent to; every call may be repeated after a failure."""
+    """Destination of runs. Calls may be repeated after a failure."""
 
     uri: str
 
@@ -39,7 +38,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Sent:
-    """How far a run has been sent, and to which store under which id."""
+    """How far a run was sent, to which store and under which id."""
 
     uri: str = ""
     run_id: str = ""
@@ -47,7 +46,7 @@ class Sent:
 
 
 class SpooledRun:
-    """One run's folder in the spool."""
+    """Spool folder of one run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,13 +63,15 @@ class SpooledRun:
         return Sent(**json.loads(path.read_text())) if path.is_file() else Sent()
 
     def run_id(self, uri: str) -> str:
-        """The run's id in that store; empty when it has not been sent there."""
+        """The run's id in that store; "" if it was not sent there."""
         sent = self.sent()
         return sent.run_id if sent.uri == uri else ""
 
     def events(self, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(offset behind the event, event) from a byte offset on; a line still being written is left for
-        later."""
+        """(end offset, event) from a byte offset on.
+
+        An incomplete last line, which is still being written, is left for later.
+        """
         with (self.folder / EVENTS).open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -80,34 +81,33 @@ class SpooledRun:
                 yield offset, json.loads(line)
 
     def has_pending(self, uri: str) -> bool:
-        """True when this store has not got every event."""
+        """True if this store lacks events."""
         sent = self.sent()
         return (self.folder / EVENTS).stat().st_size > (sent.offset if sent.uri == uri else 0)
 
     def pending(self, uri: str) -> int:
-        """Number of events that this store has not got."""
+        """Number of events that this store lacks."""
         sent = self.sent()
         return sum(1 for _ in self.events(sent.offset if sent.uri == uri else 0))
 
     def alive(self) -> bool:
-        """True while the process that began the run lives and has not ended the run."""
+        """True if the run has not ended and its process is alive."""
         path = self.folder / OWNER
         if not path.is_file():
             return False
         owner = json.loads(path.read_text())
         try:
-            return (
-                psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-            )  # else the number has passed to another process
+            # a process that started later has reused the pid
+            return psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
         except psutil.NoSuchProcess:
             return False
 
     def started(self) -> bool:
-        """False for a run that is only announced."""
+        """False for a run that was only announced."""
         return any(event["kind"] == "start" for _, event in self.events())
 
     def last_end(self) -> tuple[str, int]:
-        """(status, milliseconds since 1970) of the run's last end; ("", 0) while it runs or waits."""
+        """(status, milliseconds since 1970) of the run's last end; ("", 0) if it runs or waits."""
         last = ("", 0)
         for _, event in self.events():
             if event["kind"] in ("announce", "start"):
@@ -117,15 +117,14 @@ class SpooledRun:
         return last
 
     def end_if_abandoned(self) -> bool:
-        """Write the end that a killed process could not write; True when there was one to write."""
+        """Write the end event of a killed process; True if one was missing."""
         if not (self.folder / OWNER).is_file() or self.alive():
             return False
         SpoolTracker(self.folder).finish("KILLED")
         return True
 
     def send(self, store: Store) -> None:
-        """Send the pending events in order, metrics in batches; what has been taken is remembered after every
-        call."""
+        """Send pending events in order, metrics in batches; progress is saved after every call."""
         sent = self.sent()
         if sent.uri != store.uri:
             sent = Sent(uri=store.uri)
@@ -142,7 +141,7 @@ class SpooledRun:
         self._send_batch(store, sent, batch, behind)
 
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
-        """The run's id, which the first event makes."""
+        """Send one event; returns the run's id, which the first event creates."""
         if event["kind"] == "announce":
             return store.announce(self.key, event)
         if event["kind"] == "start":

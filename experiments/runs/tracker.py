@@ -1,10 +1,8 @@
-"""Runs are written to a spool on disk first and sent to MLflow by one process beside
-(`experiments.runs.sender`).
+"""Runs are spooled to disk and sent to MLflow by a separate process (`experiments.runs.sender`).
 
-A trainer therefore never imports MLflow, never waits for it, and does not notice when it is out: what could
-not be sent stays in the spool until `nava tracking flush`. A run is a folder `out/tracking/<key>` with an
-`events.jsonl`; the key is ours and stays the same when a run is resumed, the MLflow run carries it as the tag
-`nava.run`.
+A trainer therefore never imports or waits for MLflow and survives its outages: unsent events stay in the
+spool until `nava tracking flush`. A run is a folder `out/tracking/<key>` with an `events.jsonl`; the key is
+stable when a run is resumed, and is stored in MLflow as the tag `nava.run`.
 """
 
 from __future__ import annotations
@@ -28,17 +26,18 @@ from pretrain.files import replacing
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
-ANNOUNCED_RUN = (
-    "NAVA_RUN"  # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
-)
-JOB = "nava.job"  # tag: the submission id of the job that a run is part of
+# STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
+ANNOUNCED_RUN = "NAVA_RUN"
+JOB = "nava.job"  # tag: submission id of the job of a run
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """What is known when a run begins. Parents: stage or role -> run key, the first is the one MLflow shows
-    it under."""
+    """Metadata known when a run begins.
+
+    Parents: stage or role -> run key; MLflow nests the run under the first.
+    """
 
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -48,8 +47,10 @@ class RunStart:
 
 
 class SpoolTracker:
-    """`pretrain.types.Tracker` that appends to a run's spool, from any process; failing to write is logged
-    once and never raises."""
+    """`pretrain.types.Tracker` that appends to a run's spool, from any process.
+
+    Write errors are logged once and never raised, so that tracking cannot fail a training.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -60,29 +61,29 @@ class SpoolTracker:
         return self.folder.name
 
     def factory(self) -> dict[str, dict[str, str]]:
-        """Dotted name and arguments by which another process makes this tracker."""
+        """Dotted name and arguments with which another process creates this tracker."""
         return {"experiments.runs.tracker:SpoolTracker": {"folder": str(self.folder.resolve())}}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._append("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
 
     def log_artifact(self, path: str, folder: str = "") -> None:
-        """Have a file or folder copied to the run when it is sent; it must still be there then."""
+        """Record a file or folder to be copied when the run is sent; it must still exist then."""
         self._append("artifact", path=str(Path(path).resolve()), folder=folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._append("tags", values={name: str(value) for name, value in tags.items()})
 
     def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
-        """Log a folder of safetensors as a model of this run."""
+        """Log a folder of safetensors as a model of the run."""
         self._append("model", path=str(path.resolve()), name=name, tags=dict(tags))
 
     def announce(self, run: RunStart) -> None:
-        """Announce the run: MLflow gives it an id and shows it as SCHEDULED until it starts."""
+        """Announce the run: MLflow assigns an id and shows it as SCHEDULED."""
         self._append("announce", **vars(run))
 
     def start(self, run: RunStart) -> None:
-        """Begin the run, or begin it again after an interruption."""
+        """Begin the run, or resume it after an interruption."""
         self._append("start", **vars(run))
         with contextlib.suppress(OSError):
             (self.folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "time_s": time.time()}))
@@ -123,12 +124,12 @@ def failure_marked(tracker: SpoolTracker) -> Iterator[None]:
 
 
 def new_run_key(name: str) -> str:
-    """Name of a run's spool folder: sorts by time, reads as the stage, and is unique."""
+    """Name of a run's spool folder: sortable by time, prefixed by stage, unique."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{name}-{uuid.uuid4().hex[:8]}"
 
 
 def kept_run_key(folder: Path, name: str) -> str:
-    """Key of the run that belongs to a folder, the same one until its RUN_KEY file is removed."""
+    """Run key stored in a folder; stable until its RUN_KEY file is removed."""
     path = folder / RUN_KEY
     if not path.is_file():
         with replacing(path) as temporary:
@@ -137,8 +138,10 @@ def kept_run_key(folder: Path, name: str) -> str:
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
-    """Start the process that sends the spool to MLflow, at the lowest priority; it leaves at once when
-    another one runs."""
+    """Start the process that sends the spool to MLflow, at lowest priority.
+
+    It exits immediately if another one is running.
+    """
     spool.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.runs.sender", str(spool), "--root", str(root)]
     try:

@@ -1,5 +1,4 @@
-"""Clips to score and what was asked of each, read from a folder of media, an index of `nava generate`, a
-training manifest or prompts with videos, and opened as rewards.types.Clip."""
+"""Clips to score and their metadata, from media folders, `nava generate` indices, manifests or prompts."""
 
 from __future__ import annotations
 
@@ -25,9 +24,11 @@ REFERENCE_RATE_HZ = 16_000
 
 @dataclass(frozen=True)
 class ClipFile:
-    """A clip on disk and what was asked of it; `group` is shared by the clips that answer the same prompt.
+    """A clip on disk with its prompt and conditions; `group` is shared by clips of the same prompt.
 
-    What was asked of decoded latents is one too, without a path."""
+    Also used for decoded latents, then without a path. What was asked of decoded latents is one too, without
+    a path.
+    """
 
     name: str  # unique in its source
     path: Path = Path()
@@ -44,7 +45,7 @@ class ClipFile:
     sound_only: bool = False  # the picture is not decoded
 
     def attached(self) -> list[Path]:
-        """The other files its scores depend on."""
+        """Other files that its scores depend on."""
         return [
             path for path in (*self.references, self.first_frame, self.reference_sound) if path is not None
         ]
@@ -52,7 +53,7 @@ class ClipFile:
     def clip(
         self, frames: np.ndarray | None, waveform: np.ndarray | None, fps: float, sample_rate_hz: int
     ) -> Clip:
-        """Decoded media with everything that was asked; attached files are read, once each.
+        """Decoded media with all conditions; attached files are read once each.
 
         frames uint8 [T, H, W, 3], waveform float32 [N]. Raises MediaError for an unreadable reference,
         ValueError for an unreadable image.
@@ -84,9 +85,12 @@ def asked(
     times: tuple[tuple[float, float], ...] = (),
     image: Path | str | None = None,
 ) -> ClipFile:
-    """What a row of prompts, an index or a manifest asks of its clip: `text` with its spans, `meta` of the
-    corpus, paths of the references and the first frame, start and end of the spans in seconds."""
-    moving = meta.get("kind") == "camera"  # the mouth leaves its box
+    """Prompt and conditions of a row of prompts, an index or a manifest.
+
+    `text` with its spans, `meta` of the corpus, paths of references and first frame, times of the spans in
+    seconds.
+    """
+    moving = meta.get("kind") == "camera"  # the mouth moves out of its box
     return ClipFile(
         name=name,
         path=path,
@@ -103,8 +107,7 @@ def asked(
 
 
 def list_clips(source: Path) -> list[ClipFile]:
-    """The clips of a folder (with the index.jsonl of `nava generate` where there is one, here or in
-    subfolders) or of a JSONL.
+    """The clips of a folder (using index.jsonl of `nava generate` if present) or of a JSONL.
 
     A JSONL holds training rows (`video_info`), rows of an index, or prompts with a `video` each. A sound
     beside a video of the same name is that video's. Raises FileNotFoundError or ValueError in one line for
@@ -127,7 +130,7 @@ def list_clips(source: Path) -> list[ClipFile]:
 
 
 def check_attached(clips: Iterable[ClipFile]) -> None:
-    """Raises FileNotFoundError for the first reference or image that is not there."""
+    """Raises FileNotFoundError for the first missing reference or image."""
     for clip in clips:
         for path in clip.attached():
             if not path.is_file():
@@ -137,8 +140,7 @@ def check_attached(clips: Iterable[ClipFile]) -> None:
 
 
 def load_clip(file: ClipFile) -> Clip:
-    """The clip at its own frame and sample rate, mono; a side that the file does not have is None. Raises
-    MediaError."""
+    """The clip at its own frame and sample rate, mono; a missing side is None. Raises MediaError."""
     rates = read_rates(file.path)
     media = read_media(
         file.path,
@@ -194,14 +196,16 @@ def manifest_clip(row: ManifestRow, folder: Path) -> ClipFile:
 
 
 def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[ClipFile]:
-    """Rows of an index.jsonl of `nava generate`; `prefix` goes before their names, `kind` stands in for that
-    of their meta. Raises ValueError in one line for a bad row."""
+    """Rows of an index.jsonl of `nava generate`, names prefixed with `prefix`, `kind` replacing their own.
+
+    Raises ValueError in one line for a bad row.
+    """
     for line, row in scan(index):
         if isinstance(row, FieldError):
             raise ValueError(row.at(index))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
             raise ValueError(f"{index}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
-        # references are as they were opened: relative to the folder the command was started in
+        # references are stored relative to the working directory of the command
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
         meta = {**row["meta"], "kind": kind} if kind else row["meta"]
         name, video = (prefix / row["data_id"]).as_posix(), index.parent / row["video"]

@@ -23,8 +23,7 @@ RUBRIC_KEYS = ("items", "guardrails", "options")
 
 
 def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
-    """(rubric, limits, options of rewards) of a YAML file with `items`, and `guardrails` and `options` where
-    wanted.
+    """(rubric, limits, options of rewards) of a YAML file with `items` and optional `guardrails`, `options`.
 
     Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong sign.
     """
@@ -57,8 +56,10 @@ def settings_from(
     files: Sequence[ClipFile],
     batch: int = 64,
 ) -> ScoreSettings:
-    """Rewards named on the command line, else those of the rubric, with `REWARD.OPTION=VALUE` over the rubric
-    file's options."""
+    """Rewards named on the command line, else those of the rubric, with their options merged.
+
+    `REWARD.OPTION=VALUE` overrides the rubric file.
+    """
     rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
@@ -88,10 +89,9 @@ def settings_from(
 def with_vocabulary(
     name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]
 ) -> dict[str, Any]:
-    """PocketSphinx hears the words of the corpus' bank, where no vocabulary is set and all that is to be said
-    is in it.
+    """Set PocketSphinx's vocabulary to the corpus' word bank, if unset and the bank covers all prompts.
 
-    Not the words of the clips themselves: with few clips that would give their answers away.
+    The vocabulary is not limited to the clips' own words: for few clips that would reveal the answers.
     """
     if options and options.get("vocabulary"):
         return dict(options)
@@ -109,7 +109,7 @@ def with_vocabulary(
 
 
 def _hears(name: str) -> bool:
-    """Whether it is a recogniser of given words."""
+    """True for a recogniser with a given vocabulary."""
     return name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions)
 
 
@@ -120,8 +120,10 @@ def _inner(name: str, options: Mapping[str, Any], files: Sequence[ClipFile]) -> 
 def reward_settings(
     settings: Sequence[str], wanted: Sequence[str], flag: str = "--set"
 ) -> dict[str, dict[str, Any]]:
-    """Options by reward out of REWARD.OPTION=VALUE; the last of equal ones counts. Raises ValueError naming
-    `flag`."""
+    """Options by reward from REWARD.OPTION=VALUE; the last duplicate wins.
+
+    Raises ValueError naming `flag`.
+    """
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
         name, option, value = _reward_setting(setting, wanted, flag)
@@ -130,8 +132,7 @@ def reward_settings(
 
 
 def _reward_setting(text: str, wanted: Sequence[str], flag: str) -> tuple[str, str, Any]:
-    """(reward, option, value) of REWARD.OPTION=VALUE, whose value is YAML. Raises ValueError naming
-    `flag`."""
+    """(reward, option, value) of REWARD.OPTION=VALUE, with a YAML value. Raises ValueError naming `flag`."""
     key, equals, value = text.partition("=")
     name, dot, option = key.rpartition(".")
     if not equals or not dot:

@@ -1,5 +1,4 @@
-"""Votes on clips and what rewards said of those clips, joined and fitted: a preference model, and how well it
-foresees votes."""
+"""Join votes with clips' scores and fit a preference model, with its cross-validated accuracy."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from finetune.gsb.votes import AXES, Vote, VoteSet
 from pretrain.jsonl import FieldError
 from rewards.catalog import CATALOG
 from rewards.preference import PreferenceModel
-from rewards.preference_fit import PreferenceConfig, Votes, fit_preference
+from rewards.preference_fit import PairVotes, PreferenceConfig, fit_preference
 from rewards.recipes.preference import check_features
 
-Known = Mapping[tuple[str, str], list[VotedClip]]  # by model and case
+ClipsByCase = Mapping[tuple[str, str], list[VotedClip]]  # by model and case
 
 
 def fit_votes(
@@ -30,12 +29,12 @@ def fit_votes(
     keep_all_raters: bool,
     config: PreferenceConfig,
 ) -> tuple[PreferenceModel, dict[str, Any]]:
-    """The model and its report, a JSON object. Each rater has a side bias of their own; folds of the held-out
-    figures are prompts.
+    """The model and its report as JSON.
 
-    Repeats, attention checks and, unless all are kept, dropped raters do not count; votes on clips without
-    scores are left out and counted. Raises FileNotFoundError or ValueError in one line: no vote counts or
-    joins, a feature that no row has, a judge or a preference among the features, nothing to learn from.
+    Each rater has a side bias; cross-validation folds are prompts. Repeats, attention checks and, unless all
+    are kept, dropped raters do not count; votes on clips without scores are left out and counted. Raises
+    FileNotFoundError or ValueError in one line: no vote counts or joins, a feature that no row has, a judge
+    or a preference among the features, nothing to learn from.
     """
     check_features(features, CATALOG)
     known: dict[tuple[str, str], list[VotedClip]] = {}
@@ -101,8 +100,10 @@ def report(model: PreferenceModel) -> dict[str, Any]:
     }
 
 
-def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vote, VotedClip, VotedClip]]:
-    """(vote, left clip, right clip) in an order that does not depend on the file's."""
+def _joined(
+    votes: Sequence[Vote], known: ClipsByCase, source: Path
+) -> list[tuple[Vote, VotedClip, VotedClip]]:
+    """(vote, left clip, right clip) in an order independent of the file's."""
     found = []
     for vote in sorted(
         votes, key=lambda vote: (vote.case_id, vote.user_id, vote.left_model, vote.right_model, vote.choice)
@@ -127,8 +128,8 @@ def _joined(votes: Sequence[Vote], known: Known, source: Path) -> list[tuple[Vot
     return found
 
 
-def _find(vote: Vote, side: str, known: Known, source: Path) -> VotedClip | None:
-    """By model and case, and by digest where both sides know it."""
+def _find(vote: Vote, side: str, known: ClipsByCase, source: Path) -> VotedClip | None:
+    """Look up by model and case, and by digest if both sides have one."""
     model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
     candidates = known.get((model, vote.case_id), [])
     if exact := [clip for clip in candidates if digest and clip.sha256 == digest]:
@@ -158,9 +159,9 @@ def _check_values(features: Sequence[str], clips: Sequence[VotedClip]) -> None:
             )
 
 
-def _design(joined: Sequence[tuple[Vote, VotedClip, VotedClip]]) -> Votes:
-    """The left clip is the first; prompts, or cases where they are not told, are the groups."""
-    return Votes(
+def _design(joined: Sequence[tuple[Vote, VotedClip, VotedClip]]) -> PairVotes:
+    """The left clip is first; groups are prompts, or cases where prompts are unknown."""
+    return PairVotes(
         first=np.array([left.values for _, left, _ in joined]),
         second=np.array([right.values for _, _, right in joined]),
         labels=np.array([("right", "tie", "left").index(vote.choice) - 1 for vote, _, _ in joined]),

@@ -1,5 +1,4 @@
-"""Scores the latents that alignment rolls out: codecs make clips of them, rewards of the catalog score the
-clips."""
+"""Score latents of alignment rollouts: decode with codecs, score with catalog rewards."""
 
 from __future__ import annotations
 
@@ -31,12 +30,10 @@ from rewards.types import Clip
 
 
 class AlignScorer:
-    """finetune.scores.Scorer over the catalog. `weights`: reward -> its weight in the rubric; no judge may be
-    among them.
+    """finetune.scores.Scorer over the catalog. `weights`: reward -> rubric weight; judges are rejected.
 
-    A reward that is better when lower counts with its sign turned; `parts` has it as it was measured. Raises
-    ValueError or FileNotFoundError in one line for unknown rewards, wrong options, judges and missing
-    weights.
+    A reward that is better when lower is negated; `parts` has its original value. Raises ValueError or
+    FileNotFoundError in one line for unknown rewards, wrong options, judges and missing weights.
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class AlignScorer:
         self.rewards = dict(zip(weights, opened, strict=True))
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
-        """As finetune.scores.Scorer.score; a clip of latents that are not finite has no scores."""
+        """As finetune.scores.Scorer.score; clips with non-finite latents get no scores."""
         finite = video.flatten(1).isfinite().all(1) & audio.flatten(1).isfinite().all(1)
         places = finite.nonzero()[:, 0].tolist()
         clips = self.clips(video[finite], audio[finite], [rows[place] for place in places])
@@ -98,7 +95,7 @@ class AlignScorer:
         return Scores(values, parts, guardrails, reasons)
 
     def clips(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> list[Clip]:
-        """Decoded clips; sound and picture are of one length."""
+        """Decoded clips; sound and picture have equal duration."""
         return decoded(self.codecs, video, audio, [_asked(row) for row in rows], self.fps)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
@@ -126,8 +123,7 @@ class AlignScorer:
 def scorer_options(
     align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1
 ) -> dict[str, Any]:
-    """Keyword arguments of AlignScorer for a recipe's section `align` and the outputs of those stages, as
-    plain JSON values."""
+    """Keyword arguments of AlignScorer for a recipe's `align` section and stage outputs, as JSON values."""
     weights = align.rubric.weights()
     options = reward_options(
         list(weights), corpus, syncnet, num_processes=num_processes, given=align.reward_options
@@ -142,7 +138,7 @@ def scorer_options(
 
 
 def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of a scorer of these rewards alone, from those of one of all."""
+    """Keyword arguments for a scorer of a subset of rewards."""
     cut = {
         part: {name: options[part][name] for name in rewards if name in options[part]}
         for part in ("weights", "options")
@@ -153,7 +149,7 @@ def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str,
 def decoded(
     codecs: Codecs, video: Tensor, audio: Tensor, files: Sequence[ClipFile], fps: float = FPS
 ) -> list[Clip]:
-    """Clips of latents, video [B, C, F, H, W] and audio [B, C, L], with what was asked of each."""
+    """Clips of latents, video [B, C, F, H, W] and audio [B, C, L], with their prompts and conditions."""
     if not files:
         return []
     frames, sounds = codecs.video.decode(video).numpy(), codecs.audio.decode(audio).numpy()

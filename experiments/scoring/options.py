@@ -1,4 +1,4 @@
-"""Options of the catalog's rewards where they read what the pipeline's stages made."""
+"""Options of catalog rewards that read outputs of pipeline stages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ def reward_options(
     num_processes: int = 1,
     given: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Options of each of `names` as plain JSON values, `given` over them; {} for a reward that reads nothing
-    of the pipeline.
+    """Options of each of `names` as JSON values, overridden by `given`; {} if none read the pipeline.
 
-    words: what can be heard at all, () = the words of the speech bank. The rewards that `preference` looks at
-    get theirs too.
+    words: the recogniser's vocabulary, () = the words of the speech bank. Feature rewards of `preference` get
+    their options too.
     """
     hearing = {"vocabulary": list(words or vocabulary()), "num_processes": num_processes}
     nets = {"sync_mini": syncnet / "reward", "sync_judge": syncnet / "judge"}
@@ -45,8 +44,7 @@ def reward_options(
 def preference_options(
     given: Any, known: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Options of the reward `preference`; of each reward its model looks at, `known(name, options given)`
-    instead of those given.
+    """Options of the reward `preference` and, by `known(name, options given)`, of its feature rewards.
 
     Raises FileNotFoundError or ValueError in one line as `needed_rewards`.
     """

@@ -1,4 +1,4 @@
-"""Scored clips as rows of JSON, in the two forms that are on disk, and what reports and votes read of them.
+"""Scored clips as JSON rows, in two on-disk formats, and readers for reports and votes.
 
 `nava score` writes {clip, scores: {name: {value, reason, parts, text, seconds}}} unrounded, so that scores
 come back as they were; the score stage {data_id, scores: {name: value}, parts, texts, reasons} rounded.
@@ -19,12 +19,12 @@ from rewards.metric import Metric
 from rewards.options import nearest
 from rewards.types import Score, split_part
 
-Row = Mapping[str, Any]
+ScoredRow = Mapping[str, Any]
 DECIMALS = 6
 
 
 def full_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-    """What a row of `nava score` holds under `scores`; what is not finite is null."""
+    """Field `scores` of a row of `nava score`; non-finite values are null."""
     return {name: full_score(score) for name, score in scores.items()}
 
 
@@ -40,7 +40,7 @@ def full_score(score: Score) -> dict[str, Any]:
 
 
 def flat_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
-    """What a row of the score stage holds of its scores."""
+    """Score fields of a row of the score stage."""
     scored = {name: score for name, score in scores.items() if not score.reason}
     return {
         "scores": {
@@ -56,7 +56,7 @@ def flat_scores(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
 
 
 def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict[str, Any]:
-    """What a row of the score stage holds of a clip's guardrails; what could not be measured is null."""
+    """Guardrail fields of a row of the score stage; missing values are null."""
     return {
         "guardrails": {
             name: None if math.isnan(value) else round(value, DECIMALS) for name, value in measured.items()
@@ -65,8 +65,8 @@ def flat_guardrails(measured: Mapping[str, float], flags: Sequence[str]) -> dict
     }
 
 
-def score_in(row: Row, name: str) -> Score:
-    """A reward's score from a row of either form; without a value where the reward did not run."""
+def score_in(row: ScoredRow, name: str) -> Score:
+    """A reward's score from a row of either format; without value if the reward did not run."""
     found = row["scores"].get(name)
     if not isinstance(found, Mapping):
         aside = {key: row.get(key, {}).get(name) for key in ("parts", "texts", "reasons")}
@@ -91,11 +91,11 @@ def number(value: Any) -> float:
     return float(value) if known else math.nan
 
 
-def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
+def read_scores(path: Path) -> dict[tuple[str, str], list[ScoredRow]]:
     """Rows by prompt set and source; FileNotFoundError or ValueError in one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run `nava evaluate`, which scores the clips first")
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[ScoredRow]] = defaultdict(list)
     for _, row in scan(path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
@@ -103,29 +103,29 @@ def read_scores(path: Path) -> dict[tuple[str, str], list[Row]]:
     return dict(groups)
 
 
-def terms(rows: Sequence[Row], metric: Metric) -> Terms:
-    """Numerators and denominators of a metric, one each for every row; NaN where the clip could not be
-    scored."""
+def terms(rows: Sequence[ScoredRow], metric: Metric) -> Terms:
+    """Numerator and denominator of a metric per row; NaN if the clip was not scored."""
     if metric.numerator:
         return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
     return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
 
 
-def column(rows: Sequence[Row], scorer: str, part: str = "") -> list[float]:
-    """A scorer's value or a part of its score for every row; NaN where the clip could not be scored or the
-    scorer did not run."""
+def column(rows: Sequence[ScoredRow], scorer: str, part: str = "") -> list[float]:
+    """A scorer's value, or a part of its score, per row; NaN if missing."""
     return [_value(row, scorer, part) for row in rows]
 
 
-def _value(row: Row, scorer: str, part: str) -> float:
+def _value(row: ScoredRow, scorer: str, part: str) -> float:
     score = score_in(row, scorer)
     return score.parts.get(part, math.nan) if part else score.value
 
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """Rows of scores. `model`: whose they all are, None = each row's `model` or `source`; `source`: only rows
-    of this source."""
+    """A file of score rows.
+
+    `model`: of all rows, None = each row's `model` or `source`; `source`: keep only rows of this source.
+    """
 
     path: Path
     model: str | None = None
@@ -133,7 +133,7 @@ class ScoresFile:
 
     @classmethod
     def parsed(cls, text: str) -> ScoresFile:
-        """From [MODEL=]FILE[#SOURCE]; what exists as a file is one, with = and # in its name too."""
+        """Parse [MODEL=]FILE[#SOURCE]; an existing file name may contain = and #."""
         if Path(text).exists():
             return cls(Path(text))
         model, equals, path = text.partition("=")
@@ -146,8 +146,7 @@ class ScoresFile:
 
 @dataclass(frozen=True)
 class VotedClip:
-    """A clip that votes may speak of; `values` [features], NaN where it could not be scored. `sha256` ""
-    where it is not known."""
+    """A clip that votes may refer to; `values` [features], NaN if not scored. `sha256` is "" if unknown."""
 
     model: str
     case_id: str
@@ -157,9 +156,11 @@ class VotedClip:
 
 
 def read_scored(file: ScoresFile, features: Sequence[str]) -> list[VotedClip]:
-    """Rows of `nava score` ({clip, scores: {name: {value, parts}}}) or of a scores stage ({data_id, source,
-    scores: {name: value}, parts}). The case is `case_id`, else the clip's name. Raises FileNotFoundError, or
-    ValueError naming the file."""
+    """Rows of `nava score` or of a scores stage.
+
+    Formats: {clip, scores: {name: {value, parts}}} and {data_id, source, scores: {name: value}, parts}. The
+    case is `case_id`, else the clip's name. Raises FileNotFoundError, or ValueError naming the file.
+    """
     rows = []
     for line, row in scan(file.path):
         if isinstance(row, FieldError):
@@ -196,7 +197,7 @@ def _clip(line: int, row: Mapping[str, Any], file: ScoresFile, features: Sequenc
     )
 
 
-def _check_feature(feature: str, rows: Sequence[Row], path: Path) -> None:
+def _check_feature(feature: str, rows: Sequence[ScoredRow], path: Path) -> None:
     there = {name for row in rows for name in row["scores"]}
     name, part = split_part(feature, there)
     if name not in there:

@@ -1,5 +1,4 @@
-"""Scores clips from disk with several rewards: each clip is decoded once, in chunks that fit into memory, and
-can be interrupted."""
+"""Score clips from disk with several rewards: each clip is decoded once, in chunks, resumably."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from experiments.runs.provenance import md5_of
 from experiments.scoring.clips import ClipFile, check_attached, load_clip
 from experiments.scoring.rows import full_score, full_scores, json_number, number, score_in
 from experiments.scoring.scored import ScoredClip, score_clips
-from experiments.scoring.store import Row, ScoreStore, config_id, identity
+from experiments.scoring.store import ScoreStore, StoredRow, config_id, identity
 from pretrain.codecs.media import MediaError
 from pretrain.progress import track
 from rewards.base import Reward, unscored
@@ -28,8 +27,7 @@ CHUNK_BYTES = 1 << 29  # of decoded frames and samples
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """Which rewards with which options (`{reward: {option: value}}`), what they add up to, and from where a
-    clip is flagged."""
+    """Rewards with options (`{reward: {option: value}}`), an optional rubric, and guardrail limits."""
 
     rewards: tuple[str, ...]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -38,14 +36,13 @@ class ScoreSettings:
     batch: int = 64  # clips given to a reward at once, fewer where they are large
 
     def described(self) -> dict[str, Any]:
-        """What scores depend on: the options that count, and the content of the files they name; not rubric,
-        limits or batch."""
+        """What scores depend on: effective options and digests of their files; not rubric or limits."""
         filled = checked_options(self.rewards, self.options)
         return {"rewards": {name: _described(options) for name, options in filled.items()}}
 
 
-def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[Row]:
-    """Scores what `out` (JSONL) does not hold yet; returns one row a clip in the order of `files`.
+def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -> list[StoredRow]:
+    """Score what `out` (JSONL) does not have yet; returns one row per clip in the order of `files`.
 
     A row: clip, path, sha256, prompt, group, scores {reward: {value, reason, parts, text, seconds}},
     guardrails, flags, and with a rubric total {value, reason, parts}; `called` {reward: name of its scores}
@@ -72,8 +69,8 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
         return list(finished.values())
 
 
-def to_scores(rows: Sequence[Row], name: str) -> list[Score]:
-    """A reward's scores as they were before they were written."""
+def to_scores(rows: Sequence[StoredRow], name: str) -> list[Score]:
+    """Rebuild a reward's scores from rows."""
     return [score_in(row, name) for row in rows]
 
 
@@ -98,8 +95,8 @@ def _chunks(files: Iterator[ClipFile], batch: int) -> Iterator[list[tuple[ClipFi
 
 def _score_chunk(
     chunk: Sequence[tuple[ClipFile, Clip | str]], rewards: Mapping[str, Reward], config: str
-) -> list[Row]:
-    """Rows without flags and total; a clip that could not be decoded has that reason in every score."""
+) -> list[StoredRow]:
+    """Rows without flags and total; an undecodable clip has its error as the reason of every score."""
     called = {
         asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name
     }
@@ -125,9 +122,8 @@ def _score_chunk(
     return rows
 
 
-def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
-    """Flags by the limits, totals by the rubric: both follow from what was scored, and may be asked for
-    anew."""
+def _judged(rows: Sequence[StoredRow], settings: ScoreSettings) -> list[StoredRow]:
+    """Add flags and totals, which are derived from scores and may be recomputed with other settings."""
     answers = []
     for row in rows:
         kept = {key: value for key, value in row.items() if key not in ("flags", "total")}
@@ -144,7 +140,7 @@ def _judged(rows: Sequence[Row], settings: ScoreSettings) -> list[Row]:
 
 
 def _described(options: Any) -> dict[str, Any]:
-    """Options with the md5 of every file or folder they name; without those that only change the speed."""
+    """Options with the md5 of the files and folders they name, without speed-only options."""
     if isinstance(options, Mapping):
         return dict(options)
     if isinstance(options, PreferenceOptions):

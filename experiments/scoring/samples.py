@@ -1,5 +1,4 @@
-"""The clips that evaluation compares: real ones, their codec round trips, and generated sets, all as
-rewards.Clip."""
+"""Clips that evaluation compares: real, codec round trip, generated; all as rewards.Clip."""
 
 from __future__ import annotations
 
@@ -25,9 +24,12 @@ CODEC_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """One clip and what it is: `source` is real, codec, generated or aligned; `kind` is the corpus' (speech,
-    dialogue, camera, event)."""
+class SourceClip:
+    """A clip with its origin.
+
+    `source` is real, codec, generated or aligned; `kind` is that of the corpus (speech, dialogue, camera,
+    event).
+    """
 
     data_id: str
     source: str
@@ -35,39 +37,40 @@ class Sample:
     clip: Clip
 
 
-def real_samples(manifest: Path, limit: int) -> dict[str, list[Sample]]:
-    """Clips of a training manifest by kind, at most `limit` of a kind; rows without speech or without picture
-    are left out.
+def real_samples(manifest: Path, limit: int) -> dict[str, list[SourceClip]]:
+    """Clips of a training manifest by kind, at most `limit` per kind, only rows with speech and picture.
 
     Raises FileNotFoundError or ValueError in one line for a missing manifest, too many bad rows or an
     unreadable clip.
     """
-    samples: dict[str, list[Sample]] = defaultdict(list)
+    samples: dict[str, list[SourceClip]] = defaultdict(list)
     for row in read_manifest(manifest)[0]:
         kind = row.meta.get("kind", "speech")
         if row.has_video and len(samples[kind]) < limit and parse(row.text).spans:
-            # without the spans' times, which generated clips do not have: both are cut in their pauses
+            # span times removed, because generated clips have none: both are cut at pauses
             file = dataclasses.replace(manifest_clip(row, manifest.parent), span_times=())
-            samples[kind].append(Sample(row.data_id, "real", kind, _read(file)))
+            samples[kind].append(SourceClip(row.data_id, "real", kind, _read(file)))
     return dict(samples)
 
 
 def generated_samples(
     folder: Path, kind: str, limit: int | None = None, source: str = "generated"
-) -> list[Sample]:
-    """Clips of one generated set (its index.jsonl), the first `limit` of them. Raises FileNotFoundError or
-    ValueError in one line."""
+) -> list[SourceClip]:
+    """The first `limit` clips of a generated set (its index.jsonl).
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
     files = islice(index_clips(folder / INDEX, kind=kind), limit)
-    return [Sample(file.name, source, kind, _read(file)) for file in files]
+    return [SourceClip(file.name, source, kind, _read(file)) for file in files]
 
 
-def codec_samples(samples: Sequence[Sample], codecs: Codecs) -> list[Sample]:
-    """Every sample encoded and decoded, same order; sound and picture keep their lengths."""
+def codec_samples(samples: Sequence[SourceClip], codecs: Codecs) -> list[SourceClip]:
+    """Every sample encoded and decoded, in order; sound and picture keep their lengths."""
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         frames, waveform = _content(sample)
         by_shape[len(frames), len(waveform)].append(index)
-    answers: list[Sample | None] = [None] * len(samples)
+    answers: list[SourceClip | None] = [None] * len(samples)
     for indices in by_shape.values():
         for start in range(0, len(indices), CODEC_BATCH):
             batch = indices[start : start + CODEC_BATCH]
@@ -80,8 +83,8 @@ def codec_samples(samples: Sequence[Sample], codecs: Codecs) -> list[Sample]:
     return [answer for answer in answers if answer is not None]
 
 
-def reference_sounds(samples: Iterable[Sample]) -> dict[str, list[np.ndarray]]:
-    """Distinct reference recordings of the samples by voice."""
+def reference_sounds(samples: Iterable[SourceClip]) -> dict[str, list[np.ndarray]]:
+    """Distinct reference recordings by voice."""
     found: dict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
     for sample in samples:
         for voice, sound in zip(sample.clip.voices, sample.clip.references, strict=False):
@@ -90,7 +93,7 @@ def reference_sounds(samples: Iterable[Sample]) -> dict[str, list[np.ndarray]]:
     return {voice: list(sounds.values()) for voice, sounds in found.items()}
 
 
-def _content(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _content(sample: SourceClip) -> tuple[np.ndarray, np.ndarray]:
     assert sample.clip.frames is not None and sample.clip.waveform is not None
     return sample.clip.frames, sample.clip.waveform
 

@@ -1,4 +1,4 @@
-"""Decoded clips to scored clips, the same way for clips of files, of latents and of generated sets."""
+"""Score decoded clips; shared by clips of files, of latents and of generated sets."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 
 from pretrain.config import one_line
 from rewards.base import Reward
-from rewards.guardrails import GuardrailLimits, flags, measure
+from rewards.guardrails import GuardrailLimits, flags, measure_guardrails
 from rewards.types import Clip, Score, split_part
 
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """`scores` by the reward's name in the rows. A guardrail that could not be measured is NaN; {}: none was
-    asked for."""
+    """`scores` by reward name. A guardrail that could not be measured is NaN; {} = none requested."""
 
     scores: Mapping[str, Score]
     guardrails: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()  # one text for each limit that the clip is beyond
 
     def value(self, feature: str) -> float:
-        """Of a reward or `reward.part`; NaN where the clip could not be scored. Raises KeyError for a reward
-        that did not run and a part that it does not have."""
+        """Value of a reward or `reward.part`; NaN if not scored.
+
+        Raises KeyError for a reward that did not run and an unknown part.
+        """
         name, part = split_part(feature, self.scores)
         score = self.scores[name]
         return math.nan if score.reason else score.parts[part] if part else score.value
@@ -32,8 +33,7 @@ class ScoredClip:
 def score_clips(
     rewards: Mapping[str, Reward], clips: Sequence[Clip], limits: GuardrailLimits | None = None
 ) -> list[ScoredClip]:
-    """Each clip with the scores of all rewards, under the names given here, and with its guardrails where
-    `limits` are given. Raises ValueError as `scores_of`."""
+    """Each clip with its scores, and guardrails if `limits` are given. Raises ValueError as `scores_of`."""
     columns = {name: scores_of(name, reward, clips) for name, reward in rewards.items()}
     scored = [{name: column[place] for name, column in columns.items()} for place in range(len(clips))]
     if limits is None:
@@ -42,8 +42,10 @@ def score_clips(
 
 
 def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
-    """One score for each clip. Raises ValueError in one line, naming the reward, where it is broken: it
-    raised, or did not answer every clip."""
+    """One score per clip.
+
+    Raises ValueError in one line, naming the reward, if it raised or did not return one score per clip.
+    """
     try:
         scores = reward.score(clips)
     except Exception as error:
@@ -56,6 +58,6 @@ def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
 
 
 def guarded(clip: Clip, limits: GuardrailLimits) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Its guardrails and the flags that they raise."""
-    measured = measure(clip)
+    """Guardrails of a clip and its violated limits."""
+    measured = measure_guardrails(clip)
     return measured, flags(measured, limits)

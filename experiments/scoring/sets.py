@@ -1,5 +1,4 @@
-"""Scores real clips, their codec round trips and generated clips with every scorer of the pipeline, one row
-per clip."""
+"""Score real, codec and generated clips with every scorer of the pipeline, one row per clip."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import flat_guardrails, flat_scores
-from experiments.scoring.samples import Sample, codec_samples, generated_samples, real_samples
+from experiments.scoring.samples import SourceClip, codec_samples, generated_samples, real_samples
 from experiments.scoring.scored import guarded, scores_of
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.load import load_codecs
@@ -29,7 +28,7 @@ from rewards.types import Score
 MAIN_SET = "pretrain_seen"
 # the same prompts and seeds before (source generated) and after alignment (source aligned)
 ALIGN_SET = ALIGN_HELD_OUT
-# prompt set -> kind of the real clips it is compared with; "" = none
+# prompt set -> kind of the real clips it is compared with; "" = no comparison
 PROMPT_SETS = {
     MAIN_SET: "speech",
     "pretrain_heldout_pairs": "",
@@ -49,19 +48,19 @@ REWARDS = (
     "snr_estimate_db",
 )
 ALIGN_JUDGES = ("intelligibility_pocketsphinx_judge", "picture_noise_judge")
-VOICES = "voice_accuracy_resemblyzer"  # here over the corpus' clips, not over a folder of recordings
+VOICES = "voice_accuracy_resemblyzer"  # with the corpus' clips as voice bank, not a folder of recordings
 WATCHED = ((MAIN_SET, "codec"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned"))
 
 log = logging.getLogger(__name__)
-Groups = dict[tuple[str, str], list[Sample]]  # by prompt set and source (real, codec or generated)
+Groups = dict[tuple[str, str], list[SourceClip]]  # by prompt set and source (real, codec or generated)
 ByScorer = Mapping[str, Mapping[tuple[str, str], Sequence[Score]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Which clips are scored, and with what: rewards of the catalog or plug-ins.
+    """Clips to score, and rewards of the catalog or plug-ins.
 
-    `align_judges` run on alignment's clips and on the codec's that those are held against, `rewards` on all.
+    `align_judges` score alignment's clips and their codec baseline, `rewards` all clips.
     """
 
     rewards: tuple[str, ...] = (*REWARDS, VOICES)
@@ -81,8 +80,7 @@ def score_sets(
     aligned: Path | None = None,
     limits: Mapping[str, float] = {},
 ) -> Path:
-    """Writes `out/clips.jsonl`: for every clip its set, source, prompt, what was heard, each scorer's value,
-    parts and reason.
+    """Write `out/clips.jsonl`: set, source, prompt, transcript, values, parts and reasons per clip.
 
     `corpus`, `codec` and `syncnet` are outputs of those stages, `generated` holds one folder per prompt set;
     only `pretrain_seen` must exist. `aligned` is such a folder of the aligned model; where it and `generated`
@@ -91,7 +89,7 @@ def score_sets(
     ValueError in one line; nothing is written then.
     """
     start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
-    metrics_of((*config.rewards, *config.align_judges))  # raises before anything is read
+    metrics_of((*config.rewards, *config.align_judges))  # raises for unknown names before anything is read
     if not (generated / MAIN_SET / "index.jsonl").is_file():
         raise FileNotFoundError(
             f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl "
@@ -123,7 +121,7 @@ def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) ->
 
 
 def _aligned(generated: Path, aligned: Path | None) -> Groups:
-    """The held-out prompts before and after alignment, or nothing where one of the two is missing."""
+    """The held-out prompts before and after alignment; empty if one of the two is missing."""
     if aligned is None:
         return {}
     for folder in (generated / ALIGN_SET, aligned / ALIGN_SET):
@@ -147,12 +145,12 @@ def _watched(groups: Groups) -> list[tuple[str, str]]:
 def _score_all(
     config: ScoreConfig, groups: Groups, corpus: Path, syncnet: Path
 ) -> dict[str, dict[tuple[str, str], list[Score]]]:
-    """Every scorer over all clips of the groups it runs on as one batch: by scorer and group."""
+    """Run every scorer once over all of its groups' clips as one batch: by scorer and group."""
     scores = {}
     asked = dict.fromkeys((*config.rewards, *(config.align_judges if _watched(groups) else ())))
     names = [name for name in asked if name != VOICES]
     options = reward_options(names, corpus, syncnet, config.vocabulary, config.num_processes)
-    # alignment's own references stay out, so that the other sets' voices do not depend on it
+    # alignment's own references are excluded, so that voices of the other sets do not depend on them
     pretrained = [
         sample for (prompt_set, _), group in groups.items() for sample in group if prompt_set != ALIGN_SET
     ]
@@ -181,8 +179,7 @@ def _score_all(
 def rows_of(
     limits: GuardrailLimits, groups: Groups, scores: ByScorer, watched: Container[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """A row per clip from the scores by scorer and group; guardrails of the groups in `watched` are measured
-    here."""
+    """A row per clip from scores by scorer and group; measures guardrails of the groups in `watched`."""
     return [
         {
             "prompt_set": key[0],

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of what evaluation and studies report: resample, recompute, take the middle 95 %.
+"""Bootstrap intervals for evaluation and studies: resample, recompute, take the central 95 %.
 
 One measure over clips (`Terms`) resamples the clips. One measure over seeds and clips (`Table`) resamples the
 seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the same ones in all of them
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.statistics import CONFIDENCE as CONFIDENCE
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
-Pairs = Sequence[Sequence[Sequence[float] | None]]  # [seeds][clips] (numerator, denominator); None = unscored
+# [seeds][clips] (numerator, denominator); None = unscored
+SeedTerms = Sequence[Sequence[Sequence[float] | None]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Interval:
     unscored: int = 0
 
     def as_json(self) -> dict[str, float | int | None]:
-        """`{mean, low, high, n}`; JSON has no NaN, so what could not be measured is null."""
+        """`{mean, low, high, n}`; NaN, which JSON cannot represent, becomes null."""
         estimates = {"mean": self.mean, "low": self.low, "high": self.high}
         return {
             **{key: None if math.isnan(value) else round(value, 6) for key, value in estimates.items()},
@@ -39,7 +39,7 @@ class Interval:
         }
 
     def verdict(self, higher_is_better: bool) -> str:
-        """What the interval of a difference shows."""
+        """Classification of the interval of a difference."""
         if math.isnan(self.mean):
             return "not measured"
         if self.low <= 0 <= self.high:
@@ -49,13 +49,13 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One metric of one arm: float64 [seeds, clips] each; what could not be scored is 0 of 0."""
+    """One metric of one arm: float64 [seeds, clips]; an unscored clip is 0 of 0."""
 
     above: np.ndarray
     below: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Table:
+    def of(cls, pairs: SeedTerms) -> Table:
         """Raises ValueError where seeds have different numbers of clips."""
         if len({len(row) for row in pairs}) > 1:
             raise ValueError(f"every seed needs the same prompts, got {[len(row) for row in pairs]} clips")
@@ -65,13 +65,13 @@ class Table:
 
     @property
     def per_seed(self) -> list[float]:
-        """The metric of each seed over all its clips; NaN where none could be scored."""
+        """The metric of each seed over all its clips; NaN if none was scored."""
         sums = zip(self.above.sum(1), self.below.sum(1), strict=True)
         return [above / below if below else math.nan for above, below in sums]
 
     @property
     def mean(self) -> float:
-        """Of the seeds that have the metric."""
+        """Mean over the seeds that have the metric."""
         kept = [value for value in self.per_seed if not math.isnan(value)]
         return sum(kept) / len(kept) if kept else math.nan
 

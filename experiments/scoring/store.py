@@ -14,7 +14,7 @@ from experiments.scoring.clips import ClipFile
 from pretrain.files import locked
 from pretrain.jsonl import dump
 
-Row = dict[str, Any]
+StoredRow = dict[str, Any]
 
 
 class ScoreStore:
@@ -26,7 +26,7 @@ class ScoreStore:
 
     def __init__(self, path: Path, config_id: str, settings: Mapping[str, Any]) -> None:
         self.path, self.config_id, self.settings = path, config_id, settings
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, StoredRow] = {}
 
     def __enter__(self) -> ScoreStore:
         taken = f"{self.path}: another process scores into it; wait for it, or give another --out"
@@ -39,11 +39,11 @@ class ScoreStore:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def kept(self, files: Sequence[ClipFile]) -> dict[str, Row]:
+    def kept(self, files: Sequence[ClipFile]) -> dict[str, StoredRow]:
         """Rows whose clip, prompt and attached files are what they were when they were scored."""
         return {file.name: row for file in files if (row := self.rows.get(file.name)) and _same(file, row)}
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[StoredRow]) -> None:
         """Adds whole lines and waits until they are on disk; a later row of a clip counts, not an earlier
         one."""
         with self.path.open("ab") as file:
@@ -52,7 +52,7 @@ class ScoreStore:
             os.fsync(file.fileno())
         self.rows |= {row["clip"]: row for row in rows}
 
-    def replace(self, rows: Iterable[Row]) -> None:
+    def replace(self, rows: Iterable[StoredRow]) -> None:
         """The file holds exactly these rows, in this order."""
         self.rows = {row["clip"]: row for row in rows}
         dump(self.path, self.rows.values())
@@ -88,7 +88,7 @@ def identity(file: ClipFile) -> dict[str, Any]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest, "request": _request(file)}
 
 
-def _same(file: ClipFile, row: Row) -> bool:
+def _same(file: ClipFile, row: StoredRow) -> bool:
     if not file.path.is_file() or row.get("request") != _request(file):
         return False
     stat = file.path.stat()
@@ -104,7 +104,7 @@ def _request(file: ClipFile) -> str:
     return config_id({**asked, "attached": stats})
 
 
-def _parsed(line: bytes, where: str) -> Row:
+def _parsed(line: bytes, where: str) -> StoredRow:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -114,11 +114,11 @@ def _parsed(line: bytes, where: str) -> Row:
     return row
 
 
-def _line(row: Row) -> str:
+def _line(row: StoredRow) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _difference(row: Row, settings: Mapping[str, Any]) -> str:
+def _difference(row: StoredRow, settings: Mapping[str, Any]) -> str:
     before, after = set(row["scores"]), set(settings.get("rewards", {}))
     changes = [f"without {name}" for name in sorted(after - before)] + [
         f"with {name}" for name in sorted(before - after)

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.scoring.run import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
-from experiments.scoring.store import Row
+from experiments.scoring.store import StoredRow
 from rewards.catalog import CATALOG, metrics_of
 from rewards.types import Score
 
@@ -18,7 +18,7 @@ MAX_REASONS = 5
 PIPE_WIDTH = 160  # characters, where there is no terminal to ask
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def summarise(rows: Sequence[StoredRow]) -> dict[str, Any]:
     """`{clips, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean}, flags:
     {limit: clips}}`.
 
@@ -105,7 +105,7 @@ def _total(entry: Mapping[str, Any]) -> Score:
     return Score(math.nan if entry["value"] is None else entry["value"], entry["reason"])
 
 
-def _guardrails(rows: Sequence[Row]) -> dict[str, float | None]:
+def _guardrails(rows: Sequence[StoredRow]) -> dict[str, float | None]:
     names = dict.fromkeys(name for row in rows for name in row["guardrails"])
     found = {
         name: [row["guardrails"][name] for row in rows if row["guardrails"].get(name) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.scoring.samples import Sample, reference_sounds
+from experiments.scoring.samples import SourceClip, reference_sounds
 from rewards.base import Reward
 from rewards.timbre.encoder import VoiceEncoder
 from rewards.timbre.resemblyzer import ResemblyzerEncoder
@@ -13,7 +13,7 @@ from rewards.timbre.similarity import TimbreSimilarity
 from rewards.timbre.voices import VoiceBank
 
 
-def voice_bank(encoder: VoiceEncoder, samples: Sequence[Sample], manifest: Path) -> VoiceBank:
+def voice_bank(encoder: VoiceEncoder, samples: Sequence[SourceClip], manifest: Path) -> VoiceBank:
     """Voices as the real one-speaker clips and the reference recordings have them; nothing generated.
 
     References alone would not do: they are longer than a clip's one word, and a codec's word lies nearer to

@@ -1,5 +1,7 @@
-"""What every study is made of: runs of its arms and seeds that are made once and kept, one tracked run above
-theirs, and OUT/study/NAME.json, .png and .md of what they measured."""
+"""Parts common to all studies: cached runs per arm and seed, a parent run, and OUT/study/NAME.*.
+
+The results are NAME.json, .png and .md.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,17 @@ REPORT_S = 20.0
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed. What is finished is kept: `folder` differs where what is trained differs, and
-    `mark` where what is measured of it differs."""
+    """One arm with one seed, cached when finished.
+
+    `folder` depends on everything that changes the training, `mark` on everything that changes the
+    measurement.
+    """
 
     label: str
     folder: Path
     mark: str
-    stages: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # subfolder -> (work, its steps)
-    scoring: float = 1.0  # work of generating and scoring after them
+    stages: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # subfolder -> (work, steps)
+    scoring: float = 1.0  # work of generation and scoring
 
     @property
     def result(self) -> Path:
@@ -62,10 +67,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """`settings`: the study's own section; `recipe`: all that it reads; `inputs`: digests of its data."""
+    """A study. `settings`: its section; `recipe`: all sections it reads; `inputs`: digests of its data."""
 
     name: str
-    folder: Path  # of the runs and of what they share
+    folder: Path  # of the runs and their shared files
     layout: Layout
     settings: Any
     recipe: Any
@@ -74,12 +79,12 @@ class Study:
 
     @property
     def key(self) -> str:
-        """Of the tracked run; the same one until the study is finished."""
+        """Key of the tracked run, constant until the study is finished."""
         return kept_run_key(self.folder, f"study_{self.name}")
 
     @contextmanager
     def tracked(self) -> Iterator[None]:
-        """The body as a tracked run, with what it published."""
+        """Run the body as a tracked run that logs the published files."""
         tracker, git = SpoolTracker(self.layout.tracking / self.key), git_state(self.root)
         tags = {
             "nava.study": self.name,
@@ -100,7 +105,7 @@ class Study:
     def tracked_run(
         self, run: Run, tags: Mapping[str, str], config: Mapping[str, Any]
     ) -> Iterator[SpoolTracker]:
-        """The body, which writes the run's result, as a tracked run below the study's."""
+        """Run the body, which writes the run's result, as a child run of the study."""
         run.folder.mkdir(parents=True, exist_ok=True)
         tracker = SpoolTracker(self.layout.tracking / kept_run_key(run.folder, f"{self.name}-{run.label}"))
         tracker.start(
@@ -120,7 +125,7 @@ class Study:
     def publish(
         self, found: Mapping[str, Any], draw: Callable[[Mapping[str, Any], Path], None] | None = None
     ) -> dict[str, Any]:
-        """Writes OUT/study/NAME.json, .png where there is something to draw, and .md; what the JSON holds."""
+        """Write OUT/study/NAME.json, .md and (if there is a plot) .png; returns the JSON content."""
         git, out = git_state(self.root), self.layout.out / "study"
         study = {
             "study": self.name,
@@ -139,26 +144,29 @@ class Study:
 
 
 def mark_of(*parts: Any) -> str:
-    """Eight hex digits that stand for plain values."""
+    """Eight hex digits that hash plain values."""
     return f"{stable_hash(json.dumps(parts, sort_keys=True)):016x}"[:8]
 
 
 def require(needed: Mapping[Path, str], what: str = "file or folder") -> None:
-    """Raises FileNotFoundError for the first path that is missing, with the command that makes it."""
+    """Raises FileNotFoundError for the first missing path, with the command that creates it."""
     for path, hint in needed.items():
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such {what}; {hint}")
 
 
 def model_of(result: StageResult, stopped: str) -> Path:
-    """The trained model. Raises Interrupted, beginning with `stopped`, where a signal ended the training."""
+    """The trained model.
+
+    Raises Interrupted, with a message that starts with `stopped`, if a signal ended the training.
+    """
     if result.model is None:
         raise Interrupted(f"{stopped} {result.step} with a checkpoint; the same command goes on from there")
     return result.model
 
 
 class Progress:
-    """Share of the runs' work that is done, and the time left at the rate since it was started."""
+    """Share of finished work, and remaining time at the current rate."""
 
     def __init__(self, name: str, runs: Sequence[Run]) -> None:
         self.name, self.runs = name, runs
@@ -172,7 +180,7 @@ class Progress:
         self.at_start, self.started, self.reported = self.done(), time.monotonic(), 0.0
 
     def done(self) -> float:
-        """Work of finished runs and of all steps that the others logged."""
+        """Work of finished runs plus logged steps of the others."""
         return sum(run.work if run.finished else self._trained(run) for run in self.runs)
 
     def _trained(self, run: Run) -> float:
@@ -184,7 +192,7 @@ class Progress:
         return work
 
     def report(self, running: Sequence[Run], force: bool = False) -> None:
-        """A line on stderr, not more often than every 20 s."""
+        """Print a line to stderr, at most every 20 s."""
         now = time.monotonic()
         if not force and now - self.reported < REPORT_S:
             return
@@ -208,7 +216,7 @@ class Progress:
 
 
 def run_each(name: str, runs: Sequence[Run], execute: Callable[[Run], None], hint: str) -> None:
-    """`execute` what is not finished, one after another; where some fail, the others end first.
+    """Run `execute` for each unfinished run; failures are raised after all others have finished.
 
     Raises ValueError with the line of the first that failed and `hint`.
     """

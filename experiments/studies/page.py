@@ -1,4 +1,4 @@
-"""A study's JSON as a page: `templates/NAME.md.j2`, which extends `templates/study.md.j2`."""
+"""Render a study's JSON as Markdown: `templates/NAME.md.j2`, which extends `templates/study.md.j2`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Found = Mapping[str, Any]  # {mean, low, high}, of a difference also {verdict}
 
 
 def render(study: Mapping[str, Any]) -> str:
-    """Markdown of what `Study.publish` writes as JSON."""
+    """Markdown of the JSON that `Study.publish` writes."""
     pages = Environment(
         loader=PackageLoader("experiments.studies"),
         undefined=StrictUndefined,
@@ -46,7 +46,7 @@ def percent(found: Found) -> str:
 
 
 def bold(text: str, difference: Found | None) -> str:
-    """Where the interval of the difference leaves 0 out."""
+    """Bold if the interval of the difference excludes 0."""
     return f"**{text}**" if difference and difference["verdict"] in ("better", "worse") else text
 
 

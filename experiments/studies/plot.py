@@ -1,4 +1,4 @@
-"""Estimates with their 95 % intervals, drawn."""
+"""Plots of estimates with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def errorbars(
     style: Mapping[str, Any],
     horizontal: bool = False,
 ) -> None:
-    """`points`: where along the other axis, and {mean, low, high}; those that could not be measured are left
-    out. `horizontal`: intervals along x. `style`: of matplotlib's errorbar."""
+    """Draw `points`: positions along one axis and {mean, low, high}; unmeasured ones are left out.
+
+    `horizontal`: intervals along x. `style`: of matplotlib's errorbar.
+    """
     known = [(place, found) for place, found in points if found["mean"] is not None]
     if not known:
         return

@@ -1,4 +1,4 @@
-"""Scores a folder of clips: every metric of every clip as a numerator and a denominator."""
+"""Score a folder of clips: every metric of every clip as numerator and denominator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_REAL_CLIPS = 208
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is measured of every run's clips, and with what.
+    """What is measured of every run's clips.
 
     `judge`: the sync network that every metric of sync_mini is taken with, None = the reward's own; `bank`:
     the voices of NearestVoice; `limits`: guardrails whose flagged clips are counted, None = they are not.
@@ -43,7 +43,7 @@ class Scoring:
 
 
 def added_rewards(config: ScoreConfig) -> list[str]:
-    """Those that a recipe scores beside the default ones; every study measures them too."""
+    """Rewards that a recipe scores beyond the default ones; every study measures them too."""
     usual = ScoreConfig()
     asked = dict.fromkeys((*config.rewards, *config.align_judges))
     return [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
@@ -57,22 +57,24 @@ def added_metrics(config: ScoreConfig) -> dict[str, Metric]:
 
 
 def by_scorer(names: Sequence[str], opened: Sequence[Reward]) -> dict[str, Reward]:
-    """Opened rewards under the names that rows of scores have them by."""
+    """Opened rewards by their names in score rows."""
     pairs = zip(names, opened, strict=True)
     return {reward.name if is_plugin(name) else name: reward for name, reward in pairs}
 
 
 def voices_of(corpus: Path) -> VoiceBank:
-    """Of the real one-speaker clips and the reference recordings, so that every run is measured with the same
-    voices."""
+    """Voice bank of the real one-speaker clips and reference recordings, the same for all runs."""
     groups = real_samples(corpus / "validation.jsonl", MAX_REAL_CLIPS).values()
     samples = [sample for group in groups for sample in group]
     return voice_bank(ResemblyzerEncoder(), samples, corpus / "validation.jsonl")
 
 
 def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
-    """Writes `out`: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]},
-    "reasons": {scorer: [...]}} and, with guardrails, "flagged": number of clips beyond one."""
+    """Write scores of the clips to `out`.
+
+    Format: {"data_ids": [...], "metrics": {name: [[numerator, denominator] or null, ...]}, "reasons":
+    {scorer: [...]}} and, with guardrails, "flagged": the number of clips beyond one.
+    """
     samples = [sample.clip for sample in generated_samples(clips, "speech")]
     scorers = [name if is_plugin(name) else found.scorer for name, found in scoring.metrics.items()]
     names = [name for name in dict.fromkeys(scorers) if not (name == VOICES and scoring.bank)]
@@ -94,7 +96,7 @@ def score_clips(clips: Path, scoring: Scoring, out: Path) -> None:
 
 
 def tabulated(metrics: Mapping[str, Metric], scores: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
-    """Metrics and reasons of scored clips, in their order."""
+    """Metrics and reasons of scored clips, in order."""
     return {
         "metrics": {
             name: [_pair(found, score) for score in scores[found.scorer]] for name, found in metrics.items()

@@ -1,5 +1,4 @@
-"""`nava study seeds`: the recipe's alignment from several seeds on one pretrained model, each held against
-the judges."""
+"""`nava study seeds`: the recipe's alignment with several seeds on one pretrained model, judged."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from experiments.report.metric_keys import reported_metrics
 from experiments.report.summary import measured
 from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
-from experiments.scoring.rows import Row, number, read_scores
+from experiments.scoring.rows import ScoredRow, number, read_scores
 from experiments.scoring.samples import generated_samples
 from experiments.scoring.scored import scores_of
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
@@ -52,12 +51,11 @@ class SeedsConfig:
 
 
 def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
-    """Align with seeds 0 to `seeds` - 1, generate the held-out prompts, score, and write OUT/study/seeds.json
-    and .md.
+    """Align with seeds 0 to `seeds` - 1, generate, score, and write OUT/study/seeds.json and .md.
 
-    The pipeline's own alignment serves for its seed. What is finished is kept, and a killed alignment goes
-    on. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted where a
-    signal ended it.
+    The pipeline's own alignment is reused for its seed. Finished work is reused, and a killed alignment is
+    resumed. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted on a
+    signal.
     """
     config = SeedsConfig(seeds)
     layout, scores = job.layout, job.layout.scores / SCORES
@@ -69,7 +67,7 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
     study = Study("seeds", layout.out / "study" / "seeds", layout, config, config, inputs, job.root)
     runs = {f"seed-{seed}": (seed, _align_run(job, seed, study.folder)) for seed in range(seeds)}
 
-    def measure(rows: Sequence[Row], votes: Path) -> dict[str, Any]:
+    def measure(rows: Sequence[ScoredRow], votes: Path) -> dict[str, Any]:
         align = job.recipe.align
         weights, limits = align.rubric.weights(), align.guardrails
         known = reported_metrics(job.recipe.score)
@@ -94,7 +92,7 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
 
 
 def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The gates on alignment checked against `found`, with how the page words them."""
+    """Results of the gates on alignment checked against `found`, with texts for the page."""
     results = check_gates([gate for gate in gates if gate.set == ALIGNMENT], Reports({}, found))
     return [
         {**result.as_json(), "measured": measured(result), "limit": result.gate.limit} for result in results
@@ -135,7 +133,7 @@ def _names(job: StageJob) -> list[str]:
     return [*REWARDS, *ALIGN_JUDGES, *added_rewards(job.recipe.score)]
 
 
-def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
+def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[ScoredRow]:
     """Rows of the held-out clips of this model."""
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
     generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
@@ -151,9 +149,11 @@ def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[Row]:
     return rows_of(limits, {KEY: samples}, scores, {KEY})
 
 
-def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
-    """A row per prompt; a value that some seed could not be scored on is the mean of the others. Raises
-    ValueError for other prompts."""
+def mean_rows(runs: Sequence[Sequence[ScoredRow]]) -> list[ScoredRow]:
+    """A row per prompt; a value missing for some seed is the mean of the others.
+
+    Raises ValueError for different prompts.
+    """
     by_id = [{row["data_id"]: row for row in rows} for rows in runs]
     if any(rows.keys() != by_id[0].keys() for rows in by_id):
         raise ValueError(
@@ -162,7 +162,7 @@ def mean_rows(runs: Sequence[Sequence[Row]]) -> list[Row]:
     return [_mean([rows[name] for rows in by_id]) for name in by_id[0]]
 
 
-def _mean(rows: Sequence[Row]) -> Row:
+def _mean(rows: Sequence[ScoredRow]) -> ScoredRow:
     scorers = rows[0]["scores"].keys()
     parts = {name: _means([row["parts"].get(name, {}) for row in rows]) for name in scorers}
     return {

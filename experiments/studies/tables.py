@@ -1,5 +1,4 @@
-"""From scores of finished runs to numbers: means over seeds, differences of arms, and why clips were not
-scored, as plain values for JSON."""
+"""Statistics of finished runs as JSON: means over seeds, differences of arms, reasons of missing scores."""
 
 from __future__ import annotations
 
@@ -18,18 +17,18 @@ from experiments.scoring.statistics import (
     share_of_gain,
 )
 
-Scores = Mapping[str, Any]  # what `score_clips` wrote of one run
+RunScores = Mapping[str, Any]  # scores of one run as written by `score_clips`
 Tables = Mapping[str, Table]  # by metric
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How arms are compared: which draws, how many, and which metrics are better when they are higher."""
+    """How arms are compared: bootstrap draws, their number, and each metric's direction."""
 
     draws: DrawsOf
     resamples: int
     higher_is_better: Mapping[str, bool]
-    over_both: bool = False  # differences are over the clips that both arms could score
+    over_both: bool = False  # differences use only clips that both arms could score
 
     def means(self, tables: Tables) -> dict[str, Any]:
         """Mean over seeds with its interval, and each seed's own."""
@@ -42,7 +41,7 @@ class Comparison:
         }
 
     def differences(self, ours: Tables, theirs: Tables) -> dict[str, Any]:
-        """Ours minus theirs by metric, on the same draws, each with its verdict."""
+        """Ours minus theirs by metric, on the same draws, each with its classification."""
         found = {}
         for name in ours:
             one, other = paired(ours[name], theirs[name]) if self.over_both else (ours[name], theirs[name])
@@ -51,7 +50,7 @@ class Comparison:
         return found
 
     def shares(self, part: Tables, whole: Tables, base: Tables) -> dict[str, Any]:
-        """By metric, how much of the gain of `whole` over `base` `part` has."""
+        """Share of the gain of `whole` over `base` that `part` has, by metric."""
         found = {}
         for name in part:
             some, all_of_it, none = paired(part[name], whole[name], base[name])
@@ -64,8 +63,8 @@ class Comparison:
         return self.draws(seeds, clips, self.resamples)
 
 
-def check_prompts(scores: Sequence[Scores], who: str) -> None:
-    """Raises ValueError where their clips do not answer the same prompts."""
+def check_prompts(scores: Sequence[RunScores], who: str) -> None:
+    """Raises ValueError if the runs' clips answer different prompts."""
     if len({tuple(one["data_ids"]) for one in scores}) > 1:
         raise ValueError(
             f"{who} were scored on different prompts; remove the study's folder and run it again"
@@ -73,18 +72,18 @@ def check_prompts(scores: Sequence[Scores], who: str) -> None:
 
 
 def tables_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-    """By metric, over seeds."""
+    """Tables by metric, over seeds."""
     return {name: Table.of([one[name] for one in metrics]) for name in metrics[0]}
 
 
-def metric_means(scores: Scores) -> dict[str, float]:
-    """`study/METRIC` -> sum of numerators over sum of denominators, where there are any."""
+def metric_means(scores: RunScores) -> dict[str, float]:
+    """`study/METRIC` -> sum of numerators over sum of denominators, where defined."""
     tables = {name: Table.of([pairs]) for name, pairs in scores["metrics"].items()}
     return {f"study/{name}": table.mean for name, table in tables.items() if table.below.any()}
 
 
-def unscored(scores: Iterable[Scores]) -> dict[str, dict[str, int]]:
-    """Why clips were not scored: scorer -> reason -> how many."""
+def unscored(scores: Iterable[RunScores]) -> dict[str, dict[str, int]]:
+    """Counts of unscored clips: scorer -> reason -> number."""
     counted: dict[str, Counter[str]] = {}
     for one in scores:
         for scorer, reasons in one["reasons"].items():

@@ -1,5 +1,9 @@
-"""Runs of a study side by side, each in a process on its own cores: `python -m experiments.studies.workers
-FOLDER [CORES]` does what FOLDER/task.pickle says on the cores CORES (such as 0,2)."""
+"""Run the parts of a study in parallel processes, each bound to its own cores.
+
+`python -m experiments.studies.workers [CORES]` calls the function that it reads from its standard input, on
+the cores CORES (such as 0,2). The function is pickled: it passes through a pipe between the two processes and
+is never a file.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +19,36 @@ from pathlib import Path
 
 from experiments.runs.run import Interrupted
 from experiments.studies.harness import Progress, Run
-from pretrain.files import replacing
 from pretrain.launch.torchrun import end_with_parent
 
-TASK, LOG = "task.pickle", "log.txt"
+LOG = "log.txt"
 POLL_S = 1.0
-GRACE_S = 60.0  # for a stage to finish its step and write a checkpoint
+GRACE_S = 60.0  # time for a stage to finish its step and write a checkpoint
 
 
-def save_task(folder: Path, task: Callable[[], None]) -> None:
-    """What the process of this folder calls: a partial of a module's function."""
-    with replacing(folder / TASK) as temporary:
-        temporary.write_bytes(pickle.dumps(task))
+Work = Callable[[], object]
 
 
-def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) -> None:
-    """Run what is not finished, one per entry of `cores` at a time.
+def run_all(
+    name: str, runs: Sequence[Run], work_of: Callable[[Run], Work], cores: Sequence[tuple[int, ...]]
+) -> None:
+    """Run all unfinished runs, one per entry of `cores` at a time.
 
-    Raises ValueError with a run's own line when it fails (the others are stopped first), Interrupted on
-    Ctrl-C or SIGTERM.
+    work_of: the function that a run's process calls, such as a partial of a module-level function. Raises
+    ValueError with a run's own line when it fails (the others are stopped first), Interrupted on Ctrl-C or
+    SIGTERM.
     """
     waiting = [run for run in runs if not run.finished]
     progress = Progress(name, runs)
     running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
     progress.report([], force=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM raises KeyboardInterrupt
     try:
         while waiting or running:
             for slot in range(len(cores)):
                 if slot not in running and waiting:
-                    running[slot] = (run := waiting.pop(0), _start(run, cores[slot]))
+                    run = waiting.pop(0)
+                    running[slot] = (run, _start(run, work_of(run), cores[slot]))
             time.sleep(POLL_S)
             progress.report([run for run, _ in running.values()])
             for slot, (run, process) in list(running.items()):
@@ -60,31 +64,36 @@ def run_all(name: str, runs: Sequence[Run], cores: Sequence[tuple[int, ...]]) ->
 
 
 def core_shares(parallel: int) -> list[tuple[int, ...]]:
-    """The cores this process may use, dealt out; () = not bound, where the system cannot or there are too
-    few."""
+    """The cores of this process, split evenly; () = not bound, if the system cannot or has too few."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [tuple(allowed[slot::parallel]) if len(allowed) >= parallel else () for slot in range(parallel)]
 
 
-def worker_command(folder: Path) -> list[str]:
-    """The cores follow."""
-    return [sys.executable, "-m", "experiments.studies.workers", str(folder)]
+def worker_command(run: Run) -> list[str]:
+    """Command line of the process for this run; its cores are appended."""
+    return [sys.executable, "-m", "experiments.studies.workers"]
 
 
-def _start(run: Run, cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    command = [*worker_command(run.folder), *([",".join(map(str, cores))] if cores else [])]
+def _start(run: Run, work: Work, cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    command = [*worker_command(run), *([",".join(map(str, cores))] if cores else [])]
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
     with (run.folder / LOG).open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
             preexec_fn=end_with_parent,
         )
+    assert process.stdin is not None
+    # a broken pipe means that the process failed at once, which its exit code reports
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(pickle.dumps(work))
+    return process
 
 
 def _check(run: Run, code: int) -> None:
@@ -107,18 +116,18 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.kill()
 
 
-def _work(folder: Path, cores: str = "") -> None:
+def _work(cores: str = "") -> None:
     import torch
 
     if cores and hasattr(os, "sched_setaffinity"):
         bound = set(map(int, cores.split(",")))
         os.sched_setaffinity(0, bound)  # ranks and scorers started here stay there
         torch.set_num_threads(len(bound))  # more threads than cores wait for each other
-    pickle.loads((folder / TASK).read_bytes())()
+    pickle.loads(sys.stdin.buffer.read())()
 
 
 if __name__ == "__main__":
     from experiments.errors import one_line_errors
 
     with one_line_errors():
-        _work(Path(sys.argv[1]), *sys.argv[2:])
+        _work(*sys.argv[1:])

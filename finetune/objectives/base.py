@@ -1,9 +1,9 @@
-"""What an objective is: the section of the recipe it is configured by, what it needs rolled out, its batches,
-its loss, and what happens after a round. The loop and the executors know no objective by name.
+"""Base classes of objectives: config section, rollouts, batches, loss, end-of-round hook.
 
-An objective lives in one file: a `Phase` subclass and an `Objective` subclass that names it as `phase_type`.
-A recipe names it in `align.sequence`, by a shipped name or as "package.module:Objective", and sets its fields
-under `align.<name>`."""
+The loop and the executors are independent of concrete objectives. An objective lives in one file: a `Phase`
+subclass and an `Objective` subclass that names it as `phase_type`. A recipe names it in `align.sequence`, by
+a shipped name or as "package.module:Objective", and sets its fields under `align.<name>`.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +38,11 @@ def _unguided_sampler() -> SamplerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """The fields that all objectives have. A round's optimizer steps are epochs * steps_per_epoch; a step
-    takes an equal part of every group. Raises ValueError on numbers that do not go together."""
+    """Fields common to all objectives.
+
+    A round has epochs * steps_per_epoch optimizer steps, each with an equal part of every group. Raises
+    ValueError for inconsistent numbers.
+    """
 
     rounds: int = 10
     prompts_per_round: int = 24
@@ -81,7 +84,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What is rolled out: `clips_per_prompt` clips of `prompts` prompts by one role of the policy."""
+    """What to roll out: `clips_per_prompt` clips of `prompts` prompts by one policy role."""
 
     role: Role
     prompts: int
@@ -92,7 +95,7 @@ class RolloutPlan:
 
 
 class PreferenceFiles(Protocol):
-    """Where preference data lie; an AlignRun is one."""
+    """Paths of preference data; implemented by AlignRun."""
 
     @property
     def pairs(self) -> Path | None: ...
@@ -103,7 +106,7 @@ class PreferenceFiles(Protocol):
 
 
 class OldPolicy(Protocol):
-    """Who can move the policy `old`; every executor can."""
+    """Can update the policy `old`; implemented by every executor."""
 
     def update_old(self, decay: float) -> None:
         """old <- decay * old + (1 - decay) * default."""
@@ -114,8 +117,11 @@ PhaseT = TypeVar("PhaseT", bound=Phase)
 
 
 class Objective(ABC, Generic[PhaseT]):
-    """One phase of an alignment. Methods are called on every rank, but `prepare` and `given_batch`, which
-    only ranks that learn get."""
+    """One phase of an alignment.
+
+    All methods are called on every rank, except `prepare` and `given_batch`, which run on learning ranks
+    only.
+    """
 
     name: ClassVar[str]  # of its section in the recipe and of its metrics
     phase_type: ClassVar[type[Phase]]
@@ -125,32 +131,33 @@ class Objective(ABC, Generic[PhaseT]):
         self.phase = phase
 
     def rollout(self) -> RolloutPlan | None:
-        """What each round rolls out and scores; None for an objective whose batches are given
-        (`given_batch`)."""
+        """What each round rolls out and scores; None for an objective with given batches (`given_batch`)."""
         return self._plan()
 
     def check_ranks(self, world_size: int) -> None:
-        """Raises ValueError where a round's groups do not divide over the ranks."""
+        """Raises ValueError if a round's groups do not divide over the ranks."""
         self._check_divides("prompts_per_round", world_size, world_size)
 
     def prepare(self, files: PreferenceFiles, codecs: Codecs | None) -> None:
-        """Open what it learns from beside rollouts. Raises ValueError or FileNotFoundError in one line."""
+        """Open inputs other than rollouts. Raises ValueError or FileNotFoundError in one line."""
 
     def given_batch(self, seed: int, index: int, rank: int, world_size: int) -> LearningBatch:
         """This rank's batch of round `index`, where nothing is rolled out."""
         raise NotImplementedError(f"{self.name}: neither rolls out nor has batches of its own")
 
     def given_facts(self) -> Mapping[str, float]:
-        """Metrics of a round in which nothing is rolled out."""
+        """Metrics of a round without rollouts."""
         return {}
 
     def targets(self, advantage: Advantage, groups: Tensor) -> Advantage:
-        """What the loss reads, from the advantages of a round over all ranks. groups [B] int64."""
+        """Loss targets from the advantages of a round over all ranks. groups [B] int64. groups [B] int64."""
         return advantage
 
     def step_rows(self, batch: Any, key: Key) -> list[Tensor]:
-        """This rank's rows of each optimizer step of an epoch: an equal part of every group, drawn by the
-        group."""
+        """This rank's rows of each optimizer step of an epoch: an equal, random part of every group.
+
+        The draw is keyed by the group.
+        """
         assert isinstance(batch, RolloutsWithAdvantage)
         size, groups = self.phase.clips_per_prompt, batch.rollout.groups
         orders = [
@@ -161,14 +168,17 @@ class Objective(ABC, Generic[PhaseT]):
 
     @abstractmethod
     def count(self, batch: Any) -> Tensor:
-        """Scalar fp64: what the batch adds to the divisor of an optimizer step."""
+        """Scalar fp64: contribution of the batch to the divisor of an optimizer step."""
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Any, key: Key) -> ObjectiveLoss:
         """The SUM over what `count` counts, with gradient."""
 
     def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
-        """After the updates of a round; `rounds` of this phase came before it. Returns metrics."""
+        """Called after the updates of a round; `rounds` of this phase came before it. Returns metrics.
+
+        Returns metrics.
+        """
         return {}
 
     def _plan(self, role: Role = "default", stochastic: StochasticSteps | None = None) -> RolloutPlan:

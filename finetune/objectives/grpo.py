@@ -24,9 +24,11 @@ from pretrain.flow.guidance import NO_GUIDANCE
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig:
-    """clip_range is tied to the kernel and is not comparable between kernels; video_share: w;
-    reference_weight: k; routed: each modality its own ratio and advantage; ratio_tolerance: of the on-policy
-    check. Raises ValueError on values out of range."""
+    """clip_range depends on the kernel; video_share: w; reference_weight: k.
+
+    routed: separate ratio and advantage per modality; ratio_tolerance: of the on-policy check. Raises
+    ValueError for values out of range.
+    """
 
     clip_range: float = 1e-4
     max_advantage: float = 5.0
@@ -46,8 +48,7 @@ class GrpoConfig:
 
 
 def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)), A clamped; log_ratio and advantage broadcast, the loss has their
-    shape."""
+    """max(-A r, -A clip(r, 1 - c, 1 + c)) with clamped A; log_ratio and advantage broadcast."""
     ratio, limited = torch.exp(log_ratio), advantage.clamp(-max_advantage, max_advantage)
     return torch.maximum(-limited * ratio, -limited * ratio.clamp(1 - clip_range, 1 + clip_range))
 
@@ -59,8 +60,10 @@ def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
 
 
 def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
-    """Raises ValueError unless every ratio is 1 within `tolerance` (NaN is not): before an update the policy
-    that is trained must be the one that rolled out."""
+    """Raises ValueError unless every ratio is 1 within `tolerance` (NaN fails).
+
+    Before the first update the trained policy must equal the one that rolled out.
+    """
     worst = float(torch.expm1(log_ratio.detach().double()).abs().max()) if log_ratio.numel() else 0.0
     if not worst <= tolerance:
         raise ValueError(
@@ -75,9 +78,11 @@ def count(batch: RolloutsWithAdvantage, config: GrpoConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes a trained step (one without a reference term). Nothing is drawn: `key` is not read.
-    Raises ValueError without a trajectory, off policy where the batch says on_policy, and where a joint ratio
-    meets two advantages."""
+    """Two forward passes per trained step, one without a reference term; `key` is unused.
+
+    Raises ValueError without a trajectory, if a batch marked on_policy is not, and for a joint ratio with two
+    advantages.
+    """
     rollout, given = usable(batch), batch.advantage
     steps = _trajectory(rollout)
     if not config.routed and not (
@@ -147,8 +152,10 @@ def _trajectory(rollout: Rollout) -> Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoPhase(Phase):
-    """`window` stochastic steps at the same place for a whole group, among the first `first_steps` of the
-    sampler; all others are Euler's."""
+    """`window` stochastic steps at the same position for a whole group, among the first `first_steps`.
+
+    All other steps of the sampler are Euler's.
+    """
 
     objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True, reference_weight=1e-3))
     kernel: Kernel = field(default_factory=Kernel)

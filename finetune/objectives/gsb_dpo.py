@@ -1,10 +1,9 @@
-"""Flow-DPO on good / same / bad votes: ties have a probability of their own, every axis its own modality
-(alignment.md 2.6).
+"""Flow-DPO on good / same / bad votes, with modelled ties and one modality per axis (alignment.md 2.6).
 
-    D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2)
-    (D(first) - D(second))
-    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 -
-    1) P(first) P(second)
+D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2)
+(D(first) - D(second))
+Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 -
+1) P(first) P(second)
 
 A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their
 sum; an axis voted Same brings only its tie loss, an axis nobody voted on brings nothing.
@@ -30,8 +29,10 @@ from pretrain.types import Conditioning, Stream
 
 @dataclass(frozen=True, kw_only=True)
 class TieShares:
-    """Share of Same among the votes of each kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError
-    beyond."""
+    """Share of Same votes per kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError beyond.
+
+    Raises ValueError beyond.
+    """
 
     video: float = 0.0
     audio: float = 0.0
@@ -48,9 +49,11 @@ class TieShares:
 
 @dataclass(frozen=True, kw_only=True)
 class GsbDpoConfig:
-    """beta: of E per element; ties: modelled, or dropped (plain flow-DPO); tie_shares: from `tie_shares` of
-    all pairs; weights of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises
-    ValueError on values out of range."""
+    """beta: scale of E per element; ties: model or drop them (plain flow-DPO); tie_shares: from `tie_shares`.
+
+    The weights are of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises ValueError
+    for values out of range.
+    """
 
     beta: float = 100.0
     ties: Literal["model", "drop"] = "model"
@@ -84,8 +87,7 @@ def tie_theta(share: float) -> float:
 
 
 def tie_shares(pairs: PreferencePairs) -> TieShares:
-    """Shares of Same among the votes of a whole preference set. Raises ValueError where a kind has nothing
-    but ties."""
+    """Shares of Same votes of a whole preference set. Raises ValueError if a kind has only ties."""
 
     def share(labels: Tensor) -> float:
         asked = int((labels != NO_LABEL).sum())
@@ -104,8 +106,7 @@ def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
 
 
 def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
-    """[B]: minus the log-probability of each label, 0 where there is none. Raises ValueError on a tie at
-    share 0."""
+    """[B]: negative log-probability of each label, 0 without one. Raises ValueError for a tie at share 0."""
     if share == 0 and bool((labels == TIE).any()):
         raise ValueError(
             "a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop"
@@ -118,8 +119,10 @@ def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
 def margin(
     error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float
 ) -> Tensor:
-    """[B]: by how much more the policy than the reference fits the first clip than the second. Arguments: E,
-    each [B]."""
+    """[B]: how much better the policy fits the first clip than the reference does; arguments are E, each [B].
+
+    Arguments: E, each [B].
+    """
     return -(beta / 2) * ((error - reference) - (other_error - other_reference))
 
 
@@ -129,7 +132,7 @@ def count(batch: PreferencePairs, config: GsbDpoConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes over both clips of every pair, at one level and one noise a pair."""
+    """Two forward passes over both clips of every pair, with one sigma and one noise per pair."""
     drawn = draw(batch.first, config.levels, key)
     first_streams, second_streams = noised(batch.first, drawn), noised(batch.second, drawn)
     streams = _stacked(first_streams[0], second_streams[0]), _stacked(first_streams[1], second_streams[1])
@@ -199,14 +202,16 @@ def _conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class GsbDpoPhase(Phase):
-    """No rollouts: a round takes `pairs_per_round` of the given preference pairs. prompts_per_round and
-    clips_per_prompt are not read."""
+    """No rollouts: a round takes `pairs_per_round` of the preference pairs.
+
+    prompts_per_round and clips_per_prompt are ignored.
+    """
 
     objective: GsbDpoConfig = field(default_factory=GsbDpoConfig)
     pairs_per_round: int = 96
     tie_shares_from_pairs: bool = True  # False: those of the objective
     steps_per_epoch: int = 4
-    lr: float = 3e-4  # 1e-3 learns 309 pairs by heart: nothing held out improves
+    lr: float = 3e-4  # 1e-3 overfits 309 pairs: nothing held out improves
     micro_batch: int = 16  # pairs
 
     @property
@@ -230,7 +235,7 @@ class GsbDpo(Objective[GsbDpoPhase]):
         self._check_divides("pairs_per_round", world_size * self.phase.steps_per_epoch, world_size)
 
     def prepare(self, files: PreferenceFiles, codecs: Codecs | None) -> None:
-        from finetune.pair_batches import open_pairs  # late: reading a recipe does not wait for it
+        from finetune.pair_batches import open_pairs  # imported late: reading a recipe must not wait for it
         from finetune.rollout_store import open_store
         from pretrain.codecs.load import load_codecs
 

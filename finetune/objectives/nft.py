@@ -1,10 +1,9 @@
-"""DiffusionNFT: implicit better and worse policies around the old one, in the space of clean estimates
-(alignment.md 2.5).
+"""DiffusionNFT: implicit positive and negative policies around `old`, on clean estimates (alignment.md 2.5).
 
-    v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A /
-    c) / 2 + 1/2
-    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without
-    gradient
+v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A /
+c) / 2 + 1/2
+loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without
+gradient
 
 At v = v_old its gradient is A times that of mean(e^2) / w, although its value does not depend on A.
 """
@@ -27,9 +26,11 @@ SMALLEST_ERROR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class NftConfig:
-    """beta: how far the implicit policies stand from the old one; max_advantage: c; reference_weight: k, per
-    modality weighted like the rest. Raises ValueError on a beta or c that is not positive or a negative
-    weight."""
+    """beta: distance of the implicit policies from `old`; max_advantage: c; reference_weight: k.
+
+    The reference term is weighted per modality like the rest. Raises ValueError for beta or c <= 0 or a
+    negative weight.
+    """
 
     beta: float = 1.0
     max_advantage: float = 5.0
@@ -57,8 +58,10 @@ def nft_terms(
     beta: float,
     max_advantage: float,
 ) -> Tensor:
-    """[B]: the contrastive loss of one modality. velocity, old, state, clean [B, ...]; levels, advantage
-    [B]."""
+    """[B]: the contrastive loss of one modality; levels, advantage [B], the others [B, ...].
+
+    velocity, old, state, clean [B, ...]; levels, advantage [B].
+    """
     better = beta * velocity + (1 - beta) * old
     worse = (1 + beta) * old - beta * velocity
     share = (advantage / max_advantage).clamp(-1, 1) / 2 + 0.5
@@ -80,8 +83,9 @@ def count(batch: RolloutsWithAdvantage, config: NftConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: RolloutsWithAdvantage, config: NftConfig, key: Key) -> ObjectiveLoss:
-    """Three forward passes (two without a reference term), one of them with gradient. Raises ValueError on
-    rwr's weights."""
+    """Three forward passes (two without a reference term), one with gradient. Raises ValueError for rwr
+    weights.
+    """
     rollout, given, valid = usable(batch), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     video, audio = noised(rollout, drawn)
@@ -124,8 +128,7 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: NftConfig, key: K
 
 @dataclass(frozen=True, kw_only=True)
 class OldSchedule:
-    """How much of `old` is kept at its n-th update: min(slope (n - flat_steps), limit), 0 before
-    (alignment.md 2.5).
+    """Decay of `old` at update n: min(slope (n - flat_steps), limit), 0 before (alignment.md 2.5).
 
     NVlabs' types: 0 = (0, 0, 0), a copy every time; 1 = (0, 0.001, 0.5); 2 = (75, 0.0075, 0.999). Raises
     ValueError on a limit outside [0, 1) or negative numbers.
@@ -142,7 +145,7 @@ class OldSchedule:
             )
 
     def decay(self, update: int) -> float:
-        """Of update 0, 1, 2, ..."""
+        """Decay of update 0, 1, 2, ..."""
         return min(self.slope * max(update - self.flat_steps, 0), self.limit)
 
 
@@ -153,7 +156,7 @@ LATE_RAMP = OldSchedule(flat_steps=75, slope=0.0075, limit=0.999)
 
 @dataclass(frozen=True, kw_only=True)
 class NftPhase(Phase):
-    """`old` rolls out and follows `default` once a round.
+    """`old` rolls out and follows `default` once per round.
 
     max_advantage bounds what a round can change: its loss is least at v_old + A / max_advantage (v* - v_old).
     Measured on the mini: at 5, right for hundreds of rounds, the distance from `old` saturates at the same

@@ -1,4 +1,4 @@
-"""Finds objectives by their entries in a recipe's sequence: a shipped name, or "package.module:Objective"."""
+"""Look up objectives by the entries of a recipe's sequence: a shipped name or "package.module:Objective"."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHIPPED = {
 
 
 def objective_type(entry: str) -> type[Objective[Any]]:
-    """Raises ValueError where the entry is no objective, with the nearest shipped name."""
+    """Class of an entry. Raises ValueError for an unknown one, with the nearest shipped name."""
     if ":" not in entry and entry not in SHIPPED:
         raise ValueError(f"sequence: unknown algorithm {entry!r}; {nearest(entry, SHIPPED)}")
     found = imported(SHIPPED.get(entry, entry), "sequence")
@@ -30,9 +30,11 @@ def objective_type(entry: str) -> type[Objective[Any]]:
 
 
 def default_phases(sequence: Iterable[str] = ()) -> dict[str, Phase]:
-    """The section of every shipped objective and of those that the sequence names besides, by name. Unknown
-    plain names are left out. Raises ValueError where an entry cannot be loaded or two objectives have one
-    name."""
+    """Sections of all shipped objectives and of those in `sequence`, by name.
+
+    Unknown plain names are left out. Raises ValueError if an entry cannot be loaded or two objectives have
+    one name.
+    """
     types = {name: objective_type(name) for name in SHIPPED}
     for entry in sequence:
         if isinstance(entry, str) and ":" in entry:

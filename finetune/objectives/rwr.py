@@ -1,5 +1,4 @@
-"""Reward-weighted regression: flow matching on the policy's own clips, better ones weighing more
-(alignment.md 2.7).
+"""Reward-weighted regression: flow matching on the policy's own clips, weighted by reward (alignment.md 2.7).
 
 Weights are a softmax over the group, scaled to mean 1 and clipped: all are positive, so alone it distils the
 policy's own blurrier samples and collapses. It is therefore tied to the reference by a velocity term and may
@@ -23,9 +22,10 @@ from pretrain.sampling import SamplerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RwrConfig:
-    """temperature: of the softmax over advantages; max_weight: clip; reference_weight: of mean((v -
-    v_ref)^2), at all clips alike; data_weight: of a clip out of the data. Raises ValueError on values that
-    are not positive (weights: negative)."""
+    """temperature and max_weight of the softmax over advantages; reference_weight: of mean((v - v_ref)^2).
+
+    data_weight: weight of a data clip. Raises ValueError for values <= 0 (weights: < 0).
+    """
 
     temperature: float = 0.5
     max_weight: float = 4.0
@@ -50,9 +50,10 @@ class RwrConfig:
 def softmax_weights(
     advantage: Tensor, groups: Tensor, valid: Tensor, temperature: float, max_weight: float
 ) -> Tensor:
-    """[B] >= 0, mean 1 over the valid clips of a group before the clip at max_weight. Zero where not valid,
-    and in a group whose clips are all alike in this modality: it has nothing better to learn, only its own
-    samples to distil."""
+    """[B] >= 0, mean 1 over a group's valid clips before the clip at max_weight; 0 where not valid.
+
+    Also 0 in a group without contrast in this modality, which would only distil its own samples.
+    """
     index = torch.unique(groups, return_inverse=True)[1]
     size = int(index.max()) + 1 if len(index) else 0
     scores = torch.where(valid, advantage.double() / temperature, -torch.inf)
@@ -73,7 +74,10 @@ def softmax_weights(
 
 
 def group_weights(advantage: Advantage, groups: Tensor, config: RwrConfig) -> Advantage:
-    """A round's advantages, gathered over all ranks, as the weights that `loss` reads. groups [B] int64."""
+    """A round's advantages (gathered over all ranks) as the weights that `loss` reads. groups [B] int64.
+
+    groups [B] int64.
+    """
     video, audio = (
         softmax_weights(values, groups, advantage.valid, config.temperature, config.max_weight)
         for values in (advantage.video, advantage.audio)
@@ -82,7 +86,7 @@ def group_weights(advantage: Advantage, groups: Tensor, config: RwrConfig) -> Ad
 
 
 def data_batch(rollout: Rollout, config: RwrConfig) -> RolloutsWithAdvantage:
-    """Clips out of the pretraining data, all of one weight, as a batch of this objective."""
+    """Clips of the pretraining data with one weight, as a batch of this objective."""
     weight = torch.full((len(rollout.groups),), config.data_weight, device=rollout.video.device)
     valid = torch.ones_like(weight, dtype=torch.bool)
     return RolloutsWithAdvantage(
@@ -101,8 +105,10 @@ def count(batch: RolloutsWithAdvantage, config: RwrConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes (one without a reference term). Raises ValueError on advantages that are not
-    weights."""
+    """Two forward passes (one without a reference term). Raises ValueError for advantages instead of weights.
+
+    Raises ValueError on advantages that are not weights.
+    """
     rollout, given, valid = usable(batch, weights=True), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)
@@ -133,10 +139,9 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
 
 @dataclass(frozen=True, kw_only=True)
 class RwrPhase(Phase):
-    """Guided rollouts: without, it distils the blurrier samples of the unguided policy (DESIGN.md, decision
-    8).
+    """Guided rollouts, because unguided ones would distil blurrier samples (DESIGN.md, decision 8).
 
-    Measured on the mini, it falls all the same: what it distils is guided once more when it is evaluated
+    Measured on the mini, quality still falls: the distilled guidance is applied again at evaluation
     (docs/study/objectives.md).
     """
 

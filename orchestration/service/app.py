@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decoders import Decoders
@@ -107,7 +107,7 @@ def build_app(
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        refusal = Refusal(error.status_code, one_line(error) if not error.detail else str(error.detail))
+        refusal = Refusal(error.status_code, short_line(error) if not error.detail else str(error.detail))
         return Response(refusal.content(), refusal.status, error.headers, "application/json")
 
     return RequestGate(app, token_digest, limits, metrics)
@@ -161,7 +161,7 @@ class _Service:
         try:
             answer = _answer_of(await self.scoring.score(name, clip))
         except RewardFailed as error:
-            answer = RewardAnswer(error=_sendable(one_line(error)))
+            answer = RewardAnswer(error=_sendable(short_line(error)))
         outcome = "failed" if answer.error else "unscorable" if answer.reason else "scored"
         self.metrics.rewards.labels(name, outcome).inc()
         self.metrics.reward_seconds.labels(name).observe(time.monotonic() - started)

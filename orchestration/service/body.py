@@ -115,9 +115,8 @@ class _Writer:
             raise Refusal(422, f"{name}: two parts of this name; give each one its own")
         self._seen.add(name)
         if name != REQUEST_PART:
-            self.body.uploads[name] = self.folder / str(
-                len(self.body.uploads)
-            )  # the client's names never become paths
+            # the client's names never become paths
+            self.body.uploads[name] = self.folder / str(len(self.body.uploads))
             self._file = self.body.uploads[name].open("wb")
 
     def write(self, content: bytes) -> None:

@@ -148,9 +148,8 @@ def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) 
         "enable_drefs": "0",
     }
     try:
-        with av.open(
-            file, mode="r", format="mp4", options=options, metadata_errors="replace"
-        ) as container:  # titles may be Latin-1
+        # titles may be Latin-1
+        with av.open(file, mode="r", format="mp4", options=options, metadata_errors="replace") as container:
             rate = _check_container(container, budget)
             sounds = container.streams.audio if want_audio else ()
             decoded.fps = rate

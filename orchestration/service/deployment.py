@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.service.app import build_app
 from orchestration.service.holder import RayHolder
 from orchestration.service.limits import MIB, Limits
@@ -68,7 +68,7 @@ class RewardReplica:
         try:
             await self.holder.ready()
         except (RewardFailed, Died) as error:
-            return one_line(error)
+            return short_line(error)
         return ""
 
     async def alive(self) -> bool:
@@ -164,7 +164,7 @@ def running(
             _load(config)
             yield
         except (RayError, RayServeException, RuntimeError) as error:
-            raise OSError(f"the service did not start ({one_line(error)}); see Ray's logs") from error
+            raise OSError(f"the service did not start ({short_line(error)}); see Ray's logs") from error
         finally:
             # the application may not exist
             with contextlib.suppress(RayError, RayServeException, RuntimeError):
@@ -214,7 +214,7 @@ def _connect(address: str, temporary: str | None) -> None:
             ray.init(address=address, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(
-            f"--ray {address}: cannot be reached ({one_line(error)}); start it (`ray start --head`) or "
+            f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "
             "leave it out"
         ) from None
 

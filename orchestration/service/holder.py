@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.service.scoring import Died, RewardFailed
 from rewards.types import Clip, Score
 
@@ -56,7 +56,7 @@ class RayHolder:
         except Exception as error:
             if isinstance(translated := _translated(error), Died):
                 raise translated from None
-            raise RewardFailed(f"cannot be loaded: {one_line(translated)}") from None
+            raise RewardFailed(f"cannot be loaded: {short_line(translated)}") from None
         self._loaded = True
 
     async def score(self, clips: Sequence[Clip]) -> list[Score]:
@@ -73,8 +73,8 @@ class RayHolder:
 def _translated(error: Exception) -> Exception:
     """Ray's errors carry the reward's own inside, or say that its process is gone."""
     if isinstance(error, (RayActorError, WorkerCrashedError)):
-        return Died(one_line(error))
+        return Died(short_line(error))
     if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         kind = type(error.cause).__name__
-        return RewardFailed(f"{kind}: {one_line(error.cause)}")
+        return RewardFailed(f"{kind}: {short_line(error.cause)}")
     return error

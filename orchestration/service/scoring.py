@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from orchestration.futures import one_line
+from orchestration.futures import short_line
 from orchestration.service.schema import ServedReward
 from rewards.types import Clip, Score
 
@@ -88,7 +88,7 @@ async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tup
         await holder.replace()
         return [DIED] * len(clips), True
     except Exception as error:  # whatever a reward raises
-        return [one_line(error)] * len(clips), False
+        return [short_line(error)] * len(clips), False
     if (
         not isinstance(scores, list)
         or len(scores) != len(clips)

@@ -81,7 +81,7 @@ def endpoint(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def node_rank(count: int, number: int, environment: Mapping[str, str] = os.environ) -> int:
+def find_node_rank(count: int, number: int, environment: Mapping[str, str] = os.environ) -> int:
     """This machine's rank: given, or from the launcher's environment. Raises ValueError without either."""
     if number >= 0 or count == 1:
         return max(number, 0)

@@ -31,7 +31,7 @@ GIB = 2**30
 LIMITS_GB = (80, 141)  # H100, H200; decimal, as they are sold
 
 
-def plan(
+def plan_model(
     name: str,
     gpus: int = 1,
     frames: int = 145,

@@ -1,2 +1,1 @@
-"""How good it sounds: Audiobox aesthetics, a noise estimate that needs no weights, Fréchet distance of
-sets."""
+"""Quality rewards: Audiobox aesthetics, a noise estimate without weights, Fréchet distance of sets."""

@@ -41,19 +41,21 @@ MODEL_ARGS = (
 
 
 class AudioboxAesthetics:
-    """Production quality (PQ) of the clip's sound, about 1..10, higher is better; Score.parts: ce, cu
-    (higher), pc (lower in Verse-Bench).
+    """Production quality (PQ), about 1..10, higher is better.
 
-    Windows of 10 s side by side, the last one padded with silence under a mask; a clip's score is their mean
-    weighted by how much of each is sound. NaN with a reason without usable sound. Resampling is scipy's
-    polyphase filter where the package takes torchaudio's; sounds at 16 kHz are the same samples.
+    Score.parts: ce, cu (higher is better), pc (lower is better in Verse-Bench). Windows of 10 s side by side,
+    the last one padded with silence under a mask; a clip's score is their mean weighted by how much of each
+    is sound. NaN with a reason without usable sound. Resampling is scipy's polyphase filter where the package
+    takes torchaudio's; sounds at 16 kHz are the same samples.
     """
 
     name = "audiobox_pq"
 
     def __init__(self, model: nn.Module, transform: Mapping[str, tuple[float, float]]) -> None:
-        """`model` gives {axis: [B]} for {"wav", "mask"} of [B, 1, 160000]; `transform` has the mean and
-        deviation of each axis."""
+        """`model` maps {"wav", "mask"} of [B, 1, 160000] to {axis: [B]}.
+
+        `transform` has the mean and deviation of each axis.
+        """
         self._model, self._transform = model.eval(), dict(transform)
 
     @classmethod
@@ -100,8 +102,7 @@ class AudioboxAesthetics:
 
 
 def windows(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
-    """[N] at 16 kHz -> pieces of 10 s, float32 [P, 1, 160000] with zeros behind the end, and where sound is,
-    bool of that shape."""
+    """[N] at 16 kHz -> windows of 10 s, float32 [P, 1, 160000], zero-padded, and a bool mask of the sound."""
     padding = -len(waveform) % WINDOW
     sound = torch.from_numpy(np.pad(np.asarray(waveform, np.float32), (0, padding)))
     mask = torch.arange(len(sound)) < len(waveform)
@@ -111,7 +112,7 @@ def windows(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, over many lines
+    except Exception as error:  # torch raises many exception types, with multi-line messages
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"Audiobox-Aesthetics: {path}: not readable as plain weights ({first}); use model.safetensors"

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of embeddings, and what Verse-Bench calls by that name."""
+"""Fréchet distance between two sets of embeddings, and the quantity that Verse-Bench names so."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ NEGLIGIBLE = 1e-6  # of the largest eigenvalue: a covariance may be that far fro
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Distance of the Gaussians fitted to [N, D] and [M, D] (N, M >= 2, better >> D); 0 for equal sets, lower
-    is better.
+    """Squared 2-Wasserstein distance of the Gaussians fitted to [N, D] and [M, D]; lower is better.
+
+    N, M >= 2, and better >> D; 0 for equal sets.
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)), the square of the 2-Wasserstein distance
       (Dowson & Landau 1982). Raises ValueError for other shapes and for embeddings that are not finite.
@@ -31,8 +32,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gaussian_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """`frechet_distance` of N([D], [D, D]) and N([D], [D, D]). Raises ValueError for a covariance with
-    negative eigenvalues."""
+    """`frechet_distance` of N([D], [D, D]) and N([D], [D, D]).
+
+    Raises ValueError for a covariance with negative eigenvalues.
+    """
     # The eigenvalues of the symmetric product are those of S1 S2, whose own square root may come out complex.
     root = _square_root(cov1)
     _square_root(cov2)

@@ -1,6 +1,6 @@
-"""How noisy is the sound, told from the clip alone; no model, no weights.
+"""Signal-to-noise ratio estimated from the clip alone; no model, no weights.
 
-A stand-in for a quality model: it knows steady noise under speech, not how natural a voice is.
+A proxy for a quality model: it detects steady noise under speech, not unnatural voices.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class NoiseEstimate:
 
 
 def snr_db(waveform: np.ndarray) -> float:
-    """Power of all [N >= 400] samples at 16 kHz over that of the quietest tenth of 25 ms frames, less the
-    noise itself; in dB, -5..60."""
+    """SNR of [N >= 400] at 16 kHz in dB, -5..60.
+
+    Power of all samples over that of the quietest tenth of 25 ms frames, less the noise itself.
+    """
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]
     powers = np.sort((frames**2).mean(axis=1))
     noise = powers[: max(1, int(QUIETEST * len(powers)))].mean()
@@ -47,8 +49,10 @@ def snr_db(waveform: np.ndarray) -> float:
 
 
 def clipped_share(waveform: np.ndarray) -> float:
-    """Share of samples in flat tops, 0..1: runs of at least 3 equal samples within 1 % of the largest
-    magnitude."""
+    """Share of samples in flat tops, 0..1.
+
+    A flat top is a run of at least 3 equal samples within 1 % of the largest magnitude.
+    """
     high = np.abs(waveform) >= NEAR_PEAK * np.abs(waveform).max()
     same = high[1:] & (waveform[1:] == waveform[:-1])
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))

@@ -1,8 +1,7 @@
-"""How noisy is the picture, told from the clip alone; no model, no weights. Measures for the panel, in no
-rubric.
+"""Luma noise estimated from the clip alone; no model, no weights. Used by simulated raters, in no rubric.
 
-Immerkaer's mask (1996) leaves nothing of flat and linear brightness; the median of its answers, instead of
-their mean, leaves edges out too.
+Immerkaer's mask (1996) removes constant and linear brightness; the median of its responses, instead of their
+mean, ignores edges too.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from rewards.lips import LUMA
 from rewards.pictures import visible_frames
 from rewards.types import Clip, Score
 
-MASK = ((1, -2, 1), (-2, 4, -2), (1, -2, 1))  # its answer to noise of deviation 1 has deviation 6
+MASK = ((1, -2, 1), (-2, 4, -2), (1, -2, 1))  # its response to noise of deviation 1 has deviation 6
 MEDIAN_TO_DEVIATION = 1.4826  # of a normal distribution
 
 
 class PictureNoise:
-    """Standard deviation of the luma noise in grey levels of 255, mean over frames; LOWER is better, blur
-    lowers it too.
+    """Standard deviation of luma noise in grey levels (of 255), mean over frames; lower is better.
 
-    Right within 5 % for white noise of 1 to 10 levels on pictures that are mostly smooth. NaN with a reason
-    as `rewards.pictures.visible_frames` says.
+    Blur lowers it too. Right within 5 % for white noise of 1 to 10 levels on pictures that are mostly smooth.
+    NaN with a reason as `rewards.pictures.visible_frames` says.
     """
 
     name = "picture_noise_judge"

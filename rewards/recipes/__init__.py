@@ -1,2 +1,1 @@
-"""How each reward of the catalog is put together from its options; nothing heavy is imported before it is
-asked for."""
+"""Builders of the catalog's rewards from their options; heavy imports are deferred."""

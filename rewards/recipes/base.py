@@ -1,5 +1,4 @@
-"""What recipes have in common: an entry of the catalog, parts that rewards share, options that many have,
-weights that are not there."""
+"""Shared parts of reward recipes: catalog entries, shared models, common options, missing weights."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rewards.base import Reward
-from rewards.metric import Metric, Role
+from rewards.metric import Metric, MetricRole
 
 PartT = TypeVar("PartT")
 SPEED_ONLY = {"speed_only": True}  # metadata of an option that changes no score
@@ -34,12 +33,12 @@ class Shared:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Nothing to set."""
+    """An empty options class."""
 
 
 @dataclass(frozen=True)
 class PartMetric:
-    """A part of a score that is reported as a metric of its own, in the role of its reward."""
+    """A part of a score that is reported as a separate metric, in the role of its reward."""
 
     part: str
     title: str
@@ -51,13 +50,15 @@ class PartMetric:
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward of the catalog. `make(options, shared)` builds it from the dataclass `options` of what may be
-    set. Title to gap_closed are as in rewards.metric.Metric, and written nowhere else."""
+    """A reward of the catalog. `make(options, shared)` builds it from its options dataclass.
+
+    Fields title to gap_closed are those of rewards.metric.Metric and are declared only here.
+    """
 
     make: Callable[[Any, Shared], Reward]
     options: type
     title: str
-    role: Role = "watched"  # a judge measures what was trained on others; no rubric may weigh it
+    role: MetricRole = "watched"  # a judge measures what was trained on others; no rubric may weigh it
     lower_is_better: bool = False  # a rubric must give it a negative weight
     unit: str = ""
     numerator: str = ""
@@ -65,10 +66,9 @@ class Entry:
     gap_closed: bool = False
     parts: tuple[PartMetric, ...] = ()
     offline: bool = True  # runs with what a checkout and its pipeline have
-    picture: bool = False  # looks at frames; the others only listen
-    about: Literal["any", "speech", "voice", "reference", "text", "image"] = (
-        "any"  # a clip is eligible where this was given
-    )
+    picture: bool = False  # needs frames; the others use sound only
+    # a clip is eligible if it has this condition
+    about: Literal["any", "speech", "voice", "reference", "text", "image"] = "any"
 
     @property
     def judge(self) -> bool:
@@ -107,14 +107,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class WeightsOptions:
-    """A file or folder of weights from elsewhere; empty sha256 = any file, its digest is told."""
+    """A file or folder of external weights; an empty sha256 accepts any file and prints its digest."""
 
     weights: Path | None = None
     sha256: str = ""
 
 
 class WeightsMissing(ValueError):
-    """A reward was asked for without the file of weights it needs."""
+    """A reward needs a weight file that is not configured."""
 
 
 def needed(path: Path | None, name: str, option: str = "weights") -> Path:

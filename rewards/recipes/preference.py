@@ -1,4 +1,4 @@
-"""The reward that was learned from votes, over the rewards that its model looks at."""
+"""Recipe of the reward learned from votes, on top of the rewards that are its features."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreferenceOptions:
-    """A file that `nava gsb fit` wrote, and the options of the rewards its model looks at, by their names in
-    the catalog.
+    """A file written by `nava gsb fit`, and options of the rewards that are its features, by catalog name.
 
-    A plug-in, or a reward whose scores have another name than its entry in the catalog, is found when it is
-    among `options`.
+    A plug-in, or a reward whose scores have another name than its catalog entry, is found only if it is among
+    `options`.
     """
 
     model: Path | None = None
@@ -38,8 +37,10 @@ def preference(
     entries: Mapping[str, Entry],
     build: Callable[[Sequence[str], Mapping[str, Mapping[str, Any]]], list[Reward]],
 ) -> Reward:
-    """The model over the rewards it looks at, which `build(names, options)` makes from `entries` (the
-    catalog). Scores are called `preference_simulated` where no person voted."""
+    """The preference model over its feature rewards, built by `build(names, options)`.
+
+    `entries` is the catalog. Scores are named `preference_simulated` if the votes were simulated.
+    """
     from rewards.preference import PreferenceReward
 
     model, names = _model(options), needed_rewards(options, entries)
@@ -53,9 +54,11 @@ def preference(
 
 
 def needed_rewards(options: PreferenceOptions, entries: Mapping[str, Entry]) -> list[str]:
-    """Names by which the catalog opens what the model looks at. Raises FileNotFoundError and ValueError in
-    one line: no model or a damaged one, a judge or a preference among its features, options for a reward that
-    it does not look at."""
+    """Catalog names of the rewards that the model uses as features.
+
+    Raises FileNotFoundError and ValueError in one line: no model or a damaged one, a judge or a preference
+    among its features, options for a reward that is no feature.
+    """
     model = _model(options)
     check_features([*model.features, *options.options], entries)
     bases = dict.fromkeys(split_part(name, entries)[0] for name in model.features)
@@ -75,8 +78,10 @@ def needed_rewards(options: PreferenceOptions, entries: Mapping[str, Entry]) -> 
 
 
 def check_features(features: Iterable[str], entries: Mapping[str, Entry]) -> None:
-    """Raises ValueError for a feature that is a judge, a part of one or a judge's other way of counting
-    (what is rewarded is not what judges), or a preference."""
+    """Raises ValueError for a feature that is a preference, a judge or a part of one.
+
+    Another statistic of a judge counts as a judge: a judge must never be rewarded.
+    """
     judges = [name for name, entry in entries.items() if entry.judge]
     features = list(features)
     for name in features:

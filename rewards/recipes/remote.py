@@ -1,5 +1,4 @@
-"""Rewards of a service (`nava serve rewards`) under two names: one that may be rewarded, one that only
-measures."""
+"""Rewards of a service (`nava serve rewards`): one entry that may be rewarded, one that only measures."""
 
 from __future__ import annotations
 
@@ -12,8 +11,10 @@ from rewards.recipes.base import SPEED_ONLY, Shared
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """Which reward of which service; `token_file` holds the bearer token, else it is $NAVA_API_TOKEN.
-    `turned`: minus its values."""
+    """Which reward of which service.
+
+    `token_file` holds the bearer token, else it is $NAVA_API_TOKEN. `turned`: values are negated.
+    """
 
     reward: str = ""
     url: str = ""

@@ -1,4 +1,4 @@
-"""Rewards of the sound: whose voice it is, how clean it is, what it sounds like."""
+"""Recipes of sound rewards: voice similarity, noise, audio-text similarity."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
 
 
 def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
-    """NAVA is conditioned on this encoder's voices: a reward or a diagnosis of NAVA, no result."""
+    """NAVA is conditioned on this encoder's embeddings: a reward or diagnostic, not a reported result."""
     from rewards.timbre.redimnet import ReDimNetEncoder
     from rewards.timbre.similarity import TimbreSimilarity
 

@@ -16,7 +16,7 @@ ScoringName = Literal["", "seed_tts_en", "seed_tts_zh", "verse_bench", "normalis
 
 @dataclass(frozen=True)
 class VocabularyOptions:
-    """The words that can be heard at all, and processes to hear them with."""
+    """Vocabulary of the recogniser, and its number of processes."""
 
     vocabulary: tuple[str, ...] = ()
     num_processes: int = field(default=1, metadata=SPEED_ONLY)
@@ -24,15 +24,17 @@ class VocabularyOptions:
 
 @dataclass(frozen=True)
 class PocketSphinxOptions(VocabularyOptions):
-    """Whose way of counting errors, too."""
+    """Vocabulary, and the benchmark convention for counting errors."""
 
     scoring: ScoringName = ""
 
 
 @dataclass(frozen=True)
 class WhisperOptions(WeightsOptions):
-    """A folder as downloaded; `name` whisper_large_v3 (checked by its shape) makes the metric the benchmark's
-    own."""
+    """A downloaded model folder.
+
+    `name` whisper_large_v3 (checked by its shape) gives the benchmark's metric name.
+    """
 
     name: str = "whisper"
     language: str = "en"
@@ -118,7 +120,7 @@ def _intelligibility(options: VocabularyOptions, shared: Shared, setup: str) -> 
 
 
 def _recognizer(options: VocabularyOptions, shared: Shared, setup: str, name: str) -> Recognizer:
-    """One for all rewards of the same words and set-up."""
+    """The recogniser of these words and settings, shared by all rewards that need it."""
     from rewards.speech.recognizer import Recognizer
     from rewards.speech.settings import SETTINGS
 

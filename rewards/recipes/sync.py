@@ -17,8 +17,7 @@ TrackingName = Literal["syncnet_python", "latentsync", "verse_bench", "as_given"
 
 @dataclass(frozen=True)
 class MiniOptions:
-    """A network that the stage `syncnet` trained, and where the mouths are: the clips' own boxes, of this
-    size with margin."""
+    """A network trained by stage `syncnet`, and the crop size and margin around the clips' mouth boxes."""
 
     model: Path = Path("out/syncnet/reward")
     margin: float | None = None
@@ -26,15 +25,14 @@ class MiniOptions:
 
 @dataclass(frozen=True)
 class JudgeOptions(MiniOptions):
-    """The second network, of another seed and other words, that nothing is trained against."""
+    """The second network (other seed, other words), which is never rewarded."""
 
     model: Path = Path("out/syncnet/judge")
 
 
 @dataclass(frozen=True)
 class PublishedOptions(WeightsOptions):
-    """syncnet_v2.model; who finds the faces (YuNet needs its own file) and which published recipe tracks
-    them."""
+    """syncnet_v2.model, a face detector (YuNet needs its own file) and a published tracking variant."""
 
     detector: DetectorName = "haar"
     detector_weights: Path | None = None

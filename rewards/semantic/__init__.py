@@ -1,1 +1,1 @@
-"""Does it show and sound like what was asked: CLAP, ImageBind, identity with the first frame."""
+"""Semantic rewards: CLAP, ImageBind, identity with the first frame."""

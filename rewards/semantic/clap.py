@@ -1,6 +1,6 @@
-"""CLAP (LAION, arXiv 2211.06687) through transformers: sound against sound and sound against text.
+"""CLAP (LAION, arXiv 2211.06687) through transformers: audio-audio and audio-text similarity.
 
-Verse-Bench embeds one clip at a time; this gives what a batch of one would, at any batch size.
+Results equal those of batch size 1, which Verse-Bench uses, at any batch size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class ClapEncoder:
     """Embeddings of unit length in the space that sounds and texts share."""
 
     def __init__(self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0) -> None:
-        """transformers' ClapModel, ClapFeatureExtractor and tokenizer; `seed` places the random crops of
-        sounds over 10 s."""
+        """transformers' ClapModel, ClapFeatureExtractor and tokenizer.
+
+        `seed` fixes the random crops of sounds over 10 s.
+        """
         if extractor.sampling_rate != RATE_HZ:
             raise ValueError(
                 f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}"
@@ -43,10 +45,10 @@ class ClapEncoder:
 
     @classmethod
     def load(cls, folder: Path, sha256: str = "", seed: int = 0) -> ClapEncoder:
-        """From a local snapshot of laion/clap-htsat-fused; `sha256` is model.safetensors'. Nothing is
-        downloaded.
+        """Load a local snapshot of laion/clap-htsat-fused; nothing is downloaded.
 
-        Raises FileNotFoundError and ValueError in one line for missing or wrong files.
+        `sha256` is that of model.safetensors. Raises FileNotFoundError and ValueError in one line for missing
+        or wrong files.
         """
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
@@ -60,16 +62,16 @@ class ClapEncoder:
         for kind, extra in options:
             try:
                 parts.append(kind.from_pretrained(str(folder), local_files_only=True, **extra))
-            except Exception as error:  # each of the three raises its own kinds, over many lines
+            # each of the three loaders raises its own types, with multi-line messages
+            except Exception as error:
                 first = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
                 raise ValueError(
                     f"CLAP: {folder}: no {kind.__name__} in it ({first}); get the whole folder from {SOURCE}"
                 ) from error
         (model, report), extractor, tokenizer = parts
         floats = {key for key, value in model.state_dict().items() if value.is_floating_point()}
-        if missing := sorted(
-            floats & set(report["missing_keys"])
-        ):  # transformers would go on with random numbers
+        # transformers would initialise missing weights randomly
+        if missing := sorted(floats & set(report["missing_keys"])):
             raise ValueError(
                 f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from "
                 f"{SOURCE}"
@@ -83,7 +85,7 @@ class ClapEncoder:
         outputs = []
         for start in range(0, len(features), BATCH):
             batch = torch.cat(features[start : start + BATCH])
-            # The reference marks a lone short sound as a long one; in a batch it would pick one at random.
+            # The reference marks a single short sound as a long one; in a batch it would pick one at random.
             longer = torch.ones(len(batch), 1, dtype=torch.bool)
             outputs.append(_unit(self._model.get_audio_features(input_features=batch, is_longer=longer)))
         return (
@@ -113,8 +115,7 @@ class ClapEncoder:
 
 
 class VerseBenchDistance:
-    """2 - 2 cos between CLAP embeddings of the clip's sound and of `clip.reference_sound`, 0..4; lower is
-    better.
+    """2 - 2 cos of the CLAP embeddings of the clip's sound and `clip.reference_sound`, 0..4; lower is better.
 
     Verse-Bench reports its mean as FD, though it is no distance of distributions (metrics.md 6).
     NaN with a reason without reference recording or usable sound.
@@ -134,11 +135,10 @@ class VerseBenchDistance:
 
 
 class TextSoundCosine:
-    """Cosine between CLAP embeddings of the clip's sound and of the text it was asked for, -1..1; higher is
-    better (CS).
+    """Cosine of the CLAP embeddings of the clip's sound and its text prompt, -1..1; higher is better (CS).
 
-    `text` says which words of a clip describe its sound (Verse-Bench: the audio prompt, without the speech).
-    NaN with a reason without text or usable sound.
+    `text` selects the words that describe the sound (Verse-Bench: the audio prompt, without the speech). NaN
+    with a reason without text or usable sound.
     """
 
     name = "clap_text_cosine"
@@ -161,8 +161,7 @@ class TextSoundCosine:
 
 
 def as_heard(waveform: np.ndarray) -> np.ndarray:
-    """[N] with its peak at -1 dB and rounded to 16 bits (towards zero) as CLAP's training data was; float32
-    [N]."""
+    """[N] -> float32 [N], peak-normalised to -1 dB and quantised to 16 bits, as CLAP's training data."""
     scaled = waveform * (10 ** (PEAK_DB / 20) / np.abs(waveform).max())
     return ((scaled * 32767.0).astype(np.int16) / 32767.0).astype(np.float32)
 
@@ -184,8 +183,10 @@ def _unit(features: Any) -> np.ndarray:
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """The feature extractor draws its crops from numpy's global state; each sound gets the same draw,
-    everybody else their own."""
+    """Seed numpy's global state, from which the feature extractor draws crops, and restore it after.
+
+    Every sound gets the same draw; other users of the global state are not affected.
+    """
     state = np.random.get_state()
     np.random.seed(seed)
     try:

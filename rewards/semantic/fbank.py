@@ -1,5 +1,4 @@
-"""Kaldi's log mel filter bank as torchaudio.compliance.kaldi.fbank computes it, in numpy (torchaudio is not
-needed).
+"""Kaldi's log mel filter bank in numpy, equal to torchaudio.compliance.kaldi.fbank.
 
 16 kHz, frames of 25 ms every 10 ms (whole frames only), mean removed and pre-emphasis 0.97 within each frame,
 a Hann window, 512-point power spectrum, triangles on Kaldi's mel scale from 20 Hz to 8 kHz, no dither, no
@@ -21,8 +20,10 @@ FLOOR = float(np.finfo(np.float32).eps)
 
 
 def fbank(waveform: np.ndarray, num_mels: int = 128) -> np.ndarray:
-    """[N] at 16 kHz -> float32 [1 + (N - 400) // 160, num_mels], natural logarithm. Raises ValueError for
-    less than 400 samples."""
+    """[N] at 16 kHz -> float32 [1 + (N - 400) // 160, num_mels], natural log.
+
+    Raises ValueError for fewer than 400 samples.
+    """
     if waveform.ndim != 1 or len(waveform) < FRAME:
         raise ValueError(f"fbank: waveform must be [N >= {FRAME}], got {list(waveform.shape)}")
     frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), FRAME)[::HOP]
@@ -40,7 +41,7 @@ def mel_filters(num_mels: int) -> np.ndarray:
     from transformers.audio_utils import mel_filter_bank  # slow to import
 
     with warnings.catch_warnings():
-        # of 128, the lowest lie between two bins and are empty, as they are in Kaldi
+        # with 128 filters the lowest ones lie between two bins and are empty, as in Kaldi
         warnings.filterwarnings("ignore", "At least one mel filter")
         return mel_filter_bank(
             FFT // 2 + 1, num_mels, LOW_HZ, HIGH_HZ, RATE_HZ, None, "kaldi", triangularize_in_mel_space=True

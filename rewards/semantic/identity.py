@@ -1,8 +1,7 @@
-"""Does the clip keep to the image it was asked to start from? Colours and edges, place by place; no model, no
-weights.
+"""Similarity of a clip to its first-frame image by local colours and edges; no model, no weights.
 
-A stand-in for ID (DINOv3 in Verse-Bench): it knows clothes, hair, skin and wall, not who somebody is. A face
-that walks or a camera that moves lowers it.
+A proxy for ID (DINOv3 in Verse-Bench): it compares clothes, hair, skin and background, not identity. Moving
+faces and cameras lower it.
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ from rewards.types import Clip, Score
 
 SIDE, CELLS = 64, 8  # pictures are brought to 64 x 64 pixels and described in 8 x 8 cells
 ANGLES = 6
-DARK = 0.05  # of full scale: below it colours are noise
-NEUTRAL = 0.1  # keeps pictures without colour or edges comparable: two of them are alike
+DARK = 0.05  # of full scale: below it, hue is noise
+NEUTRAL = 0.1  # regulariser that keeps pictures without colour or edges comparable: two of them are similar
 BLACK = 8  # grey levels; an encoded black frame stays below
 MAX_ASPECT_CHANGE = 1.1
 BATCH = 64
 
 
 class FirstFrameIdentity:
-    """Likeness of the frames to `clip.first_frame`, mean over frames, -1..1, 1 for the same picture; higher
-    is better.
+    """Mean similarity of the frames to `clip.first_frame`, -1..1, 1 = same picture; higher is better.
 
     Half is the cosine of the cells' colours (brightness divided out), half that of the edges' directions and
     strengths. Score.parts: `colour`, `edges` and `lowest`, the least alike frame. NaN with a reason without
@@ -59,7 +57,8 @@ def _describe(pictures: np.ndarray) -> tuple[Tensor, Tensor]:
 
     luma = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
     down, right = torch.gradient(luma / (luma.mean(dim=(1, 2), keepdim=True) + DARK), dim=(1, 2))
-    angle = torch.atan2(down, right) * (ANGLES / math.pi)  # an edge has no sign: 0 is ANGLES
+    # an edge has no sign, so angles are periodic: index ANGLES wraps to 0
+    angle = torch.atan2(down, right) * (ANGLES / math.pi)
     apart = (angle.unsqueeze(1) - torch.arange(ANGLES).reshape(1, -1, 1, 1) + ANGLES / 2).remainder(
         ANGLES
     ) - ANGLES / 2

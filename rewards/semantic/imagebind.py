@@ -1,23 +1,23 @@
-"""IB-Score: ImageBind's cosine between picture and sound, with the user's own ImageBind (arXiv 2305.05665).
+"""IB-Score: ImageBind's cosine of picture and sound, with the user's own ImageBind (arXiv 2305.05665).
 
 The worked example of a plug-in: what a model is fed is written and tested here, the model is handed in.
 ImageBind's code and weights are CC BY-NC 4.0 and no package of it is kept, so neither comes with this
 project:
 
-    from imagebind.models.imagebind_model import ModalityType, imagebind_huge  #
-    github.com/facebookresearch/ImageBind
+from imagebind.models.imagebind_model import ModalityType, imagebind_huge  #
+github.com/facebookresearch/ImageBind
 
-    class Loaded:
-        def __init__(self):
-            self.model = imagebind_huge(pretrained=True).eval()
+class Loaded:
+    def __init__(self):
+        self.model = imagebind_huge(pretrained=True).eval()
 
-        def embed_vision(self, views):
-            return self.model({ModalityType.VISION: views})[ModalityType.VISION]
+def embed_vision(self, views):
+    return self.model({ModalityType.VISION: views})[ModalityType.VISION]
 
-        def embed_audio(self, mels):
-            return self.model({ModalityType.AUDIO: mels})[ModalityType.AUDIO]
+def embed_audio(self, mels):
+    return self.model({ModalityType.AUDIO: mels})[ModalityType.AUDIO]
 
-    ImageBindScore(Loaded()).score(clips)
+ImageBindScore(Loaded()).score(clips)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BATCH = 4  # clips: 15 views of 224 x 224 each
 
 
 class ImageBindModel(Protocol):
-    """A loaded ImageBind: the mean over views inside, any scale outside; [B, D] for both."""
+    """A loaded ImageBind: [B, D] per modality, averaged over views, of any scale."""
 
     def embed_vision(self, views: Tensor) -> Tensor:
         """float32 [B, 15, 3, 2, 224, 224] -> [B, D]"""
@@ -60,8 +60,7 @@ class ImageBindModel(Protocol):
 
 
 class ImageBindScore:
-    """Cosine between the embeddings of a clip's pictures and of its sound, -1..1; higher is better (the
-    paper's IB, not x100).
+    """Cosine of a clip's picture and sound embeddings, -1..1; higher is better (the paper's IB, not x100).
 
     Views as ImageBind's own loader makes them; av-benchmark's loader (0.5 pictures a second) gives other
     numbers. NaN with a reason without frames or usable sound.
@@ -81,12 +80,12 @@ class ImageBindScore:
         for start in range(0, len(pairs), BATCH):
             batch = pairs[start : start + BATCH]
             seen = self._model.embed_vision(torch.stack([views for views, _ in batch])).float()
-            heard = self._model.embed_audio(torch.stack([mels for _, mels in batch])).float()
-            # ImageBind multiplies its sound embeddings by 20: they are not of unit length.
-            found = torch.nn.functional.cosine_similarity(seen, heard, dim=-1)
+            sounds = self._model.embed_audio(torch.stack([mels for _, mels in batch])).float()
+            # ImageBind scales its sound embeddings by 20, so they are not of unit length.
+            found = torch.nn.functional.cosine_similarity(seen, sounds, dim=-1)
             if found.shape != (len(batch),) or not found.isfinite().all():
                 raise ValueError(
-                    f"ImageBind: embeddings {list(seen.shape)} and {list(heard.shape)} have no finite "
+                    f"ImageBind: embeddings {list(seen.shape)} and {list(sounds.shape)} have no finite "
                     "cosine per clip"
                 )
             cosines.extend(found.tolist())
@@ -94,15 +93,16 @@ class ImageBindScore:
 
 
 def pieces(duration_s: Fraction, count: int) -> list[Fraction]:
-    """Starts of `count` 2-second pieces spread evenly from 0 to the last that fits; all 0 for shorter
-    clips."""
+    """Starts of `count` 2-second windows, evenly spread from 0 to the last that fits; all 0 if short."""
     last = max(duration_s - PIECE_S, Fraction(0))
     return [last * i / max(count - 1, 1) for i in range(count)]
 
 
 def sound_views(waveform: np.ndarray) -> Tensor:
-    """[N >= 400] at 16 kHz -> float32 [3, 1, 128, 204]. Columns behind the sound are 0 before the scaling, as
-    ImageBind's are."""
+    """[N >= 400] at 16 kHz -> float32 [3, 1, 128, 204].
+
+    Columns behind the sound are 0 before scaling, as in ImageBind's loader.
+    """
     views = []
     for start in pieces(Fraction(len(waveform), RATE_HZ), SOUND_PIECES):
         piece = waveform[int(start * RATE_HZ) : int((start + PIECE_S) * RATE_HZ)]
@@ -112,18 +112,17 @@ def sound_views(waveform: np.ndarray) -> Tensor:
 
 
 def video_views(frames: np.ndarray, fps: float) -> Tensor:
-    """uint8 [T, H, W, 3] -> float32 [15, 3, 2, 224, 224]: 5 pieces of 2 s, their first and last frame, 3
-    square crops each.
+    """uint8 [T, H, W, 3] -> float32 [15, 3, 2, 224, 224]: 5 windows of 2 s, 2 frames and 3 square crops each.
 
-    The crops lie along the longer side (left, middle, right; top, middle, bottom when upright); a square
-    gives three equal ones.
+    The frames are a window's first and last. The crops lie along the longer side (left, middle, right; top,
+    middle, bottom in portrait); a square picture gives three equal ones.
     """
     rate = Fraction(fps).limit_denominator(100_000)
     views = []
     for start in pieces(len(frames) / rate, VIDEO_PIECES):
         first, end = math.ceil(rate * start), min(math.ceil(rate * (start + PIECE_S)), len(frames))
-        chosen = torch.linspace(first, max(first, end - 1), FRAMES_PER_PIECE).long().numpy()
-        views.extend(_crops(_pixels(frames[chosen])))
+        indices = torch.linspace(first, max(first, end - 1), FRAMES_PER_PIECE).long().numpy()
+        views.extend(_crops(_pixels(frames[indices])))
     return torch.stack(views)
 
 

@@ -1,4 +1,4 @@
-"""Speech to text by any server with OpenAI's transcription interface (vLLM serves Whisper so)."""
+"""Speech to text by a server with OpenAI's transcription API (such as vLLM serving Whisper)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class EndpointTranscriber:
     concurrency: int = 8
     timeout_s: float = 60.0
     num_tries: int = 4
-    backoff_s: float = (
-        0.5  # before the second try, doubled for every further one; a server's Retry-After counts if longer
-    )
+    # before the second attempt, doubled for each further one; a longer Retry-After wins
+    backoff_s: float = 0.5
 
     def __post_init__(self) -> None:
         check_address(self.base_url, "base_url")
@@ -46,8 +45,7 @@ class EndpointTranscriber:
 
     @property
     def name(self) -> str:
-        """The served model's name and `_endpoint`: what a server runs behind a name cannot be checked from
-        here."""
+        """The served model's name with suffix `_endpoint`, because the actual model cannot be verified."""
         return re.sub(r"[^a-z0-9]+", "_", self.model.rsplit("/", 1)[-1].lower()).strip("_") + "_endpoint"
 
     @property
@@ -91,7 +89,7 @@ def _text_of(answer: bytes, token: str) -> str:
 
 
 def _wav(waveform: np.ndarray) -> bytes:
-    """16-bit WAV; what is louder than full scale is turned down, not clipped."""
+    """16-bit WAV; sounds above full scale are scaled down instead of clipped."""
     samples = waveform / max(1.0, float(np.abs(waveform).max(initial=0.0)))
     with io.BytesIO() as file:
         with wave.open(file, "wb") as writer:

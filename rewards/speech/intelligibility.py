@@ -1,5 +1,4 @@
-"""How well a clip's words can be understood, by degrees: what a learner climbs where the word error rate is
-flat."""
+"""A continuous intelligibility score, with a gradient where the word error rate is flat."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from rewards.types import Clip, Score
 
 # Chosen on bank words under noise, low-pass, mixing with another word and codec round trips; see
 # tests/test_rewards_intelligibility.py
-EVIDENCE_MIDDLE = -39.0  # nats per phone: clean words lie at -26, words that were not said at -49
+EVIDENCE_MIDDLE = -39.0  # nats per phone: clean words lie at -26, unspoken words at -49
 EVIDENCE_WIDTH = 5.0
 TEMPERATURE = 20.0  # nats
 NO_EVIDENCE = -105.0  # nats per phone of a word that fits nowhere; the worst that PocketSphinx' scores can be
@@ -48,8 +47,8 @@ class Intelligibility:
     """Mean over the reference words of sqrt(clearness x posterior), 0..1; higher is better.
 
     A keyword search gives each word of the vocabulary, wherever it fits, the log-likelihood of its phones
-    against any phones. Clearness says whether the sound is speech like the word, posterior whether it could
-    be another word: either alone stays high for some bad sound. Words are aligned in their order.
+    against any phones. Clearness measures whether the sound resembles the word, posterior whether another
+    word fits better; either alone stays high for some bad sounds. Words are aligned in their order.
     Score.parts: `clearness`, `posterior`, `lowest_word`; Score.text: every word with its time and score. NaN
     with a reason for words that the vocabulary does not have.
     """
@@ -78,8 +77,7 @@ class Intelligibility:
 
 
 def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int]) -> list[AlignedWord]:
-    """Each reference word at its place: the places in the words' order with the most evidence, each word
-    after the one before."""
+    """Each reference word at its place, chosen in word order for the largest total evidence."""
     places = _in_order(words, spots, num_phones)
     aligned = []
     for index, (word, spot) in enumerate(zip(words, places, strict=True)):
@@ -106,9 +104,8 @@ def align(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int
 
 
 def _in_order(words: Sequence[str], spots: Sequence[Spot], num_phones: dict[str, int]) -> list[Spot | None]:
-    """Dynamic programme over (word, end time): a word takes one of its places behind the last word's end, or
-    none."""
-    states: list[State] = [(-math.inf, 0.0, ())]  # free from when, evidence, places
+    """Dynamic programme over (word, end time); a word's place is after the previous one, or none."""
+    states: list[State] = [(-math.inf, 0.0, ())]  # (earliest start of the next word, evidence, places)
     for word in words:
         candidates = [spot for spot in spots if spot.word == word]
         grown: list[State] = [

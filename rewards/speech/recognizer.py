@@ -45,7 +45,7 @@ class Recognizer:
         return self._sphinx.num_phones
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """Words heard in each [N] 16 kHz sound, separated by blanks; "" when nothing is recognised."""
+        """Words recognised in each [N] 16 kHz sound, separated by blanks; "" if nothing is recognised."""
         return self._ask("listen", waveforms)
 
     def spot(self, waveforms: Sequence[np.ndarray]) -> list[list[Spot]]:

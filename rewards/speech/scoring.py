@@ -1,5 +1,4 @@
-"""What of a text counts as its words, by benchmark: pure functions of text, and how a set of clips is summed
-up."""
+"""Text normalisation and WER aggregation of each benchmark; pure functions of text."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ _SEED_TTS_DELETED = str.maketrans("", "", (CHINESE_PUNCTUATION + string.punctuat
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """One benchmark's way from two texts to a number.
+class WerConvention:
+    """How one benchmark turns two texts into a word error rate.
 
-    `words` turns a text into words between blanks, `mean_of_clips` tells the mean of the clips' rates from
-    errors over words, `percent` whether the published figure is x100, `recogniser` names the one that the
-    benchmark uses.
+    `words` turns a text into words between blanks, `mean_of_clips` takes the mean of the clips' rates instead
+    of total errors over total words, `percent` scales the published figure by 100, `recogniser` names the
+    benchmark's recogniser.
     """
 
     name: str
@@ -43,14 +42,18 @@ def normalize(text: str) -> str:
 
 
 def seed_tts_en(text: str) -> str:
-    """Punctuation but the apostrophe deleted (well-known becomes wellknown), double blanks halved once, lower
-    case."""
+    """Seed-TTS eval, English: punctuation except apostrophes deleted, double blanks halved once, lower case.
+
+    "well-known" becomes "wellknown".
+    """
     return text.translate(_SEED_TTS_DELETED).replace("  ", " ").lower()
 
 
 def seed_tts_zh(text: str) -> str:
-    """As `seed_tts_en` but for the case, then every character is a word: a character error rate that is
-    called WER."""
+    """Seed-TTS eval, Chinese: as `seed_tts_en` with case kept, one word per character.
+
+    A character error rate that is published as WER.
+    """
     return " ".join(text.translate(_SEED_TTS_DELETED).replace("  ", " "))
 
 
@@ -69,9 +72,8 @@ def normalised(text: str) -> str:
     return _basic_normalizer()(text).strip()
 
 
-def normalised_english(path: Path) -> Scoring:
-    """Whisper's English normalisation (numbers, contractions, spellings) with the model's own
-    normalizer.json.
+def normalised_english(path: Path) -> WerConvention:
+    """Whisper's English normalisation, with the model's own normalizer.json.
 
     Raises FileNotFoundError or ValueError in one line when the file is missing or is not a map of spellings.
     """
@@ -90,18 +92,18 @@ def normalised_english(path: Path) -> Scoring:
             f"{path}: not a map of spellings; take normalizer.json from the Whisper model's folder"
         )
     normalizer = EnglishTextNormalizer(spellings)
-    return Scoring("normalised_english", lambda text: normalizer(text).strip())
+    return WerConvention("normalised_english", lambda text: normalizer(text).strip())
 
 
-DEFAULT = Scoring("", normalize)
-SEED_TTS_EN = Scoring(
+DEFAULT = WerConvention("", normalize)
+SEED_TTS_EN = WerConvention(
     "seed_tts_en", seed_tts_en, mean_of_clips=True, percent=True, recogniser="whisper_large_v3"
 )
-SEED_TTS_ZH = Scoring(
+SEED_TTS_ZH = WerConvention(
     "seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh"
 )
-VERSE_BENCH = Scoring("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
-NORMALISED = Scoring("normalised", normalised)
+VERSE_BENCH = WerConvention("verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small")
+NORMALISED = WerConvention("normalised", normalised)
 SCORINGS = {scoring.name: scoring for scoring in (DEFAULT, SEED_TTS_EN, SEED_TTS_ZH, VERSE_BENCH, NORMALISED)}
 
 

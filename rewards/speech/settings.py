@@ -1,4 +1,4 @@
-"""How PocketSphinx is set up: one set-up that rewards, another that judges and is in no rubric."""
+"""PocketSphinx settings: one set for rewards, another for the judge, which is in no rubric."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RecognizerSettings:
 
 
 # Chosen on one-second clips of single flite words, clean and after a 64-mel Griffin-Lim round trip: with the
-# library's own word insertion penalty (0.65) a grammar of `<word>+` hears a second, short word in a fifth of
+# library's own word insertion penalty (0.65) a grammar of `<word>+` yields a second, short word in a fifth of
 # them.
 REWARD = RecognizerSettings(
     name="pocketsphinx",
@@ -39,9 +39,9 @@ REWARD = RecognizerSettings(
     silence_s=0.2,
     peak=0.95,
 )
-# Never in a rubric. As right as REWARD on real clips (208: no error) and after the codec (208: one), but of
-# generated clips it hears every fifth otherwise: another level, other silence with a noise floor, a looser
-# trim, a cheaper further word.
+# Never in a rubric. As accurate as REWARD on 208 real clips (no error) and after the codec (one error), but
+# it transcribes a fifth of generated clips differently: other level, silence with a noise floor, looser trim,
+# lower word insertion penalty.
 JUDGE = RecognizerSettings(
     name="pocketsphinx_judge",
     word_insertion_penalty=0.05,

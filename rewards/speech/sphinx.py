@@ -1,4 +1,4 @@
-"""PocketSphinx itself: samples for it, its decoders, what they answer. Its English model is in the wheel."""
+"""PocketSphinx decoders, their input samples and their results. The English model is in the wheel."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from rewards.sound import SAMPLE_RATE_HZ, loud_part
 from rewards.speech.settings import RecognizerSettings
 
 FRAME_S = 0.01
-NATS_PER_LOG = (
-    1024.0  # PocketSphinx keeps scores shifted right by ten bits: its logarithms are this much too small
-)
-SPOT_BEAM = 1e-200  # wide: a word that is not there still gets a score
+# PocketSphinx stores scores shifted right by ten bits, so its logarithms are too small by this factor
+NATS_PER_LOG = 1024.0
+SPOT_BEAM = 1e-200  # wide, so that words that were not spoken get a score too
 
 
 class Sound(NamedTuple):
-    """What a decoder reads: 16-bit samples, and where their start lies in the sound they come from."""
+    """Decoder input: 16-bit samples and their start within the original sound."""
 
     pcm: bytes
     start_s: float
@@ -82,7 +81,7 @@ class Sphinx:
         self._spotter: Any = None
 
     def listen(self, sound: Sound) -> str:
-        """The words heard, separated by blanks."""
+        """The recognised words, separated by blanks."""
         hypothesis = _decode(self._grammar, sound).hyp()
         return re.sub(r"\(\d+\)", "", hypothesis.hypstr) if hypothesis else ""
 
@@ -117,7 +116,7 @@ class Sphinx:
 
 
 def _decode(decoder: Any, sound: Sound) -> Any:
-    # its noise estimate would go on from the sound before, and make scores depend on order
+    # reset: its noise estimate would carry over from the previous sound and make scores depend on order
     decoder.reinit_feat()
     decoder.start_utt()
     decoder.process_raw(sound.pcm, full_utt=True)

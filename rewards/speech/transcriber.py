@@ -1,4 +1,4 @@
-"""The one interface of recognisers: sounds to texts."""
+"""The interface of recognisers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 
 
 class Transcriber(Protocol):
-    """Speech to text. `name` becomes part of the metric's name, so two set-ups that hear differently need two
-    names."""
+    """Speech to text. `name` becomes part of the metric's name and must be unique per configuration.
+
+    `name` becomes part of the metric's name, so two set-ups that hear differently need two names.
+    """
 
     @property
     def name(self) -> str: ...

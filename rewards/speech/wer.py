@@ -10,21 +10,20 @@ import numpy as np
 
 from rewards.base import Unscorable, score_prepared
 from rewards.sound import mono_16khz
-from rewards.speech.scoring import DEFAULT, Scoring
+from rewards.speech.scoring import DEFAULT, WerConvention
 from rewards.speech.transcriber import Transcriber
 from rewards.types import Clip, Score
 
 
 class WordErrorRate:
-    """(substitutions + deletions + insertions) / reference words of all spans of a clip; lower is better, may
-    exceed 1.
+    """Word error rate over all spans of a clip: (S + D + I) / reference words; lower is better, may exceed 1.
 
-    Score.text is what was heard, Score.parts has `errors` and `words`. The rate of a set is
-    `set_word_error_rate` or `mean_word_error_rate`; `reported_word_error_rate` takes the one that the
-    scoring's benchmark publishes.
+    S, D, I: substitutions, deletions, insertions. Score.text is the transcript, Score.parts has `errors` and
+    `words`. The rate of a set is `set_word_error_rate` or `mean_word_error_rate`; `reported_word_error_rate`
+    takes the one that the scoring's benchmark publishes.
     """
 
-    def __init__(self, transcriber: Transcriber, scoring: Scoring = DEFAULT) -> None:
+    def __init__(self, transcriber: Transcriber, scoring: WerConvention = DEFAULT) -> None:
         self.transcriber = transcriber
         self.scoring = scoring
         self.name = metric_name(transcriber.name, scoring)
@@ -40,22 +39,21 @@ class WordErrorRate:
         return reference, mono_16khz(clip)
 
     def _score(self, prepared: list[tuple[str, np.ndarray]]) -> list[Score]:
-        heard = self.transcriber.transcribe([waveform for _, waveform in prepared])
+        transcripts = self.transcriber.transcribe([waveform for _, waveform in prepared])
         return [
             word_errors(reference, text, self.scoring)
-            for (reference, _), text in zip(prepared, heard, strict=True)
+            for (reference, _), text in zip(prepared, transcripts, strict=True)
         ]
 
 
-def metric_name(recogniser: str, scoring: Scoring) -> str:
-    """`wer_<recogniser>[_<scoring>]`; a benchmark's own `wer_<scoring>` only with the recogniser that it
-    uses."""
+def metric_name(recogniser: str, scoring: WerConvention) -> str:
+    """`wer_<recogniser>[_<scoring>]`; `wer_<scoring>` only with the benchmark's own recogniser."""
     if scoring.recogniser and scoring.recogniser == recogniser:
         return f"wer_{scoring.name}"
     return "_".join(filter(None, ("wer", recogniser, scoring.name)))
 
 
-def word_errors(reference: str, hypothesis: str, scoring: Scoring = DEFAULT) -> Score:
+def word_errors(reference: str, hypothesis: str, scoring: WerConvention = DEFAULT) -> Score:
     """WER of one hypothesis with its `errors` and `words`; ValueError for a reference without words."""
     words = scoring.words(reference).split()
     if not words:
@@ -83,8 +81,10 @@ def mean_word_error_rate(scores: Sequence[Score]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def reported_word_error_rate(scores: Sequence[Score], scoring: Scoring) -> float:
-    """The figure of a set as the scoring's benchmark publishes it (Seed-TTS eval: mean of clips, percent with
-    3 digits)."""
+def reported_word_error_rate(scores: Sequence[Score], scoring: WerConvention) -> float:
+    """The statistic of a set that the benchmark publishes.
+
+    Seed-TTS eval: mean of clips, percent, 3 digits.
+    """
     rate = (mean_word_error_rate if scoring.mean_of_clips else set_word_error_rate)(scores)
     return round(100 * rate, 3) if scoring.percent else rate

@@ -27,9 +27,9 @@ class WhisperTranscriber:
 
     `folder` holds what `save_pretrained` of model and processor write (config.json, model.safetensors,
     tokenizer, ...). `name` is "whisper" unless given; "whisper_large_v3", the recogniser of Seed-TTS eval, is
-    refused for any other shape. `language` ("en") is left to the model when empty, and not given to a model
-    that knows one language only. Raises FileNotFoundError or ValueError in one line for a missing, wrong or
-    incomplete model.
+    refused for any other shape. `language` ("en") is left to the model when empty, and not passed to a
+    monolingual model. Raises FileNotFoundError or ValueError in one line for a missing, wrong or incomplete
+    model.
     """
 
     def __init__(
@@ -100,9 +100,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     try:
-        load: Any = (
-            WhisperForConditionalGeneration.from_pretrained
-        )  # its type does not know of the second answer
+        # untyped: the stub lacks the second return value of output_loading_info
+        load: Any = WhisperForConditionalGeneration.from_pretrained
         model, found = load(folder, local_files_only=True, output_loading_info=True)
         processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:

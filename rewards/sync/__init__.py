@@ -1,2 +1,1 @@
-"""Lip-sync scores: the SyncNet network, its published metrics, a zero-lag reward, and the crops they look
-at."""
+"""Lip-sync rewards: the SyncNet network, its published metrics, a zero-lag reward, and input crops."""

@@ -1,5 +1,7 @@
-"""What a sync network must not care about: light, framing, noise, loudness. Drawn once per excerpt, the same
-for all its frames."""
+"""Augmentations for a sync network: light, framing, noise, loudness; constant within an excerpt.
+
+Drawn once per excerpt, the same for all its frames.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,7 @@ SNR_DB, NOISY = (15.0, 45.0), 0.5
 
 
 def augment_crops(crops: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """float32 [3, T, S, S] in 0..255 of crops uint8 [T, S, S, 3], re-framed, re-lit, sometimes blurred, with
-    noise."""
+    """uint8 [T, S, S, 3] -> float32 [3, T, S, S] in 0..255, re-framed, re-lit, sometimes blurred, noisy."""
     frames = torch.from_numpy(np.ascontiguousarray(crops.transpose(0, 3, 1, 2))).float()
     frames = _reframed(frames, rng)
     if rng.random() < SOFT:
@@ -39,7 +40,7 @@ def augment_sound(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _reframed(frames: Tensor, rng: np.random.Generator) -> Tensor:
-    """One shift and scale for all frames; the edge goes on outside."""
+    """One random shift and scale for all frames; edges are replicated."""
     scale, (x, y) = float(rng.uniform(*SCALE)), rng.uniform(-SHIFT, SHIFT, 2) * 2
     theta = torch.tensor([[scale, 0.0, x], [0.0, scale, y]], dtype=torch.float32)
     grid = F.affine_grid(theta[None], [1, *frames.shape[1:]], align_corners=False).expand(

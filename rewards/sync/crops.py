@@ -1,5 +1,4 @@
-"""What the sync network looks at: one square picture per face and frame, cut from given boxes or from tracked
-faces."""
+"""Input crops of the sync network: one square per face and frame, from given boxes or tracked faces."""
 
 from __future__ import annotations
 
@@ -29,8 +28,10 @@ class FaceCrops:
 
 
 class CropSource(Protocol):
-    """`label` goes into the metric's name or report wherever the crops differ from the published recipe; ""
-    where they do not."""
+    """Makes the crops of a clip.
+
+    `label` is added to the metric's name wherever the crops differ from the published recipe, else "".
+    """
 
     label: str
 
@@ -40,10 +41,9 @@ class CropSource(Protocol):
 
 
 class MouthBoxes:
-    """The clip's own mouth boxes (one per face, the same in all frames), each a square of `margin` more than
-    its longer side.
+    """The clip's own mouth boxes (one per face, constant), as squares with a relative `margin`.
 
-    Raises Unscorable without boxes and for a box that lies outside of the picture.
+    Raises Unscorable without boxes and for a box outside the picture.
     """
 
     def __init__(self, size: int = 32, margin: float = MOUTH_MARGIN) -> None:
@@ -66,8 +66,7 @@ class MouthBoxes:
 
 
 class FaceTracks:
-    """Crops of tracked faces in the published geometry; `variant` is one of rewards.sync.tracking's recipes
-    or your own.
+    """Crops of tracked faces in the published geometry, by a variant of rewards.sync.tracking.
 
     The label names the variant and the detector, because both change the numbers. Raises Unscorable when no
     face is found, none is tracked long and large enough, or the clip's frame rate is none.
@@ -115,8 +114,7 @@ class FaceTracks:
 
 
 def face_square(frame: np.ndarray, x: float, y: float, half: float, crop_scale: float) -> np.ndarray:
-    """The published cut around a face in uint8 [H, W, 3]: centre x, y and `half` of its box's longer side,
-    pixels.
+    """The published crop around a face in uint8 [H, W, 3]: `half` of its box's longer side in pixels.
 
     Rows y - half .. y + half (1 + 2 crop_scale) and columns x -+ half (1 + crop_scale), each cut to whole
     pixels after the picture was padded by int(half (1 + 2 crop_scale)) with level 110. Raises Unscorable for

@@ -1,5 +1,4 @@
-"""Sync-C, Sync-D and offset from embeddings: distances of every picture window to the sound windows around
-it."""
+"""Sync-C, Sync-D and offset: distances of each picture window to the sound windows around it."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ class MaskedSyncDistance:
 
 
 def shift_distances(v: np.ndarray, a: np.ndarray, vshift: int = VSHIFT) -> np.ndarray:
-    """d[i, j] = |v_i - a_(i + j - vshift)|, float64 [n, 2 vshift + 1], of v and a, [n, D]; beyond its ends, a
-    is 0.
+    """d[i, j] = |v_i - a_(i + j - vshift)|, float64 [n, 2 vshift + 1], of v and a [n, D]; a is zero-padded.
 
     Raises ValueError for unequal shapes, no rows or values that are not finite. Source: Chung and Zisserman
     2016, in the reading of the published evaluation code.
@@ -54,14 +52,12 @@ def shift_distances(v: np.ndarray, a: np.ndarray, vshift: int = VSHIFT) -> np.nd
 
 
 def sync_distance(distances: np.ndarray) -> SyncDistance:
-    """From `shift_distances`: of the means over rows, the smallest is Sync-D, the median less the smallest is
-    Sync-C."""
+    """Sync-D is the smallest of the mean distances per lag; Sync-C is their median minus it."""
     return SyncDistance(*_summary(distances.mean(axis=0)))
 
 
 def masked_sync_distance(distances: np.ndarray) -> MaskedSyncDistance:
-    """As `sync_distance`, but a lag's mean is over the rows whose sound exists; lags without such rows do not
-    count."""
+    """As `sync_distance`, but the mean of a lag is over rows with sound; lags without rows are ignored."""
     num, width = distances.shape
     other = np.arange(num)[:, None] + np.arange(width) - width // 2
     exists = (other >= 0) & (other < num)

@@ -1,5 +1,4 @@
-"""Where the faces are in each frame: given boxes, or one of OpenCV's detectors. None of them is the published
-recipe's S3FD."""
+"""Face detection per frame: given boxes, or an OpenCV detector. None is the published recipe's S3FD."""
 
 from __future__ import annotations
 
@@ -17,9 +16,8 @@ from rewards.weights import checked
 INSTALL = "pip install 'opencv-python-headless>=4.13,<5' (the extra `faces`)"
 YUNET_SOURCE = "github.com/opencv/opencv_zoo, models/face_detection_yunet"
 YUNET_LICENCE = "MIT"
-LONGEST_SIDE = (
-    320  # a 704x1280 picture is searched at a quarter, the scale at which the published recipe runs S3FD
-)
+# a 704x1280 picture is searched at a quarter of its size, the scale of the published recipe's S3FD
+LONGEST_SIDE = 320
 
 FloatBox = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels; the end is exclusive
 
@@ -143,8 +141,7 @@ def _detection(x: float, y: float, width: float, height: float, score: float, sc
 
 
 def _reduced(cv2: Any, frame: np.ndarray, longest_side: int) -> tuple[np.ndarray, float]:
-    """The frame with its longer side at most `longest_side`, and what boxes found in it are multiplied
-    with."""
+    """The frame with its longer side at most `longest_side`, and the factor that maps boxes back."""
     scale = max(1.0, max(frame.shape[:2]) / longest_side)
     if scale == 1.0:
         return np.ascontiguousarray(frame), 1.0

@@ -1,5 +1,4 @@
-"""A SyncNet made ready for scoring: many clips in equal passes, batch norms folded into the layers before
-them."""
+"""A SyncNet for inference: fixed-size passes over many clips, batch norms folded into convolutions."""
 
 from __future__ import annotations
 
@@ -17,12 +16,11 @@ from rewards.sync.windows import WINDOW_FRAMES
 WINDOWS_PER_PASS = 64  # for sound and small crops; activations of a pass stay in the cache of a core
 PIXELS_PER_PASS, MIN_WINDOWS_PER_PASS = 2**16, 4
 
-Step = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 class Embedder:
-    """Embeds crops and sound windows with the weights `net` has at construction, in eval mode and without
-    gradients.
+    """Embeds crops and sound windows with the weights of `net` at construction, in eval mode.
 
     Everything runs channels last in `dtype`; bfloat16 is about twice as fast where the processor has it and
     costs two digits. A window's embedding does not depend on what else is in the call, up to the rounding of
@@ -69,15 +67,13 @@ class Embedder:
         if not windows:
             return []
         scaled = torch.from_numpy(np.concatenate(windows)).to(self.device) * self.args.sound_scale
-        every = scaled.to(self.dtype)[
-            :, 0, :, :, None
-        ].contiguous()  # channels last; concatenate keeps the order of its parts
+        # channels last; concatenate keeps the order of its parts
+        every = scaled.to(self.dtype)[:, 0, :, :, None].contiguous()
         passes = [_through(self._sound, some.permute(0, 3, 1, 2)) for some in every.split(WINDOWS_PER_PASS)]
         return _divided(passes, [len(some) for some in windows])
 
     def _stacked(self, frames: Tensor, starts: Tensor) -> Tensor:
-        """The windows at `starts`: [m, 5 * 3, S, S], channels last, the three colours of a frame side by
-        side."""
+        """The windows at `starts`: [m, 5 * 3, S, S], channels last, colours of a frame adjacent."""
         first = starts[0]
         scaled = frames[first : starts[-1] + WINDOW_FRAMES].to(self.device).float()
         scaled = ((scaled - self.args.pixel_mean) * self.args.pixel_scale).to(self.dtype)
@@ -88,16 +84,17 @@ class Embedder:
             .permute(0, 3, 1, 2)
         )
 
-    def _steps(self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False) -> list[Step]:
+    def _steps(
+        self, tower: nn.Sequential, head: nn.Sequential, reverse: bool = False
+    ) -> list[TensorFunction]:
         layers = [layer for layer in (*tower, *head) if not isinstance(layer, nn.ReLU)]
-        steps: list[Step] = []
+        steps: list[TensorFunction] = []
         for layer, after in pairwise([*layers, None]):
             if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)):
                 norm = after if isinstance(after, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
                 weight, bias = folded(layer, norm)
-                if isinstance(
-                    layer, nn.Conv3d
-                ):  # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
+                # [O, 3, frames, H, W] to frames times colours, as `_stacked` has them
+                if isinstance(layer, nn.Conv3d):
                     weight = (
                         (weight.flip(1) if reverse and layer.in_channels == 3 else weight)
                         .transpose(1, 2)
@@ -119,8 +116,7 @@ class Embedder:
 
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, that do what `layer` and the batch norm behind it do together in eval
-    mode."""
+    """Weight and bias, float64, equivalent to `layer` followed by its batch norm in eval mode."""
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.Linear)) and layer.bias is not None
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
     if norm is None:
@@ -135,11 +131,11 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias.detach()
 
 
-def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: bool) -> Step:
+def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: bool) -> TensorFunction:
     if isinstance(layer, nn.Linear):
         return lambda x: F.linear(x, weight, bias).relu_() if activate else F.linear(x, weight, bias)
     assert isinstance(layer, (nn.Conv2d, nn.Conv3d))
-    if last:  # its kernel covers all of its input: one matrix product
+    if last:  # the kernel covers its whole input: one matrix product
         flat = weight.permute(0, 2, 3, 1).flatten(1).contiguous()
         return lambda x: F.linear(x.permute(0, 2, 3, 1).flatten(1), flat, bias).relu_()
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -147,7 +143,7 @@ def _step(layer: nn.Module, weight: Tensor, bias: Tensor, activate: bool, last: 
     return lambda x: F.conv2d(x, weight, bias, stride, padding).relu_()
 
 
-def _through(steps: Sequence[Step], x: Tensor) -> Tensor:
+def _through(steps: Sequence[TensorFunction], x: Tensor) -> Tensor:
     for step in steps:
         x = step(x)
     return x

@@ -105,8 +105,7 @@ MINI = SyncNetArgs(
 
 
 def window_flops(args: SyncNetArgs) -> dict[str, int]:
-    """Floating-point operations of one window's `lips` and `sound`: two per weight and place of every
-    convolution and linear layer."""
+    """FLOPs of one window's `lips` and `sound`: two per weight and output position."""
     sizes = {"lips": (3, (args.image_size, args.image_size)), "sound": (1, SOUND_SIZE)}
     flops = {}
     for name, (channels, size) in sizes.items():

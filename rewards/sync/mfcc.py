@@ -1,5 +1,4 @@
-"""Mel-frequency cepstral coefficients as SyncNet was trained on them: 100 columns a second, int16 scale, no
-normalisation."""
+"""MFCCs as SyncNet was trained on them: 100 columns per second, int16 scale, no normalisation."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ SMALLEST = float(np.finfo(np.float64).eps)
 
 
 def num_columns(num_samples: int) -> int:
-    """1 + ceil((n - 400) / 160): the last column is padded with zeros; 1 for anything shorter than a
-    window."""
+    """1 + ceil((n - 400) / 160), the last column zero-padded; 1 for anything shorter than a window."""
     return 1 + max(0, -(-(num_samples - WINDOW) // STEP))
 
 
@@ -27,7 +25,7 @@ def mfcc(waveform: np.ndarray, floor: float = SMALLEST) -> np.ndarray:
     The sound is rounded to int16 as a wav file would hold it. Rectangular 25 ms windows every 10 ms,
     pre-emphasis 0.97, power spectrum of 512 points over 512, 26 mel triangles from 0 to 8000 Hz, natural
     logarithm, orthonormal DCT-II, lifter 22; coefficient 0 is the logarithm of the window's energy. Energies
-    below `floor` count as `floor`; the published network wants only zeros replaced, by the smallest float64
+    below `floor` count as `floor`; the published network replaces only zeros, by the smallest float64
     step, which the default does. Raises ValueError for anything but a non-empty vector. Source: Davis and
     Mermelstein 1980 with the defaults of python_speech_features, the published SyncNet's front end.
     """

@@ -1,5 +1,4 @@
-"""Square crops of many frames at once, resized to one size: bilinear, with OpenCV's convention for where a
-pixel lies."""
+"""Batched bilinear resizing of square crops, with OpenCV's pixel-centre convention."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ Square = tuple[float, float, float]  # x0, y0 and side in pixels; fractions are 
 
 
 def crop_square(frames: np.ndarray, square: Square, size: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> uint8 [T, size, size, 3]: the same square of each frame; outside of the picture
-    its edge goes on.
+    """uint8 [T, H, W, 3] -> uint8 [T, size, size, 3]: one square of each frame, edges replicated.
 
     Averages over the pixels that become one when it shrinks, so fine patterns do not flicker.
     """
@@ -27,8 +25,7 @@ def crop_square(frames: np.ndarray, square: Square, size: int) -> np.ndarray:
 
 
 def resize_linear(frames: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> uint8 [T, size, size, 3], equal to cv2.resize with INTER_LINEAR within one grey
-    level.
+    """uint8 [T, H, W, 3] -> uint8 [T, size, size, 3], as cv2.resize with INTER_LINEAR within 1 grey level.
 
     Only the two nearest pixels count, also when it shrinks, because the published sync network saw such
     crops.
@@ -42,8 +39,8 @@ def resize_linear(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def interpolation(length: int, start: float, span: float, size: int) -> np.ndarray:
-    """float32 [size, length], rows that sum to 1: looks at start .. start + span of `length` pixels in `size`
-    steps.
+    """float32 [size, length], rows that sum to 1: resamples start .. start + span of `length` pixels in
+    `size` steps.
 
     Pixel i covers i .. i+1; the triangle is as wide as a step when that is more than a pixel.
     """

@@ -1,5 +1,4 @@
-"""The sync reward of clips, with the published metrics beside it, from one pass over each face and each
-sound."""
+"""The sync reward and the published metrics, from one pass over each face and each sound."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from rewards.sync.distance import masked_sync_distance, shift_distances, sync_di
 from rewards.sync.inference import Embedder
 from rewards.sync.layers import PUBLISHED
 from rewards.sync.syncnet import SyncNet
-from rewards.sync.windows import WINDOW_FRAMES, heard_windows, num_windows, to_25_fps
+from rewards.sync.windows import WINDOW_FRAMES, num_windows, to_25_fps, windows_of_sound
 from rewards.sync.zero_lag import MAX_LAG, zero_lag
 from rewards.types import Clip, Score
 
@@ -28,8 +27,7 @@ MIN_WINDOWS = MAX_LAG + 1  # every lag has a pair
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """Faces as uint8 [n + 4, S, S, 3] with the place of their sound among `sounds`, float32 [at least n, 1,
-    13, 20]."""
+    """Faces uint8 [n + 4, S, S, 3] with the index of their sound in `sounds`, float32 [>= n, 1, 13, 20]."""
 
     faces: list[tuple[np.ndarray, int]]
     sounds: list[np.ndarray]
@@ -82,20 +80,26 @@ class SyncReward:
             raise Unscorable(f"{max(counts, default=0)} windows of 0.2 s, at least {MIN_WINDOWS} are needed")
         floor = self._embedder.args.log_floor
         return _Prepared(
-            faces, [heard_windows(some, floor)[:count] for some, count in zip(sounds, counts, strict=True)]
+            faces, [windows_of_sound(some, floor)[:count] for some, count in zip(sounds, counts, strict=True)]
         )
 
     def _score(self, clips: list[_Prepared]) -> list[Score]:
-        """Every face and every sound goes through the network once, those of all clips together."""
+        """Run every face and every sound of all clips through the network once, batched together."""
         lips = iter(self._embedder.lips([pixels for clip in clips for pixels, _ in clip.faces]))
-        heard = iter(self._embedder.sound([windows for clip in clips for windows in clip.sounds]))
+        sound_embeddings = iter(self._embedder.sound([windows for clip in clips for windows in clip.sounds]))
         return [
-            self._summed_up(clip, list(islice(lips, len(clip.faces))), list(islice(heard, len(clip.sounds))))
+            self._summed_up(
+                clip, list(islice(lips, len(clip.faces))), list(islice(sound_embeddings, len(clip.sounds)))
+            )
             for clip in clips
         ]
 
-    def _summed_up(self, clip: _Prepared, lips: list[np.ndarray], heard: list[np.ndarray]) -> Score:
-        pairs = [(v, heard[place][: len(v)]) for v, (_, place) in zip(lips, clip.faces, strict=True)]
+    def _summed_up(
+        self, clip: _Prepared, lips: list[np.ndarray], sound_embeddings: list[np.ndarray]
+    ) -> Score:
+        pairs = [
+            (v, sound_embeddings[place][: len(v)]) for v, (_, place) in zip(lips, clip.faces, strict=True)
+        ]
         rewards = [zero_lag(v, a) for v, a in pairs]
         distances = [shift_distances(v, a) for v, a in pairs]
         published = [sync_distance(some) for some in distances]

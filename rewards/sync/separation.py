@@ -1,7 +1,7 @@
-"""Can a sync network tell a true clip from one whose sound is moved? Measured on cuts of longer clips.
+"""How well a sync network separates true clips from clips with shifted sound.
 
-The moved sound is what really comes before and after: nothing is rolled around or padded, which a network
-could notice.
+Shifted sound is what actually precedes or follows; rolling or padding would leave artefacts that a network
+could detect.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ LISTED = (0, 1, 2, 3, 5, 7, 10)
 
 @dataclass(frozen=True, eq=False)
 class MovedCuts:
-    """The cuts of one clip, each with its sound moved by -10..10 frames (positive: the sound comes from
-    later)."""
+    """The cuts of one clip with sound shifted by -10..10 frames (positive: later sound)."""
 
     moves: np.ndarray  # int [K]
     rewards: np.ndarray  # float64 [cuts, K]
@@ -63,13 +62,12 @@ def moved_cuts(v: np.ndarray, a: np.ndarray, num_windows: int, reach: int = REAC
 
 def embedded(embedder: Embedder, clips: Sequence[SyncInput]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(lips, sound) embeddings [n, D] of every clip."""
-    pictures, heard = zip(*(input_windows(clip, embedder.args.log_floor) for clip in clips), strict=True)
-    return list(zip(embedder.lips(pictures), embedder.sound(heard), strict=True))
+    pictures, sounds = zip(*(input_windows(clip, embedder.args.log_floor) for clip in clips), strict=True)
+    return list(zip(embedder.lips(pictures), embedder.sound(sounds), strict=True))
 
 
 def true_over_moved(cuts: MovedCuts, far: int = FAR) -> Count:
-    """Pairs of a true cut and one moved by at least `far` frames where the true one has the higher reward;
-    ties count half."""
+    """Pairs of a true cut and one moved by >= `far` frames won by the true one; ties count half."""
     true = cuts.rewards[:, cuts.moves == 0]
     moved = cuts.rewards[:, np.abs(cuts.moves) >= far]
     return Count(float((true > moved).sum() + 0.5 * (true == moved).sum()), moved.size)

@@ -1,4 +1,4 @@
-"""Where one camera shot ends and the next begins."""
+"""Shot boundary detection."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ GRID = 64  # pixels looked at along each side
 
 
 def histogram_cuts(frames: np.ndarray, threshold: float = CUT) -> list[int]:
-    """First frames of new shots in uint8 [T, H, W, 3]: their colour histogram differs from the frame before
-    by `threshold`.
+    """First frames of new shots in uint8 [T, H, W, 3], by colour histogram difference to the previous frame.
 
     The difference is half the sum of absolute differences of 16-level histograms of R, G and B, averaged: 0
     (same) .. 1 (nothing in common). Movement hardly changes it. Not PySceneDetect's ContentDetector: it
@@ -25,8 +24,7 @@ def histogram_cuts(frames: np.ndarray, threshold: float = CUT) -> list[int]:
 
 
 def colour_histograms(frames: np.ndarray) -> np.ndarray:
-    """Shares of pixels per level and channel, [T, 3, 16], from a grid of at most 64 x 64 pixels or a little
-    more."""
+    """Shares of pixels per level and channel, [T, 3, 16], from a grid of about 64 x 64 pixels."""
     grid = frames[:, :: max(1, frames.shape[1] // GRID), :: max(1, frames.shape[2] // GRID)]
     num, pixels = len(grid), grid.shape[1] * grid.shape[2]
     rows = np.arange(num * 3).reshape(num, 1, 1, 3) * LEVELS

@@ -1,5 +1,4 @@
-"""SyncNet (Chung and Zisserman 2016): one tower over 5 frames of a mouth, one over 0.2 s of sound, meeting in
-one space."""
+"""SyncNet (Chung and Zisserman 2016): embeds 5 mouth frames and 0.2 s of sound into one space."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ COUNTER = "num_batches_tracked"  # not in the published file, and without meanin
 
 
 class WindowConv(nn.Conv3d):
-    """A 3-D convolution over windows that hold as many frames as its kernel, which makes it a 2-D one over
-    frames as channels.
+    """A 3-D convolution that spans all frames of a window, computed as a 2-D one with frames as channels.
 
     Takes [M, C * frames, H, W] (frames of a channel side by side); 2-D convolutions are the fast ones on a
     CPU.
@@ -37,10 +35,9 @@ class WindowConv(nn.Conv3d):
 
 
 class SyncNet(nn.Module):
-    """Both towers, with the published names of parameters and buffers: netcnnaud, netcnnlip, netfcaud,
-    netfclip.
+    """Both towers, with the published parameter names netcnnaud, netcnnlip, netfcaud, netfclip.
 
-    `provenance` says where the weights are from and is saved with them.
+    `provenance` records the source of the weights and is saved with them.
     """
 
     def __init__(self, args: SyncNetArgs, provenance: Mapping[str, Any] | None = None) -> None:
@@ -81,9 +78,8 @@ class SyncNet(nn.Module):
         shape."""
         if windows.ndim != 4 or windows.shape[1:] != (1, 13, WINDOW_COLUMNS):
             raise ValueError(f"embed_sound wants [M, 1, 13, {WINDOW_COLUMNS}], got {list(windows.shape)}")
-        channels_last = (
-            windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)
-        )  # pooling is ten times slower otherwise
+        # pooling is ten times slower otherwise
+        channels_last = windows[:, 0, :, :, None].contiguous().permute(0, 3, 1, 2)
         return self.netfcaud(self.netcnnaud(channels_last * self.args.sound_scale).flatten(1))
 
 
@@ -113,8 +109,7 @@ def load_published(path: Path, sha256: str = "") -> SyncNet:
 
 
 def save_syncnet(net: SyncNet, folder: Path) -> None:
-    """Writes weights.safetensors and config.json (arguments, provenance, digest of the weights) into
-    `folder`."""
+    """Write weights.safetensors and config.json (arguments, provenance, digest) into `folder`."""
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,8 +149,10 @@ def load_syncnet(folder: Path) -> SyncNet:
 
 
 def _filled(net: SyncNet, tensors: object, where: str) -> SyncNet:
-    """`net` in eval mode with `tensors`, whose names and shapes must be its own but for the counters of
-    batches."""
+    """Load `tensors` into `net`, in eval mode.
+
+    Names and shapes must match, except the counters of batches.
+    """
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{where}: not a mapping of names to tensors; a SyncNet's state_dict is wanted")
     wanted = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith(COUNTER)}

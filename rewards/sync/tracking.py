@@ -1,5 +1,4 @@
-"""Links detections of one face over time, as the published evaluations do it; the variants change the
-numbers, so each has a name."""
+"""Link face detections over time as published evaluations do; each named variant gives other numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +23,8 @@ class Tracking:
     shots: Literal["histogram", "none"] = "histogram"  # cuts end tracks
     linking: Literal["iou", "best"] = "iou"  # best: the highest score of each frame, whoever it is
     min_iou: float = 0.5  # to the last box of the track, exclusive
-    max_gap_frames: int = (
-        25  # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
-    )
+    # from one detection of a track to the next; 1 (no gap) stays 1 at every frame rate
+    max_gap_frames: int = 25
     min_frames: int = 101  # detections in a track
     min_face_px: float = 100.0  # the larger of mean width and mean height must exceed it
     median_frames: int = 13  # smoothing of centre and size; 1 = none
@@ -64,8 +62,10 @@ AS_GIVEN = Tracking("as_given", crop_scale=0.40, shots="none", min_frames=1, min
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One face from frame `start` on; `boxes` float64 [T, 4] (x0, y0, x1, y1 in pixels), missed frames filled
-    in."""
+    """One face from frame `start` on; missed frames are interpolated.
+
+    `boxes` float64 [T, 4]: x0, y0, x1, y1 in pixels.
+    """
 
     start: int
     boxes: np.ndarray
@@ -108,8 +108,7 @@ def at_fps(frames: int, fps: float) -> int:
 
 
 def smoothed(track: Track, variant: Tracking, fps: float = REFERENCE_FPS) -> np.ndarray:
-    """Centre x, centre y and half of the longer side of every frame, [T, 3], median-filtered with zeros
-    beyond the ends."""
+    """Centre x, centre y and half of the longer side per frame, [T, 3], median-filtered with zero padding."""
     x0, y0, x1, y1 = track.boxes.T
     values = ((x0 + x1) / 2, (y0 + y1) / 2, np.maximum(x1 - x0, y1 - y0) / 2)
     kernel = at_fps(variant.median_frames // 2, fps) * 2 + 1 if variant.median_frames > 1 else 1
@@ -119,7 +118,7 @@ def smoothed(track: Track, variant: Tracking, fps: float = REFERENCE_FPS) -> np.
 
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes, 0 where they do not meet."""
+    """Intersection over union of two boxes, 0 if they are disjoint."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     if width <= 0 or height <= 0:
@@ -136,7 +135,7 @@ def _rank(face: Detection) -> tuple[float, ...]:
 
 
 def _link(faces: _Found, variant: Tracking, max_gap: int) -> tuple[_Found, _Found]:
-    """The track that starts at the first of `faces` (in order of frame and rank), and what it leaves."""
+    """The track that starts at the first of `faces` (ordered by frame and rank), and the remaining faces."""
     linked, left = [faces[0]], []
     by_frame: dict[int, _Found] = {}
     for face in faces[1:]:

@@ -1,5 +1,4 @@
-"""Trains a SyncNet on clips: which stretch of sound belongs to this stretch of mouth, among all others of the
-clip and of other clips.
+"""Train a SyncNet contrastively: match each stretch of mouth frames with its stretch of sound.
 
 The similarity of two stretches is the mean over 12 consecutive windows, as the zero-lag reward averages over
 a clip; single windows of 0.2 s are too much alike.
@@ -18,7 +17,7 @@ from torch import Tensor
 from rewards.sync.augment import augment_crops, augment_sound
 from rewards.sync.layers import MINI, SyncNetArgs
 from rewards.sync.syncnet import SyncNet
-from rewards.sync.windows import SAMPLES_PER_FRAME, WINDOW_FRAMES, SyncInput, heard_windows
+from rewards.sync.windows import SAMPLES_PER_FRAME, WINDOW_FRAMES, SyncInput, windows_of_sound
 
 TAIL_SAMPLES = 400  # the last window's last MFCC column looks this far
 
@@ -75,14 +74,14 @@ def train_syncnet(
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
     net.train()
-    for step, chosen in enumerate(_draws(len(usable), config, rng), start=1):
+    for step, batch in enumerate(_draws(len(usable), config, rng), start=1):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _rate(step, config)
-        lips, heard = zip(
-            *(_excerpt(usable[index], config, rng, args.log_floor) for index in chosen), strict=True
+        lips, sound_inputs = zip(
+            *(_excerpt(usable[index], config, rng, args.log_floor) for index in batch), strict=True
         )
         v = net.embed_lips(torch.stack(lips))
-        a = net.embed_sound(torch.from_numpy(np.concatenate(heard))).unflatten(0, v.shape[:2])
+        a = net.embed_sound(torch.from_numpy(np.concatenate(sound_inputs))).unflatten(0, v.shape[:2])
         loss = stretch_loss(v, a, config.stretch, config.temperature)
         optimizer.zero_grad()
         loss.backward()
@@ -93,8 +92,7 @@ def train_syncnet(
 
 
 def stretch_loss(v: Tensor, a: Tensor, stretch: int, temperature: float) -> Tensor:
-    """Cross entropy of finding each stretch's partner among all stretches of all clips, both ways; v, a [B,
-    n, D]."""
+    """Symmetric cross entropy of matching stretches over all clips; v, a [B, n, D]."""
     similarity = (
         stretch_similarity(F.normalize(v, dim=-1), F.normalize(a, dim=-1), stretch)
         .flatten(2, 3)
@@ -127,8 +125,10 @@ def _draws(num_clips: int, config: SyncTrainConfig, rng: np.random.Generator) ->
 def _excerpt(
     clip: SyncInput, config: SyncTrainConfig, rng: np.random.Generator, log_floor: float | None
 ) -> tuple[Tensor, np.ndarray]:
-    """Crops [3, n + 4, S, S] and sound windows [n, 1, 13, 20] from anywhere in the clip, so 24 fps clips
-    repeat a frame anywhere."""
+    """Crops [3, n + 4, S, S] and sound windows [n, 1, 13, 20] from a random place of the clip.
+
+    The random place varies which frame a 24 fps clip repeats.
+    """
     needed = config.windows + WINDOW_FRAMES - 1
     frames = min(len(clip.crops), (len(clip.sound) - TAIL_SAMPLES) // SAMPLES_PER_FRAME)
     first = int(rng.integers(frames - needed + 1))
@@ -136,7 +136,7 @@ def _excerpt(
         0, first * SAMPLES_PER_FRAME + int(rng.integers(-config.sound_jitter, config.sound_jitter + 1))
     )
     sound = augment_sound(clip.sound[start : start + needed * SAMPLES_PER_FRAME + TAIL_SAMPLES], rng)
-    return augment_crops(clip.crops[first : first + needed], rng), heard_windows(sound, log_floor)[
+    return augment_crops(clip.crops[first : first + needed], rng), windows_of_sound(sound, log_floor)[
         : config.windows
     ]
 

@@ -1,5 +1,4 @@
-"""What a SyncNet looks at: windows of 5 frames at 25 fps, and of 20 MFCC columns, 0.2 s each, one per
-frame."""
+"""Inputs of a SyncNet: windows of 5 frames at 25 fps and of 20 MFCC columns (0.2 s), one per frame."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ def num_windows(num_frames: int, num_samples: int) -> int:
 
 
 def sound_windows(columns: np.ndarray) -> np.ndarray:
-    """Columns 4i..4i+19 of coefficients [T100, 13] for every i they suffice for: float32 [n, 1, 13, 20], a
-    view."""
+    """Columns 4i..4i+19 of coefficients [T100, 13] for every complete i: float32 [n, 1, 13, 20], a view."""
     if len(columns) < WINDOW_COLUMNS:
         return np.zeros((0, 1, columns.shape[1], WINDOW_COLUMNS), np.float32)
     return np.lib.stride_tricks.sliding_window_view(columns, WINDOW_COLUMNS, axis=0)[
@@ -41,7 +39,7 @@ def sound_windows(columns: np.ndarray) -> np.ndarray:
     ]
 
 
-def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarray:
+def windows_of_sound(sound: np.ndarray, log_floor: float | None = None) -> np.ndarray:
     """All windows [n, 1, 13, 20] of a sound [N]; `log_floor` is the network's (`SyncNetArgs.log_floor`)."""
     if not len(sound):
         return np.zeros((0, 1, NUM_COEFFICIENTS, WINDOW_COLUMNS), np.float32)
@@ -49,17 +47,15 @@ def heard_windows(sound: np.ndarray, log_floor: float | None = None) -> np.ndarr
 
 
 def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n windows of
-    `num_windows`."""
+    """Frames uint8 [n + 4, S, S, 3] and sound windows [n, 1, 13, 20] of the n `num_windows`."""
     count = num_windows(len(item.crops), len(item.sound))
-    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], heard_windows(item.sound, log_floor)[
+    return item.crops[: count + WINDOW_FRAMES - 1 if count else 0], windows_of_sound(item.sound, log_floor)[
         :count
     ]
 
 
 def to_25_fps(frames: np.ndarray, fps: float) -> np.ndarray:
-    """Frames [T, ...] at `fps` shown at 25 fps: every frame the one nearest in time, [round(25 T / fps),
-    ...].
+    """Resample frames [T, ...] from `fps` to 25 fps by nearest time: [round(25 T / fps), ...].
 
     Frames are repeated or left out, never blended, and the duration stays. Raises Unscorable for a frame rate
     that is none.

@@ -1,4 +1,4 @@
-"""The sync reward: do the two embeddings move together at lag 0, and at no other lag?
+"""The sync reward: correlation of both embeddings at lag 0, relative to other lags.
 
 Sync-C does not change when the whole sound is moved, so it cannot teach timing; this statistic can, and is 0
 for a face that does not move.
@@ -16,8 +16,10 @@ TINY = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class ZeroLag:
-    """`value` is the reward, about -0.5 to 1.5; a lag k pairs picture i with sound i + k, in frames of 40
-    ms."""
+    """`value` is the reward, about -0.5 to 1.5.
+
+    Lag k pairs picture i with sound i + k, in frames of 40 ms.
+    """
 
     value: float
     rho: np.ndarray  # float64 [2 max_lag + 1], lags -max_lag..max_lag
@@ -29,8 +31,7 @@ class ZeroLag:
 def zero_lag(
     v: np.ndarray, a: np.ndarray, max_lag: int = MAX_LAG, temperature: float = 0.1, eps: float = 0.1
 ) -> ZeroLag:
-    """rho_0 + 0.5 (1 - E_p|k| / mean|k|) with p = softmax(rho / temperature), of embeddings v and a, [n, D]
-    each.
+    """rho_0 + 0.5 (1 - E_p|k| / mean|k|), p = softmax(rho / temperature), of embeddings v and a [n, D].
 
     Embeddings are scaled to length 1, then centred over the clip. rho_k is the sum of v_i . a_(i+k) over the
     overlap, always over the full n, over sqrt(mean |v|^2 mean |a|^2) + eps. `eps` takes the reward from faces

@@ -26,8 +26,10 @@ class ConvReluNorm(nn.Module):
 
 
 class Res2(nn.Module):
-    """Channels in `scale` parts: each but the last is convolved after the one before was added to it; the
-    last passes."""
+    """Channels in `scale` groups, convolved one after another, each after adding the previous result.
+
+    The last group passes unchanged.
+    """
 
     def __init__(self, channels: int, dilation: int, scale: int = 8) -> None:
         super().__init__()
@@ -75,8 +77,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentiveStatistics(nn.Module):
-    """Mean and standard deviation over time, weighted by an attention of its own for every channel: [B, C, T]
-    -> [B, 2 C].
+    """Attention-weighted mean and standard deviation over time, per channel: [B, C, T] -> [B, 2 C].
 
     With `context`, the attention also sees each channel's plain mean and deviation.
     """

@@ -1,4 +1,4 @@
-"""What a voice encoder is, a memory so that no sound is embedded twice, and batches without padding."""
+"""The voice encoder interface, an embedding cache, and batching without padding."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class VoiceEncoder(Protocol):
 
 
 class EmbeddingCache:
-    """`compute` (sounds -> [B, D]) that remembers by content; the longest unused of more than `max_known` are
-    forgotten.
+    """Least-recently-used cache, keyed by content, around `compute` (sounds -> [B, D]).
 
     An encoder that several scorers share thus embeds a clip and a reference once.
     """
@@ -61,8 +60,7 @@ class EmbeddingCache:
 
 @torch.inference_mode()
 def by_length(net: nn.Module, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
-    """`net` ([B, N] -> [B, D]) over sounds of any lengths, those of one length together: float32 [B, D] of
-    unit length.
+    """Apply `net` ([B, N] -> [B, D]) to sounds of any lengths, batched by length: unit float32 [B, D].
 
     Padding would change statistics over time, so nothing is padded.
     """

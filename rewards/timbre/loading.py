@@ -1,5 +1,4 @@
-"""Weight files of voice encoders: read without running code in them, and fitted to a network tensor by
-tensor."""
+"""Load weight files of voice encoders without executing code, and check names and shapes."""
 
 from __future__ import annotations
 
@@ -38,13 +37,13 @@ def fitted(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
         for name in sorted(wanted.keys() & found.keys())
         if found[name].shape != wanted[name].shape
     ]
-    told = [
+    differences = [
         f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
         if names
     ]
-    if told:
+    if differences:
         raise ValueError(
-            f"{where}: of {len(wanted)} tensors {'; '.join(told)}; it is not the file of this network"
+            f"{where}: of {len(wanted)} tensors {'; '.join(differences)}; it is not the file of this network"
         )
     return dict(found)

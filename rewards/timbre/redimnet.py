@@ -69,8 +69,11 @@ SPEC_FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """`stride` joins frequencies; `blocks` picture blocks, `widening` times as wide; `reduction` of the time
-    block's channels, if any."""
+    """One stage of the backbone.
+
+    `stride` merges frequencies; `blocks` 2-D blocks widen channels by `widening`; `reduction` divides the
+    channels of the time block, if any.
+    """
 
     stride: int
     blocks: int
@@ -188,8 +191,7 @@ def _stage(args: ReDimNetArgs, stage: Stage, index: int, channels: int, frequenc
 
 
 class ReDimNet(nn.Module):
-    """16 kHz sound [B, N], all of one length -> voice [B, embed_dim], not yet of unit length; the first 30 s
-    count."""
+    """16 kHz sound [B, N] of equal length -> voice [B, embed_dim], not normalised; uses the first 30 s."""
 
     def __init__(self, args: ReDimNetArgs) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""ReDimNet's layers (Yakovlev et al. 2024): pictures [B, C, F, T] and signals [B, F * C, T] of one volume,
-turned into each other.
+"""ReDimNet's layers (Yakovlev et al. 2024), which reshape between [B, C, F, T] and [B, F * C, T].
 
-Parameter names are those of the published files, so that they load by name. Source: IDRnD/ReDimNet (MIT).
+2024): pictures [B, C, F, T] and signals [B, F * C, T] of one volume, turned into each other. Parameter names
+are those of the published files, so that they load by name. Source: IDRnD/ReDimNet (MIT).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCKS_2D = ("convnext_like", "convnext_like_relu", "basic_resnet", "basic_resne
 
 
 class ToSignal(nn.Module):
-    """[B, C, F, T] -> [B, F * C, T]; a frequency's channels lie together."""
+    """[B, C, F, T] -> [B, F * C, T]; the channels of a frequency are adjacent."""
 
     def forward(self, picture: Tensor) -> Tensor:
         return picture.transpose(1, 2).flatten(1, 2)
@@ -38,7 +38,7 @@ class ToPicture(nn.Module):
 
 
 class WeightedSum(nn.Module):
-    """Softmax-weighted sum of signals [B, D, T], with weights of its own for every channel of `channels`."""
+    """Softmax-weighted sum of signals [B, D, T], with separate weights for every channel of `channels`."""
 
     def __init__(self, count: int, channels: int) -> None:
         super().__init__()
@@ -97,8 +97,10 @@ class FrequencyGate(nn.Module):
 
 
 class Residual2d(nn.Module):
-    """Two 3x3 convolutions (each grouped and followed by 1x1 where there are groups), the second gated, plus
-    the input."""
+    """Two 3x3 convolutions, the second one gated, plus the input.
+
+    With groups, each is grouped and followed by a 1x1 convolution.
+    """
 
     def __init__(self, channels: int, frequencies: int, groups: int, gate: bool) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class SelfAttention(nn.Module):
         )
 
 
-class FeedForward(nn.Module):
+class EncoderFeedForward(nn.Module):
     """Linear, GELU (tanh form), Linear."""
 
     def __init__(self, channels: int, inner: int) -> None:
@@ -167,7 +169,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(channels)
         self.layer_norm = nn.LayerNorm(channels, eps=EPS)
-        self.feed_forward = FeedForward(channels, inner)
+        self.feed_forward = EncoderFeedForward(channels, inner)
         self.final_layer_norm = nn.LayerNorm(channels, eps=EPS)
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -191,8 +193,7 @@ class PositionConv(nn.Module):
 
 
 class TimeContext(nn.Module):
-    """Fewer channels, one of BLOCKS_1D over time, as many channels as before, plus the input: [B, D, T] ->
-    [B, D, T]."""
+    """Bottleneck with one of BLOCKS_1D over time, plus the input: [B, D, T] -> [B, D, T]."""
 
     def __init__(self, kind: str, channels: int, inner: int) -> None:
         super().__init__()

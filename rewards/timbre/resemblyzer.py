@@ -26,8 +26,7 @@ BATCH = 256
 
 
 class ResemblyzerEncoder:
-    """Resemblyzer 0.1.4's voice encoder, many sounds in one forward pass; equals its `embed_utterance` on the
-    same samples.
+    """Resemblyzer 0.1.4's voice encoder, batched; equals its `embed_utterance` on the same samples.
 
     Its own preprocessing is replaced by bringing the loudness to -30 dBFS: the voice activity detector of the
     wheel cuts vocoded one-second clips apart, and cost 2 points of nearest-voice accuracy on them. Entries
@@ -60,13 +59,15 @@ class ResemblyzerEncoder:
         )
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """16 kHz mono sounds [N] (any lengths), brought to -30 dBFS -> float32 [B, 256] of unit length;
-        remembered by content."""
+        """16 kHz mono sounds [N] of any lengths -> float32 [B, 256] of unit length, cached by content.
+
+        Sounds are first scaled to -30 dBFS.
+        """
         return self._cached(waveforms)
 
     @torch.inference_mode()
     def embed_as_they_are(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """`embed` at the sounds' own loudness, computed anew."""
+        """`embed` at the sounds' own loudness, without the cache."""
         if not waveforms:
             return np.zeros((0, EMBEDDING_DIM), np.float32)
         partials = [_partials(np.asarray(waveform, np.float32)) for waveform in waveforms]

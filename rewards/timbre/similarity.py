@@ -1,4 +1,4 @@
-"""Does a clip speak with the voice it was asked to speak with?"""
+"""Voice similarity of a clip to its reference."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rewards.types import Clip, Score
 
 
 class TimbreSimilarity:
-    """Cosine between a clip's voice and its reference's, mean over the spans that have a reference; higher is
-    better.
+    """Cosine of a clip's and its reference's voice embeddings, mean over spans; higher is better.
 
-    A clip with several spans is cut by their times, else at its longest pauses; channels are averaged before
-    anything else. Score.parts: `span_<i>`. NaN with a reason without reference, with a silent span, or
-    without usable sound. The metric is `sim_<encoder>`; it may be called `sim`, as in the Seed-TTS and NAVA
-    tables, only when the encoder is that benchmark's (`encoder.is_seed_tts`). Raises ValueError otherwise.
+    Spans without a reference are skipped. A clip with several spans is cut by their times, else at its
+    longest pauses; channels are averaged before anything else. Score.parts: `span_<i>`. NaN with a reason
+    without reference, with a silent span, or without usable sound. The metric is `sim_<encoder>`; it may be
+    called `sim`, as in the Seed-TTS and NAVA tables, only when the encoder is that benchmark's
+    (`encoder.is_seed_tts`). Raises ValueError otherwise.
     """
 
     def __init__(self, encoder: VoiceEncoder, name: str = "") -> None:

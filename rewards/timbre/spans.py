@@ -1,4 +1,4 @@
-"""The sounds that voices are compared by: each span of a clip, and its reference."""
+"""Sounds compared by voice encoders: each span of a clip, and its reference."""
 
 from __future__ import annotations
 

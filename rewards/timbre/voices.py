@@ -1,4 +1,4 @@
-"""Which of the known voices does a clip speak with?"""
+"""Nearest-voice accuracy against a bank of known voices."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class VoiceBank:
     embeddings: np.ndarray  # float32 [M, D]
 
     def nearest(self, embeddings: np.ndarray, leave_out: Sequence[str | None] | None = None) -> list[str]:
-        """The voice with the largest cosine to each of [B, D]; `leave_out` names the utterance not to compare
-        with."""
+        """The voice with the largest cosine to each of [B, D]; `leave_out` names utterances to exclude."""
         known = sorted(set(self.voices))
         sums = np.stack(
             [self.embeddings[[voice == other for other in self.voices]].sum(axis=0) for voice in known]
@@ -50,7 +49,7 @@ class NearestVoice:
         self.name = f"voice_accuracy_{encoder.name}"
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """NaN with a reason when the wanted voice is not told, not in the bank, or nothing can be heard."""
+        """NaN with a reason if the target voice is unset, not in the bank, or the sound is unusable."""
         return score_prepared(clips, self._prepare, self._score)
 
     def _prepare(self, clip: Clip) -> tuple[Clip, list[np.ndarray]]:
@@ -69,7 +68,7 @@ class NearestVoice:
         )
         scores = []
         for clip, sounds in prepared:
-            heard = [next(nearest) for _ in sounds]
-            right = sum(one == other for one, other in zip(heard, clip.voices, strict=True))
-            scores.append(Score(value=right / len(heard), text=" ".join(heard)))
+            nearest_names = [next(nearest) for _ in sounds]
+            right = sum(one == other for one, other in zip(nearest_names, clip.voices, strict=True))
+            scores.append(Score(value=right / len(nearest_names), text=" ".join(nearest_names)))
         return scores

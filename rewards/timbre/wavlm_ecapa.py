@@ -1,8 +1,7 @@
-"""The voice encoder of Seed-TTS' SIM: WavLM-large, fine-tuned for speaker verification, under a small
-ECAPA-TDNN.
+"""Voice encoder of Seed-TTS' SIM: WavLM-large fine-tuned for speaker verification, with a small ECAPA-TDNN.
 
-Source: microsoft/UniSpeech, downstreams/speaker_verification (CC BY-SA 3.0; WavLM itself MIT). Its file is
-loaded by name: every tensor is used, left out for a told reason, or refused.
+Source: microsoft/UniSpeech, downstreams/speaker_verification (CC BY-SA 3.0; WavLM itself MIT). Weights are
+loaded by name: every tensor is used, ignored for a stated reason, or refused.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from rewards.timbre.encoder import EmbeddingCache, by_length
 from rewards.timbre.loading import fitted, read_weights
 from rewards.weights import checked
 
-# Told by two mirrors of the file, huggingface.co/bezzam/wavlm_large_finetune_seed_tts_eval and
+# Digest as listed by two mirrors of the file, huggingface.co/bezzam/wavlm_large_finetune_seed_tts_eval and
 # lmzjms/wavlm-large.
 PUBLISHED_SHA256 = "51f07e3b94d9e0262a6a675ef5a087be3dd09e8c62e9d886827f44f82fe7f94b"
 SOURCE = "wavlm_large_finetune.pth of microsoft/UniSpeech, downstreams/speaker_verification"
@@ -85,8 +84,7 @@ class WavlmEcapa(nn.Module):
         return self.head(self.features(waveforms))
 
     def features(self, waveforms: Tensor) -> Tensor:
-        """Weighted sum of the input of every layer and the output of the last, [B, hidden, T]; 50 a
-        second."""
+        """Weighted sum of all layers' inputs and the last output, [B, hidden, T] at 50 frames per second."""
         normal = functional.layer_norm(waveforms, waveforms.shape[1:])
         output = self.backbone(normal, output_hidden_states=True)
         # transformers 5 collects the last layer's output before the closing layer norm; the benchmark's is
@@ -143,8 +141,7 @@ def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:
 
 
 def to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's tensors under our names, without those that IGNORED gives a reason for; unknown names stay
-    as they are."""
+    """The file's tensors renamed to ours, without the IGNORED ones; unknown names are kept."""
     kept = {
         name: value
         for name, value in state.items()

@@ -1,5 +1,4 @@
-"""The arms at one rollout budget: which alignment each is, and the same optimizer steps for votes as for
-rewards."""
+"""Arms at one rollout budget: their alignment configs, with equal optimizer steps for votes and rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from finetune.recipe import AlignConfig
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that is scored: the pretrained one (`config` None), or an alignment of it with one seed."""
+    """One scored model: the pretrained one (`config` None), or an alignment of it with one seed."""
 
     name: str
     seed: int
@@ -36,12 +35,12 @@ class Arm:
 
     @property
     def prompts(self) -> str:
-        """Which training prompts it has."""
+        """Name of the arm's set of training prompts."""
         return {CHOSEN: "chosen", RANDOM: f"random-seed{self.seed}"}.get(self.name, "all")
 
     @property
     def aligned(self) -> AlignConfig:
-        """Raises ValueError for the pretrained model."""
+        """The alignment config. Raises ValueError for the pretrained model."""
         if self.config is None:
             raise ValueError(f"{self.name} is not aligned")
         return self.config
@@ -52,8 +51,7 @@ class Arm:
 
 
 def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> list[Arm]:
-    """Every arm and seed, the pretrained model first. Raises ValueError where groups do not divide over the
-    ranks."""
+    """Every arm and seed, pretrained first. Raises ValueError if groups do not divide over the ranks."""
     arms = [
         Arm(name, seed, align_config(name, seed, objectives, align, ranks))
         for seed in range(objectives.seeds)
@@ -68,11 +66,10 @@ def plan_arms(objectives: ObjectivesConfig, align: AlignConfig, ranks: int) -> l
 def align_config(
     name: str, seed: int, objectives: ObjectivesConfig, align: AlignConfig, ranks: int
 ) -> AlignConfig:
-    """The recipe's alignment as this arm: one phase of that many rounds, groups as nft's, no held-out
-    prompts and no early stop.
+    """The recipe's alignment as this arm: one phase of that many rounds, with nft's groups.
 
-    Stopping would end the budgets apart, and the recipe's held-out prompts are taken out beforehand, for all
-    arms alike.
+    No held-out prompts and no early stopping: stopping would make budgets unequal, and the recipe's held-out
+    prompts are removed beforehand for all arms alike.
     """
     algorithm = ALGORITHM[name]
     phase: Any = align.phases[algorithm]
@@ -93,8 +90,10 @@ def align_config(
 
 
 def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None = None) -> Phase:
-    """gsb_dpo with nft's optimizer steps, and as nearly as ranks allow its clips a step. pairs: how many
-    there are, where known."""
+    """gsb_dpo with nft's optimizer steps and, as nearly as the ranks allow, its clips per step.
+
+    pairs: number of available pairs, if known.
+    """
     nft = align.phases["nft"]
     wanted = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
     if pairs is not None:
@@ -111,7 +110,7 @@ def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None =
 
 
 def fitted(arm: Arm, align: AlignConfig, ranks: int, pairs: int) -> Arm:
-    """The arm where there are only so many preference pairs."""
+    """The arm adjusted to the number of available preference pairs."""
     phase = votes_phase(align, arm.phase.rounds, ranks, pairs)
     objective = arm.aligned.phases["gsb_dpo"].objective  # type: ignore[attr-defined]
     phases = {**arm.aligned.phases, "gsb_dpo": replace(phase, objective=objective)}
@@ -119,13 +118,12 @@ def fitted(arm: Arm, align: AlignConfig, ranks: int, pairs: int) -> Arm:
 
 
 def budget(objectives: ObjectivesConfig, align: AlignConfig) -> int:
-    """Clips that every arm may roll out."""
+    """Rollout budget of every arm, in clips."""
     return objectives.rounds * align.phases["nft"].clips_per_round
 
 
 def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
-    """(prompts, clips of each) of a store of exactly `clips` clips, of as many of `prompts` prompts as there
-    can be.
+    """(prompts, clips of each) of a store of exactly `clips` clips with as many prompts as possible.
 
     Raises ValueError where fewer than two clips a prompt are left.
     """
@@ -140,5 +138,5 @@ def store_sizes(clips: int, prompts: int) -> tuple[int, int]:
 
 
 def optimizer_steps(phase: Phase) -> tuple[int, float]:
-    """(steps of the whole alignment, clips that each of them sees)."""
+    """(optimizer steps of the alignment, clips per step)."""
     return phase.rounds * phase.epochs * phase.steps_per_epoch, phase.clips_per_round / phase.steps_per_epoch

@@ -29,17 +29,16 @@ ARMS = (BASELINE, *ALGORITHM)
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
-    """Size of the study. All else about alignment is the recipe's. Raises ValueError where a number makes no
-    sense."""
+    """Size of the study; everything else is the recipe's. Raises ValueError for numbers out of range."""
 
     arms: tuple[str, ...] = ARMS
-    seeds: int = 1  # of alignment, from 0; the pretrained model is one
-    rounds: int = 6  # every arm may roll out rounds * nft.prompts_per_round * nft.clips_per_prompt clips
+    seeds: int = 1  # seeds of alignment, from 0; there is one pretrained model
+    # rollout budget of every arm: rounds * nft.prompts_per_round * nft.clips_per_prompt clips
+    rounds: int = 6
     num_prompts: int = 0  # the first of the held-out ones; 0 = all
-    pilot_clips: int = 4  # of each training prompt, whose rewards say what can be learned from it
-    curation: CurationConfig = field(
-        default_factory=lambda: CurationConfig(gain_weight=0.9)
-    )  # of the chosen and the random third
+    pilot_clips: int = 4  # per training prompt, to estimate its gain
+    # of the curated and the random third
+    curation: CurationConfig = field(default_factory=lambda: CurationConfig(gain_weight=0.9))
     recognizer_processes: int = 2
     resamples: int = 2000
 

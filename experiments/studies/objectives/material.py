@@ -1,5 +1,4 @@
-"""What arms learn from: files of training prompts, thirds of them, and preference pairs; each made once and
-kept."""
+"""Training data of the arms, made once: prompt files, thirds of the prompts, preference pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from experiments.scoring.sets import ScoreConfig
 from experiments.studies.harness import mark_of
 from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
-from finetune.curation import choose, random_choice, text_features
+from finetune.curation import curate, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
 from finetune.pair_batches import AXES
@@ -52,8 +51,10 @@ class Sections:
 
 @dataclass(frozen=True)
 class Material:
-    """Below `folder`: prompts/, pilot-MARK/ and votes-MARK/. `inputs`: digests of what all of it is made
-    from."""
+    """Files below `folder`: prompts/, pilot-MARK/ and votes-MARK/.
+
+    `inputs`: digests of everything they are made from.
+    """
 
     sections: Sections
     layout: Layout
@@ -66,14 +67,14 @@ class Material:
 
     @cached_property
     def rows(self) -> list[PromptRow]:
-        """The prompts that the recipe's alignment may train on, of their most frequent length."""
+        """Training prompts of the recipe's alignment, of their most frequent length."""
         align = replace(self.sections.align, sequence=("nft",))
         ours = {row.data_id for row in read_prompt_set(self.source, align).train[0]}
         return [row for row in read_prompts(self.source) if row.data_id in ours]
 
     @cached_property
     def trained_on(self) -> list[Any]:
-        """What every alignment reads, the judge left out, for marks."""
+        """Everything that each alignment reads except the judge, for marks."""
         names = ("model", "codec", PROMPTS, "syncnet_reward")
         kept = {name: digest for name, digest in self.inputs.items() if name in names}
         return [kept, sorted(row.data_id for row in self.rows)]
@@ -95,7 +96,10 @@ class Material:
         return mark_of(self.trained_on, self.inputs["syncnet_judge"], *made)
 
     def prompts(self, arm: Arm) -> Path:
-        """File of the arm's training prompts. Makes what the choice needs."""
+        """File of the arm's training prompts; creates what the selection needs.
+
+        Makes what the choice needs.
+        """
         indices: Sequence[int] = range(len(self.rows))
         if arm.prompts == "chosen":
             indices = self.chosen()
@@ -104,16 +108,17 @@ class Material:
         return self._written(arm.prompts, {self.rows[index].data_id for index in indices})
 
     def chosen(self) -> list[int]:
-        """Places of the third that curation picks: diverse texts of low reward, as the stage `curate_prompts`
-        does."""
+        """Indices of the curated third: diverse texts of low reward, as in the stage `curate_prompts`."""
         gains = self.pilot()["gains"]
         values = [np.nan if (gain := gains[row.data_id]) is None else gain for row in self.rows]
         texts = text_features([row.prompt.text for row in self.rows])
-        return choose(texts, np.array(values), self.sections.objectives.curation).indices
+        return curate(texts, np.array(values), self.sections.objectives.curation).indices
 
     def pilot(self) -> dict[str, Any]:
-        """{"gains": {prompt: shortfall of its rewards or None}, "seconds": ...} of a few clips of every
-        training prompt."""
+        """Gains from a few clips of every training prompt.
+
+        {"gains": {prompt: shortfall of its rewards or None}, "seconds": ...}
+        """
         out = self.folder / f"pilot-{self.pilot_mark}" / GAINS
         if not out.is_file():
             started, store, layout = time.monotonic(), out.parent / "rollouts", self.layout
@@ -132,8 +137,10 @@ class Material:
         return self.folder / f"votes-{self.votes_mark}"
 
     def votes(self) -> dict[str, Any]:
-        """Rolls out and votes where that was not done; {"rollout", "vote": seconds, "summary", "pairs",
-        "decided": numbers of pairs}."""
+        """Roll out and vote, unless cached.
+
+        {"rollout", "vote": seconds, "summary", "pairs", "decided": numbers of pairs}
+        """
         out, layout = self.voted, self.layout
         if not (out / MADE).is_file():
             started = time.monotonic()
@@ -150,7 +157,7 @@ class Material:
         return read_json(out / MADE, f"remove {out}")
 
     def pairs(self, ties: bool) -> tuple[Path, Path, int]:
-        """(pairs, the store of their clips, number of pairs), with the undecided ones or without."""
+        """(pairs, the store of their clips, number of pairs), with or without undecided ones."""
         made = self.votes()
         file, count = (PAIRS, made["pairs"]) if ties else (DECIDED, made["decided"])
         return self.voted / "votes" / file, self.voted / "rollouts", count
@@ -162,7 +169,7 @@ class Material:
 
     @property
     def _pilot(self) -> RolloutsConfig:
-        """As nft would roll out before its first step."""
+        """Rollouts as nft's before its first step."""
         clips, sampler = self.sections.objectives.pilot_clips, self.sections.align.phases["nft"].sampler
         return replace(self.sections.rollout, clips_per_prompt=clips, sampler=sampler)
 
@@ -172,7 +179,7 @@ class Material:
 
     @property
     def _votes(self) -> VotesConfig:
-        """Pairs enough that every clip is voted on."""
+        """Enough pairs that every clip is voted on."""
         votes = self.sections.votes
         return replace(votes, pairs_per_case=max(votes.pairs_per_case, self.stored[1] // 2))
 
@@ -188,7 +195,7 @@ class Material:
 
 
 def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
-    """The rows of `source` with these ids, in their order; their files are named from the new place."""
+    """Write the rows of `source` with these ids, in order, with file paths relative to the new location."""
     rows = []
     for line, row in scan(source):
         if isinstance(row, FieldError):
@@ -204,6 +211,6 @@ def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
 
 
 def is_decided(pair: PreferencePair) -> bool:
-    """Some question that gsb_dpo learns from has a winner."""
+    """True if an axis that gsb_dpo uses has a winner."""
     labels = ([pair.label(axis) for axis in axes] for axes in AXES.values())
     return any(next((label for label in asked if label is not None), 0) for asked in labels)

@@ -1,5 +1,4 @@
-"""One arm with one seed, from the pretrained model to its scores: aligned, and scored on the held-out
-prompts."""
+"""One arm with one seed: align the pretrained model and score it on held-out prompts."""
 
 from __future__ import annotations
 
@@ -32,12 +31,12 @@ from pretrain.launch.torchrun import METRICS
 
 SPENT = "spent.json"
 PARTS = ("rollout", "score", "update")  # of a round, by what metrics.jsonl calls them
-JUDGING_ROUNDS = 2.5  # generating and scoring the held-out prompts costs about as much as so many rounds
+JUDGING_ROUNDS = 2.5  # generation and scoring of the held-out prompts cost about this many rounds
 
 
 @dataclass(frozen=True)
 class Aligner:
-    """What all arms share."""
+    """State shared by all arms."""
 
     study: Study
     material: Material
@@ -45,8 +44,10 @@ class Aligner:
     ranks: int
 
     def run_of(self, arm: Arm) -> Run:
-        """Folder and mark change with what the arm learns from and how; the mark also with how it is
-        scored."""
+        """Run of an arm.
+
+        Folder and mark depend on what the arm is trained on and how; the mark also on how it is scored.
+        """
         material, sections, trained = self.material, self.material.sections, [*self.material.trained_on]
         stages = {}
         if arm.config:
@@ -54,7 +55,7 @@ class Aligner:
             trained += [material.votes_mark] if arm.voted else []
             trained += [to_json(sections.objectives.curation)] if arm.prompts != "all" else []
             trained += [material.pilot_mark] if arm.name == CHOSEN else []
-            rounds = arm.phase.rounds  # votes on a budget's clips cost as much as rolling it out in rounds
+            rounds = arm.phase.rounds  # votes on a budget's clips cost as much as rolling them out
             stages = {"align": (rounds * (2.0 if arm.voted else 1.0), rounds)}
         folder = material.folder / "runs" / f"{arm.label}-{mark_of(trained)}"
         prompts = [material.inputs[f"{ALIGN_HELD_OUT}.jsonl"], material.inputs["syncnet_judge"]]
@@ -64,8 +65,7 @@ class Aligner:
     def run(self, run: Run, arm: Arm) -> None:
         """Align, generate and score; the run's result is written last.
 
-        Raises Interrupted where a signal ended the alignment, ValueError or OSError in one line where a part
-        failed.
+        Raises Interrupted if a signal ended the alignment, ValueError or OSError in one line for a failure.
         """
         tags = {"nava.arm": arm.name, "nava.seed": str(arm.seed)}
         config = {
@@ -89,7 +89,7 @@ class Aligner:
         return AlignRun(config=arm.aligned, out=out, **parts)
 
     def _aligned(self, run: Run, arm: Arm, tracker: SpoolTracker) -> tuple[Path, dict[str, Any]]:
-        """The aligned model, and what it took."""
+        """The aligned model, and its cost."""
         material, layout, pairs, clips = self.material, self.study.layout, None, None
         cost: dict[str, Any] = {"before": {}}
         if arm.voted:
@@ -143,8 +143,10 @@ class Aligner:
 
 
 def rounds_cost(metrics: Path, rounds: int) -> dict[str, float]:
-    """Seconds of rolling out, scoring, updating and all else in `rounds` rounds; those of rounds that are not
-    in the log are taken from the mean of those that are."""
+    """Seconds of rollout, scoring, update and the rest in `rounds` rounds.
+
+    Rounds missing in the log are extrapolated by the mean of the others.
+    """
     logged = [json.loads(line) for line in metrics.read_text().splitlines()]
     rows = [row for row in logged if "seconds_per_step" in row]
     if not rows:
@@ -156,7 +158,7 @@ def rounds_cost(metrics: Path, rounds: int) -> dict[str, float]:
 
 @contextmanager
 def _clock(folder: Path, name: str) -> Iterator[None]:
-    """Adds the body's seconds to FOLDER/spent.json, however it ends."""
+    """Add the body's seconds to FOLDER/spent.json, even on failure."""
     started = time.monotonic()
     try:
         yield

@@ -1,5 +1,4 @@
-"""`nava study objectives`: every objective at one rollout budget, with and without ties, with chosen and
-random prompts."""
+"""`nava study objectives`: all objectives at one rollout budget, with and without ties and curation."""
 
 from __future__ import annotations
 
@@ -40,17 +39,16 @@ METRICS = (
     "lip_loudness_correlation",
 )
 COLUMNS = 4
-COLOURS = {"better": "#4f7942", "worse": "#c8553d"}  # all else grey
-Results = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
+COLOURS = {"better": "#4f7942", "worse": "#c8553d"}  # otherwise grey
+ArmResults = Mapping[str, Mapping[str, Any]]  # label of an arm's run -> its result
 
 
 def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path = Path()) -> dict[str, Any]:
-    """Align, generate, score and write OUT/study/objectives.{json,md,png}, one arm after another; returns
-    what the JSON holds.
+    """Align, generate, score and write OUT/study/objectives.{json,md,png}; returns the JSON content.
 
-    Finished arms are kept and a killed one goes on, as long as settings and data are the same. Raises
-    FileNotFoundError or ValueError in one line before anything is aligned; the line of the first arm that
-    failed after the others; Interrupted.
+    Arms run one after another. Finished arms are reused and a killed one is resumed if settings and data are
+    unchanged. Raises FileNotFoundError or ValueError in one line before anything is aligned, the error of the
+    first failed arm after all others, Interrupted on a signal.
     """
     folder, config = layout.out / "study" / "objectives", sections.objectives
     study = Study("objectives", folder, layout, config, sections, _inputs(layout), root)
@@ -79,15 +77,17 @@ def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path 
 
 
 def metrics_of(sections: Sections) -> dict[str, Metric]:
-    """The study's own, and whatever else a rubric rewards, a panel looks at (`reward` or `reward.part`) or
-    the recipe scores."""
+    """The study's own metrics, and those of the rubric, the simulated raters and the recipe.
+
+    The raters' features are `reward` or `reward.part`.
+    """
     panel = [feature.name for feature in sections.votes.panel.features]
     names = (*METRICS, *sections.align.rubric.routes(), *panel)
     return {**{name: metric(name) for name in names}, **added_metrics(sections.score)}
 
 
 def _inputs(layout: Layout) -> dict[str, str]:
-    """What the study reads, by content. Raises FileNotFoundError with what to run first."""
+    """Digests of the study's inputs. Raises FileNotFoundError with the command to run first."""
     prompts = {name: layout.prompts / name for name in (PROMPTS, f"{ALIGN_HELD_OUT}.jsonl")}
     needed = {layout.model(BASE) / "config.json": "pretrain", layout.codec / "config.json": "codec"}
     needed |= {layout.syncnet / role / "config.json": "syncnet" for role in ("reward", "judge")}
@@ -102,7 +102,7 @@ def _inputs(layout: Layout) -> dict[str, str]:
 
 
 def _check_thirds(material: Material) -> None:
-    """Raises ValueError where a third of the prompts does not fill a round."""
+    """Raises ValueError if a third of the prompts does not fill a round."""
     objectives, needed = material.sections.objectives, material.sections.align.phases["nft"].prompts_per_round
     count = objectives.curation.budget(len(material.rows))
     if count < needed and {CHOSEN, RANDOM} & set(objectives.arms):
@@ -113,12 +113,12 @@ def _check_thirds(material: Material) -> None:
 
 
 def _spent(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Wall-clock of a finished arm, with what was made for it before."""
+    """Wall-clock seconds of a finished arm, including shared preparation."""
     seconds = sum(result["seconds"].values()) + sum(result["cost"].get("before", {}).values())
     return {"folder": run.folder.name, "seconds": round(seconds, 1)}
 
 
-def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[str, Any]:
+def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> dict[str, Any]:
     """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation,
     clips}`.
 
@@ -173,7 +173,7 @@ def tabulate(sections: Sections, arms: Sequence[Arm], results: Results) -> dict[
 def _target(
     total: str, units: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """An arm's own target, as one total and metric by metric."""
+    """Results of an arm on its own target: the total and each metric."""
     verdicts = {name: differences[name]["verdict"] for name in units[total]}
     return {
         "total": total,
@@ -184,8 +184,10 @@ def _target(
 
 
 def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over seeds. `total`: what was made beforehand, and the whole alignment with starting and saving;
-    `judging` is beside."""
+    """Means over seeds.
+
+    `total`: preparation plus the whole alignment including startup and saving; `judging` is separate.
+    """
     rows = []
     for result in results:
         cost, seconds = result["cost"], result["seconds"]
@@ -201,8 +203,10 @@ def _cost(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
-    """Every metric's difference to the pretrained model, arm by arm. Green: better, red: worse, grey: the
-    95 % interval reaches 0."""
+    """Plot every metric's difference to the pretrained model by arm.
+
+    Green: better, red: worse, grey: the 95 % interval includes 0.
+    """
     arms = [name for name in study["arms"] if name != BASELINE]
     rows = -(-len(study["metrics"]) // COLUMNS)
     figure = Figure(figsize=(13, rows * (0.7 + 0.26 * len(arms))), layout="constrained")

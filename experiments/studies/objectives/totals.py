@@ -1,5 +1,4 @@
-"""One number for what an arm is after: the rubric's rewards of a clip, and the panel's judges, each as one
-weighted mean."""
+"""Two scalar targets per clip: the weighted rewards of the rubric, and the simulated raters' judges."""
 
 from __future__ import annotations
 
@@ -13,26 +12,25 @@ from finetune.recipe import RubricConfig
 from rewards.catalog import metric
 
 RUBRIC, PANEL = "rubric", "panel"
-Units = Mapping[
-    str, tuple[float, float, float]
-]  # metric -> (weight, value that counts 0, difference that counts 1)
+# metric -> (weight, origin, unit)
+Units = Mapping[str, tuple[float, float, float]]
 
 
 def higher_is_better(name: str, features: Sequence[JudgeFeature] = ()) -> bool:
-    """A total is; a judge's part is as the panel's unit says."""
+    """True for a total; a judge's part has the sign of its unit."""
     units = {feature.name: feature.unit for feature in features}
     return name in (RUBRIC, PANEL) or (units[name] > 0 if name in units else not metric(name).lower_is_better)
 
 
 def target_of(arm: str) -> str:
-    """Which total an arm is after."""
+    """The total that an arm optimises."""
     return PANEL if ALGORITHM.get(arm) == "gsb_dpo" else RUBRIC
 
 
 def units_of(
     rubric: RubricConfig, features: Sequence[JudgeFeature], base: Mapping[str, Any]
 ) -> dict[str, Units]:
-    """Rewards count in standard deviations over the pretrained model's clips, judges in the panel's units."""
+    """Scales of rewards (standard deviations over pretrained clips) and of judges (raters' units)."""
     rewards = {}
     for name, route in rubric.routes().items():
         mean, deviation = _moments(base["metrics"][name])
@@ -45,7 +43,7 @@ def units_of(
 
 
 def with_totals(scores: Mapping[str, Any], units: Mapping[str, Units]) -> dict[str, Any]:
-    """The metrics with both totals beside them; a clip that misses a part has no total."""
+    """The metrics plus both totals; a clip that lacks a part has no total."""
     found = dict(scores["metrics"])
     for total, parts in units.items():
         columns = [found[name] for name in parts]

@@ -5,23 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PARADIGMS = {"nava": "mini", "dual_tower": "dual_tower", "unified": "unified"}  # paradigm -> flavor
-REFERENCE = "nava"  # whose FLOPs the others are matched to
+REFERENCE = "nava"  # its FLOPs are the target of the equal-FLOPs budget
 STEPS, FLOPS = "equal_steps", "equal_flops"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Size of the study. Raises ValueError where a number makes no sense."""
+    """Size of the study. Raises ValueError for numbers out of range."""
 
     seeds: int = 3
     steps_factor: float = 0.45  # of the recipe's steps and warm-up, every stage
     num_prompts: int = 104  # the first of `prompts`
     prompts: str = "pretrain_seen"
     score_after: tuple[str, ...] = ("stage2", "stage3")  # the last stage is always scored
-    parallel_runs: int = (
-        2  # trainings side by side, one rank each on its share of the cores: nothing to all-reduce
-    )
-    same_within: float = 0.02  # FLOPs per step that differ by less need no runs of their own
+    # concurrent trainings, one rank each on its share of the cores, so that nothing is all-reduced
+    parallel_runs: int = 2
+    same_within: float = 0.02  # relative difference of FLOPs per step below which no separate run is made
     recognizer_processes: int = 1  # of each training's scoring
     resamples: int = 2000
 

@@ -1,5 +1,4 @@
-"""Training FLOPs of a stage, counted on the very batches it will see, and how many steps cost as much as
-another flavor's."""
+"""Training FLOPs of a stage, counted on its actual batches, and FLOPs-matched step counts."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from pretrain.recipe import PretrainConfig
 from pretrain.tasks import TASKS
 from pretrain.types import Task
 
-Step = tuple[ClipShape, int]  # one clip's sizes, and clips in the step
+StepShape = tuple[ClipShape, int]  # sizes of one clip, and number of clips in the step
 
 
-def steps_of(config: PretrainConfig, stage: str, latents: Path, count: int) -> list[Step]:
+def steps_of(config: PretrainConfig, stage: str, latents: Path, count: int) -> list[StepShape]:
     """Sizes of the stage's first `count` global batches; they depend on data and seed, not on the model."""
     settings = config.stage(stage)
     whole = Slice(0, 1, config.global_batch_size)
@@ -33,20 +32,20 @@ def steps_of(config: PretrainConfig, stage: str, latents: Path, count: int) -> l
     return [_sizes(batch) for batch, _ in islice(loader, count)]
 
 
-def step_flops(args: ModelArgs, step: Step) -> int:
+def step_flops(args: ModelArgs, step: StepShape) -> int:
     """Forward and backward of one step, all its clips."""
     shape, clips = step
     return clips * training_flops(args, shape)
 
 
-def total_flops(args: ModelArgs, steps: Sequence[Step], count: int | None = None) -> int:
-    """Of the first `count` steps (None = all); what `steps` do not reach is extrapolated by their mean."""
+def total_flops(args: ModelArgs, steps: Sequence[StepShape], count: int | None = None) -> int:
+    """FLOPs of the first `count` steps (None = all), extrapolated by the mean beyond `steps`."""
     counted = sum(step_flops(args, step) for step in steps[:count])
     return counted if count is None or count <= len(steps) else round(counted * count / len(steps))
 
 
-def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[Step], count: int) -> int:
-    """How many steps of `args` come nearest to the FLOPs of `count` steps of `reference`, at least 1.
+def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[StepShape], count: int) -> int:
+    """Number of steps of `args` nearest in FLOPs to `count` steps of `reference`, at least 1.
 
     Where `steps` are too few, the rest is extrapolated by their mean.
     """
@@ -60,7 +59,7 @@ def matched_steps(args: ModelArgs, reference: ModelArgs, steps: Sequence[Step], 
     return taken + round((budget - spent) * taken / spent)
 
 
-def _sizes(batch: CollatedBatch) -> Step:
+def _sizes(batch: CollatedBatch) -> StepShape:
     spec, clips = TASKS[list(Task)[int(batch["task"])]], len(batch["sample_ids"])
     audio = batch["audio"].shape[-1] if "audio" in batch else 0
     shape = ClipShape(

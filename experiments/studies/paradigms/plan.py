@@ -1,4 +1,4 @@
-"""Which trainings the study consists of, each with its own schedule."""
+"""Trainings of the study, each with its schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.flops import matched_steps, steps_of, total_flops
 from pretrain.model.flavors import flavor
-from pretrain.model.plan import plan as count_model
+from pretrain.model.plan import plan_model
 from pretrain.recipe import PretrainConfig
 
 LONGEST = 3  # times the reference's steps whose batches are counted
@@ -35,7 +35,7 @@ class Training:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All trainings; `served` says which paradigms' equal-steps runs stand for equal FLOPs as well."""
+    """All trainings; `served` lists paradigms whose equal-steps runs also count as equal FLOPs."""
 
     trainings: tuple[Training, ...]
     served: tuple[str, ...]
@@ -43,7 +43,7 @@ class StudyPlan:
     flops: Mapping[str, Mapping[str, ByStage]]  # the same, training FLOPs
 
     def of(self, paradigm: str, budget: str) -> list[Training]:
-        """The trainings that answer for a paradigm at a budget, by seed."""
+        """Trainings for a paradigm at a budget, by seed."""
         made_at = STEPS if paradigm in self.served else budget
         return [item for item in self.trainings if (item.paradigm, item.budget) == (paradigm, made_at)]
 
@@ -58,7 +58,7 @@ class StudyPlan:
                 "flavor": name,
                 "width": args.width,
                 "blocks": args.num_alignment_blocks + args.num_fusion_blocks,
-                "params": count_model(name)["params_total"],
+                "params": plan_model(name)["params_total"],
                 "flops_per_step": round(totals[paradigm] / steps),
                 "flops_per_step_of_nava": round(totals[paradigm] / totals[REFERENCE], 4),
                 "steps_at_equal_flops": sum(self.steps[FLOPS][paradigm].values()),
@@ -67,8 +67,10 @@ class StudyPlan:
 
 
 def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> StudyPlan:
-    """The plan; batches are counted on the first seed's data. Raises FileNotFoundError or ValueError for
-    unusable latents."""
+    """The plan; batches are counted on the first seed's data.
+
+    Raises FileNotFoundError or ValueError for unusable latents.
+    """
     scaled = {name: max(1, round(stage.steps * config.steps_factor)) for name, stage in recipe.stages.items()}
     batches = {name: steps_of(recipe, name, latents, LONGEST * count) for name, count in scaled.items()}
     steps: dict[str, dict[str, ByStage]] = {STEPS: {}, FLOPS: {}}
@@ -104,7 +106,7 @@ def plan_study(config: StudyConfig, recipe: PretrainConfig, latents: Path) -> St
 
 
 def _pretrain(recipe: PretrainConfig, paradigm: str, seed: int, steps: ByStage) -> PretrainConfig:
-    """The recipe's schedule at another length: warm-up and decay keep their share."""
+    """The recipe's schedule with another length; warm-up and decay keep their share."""
     stages = {
         name: dataclasses.replace(
             stage, steps=steps[name], warmup_steps=round(stage.warmup_steps * steps[name] / stage.steps)

@@ -1,5 +1,4 @@
-"""`nava study paradigms`: the same data, width and schedule for three ways to organise video, audio and
-context, measured."""
+"""`nava study paradigms`: three architectures at equal data, width and schedule."""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ from experiments.scoring.statistics import Draws
 from experiments.studies.harness import Run, Study, mark_of, require
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
-from experiments.studies.paradigms.training import Trainer
+from experiments.studies.paradigms.training import StudyTrainer
 from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
-from experiments.studies.workers import core_shares, run_all, save_task
+from experiments.studies.workers import core_shares, run_all
 from pretrain.config import to_json
 from pretrain.files import read_json
 from pretrain.generate import GenerateConfig
@@ -32,11 +31,11 @@ from rewards.metric import Metric
 
 BUDGETS = (STEPS, FLOPS)
 TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
-SYNC = ("sync_mini", "sync_c_mini", "sync_d_mini")  # of the judge's network, where there is one
+SYNC = ("sync_mini", "sync_c_mini", "sync_d_mini")  # measured with the judge's network, if there is one
 METRICS = ("lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "voice_accuracy_resemblyzer")
 VALIDATION = ("validation/video", "validation/audio")
 COLOURS = {"nava": "#1b6ca8", "dual_tower": "#c8553d", "unified": "#4f7942"}
-Results = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
+TrainingResults = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class StudyRecipe:
 
 
 def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path = Path()) -> dict[str, Any]:
-    """Train, generate, score and write OUT/study/paradigms.{json,md,png}; returns what the JSON holds.
+    """Train, generate, score and write OUT/study/paradigms.{json,md,png}; returns the JSON content.
 
-    Finished trainings are kept and a killed one goes on, as long as settings and data are the same. Raises
-    FileNotFoundError or ValueError in one line before any training starts, Interrupted when it is stopped.
+    Finished trainings are reused and a killed one is resumed if settings and data are unchanged. Raises
+    FileNotFoundError or ValueError in one line before any training starts, Interrupted on a signal.
     """
     config = recipe.study
     inputs = _inputs(config, layout, judge)
@@ -69,11 +68,14 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
         bank = None if all(run.finished for run in runs) else voices_of(layout.corpus)
         metrics = {**metrics_with(network), **added}
         scoring = Scoring(metrics, layout, config.recognizer_processes, network, bank)
-        trainer = Trainer(study, config, recipe.generate, scoring)
-        for run, training in zip(runs, plan.trainings, strict=True):
-            if not run.finished:
-                save_task(run.folder, partial(trainer.train, run, training))
-        run_all("study", runs, core_shares(config.parallel_runs))
+        trainer = StudyTrainer(study, config, recipe.generate, scoring)
+        trainings = {run.label: training for run, training in zip(runs, plan.trainings, strict=True)}
+        run_all(
+            "study",
+            runs,
+            lambda run: partial(trainer.train, run, trainings[run.label]),
+            core_shares(config.parallel_runs),
+        )
         results = {run.label: run.read() for run in runs}
         found = {
             "judge": inputs["judge"],
@@ -88,14 +90,16 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
 
 
 def metrics_with(judge: Path | None) -> dict[str, Metric]:
-    """What is measured; without a judge's network no sync."""
+    """The metrics; without a judge's network no sync."""
     sync = {name: replace(metric(name), scorer="sync_mini") for name in SYNC}
     return {**(sync if judge else {}), **{name: metric(name) for name in METRICS}}
 
 
 def run_of(training: Training, folder: Path, inputs: Mapping[str, str], mark: str) -> Run:
-    """The folder's name differs where settings or data differ, so that no training goes on with another's
-    weights."""
+    """Run of a training.
+
+    The folder's name depends on settings and data, so that no training resumes from foreign weights.
+    """
     data = {name: inputs[name] for name in ("latents", "codec")}
     stages = {
         name: (TRAINED_SHARE * flops, training.config.stage(name).steps)
@@ -107,7 +111,7 @@ def run_of(training: Training, folder: Path, inputs: Mapping[str, str], mark: st
 
 
 def _inputs(config: StudyConfig, layout: Layout, judge: Path) -> dict[str, str]:
-    """What the study reads, by content. Raises FileNotFoundError with what to run first."""
+    """Digests of the study's inputs. Raises FileNotFoundError with the command to run first."""
     prompts = layout.prompts / f"{config.prompts}.jsonl"
     require(
         {
@@ -136,7 +140,7 @@ def _check_stages(config: StudyConfig, recipe: PretrainConfig) -> None:
         )
 
 
-def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str, Any]:
+def tabulate(config: StudyConfig, plan: StudyPlan, results: TrainingResults) -> dict[str, Any]:
     """`{budgets: {budget: {paradigm: {steps, flops, metrics, differences, curve}}}, metrics, clips,
     unscored}` with the list of paradigms whose runs served twice.
 
@@ -178,7 +182,7 @@ def tabulate(config: StudyConfig, plan: StudyPlan, results: Results) -> dict[str
     }
 
 
-def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage: str) -> Tables:
+def _tables(plan: StudyPlan, results: TrainingResults, budget: str, paradigm: str, stage: str) -> Tables:
     scores = [results[training.label]["scores"][stage] for training in plan.of(paradigm, budget)]
     check_prompts(scores, f"{paradigm} {budget}: seeds")
     return tables_of([one["metrics"] for one in scores])
@@ -187,7 +191,7 @@ def _tables(plan: StudyPlan, results: Results, budget: str, paradigm: str, stage
 def _curve(
     comparison: Comparison,
     plan: StudyPlan,
-    results: Results,
+    results: TrainingResults,
     budget: str,
     paradigm: str,
     scored: Mapping[str, Tables],
@@ -216,8 +220,10 @@ def _averaged(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
-    """Every metric against steps and training FLOPs. Filled: equal steps, after each scored stage; open: the
-    runs at equal FLOPs."""
+    """Plot every metric against steps and training FLOPs.
+
+    Filled: equal steps, after each scored stage; open: the runs at equal FLOPs.
+    """
     curves = {
         (budget, name): study["budgets"][budget][name]["curve"] for name in PARADIGMS for budget in BUDGETS
     }

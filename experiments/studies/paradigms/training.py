@@ -1,5 +1,4 @@
-"""One training of the study, from scratch to its scores; whatever is finished is kept, so starting it again
-goes on."""
+"""One training of the study, from scratch to its scores, resumable."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from pretrain.generate import GenerateConfig, generate
 
 
 class StepsSoFar(SpoolTracker):
-    """Each stage's steps count on from the `before` steps of those ahead of it."""
+    """Tracker that offsets a stage's steps by the `before` steps of the stages ahead of it."""
 
     def __init__(self, folder: Path | str, before: int) -> None:
         super().__init__(folder)
@@ -34,8 +33,8 @@ class StepsSoFar(SpoolTracker):
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """What all trainings of the study share."""
+class StudyTrainer:
+    """State shared by all trainings of the study."""
 
     study: Study
     config: StudyConfig
@@ -43,8 +42,10 @@ class Trainer:
     scoring: Scoring
 
     def train(self, run: Run, training: Training) -> None:
-        """Train, generate and score; the run's result is written last. Raises Interrupted where a signal
-        ended a stage early."""
+        """Train, generate and score; the run's result is written last.
+
+        Raises Interrupted if a signal ended a stage early.
+        """
         started = time.monotonic()
         tags = {
             "nava.paradigm": training.paradigm,
@@ -56,7 +57,7 @@ class Trainer:
             result = self._train_and_score(run, training, tracker)
             result |= {"label": run.label, "tags": tags, "seconds": round(time.monotonic() - started, 1)}
             write_json(run.result, result)
-        for name in training.config.stages:  # scoring in another way needs the averaged weights only
+        for name in training.config.stages:  # other measurements later need only the averaged weights
             for weights in ("model", *(() if name in self.config.score_after else ("ema",))):
                 (run.folder / name / "model" / f"{weights}.safetensors").unlink(missing_ok=True)
 
@@ -81,7 +82,7 @@ class Trainer:
         before: int,
         parent: Path | None,
     ) -> Path:
-        """The stage's model; its training states are dropped once it is there."""
+        """The stage's model; training checkpoints are removed once it exists."""
         from pretrain.launch.launch import pretrain_stage
 
         spool = {"folder": str(tracker.folder.resolve()), "before": before}
@@ -111,8 +112,7 @@ class Trainer:
 
 
 def last_validation(metrics: Path) -> dict[str, float]:
-    """The stage's last validation losses, "validation/video" and "validation/audio"; empty where there were
-    none."""
+    """The stage's last validation losses, "validation/video" and "validation/audio"; empty without any."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     found = [row for row in rows if any(key.startswith("validation/") for key in row)]
     names = ("validation/video", "validation/audio")
