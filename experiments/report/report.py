@@ -18,7 +18,7 @@ from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     FPS,
     SAMPLE_RATE_HZ,
-    Sample,
+    SourceClip,
     codec_samples,
     generated_samples,
     real_samples,
@@ -129,7 +129,7 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
     return rows
 
 
-def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
+def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[SourceClip]]:
     """Per voice: a real clip, its codec round trip, and the first generated clip."""
     chosen = _first_per_voice(generated_samples(generated / MAIN_SET, "speech", limit=NUM_READ))
     real_clips = real_samples(corpus / "validation.jsonl", NUM_REAL)
@@ -141,8 +141,8 @@ def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
     return rows
 
 
-def _first_per_voice(samples: Sequence[Sample]) -> list[Sample]:
-    by_voices: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
+    by_voices: dict[tuple[str, ...], list[SourceClip]] = defaultdict(list)
     for sample in samples:
         by_voices[sample.clip.voices].append(sample)
     turns = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
@@ -160,7 +160,7 @@ def _generated_section(
     return Section(heading, about, cards)
 
 
-def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
+def _card(prompt_set: str, sample: SourceClip, details: Details) -> Card:
     clip, scored = sample.clip, _detail(prompt_set, sample, details)
     assert clip.frames is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
     )
 
 
-def _caption(sample: Sample, details: Details) -> str:
+def _caption(sample: SourceClip, details: Details) -> str:
     scored = _detail(MAIN_SET, sample, details)
     heard, voices = _heard(scored)
     return f"says “{' '.join(sample.clip.spans)}”, recognised “{heard}”, nearest voice {voices or '–'}"
@@ -190,7 +190,7 @@ def _quoted(prompt: str) -> str:
     return prompt.replace("<S>", "“").replace("<E>", "”")
 
 
-def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, Any]:
+def _detail(prompt_set: str, sample: SourceClip, details: Details) -> Mapping[str, Any]:
     key = (prompt_set, sample.source, sample.data_id)
     if key not in details:
         raise ValueError(
