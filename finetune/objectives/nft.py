@@ -149,11 +149,6 @@ class OldSchedule:
         return min(self.slope * max(update - self.flat_steps, 0), self.limit)
 
 
-COPY = OldSchedule(slope=0.0, limit=0.0)
-RAMP = OldSchedule(flat_steps=0, slope=0.001, limit=0.5)
-LATE_RAMP = OldSchedule(flat_steps=75, slope=0.0075, limit=0.999)
-
-
 @dataclass(frozen=True, kw_only=True)
 class NftPhase(Phase):
     """`old` rolls out and follows `default` once per round.
