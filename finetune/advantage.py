@@ -88,15 +88,15 @@ def advantages(
     valid = scored & differs[index]
     parts: dict[str, Tensor] = {}
     for modality in ("video", "audio"):
-        heard = [
+        used = [
             name
             for name, route in routes.items()
             if not config.routed or route.modality in (modality, "both")
         ]
         parts[modality] = _whole(
-            [(routes[name].weight, *normalised[name]) for name in heard], valid, cells, config
+            [(routes[name].weight, *normalised[name]) for name in used], valid, cells, config
         )
-    speaks = {
+    routed = {
         modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values())
         for modality in parts
     }
@@ -107,8 +107,8 @@ def advantages(
         valid,
         contrast,
         int((~differs).sum()),
-        speaks["video"],
-        speaks["audio"],
+        routed["video"],
+        routed["audio"],
     )
 
 
@@ -130,14 +130,14 @@ def _normalised(
 
 
 def _whole(
-    heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
+    used: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> Tensor:
     """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast."""
     total, differs = (
         torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
         torch.zeros_like(valid),
     )
-    for weight, normalised, contrast in heard:
+    for weight, normalised, contrast in used:
         total, differs = total + weight * normalised, differs | contrast[cells.index]
     counted = valid & differs
     if config.whiten and int(counted.sum()) > 1:

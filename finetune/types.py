@@ -83,7 +83,7 @@ class Rollout:
     conditioning: Conditioning  # B rows
     groups: Tensor  # [B] int64, index of the prompt
     sample_ids: Tensor  # [B] int64, unique within a round: the key of every draw
-    clock: LatentRates
+    rates: LatentRates
     trajectory: Trajectory | None = None  # grpo
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.executor import RestoredFromCheckpoint
-from finetune.launch import progress_of, taken_up
+from finetune.launch import locked_run, progress_of
 from finetune.loop import Alignment
 from finetune.prompts import read_prompt_set
 from finetune.run_log import RunLog
@@ -44,7 +44,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen)
-    with taken_up(run) as done:
+    with locked_run(run) as done:
         if done:
             return done
         progress = progress_of(run)

@@ -45,10 +45,10 @@ class Futures:
 
         if self.stoppable:
             self.check()
-        asked = list(futures)
-        done, _ = ray.wait(asked, num_returns=1, timeout=_POLL_S, fetch_local=False)
+        pending = list(futures)
+        done, _ = ray.wait(pending, num_returns=1, timeout=_POLL_S, fetch_local=False)
         if done:
-            done, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+            done, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
         for future in done:
             if future in self._watched:
                 self._watched[future] = self._answer_of_rank(future)

@@ -95,12 +95,12 @@ class Cluster:
             f" --address {shlex.quote(self.address)}",
             "RAY_AUTH_MODE=token " if self.by_token else "",
         )
-        asked = {
+        commands = {
             "list": f"list{where}",
             "logs": f"logs{where} --follow {job_id}",
             "cancel": f"stop{where} {job_id}",
         }
-        return {name: f"{mode}ray job {text}" for name, text in asked.items()}
+        return {name: f"{mode}ray job {text}" for name, text in commands.items()}
 
 
 def connect(address: str = "") -> Cluster:

@@ -136,7 +136,7 @@ class Pipeline(Generic[TaskT, FutureT]):
             raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
         mine = self._rounds[round]
         while mine.error is None and mine.scored < len(mine.tasks):
-            self._turn(())
+            self._step(())
         del self._rounds[round]
         if mine.error is not None:
             raise mine.error
@@ -146,7 +146,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         """Wait until all of these futures are done, successfully or not; begun rounds proceed meanwhile."""
         left = dict.fromkeys(futures)
         while left:
-            for done in self._turn(tuple(left)):
+            for done in self._step(tuple(left)):
                 left.pop(done, None)
 
     def drop(self) -> None:
@@ -158,7 +158,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
-    def _turn(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
+    def _step(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
         """Submit tasks, wait for a future, process finished ones."""
         self._start_what_can()
         done = self.wait([*self._running, *others])

@@ -18,7 +18,7 @@ from rewards.speech.scoring import (
     SEED_TTS_EN,
     SEED_TTS_ZH,
     VERSE_BENCH,
-    Scoring,
+    WerConvention,
     normalised_english,
     normalize,
     seed_tts_en,
@@ -71,7 +71,7 @@ def test_chinese_words_are_characters(text, data):
 
 
 @pytest.mark.parametrize("scoring", [*SCORINGS.values()], ids=lambda scoring: scoring.name or "default")
-def test_empty_hypothesis_is_all_deletions_and_insertions_may_exceed_one(scoring: Scoring):
+def test_empty_hypothesis_is_all_deletions_and_insertions_may_exceed_one(scoring: WerConvention):
     assert word_errors("一 二", "", scoring).value == 1.0
     assert word_errors("一", "一 二 三", scoring).value == 2.0
     with pytest.raises(ValueError, match="no words"):

@@ -44,7 +44,7 @@ class Card:
     source: str
     mp4: bytes
     picture: bytes  # PNG
-    heard: str  # words
+    transcript: str  # words
     voices: str  # nearest
     words: str  # that should be heard
     wanted_voices: str

@@ -18,7 +18,7 @@ from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     FPS,
     SAMPLE_RATE_HZ,
-    Sample,
+    SourceClip,
     codec_samples,
     generated_samples,
     real_samples,
@@ -129,7 +129,7 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
     return rows
 
 
-def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
+def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[SourceClip]]:
     """Per voice: a real clip, its codec round trip, and the first generated clip."""
     chosen = _first_per_voice(generated_samples(generated / MAIN_SET, "speech", limit=NUM_READ))
     real_clips = real_samples(corpus / "validation.jsonl", NUM_REAL)
@@ -141,12 +141,12 @@ def _compared(generated: Path, corpus: Path, codec: Path) -> list[list[Sample]]:
     return rows
 
 
-def _first_per_voice(samples: Sequence[Sample]) -> list[Sample]:
-    by_voices: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
+def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
+    by_voices: dict[tuple[str, ...], list[SourceClip]] = defaultdict(list)
     for sample in samples:
         by_voices[sample.clip.voices].append(sample)
-    turns = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
-    return turns[:NUM_EXAMPLES]
+    examples = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
+    return examples[:NUM_EXAMPLES]
 
 
 def _generated_section(
@@ -160,27 +160,33 @@ def _generated_section(
     return Section(heading, about, cards)
 
 
-def _card(prompt_set: str, sample: Sample, details: Details) -> Card:
+def _card(prompt_set: str, sample: SourceClip, details: Details) -> Card:
     clip, scored = sample.clip, _detail(prompt_set, sample, details)
     assert clip.frames is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
         mp4 = path.read_bytes()
-    words, wanted = " ".join(clip.spans), " ".join(clip.voices)
+    words, expected_voices = " ".join(clip.spans), " ".join(clip.voices)
     lips = scored["scores"].get("lip_loudness_correlation")
     return Card(
-        sample.source, mp4, clip_png(clip), *_heard(scored), words=words, wanted_voices=wanted, lips=lips
+        sample.source,
+        mp4,
+        clip_png(clip),
+        *_transcript_and_voices(scored),
+        words=words,
+        wanted_voices=expected_voices,
+        lips=lips,
     )
 
 
-def _caption(sample: Sample, details: Details) -> str:
+def _caption(sample: SourceClip, details: Details) -> str:
     scored = _detail(MAIN_SET, sample, details)
-    heard, voices = _heard(scored)
-    return f"says “{' '.join(sample.clip.spans)}”, recognised “{heard}”, nearest voice {voices or '–'}"
+    transcript, voices = _transcript_and_voices(scored)
+    return f"says “{' '.join(sample.clip.spans)}”, recognised “{transcript}”, nearest voice {voices or '–'}"
 
 
-def _heard(scored: Mapping[str, Any]) -> tuple[str, str]:
+def _transcript_and_voices(scored: Mapping[str, Any]) -> tuple[str, str]:
     """Transcript and nearest voices."""
     texts = scored["texts"]
     return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")
@@ -190,7 +196,7 @@ def _quoted(prompt: str) -> str:
     return prompt.replace("<S>", "“").replace("<E>", "”")
 
 
-def _detail(prompt_set: str, sample: Sample, details: Details) -> Mapping[str, Any]:
+def _detail(prompt_set: str, sample: SourceClip, details: Details) -> Mapping[str, Any]:
     key = (prompt_set, sample.source, sample.data_id)
     if key not in details:
         raise ValueError(

@@ -99,9 +99,9 @@ def _same(file: ClipFile, row: StoredRow) -> bool:
 
 def _request(file: ClipFile) -> str:
     """Digest of everything but the clip's own content that its scores depend on."""
-    asked = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
+    fields = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in file.attached()]
-    return config_id({**asked, "attached": stats})
+    return config_id({**fields, "attached": stats})
 
 
 def _parsed(line: bytes, where: str) -> StoredRow:

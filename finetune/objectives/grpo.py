@@ -129,7 +129,7 @@ def _one_step(
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
-    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.clock)
+    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates)
     away = torch.zeros_like(steps.log_prob_video[:, index])
     now = both(policy.velocity("default", *streams, rollout.conditioning))
     if config.reference_weight:

@@ -90,8 +90,8 @@ def tie_shares(pairs: PreferencePairs) -> TieShares:
     """Shares of Same votes of a whole preference set. Raises ValueError if a kind has only ties."""
 
     def share(labels: Tensor) -> float:
-        asked = int((labels != NO_LABEL).sum())
-        return int((labels == TIE).sum()) / asked if asked else 0.0
+        labelled = int((labels != NO_LABEL).sum())
+        return int((labels == TIE).sum()) / labelled if labelled else 0.0
 
     return TieShares(
         video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total)
@@ -167,23 +167,27 @@ def _summed(
 ) -> ObjectiveLoss:
     labels, weights = _labels(batch, config), (config.video_weight, config.audio_weight, config.total_weight)
     shares = config.tie_shares if config.ties == "model" else TieShares()
-    used = torch.stack([asked != NO_LABEL for asked in labels]).any(0)
+    used = torch.stack([labelled != NO_LABEL for labelled in labels]).any(0)
     per_pair = torch.where(used, config.reference_weight * away, 0.0)
     metrics = {"from_reference": metric(away, used)}
-    for name, found, asked, weight in zip(("video", "audio", "total"), margins, labels, weights, strict=True):
-        terms = preference_loss(found, asked, getattr(shares, name))
+    for name, found, labelled, weight in zip(
+        ("video", "audio", "total"), margins, labels, weights, strict=True
+    ):
+        terms = preference_loss(found, labelled, getattr(shares, name))
         per_pair = per_pair + weight * terms
-        decided = (asked == FIRST) | (asked == SECOND)
-        metrics[f"loss_{name}"] = metric(terms, asked != NO_LABEL)
-        metrics[f"margin_{name}"] = metric(found * asked, decided)
-        metrics[f"accuracy_{name}"] = metric((found * asked > 0).float(), decided)
+        decided = (labelled == FIRST) | (labelled == SECOND)
+        metrics[f"loss_{name}"] = metric(terms, labelled != NO_LABEL)
+        metrics[f"margin_{name}"] = metric(found * labelled, decided)
+        metrics[f"accuracy_{name}"] = metric((found * labelled > 0).float(), decided)
     return ObjectiveLoss(per_pair.sum(), count(batch, config), {"loss": metric(per_pair, used), **metrics})
 
 
 def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> list[Tensor]:
     labels = [batch.labels_video, batch.labels_audio, batch.labels_total]
     if config.ties == "drop":
-        labels = [torch.where(asked == TIE, asked.new_tensor(NO_LABEL), asked) for asked in labels]
+        labels = [
+            torch.where(labelled == TIE, labelled.new_tensor(NO_LABEL), labelled) for labelled in labels
+        ]
     return labels
 
 
