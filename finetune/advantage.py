@@ -70,9 +70,9 @@ def advantages(
     """rewards: name -> [B], NaN where a clip could not be scored; groups [B] int64.
 
     A clip that one reward could not score, while it scored others of its group, leaves all statistics and is
-    not valid; a reward that scored none of a group (no reference voice asked for, say) does not apply to that
-    group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards, other
-    lengths, and names without a route or a reward.
+    not valid; a reward that scored none of a group (such as a voice reward without a reference) does not
+    apply to that group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards,
+    other lengths, and names without a route or a reward.
     """
     _check(rewards, groups, routes)
     labels, index = torch.unique(groups, return_inverse=True)

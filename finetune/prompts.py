@@ -26,7 +26,7 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
     """`chosen`: a JSON file whose `data_ids` are the training prompts.
 
     Held-out prompts are drawn from all and excluded from training. Raises ValueError or FileNotFoundError in
-    one line: prompts that start from an image, fewer than a round asks for.
+    one line: prompts with a first frame, fewer than a round needs.
     """
     rows = read_prompts(path)
     for row in rows:

@@ -1,12 +1,11 @@
-"""One round on one screen, over plain callables: roll out, score, learn, publish, with rounds overlapping as
-far as `staleness` lets them.
+"""Schedule of rounds over plain callables: roll out, score, learn, publish, overlapping up to `staleness`.
 
     pipeline.begin(round, tasks)      units = pipeline.finish(round)      pipeline.attend(learn(round, units))
     publish(round + 1)
 
-Nothing here knows Ray, tensors or rewards: a worker is whatever `start` takes, a future whatever `wait` and
-`result` take. One thread; work moves on only while `finish` or `attend` waits. Lost workers are the business
-of what makes the futures: only final errors arrive here.
+Independent of Ray, tensors and rewards: a worker is whatever `start` takes, a future whatever `wait` and
+`result` take. One thread; work moves on only while `finish` or `attend` waits. The futures handle lost
+workers, so only final errors arrive here.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class RemoteReward:
     A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the
     service cannot be reached, refuses the request or reports that the reward failed; ValueError for a wrong
     address or token, a reward it does not have, a judge unless `measure_only`, and one that is better when
-    lower unless `turned` (values with their sign turned) or `measure_only`.
+    lower unless `turned` (values are negated) or `measure_only`.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Card:
     picture: bytes  # PNG
     transcript: str  # words
     voices: str  # nearest
-    words: str  # that should be heard
+    words: str  # expected transcript
     wanted_voices: str
     lips: float | None  # correlation with loudness
 

@@ -26,8 +26,7 @@ REFERENCE_RATE_HZ = 16_000
 class ClipFile:
     """A clip on disk with its prompt and conditions; `group` is shared by clips of the same prompt.
 
-    Also used for decoded latents, then without a path. What was asked of decoded latents is one too, without
-    a path.
+    Also used for decoded latents, then without a path.
     """
 
     name: str  # unique in its source

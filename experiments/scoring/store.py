@@ -80,8 +80,7 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def identity(file: ClipFile) -> dict[str, Any]:
-    """What a row says about the clip it was made from. Raises OSError where the clip's file cannot be
-    read."""
+    """Identity of the clip that a row was made from. Raises OSError where the clip's file cannot be read."""
     stat = file.path.stat()
     with file.path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()

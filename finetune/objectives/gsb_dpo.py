@@ -1,9 +1,9 @@
 """Flow-DPO on good / same / bad votes, with modelled ties and one modality per axis (alignment.md 2.6).
 
-D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2)
-(D(first) - D(second))
-Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 -
-1) P(first) P(second)
+    E = mean over elements of (v(x_s) - (eps - x0))^2,  D(x0) = E(v) - E(v_ref)
+    margin m = -(beta / 2) (D(first) - D(second))
+    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a),  P(second) = sigmoid(-m - a),
+                               P(tie) = (theta^2 - 1) P(first) P(second)
 
 A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their
 sum; an axis voted Same brings only its tie loss, an axis nobody voted on brings nothing.

@@ -1,9 +1,8 @@
 """DiffusionNFT: implicit positive and negative policies around `old`, on clean estimates (alignment.md 2.5).
 
-v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A /
-c) / 2 + 1/2
-loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without
-gradient
+    v+ = b v + (1 - b) v_old,  v- = (1 + b) v_old - b v,  e = (x_s - s v) - x0
+    r = clamp(A / c) / 2 + 1/2,  w = mean|e| without gradient
+    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2)
 
 At v = v_old its gradient is A times that of mean(e^2) / w, although its value does not depend on A.
 """
