@@ -77,6 +77,7 @@ def advantages(
     _check(rewards, groups, routes)
     labels, index = torch.unique(groups, return_inverse=True)
     cells = _Groups(index, len(labels))
+    # fp64, because deviations of nearly equal rewards cancel
     values = {name: rewards[name].detach().double() for name in routes}
     known = {name: ~value.isnan() for name, value in values.items()}
     applies = {name: cells.reduced(some.double(), "amax")[index] > 0 for name, some in known.items()}
@@ -125,6 +126,7 @@ def _normalised(
     if config.std == "pooled":
         squares, freedom = squares.sum().expand_as(squares), freedom.sum().expand_as(freedom)
     std = (squares / freedom).sqrt()
+    # by range, not by std: rounding gives equal values a tiny std, which would blow up to an advantage
     differs = top - low > config.min_spread
     return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
 

@@ -114,6 +114,7 @@ def roll_out(
 
     key: (seed, round), the prefix of every draw.
     """
+    # noise of all clips before the split into batches: clips are the same for any batch size
     whole = Rollout(
         video=_noise(prompts, key, "video", prompts.video_shape),
         audio=_noise(prompts, key, "audio", prompts.audio_shape),

@@ -70,6 +70,7 @@ def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: 
             )
     dump(partial / INDEX, index)
     write_json(partial / META, {**facts, "video_hz": clips.rates.video_hz, "audio_hz": clips.rates.audio_hz})
+    # readers see the previous or the complete store, never a partial one
     replace_folder(partial, folder)
 
 

@@ -70,9 +70,8 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
                     futures.result(future)
                 with _on_signal(lambda *_: setattr(futures, "stop_requested", True)):
                     return _drive(run, executor, progress)
-            except (
-                KeyboardInterrupt
-            ):  # what loads may take minutes, and a place for it on a cluster may never be free
+            except KeyboardInterrupt:
+                # loading takes minutes, and cluster resources may never become free: interruptible until here
                 raise KeyboardInterrupt("stopped before its first round; the same command goes on") from None
             except OSError as error:
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error

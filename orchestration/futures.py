@@ -46,8 +46,9 @@ class Futures:
         if self.stoppable:
             self.check()
         pending = list(futures)
+        # wait in short intervals: a blocking ray.wait would not return to Python for signal handlers
         done, _ = ray.wait(pending, num_returns=1, timeout=_POLL_S, fetch_local=False)
-        if done:
+        if done:  # collect everything that is ready, not only the first
             done, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
         for future in done:
             if future in self._watched:

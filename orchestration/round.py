@@ -168,6 +168,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         return done
 
     def _start_what_can(self) -> None:
+        # scorers first: finished clips free places below `max_unscored` for the next rollouts
         for line in self._scorers:
             while self._start_next(line):
                 pass
@@ -194,6 +195,7 @@ class Pipeline(Generic[TaskT, FutureT]):
     def _take(self, future: FutureT) -> None:
         run = self._running[future]
         part, place = run.of, run.place
+        # `is`: after `drop` the same round number may have been begun again, with other tasks
         if self._rounds.get(part.number) is part and part.error is None:
             if run.line is self._rollout:
                 part.clips[place], part.scores[place] = future, {}

@@ -37,6 +37,7 @@ class Moments:
         if not len(seen):
             return self
         count, mean = self.count + len(seen), float(seen.mean())
+        # Chan et al.: merge by means, since a difference of large sums of squares would cancel
         shift = mean - self.mean
         squares = float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / count
         return Moments(

@@ -72,6 +72,7 @@ class RemoteReward:
         The first failure ends the batch.
         """
         token = self._token()
+        # not a context manager: its exit would wait for all queued requests after a failure
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             return list(pool.map(lambda clip: self._score(clip, token), clips))

@@ -55,6 +55,7 @@ def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_ad
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     """Bool: the clip holds this step's gradient back."""
+    # expm1: clip ranges of 1e-4 leave few digits of exp(x) - 1 in fp32
     moved = torch.expm1(log_ratio)
     return ((moved > clip_range) & (advantage > 0)) | ((moved < -clip_range) & (advantage < 0))
 
@@ -65,7 +66,7 @@ def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
     Before the first update the trained policy must equal the one that rolled out.
     """
     worst = float(torch.expm1(log_ratio.detach().double()).abs().max()) if log_ratio.numel() else 0.0
-    if not worst <= tolerance:
+    if not worst <= tolerance:  # negated, so that NaN fails
         raise ValueError(
             f"not on policy before the first update: |ratio - 1| is {worst:.2e}, allowed {tolerance:.0e}; "
             "compare precision, guidance, levels and the adapters of rollout and training"

@@ -113,16 +113,14 @@ def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
         )
     probs = outcome_log_probs(margin, share)
     chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
+    # where, not a product with a mask: at share 0 the tie's -inf times 0 would be NaN
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
 
 
 def margin(
     error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float
 ) -> Tensor:
-    """[B]: how much better the policy fits the first clip than the reference does; arguments are E, each [B].
-
-    Arguments: E, each [B].
-    """
+    """[B]: how much better the policy fits the first clip than the reference does. Arguments: E [B]."""
     return -(beta / 2) * ((error - reference) - (other_error - other_reference))
 
 

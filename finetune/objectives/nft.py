@@ -57,10 +57,7 @@ def nft_terms(
     beta: float,
     max_advantage: float,
 ) -> Tensor:
-    """[B]: the contrastive loss of one modality; levels, advantage [B], the others [B, ...].
-
-    velocity, old, state, clean [B, ...]; levels, advantage [B].
-    """
+    """[B]: the contrastive loss of one modality; levels, advantage [B], the others [B, ...]."""
     better = beta * velocity + (1 - beta) * old
     worse = (1 + beta) * old - beta * velocity
     share = (advantage / max_advantage).clamp(-1, 1) / 2 + 0.5
@@ -71,7 +68,7 @@ def nft_terms(
 def _normalised_error(velocity: Tensor, state: Tensor, clean: Tensor, levels: Tensor) -> Tensor:
     """[B]: mean(e^2) / w; w is one number per clip, so it divides the mean."""
     error = (state - over(levels, state) * velocity) - clean
-    with torch.no_grad():
+    with torch.no_grad():  # the weight is a constant, otherwise scaling the error would change nothing
         size = error.double().abs().flatten(1).mean(1).clamp_min(SMALLEST_ERROR)
     return mean_square(error) / size
 
