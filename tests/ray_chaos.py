@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from chaos_comparison import Left, Verdict, compare, read
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from finetune.align_run import AlignRun
 from pretrain.files import write_json
 from pretrain.progress import track

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.statistics import bootstrap_mean
 from pretrain.data.corpus.casting import cast
 from pretrain.data.corpus.config import CorpusConfig

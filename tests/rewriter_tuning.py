@@ -1,5 +1,5 @@
-"""What tuning does for a prompt rewriter, on a small model and one core: `python -m
-rewriter_tuning`.
+"""What tuning does for a prompt rewriter, on a small model and one core: `python
+tests/rewriter_tuning.py`.
 
 A student that makes mistakes (`rewriter_student`) is tuned twice: by GRPO on the rewards of form, and by DPO
 on votes of a simulated rater who prefers the rewrite of the higher form reward. Before and after are measured
@@ -28,7 +28,7 @@ from rewriter_student import (
     short_prompts,
 )
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.statistics import bootstrap_difference, bootstrap_mean
 from finetune.gsb.votes import read_votes
 from finetune.rewriter.config import DpoTuning, GrpoTuning

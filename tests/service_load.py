@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from service_attacks import Attack, attacks, outside_link
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.clips import ClipFile, list_clips
 from experiments.serving import config_from
 from pretrain.files import write_json

@@ -8,13 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmarks.full_step import PARTS, described, random_clip
+from experiments.benchmarks.full_step import ModelStep, measure
+from experiments.benchmarks.harness import race, ratio
 from experiments.benchmarks.peers.__main__ import earlier
 from experiments.benchmarks.peers.contestants import generation_step, ltx2, ours, training_step, wan
 from experiments.benchmarks.peers.shapes import SHAPES
-from experiments.benchmarks.peers.timing import race, ratio
-from pretrain.model.flavors import flavor
-from pretrain.model.plan import clip_shape
 from pretrain.model.shell import AVTransformer
 
 CPU = torch.device("cpu")
@@ -78,10 +76,10 @@ def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("part", ["lora", "generate"])
 def test_parts_of_a_full_step_on_a_small_model(part: str) -> None:
-    name, size = "debug", (5, 64, 64)
-    shape = clip_shape(flavor(name), *size)
-    measured = PARTS[part](name, shape, random_clip(name, *size), 2, False, CPU)
-    found = described(measured, shape.video + shape.audio, 1e9, CPU)
+    step = ModelStep("debug", 5, 64, 64, compiled=False, device=CPU)
+    shape = step.shape
+    ((name, found),) = measure(step, [part], 2, 1e9)
+    assert name == part
     assert found["tokens_per_s"] == pytest.approx(
         (shape.video + shape.audio) / found["seconds"]["low"], rel=1e-2
     )

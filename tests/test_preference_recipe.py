@@ -15,7 +15,7 @@ from experiments.commands.score import score
 from experiments.scoring.clips import list_clips
 from experiments.scoring.config import settings_from
 from experiments.scoring.latents import AlignScorer, scorer_options
-from experiments.scoring.run import score_files
+from experiments.scoring.score_files import score_files
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from pretrain.codecs.media import write_wav

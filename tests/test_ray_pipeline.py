@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from experiments.benchmarks.ray_pipeline import (
+from ray_pipeline import (
     MEASURED,
     Round,
     Settings,
@@ -22,8 +21,9 @@ from experiments.benchmarks.ray_pipeline import (
     least_load,
     stages_of,
 )
+from sleeping_cluster import sleeping_cluster
+
 from orchestration.round import Pipeline, WorkerPool, play_rounds
-from orchestration.simulated import sleeping_cluster
 
 ROOT = Path(__file__).parent.parent
 SECONDS = st.floats(0.01, 5.0)
@@ -215,7 +215,7 @@ def test_the_benchmark_writes_what_it_measured(tmp_path):
         "repeats": 2,
         "scale": 0.05,
     }
-    command = [sys.executable, "-m", "experiments.benchmarks.ray_pipeline", "--out", str(out)]
+    command = [sys.executable, "tests/ray_pipeline.py", "--out", str(out)]
     command += [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True

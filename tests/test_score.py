@@ -10,10 +10,9 @@ import pytest
 
 from experiments.benchmarks.reward_speed import speed
 from experiments.commands.score import score
-from experiments.scoring import run as score_module
 from experiments.scoring.clips import list_clips, load_clip
 from experiments.scoring.config import settings_from
-from experiments.scoring.run import ScoreSettings, score_files
+from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import ScoreStore
 from experiments.scoring.summary import summarise
 from pretrain.codecs.media import write_mp4, write_wav
@@ -92,7 +91,9 @@ def test_a_folder_lists_videos_and_sounds_of_their_own(clips):
 
 def test_scores_are_right_and_every_clip_is_decoded_once(clips, tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(score_module, "load_clip", lambda file: (read.append(file.name), load_clip(file))[1])
+    monkeypatch.setattr(
+        "experiments.scoring.score_files.load_clip", lambda file: (read.append(file.name), load_clip(file))[1]
+    )
     rows = score_files(list_clips(clips), settings(), tmp_path / "s.jsonl")
     assert read == ["c0", "c1", "c2", "c3", "only_sound"]
     expected = {"c0": 0.1, "c1": 0.2, "c2": 0.3, "c3": 0.4, "only_sound": 0.5}

@@ -8,24 +8,21 @@ one is given.
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from experiments.benchmarks.facts import facts
-from experiments.benchmarks.peers.timing import seconds_of, summary
+from experiments.benchmarks.harness import Row, facts, make_parser, parse, printed, repeated, summary, write
 from pretrain.codecs.base import AudioCodec, VideoCodec
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.published.ltx_audio import LtxAudioCodec, Networks
 from pretrain.codecs.published.wan import WanVideoCodec
-from pretrain.files import write_json
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, AUDIO_TOKENS_PER_S
 
 FPS, REPEATS = 24.0, 3
+COLUMNS = {"s": "seconds.low", "times real time": "times_real_time", "pixels or samples/s": "per_s"}
 # AutoencoderKLWan of Wan2.2-TI2V-5B; the statistics of latents do not change the time
 _WAN: dict[str, Any] = {
     "base_dim": 160,
@@ -60,68 +57,48 @@ def published(dtype: torch.dtype, device: torch.device) -> tuple[VideoCodec, Aud
 
 
 def speed(
-    video: VideoCodec,
-    audio: AudioCodec,
-    frames: int,
-    height: int,
-    width: int,
-    batch: int,
-    device: torch.device,
+    video: VideoCodec, audio: AudioCodec, size: tuple[int, int, int, int], device: torch.device
 ) -> dict[str, Any]:
-    """Encoding and decoding of `batch` random clips of that size."""
-    pixels = torch.randint(0, 256, (batch, frames, height, width, 3), dtype=torch.uint8)
+    """Encoding and decoding of random clips; `size`: clips, frames, height, width."""
+    batch, frames, height, width = size
+    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
     sound = torch.randn(batch, round(frames / FPS * AUDIO_SAMPLE_RATE_HZ)) * 0.1
     pictures, sounds = video.encode(pixels), audio.encode(sound)
-    seconds = batch * frames / FPS
-    return {
-        "clip": {
-            "frames": frames,
-            "height": height,
-            "width": width,
-            "batch": batch,
-            "seconds": round(frames / FPS, 3),
-        },
-        "video_encode": _rate(lambda: video.encode(pixels), seconds, pixels.numel() // 3, device),
-        "video_decode": _rate(lambda: video.decode(pictures), seconds, pixels.numel() // 3, device),
-        "audio_encode": _rate(lambda: audio.encode(sound), seconds, sound.numel(), device),
-        "audio_decode": _rate(
-            lambda: audio.decode(sounds), sounds.shape[-1] * batch / AUDIO_TOKENS_PER_S, sound.numel(), device
-        ),
-    }
+    clip_s, num_pixels = frames / FPS, pixels.numel() // 3
+    decoded_s = sounds.shape[-1] / AUDIO_TOKENS_PER_S
 
+    def rate(name: str, work: Callable[[], object], seconds: float, elements: int) -> Row:
+        times = repeated(work, REPEATS, device)
+        times_real_time = float(f"{batch * seconds / min(times):.4g}")
+        per_s = round(elements / min(times))
+        return name, {"seconds": summary(times), "times_real_time": times_real_time, "per_s": per_s}
 
-def _rate(work: Callable[[], object], seconds: float, elements: int, device: torch.device) -> dict[str, Any]:
-    times = [seconds_of(work, device) for _ in range(REPEATS)]
-    return {
-        "seconds": summary(times),
-        "times_real_time": float(f"{seconds / min(times):.4g}"),
-        "per_s": round(elements / min(times)),
-    }
+    works = (
+        ("video_encode", lambda: video.encode(pixels), clip_s, num_pixels),
+        ("video_decode", lambda: video.decode(pictures), clip_s, num_pixels),
+        ("audio_encode", lambda: audio.encode(sound), clip_s, sound.numel()),
+        ("audio_decode", lambda: audio.decode(sounds), decoded_s, sound.numel()),
+    )
+    clip = {"frames": frames, "height": height, "width": width, "batch": batch, "seconds": round(clip_s, 3)}
+    return {"clip": clip, **dict(printed((rate(*work) for work in works), COLUMNS))}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = make_parser(__doc__, device=True)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--linear", type=Path, help="a fitted codec of the mini, e.g. out/codec")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    started = time.perf_counter()
-    size = (options.frames, options.height, options.width)
-    codecs = published(getattr(torch, options.dtype), device)
+    options = parse(parser)
+    size = (1, options.frames, options.height, options.width)
+    codecs = published(getattr(torch, options.dtype), options.device)
     found = {**facts("diffusers", device=options.device), "video_dtype": options.dtype}
-    found["published"] = speed(*codecs, *size, batch=1, device=device)
+    found["published"] = speed(*codecs, size, options.device)
     if options.linear:
         linear = load_codecs(options.linear)
-        found["linear"] = speed(linear.video, linear.audio, 25, 64, 64, batch=32, device=device)
-    write_json(options.out, found, indent=1)
-    print(f"wrote {options.out} after {time.perf_counter() - started:.0f} s")
+        found["linear"] = speed(linear.video, linear.audio, (32, 25, 64, 64), options.device)
+    write(found, options.out)
 
 
 if __name__ == "__main__":

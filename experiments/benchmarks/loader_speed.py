@@ -9,29 +9,32 @@ checksums, casting and collating. `--drop` asks the kernel to forget them first 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import Row, facts, make_parser, parse, printed, write
 from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample import Sample
 from pretrain.data.stream.sample_set import open_set
-from pretrain.files import write_json
 from pretrain.progress import track
 from pretrain.schedule import StageConfig
+from pretrain.types import SPEAKER_DIM
 
 SHAPES = {"video": (48, 37, 44, 80), "audio": (128, 151), "text": (512, 4096)}
 SET = "full_size"
+COLUMNS = {
+    "first batch s": "first_batch_s",
+    "samples/s": "samples_per_s",
+    "waited s a sample": "waited_s_per_sample",
+}
 
 
 def write_set(folder: Path, count: int, shard_bytes: int) -> Path:
@@ -40,17 +43,8 @@ def write_set(folder: Path, count: int, shard_bytes: int) -> Path:
     with LatentWriter(folder / SET, "noise", "bfloat16", shard_bytes) as writer:
         for index in track(range(count), count, "samples written"):
             video, audio, text = (torch.randn(*shape, generator=generator) for shape in SHAPES.values())
-            writer.add(
-                Sample(
-                    f"noise-{index}",
-                    video,
-                    audio,
-                    6.0,
-                    text,
-                    torch.tensor([1]),
-                    torch.randn(1, 192, generator=generator),
-                )
-            )
+            speaker = torch.randn(1, SPEAKER_DIM, generator=generator)
+            writer.add(Sample(f"noise-{index}", video, audio, 6.0, text, torch.tensor([1]), speaker))
     return folder / SET
 
 
@@ -90,35 +84,37 @@ def _forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where the set is written; default a temporary folder"
-    )
+def measure_all(
+    folder: Path, batch: int, batches: int, steps_s: tuple[float, ...], cold: bool
+) -> Iterator[Row]:
+    """With and without prefetching beside every step."""
+    for step_s in steps_s:
+        for prefetch in (0, 2):
+            yield (
+                f"prefetch {prefetch}, step {step_s} s",
+                measure(folder, batch, batches, prefetch, step_s, cold),
+            )
+
+
+def main() -> None:
+    parser = make_parser(__doc__, out_required=False)
+    parser.add_argument("--to", type=Path, dest="out", help="the same as --out")
+    parser.add_argument("--folder", type=Path, help="where the set is written; default a temporary folder")
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--step-s", type=float, default=0.2)
     parser.add_argument("--drop", action="store_true")
-    parser.add_argument("--to", type=Path, default=Path("loader_speed.json"))
-    given = parser.parse_args(arguments)
+    parser.set_defaults(out=Path("loader_speed.json"))
+    given = parse(parser)
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         folder = write_set(Path(scratch), given.samples, 256 * 2**20)
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        runs = [
-            measure(folder, given.batch, given.batches, prefetch, step_s, given.drop)
-            for step_s in (0.0, given.step_s)
-            for prefetch in (0, 2)
-        ]
-    content = {
-        **facts(),
-        "shapes": SHAPES,
-        "mb_per_sample": round(num_bytes / given.samples / 1e6, 2),
-        "batch": given.batch,
-        "runs": runs,
-    }
-    write_json(given.to, content, indent=1)
-    print(json.dumps(content, indent=1))
+        rows = measure_all(folder, given.batch, given.batches, (0.0, given.step_s), given.drop)
+        runs = [figures for _, figures in printed(rows, COLUMNS)]
+    mb_per_sample = round(num_bytes / given.samples / 1e6, 2)
+    sizes = {"shapes": SHAPES, "mb_per_sample": mb_per_sample, "batch": given.batch}
+    write({**facts(), **sizes, "runs": runs}, given.out)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,35 @@ beside its speed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import (
+    Row,
+    facts,
+    make_parser,
+    parse,
+    printed,
+    repeated,
+    seconds_of,
+    write,
+)
 from experiments.scoring.clips import ClipFile, list_clips, load_clip
 from experiments.scoring.config import settings_from
-from pretrain.files import write_json
 from rewards.base import Reward
 from rewards.catalog import CATALOG, open_rewards
 from rewards.guardrails import measure_guardrails
 from rewards.types import Clip
+
+COLUMNS = {
+    "clips/s batched": "batched",
+    "clips/s one by one": "one_by_one",
+    "scored": "scored",
+    "of": "of",
+}
 
 
 def speed(
@@ -32,52 +45,55 @@ def speed(
     repeats: int,
     unavailable: dict[str, str],
 ) -> dict[str, Any]:
-    """`{clips, seconds_of_video, decode, guardrails, rewards: {name: {batched, one_by_one, scored, of}}}`,
+    """`{clips, mean_clip_seconds, decode, guardrails, rewards: {name: {batched, one_by_one, scored, of}}}`,
     speeds in clips/s.
 
     Rewards that cannot be built here (a network that is not trained yet, no OpenCV) go into `unavailable`
     with the reason.
     """
-    start = time.perf_counter()
-    clips = [load_clip(file) for file in files]
-    decode_s = time.perf_counter() - start
+    clips: list[Clip] = []
+    decode_s = seconds_of(lambda: clips.extend(load_clip(file) for file in files))
     clips = [_with_first_frame(clip) for clip in clips]
-    rewards: dict[str, Any] = {}
-    for name in names:
-        try:
-            chosen = settings_from(
-                [name], None, [setting for setting in settings if setting.startswith(f"{name}.")], files
-            )
-            with open_rewards(chosen.rewards, chosen.options) as (reward,):
-                found = reward_speed(reward, clips, repeats)
-            if found["scored"]:
-                rewards[name] = found
-            else:
-                unavailable[name] = "none of these clips has what it needs"
-        except (ValueError, FileNotFoundError) as error:
-            unavailable[name] = str(error)
+    guardrails_s = min(repeated(lambda: [measure_guardrails(clip) for clip in clips], repeats))
     return {
         "clips": len(clips),
         "mean_clip_seconds": round(statistics.fmean(_seconds(clip) for clip in clips), 3),
         "decode": round(len(clips) / decode_s, 2),
-        "guardrails": round(
-            len(clips)
-            / min(_timed(lambda: [measure_guardrails(clip) for clip in clips]) for _ in range(repeats)),
-            2,
-        ),
-        "rewards": rewards,
+        "guardrails": round(len(clips) / guardrails_s, 2),
+        "rewards": dict(printed(_measured(files, clips, names, settings, repeats, unavailable), COLUMNS)),
     }
+
+
+def _measured(
+    files: Sequence[ClipFile],
+    clips: Sequence[Clip],
+    names: Sequence[str],
+    settings: Sequence[str],
+    repeats: int,
+    unavailable: dict[str, str],
+) -> Iterator[Row]:
+    for name in names:
+        try:
+            own = [setting for setting in settings if setting.startswith(f"{name}.")]
+            opened = settings_from([name], None, own, files)
+            with open_rewards(opened.rewards, opened.options) as (reward,):
+                found = reward_speed(reward, clips, repeats)
+        except (ValueError, FileNotFoundError) as error:
+            unavailable[name] = str(error)
+        else:
+            if found["scored"]:
+                yield name, found
+            else:
+                unavailable[name] = "none of these clips has what it needs"
 
 
 def reward_speed(reward: Reward, clips: Sequence[Clip], repeats: int) -> dict[str, Any]:
     """The fastest of `repeats` passes after one that loads and compiles; copies of the sound, so that no
     cache knows them."""
     scored = sum(not score.reason for score in reward.score(clips))
-    copies = [_altered(clips, turn) for turn in range(2 * repeats)]
-    batched = min(_timed(lambda some=some: reward.score(some)) for some in copies[:repeats])
-    single = min(
-        _timed(lambda some=some: [reward.score([clip]) for clip in some]) for some in copies[repeats:]
-    )
+    copies = iter([_altered(clips, turn) for turn in range(2 * repeats)])
+    batched = min(repeated(lambda: reward.score(next(copies)), repeats, warm_up=False))
+    single = min(repeated(lambda: [reward.score([clip]) for clip in next(copies)], repeats, warm_up=False))
     return {
         "batched": round(len(clips) / batched, 2),
         "one_by_one": round(len(clips) / single, 2),
@@ -93,12 +109,6 @@ def _with_first_frame(clip: Clip) -> Clip:
         if clip.frames is None or clip.first_frame is not None
         else dataclasses.replace(clip, first_frame=clip.frames[0])
     )
-
-
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _altered(clips: Sequence[Clip], turn: int) -> list[Clip]:
@@ -119,48 +129,21 @@ def _seconds(clip: Clip) -> float:
     return len(clip.frames) / clip.fps if clip.frames is not None else 0.0
 
 
-def show(found: dict[str, Any]) -> None:
-    """Prints the table."""
-    print(f"{found['hardware']}, {found['cores']} cores, {found['threads']} threads")
-    print(f"{found['clips']} clips of {found['mean_clip_seconds']} s")
-    print(f"{'clips/s':32} {'batched':>10} {'one by one':>11}   scored")
-    for name, row in found["rewards"].items():
-        print(f"{name:32} {row['batched']:10.1f} {row['one_by_one']:11.1f}   {row['scored']}/{row['of']}")
-    print(
-        f"{'decoding':32} {'':>10} {found['decode']:11.1f}\n{'guardrails':32} {'':>10} "
-        f"{found['guardrails']:11.1f}"
-    )
-    for name, reason in found["unavailable"].items():
-        print(f"{name}: not measured ({reason})")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, out_required=False, repeats=3)
     parser.add_argument("clips", type=Path, help="what `nava score` takes")
     offline = [name for name, entry in CATALOG.items() if entry.offline]
     parser.add_argument("--rewards", nargs="+", default=offline, metavar="NAME")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="REWARD.OPTION=VALUE")
     parser.add_argument("--limit", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON")
-    options = parser.parse_args()
-    unavailable: dict[str, str] = {}
-    found = {
-        **facts(),
-        **speed(
-            list_clips(options.clips)[: options.limit],
-            options.rewards,
-            options.settings,
-            options.repeats,
-            unavailable,
-        ),
-    }
-    found["unavailable"] = unavailable
-    show(found)
-    if options.out:
-        write_json(options.out, found, indent=1)
+    options = parse(parser)
+    files, unavailable = list_clips(options.clips)[: options.limit], {}
+    found = facts() | speed(files, options.rewards, options.settings, options.repeats, unavailable)
+    print(f"{found['clips']} clips of {found['mean_clip_seconds']} s; clips/s of", end=" ")
+    print(f"decoding {found['decode']}, of guardrails {found['guardrails']}")
+    for name, reason in unavailable.items():
+        print(f"{name}: not measured ({reason})")
+    write({**found, "unavailable": unavailable}, options.out)
 
 
 if __name__ == "__main__":

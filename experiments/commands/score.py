@@ -42,7 +42,7 @@ def score(
     """
     from experiments.scoring.clips import list_clips
     from experiments.scoring.config import settings_from
-    from experiments.scoring.run import score_files
+    from experiments.scoring.score_files import score_files
     from experiments.scoring.summary import show, summarise
 
     if limit is not None and limit < 1:

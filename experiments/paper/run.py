@@ -12,7 +12,7 @@ from typing import Any
 from experiments.paper.layouts import BenchItem
 from experiments.paper.metrics import PublishedMetric, eligible_for, looks_at_frames
 from experiments.paper.published import PaperTable, composites
-from experiments.scoring.run import ScoreSettings, score_files, to_scores
+from experiments.scoring.score_files import ScoreSettings, score_files, to_scores
 from experiments.scoring.store import StoredRow
 from experiments.scoring.summary import described
 from rewards.types import Score

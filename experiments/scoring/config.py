@@ -10,7 +10,7 @@ import yaml
 
 from experiments.scoring.clips import ClipFile
 from experiments.scoring.options import preference_options
-from experiments.scoring.run import ScoreSettings
+from experiments.scoring.score_files import ScoreSettings
 from pretrain.config import one_line
 from rewards.catalog import CATALOG, check_names, check_weights
 from rewards.guardrails import GuardrailLimits

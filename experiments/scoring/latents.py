@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.scoring.clips import ClipFile, clip_file
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import FPS
-from experiments.scoring.scored import score_clips
+from experiments.scoring.score import score_clips
 from finetune.rollout_store import RolloutStore
 from finetune.scores import Scores
 from pretrain.codecs.base import Codecs

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import flat_guardrails, flat_scores
 from experiments.scoring.samples import SourceClip, codec_samples, generated_samples, real_samples
-from experiments.scoring.scored import guarded, scores_of
+from experiments.scoring.score import guarded, scores_of
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.codecs.load import load_codecs
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.scoring.run import to_scores
+from experiments.scoring.score_files import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import StoredRow
 from rewards.catalog import CATALOG, metrics_of

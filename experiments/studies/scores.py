@@ -10,7 +10,7 @@ from typing import Any
 from experiments.layout import Layout
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import generated_samples, real_samples
-from experiments.scoring.scored import guarded, scores_of
+from experiments.scoring.score import guarded, scores_of
 from experiments.scoring.sets import VOICES, ScoreConfig
 from experiments.scoring.voice_bank import timbre_encoder, voice_bank
 from pretrain.files import write_json

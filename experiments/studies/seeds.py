@@ -21,7 +21,7 @@ from experiments.runs.provenance import md5_of
 from experiments.scoring.options import reward_options
 from experiments.scoring.rows import ScoredRow, number, read_scores
 from experiments.scoring.samples import generated_samples
-from experiments.scoring.scored import scores_of
+from experiments.scoring.score import scores_of
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
 from experiments.studies.harness import Run, Study, mark_of, model_of, run_each
 from experiments.studies.scores import added_rewards, by_scorer

@@ -2,9 +2,9 @@
 
 Training step (forward and backward) and generation step at equal width, depth, tokens and precision. Each
 line says how many times as fast ours is, with its 95 % interval over alternating rounds. Video alone races
-WanTransformer3DModel, video with sound LTX2VideoTransformer3DModel, a dual tower. The share of the matmul
-ceiling is by exact counts of matmul FLOPs (pretrain.model.flops). Races that FILE holds already, of the same
-day and machine, stay where they are not run again.
+WanTransformer3DModel, video with sound LTX2VideoTransformer3DModel, a dual tower. The share of the peak
+matmul throughput is by exact counts of matmul FLOPs (pretrain.model.flops). Races that FILE holds already, of
+the same day and machine, stay where they are not run again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.benchmarks.peers.measure import compare
 from experiments.benchmarks.peers.scaling import scaling
 from experiments.benchmarks.peers.shapes import CPU_SHAPES, GPU_SHAPES, SHAPES
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device, threads = torch.device(options.device), torch.get_num_threads()
-    found: dict[str, Any] = earlier(options.out, facts("diffusers", device=options.device))
+    found: dict[str, Any] = earlier(options.out, facts("diffusers", device=device))
     for name in options.shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES):
         for dtype in options.dtypes:
             torch.set_num_threads(SHAPES[name].threads or threads)
@@ -59,7 +59,7 @@ def main() -> None:
             training, generation = result["training"]["times_as_fast"], result["generation"]["times_as_fast"]
             print(
                 f"{name:18} {dtype}  {result['tokens_per_s']:>9,.0f} tokens/s  "
-                f"{result['share_of_ceiling']:.0%} of the ceiling   training "
+                f"{result['share_of_ceiling']:.0%} of the peak   training "
                 f"{training['ratio']:.2f}x ({training['low']:.2f}..{training['high']:.2f})   generation "
                 f"{generation['ratio']:.2f}x "
                 f"({generation['low']:.2f}..{generation['high']:.2f})  of {result['peer']}",

@@ -1,5 +1,5 @@
 """Ours against its peer at one shape and precision: training and generation steps, tokens per second, share
-of the matmul ceiling."""
+of the peak matmul throughput."""
 
 from __future__ import annotations
 
@@ -9,39 +9,25 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks.harness import peak_matmul_flops, race, ratio, summary
 from experiments.benchmarks.peers.contestants import generation_step, ltx2, ours, training_step, wan
 from experiments.benchmarks.peers.shapes import Shape
-from experiments.benchmarks.peers.timing import race, ratio, seconds_of, summary
-
-_SIDES = (1024, 2048, 4096)
-_GPU_SIDES = (4096, 8192, 16384)
-
-
-def matmul_ceiling(dtype: torch.dtype, device: torch.device, tries: int = 4) -> float:
-    """FLOP/s of the fastest square matrix product found, over a few sizes."""
-    best = 0.0
-    for side in _SIDES if device.type == "cpu" else _GPU_SIDES:
-        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        torch.mm(left, right)
-        seconds = min(seconds_of(lambda a=left, b=right: torch.mm(a, b), device) for _ in range(tries))
-        best = max(best, 2 * side**3 / seconds)
-    return best
 
 
 def compare(
     shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False
 ) -> dict[str, Any]:
-    """JSON of one shape: both contestants' seconds, our tokens/s and share of the ceiling of this moment, and
+    """JSON of one shape: both contestants' seconds, our tokens/s and share of the peak of this moment, and
     the ratios."""
     torch.manual_seed(0)
     peer = ltx2 if shape.audio else wan
     our_model, our_forward = ours(shape, dtype, device, compiled)
     their_model, their_forward = peer(shape, dtype, device, compiled)
-    before = matmul_ceiling(dtype, device)
+    before = peak_matmul_flops(dtype, device)
     training = race(
         training_step(our_model, our_forward), training_step(their_model, their_forward), budget_s, device
     )
-    ceiling = max(before, matmul_ceiling(dtype, device))
+    peak = max(before, peak_matmul_flops(dtype, device))
     generation = race(generation_step(our_forward), generation_step(their_forward), budget_s / 3, device)
     median = statistics.median(training[0])
     found = {
@@ -63,8 +49,8 @@ def compare(
         },
         "tokens_per_s": round(shape.tokens / median, 1),
         "training_gflop": round(shape.training_flops() / 1e9, 2),
-        "ceiling_gflops": round(ceiling / 1e9, 1),
-        "share_of_ceiling": round(shape.training_flops() / median / ceiling, 3),
+        "ceiling_gflops": round(peak / 1e9, 1),
+        "share_of_ceiling": round(shape.training_flops() / median / peak, 3),
     }
     if device.type == "cuda":
         found["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)

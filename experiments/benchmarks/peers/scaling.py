@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from experiments.benchmarks.harness import repeated, summary
 from experiments.benchmarks.peers.contestants import ours, training_step
 from experiments.benchmarks.peers.shapes import SHAPES
-from experiments.benchmarks.peers.timing import seconds_of, summary
 
 CPU_FRAMES, GPU_FRAMES = (1, 2, 4, 8, 16), (5, 10, 19, 37, 61)
 _REPEATS = 3
@@ -27,8 +27,7 @@ def scaling(device: torch.device) -> list[dict[str, Any]]:
         shape = replace(base, frames=frames)
         torch.manual_seed(0)
         step = training_step(*ours(shape, torch.bfloat16, device))
-        step()
-        seconds = [seconds_of(step, device) for _ in range(_REPEATS)]
+        seconds = repeated(step, _REPEATS, device)
         rows.append(
             {
                 "tokens": shape.tokens,

@@ -1,5 +1,5 @@
-"""How near overlapping rounds come to the ideal pipeline: `python -m experiments.benchmarks.ray_pipeline
-[METRICS.JSONL] --out FILE`.
+"""How near overlapping rounds come to the ideal pipeline: `python tests/ray_pipeline.py [METRICS.JSONL] --out
+FILE`.
 
 Real Ray actors on this machine sleep as long as the stages of a measured alignment took (its metrics.jsonl;
 the demo's without one). A worker is as fast as the process that was measured. A round's rollout and scoring
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sleeping_cluster import SleepingCluster, sleeping_cluster
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.statistics import bootstrap_ratio
 from orchestration.round import Unit, play_rounds
-from orchestration.simulated import SleepingCluster, sleeping_cluster
 from pretrain.files import write_json
 from pretrain.jsonl import FieldError, scan
 from pretrain.progress import track

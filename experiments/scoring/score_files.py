@@ -11,7 +11,7 @@ from typing import Any
 from experiments.runs.provenance import md5_of
 from experiments.scoring.clips import ClipFile, check_attached, load_clip
 from experiments.scoring.rows import full_score, full_scores, json_number, number, score_in
-from experiments.scoring.scored import ScoredClip, score_clips
+from experiments.scoring.score import ScoredClip, score_clips
 from experiments.scoring.store import ScoreStore, StoredRow, config_id, identity
 from pretrain.codecs.media import MediaError
 from pretrain.progress import track

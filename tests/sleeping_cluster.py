@@ -17,15 +17,6 @@ from orchestration.round import Pipeline, WorkerPool
 OBJECT_STORE_BYTES = 200_000_000
 
 
-class _Sleeper:
-    """Takes `seconds` for a task and answers with that many zero bytes; a clip comes in resolved, as a scorer
-    has it."""
-
-    def work(self, seconds: float, answer_bytes: int, clip: object = None) -> bytes:
-        time.sleep(seconds)
-        return bytes(answer_bytes)
-
-
 @dataclass(frozen=True)
 class SleepingCluster:
     """Actors of each kind. A task is (seconds of the rollout, seconds of the score); its clip has
@@ -68,6 +59,14 @@ def sleeping_cluster(rollout: int, reward: int, trainers: int, clip_bytes: int) 
     """
     import ray
 
+    class Sleeper:  # defined here, Ray sends it by value: its workers cannot import the tests
+        """Takes `seconds` for a task and returns `answer_bytes` zero bytes; a clip comes in resolved, as a
+        scorer has it."""
+
+        def work(self, seconds: float, answer_bytes: int, clip: object = None) -> bytes:
+            time.sleep(seconds)
+            return bytes(answer_bytes)
+
     if ray.is_initialized():
         raise RuntimeError("this process has a Ray already; leave it first (ray.shutdown)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -83,7 +82,7 @@ def sleeping_cluster(rollout: int, reward: int, trainers: int, clip_bytes: int) 
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
-            made: Any = ray.remote(_Sleeper).options(num_cpus=0)
+            made: Any = ray.remote(Sleeper).options(num_cpus=0)
             actors = tuple([made.remote() for _ in range(count)] for count in counts)
             ray.get([actor.work.remote(0.0, 0) for kind in actors for actor in kind])
             yield SleepingCluster(actors[0], actors[1], actors[2], clip_bytes)

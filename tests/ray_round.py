@@ -1,5 +1,5 @@
-"""A round of alignment on an embedded Ray beside the same round on local ranks: `python -m
-experiments.benchmarks.ray_round OUT`.
+"""A round of alignment on an embedded Ray beside the same round on local ranks: `python
+tests/ray_round.py OUT`, in the repository root.
 
 OUT is what `nava demo` left; nothing is written there. Both align the mini by nft with the same seed, two
 ranks on two cores, and Ray has two rollout and two reward workers beside. A round is timed from one row of
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.facts import facts
+from experiments.benchmarks.harness import facts
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.files import write_json
 
@@ -72,7 +72,7 @@ def timed(kind: str, out: Path, rounds: int) -> tuple[list[Round], dict[str, Any
     mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="nava_round", dir=os.environ.get("TMPDIR")) as folder:
         to, log = Path(folder) / "align", (Path(folder) / "log.txt").open("w")
-        command = [sys.executable, "-m", "experiments.benchmarks.ray_round", str(out)]
+        command = [sys.executable, __file__, str(out)]
         command += ["--run", kind, "--to", str(to), "--rounds", str(rounds)]
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, MARK: mark}
