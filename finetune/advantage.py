@@ -70,13 +70,14 @@ def advantages(
     """rewards: name -> [B], NaN where a clip could not be scored; groups [B] int64.
 
     A clip that one reward could not score, while it scored others of its group, leaves all statistics and is
-    not valid; a reward that scored none of a group (no reference voice asked for, say) does not apply to that
-    group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards, other
-    lengths, and names without a route or a reward.
+    not valid; a reward that scored none of a group (such as a voice reward without a reference) does not
+    apply to that group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards,
+    other lengths, and names without a route or a reward.
     """
     _check(rewards, groups, routes)
     labels, index = torch.unique(groups, return_inverse=True)
     cells = _Groups(index, len(labels))
+    # fp64, because deviations of nearly equal rewards cancel
     values = {name: rewards[name].detach().double() for name in routes}
     known = {name: ~value.isnan() for name, value in values.items()}
     applies = {name: cells.reduced(some.double(), "amax")[index] > 0 for name, some in known.items()}
@@ -88,15 +89,15 @@ def advantages(
     valid = scored & differs[index]
     parts: dict[str, Tensor] = {}
     for modality in ("video", "audio"):
-        heard = [
+        used = [
             name
             for name, route in routes.items()
             if not config.routed or route.modality in (modality, "both")
         ]
         parts[modality] = _whole(
-            [(routes[name].weight, *normalised[name]) for name in heard], valid, cells, config
+            [(routes[name].weight, *normalised[name]) for name in used], valid, cells, config
         )
-    speaks = {
+    routed = {
         modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values())
         for modality in parts
     }
@@ -107,8 +108,8 @@ def advantages(
         valid,
         contrast,
         int((~differs).sum()),
-        speaks["video"],
-        speaks["audio"],
+        routed["video"],
+        routed["audio"],
     )
 
 
@@ -125,19 +126,20 @@ def _normalised(
     if config.std == "pooled":
         squares, freedom = squares.sum().expand_as(squares), freedom.sum().expand_as(freedom)
     std = (squares / freedom).sqrt()
+    # by range, not by std: rounding gives equal values a tiny std, which would blow up to an advantage
     differs = top - low > config.min_spread
     return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
 
 
 def _whole(
-    heard: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
+    used: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
 ) -> Tensor:
     """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast."""
     total, differs = (
         torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
         torch.zeros_like(valid),
     )
-    for weight, normalised, contrast in heard:
+    for weight, normalised, contrast in used:
         total, differs = total + weight * normalised, differs | contrast[cells.index]
     counted = valid & differs
     if config.whiten and int(counted.sum()) > 1:

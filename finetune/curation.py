@@ -56,12 +56,12 @@ class Choice:
 
 
 def curate(features: np.ndarray | Sequence[np.ndarray], gains: np.ndarray, config: CurationConfig) -> Choice:
-    """Which of N to keep, from features [N, D] (or groups of them, each with the same say) and gains [N] >=
-    0, higher is better.
+    """Select from N candidates by features [N, D] and gains [N] >= 0, higher is better.
 
-    A NaN gain (a group that could not be scored) is never chosen, but still stood for. The answer does not
-    depend on the order given, up to equal entries. Raises ValueError for unlike lengths, features that are
-    not finite, negative gains, and fewer candidates than the budget.
+    Several groups of features have equal weight. A candidate with NaN gain (not scored) is never selected,
+    but still counts in the coverage. The result does not depend on the input order, up to equal entries.
+    Raises ValueError for unlike lengths, features that are not finite, negative gains, and fewer candidates
+    than the budget.
     """
     groups = [
         np.asarray(group, np.float64)
@@ -101,7 +101,7 @@ def random_choice(count: int, config: CurationConfig) -> list[int]:
 def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
     """Gain of a prompt: standard deviation of its clips' rewards [N]; NaN for fewer than two scored clips.
 
-    Without contrast there is nothing to prefer, and no objective learns from the group.
+    Without contrast a group has no gradient in any objective.
     """
     return {
         group: float(np.std(found)) if len(found) > 1 else float("nan")
@@ -112,7 +112,7 @@ def contrast(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, 
 def shortfall(rewards: np.ndarray, groups: Sequence[Hashable]) -> dict[Hashable, float]:
     """Gain of a prompt: distance of its mean reward below the best prompt's, in deviations of all [N].
 
-    Where a model does well already there is little to win. NaN for a prompt none of whose clips is scored.
+    A model that already does well has little to gain. NaN for a prompt none of whose clips is scored.
     """
     values, scored = np.asarray(rewards, np.float64), _scored(rewards, groups)
     means = {group: float(np.mean(found)) if found else float("nan") for group, found in scored.items()}

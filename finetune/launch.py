@@ -29,12 +29,12 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
         check_port(port)
     if restart:
         clear(run.out)
-    with taken_up(run) as done:
+    with locked_run(run) as done:
         return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
 
 
 @contextmanager
-def taken_up(run: AlignRun) -> Iterator[StageResult | None]:
+def locked_run(run: AlignRun) -> Iterator[StageResult | None]:
     """Lock the run's folder; yields the result of a finished run there, else None with resolved.json written.
 
     Raises ValueError as `alone` does, and where the folder holds another run.
@@ -57,8 +57,8 @@ def alone(out: Path) -> AbstractContextManager[None]:
     Raises ValueError if another alignment uses the folder. The lock file lies beside it because the folder
     itself may be replaced.
     """
-    otherwise = f"{out}: another alignment is at work here; wait for it, or give another folder"
-    return locked(out.with_name(f".{out.name}.lock"), otherwise)
+    message = f"{out}: another alignment is at work here; wait for it, or give another folder"
+    return locked(out.with_name(f".{out.name}.lock"), message)
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
     """Both modalities of each clip at its sigma."""
     video = interpolate(rollout.video, drawn.video, over(drawn.levels, rollout.video))
     audio = interpolate(rollout.audio, drawn.audio, over(drawn.levels, rollout.audio))
-    return streams_at(video, audio, drawn.levels, rollout.clock)
+    return streams_at(video, audio, drawn.levels, rollout.rates)
 
 
 def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
@@ -77,14 +77,14 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
     return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
-def streams_at(video: Tensor, audio: Tensor, levels: Tensor, clock: LatentRates) -> tuple[Stream, Stream]:
+def streams_at(video: Tensor, audio: Tensor, levels: Tensor, rates: LatentRates) -> tuple[Stream, Stream]:
     """States at sigmas [B] as the policy's inputs, all of full length."""
     sigma = levels.float()[:, None]
 
     def stream(latents: Tensor, rate_hz: float) -> Stream:
-        return Stream(latents, torch.full((len(latents),), latents.shape[2]), sigma, rate_hz, clock.video_hz)
+        return Stream(latents, torch.full((len(latents),), latents.shape[2]), sigma, rate_hz, rates.video_hz)
 
-    return stream(video, clock.video_hz), stream(audio, clock.audio_hz)
+    return stream(video, rates.video_hz), stream(audio, rates.audio_hz)
 
 
 def both(velocity: Velocity) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,8 @@ class LoraPolicy:
     ) -> Velocity:
         """Guided velocity, without gradient; for rollouts."""
         joint = video is not None and audio is not None
-        with (
-            torch.no_grad(),
-            self._acting_as(role),
-        ):  # inference mode would leave gathered weights that backward cannot save
+        # no_grad, not inference mode, which would leave gathered weights that backward cannot save
+        with torch.no_grad(), self._acting_as(role):
             return guided_velocity(
                 lambda given: self.model(video, audio, given), conditioning, scales, negative, joint
             )
@@ -82,6 +80,7 @@ class LoraPolicy:
         old, default = (
             [local_shard(value) for value in self.adapters[name].values()] for name in (OLD, DEFAULT)
         )
+        # on local shards: elementwise, so no collective is needed
         torch._foreach_lerp_(old, default, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         self.old_updates += 1
         self.weights_changed()

@@ -26,7 +26,7 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
     """`chosen`: a JSON file whose `data_ids` are the training prompts.
 
     Held-out prompts are drawn from all and excluded from training. Raises ValueError or FileNotFoundError in
-    one line: prompts that start from an image, fewer than a round asks for.
+    one line: prompts with a first frame, fewer than a round needs.
     """
     rows = read_prompts(path)
     for row in rows:
@@ -53,8 +53,8 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
     usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
     if not usable or len(held_out) < config.stop.prompts:
         found = f"{len(lists[0])} prompts of one length beside {len(held_out)} held out"
-        asked = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
-        raise ValueError(f"{chosen or path}: {found}, but {asked}; give more prompts or ask for fewer")
+        requirement = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
+        raise ValueError(f"{chosen or path}: {found}, but {requirement}; give more prompts or ask for fewer")
     return PromptSet(tuple(usable), tuple(held_out))
 
 
@@ -69,8 +69,8 @@ def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index
         for before in range(index + 1)
     ]
     rows, visit = prompts.train[choices[-1]], choices[:-1].count(choices[-1])
-    turn, place = divmod(visit, len(rows) // number)
-    return shuffled(rows, config.seed, "pass", turn)[place * number : (place + 1) * number]
+    epoch, place = divmod(visit, len(rows) // number)
+    return shuffled(rows, config.seed, "pass", epoch)[place * number : (place + 1) * number]
 
 
 def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:

@@ -75,7 +75,7 @@ class StopConfig:
 class AlignConfig:
     """All settings of alignment; `sequence` lists the objectives to run (finetune.objectives.registry).
 
-    In files and overrides the members of `phases` stand beside the other fields, under their objectives'
+    In files and overrides the members of `phases` are beside the other fields, under their objectives'
     names. It has the section of every shipped objective and of each in the sequence. Raises ValueError where
     parts do not fit.
     """

@@ -59,7 +59,7 @@ class PromptBatch:
     sample_ids: Tensor  # [P * K] int64
     video_shape: tuple[int, ...]
     audio_shape: tuple[int, ...]
-    clock: LatentRates
+    rates: LatentRates
 
     def part(self, start: int, end: int) -> PromptBatch:
         """Prompts `start` to `end` (exclusive)."""
@@ -103,7 +103,7 @@ def encode_prompts(
         sample_ids=torch.tensor([stable_hash(data_id, k) for data_id, k in numbers], dtype=torch.int64),
         video_shape=(VIDEO_CHANNELS, num_video_latents(num_frames), *grid),
         audio_shape=(AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps)),
-        clock=LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
+        rates=LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
     )
 
 
@@ -114,13 +114,14 @@ def roll_out(
 
     key: (seed, round), the prefix of every draw.
     """
+    # noise of all clips before the split into batches: clips are the same for any batch size
     whole = Rollout(
         video=_noise(prompts, key, "video", prompts.video_shape),
         audio=_noise(prompts, key, "audio", prompts.audio_shape),
         conditioning=prompts.conditioning,
         groups=prompts.groups,
         sample_ids=prompts.sample_ids,
-        clock=prompts.clock,
+        rates=prompts.rates,
     )
     places = torch.arange(len(whole.groups)).split(plan.batch)
     return joined([_sampled(policy, plan, take(whole, rows), key, device) for rows in places])
@@ -140,11 +141,11 @@ def _sampled(
 ) -> Rollout:
     given, sampler = noise.to(device), plan.sampler
     if plan.stochastic is not None:
-        return _walk(policy, plan.role, given, sampler, plan.stochastic, key).to(torch.device("cpu"))
+        return _integrate(policy, plan.role, given, sampler, plan.stochastic, key).to(torch.device("cpu"))
 
     def velocity(state: Latents, level: float) -> Velocity:
         return policy.guided(
-            plan.role, *streams(state, level, given.clock), given.conditioning, sampler.guidance
+            plan.role, *streams(state, level, given.rates), given.conditioning, sampler.guidance
         )
 
     with torch.no_grad():
@@ -155,7 +156,7 @@ def _sampled(
     return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
-def _walk(
+def _integrate(
     policy: RollingPolicy,
     role: Role,
     noise: Rollout,
@@ -177,7 +178,7 @@ def _walk(
         with torch.no_grad():
             answer = both(
                 policy.velocity(
-                    role, *streams_at(states["video"], states["audio"], now, noise.clock), noise.conditioning
+                    role, *streams_at(states["video"], states["audio"], now, noise.rates), noise.conditioning
                 )
             )
         inside = (starts <= index) & (index < starts + stochastic.window)

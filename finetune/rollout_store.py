@@ -69,7 +69,8 @@ def write_store(folder: Path, rows: Sequence[PromptRow], clips: Rollout, facts: 
                 }
             )
     dump(partial / INDEX, index)
-    write_json(partial / META, {**facts, "video_hz": clips.clock.video_hz, "audio_hz": clips.clock.audio_hz})
+    write_json(partial / META, {**facts, "video_hz": clips.rates.video_hz, "audio_hz": clips.rates.audio_hz})
+    # readers see the previous or the complete store, never a partial one
     replace_folder(partial, folder)
 
 
@@ -118,7 +119,7 @@ class RolloutStore:
                 }
             ),
             groups=torch.tensor([stable_hash(self.case(clip)) for clip in clips], dtype=torch.int64),
-            clock=LatentRates(self.facts["video_hz"], self.facts["audio_hz"]),
+            rates=LatentRates(self.facts["video_hz"], self.facts["audio_hz"]),
         )
 
     def _row(self, shard: int, place: int) -> dict[str, Tensor]:

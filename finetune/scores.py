@@ -101,6 +101,7 @@ class RankScoring:
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""
+        # one collective carries error, stop flag and scores, so that all ranks take the same branch below
         answers = [
             json.loads(answer)
             for answer in self.ranks.gathered_texts(json.dumps([error, self.stop_requested, text]))

@@ -119,9 +119,11 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.policy.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        # the global norm is equal on all ranks, so all of them take or skip the step together
         if math.isfinite(norm):
             self.skipped_in_a_row = 0
             scale = min(1.0, self.config.grad_clip / (norm + 1e-6))
+            # on local shards, because the norm is global already; DTensor dispatch would only add overhead
             torch._foreach_mul_([local_shard(gradient) for gradient in gradients], scale)  # pyright: ignore[reportPrivateImportUsage]
             self.optimizer.step()
             self.policy.update_ema()
@@ -129,6 +131,7 @@ class Trainer:
             self.skipped += 1
             self.skipped_in_a_row += 1
         self.optimizer.zero_grad(set_to_none=True)
+        # FSDP may still hold the unsharded weights of the last forward pass
         self.policy.weights_changed()
         if self.skipped_in_a_row >= self.config.max_skips:
             raise ValueError(

@@ -3,13 +3,15 @@
 Letters as in pretrain.types; T = trained steps of a trajectory. All clips of one batch have the same length.
 
 An objective (finetune/objectives/*.py) counts and sums:
-    count(batch) -> Tensor      scalar fp64: what this batch adds to the divisor, known before any forward
+
+    count(batch) -> Tensor      scalar fp64: contribution of the batch to the divisor, before any forward pass
     loss(policy, batch, key) -> ObjectiveLoss
+
 Losses are SUMS. The trainer divides by the count summed over all micro-batches and ranks of the optimizer
-step, so that neither the cut into micro-batches nor the number of ranks matters. `key` = e.g. (seed, round,
-epoch): levels and noise are drawn per clip from generator_for(*key, sample id, ...). A call draws one level
-per clip; K levels are K calls with K keys. Advantages (and rwr's weights) are worked out once per round over
-all ranks, before the cut.
+step, so that the result depends neither on the micro-batch size nor on the number of ranks. `key` = e.g.
+(seed, round, epoch): sigmas and noise are drawn per clip from generator_for(*key, sample id, ...). A call
+draws one sigma per clip; K sigmas need K calls with K keys. Advantages (and rwr's weights) are computed once
+per round over all ranks, before the batch is split.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class Rollout:
     conditioning: Conditioning  # B rows
     groups: Tensor  # [B] int64, index of the prompt
     sample_ids: Tensor  # [B] int64, unique within a round: the key of every draw
-    clock: LatentRates
+    rates: LatentRates
     trajectory: Trajectory | None = None  # grpo
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ class Advantage:
     rwr reads weights >= 0 here instead (rwr.group_weights).
     """
 
-    video: Tensor  # [B] fp32, exactly 0 where not valid or where no reward speaks about the picture
+    video: Tensor  # [B] fp32, exactly 0 where not valid or without a reward for the picture
     audio: Tensor  # [B] fp32
     valid: Tensor  # [B] bool, False = unscored, or of a group without contrast: takes no part in the loss
     contrast: float  # share of groups with contrast

@@ -58,6 +58,7 @@ class TrainerRank:
         from pretrain.titan.ranks import join
 
         lock = self.run.out.with_name(f".{self.run.out.name}.rank-{self.rank}.lock")
+        # not thread-local: Ray may run the actor's methods in other threads than the one that acquires it
         self._lock = FileLock(lock, thread_local=False)
         self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}

@@ -14,7 +14,7 @@ from typing import Any
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.executor import RestoredFromCheckpoint
-from finetune.launch import progress_of, taken_up
+from finetune.launch import locked_run, progress_of
 from finetune.loop import Alignment
 from finetune.prompts import read_prompt_set
 from finetune.run_log import RunLog
@@ -44,7 +44,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen)
-    with taken_up(run) as done:
+    with locked_run(run) as done:
         if done:
             return done
         progress = progress_of(run)
@@ -70,9 +70,8 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
                     futures.result(future)
                 with _on_signal(lambda *_: setattr(futures, "stop_requested", True)):
                     return _drive(run, executor, progress)
-            except (
-                KeyboardInterrupt
-            ):  # what loads may take minutes, and a place for it on a cluster may never be free
+            except KeyboardInterrupt:
+                # loading takes minutes, and cluster resources may never become free: interruptible until here
                 raise KeyboardInterrupt("stopped before its first round; the same command goes on") from None
             except OSError as error:
                 raise save_error(error, run.out / FOLDER) if is_full(error) else error from error

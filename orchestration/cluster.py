@@ -74,12 +74,12 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
         Exception
     ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
         ray.shutdown()
-        advice = (
+        hint = (
             "run again, when the machine has less to do"
             if address == LOCAL
             else "`ray start --head` starts one"
         )
-        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {advice}") from None
+        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
     try:
         yield
     finally:
@@ -157,12 +157,12 @@ def _check_room(address: str, given: Mapping[str, Place], config: RayConfig, ran
     """Raises ValueError where Ray would wait forever for resources."""
     import ray
 
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     counts = {kind: count for kind, _, count in _kinds(config, ranks)}
     for name, field in (("CPU", "cpus"), ("GPU", "gpus")):
         needed = sum(counts[kind] * getattr(place, field) for kind, place in given.items())
-        if needed > there.get(name, 0) + 1e-6:
-            found = f"{needed:g} {name}s are needed and it has {there.get(name, 0):g}"
+        if needed > available.get(name, 0) + 1e-6:
+            found = f"{needed:g} {name}s are needed and it has {available.get(name, 0):g}"
             raise ValueError(
                 f"Ray at {address}: {found}; lower ray.rollout.workers, those of ray.pools, their "
                 f"num_{field} or --nproc"
@@ -173,17 +173,17 @@ def _cpus(given: Workers, count: int, cores: int) -> float:
     return given.num_cpus or max(1, cores // count)
 
 
-def shared_gpus(there: int, ranks: int, workers: int) -> tuple[float, float]:
+def shared_gpus(available: int, ranks: int, workers: int) -> tuple[float, float]:
     """GPUs per trainer rank and per rollout worker.
 
     One each if there are enough. Otherwise ranks get whole GPUs (NCCL refuses shared ones) and workers share
     the rest.
     """
-    if there >= ranks + workers:
+    if available >= ranks + workers:
         return 1.0, 1.0
-    if there < ranks:
-        return (0.0, 0.0) if not there else (1.0, 1.0)  # rejected later for lack of resources
-    return 0.6, math.floor(1e4 * 0.4 / math.ceil(workers / there)) / 1e4
+    if available < ranks:
+        return (0.0, 0.0) if not available else (1.0, 1.0)  # rejected later for lack of resources
+    return 0.6, math.floor(1e4 * 0.4 / math.ceil(workers / available)) / 1e4
 
 
 def _cores() -> int:

@@ -45,10 +45,11 @@ class Futures:
 
         if self.stoppable:
             self.check()
-        asked = list(futures)
-        done, _ = ray.wait(asked, num_returns=1, timeout=_POLL_S, fetch_local=False)
-        if done:
-            done, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
+        pending = list(futures)
+        # wait in short intervals: a blocking ray.wait would not return to Python for signal handlers
+        done, _ = ray.wait(pending, num_returns=1, timeout=_POLL_S, fetch_local=False)
+        if done:  # collect everything that is ready, not only the first
+            done, _ = ray.wait(pending, num_returns=len(pending), timeout=0, fetch_local=False)
         for future in done:
             if future in self._watched:
                 self._watched[future] = self._answer_of_rank(future)

@@ -3,7 +3,7 @@
 A job's name is the id of its run; attempts after the first end in -2, -3 and so on. An attempt that is
 interrupted submits the next one before it ends; that one waits for its predecessor's end, and goes away where
 a person stopped it (Ray's status STOPPED): `ray job stop` sends the same SIGTERM as a machine that is taken
-away, and only the status tells them apart.
+away, and only the status distinguishes them.
 """
 
 from __future__ import annotations
@@ -95,19 +95,19 @@ class Cluster:
             f" --address {shlex.quote(self.address)}",
             "RAY_AUTH_MODE=token " if self.by_token else "",
         )
-        asked = {
+        commands = {
             "list": f"list{where}",
             "logs": f"logs{where} --follow {job_id}",
             "cancel": f"stop{where} {job_id}",
         }
-        return {name: f"{mode}ray job {text}" for name, text in asked.items()}
+        return {name: f"{mode}ray job {text}" for name, text in commands.items()}
 
 
 def connect(address: str = "") -> Cluster:
     """Connect to the dashboard at this address, else RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine.
 
-    Where it wants a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
-    Raises ValueError for an address that is none, OSError where nothing answers.
+    If it requires a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
+    Raises ValueError for an invalid address, OSError if nothing responds.
     """
     try:
         from ray.exceptions import AuthenticationError, RayError

@@ -14,7 +14,7 @@ from pretrain.titan.checkpoints import remove_incomplete
 
 
 class RankGroup:
-    """build: starts a group of processes. attend: waits for futures while other work goes on.
+    """build: starts a group of processes. attend: waits for futures while other work proceeds.
 
     Raises ValueError or OSError in one line where a rank cannot be built, and OSError after `max_restarts`
     groups were lost.

@@ -9,7 +9,7 @@ from pathlib import Path
 def ray_token() -> str:
     """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
 
-    A head that `ray start` starts wants it, once there is one.
+    A head started by `ray start` requires the token if one exists.
     """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")

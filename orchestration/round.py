@@ -1,12 +1,11 @@
-"""One round on one screen, over plain callables: roll out, score, learn, publish, with rounds overlapping as
-far as `staleness` lets them.
+"""Schedule of rounds over plain callables: roll out, score, learn, publish, overlapping up to `staleness`.
 
     pipeline.begin(round, tasks)      units = pipeline.finish(round)      pipeline.attend(learn(round, units))
     publish(round + 1)
 
-Nothing here knows Ray, tensors or rewards: a worker is whatever `start` takes, a future whatever `wait` and
-`result` take. One thread; work moves on only while `finish` or `attend` waits. Lost workers are the business
-of what makes the futures: only final errors arrive here.
+Independent of Ray, tensors and rewards: a worker is whatever `start` takes, a future whatever `wait` and
+`result` take. One thread; work moves on only while `finish` or `attend` waits. The futures handle lost
+workers, so only final errors arrive here.
 """
 
 from __future__ import annotations
@@ -136,7 +135,7 @@ class Pipeline(Generic[TaskT, FutureT]):
             raise ValueError(f"round {round} is not begun; begun are {list(self.begun)}")
         mine = self._rounds[round]
         while mine.error is None and mine.scored < len(mine.tasks):
-            self._turn(())
+            self._step(())
         del self._rounds[round]
         if mine.error is not None:
             raise mine.error
@@ -146,7 +145,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         """Wait until all of these futures are done, successfully or not; begun rounds proceed meanwhile."""
         left = dict.fromkeys(futures)
         while left:
-            for done in self._turn(tuple(left)):
+            for done in self._step(tuple(left)):
                 left.pop(done, None)
 
     def drop(self) -> None:
@@ -158,7 +157,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         for line in (self._rollout, *self._scorers):
             line.queue.clear()
 
-    def _turn(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
+    def _step(self, others: Sequence[FutureT]) -> Sequence[FutureT]:
         """Submit tasks, wait for a future, process finished ones."""
         self._start_what_can()
         done = self.wait([*self._running, *others])
@@ -169,6 +168,7 @@ class Pipeline(Generic[TaskT, FutureT]):
         return done
 
     def _start_what_can(self) -> None:
+        # scorers first: finished clips free places below `max_unscored` for the next rollouts
         for line in self._scorers:
             while self._start_next(line):
                 pass
@@ -195,6 +195,7 @@ class Pipeline(Generic[TaskT, FutureT]):
     def _take(self, future: FutureT) -> None:
         run = self._running[future]
         part, place = run.of, run.place
+        # `is`: after `drop` the same round number may have been begun again, with other tasks
         if self._rounds.get(part.number) is part and part.error is None:
             if run.line is self._rollout:
                 part.clips[place], part.scores[place] = future, {}

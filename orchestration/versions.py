@@ -48,11 +48,11 @@ class Versions:
             try:
                 self.references[key] = self.put(load_file(path))
             except (SafetensorError, FileNotFoundError) as error:
-                advice = (
+                hint = (
                     "the rounds ahead were rolled out by it; go on with ray.staleness=0 in another "
                     "folder, or start over"
                 )
-                raise ValueError(f"{path}: not a whole safetensors file ({error}); {advice}") from None
+                raise ValueError(f"{path}: not a whole safetensors file ({error}); {hint}") from None
         return self.references[key]
 
     def forget(self) -> None:

@@ -60,6 +60,7 @@ class Sockets:
         self.open, self.closed = set[socket.socket](), False
 
     def add(self, sock: socket.socket) -> None:
+        # added before the check: a concurrent `cut` either sees the socket or has set `closed`
         self.open.add(sock)
         if self.closed:
             self.cut()
@@ -139,7 +140,7 @@ def exchange(
     }
     own, started = Sockets(), time.monotonic()
     alarm = threading.Timer(whole_s, own.cut)
-    alarm.daemon = True
+    alarm.daemon = True  # must not keep the process alive
     if whole_s:
         alarm.start()
 

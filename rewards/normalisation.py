@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class Moments:
         if not len(seen):
             return self
         count, mean = self.count + len(seen), float(seen.mean())
+        # Chan et al.: merge by means, since a difference of large sums of squares would cancel
         shift = mean - self.mean
         squares = float(((seen - mean) ** 2).sum()) + shift**2 * self.count * len(seen) / count
         return Moments(
@@ -50,23 +51,6 @@ class Moments:
         """(value - mean) / std; 0 without contrast, NaN where the value is NaN."""
         centred = np.asarray(values, dtype=np.float64) - self.mean
         return centred / self.std if self.has_contrast else 0.0 * centred
-
-    def to_json(self) -> dict[str, float]:
-        return {"count": self.count, "mean": self.mean, "squares": self.squares, "largest": self.largest}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, float]) -> Moments:
-        """Raises ValueError for anything but what `to_json` writes."""
-        if set(content) != {"count", "mean", "squares", "largest"}:
-            raise ValueError(
-                f"running moments: expected count, mean, squares, largest, got {sorted(content)}"
-            )
-        return cls(
-            int(content["count"]),
-            float(content["mean"]),
-            float(content["squares"]),
-            float(content["largest"]),
-        )
 
 
 def group_z(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarray, int]:

@@ -3,7 +3,7 @@
 An unknown key, a wrong type or an invalid value raises a one-line ValueError with its path and the nearest
 valid name. Rewards take it from here, everything else from `pretrain.config`. Fields may be of any type of
 JSON or YAML, Path, Literal, unions, tuples, mappings and further dataclasses. Members of a mapping of
-dataclasses are those that the default has, unless the field's metadata says otherwise (MEMBER, INLINE).
+dataclasses are those that the default has, unless the field's metadata (MEMBER, INLINE) overrides that.
 """
 
 from __future__ import annotations

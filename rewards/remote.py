@@ -33,7 +33,7 @@ class RemoteReward:
     A clip that the service cannot score is NaN with its reason. Raises ConnectionError in one line where the
     service cannot be reached, refuses the request or reports that the reward failed; ValueError for a wrong
     address or token, a reward it does not have, a judge unless `measure_only`, and one that is better when
-    lower unless `turned` (values with their sign turned) or `measure_only`.
+    lower unless `turned` (values are negated) or `measure_only`.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class RemoteReward:
         The first failure ends the batch.
         """
         token = self._token()
+        # not a context manager: its exit would wait for all queued requests after a failure
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             return list(pool.map(lambda clip: self._score(clip, token), clips))

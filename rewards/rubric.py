@@ -99,7 +99,7 @@ class Rubric:
         groups: Sequence[Hashable],
         running: Mapping[str, Moments] | None = None,
     ) -> RubricScores:
-        """Totals of N clips from each reward's N scores; `groups` says which clips answer the same prompt.
+        """Totals of N clips from each reward's N scores; `groups` [N]: equal for clips of one prompt.
 
         A clip without a value in any item that counts is NaN with those reasons and takes no part in any
         statistics, nor does a clip beyond a floor with `below: nan`. Raises ValueError for a reward or part

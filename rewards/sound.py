@@ -78,7 +78,7 @@ def loud_part(waveform: np.ndarray, threshold_db: float, margin_s: float) -> tup
 
 
 def trim(waveform: np.ndarray, threshold_db: float, margin_s: float) -> np.ndarray:
-    """Without the quiet ends, cut as `loud_part` says."""
+    """Without the quiet ends, cut by `loud_part`."""
     start, end = loud_part(waveform, threshold_db, margin_s)
     return waveform[start:end]
 

@@ -82,7 +82,7 @@ def rollout(
         conditioning=conditioning(batch),
         groups=torch.arange(batch) // 2,
         sample_ids=torch.arange(first_id, first_id + batch),
-        clock=CLOCK,
+        rates=CLOCK,
     )
 
 

@@ -43,7 +43,7 @@ def made_clips(folder: Path):
     video = torch.randn(len(given.groups), *given.video_shape, generator=generator)
     audio = torch.randn(len(given.groups), *given.audio_shape, generator=generator)
     audio[2::K] += 0.5
-    return rows, Rollout(video, audio, given.conditioning, given.groups, given.sample_ids, given.clock)
+    return rows, Rollout(video, audio, given.conditioning, given.groups, given.sample_ids, given.rates)
 
 
 def made_pairs(folder: Path) -> list[PreferencePair]:
@@ -108,7 +108,7 @@ def test_a_store_gives_back_the_clips_it_was_given(world):
     )
     assert (
         torch.equal(found.conditioning.text[0], clips.conditioning.text[3 * K + 2])
-        and found.clock == clips.clock
+        and found.rates == clips.rates
     )
     assert store.case(f"{row.data_id}-k2") == row.data_id
 

@@ -208,9 +208,9 @@ def test_a_share_of_what_may_be_nothing_is_no_number():
     base, noise = table([0.0] * 10), table([1.0, -1.0] * 5)
     assert math.isnan(share(noise, noise, base, True).mean)
     ones = difference(table([1.0] * 10), base, 200)
-    assert [ones.verdict(up) for up in (True, False)] == ["better", "worse"]
-    assert difference(noise, base, 200).verdict(True) == "not told apart"
-    assert difference(table([math.nan] * 10), base, 200).verdict(True) == "not measured"
+    assert [ones.classify(up) for up in (True, False)] == ["better", "worse"]
+    assert difference(noise, base, 200).classify(True) == "not told apart"
+    assert difference(table([math.nan] * 10), base, 200).classify(True) == "not measured"
 
 
 def test_totals_count_rewards_in_deviations_and_judges_in_the_panels_units():

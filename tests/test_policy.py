@@ -6,7 +6,7 @@ from model_cases import audio_stream, conditioning, debug_model, present, video_
 from torch import Tensor
 
 from finetune.lora import GROUPS, LoraConfig, inject
-from finetune.objectives.nft import COPY, LATE_RAMP, RAMP, OldSchedule
+from finetune.objectives.nft import OldSchedule
 from finetune.policy import LoraPolicy
 from finetune.types import Policy
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales, guided_velocity
@@ -124,9 +124,12 @@ def test_old_keeps_its_share_and_decay_zero_copies():
 @pytest.mark.parametrize(
     ("schedule", "points"),
     [
-        (COPY, {0: 0.0, 1: 0.0, 1000: 0.0}),
-        (RAMP, {0: 0.0, 100: 0.1, 500: 0.5, 5000: 0.5}),
-        (LATE_RAMP, {0: 0.0, 74: 0.0, 75: 0.0, 76: 0.0075, 175: 0.75, 1000: 0.999}),
+        (OldSchedule(slope=0.0, limit=0.0), {0: 0.0, 1: 0.0, 1000: 0.0}),
+        (OldSchedule(flat_steps=0, slope=0.001, limit=0.5), {0: 0.0, 100: 0.1, 500: 0.5, 5000: 0.5}),
+        (
+            OldSchedule(flat_steps=75, slope=0.0075, limit=0.999),
+            {0: 0.0, 74: 0.0, 75: 0.0, 76: 0.0075, 175: 0.75, 1000: 0.999},
+        ),
         (OldSchedule(slope=0.1, limit=0.5), {0: 0.0, 3: 0.3, 9: 0.5}),
     ],
 )

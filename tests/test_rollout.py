@@ -128,7 +128,7 @@ def test_stored_steps_replay_with_ratio_one(world, codecs, policy, kernel):
         steps is not None and steps.video.shape == (9, 2, 48, 2, 2, 2) and steps.levels.dtype == torch.float64
     )
     for index in range(2):
-        states = streams_at(steps.video[:, index], steps.audio[:, index], steps.levels[:, index], clips.clock)
+        states = streams_at(steps.video[:, index], steps.audio[:, index], steps.levels[:, index], clips.rates)
         answer = both(policy.velocity("default", *states, clips.conditioning))
         for name, velocity in zip(("video", "audio"), answer, strict=True):
             state, after = getattr(steps, name)[:, index], getattr(steps, f"next_{name}")[:, index]

@@ -154,7 +154,7 @@ def must_train(
     trained: Path,
     job: StageJob,
     resume: bool,
-    asked: str = "",
+    where: str = "",
     config: Mapping[str, Any] | None = None,
 ) -> bool:
     """True to train or resume, False to keep a finished training of the same inputs and config. Raises
@@ -170,7 +170,7 @@ def must_train(
         return False
     elif _holds_training(trained) and not can_resume(name, config, layout, job.root):
         raise ValueError(
-            f"{trained}: trained with other inputs or settings{asked}; give --no-resume to replace it, or "
+            f"{trained}: trained with other inputs or settings{where}; give --no-resume to replace it, or "
             "--out for another folder"
         )
     return True

@@ -96,6 +96,7 @@ class _Command:
 
 def _is_running(process: psutil.Process) -> bool:
     try:
+        # a zombie has exited and only waits to be reaped by its parent
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

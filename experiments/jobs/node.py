@@ -1,7 +1,4 @@
-"""Single-node launcher: a shell script that runs the training and resumes it when started again.
-
-Started again, it goes on from the newest checkpoint.
-"""
+"""Single-node launcher: a shell script that runs the training and resumes it when started again."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def run_pipeline(root: Path, layout: Layout) -> None:
     """
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
-    started, clock = time.time(), time.monotonic()
+    started, start_s = time.time(), time.monotonic()
     with PeakMemory() as memory:
         pipeline = subprocess.Popen(
             [*dvc_command(), "repro"], cwd=root, env=environment(), stdin=subprocess.DEVNULL
@@ -99,7 +99,7 @@ def run_pipeline(root: Path, layout: Layout) -> None:
             "a stage failed (its own line is above); mend that and run this again, it goes on where it "
             "stopped"
         )
-    write_timings(layout, speed, time.monotonic() - clock, started, memory)
+    write_timings(layout, speed, time.monotonic() - start_s, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):
         print(
             f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` "

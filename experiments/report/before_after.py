@@ -41,8 +41,8 @@ def before_after(
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
     `known`: metrics to compare, None = the catalog's; what was not scored is left out. `rewarded`: names of
-    the rubric, whose role is "reward" whatever the catalog says. The order of the rows does not matter.
-    Raises ValueError where before and after do not answer the same prompts.
+    the rubric, whose role is "reward" even if the catalog lists another. The order of the rows does not
+    matter. Raises ValueError where before and after do not answer the same prompts.
     """
     before, after = paired(before, after)
     codec = sorted(codec, key=lambda row: row["data_id"])

@@ -47,7 +47,7 @@ def evaluate(
     high, n}}}`.
 
     With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with
-    `votes_out` (the simulated panel's votes), `raters`. `rewarded`: weights of the rubric; `limits`: the
+    `votes_out` (votes of simulated raters), `raters`. `rewarded`: weights of the rubric; `limits`: the
     guardrails' that the clips were scored with; `known`: metrics to report, None = the catalog's. Without
     clips of both an old `alignment_out` is removed. Raises FileNotFoundError or ValueError in one line; only
     votes are written then.

@@ -44,9 +44,9 @@ class Card:
     source: str
     mp4: bytes
     picture: bytes  # PNG
-    heard: str  # words
+    transcript: str  # words
     voices: str  # nearest
-    words: str  # that should be heard
+    words: str  # expected transcript
     wanted_voices: str
     lips: float | None  # correlation with loudness
 

@@ -145,8 +145,8 @@ def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
     by_voices: dict[tuple[str, ...], list[SourceClip]] = defaultdict(list)
     for sample in samples:
         by_voices[sample.clip.voices].append(sample)
-    turns = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
-    return turns[:NUM_EXAMPLES]
+    examples = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
+    return examples[:NUM_EXAMPLES]
 
 
 def _generated_section(
@@ -167,20 +167,26 @@ def _card(prompt_set: str, sample: SourceClip, details: Details) -> Card:
         path = Path(folder) / "clip.mp4"
         write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
         mp4 = path.read_bytes()
-    words, wanted = " ".join(clip.spans), " ".join(clip.voices)
+    words, expected_voices = " ".join(clip.spans), " ".join(clip.voices)
     lips = scored["scores"].get("lip_loudness_correlation")
     return Card(
-        sample.source, mp4, clip_png(clip), *_heard(scored), words=words, wanted_voices=wanted, lips=lips
+        sample.source,
+        mp4,
+        clip_png(clip),
+        *_transcript_and_voices(scored),
+        words=words,
+        wanted_voices=expected_voices,
+        lips=lips,
     )
 
 
 def _caption(sample: SourceClip, details: Details) -> str:
     scored = _detail(MAIN_SET, sample, details)
-    heard, voices = _heard(scored)
-    return f"says “{' '.join(sample.clip.spans)}”, recognised “{heard}”, nearest voice {voices or '–'}"
+    transcript, voices = _transcript_and_voices(scored)
+    return f"says “{' '.join(sample.clip.spans)}”, recognised “{transcript}”, nearest voice {voices or '–'}"
 
 
-def _heard(scored: Mapping[str, Any]) -> tuple[str, str]:
+def _transcript_and_voices(scored: Mapping[str, Any]) -> tuple[str, str]:
     """Transcript and nearest voices."""
     texts = scored["texts"]
     return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")

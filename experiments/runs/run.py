@@ -135,10 +135,10 @@ def tracked(
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
     ensure_sender(layout.tracking, root)
-    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    started, start_s = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     with failure_marked(tracker):
         yield tracker
-    seconds = time.monotonic() - clock
+    seconds = time.monotonic() - start_s
     record = RunRecord(
         stage=stage,
         key=key,

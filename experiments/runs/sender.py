@@ -106,6 +106,7 @@ def follow(spool: Path, root: Path) -> None:
         except Unreachable as error:
             print(f"{time.strftime('%F %T')} {error}", flush=True)
             busy, wait_s = False, min(2 * wait_s, RETRY_S)
+        # a live process may write events at any time, so the idle period starts when the last one has ended
         alive = any(run.alive() for run in spooled_runs(spool))
         idle_since = time.monotonic() if busy or alive else idle_since
         if time.monotonic() - idle_since > IDLE_S:

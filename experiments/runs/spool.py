@@ -156,6 +156,7 @@ class SpooledRun:
         return self._remember(Sent(store.uri, sent.run_id, behind))
 
     def _remember(self, sent: Sent) -> Sent:
+        # replaced atomically: a torn offset would send events twice or never
         partial = self.folder / f"{SENT}.{os.getpid()}"
         partial.write_text(json.dumps(vars(sent)))
         partial.replace(self.folder / SENT)

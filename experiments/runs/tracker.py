@@ -99,6 +99,7 @@ class SpoolTracker:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / EVENTS).open("a") as file:
+                # one short append per event, so that lines of several processes do not interleave
                 file.write(line + "\n")
         except OSError as error:
             if not self._broken:
@@ -151,6 +152,7 @@ def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                # outside the terminal's process group: Ctrl-C ends the training, not the sending of its end
                 start_new_session=True,
                 cwd=root,
             )

@@ -26,8 +26,7 @@ REFERENCE_RATE_HZ = 16_000
 class ClipFile:
     """A clip on disk with its prompt and conditions; `group` is shared by clips of the same prompt.
 
-    Also used for decoded latents, then without a path. What was asked of decoded latents is one too, without
-    a path.
+    Also used for decoded latents, then without a path.
     """
 
     name: str  # unique in its source
@@ -76,7 +75,7 @@ class ClipFile:
         )
 
 
-def asked(
+def clip_file(
     name: str,
     path: Path,
     text: str,
@@ -192,7 +191,7 @@ def manifest_clip(row: ManifestRow, folder: Path) -> ClipFile:
     references = [
         folder / reference if reference else None for reference in row.meta.get("reference_paths", ())
     ]
-    return asked(row.data_id, row.data_path, row.text, row.meta, references, times)
+    return clip_file(row.data_id, row.data_path, row.text, row.meta, references, times)
 
 
 def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[ClipFile]:
@@ -209,7 +208,7 @@ def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
         meta = {**row["meta"], "kind": kind} if kind else row["meta"]
         name, video = (prefix / row["data_id"]).as_posix(), index.parent / row["video"]
-        yield asked(name, video, row["prompt"], meta, references, image=row.get("image_path"))
+        yield clip_file(name, video, row["prompt"], meta, references, image=row.get("image_path"))
 
 
 def _prompts(source: Path) -> Iterator[ClipFile]:
@@ -223,7 +222,7 @@ def _prompts(source: Path) -> Iterator[ClipFile]:
         if not isinstance(video, str):
             raise ValueError(f"{source}:{row.line} video: expected a path, got {video!r}")
         path, text = source.parent / video, row.prompt.text
-        yield asked(row.data_id, path, text, row.meta, row.reference_paths, image=row.image_path)
+        yield clip_file(row.data_id, path, text, row.meta, row.reference_paths, image=row.image_path)
 
 
 def _boxes(boxes: Iterable[Iterable[float]]) -> tuple[Box, ...]:

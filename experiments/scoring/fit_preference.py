@@ -44,23 +44,23 @@ def fit_votes(
     counted = (
         first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, check_raters(votes.votes))
     )
-    asked = [vote for vote in counted if vote.axis == axis]
-    if not asked:
-        there = (
+    on_axis = [vote for vote in counted if vote.axis == axis]
+    if not on_axis:
+        axes = (
             ", ".join(name for name in AXES if any(vote.axis == name for vote in counted))
             or "none that counts"
         )
         raise ValueError(
-            f"{votes.path}: no vote on axis {axis!r} to count; there are votes on {there} (--axis)"
+            f"{votes.path}: no vote on axis {axis!r} to count; there are votes on {axes} (--axis)"
         )
-    joined = _joined(asked, known, votes.path)
+    joined = _joined(on_axis, known, votes.path)
     used = [vote for vote, _, _ in joined]
     _check_values(features, [clip for _, *both in joined for clip in both])
     model = fit_preference(features, _design(joined), config, simulated=any(vote.simulated for vote in used))
     skipped = {
         "read": len(votes.votes),
-        "asked": len(asked),
-        "without_clip": len(asked) - len(used),
+        "asked": len(on_axis),
+        "without_clip": len(on_axis) - len(used),
         "without_score": model.skipped,
     }
     about = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.scoring.clips import ClipFile, asked
+from experiments.scoring.clips import ClipFile, clip_file
 from experiments.scoring.options import reward_options
 from experiments.scoring.samples import FPS
 from experiments.scoring.score import score_clips
@@ -51,9 +51,9 @@ class AlignScorer:
             weight and name.partition(".")[0] == f"sim_{self.codecs.speaker.name}"
             for name, weight in weights.items()
         ):
-            heard = self.codecs.speaker.name
+            speaker = self.codecs.speaker.name
             raise ValueError(
-                f"reward sim_{heard}: {heard} conditions the model, which would be scored by its own "
+                f"reward sim_{speaker}: {speaker} conditions the model, which would be scored by its own "
                 "condition; take another"
             )
         self.limits = fill(GuardrailLimits, limits, "guardrails")
@@ -96,7 +96,7 @@ class AlignScorer:
 
     def clips(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> list[Clip]:
         """Decoded clips; sound and picture have equal duration."""
-        return decoded(self.codecs, video, audio, [_asked(row) for row in rows], self.fps)
+        return decoded(self.codecs, video, audio, [_clip_file(row) for row in rows], self.fps)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         """mp4 files named by their prompts."""
@@ -159,8 +159,8 @@ def decoded(
     ]
 
 
-def _asked(row: PromptRow) -> ClipFile:
-    return asked(row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths)
+def _clip_file(row: PromptRow) -> ClipFile:
+    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths)
 
 
 def score_store(
@@ -203,4 +203,4 @@ def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip
 def _stored(name: str, store: RolloutStore) -> ClipFile:
     row = store.places[name]
     references = [Path(path) if path else None for path in row["reference_paths"]]
-    return asked(name, Path(), row["prompt"], row["meta"], references)
+    return clip_file(name, Path(), row["prompt"], row["meta"], references)

@@ -69,8 +69,13 @@ def score_in(row: ScoredRow, name: str) -> Score:
     """A reward's score from a row of either format; without value if the reward did not run."""
     found = row["scores"].get(name)
     if not isinstance(found, Mapping):
-        aside = {key: row.get(key, {}).get(name) for key in ("parts", "texts", "reasons")}
-        found = {"value": found, "parts": aside["parts"], "text": aside["texts"], "reason": aside["reasons"]}
+        details = {key: row.get(key, {}).get(name) for key in ("parts", "texts", "reasons")}
+        found = {
+            "value": found,
+            "parts": details["parts"],
+            "text": details["texts"],
+            "reason": details["reasons"],
+        }
     return Score(
         value=number(found.get("value")),
         reason=found.get("reason") or "",
@@ -198,10 +203,12 @@ def _clip(line: int, row: Mapping[str, Any], file: ScoresFile, features: Sequenc
 
 
 def _check_feature(feature: str, rows: Sequence[ScoredRow], path: Path) -> None:
-    there = {name for row in rows for name in row["scores"]}
-    name, part = split_part(feature, there)
-    if name not in there:
-        raise ValueError(f"{path}: no scores of {name!r}, score the clips with it; {nearest(name, there)}")
+    scored_names = {name for row in rows for name in row["scores"]}
+    name, part = split_part(feature, scored_names)
+    if name not in scored_names:
+        raise ValueError(
+            f"{path}: no scores of {name!r}, score the clips with it; {nearest(name, scored_names)}"
+        )
     parts = {key for row in rows for key in score_in(row, name).parts}
     if part and part not in parts and parts:
         raise ValueError(f"{path}: {name!r} has no part {part!r}; {nearest(part, parts)}")

@@ -76,8 +76,10 @@ def codec_samples(samples: Sequence[SourceClip], codecs: Codecs) -> list[SourceC
             batch = indices[start : start + CODEC_BATCH]
             frames, sounds = zip(*(_content(samples[i]) for i in batch), strict=True)
             decoded = codecs.video.decode(codecs.video.encode(torch.from_numpy(np.stack(frames)))).numpy()
-            heard = codecs.audio.decode(codecs.audio.encode(torch.from_numpy(np.stack(sounds)))).numpy()
-            for i, picture, sound in zip(batch, decoded, heard, strict=True):
+            decoded_sounds = codecs.audio.decode(
+                codecs.audio.encode(torch.from_numpy(np.stack(sounds)))
+            ).numpy()
+            for i, picture, sound in zip(batch, decoded, decoded_sounds, strict=True):
                 clip = dataclasses.replace(samples[i].clip, frames=picture, waveform=sound[: len(sounds[0])])
                 answers[i] = dataclasses.replace(samples[i], source="codec", clip=clip)
     return [answer for answer in answers if answer is not None]

@@ -63,7 +63,9 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
                             chunk, dict(zip(settings.rewards, rewards, strict=True)), store.config_id
                         )
                     )
-        finished = {row["clip"]: row for row in _judged([store.rows[file.name] for file in files], settings)}
+        finished = {
+            row["clip"]: row for row in _with_totals([store.rows[file.name] for file in files], settings)
+        }
         others = [row for name, row in store.rows.items() if name not in finished]
         store.replace([*finished.values(), *others])
         return list(finished.values())
@@ -98,7 +100,7 @@ def _score_chunk(
 ) -> list[StoredRow]:
     """Rows without flags and total; an undecodable clip has its error as the reason of every score."""
     called = {
-        asked: reward.name for asked, reward in rewards.items() if asked in CATALOG and asked != reward.name
+        entry: reward.name for entry, reward in rewards.items() if entry in CATALOG and entry != reward.name
     }
     named = {reward.name: reward for reward in rewards.values()}
     clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
@@ -122,7 +124,7 @@ def _score_chunk(
     return rows
 
 
-def _judged(rows: Sequence[StoredRow], settings: ScoreSettings) -> list[StoredRow]:
+def _with_totals(rows: Sequence[StoredRow], settings: ScoreSettings) -> list[StoredRow]:
     """Add flags and totals, which are derived from scores and may be recomputed with other settings."""
     answers = []
     for row in rows:
@@ -131,7 +133,7 @@ def _judged(rows: Sequence[StoredRow], settings: ScoreSettings) -> list[StoredRo
         answers.append({**kept, "flags": list(flags(measured, settings.limits))})
     if settings.rubric is not None and rows:
         columns = {name: to_scores(rows, name) for name in rows[0]["scores"]}
-        columns |= {asked: columns[name] for asked, name in rows[0].get("called", {}).items()}
+        columns |= {entry: columns[name] for entry, name in rows[0].get("called", {}).items()}
         found = settings.rubric.total(columns, [row["group"] for row in rows])
         for row, total in zip(answers, found.totals, strict=True):
             entry = full_score(total)

@@ -147,8 +147,8 @@ def _score_all(
 ) -> dict[str, dict[tuple[str, str], list[Score]]]:
     """Run every scorer once over all of its groups' clips as one batch: by scorer and group."""
     scores = {}
-    asked = dict.fromkeys((*config.rewards, *(config.align_judges if _watched(groups) else ())))
-    names = [name for name in asked if name != VOICES]
+    requested = dict.fromkeys((*config.rewards, *(config.align_judges if _watched(groups) else ())))
+    names = [name for name in requested if name != VOICES]
     options = reward_options(names, corpus, syncnet, config.vocabulary, config.num_processes)
     # alignment's own references are excluded, so that voices of the other sets do not depend on them
     pretrained = [
@@ -156,7 +156,7 @@ def _score_all(
     ]
     with open_rewards(names, options) as opened:
         rewards = dict(zip(names, opened, strict=True))
-        if VOICES in asked:
+        if VOICES in requested:
             encoder = timbre_encoder(opened)
             bank = voice_bank(encoder, pretrained, corpus / "validation.jsonl")
             rewards[VOICES] = NearestVoice(encoder, bank)

@@ -38,7 +38,7 @@ class Interval:
             "n": self.n,
         }
 
-    def verdict(self, higher_is_better: bool) -> str:
+    def classify(self, higher_is_better: bool) -> str:
         """Classification of the interval of a difference."""
         if math.isnan(self.mean):
             return "not measured"
@@ -159,7 +159,7 @@ def share_of_gain(
 ) -> Interval:
     """(part - base) / (whole - base) of paired tables. NaN where `whole - base` is no gain whose interval
     leaves 0 out: a share of what may be nothing has no value."""
-    if difference_over_seeds(whole, base, draws).verdict(higher_is_better) != "better":
+    if difference_over_seeds(whole, base, draws).classify(higher_is_better) != "better":
         return _nothing(part.scored)
     return _closed((base, part, whole), (draws, draws), part.scored)
 

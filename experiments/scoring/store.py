@@ -80,8 +80,7 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def identity(file: ClipFile) -> dict[str, Any]:
-    """What a row says about the clip it was made from. Raises OSError where the clip's file cannot be
-    read."""
+    """Identity of the clip that a row was made from. Raises OSError where the clip's file cannot be read."""
     stat = file.path.stat()
     with file.path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -99,9 +98,9 @@ def _same(file: ClipFile, row: StoredRow) -> bool:
 
 def _request(file: ClipFile) -> str:
     """Digest of everything but the clip's own content that its scores depend on."""
-    asked = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
+    fields = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in file.attached()]
-    return config_id({**asked, "attached": stats})
+    return config_id({**fields, "attached": stats})
 
 
 def _parsed(line: bytes, where: str) -> StoredRow:

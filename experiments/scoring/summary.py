@@ -65,7 +65,7 @@ def show(summary: Mapping[str, Any]) -> None:
         table.add_column(heading, no_wrap=heading != "not scored because")
     for name, row in summary["rewards"].items():
         reasons = sorted(row["reasons"].items(), key=lambda item: -item[1])
-        told = "; ".join(f"{count} {reason}" for reason, count in reasons[:MAX_REASONS]) + (
+        unscored = "; ".join(f"{count} {reason}" for reason, count in reasons[:MAX_REASONS]) + (
             "; ..." if len(reasons) > MAX_REASONS else ""
         )
         table.add_row(
@@ -73,7 +73,7 @@ def show(summary: Mapping[str, Any]) -> None:
             number(row["mean"]),
             span(row),
             f"{row['n']} / {row['eligible']}",
-            told if "." not in name else "",
+            unscored if "." not in name else "",
         )
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
     means = ", ".join(f"{name} {number(value)}" for name, value in summary["guardrails"].items())

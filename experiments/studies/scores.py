@@ -45,8 +45,8 @@ class Scoring:
 def added_rewards(config: ScoreConfig) -> list[str]:
     """Rewards that a recipe scores beyond the default ones; every study measures them too."""
     usual = ScoreConfig()
-    asked = dict.fromkeys((*config.rewards, *config.align_judges))
-    return [name for name in asked if name not in (*usual.rewards, *usual.align_judges)]
+    requested = dict.fromkeys((*config.rewards, *config.align_judges))
+    return [name for name in requested if name not in (*usual.rewards, *usual.align_judges)]
 
 
 def added_metrics(config: ScoreConfig) -> dict[str, Metric]:

@@ -46,7 +46,7 @@ class Comparison:
         for name in ours:
             one, other = paired(ours[name], theirs[name]) if self.over_both else (ours[name], theirs[name])
             interval = difference_over_seeds(one, other, self._draws(one))
-            found[name] = {**interval.as_json(), "verdict": interval.verdict(self.higher_is_better[name])}
+            found[name] = {**interval.as_json(), "verdict": interval.classify(self.higher_is_better[name])}
         return found
 
     def shares(self, part: Tables, whole: Tables, base: Tables) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_ad
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     """Bool: the clip holds this step's gradient back."""
+    # expm1: clip ranges of 1e-4 leave few digits of exp(x) - 1 in fp32
     moved = torch.expm1(log_ratio)
     return ((moved > clip_range) & (advantage > 0)) | ((moved < -clip_range) & (advantage < 0))
 
@@ -65,7 +66,7 @@ def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
     Before the first update the trained policy must equal the one that rolled out.
     """
     worst = float(torch.expm1(log_ratio.detach().double()).abs().max()) if log_ratio.numel() else 0.0
-    if not worst <= tolerance:
+    if not worst <= tolerance:  # negated, so that NaN fails
         raise ValueError(
             f"not on policy before the first update: |ratio - 1| is {worst:.2e}, allowed {tolerance:.0e}; "
             "compare precision, guidance, levels and the adapters of rollout and training"
@@ -129,7 +130,7 @@ def _one_step(
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
-    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.clock)
+    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates)
     away = torch.zeros_like(steps.log_prob_video[:, index])
     now = both(policy.velocity("default", *streams, rollout.conditioning))
     if config.reference_weight:

@@ -1,9 +1,9 @@
 """Flow-DPO on good / same / bad votes, with modelled ties and one modality per axis (alignment.md 2.6).
 
-D(x0) = E(v) - E(v_ref),  E = mean over elements of (v(x_s) - (eps - x0))^2,  margin m = -(beta / 2)
-(D(first) - D(second))
-Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a)   P(second) = sigmoid(-m - a)   P(tie) = (theta^2 -
-1) P(first) P(second)
+    E = mean over elements of (v(x_s) - (eps - x0))^2,  D(x0) = E(v) - E(v_ref)
+    margin m = -(beta / 2) (D(first) - D(second))
+    Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a),  P(second) = sigmoid(-m - a),
+                               P(tie) = (theta^2 - 1) P(first) P(second)
 
 A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their
 sum; an axis voted Same brings only its tie loss, an axis nobody voted on brings nothing.
@@ -90,8 +90,8 @@ def tie_shares(pairs: PreferencePairs) -> TieShares:
     """Shares of Same votes of a whole preference set. Raises ValueError if a kind has only ties."""
 
     def share(labels: Tensor) -> float:
-        asked = int((labels != NO_LABEL).sum())
-        return int((labels == TIE).sum()) / asked if asked else 0.0
+        labelled = int((labels != NO_LABEL).sum())
+        return int((labels == TIE).sum()) / labelled if labelled else 0.0
 
     return TieShares(
         video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total)
@@ -113,16 +113,14 @@ def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
         )
     probs = outcome_log_probs(margin, share)
     chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
+    # where, not a product with a mask: at share 0 the tie's -inf times 0 would be NaN
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
 
 
 def margin(
     error: Tensor, reference: Tensor, other_error: Tensor, other_reference: Tensor, beta: float
 ) -> Tensor:
-    """[B]: how much better the policy fits the first clip than the reference does; arguments are E, each [B].
-
-    Arguments: E, each [B].
-    """
+    """[B]: how much better the policy fits the first clip than the reference does. Arguments: E [B]."""
     return -(beta / 2) * ((error - reference) - (other_error - other_reference))
 
 
@@ -167,23 +165,27 @@ def _summed(
 ) -> ObjectiveLoss:
     labels, weights = _labels(batch, config), (config.video_weight, config.audio_weight, config.total_weight)
     shares = config.tie_shares if config.ties == "model" else TieShares()
-    used = torch.stack([asked != NO_LABEL for asked in labels]).any(0)
+    used = torch.stack([labelled != NO_LABEL for labelled in labels]).any(0)
     per_pair = torch.where(used, config.reference_weight * away, 0.0)
     metrics = {"from_reference": metric(away, used)}
-    for name, found, asked, weight in zip(("video", "audio", "total"), margins, labels, weights, strict=True):
-        terms = preference_loss(found, asked, getattr(shares, name))
+    for name, found, labelled, weight in zip(
+        ("video", "audio", "total"), margins, labels, weights, strict=True
+    ):
+        terms = preference_loss(found, labelled, getattr(shares, name))
         per_pair = per_pair + weight * terms
-        decided = (asked == FIRST) | (asked == SECOND)
-        metrics[f"loss_{name}"] = metric(terms, asked != NO_LABEL)
-        metrics[f"margin_{name}"] = metric(found * asked, decided)
-        metrics[f"accuracy_{name}"] = metric((found * asked > 0).float(), decided)
+        decided = (labelled == FIRST) | (labelled == SECOND)
+        metrics[f"loss_{name}"] = metric(terms, labelled != NO_LABEL)
+        metrics[f"margin_{name}"] = metric(found * labelled, decided)
+        metrics[f"accuracy_{name}"] = metric((found * labelled > 0).float(), decided)
     return ObjectiveLoss(per_pair.sum(), count(batch, config), {"loss": metric(per_pair, used), **metrics})
 
 
 def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> list[Tensor]:
     labels = [batch.labels_video, batch.labels_audio, batch.labels_total]
     if config.ties == "drop":
-        labels = [torch.where(asked == TIE, asked.new_tensor(NO_LABEL), asked) for asked in labels]
+        labels = [
+            torch.where(labelled == TIE, labelled.new_tensor(NO_LABEL), labelled) for labelled in labels
+        ]
     return labels
 
 

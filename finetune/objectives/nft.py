@@ -1,9 +1,8 @@
 """DiffusionNFT: implicit positive and negative policies around `old`, on clean estimates (alignment.md 2.5).
 
-v+ = b v + (1 - b) v_old        v- = (1 + b) v_old - b v        e = (x_s - s v) - x0        r = clamp(A /
-c) / 2 + 1/2
-loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2),   w = mean|e| without
-gradient
+    v+ = b v + (1 - b) v_old,  v- = (1 + b) v_old - b v,  e = (x_s - s v) - x0
+    r = clamp(A / c) / 2 + 1/2,  w = mean|e| without gradient
+    loss = c (r mean(e+^2) / w+ + (1 - r) mean(e-^2) / w-) / b + k mean((v - v_ref)^2)
 
 At v = v_old its gradient is A times that of mean(e^2) / w, although its value does not depend on A.
 """
@@ -58,10 +57,7 @@ def nft_terms(
     beta: float,
     max_advantage: float,
 ) -> Tensor:
-    """[B]: the contrastive loss of one modality; levels, advantage [B], the others [B, ...].
-
-    velocity, old, state, clean [B, ...]; levels, advantage [B].
-    """
+    """[B]: the contrastive loss of one modality; levels, advantage [B], the others [B, ...]."""
     better = beta * velocity + (1 - beta) * old
     worse = (1 + beta) * old - beta * velocity
     share = (advantage / max_advantage).clamp(-1, 1) / 2 + 0.5
@@ -72,7 +68,7 @@ def nft_terms(
 def _normalised_error(velocity: Tensor, state: Tensor, clean: Tensor, levels: Tensor) -> Tensor:
     """[B]: mean(e^2) / w; w is one number per clip, so it divides the mean."""
     error = (state - over(levels, state) * velocity) - clean
-    with torch.no_grad():
+    with torch.no_grad():  # the weight is a constant, otherwise scaling the error would change nothing
         size = error.double().abs().flatten(1).mean(1).clamp_min(SMALLEST_ERROR)
     return mean_square(error) / size
 
@@ -147,11 +143,6 @@ class OldSchedule:
     def decay(self, update: int) -> float:
         """Decay of update 0, 1, 2, ..."""
         return min(self.slope * max(update - self.flat_steps, 0), self.limit)
-
-
-COPY = OldSchedule(slope=0.0, limit=0.0)
-RAMP = OldSchedule(flat_steps=0, slope=0.001, limit=0.5)
-LATE_RAMP = OldSchedule(flat_steps=75, slope=0.0075, limit=0.999)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ class NoiseEstimate:
     """Signal-to-noise ratio in dB, -5..60; higher is better.
 
     Noise is what the quietest tenth of the frames holds. Right within 1 dB for steady noise under speech with
-    pauses; speech without any pause reads as 20 to 28 dB however clean. Score.parts: `clipped_share`, see
-    there (lower is better). NaN with a reason without usable sound.
+    pauses; speech without any pause reads as 20 to 28 dB however clean. Score.parts: `clipped_share` (lower
+    is better). NaN with a reason without usable sound.
     """
 
     name = "snr_estimate_db"

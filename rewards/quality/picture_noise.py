@@ -23,7 +23,7 @@ class PictureNoise:
     """Standard deviation of luma noise in grey levels (of 255), mean over frames; lower is better.
 
     Blur lowers it too. Right within 5 % for white noise of 1 to 10 levels on pictures that are mostly smooth.
-    NaN with a reason as `rewards.pictures.visible_frames` says.
+    NaN with the reason that `rewards.pictures.visible_frames` gives.
     """
 
     name = "picture_noise_judge"

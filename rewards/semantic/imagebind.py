@@ -4,20 +4,20 @@ The worked example of a plug-in: what a model is fed is written and tested here,
 ImageBind's code and weights are CC BY-NC 4.0 and no package of it is kept, so neither comes with this
 project:
 
-from imagebind.models.imagebind_model import ModalityType, imagebind_huge  #
-github.com/facebookresearch/ImageBind
+    # github.com/facebookresearch/ImageBind
+    from imagebind.models.imagebind_model import ModalityType, imagebind_huge
 
-class Loaded:
-    def __init__(self):
-        self.model = imagebind_huge(pretrained=True).eval()
+    class Loaded:
+        def __init__(self):
+            self.model = imagebind_huge(pretrained=True).eval()
 
-def embed_vision(self, views):
-    return self.model({ModalityType.VISION: views})[ModalityType.VISION]
+        def embed_vision(self, views):
+            return self.model({ModalityType.VISION: views})[ModalityType.VISION]
 
-def embed_audio(self, mels):
-    return self.model({ModalityType.AUDIO: mels})[ModalityType.AUDIO]
+        def embed_audio(self, mels):
+            return self.model({ModalityType.AUDIO: mels})[ModalityType.AUDIO]
 
-ImageBindScore(Loaded()).score(clips)
+    ImageBindScore(Loaded()).score(clips)
 """
 
 from __future__ import annotations

@@ -68,11 +68,11 @@ class EndpointTranscriber:
 
         def once() -> str:
             answer = exchange(self.url, body, content_type, token, timeout_s=self.timeout_s)
-            said = f"status {answer.status} {excerpt(answer.content, token)}".strip()
+            reason = f"status {answer.status} {excerpt(answer.content, token)}".strip()
             if answer.status in RETRIED:
-                raise NoAnswer(said, wait_s=answer.wait_s)
+                raise NoAnswer(reason, wait_s=answer.wait_s)
             if answer.status != 200:
-                raise ConnectionError(f"{self.url}: {said}; check model {self.model!r}, token and server")
+                raise ConnectionError(f"{self.url}: {reason}; check model {self.model!r}, token and server")
             return _text_of(answer.content, token)
 
         return tries(once, self.num_tries, self.backoff_s, self.url, "server")

@@ -86,7 +86,7 @@ class SyncNet(nn.Module):
 def load_published(path: Path, sha256: str = "") -> SyncNet:
     """The published network from its own file, `syncnet_v2.model`, in eval mode.
 
-    Raises FileNotFoundError, or ValueError in one line for another digest, a file that is none, and names or
+    Raises FileNotFoundError, or ValueError in one line for another digest, an unreadable file, and names or
     shapes that differ.
     """
     from rewards.weights import checked

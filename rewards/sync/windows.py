@@ -57,8 +57,8 @@ def input_windows(item: SyncInput, log_floor: float | None = None) -> tuple[np.n
 def to_25_fps(frames: np.ndarray, fps: float) -> np.ndarray:
     """Resample frames [T, ...] from `fps` to 25 fps by nearest time: [round(25 T / fps), ...].
 
-    Frames are repeated or left out, never blended, and the duration stays. Raises Unscorable for a frame rate
-    that is none.
+    Frames are repeated or left out, never blended, and the duration stays. Raises Unscorable for an invalid
+    frame rate.
     """
     if not (math.isfinite(fps) and fps > 0):
         raise Unscorable(f"{fps} frames per second")

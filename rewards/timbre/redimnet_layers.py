@@ -1,7 +1,6 @@
 """ReDimNet's layers (Yakovlev et al. 2024), which reshape between [B, C, F, T] and [B, F * C, T].
 
-2024): pictures [B, C, F, T] and signals [B, F * C, T] of one volume, turned into each other. Parameter names
-are those of the published files, so that they load by name. Source: IDRnD/ReDimNet (MIT).
+Parameter names are those of the published files, so that they load by name. Source: IDRnD/ReDimNet (MIT).
 """
 
 from __future__ import annotations

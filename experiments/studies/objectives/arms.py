@@ -95,10 +95,10 @@ def votes_phase(align: AlignConfig, rounds: int, ranks: int, pairs: int | None =
     pairs: number of available pairs, if known.
     """
     nft = align.phases["nft"]
-    wanted = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
+    pairs_per_step = nft.prompts_per_round * nft.clips_per_prompt / nft.steps_per_epoch / 2
     if pairs is not None:
-        wanted = min(wanted, pairs // nft.steps_per_epoch)
-    per_step = max(1, int(wanted // ranks)) * ranks
+        pairs_per_step = min(pairs_per_step, pairs // nft.steps_per_epoch)
+    per_step = max(1, int(pairs_per_step // ranks)) * ranks
     return replace(
         align.phases["gsb_dpo"],
         rounds=rounds,

@@ -213,4 +213,4 @@ def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
 def is_decided(pair: PreferencePair) -> bool:
     """True if an axis that gsb_dpo uses has a winner."""
     labels = ([pair.label(axis) for axis in axes] for axes in AXES.values())
-    return any(next((label for label in asked if label is not None), 0) for asked in labels)
+    return any(next((label for label in axis_labels if label is not None), 0) for axis_labels in labels)

@@ -114,7 +114,7 @@ class Aligner:
             pairs=pairs,
             clips=clips,
         )
-        with _clock(run.folder, "align"):
+        with _timed(run.folder, "align"):
             result = align_model(align, self.ranks)
         model, phase = model_of(result, f"{arm.label} stopped after round"), arm.phase
         tracker.set_tags(
@@ -136,7 +136,7 @@ class Aligner:
             sections, layout = self.material.sections, self.study.layout
             prompts = layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"
             limit = sections.objectives.num_prompts or None
-            with _clock(run.folder, f"judge-{run.mark}"):
+            with _timed(run.folder, f"judge-{run.mark}"):
                 generate(sections.generate, model, layout.codec, prompts, clips, limit)
                 score_clips(clips, self.scoring, out)
         return read_json(out, f"remove {run.folder}")
@@ -157,7 +157,7 @@ def rounds_cost(metrics: Path, rounds: int) -> dict[str, float]:
 
 
 @contextmanager
-def _clock(folder: Path, name: str) -> Iterator[None]:
+def _timed(folder: Path, name: str) -> Iterator[None]:
     """Add the body's seconds to FOLDER/spent.json, even on failure."""
     started = time.monotonic()
     try:

@@ -71,7 +71,7 @@ def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path 
             "training_prompts": len(material.rows),
             "third": config.curation.budget(len(material.rows)),
             **tabulate(sections, arms, results),
-            "runs": {label: _spent(run, results[label]) for label, run in runs.items()},
+            "runs": {label: _seconds(run, results[label]) for label, run in runs.items()},
         }
         return study.publish(found, draw)
 
@@ -112,7 +112,7 @@ def _check_thirds(material: Material) -> None:
         )
 
 
-def _spent(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+def _seconds(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     """Wall-clock seconds of a finished arm, including shared preparation."""
     seconds = sum(result["seconds"].values()) + sum(result["cost"].get("before", {}).values())
     return {"folder": run.folder.name, "seconds": round(seconds, 1)}
@@ -174,12 +174,12 @@ def _target(
     total: str, units: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Results of an arm on its own target: the total and each metric."""
-    verdicts = {name: differences[name]["verdict"] for name in units[total]}
+    outcomes = {name: differences[name]["verdict"] for name in units[total]}
     return {
         "total": total,
         "verdict": differences[total]["verdict"],
-        "improved": [name for name, verdict in verdicts.items() if verdict == "better"],
-        "worsened": [name for name, verdict in verdicts.items() if verdict == "worse"],
+        "improved": [name for name, outcome in outcomes.items() if outcome == "better"],
+        "worsened": [name for name, outcome in outcomes.items() if outcome == "worse"],
     }
 
 
