@@ -62,7 +62,7 @@ def config_of(stage: str, recipe: Any) -> dict[str, Any]:
     section = _section(stage)
     if section == "report":
         return {}
-    config = as_plain(getattr(recipe, section))
+    config = as_plain(recipe.alignment if section == "align" else getattr(recipe, section))
     if section == "pretrain":
         name = stage.removeprefix("pretrain_")
         config["stages"] = {name: config["stages"][name]}

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from finetune.types import Key, Rollout, RolloutsWithAdvantage
+from finetune.types import Key, Policy, Role, Rollout, RolloutsWithAdvantage
 from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight
 from pretrain.randomness import generator_for
 from pretrain.sampling import LatentRates
-from pretrain.types import Stream, Velocity
+from pretrain.types import Conditioning, Stream, Velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Sigmas that an objective trains at, as pretrain.flow.path.LevelConfig; flat weights by default.
+
+    shift: None = that of the deployed sampler (AlignConfig.deployed), so that training takes place where that
+    sampler steps.
+    """
+
+    draw: Literal["release", "logit_normal"] = "release"
+    weight: Literal["release", "flat"] = "flat"
+    shift: float | None = None
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shift is not None:
+            self.config()
+
+    def config(self) -> LevelConfig:
+        """Raises ValueError as LevelConfig, and without a shift."""
+        if self.shift is None:
+            raise ValueError("levels.shift is not set; give one, or take the deployed sampler's")
+        return LevelConfig(
+            draw=self.draw,
+            weight=self.weight,
+            shift=self.shift,
+            logit_mean=self.logit_mean,
+            logit_std=self.logit_std,
+        )
 
 
 @dataclass(frozen=True)
@@ -24,11 +56,11 @@ class ClipNoise:
     audio: Tensor  # [B, 128, L]
 
 
-def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
+def draw(rollout: Rollout, levels: Levels, key: Key) -> ClipNoise:
     """Sigma and noise of each clip from (key, its sample id)."""
-    ids, device = rollout.sample_ids.tolist(), rollout.video.device
+    ids, device, config = rollout.sample_ids.tolist(), rollout.video.device, levels.config()
     drawn = torch.tensor(
-        [draw_sigma(levels, generator_for(*key, sample, "level")) for sample in ids], device=device
+        [draw_sigma(config, generator_for(*key, sample, "level")) for sample in ids], device=device
     )
     video, audio = (
         torch.stack(
@@ -36,7 +68,7 @@ def draw(rollout: Rollout, levels: LevelConfig, key: Key) -> ClipNoise:
         ).to(clean)
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
-    return ClipNoise(drawn, sigma_weight(drawn, levels), video, audio)
+    return ClipNoise(drawn, sigma_weight(drawn, config), video, audio)
 
 
 def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
@@ -85,6 +117,13 @@ def streams_at(video: Tensor, audio: Tensor, levels: Tensor, rates: LatentRates)
         return Stream(latents, torch.full((len(latents),), latents.shape[2]), sigma, rate_hz, rates.video_hz)
 
     return stream(video, rates.video_hz), stream(audio, rates.audio_hz)
+
+
+def velocities(
+    policy: Policy, role: Role, streams: tuple[Stream, Stream], conditioning: Conditioning
+) -> tuple[Tensor, Tensor]:
+    """The policy's (video, audio) velocities at noised clips, in fp32 or higher."""
+    return both(policy.velocity(role, *streams, conditioning))
 
 
 def both(velocity: Velocity) -> tuple[Tensor, Tensor]:

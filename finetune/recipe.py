@@ -12,7 +12,9 @@ from finetune.lora import LoraConfig
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.objectives.registry import SHIPPED, default_phases, objective_type, sections
 from pretrain.config import INLINE
+from pretrain.generate import GenerateConfig
 from pretrain.recipe import ParallelConfig
+from pretrain.sampling import SamplerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,9 @@ class AlignConfig:
     reward_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     guardrails: Mapping[str, float] = field(default_factory=dict)  # limits other than rewards.guardrails' own
     stop: StopConfig = field(default_factory=StopConfig)
+    # the sampler that the model will be used with, for `nava align` generate.sampler: held-out prompts are
+    # rolled out by it, and objectives train where it steps
+    deployed: SamplerConfig = field(default_factory=lambda: GenerateConfig().sampler)
     curated_prompts: bool = True  # the pipeline gives the curated ones, False: all that are not held out
     seed: int = 0
     ema_decay: float = 0.9
@@ -131,7 +136,9 @@ class AlignConfig:
     def objectives(self) -> tuple[Objective[Any], ...]:
         """Fresh ones, in the order of the sequence; an entry that comes twice is one objective."""
         types = {entry: objective_type(entry) for entry in self.sequence}
-        made = {entry: each(self.phases[each.name]) for entry, each in types.items()}
+        made = {
+            entry: each(self.phases[each.name].with_levels_of(self.deployed)) for entry, each in types.items()
+        }
         return tuple(made[entry] for entry in self.sequence)
 
     def with_phase(self, name: str, **changes: Any) -> Self:
@@ -150,9 +157,9 @@ class AlignConfig:
         return any(objective.needs_pairs for objective in self.objectives())
 
     def held_out_plan(self) -> RolloutPlan:
-        """One clip of each held-out prompt, with the first phase's sampler."""
+        """One clip of each held-out prompt, by the deployed sampler."""
         phase = self.objectives()[0].phase
-        return RolloutPlan("default", self.stop.prompts, 1, phase.sampler, phase.rollout_batch)
+        return RolloutPlan("default", self.stop.prompts, 1, self.deployed, phase.rollout_batch)
 
     def check_ranks(self, world_size: int) -> None:
         """Raises ValueError if a phase's groups do not divide over the ranks."""

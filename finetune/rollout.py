@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finetune.noising import both, streams_at
+from finetune.noising import streams_at, velocities
 from finetune.objectives.base import RolloutPlan
 from finetune.recipe import AlignConfig
 from finetune.sde import StochasticSteps, step
@@ -176,11 +176,8 @@ def _integrate(
     for index in range(sampler.steps):
         now, then = table[index].expand(len(starts)), table[index + 1].expand(len(starts))
         with torch.no_grad():
-            answer = both(
-                policy.velocity(
-                    role, *streams_at(states["video"], states["audio"], now, noise.rates), noise.conditioning
-                )
-            )
+            noisy = streams_at(states["video"], states["audio"], now, noise.rates)
+            answer = velocities(policy, role, noisy, noise.conditioning)
         inside = (starts <= index) & (index < starts + stochastic.window)
         rows = inside.nonzero()[:, 0]
         for (name, state), velocity in zip(tuple(states.items()), answer, strict=True):

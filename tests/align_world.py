@@ -100,6 +100,7 @@ def config(
         "height": 32,
         "width": 32,
         "samples": 1,
+        "deployed": common["sampler"],
         **changes,
     }
     return dataclasses.replace(AlignConfig(), **fields)

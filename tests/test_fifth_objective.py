@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.align_run import AlignRun
-from finetune.noising import both, draw, mean_square, metric, noised, usable
+from finetune.noising import Levels, both, draw, mean_square, metric, noised, usable
 from finetune.objectives.base import Objective, Phase
 from finetune.recipe import AlignConfig
 from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
 from pretrain.config import from_json, override, to_json
-from pretrain.flow.path import LevelConfig, velocity_target
+from pretrain.flow.path import velocity_target
 
 NAME = "test_fifth_objective:Regression"
 
@@ -38,7 +38,7 @@ class Regression(Objective[RegressionPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         clips, advantage = usable(batch), batch.advantage
-        drawn = draw(clips, LevelConfig(), key)
+        drawn = draw(clips, Levels(shift=5.0), key)
         found = both(policy.velocity("default", *noised(clips, drawn), clips.conditioning))
         per_clip = torch.zeros_like(drawn.weight)
         for name, velocity in zip(("video", "audio"), found, strict=True):

@@ -10,7 +10,7 @@ from alignment_cases import KEY, GainPolicy, assert_parts_add_up, rollout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.noising import draw, mean_square, noised
+from finetune.noising import Levels, draw, mean_square, noised
 from finetune.objectives.gsb_dpo import (
     GsbDpoConfig,
     TieShares,
@@ -27,7 +27,8 @@ from finetune.types import FIRST, NO_LABEL, SECOND, TIE, PreferencePairs
 shares = st.floats(0.001, 0.95)
 margins = st.floats(-30, 30)
 THIRD = TieShares(video=1 / 3, audio=1 / 3, total=1 / 3)
-CONFIG = GsbDpoConfig(beta=2.0, tie_shares=THIRD)
+LEVELS = Levels(shift=5.0)
+CONFIG = GsbDpoConfig(beta=2.0, tie_shares=THIRD, levels=LEVELS)
 
 
 def one(value: float) -> torch.Tensor:
@@ -168,12 +169,12 @@ def test_losses_at_the_start_through_the_policy() -> None:
     assert loss(start, batch, CONFIG, KEY).loss.item() == pytest.approx(
         2 * math.log(3) + 2 * math.log(3), rel=1e-6
     )  # theta 2
-    dropped = loss(start, batch, GsbDpoConfig(ties="drop"), KEY)
+    dropped = loss(start, batch, GsbDpoConfig(ties="drop", levels=LEVELS), KEY)
     assert dropped.loss.item() == pytest.approx(2 * math.log(2), rel=1e-6) and float(dropped.count) == 2
 
 
 def test_dropping_ties_is_not_asking() -> None:
-    policy, config = GainPolicy((0.5, 0.6)), GsbDpoConfig(beta=2.0, ties="drop")
+    policy, config = GainPolicy((0.5, 0.6)), GsbDpoConfig(beta=2.0, ties="drop", levels=LEVELS)
     with_ties = pairs([FIRST, TIE, SECOND], [TIE, TIE, FIRST], [TIE, TIE, TIE])
     without = pairs([FIRST, NO_LABEL, SECOND], [NO_LABEL, NO_LABEL, FIRST], [NO_LABEL] * 3)
     one_, other = (loss(policy, batch, config, KEY) for batch in (with_ties, without))
@@ -260,7 +261,7 @@ def test_tie_shares_are_counted_among_the_votes_that_were_cast() -> None:
 
 def test_bad_labels_and_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="set tie_shares from the votes, or ties to drop"):
-        loss(GainPolicy((0.3, 0.3)), pairs([TIE], [NO_LABEL], [NO_LABEL]), GsbDpoConfig(), KEY)
+        loss(GainPolicy((0.3, 0.3)), pairs([TIE], [NO_LABEL], [NO_LABEL]), GsbDpoConfig(levels=LEVELS), KEY)
     with pytest.raises(ValueError, match=r"labels_audio: expected 1 of 1, 0, -1 or 2"):
         pairs([FIRST], [3], [FIRST])
     with pytest.raises(ValueError, match="same prompts in the same order"):

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.noising import draw, mean_square, noised
+from finetune.noising import Levels, draw, mean_square, noised
 from finetune.objectives.nft import NftConfig, count, loss, nft_terms
 from finetune.objectives.rwr import RwrConfig, group_weights
 from finetune.types import take
 from pretrain.types import Velocity
 
-ALONE = NftConfig(reference_weight=0)
+LEVELS = Levels(shift=5.0)
+ALONE = NftConfig(reference_weight=0, levels=LEVELS)
 
 
 def case(seed: int, batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -177,7 +178,10 @@ def test_a_silent_modality_has_exactly_no_gradient() -> None:
 
 def test_the_reference_term_is_a_mean_for_each_modality() -> None:
     clips = rollout()
-    policy, far = GainPolicy((0.3, 0.3)), NftConfig(reference_weight=0.1, video_weight=2, audio_weight=3)
+    policy, far = (
+        GainPolicy((0.3, 0.3)),
+        NftConfig(reference_weight=0.1, video_weight=2, audio_weight=3, levels=LEVELS),
+    )
     policy.gains["reference"] = (0.1, 0.2)
     given_ = advantage([0.0] * 4, [0.0] * 4, has_video=False, has_audio=False)
     found = loss(policy, scored(clips, given_), far, KEY)
@@ -206,7 +210,7 @@ def test_a_rank_more_changes_nothing() -> None:
         count,
         lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)),
         scored(rollout(), given_),
-        NftConfig(),
+        NftConfig(levels=LEVELS),
     )
 
 
@@ -216,7 +220,7 @@ def test_a_broken_clip_takes_no_part() -> None:
     broken.video[1] = torch.nan
     policies = [GainPolicy((0.5, 0.2)) for _ in range(2)]
     whole, without = (
-        policy.gradients(loss(policy, scored(clips, given_), NftConfig(), KEY).loss)
+        policy.gradients(loss(policy, scored(clips, given_), NftConfig(levels=LEVELS), KEY).loss)
         for policy, clips in zip(policies, (rollout(), broken), strict=True)
     )
     assert whole == without
@@ -236,7 +240,7 @@ def test_draws_belong_to_the_clip() -> None:
 def test_draws_change_with_the_key_only() -> None:
     policy, batch = GainPolicy((0.5, 0.2)), scored(rollout(), advantage([1, 0, 2, -3], [-1, 0, 0.5, 3]))
     first, again, later = (
-        loss(policy, batch, NftConfig(), key).loss.item() for key in (KEY, KEY, (*KEY[:2], 1))
+        loss(policy, batch, NftConfig(levels=LEVELS), key).loss.item() for key in (KEY, KEY, (*KEY[:2], 1))
     )
     assert first == again != later
 

@@ -10,12 +10,11 @@ from alignment_cases import KEY, GainPolicy, advantage, assert_parts_add_up, rol
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.noising import draw, mean_square, noised
+from finetune.noising import Levels, draw, mean_square, noised
 from finetune.objectives.rwr import RwrConfig, count, data_batch, group_weights, loss, softmax_weights
 from finetune.types import Advantage
-from pretrain.flow.path import LevelConfig
 
-CONFIG = RwrConfig(temperature=1.0, max_weight=100, reference_weight=0, levels=LevelConfig(weight="flat"))
+CONFIG = RwrConfig(temperature=1.0, max_weight=100, reference_weight=0, levels=Levels(shift=5.0))
 GROUPS = torch.tensor([0, 0, 1, 1])
 
 
@@ -80,7 +79,7 @@ def test_clips_that_are_all_alike_are_not_distilled() -> None:
 
 def test_loss_is_the_weighted_flow_matching_error() -> None:
     clips, policy = rollout(), GainPolicy((0.5, 0.6))
-    config = replace(CONFIG, levels=LevelConfig(weight="release"), video_weight=2.0, audio_weight=5.0)
+    config = replace(CONFIG, levels=Levels(weight="release", shift=5.0), video_weight=2.0, audio_weight=5.0)
     weights = weighted([1, -1, 2, 0.5], [-1, 1, 0, 3])
     found = loss(policy, scored(clips, weights), config, KEY)
     drawn = draw(clips, config.levels, KEY)
@@ -195,7 +194,7 @@ def test_a_rank_more_changes_nothing() -> None:
         count,
         lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)),
         scored(rollout(), weights),
-        RwrConfig(),
+        RwrConfig(levels=Levels(shift=5.0)),
     )
 
 
@@ -205,7 +204,11 @@ def test_a_broken_clip_takes_no_part() -> None:
     broken.audio[2] = torch.inf
     for clips in (rollout(), broken):
         policy = GainPolicy((0.5, 0.2))
-        results.append(policy.gradients(loss(policy, scored(clips, weights), RwrConfig(), KEY).loss))
+        results.append(
+            policy.gradients(
+                loss(policy, scored(clips, weights), RwrConfig(levels=Levels(shift=5.0)), KEY).loss
+            )
+        )
     assert results[0] == results[1]
 
 

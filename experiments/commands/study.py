@@ -56,7 +56,7 @@ def objectives(
     job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc)
     found = job.recipe
     study_objectives(
-        Sections(found.objectives, found.align, found.generate, found.rollout, found.votes, found.score),
+        Sections(found.objectives, found.alignment, found.generate, found.rollout, found.votes, found.score),
         job.layout,
         job.ranks,
     )

@@ -48,7 +48,7 @@ def align_run(
     job: StageJob, tracker: SpoolTracker | None = None, pairs: Path | None = None, clips: Path | None = None
 ) -> AlignRun:
     """The alignment of the pretrained model. `pairs` and `clips` (a rollout store) are for gsb_dpo."""
-    layout, config = job.layout, job.recipe.align
+    layout, config = job.layout, job.recipe.alignment
     options = scorer_options(config, layout.corpus, layout.codec, layout.syncnet)
     return AlignRun(
         config=config,

@@ -3,7 +3,7 @@ configure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from experiments.pipeline.curate_prompts import PromptChoiceConfig
 from experiments.pipeline.syncnet import SyncFitConfig
@@ -45,3 +45,8 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # of `nava study objectives`
+
+    @property
+    def alignment(self) -> AlignConfig:
+        """The `align` section for a model that is used with the sampler of `generate`."""
+        return replace(self.align, deployed=self.generate.sampler)

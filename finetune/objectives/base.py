@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from finetune.noising import Levels
 from finetune.sde import StochasticSteps
 from finetune.types import (
     Advantage,
@@ -73,6 +74,15 @@ class Phase:
     @property
     def clips_per_round(self) -> int:
         return self.prompts_per_round * self.clips_per_prompt
+
+    def with_levels_of(self, sampler: SamplerConfig) -> Self:
+        """The phase whose objective, if it has `levels` without a shift, trains at those of `sampler`."""
+        objective = getattr(self, "objective", None)
+        levels = getattr(objective, "levels", None)
+        if objective is None or not isinstance(levels, Levels) or levels.shift is not None:
+            return self
+        found = replace(objective, levels=replace(levels, shift=sampler.shift))
+        return replace(self, **{"objective": found})
 
     def _check_steps(self) -> None:
         if self.clips_per_prompt % self.steps_per_epoch:

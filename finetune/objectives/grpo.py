@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from finetune.noising import both, mean_square, metric, streams_at, usable
+from finetune.noising import mean_square, metric, streams_at, usable, velocities
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
@@ -132,10 +132,10 @@ def _one_step(
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
     streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates)
     away = torch.zeros_like(steps.log_prob_video[:, index])
-    now = both(policy.velocity("default", *streams, rollout.conditioning))
+    now = velocities(policy, "default", streams, rollout.conditioning)
     if config.reference_weight:
         with torch.no_grad():
-            reference = both(policy.velocity("reference", *streams, rollout.conditioning))
+            reference = velocities(policy, "reference", streams, rollout.conditioning)
         far_video, far_audio = (
             mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True)
         )

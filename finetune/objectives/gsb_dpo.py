@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from finetune.noising import both, draw, mean_square, metric, noised
+from finetune.noising import Levels, draw, mean_square, metric, noised, velocities
 from finetune.objectives.base import Objective, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
 from pretrain.codecs.base import Codecs
-from pretrain.flow.path import LevelConfig, velocity_target
+from pretrain.flow.path import velocity_target
 from pretrain.types import Conditioning, Stream
 
 
@@ -62,7 +62,7 @@ class GsbDpoConfig:
     audio_weight: float = 1.0
     total_weight: float = 1.0
     reference_weight: float = 0.0
-    levels: LevelConfig = field(default_factory=lambda: LevelConfig(weight="flat"))
+    levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.ties not in ("model", "drop"):
@@ -136,8 +136,8 @@ def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key)
     streams = _stacked(first_streams[0], second_streams[0]), _stacked(first_streams[1], second_streams[1])
     conditioning = _conditioning(batch.first.conditioning, batch.second.conditioning)
     with torch.no_grad():
-        reference = both(policy.velocity("reference", *streams, conditioning))
-    now = both(policy.velocity("default", *streams, conditioning))
+        reference = velocities(policy, "reference", streams, conditioning)
+    now = velocities(policy, "default", streams, conditioning)
     targets = [
         torch.cat(
             [

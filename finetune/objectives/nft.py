@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from finetune.noising import both, draw, mean_square, metric, noised, over, usable
+from finetune.noising import Levels, draw, mean_square, metric, noised, over, usable, velocities
 from finetune.objectives.base import Objective, OldPolicy, Phase, RolloutPlan
 from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
-from pretrain.flow.path import LevelConfig
 
 SMALLEST_ERROR = 1e-5
 
@@ -36,7 +35,7 @@ class NftConfig:
     reference_weight: float = 1e-2
     video_weight: float = 1.0
     audio_weight: float = 1.0
-    levels: LevelConfig = field(default_factory=lambda: LevelConfig(weight="flat"))
+    levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.max_advantage <= 0:
@@ -84,15 +83,15 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: NftConfig, key: K
     """
     rollout, given, valid = usable(batch), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
-    video, audio = noised(rollout, drawn)
+    streams = video, audio = noised(rollout, drawn)
     with torch.no_grad():
-        old = both(policy.velocity("old", video, audio, rollout.conditioning))
+        old = velocities(policy, "old", streams, rollout.conditioning)
         reference = (
-            both(policy.velocity("reference", video, audio, rollout.conditioning))
+            velocities(policy, "reference", streams, rollout.conditioning)
             if config.reference_weight
             else None
         )
-    now = both(policy.velocity("default", video, audio, rollout.conditioning))
+    now = velocities(policy, "default", streams, rollout.conditioning)
     parts = (
         (video.latents, rollout.video, given.video, config.video_weight, given.has_video, "video"),
         (audio.latents, rollout.audio, given.audio, config.audio_weight, given.has_audio, "audio"),

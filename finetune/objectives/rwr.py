@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from finetune.noising import both, draw, mean_square, metric, noised, usable
+from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.base import Objective, Phase
 from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage
 from pretrain.flow.guidance import GuidanceScales
-from pretrain.flow.path import LevelConfig, velocity_target
+from pretrain.flow.path import velocity_target
 from pretrain.sampling import SamplerConfig
 
 
@@ -33,7 +33,7 @@ class RwrConfig:
     data_weight: float = 1.0
     video_weight: float = 1.0
     audio_weight: float = 1.0
-    levels: LevelConfig = field(default_factory=LevelConfig)
+    levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.max_weight <= 0:
@@ -115,8 +115,8 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
     reference = None
     if config.reference_weight:
         with torch.no_grad():
-            reference = both(policy.velocity("reference", *streams, rollout.conditioning))
-    now = both(policy.velocity("default", *streams, rollout.conditioning))
+            reference = velocities(policy, "reference", streams, rollout.conditioning)
+    now = velocities(policy, "default", streams, rollout.conditioning)
     parts = (
         (rollout.video, drawn.video, given.video, config.video_weight, given.has_video, "video"),
         (rollout.audio, drawn.audio, given.audio, config.audio_weight, given.has_audio, "audio"),
