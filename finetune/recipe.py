@@ -29,6 +29,7 @@ class RubricConfig:
         default_factory=lambda: {"intelligibility_pocketsphinx": 1.0, "sim_resemblyzer": 0.25}
     )
     sync: Mapping[str, float] = field(default_factory=lambda: {"sync_mini": 1.0})  # to both modalities
+    watched: tuple[str, ...] = ()  # judges: measured on the held-out prompts, never rewarded
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
 
     def __post_init__(self) -> None:
@@ -39,6 +40,8 @@ class RubricConfig:
             )
         if not names:
             raise ValueError("rubric: no reward; name one under video, audio or sync")
+        if rewarded := set(self.watched) & set(names):
+            raise ValueError(f"rubric.watched: {min(rewarded)!r} is rewarded; a judge must stay apart")
         self.routes()
 
     def routes(self) -> dict[str, Route]:
