@@ -77,7 +77,7 @@ class LocalExecutor:
         key = (self.config.seed, HELD_OUT_KEY)
         with policy.averaged():
             clips = roll_out(policy, self.config.held_out_plan(), self.held_out_batch, key, self.ranks.device)
-        scores, means = self.scoring.score(clips.video, clips.audio, self.held_out, stoppable=False)
+        scores, means = self.scoring.score(clips.video, clips.audio, self.held_out, held_out=True)
         if self.ranks.rank == 0 and self.config.samples:
             number = min(self.config.samples, len(self.held_out))
             folder = self.learner.run.out / SAMPLES / f"round-{rounds}"
@@ -100,7 +100,8 @@ class LocalExecutor:
         values = {
             name: self.ranks.gathered(scores.values[name].double()) for name in self.config.rubric.routes()
         }
-        return RoundScores(self.ranks.gathered(clips.groups), values, means, scores.reasons)
+        judges = {name: self.ranks.gathered(value.double()) for name, value in scores.judges.items()}
+        return RoundScores(self.ranks.gathered(clips.groups), values, means, scores.reasons, judges)
 
 
 def build_executor(run: AlignRun, ranks: Ranks) -> LocalExecutor:

@@ -135,7 +135,7 @@ class RayExecutor:
         key = (self.config.seed, HELD_OUT_KEY)
         plan = self.config.held_out_plan()
         self.pipeline.begin(
-            number, list(clip_tasks(self.prompts.held_out, self.world_size, plan, key, version))
+            number, list(clip_tasks(self.prompts.held_out, self.world_size, plan, key, version, True))
         )
         units = self.pipeline.finish(number)
         self.written = self._write(units, rounds)

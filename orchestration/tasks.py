@@ -33,6 +33,7 @@ class ClipTask:
     start: int
     end: int
     version: str  # of the weights
+    held_out: bool = False  # the judges measure too
 
     @property
     def prompts(self) -> list[PromptRow]:
@@ -73,14 +74,19 @@ class TaskScores:
 
 
 def clip_tasks(
-    rows: Sequence[PromptRow], world_size: int, plan: RolloutPlan, key: Key, version: str
+    rows: Sequence[PromptRow],
+    world_size: int,
+    plan: RolloutPlan,
+    key: Key,
+    version: str,
+    held_out: bool = False,
 ) -> Iterator[ClipTask]:
     """Tasks of these prompts in the order of the learning ranks, with the ranks' own batches."""
     for rank in range(world_size):
         mine = tuple(share(rows, rank, world_size))
         total = len(mine) * plan.clips_per_prompt
         for start in range(0, total, plan.batch):
-            yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version)
+            yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version, held_out)
 
 
 class ScoreGatherer:
@@ -117,10 +123,17 @@ class ScoreGatherer:
                 self._note(origins)
         names = self.config.rubric.routes()
         values = {name: torch.cat([scores.values[name].double() for scores in whole]) for name in names}
+        judges = {
+            name: torch.cat([scores.judges[name].double() for scores in whole]) for name in whole[0].judges
+        }
         reasons = {name: why for scores in reversed(whole) for name, why in scores.reasons.items()}
         work = {f"work_seconds/{kind}": value for kind, value in seconds.items()}
         return RoundScores(
-            torch.cat(groups), values, {**means([summed(scores) for scores in whole]), **work}, reasons
+            torch.cat(groups),
+            values,
+            {**means([summed(scores) for scores in whole]), **work},
+            reasons,
+            judges,
         )
 
     def restarts(self) -> int:
@@ -135,7 +148,7 @@ class ScoreGatherer:
 
 
 def _merged(parts: Sequence[Scores]) -> Scores:
-    fields = ("values", "parts", "guardrails", "reasons")
+    fields = ("values", "parts", "guardrails", "reasons", "judges")
     return Scores(
         *({key: value for part in parts for key, value in getattr(part, field).items()} for field in fields)
     )
