@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 
 from finetune.gsb.pairs import PreferencePair, read_pairs
+from finetune.gsb.votes import AXES
 from finetune.rollout_store import RolloutStore
 from finetune.types import NO_LABEL, PreferencePairs
 from pretrain.randomness import generator_for
-
-# vote axis -> margin (alignment.md 2.6); of several axes of one margin, the first that was voted on counts
-AXES = {"labels_video": ("picture",), "labels_audio": ("voice",), "labels_total": ("overall", "sync")}
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,13 @@ class PairSource:
         return self.batch([self.pairs[number] for number in by_rank[:, rank].flatten().tolist()])
 
     def batch(self, pairs: Sequence[PreferencePair]) -> PreferencePairs:
-        """The pairs with their clips."""
-        labels = {
-            name: torch.tensor([_label(pair, axes) for pair in pairs], dtype=torch.int8)
-            for name, axes in AXES.items()
-        }
+        """The pairs with their clips and the label of each axis."""
+        labels = torch.tensor([[_label(pair, axis) for axis in AXES] for pair in pairs], dtype=torch.int8)
         first, second = (
             self.store.rollout([getattr(pair, side).clip_id for pair in pairs])
             for side in ("first", "second")
         )
-        return PreferencePairs(first, second, **labels)
+        return PreferencePairs(first, second, labels)
 
 
 def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSource:
@@ -75,6 +70,6 @@ def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSou
     return PairSource(pairs, store)
 
 
-def _label(pair: PreferencePair, axes: Sequence[str]) -> int:
-    found = [label for axis in axes if (label := pair.label(axis)) is not None]
-    return found[0] if found else NO_LABEL
+def _label(pair: PreferencePair, axis: str) -> int:
+    label = pair.label(axis)
+    return NO_LABEL if label is None else label
