@@ -17,6 +17,7 @@ from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 
 Sums = dict[str, tuple[float, int]]  # (sum, how many)
+Batch = tuple[Tensor, Tensor, Sequence[PromptRow]]  # arguments of Scorer.score
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,20 @@ class RankScoring:
         self.stop_requested = False
 
     def score(
-        self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], stoppable: bool = True
-    ) -> tuple[Scores, dict[str, float]]:
-        """This rank's scores and the means over all ranks.
+        self, batches: Sequence[Batch], stoppable: bool = True
+    ) -> tuple[list[Scores], dict[str, float]]:
+        """This rank's scores of each batch and the means over all batches of all ranks.
 
         Raises ValueError if a reward failed on any rank, Stopped after a signal if `stoppable`.
         """
-        scores, error = Scores({}), ""
+        scores: list[Scores] = []
+        error = ""
         try:
-            scores = self.scorer.score(video, audio, rows)
+            scores = [self.scorer.score(*batch) for batch in batches]
         except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
-        answers = self.agree(error, json.dumps(summed(scores)), stoppable)
-        return scores, means([json.loads(answer) for answer in answers])
+        answers = self.agree(error, json.dumps([summed(some) for some in scores]), stoppable)
+        return scores, means([sums for answer in answers for sums in json.loads(answer)])
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""
