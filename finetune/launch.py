@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
-from finetune.prompts import read_prompt_set
+from finetune.prompts import read_prompt_set, report_left_out
 from pretrain.files import locked
 from pretrain.launch.launch import StageResult, finished, outcome
 from pretrain.launch.stage_run import check_run_folder, clear
@@ -24,7 +24,7 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
-    read_prompt_set(run.prompts, run.config, run.chosen)
+    report_left_out(read_prompt_set(run.prompts, run.config, run.chosen), run.prompts)
     if port:
         check_port(port)
     if restart:

@@ -63,8 +63,11 @@ class BasePolicy:
         audio: Stream | None,
         conditioning: Conditioning,
         scales: GuidanceScales,
+        voiced: bool | None = None,
     ) -> Velocity:
-        return guided_velocity(lambda given: self.model(video, audio, given), conditioning, scales)
+        return guided_velocity(
+            lambda given: self.model(video, audio, given), conditioning, scales, voiced=voiced
+        )
 
 
 def make_rollouts(

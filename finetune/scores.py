@@ -17,6 +17,7 @@ from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 
 Sums = dict[str, tuple[float, int]]  # (sum, how many)
+Batch = tuple[Tensor, Tensor, Sequence[PromptRow]]  # arguments of Scorer.score
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,21 @@ class RankScoring:
         self.stop_requested = False
 
     def score(
-        self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], held_out: bool = False
-    ) -> tuple[Scores, dict[str, float]]:
-        """This rank's scores and the means over all ranks; of held-out prompts the judges' too.
+        self, batches: Sequence[Batch], held_out: bool = False
+    ) -> tuple[list[Scores], dict[str, float]]:
+        """This rank's scores of each batch and the means over all batches of all ranks.
 
-        Raises ValueError if a reward failed on any rank, Stopped after a signal unless `held_out`.
+        Of held-out prompts the judges' too. Raises ValueError if a reward failed on any rank, Stopped after
+        a signal unless `held_out`.
         """
-        scores, error = Scores({}), ""
+        scores: list[Scores] = []
+        error = ""
         try:
-            scores = self.scorer.score(video, audio, rows, held_out)
+            scores = [self.scorer.score(*batch, held_out) for batch in batches]
         except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
-        answers = self.agree(error, json.dumps(summed(scores)), not held_out)
-        return scores, means([json.loads(answer) for answer in answers])
+        answers = self.agree(error, json.dumps([summed(some) for some in scores]), not held_out)
+        return scores, means([sums for answer in answers for sums in json.loads(answer)])
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -88,19 +89,26 @@ class Rollout:
     sample_ids: Tensor  # [B] int64, unique within a round: the key of every draw
     rates: LatentRates
     trajectory: Trajectory | None = None  # grpo
+    # [B] bool: the first latent frame was given, so it is clean in every state and nothing learns from it.
+    # None is taken for no clip
+    first_frame: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.first_frame is None:
+            none = torch.zeros(len(self.video), dtype=torch.bool, device=self.video.device)
+            object.__setattr__(self, "first_frame", none)
         rows = [
             len(self.video),
             len(self.audio),
             len(self.conditioning.text),
             len(self.groups),
             len(self.sample_ids),
+            len(self.first_frame),
         ]
         if len(set(rows)) > 1:
             raise ValueError(
-                "rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, "
-                f"got {rows}"
+                "rollout: video, audio, conditioning, groups, sample_ids and first_frame must have one row "
+                f"per clip, got {rows}"
             )
         if self.groups.dtype != torch.int64 or self.sample_ids.dtype != torch.int64:
             raise ValueError(
@@ -108,9 +116,15 @@ class Rollout:
                 f"{self.sample_ids.dtype}"
             )
 
+    @cached_property
+    def given(self) -> Tensor | None:
+        """`first_frame`, None if no clip has one."""
+        return self.first_frame if bool(self.first_frame.any()) else None
+
     def to(self, device: torch.device) -> Self:
         """Copy of everything that a policy reads on this device."""
-        moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
+        names = ("video", "audio", "groups", "sample_ids", "first_frame")
+        moved = {name: getattr(self, name).to(device) for name in names}
         steps = self.trajectory
         if steps is not None:
             tensors = [item.name for item in fields(steps) if item.name != "kernel"]
@@ -205,6 +219,8 @@ class PreferencePairs:
             raise ValueError(
                 "preference pairs: first and second must be clips of the same prompts in the same order"
             )
+        if not torch.equal(self.first.first_frame, self.second.first_frame):
+            raise ValueError("preference pairs: only one clip of a pair has a given first frame")
 
     def of_axis(self, axis: str) -> Tensor:
         """[B] int8: the labels of one axis."""

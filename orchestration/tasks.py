@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.executor import RoundScores
 from finetune.objectives.base import RolloutPlan
-from finetune.prompts import share
+from finetune.prompts import share, shares_by_kind
 from finetune.recipe import AlignConfig
 from finetune.scores import Scores, means, summed
 from finetune.types import Key, Rollout
@@ -29,7 +29,7 @@ class ClipTask:
     plan: RolloutPlan
     key: Key  # prefix of every draw
     rank: int
-    rows: tuple[PromptRow, ...]  # the rank's share
+    rows: tuple[PromptRow, ...]  # the rank's share, of one kind
     start: int
     end: int
     version: str  # of the weights
@@ -74,19 +74,27 @@ class TaskScores:
 
 
 def clip_tasks(
-    rows: Sequence[PromptRow],
-    world_size: int,
-    plan: RolloutPlan,
-    key: Key,
-    version: str,
-    held_out: bool = False,
+    rows: Sequence[PromptRow], world_size: int, plan: RolloutPlan, key: Key, version: str
 ) -> Iterator[ClipTask]:
     """Tasks of these prompts in the order of the learning ranks, with the ranks' own batches."""
     for rank in range(world_size):
         mine = tuple(share(rows, rank, world_size))
         total = len(mine) * plan.clips_per_prompt
         for start in range(0, total, plan.batch):
-            yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version, held_out)
+            yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version)
+
+
+def held_out_tasks(
+    rows: Sequence[PromptRow], world_size: int, config: AlignConfig, key: Key, version: str
+) -> Iterator[ClipTask]:
+    """Tasks of held-out prompts of any kinds, in the order of the learning ranks."""
+    plan = config.held_out_plan()
+    for rank in range(world_size):
+        for part in shares_by_kind(rows, config, rank, world_size):
+            # no rank waits for these passes: workers hold whole policies, so nothing is filled up
+            for start in range(0, part.count, plan.batch):
+                end = min(start + plan.batch, part.count)
+                yield ClipTask(plan, key, rank, part.own, start, end, version, held_out=True)
 
 
 class ScoreGatherer:

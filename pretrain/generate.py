@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.clip_kind import by_kind, kind_of
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.stream.store import replace_folder
+from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
 from pretrain.jsonl import dump
 from pretrain.model.checkpoint import load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
-from pretrain.prompt import PromptRow, read_prompts
+from pretrain.prompt import PromptRow, read_prompts, size_problem
 from pretrain.randomness import generator_for
 from pretrain.sampling import LatentRates, SamplerConfig, lower_precision, sample
 from pretrain.types import (
-    AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
-    PIXELS_PER_LATENT,
     SPEAKER_DIM,
-    VIDEO_CHANNELS,
     VIDEO_FRAMES_PER_LATENT,
     Conditioning,
-    num_audio_tokens,
     num_video_latents,
 )
 
@@ -67,10 +63,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         num_video_latents(self.num_frames)
         for name in ("height", "width"):
-            if getattr(self, name) % (2 * PIXELS_PER_LATENT):
-                raise ValueError(
-                    f"{name} must be a multiple of {2 * PIXELS_PER_LATENT} pixels, got {getattr(self, name)}"
-                )
+            if problem := size_problem(getattr(self, name)):
+                raise ValueError(f"{name} {problem}")
         if self.weights not in ("ema", "model"):
             raise ValueError(f"weights must be ema or model, got {self.weights!r}")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -98,6 +92,8 @@ def generate(
     device = device_of(config)
     rows = read_prompts(prompts)[:limit]
     _check(rows, prompts, out)
+    check_first_frames(rows, config)
+    images = read_first_frames(rows)
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)
     check_trained_on(codecs, codec, described.facts, model)
@@ -106,7 +102,7 @@ def generate(
             f"{codec}: text states are {codecs.text.width} wide, {model} takes {network.args.text_width}; "
             "give its codec"
         )
-    references = _References(reference_voices(rows, prompts, codecs), _images(rows, prompts, config))
+    references = _References(reference_voices(rows, prompts, codecs), images)
     if config.bf16:
         lower_precision(network, torch.bfloat16)
     network.to(device)
@@ -150,12 +146,9 @@ def _check(rows: Sequence[PromptRow], prompts: Path, out: Path) -> None:
 
 
 def _batches(rows: Sequence[PromptRow], config: GenerateConfig) -> list[list[PromptRow]]:
-    """Rows of one length, with or without an image, together."""
-    groups: dict[tuple[int, bool], list[PromptRow]] = defaultdict(list)
-    for row in rows:
-        groups[_num_frames(row, config), row.image_path is not None].append(row)
-    size = config.batch_size
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    """Rows of one kind together."""
+    size, groups = config.batch_size, by_kind(rows, config).values()
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 def _make(
@@ -170,10 +163,8 @@ def _make(
     """Sample, decode and write one batch; returns its index rows."""
     rates = LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S)
     device = device_of(config)
-    conditions, first_frames = (
-        conditioning_of(rows, codecs, references.voices).to(device),
-        _first_frames(rows, references, codecs),
-    )
+    conditions = conditioning_of(rows, codecs, references.voices).to(device)
+    first_frames = encode_first_frames(rows, references.images, codecs)
     first_frames = None if first_frames is None else first_frames.to(device)
     latents = sample(model, noise_of(rows, config, device), conditions, rates, config.sampler, first_frames)
     assert latents.video is not None and latents.audio is not None
@@ -195,6 +186,7 @@ def _make(
                 "fps": config.fps,
                 "duration": len(picture) / config.fps,
                 "reference_paths": [str(path) if path else "" for path in row.reference_paths],
+                **({"image_path": str(row.image_path)} if row.image_path else {}),
                 "meta": row.meta,
             }
         )
@@ -242,43 +234,12 @@ def device_of(config: GenerateConfig) -> torch.device:
 
 
 def noise_of(rows: Sequence[PromptRow], config: GenerateConfig, device: torch.device) -> Latents:
-    """Noise keyed by (seed, data id), drawn on the CPU: the same in any batch and on any device."""
-    num_frames = _num_frames(rows[0], config)
-    grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
-    video = (VIDEO_CHANNELS, num_video_latents(num_frames), *grid)
-    audio = (AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps))
+    """Noise of rows of one kind, keyed by (seed, data id), drawn on the CPU: the same in any batch."""
+    kind = kind_of(rows[0], config)
 
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.stack(
             [torch.randn(shape, generator=generator_for(config.seed, row.data_id, name)) for row in rows]
         ).to(device)
 
-    return Latents(draw("video", video), draw("audio", audio))
-
-
-def _images(rows: Sequence[PromptRow], prompts: Path, config: GenerateConfig) -> dict[Path, Tensor]:
-    """First frames, uint8 [1, H, W, 3]; raises ValueError with the row of an unreadable or misshapen one."""
-    images: dict[Path, Tensor] = {}
-    for row in rows:
-        if row.image_path is None or row.image_path in images:
-            continue
-        try:
-            frames = read_media(row.image_path, want_audio=False).frames
-        except ValueError as error:
-            raise ValueError(f"{prompts}:{row.line} image_path: {error}") from None
-        assert frames is not None
-        if frames.shape[1:3] != (config.height, config.width):
-            size = f"{frames.shape[2]}x{frames.shape[1]} pixels; resize it to {config.width}x{config.height}"
-            raise ValueError(f"{prompts}:{row.line} image_path: {row.image_path} has {size}")
-        images[row.image_path] = torch.from_numpy(np.ascontiguousarray(frames[:1]))
-    return images
-
-
-def _first_frames(rows: Sequence[PromptRow], references: _References, codecs: Codecs) -> Tensor | None:
-    """[B, 48, 1, h, w] latents of the rows' images; None where they have none."""
-    images = [references.images[row.image_path] for row in rows if row.image_path is not None]
-    return codecs.video.encode(torch.stack(images)) if images else None
-
-
-def _num_frames(row: PromptRow, config: GenerateConfig) -> int:
-    return row.num_frames or config.num_frames
+    return Latents(draw("video", kind.video_shape), draw("audio", kind.audio_shape(config.fps)))

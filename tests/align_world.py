@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from model_cases import debug_model
+from PIL import Image
 from rank_processes import run_processes
 from test_codecs import audio_codec, sounds, video_codec
 from torch import Tensor
@@ -61,7 +63,38 @@ def write_world(folder: Path) -> Path:
         {"prompt": f"A man says <S>{word}<E>.", "data_id": f"p{index}", "num_frames": 5, **voices[index % 2]}
         for index, word in enumerate(WORDS)
     ]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "prompts.jsonl", rows)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_mixed(folder: Path) -> Path:
+    """mixed.jsonl beside `write_world`'s files: five prompts of each of three kinds (short, with a first
+    frame, long and high) and one of a fourth; held_out.jsonl of all three, two, three and two."""
+    for index in range(6):
+        colours = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(folder / f"face{index}.png")
+    voices: list[dict[str, Any]] = [{}, {"spk_wavs": ["voice.wav"]}]
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "short": [{} for _ in range(7)],
+        "image": [{"image_path": f"face{index % 6}.png"} for index in range(8)],
+        "long": [{"num_frames": 9, "height": 64} for _ in range(7)],
+    }
+    rows = {
+        kind: [
+            {"prompt": f"A {kind} man says <S>{WORDS[index]}<E>.", "data_id": f"{kind}{index}", **fields}
+            | voices[index % 2]
+            for index, fields in enumerate(some)
+        ]
+        for kind, some in kinds.items()
+    }
+    odd = {"prompt": "A wide man.", "data_id": "wide", "width": 64}
+    write_rows(folder / "mixed.jsonl", [*(row for some in rows.values() for row in some[:5]), odd])
+    write_rows(folder / "held_out.jsonl", [row for some in rows.values() for row in some[5:]])
     return folder
 
 

@@ -130,7 +130,7 @@ def _one_step(
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
-    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates)
+    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates, rollout.given)
     away = torch.zeros_like(steps.log_prob_video[:, index])
     now = velocities(policy, "default", streams, rollout.conditioning)
     if config.reference_weight:
@@ -140,7 +140,8 @@ def _one_step(
             mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True)
         )
         away = config.video_share * far_video + (1 - config.video_share) * far_audio
-    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, steps.next_video[:, index])
+    reached = steps.next_video[:, index]
+    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, reached, rollout.given)
     audio = replay(steps.kernel, streams[1].latents, now[1], levels, next_levels, steps.next_audio[:, index])
     return (video - steps.log_prob_video[:, index], audio - steps.log_prob_audio[:, index]), away
 
