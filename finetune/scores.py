@@ -30,15 +30,17 @@ class Scores:
     # "speech_ratio", ...; "flagged" is 1 for a clip that violates a limit
     guardrails: Mapping[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
+    # rubric.watched of the held-out prompts, higher is better: never rewarded
+    judges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
     """Created by dotted name on every rank; scores that rank's clips."""
 
-    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
+    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
         """Score video [B, 48, F, H, W] and audio [B, 128, L] of one prompt row each.
 
-        Raises ValueError naming a failed reward.
+        judged: run the judges too. Raises ValueError naming a failed reward.
         """
         ...
 
@@ -58,7 +60,11 @@ def summed(scores: Scores) -> Sums:
     for name, value in scores.values.items():
         found[f"reward/{name}"] = _sum(value)
         found[f"unscored/{name}"] = (float(value.isnan().sum()), len(value))
-    for kind, tensors in (("part", scores.parts), ("guardrail", scores.guardrails)):
+    for kind, tensors in (
+        ("part", scores.parts),
+        ("guardrail", scores.guardrails),
+        ("judge", scores.judges),
+    ):
         found |= {f"{kind}/{name}": _sum(value) for name, value in tensors.items()}
     return found
 
@@ -86,19 +92,19 @@ class RankScoring:
         self.stop_requested = False
 
     def score(
-        self, batches: Sequence[Batch], stoppable: bool = True
+        self, batches: Sequence[Batch], held_out: bool = False
     ) -> tuple[list[Scores], dict[str, float]]:
-        """This rank's scores of each batch and the means over all batches of all ranks.
+        """This rank's scores of each batch and the means over all ranks; of held-out prompts the judges' too.
 
-        Raises ValueError if a reward failed on any rank, Stopped after a signal if `stoppable`.
+        Raises ValueError if a reward failed on any rank, Stopped after a signal unless `held_out`.
         """
         scores: list[Scores] = []
         error = ""
         try:
-            scores = [self.scorer.score(*batch) for batch in batches]
+            scores = [self.scorer.score(*batch, held_out) for batch in batches]
         except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
-        answers = self.agree(error, json.dumps([summed(some) for some in scores]), stoppable)
+        answers = self.agree(error, json.dumps([summed(some) for some in scores]), not held_out)
         return scores, means([sums for answer in answers for sums in json.loads(answer)])
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from finetune.gsb.votes import AXES
 from finetune.sde import Kernel
 from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning, Stream, Velocity
@@ -196,7 +197,7 @@ class RolloutsWithAdvantage:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Batch of gsb_dpo: two clips of one prompt per row, with votes.
+    """Batch of gsb_dpo: two clips of one prompt per row, with a label for each axis of votes.
 
     Labels: FIRST, SECOND, TIE, NO_LABEL = no vote. Raises ValueError for other labels or rows that disagree.
     """
@@ -204,19 +205,16 @@ class PreferencePairs:
     first: Rollout
     # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
     second: Rollout
-    labels_video: Tensor  # [B] int8, picture
-    labels_audio: Tensor  # [B] int8, voice
-    labels_total: Tensor  # [B] int8, sync and overall
+    labels: Tensor  # [B, A] int8, columns in the order of finetune.gsb.votes.AXES
 
     def __post_init__(self) -> None:
-        for name in ("labels_video", "labels_audio", "labels_total"):
-            labels = getattr(self, name)
-            known = torch.isin(labels, labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
-            if labels.shape != self.first.groups.shape or not bool(known.all()):
-                raise ValueError(
-                    f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got "
-                    f"{labels.tolist()}"
-                )
+        wanted = (len(self.first.groups), len(AXES))
+        known = torch.isin(self.labels, self.labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
+        if self.labels.shape != wanted or not bool(known.all()):
+            raise ValueError(
+                f"labels: expected {wanted[0]} rows of {', '.join(AXES)}, each 1, 0, -1 or 2 (not asked), "
+                f"got {self.labels.tolist()}"
+            )
         if not torch.equal(self.first.groups, self.second.groups):
             raise ValueError(
                 "preference pairs: first and second must be clips of the same prompts in the same order"
@@ -224,20 +222,26 @@ class PreferencePairs:
         if not torch.equal(self.first.first_frame, self.second.first_frame):
             raise ValueError("preference pairs: only one clip of a pair has a given first frame")
 
+    def of_axis(self, axis: str) -> Tensor:
+        """[B] int8: the labels of one axis."""
+        return self.labels[:, AXES.index(axis)]
+
     @property
     def valid(self) -> Tensor:
         """Of all pairs: those without a label are left out of sums by the objective's count."""
-        return torch.ones_like(self.labels_total, dtype=torch.bool)
+        return torch.ones_like(self.first.groups, dtype=torch.bool)
 
     @property
     def sample_ids(self) -> Tensor:
         return self.first.sample_ids
 
     def to(self, device: torch.device) -> Self:
-        labels = {
-            name: getattr(self, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")
-        }
-        return replace(self, first=self.first.to(device), second=self.second.to(device), **labels)
+        return replace(
+            self,
+            first=self.first.to(device),
+            second=self.second.to(device),
+            labels=self.labels.to(device),
+        )
 
     def after_update(self) -> Self:
         return self

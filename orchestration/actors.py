@@ -199,7 +199,7 @@ class RewardWorker:
         """Raises ValueError where a reward failed, whatever it raised."""
         started, clips = time.perf_counter(), made.rollout
         try:
-            scores = self.scorer.score(clips.video, clips.audio, task.prompts)
+            scores = self.scorer.score(clips.video, clips.audio, task.prompts, task.held_out)
         except Exception as failed:
             raise ValueError(one_line(failed)) from failed
         origin = Origin(self.name, os.getpid(), time.perf_counter() - started)

@@ -33,6 +33,7 @@ class ClipTask:
     start: int
     end: int
     version: str  # of the weights
+    held_out: bool = False  # the judges measure too
 
     @property
     def prompts(self) -> list[PromptRow]:
@@ -92,7 +93,8 @@ def held_out_tasks(
         for part in shares_by_kind(rows, config, rank, world_size):
             # no rank waits for these passes: workers hold whole policies, so nothing is filled up
             for start in range(0, part.count, plan.batch):
-                yield ClipTask(plan, key, rank, part.own, start, min(start + plan.batch, part.count), version)
+                end = min(start + plan.batch, part.count)
+                yield ClipTask(plan, key, rank, part.own, start, end, version, held_out=True)
 
 
 class ScoreGatherer:
@@ -129,10 +131,17 @@ class ScoreGatherer:
                 self._note(origins)
         names = self.config.rubric.routes()
         values = {name: torch.cat([scores.values[name].double() for scores in whole]) for name in names}
+        judges = {
+            name: torch.cat([scores.judges[name].double() for scores in whole]) for name in whole[0].judges
+        }
         reasons = {name: why for scores in reversed(whole) for name, why in scores.reasons.items()}
         work = {f"work_seconds/{kind}": value for kind, value in seconds.items()}
         return RoundScores(
-            torch.cat(groups), values, {**means([summed(scores) for scores in whole]), **work}, reasons
+            torch.cat(groups),
+            values,
+            {**means([summed(scores) for scores in whole]), **work},
+            reasons,
+            judges,
         )
 
     def restarts(self) -> int:
@@ -147,7 +156,7 @@ class ScoreGatherer:
 
 
 def _merged(parts: Sequence[Scores]) -> Scores:
-    fields = ("values", "parts", "guardrails", "reasons")
+    fields = ("values", "parts", "guardrails", "reasons", "judges")
     return Scores(
         *({key: value for part in parts for key, value in getattr(part, field).items()} for field in fields)
     )

@@ -181,7 +181,9 @@ class LatentScorer:
         nan: bool = False,
         falls_from: int = 0,
         names: Sequence[str] = ("warm",),
+        judge: float = 0.0,
     ) -> None:
+        self.judge = judge  # the judge `ear` measures this times `warm`, 0 = there is none
         self.fail_at, self.flat, self.nan, self.falls_from, self.names, self.calls = (
             fail_at,
             flat,
@@ -191,7 +193,7 @@ class LatentScorer:
             0,
         )
 
-    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
+    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
         self.calls += 1
         if self.calls == self.fail_at and _is_last():
             raise RuntimeError("reward warm failed: its network is gone")
@@ -207,9 +209,9 @@ class LatentScorer:
                 for name, value in found.items()
             }
         reasons = dict.fromkeys(found, "silent") if self.nan else {}
-        return Scores(
-            found, {"warm.twice": 2 * found[self.names[0]]}, {"flagged": torch.zeros(len(rows))}, reasons
-        )
+        judges = {"ear": self.judge * audio.flatten(1).mean(1).double()} if judged and self.judge else {}
+        parts = {"warm.twice": 2 * found[self.names[0]]}
+        return Scores(found, parts, {"flagged": torch.zeros(len(rows))}, reasons, judges)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,10 +30,11 @@ from rewards.types import Clip
 
 
 class AlignScorer:
-    """finetune.scores.Scorer over the catalog. `weights`: reward -> rubric weight; judges are rejected.
+    """finetune.scores.Scorer over the catalog. `weights`: reward -> rubric weight; judges are rejected there.
 
-    A reward that is better when lower is negated; `parts` has its original value. Raises ValueError or
-    FileNotFoundError in one line for unknown rewards, wrong options, judges and missing weights.
+    `judges`: measured of held-out prompts only. A reward that is better when lower is negated; `parts` has
+    its original value. Raises ValueError or FileNotFoundError in one line for unknown rewards, wrong options,
+    judges with a weight and missing weights.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class AlignScorer:
         options: Mapping[str, Mapping[str, Any]],
         fps: float = 24.0,
         limits: Mapping[str, float | None] | None = None,
+        judges: Sequence[str] = (),
     ) -> None:
-        self.lower = {name for name in weights if name in CATALOG and CATALOG[name].lower_is_better}
+        names = (*weights, *judges)
+        self.lower = {name for name in names if name in CATALOG and CATALOG[name].lower_is_better}
         check_weights({name: -weight if name in self.lower else weight for name, weight in weights.items()})
         self.codecs, self.fps = load_codecs(Path(codec)), fps
         if any(
@@ -58,15 +61,16 @@ class AlignScorer:
             )
         self.limits = fill(GuardrailLimits, limits, "guardrails")
         self._stack = ExitStack()
-        opened = self._stack.enter_context(open_rewards(list(weights), options))
-        self.rewards = dict(zip(weights, opened, strict=True))
+        opened = self._stack.enter_context(open_rewards(list(names), options))
+        self.rewards = dict(zip(weights, opened, strict=False))
+        self.judges = dict(zip(judges, opened[len(weights) :], strict=True))
 
-    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
+    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
         """As finetune.scores.Scorer.score; clips with non-finite latents get no scores."""
         finite = video.flatten(1).isfinite().all(1) & audio.flatten(1).isfinite().all(1)
         places = finite.nonzero()[:, 0].tolist()
         clips = self.clips(video[finite], audio[finite], [rows[place] for place in places])
-        scored = score_clips(self.rewards, clips, self.limits)
+        scored = score_clips({**self.rewards, **(self.judges if judged else {})}, clips, self.limits)
 
         def column(values: Iterable[float]) -> Tensor:
             filled = torch.full((len(rows),), math.nan, dtype=torch.float64)
@@ -92,7 +96,11 @@ class AlignScorer:
             for name in (scored[0].guardrails if scored else ())
         }
         guardrails["flagged"] = column(float(bool(clip.flags)) for clip in scored)
-        return Scores(values, parts, guardrails, reasons)
+        judges = {}
+        for name in self.judges if judged else ():
+            measured = column(clip.scores[name].value for clip in scored)
+            judges[name] = -measured if name in self.lower else measured
+        return Scores(values, parts, guardrails, reasons, judges)
 
     def clips(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> list[Clip]:
         """Decoded clips; sound and picture have equal duration."""
@@ -124,9 +132,9 @@ def scorer_options(
     align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1
 ) -> dict[str, Any]:
     """Keyword arguments of AlignScorer for a recipe's `align` section and stage outputs, as JSON values."""
-    weights = align.rubric.weights()
+    weights, judges = align.rubric.weights(), list(align.rubric.watched)
     options = reward_options(
-        list(weights), corpus, syncnet, num_processes=num_processes, given=align.reward_options
+        [*weights, *judges], corpus, syncnet, num_processes=num_processes, given=align.reward_options
     )
     return {
         "codec": str(codec.absolute()),
@@ -134,16 +142,20 @@ def scorer_options(
         "options": options,
         "fps": align.fps,
         "limits": dict(align.guardrails),
+        "judges": judges,
     }
 
 
 def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments for a scorer of a subset of rewards."""
+    """Keyword arguments for a scorer of a subset of rewards; the judges go with the first of the rubric."""
+    judges = options.get("judges", []) if next(iter(options["weights"])) in rewards else []
     cut = {
-        part: {name: options[part][name] for name in rewards if name in options[part]}
-        for part in ("weights", "options")
+        "weights": {name: options["weights"][name] for name in rewards if name in options["weights"]},
+        "options": {
+            name: options["options"][name] for name in (*rewards, *judges) if name in options["options"]
+        },
     }
-    return {**options, **cut}
+    return {**options, **cut, "judges": judges}
 
 
 def decoded(
@@ -160,7 +172,8 @@ def decoded(
 
 
 def _clip_file(row: PromptRow) -> ClipFile:
-    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths)
+    references, image = row.reference_paths, row.image_path
+    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, references, image=image)
 
 
 def score_store(
@@ -183,7 +196,7 @@ def score_store(
     found: dict[str, dict[str, float]] = {}
     with open_rewards(names, options) as opened:
         rewards = dict(zip(names, opened, strict=True))
-        batches, about = -(-len(store.places) // batch), f"rollouts scored by {', '.join(names)} (batches)"
+        batches, about = len(_batches(store, batch)), f"rollouts scored by {', '.join(names)} (batches)"
         for clips in track(_decoded(store, codec, batch), batches, about):
             for clip, scored in zip(clips, score_clips(rewards, clips), strict=True):
                 found[clip.name] = {feature: scored.value(feature) for feature in features}
@@ -193,14 +206,19 @@ def score_store(
 def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip]]:
     codecs = load_codecs(codec)
     store.check_codec(codecs, codec)
-    names = list(store.places)
-    for start in range(0, len(names), batch):
-        part = names[start : start + batch]
+    for part in _batches(store, batch):
         latents = store.rollout(part)
         yield decoded(codecs, latents.video, latents.audio, [_stored(name, store) for name in part])
+
+
+def _batches(store: RolloutStore, batch: int) -> list[list[str]]:
+    """Clips of one kind together."""
+    kinds = store.by_kind()
+    return [names[start : start + batch] for names in kinds for start in range(0, len(names), batch)]
 
 
 def _stored(name: str, store: RolloutStore) -> ClipFile:
     row = store.places[name]
     references = [Path(path) if path else None for path in row["reference_paths"]]
-    return clip_file(name, Path(), row["prompt"], row["meta"], references)
+    image = row.get("image_path")
+    return clip_file(name, Path(), row["prompt"], row["meta"], references, image=image)

@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from finetune.gsb.tie_rates import label_rate_at_zero
 from finetune.gsb.votes import AXES, Vote
+from pretrain.config import nearest
 from pretrain.jsonl import FieldError, dump, scan
 
 RULE = "most frequent of first, Same, second; a draw is Same"
@@ -50,7 +52,7 @@ class PreferencePair:
 
     def label(self, axis: str) -> int | None:
         """+1 the first wins, 0 Same, -1 the second, None without votes."""
-        return majority(self.counts[axis]) if axis in self.counts else None
+        return majority(self.counts[axis]) if any(self.counts.get(axis, ())) else None
 
     def as_json(self, folder: Path) -> dict[str, Any]:
         """Videos relative to `folder`."""
@@ -160,23 +162,49 @@ def read_pairs(path: Path) -> list[PreferencePair]:
             counts = {
                 axis: (int(n["first"]), int(n["same"]), int(n["second"])) for axis, n in row["counts"].items()
             }
-            pairs.append(PreferencePair(row["case_id"], first, second, counts, bool(row["simulated"])))
+            pair = PreferencePair(row["case_id"], first, second, counts, bool(row["simulated"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 FieldError(line, "row", f"not a pair of `nava gsb export` ({error}); export it again").at(
                     path
                 )
             ) from None
+        if unknown := sorted(pair.counts.keys() - set(AXES)):
+            message = f"unknown axis {unknown[0]!r}; {nearest(unknown[0], AXES)}"
+            raise ValueError(FieldError(line, "counts", message).at(path))
+        pairs.append(pair)
     return pairs
 
 
 def tie_shares(pairs: Iterable[PreferencePair]) -> dict[str, float]:
-    """Share of Same among the labels of each axis: p in theta = (1 + p) / (1 - p) of the Rao-Kupper loss."""
-    labels: dict[str, list[int]] = {}
+    """Share of Same among the labels of each axis that was voted on."""
+    found = {axis: [majority(count) for count in counts] for axis, counts in _counts_by_axis(pairs).items()}
+    return {axis: labels.count(0) / len(labels) for axis, labels in found.items()}
+
+
+def tie_rates(pairs: Iterable[PreferencePair]) -> dict[str, float]:
+    """Rate of Same at margin 0 of each axis with a decided label: p in theta = (1 + p) / (1 - p) of the loss.
+
+    Fitted to the votes (finetune.gsb.tie_rates), and never below the share of Same among the labels: a tie is
+    likeliest where neither clip is better. An axis whose labels are all Same has no theta and is left out.
+    """
+    pairs = list(pairs)
+    shares = tie_shares(pairs)
+    return {
+        axis: max(label_rate_at_zero(counts), shares[axis])
+        for axis, counts in _counts_by_axis(pairs).items()
+        if shares[axis] < 1
+    }
+
+
+def _counts_by_axis(pairs: Iterable[PreferencePair]) -> dict[str, list[tuple[int, int, int]]]:
+    """Votes of each pair that was asked about an axis, in the order of AXES."""
+    found: dict[str, list[tuple[int, int, int]]] = {axis: [] for axis in AXES}
     for pair in pairs:
-        for axis in pair.counts:
-            labels.setdefault(axis, []).append(majority(pair.counts[axis]))
-    return {axis: labels[axis].count(0) / len(labels[axis]) for axis in AXES if axis in labels}
+        for axis, count in pair.counts.items():
+            if any(count):
+                found[axis].append(count)
+    return {axis: counts for axis, counts in found.items() if counts}
 
 
 def _find(
