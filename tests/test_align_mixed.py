@@ -1,4 +1,4 @@
-"""Alignment on prompts of several kinds: with and without first frames and voices, of mixed lengths and sizes."""
+"""Alignment on prompts with and without first frames and voices, of mixed lengths and sizes."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from align_world import align_run, config, metrics, run_align, write_mixed, write_world
+from ray_world import Driver, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 from test_align_pairs import dpo
 
@@ -21,7 +22,7 @@ from pretrain.clip_kind import kind_of
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.sampling import SamplerConfig
 
-ROUNDS = 3  # enough for all three kinds
+ROUNDS = 4  # enough for all three kinds
 VOICED = SamplerConfig(
     solver="euler", steps=4, shift=5.0, guidance=GuidanceScales(text_video=0.0, timbre_audio=1.0)
 )
@@ -83,6 +84,17 @@ def test_two_ranks_align_on_mixed_prompts_as_one_does_and_resume(world, tmp_path
     assert max(float(value.abs().max()) for value in adapter(one).values()) > 1e-3
 
 
+@pytest.mark.distributed
+@pytest.mark.timeout(900)
+def test_ray_aligns_on_mixed_prompts_as_local_ranks_do(world, tmp_path):
+    made = mixed(("nft",), rounds=ROUNDS)
+    local, remote = mixed_run(world, tmp_path / "local", made), mixed_run(world, tmp_path / "remote", made)
+    driver = Driver(remote.out)
+    assert run_align(local) == [0], (local.out / "log.0").read_text()[-2000:]
+    assert driver.wait(900) == 0, driver.said()[-2000:]
+    assert_same(remote, local)
+
+
 @pytest.fixture(scope="module")
 def voted(world) -> Path:
     """Two pairs of each prompt of mixed.jsonl, with clips that a model made."""
@@ -117,7 +129,7 @@ def test_rounds_of_pairs_are_of_one_kind_and_all_kinds_come(voted, capsys):
 
 @pytest.mark.distributed
 def test_two_ranks_learn_votes_on_mixed_clips_as_one_does(voted, tmp_path):
-    recipe = mixed(("gsb_dpo",), rounds=2, phases={"gsb_dpo": dpo(rounds=3, lr=1e-3)})
+    recipe = mixed(("gsb_dpo",), rounds=2, phases={"gsb_dpo": dpo(rounds=6, lr=1e-3)})
     runs = []
     for name in ("one", "two"):
         run = mixed_run(voted, tmp_path / name, recipe)
