@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from finetune.prompts import (
 )
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
 from finetune.scores import Batch, RankScoring, Scorer, Scores
-from finetune.types import Advantage, Rollout
+from finetune.types import Advantage, Rollout, take
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.first_frames import read_first_frames
@@ -70,7 +71,7 @@ class LocalExecutor:
         row_of_clip = [row for row in rows for _ in range(plan.clips_per_prompt)]
         scores, means = self.scoring.score([(clips.video, clips.audio, row_of_clip)])
         self.clips = [clips]
-        return self._gathered([(clips.groups, scores[0])], means), {
+        return self._gathered(clips.groups, scores, means), {
             "rollout": made - start,
             "score": time.perf_counter() - made,
         }
@@ -88,20 +89,16 @@ class LocalExecutor:
         key = (self.config.seed, HELD_OUT_KEY)
         with policy.averaged():
             made = [roll_out(policy, plan, batch, key, self.ranks.device) for batch in self.held_out_batches]
+        own = [take(clips, torch.arange(part.count)) for part, clips in zip(self.held_out, made, strict=True)]
         batches = [
-            (clips.video[: part.count], clips.audio[: part.count], part.own)
-            for part, clips in zip(self.held_out, made, strict=True)
+            (clips.video, clips.audio, part.own)
+            for part, clips in zip(self.held_out, own, strict=True)
             if part.count
         ]
         scores, means = self.scoring.score(batches, held_out=True)
         if self.ranks.rank == 0:
             self.written = self._write(batches, self.learner.run.out / SAMPLES / f"round-{rounds}")
-        found = iter(scores)
-        parts = [
-            (clips.groups, next(found) if part.count else None)
-            for part, clips in zip(self.held_out, made, strict=True)
-        ]
-        return self._gathered(parts, means, held_out=True)
+        return self._gathered(torch.cat([clips.groups for clips in own]), scores, means)
 
     def take_written(self) -> list[Path]:
         written, self.written = self.written, []
@@ -125,48 +122,36 @@ class LocalExecutor:
                 left -= len(rows)
         return written
 
-    def _gathered(
-        self,
-        parts: Sequence[tuple[Tensor, Scores | None]],
-        means: Mapping[str, float],
-        held_out: bool = False,
-    ) -> RoundScores:
-        """Scores of all ranks' clips, of each part (groups [N], scores of its first clips; None: of none).
+    def _gathered(self, groups: Tensor, scores: Sequence[Scores], means: Mapping[str, float]) -> RoundScores:
+        """Scores of all ranks' clips; groups [n] of this rank's, n may differ between ranks."""
+        counts = self.ranks.gathered(torch.tensor([len(groups)])).tolist()
+        # a rank without clips of its own does not know which judges there are
+        known = self.ranks.gathered_texts(
+            json.dumps(sorted({name for some in scores for name in some.judges}))
+        )
+        judges = sorted({name for names in known for name in json.loads(names)})
 
-        N of each part is the same on every rank; clips without scores are left out.
-        """
-        names = list(self.config.rubric.routes())
-        judges = list(self.config.rubric.watched) if held_out else []
-        known = {
-            name: torch.cat([_filled(groups, scores, name) for groups, scores in parts])
-            for name in (*names, *judges)
-        }
-        own = torch.cat([torch.arange(len(groups)) < _count(scores, names) for groups, scores in parts])
-        kept = self.ranks.gathered(own.long()).bool()
-        values = {name: self.ranks.gathered(column)[kept] for name, column in known.items()}
-        groups = self.ranks.gathered(torch.cat([groups for groups, _ in parts]))[kept]
-        reasons = {name: why for _, scores in parts if scores for name, why in scores.reasons.items()}
-        rewards, judged = ({name: values[name] for name in some} for some in (names, judges))
-        return RoundScores(groups, rewards, means, reasons, judged)
+        def whole(values: Tensor) -> Tensor:
+            padded = torch.cat([values, values.new_zeros(max(counts) - len(values))])
+            parts = self.ranks.gathered(padded).split(max(counts))
+            return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+        def column(parts: Iterable[Tensor]) -> Tensor:
+            return whole(torch.cat([torch.zeros(0, dtype=torch.float64), *(part.double() for part in parts)]))
 
-def _count(scores: Scores | None, names: Iterable[str]) -> int:
-    return len(scores.values[next(iter(names))]) if scores else 0
-
-
-def _filled(groups: Tensor, scores: Scores | None, name: str) -> Tensor:
-    """[N] fp64: NaN beyond the clips that were scored."""
-    column = torch.full((len(groups),), torch.nan, dtype=torch.float64)
-    found = {**scores.values, **scores.judges}.get(name) if scores else None
-    if found is not None:
-        column[: len(found)] = found.double()
-    return column
+        return RoundScores(
+            whole(groups),
+            {name: column(some.values[name] for some in scores) for name in self.config.rubric.routes()},
+            means,
+            {name: why for some in scores for name, why in some.reasons.items()},
+            {name: column(some.judges[name] for some in scores) for name in judges},
+        )
 
 
 def build_executor(run: AlignRun, ranks: Ranks) -> LocalExecutor:
     """Everything a rank needs, from its files. Raises ValueError or FileNotFoundError in one line."""
     codecs = load_codecs(run.codec)
-    prompts = read_prompt_set(run.prompts, run.config, run.chosen)
+    prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     voices, images = voices_of(prompts.rows(), codecs), read_first_frames(prompts.rows())
     learner = Learner(run, ranks, codecs)
     check_trained_on(codecs, run.codec, learner.described.facts, run.base)

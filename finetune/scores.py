@@ -94,10 +94,9 @@ class RankScoring:
     def score(
         self, batches: Sequence[Batch], held_out: bool = False
     ) -> tuple[list[Scores], dict[str, float]]:
-        """This rank's scores of each batch and the means over all batches of all ranks.
+        """This rank's scores of each batch and the means over all ranks; of held-out prompts the judges' too.
 
-        Of held-out prompts the judges' too. Raises ValueError if a reward failed on any rank, Stopped after
-        a signal unless `held_out`.
+        Raises ValueError if a reward failed on any rank, Stopped after a signal unless `held_out`.
         """
         scores: list[Scores] = []
         error = ""

@@ -1,6 +1,7 @@
 """A given first frame stays clean in rollouts, and nothing is learned from it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import debug_model
 
+from experiments.scoring.latents import AlignScorer
 from finetune.lora import LoraConfig, inject
 from finetune.noising import Levels, draw, noised, streams_at, velocities
 from finetune.objectives import grpo, gsb_dpo, nft, rwr
@@ -29,6 +31,7 @@ from pretrain.first_frames import encode_first_frames, read_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
 from pretrain.flow.solvers import Latents, SolverName
+from pretrain.prompt import read_prompts
 from pretrain.randomness import generator_for
 from pretrain.sampling import SamplerConfig, sample
 from pretrain.types import Velocity
@@ -259,3 +262,14 @@ def test_prompts_of_several_kinds_are_not_rolled_out_together(world, codecs) -> 
     ]
     with pytest.raises(ValueError, match="prompts of one kind are rolled out together, got"):
         encode_prompts(rows, 2, codecs, voices_of(rows, codecs), config(), read_first_frames(rows))
+
+
+def test_rewards_see_the_first_frame_that_a_clip_was_asked_for(world, codecs) -> None:
+    made = asked(world, codecs)
+    plain = read_prompts(world / "mixed.jsonl")[0]
+    frame = codecs.video.encode(torch.stack(list(read_first_frames(made.rows).values()))[:1])
+    video = frame.expand(-1, -1, 2, -1, -1).repeat(3, 1, 1, 1, 1)
+    scorer = AlignScorer(str(world / "codec"), {"identity_colour_edge": 1.0}, {})
+    rows = [made.rows[0], made.rows[1], plain]
+    found = scorer.score(video, torch.randn(3, 128, 5), rows).values["identity_colour_edge"].tolist()
+    assert found[0] > 0.9 and found[0] > found[1] + 0.1 and math.isnan(found[2])

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from align_world import config, write_mixed, write_rows, write_world
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,3 +140,27 @@ def test_one_kind_that_divides_is_shared_in_order():
     rows = [row_of(f"p{index}", 5) for index in range(6)]
     shares = [shares_by_kind(rows, config(), rank, 2)[0] for rank in (0, 1)]
     assert [*shares[0].own, *shares[1].own] == rows and shares[0].count == shares[1].count == 3
+
+
+def test_a_store_keeps_each_kind_and_its_first_frames(world, tmp_path):
+    from finetune.make_rollouts import RolloutsConfig, make_rollouts
+    from finetune.rollout_store import open_store
+
+    made = RolloutsConfig(clips_per_prompt=2, batch=6, bf16=False, sampler=config().phases["nft"].sampler)
+    sizes = config(stop=StopConfig(prompts=0))
+    facts = make_rollouts(made, sizes, world / "base", world / "codec", world / "mixed.jsonl", tmp_path / "s")
+    assert (facts["clips"], facts["prompts"]) == (30, 15)
+    store = open_store(tmp_path / "s")
+    kinds = {some[0].rstrip("01234-k"): some for some in store.by_kind()}
+    assert {name: len(clips) for name, clips in kinds.items()} == {"short": 10, "image": 10, "long": 10}
+    shapes = {"short": (48, 2, 2, 2), "image": (48, 2, 2, 2), "long": (48, 3, 4, 2)}
+    for name, clips in kinds.items():
+        found = store.rollout(clips)
+        assert found.video.shape[1:] == shapes[name]
+        assert found.first_frame.tolist() == [name == "image"] * 10
+        assert store.places[clips[0]].get("image_path", "").endswith(".png") == (name == "image")
+    image = store.rollout([kinds["image"][0], kinds["image"][1]])
+    assert torch.equal(image.video[0, :, 0], image.video[1, :, 0])
+    assert not torch.equal(image.video[0, :, 1], image.video[1, :, 1])
+    with pytest.raises(ValueError, match="clips of 2 kinds"):
+        store.rollout([kinds["image"][0], kinds["short"][0]])

@@ -129,5 +129,5 @@ def check_before(run: object, ranks: int) -> None:
     assert isinstance(run, AlignRun)
     run.identity()
     run.config.check_ranks(ranks)
-    read_prompt_set(run.prompts, run.config, run.chosen)
+    read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     AlignScorer(**run.scorer[1]).close()

@@ -172,7 +172,8 @@ def decoded(
 
 
 def _clip_file(row: PromptRow) -> ClipFile:
-    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths)
+    references, image = row.reference_paths, row.image_path
+    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, references, image=image)
 
 
 def score_store(
@@ -195,7 +196,7 @@ def score_store(
     found: dict[str, dict[str, float]] = {}
     with open_rewards(names, options) as opened:
         rewards = dict(zip(names, opened, strict=True))
-        batches, about = -(-len(store.places) // batch), f"rollouts scored by {', '.join(names)} (batches)"
+        batches, about = len(_batches(store, batch)), f"rollouts scored by {', '.join(names)} (batches)"
         for clips in track(_decoded(store, codec, batch), batches, about):
             for clip, scored in zip(clips, score_clips(rewards, clips), strict=True):
                 found[clip.name] = {feature: scored.value(feature) for feature in features}
@@ -205,14 +206,19 @@ def score_store(
 def _decoded(store: RolloutStore, codec: Path, batch: int) -> Iterator[list[Clip]]:
     codecs = load_codecs(codec)
     store.check_codec(codecs, codec)
-    names = list(store.places)
-    for start in range(0, len(names), batch):
-        part = names[start : start + batch]
+    for part in _batches(store, batch):
         latents = store.rollout(part)
         yield decoded(codecs, latents.video, latents.audio, [_stored(name, store) for name in part])
+
+
+def _batches(store: RolloutStore, batch: int) -> list[list[str]]:
+    """Clips of one kind together."""
+    kinds = store.by_kind()
+    return [names[start : start + batch] for names in kinds for start in range(0, len(names), batch)]
 
 
 def _stored(name: str, store: RolloutStore) -> ClipFile:
     row = store.places[name]
     references = [Path(path) if path else None for path in row["reference_paths"]]
-    return clip_file(name, Path(), row["prompt"], row["meta"], references)
+    image = row.get("image_path")
+    return clip_file(name, Path(), row["prompt"], row["meta"], references, image=image)
