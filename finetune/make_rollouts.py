@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,17 @@ class BasePolicy:
 
 
 def make_rollouts(
-    config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
+    config: RolloutsConfig,
+    sizes: AlignConfig,
+    base: Path,
+    codec: Path,
+    prompts: Path,
+    out: Path,
+    about: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Replace `out` by a store of K clips for each training prompt of `sizes`; returns counts and seconds.
 
+    `about`: more facts for the store.
     Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of
     several lengths.
     """
@@ -91,7 +99,7 @@ def make_rollouts(
         "weights": config.weights,
         "seed": config.seed,
     }
-    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt})
+    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt, **about})
     return {
         "clips": len(clips.groups),
         "prompts": len(rows),

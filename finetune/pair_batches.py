@@ -64,6 +64,11 @@ def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSou
                     f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were "
                     "voted on"
                 )
+            if clip.sha256 != store.places[clip.clip_id]["sha256"]:
+                raise ValueError(
+                    f"{path}: clip {clip.clip_id!r} is another one in {store.folder}; give the rollouts that "
+                    "were voted on"
+                )
     if len(pairs) < pairs_per_round:
         raise ValueError(
             f"{path}: {len(pairs)} pairs, but a round takes {pairs_per_round}; set gsb_dpo.pairs_per_round"
