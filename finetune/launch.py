@@ -24,7 +24,7 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
-    read_prompt_set(run.prompts, run.config, run.chosen)
+    read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     if port:
         check_port(port)
     if restart:

@@ -106,7 +106,7 @@ class LocalExecutor:
 def build_executor(run: AlignRun, ranks: Ranks) -> LocalExecutor:
     """Everything a rank needs, from its files. Raises ValueError or FileNotFoundError in one line."""
     codecs = load_codecs(run.codec)
-    prompts = read_prompt_set(run.prompts, run.config, run.chosen)
+    prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     voices = reference_voices(
         [row for some in (*prompts.train, prompts.held_out) for row in some], run.prompts, codecs
     )

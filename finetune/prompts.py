@@ -22,12 +22,35 @@ class PromptSet:
     held_out: tuple[PromptRow, ...]
 
 
-def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None) -> PromptSet:
+def read_prompt_set(
+    path: Path, config: AlignConfig, chosen: Path | None = None, held_out: Path | None = None
+) -> PromptSet:
     """`chosen`: a JSON file whose `data_ids` are the training prompts.
 
-    Held-out prompts are drawn from all and excluded from training. Raises ValueError or FileNotFoundError in
-    one line: prompts with a first frame, fewer than a round needs.
+    `held_out`: JSONL of held-out prompts; without, they are drawn from all and excluded from training. Raises
+    ValueError or FileNotFoundError in one line: prompts with a first frame, fewer than a round needs.
     """
+    rows, aside = _rows(path), _rows(held_out) if held_out else []
+    by_length: dict[int, list[PromptRow]] = {}
+    for row in shuffled(rows, config.seed, "prompts"):
+        by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
+    lists = sorted(by_length.values(), key=len, reverse=True)
+    if not held_out:
+        aside, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
+    if chosen is not None:
+        names = set(read_json(chosen, "choose the prompts again")["data_ids"])
+        lists = [[row for row in some if row.data_id in names] for some in lists]
+    plans = [objective.rollout() for objective in config.objectives()]
+    needed = max((plan.prompts for plan in plans if plan), default=0)
+    usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
+    if not usable or len(aside) < config.stop.prompts:
+        found = f"{len(lists[0])} prompts of one length beside {len(aside)} held out"
+        requirement = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
+        raise ValueError(f"{chosen or path}: {found}, but {requirement}; give more prompts or ask for fewer")
+    return PromptSet(tuple(usable), tuple(aside))
+
+
+def _rows(path: Path) -> list[PromptRow]:
     rows = read_prompts(path)
     for row in rows:
         if row.image_path:
@@ -40,22 +63,7 @@ def read_prompt_set(path: Path, config: AlignConfig, chosen: Path | None = None)
                 raise FileNotFoundError(
                     f"{path}:{row.line}: {reference} does not exist; correct the path or remove it"
                 )
-    by_length: dict[int, list[PromptRow]] = {}
-    for row in shuffled(rows, config.seed, "prompts"):
-        by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
-    lists = sorted(by_length.values(), key=len, reverse=True)
-    held_out, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
-    if chosen is not None:
-        names = set(read_json(chosen, "choose the prompts again")["data_ids"])
-        lists = [[row for row in some if row.data_id in names] for some in lists]
-    plans = [objective.rollout() for objective in config.objectives()]
-    needed = max((plan.prompts for plan in plans if plan), default=0)
-    usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
-    if not usable or len(held_out) < config.stop.prompts:
-        found = f"{len(lists[0])} prompts of one length beside {len(held_out)} held out"
-        requirement = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
-        raise ValueError(f"{chosen or path}: {found}, but {requirement}; give more prompts or ask for fewer")
-    return PromptSet(tuple(usable), tuple(held_out))
+    return rows
 
 
 def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:

@@ -43,7 +43,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run = dataclasses.replace(run, staleness=config.staleness)
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
-    prompts = read_prompt_set(run.prompts, run.config, run.chosen)
+    prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     with locked_run(run) as done:
         if done:
             return done
