@@ -121,8 +121,7 @@ def align(
         pairs=pairs,
         clips=clips,
     )
-    own = inputs.own or to is not None
-    layout = AlignLayout(out=out, to=to or out / "align") if own else Layout(out=out)
+    layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port)
     notices = check_before(align_run(job, None, inputs), job.ranks)
     if address:
