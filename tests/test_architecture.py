@@ -26,7 +26,7 @@ _GROUND = (
 )
 FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 BELOW = {"pretrain", "finetune", "rewards", "orchestration"}
-PIPELINE = ("layout", "doctor", "job", "recipes", "runs", "scoring", "report", "pipeline")
+PIPELINE = ("layout", "doctor", "job", "recipes", "runs", "scoring", "alignment", "report", "pipeline")
 ALLOWED: dict[str, set[str]] = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},
@@ -62,6 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     "experiments.layout": set(),
     "experiments.runs": {*BELOW, "experiments.layout", "experiments.runs"},
     "experiments.scoring": {*BELOW, "experiments.layout", "experiments.runs", "experiments.scoring"},
+    "experiments.alignment": {
+        *BELOW,
+        *(f"experiments.{name}" for name in ("layout", "job", "runs", "scoring", "alignment")),
+    },
     "experiments.report": {*BELOW, "experiments.layout", "experiments.scoring", "experiments.report"},
     "experiments.paper": {*BELOW, "experiments.scoring", "experiments.paper"},
     "experiments.pipeline": {*BELOW, *(f"experiments.{name}" for name in PIPELINE)},

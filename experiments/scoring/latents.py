@@ -23,9 +23,10 @@ from pretrain.codecs.load import load_codecs
 from pretrain.progress import track
 from pretrain.prompt import PromptRow
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ
-from rewards.catalog import CATALOG, check_weights, open_rewards
+from rewards.catalog import CATALOG, check_names, check_weights, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
+from rewards.traits import lower_is_better
 from rewards.types import Clip
 
 
@@ -47,7 +48,8 @@ class AlignScorer:
         judges: Sequence[str] = (),
     ) -> None:
         names = (*weights, *judges)
-        self.lower = {name for name in names if name in CATALOG and CATALOG[name].lower_is_better}
+        check_names(names)
+        self.lower = {name for name in names if lower_is_better(name)}
         check_weights({name: -weight if name in self.lower else weight for name, weight in weights.items()})
         self.codecs, self.fps = load_codecs(Path(codec)), fps
         if any(
@@ -104,7 +106,7 @@ class AlignScorer:
 
     def clips(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> list[Clip]:
         """Decoded clips; sound and picture have equal duration."""
-        return decoded(self.codecs, video, audio, [_clip_file(row) for row in rows], self.fps)
+        return decoded(self.codecs, video, audio, [prompt_clip(row) for row in rows], self.fps)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         """mp4 files named by their prompts."""
@@ -159,9 +161,11 @@ def decoded(
     ]
 
 
-def _clip_file(row: PromptRow) -> ClipFile:
-    references, image = row.reference_paths, row.image_path
-    return clip_file(row.data_id, Path(), row.prompt.text, row.meta, references, image=image)
+def prompt_clip(row: PromptRow) -> ClipFile:
+    """What rewards see of a prompt; the clip's media come from latents."""
+    return clip_file(
+        row.data_id, Path(), row.prompt.text, row.meta, row.reference_paths, image=row.image_path
+    )
 
 
 def score_store(
