@@ -174,9 +174,9 @@ def test_votes_of_people_on_the_files_become_batches_of_the_latents(world, tmp_p
     assert len(source.pairs) == 8 * 3
     batch = source.batch(source.pairs[:3])
     # k0 over k1; k2 was left and k1 right, and right won; k0 and k2 tie
-    assert batch.labels_total.tolist() == [FIRST, FIRST, TIE]
+    assert batch.labels[:, 0].tolist() == [FIRST, FIRST, TIE]
     stored = open_store(world / "store").rollout([source.pairs[0].first.clip_id])
-    assert torch.equal(batch.first.video[0], stored.video[0]) and SECOND not in batch.labels_total
+    assert torch.equal(batch.first.video[0], stored.video[0]) and SECOND not in batch.labels[:, 0]
 
 
 def test_a_vote_on_another_file_than_the_stores_is_refused(store, tmp_path, capsys):
