@@ -274,3 +274,22 @@ def test_rewards_see_the_first_frame_that_a_clip_was_asked_for(world, codecs) ->
     rows = [made.rows[0], made.rows[1], plain]
     found = scorer.score(video, torch.randn(3, 128, 5), rows).values["identity_colour_edge"].tolist()
     assert found[0] > 0.7 and found[0] > found[1] + 0.1 and math.isnan(found[2])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_normalised_log_ratios_count_the_frames_that_move(name: KernelName) -> None:
+    """They equal those of the moving frames alone, and no gradient reaches the given one."""
+    made, kernel = clips(), Kernel(name=name)
+    now, then = torch.full((4,), 0.8, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)
+    state = made.video.double()
+    old, new, noise = (torch.randn(state.shape, dtype=torch.float64) for _ in range(3))
+    new.requires_grad_()
+    given = torch.ones(4, dtype=torch.bool)
+    reached = step(kernel, state, old, now, then, noise, given).next_state
+    found = normalised_log_ratio(kernel, state, new, old, now, then, reached, given)
+    rest = normalised_log_ratio(
+        kernel, state[:, :, 1:], new[:, :, 1:], old[:, :, 1:], now, then, reached[:, :, 1:]
+    )
+    assert torch.allclose(found, rest, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found.sum(), new)
+    assert not gradient[:, :, 0].any() and bool(gradient[:, :, 1:].any())

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.sde import Kernel, KernelName, joint_log_prob, log_prob, replay, step, transition
+from finetune.sde import (
+    Kernel,
+    KernelName,
+    joint_log_prob,
+    log_prob,
+    normalised_log_ratio,
+    replay,
+    step,
+    transition,
+)
 
 KERNELS = (Kernel(name="flow_sde", eta=0.7), Kernel(name="cps", eta=0.8))
 
@@ -211,3 +220,44 @@ def test_levels_must_fall(level: float, lower: float) -> None:
     state, velocity, noise = draws(1, 3)
     with pytest.raises(ValueError, match="to a lower one"):
         step(KERNELS[1], state, velocity, at(level), at(lower), noise)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_the_normalised_log_ratio_is_the_density_ratio_centred_and_scaled(kernel: Kernel) -> None:
+    """Normal densities of both policies, summed over elements: plus half the squared distance of the means in
+    deviations, times std / sqrt(N)."""
+    state, old, noise = draws(2, 3, 7)
+    now, levels = old + 0.1 * draws(2, 3, 7, seed=1)[0], (at(0.9, 0.5), at(0.7, 0.4))
+    taken = step(kernel, state, old, *levels, noise)
+    found = normalised_log_ratio(kernel, state, now, old, *levels, taken.next_state)
+    before, after = (transition(kernel, state, velocity, *levels) for velocity in (old, now))
+    std = before.step_std[:, None, None]
+    densities = [
+        torch.distributions.Normal(reached.mean, std).log_prob(taken.next_state).sum((1, 2))
+        for reached in (after, before)
+    ]
+    bias = ((after.mean - before.mean) / std).square().sum((1, 2)) / 2
+    expected = (densities[0] - densities[1] + bias) * before.step_std / math.sqrt(21)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("size", [16, 1024])
+def test_the_normalised_log_ratio_has_the_deviation_of_the_means_whatever_the_size(
+    kernel: Kernel, size: int
+) -> None:
+    state, old, noise = draws(4000, size)
+    now = old + 0.1 * draws(1, size, seed=1)[0]
+    levels = (at(0.8).expand(4000), at(0.6).expand(4000))
+    taken = step(kernel, state, old, *levels, noise)
+    found = normalised_log_ratio(kernel, state, now, old, *levels, taken.next_state)
+    means = [transition(kernel, state[:1], v[:1], at(0.8), at(0.6)).mean for v in (now, old)]
+    rms = float((means[0] - means[1]).square().mean().sqrt())
+    assert float(found.std()) == pytest.approx(rms, rel=0.05) and abs(float(found.mean())) < rms / 15
+
+
+def test_the_normalised_log_ratio_of_a_deterministic_step_is_zero() -> None:
+    state, old, now = draws(1, 2, 3)
+    for kernel in KERNELS:
+        found = normalised_log_ratio(kernel, state, now, old, at(0.5), at(0.0), state)
+        assert float(found) == 0
