@@ -77,6 +77,12 @@ _VERBS = (
     Verb("curate prompts", "pipeline.curate_prompts", "curate the prompts that alignment trains on", "mini"),
     Verb("votes", "pipeline.votes", "simulated raters vote on the rollouts", "mini"),
     Verb("align", "align.align", "refine the model with rewards or votes", "mini --set align.nft.rounds=4"),
+    Verb(
+        "align report",
+        "align_report.align_report",
+        "before and after an alignment, by rewards and judges",
+        "out/align --judges sync_judge --set sync_judge.model=out/syncnet/judge",
+    ),
     Verb("evaluate", "pipeline.evaluate", "measure real, codec and generated clips side by side", "mini"),
     Verb("evaluate verse-bench", "benchmark.verse_bench", "measure any clips on Verse-Bench", "verse_bench"),
     Verb("evaluate seed-tts", "benchmark.seed_tts", "measure any speech on Seed-TTS eval", "seedtts_testset"),
