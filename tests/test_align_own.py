@@ -122,7 +122,7 @@ BAD_RUBRICS = [
     ({**RUBRIC, "options": {"sim_resemblyzer": {"x": 1}}}, r"options.sim_resemblyzer.x: unknown option"),
     ({**RUBRIC, "guardrails": {"min_motions": 1}}, r"guardrails.min_motions: unknown option.*min_motion"),
     ({"items": SNR}, r"rubric: snr_estimate_db sees the clip and not its prompt.*allow_prompt_blind: true"),
-    (items(wer_pocketsphinx={"weight": -1}), r"prompts.jsonl:1: 'one' is not among the \d+ words"),
+    (items(wer_pocketsphinx={"weight": -1}), r"prompts.jsonl:2: 'two' is not among the \d+ words"),
     (
         items(sync_mini={}, sim_resemblyzer={}),
         r"sync_mini can score none of the 8 prompts: they have not meta.mouth_boxes",
@@ -143,7 +143,7 @@ BAD_OPTIONS = [
     ({"model": "nowhere"}, r"nowhere/config.json: not found; give the model/ folder"),
     ({"model": "models:/a/b/c"}, r"expected models:/NAME/VERSION"),
     ({"model": "models:/nava/1"}, r"models:/nava/1: no MLflow here"),
-    ({"codec": "INPUTS/model"}, r"not a codec's config"),
+    ({"codec": "INPUTS/model"}, r"unknown codec 'nava'"),
     ({"codec": "nowhere"}, r"nowhere/config.json: no codec here"),
     ({"adapter": "nowhere"}, r"nowhere/adapter.json: not found"),
     ({"pairs": "INPUTS/prompts.jsonl"}, r"--pairs needs --clips"),
