@@ -243,8 +243,8 @@ def test_rows_that_some_rewards_cannot_score_are_counted(tmp_path):
     rows = read_prompts(path)
     told = unscored_rows(["wer_pocketsphinx", "sim_resemblyzer", "sync_mini"], path, rows)
     assert [notice.partition("p.jsonl: reward ")[2] for notice in told] == [
-        "sim_resemblyzer does not apply to 2 of 3 prompts, which have not a reference voice (spk_wavs) (first "
-        "line 2)",
+        "sim_resemblyzer does not apply to 2 of 3 prompts, which have not a reference voice (spk_wavs) "
+        "(first line 2)",
         "sync_mini does not apply to 2 of 3 prompts, which have not meta.mouth_boxes (first line 1)",
     ]
     with pytest.raises(ValueError, match=r"p.jsonl:2: no reward of the rubric can score this prompt"):
