@@ -72,7 +72,7 @@ _VERBS = (
     ),
     Verb("syncnet", "pipeline.syncnet", "train the sync reward and its judge", "mini"),
     Verb(
-        "rollout", "pipeline.rollout", "several clips of each prompt, to vote on", "mini --set rollout.seed=1"
+        "rollout", "pipeline.rollout", "several clips of each prompt, to vote on", "mini --to my_clips --mp4"
     ),
     Verb("curate prompts", "pipeline.curate_prompts", "curate the prompts that alignment trains on", "mini"),
     Verb("votes", "pipeline.votes", "simulated raters vote on the rollouts", "mini"),
@@ -105,7 +105,7 @@ _VERBS = (
         "gsb export",
         "gsb.export",
         "votes to preference pairs",
-        "votes.jsonl --clips nava=clips/a base=clips/b",
+        "votes.jsonl --clips my_clips",
     ),
     Verb(
         "gsb fit",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from experiments.scoring.latents import AlignScorer
+from pretrain.clip_kind import ClipKind, kind_of
 from pretrain.codecs.base import check_trained_on
 from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
 from pretrain.model.checkpoint import load_model
@@ -80,9 +81,9 @@ class RewriteClips:
 
     def __call__(self, rewrites: Sequence[str], rows: Sequence[PromptRow]) -> list[float]:
         """One total for each rewrite, in order."""
-        groups: dict[int, list[int]] = defaultdict(list)
+        groups: dict[ClipKind, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
-            groups[row.num_frames or self.config.num_frames].append(place)
+            groups[kind_of(row, self.config)].append(place)
         totals = [math.nan] * len(rows)
         for places in groups.values():
             for start in range(0, len(places), self.config.batch_size):

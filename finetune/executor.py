@@ -35,6 +35,8 @@ class RoundScores:
     values: Mapping[str, Tensor]  # each reward of the rubric [N] fp64, NaN where there is none
     means: Mapping[str, float]  # of everything that was measured
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
+    # rubric.watched of held-out prompts [N] fp64, higher is better
+    judges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -80,6 +82,8 @@ class Executor(Protocol):
 
     def score_held_out(self, rounds: int) -> RoundScores | None:
         """Scores of one clip per held-out prompt by the averaged weights, always from the same noise.
+
+        The prompts come in the same order every time, and the judges measure too.
 
         None without held-out prompts.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.align_run import AlignRun
-from finetune.prompts import read_prompt_set
+from finetune.prompts import read_prompt_set, report_left_out
 from pretrain.files import locked
 from pretrain.launch.launch import StageResult, finished, outcome
 from pretrain.launch.stage_run import check_run_folder, clear
@@ -24,7 +24,7 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
-    read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
+    report_left_out(read_prompt_set(run.prompts, run.config, run.chosen, run.held_out), run.prompts)
     if port:
         check_port(port)
     if restart:
@@ -69,4 +69,10 @@ def describe(row: Mapping[str, Any]) -> str:
         if name.startswith("reward/")
     ]
     loss = [f"loss {row[name]:.4f}" for name in row if name.endswith("/loss")]
-    return ", ".join([*rewards, *loss, f"{row['seconds_per_step']:.0f} s a round"])
+    fallen = [
+        name.removeprefix("alarm/") for name, value in row.items() if name.startswith("alarm/") and value
+    ]
+    alarm = (
+        [f"ALARM: {', '.join(fallen)} fell on the held-out prompts while the rewards rose"] if fallen else []
+    )
+    return ", ".join([*rewards, *loss, *alarm, f"{row['seconds_per_step']:.0f} s a round"])

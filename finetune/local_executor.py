@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from finetune.align_run import AlignRun
 from finetune.executor import HELD_OUT_KEY, SAMPLES, RoundScores
 from finetune.learner import Learner
-from finetune.prompts import PromptSet, prompts_of_round, read_prompt_set, share
-from finetune.rollout import encode_prompts, roll_out
-from finetune.scores import RankScoring, Scorer, Scores
-from finetune.types import Advantage, Rollout
+from finetune.prompts import (
+    PromptSet,
+    any_voice,
+    prompts_of_round,
+    read_prompt_set,
+    share,
+    shares_by_kind,
+    voices_of,
+)
+from finetune.rollout import PromptBatch, encode_prompts, roll_out
+from finetune.scores import Batch, RankScoring, Scorer, Scores
+from finetune.types import Advantage, Rollout, take
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
-from pretrain.generate import reference_voices
+from pretrain.first_frames import read_first_frames
 from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 from pretrain.tracking import build
@@ -32,17 +42,18 @@ class LocalExecutor:
         codecs: Codecs,
         prompts: PromptSet,
         voices: Mapping[Path, Tensor],
+        images: Mapping[Path, Tensor],
         scoring: RankScoring,
     ) -> None:
         self.learner, self.config, self.ranks = learner, learner.config, learner.ranks
-        self.codecs, self.prompts, self.voices, self.scoring = codecs, prompts, voices, scoring
+        self.codecs, self.prompts, self.scoring = codecs, prompts, scoring
+        self.voices, self.images = voices, images
         self.load, self.save, self.export = learner.load, learner.save, learner.export
         self.begin_phase, self.keep_best = learner.begin_phase, learner.keep_best
         self.update_old = learner.policy.update_old
-        self.held_out = self._share(prompts.held_out)
-        self.held_out_batch = (
-            encode_prompts(self.held_out, 1, codecs, voices, self.config) if self.held_out else None
-        )
+        place = self.ranks.rank, self.ranks.world_size
+        self.held_out = shares_by_kind(prompts.held_out, self.config, *place)
+        self.held_out_batches = [self._encoded(part.rows, 1, prompts.held_out) for part in self.held_out]
         self.clips: list[Rollout] = []
         self.written: list[Path] = []
 
@@ -52,14 +63,15 @@ class LocalExecutor:
         self.clips, plan = [], self.learner.objectives[place].rollout()
         if plan is None:
             return None, {"rollout": time.perf_counter() - start, "score": 0.0}
-        rows = self._share(prompts_of_round(self.prompts, self.config, plan.prompts, index))
-        batch = encode_prompts(rows, plan.clips_per_prompt, self.codecs, self.voices, self.config)
+        drawn = prompts_of_round(self.prompts, self.config, plan.prompts, index)
+        rows = share(drawn, self.ranks.rank, self.ranks.world_size)
+        batch = self._encoded(rows, plan.clips_per_prompt, drawn)
         clips = roll_out(self.learner.policy, plan, batch, (self.config.seed, index), self.ranks.device)
         made = time.perf_counter()
         row_of_clip = [row for row in rows for _ in range(plan.clips_per_prompt)]
-        scores, means = self.scoring.score(clips.video, clips.audio, row_of_clip)
+        scores, means = self.scoring.score([(clips.video, clips.audio, row_of_clip)])
         self.clips = [clips]
-        return self._gathered(clips, scores, means), {
+        return self._gathered(clips.groups, scores, means), {
             "rollout": made - start,
             "score": time.perf_counter() - made,
         }
@@ -71,20 +83,22 @@ class LocalExecutor:
         """Nothing to do: rollouts use the policy in place."""
 
     def score_held_out(self, rounds: int) -> RoundScores | None:
-        if self.held_out_batch is None:
+        if not self.held_out:
             return None
-        policy = self.learner.policy
+        policy, plan = self.learner.policy, self.config.held_out_plan()
         key = (self.config.seed, HELD_OUT_KEY)
         with policy.averaged():
-            clips = roll_out(policy, self.config.held_out_plan(), self.held_out_batch, key, self.ranks.device)
-        scores, means = self.scoring.score(clips.video, clips.audio, self.held_out, stoppable=False)
-        if self.ranks.rank == 0 and self.config.samples:
-            number = min(self.config.samples, len(self.held_out))
-            folder = self.learner.run.out / SAMPLES / f"round-{rounds}"
-            self.written = self.scoring.scorer.write(
-                clips.video[:number], clips.audio[:number], self.held_out[:number], folder
-            )
-        return self._gathered(clips, scores, means)
+            made = [roll_out(policy, plan, batch, key, self.ranks.device) for batch in self.held_out_batches]
+        own = [take(clips, torch.arange(part.count)) for part, clips in zip(self.held_out, made, strict=True)]
+        batches = [
+            (clips.video, clips.audio, part.own)
+            for part, clips in zip(self.held_out, own, strict=True)
+            if part.count
+        ]
+        scores, means = self.scoring.score(batches, held_out=True)
+        if self.ranks.rank == 0:
+            self.written = self._write(batches, self.learner.run.out / SAMPLES / f"round-{rounds}")
+        return self._gathered(torch.cat([clips.groups for clips in own]), scores, means)
 
     def take_written(self) -> list[Path]:
         written, self.written = self.written, []
@@ -93,24 +107,53 @@ class LocalExecutor:
     def close(self) -> None:
         self.scoring.scorer.close()
 
-    def _share(self, rows: list[PromptRow] | tuple[PromptRow, ...]) -> list[PromptRow]:
-        return share(rows, self.ranks.rank, self.ranks.world_size)
+    def _encoded(self, rows: Sequence[PromptRow], clips: int, whole: Sequence[PromptRow]) -> PromptBatch:
+        """Prompts of this rank, `clips` times each; `whole`: those of all ranks."""
+        # the ranks of a sharded policy agree about the direction of the voices by the prompts of all of them
+        voiced = any_voice(whole) if self.ranks.world_size > 1 else None
+        return encode_prompts(rows, clips, self.codecs, self.voices, self.config, self.images, voiced)
 
-    def _gathered(self, clips: Rollout, scores: Scores, means: Mapping[str, float]) -> RoundScores:
-        values = {
-            name: self.ranks.gathered(scores.values[name].double()) for name in self.config.rubric.routes()
-        }
-        return RoundScores(self.ranks.gathered(clips.groups), values, means, scores.reasons)
+    def _write(self, batches: Sequence[Batch], folder: Path) -> list[Path]:
+        """Write the first `samples` clips."""
+        written, left = [], self.config.samples
+        for video, audio, rows in batches:
+            if left > 0:
+                written += self.scoring.scorer.write(video[:left], audio[:left], rows[:left], folder)
+                left -= len(rows)
+        return written
+
+    def _gathered(self, groups: Tensor, scores: Sequence[Scores], means: Mapping[str, float]) -> RoundScores:
+        """Scores of all ranks' clips; groups [n] of this rank's, n may differ between ranks."""
+        counts = self.ranks.gathered(torch.tensor([len(groups)])).tolist()
+        # a rank without clips of its own does not know which judges there are
+        known = self.ranks.gathered_texts(
+            json.dumps(sorted({name for some in scores for name in some.judges}))
+        )
+        judges = sorted({name for names in known for name in json.loads(names)})
+
+        def whole(values: Tensor) -> Tensor:
+            padded = torch.cat([values, values.new_zeros(max(counts) - len(values))])
+            parts = self.ranks.gathered(padded).split(max(counts))
+            return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+        def column(parts: Iterable[Tensor]) -> Tensor:
+            return whole(torch.cat([torch.zeros(0, dtype=torch.float64), *(part.double() for part in parts)]))
+
+        return RoundScores(
+            whole(groups),
+            {name: column(some.values[name] for some in scores) for name in self.config.rubric.routes()},
+            means,
+            {name: why for some in scores for name, why in some.reasons.items()},
+            {name: column(some.judges[name] for some in scores) for name in judges},
+        )
 
 
 def build_executor(run: AlignRun, ranks: Ranks) -> LocalExecutor:
     """Everything a rank needs, from its files. Raises ValueError or FileNotFoundError in one line."""
     codecs = load_codecs(run.codec)
     prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
-    voices = reference_voices(
-        [row for some in (*prompts.train, prompts.held_out) for row in some], run.prompts, codecs
-    )
+    voices, images = voices_of(prompts.rows(), codecs), read_first_frames(prompts.rows())
     learner = Learner(run, ranks, codecs)
     check_trained_on(codecs, run.codec, learner.described.facts, run.base)
     scorer: Scorer = build(run.scorer[0], run.scorer[1], "scorer")
-    return LocalExecutor(learner, codecs, prompts, voices, RankScoring(scorer, ranks))
+    return LocalExecutor(learner, codecs, prompts, voices, images, RankScoring(scorer, ranks))

@@ -17,6 +17,7 @@ from finetune import checkpoint
 from finetune.advantage import advantages
 from finetune.align_run import AlignRun
 from finetune.executor import Executor, RestoredFromCheckpoint, RoundScores, Stopped
+from finetune.judges import alarms, as_judged, judge_changes
 from finetune.objectives.base import Objective
 from finetune.progress import AlignProgress
 from finetune.types import Advantage
@@ -153,18 +154,28 @@ class Alignment:
     def _score_held_out(self, rounds: int) -> dict[str, float]:
         """Log `held_out/...` means and keep the weights if their total is the best so far.
 
+        Weights with which a judge fell while the total rose are never the best; `alarm/JUDGE` is 1 there.
         Collective: all ranks call it.
         """
         scores = self.executor.score_held_out(rounds)
         if scores is None:
             return {}
         progress, total = self.progress, self._held_out_total(scores.values)
-        if progress.best_total is None or total > progress.best_total:
+        judged = as_judged(scores.judges)
+        progress.judged = progress.judged or judged
+        changes = judge_changes(progress.judged, judged)
+        fallen = alarms(total, changes)
+        if not fallen and (progress.best_total is None or total > progress.best_total):
             progress.best_total, progress.best_round, progress.without_better = total, rounds, 0
             self.executor.keep_best()
         else:
             progress.without_better += 1
-        return {"held_out_total": total, **{f"held_out/{name}": mean for name, mean in scores.means.items()}}
+        return {
+            "held_out_total": total,
+            **{f"held_out/{name}": mean for name, mean in scores.means.items()},
+            **{f"held_out/judge_change/{name}": change.mean for name, change in changes.items()},
+            **{f"alarm/{name}": float(name in fallen) for name in changes},
+        }
 
     def _held_out_total(self, values: Mapping[str, Tensor]) -> float:
         """Weighted sum of each reward's change of mean since the first scoring, in deviations there."""

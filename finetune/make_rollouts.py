@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune.objectives.base import RolloutPlan
-from finetune.prompts import read_prompt_set
+from finetune.prompts import read_prompt_set, report_left_out, voices_of
 from finetune.recipe import AlignConfig
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
 from finetune.rollout_store import write_store
-from finetune.types import Role, Rollout
+from finetune.types import Role, Rollout, joined
 from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
+from pretrain.first_frames import read_first_frames
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
-from pretrain.generate import GenerateConfig, reference_voices
+from pretrain.generate import GenerateConfig
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
-from pretrain.prompt import PromptRow
 from pretrain.sampling import SamplerConfig, lower_precision
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -63,56 +64,72 @@ class BasePolicy:
         audio: Stream | None,
         conditioning: Conditioning,
         scales: GuidanceScales,
+        voiced: bool | None = None,
     ) -> Velocity:
-        return guided_velocity(lambda given: self.model(video, audio, given), conditioning, scales)
+        return guided_velocity(
+            lambda given: self.model(video, audio, given), conditioning, scales, voiced=voiced
+        )
 
 
 def make_rollouts(
-    config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
+    config: RolloutsConfig,
+    sizes: AlignConfig,
+    base: Path,
+    codec: Path,
+    prompts: Path,
+    out: Path,
+    about: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Replace `out` by a store of K clips for each training prompt of `sizes`; returns counts and seconds.
 
-    Raises ValueError or FileNotFoundError in one line: another codec, prompts with a first frame or of
-    several lengths.
+    `about`: more facts for the store. Raises ValueError or FileNotFoundError in one line, e.g. for another
+    codec or a misshapen first frame.
     """
     started = time.perf_counter()
-    rows = [row for some in read_prompt_set(prompts, sizes).train for row in some]
+    found = read_prompt_set(prompts, sizes)
+    report_left_out(found, prompts)
+    rows = [row for some in found.train for row in some]
+    images = read_first_frames(rows)
     model, described = load_model(base, config.weights)
     codecs = load_codecs(codec)
     check_trained_on(codecs, codec, described.facts, base)
-    voices = reference_voices(rows, prompts, codecs)
-    batch = encode_prompts(rows, config.clips_per_prompt, codecs, voices, sizes)
+    voices = voices_of(rows, codecs)
+    batches = [
+        encode_prompts(some, config.clips_per_prompt, codecs, voices, sizes, images) for some in found.train
+    ]
     if config.bf16:
         lower_precision(model, torch.bfloat16)
-    clips = _by_prompt(BasePolicy(model), rows, batch, config)
+    clips = _by_prompt(BasePolicy(model), batches, config)
     facts = {
         "checkpoint_id": described.facts["checkpoint_id"],
         "codec_id": codecs.codec_id,
         "weights": config.weights,
         "seed": config.seed,
     }
-    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt})
+    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt, **about})
     return {
-        "clips": len(clips.groups),
+        "clips": sum(len(some.groups) for some in clips),
         "prompts": len(rows),
         "seconds": round(time.perf_counter() - started, 2),
         **facts,
     }
 
 
-def _by_prompt(
-    policy: BasePolicy, rows: list[PromptRow], batch: PromptBatch, config: RolloutsConfig
-) -> Rollout:
-    """A few prompts at a time, for progress output."""
+def _by_prompt(policy: BasePolicy, batches: Sequence[PromptBatch], config: RolloutsConfig) -> list[Rollout]:
+    """The clips of each kind; a few prompts at a time, for progress output."""
     size = max(1, config.batch // config.clips_per_prompt)
-    plan = RolloutPlan("reference", len(rows), config.clips_per_prompt, config.sampler, config.batch)
-    made = []
-    for start in track(range(0, len(rows), size), -(-len(rows) // size), "rollouts (batches)"):
-        part = batch.part(start, start + size)
-        made.append(roll_out(policy, plan, part, (config.seed, "votes"), torch.device("cpu")))
-    whole = made[0]
-    joined = {
-        name: torch.cat([getattr(part, name) for part in made])
-        for name in ("video", "audio", "groups", "sample_ids")
-    }
-    return replace(whole, conditioning=batch.conditioning, **joined)
+    plan = RolloutPlan(
+        "reference",
+        sum(len(batch.rows) for batch in batches),
+        config.clips_per_prompt,
+        config.sampler,
+        config.batch,
+    )
+    places = [
+        (kind, start) for kind, batch in enumerate(batches) for start in range(0, len(batch.rows), size)
+    ]
+    made: list[list[Rollout]] = [[] for _ in batches]
+    for kind, start in track(places, len(places), "rollouts (batches)"):
+        part = batches[kind].part(start, start + size)
+        made[kind].append(roll_out(policy, plan, part, (config.seed, "votes"), torch.device("cpu")))
+    return [joined(parts) for parts in made]

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from finetune.sde import first_latents
 from finetune.types import Key, Policy, Role, Rollout, RolloutsWithAdvantage
 from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight
 from pretrain.randomness import generator_for
@@ -57,7 +58,10 @@ class ClipNoise:
 
 
 def draw(rollout: Rollout, levels: Levels, key: Key) -> ClipNoise:
-    """Sigma and noise of each clip from (key, its sample id)."""
+    """Sigma and noise of each clip from (key, its sample id).
+
+    At a given first frame the noise is the clean latents: it stays clean, and its velocity target is 0.
+    """
     ids, device, config = rollout.sample_ids.tolist(), rollout.video.device, levels.config()
     drawn = torch.tensor(
         [draw_sigma(config, generator_for(*key, sample, "level")) for sample in ids], device=device
@@ -68,6 +72,8 @@ def draw(rollout: Rollout, levels: Levels, key: Key) -> ClipNoise:
         ).to(clean)
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
+    if rollout.given is not None:
+        video = torch.where(first_latents(rollout.given, video), rollout.video, video)
     return ClipNoise(drawn, sigma_weight(drawn, config), video, audio)
 
 
@@ -75,7 +81,7 @@ def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
     """Both modalities of each clip at its sigma."""
     video = interpolate(rollout.video, drawn.video, over(drawn.levels, rollout.video))
     audio = interpolate(rollout.audio, drawn.audio, over(drawn.levels, rollout.audio))
-    return streams_at(video, audio, drawn.levels, rollout.rates)
+    return streams_at(video, audio, drawn.levels, rollout.rates, rollout.given)
 
 
 def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
@@ -109,21 +115,38 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
     return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
-def streams_at(video: Tensor, audio: Tensor, levels: Tensor, rates: LatentRates) -> tuple[Stream, Stream]:
-    """States at sigmas [B] as the policy's inputs, all of full length."""
-    sigma = levels.float()[:, None]
+def streams_at(
+    video: Tensor, audio: Tensor, levels: Tensor, rates: LatentRates, given: Tensor | None = None
+) -> tuple[Stream, Stream]:
+    """States at sigmas [B] as the policy's inputs, all of full length.
 
-    def stream(latents: Tensor, rate_hz: float) -> Stream:
+    given: [B] bool, clips whose first latent frame is clean; None = no clip.
+    """
+    sigma = levels.float()[:, None]
+    of_video = sigma
+    if given is not None:
+        of_video = sigma.repeat(1, video.shape[2])
+        of_video[:, 0] = torch.where(given, 0.0, of_video[:, 0])
+
+    def stream(latents: Tensor, sigma: Tensor, rate_hz: float) -> Stream:
         return Stream(latents, torch.full((len(latents),), latents.shape[2]), sigma, rate_hz, rates.video_hz)
 
-    return stream(video, rates.video_hz), stream(audio, rates.audio_hz)
+    return stream(video, of_video, rates.video_hz), stream(audio, sigma, rates.audio_hz)
 
 
 def velocities(
     policy: Policy, role: Role, streams: tuple[Stream, Stream], conditioning: Conditioning
 ) -> tuple[Tensor, Tensor]:
-    """The policy's (video, audio) velocities at noised clips, in fp32 or higher."""
-    return both(policy.velocity(role, *streams, conditioning))
+    """The policy's (video, audio) velocities at noised clips, in fp32 or higher.
+
+    Exactly 0 at a clean first frame (sigma 0, as `streams_at` makes it), whatever the policy answers there:
+    with a velocity target of 0, no objective has a loss or a gradient from it.
+    """
+    video, audio = both(policy.velocity(role, *streams, conditioning))
+    sigma = streams[0].sigma
+    if sigma.shape[1] == video.shape[2]:  # one for each frame
+        video = torch.where(first_latents(sigma[:, 0] == 0, video), 0.0, video)
+    return video, audio
 
 
 def both(velocity: Velocity) -> tuple[Tensor, Tensor]:
@@ -137,7 +160,10 @@ def both(velocity: Velocity) -> tuple[Tensor, Tensor]:
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """[B]: mean over a clip's elements, so that the larger modality has no larger weight."""
+    """[B]: mean over a clip's elements, so that the larger modality has no larger weight.
+
+    A given first frame counts as elements without difference.
+    """
     return difference.square().flatten(1).mean(1)
 
 

@@ -62,14 +62,19 @@ class LoraPolicy:
         audio: Stream | None,
         conditioning: Conditioning,
         scales: GuidanceScales,
+        voiced: bool | None = None,
         negative: Conditioning | None = None,
     ) -> Velocity:
-        """Guided velocity, without gradient; for rollouts."""
+        """Guided velocity, without gradient; for rollouts.
+
+        voiced: as of guided_velocity; ranks of a sharded model must agree on it, or their numbers of passes
+        differ.
+        """
         joint = video is not None and audio is not None
         # no_grad, not inference mode, which would leave gathered weights that backward cannot save
         with torch.no_grad(), self._acting_as(role):
             return guided_velocity(
-                lambda given: self.model(video, audio, given), conditioning, scales, negative, joint
+                lambda given: self.model(video, audio, given), conditioning, scales, negative, joint, voiced
             )
 
     @torch.no_grad()

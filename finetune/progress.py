@@ -21,6 +21,8 @@ class AlignProgress:
     best_total: float | None = None
     best_round: int = 0
     without_better: int = 0
+    # judge -> its values of the held-out prompts at the first scoring, None where there was none
+    judged: dict[str, list[float | None]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

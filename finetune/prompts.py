@@ -1,15 +1,21 @@
-"""Prompts of each round: seeded permutations of equal-length prompts, distributed over the ranks."""
+"""Prompts of each round: seeded permutations of prompts of one kind, distributed over the ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from finetune.recipe import AlignConfig
+from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, kind_of
+from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
+from pretrain.first_frames import check_first_frames
+from pretrain.generate import reference_voices
 from pretrain.prompt import PromptRow, read_prompts
 from pretrain.randomness import generator_for
 
@@ -18,74 +24,83 @@ from pretrain.randomness import generator_for
 class PromptSet:
     """`held_out` prompts are scored for early stopping and never trained on."""
 
-    train: tuple[tuple[PromptRow, ...], ...]  # by length, the longest list first
-    held_out: tuple[PromptRow, ...]
+    train: tuple[tuple[PromptRow, ...], ...]  # by kind, the longest list first
+    held_out: tuple[PromptRow, ...]  # of any kinds
+    left_out: tuple[tuple[ClipKind, int], ...] = ()  # kinds with fewer prompts than a round, and how many
+
+    def rows(self) -> list[PromptRow]:
+        return [row for some in (*self.train, self.held_out) for row in some]
 
 
 def read_prompt_set(
     path: Path, config: AlignConfig, chosen: Path | None = None, held_out: Path | None = None
 ) -> PromptSet:
-    """`chosen`: a JSON file whose `data_ids` are the training prompts.
+    """Training prompts of `path`, by kind, and held-out ones.
 
-    `held_out`: JSONL of held-out prompts; without, they are drawn from all and excluded from training. Raises
-    ValueError or FileNotFoundError in one line: prompts with a first frame, fewer than a round needs.
+    chosen: a JSON file whose `data_ids` are the training prompts. held_out: a file of prompts, of which the
+    first `stop.prompts` are held out; without it they are drawn from the most frequent kind of `path`.
+    Raises ValueError or FileNotFoundError in one line: files that prompts name are missing or misshapen, a
+    prompt is in both files, there are fewer than a round needs.
     """
-    rows, aside = _rows(path), _rows(held_out) if held_out else []
-    by_length: dict[int, list[PromptRow]] = {}
-    for row in shuffled(rows, config.seed, "prompts"):
-        by_length.setdefault(row.num_frames or config.num_frames, []).append(row)
-    lists = sorted(by_length.values(), key=len, reverse=True)
-    if not held_out:
-        aside, lists[0] = lists[0][: config.stop.prompts], lists[0][config.stop.prompts :]
+    kinds = by_kind(shuffled(_readable(path, config), config.seed, "prompts"), config)
+    lists = sorted(kinds.values(), key=len, reverse=True)
+    number = config.stop.prompts
+    if held_out is None:
+        aside, lists[0] = lists[0][:number], lists[0][number:]
+    else:
+        others = _readable(held_out, config)
+        _check_apart([row for some in lists for row in some], others)
+        aside = others[:number]
     if chosen is not None:
         names = set(read_json(chosen, "choose the prompts again")["data_ids"])
         lists = [[row for row in some if row.data_id in names] for some in lists]
     plans = [objective.rollout() for objective in config.objectives()]
-    needed = max((plan.prompts for plan in plans if plan), default=0)
-    usable = [tuple(some) for some in lists if len(some) >= max(needed, 1)]
-    if not usable or len(aside) < config.stop.prompts:
-        found = f"{len(lists[0])} prompts of one length beside {len(aside)} held out"
-        requirement = f"a round takes {needed} and stop.prompts is {config.stop.prompts}"
-        raise ValueError(f"{chosen or path}: {found}, but {requirement}; give more prompts or ask for fewer")
-    return PromptSet(tuple(usable), tuple(aside))
+    needed = max((plan.prompts for plan in plans if plan), default=1)
+    usable = [tuple(some) for some in lists if len(some) >= needed]
+    if not usable or (held_out is None and len(aside) < number):
+        found = f"{max(map(len, lists))} prompts of one kind (length, size, first frame)"
+        requirement = f"a round takes {needed} and stop.prompts is {number}"
+        raise ValueError(
+            f"{chosen or path}: {found} beside {len(aside)} held out, but {requirement}; give more prompts "
+            "or ask for fewer"
+        )
+    short = tuple((kind_of(some[0], config), len(some)) for some in lists if 0 < len(some) < needed)
+    return PromptSet(tuple(usable), tuple(aside), short)
 
 
-def _rows(path: Path) -> list[PromptRow]:
-    rows = read_prompts(path)
-    for row in rows:
-        if row.image_path:
-            raise ValueError(
-                f"{path}:{row.line} image_path: alignment starts from text and voices; leave prompts with a "
-                "first frame out"
-            )
-        for reference in row.reference_paths:
-            if reference is not None and not reference.is_file():
-                raise FileNotFoundError(
-                    f"{path}:{row.line}: {reference} does not exist; correct the path or remove it"
-                )
-    return rows
+def report_left_out(prompts: PromptSet, path: Path) -> None:
+    """Say on stderr which training prompts no round takes, because too few are of their kind."""
+    for kind, count in prompts.left_out:
+        print(
+            f"warning: {path}: {count} prompts of {kind} are fewer than a round takes and are left out",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def prompts_of_round(prompts: PromptSet, config: AlignConfig, number: int, index: int) -> list[PromptRow]:
-    """`number` prompts of round `index`.
+    """`number` prompts of one kind, for round `index`.
 
     Each pass uses its own permutation; the remainder that does not fill a round is dropped.
     """
-    weights = torch.tensor([float(len(some)) for some in prompts.train])
-    choices = [
-        int(torch.multinomial(weights, 1, generator=generator_for(config.seed, before, "length")))
-        for before in range(index + 1)
-    ]
-    rows, visit = prompts.train[choices[-1]], choices[:-1].count(choices[-1])
+    kind, visit = kind_of_round([len(some) for some in prompts.train], config.seed, "length", index)
+    rows = prompts.train[kind]
     epoch, place = divmod(visit, len(rows) // number)
     return shuffled(rows, config.seed, "pass", epoch)[place * number : (place + 1) * number]
 
 
-def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:
-    """This rank's equal, contiguous part. Raises ValueError if the rows do not divide over the ranks.
+def kind_of_round(counts: Sequence[int], seed: int, name: str, index: int) -> tuple[int, int]:
+    """(kind of round `index`, how many rounds before it had that kind), drawn in proportion to `counts`."""
+    weights = torch.tensor([float(count) for count in counts])
+    choices = [
+        int(torch.multinomial(weights, 1, generator=generator_for(seed, before, name)))
+        for before in range(index + 1)
+    ]
+    return choices[-1], choices[:-1].count(choices[-1])
 
-    Raises ValueError where there is none.
-    """
+
+def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptRow]:
+    """This rank's equal, contiguous part. Raises ValueError if the rows do not divide over the ranks."""
     if len(rows) % world_size:
         raise ValueError(
             f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or "
@@ -95,5 +110,84 @@ def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptR
     return list(rows[rank * size : (rank + 1) * size])
 
 
+@dataclass(frozen=True)
+class KindShare:
+    """A rank's part of the prompts of one kind: equally many rows on every rank, the last ones filled up.
+
+    Sharded ranks gather weights in every forward pass, so all of them have to make the same number of passes.
+    """
+
+    rows: tuple[PromptRow, ...]
+    count: int  # rows that are this rank's own; those after them only keep it in step
+
+    @property
+    def own(self) -> tuple[PromptRow, ...]:
+        return self.rows[: self.count]
+
+
+def shares_by_kind(
+    rows: Sequence[PromptRow], sizes: ClipSizes, rank: int, world_size: int
+) -> list[KindShare]:
+    """This rank's part of each kind; over all ranks every row is `own` once."""
+    shares = []
+    for some in by_kind(rows, sizes).values():
+        size = -(-len(some) // world_size)
+        own = some[rank * size : (rank + 1) * size]
+        filled = (*own, *[some[-1]] * (size - len(own)))
+        shares.append(KindShare(filled, len(own)))
+    return shares
+
+
+def any_voice(rows: Iterable[PromptRow]) -> bool:
+    """Some prompt has a reference voice."""
+    return any(path is not None for row in rows for path in row.reference_paths)
+
+
+def voices_of(rows: Iterable[PromptRow], codecs: Codecs) -> dict[Path, Tensor]:
+    """Every reference of the rows embedded once, [192]; raises ValueError with the row of a bad one."""
+    files: dict[Path, list[PromptRow]] = {}
+    for row in rows:
+        files.setdefault(row.file, []).append(row)
+    voices: dict[Path, Tensor] = {}
+    for file, some in files.items():
+        voices |= reference_voices(some, file, codecs)
+    return voices
+
+
 def shuffled(rows: Sequence[PromptRow], *key: object) -> list[PromptRow]:
     return [rows[index] for index in torch.randperm(len(rows), generator=generator_for(*key)).tolist()]
+
+
+def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
+    """The rows of a file. Raises for a file that is missing and for a first frame of another size."""
+    rows = read_prompts(path)
+    for row in rows:
+        for named in (row.image_path, *row.reference_paths):
+            if named is not None and not named.is_file():
+                raise FileNotFoundError(f"{row.where}: {named} does not exist; correct the path or remove it")
+    check_first_frames(rows, config)
+    return rows
+
+
+def _check_apart(train: Iterable[PromptRow], held_out: Iterable[PromptRow]) -> None:
+    """Raises ValueError for a prompt of both files: its data_id, or its words, voices and first frame."""
+    names: dict[str, PromptRow] = {}
+    asked: dict[object, PromptRow] = {}
+    for row in train:
+        names[row.data_id], asked[_asked(row)] = row, row
+    for row in held_out:
+        if other := names.get(row.data_id):
+            raise ValueError(
+                f"{row.where} data_id: {row.data_id!r} is also at {other.where}; held-out prompts must not "
+                "be trained on, remove one or rename it"
+            )
+        if other := asked.get(_asked(row)):
+            raise ValueError(
+                f"{row.where} prompt: the same prompt is at {other.where}; held-out prompts must not be "
+                "trained on, remove one"
+            )
+
+
+def _asked(row: PromptRow) -> object:
+    files = [path and path.resolve() for path in (row.image_path, *row.reference_paths)]
+    return (row.prompt.text, *files)

@@ -15,24 +15,21 @@ from finetune.objectives.base import RolloutPlan
 from finetune.recipe import AlignConfig
 from finetune.sde import StochasticSteps, step
 from finetune.types import Key, Policy, Role, Rollout, Trajectory, joined, take
+from pretrain.clip_kind import by_kind
 from pretrain.codecs.base import Codecs
+from pretrain.first_frames import encode_first_frames
 from pretrain.flow.guidance import GuidanceScales
-from pretrain.flow.solvers import Latents, sampling_sigmas, solve
+from pretrain.flow.solvers import Latents, sampling_sigmas
 from pretrain.generate import conditioning_of
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
-from pretrain.sampling import LatentRates, SamplerConfig, streams
+from pretrain.sampling import LatentRates, SamplerConfig, integrate
 from pretrain.types import (
-    AUDIO_CHANNELS,
     AUDIO_TOKENS_PER_S,
-    PIXELS_PER_LATENT,
-    VIDEO_CHANNELS,
     VIDEO_FRAMES_PER_LATENT,
     Conditioning,
     Stream,
     Velocity,
-    num_audio_tokens,
-    num_video_latents,
 )
 
 
@@ -46,12 +43,15 @@ class RollingPolicy(Policy, Protocol):
         audio: Stream | None,
         conditioning: Conditioning,
         scales: GuidanceScales,
-    ) -> Velocity: ...
+        voiced: bool | None = None,
+    ) -> Velocity:
+        """voiced: whether the direction of the voices costs a pass; None = if some row has a voice."""
+        ...
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Encoded prompts of one length, K adjacent rows each."""
+    """Encoded prompts of one kind, K adjacent rows each."""
 
     rows: tuple[PromptRow, ...]  # [P]
     conditioning: Conditioning  # P * K rows; every prompt was encoded once
@@ -60,6 +60,8 @@ class PromptBatch:
     video_shape: tuple[int, ...]
     audio_shape: tuple[int, ...]
     rates: LatentRates
+    first_frames: Tensor | None = None  # [P * K, 48, 1, H, W] clean latents, None without
+    voiced: bool | None = None  # as of RollingPolicy.guided: the same on all ranks of a sharded policy
 
     def part(self, start: int, end: int) -> PromptBatch:
         """Prompts `start` to `end` (exclusive)."""
@@ -70,7 +72,14 @@ class PromptBatch:
         """Clips `start` to `end` (exclusive), at any position; `rows` is unchanged."""
         rows = slice(start, end)
         given = Conditioning(*(getattr(self.conditioning, item.name)[rows] for item in fields(Conditioning)))
-        return replace(self, conditioning=given, groups=self.groups[rows], sample_ids=self.sample_ids[rows])
+        first_frames = None if self.first_frames is None else self.first_frames[rows]
+        return replace(
+            self,
+            conditioning=given,
+            groups=self.groups[rows],
+            sample_ids=self.sample_ids[rows],
+            first_frames=first_frames,
+        )
 
 
 def encode_prompts(
@@ -79,31 +88,35 @@ def encode_prompts(
     codecs: Codecs,
     voices: Mapping[Path, Tensor],
     config: AlignConfig,
+    images: Mapping[Path, Tensor] | None = None,
+    voiced: bool | None = None,
 ) -> PromptBatch:
     """Encode each prompt once and repeat its row for its clips.
 
-    Raises ValueError for prompts of several lengths or with a first frame.
+    voices, images: what the prompts refer to, as of `voices_of` and `read_first_frames`; voiced: see
+    PromptBatch. Raises ValueError for prompts of several kinds.
     """
-    lengths = {row.num_frames or config.num_frames for row in rows}
-    if len(lengths) != 1 or any(row.image_path for row in rows):
-        raise ValueError(
-            f"a round rolls out prompts of one length and without first frames, got lengths {sorted(lengths)}"
-        )
-    num_frames = lengths.pop()
+    kinds = list(by_kind(rows, config))
+    if len(kinds) != 1:
+        raise ValueError(f"prompts of one kind are rolled out together, got {'; '.join(map(str, kinds))}")
+    first_frames = encode_first_frames(rows, images or {}, codecs)
+    if first_frames is not None:
+        first_frames = first_frames.repeat_interleave(clips_per_prompt, 0)
     encoded = conditioning_of(rows, codecs, voices)
     repeated = Conditioning(
         *(getattr(encoded, item.name).repeat_interleave(clips_per_prompt, 0) for item in fields(encoded))
     )
     numbers = [(row.data_id, k) for row in rows for k in range(clips_per_prompt)]
-    grid = (config.height // PIXELS_PER_LATENT, config.width // PIXELS_PER_LATENT)
     return PromptBatch(
         rows=tuple(rows),
         conditioning=repeated,
         groups=torch.tensor([stable_hash(data_id) for data_id, _ in numbers], dtype=torch.int64),
         sample_ids=torch.tensor([stable_hash(data_id, k) for data_id, k in numbers], dtype=torch.int64),
-        video_shape=(VIDEO_CHANNELS, num_video_latents(num_frames), *grid),
-        audio_shape=(AUDIO_CHANNELS, num_audio_tokens(num_frames, config.fps)),
+        video_shape=kinds[0].video_shape,
+        audio_shape=kinds[0].audio_shape(config.fps),
         rates=LatentRates(config.fps / VIDEO_FRAMES_PER_LATENT, AUDIO_TOKENS_PER_S),
+        first_frames=first_frames,
+        voiced=voiced,
     )
 
 
@@ -112,19 +125,24 @@ def roll_out(
 ) -> Rollout:
     """Generate the clips on the CPU, with a trajectory if the plan has stochastic steps.
 
-    key: (seed, round), the prefix of every draw.
+    Given first frames are clean and kept, as in pretrain.sampling.sample. key: (seed, round), the prefix of
+    every draw.
     """
     # noise of all clips before the split into batches: clips are the same for any batch size
+    video, given = _noise(prompts, key, "video", prompts.video_shape), prompts.first_frames is not None
+    if prompts.first_frames is not None:
+        video[:, :, :1] = prompts.first_frames
     whole = Rollout(
-        video=_noise(prompts, key, "video", prompts.video_shape),
+        video=video,
         audio=_noise(prompts, key, "audio", prompts.audio_shape),
         conditioning=prompts.conditioning,
         groups=prompts.groups,
         sample_ids=prompts.sample_ids,
         rates=prompts.rates,
+        first_frame=torch.full((len(prompts.groups),), given),
     )
     places = torch.arange(len(whole.groups)).split(plan.batch)
-    return joined([_sampled(policy, plan, take(whole, rows), key, device) for rows in places])
+    return joined([_sampled(policy, plan, take(whole, rows), key, device, prompts.voiced) for rows in places])
 
 
 def _noise(prompts: PromptBatch, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -137,21 +155,22 @@ def _noise(prompts: PromptBatch, key: Key, name: str, shape: tuple[int, ...]) ->
 
 
 def _sampled(
-    policy: RollingPolicy, plan: RolloutPlan, noise: Rollout, key: Key, device: torch.device
+    policy: RollingPolicy,
+    plan: RolloutPlan,
+    noise: Rollout,
+    key: Key,
+    device: torch.device,
+    voiced: bool | None,
 ) -> Rollout:
-    given, sampler = noise.to(device), plan.sampler
+    clips, sampler = noise.to(device), plan.sampler
     if plan.stochastic is not None:
-        return _integrate(policy, plan.role, given, sampler, plan.stochastic, key).to(torch.device("cpu"))
+        return _integrate(policy, plan.role, clips, sampler, plan.stochastic, key).to(torch.device("cpu"))
 
-    def velocity(state: Latents, level: float) -> Velocity:
-        return policy.guided(
-            plan.role, *streams(state, level, given.rates), given.conditioning, sampler.guidance
-        )
+    def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
+        return policy.guided(plan.role, video, audio, clips.conditioning, sampler.guidance, voiced=voiced)
 
-    with torch.no_grad():
-        made = solve(
-            velocity, Latents(given.video, given.audio), sampler.steps, sampler.shift, sampler.solver
-        )
+    start = Latents(clips.video, clips.audio)
+    made = integrate(velocity, start, clips.rates, sampler, noise.given is not None)
     assert made.video is not None and made.audio is not None
     return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
@@ -176,7 +195,7 @@ def _integrate(
     for index in range(sampler.steps):
         now, then = table[index].expand(len(starts)), table[index + 1].expand(len(starts))
         with torch.no_grad():
-            noisy = streams_at(states["video"], states["audio"], now, noise.rates)
+            noisy = streams_at(states["video"], states["audio"], now, noise.rates, noise.given)
             answer = velocities(policy, role, noisy, noise.conditioning)
         inside = (starts <= index) & (index < starts + stochastic.window)
         rows = inside.nonzero()[:, 0]
@@ -184,7 +203,10 @@ def _integrate(
             after = state + velocity * float(table[index + 1] - table[index])
             if len(rows):
                 fresh = _step_noise(noise.sample_ids[rows], key, f"{name} step {index}", state)
-                taken = step(stochastic.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh)
+                still = noise.given[rows] if name == "video" and noise.given is not None else None
+                taken = step(
+                    stochastic.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh, still
+                )
                 after[rows] = taken.next_state
                 for place, row in enumerate(rows.tolist()):
                     of_row = kept.setdefault(name, [[] for _ in starts])[row]

@@ -17,6 +17,7 @@ from pretrain.prompt import PromptRow
 from pretrain.titan.ranks import Ranks
 
 Sums = dict[str, tuple[float, int]]  # (sum, how many)
+Batch = tuple[Tensor, Tensor, Sequence[PromptRow]]  # arguments of Scorer.score
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ class Scores:
     # "speech_ratio", ...; "flagged" is 1 for a clip that violates a limit
     guardrails: Mapping[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)  # reward -> why some clip has no value
+    # rubric.watched of the held-out prompts, higher is better: never rewarded
+    judges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
     """Created by dotted name on every rank; scores that rank's clips."""
 
-    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
+    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
         """Score video [B, 48, F, H, W] and audio [B, 128, L] of one prompt row each.
 
-        Raises ValueError naming a failed reward.
+        judged: run the judges too. Raises ValueError naming a failed reward.
         """
         ...
 
@@ -57,7 +60,11 @@ def summed(scores: Scores) -> Sums:
     for name, value in scores.values.items():
         found[f"reward/{name}"] = _sum(value)
         found[f"unscored/{name}"] = (float(value.isnan().sum()), len(value))
-    for kind, tensors in (("part", scores.parts), ("guardrail", scores.guardrails)):
+    for kind, tensors in (
+        ("part", scores.parts),
+        ("guardrail", scores.guardrails),
+        ("judge", scores.judges),
+    ):
         found |= {f"{kind}/{name}": _sum(value) for name, value in tensors.items()}
     return found
 
@@ -85,19 +92,20 @@ class RankScoring:
         self.stop_requested = False
 
     def score(
-        self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], stoppable: bool = True
-    ) -> tuple[Scores, dict[str, float]]:
-        """This rank's scores and the means over all ranks.
+        self, batches: Sequence[Batch], held_out: bool = False
+    ) -> tuple[list[Scores], dict[str, float]]:
+        """This rank's scores of each batch and the means over all ranks; of held-out prompts the judges' too.
 
-        Raises ValueError if a reward failed on any rank, Stopped after a signal if `stoppable`.
+        Raises ValueError if a reward failed on any rank, Stopped after a signal unless `held_out`.
         """
-        scores, error = Scores({}), ""
+        scores: list[Scores] = []
+        error = ""
         try:
-            scores = self.scorer.score(video, audio, rows)
+            scores = [self.scorer.score(*batch, held_out) for batch in batches]
         except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
-        answers = self.agree(error, json.dumps(summed(scores)), stoppable)
-        return scores, means([json.loads(answer) for answer in answers])
+        answers = self.agree(error, json.dumps([summed(some) for some in scores]), not held_out)
+        return scores, means([sums for answer in answers for sums in json.loads(answer)])
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""

@@ -55,6 +55,7 @@ class Transition(NamedTuple):
 
     mean: Tensor  # like the state
     step_std: Tensor  # [B], fp64; standard deviation of the noise added in this step; 0 = deterministic
+    moving: Tensor | None = None  # [B], share of the clip's elements that move; None = all do
 
 
 class StochasticStep(NamedTuple):
@@ -66,12 +67,18 @@ class StochasticStep(NamedTuple):
 
 
 def transition(
-    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor
+    kernel: Kernel,
+    state: Tensor,
+    velocity: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    given: Tensor | None = None,
 ) -> Transition:
     """Distribution of the next state; state, velocity [B, ...], level, next_level [B] in [0, 1].
 
-    At next_level 0 both kernels return the clean estimate x - s v, without noise. Raises ValueError if levels
-    do not fall or the state has low precision.
+    given: [B] bool, clips whose first frame (of video states [B, 48, F, H, W]) stays as it is. At
+    next_level 0 both kernels return the clean estimate x - s v, without noise. Raises ValueError if levels do
+    not fall or the state has low precision.
     """
     _check(state, level, next_level)
     s, t = level.double(), next_level.double()
@@ -91,16 +98,21 @@ def transition(
         pull = rate**2 / (2 * s)
         of_state, of_velocity, step_std = 1 + pull * dt, (1 + pull * (1 - s)) * dt, rate * torch.sqrt(-dt)
     mean = _over(of_state, state) * state + _over(of_velocity, state) * velocity.to(state.dtype)
-    return Transition(mean, step_std)
+    if given is None:
+        return Transition(mean, step_std)
+    mean = torch.where(first_latents(given, state), state, mean)
+    return Transition(mean, step_std, 1 - given.to(state.dtype) / state.shape[2])
 
 
 def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
-    """[B]: log-likelihood of `next_state`, as a mean over elements.
+    """[B]: log-likelihood of `next_state`, as a mean over the elements that move.
 
     flow_sde: the normal log-density; cps: minus the squared distance to the mean, with equal weight for all
     steps. A deterministic step has no density and gives 0 without gradient.
     """
     squared = (next_state.detach() - reached.mean).square().flatten(1).mean(1)
+    if reached.moving is not None:
+        squared = torch.where(reached.moving > 0, squared / reached.moving, 0.0)
     noisy = reached.step_std > 0
     if kernel.name == "flow_sde":
         step_std = torch.where(noisy, reached.step_std, 1.0)
@@ -111,22 +123,39 @@ def log_prob(kernel: Kernel, next_state: Tensor, reached: Transition) -> Tensor:
 
 
 def step(
-    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, noise: Tensor
+    kernel: Kernel,
+    state: Tensor,
+    velocity: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    noise: Tensor,
+    given: Tensor | None = None,
 ) -> StochasticStep:
-    """Draw the next state with standard normal `noise` shaped like the state, and its log-probability."""
-    reached = transition(kernel, state, velocity, level, next_level)
+    """Draw the next state with standard normal `noise` shaped like the state, and its log-probability.
+
+    given: as in `transition`.
+    """
+    reached = transition(kernel, state, velocity, level, next_level, given)
+    if given is not None:
+        noise = torch.where(first_latents(given, state), 0.0, noise)
     next_state = (reached.mean + _over(reached.step_std, state) * noise.to(state.dtype)).detach()
     return StochasticStep(next_state, log_prob(kernel, next_state, reached))
 
 
 def replay(
-    kernel: Kernel, state: Tensor, velocity: Tensor, level: Tensor, next_level: Tensor, next_state: Tensor
+    kernel: Kernel,
+    state: Tensor,
+    velocity: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    next_state: Tensor,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Log-probability [B] of a stored step under this velocity.
 
-    Bit-identical to that of `step` for the same velocity.
+    Bit-identical to that of `step` for the same velocity. given: as in `transition`.
     """
-    return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level))
+    return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level, given))
 
 
 def joint_log_prob(video: Tensor, audio: Tensor, video_share: float = 0.5) -> Tensor:
@@ -137,6 +166,12 @@ def joint_log_prob(video: Tensor, audio: Tensor, video_share: float = 0.5) -> Te
     if not 0 <= video_share <= 1:
         raise ValueError(f"video_share must be between 0 and 1, got {video_share}")
     return video_share * video + (1 - video_share) * audio
+
+
+def first_latents(given: Tensor, latents: Tensor) -> Tensor:
+    """[B, 1, F, 1, 1] bool: the first frame of the clips `given` [B] bool, of video [B, 48, F, H, W]."""
+    frames = torch.arange(latents.shape[2], device=latents.device)
+    return (given[:, None] & (frames == 0)).view(len(given), 1, -1, 1, 1)
 
 
 def _over(coefficient: Tensor, state: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from finetune.gsb.votes import AXES
 from finetune.sde import Kernel
 from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning, Stream, Velocity
@@ -75,7 +77,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Generated clips; the K clips of a prompt are one group. Also holds clips of the data (rwr).
+    """Generated clips; the K clips of a prompt are one group.
 
     Raises ValueError if rows disagree.
     """
@@ -87,19 +89,26 @@ class Rollout:
     sample_ids: Tensor  # [B] int64, unique within a round: the key of every draw
     rates: LatentRates
     trajectory: Trajectory | None = None  # grpo
+    # [B] bool: the first latent frame was given, so it is clean in every state and nothing learns from it.
+    # None is taken for no clip
+    first_frame: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.first_frame is None:
+            none = torch.zeros(len(self.video), dtype=torch.bool, device=self.video.device)
+            object.__setattr__(self, "first_frame", none)
         rows = [
             len(self.video),
             len(self.audio),
             len(self.conditioning.text),
             len(self.groups),
             len(self.sample_ids),
+            len(self.first_frame),
         ]
         if len(set(rows)) > 1:
             raise ValueError(
-                "rollout: video, audio, conditioning, groups and sample_ids must have one row per clip, "
-                f"got {rows}"
+                "rollout: video, audio, conditioning, groups, sample_ids and first_frame must have one row "
+                f"per clip, got {rows}"
             )
         if self.groups.dtype != torch.int64 or self.sample_ids.dtype != torch.int64:
             raise ValueError(
@@ -107,9 +116,15 @@ class Rollout:
                 f"{self.sample_ids.dtype}"
             )
 
+    @cached_property
+    def given(self) -> Tensor | None:
+        """`first_frame`, None if no clip has one."""
+        return self.first_frame if bool(self.first_frame.any()) else None
+
     def to(self, device: torch.device) -> Self:
         """Copy of everything that a policy reads on this device."""
-        moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "groups", "sample_ids")}
+        names = ("video", "audio", "groups", "sample_ids", "first_frame")
+        moved = {name: getattr(self, name).to(device) for name in names}
         steps = self.trajectory
         if steps is not None:
             tensors = [item.name for item in fields(steps) if item.name != "kernel"]
@@ -121,7 +136,7 @@ class Rollout:
 class Advantage:
     """Advantage of each clip over its group, per modality.
 
-    rwr reads weights >= 0 here instead (rwr.group_weights).
+    rwr reads weights here instead (rwr.group_weights).
     """
 
     video: Tensor  # [B] fp32, exactly 0 where not valid or without a reward for the picture
@@ -132,7 +147,7 @@ class Advantage:
     # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
     has_video: bool = True
     has_audio: bool = True
-    are_weights: bool = False  # rwr.group_weights or rwr.data_batch made these
+    are_weights: bool = False  # rwr.group_weights made these
 
     def to(self, device: torch.device) -> Self:
         moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "valid")}
@@ -182,7 +197,7 @@ class RolloutsWithAdvantage:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Batch of gsb_dpo: two clips of one prompt per row, with votes.
+    """Batch of gsb_dpo: two clips of one prompt per row, with a label for each axis of votes.
 
     Labels: FIRST, SECOND, TIE, NO_LABEL = no vote. Raises ValueError for other labels or rows that disagree.
     """
@@ -190,38 +205,43 @@ class PreferencePairs:
     first: Rollout
     # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
     second: Rollout
-    labels_video: Tensor  # [B] int8, picture
-    labels_audio: Tensor  # [B] int8, voice
-    labels_total: Tensor  # [B] int8, sync and overall
+    labels: Tensor  # [B, A] int8, columns in the order of finetune.gsb.votes.AXES
 
     def __post_init__(self) -> None:
-        for name in ("labels_video", "labels_audio", "labels_total"):
-            labels = getattr(self, name)
-            known = torch.isin(labels, labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
-            if labels.shape != self.first.groups.shape or not bool(known.all()):
-                raise ValueError(
-                    f"{name}: expected {len(self.first.groups)} of 1, 0, -1 or 2 (not asked), got "
-                    f"{labels.tolist()}"
-                )
+        wanted = (len(self.first.groups), len(AXES))
+        known = torch.isin(self.labels, self.labels.new_tensor((FIRST, TIE, SECOND, NO_LABEL)))
+        if self.labels.shape != wanted or not bool(known.all()):
+            raise ValueError(
+                f"labels: expected {wanted[0]} rows of {', '.join(AXES)}, each 1, 0, -1 or 2 (not asked), "
+                f"got {self.labels.tolist()}"
+            )
         if not torch.equal(self.first.groups, self.second.groups):
             raise ValueError(
                 "preference pairs: first and second must be clips of the same prompts in the same order"
             )
+        if not torch.equal(self.first.first_frame, self.second.first_frame):
+            raise ValueError("preference pairs: only one clip of a pair has a given first frame")
+
+    def of_axis(self, axis: str) -> Tensor:
+        """[B] int8: the labels of one axis."""
+        return self.labels[:, AXES.index(axis)]
 
     @property
     def valid(self) -> Tensor:
         """Of all pairs: those without a label are left out of sums by the objective's count."""
-        return torch.ones_like(self.labels_total, dtype=torch.bool)
+        return torch.ones_like(self.first.groups, dtype=torch.bool)
 
     @property
     def sample_ids(self) -> Tensor:
         return self.first.sample_ids
 
     def to(self, device: torch.device) -> Self:
-        labels = {
-            name: getattr(self, name).to(device) for name in ("labels_video", "labels_audio", "labels_total")
-        }
-        return replace(self, first=self.first.to(device), second=self.second.to(device), **labels)
+        return replace(
+            self,
+            first=self.first.to(device),
+            second=self.second.to(device),
+            labels=self.labels.to(device),
+        )
 
     def after_update(self) -> Self:
         return self

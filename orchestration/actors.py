@@ -157,20 +157,23 @@ class RolloutWorker:
 
     def _encoded(self, task: ClipTask) -> PromptBatch:
         """Encode the prompts of a share once for all of its tasks."""
+        from finetune.prompts import voices_of
         from finetune.rollout import encode_prompts
-        from pretrain.generate import reference_voices
+        from pretrain.first_frames import read_first_frames
 
-        mark = (task.key, task.rank, task.plan.clips_per_prompt)
+        count = task.plan.clips_per_prompt
+        mark = (task.key, task.rank, count, tuple(row.data_id for row in task.rows))
         if self.encoded[0] != mark:
             fresh = [
                 row
                 for row in task.rows
                 if any(path is not None and path not in self.voices for path in row.reference_paths)
             ]
-            self.voices |= reference_voices(fresh, self.run.prompts, self.codecs)
+            self.voices |= voices_of(fresh, self.codecs)
+            images = read_first_frames(task.rows)
             self.encoded = (
                 mark,
-                encode_prompts(task.rows, task.plan.clips_per_prompt, self.codecs, self.voices, self.config),
+                encode_prompts(task.rows, count, self.codecs, self.voices, self.config, images),
             )
         return self.encoded[1]
 
@@ -196,7 +199,7 @@ class RewardWorker:
         """Raises ValueError where a reward failed, whatever it raised."""
         started, clips = time.perf_counter(), made.rollout
         try:
-            scores = self.scorer.score(clips.video, clips.audio, task.prompts)
+            scores = self.scorer.score(clips.video, clips.audio, task.prompts, task.held_out)
         except Exception as failed:
             raise ValueError(one_line(failed)) from failed
         origin = Origin(self.name, os.getpid(), time.perf_counter() - started)

@@ -16,7 +16,7 @@ from finetune.checkpoint import FOLDER
 from finetune.executor import RestoredFromCheckpoint
 from finetune.launch import locked_run, progress_of
 from finetune.loop import Alignment
-from finetune.prompts import read_prompt_set
+from finetune.prompts import read_prompt_set, report_left_out
 from finetune.run_log import RunLog
 from orchestration.cluster import LOCAL, Group, connected, places, reward_workers, rollout_workers
 from orchestration.config import RayConfig
@@ -44,6 +44,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
     run.config.check_ranks(ranks)
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
+    report_left_out(prompts, run.prompts)
     with locked_run(run) as done:
         if done:
             return done

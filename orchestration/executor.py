@@ -19,7 +19,7 @@ from orchestration.cluster import Group
 from orchestration.futures import Futures
 from orchestration.ranks import RankGroup
 from orchestration.round import Pipeline, Unit, WorkerPool
-from orchestration.tasks import ClipTask, ScoreGatherer, clip_tasks
+from orchestration.tasks import ClipTask, ScoreGatherer, clip_tasks, held_out_tasks
 from orchestration.versions import Ledger, Versions, name
 
 
@@ -133,10 +133,8 @@ class RayExecutor:
         number = _number(rounds) - 1  # held-out scorings have the even numbers between rounds
         self.versions.references[version] = self.futures.put(self.ranks.do("averaged")[0])
         key = (self.config.seed, HELD_OUT_KEY)
-        plan = self.config.held_out_plan()
-        self.pipeline.begin(
-            number, list(clip_tasks(self.prompts.held_out, self.world_size, plan, key, version))
-        )
+        tasks = held_out_tasks(self.prompts.held_out, self.world_size, self.config, key, version)
+        self.pipeline.begin(number, list(tasks))
         units = self.pipeline.finish(number)
         self.written = self._write(units, rounds)
         del self.versions.references[version]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.executor import RoundScores
 from finetune.objectives.base import RolloutPlan
-from finetune.prompts import share
+from finetune.prompts import share, shares_by_kind
 from finetune.recipe import AlignConfig
 from finetune.scores import Scores, means, summed
 from finetune.types import Key, Rollout
@@ -29,10 +29,11 @@ class ClipTask:
     plan: RolloutPlan
     key: Key  # prefix of every draw
     rank: int
-    rows: tuple[PromptRow, ...]  # the rank's share
+    rows: tuple[PromptRow, ...]  # the rank's share, of one kind
     start: int
     end: int
     version: str  # of the weights
+    held_out: bool = False  # the judges measure too
 
     @property
     def prompts(self) -> list[PromptRow]:
@@ -83,6 +84,19 @@ def clip_tasks(
             yield ClipTask(plan, key, rank, mine, start, min(start + plan.batch, total), version)
 
 
+def held_out_tasks(
+    rows: Sequence[PromptRow], world_size: int, config: AlignConfig, key: Key, version: str
+) -> Iterator[ClipTask]:
+    """Tasks of held-out prompts of any kinds, in the order of the learning ranks."""
+    plan = config.held_out_plan()
+    for rank in range(world_size):
+        for part in shares_by_kind(rows, config, rank, world_size):
+            # no rank waits for these passes: workers hold whole policies, so nothing is filled up
+            for start in range(0, part.count, plan.batch):
+                end = min(start + plan.batch, part.count)
+                yield ClipTask(plan, key, rank, part.own, start, end, version, held_out=True)
+
+
 class ScoreGatherer:
     """Merges scores of tasks and tracks worker processes."""
 
@@ -117,10 +131,17 @@ class ScoreGatherer:
                 self._note(origins)
         names = self.config.rubric.routes()
         values = {name: torch.cat([scores.values[name].double() for scores in whole]) for name in names}
+        judges = {
+            name: torch.cat([scores.judges[name].double() for scores in whole]) for name in whole[0].judges
+        }
         reasons = {name: why for scores in reversed(whole) for name, why in scores.reasons.items()}
         work = {f"work_seconds/{kind}": value for kind, value in seconds.items()}
         return RoundScores(
-            torch.cat(groups), values, {**means([summed(scores) for scores in whole]), **work}, reasons
+            torch.cat(groups),
+            values,
+            {**means([summed(scores) for scores in whole]), **work},
+            reasons,
+            judges,
         )
 
     def restarts(self) -> int:
@@ -135,7 +156,7 @@ class ScoreGatherer:
 
 
 def _merged(parts: Sequence[Scores]) -> Scores:
-    fields = ("values", "parts", "guardrails", "reasons")
+    fields = ("values", "parts", "guardrails", "reasons", "judges")
     return Scores(
         *({key: value for part in parts for key, value in getattr(part, field).items()} for field in fields)
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.jsonl import FieldError, scan
-from pretrain.types import num_video_latents
+from pretrain.types import PIXELS_PER_LATENT, num_video_latents
 
 SPEECH_START = "<S>"
 SPEECH_END = "<E>"
@@ -51,6 +51,14 @@ class PromptRow:
     data_id: str
     meta: dict[str, Any] = field(default_factory=dict)
     line: int = 0
+    height: int | None = None  # pixels, None = the caller's default
+    width: int | None = None
+    file: Path = field(default=Path(), compare=False)  # the JSONL
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for errors."""
+        return f"{self.file}:{self.line}"
 
 
 def parse(text: str, references: Sequence[str | None] = ()) -> ParsedPrompt:
@@ -207,11 +215,16 @@ def _prompt_row(row: Mapping[str, Any], line: int, path: Path, errors: list[Fiel
         wrong("meta", f"expected an object, got {meta!r}")
     if num_frames is not None:
         _check_num_frames(num_frames, wrong)
+    height, width = row.get("height"), row.get("width")
+    for name, size in (("height", height), ("width", width)):
+        if size is not None and (problem := size_problem(size)):
+            wrong(name, problem)
     if errors or spans is None:
         return None
     prompt = parse(str(text), references)
     paths = tuple(path.parent / reference if reference else None for reference in prompt.references)
-    return PromptRow(prompt, path.parent / image if image else None, paths, num_frames, data_id, meta, line)
+    image_path = path.parent / image if image else None
+    return PromptRow(prompt, image_path, paths, num_frames, data_id, meta, line, height, width, path)
 
 
 def _check_num_frames(num_frames: Any, wrong: Any) -> None:
@@ -221,6 +234,14 @@ def _check_num_frames(num_frames: Any, wrong: Any) -> None:
         num_video_latents(num_frames)
     except ValueError as error:
         wrong("num_frames", f"{error}; the nearest is {1 + 4 * max(0, round((num_frames - 1) / 4))}")
+
+
+def size_problem(size: Any) -> str:
+    """What is wrong with a height or width in pixels, "" if nothing is."""
+    step = 2 * PIXELS_PER_LATENT  # the model takes 2x2 latents as one token
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0 and size % step == 0:
+        return ""
+    return f"must be a multiple of {step} pixels, got {size!r}"
 
 
 def _missing_files(row: PromptRow) -> list[FieldError]:

@@ -52,22 +52,43 @@ def sample(
             )
         start = Latents(torch.cat([first_frame, noise.video[:, :, 1:]], dim=2), noise.audio)
 
-    def velocity(state: Latents, sigma: float) -> Velocity:
-        video, audio = streams(state, sigma, rates, first_frame is not None)
-        predicted = guided_velocity(
+    def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
+        return guided_velocity(
             lambda conditions: model(video, audio, conditions),
             conditioning,
             config.guidance,
             joint=video is not None and audio is not None,
         )
-        if first_frame is None or predicted.video is None:
+
+    return integrate(velocity, start, rates, config, first_frame is not None)
+
+
+def integrate(
+    velocity_of: Callable[[Stream | None, Stream | None], Velocity],
+    start: Latents,
+    rates: LatentRates,
+    config: SamplerConfig,
+    first_frame_given: bool = False,
+) -> Latents:
+    """Latents at the end of the field that `velocity_of` answers with, guidance included.
+
+    first_frame_given: the first latent frame of `start` is clean and kept.
+    """
+
+    def velocity(state: Latents, sigma: float) -> Velocity:
+        predicted = velocity_of(*streams(state, sigma, rates, first_frame_given))
+        if not first_frame_given or predicted.video is None:
             return predicted
         still = predicted.video.clone()
         still[:, :, 0] = 0
         return Velocity(still, predicted.audio)
 
     with torch.no_grad():  # not inference_mode: what FSDP gathers is kept, and is trained with afterwards
-        return solve(velocity, start, config.steps, config.shift, config.solver)
+        made = solve(velocity, start, config.steps, config.shift, config.solver)
+    if first_frame_given and made.video is not None and start.video is not None:
+        # multistep solvers move even what has no velocity, by rounding
+        made.video[:, :, 0] = start.video[:, :, 0]
+    return made
 
 
 def streams(

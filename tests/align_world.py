@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from model_cases import debug_model
+from PIL import Image
 from rank_processes import run_processes
 from test_codecs import audio_codec, sounds, video_codec
 from torch import Tensor
 
 from finetune.align_run import AlignRun
 from finetune.lora import LoraConfig
+from finetune.objectives.awm import AwmPhase
 from finetune.objectives.base import Phase
 from finetune.objectives.grpo import GrpoPhase
 from finetune.objectives.nft import NftPhase
@@ -61,7 +64,38 @@ def write_world(folder: Path) -> Path:
         {"prompt": f"A man says <S>{word}<E>.", "data_id": f"p{index}", "num_frames": 5, **voices[index % 2]}
         for index, word in enumerate(WORDS)
     ]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "prompts.jsonl", rows)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_mixed(folder: Path) -> Path:
+    """mixed.jsonl beside `write_world`'s files: five prompts of each of three kinds (short, with a first
+    frame, long and high) and one of a fourth; held_out.jsonl of all three, two, three and two."""
+    for index in range(6):
+        colours = np.random.default_rng(index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours.repeat(8, 0).repeat(8, 1)).save(folder / f"face{index}.png")
+    voices: list[dict[str, Any]] = [{}, {"spk_wavs": ["voice.wav"]}]
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "short": [{} for _ in range(7)],
+        "image": [{"image_path": f"face{index % 6}.png"} for index in range(8)],
+        "long": [{"num_frames": 9, "height": 64} for _ in range(7)],
+    }
+    rows = {
+        kind: [
+            {"prompt": f"A {kind} man says <S>{WORDS[index]}<E>.", "data_id": f"{kind}{index}", **fields}
+            | voices[index % 2]
+            for index, fields in enumerate(some)
+        ]
+        for kind, some in kinds.items()
+    }
+    odd = {"prompt": "A wide man.", "data_id": "wide", "width": 64}
+    write_rows(folder / "mixed.jsonl", [*(row for some in rows.values() for row in some[:5]), odd])
+    write_rows(folder / "held_out.jsonl", [row for some in rows.values() for row in some[5:]])
     return folder
 
 
@@ -72,7 +106,7 @@ def config(
     phases: dict[str, Phase] | None = None,
     **changes: Any,
 ) -> AlignConfig:
-    """fp32, four prompts of four clips a round, two held-out prompts. phase: fields of all three phases;
+    """fp32, four prompts of four clips a round, two held-out prompts. phase: fields of all four phases;
     phases: more of them."""
     common: dict[str, Any] = {
         "rounds": rounds,
@@ -89,6 +123,7 @@ def config(
         "phases": {
             "nft": NftPhase(**common),
             "rwr": RwrPhase(**common),
+            "awm": AwmPhase(**common),
             "grpo": GrpoPhase(**{"window": 1, "first_steps": 2, "steps_per_epoch": 2, **common}),
             **(phases or {}),
         },
@@ -148,7 +183,9 @@ class LatentScorer:
         nan: bool = False,
         falls_from: int = 0,
         names: Sequence[str] = ("warm",),
+        judge: float = 0.0,
     ) -> None:
+        self.judge = judge  # the judge `ear` measures this times `warm`, 0 = there is none
         self.fail_at, self.flat, self.nan, self.falls_from, self.names, self.calls = (
             fail_at,
             flat,
@@ -158,7 +195,7 @@ class LatentScorer:
             0,
         )
 
-    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow]) -> Scores:
+    def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
         self.calls += 1
         if self.calls == self.fail_at and _is_last():
             raise RuntimeError("reward warm failed: its network is gone")
@@ -174,9 +211,9 @@ class LatentScorer:
                 for name, value in found.items()
             }
         reasons = dict.fromkeys(found, "silent") if self.nan else {}
-        return Scores(
-            found, {"warm.twice": 2 * found[self.names[0]]}, {"flagged": torch.zeros(len(rows))}, reasons
-        )
+        judges = {"ear": self.judge * audio.flatten(1).mean(1).double()} if judged and self.judge else {}
+        parts = {"warm.twice": 2 * found[self.names[0]]}
+        return Scores(found, parts, {"flagged": torch.zeros(len(rows))}, reasons, judges)
 
     def write(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

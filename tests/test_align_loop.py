@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune.adapters import adapted_model, read_adapter
 from finetune.align_run import AlignRun
 from finetune.executor import RoundScores
-from finetune.launch import align_model
+from finetune.launch import align_model, describe
 from finetune.loop import Alignment
 from finetune.objectives.grpo import GrpoPhase
 from finetune.objectives.nft import NftPhase
@@ -118,7 +118,7 @@ def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
 
 
 @distributed
-@pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
+@pytest.mark.parametrize("algorithm", ["nft", "rwr", "awm", "grpo"])
 def test_the_reward_rises_on_held_out_prompts(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
     run = align_run(world, tmp_path, made)
@@ -204,6 +204,23 @@ def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path
     assert best.keys() == first.keys() and all(
         torch.equal(value, first[name]) for name, value in best.items()
     )
+
+
+@distributed
+@pytest.mark.parametrize(("judge", "alarm"), [(-1.0, 1.0), (1.0, 0.0)])
+def test_a_judge_that_falls_while_the_reward_rises_sounds_an_alarm(world, tmp_path, judge, alarm):
+    stop = StopConfig(prompts=2, every=4, patience=2)
+    rubric = RubricConfig(audio={"warm": 1.0}, sync={}, watched=("ear",))
+    run = align_run(world, tmp_path, config(rounds=4, stop=stop, rubric=rubric), judge=judge)
+    assert run_align(run) == [0]
+    rows = metrics(run)
+    last, best = rows[-1], read_adapter(run.out / "adapter")[0].facts["best_round"]
+    assert rows[0]["held_out/judge/ear"] == pytest.approx(judge * rows[0]["held_out/reward/warm"])
+    assert last["held_out_total"] > 0 and last["alarm/ear"] == alarm
+    assert last["held_out/judge_change/ear"] * judge > 0
+    # weights that a judge rejects are never the best ones
+    assert best == (0 if alarm else 4)
+    assert ("ALARM: ear fell" in describe(last)) == bool(alarm)
 
 
 class Recorder:

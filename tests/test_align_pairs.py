@@ -9,7 +9,7 @@ from align_world import align_run, config, error, metrics, run_align, write_worl
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair, read_clips, write_pairs
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
-from finetune.objectives.gsb_dpo import GsbDpo, GsbDpoPhase
+from finetune.objectives.gsb_dpo import AxisWeights, GsbDpo, GsbDpoPhase
 from finetune.pair_batches import open_pairs
 from finetune.prompts import read_prompt_set
 from finetune.recipe import StopConfig
@@ -63,7 +63,15 @@ def made_pairs(folder: Path) -> list[PreferencePair]:
             )
             pairs.append(
                 PreferencePair(
-                    first.case_id, first, second, {"voice": (1, 2, 1), "overall": (3, 0, 2)}, simulated=True
+                    first.case_id,
+                    first,
+                    second,
+                    {
+                        "voice": (1, 2, 1),
+                        "overall": (0, 3, 0) if len(pairs) == 1 else (3, 0, 2),
+                        "sync": (3, 0, 0),
+                    },
+                    simulated=True,
                 )
             )
     return pairs
@@ -145,20 +153,26 @@ def test_votes_find_the_clips_of_a_store(world):
 def test_labels_go_to_the_axis_they_are_about(world):
     objective = prepared(world, world / "pairs.jsonl")
     batch = objective.source.batch(objective.source.pairs[:2])
-    assert batch.labels_audio.tolist() == [SECOND, TIE]
-    assert batch.labels_video.tolist() == [TIE, NO_LABEL]
-    assert batch.labels_total.tolist() == [NO_LABEL, FIRST]
-    shares = objective.config.tie_shares
-    assert shares.audio == pytest.approx(0.5) and shares.video == pytest.approx(0.1)
+    assert batch.of_axis("voice").tolist() == [SECOND, TIE]
+    assert batch.of_axis("picture").tolist() == [TIE, NO_LABEL]
+    assert batch.of_axis("overall").tolist() == [NO_LABEL, TIE]
+    assert batch.of_axis("sync").tolist() == [NO_LABEL, FIRST]  # although overall is a tie
+    rates = objective.config.tie_rates
+    assert rates.voice >= 0.5 and rates.picture >= 0.1 and rates.sync == 0  # at least the shares of Same
+    assert objective.config.weights == AxisWeights()
 
 
-def test_votes_of_an_axis_that_are_all_ties_are_refused(world, tmp_path):
+def test_axes_that_are_all_ties_are_left_out_or_refused(world, tmp_path):
     flat = [
         dataclasses.replace(pair, counts={**pair.counts, "voice": (0, 3, 0)}) for pair in made_pairs(world)
     ]
     write_pairs(tmp_path / "pairs.jsonl", flat)
-    with pytest.raises(ValueError, match=r"pairs\.jsonl: tie share of audio"):
-        prepared(world, tmp_path / "pairs.jsonl")
+    assert prepared(world, tmp_path / "pairs.jsonl").config.weights == AxisWeights(voice=0.0)
+    write_pairs(
+        tmp_path / "flat.jsonl", [dataclasses.replace(pair, counts={"voice": (0, 3, 0)}) for pair in flat]
+    )
+    with pytest.raises(ValueError, match=r"flat\.jsonl: the labels of voice are all Same"):
+        prepared(world, tmp_path / "flat.jsonl")
 
 
 def test_ranks_take_equal_parts_of_each_step_and_all_pairs_once_a_pass(world):
@@ -202,8 +216,8 @@ def test_votes_alone_raise_what_they_like(world, tmp_path):
     rows = metrics(run)
     assert [row.get("task") for row in rows] == [None, *["gsb_dpo"] * 4]
     assert (
-        rows[-1]["gsb_dpo/accuracy_audio"] > 0.6
-        and rows[-1]["gsb_dpo/margin_audio"] > rows[1]["gsb_dpo/margin_audio"]
+        rows[-1]["gsb_dpo/accuracy_voice"] > 0.6
+        and rows[-1]["gsb_dpo/margin_voice"] > rows[1]["gsb_dpo/margin_voice"]
     )
     assert rows[-1]["held_out/reward/warm"] > rows[0]["held_out/reward/warm"]
     assert json.loads((run.out / "model" / "config.json").read_text())["pairs"]

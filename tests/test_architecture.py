@@ -228,8 +228,8 @@ def test_files_and_functions_stay_short(folder):
 
 
 def test_only_objectives_know_an_objective():
-    """A study of the four names them by the recipe's names; nothing imports their modules."""
-    concrete = {f"finetune.objectives.{name}" for name in ("rwr", "gsb_dpo", "nft", "grpo")}
+    """A study of them names them by the recipe's names; nothing imports their modules."""
+    concrete = {f"finetune.objectives.{name}" for name in ("rwr", "gsb_dpo", "nft", "awm", "grpo")}
     found = {
         name: imports(file.read_text(), name, file.name == "__init__.py") & concrete
         for name, file in modules()

@@ -95,6 +95,27 @@ def test_a_given_first_frame_is_kept(made: Path, tmp_path: Path) -> None:
     assert right - left > 60
 
 
+def test_clips_have_the_sizes_of_their_rows(made: Path, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "small.mp4", np.full((1, 32, 96, 3), 90, np.uint8), 24, None, 16_000)
+    rows = [
+        {"data_id": "a", "prompt": "A wall.", "num_frames": 5},
+        {"data_id": "b", "prompt": "A wall.", "num_frames": 5, "height": 32, "width": 96},
+        {
+            "data_id": "c",
+            "prompt": "A wall.",
+            "num_frames": 5,
+            "height": 32,
+            "width": 96,
+            "image_path": "small.mp4",
+        },
+    ]
+    generate(QUICK, made / "model", made / "codec", prompts(tmp_path, *rows), tmp_path / "out")
+    shapes = [read_media(tmp_path / "out" / f"{name}.mp4", want_audio=False).frames.shape for name in "abc"]  # type: ignore[union-attr]
+    assert shapes == [(5, 64, 64, 3), (5, 32, 96, 3), (5, 32, 96, 3)]
+    index = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert [row.get("image_path") for row in index] == [None, None, str(tmp_path / "small.mp4")]
+
+
 def test_sampling_leaves_a_given_latent_frame_untouched() -> None:
     model, frame = debug_model(), torch.randn(2, 48, 1, 4, 4)
     noise = Latents(video_stream().latents, audio_stream().latents)

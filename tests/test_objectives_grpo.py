@@ -10,7 +10,8 @@ from alignment_cases import KEY, GainPolicy, advantage, assert_parts_add_up, rol
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.objectives.grpo import GrpoConfig, check_on_policy, clipped, clipped_loss, count, loss
+from finetune.objectives.grpo import GrpoConfig, check_on_policy, count, loss
+from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel
 from finetune.types import Rollout, RolloutsWithAdvantage, take
 

@@ -10,25 +10,28 @@ from alignment_cases import KEY, GainPolicy, assert_parts_add_up, rollout
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.gsb.pairs import ClipRef, PreferencePair
+from finetune.gsb.votes import AXES
 from finetune.noising import Levels, draw, mean_square, noised
 from finetune.objectives.gsb_dpo import (
+    AxisWeights,
     GsbDpoConfig,
-    TieShares,
+    TieRates,
     count,
+    for_votes,
     loss,
     margin,
     outcome_log_probs,
     preference_loss,
-    tie_shares,
     tie_theta,
 )
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, PreferencePairs
 
 shares = st.floats(0.001, 0.95)
 margins = st.floats(-30, 30)
-THIRD = TieShares(video=1 / 3, audio=1 / 3, total=1 / 3)
+THIRD = TieRates(overall=1 / 3, sync=1 / 3, voice=1 / 3, picture=1 / 3)
 LEVELS = Levels(shift=5.0)
-CONFIG = GsbDpoConfig(beta=2.0, tie_shares=THIRD, levels=LEVELS)
+CONFIG = GsbDpoConfig(beta=2.0, tie_rates=THIRD, levels=LEVELS)
 
 
 def one(value: float) -> torch.Tensor:
@@ -39,12 +42,18 @@ def label(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int8)
 
 
-def pairs(video: list[int], audio: list[int], total: list[int], width: int = 10) -> PreferencePairs:
-    batch = len(video)
+def pairs(
+    picture: list[int],
+    voice: list[int],
+    overall: list[int],
+    sync: list[int] | None = None,
+    width: int = 10,
+) -> PreferencePairs:
+    batch = len(picture)
     first, second = (rollout(batch, video=(3, 1, 10, width), seed=seed, first_id=seed) for seed in (1, 50))
-    return PreferencePairs(
-        first, replace(second, conditioning=first.conditioning), label(*video), label(*audio), label(*total)
-    )
+    columns = (overall, sync or [NO_LABEL] * batch, voice, picture)  # as AXES
+    labels = torch.tensor(columns, dtype=torch.int8).T
+    return PreferencePairs(first, replace(second, conditioning=first.conditioning), labels)
 
 
 @given(m=margins, p=shares)
@@ -131,16 +140,41 @@ def test_every_label_reaches_its_own_margin() -> None:
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert policy.gradients(found.loss) == pytest.approx(policy.gradients(expected), rel=1e-5)
     assert float(found.count) == 3 and policy.asked == ["reference", "default"]
-    for axis, video_moves, audio_moves in (
-        ("labels_video", True, False),
-        ("labels_audio", False, True),
-        ("labels_total", True, True),
-    ):
-        alone = replace(
-            pairs([NO_LABEL] * 3, [NO_LABEL] * 3, [NO_LABEL] * 3), **{axis: label(FIRST, SECOND, TIE)}
-        )
-        video, audio = policy.gradients(loss(policy, alone, CONFIG, KEY).loss)
-        assert (video != 0, audio != 0) == (video_moves, audio_moves)
+    moves = {
+        "picture": (True, False),
+        "voice": (False, True),
+        "overall": (True, True),
+        "sync": (True, True),
+    }
+    for axis in AXES:
+        nothing = torch.full((3, len(AXES)), NO_LABEL, dtype=torch.int8)
+        nothing[:, AXES.index(axis)] = label(FIRST, SECOND, TIE)
+        alone = loss(policy, replace(batch, labels=nothing), CONFIG, KEY)
+        assert tuple(slope != 0 for slope in policy.gradients(alone.loss)) == moves[axis]
+        unasked = [other for other in AXES if other != axis]
+        assert all(float(alone.metrics[f"loss_{other}"][1]) == 0 for other in unasked)
+
+
+def test_sync_and_overall_have_a_term_each() -> None:
+    """Overall a tie, sync for the first: -ln P(tie) - ln P(first) of one margin, each at its own theta."""
+    policy = GainPolicy((0.5, 0.6))
+    batch = pairs([NO_LABEL], [NO_LABEL], [TIE], [FIRST])
+    config = replace(CONFIG, tie_rates=replace(THIRD, sync=0.5), weights=AxisWeights(sync=2.0))
+    found = loss(policy, batch, config, KEY)
+    m = float(found.metrics["margin_sync"][0])
+    tie, first = outcome_log_probs(one(m), 1 / 3).tie, outcome_log_probs(one(m), 0.5).first
+    assert m != 0 and found.loss.item() == pytest.approx(-float(tie) - 2 * float(first), rel=1e-6)
+    assert float(found.count) == 1 and found.metrics["margin_overall"].tolist() == [0, 0]
+    only_sync = loss(policy, batch, replace(config, weights=AxisWeights(overall=0.0)), KEY)
+    assert only_sync.loss.item() == pytest.approx(-float(first), rel=1e-6)
+    assert "loss_overall" not in only_sync.metrics
+
+
+def test_an_axis_of_weight_zero_takes_no_part() -> None:
+    """Not in the loss, the count nor the check of ties at rate 0."""
+    config = GsbDpoConfig(levels=LEVELS, weights=AxisWeights(voice=0.0))
+    found = loss(GainPolicy((0.5, 0.6)), pairs([NO_LABEL], [TIE], [NO_LABEL]), config, KEY)
+    assert (found.loss.item(), float(found.count)) == (0, 0)
 
 
 def written_out(policy: GainPolicy, batch: PreferencePairs) -> torch.Tensor:
@@ -188,43 +222,45 @@ def test_a_descent_step_raises_the_winners_margin() -> None:
     policy = GainPolicy((0.3, 0.3))
     for _ in range(2):
         found = loss(policy, batch, CONFIG, KEY)
-        margins_.append([float(found.metrics[f"margin_{name}"][0]) for name in ("video", "audio")])
+        margins_.append([float(found.metrics[f"margin_{name}"][0]) for name in ("picture", "voice")])
         slopes = policy.gradients(found.loss)
         with torch.no_grad():
             for gain, slope in zip(policy.default, slopes, strict=True):
                 gain -= 0.01 * slope
     assert margins_[1][0] > margins_[0][0] == 0 and margins_[1][1] > margins_[0][1] == 0
-    assert float(found.metrics["margin_video"][1]) == 3 and float(found.metrics["margin_total"][1]) == 0
+    assert float(found.metrics["margin_picture"][1]) == 3 and float(found.metrics["margin_overall"][1]) == 0
 
 
 @pytest.mark.parametrize("width", [10, 100])
 def test_weights_hold_whatever_the_number_of_elements(width: int) -> None:
     policy = GainPolicy((0.5, 0.6))
-    video, audio, total = [FIRST, TIE, SECOND], [SECOND, TIE, FIRST], [NO_LABEL] * 3
-    wide = policy.gradients(loss(policy, pairs(video, audio, total, width), CONFIG, KEY).loss)
-    batch = pairs(video, audio, total, width)
+    batch = pairs([FIRST, TIE, SECOND], [SECOND, TIE, FIRST], [NO_LABEL] * 3, width=width)
+    wide = policy.gradients(loss(policy, batch, CONFIG, KEY).loss)
     narrow = [replace(clips, video=clips.video[:, :1, :, :1, :1]) for clips in (batch.first, batch.second)]
     small = policy.gradients(
         loss(policy, replace(batch, first=narrow[0], second=narrow[1]), CONFIG, KEY).loss
     )
     assert wide[1] == pytest.approx(small[1]) and wide[0] != pytest.approx(small[0])
-    heavier = replace(CONFIG, video_weight=0.5, audio_weight=3.0)
-    assert policy.gradients(
-        loss(policy, pairs(video, audio, total, width), heavier, KEY).loss
-    ) == pytest.approx((wide[0] / 2, 3 * wide[1]))
+    heavier = replace(CONFIG, weights=AxisWeights(picture=0.5, voice=3.0))
+    assert policy.gradients(loss(policy, batch, heavier, KEY).loss) == pytest.approx(
+        (wide[0] / 2, 3 * wide[1])
+    )
 
 
 def test_both_clips_meet_one_level_and_one_noise() -> None:
     """Equal clips: the margin is exactly 0 whatever the policy has become."""
-    batch = pairs([FIRST] * 3, [FIRST] * 3, [FIRST] * 3)
+    batch = pairs([FIRST] * 3, [FIRST] * 3, [FIRST] * 3, [SECOND] * 3)
     same = replace(batch, second=replace(batch.first, sample_ids=batch.second.sample_ids))
     found = loss(GainPolicy((0.9, -0.4)), same, CONFIG, KEY)
-    assert all(float(found.metrics[f"margin_{name}"][0]) == 0 for name in ("video", "audio", "total"))
+    assert all(float(found.metrics[f"margin_{name}"][0]) == 0 for name in AXES)
 
 
 def test_a_rank_more_changes_nothing() -> None:
     batch = pairs(
-        [FIRST, NO_LABEL, TIE, SECOND], [TIE, NO_LABEL, FIRST, SECOND], [SECOND, NO_LABEL, NO_LABEL, TIE]
+        [FIRST, NO_LABEL, TIE, SECOND],
+        [TIE, NO_LABEL, FIRST, SECOND],
+        [SECOND, NO_LABEL, NO_LABEL, TIE],
+        [TIE, NO_LABEL, SECOND, NO_LABEL],
     )
     config = replace(CONFIG, reference_weight=0.1)
     assert_parts_add_up(loss, count, lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)), batch, config)
@@ -251,21 +287,37 @@ def test_a_pair_nobody_voted_on_takes_no_part() -> None:
     assert held == pytest.approx(10 * sum(away) / 2, rel=1e-6)  # the mean over both clips
 
 
-def test_tie_shares_are_counted_among_the_votes_that_were_cast() -> None:
-    batch = pairs([FIRST, TIE, NO_LABEL, NO_LABEL], [TIE, SECOND, FIRST, TIE], [NO_LABEL] * 4)
-    assert tie_shares(batch) == TieShares(video=0.5, audio=0.5, total=0.0)
-    assert tie_theta(1 / 3) == pytest.approx(2)
-    with pytest.raises(ValueError, match="all ties teach nothing"):
-        tie_shares(pairs([TIE] * 2, [NO_LABEL] * 2, [NO_LABEL] * 2))
+def voted(*counts: dict[str, tuple[int, int, int]]) -> list[PreferencePair]:
+    clips = [ClipRef(name, name, "c", "p", None, name) for name in ("a", "b")]
+    return [PreferencePair("c", clips[0], clips[1], count, False) for count in counts]
+
+
+def test_axes_that_nobody_decided_are_left_out() -> None:
+    votes = voted({"sync": (3, 0, 0), "voice": (0, 3, 0)}, {"sync": (1, 2, 0)}, {"voice": (0, 2, 0)})
+    found = for_votes(CONFIG, votes)
+    assert found.weights == AxisWeights(overall=0, voice=0, picture=0) and found.tie_rates.voice == 0
+    assert found.tie_rates.sync >= 0.5  # the share of Same among its labels
+    assert for_votes(CONFIG, votes, fit=False) == replace(CONFIG, weights=found.weights)
+    with pytest.raises(ValueError, match=r"labels of voice are all Same .*votes that are all ties teach"):
+        for_votes(CONFIG, voted({"voice": (0, 3, 0)}))
+    with pytest.raises(ValueError, match="nobody voted"):
+        for_votes(replace(CONFIG, weights=AxisWeights(sync=0)), voted({"sync": (3, 0, 0)}))
 
 
 def test_bad_labels_and_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="set tie_shares from the votes, or ties to drop"):
+    with pytest.raises(ValueError, match="set tie_rates from the votes, or ties to drop"):
         loss(GainPolicy((0.3, 0.3)), pairs([TIE], [NO_LABEL], [NO_LABEL]), GsbDpoConfig(levels=LEVELS), KEY)
-    with pytest.raises(ValueError, match=r"labels_audio: expected 1 of 1, 0, -1 or 2"):
+    with pytest.raises(
+        ValueError, match=r"labels: expected 1 rows of overall, sync, voice, picture, each 1, 0, -1 or 2"
+    ):
         pairs([FIRST], [3], [FIRST])
     with pytest.raises(ValueError, match="same prompts in the same order"):
         batch = pairs([FIRST] * 4, [FIRST] * 4, [FIRST] * 4)
         replace(batch, second=replace(batch.second, groups=batch.second.groups.flip(0)))
     with pytest.raises(ValueError, match="beta must be positive"):
         GsbDpoConfig(beta=0)
+    with pytest.raises(ValueError, match=r"tie rate of sync must be in \[0, 1\), got 1"):
+        TieRates(sync=1.0)
+    for wrong in ({"sync": -1.0}, dict.fromkeys(AXES, 0.0)):
+        with pytest.raises(ValueError, match="weights must not be negative and one must be above 0"):
+            AxisWeights(**wrong)

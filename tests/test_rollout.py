@@ -175,20 +175,13 @@ def test_shares_of_ranks_are_equal_and_whole(world):
         share(rows, 0, 3)
 
 
-def test_prompts_with_a_first_frame_are_refused(world, tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "A man.", "image_path": "a.png"}\n')
-    with pytest.raises(ValueError, match=r"prompts\.jsonl:1 image_path"):
-        read_prompt_set(path, config())
-
-
 def test_noise_is_standard_normal_and_of_the_clip(world, codecs):
     given = asked(world, codecs, [0, 1], clips=4)
 
     class Still:
         """Leaves the noise as it is."""
 
-        def guided(self, role, video, audio, conditioning, scales) -> Velocity:
+        def guided(self, role, video, audio, conditioning, scales, voiced=None) -> Velocity:
             return Velocity(torch.zeros_like(video.latents), torch.zeros_like(audio.latents))
 
     clips = rolled(Still(), given, batch=3)  # type: ignore[arg-type]

@@ -76,9 +76,9 @@ def seeds(
     """Align the pretrained model from several seeds by the recipe; measure each, and all together, on the
     held-out prompts.
 
-    Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json
-    and .md; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks where
-    there is none.
+    Needs a finished `nava demo` in OUT, whose own alignment serves for its seed. Writes OUT/study/seeds.json,
+    .md and .png; started again, it goes on where it stopped. --nproc 0 is one rank per GPU, or two ranks
+    where there is none.
     """
     from experiments.job import StageJob
     from experiments.studies.seeds import study_seeds
@@ -92,4 +92,4 @@ def seeds(
         print(json.dumps(study, indent=1))
         return
     print((out / "study" / "seeds.md").read_text())
-    print(f"report  {out / 'study' / 'seeds.md'} and .json")
+    print(f"report  {out / 'study' / 'seeds.md'}, .json and .png")

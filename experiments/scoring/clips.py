@@ -238,6 +238,10 @@ def _sound(path: Path, sample_rate_hz: int) -> np.ndarray | None:
 def _image(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        frames = read_media(path, want_audio=False).frames
+        assert frames is not None
+        return frames[0]
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.alignment.inputs import align_run
 from experiments.job import StageJob
 from experiments.layout import Layout
@@ -24,6 +26,7 @@ from experiments.scoring.samples import generated_samples
 from experiments.scoring.score import scores_of
 from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, REWARDS, SCORES, rows_of
 from experiments.studies.harness import Run, Study, mark_of, model_of, run_each
+from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import added_rewards, by_scorer
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
@@ -36,6 +39,7 @@ from rewards.catalog import open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
+COLUMNS = 3
 KEY: tuple[str, str] = (ALIGN_SET, "aligned")
 
 
@@ -51,7 +55,7 @@ class SeedsConfig:
 
 
 def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
-    """Align with seeds 0 to `seeds` - 1, generate, score, and write OUT/study/seeds.json and .md.
+    """Align with seeds 0 to `seeds` - 1, generate, score, and write OUT/study/seeds.json, .md and .png.
 
     The pipeline's own alignment is reused for its seed. Finished work is reused, and a killed alignment is
     resumed. Raises FileNotFoundError or ValueError in one line before anything is trained, Interrupted on a
@@ -88,7 +92,34 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
             for seed, result in results.items()
         }
         gates = gate_results(job.recipe.evaluate.gates, together)
-        return study.publish({"seeds": seeds, "gates": gates, "together": together, "each": each})
+        return study.publish({"seeds": seeds, "gates": gates, "together": together, "each": each}, draw)
+
+
+def draw(study: Mapping[str, Any], path: Path) -> None:
+    """Plot the change of every rewarded or judged metric by seed, and of all seeds together in black."""
+    metrics = [
+        name for name, found in study["together"]["metrics"].items() if found["role"] in ("judge", "reward")
+    ]
+    rows = -(-len(metrics) // COLUMNS)
+    figure = Figure(figsize=(13, rows * (1.2 + 0.25 * study["seeds"])), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten()
+    runs = [*((f"seed {seed}", found) for seed, found in study["each"].items()), ("all", study["together"])]
+    for axes, name in zip(panels, metrics, strict=False):
+        for place, (label, found) in enumerate(runs):
+            style = {"color": "#000000" if label == "all" else "#8a8a8a", "markersize": 4}
+            if name in found["metrics"]:
+                point = found["metrics"][name]["difference"]
+                errorbars(axes, [(place, point)], style, horizontal=True)
+        facts = study["together"]["metrics"][name]
+        axes.axvline(0.0, color="#333333", linewidth=0.8)
+        axes.set_title(f"{name} ({facts['role']}, {facts['better']} is better)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3, axis="x")
+    for axes in panels[len(metrics) :]:
+        axes.set_visible(False)
+    panels[0].set_yticks(range(len(runs)), [label for label, _ in runs])
+    panels[0].set_ylim(len(runs) - 0.5, -0.5)
+    save(figure, path)
 
 
 def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
 from finetune.objectives.base import Objective, Phase, RolloutPlan
+from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
 from pretrain.flow.guidance import NO_GUIDANCE
@@ -45,19 +46,6 @@ class GrpoConfig:
             raise ValueError(
                 f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}"
             )
-
-
-def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) with clamped A; log_ratio and advantage broadcast."""
-    ratio, limited = torch.exp(log_ratio), advantage.clamp(-max_advantage, max_advantage)
-    return torch.maximum(-limited * ratio, -limited * ratio.clamp(1 - clip_range, 1 + clip_range))
-
-
-def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Bool: the clip holds this step's gradient back."""
-    # expm1: clip ranges of 1e-4 leave few digits of exp(x) - 1 in fp32
-    moved = torch.expm1(log_ratio)
-    return ((moved > clip_range) & (advantage > 0)) | ((moved < -clip_range) & (advantage < 0))
 
 
 def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
@@ -130,7 +118,7 @@ def _one_step(
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
     levels, next_levels = steps.levels[:, index], steps.next_levels[:, index]
-    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates)
+    streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates, rollout.given)
     away = torch.zeros_like(steps.log_prob_video[:, index])
     now = velocities(policy, "default", streams, rollout.conditioning)
     if config.reference_weight:
@@ -140,7 +128,8 @@ def _one_step(
             mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True)
         )
         away = config.video_share * far_video + (1 - config.video_share) * far_audio
-    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, steps.next_video[:, index])
+    reached = steps.next_video[:, index]
+    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, reached, rollout.given)
     audio = replay(steps.kernel, streams[1].latents, now[1], levels, next_levels, steps.next_audio[:, index])
     return (video - steps.log_prob_video[:, index], audio - steps.log_prob_audio[:, index]), away
 

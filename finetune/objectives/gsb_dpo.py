@@ -1,17 +1,18 @@
-"""Flow-DPO on good / same / bad votes, with modelled ties and one modality per axis (alignment.md 2.6).
+"""Flow-DPO on good / same / bad votes, with modelled ties and a term for each axis (alignment.md 2.6).
 
     E = mean over elements of (v(x_s) - (eps - x0))^2,  D(x0) = E(v) - E(v_ref)
     margin m = -(beta / 2) (D(first) - D(second))
     Rao-Kupper, a = ln theta:  P(first) = sigmoid(m - a),  P(second) = sigmoid(-m - a),
                                P(tie) = (theta^2 - 1) P(first) P(second)
 
-A picture vote is about the video margin, a voice vote about the audio margin, sync and overall about their
-sum; an axis voted Same brings only its tie loss, an axis nobody voted on brings nothing.
+Every axis of votes has its own label, theta and term: picture is about the video margin, voice about the
+audio margin, sync and overall about their sum. An axis voted Same brings only its tie loss, an axis nobody
+voted on brings nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from finetune.gsb.pairs import PreferencePair, tie_rates, tie_shares
+from finetune.gsb.votes import AXES
 from finetune.noising import Levels, draw, mean_square, metric, noised, velocities
 from finetune.objectives.base import Objective, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
@@ -26,41 +29,67 @@ from pretrain.codecs.base import Codecs
 from pretrain.flow.path import velocity_target
 from pretrain.types import Conditioning, Stream
 
+# the margins whose sum an axis is about
+MODALITIES: Mapping[str, tuple[str, ...]] = {
+    "overall": ("video", "audio"),
+    "sync": ("video", "audio"),
+    "voice": ("audio",),
+    "picture": ("video",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class TieShares:
-    """Share of Same votes per kind, in [0, 1): theta = (1 + p) / (1 - p). Raises ValueError beyond.
+class TieRates:
+    """Rate p in [0, 1) of Same at margin 0 of each axis: theta = (1 + p) / (1 - p).
 
-    Raises ValueError beyond.
+    Raises ValueError for others.
     """
 
-    video: float = 0.0
-    audio: float = 0.0
-    total: float = 0.0
+    overall: float = 0.0
+    sync: float = 0.0
+    voice: float = 0.0
+    picture: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("video", "audio", "total"):
-            if not 0 <= getattr(self, name) < 1:
+        for axis in AXES:
+            if not 0 <= getattr(self, axis) < 1:
                 raise ValueError(
-                    f"tie share of {name} must be in [0, 1), got {getattr(self, name)}; votes that are all "
+                    f"tie rate of {axis} must be in [0, 1), got {getattr(self, axis)}; votes that are all "
                     "ties teach nothing"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class GsbDpoConfig:
-    """beta: scale of E per element; ties: model or drop them (plain flow-DPO); tie_shares: from `tie_shares`.
+class AxisWeights:
+    """Weight of each axis' term; 0 leaves the axis out. Raises ValueError for negative ones and all 0."""
 
-    The weights are of the three kinds of votes; reference_weight: of mean((v - v_ref)^2). Raises ValueError
-    for values out of range.
+    overall: float = 1.0
+    sync: float = 1.0
+    voice: float = 1.0
+    picture: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = [getattr(self, axis) for axis in AXES]
+        if min(weights) < 0 or not any(weights):
+            raise ValueError(f"weights must not be negative and one must be above 0, got {self}")
+
+    def used(self) -> tuple[str, ...]:
+        """Axes with a weight."""
+        return tuple(axis for axis in AXES if getattr(self, axis))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GsbDpoConfig:
+    """beta: scale of E per element; ties: model or drop them (plain flow-DPO); tie_rates: of each axis.
+
+    weights: of the axes' terms; reference_weight: of mean((v - v_ref)^2), summed over modalities. Raises
+    ValueError for values out of range.
     """
 
     beta: float = 100.0
     ties: Literal["model", "drop"] = "model"
-    tie_shares: TieShares = field(default_factory=TieShares)
-    video_weight: float = 1.0
-    audio_weight: float = 1.0
-    total_weight: float = 1.0
+    tie_rates: TieRates = field(default_factory=TieRates)
+    weights: AxisWeights = field(default_factory=AxisWeights)
     reference_weight: float = 0.0
     levels: Levels = field(default_factory=Levels)
 
@@ -69,8 +98,8 @@ class GsbDpoConfig:
             raise ValueError(
                 f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}"
             )
-        if min(self.video_weight, self.audio_weight, self.total_weight, self.reference_weight) < 0:
-            raise ValueError("gsb_dpo: weights must not be negative")
+        if self.reference_weight < 0:
+            raise ValueError(f"gsb_dpo: reference_weight must not be negative, got {self.reference_weight}")
 
 
 class LogProbs(NamedTuple):
@@ -81,39 +110,47 @@ class LogProbs(NamedTuple):
     second: Tensor
 
 
-def tie_theta(share: float) -> float:
+def tie_theta(rate: float) -> float:
     """theta >= 1 at which two equal clips tie with this probability."""
-    return (1 + share) / (1 - share)
+    return (1 + rate) / (1 - rate)
 
 
-def tie_shares(pairs: PreferencePairs) -> TieShares:
-    """Shares of Same votes of a whole preference set. Raises ValueError if a kind has only ties."""
+def for_votes(config: GsbDpoConfig, pairs: Sequence[PreferencePair], fit: bool = True) -> GsbDpoConfig:
+    """The config for a preference set: tie rates fitted to its votes, without axes that nobody decided.
 
-    def share(labels: Tensor) -> float:
-        labelled = int((labels != NO_LABEL).sum())
-        return int((labels == TIE).sum()) / labelled if labelled else 0.0
-
-    return TieShares(
-        video=share(pairs.labels_video), audio=share(pairs.labels_audio), total=share(pairs.labels_total)
+    An axis whose labels are all Same says nothing about what is better and has no theta: its weight becomes
+    0. `fit=False` keeps the tie rates. Raises ValueError if no axis with a weight is decided.
+    """
+    shares, rates = tie_shares(pairs), tie_rates(pairs)
+    asked = [axis for axis in config.weights.used() if axis in shares]
+    if not any(axis in rates for axis in asked):
+        found = f"the labels of {', '.join(asked)} are all Same" if asked else "nobody voted"
+        raise ValueError(
+            f"{found} (axes with a weight: {', '.join(config.weights.used())}); votes that are all ties "
+            "teach nothing: give votes with a decision, or another axis a weight"
+        )
+    kept = replace(
+        config, weights=replace(config.weights, **{axis: 0.0 for axis in AXES if axis not in rates})
     )
+    return replace(kept, tie_rates=TieRates(**rates)) if fit else kept
 
 
-def outcome_log_probs(margin: Tensor, share: float) -> LogProbs:
-    """Rao-Kupper for tie share p; finite wherever the margin is, but for ties at p = 0."""
-    theta = torch.tensor(tie_theta(share), dtype=torch.float64)
+def outcome_log_probs(margin: Tensor, rate: float) -> LogProbs:
+    """Rao-Kupper for tie rate p at margin 0; finite wherever the margin is, but for ties at p = 0."""
+    theta = torch.tensor(tie_theta(rate), dtype=torch.float64)
     first, second = logsigmoid(margin - theta.log().item()), logsigmoid(-margin - theta.log().item())
     return LogProbs(first, first + second + torch.log((theta - 1) * (theta + 1)).item(), second)
 
 
-def preference_loss(margin: Tensor, labels: Tensor, share: float) -> Tensor:
-    """[B]: negative log-probability of each label, 0 without one. Raises ValueError for a tie at share 0."""
-    if share == 0 and bool((labels == TIE).any()):
+def preference_loss(margin: Tensor, labels: Tensor, rate: float) -> Tensor:
+    """[B]: negative log-probability of each label, 0 without one. Raises ValueError for a tie at rate 0."""
+    if rate == 0 and bool((labels == TIE).any()):
         raise ValueError(
-            "a tie has no probability at tie share 0; set tie_shares from the votes, or ties to drop"
+            "a tie has no probability at tie rate 0; set tie_rates from the votes, or ties to drop"
         )
-    probs = outcome_log_probs(margin, share)
+    probs = outcome_log_probs(margin, rate)
     chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
-    # where, not a product with a mask: at share 0 the tie's -inf times 0 would be NaN
+    # where, not a product with a mask: at rate 0 the tie's -inf times 0 would be NaN
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
 
 
@@ -126,7 +163,7 @@ def margin(
 
 def count(batch: PreferencePairs, config: GsbDpoConfig) -> Tensor:
     """Pairs with a label that is used."""
-    return torch.stack([labels != NO_LABEL for labels in _labels(batch, config)]).any(0).sum().double()
+    return _used(batch, config).sum().double()
 
 
 def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key) -> ObjectiveLoss:
@@ -147,46 +184,50 @@ def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key)
         )
         for name in ("video", "audio")
     ]
-    margins: list[Tensor] = []
+    margins: dict[str, Tensor] = {}
     away = torch.zeros_like(drawn.weight)
-    for velocity, before, target, weight in zip(
-        now, reference, targets, (config.video_weight, config.audio_weight), strict=True
-    ):
+    for name, velocity, before, target in zip(("video", "audio"), now, reference, targets, strict=True):
         first, second = mean_square(velocity - target).chunk(2)
         first_before, second_before = mean_square(before - target).chunk(2)
-        margins.append(drawn.weight * margin(first, first_before, second, second_before, config.beta))
-        away = away + weight * torch.stack(mean_square(velocity - before).chunk(2)).mean(0)
-    margins.append(margins[0] + margins[1])
+        margins[name] = drawn.weight * margin(first, first_before, second, second_before, config.beta)
+        away = away + torch.stack(mean_square(velocity - before).chunk(2)).mean(0)
     return _summed(batch, config, margins, away)
 
 
 def _summed(
-    batch: PreferencePairs, config: GsbDpoConfig, margins: list[Tensor], away: Tensor
+    batch: PreferencePairs, config: GsbDpoConfig, margins: Mapping[str, Tensor], away: Tensor
 ) -> ObjectiveLoss:
-    labels, weights = _labels(batch, config), (config.video_weight, config.audio_weight, config.total_weight)
-    shares = config.tie_shares if config.ties == "model" else TieShares()
-    used = torch.stack([labelled != NO_LABEL for labelled in labels]).any(0)
+    rates = config.tie_rates if config.ties == "model" else TieRates()
+    used = _used(batch, config)
     per_pair = torch.where(used, config.reference_weight * away, 0.0)
     metrics = {"from_reference": metric(away, used)}
-    for name, found, labelled, weight in zip(
-        ("video", "audio", "total"), margins, labels, weights, strict=True
-    ):
-        terms = preference_loss(found, labelled, getattr(shares, name))
-        per_pair = per_pair + weight * terms
-        decided = (labelled == FIRST) | (labelled == SECOND)
-        metrics[f"loss_{name}"] = metric(terms, labelled != NO_LABEL)
-        metrics[f"margin_{name}"] = metric(found * labelled, decided)
-        metrics[f"accuracy_{name}"] = metric((found * labelled > 0).float(), decided)
+    for axis, labels in _labels(batch, config).items():
+        found = torch.stack([margins[name] for name in MODALITIES[axis]]).sum(0)
+        rate = getattr(rates, axis)
+        terms = preference_loss(found, labels, rate)
+        per_pair = per_pair + getattr(config.weights, axis) * terms
+        decided = (labels == FIRST) | (labels == SECOND)
+        metrics[f"loss_{axis}"] = metric(terms, labels != NO_LABEL)
+        metrics[f"tie_rate_{axis}"] = metric(torch.full_like(terms, rate), labels != NO_LABEL)
+        metrics[f"margin_{axis}"] = metric(found * labels, decided)
+        metrics[f"accuracy_{axis}"] = metric((found * labels > 0).float(), decided)
     return ObjectiveLoss(per_pair.sum(), count(batch, config), {"loss": metric(per_pair, used), **metrics})
 
 
-def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> list[Tensor]:
-    labels = [batch.labels_video, batch.labels_audio, batch.labels_total]
+def _labels(batch: PreferencePairs, config: GsbDpoConfig) -> dict[str, Tensor]:
+    """Labels [B] of each axis with a weight."""
+    labels = {axis: batch.of_axis(axis) for axis in config.weights.used()}
     if config.ties == "drop":
-        labels = [
-            torch.where(labelled == TIE, labelled.new_tensor(NO_LABEL), labelled) for labelled in labels
-        ]
+        return {
+            axis: torch.where(found == TIE, found.new_tensor(NO_LABEL), found)
+            for axis, found in labels.items()
+        }
     return labels
+
+
+def _used(batch: PreferencePairs, config: GsbDpoConfig) -> Tensor:
+    """[B] bool: pairs with a label."""
+    return torch.stack([labels != NO_LABEL for labels in _labels(batch, config).values()]).any(0)
 
 
 def _stacked(first: Stream, second: Stream) -> Stream:
@@ -211,7 +252,7 @@ class GsbDpoPhase(Phase):
 
     objective: GsbDpoConfig = field(default_factory=GsbDpoConfig)
     pairs_per_round: int = 96
-    tie_shares_from_pairs: bool = True  # False: those of the objective
+    tie_rates_from_pairs: bool = True  # False: those of the objective
     steps_per_epoch: int = 4
     lr: float = 3e-4  # 1e-3 overfits 309 pairs: nothing held out improves
     micro_batch: int = 16  # pairs
@@ -247,11 +288,9 @@ class GsbDpo(Objective[GsbDpoPhase]):
         store.check_codec(codecs or load_codecs(files.codec), files.codec)
         self.source = open_pairs(files.pairs, store, self.phase.pairs_per_round)
         try:
-            shares = tie_shares(self.source.batch(self.source.pairs))
+            self.config = for_votes(self.phase.objective, self.source.pairs, self.phase.tie_rates_from_pairs)
         except ValueError as error:
             raise ValueError(f"{files.pairs}: {error}") from None
-        objective = self.phase.objective
-        self.config = replace(objective, tie_shares=shares) if self.phase.tie_shares_from_pairs else objective
 
     def given_batch(self, seed: int, index: int, rank: int, world_size: int) -> PreferencePairs:
         phase = self.phase
@@ -263,7 +302,7 @@ class GsbDpo(Objective[GsbDpoPhase]):
         return {"pairs": float(self.phase.pairs_per_round)}
 
     def step_rows(self, batch: PreferencePairs, key: Key) -> list[Tensor]:
-        return list(torch.arange(len(batch.labels_total)).chunk(self.phase.steps_per_epoch))
+        return list(torch.arange(len(batch.labels)).chunk(self.phase.steps_per_epoch))
 
     def count(self, batch: PreferencePairs) -> Tensor:
         return count(batch, self.config)

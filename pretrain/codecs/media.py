@@ -137,6 +137,22 @@ def read_rates(path: str | Path) -> Rates:
         ) from None
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a picture or video in pixels, from its header; raises MediaError."""
+    path = Path(path)
+    _check_present(path)
+    try:
+        with av.open(str(path)) as container:
+            if container.streams.video:
+                codec = container.streams.video[0].codec_context
+                return codec.height, codec.width
+    except FFmpegError as error:
+        raise MediaError(
+            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
+        ) from None
+    raise MissingMediaError(f"{path}: no picture in it; give an image or an mp4")
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The container's tags, e.g. those that `write_mp4` was given; raises MediaError as `read_media` does."""
     path = Path(path)

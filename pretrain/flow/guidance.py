@@ -55,15 +55,17 @@ def guided_velocity(
     scales: GuidanceScales,
     negative: Conditioning | None = None,
     joint: bool = True,
+    voiced: bool | None = None,
 ) -> Velocity:
     """Guided velocity of the streams that `velocity_of` predicts.
 
     `negative` replaces the dropped text in the text direction; `joint`: both modalities
-    are present. A direction costs a forward pass only where its scale is not 0 and it can differ:
-    alignment needs both modalities, timbre a reference.
+    are present; `voiced`: some sample has a reference voice, None = look. A direction costs
+    a forward pass only where its scale is not 0 and it can differ: alignment needs both
+    modalities, timbre a reference.
     """
     full = velocity_of(conditioning)
-    has_voice = bool((conditioning.speakers != 0).any())
+    has_voice = bool((conditioning.speakers != 0).any()) if voiced is None else voiced
     directions = (
         (scales.text_video, scales.text_audio, negative or without_text(conditioning), True),
         (scales.align_video, scales.align_audio, without_alignment(conditioning), joint),

@@ -23,8 +23,8 @@ from experiments.studies.objectives.arms import Arm, budget, store_sizes
 from experiments.studies.objectives.config import ObjectivesConfig
 from finetune.curation import curate, random_choice, text_features
 from finetune.gsb.pairs import PreferencePair, read_pairs, write_pairs
+from finetune.gsb.votes import AXES
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
-from finetune.pair_batches import AXES
 from finetune.prompts import read_prompt_set, shuffled
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import open_store
@@ -211,6 +211,5 @@ def write_prompts(source: Path, kept: Collection[str], out: Path) -> None:
 
 
 def is_decided(pair: PreferencePair) -> bool:
-    """True if an axis that gsb_dpo uses has a winner."""
-    labels = ([pair.label(axis) for axis in axes] for axes in AXES.values())
-    return any(next((label for label in axis_labels if label is not None), 0) for axis_labels in labels)
+    """True if an axis has a winner: each has a term of its own in gsb_dpo."""
+    return any(pair.label(axis) for axis in AXES)
