@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from align_world import WORDS, config, write_world
 from convert_cases import nava_tensors, write_checkpoint
+from PIL import Image
 from test_codecs import sounds
 
 from experiments.recipes.base import Recipe
@@ -21,7 +23,11 @@ from pretrain.model.flavors import flavor
 from pretrain.sampling import SamplerConfig
 
 RUBRIC: dict[str, Any] = {
-    "items": {"snr_estimate_db": {"weight": 1.0}, "sim_resemblyzer": {"weight": 0.5}},
+    "items": {
+        "snr_estimate_db": {"weight": 1.0},
+        "sim_resemblyzer": {"weight": 0.5},
+        "identity_colour_edge": {"weight": 0.5},
+    },
     "guardrails": {"min_loudness_dbfs": -70},
 }
 
@@ -38,16 +44,25 @@ def recipe() -> Recipe:
 
 
 def write_inputs(folder: Path) -> Path:
-    """model/, codec/, prompts.jsonl, held_out.jsonl (two prompts) and rubric.yaml."""
+    """model/, codec/, prompts.jsonl (half with a first frame), held_out.jsonl (one with) and rubric.yaml."""
     write_world(folder)
     source = write_checkpoint(folder / "published", nava_tensors(flavor("debug_published")))
     plan = plan_import(ImportConfig(kind="nava", flavor="debug_published"), source)
     run_import(plan, folder / "model")
     write_wav(folder / "long.wav", sounds()[0].repeat(20).numpy(), 16_000)
-    prompts(folder / "prompts.jsonl", [row(f"own{index}", word) for index, word in enumerate(WORDS[:8])])
-    prompts(folder / "held_out.jsonl", [row(f"held{index}", word) for index, word in enumerate(WORDS[8:])])
+    picture(folder / "first.png", 32)
+    frames = [{}, {"image_path": "first.png"}]
+    rows = [row(f"own{index}", word, **frames[index % 2]) for index, word in enumerate(WORDS)]
+    prompts(folder / "prompts.jsonl", rows[:8])
+    prompts(folder / "held_out.jsonl", rows[8:])
     rubric(folder / "rubric.yaml", RUBRIC)
     return folder
+
+
+def picture(path: Path, size: int) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def row(data_id: str, word: str, **changes: Any) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_alignment import RUBRIC, arguments, prompts, row, rubric, write_inputs
+from own_alignment import RUBRIC, arguments, picture, prompts, row, rubric, write_inputs
 from safetensors.torch import load_file
 
 from experiments.cli import main
 from experiments.runs.spool import spooled_runs
 from finetune.adapters import adapted_model, read_adapter
 from pretrain.model.checkpoint import load_model, read_model_folder
+
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_an_imported_model_is_aligned_to_a_rubric_file(inputs, aligned):
     adapter, tensors = read_adapter(aligned / "adapter")
     assert adapter.base_id == base and any(bool(value.any()) for key, value in tensors.items() if "_B" in key)
     rows = [json.loads(line) for line in (aligned / "metrics.jsonl").read_text().splitlines()]
-    assert {"held_out/reward/snr_estimate_db", "held_out/reward/sim_resemblyzer"} <= rows[0].keys()
+    assert {f"held_out/reward/{name}" for name in RUBRIC["items"]} <= rows[0].keys()
     merged, apart = load_model(aligned / "model")[0], adapted_model(inputs / "model", aligned / "adapter")[0]
     name = next(iter(merged.state_dict()))
     assert name and read_model_folder(aligned / "model").facts["parent"] == base
@@ -56,6 +58,7 @@ def test_the_run_names_what_it_was_made_from(inputs, aligned):
     for name in ("prompts.jsonl", "held_out.jsonl", "rubric.yaml"):
         assert start["inputs"][str(inputs / name)].startswith("sha256:")
     assert start["inputs"][str(inputs / "model")].startswith("checkpoint:")
+    assert start["config"]["rubric"]["video"] == {"identity_colour_edge": 0.5}
     assert start["config"]["rubric"]["audio"] == {"snr_estimate_db": 1.0, "sim_resemblyzer": 0.5}
     assert start["config"]["guardrails"] == {"min_loudness_dbfs": -70} and not start["parents"]
     tags = {
@@ -122,12 +125,12 @@ BAD_RUBRICS = [
     ({**RUBRIC, "options": {"sim_resemblyzer": {"x": 1}}}, r"options.sim_resemblyzer.x: unknown option"),
     ({**RUBRIC, "guardrails": {"min_motions": 1}}, r"guardrails.min_motions: unknown option.*min_motion"),
     ({"items": SNR}, r"rubric: snr_estimate_db sees the clip and not its prompt.*allow_prompt_blind: true"),
-    (items(wer_pocketsphinx={"weight": -1}), r"prompts.jsonl:1: 'one' is not among the \d+ words"),
+    (items(wer_pocketsphinx={"weight": -1}), r"prompts.jsonl:2: 'two' is not among the \d+ words"),
     (
         items(sync_mini={}, sim_resemblyzer={}),
         r"sync_mini can score none of the 8 prompts: they have not meta.mouth_boxes",
     ),
-    (items(identity_colour_edge={}, sim_resemblyzer={}), r"they have not a first frame"),
+    (items(fd_verse_bench={"weight": -1}, sim_resemblyzer={}), r"they have not a real recording"),
     (items(wer_whisper={"weight": -1}), r"wer_whisper: weights missing; set wer_whisper.weights=PATH"),
     ({**RUBRIC, "allow_prompt_blind": 3}, r"allow_prompt_blind: expected true or false"),
 ]
@@ -138,12 +141,13 @@ BAD_ROWS = [
     ),
     ({"spk_wavs": ["nowhere.wav"]}, r"prompts.jsonl:3.*nowhere.wav"),
     ({"prompt": "A man says <S>one."}, r"prompts.jsonl:3 prompt: <S> at character"),
+    ({"image_path": "small.png"}, r"prompts.jsonl:3 image_path: .*16x16"),
 ]
 BAD_OPTIONS = [
     ({"model": "nowhere"}, r"nowhere/config.json: not found; give the model/ folder"),
     ({"model": "models:/a/b/c"}, r"expected models:/NAME/VERSION"),
     ({"model": "models:/nava/1"}, r"models:/nava/1: no MLflow here"),
-    ({"codec": "INPUTS/model"}, r"not a codec's config"),
+    ({"codec": "INPUTS/model"}, r"unknown codec 'nava'"),
     ({"codec": "nowhere"}, r"nowhere/config.json: no codec here"),
     ({"adapter": "nowhere"}, r"nowhere/adapter.json: not found"),
     ({"pairs": "INPUTS/prompts.jsonl"}, r"--pairs needs --clips"),
@@ -180,6 +184,7 @@ def test_a_wrong_rubric_is_one_line(content, said, inputs, tmp_path, capsys):
 @pytest.mark.parametrize(("changes", "said"), BAD_ROWS)
 def test_a_wrong_prompt_is_named_by_its_line(changes, said, inputs, tmp_path, capsys):
     rows = [row(f"p{index}", "one", spk_wavs=[str(inputs / "long.wav")]) for index in range(8)]
+    picture(tmp_path / "small.png", 16)
     rows[2] |= changes
     rubric(tmp_path / "voice.yaml", items(sim_resemblyzer={}))
     path = prompts(tmp_path / "prompts.jsonl", rows)

@@ -36,6 +36,7 @@ def check_rubric(run: AlignRun, prompts: PromptSet) -> list[str]:
     training = sorted((row for some in prompts.train for row in some), key=lambda row: row.line)
     groups = [(run.prompts, training), (run.held_out or run.prompts, list(prompts.held_out))]
     notices = [notice for path, rows in groups for notice in unscored_rows(rewards, path, rows)]
+    notices += unmeasured(watched, *groups[1])
     for path, rows in groups:
         for name in [*rewards, *watched]:
             if hears(name):
@@ -85,6 +86,12 @@ def unscored_rows(rewards: Sequence[str], path: Path, rows: Rows) -> list[str]:
                 f"{path}:{row.line}: no reward of the rubric can score this prompt ({reasons}); mend or "
                 "remove the row"
             )
+    return unmeasured(rewards, path, rows)
+
+
+def unmeasured(rewards: Sequence[str], path: Path, rows: Rows) -> list[str]:
+    """A notice for each reward or judge that some of the prompts cannot be scored by."""
+    lacking = {name: [(row, missing(name, prompt_clip(row))) for row in rows] for name in rewards}
     return [
         _notice(name, path, without, len(rows))
         for name, found in lacking.items()
