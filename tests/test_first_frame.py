@@ -23,7 +23,7 @@ from finetune.policy import LoraPolicy
 from finetune.prompts import read_prompt_set, voices_of
 from finetune.recipe import StopConfig
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
-from finetune.sde import Kernel, KernelName, StochasticSteps, replay, step
+from finetune.sde import Kernel, KernelName, StochasticSteps, normalised_log_ratio, replay, step
 from finetune.types import ObjectiveLoss, PreferencePairs, Rollout, Trajectory, joined, take
 from pretrain.clip_kind import kind_of
 from pretrain.codecs.base import Codecs

@@ -47,7 +47,7 @@ falling = (
 def test_flow_sde_is_the_formula_in_both_forms(levels: tuple[float, float], eta: float) -> None:
     s, t = levels
     state, velocity, _ = draws(1, 2, 3)
-    mean, step_std = transition(Kernel(name="flow_sde", eta=eta), state, velocity, at(s), at(t))
+    mean, step_std, _ = transition(Kernel(name="flow_sde", eta=eta), state, velocity, at(s), at(t))
     rate, dt = eta * math.sqrt(s / (1 - s)), t - s
     drift_form = state * (1 + rate**2 / (2 * s) * dt) + velocity * (1 + rate**2 * (1 - s) / (2 * s)) * dt
     score = -(state + (1 - s) * velocity) / s
@@ -60,7 +60,7 @@ def test_flow_sde_is_the_formula_in_both_forms(levels: tuple[float, float], eta:
 def test_cps_is_the_formula(levels: tuple[float, float], eta: float) -> None:
     s, t = levels
     state, velocity, _ = draws(1, 2, 3)
-    mean, step_std = transition(Kernel(name="cps", eta=eta), state, velocity, at(s), at(t))
+    mean, step_std, _ = transition(Kernel(name="cps", eta=eta), state, velocity, at(s), at(t))
     std = t * math.sin(eta * math.pi / 2)
     clean, noise = state - s * velocity, state + (1 - s) * velocity
     torch.testing.assert_close(
@@ -74,9 +74,9 @@ def test_cps_noise_has_exactly_the_next_levels_variance(levels: tuple[float, flo
     """With clean data 0 and noise 1 the state is s and the velocity 1: the mean is what is left of the old
     noise."""
     s, t = levels
-    old, fresh = transition(Kernel(name="cps", eta=eta), at(s)[:, None], at(1.0)[:, None], at(s), at(t))
+    old, fresh, _ = transition(Kernel(name="cps", eta=eta), at(s)[:, None], at(1.0)[:, None], at(s), at(t))
     assert abs(float(old) ** 2 + float(fresh) ** 2 - t**2) < 1e-12
-    data, _ = transition(Kernel(name="cps", eta=eta), at(1 - s)[:, None], at(-1.0)[:, None], at(s), at(t))
+    data, _, _ = transition(Kernel(name="cps", eta=eta), at(1 - s)[:, None], at(-1.0)[:, None], at(s), at(t))
     assert float(data) == pytest.approx(1 - t, abs=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_flow_sde_keeps_the_marginals_of_normal_data(eta: float) -> None:
     levels = torch.linspace(1, 0.002, 1001, dtype=torch.float64)
     for s, t in pairwise(levels):
         slope = (s - 4 * (1 - s)) / (4 * (1 - s) ** 2 + s**2)  # E[eps - x0 | x_s] / x_s
-        mean, step_std = transition(
+        mean, step_std, _ = transition(
             kernel, torch.ones(1, 1, dtype=torch.float64), slope.view(1, 1), s[None], t[None]
         )
         variance = float(mean) ** 2 * variance + float(step_std) ** 2
