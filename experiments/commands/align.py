@@ -88,11 +88,14 @@ def align(
     out: Path = Path("out"),
     ray: RayCluster = None,
     resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
+    report: Annotated[
+        bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
+    ] = True,
 ) -> None:
     """Align a model by the algorithms of align.sequence, by default the pipeline's into OUT/align.
 
-    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json
-    and samples/round-N.
+    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json,
+    samples/round-N and, with inputs of your own, report/report.html: held-out prompts before and after.
     --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run resumes from its last round.
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:
@@ -129,6 +132,8 @@ def align(
     for notice in notices:
         print(notice)
     _align(job, inputs, address, resume)
+    if report and isinstance(layout, AlignLayout):
+        _close(layout.align)
 
 
 def _check_options(nproc: int, port: int, address: str) -> None:
@@ -164,6 +169,22 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, resume: bool) -> No
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(job.recipe.ray.staleness)})
         align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+
+
+def _close(folder: Path) -> None:
+    """The closing page of a finished alignment. Raises ValueError or OSError that says what is kept."""
+    from experiments.report.closing import closing_report
+    from experiments.report.closing_run import closing_inputs, read_run
+
+    run = read_run(folder)
+    if run.held_out is None and not run.config.stop.prompts:
+        print(f"no prompts were held out, so there is no page: `nava align report {folder} --prompts FILE`")
+        return
+    try:
+        print(f"before and after: {closing_report(closing_inputs(run, folder))}")
+    except (ValueError, OSError) as error:
+        message = f"{error} (the alignment is finished: `nava align report {folder}` makes the page)"
+        raise ValueError(message) from error
 
 
 def with_rubric_file(recipe: Any, path: Path | None) -> Any:
