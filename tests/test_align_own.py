@@ -52,6 +52,13 @@ def test_an_imported_model_is_aligned_to_a_rubric_file(inputs, aligned):
     assert len(list(apart.parameters())) > len(list(merged.parameters()))
 
 
+def test_it_ends_with_the_closing_page(aligned):
+    page = (aligned.with_name("to-report") / "report.html").read_text()
+    found = json.loads((aligned.with_name("to-report") / "report.json").read_text())
+    assert found["prompts"] > 1 and "<video" in page
+    assert {"snr_estimate_db", "identity_colour_edge"} <= found["metrics"].keys()
+
+
 def test_the_run_names_what_it_was_made_from(inputs, aligned):
     events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
     start = next(event for event in events if event["kind"] == "start")

@@ -338,12 +338,14 @@ def test_a_finished_alignment_is_compared_on_the_prompts_it_held_out(world, tmp_
     folder = finished(world, tmp_path / "align")
     given = ("--judges", PLUGIN, "--examples", "3")
     assert main(["align", "report", str(folder), *given]) == 0
-    page = folder / "report" / "report.html"
+    page = tmp_path / "align-report" / "report.html"
     assert capsys.readouterr().out.strip() == str(page) and len(Page(page.read_text()).all("video")) == 6
-    result = json.loads((folder / "report" / "report.json").read_text())
+    result = json.loads((tmp_path / "align-report" / "report.json").read_text())
     run = read_run(folder)
     held_out = {row.data_id for row in read_prompt_set(run.prompts, run.config).held_out}
-    rows = [json.loads(line) for line in (folder / "report" / "scores.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "align-report" / "scores.jsonl").read_text().splitlines()
+    ]
     assert {row["data_id"] for row in rows} == held_out and len(held_out) == 4
     roles = {name: each["role"] for name, each in result["metrics"].items()}
     assert roles[REWARD] == "reward" and roles[JUDGE] == "judge" and "decided" in result["note"]

@@ -95,7 +95,7 @@ def align(
     """Align a model by the algorithms of align.sequence, by default the pipeline's into OUT/align.
 
     Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json,
-    samples/round-N and, with inputs of your own, report/report.html: held-out prompts before and after.
+    samples/round-N and, with inputs of your own, TO-report/report.html: held-out prompts before and after.
     --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run resumes from its last round.
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:

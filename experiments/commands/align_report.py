@@ -24,7 +24,7 @@ def align_report(
     limit: Annotated[int | None, tyro.conf.arg(help="number of prompts")] = None,
     examples: Annotated[int, tyro.conf.arg(help="prompts whose clips are on the page")] = 12,
 ) -> None:
-    """Compare a finished alignment with the model it started from, into FOLDER/report/report.html.
+    """Compare a finished alignment with the model it started from, into FOLDER-report/report.html.
 
     Clips of the held-out prompts before and after, from the same noise by the deployed sampler; rewards and
     judges with 95 % intervals, guardrails, curves over the rounds, and clips side by side: largest losses,

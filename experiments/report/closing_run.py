@@ -16,7 +16,7 @@ from pretrain.launch.torchrun import RESOLVED
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
-FOLDER, PROMPTS = "report", "prompts.jsonl"
+PROMPTS = "prompts.jsonl"
 WEIGHTS_CHOSEN = (
     "Their rewards also decided which round's weights were kept, which flatters rewards a little; "
     "judges had no part in it."
@@ -45,8 +45,14 @@ def read_run(folder: Path) -> AlignRun:
     return AlignRun.load(folder / RESOLVED)
 
 
+def report_folder(folder: Path) -> Path:
+    """Folder of an alignment's closing page: beside it, because the alignment may be an output that DVC or a
+    run record knows by its content."""
+    return folder.with_name(f"{folder.name}-report")
+
+
 def closing_inputs(run: AlignRun, folder: Path, options: ClosingOptions | None = None) -> ClosingInputs:
-    """Inputs of the closing page of `run`, whose outputs lie in `folder`; the page goes to folder/report.
+    """Inputs of the closing page of `run`, whose outputs lie in `folder`; the page goes beside it, to `report_folder`.
 
     Clips are made by the deployed sampler. Raises ValueError where the run's scorer names no rewards.
     """
@@ -64,8 +70,8 @@ def closing_inputs(run: AlignRun, folder: Path, options: ClosingOptions | None =
         adapter=getattr(run, "adapter", None),
         aligned=folder / "model",
         codec=run.codec,
-        prompts=options.prompts or _held_out(run, folder / FOLDER),
-        out=folder / FOLDER,
+        prompts=options.prompts or _held_out(run, report_folder(folder)),
+        out=report_folder(folder),
         rewards={name: given.get(name, {}) for name in rewards},
         judges={name: given.get(name, {}) for name in judges},
         base_weights=run.weights,
