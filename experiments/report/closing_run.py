@@ -52,7 +52,7 @@ def report_folder(folder: Path) -> Path:
 
 
 def closing_inputs(run: AlignRun, folder: Path, options: ClosingOptions | None = None) -> ClosingInputs:
-    """Inputs of the closing page of `run`, whose outputs lie in `folder`; the page goes beside it, to `report_folder`.
+    """Inputs of the closing page of `run`, whose outputs lie in `folder`; the page goes to `report_folder`.
 
     Clips are made by the deployed sampler. Raises ValueError where the run's scorer names no rewards.
     """
