@@ -99,7 +99,7 @@ _VERBS = (
         "study.paradigms",
         "compare NAVA with a dual tower and a unified model at equal cost",
     ),
-    Verb("study objectives", "study.objectives", "four objectives of alignment at one rollout budget"),
+    Verb("study objectives", "study.objectives", "the objectives of alignment at one rollout budget"),
     Verb("study seeds", "study.seeds", "align from several seeds, evaluated by the judges", "--seeds 3"),
     Verb(
         "gsb stats",
