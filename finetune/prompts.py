@@ -103,8 +103,7 @@ def share(rows: Sequence[PromptRow], rank: int, world_size: int) -> list[PromptR
     """This rank's equal, contiguous part. Raises ValueError if the rows do not divide over the ranks."""
     if len(rows) % world_size:
         raise ValueError(
-            f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round or "
-            "stop.prompts"
+            f"{len(rows)} prompts do not divide over {world_size} ranks; change prompts_per_round"
         )
     size = len(rows) // world_size
     return list(rows[rank * size : (rank + 1) * size])

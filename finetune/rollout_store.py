@@ -154,8 +154,8 @@ class RolloutStore:
         shard = self.places[clip]["shard"]
         if shard not in self._kinds:
             with self._opened(shard) as file:
-                shapes = (tuple(file.get_slice(name).get_shape()[1:]) for name in ("video", "audio"))
-                self._kinds[shard] = StoredKind(*shapes, FIRST_FRAME in file.keys())  # noqa: SIM118
+                video, audio = (tuple(file.get_slice(name).get_shape()[1:]) for name in ("video", "audio"))
+                self._kinds[shard] = StoredKind(video, audio, FIRST_FRAME in file.keys())  # noqa: SIM118
         return self._kinds[shard]
 
     def by_kind(self) -> list[list[str]]:
