@@ -102,7 +102,10 @@ def _shown(content: ClosingPage, place: int, left: list[int]) -> Shown:
             for label, row in sides.items()
             if (text := score_in(row, scorer).text)
         ],
-        scores=[(metric.title, *(_value(row, metric) for row in sides.values())) for metric in metrics],
+        scores=[
+            (metric.title, _value(sides["before"], metric), _value(sides["after"], metric))
+            for metric in metrics
+        ],
         flags=[(label, flag) for label, row in sides.items() for flag in row.get("flags", ())],
     )
 
