@@ -213,8 +213,9 @@ def test_what_is_wrong_is_said() -> None:
     weights = group_weights(advantage(*GAINS), torch.arange(4) // 2, RwrConfig())
     with pytest.raises(ValueError, match="got rwr's weights"):
         loss(at_start(), scored(rollout(), weights), CONFIG, KEY)
-    for wrong in ({"clip_range": 0}, {"max_advantage": -1}):
-        with pytest.raises(ValueError, match="awm: clip_range and max_advantage must be positive"):
-            AwmConfig(**wrong)
+    with pytest.raises(ValueError, match="awm: clip_range and max_advantage must be positive"):
+        AwmConfig(clip_range=0)
+    with pytest.raises(ValueError, match="awm: clip_range and max_advantage must be positive"):
+        AwmConfig(max_advantage=-1)
     with pytest.raises(ValueError, match="must not be negative"):
         AwmConfig(old_weight=-1)

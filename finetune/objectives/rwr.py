@@ -22,7 +22,7 @@ from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.base import Objective, OldPolicy, Phase
-from finetune.types import Advantage, Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
+from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
 from pretrain.sampling import SamplerConfig
@@ -126,8 +126,9 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
     rollout, given, valid = usable(batch, weights=True), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)
-    others = {}
-    for role, weight in (("old", config.old_weight), ("reference", config.reference_weight)):
+    held_by: dict[Role, float] = {"old": config.old_weight, "reference": config.reference_weight}
+    others: dict[Role, tuple[float, tuple[Tensor, Tensor]]] = {}
+    for role, weight in held_by.items():
         if weight:
             with torch.no_grad():
                 others[role] = (weight, velocities(policy, role, streams, rollout.conditioning))
