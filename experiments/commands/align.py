@@ -69,6 +69,10 @@ RayCluster = Annotated[
     ),
 ]
 
+ReportFlag = Annotated[
+    bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
+]
+
 
 def align(
     recipe: RecipeName = "mini",
@@ -88,9 +92,7 @@ def align(
     out: Path = Path("out"),
     ray: RayCluster = None,
     resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
-    report: Annotated[
-        bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
-    ] = True,
+    report: ReportFlag = True,
 ) -> None:
     """Align a model by the algorithms of align.sequence, by default the pipeline's into OUT/align.
 
@@ -107,8 +109,7 @@ def align(
       staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced.
       rounds.jsonl lists the samples that each round trained on.
     """
-    from experiments.alignment.checks import check_before
-    from experiments.alignment.inputs import AlignInputs, AlignLayout, align_run
+    from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.job import StageJob
 
     address = address_of(ray)
@@ -126,11 +127,7 @@ def align(
     )
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port)
-    notices = check_before(align_run(job, None, inputs), job.ranks)
-    if address:
-        loaded.ray.rewards_of(list(loaded.align.rubric.routes()))
-    for notice in notices:
-        print(notice)
+    _check_before(job, inputs, address)
     _align(job, inputs, address, resume)
     if report and isinstance(layout, AlignLayout):
         _close(layout.align)
@@ -146,6 +143,18 @@ def _check_options(nproc: int, port: int, address: str) -> None:
         check_port(port)
     if address and port:
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
+
+
+def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
+    """Check everything before anything is replaced, and print notices. Raises in one line."""
+    from experiments.alignment.checks import check_before
+    from experiments.alignment.inputs import align_run
+
+    notices = check_before(align_run(job, None, inputs), job.ranks)
+    if address:
+        job.recipe.ray.rewards_of(list(job.recipe.align.rubric.routes()))
+    for notice in notices:
+        print(notice)
 
 
 def _align(job: StageJob, inputs: AlignInputs, address: str, resume: bool) -> None:

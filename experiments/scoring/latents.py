@@ -145,7 +145,7 @@ def options_for(options: Mapping[str, Any], rewards: Sequence[str]) -> dict[str,
             name: options["options"][name] for name in (*rewards, *judges) if name in options["options"]
         },
     }
-    return {**options, **cut, "judges": judges}
+    return {**options, **cut, **({"judges": judges} if "judges" in options else {})}
 
 
 def decoded(
