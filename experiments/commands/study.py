@@ -39,8 +39,8 @@ def paradigms(
 def objectives(
     recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out"), nproc: int = 0
 ) -> None:
-    """Align by rewards (nft, rwr, awm, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget;
-    compare, with the cost.
+    """Align by rewards (nft, rwr, awm, grpo) and by votes (gsb_dpo, with ties and without) at one rollout
+    budget; compare, with the cost.
 
     Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava
     demo` in OUT. Writes OUT/study/objectives.json, .md and .png; started again, it goes on where it stopped.
