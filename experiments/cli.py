@@ -72,11 +72,17 @@ _VERBS = (
     ),
     Verb("syncnet", "pipeline.syncnet", "train the sync reward and its judge", "mini"),
     Verb(
-        "rollout", "pipeline.rollout", "several clips of each prompt, to vote on", "mini --set rollout.seed=1"
+        "rollout", "pipeline.rollout", "several clips of each prompt, to vote on", "mini --to my_clips --mp4"
     ),
     Verb("curate prompts", "pipeline.curate_prompts", "curate the prompts that alignment trains on", "mini"),
     Verb("votes", "pipeline.votes", "simulated raters vote on the rollouts", "mini"),
     Verb("align", "align.align", "refine the model with rewards or votes", "mini --set align.nft.rounds=4"),
+    Verb(
+        "align report",
+        "align_report.align_report",
+        "before and after an alignment, by rewards and judges",
+        "out/align --judges sync_judge --set sync_judge.model=out/syncnet/judge",
+    ),
     Verb("evaluate", "pipeline.evaluate", "measure real, codec and generated clips side by side", "mini"),
     Verb("evaluate verse-bench", "benchmark.verse_bench", "measure any clips on Verse-Bench", "verse_bench"),
     Verb("evaluate seed-tts", "benchmark.seed_tts", "measure any speech on Seed-TTS eval", "seedtts_testset"),
@@ -93,7 +99,7 @@ _VERBS = (
         "study.paradigms",
         "compare NAVA with a dual tower and a unified model at equal cost",
     ),
-    Verb("study objectives", "study.objectives", "four objectives of alignment at one rollout budget"),
+    Verb("study objectives", "study.objectives", "the objectives of alignment at one rollout budget"),
     Verb("study seeds", "study.seeds", "align from several seeds, evaluated by the judges", "--seeds 3"),
     Verb(
         "gsb stats",
@@ -105,7 +111,7 @@ _VERBS = (
         "gsb export",
         "gsb.export",
         "votes to preference pairs",
-        "votes.jsonl --clips nava=clips/a base=clips/b",
+        "votes.jsonl --clips my_clips",
     ),
     Verb(
         "gsb fit",

@@ -223,6 +223,20 @@ class _Merged:
         return weight
 
 
+def check_adapter(folder: Path, base: Path) -> Adapter:
+    """Description of an adapter that can be loaded onto the base, whose weights are not read.
+
+    Raises ValueError or FileNotFoundError in one line: another base or flavor, other layers, damaged files.
+    """
+    adapter, tensors = read_adapter(folder)
+    described = read_model_folder(base)
+    _check_fit(folder, adapter, described.flavor, str(described.facts["checkpoint_id"]))
+    with torch.device("meta"):
+        model = build_model(described.args)
+    check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
+    return adapter
+
+
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in tensors.items()}
 

@@ -7,6 +7,7 @@ second. Pure: the caller gathers the rewards of all ranks first, so that every r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,11 +20,31 @@ from pretrain.config import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
+class Floor:
+    """Least value of a reward that no other reward can pay for, as in rewards.rubric.
+
+    A clip below it gets the lowest total of its group in both modalities (`lowest`), or is not valid (`nan`).
+    Rewards are higher = better here: one that is better when lower has a negative floor.
+    """
+
+    floor: float
+    below: Literal["lowest", "nan"] = "lowest"
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.floor) or self.below not in ("lowest", "nan"):
+            raise ValueError(
+                f"a floor is a number with below lowest or nan, got {self.floor} and {self.below!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
-    """Modality and weight of a reward. Raises ValueError for another modality or a weight <= 0."""
+    """Modality and weight of a reward, and its floor. Raises ValueError for another modality or a weight
+    <= 0."""
 
     modality: Literal["video", "audio", "both"]
     weight: float = 1.0
+    floor: Floor | None = None
 
     def __post_init__(self) -> None:
         if self.modality not in ("video", "audio", "both") or not self.weight > 0:
@@ -71,8 +92,9 @@ def advantages(
 
     A clip that one reward could not score, while it scored others of its group, leaves all statistics and is
     not valid; a reward that scored none of a group (such as a voice reward without a reference) does not
-    apply to that group. A group in which no reward differs is skipped. Raises ValueError on infinite rewards,
-    other lengths, and names without a route or a reward.
+    apply to that group. A clip beyond a floor leaves all statistics too, or keeps its place in them and gets
+    the lowest total of its group (Floor.below). A group in which no reward differs is skipped. Raises
+    ValueError on infinite rewards, other lengths, and names without a route or a reward.
     """
     _check(rewards, groups, routes)
     labels, index = torch.unique(groups, return_inverse=True)
@@ -84,6 +106,8 @@ def advantages(
     scored = torch.stack(list(applies.values())).any(0)
     for name in routes:
         scored = scored & (known[name] | ~applies[name])
+    scored = scored & ~_beyond(values, routes, "nan")
+    lowest = _beyond(values, routes, "lowest")
     normalised = {name: _normalised(values[name], scored & known[name], cells, config) for name in routes}
     differs = torch.stack([contrast for _, contrast in normalised.values()]).any(0)
     valid = scored & differs[index]
@@ -95,7 +119,7 @@ def advantages(
             if not config.routed or route.modality in (modality, "both")
         ]
         parts[modality] = _whole(
-            [(routes[name].weight, *normalised[name]) for name in used], valid, cells, config
+            [(routes[name].weight, *normalised[name]) for name in used], valid, lowest, cells, config
         )
     routed = {
         modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values())
@@ -131,16 +155,34 @@ def _normalised(
     return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
 
 
+def _beyond(values: Mapping[str, Tensor], routes: Mapping[str, Route], below: str) -> Tensor:
+    """[B] bool: clips beyond some floor of this kind."""
+    found = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
+    for name, route in routes.items():
+        if route.floor is not None and route.floor.below == below:
+            found = found | (values[name] < route.floor.floor)  # False for NaN
+    return found
+
+
 def _whole(
-    used: list[tuple[float, Tensor, Tensor]], valid: Tensor, cells: _Groups, config: AdvantageConfig
+    used: list[tuple[float, Tensor, Tensor]],
+    valid: Tensor,
+    lowest: Tensor,
+    cells: _Groups,
+    config: AdvantageConfig,
 ) -> Tensor:
-    """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast."""
+    """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast.
+
+    lowest [B] bool: clips that get the lowest sum of their group's valid ones.
+    """
     total, differs = (
         torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
         torch.zeros_like(valid),
     )
     for weight, normalised, contrast in used:
         total, differs = total + weight * normalised, differs | contrast[cells.index]
+    least = cells.reduced(torch.where(valid, total, torch.inf), "amin", torch.inf)[cells.index]
+    total = torch.where(lowest & valid, least, total)
     counted = valid & differs
     if config.whiten and int(counted.sum()) > 1:
         total = (total - total[counted].mean()) / (total[counted].std() + config.eps)

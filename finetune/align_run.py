@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.adapters import read_adapter
 from finetune.recipe import AlignConfig
 from pretrain.config import from_json, to_json
 from pretrain.files import write_json
@@ -33,6 +34,8 @@ class AlignRun:
     codec: Path
     prompts: Path  # JSONL of training prompts
     held_out: Path | None = None  # JSONL of the held-out prompts, None = drawn from `prompts`
+    # adapter folder of this very base and `weights` to start from, with its LoraConfig; None = a fresh one
+    adapter: Path | None = None
     scorer: tuple[str, Mapping[str, Any]]
     out: Path
     weights: BaseWeights = "ema"
@@ -43,7 +46,7 @@ class AlignRun:
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
 
-    _PATHS = ("base", "codec", "prompts", "out", "held_out", "pairs", "clips", "chosen")
+    _PATHS = ("base", "codec", "prompts", "out", "held_out", "adapter", "pairs", "clips", "chosen")
 
     def save(self) -> Path:
         """Write out/resolved.json for the ranks; returns its path."""
@@ -65,7 +68,7 @@ class AlignRun:
     @classmethod
     def load(cls, path: Path) -> AlignRun:
         values = json.loads(path.read_text())
-        # held_out is not in files of earlier versions
+        # held_out and adapter are not in files of earlier versions
         paths = {name: Path(values[name]) if values.get(name) else None for name in cls._PATHS}
         return cls(
             config=from_json(AlignConfig, values["config"], "config"),
@@ -89,6 +92,7 @@ class AlignRun:
             "parent": f"{parent['checkpoint_id']} ({self.weights})",
             "prompts": digest(self.prompts),
             "held_out": digest(self.held_out) if self.held_out else "",
+            "adapter": read_adapter(self.adapter)[0].adapter_id if self.adapter else "",
             "scorer": f"{stable_hash(name, json.dumps(dict(options), sort_keys=True, default=str)):016x}",
             "pairs": digest(self.pairs) if self.pairs else "",
             "chosen": digest(self.chosen) if self.chosen else "",

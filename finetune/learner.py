@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune import checkpoint
-from finetune.adapters import Adapter, gathered, merge_adapter, save_adapter
+from finetune.adapters import Adapter, gathered, load_adapter, merge_adapter, save_adapter
 from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.lora import DEFAULT, base_parameters, inject, reset
@@ -119,6 +119,8 @@ class Learner:
             return ""
         identity = run.identity()
         facts = {name: identity[name] for name in ("recipe_hash", "prompts", "scorer", "pairs", "chosen")}
+        facts |= {name: identity[name] for name in ("held_out",) if identity[name]}
+        facts |= {"initial_adapter": identity["adapter"]} if identity["adapter"] else {}
         facts |= {"rounds": progress.rounds, "sequence": list(run.config.sequence)}
         facts |= {"best_round": progress.best_round} if self.best else {}
         base_id = str(self.described.facts["checkpoint_id"])
@@ -137,7 +139,7 @@ class Learner:
 
 
 def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTransformer:
-    """The base with new adapters, sharded before weights are read.
+    """The base with adapters, new or those of `run.adapter`, sharded before weights are read.
 
     Peak memory of a rank is its shard plus one full tensor. Raises FileNotFoundError or ValueError in one
     line where the weights are missing, damaged or of another size.
@@ -153,4 +155,7 @@ def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTrans
     model.to_empty(device=ranks.device)
     load_into(base_parameters(model), weights)
     reset(model, config.lora)
+    if run.adapter:
+        base_id = str(described.facts["checkpoint_id"])
+        load_adapter(run.adapter, model, described.flavor, base_id, config.lora)
     return model.eval()

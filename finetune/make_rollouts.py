@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,18 @@ class BasePolicy:
 
 
 def make_rollouts(
-    config: RolloutsConfig, sizes: AlignConfig, base: Path, codec: Path, prompts: Path, out: Path
+    config: RolloutsConfig,
+    sizes: AlignConfig,
+    base: Path,
+    codec: Path,
+    prompts: Path,
+    out: Path,
+    about: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Replace `out` by a store of K clips for each training prompt of `sizes`; returns counts and seconds.
 
-    Raises ValueError or FileNotFoundError in one line, e.g. for another codec or a misshapen first frame.
+    `about`: more facts for the store. Raises ValueError or FileNotFoundError in one line, e.g. for another
+    codec or a misshapen first frame.
     """
     started = time.perf_counter()
     found = read_prompt_set(prompts, sizes)
@@ -99,7 +106,7 @@ def make_rollouts(
         "weights": config.weights,
         "seed": config.seed,
     }
-    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt})
+    write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt, **about})
     return {
         "clips": sum(len(some.groups) for some in clips),
         "prompts": len(rows),

@@ -73,6 +73,11 @@ def open_pairs(path: Path, store: RolloutStore, pairs_per_round: int) -> PairSou
                     f"{path}: clip {clip.clip_id!r} is not in {store.folder}; give the rollouts that were "
                     "voted on"
                 )
+            if clip.sha256 != store.places[clip.clip_id]["sha256"]:
+                raise ValueError(
+                    f"{path}: clip {clip.clip_id!r} is another one in {store.folder}; give the rollouts that "
+                    "were voted on"
+                )
     if pairs[0].first.case_id and any(
         store.case(p.first.clip_id) != store.case(p.second.clip_id) for p in pairs
     ):

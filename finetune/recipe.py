@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from finetune.advantage import AdvantageConfig, Route
+from finetune.advantage import AdvantageConfig, Floor, Route
 from finetune.lora import LoraConfig
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.objectives.registry import SHIPPED, default_phases, objective_type, sections
-from pretrain.config import INLINE
+from pretrain.config import INLINE, MEMBER, nearest
 from pretrain.generate import GenerateConfig
 from pretrain.recipe import ParallelConfig
 from pretrain.sampling import SamplerConfig
@@ -19,9 +19,9 @@ from pretrain.sampling import SamplerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RubricConfig:
-    """Weights of the rewards, by the modality they are routed to.
+    """Weights and floors of the rewards, by the modality they are routed to.
 
-    Higher is better: a reward that is better when lower is negated.
+    Higher is better: a reward that is better when lower is negated, and so is its floor.
     """
 
     video: Mapping[str, float] = field(default_factory=dict)
@@ -29,7 +29,9 @@ class RubricConfig:
         default_factory=lambda: {"intelligibility_pocketsphinx": 1.0, "sim_resemblyzer": 0.25}
     )
     sync: Mapping[str, float] = field(default_factory=lambda: {"sync_mini": 1.0})  # to both modalities
+    floors: Mapping[str, Floor] = field(default_factory=dict, metadata={MEMBER: Floor})
     watched: tuple[str, ...] = ()  # judges: measured on the held-out prompts, never rewarded
+    allow_prompt_blind: bool = False  # rewards that all see the clip alone, whatever the prompt says
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
 
     def __post_init__(self) -> None:
@@ -42,13 +44,22 @@ class RubricConfig:
             raise ValueError("rubric: no reward; name one under video, audio or sync")
         if rewarded := set(self.watched) & set(names):
             raise ValueError(f"rubric.watched: {min(rewarded)!r} is rewarded; a judge must stay apart")
+        for name in self.floors.keys() - set(names):
+            raise ValueError(f"rubric.floors: {name!r} has no weight; {nearest(name, names)}")
         self.routes()
 
     def routes(self) -> dict[str, Route]:
         """Route of each reward. Raises ValueError for a weight <= 0."""
-        routes = {name: Route(modality="video", weight=weight) for name, weight in self.video.items()}
-        routes |= {name: Route(modality="audio", weight=weight) for name, weight in self.audio.items()}
-        return routes | {name: Route(modality="both", weight=weight) for name, weight in self.sync.items()}
+        parts: dict[Literal["video", "audio", "both"], Mapping[str, float]] = {
+            "video": self.video,
+            "audio": self.audio,
+            "both": self.sync,
+        }
+        return {
+            name: Route(modality=modality, weight=weight, floor=self.floors.get(name))
+            for modality, weights in parts.items()
+            for name, weight in weights.items()
+        }
 
     def weights(self) -> dict[str, float]:
         """Weight of each reward, on any route."""

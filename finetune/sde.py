@@ -158,8 +158,43 @@ def replay(
     return log_prob(kernel, next_state, transition(kernel, state, velocity, level, next_level, given))
 
 
+def normalised_log_ratio(
+    kernel: Kernel,
+    state: Tensor,
+    velocity: Tensor,
+    old_velocity: Tensor,
+    level: Tensor,
+    next_level: Tensor,
+    next_state: Tensor,
+    given: Tensor | None = None,
+) -> Tensor:
+    """[B]: log-ratio of a stored step under two velocities, of one scale for every step and size of clip.
+
+    With n = (x' - mu_old) / std and d = mu - mu_old the step's log-ratio is, over its N elements, the sum of
+    n d / std - d^2 / (2 std^2): a normal variable of deviation sqrt(N) rms(d) / std whose mean, minus half
+    its variance, outweighs it. GRPO-Guard's RatioNorm (Wang et al. 2025, arXiv 2510.22319) adds the mean back
+    and multiplies by std; here its mean over elements is also multiplied by sqrt(N):
+
+        sqrt(N) mean(n d),  normal with mean 0 and deviation rms(d) where old_velocity took the step
+
+    It is 0 at old_velocity, where its gradient is that of the log-density times std / sqrt(N). A
+    deterministic step gives 0. `old_velocity` gets no gradient. given: as in `transition`; N counts the
+    elements that move. Raises ValueError as `transition`.
+    """
+    old = transition(kernel, state, old_velocity.detach(), level, next_level, given)
+    moved = transition(kernel, state, velocity, level, next_level, given).mean - old.mean
+    noisy = old.step_std > 0
+    scale = torch.where(noisy, 1 / torch.where(noisy, old.step_std, 1.0), 0.0)
+    product = ((next_state.detach() - old.mean) * moved).flatten(1)
+    normalised = scale.to(product.dtype) * product.mean(1) * math.sqrt(product.shape[1])
+    if old.moving is None:
+        return normalised
+    still = old.moving == 0  # a clip of one frame, which was given
+    return torch.where(still, 0.0, normalised / torch.where(still, 1.0, old.moving).sqrt())
+
+
 def joint_log_prob(video: Tensor, audio: Tensor, video_share: float = 0.5) -> Tensor:
-    """w lp_v + (1 - w) lp_a with w = video_share, independent of the modalities' sizes.
+    """w lp_v + (1 - w) lp_a with w = video_share, independent of the modalities' sizes; of log-ratios too.
 
     Raises ValueError unless 0 <= w <= 1.
     """

@@ -77,7 +77,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Generated clips; the K clips of a prompt are one group. Also holds clips of the data (rwr).
+    """Generated clips; the K clips of a prompt are one group.
 
     Raises ValueError if rows disagree.
     """
@@ -136,7 +136,7 @@ class Rollout:
 class Advantage:
     """Advantage of each clip over its group, per modality.
 
-    rwr reads weights >= 0 here instead (rwr.group_weights).
+    rwr reads weights here instead (rwr.group_weights).
     """
 
     video: Tensor  # [B] fp32, exactly 0 where not valid or without a reward for the picture
@@ -147,7 +147,7 @@ class Advantage:
     # some reward is routed to the picture; False leaves its term out (known, never guessed from zeros)
     has_video: bool = True
     has_audio: bool = True
-    are_weights: bool = False  # rwr.group_weights or rwr.data_batch made these
+    are_weights: bool = False  # rwr.group_weights made these
 
     def to(self, device: torch.device) -> Self:
         moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "valid")}

@@ -60,6 +60,7 @@ CATALOG: dict[str, Entry] = {
         sound.BankOptions,
         "Nearest voice is the right one (Resemblyzer)",
         about="speech",
+        meta=("voices",),
     ),
     "sim_resemblyzer": Entry(
         sound.sim_resemblyzer,
@@ -75,6 +76,8 @@ CATALOG: dict[str, Entry] = {
         role="reward",
         about="speech",
         picture=True,
+        reads_prompt=False,
+        meta=("mouth_boxes",),
         gap_closed=True,
     ),
     "sync_judge": Entry(
@@ -84,6 +87,8 @@ CATALOG: dict[str, Entry] = {
         role="judge",
         about="speech",
         picture=True,
+        reads_prompt=False,
+        meta=("mouth_boxes",),
         gap_closed=True,
         parts=(
             PartMetric("sync_c_mini", "Sync-C of the judge's reduced SyncNet"),
@@ -100,6 +105,8 @@ CATALOG: dict[str, Entry] = {
         "Lips follow loudness (correlation)",
         about="speech",
         picture=True,
+        reads_prompt=False,
+        meta=("mouth_boxes",),
         parts=(
             PartMetric(
                 "lag_frames",
@@ -116,14 +123,19 @@ CATALOG: dict[str, Entry] = {
         "Noise of the picture, estimated (lower is better)",
         role="judge",
         lower_is_better=True,
+        reads_prompt=False,
+        sound=False,
         picture=True,
     ),
-    "snr_estimate_db": Entry(sound.noise_estimate, NoOptions, "Signal to noise, estimated (dB)", unit="dB"),
+    "snr_estimate_db": Entry(
+        sound.noise_estimate, NoOptions, "Signal to noise, estimated (dB)", unit="dB", reads_prompt=False
+    ),
     "identity_colour_edge": Entry(
         picture.identity,
         NoOptions,
         "Likeness to the first frame (colours and edges)",
         about="image",
+        sound=False,
         picture=True,
     ),
     "syncnet": Entry(
@@ -132,6 +144,7 @@ CATALOG: dict[str, Entry] = {
         "Sync reward at zero lag (published SyncNet)",
         about="speech",
         picture=True,
+        reads_prompt=False,
         offline=False,
     ),
     "wer_whisper": Entry(
@@ -165,7 +178,11 @@ CATALOG: dict[str, Entry] = {
         offline=False,
     ),
     "audiobox_pq": Entry(
-        sound.audiobox, WeightsOptions, "Production quality (Audiobox Aesthetics)", offline=False
+        sound.audiobox,
+        WeightsOptions,
+        "Production quality (Audiobox Aesthetics)",
+        reads_prompt=False,
+        offline=False,
     ),
     "fd_verse_bench": Entry(
         sound.fd_verse_bench,
@@ -300,7 +317,7 @@ def _filled(name: str, values: Mapping[str, Any] | None) -> Any:
 
 
 def _plugin_metric(name: str) -> Metric:
-    found = _plugin_class(name)
+    found = plugin_class(name)
     if not isinstance(own := getattr(found, "name", None), str):
         raise ValueError(f"{name}: the class has no `name`, which reports need; give it one")
     given = {
@@ -311,7 +328,8 @@ def _plugin_metric(name: str) -> Metric:
     return Metric(own, getattr(found, "title", own), own, **given)
 
 
-def _plugin_class(name: str) -> Any:
+def plugin_class(name: str) -> Any:
+    """Class of `package.module:Class`. Raises ValueError where it cannot be imported."""
     module_name, _, class_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -329,7 +347,7 @@ def _plugin_class(name: str) -> Any:
 
 def _plugin(name: str, options: Mapping[str, Any]) -> Reward:
     try:
-        reward = _plugin_class(name)(**options)
+        reward = plugin_class(name)(**options)
     except TypeError as error:
         raise ValueError(f"{name}: cannot be built ({error}); set its arguments as options") from None
     if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "score", None)):

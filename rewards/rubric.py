@@ -25,6 +25,7 @@ class ItemOptions:
     normalise: Normalise = "group"
     floor: float | None = None
     below: Literal["lowest", "nan"] = "lowest"
+    route: Literal["", "video", "audio", "both"] = ""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
@@ -44,7 +45,8 @@ class RubricItem(ItemOptions):
     prompt; batch = z among all clips given; running = z against all values up to and including this call.
     Weight 0 is logged and not counted. `floor` is the worst raw value allowed, a minimum for a positive and a
     maximum for a negative weight. A clip beyond it gets the lowest total of its group (`below: lowest`), so
-    that no other reward can pay for it, or NaN (`nan`).
+    that no other reward can pay for it, or NaN (`nan`). `route` is for alignment: the modality that the item
+    teaches, "" = the one it sees; totals do not depend on it.
     """
 
     reward: str = ""
@@ -81,7 +83,7 @@ class Rubric:
 
     @classmethod
     def from_config(cls, config: Any, where: str = "items") -> Rubric:
-        """Build from `{reward: {weight, normalise, floor, below}}`.
+        """Build from `{reward: {weight, normalise, floor, below, route}}`.
 
         Raises ValueError naming the nearest key for an unknown one.
         """

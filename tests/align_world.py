@@ -20,6 +20,7 @@ from torch import Tensor
 
 from finetune.align_run import AlignRun
 from finetune.lora import LoraConfig
+from finetune.objectives.awm import AwmPhase
 from finetune.objectives.base import Phase
 from finetune.objectives.grpo import GrpoPhase
 from finetune.objectives.nft import NftPhase
@@ -105,7 +106,7 @@ def config(
     phases: dict[str, Phase] | None = None,
     **changes: Any,
 ) -> AlignConfig:
-    """fp32, four prompts of four clips a round, two held-out prompts. phase: fields of all three phases;
+    """fp32, four prompts of four clips a round, two held-out prompts. phase: fields of all four phases;
     phases: more of them."""
     common: dict[str, Any] = {
         "rounds": rounds,
@@ -122,6 +123,7 @@ def config(
         "phases": {
             "nft": NftPhase(**common),
             "rwr": RwrPhase(**common),
+            "awm": AwmPhase(**common),
             "grpo": GrpoPhase(**{"window": 1, "first_steps": 2, "steps_per_epoch": 2, **common}),
             **(phases or {}),
         },

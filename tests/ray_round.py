@@ -44,9 +44,9 @@ class Round:
 
 def align(kind: str, out: Path, to: Path, rounds: int) -> None:
     """One run, in this process; its numbers are those of the demo but for the number of rounds."""
+    from experiments.alignment.inputs import align_run
     from experiments.job import StageJob
     from experiments.layout import Layout
-    from experiments.pipeline.align import align_run
     from experiments.recipes.load import load_recipe
     from experiments.scoring.latents import options_for
     from finetune.launch import align_model

@@ -118,7 +118,7 @@ def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
 
 
 @distributed
-@pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
+@pytest.mark.parametrize("algorithm", ["nft", "rwr", "awm", "grpo"])
 def test_the_reward_rises_on_held_out_prompts(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
     run = align_run(world, tmp_path, made)
@@ -210,7 +210,8 @@ def test_patience_ends_a_phase_and_the_best_weights_are_exported(world, tmp_path
 @pytest.mark.parametrize(("judge", "alarm"), [(-1.0, 1.0), (1.0, 0.0)])
 def test_a_judge_that_falls_while_the_reward_rises_sounds_an_alarm(world, tmp_path, judge, alarm):
     stop = StopConfig(prompts=2, every=4, patience=2)
-    run = align_run(world, tmp_path, config(rounds=4, stop=stop), judge=judge)
+    rubric = RubricConfig(audio={"warm": 1.0}, sync={}, watched=("ear",))
+    run = align_run(world, tmp_path, config(rounds=4, stop=stop, rubric=rubric), judge=judge)
     assert run_align(run) == [0]
     rows = metrics(run)
     last, best = rows[-1], read_adapter(run.out / "adapter")[0].facts["best_round"]

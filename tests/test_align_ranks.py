@@ -20,7 +20,7 @@ def adapter(run: AlignRun) -> dict[str, torch.Tensor]:
     return load_file(run.out / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("algorithm", ["nft", "rwr", "grpo"])
+@pytest.mark.parametrize("algorithm", ["nft", "rwr", "awm", "grpo"])
 def test_two_ranks_align_as_one_does(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=1, phase={"steps_per_epoch": 2, "epochs": 1, "lr": 1e-3})
     one, two = align_run(world, tmp_path / "one", made), align_run(world, tmp_path / "two", made)

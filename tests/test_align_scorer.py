@@ -6,9 +6,9 @@ import pytest
 import torch
 from align_world import config, write_world
 
+from experiments.alignment.inputs import align_run, pairs_and_clips
 from experiments.job import StageJob
 from experiments.layout import Layout
-from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.recipes.load import load_recipe
 from experiments.scoring.latents import AlignScorer, scorer_options
 from finetune.prompts import read_prompt_set

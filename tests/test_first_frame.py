@@ -23,7 +23,7 @@ from finetune.policy import LoraPolicy
 from finetune.prompts import read_prompt_set, voices_of
 from finetune.recipe import StopConfig
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
-from finetune.sde import Kernel, KernelName, StochasticSteps, replay, step
+from finetune.sde import Kernel, KernelName, StochasticSteps, normalised_log_ratio, replay, step
 from finetune.types import ObjectiveLoss, PreferencePairs, Rollout, Trajectory, joined, take
 from pretrain.clip_kind import kind_of
 from pretrain.codecs.base import Codecs
@@ -97,7 +97,7 @@ def of_grpo(policy: FreePolicy) -> ObjectiveLoss:
 
 
 def of_dpo(policy: FreePolicy) -> ObjectiveLoss:
-    labels = torch.tensor([1, -1, 1, -1], dtype=torch.int8)[:, None].repeat(1, len(AXES))
+    labels = torch.tensor([1, -1, 1, -1], dtype=torch.int8)[:, None].expand(-1, len(AXES))
     pairs = PreferencePairs(clips(), clips(200, seed=3), labels)
     made = gsb_dpo.GsbDpoConfig(levels=LEVELS, reference_weight=0.5, beta=1.0)
     return gsb_dpo.loss(policy, pairs, made, KEY)
@@ -274,3 +274,22 @@ def test_rewards_see_the_first_frame_that_a_clip_was_asked_for(world, codecs) ->
     rows = [made.rows[0], made.rows[1], plain]
     found = scorer.score(video, torch.randn(3, 128, 5), rows).values["identity_colour_edge"].tolist()
     assert found[0] > 0.7 and found[0] > found[1] + 0.1 and math.isnan(found[2])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_normalised_log_ratios_count_the_frames_that_move(name: KernelName) -> None:
+    """They equal those of the moving frames alone, and no gradient reaches the given one."""
+    made, kernel = clips(), Kernel(name=name)
+    now, then = torch.full((4,), 0.8, dtype=torch.float64), torch.full((4,), 0.5, dtype=torch.float64)
+    state = made.video.double()
+    old, new, noise = (torch.randn(state.shape, dtype=torch.float64) for _ in range(3))
+    new.requires_grad_()
+    given = torch.ones(4, dtype=torch.bool)
+    reached = step(kernel, state, old, now, then, noise, given).next_state
+    found = normalised_log_ratio(kernel, state, new, old, now, then, reached, given)
+    rest = normalised_log_ratio(
+        kernel, state[:, :, 1:], new[:, :, 1:], old[:, :, 1:], now, then, reached[:, :, 1:]
+    )
+    assert torch.allclose(found, rest, atol=1e-12)
+    (gradient,) = torch.autograd.grad(found.sum(), new)
+    assert not gradient[:, :, 0].any() and bool(gradient[:, :, 1:].any())

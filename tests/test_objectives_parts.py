@@ -75,7 +75,7 @@ def test_every_arm_rolls_out_as_many_clips_and_votes_take_nfts_steps():
     ) == 1 + 2 * (len(ARMS) - 1)
     assert budget(config, ALIGN) == 6 * 24 * 8
     phases = {arm.name: arm.phase for arm in arms[1:]}
-    for name in ("nft", "rwr", "grpo", "nft_chosen_third", "nft_random_third"):
+    for name in ("nft", "rwr", "awm", "grpo", "nft_chosen_third", "nft_random_third"):
         assert phases[name].rounds * phases[name].prompts_per_round * phases[name].clips_per_prompt == 1152
     count, clips = store_sizes(1152, 104)
     assert (count, clips) == (96, 12)

@@ -1,5 +1,5 @@
-"""Reward-weighted regression: weights of a group, their clip, the tie to the reference, data beside the
-rollouts."""
+"""Reward-weighted regression: weights of a group, what centring takes away, the ties to `old` and to the
+reference."""
 
 import math
 from dataclasses import replace
@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.noising import Levels, draw, mean_square, noised
-from finetune.objectives.rwr import RwrConfig, count, data_batch, group_weights, loss, softmax_weights
+from finetune.objectives.rwr import Rwr, RwrConfig, RwrPhase, count, group_weights, loss, softmax_weights
 from finetune.types import Advantage
 
-CONFIG = RwrConfig(temperature=1.0, max_weight=100, reference_weight=0, levels=Levels(shift=5.0))
+LEVELS = Levels(shift=5.0)
+CONFIG = RwrConfig(form="weighted", temperature=1.0, max_weight=100, old_weight=0, levels=LEVELS)
+CENTRED = replace(CONFIG, form="centred")
 GROUPS = torch.tensor([0, 0, 1, 1])
 
 
@@ -168,14 +170,94 @@ def test_the_reference_term_moves_the_optimum_to_the_reference() -> None:
     assert away[0] > 1.5 * away[1] and away[1] > 20 * away[2]
 
 
-def test_data_is_a_batch_like_any_other() -> None:
-    policy, clips, config = GainPolicy((0.5, 0.6)), rollout(), replace(CONFIG, data_weight=0.3)
-    ones = replace(weighted([1] * 4, [1] * 4), video=torch.ones(4).double(), audio=torch.ones(4).double())
-    of_data = loss(policy, data_batch(clips, config), config, KEY)
-    assert of_data.loss.item() == pytest.approx(
-        0.3 * loss(policy, scored(clips, ones), config, KEY).loss.item(), rel=1e-6
+@settings(max_examples=60)
+@given(
+    scores=st.lists(st.floats(-5, 5), min_size=9, max_size=9),
+    alive=st.lists(st.booleans(), min_size=9, max_size=9),
+    temperature=st.floats(1e-2, 10),
+    most=st.floats(0.5, 9),
+)
+def test_centred_weights_of_a_group_sum_to_zero(
+    scores: list[float], alive: list[bool], temperature: float, most: float
+) -> None:
+    """Also where the clip at max_weight has moved the mean away from 1."""
+    given_, cells = advantage(scores, scores, alive), torch.arange(9) // 3
+    config = replace(CONFIG, temperature=temperature, max_weight=most)
+    plain, found = (group_weights(given_, cells, each) for each in (config, replace(config, form="centred")))
+    assert bool((found.video[~given_.valid] == 0).all()) and torch.equal(found.video, found.audio)
+    for group in range(3):
+        kept = (cells == group) & given_.valid
+        assert float(found.video[kept].sum()) == pytest.approx(0, abs=1e-9)
+        torch.testing.assert_close(found.video[kept].diff(), plain.video[kept].diff())
+
+
+def test_centring_leaves_out_the_self_distillation() -> None:
+    """Gradient of the weighted loss = that of the centred one + that of the plain loss of the own clips."""
+    policy, clips, given_ = GainPolicy((0.5, 0.6)), rollout(), ([1.0, -1.0, 2.0, 0.5], [-1.0, 1.0, 0.0, 3.0])
+    plain, centred = (
+        policy.gradients(loss(policy, scored(clips, weighted(*given_, config)), config, KEY).loss)
+        for config in (CONFIG, CENTRED)
     )
-    assert float(of_data.count) == 4
+    ones = torch.ones(4).double()
+    alike = replace(weighted(*given_), video=ones, audio=ones)
+    own = policy.gradients(loss(policy, scored(clips, alike), CONFIG, KEY).loss)
+    assert plain == pytest.approx([a + b for a, b in zip(centred, own, strict=True)])
+    assert all(abs(slope) > 1e-3 for slope in own)
+
+
+def test_equal_clips_of_a_group_have_no_gradient_when_centred() -> None:
+    """Whatever their advantages: there is nothing to tell apart."""
+    clips = rollout(2)
+    same = replace(clips, video=clips.video[:1].repeat(2, 1, 1, 1, 1), audio=clips.audio[:1].repeat(2, 1, 1))
+    same = replace(same, sample_ids=torch.tensor([7, 7]))  # one noise for both
+    policy = GainPolicy((0.5, 0.6))
+    slopes = policy.gradients(
+        loss(policy, scored(same, weighted([3, -1], [0.2, 0], CENTRED)), CENTRED, KEY).loss
+    )
+    assert slopes == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_the_old_policy_holds_like_the_reference() -> None:
+    """Its term is the squared distance, with no gradient where the policies are the same."""
+    clips, nothing = rollout(), weighted([0] * 4, [0] * 4)
+    config = replace(CENTRED, old_weight=0.7, video_weight=2, audio_weight=3)
+    policy = GainPolicy((0.5, 0.6), old=(0.1, 0.3))
+    found = loss(policy, scored(clips, nothing), config, KEY)
+    streams = noised(clips, draw(clips, CONFIG.levels, KEY))
+    expected = sum(
+        0.7 * weight * float((away * stream.latents).square().flatten(1).mean(1).sum())
+        for weight, away, stream in zip((2, 3), (0.4, 0.3), streams, strict=True)
+    )
+    assert found.loss.item() == pytest.approx(expected) and policy.asked == ["old", "default"]
+    start = GainPolicy((0.5, 0.6), old=(0.5, 0.6))
+    assert start.gradients(loss(start, scored(clips, nothing), config, KEY).loss) == (0, 0)
+
+
+def test_the_old_policy_bounds_what_negative_weights_push_away() -> None:
+    """Centred, the curvature in a gain may be negative; with the old policy's term it is not."""
+    clips, weights = rollout(16), weighted([1, -1] * 8, [1, -1] * 8, CENTRED)
+
+    def curvature(config: RwrConfig) -> float:
+        slopes = []
+        for gain in (0.0, 1.0):
+            policy = GainPolicy((gain, gain))
+            slopes.append(policy.gradients(loss(policy, scored(clips, weights), config, KEY).loss)[0])
+        return slopes[1] - slopes[0]
+
+    free, held = curvature(CENTRED), curvature(replace(CENTRED, old_weight=1.0))
+    assert held > 5 * abs(free)
+
+
+def test_old_is_copied_after_every_round() -> None:
+    class Executor:
+        decays: list[float] = []
+
+        def update_old(self, decay: float) -> None:
+            self.decays.append(decay)
+
+    for rounds in range(3):
+        assert Rwr(RwrPhase()).after_round(rounds, Executor()) == {}
+    assert Executor.decays == [0, 0, 0]
 
 
 def test_a_silent_modality_has_exactly_no_gradient() -> None:
@@ -188,13 +270,13 @@ def test_a_silent_modality_has_exactly_no_gradient() -> None:
 
 
 def test_a_rank_more_changes_nothing() -> None:
-    weights = weighted([1, 0, 2, -3], [-1, 0, 0.5, 3], valid=[True, True, False, True])
+    weights = weighted([1, 0, 2, -3], [-1, 0, 0.5, 3], CENTRED, valid=[True, True, False, True])
     assert_parts_add_up(
         loss,
         count,
         lambda: GainPolicy((0.5, 0.2), reference=(0.1, 0.1)),
         scored(rollout(), weights),
-        RwrConfig(levels=Levels(shift=5.0)),
+        RwrConfig(levels=LEVELS, reference_weight=0.3),
     )
 
 
@@ -205,9 +287,7 @@ def test_a_broken_clip_takes_no_part() -> None:
     for clips in (rollout(), broken):
         policy = GainPolicy((0.5, 0.2))
         results.append(
-            policy.gradients(
-                loss(policy, scored(clips, weights), RwrConfig(levels=Levels(shift=5.0)), KEY).loss
-            )
+            policy.gradients(loss(policy, scored(clips, weights), RwrConfig(levels=LEVELS), KEY).loss)
         )
     assert results[0] == results[1]
 
@@ -218,4 +298,6 @@ def test_advantages_are_not_taken_for_weights() -> None:
     with pytest.raises(ValueError, match="temperature and max_weight"):
         RwrConfig(temperature=0)
     with pytest.raises(ValueError, match="must not be negative"):
-        RwrConfig(data_weight=-1)
+        RwrConfig(old_weight=-1)
+    with pytest.raises(ValueError, match="form must be centred or weighted, got 'centered'"):
+        RwrConfig(form="centered")  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def world(tmp_path, monkeypatch, request) -> World:
 
 def sections(align: AlignConfig = SMALL, **changes) -> Sections:
     return Sections(
-        ObjectivesConfig(rounds=2, resamples=200, **changes),
+        ObjectivesConfig(rounds=2, resamples=200, **{"seeds": 1, **changes}),
         align,
         GenerateConfig(),
         RolloutsConfig(),

@@ -31,6 +31,16 @@ def test_shipped_recipes_are_the_two():
     assert shipped_recipes() == ["mini", "nava_6b"]
 
 
+@pytest.mark.parametrize("ranks", [8, 64])
+def test_the_full_size_alignment_divides_over_its_ranks(ranks):
+    align = load_recipe("nava_6b").alignment
+    align.check_ranks(ranks)
+    assert set(align.rubric.routes()) == {"wer_whisper", "sim_wavlm_ecapa", "syncnet"}
+    assert (align.num_frames, align.height, align.width) == (145, 704, 1280)
+    nft = align.objectives()[0].phase
+    assert nft.objective.levels.shift == load_recipe("nava_6b").generate.sampler.shift
+
+
 def test_params_hold_the_three_stages_as_data():
     stages = load_recipe("mini", PARAMS).pretrain.stages
     written = read_params(PARAMS)["pretrain"]["stages"]

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finetune.sde import Kernel, KernelName, joint_log_prob, log_prob, replay, step, transition
+from finetune.sde import (
+    Kernel,
+    KernelName,
+    joint_log_prob,
+    log_prob,
+    normalised_log_ratio,
+    replay,
+    step,
+    transition,
+)
 
 KERNELS = (Kernel(name="flow_sde", eta=0.7), Kernel(name="cps", eta=0.8))
 
@@ -38,7 +47,7 @@ falling = (
 def test_flow_sde_is_the_formula_in_both_forms(levels: tuple[float, float], eta: float) -> None:
     s, t = levels
     state, velocity, _ = draws(1, 2, 3)
-    mean, step_std = transition(Kernel(name="flow_sde", eta=eta), state, velocity, at(s), at(t))
+    mean, step_std, _ = transition(Kernel(name="flow_sde", eta=eta), state, velocity, at(s), at(t))
     rate, dt = eta * math.sqrt(s / (1 - s)), t - s
     drift_form = state * (1 + rate**2 / (2 * s) * dt) + velocity * (1 + rate**2 * (1 - s) / (2 * s)) * dt
     score = -(state + (1 - s) * velocity) / s
@@ -51,7 +60,7 @@ def test_flow_sde_is_the_formula_in_both_forms(levels: tuple[float, float], eta:
 def test_cps_is_the_formula(levels: tuple[float, float], eta: float) -> None:
     s, t = levels
     state, velocity, _ = draws(1, 2, 3)
-    mean, step_std = transition(Kernel(name="cps", eta=eta), state, velocity, at(s), at(t))
+    mean, step_std, _ = transition(Kernel(name="cps", eta=eta), state, velocity, at(s), at(t))
     std = t * math.sin(eta * math.pi / 2)
     clean, noise = state - s * velocity, state + (1 - s) * velocity
     torch.testing.assert_close(
@@ -65,9 +74,9 @@ def test_cps_noise_has_exactly_the_next_levels_variance(levels: tuple[float, flo
     """With clean data 0 and noise 1 the state is s and the velocity 1: the mean is what is left of the old
     noise."""
     s, t = levels
-    old, fresh = transition(Kernel(name="cps", eta=eta), at(s)[:, None], at(1.0)[:, None], at(s), at(t))
+    old, fresh, _ = transition(Kernel(name="cps", eta=eta), at(s)[:, None], at(1.0)[:, None], at(s), at(t))
     assert abs(float(old) ** 2 + float(fresh) ** 2 - t**2) < 1e-12
-    data, _ = transition(Kernel(name="cps", eta=eta), at(1 - s)[:, None], at(-1.0)[:, None], at(s), at(t))
+    data, _, _ = transition(Kernel(name="cps", eta=eta), at(1 - s)[:, None], at(-1.0)[:, None], at(s), at(t))
     assert float(data) == pytest.approx(1 - t, abs=1e-12)
 
 
@@ -78,7 +87,7 @@ def test_flow_sde_keeps_the_marginals_of_normal_data(eta: float) -> None:
     levels = torch.linspace(1, 0.002, 1001, dtype=torch.float64)
     for s, t in pairwise(levels):
         slope = (s - 4 * (1 - s)) / (4 * (1 - s) ** 2 + s**2)  # E[eps - x0 | x_s] / x_s
-        mean, step_std = transition(
+        mean, step_std, _ = transition(
             kernel, torch.ones(1, 1, dtype=torch.float64), slope.view(1, 1), s[None], t[None]
         )
         variance = float(mean) ** 2 * variance + float(step_std) ** 2
@@ -211,3 +220,44 @@ def test_levels_must_fall(level: float, lower: float) -> None:
     state, velocity, noise = draws(1, 3)
     with pytest.raises(ValueError, match="to a lower one"):
         step(KERNELS[1], state, velocity, at(level), at(lower), noise)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_the_normalised_log_ratio_is_the_density_ratio_centred_and_scaled(kernel: Kernel) -> None:
+    """Normal densities of both policies, summed over elements: plus half the squared distance of the means in
+    deviations, times std / sqrt(N)."""
+    state, old, noise = draws(2, 3, 7)
+    now, levels = old + 0.1 * draws(2, 3, 7, seed=1)[0], (at(0.9, 0.5), at(0.7, 0.4))
+    taken = step(kernel, state, old, *levels, noise)
+    found = normalised_log_ratio(kernel, state, now, old, *levels, taken.next_state)
+    before, after = (transition(kernel, state, velocity, *levels) for velocity in (old, now))
+    std = before.step_std[:, None, None]
+    densities = [
+        torch.distributions.Normal(reached.mean, std).log_prob(taken.next_state).sum((1, 2))
+        for reached in (after, before)
+    ]
+    bias = ((after.mean - before.mean) / std).square().sum((1, 2)) / 2
+    expected = (densities[0] - densities[1] + bias) * before.step_std / math.sqrt(21)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("size", [16, 1024])
+def test_the_normalised_log_ratio_has_the_deviation_of_the_means_whatever_the_size(
+    kernel: Kernel, size: int
+) -> None:
+    state, old, noise = draws(4000, size)
+    now = old + 0.1 * draws(1, size, seed=1)[0]
+    levels = (at(0.8).expand(4000), at(0.6).expand(4000))
+    taken = step(kernel, state, old, *levels, noise)
+    found = normalised_log_ratio(kernel, state, now, old, *levels, taken.next_state)
+    means = [transition(kernel, state[:1], v[:1], at(0.8), at(0.6)).mean for v in (now, old)]
+    rms = float((means[0] - means[1]).square().mean().sqrt())
+    assert float(found.std()) == pytest.approx(rms, rel=0.05) and abs(float(found.mean())) < rms / 15
+
+
+def test_the_normalised_log_ratio_of_a_deterministic_step_is_zero() -> None:
+    state, old, now = draws(1, 2, 3)
+    for kernel in KERNELS:
+        found = normalised_log_ratio(kernel, state, now, old, at(0.5), at(0.0), state)
+        assert float(found) == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -12,10 +13,45 @@ from experiments.commands.pretrain import must_train
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
+    from experiments.alignment.inputs import AlignInputs
     from experiments.job import StageJob
     from finetune.align_run import AlignRun
     from pretrain.launch.launch import StageResult
 
+ModelToAlign = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="model to align: a model folder, one of `nava import`, or models:/NAME/VERSION of MLflow; "
+        "default OUT/pretrain/stage3/model",
+    ),
+]
+AdapterFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        help="adapter folder of an earlier alignment of that very model to start from, with its LoRA rank; "
+        "the reference stays the model without it, and what is written is relative to that model"
+    ),
+]
+CodecFolder = Annotated[Path | None, tyro.conf.arg(help="codec folder; default OUT/codec")]
+PromptsFile = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="JSONL", help="training prompts; default the pipeline's, as align.curated_prompts says"
+    ),
+]
+HeldOutFile = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="JSONL", help="held-out prompts; default align.stop.prompts of the training prompts"
+    ),
+]
+RubricPath = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="YAML", help="rubric of `nava score`, in place of align.rubric; weight 0 = watched only"
+    ),
+]
 PairsFile = Annotated[
     Path | None,
     tyro.conf.arg(help="pairs.jsonl of `nava gsb export`, for gsb_dpo; default OUT/votes/pairs.jsonl"),
@@ -24,8 +60,7 @@ RolloutFolder = Annotated[
     Path | None,
     tyro.conf.arg(help="rollout store of the clips in those pairs; default OUT/rollouts"),
 ]
-
-
+Destination = Annotated[Path | None, tyro.conf.arg(help="folder of the alignment; default OUT/align")]
 RayCluster = Annotated[
     tuple[str, ...] | None,
     tyro.conf.arg(
@@ -38,59 +73,135 @@ RayCluster = Annotated[
 def align(
     recipe: RecipeName = "mini",
     /,
+    model: ModelToAlign = "",
+    adapter: AdapterFolder = None,
+    codec: CodecFolder = None,
+    prompts: PromptsFile = None,
+    held_out: HeldOutFile = None,
+    rubric: RubricPath = None,
+    pairs: PairsFile = None,
+    clips: RolloutFolder = None,
+    to: Destination = None,
     nproc: int = 0,
     port: int = 0,
     settings: SetOptions = (),
     out: Path = Path("out"),
-    pairs: PairsFile = None,
-    clips: RolloutFolder = None,
     ray: RayCluster = None,
     resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
+    report: Annotated[
+        bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
+    ] = True,
 ) -> None:
-    """Align OUT/pretrain/stage3/model by the algorithms of align.sequence, into OUT/align.
+    """Align a model by the algorithms of align.sequence, by default the pipeline's into OUT/align.
 
-    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json
-    and samples/round-N.
+    Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json,
+    samples/round-N and, with inputs of your own, TO-report/report.html: held-out prompts before and after.
     --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run resumes from its last round.
+
+    Any model, codec, prompts and rubric, all checked before the model is loaded:
+      nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
+      nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
+      nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
 
     --ray runs rollouts and rewards in separate workers (section `ray` of the recipe: workers, pools,
       staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced.
       rounds.jsonl lists the samples that each round trained on.
     """
+    from experiments.alignment.checks import check_before
+    from experiments.alignment.inputs import AlignInputs, AlignLayout, align_run
     from experiments.job import StageJob
-    from experiments.pipeline.align import align_run, align_tracked, pairs_and_clips
-    from experiments.runs.run import tracked
-    from experiments.stages import config_of
-    from finetune.launch import alone
+
+    address = address_of(ray)
+    _check_options(nproc, port, address)
+    loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
+    inputs = AlignInputs(
+        model=_model_folder(model, out) if model else None,
+        adapter=adapter,
+        codec=codec,
+        prompts=prompts,
+        held_out=held_out,
+        rubric=rubric,
+        pairs=pairs,
+        clips=clips,
+    )
+    layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
+    job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port)
+    notices = check_before(align_run(job, None, inputs), job.ranks)
+    if address:
+        loaded.ray.rewards_of(list(loaded.align.rubric.routes()))
+    for notice in notices:
+        print(notice)
+    _align(job, inputs, address, resume)
+    if report and isinstance(layout, AlignLayout):
+        _close(layout.align)
+
+
+def _check_options(nproc: int, port: int, address: str) -> None:
+    """Raises ValueError naming the option that is wrong."""
     from pretrain.launch.torchrun import check_port
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     if port:
         check_port(port)
-    address = address_of(ray)
     if address and port:
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
-    job = StageJob(recipe=recipe_for(recipe, settings), layout=Layout(out=out), nproc=nproc, port=port)
-    if not job.recipe.align.needs_pairs and (pairs or clips):
-        raise ValueError(
-            "--pairs and --clips belong to gsb_dpo; name it in align.sequence, or leave them out"
-        )
-    if pairs is None or clips is None:
-        usual = pairs_and_clips(job)
-        pairs, clips = pairs or usual[0], clips or usual[1]
-    check_before(align_run(job, None, pairs, clips), job.ranks)
-    config = config_of("align", job.recipe)
-    if address:
-        job.recipe.ray.rewards_of(list(job.recipe.align.rubric.routes()))
-        config |= {"staleness": job.recipe.ray.staleness} if job.recipe.ray.staleness else {}
-    with alone(job.layout.align):
+
+
+def _align(job: StageJob, inputs: AlignInputs, address: str, resume: bool) -> None:
+    """Align as a tracked run, unless it is finished."""
+    from experiments.alignment.inputs import AlignLayout, align_run, digests
+    from experiments.pipeline.align import align_tracked
+    from experiments.runs.run import marker_of, tracked
+    from experiments.stages import config_of
+    from finetune.launch import alone
+
+    layout, config = job.layout, config_of("align", job.recipe)
+    config |= {"staleness": job.recipe.ray.staleness} if address and job.recipe.ray.staleness else {}
+    given = digests(align_run(job, None, inputs), inputs) if isinstance(layout, AlignLayout) else None
+    with alone(layout.align):
         pass  # before anything there is replaced
-    if must_train("align", "align", job.layout.align, job, resume, config=config):
-        with tracked("align", job.recipe.name, config, job.layout, job.root, resume=True) as tracker:
-            if address:
-                tracker.set_tags({"nava.ray": address, "nava.staleness": str(job.recipe.ray.staleness)})
-            align_tracked(job, tracker, pairs, clips, lambda run: _train(run, job, address))
+    if not must_train("align", "align", layout.align, job, resume, config=config, inputs=given):
+        return
+    if given is not None:  # what the stage left unfinished in the same folder is replaced
+        marker_of("align", Layout(out=layout.out)).unlink(missing_ok=True)
+    with tracked("align", job.recipe.name, config, layout, job.root, resume=True, given=given) as tracker:
+        if address:
+            tracker.set_tags({"nava.ray": address, "nava.staleness": str(job.recipe.ray.staleness)})
+        align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+
+
+def _close(folder: Path) -> None:
+    """The closing page of a finished alignment. Raises ValueError or OSError that says what is kept."""
+    from experiments.report.closing import closing_report
+    from experiments.report.closing_run import closing_inputs, read_run
+
+    run = read_run(folder)
+    if run.held_out is None and not run.config.stop.prompts:
+        print(f"no prompts were held out, so there is no page: `nava align report {folder} --prompts FILE`")
+        return
+    try:
+        print(f"before and after: {closing_report(closing_inputs(run, folder))}")
+    except (ValueError, OSError) as error:
+        message = f"{error} (the alignment is finished: `nava align report {folder}` makes the page)"
+        raise ValueError(message) from error
+
+
+def with_rubric_file(recipe: Any, path: Path | None) -> Any:
+    """The recipe with the rubric of a file, if one is given. Raises ValueError in one line naming its key."""
+    if path is None:
+        return recipe
+    from experiments.alignment.rubric import with_rubric
+    from experiments.scoring.config import read_rubric
+
+    return dataclasses.replace(recipe, align=with_rubric(recipe.align, read_rubric(path)))
+
+
+def _model_folder(text: str, out: Path) -> Path:
+    """A model folder, fetched from MLflow's registry where it is named so."""
+    from experiments.runs.registry import fetched, is_registered
+
+    return fetched(text, out / "models", Path()) if is_registered(text) else Path(text)
 
 
 def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
@@ -118,16 +229,3 @@ def address_of(ray: tuple[str, ...] | None) -> str:
             "before the options"
         )
     return address
-
-
-def check_before(run: object, ranks: int) -> None:
-    """Check what the ranks need, before anything is replaced. Raises ValueError or FileNotFoundError."""
-    from experiments.scoring.latents import AlignScorer
-    from finetune.align_run import AlignRun
-    from finetune.prompts import read_prompt_set
-
-    assert isinstance(run, AlignRun)
-    run.identity()
-    run.config.check_ranks(ranks)
-    read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
-    AlignScorer(**run.scorer[1]).close()

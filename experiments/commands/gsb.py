@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from experiments.commands.options import JsonFlag
+
+if TYPE_CHECKING:
+    from finetune.gsb.pairs import ClipRef, PreferencePair
 
 Axis = Literal["overall", "sync", "voice", "picture"]
 VotesFile = Annotated[Path, tyro.conf.Positional]
@@ -29,7 +32,10 @@ Features = Annotated[
 ]
 Indices = Annotated[
     tuple[str, ...],
-    tyro.conf.arg(metavar="[MODEL=]INDEX", help="index.jsonl of `nava generate`, or its folder"),
+    tyro.conf.arg(
+        metavar="[MODEL=]INDEX",
+        help="index.jsonl of `nava generate` or folder of it, or the store of `nava rollout`",
+    ),
 ]
 
 
@@ -70,15 +76,18 @@ def export(
     label per axis.
 
     +1 the first clip wins, 0 Same, -1 the second, null where nobody was asked; the most frequent answer
-    decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one;
-    --clips is given per model as MODEL=INDEX, or as an index whose rows name their model.
+    decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one.
+    --clips is given per model as MODEL=INDEX (several clips of a case are MODEL#0, MODEL#1 ...), or as an
+    index whose rows name their model. `nava align --pairs` learns from pairs of clips of one rollout store.
     """
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
 
     found = read_votes(votes, ours)
-    known = [clip for model, source in map(_index, clips) for clip in read_clips(source, model)]
+    sources = [_index(text) for text in clips]
+    by_source = {source: read_clips(source, model) for model, source in sources}
+    known = [clip for listed in by_source.values() for clip in listed]
     counted = (
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
     )
@@ -86,24 +95,28 @@ def export(
     write_pairs(out, pairs)
     shares = tie_shares(pairs)
     simulated = sum(pair.simulated for pair in pairs)
+    store = _store_of(pairs, by_source)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "pairs": len(pairs),
-                    "votes": len(counted),
-                    "same_share": shares,
-                    "simulated_pairs": simulated,
-                    "out": str(out),
-                }
-            )
-        )
+        facts = {
+            "pairs": len(pairs),
+            "votes": len(counted),
+            "same_share": shares,
+            "simulated_pairs": simulated,
+        }
+        print(json.dumps({**facts, "out": str(out), "store": str(store) if store else None}))
         return
     print(
         f"{out}: {len(pairs)} pairs from {len(counted)} votes"
         + (f", {simulated} of them from SIMULATED votes" if simulated else "")
     )
     print("share of Same: " + ", ".join(f"{axis} {share:.1%}" for axis, share in shares.items()))
+    if store:
+        print(f"to learn from them: nava align --pairs {out} --clips {store}")
+    else:
+        print(
+            "no one of --clips is a rollout store that has all these clips: gsb_dpo learns from the "
+            "pairs only where `nava align --clips` has their latents (clips of `nava rollout --mp4`)"
+        )
 
 
 def fit(
@@ -137,6 +150,18 @@ def fit(
     print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(
         found, out
     )
+
+
+def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence[ClipRef]]) -> Path | None:
+    """The rollout store among the sources that has the clips of all pairs."""
+    from finetune.rollout_store import META
+
+    used = {clip for pair in pairs for clip in (pair.first, pair.second)}
+    for source, listed in by_source.items():
+        folder = source if source.is_dir() else source.parent
+        if (folder / META).is_file() and used <= set(listed):
+            return folder
+    return None
 
 
 def _index(text: str) -> tuple[str | None, Path]:

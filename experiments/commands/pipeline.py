@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from experiments.commands.options import JsonFlag, RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
@@ -35,9 +37,62 @@ def syncnet(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path
     _run("syncnet", _job(recipe, settings, out))
 
 
-def rollout(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
-    """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts."""
-    _run("rollout", _job(recipe, settings, out))
+def rollout(
+    recipe: RecipeName = "mini",
+    /,
+    model: Annotated[
+        Path | None, tyro.conf.arg(help="model folder; default OUT/pretrain/stage3/model")
+    ] = None,
+    codec: Annotated[Path | None, tyro.conf.arg(help="codec folder; default OUT/codec")] = None,
+    prompts: Annotated[Path | None, tyro.conf.arg(help="prompts JSONL; default the pipeline's")] = None,
+    to: Annotated[
+        Path | None, tyro.conf.arg(metavar="STORE", help="folder of the clips; default OUT/rollouts")
+    ] = None,
+    mp4: Annotated[bool, tyro.conf.arg(help="write every clip as mp4 too, into STORE/media")] = False,
+    overwrite: Annotated[bool, tyro.conf.arg(help="replace a store of other inputs at --to")] = False,
+    settings: SetOptions = (),
+    out: Path = Path("out"),
+) -> None:
+    """Sample several clips of each alignment prompt from the pretrained model, into OUT/rollouts; or of any
+    prompts from any model, into the store --to.
+
+    A store holds latents, which `gsb_dpo` learns from; --mp4 makes files for people to vote on. Prompts that
+    an alignment on the same prompts holds out (align.stop.prompts of them) are left out. With --to a store
+    of the same inputs is kept, one of others is replaced with --overwrite only, and other folders never.
+    """
+    job = _job(recipe, settings, out)
+    store = to or job.layout.rollouts
+    if to is None and (model or codec or prompts or overwrite):
+        raise ValueError(f"--to: name a folder for these clips; {store} is that of the pipeline")
+    if to is None:
+        _run("rollout", job)
+    else:
+        _rollout_to(to, job, model, codec, prompts, overwrite)
+    if mp4:
+        from experiments.pipeline.rollout import add_media
+
+        written = add_media(store, codec or job.layout.codec)
+        print(f"{store / 'media'}: {written} clips to vote on; then `nava gsb export VOTES --clips {store}`")
+
+
+def _rollout_to(
+    to: Path, job: StageJob, model: Path | None, codec: Path | None, prompts: Path | None, overwrite: bool
+) -> None:
+    from experiments.pipeline.rollout import PROMPTS, RolloutInputs, rollout_of
+
+    layout = job.layout
+    inputs = RolloutInputs(
+        config=job.recipe.rollout,
+        sizes=job.recipe.align,
+        model=model or layout.model("stage3"),
+        codec=codec or layout.codec,
+        prompts=prompts or layout.prompts / PROMPTS,
+        out=to,
+    )
+    store = rollout_of(inputs, overwrite)
+    print(
+        f"{to}: {len(store.places)} clips of {len({row['case_id'] for row in store.places.values()})} prompts"
+    )
 
 
 def curate_prompts(
@@ -52,7 +107,9 @@ def votes(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path =
     """SIMULATED raters vote on OUT/rollouts by the scores of the judges: votes.jsonl and pairs.jsonl, into
     OUT/votes.
 
-    Votes of people have the same format: `nava gsb export VOTES --clips OUT/rollouts` makes pairs of them.
+    Votes of people on clips of `nava rollout --mp4` have the same format. `nava gsb export VOTES --clips
+    OUT/rollouts` makes pairs of either; `nava gsb stats VOTES --ours MODEL` counts them for one of the clips'
+    models.
     """
     _run("votes", _job(recipe, settings, out))
 

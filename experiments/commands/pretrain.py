@@ -156,19 +156,21 @@ def must_train(
     resume: bool,
     where: str = "",
     config: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> bool:
     """True to train or resume, False to keep a finished training of the same inputs and config. Raises
-    ValueError where a training of other ones would be replaced. config: default the stage's section."""
+    ValueError where a training of other ones would be replaced. config: default the stage's section; inputs:
+    default those that the pipeline names."""
     from experiments.runs.run import can_resume, marker_of, unchanged
     from experiments.stages import config_of
 
     layout, config = job.layout, config or config_of(name, job.recipe)
     if not resume:
         marker_of(name, layout).unlink(missing_ok=True)
-    elif unchanged(name, config, layout, job.root):
+    elif unchanged(name, config, layout, job.root, inputs):
         print(f"{label}: finished, with these inputs and settings; kept (--no-resume trains it again)")
         return False
-    elif _holds_training(trained) and not can_resume(name, config, layout, job.root):
+    elif _holds_training(trained) and not can_resume(name, config, layout, job.root, inputs):
         raise ValueError(
             f"{trained}: trained with other inputs or settings{where}; give --no-resume to replace it, or "
             "--out for another folder"

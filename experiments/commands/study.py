@@ -39,7 +39,7 @@ def paradigms(
 def objectives(
     recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out"), nproc: int = 0
 ) -> None:
-    """Align by rewards (nft, rwr, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget;
+    """Align by rewards (nft, rwr, awm, grpo) and by votes (gsb_dpo, with ties and without) at one rollout budget;
     compare, with the cost.
 
     Also nft on the third of the prompts that curation chooses, and on a random third. Needs the data of `nava

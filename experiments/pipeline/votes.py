@@ -99,7 +99,15 @@ def vote_on_rollouts(
 def clips_of(store: RolloutStore) -> list[ClipRef]:
     """The store's clips as those of one model."""
     return [
-        ClipRef(name, MODEL, row["case_id"], row["prompt"], None, row["sha256"])
+        ClipRef(
+            name,
+            MODEL,
+            row["case_id"],
+            row["prompt"],
+            store.folder / row["video"] if row.get("video") else None,
+            row["sha256"],
+            row.get("video_sha256", ""),
+        )
         for name, row in store.places.items()
     ]
 

@@ -32,36 +32,41 @@ AFTER, BEFORE = "aligned", "pretrained"  # names of the models
 def before_after(
     before: Sequence[ScoredRow],
     after: Sequence[ScoredRow],
-    codec: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow] | None,
     limits: GuardrailLimits,
     rewarded: Iterable[str] = (),
     seed: int = 0,
     known: MetricsByName | None = None,
+    judged: Iterable[str] = (),
 ) -> dict[str, Any]:
     """`{prompts, codec_clips, confidence, seed, metrics, guardrails, flagged}` from rows of `score_sets`.
 
-    `known`: metrics to compare, None = the catalog's; what was not scored is left out. `rewarded`: names of
-    the rubric, whose role is "reward" even if the catalog lists another. The order of the rows does not
-    matter. Raises ValueError where before and after do not answer the same prompts.
+    `codec` None: there are no real clips, so nothing of the codec is in the result, no gap closed and nothing
+    beyond it. `known`: metrics to compare, None = the catalog's; what was not scored is left out. `rewarded`:
+    names of the rubric, whose role is "reward" even if the catalog lists another, likewise `judged` metrics.
+    The order of the rows does not matter. Raises ValueError where before and after do not answer the same
+    prompts.
     """
     before, after = paired(before, after)
-    codec = sorted(codec, key=lambda row: row["data_id"])
+    if codec is not None:
+        codec = sorted(codec, key=lambda row: row["data_id"])
+    sides = {"before": before, "after": after, **({} if codec is None else {"codec": codec})}
+    judges = set(judged)
     names = {name.partition(".")[0] for name in rewarded}
     compared = {}
     for metric in _in_order((known or reported_metrics()).values()):
         found = _metric(metric, before, after, codec, seed)
         if found:
-            compared[metric.name] = {"role": "reward" if metric.name in names else metric.role, **found}
+            role = "reward" if metric.name in names else "judge" if metric.name in judges else metric.role
+            compared[metric.name] = {"role": role, **found}
     return {
         "prompts": len(before),
-        "codec_clips": len(codec),
+        **({} if codec is None else {"codec_clips": len(codec)}),
         "confidence": CONFIDENCE,
         "seed": seed,
         "metrics": compared,
-        "guardrails": {name: _guardrail(name, before, after, codec, limits, seed) for name in BOUNDS},
-        "flagged": {
-            key: _flagged(rows) for key, rows in (("before", before), ("after", after), ("codec", codec))
-        },
+        "guardrails": {name: _guardrail(name, sides, limits, seed) for name in BOUNDS},
+        "flagged": {key: _flagged(rows) for key, rows in sides.items()},
     }
 
 
@@ -123,14 +128,14 @@ def _metric(
     metric: Metric,
     before: Sequence[ScoredRow],
     after: Sequence[ScoredRow],
-    codec: Sequence[ScoredRow],
+    codec: Sequence[ScoredRow] | None,
     seed: int,
 ) -> dict[str, Any] | None:
     """None if no prompt was scored both before and after.
 
     Everything but the codec's values uses prompts that were.
     """
-    old, new, reference = (terms(rows, metric) for rows in (before, after, codec))
+    old, new = (terms(rows, metric) for rows in (before, after))
     difference = bootstrap_difference(new, old, seed)
     if not difference.n:
         return None
@@ -143,34 +148,31 @@ def _metric(
         bootstrap_ratio(list(compress(above, both)), list(compress(below, both)), seed)
         for above, below in (old, new)
     ]
-    goal = bootstrap_ratio(*reference, seed)
-    return {
+    found = {
         "better": "lower" if metric.lower_is_better else "higher",
         "before": intervals[0].as_json(),
         "after": intervals[1].as_json(),
-        "codec": goal.as_json(),
         "difference": difference.as_json(),
+        "unscored": {"before": scored[0].count(False), "after": scored[1].count(False)},
+    }
+    if codec is None:
+        return found
+    reference = terms(codec, metric)
+    goal = bootstrap_ratio(*reference, seed)
+    return {
+        **found,
+        "codec": goal.as_json(),
         **({"closed": bootstrap_closed(old, new, reference, seed).as_json()} if metric.gap_closed else {}),
         "beyond_codec": beyond(intervals[1].mean, goal, metric.lower_is_better),
         "beyond_codec_before": beyond(intervals[0].mean, goal, metric.lower_is_better),
-        "unscored": {
-            "before": scored[0].count(False),
-            "after": scored[1].count(False),
-            "codec": goal.unscored,
-        },
+        "unscored": {**found["unscored"], "codec": goal.unscored},
     }
 
 
 def _guardrail(
-    name: str,
-    before: Sequence[ScoredRow],
-    after: Sequence[ScoredRow],
-    codec: Sequence[ScoredRow],
-    limits: GuardrailLimits,
-    seed: int,
+    name: str, sides: Mapping[str, Sequence[ScoredRow]], limits: GuardrailLimits, seed: int
 ) -> dict[str, Any]:
     bounds = [asdict(limits).get(field) for field in BOUNDS[name]]
-    sides = {"before": before, "after": after, "codec": codec}
     measured = {
         key: bootstrap_mean([number(row.get("guardrails", {}).get(name)) for row in rows], seed)
         for key, rows in sides.items()

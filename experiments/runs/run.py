@@ -80,20 +80,35 @@ def read_record(layout: Layout, stage: str) -> RunRecord | None:
     return RunRecord(**json.loads(path.read_text())) if path.is_file() else None
 
 
-def unchanged(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
-    """True if the last successful run had the same inputs and config, and its outputs are unchanged."""
+def unchanged(
+    stage: str,
+    config: Mapping[str, Any],
+    layout: Layout,
+    root: Path,
+    inputs: Mapping[str, str] | None = None,
+) -> bool:
+    """True if the last successful run had the same inputs and config, and its outputs are unchanged.
+
+    inputs: path -> digest, None = those that the pipeline names.
+    """
     record, output = read_record(layout, stage), layout.output_of(stage)
     if record is None or not output.exists() or marker_of(stage, layout).exists():
         return False
-    current = fingerprint(stage_inputs(stage, root), config)
+    current = fingerprint(stage_inputs(stage, root) if inputs is None else inputs, config)
     return record.fingerprint == current and record.output_md5 == md5_of(output)
 
 
-def can_resume(stage: str, config: Mapping[str, Any], layout: Layout, root: Path) -> bool:
-    """True if an unfinished run of the stage has the same inputs and settings."""
+def can_resume(
+    stage: str,
+    config: Mapping[str, Any],
+    layout: Layout,
+    root: Path,
+    inputs: Mapping[str, str] | None = None,
+) -> bool:
+    """True if an unfinished run of the stage has the same inputs (as for `unchanged`) and settings."""
     marker = marker_of(stage, layout)
     return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(
-        stage_inputs(stage, root), config
+        stage_inputs(stage, root) if inputs is None else inputs, config
     )
 
 
@@ -113,15 +128,23 @@ def _read_marker(marker: Path) -> dict[str, Any]:
 
 @contextmanager
 def tracked(
-    stage: str, recipe: str, config: Mapping[str, Any], layout: Layout, root: Path, resume: bool
+    stage: str,
+    recipe: str,
+    config: Mapping[str, Any],
+    layout: Layout,
+    root: Path,
+    resume: bool,
+    given: Mapping[str, str] | None = None,
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
     With `resume`, a killed run is resumed under its key if inputs and config are unchanged; otherwise its
-    outputs are removed first. Without `resume`, the body itself replaces the output.
+    outputs are removed first. Without `resume`, the body itself replaces the output. given: inputs (path ->
+    digest) of a run that does not read the pipeline's.
     """
-    inputs = stage_inputs(stage, root)
-    parents = {name: record.key for name in producers(stage, root) if (record := read_record(layout, name))}
+    inputs = stage_inputs(stage, root) if given is None else dict(given)
+    makers = producers(stage, root) if given is None else []
+    parents = {name: record.key for name in makers if (record := read_record(layout, name))}
     git = git_state(root)
     marker = marker_of(stage, layout)
     mark = fingerprint(inputs, config)

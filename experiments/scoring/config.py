@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,34 @@ from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric
 from rewards.types import split_part
 
-RUBRIC_KEYS = ("items", "guardrails", "options")
+RUBRIC_KEYS = ("items", "guardrails", "options", "allow_prompt_blind")
 
 
-def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
-    """(rubric, limits, options of rewards) of a YAML file with `items` and optional `guardrails`, `options`.
+@dataclass(frozen=True, kw_only=True)
+class RubricFile:
+    """A YAML file with `items` and optional `guardrails`, `options` and `allow_prompt_blind`.
 
-    Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong sign.
+    `nava score` ignores an item's `route` and `allow_prompt_blind`, which are for alignment.
     """
+
+    path: Path
+    rubric: Rubric
+    limits: GuardrailLimits
+    options: Mapping[str, Mapping[str, Any]]  # of rewards, as in the file
+    guardrails: Mapping[str, float]  # as in the file
+    allow_prompt_blind: bool = False
+
+
+def read_rubric(path: Path) -> RubricFile:
+    """Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong
+    sign."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; give a rubric as YAML (items: {{reward: {{weight: 1.0}}}})"
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping with {', '.join(RUBRIC_KEYS)}, got {content!r}")
@@ -44,9 +58,29 @@ def read_rubric(path: Path) -> tuple[Rubric, GuardrailLimits, dict[str, Any]]:
         rubric = Rubric.from_config(content.get("items"))
         limits = fill(GuardrailLimits, content.get("guardrails"), "guardrails")
         check_weights({item.reward: item.weight for item in rubric.items})
+        options = _options(content.get("options"))
+        if not isinstance(allowed := content.get("allow_prompt_blind", False), bool):
+            raise ValueError(f"allow_prompt_blind: expected true or false, got {allowed!r}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return rubric, limits, dict(content.get("options") or {})
+    return RubricFile(
+        path=path,
+        rubric=rubric,
+        limits=limits,
+        options=options,
+        guardrails=dict(content.get("guardrails") or {}),
+        allow_prompt_blind=allowed,
+    )
+
+
+def _options(given: Any) -> dict[str, Any]:
+    """`options` of a rubric file. Raises ValueError where they are no mapping of mappings."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"options: expected a mapping of rewards to options, got {given!r}")
+    for name, values in (given or {}).items():
+        if values is not None and not isinstance(values, Mapping):
+            raise ValueError(f"options.{name}: expected a mapping of options, got {values!r}")
+    return {str(name): dict(values or {}) for name, values in (given or {}).items()}
 
 
 def settings_from(
@@ -60,7 +94,9 @@ def settings_from(
 
     `REWARD.OPTION=VALUE` overrides the rubric file.
     """
-    rubric, limits, options = read_rubric(rubric_path) if rubric_path else (None, GuardrailLimits(), {})
+    file = read_rubric(rubric_path) if rubric_path else None
+    rubric, limits = (file.rubric, file.limits) if file else (None, GuardrailLimits())
+    options: dict[str, Any] = dict(file.options) if file else {}
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
         wanted = [split_part(item.reward, CATALOG)[0] for item in rubric.items]
@@ -79,7 +115,7 @@ def settings_from(
             options[name] = preference_options(
                 options.get(name), lambda inner, given: _inner(inner, given, files)
             )
-        elif _hears(name):
+        elif hears(name):
             options[name] = with_vocabulary(name, options.get(name), files)
     return ScoreSettings(
         rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch
@@ -96,25 +132,34 @@ def with_vocabulary(
     if options and options.get("vocabulary"):
         return dict(options)
     from pretrain.data.corpus.bank import vocabulary
-    from rewards.speech.scoring import normalize
 
     words = vocabulary()
-    unknown = {word for file in files for span in file.spans for word in normalize(span).split()} - set(words)
-    if unknown:
+    if found := first_unknown(files, words):
         raise ValueError(
-            f"{name}.vocabulary: {sorted(unknown)[0]!r} is not among the {len(words)} words of the corpus; "
+            f"{name}.vocabulary: {found[1]!r} is not among the {len(words)} words of the corpus; "
             f"set all words that can be heard, {name}.vocabulary=[...]"
         )
     return {**(options or {}), "vocabulary": list(words)}
 
 
-def _hears(name: str) -> bool:
+def first_unknown(files: Sequence[ClipFile], words: Collection[str]) -> tuple[ClipFile, str] | None:
+    """The first clip with a word to be spoken that is not among `words`, and that word."""
+    from rewards.speech.scoring import normalize
+
+    known = set(words)
+    for file in files:
+        if unknown := sorted({word for span in file.spans for word in normalize(span).split()} - known):
+            return file, unknown[0]
+    return None
+
+
+def hears(name: str) -> bool:
     """True for a recogniser with a given vocabulary."""
     return name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions)
 
 
 def _inner(name: str, options: Mapping[str, Any], files: Sequence[ClipFile]) -> Mapping[str, Any]:
-    return with_vocabulary(f"preference.options.{name}", options, files) if _hears(name) else options
+    return with_vocabulary(f"preference.options.{name}", options, files) if hears(name) else options
 
 
 def reward_settings(

@@ -12,9 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.alignment.inputs import align_run
 from experiments.job import StageJob
 from experiments.layout import Layout
-from experiments.pipeline.align import align_run, pairs_and_clips
 from experiments.report.evaluate import compare
 from experiments.report.gates import ALIGNMENT, Gate, Reports, check_gates
 from experiments.report.metric_keys import reported_metrics
@@ -132,7 +132,7 @@ def gate_results(gates: Sequence[Gate], found: Mapping[str, Any]) -> list[dict[s
 
 def _align_run(job: StageJob, seed: int, folder: Path) -> AlignRun:
     recipe = dataclasses.replace(job.recipe, align=dataclasses.replace(job.recipe.align, seed=seed))
-    run = align_run(dataclasses.replace(job, recipe=recipe), None, *pairs_and_clips(job))
+    run = align_run(dataclasses.replace(job, recipe=recipe))
     own = _done_by_the_pipeline(job.layout, run)
     return dataclasses.replace(run, out=own or folder / f"seed-{seed}" / "align")
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,11 @@ INDEX = "index.jsonl"
 
 @dataclass(frozen=True)
 class ClipRef:
-    """A clip of votes. `sha256` is of its file, "" until needed."""
+    """A clip of votes.
+
+    `sha256` is of its file, "" until needed; of a rollout store it is of the latents, and `video_sha256` is
+    of the file that people saw.
+    """
 
     clip_id: str
     model: str
@@ -34,10 +38,15 @@ class ClipRef:
     prompt: str
     video: Path | None
     sha256: str = ""
+    video_sha256: str = ""
 
     def digest(self) -> str:
         """Raises FileNotFoundError for a clip without digest whose file is gone."""
         return self.sha256 or _digest(self.video)
+
+    def is_of(self, digest: str) -> bool:
+        """Whether a vote with this digest is about this clip."""
+        return digest in (self.video_sha256, self.digest())
 
 
 @dataclass(frozen=True)
@@ -78,10 +87,11 @@ def majority(count: Sequence[int]) -> int:
 
 
 def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
-    """The clips of a `nava generate` index (or its folder), all of `model`, else of each row's `model`.
+    """The clips of an index of `nava generate` or of a rollout store (or its folder).
 
-    A row has data_id, prompt, and video or sha256; `case_id` is data_id where it is absent. Raises
-    FileNotFoundError, or ValueError naming file, line and field.
+    All are of `model`, else of each row's `model`. Where a case has several clips of `model` they are called
+    MODEL#0, MODEL#1 ... in the order of the index. A row has data_id, prompt, and video or sha256; `case_id`
+    is data_id where it is absent. Raises FileNotFoundError, or ValueError naming file, line and field.
     """
     index = source / INDEX if source.is_dir() else source
     clips = []
@@ -102,36 +112,52 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
         video = index.parent / row["video"] if row.get("video") else None
         case = str(row.get("case_id", row["data_id"]))
         clips.append(
-            ClipRef(row["data_id"], row["model"], case, row["prompt"], video, row.get("sha256") or "")
+            ClipRef(
+                row["data_id"],
+                row["model"],
+                case,
+                row["prompt"],
+                video,
+                row.get("sha256") or "",
+                row.get("video_sha256") or "",
+            )
         )
-    return clips
+    return _numbered(clips) if model else clips
+
+
+def _numbered(clips: Sequence[ClipRef]) -> list[ClipRef]:
+    """Clips of one model; several of a case get a number each."""
+    counts, seen = Counter(clip.case_id for clip in clips), Counter[str]()
+    named = []
+    for clip in clips:
+        several = counts[clip.case_id] > 1
+        named.append(replace(clip, model=f"{clip.model}#{seen[clip.case_id]}") if several else clip)
+        seen[clip.case_id] += 1
+    return named
 
 
 def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str) -> list[PreferencePair]:
     """The pairs of clips of `votes` (from the file `source`, named in errors), in order of first vote.
 
     The first clip is that of the model earlier in the alphabet. A clip is found by model and case, and by its
-    digest where the vote has one. Raises ValueError for a vote whose clip is not there, is another one, or is
-    one of several.
+    digest where the vote has one; a digest finds it also where the vote calls the model something else than
+    the index does. Raises ValueError for a vote whose clip is not there, is another one, or is one of
+    several, or where both sides are the same clip.
     """
-    known: dict[tuple[str, str], list[ClipRef]] = {}
+    known: dict[str, dict[str, list[ClipRef]]] = {}
     for clip in clips:
-        known.setdefault((clip.model, clip.case_id), []).append(clip)
+        known.setdefault(clip.case_id, {}).setdefault(clip.model, []).append(clip)
     counts: dict[tuple[ClipRef, ClipRef], dict[str, list[int]]] = {}
     simulated: Counter[tuple[ClipRef, ClipRef]] = Counter()
     for vote in votes:
-        left = _find(vote, "left", known, source)
-        right = _find(vote, "right", known, source)
-        if left.prompt != right.prompt:
-            raise ValueError(
-                FieldError(vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts").at(
-                    source
-                )
-            )
+        left, right = (_find(vote, side, known.get(vote.case_id, {}), source) for side in ("left", "right"))
+        if wrong := _mismatch(left, right, vote):
+            raise ValueError(wrong.at(source))
         first, second = (left, right) if vote.left_model == vote.pair[0] else (right, left)
-        counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[
-            1 - vote.preference(vote.pair[0])
-        ] += 1
+        preference = vote.preference(vote.pair[0])
+        if (second, first) in counts:  # other votes call these models something else
+            first, second, preference = second, first, -preference
+        counts.setdefault((first, second), {}).setdefault(vote.axis, [0, 0, 0])[1 - preference] += 1
         simulated[first, second] += vote.simulated
     if not counts:
         raise ValueError(f"{source}: no vote is left to make a pair of")
@@ -207,18 +233,25 @@ def _counts_by_axis(pairs: Iterable[PreferencePair]) -> dict[str, list[tuple[int
     return {axis: counts for axis, counts in found.items() if counts}
 
 
-def _find(
-    vote: Vote, side: str, known: Mapping[tuple[str, str], list[ClipRef]], source: Path | str
-) -> ClipRef:
+def _mismatch(left: ClipRef, right: ClipRef, vote: Vote) -> FieldError | None:
+    if left.prompt != right.prompt:
+        return FieldError(vote.line, "case_id", f"the clips of {vote.case_id!r} have different prompts")
+    if left == right:
+        return FieldError(vote.line, "right_model", f"both sides are clip {left.clip_id!r}; correct the vote")
+    return None
+
+
+def _find(vote: Vote, side: str, of_case: Mapping[str, list[ClipRef]], source: Path | str) -> ClipRef:
+    """The clip on a side among those of the vote's case, by model."""
     model, digest = getattr(vote, f"{side}_model"), getattr(vote, f"{side}_sha256")
-    candidates = known.get((model, vote.case_id), [])
+    candidates = of_case.get(model, [])
+    if not candidates and digest:
+        candidates = [clip for clips in of_case.values() for clip in clips if clip.is_of(digest)]
     if not candidates:
-        raise ValueError(
-            FieldError(
-                vote.line, "case_id", f"no clip of {model!r} for case {vote.case_id!r} in the index"
-            ).at(source)
-        )
-    matching = [clip for clip in candidates if clip.digest() == digest] if digest else candidates
+        there = f"; it has clips of {', '.join(sorted(of_case))}" if of_case else ""
+        message = f"no clip of {model!r} for case {vote.case_id!r} in the index{there}"
+        raise ValueError(FieldError(vote.line, "case_id", message).at(source))
+    matching = [clip for clip in candidates if clip.is_of(digest)] if digest else candidates
     if not matching:
         message = (
             f"{digest[:12]}... is not {candidates[0].digest()[:12]}... of the clip in the index; the "

@@ -51,7 +51,7 @@ def own_names(clips: Sequence[ClipRef]) -> list[ClipRef]:
     for case, ids in members.items():
         if len(set(ids)) < len(ids):
             raise ValueError(f"panel: case {case!r} has the same clip twice")
-        ids.sort()
+        ids.sort(key=lambda name: (len(name), name))  # k10 after k9
     return [
         replace(clip, model=f"{clip.model}#{members[clip.case_id].index(clip.clip_id)}") for clip in clips
     ]
@@ -104,4 +104,5 @@ def write_clips(path: Path, clips: Sequence[ClipRef]) -> None:
 def _index_row(clip: ClipRef, folder: Path) -> VoteRow:
     video = Path(os.path.relpath(clip.video, folder)).as_posix() if clip.video else None
     row = {"data_id": clip.clip_id, "model": clip.model, "case_id": clip.case_id, "prompt": clip.prompt}
-    return {**row, **({"video": video} if video else {}), **({"sha256": clip.sha256} if clip.sha256 else {})}
+    known = {"video": video, "sha256": clip.sha256, "video_sha256": clip.video_sha256}
+    return {**row, **{name: value for name, value in known.items() if value}}

@@ -36,9 +36,10 @@ def summarise(
     """
     ours = votes.ours
     if ours is None:
+        compared = sorted({model for vote in votes.votes for model in vote.pair})
         raise ValueError(
             f"{votes.path}: ours_side is null in every vote; Good and Bad need a model that is ours, name "
-            "it in the votes"
+            f"one by --ours: {', '.join(compared)}"
         )
     checks = check_raters(votes.votes)
     counted = first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, checks)

@@ -11,7 +11,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,9 @@ class VoteSet:
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
     """Every vote of a JSONL file; one bad row rejects the file, since it would change the statistics.
 
-    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. With
-    `models` no other model may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
+    `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. Where
+    ours_side is null in every vote, the model given as `ours` is ours in each. With `models` no other model
+    may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
     the first row that is wrong: a field missing or of the wrong kind, an unknown model, ours_side against
     left_model and right_model, the same rater, case, models, axis and repeat twice.
     """
@@ -109,6 +110,8 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
             error = result
             break
         votes.append(result)
+    if ours and not error and not any(vote.ours_side for vote in votes if not vote.attention):
+        votes = _told(votes, ours, path)
     ours = ours or _find_ours(votes)
     error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
     if error:
@@ -202,6 +205,18 @@ def _find_ours(votes: Sequence[Vote]) -> str | None:
     tellers = [vote for vote in votes if vote.ours_side and not vote.attention]
     named = Counter(vote.left_model if vote.ours_side == "left" else vote.right_model for vote in tellers)
     return named.most_common(1)[0][0] if named else None
+
+
+def _told(votes: Sequence[Vote], ours: str, path: Path) -> list[Vote]:
+    """The votes with the side of `ours`. Raises ValueError where no vote is about it."""
+    models = {model for vote in votes if not vote.attention for model in vote.pair}
+    if models and ours not in models:
+        raise ValueError(f"{path}: no vote is about {ours!r} (--ours); {nearest(ours, sorted(models))}")
+    sides = [dict(zip((vote.left_model, vote.right_model), SIDES, strict=True)) for vote in votes]
+    return [
+        vote if vote.attention else replace(vote, ours_side=side.get(ours))
+        for vote, side in zip(votes, sides, strict=True)
+    ]
 
 
 def _side_error(vote: Vote, ours: str | None) -> FieldError | None:

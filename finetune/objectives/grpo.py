@@ -4,36 +4,42 @@
     routed:  a ratio and an advantage for each modality,  loss = w loss_v + (1 - w) loss_a
     both:    + k (w mean((v - v_ref)^2) + (1 - w) the same of audio)
 
-Log-probabilities are means over elements, which makes a ratio the root of the true one: hence clip ranges of
-1e-4.
+The log-ratios dlp are normalised (sde.normalised_log_ratio, GRPO-Guard's RatioNorm): where the old policy
+took the step they are normal around 0 with the deviation rms(mu - mu_old), for a sound of 19 thousand
+elements as for a video of 6 million, so that one clip range serves both and neither outweighs the joint
+ratio. Means over elements alone would have 1/sqrt(N) of it, and a bias beyond that for the video. `old` is
+copied at the start of every round; log-ratios are relative to it, also where a rollout on Ray is a version
+older.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
-from finetune.objectives.base import Objective, Phase, RolloutPlan
-from finetune.sde import Kernel, StochasticSteps, joint_log_prob, replay
+from finetune.objectives.base import Objective, OldPolicy, Phase, RolloutPlan
+from finetune.objectives.surrogate import clipped, clipped_loss
+from finetune.sde import Kernel, StochasticSteps, joint_log_prob, normalised_log_ratio, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
 from pretrain.flow.guidance import NO_GUIDANCE
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig:
-    """clip_range depends on the kernel; video_share: w; reference_weight: k.
+    """clip_range: in the unit of a state, as the normalised log-ratio; video_share: w; reference_weight: k.
 
-    routed: separate ratio and advantage per modality; ratio_tolerance: of the on-policy check. Raises
-    ValueError for values out of range.
+    routed: separate ratio and advantage per modality; ratio_tolerance: of the on-policy check, on means over
+    elements. Raises ValueError for values out of range.
     """
 
-    clip_range: float = 1e-4
+    clip_range: float = 4e-3
     max_advantage: float = 5.0
     video_share: float = 0.5
-    reference_weight: float = 1e-2
+    reference_weight: float = 4e-2
     routed: bool = False
     ratio_tolerance: float = 1e-5
 
@@ -45,19 +51,6 @@ class GrpoConfig:
             raise ValueError(
                 f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}"
             )
-
-
-def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float, max_advantage: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 - c, 1 + c)) with clamped A; log_ratio and advantage broadcast."""
-    ratio, limited = torch.exp(log_ratio), advantage.clamp(-max_advantage, max_advantage)
-    return torch.maximum(-limited * ratio, -limited * ratio.clamp(1 - clip_range, 1 + clip_range))
-
-
-def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Bool: the clip holds this step's gradient back."""
-    # expm1: clip ranges of 1e-4 leave few digits of exp(x) - 1 in fp32
-    moved = torch.expm1(log_ratio)
-    return ((moved > clip_range) & (advantage > 0)) | ((moved < -clip_range) & (advantage < 0))
 
 
 def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
@@ -79,7 +72,9 @@ def count(batch: RolloutsWithAdvantage, config: GrpoConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes per trained step, one without a reference term; `key` is unused.
+    """A forward pass per trained step, and one without gradient for each of `old` and the reference.
+
+    `old` is not asked while the batch is on policy, nor the reference without its term; `key` is unused.
 
     Raises ValueError without a trajectory, if a batch marked on_policy is not, and for a joint ratio with two
     advantages.
@@ -94,11 +89,10 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: 
             "the rewards"
         )
     log_ratios, away = zip(
-        *(_one_step(policy, rollout, index, config) for index in range(steps.levels.shape[1])), strict=True
+        *(_one_step(policy, batch, rollout, index, config) for index in range(steps.levels.shape[1])),
+        strict=True,
     )
     video, audio = (torch.stack([ratios[part] for ratios in log_ratios], dim=1) for part in (0, 1))
-    if batch.on_policy:
-        check_on_policy(torch.stack([video, audio])[:, given.valid], config.ratio_tolerance)
     w = config.video_share
     if config.routed:
         terms = [
@@ -125,7 +119,7 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: 
 
 
 def _one_step(
-    policy: Policy, rollout: Rollout, index: int, config: GrpoConfig
+    policy: Policy, batch: RolloutsWithAdvantage, rollout: Rollout, index: int, config: GrpoConfig
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Log-ratios (video, audio) and the squared distance from the reference at one trained step, each [B]."""
     steps = _trajectory(rollout)
@@ -133,6 +127,12 @@ def _one_step(
     streams = streams_at(steps.video[:, index], steps.audio[:, index], levels, rollout.rates, rollout.given)
     away = torch.zeros_like(steps.log_prob_video[:, index])
     now = velocities(policy, "default", streams, rollout.conditioning)
+    if batch.on_policy:
+        _check_step(batch, rollout, index, now, config)
+        old = now
+    else:
+        with torch.no_grad():
+            old = velocities(policy, "old", streams, rollout.conditioning)
     if config.reference_weight:
         with torch.no_grad():
             reference = velocities(policy, "reference", streams, rollout.conditioning)
@@ -140,10 +140,34 @@ def _one_step(
             mean_square(velocity - before) for velocity, before in zip(now, reference, strict=True)
         )
         away = config.video_share * far_video + (1 - config.video_share) * far_audio
-    reached = steps.next_video[:, index]
-    video = replay(steps.kernel, streams[0].latents, now[0], levels, next_levels, reached, rollout.given)
-    audio = replay(steps.kernel, streams[1].latents, now[1], levels, next_levels, steps.next_audio[:, index])
-    return (video - steps.log_prob_video[:, index], audio - steps.log_prob_audio[:, index]), away
+    reached = steps.next_video[:, index], steps.next_audio[:, index]
+    video, audio = (
+        normalised_log_ratio(
+            steps.kernel, stream.latents, velocity, before, levels, next_levels, state, given
+        )
+        for stream, velocity, before, state, given in zip(
+            streams, now, old, reached, (rollout.given, None), strict=True
+        )
+    )
+    return (video, audio), away
+
+
+def _check_step(
+    batch: RolloutsWithAdvantage,
+    rollout: Rollout,
+    index: int,
+    now: tuple[Tensor, Tensor],
+    config: GrpoConfig,
+) -> None:
+    """`check_on_policy` of a step's stored log-probabilities."""
+    steps, valid = _trajectory(rollout), batch.advantage.valid
+    for name, velocity, given in zip(("video", "audio"), now, (rollout.given, None), strict=True):
+        state, reached, known = (
+            getattr(steps, field_name)[:, index] for field_name in (name, f"next_{name}", f"log_prob_{name}")
+        )
+        levels = steps.levels[:, index], steps.next_levels[:, index]
+        found = replay(steps.kernel, state, velocity.detach(), *levels, reached, given)
+        check_on_policy((found - known)[valid], config.ratio_tolerance)
 
 
 def _trajectory(rollout: Rollout) -> Trajectory:
@@ -159,7 +183,7 @@ class GrpoPhase(Phase):
     All other steps of the sampler are Euler's.
     """
 
-    objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True, reference_weight=1e-3))
+    objective: GrpoConfig = field(default_factory=lambda: GrpoConfig(routed=True))
     kernel: Kernel = field(default_factory=Kernel)
     window: int = 2
     first_steps: int = 10
@@ -195,3 +219,7 @@ class Grpo(Objective[GrpoPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
+        executor.update_old(0.0)
+        return {}

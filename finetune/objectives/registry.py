@@ -13,6 +13,7 @@ SHIPPED = {
     "rwr": "finetune.objectives.rwr:Rwr",
     "gsb_dpo": "finetune.objectives.gsb_dpo:GsbDpo",
     "nft": "finetune.objectives.nft:Nft",
+    "awm": "finetune.objectives.awm:Awm",
     "grpo": "finetune.objectives.grpo:Grpo",
 }
 

@@ -1,20 +1,28 @@
 """Reward-weighted regression: flow matching on the policy's own clips, weighted by reward (alignment.md 2.7).
 
-Weights are a softmax over the group, scaled to mean 1 and clipped: all are positive, so alone it distils the
-policy's own blurrier samples and collapses. It is therefore tied to the reference by a velocity term and may
-be given clips out of the pretraining data beside the rollouts (`data_batch`).
+    w = softmax(A / temperature) over the group, times its size, at most max_weight
+    loss = (w - mean_g w) mean((v - v*)^2) + k_old mean((v - v_old)^2) + k_ref mean((v - v_ref)^2)
+
+The gradient of E[w l] is that of E[(w - 1) l], which the reward is in, plus that of E[l], which distils the
+policy's own samples and their guidance whatever the reward is; on the mini it is the larger and the more
+consistent of the two, and the policy collapses. `centred` weights sum to 0 over each group, which leaves the
+first part alone. A negative weight has no optimum, hence the trust region around the policy that rolled out.
+`weighted` leaves w as it is (Peng et al. 2019, arXiv 1910.00177; online for flow matching: Fan et al. 2025,
+ORW-CFM-W2).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
-from finetune.objectives.base import Objective, Phase
-from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage
+from finetune.objectives.base import Objective, OldPolicy, Phase
+from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
 from pretrain.sampling import SamplerConfig
@@ -22,29 +30,48 @@ from pretrain.sampling import SamplerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RwrConfig:
-    """temperature and max_weight of the softmax over advantages; reference_weight: of mean((v - v_ref)^2).
+    """form: weights less their group's mean, or as they are; temperature and max_weight: of the softmax.
 
-    data_weight: weight of a data clip. Raises ValueError for values <= 0 (weights: < 0).
+    old_weight: of mean((v - v_old)^2); reference_weight: of mean((v - v_ref)^2); both are weighted per
+    modality like the rest. Raises ValueError for an unknown form and for values <= 0 (weights: < 0).
     """
 
+    form: Literal["centred", "weighted"] = "centred"
     temperature: float = 0.5
     max_weight: float = 4.0
-    reference_weight: float = 0.5
-    data_weight: float = 1.0
+    old_weight: float = 1.0
+    reference_weight: float = 0.0
     video_weight: float = 1.0
     audio_weight: float = 1.0
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
+        if self.form not in ("centred", "weighted"):
+            raise ValueError(f"rwr: form must be centred or weighted, got {self.form!r}")
         if self.temperature <= 0 or self.max_weight <= 0:
             raise ValueError(
                 f"rwr: temperature and max_weight must be positive, got {self.temperature} and "
                 f"{self.max_weight}"
             )
-        if min(self.reference_weight, self.data_weight, self.video_weight, self.audio_weight) < 0:
+        if min(self.old_weight, self.reference_weight, self.video_weight, self.audio_weight) < 0:
             raise ValueError(
-                "rwr: reference_weight, data_weight, video_weight and audio_weight must not be negative"
+                "rwr: old_weight, reference_weight, video_weight and audio_weight must not be negative"
             )
+
+
+class _Groups:
+    """Sums and extremes over a group's valid clips."""
+
+    def __init__(self, groups: Tensor, valid: Tensor) -> None:
+        self.index = torch.unique(groups, return_inverse=True)[1]
+        self.size = int(self.index.max()) + 1 if len(self.index) else 0
+        self.valid = valid
+
+    def reduced(self, values: Tensor, reduce: str, start: float = 0.0) -> Tensor:
+        """[B] fp64 -> [B]: of the clip's group; what is not valid counts as `start`."""
+        empty = torch.full((self.size,), start, dtype=torch.float64, device=values.device)
+        kept = torch.where(self.valid, values, start)
+        return empty.scatter_reduce(0, self.index, kept, reduce)[self.index]
 
 
 def softmax_weights(
@@ -54,44 +81,31 @@ def softmax_weights(
 
     Also 0 in a group without contrast in this modality, which would only distil its own samples.
     """
-    index = torch.unique(groups, return_inverse=True)[1]
-    size = int(index.max()) + 1 if len(index) else 0
-    scores = torch.where(valid, advantage.double() / temperature, -torch.inf)
+    cells, scores = _Groups(groups, valid), advantage.double() / temperature
+    top, low = cells.reduced(scores, "amax", -torch.inf), cells.reduced(scores, "amin", torch.inf)
+    raised = torch.where(valid, torch.exp(scores - top), 0.0)
+    number = cells.reduced(torch.ones_like(scores), "sum")
+    weights = raised / cells.reduced(raised, "sum").clamp_min(1e-300) * number
+    return torch.where((top > low) & valid, weights.clamp_max(max_weight), 0.0).to(advantage.dtype)
 
-    def per_group(values: Tensor, reduce: str, start: float) -> Tensor:
-        empty = torch.full((size,), start, dtype=torch.float64, device=values.device)
-        return empty.scatter_reduce(0, index, values, reduce)
 
-    top = per_group(scores, "amax", -torch.inf)
-    low = per_group(torch.where(valid, scores, torch.inf), "amin", torch.inf)
-    raised = torch.where(valid, torch.exp(scores - top[index]), 0.0)
-    weights = (
-        raised
-        / per_group(raised, "sum", 0.0)[index].clamp_min(1e-300)
-        * per_group(valid.double(), "sum", 0.0)[index]
-    )
-    return torch.where((top > low)[index] & valid, weights.clamp_max(max_weight), 0.0).to(advantage.dtype)
+def centred_weights(weights: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """[B]: weights less the mean over their group's valid clips, so that it sums to 0; 0 if not valid."""
+    cells, exact = _Groups(groups, valid), weights.double()
+    number = cells.reduced(torch.ones_like(exact), "sum").clamp_min(1)
+    centred = exact - cells.reduced(exact, "sum") / number
+    return torch.where(valid, centred, 0.0).to(weights.dtype)
 
 
 def group_weights(advantage: Advantage, groups: Tensor, config: RwrConfig) -> Advantage:
-    """A round's advantages (gathered over all ranks) as the weights that `loss` reads. groups [B] int64.
-
-    groups [B] int64.
-    """
+    """A round's advantages (gathered over all ranks) as the weights that `loss` reads. groups [B] int64."""
     video, audio = (
         softmax_weights(values, groups, advantage.valid, config.temperature, config.max_weight)
         for values in (advantage.video, advantage.audio)
     )
+    if config.form == "centred":
+        video, audio = (centred_weights(weights, groups, advantage.valid) for weights in (video, audio))
     return replace(advantage, video=video, audio=audio, are_weights=True)
-
-
-def data_batch(rollout: Rollout, config: RwrConfig) -> RolloutsWithAdvantage:
-    """Clips of the pretraining data with one weight, as a batch of this objective."""
-    weight = torch.full((len(rollout.groups),), config.data_weight, device=rollout.video.device)
-    valid = torch.ones_like(weight, dtype=torch.bool)
-    return RolloutsWithAdvantage(
-        rollout, Advantage(weight, weight, valid, contrast=0.0, skipped=0, are_weights=True)
-    )
 
 
 def rwr_terms(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -105,17 +119,19 @@ def count(batch: RolloutsWithAdvantage, config: RwrConfig) -> Tensor:
 
 
 def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: Key) -> ObjectiveLoss:
-    """Two forward passes (one without a reference term). Raises ValueError for advantages instead of weights.
+    """A forward pass, and one without gradient for each of `old` and `reference` that has a weight.
 
     Raises ValueError on advantages that are not weights.
     """
     rollout, given, valid = usable(batch, weights=True), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)
-    reference = None
-    if config.reference_weight:
-        with torch.no_grad():
-            reference = velocities(policy, "reference", streams, rollout.conditioning)
+    held_by: dict[Role, float] = {"old": config.old_weight, "reference": config.reference_weight}
+    others: dict[Role, tuple[float, tuple[Tensor, Tensor]]] = {}
+    for role, weight in held_by.items():
+        if weight:
+            with torch.no_grad():
+                others[role] = (weight, velocities(policy, role, streams, rollout.conditioning))
     now = velocities(policy, "default", streams, rollout.conditioning)
     parts = (
         (rollout.video, drawn.video, given.video, config.video_weight, given.has_video, "video"),
@@ -129,20 +145,20 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
             per_clip = per_clip + share * drawn.weight * terms
             metrics[f"regression_{name}"] = metric(terms, valid)
             metrics[f"weight_squared_{name}"] = metric(weight.square(), valid)
-        if reference is not None:
-            away = mean_square(now[index] - reference[index])
-            per_clip = per_clip + config.reference_weight * share * away
-            metrics[f"from_reference_{name}"] = metric(away, valid)
+        for role, (held, before) in others.items():
+            away = mean_square(now[index] - before[index])
+            per_clip = per_clip + held * share * away
+            metrics[f"from_{role}_{name}"] = metric(away, valid)
     total = torch.where(valid, per_clip, 0.0).sum()
     return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_clip, valid), **metrics})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RwrPhase(Phase):
-    """Guided rollouts, because unguided ones would distil blurrier samples (DESIGN.md, decision 8).
+    """Guided rollouts; `old` is the policy that rolled out, copied after every round.
 
-    Measured on the mini, quality still falls: the distilled guidance is applied again at evaluation
-    (docs/study/objectives.md).
+    The clips are guided as evaluation's are, and the centred weights compare them with each other only: what
+    guidance has done to all of them is not distilled.
     """
 
     objective: RwrConfig = field(default_factory=RwrConfig)
@@ -177,3 +193,7 @@ class Rwr(Objective[RwrPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
+        executor.update_old(0.0)
+        return {}

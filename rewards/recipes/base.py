@@ -67,6 +67,11 @@ class Entry:
     parts: tuple[PartMetric, ...] = ()
     offline: bool = True  # runs with what a checkout and its pipeline have
     picture: bool = False  # needs frames; the others use sound only
+    sound: bool = True  # hears the sound; False: looks at the picture only
+    # its value depends on what was asked for: the words, the reference voice, the first frame. Without, a
+    # policy can raise it by giving up the prompt
+    reads_prompt: bool = True
+    meta: tuple[str, ...] = ()  # what a prompt's `meta` must name: mouth_boxes, voices
     # a clip is eligible if it has this condition
     about: Literal["any", "speech", "voice", "reference", "text", "image"] = "any"
 

@@ -18,6 +18,7 @@ NFT, TIES, NO_TIES, CHOSEN, RANDOM = (
 ALGORITHM = {
     NFT: "nft",
     "rwr": "rwr",
+    "awm": "awm",
     "grpo": "grpo",
     TIES: "gsb_dpo",
     NO_TIES: "gsb_dpo",
@@ -32,7 +33,7 @@ class ObjectivesConfig:
     """Size of the study; everything else is the recipe's. Raises ValueError for numbers out of range."""
 
     arms: tuple[str, ...] = ARMS
-    seeds: int = 1  # seeds of alignment, from 0; there is one pretrained model
+    seeds: int = 3  # of alignment, from 0; there is one pretrained model
     # rollout budget of every arm: rounds * nft.prompts_per_round * nft.clips_per_prompt clips
     rounds: int = 6
     num_prompts: int = 0  # the first of the held-out ones; 0 = all

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.alignment.inputs import BASE, PROMPTS
 from experiments.layout import Layout
-from experiments.pipeline.align import BASE, PROMPTS
 from experiments.pipeline.curate_prompts import store_gains
 from experiments.pipeline.votes import PAIRS, VotesConfig, vote_on_rollouts
 from experiments.scoring.sets import ScoreConfig

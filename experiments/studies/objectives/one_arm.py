@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline.align import BASE
+from experiments.alignment.inputs import BASE
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import scorer_options

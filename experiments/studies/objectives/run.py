@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.alignment.inputs import BASE, PROMPTS
 from experiments.layout import Layout
-from experiments.pipeline.align import BASE, PROMPTS
 from experiments.runs.provenance import md5_of
 from experiments.scoring.statistics import Draws
 from experiments.studies.harness import Run, Study, require, run_each

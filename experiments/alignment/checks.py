@@ -1,0 +1,90 @@
+"""Everything about an alignment that can be wrong is found before its model is loaded or a file replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from experiments.alignment.rubric_checks import check_rubric
+from experiments.scoring.latents import AlignScorer
+from finetune.adapters import check_adapter
+from finetune.align_run import AlignRun
+from finetune.gsb.pairs import read_pairs
+from finetune.pair_batches import open_pairs
+from finetune.prompts import PromptSet, read_prompt_set
+from finetune.rollout_store import RolloutStore, open_store
+from pretrain.codecs.base import Codecs, check_trained_on
+from pretrain.codecs.load import load_codecs
+from pretrain.model.checkpoint import ModelFolder, open_weights, read_model_folder
+from pretrain.model.flavors import build_model
+from pretrain.prompt import PromptRow
+
+
+def check_before(run: AlignRun, ranks: int) -> list[str]:
+    """Check what the ranks need; returns notices for the user.
+
+    Raises ValueError or FileNotFoundError in one line that names the file, row or key.
+    """
+    run.identity()
+    run.config.check_ranks(ranks)
+    described = check_model(run)
+    codecs = load_codecs(run.codec)
+    check_codec(run, codecs, described)
+    prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
+    notices = check_rubric(run, prompts)
+    if run.pairs and run.clips:
+        check_pairs(run, codecs, prompts, described)
+    AlignScorer(**run.scorer[1]).close()
+    return notices
+
+
+def check_model(run: AlignRun) -> ModelFolder:
+    """The base's description. Raises in one line where it is no model, its weights are missing or of other
+    shapes, or the adapter is not of it."""
+    described = read_model_folder(run.base)
+    with torch.device("meta"):
+        model = build_model(described.args)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    open_weights(run.base, run.weights, shapes)
+    if run.adapter:
+        check_adapter(run.adapter, run.base)
+    return described
+
+
+def check_codec(run: AlignRun, codecs: Codecs, described: ModelFolder) -> None:
+    """Raises ValueError where the model knows another codec, or text of another width."""
+    check_trained_on(codecs, run.codec, described.facts, run.base)
+    if codecs.text.width != described.args.text_width:
+        raise ValueError(
+            f"{run.codec}: text of width {codecs.text.width}, but {run.base} ({described.flavor}) takes "
+            f"{described.args.text_width}; give the codec that the model was trained with"
+        )
+
+
+def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: ModelFolder) -> None:
+    """Raises ValueError for clips of another model or codec, and for pairs of held-out prompts."""
+    assert run.pairs and run.clips
+    store, base_id = open_store(run.clips), str(described.facts["checkpoint_id"])
+    made_by = store.facts.get("checkpoint_id", base_id)
+    if made_by != base_id:
+        raise ValueError(
+            f"{run.clips}: clips of model {made_by}, but {run.base} is {base_id}; votes teach only the model "
+            "whose clips they are about: roll out and vote again"
+        )
+    store.check_codec(codecs, run.codec)
+    open_pairs(run.pairs, store, 1)
+    _check_held_out(run.pairs, store, prompts.held_out, run.held_out or run.prompts)
+
+
+def _check_held_out(pairs: Path, store: RolloutStore, rows: tuple[PromptRow, ...], source: Path) -> None:
+    """Raises ValueError where a pair is about a held-out prompt: it would be trained on."""
+    names, texts = {row.data_id: row for row in rows}, {row.prompt.text: row for row in rows}
+    for number, pair in enumerate(read_pairs(pairs), start=1):
+        case = pair.case_id or store.case(pair.first.clip_id)
+        row = names.get(case) or texts.get(pair.first.prompt)
+        if row:
+            raise ValueError(
+                f"{pairs}: pair {number} (case {case!r}) is about the held-out prompt {source}:{row.line}, "
+                "which must not be trained on; leave the pair or the prompt out"
+            )

@@ -1,0 +1,105 @@
+"""Floors of advantages, against the rule of rewards.rubric and in closed form."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.advantage import AdvantageConfig, Floor, Route, advantages
+from finetune.recipe import AlignConfig, RubricConfig
+from pretrain.config import from_json, override, to_json
+from rewards.rubric import Rubric
+from rewards.types import Score
+
+PLAIN = AdvantageConfig(whiten=False, eps=0.0)
+VALUES = st.lists(
+    st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=8, max_size=8
+)  # two groups of four clips, two rewards
+
+
+def tensors(values: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[index] / 7 for row in values]) for index, name in enumerate(("a", "b"))}
+
+
+GROUPS = torch.tensor([0] * 4 + [1] * 4)
+
+
+@settings(deadline=None)
+@given(VALUES, st.integers(-40, 40), st.sampled_from(["lowest", "nan"]))
+def test_floors_follow_the_rule_of_the_rubric(values, floor, below):
+    """Without whitening a group's advantages are the rubric's totals, but for sample and population std."""
+    rewards, least = tensors(values), floor / 7 + 1e-3
+    routes = {
+        "a": Route(modality="both", floor=Floor(floor=least, below=below)),
+        "b": Route(modality="both", weight=0.5),
+    }
+    found = advantages(rewards, GROUPS, routes, PLAIN)
+    rubric = Rubric.from_config({"a": {"floor": least, "below": below}, "b": {"weight": 0.5}})
+    scores = {name: [Score(float(value)) for value in column] for name, column in rewards.items()}
+    totals = np.array([score.value for score in rubric.total(scores, GROUPS.tolist()).totals])
+    for group in (0, 1):
+        mine, theirs = found.video[group == GROUPS].numpy(), totals[GROUPS.numpy() == group]
+        kept = ~np.isnan(theirs)
+        valid = found.valid[group == GROUPS].numpy()
+        assert not (valid & ~kept).any()
+        if not valid.any():  # no contrast, or none left
+            assert kept.sum() < 2 or np.ptp(theirs[kept]) < 1e-9
+            continue
+        assert (valid == kept).all() and not mine[~kept].any()
+        count = int(kept.sum())
+        np.testing.assert_allclose(mine[kept], theirs[kept] * math.sqrt((count - 1) / count), atol=1e-4)
+
+
+@settings(deadline=None)
+@given(VALUES, st.integers(-40, 40))
+def test_a_clip_beyond_a_floor_is_the_lowest_of_its_group_in_both_modalities(values, floor):
+    rewards, least = tensors(values), floor / 7 + 1e-3
+    routes = {
+        "a": Route(modality="audio", floor=Floor(floor=least)),
+        "b": Route(modality="video"),
+    }
+    found = advantages(rewards, GROUPS, routes, AdvantageConfig())
+    for group in (0, 1):
+        inside = (group == GROUPS) & found.valid
+        beyond = inside & (rewards["a"] < least)
+        for column in (found.video, found.audio):
+            if beyond.any():
+                torch.testing.assert_close(
+                    column[beyond], column[inside].min().expand(int(beyond.sum())), atol=1e-6, rtol=0
+                )
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_a_floor_that_nothing_is_beyond_changes_nothing(values):
+    rewards = tensors(values)
+    plain = {"a": Route(modality="audio"), "b": Route(modality="video", weight=2.0)}
+    for below in ("lowest", "nan"):
+        floor = Floor(floor=-100.0, below=below)
+        floored = {name: replace(route, floor=floor) for name, route in plain.items()}
+        one, two = (advantages(rewards, GROUPS, routes, AdvantageConfig()) for routes in (plain, floored))
+        assert torch.equal(one.video, two.video) and torch.equal(one.audio, two.audio)
+        assert torch.equal(one.valid, two.valid)
+
+
+def test_a_clip_that_a_floor_drops_leaves_the_statistics():
+    rewards = {"a": torch.tensor([0.0, 1.0, 2.0, -9.0])}
+    routes = {"a": Route(modality="both", floor=Floor(floor=-1.0, below="nan"))}
+    found = advantages(rewards, torch.zeros(4, dtype=torch.int64), routes, PLAIN)
+    torch.testing.assert_close(found.video, torch.tensor([-1.0, 0.0, 1.0, 0.0]))
+    assert found.valid.tolist() == [True, True, True, False]
+
+
+def test_a_floor_in_the_recipe_belongs_to_a_reward_and_is_read_back():
+    given = {"rubric": {"floors": {"sync_mini": {"floor": 0.2, "below": "nan"}}}}
+    made = override(AlignConfig(), given)
+    assert made.rubric.routes()["sync_mini"].floor == Floor(floor=0.2, below="nan")
+    assert from_json(AlignConfig, to_json(made)) == made
+    with pytest.raises(ValueError, match=r"rubric.floors: 'sync' has no weight.*sync_mini"):
+        RubricConfig(floors={"sync": Floor(floor=0.0)})
+    with pytest.raises(ValueError, match="below lowest or nan"):
+        Floor(floor=0.0, below="none")  # type: ignore[arg-type]
