@@ -14,6 +14,7 @@ from experiments.recipes.load import load_recipe
 from experiments.report.evaluate import evaluate, metrics_to_log
 from experiments.report.metric_keys import reported_metrics
 from experiments.report.report import report
+from experiments.scoring.config import settings_from
 from experiments.scoring.sets import score_sets
 from experiments.studies.scores import Scoring, added_metrics, score_clips
 from rewards.base import Unscorable, score_prepared
@@ -108,3 +109,15 @@ def test_a_metric_is_found_by_its_name_or_as_a_part():
     assert metric("sync_judge.rho_zero").part == "rho_zero"
     with pytest.raises(ValueError, match="did you mean 'sync_mini'"):
         metric("sync_minni")
+
+
+def test_a_rubric_names_it_by_its_class(tmp_path):
+    """Its options and its total go by the name that scores have."""
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text(f"items: {{'{PLUGIN}': {{weight: -1.0}}, snr_estimate_db: {{weight: 0.5}}}}")
+    found = settings_from((), rubric, (), [])
+    assert found.rewards == (PLUGIN, "snr_estimate_db")
+    assert found.rubric and [item.reward for item in found.rubric.items] == [
+        "zero_crossings",
+        "snr_estimate_db",
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from experiments.scoring.clips import ClipFile
 from experiments.scoring.options import preference_options
 from experiments.scoring.score_files import ScoreSettings
 from pretrain.config import one_line
-from rewards.catalog import CATALOG, check_names, check_weights
+from rewards.catalog import CATALOG, check_names, check_weights, is_plugin, metric
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest
 from rewards.recipes.speech import VocabularyOptions
-from rewards.rubric import Rubric
+from rewards.rubric import Rubric, RubricItem
 from rewards.types import split_part
 
 RUBRIC_KEYS = ("items", "guardrails", "options", "allow_prompt_blind")
@@ -99,7 +99,7 @@ def settings_from(
     options: dict[str, Any] = dict(file.options) if file else {}
     wanted = [name for given in rewards for name in given.split(",") if name]
     if rubric is not None and not wanted:
-        wanted = [split_part(item.reward, CATALOG)[0] for item in rubric.items]
+        wanted = [_reward_of(item) for item in rubric.items]
     if not wanted:
         raise ValueError(
             f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
@@ -117,9 +117,21 @@ def settings_from(
             )
         elif hears(name):
             options[name] = with_vocabulary(name, options.get(name), files)
+    if rubric is not None:
+        rubric = Rubric(tuple(map(_by_score_name, rubric.items)))
     return ScoreSettings(
         rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch
     )
+
+
+def _reward_of(item: RubricItem) -> str:
+    """The reward whose score, or a part of it, an item is about."""
+    return item.reward if is_plugin(item.reward) else split_part(item.reward, CATALOG)[0]
+
+
+def _by_score_name(item: RubricItem) -> RubricItem:
+    """A plug-in's scores have the name that its class gives, in place of package.module:Class."""
+    return replace(item, reward=metric(item.reward).name) if is_plugin(item.reward) else item
 
 
 def with_vocabulary(
