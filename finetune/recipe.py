@@ -179,7 +179,3 @@ class AlignConfig:
         """Raises ValueError if a phase's groups do not divide over the ranks."""
         for objective in self.objectives():
             objective.check_ranks(world_size)
-        if self.stop.prompts % world_size:
-            raise ValueError(
-                f"stop.prompts {self.stop.prompts} does not divide over {world_size} ranks; change it"
-            )
