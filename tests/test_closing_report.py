@@ -324,7 +324,7 @@ def test_curves_are_of_held_out_rewards_and_judges(tmp_path):
 def finished(world: Path, folder: Path, watched=(JUDGE,)) -> Path:
     """The folder of an alignment that ended, without its training."""
     rubric = RubricConfig(audio={REWARD: 1.0}, sync={}, watched=watched)
-    recipe = config(stop=StopConfig(prompts=4), rubric=rubric, deployed=GENERATE.sampler)
+    recipe = config(stop=StopConfig(prompts=4, patience=2), rubric=rubric, deployed=GENERATE.sampler)
     scorer = {"codec": str(world / "codec"), "weights": {REWARD: 1.0}, "options": {}, "limits": {}}
     run = dataclasses.replace(
         align_run(world, folder, recipe), scorer=("experiments.scoring.latents:AlignScorer", scorer)

@@ -87,7 +87,7 @@ def closing_inputs(run: AlignRun, folder: Path, options: ClosingOptions | None =
         log=folder / "metrics.jsonl",
         limit=options.limit,
         examples=options.examples,
-        note="" if options.prompts else WEIGHTS_CHOSEN,
+        note=WEIGHTS_CHOSEN if config.stop.patience and not options.prompts else "",
     )
 
 
