@@ -32,6 +32,7 @@ from finetune.lora import (
 from pretrain.config import override
 from pretrain.files import read_json, replacing, save_tensors, write_json
 from pretrain.model.checkpoint import (
+    ModelFolder,
     WeightsName,
     check_keys,
     load_model,
@@ -161,13 +162,8 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
     Both weight files are the same. Its config.json carries `facts`, the adapter's id, and the base's own
     facts under `base`. Raises ValueError in one line where the adapter was trained on another base.
     """
-    adapter, tensors = read_adapter(folder)
-    described = read_model_folder(base)
+    adapter, tensors, described, model = _fitted(folder, base)
     base_id = str(described.facts["checkpoint_id"])
-    _check_fit(folder, adapter, described.flavor, base_id)
-    with torch.device("meta"):
-        model = build_model(described.args)
-    check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
     layers = target_names(model, adapter.config.targets)
     weights = _Merged(
         open_weights(base, adapter.base_weights, _shapes(model.state_dict())),
@@ -228,13 +224,18 @@ def check_adapter(folder: Path, base: Path) -> Adapter:
 
     Raises ValueError or FileNotFoundError in one line: another base or flavor, other layers, damaged files.
     """
+    return _fitted(folder, base)[0]
+
+
+def _fitted(folder: Path, base: Path) -> tuple[Adapter, dict[str, Tensor], ModelFolder, AVTransformer]:
+    """An adapter with its tensors, and the description and shape (on the meta device) of the base it fits."""
     adapter, tensors = read_adapter(folder)
     described = read_model_folder(base)
     _check_fit(folder, adapter, described.flavor, str(described.facts["checkpoint_id"]))
     with torch.device("meta"):
         model = build_model(described.args)
     check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
-    return adapter
+    return adapter, tensors, described, model
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -76,13 +76,25 @@ class AdvantageConfig:
             raise ValueError(f"advantage.std: expected group or pooled, got {self.std!r}")
 
 
-class _Groups(NamedTuple):
+class ClipGroups(NamedTuple):
+    """Sums and extremes over the clips of a group."""
+
     index: Tensor  # [B] int64, 0 .. size - 1
     size: int
+
+    @classmethod
+    def of(cls, groups: Tensor) -> ClipGroups:
+        """groups [B] int64: ids."""
+        labels, index = torch.unique(groups, return_inverse=True)
+        return cls(index, len(labels))
 
     def reduced(self, values: Tensor, reduce: str, start: float = 0.0) -> Tensor:
         """[B] fp64 -> [size]."""
         return values.new_full((self.size,), start).scatter_reduce(0, self.index, values, reduce)
+
+    def of_clips(self, values: Tensor, reduce: str, start: float = 0.0) -> Tensor:
+        """[B] fp64 -> [B]: what `reduced` finds for each clip's group."""
+        return self.reduced(values, reduce, start)[self.index]
 
 
 def advantages(
@@ -97,8 +109,8 @@ def advantages(
     ValueError on infinite rewards, other lengths, and names without a route or a reward.
     """
     _check(rewards, groups, routes)
-    labels, index = torch.unique(groups, return_inverse=True)
-    cells = _Groups(index, len(labels))
+    cells = ClipGroups.of(groups)
+    index = cells.index
     # fp64, because deviations of nearly equal rewards cancel
     values = {name: rewards[name].detach().double() for name in routes}
     known = {name: ~value.isnan() for name, value in values.items()}
@@ -138,7 +150,7 @@ def advantages(
 
 
 def _normalised(
-    values: Tensor, usable: Tensor, cells: _Groups, config: AdvantageConfig
+    values: Tensor, usable: Tensor, cells: ClipGroups, config: AdvantageConfig
 ) -> tuple[Tensor, Tensor]:
     """((r - mean_g) / (std + eps) [B], groups with contrast [G]); 0 if unusable or without contrast."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
@@ -168,7 +180,7 @@ def _whole(
     used: list[tuple[float, Tensor, Tensor]],
     valid: Tensor,
     lowest: Tensor,
-    cells: _Groups,
+    cells: ClipGroups,
     config: AdvantageConfig,
 ) -> Tensor:
     """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast.

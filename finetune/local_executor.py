@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +97,8 @@ class LocalExecutor:
         scores, means = self.scoring.score(batches, held_out=True)
         if self.ranks.rank == 0:
             self.written = self._write(batches, self.learner.run.out / SAMPLES / f"round-{rounds}")
-        return self._gathered(torch.cat([clips.groups for clips in own]), scores, means)
+        groups = torch.cat([clips.groups for clips in own])
+        return self._gathered(groups, scores, means, self.config.rubric.watched)
 
     def take_written(self) -> list[Path]:
         written, self.written = self.written, []
@@ -122,14 +122,15 @@ class LocalExecutor:
                 left -= len(rows)
         return written
 
-    def _gathered(self, groups: Tensor, scores: Sequence[Scores], means: Mapping[str, float]) -> RoundScores:
+    def _gathered(
+        self,
+        groups: Tensor,
+        scores: Sequence[Scores],
+        means: Mapping[str, float],
+        judges: Sequence[str] = (),
+    ) -> RoundScores:
         """Scores of all ranks' clips; groups [n] of this rank's, n may differ between ranks."""
         counts = self.ranks.gathered(torch.tensor([len(groups)])).tolist()
-        # a rank without clips of its own does not know which judges there are
-        known = self.ranks.gathered_texts(
-            json.dumps(sorted({name for some in scores for name in some.judges}))
-        )
-        judges = sorted({name for names in known for name in json.loads(names)})
 
         def whole(values: Tensor) -> Tensor:
             padded = torch.cat([values, values.new_zeros(max(counts) - len(values))])

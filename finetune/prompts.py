@@ -16,7 +16,7 @@ from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
 from pretrain.first_frames import check_first_frames
 from pretrain.generate import reference_voices
-from pretrain.prompt import PromptRow, read_prompts
+from pretrain.prompt import PromptRow, check_files, read_prompts
 from pretrain.randomness import generator_for
 
 
@@ -160,10 +160,7 @@ def shuffled(rows: Sequence[PromptRow], *key: object) -> list[PromptRow]:
 def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
     """The rows of a file. Raises for a file that is missing and for a first frame of another size."""
     rows = read_prompts(path)
-    for row in rows:
-        for named in (row.image_path, *row.reference_paths):
-            if named is not None and not named.is_file():
-                raise FileNotFoundError(f"{row.where}: {named} does not exist; correct the path or remove it")
+    check_files(rows)
     check_first_frames(rows, config)
     return rows
 

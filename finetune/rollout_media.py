@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from finetune.rollout_store import INDEX, RolloutStore
 from pretrain.clip_files import marks_of, write_clips
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.media import MediaError, read_metadata
+from pretrain.files import sha256_of
 from pretrain.jsonl import dump
 from pretrain.progress import track
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
@@ -32,7 +32,7 @@ def write_media(store: RolloutStore, codec: Path, codecs: Codecs) -> int:
     for name, row in track(store.places.items(), len(store.places), "clips written as mp4"):
         path = store.folder / MEDIA / f"{name}.mp4"
         if _is_whole(path, {**marks, "data_id": name}, row) or _write(store, name, path, codecs, fps, marks):
-            row = {**row, "video": f"{MEDIA}/{name}.mp4", "video_sha256": _sha256(path)}
+            row = {**row, "video": f"{MEDIA}/{name}.mp4", "video_sha256": sha256_of(path)}
         rows.append(row)
     dump(store.folder / INDEX, rows)
     return sum("video" in row for row in rows)
@@ -54,14 +54,9 @@ def _is_whole(path: Path, marks: Mapping[str, str], row: Mapping[str, Any]) -> b
     if not path.is_file():
         return False
     if known := row.get("video_sha256"):
-        return known == _sha256(path)
+        return known == sha256_of(path)
     try:
         found = read_metadata(path)
     except MediaError:
         return False
     return all(found.get(key) == value for key, value in marks.items())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -105,3 +106,9 @@ def write_json(
     are those of `json.dumps`."""
     with through(path) as temporary:
         temporary.write_text(json.dumps(values, indent=indent, **options) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file, which is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

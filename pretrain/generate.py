@@ -25,7 +25,7 @@ from pretrain.jsonl import dump
 from pretrain.model.checkpoint import load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.progress import track
-from pretrain.prompt import PromptRow, read_prompts, size_problem
+from pretrain.prompt import PromptRow, check_files, read_prompts, size_problem
 from pretrain.randomness import generator_for
 from pretrain.sampling import LatentRates, SamplerConfig, lower_precision, sample
 from pretrain.types import (
@@ -133,11 +133,7 @@ def _check(rows: Sequence[PromptRow], prompts: Path, out: Path) -> None:
                 f"{prompts}:{row.line} data_id: {row.data_id!r} stands twice; give every prompt its own"
             )
         seen.add(row.data_id)
-        for path in (row.image_path, *row.reference_paths):
-            if path is not None and not path.is_file():
-                raise FileNotFoundError(
-                    f"{prompts}:{row.line}: {path} does not exist; correct the path or remove it"
-                )
+    check_files(rows)
     if out.exists() and not (out / "index.jsonl").is_file() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty and not an earlier output of generate; give another folder")
 

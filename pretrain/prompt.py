@@ -6,7 +6,7 @@ Format: NAVA's public inference JSONL (nava.md sections 2 and 5).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,14 @@ def read_prompts(path: Path | str) -> list[PromptRow]:
         else:
             raise ValueError(result[0].at(path))
     return rows
+
+
+def check_files(rows: Iterable[PromptRow]) -> None:
+    """Raises FileNotFoundError for the first image or reference that is missing."""
+    for row in rows:
+        for named in (row.image_path, *row.reference_paths):
+            if named is not None and not named.is_file():
+                raise FileNotFoundError(f"{row.where}: {named} does not exist; correct the path or remove it")
 
 
 def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:

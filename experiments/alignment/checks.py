@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from experiments.alignment.rubric_checks import check_rubric
 from experiments.scoring.latents import AlignScorer
 from finetune.adapters import check_adapter
 from finetune.align_run import AlignRun
-from finetune.gsb.pairs import read_pairs
+from finetune.gsb.pairs import PreferencePair
 from finetune.pair_batches import open_pairs
 from finetune.prompts import PromptSet, read_prompt_set
 from finetune.rollout_store import RolloutStore, open_store
@@ -73,18 +74,24 @@ def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: Mo
             "whose clips they are about: roll out and vote again"
         )
     store.check_codec(codecs, run.codec)
-    open_pairs(run.pairs, store, 1)
-    _check_held_out(run.pairs, store, prompts.held_out, run.held_out or run.prompts)
+    pairs = open_pairs(run.pairs, store, 1).pairs
+    _check_held_out(run.pairs, pairs, store, prompts.held_out, run.held_out or run.prompts)
 
 
-def _check_held_out(pairs: Path, store: RolloutStore, rows: tuple[PromptRow, ...], source: Path) -> None:
+def _check_held_out(
+    path: Path,
+    pairs: Sequence[PreferencePair],
+    store: RolloutStore,
+    rows: tuple[PromptRow, ...],
+    source: Path,
+) -> None:
     """Raises ValueError where a pair is about a held-out prompt: it would be trained on."""
     names, texts = {row.data_id: row for row in rows}, {row.prompt.text: row for row in rows}
-    for number, pair in enumerate(read_pairs(pairs), start=1):
+    for number, pair in enumerate(pairs, start=1):
         case = pair.case_id or store.case(pair.first.clip_id)
         row = names.get(case) or texts.get(pair.first.prompt)
         if row:
             raise ValueError(
-                f"{pairs}: pair {number} (case {case!r}) is about the held-out prompt {source}:{row.line}, "
+                f"{path}: pair {number} (case {case!r}) is about the held-out prompt {source}:{row.line}, "
                 "which must not be trained on; leave the pair or the prompt out"
             )

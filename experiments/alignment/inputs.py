@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from finetune.adapters import read_adapter
 from finetune.align_run import AlignRun
 from finetune.rollout_store import INDEX
 from pretrain.data.corpus.texts import ALIGN_TRAIN
+from pretrain.files import sha256_of
 from pretrain.launch.stage_run import model_config
 
 # early stopping draws held-out prompts from these as well: align_held_out is for evaluation only
@@ -132,22 +132,21 @@ def digests(run: AlignRun, inputs: AlignInputs) -> dict[str, str]:
     """Path -> digest of everything that an alignment with inputs of its own reads: files by sha256, folders
     by the id or index they carry."""
     files = (run.prompts, run.held_out, run.pairs, run.chosen, inputs.rubric)
-    found = {str(path): f"{SHA256}{sha256_of(path)}" for path in files if path}
+    found = {str(path): f"{SHA256}{digest_of(path)}" for path in files if path}
     found[str(run.base)] = f"checkpoint:{model_config(run.base)['checkpoint_id']}"
-    found[str(run.codec)] = f"{SHA256}{sha256_of(run.codec / 'config.json')}"
+    found[str(run.codec)] = f"{SHA256}{digest_of(run.codec / 'config.json')}"
     if run.adapter:
         found[str(run.adapter)] = f"adapter:{read_adapter(run.adapter)[0].adapter_id}"
     if run.clips:
-        found[str(run.clips)] = f"{SHA256}{sha256_of(run.clips / INDEX)}"
+        found[str(run.clips)] = f"{SHA256}{digest_of(run.clips / INDEX)}"
     return found
 
 
-def sha256_of(path: Path) -> str:
-    """Raises FileNotFoundError in one line."""
+def digest_of(path: Path) -> str:
+    """sha256 of a file. Raises FileNotFoundError in one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def origin_tags(run: AlignRun, inputs: AlignInputs = AlignInputs()) -> dict[str, str]:
@@ -166,7 +165,7 @@ def origin_tags(run: AlignRun, inputs: AlignInputs = AlignInputs()) -> dict[str,
     given: dict[str, Any] = {
         "nava.held_out": run.held_out and f"{run.held_out} sha256 {identity['held_out']}",
         "nava.adapter": run.adapter and f"{run.adapter} {identity['adapter']}",
-        "nava.rubric_file": inputs.rubric and f"{inputs.rubric} sha256 {sha256_of(inputs.rubric)}",
+        "nava.rubric_file": inputs.rubric and f"{inputs.rubric} sha256 {digest_of(inputs.rubric)}",
         "nava.pairs": run.pairs and f"{run.pairs} sha256 {identity['pairs']}",
         "nava.clips": run.clips and str(run.clips),
     }

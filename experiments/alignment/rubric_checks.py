@@ -18,6 +18,7 @@ from rewards.catalog import check_names
 from rewards.traits import lower_is_better, missing, reads_prompt
 
 Rows = Sequence[PromptRow]
+Lacking = Mapping[str, Sequence[tuple[PromptRow, str]]]  # reward -> each row and what it lacks, "" nothing
 
 
 def check_rubric(run: AlignRun, prompts: PromptSet) -> list[str]:
@@ -71,7 +72,7 @@ def unscored_rows(rewards: Sequence[str], path: Path, rows: Rows) -> list[str]:
 
     Raises ValueError naming the row or the reward where none is left.
     """
-    lacking = {name: [(row, missing(name, prompt_clip(row))) for row in rows] for name in rewards}
+    lacking = _lacking(rewards, rows)
     for name, found in lacking.items():
         if rows and all(what for _, what in found):
             row, what = found[0]
@@ -86,14 +87,22 @@ def unscored_rows(rewards: Sequence[str], path: Path, rows: Rows) -> list[str]:
                 f"{path}:{row.line}: no reward of the rubric can score this prompt ({reasons}); mend or "
                 "remove the row"
             )
-    return unmeasured(rewards, path, rows)
+    return _notices(lacking, path)
 
 
 def unmeasured(rewards: Sequence[str], path: Path, rows: Rows) -> list[str]:
     """A notice for each reward or judge that some of the prompts cannot be scored by."""
-    lacking = {name: [(row, missing(name, prompt_clip(row))) for row in rows] for name in rewards}
+    return _notices(_lacking(rewards, rows), path)
+
+
+def _lacking(rewards: Sequence[str], rows: Rows) -> Lacking:
+    clips = [(row, prompt_clip(row)) for row in rows]
+    return {name: [(row, missing(name, clip)) for row, clip in clips] for name in rewards}
+
+
+def _notices(lacking: Lacking, path: Path) -> list[str]:
     return [
-        _notice(name, path, without, len(rows))
+        _notice(name, path, without, len(found))
         for name, found in lacking.items()
         if (without := [(row, what) for row, what in found if what])
     ]

@@ -16,7 +16,7 @@ from experiments.report.before_after import before_after, paired
 from experiments.report.closing_page import ClosingPage, closing_page
 from experiments.report.examples import gains_of, pick
 from experiments.scoring.clips import clip_file, list_clips
-from experiments.scoring.config import with_vocabulary
+from experiments.scoring.config import hears, with_vocabulary
 from experiments.scoring.rows import ScoredRow, score_in
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import config_id
@@ -31,10 +31,9 @@ from pretrain.jsonl import dump
 from pretrain.launch.stage_run import model_config
 from pretrain.model.checkpoint import WeightsName
 from pretrain.prompt import read_prompts
-from rewards.catalog import CATALOG, check_names, metrics_of, open_rewards
+from rewards.catalog import check_names, metrics_of, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.metric import Metric
-from rewards.recipes.speech import VocabularyOptions
 
 BEFORE, AFTER = "before", "after"
 PAGE, RESULT, SCORES = "report.html", "report.json", "scores.jsonl"
@@ -130,10 +129,8 @@ def _options(inputs: ClosingInputs) -> RewardOptions:
     files = [clip_file(row.data_id, Path(), row.prompt.text, row.meta, ()) for row in rows]
     given = {**inputs.rewards, **inputs.judges}
     check_names(given)
-    hearing = [
-        name for name in given if name in CATALOG and issubclass(CATALOG[name].options, VocabularyOptions)
-    ]
-    return {**given, **{name: with_vocabulary(name, given[name], files) for name in hearing}}
+    hearing = {name: with_vocabulary(name, given[name], files) for name in given if hears(name)}
+    return {**given, **hearing}
 
 
 def _check(inputs: ClosingInputs, options: RewardOptions) -> None:

@@ -6,7 +6,6 @@ shows no preference. An axis without votes has no label.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from finetune.gsb.tie_rates import label_rate_at_zero
 from finetune.gsb.votes import AXES, Vote
 from pretrain.config import nearest
+from pretrain.files import sha256_of
 from pretrain.jsonl import FieldError, dump, scan
 
 RULE = "most frequent of first, Same, second; a draw is Same"
@@ -281,5 +281,4 @@ def _clip_from(clip: Mapping[str, Any], row: Mapping[str, Any], folder: Path) ->
 def _digest(video: Path) -> str:
     if not video.is_file():
         raise FileNotFoundError(f"{video}: no such file; a clip of the index is gone")
-    with video.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(video)

@@ -71,14 +71,8 @@ def pairs_within(clips: Sequence[ClipRef], per_case: int, seed: int) -> list[Cli
             key=lambda two: stable_hash("within", seed, case, two[0].model, two[1].model),
         )
         used: Counter[str] = Counter()
-
-        def load(two: tuple[ClipRef, ClipRef], used: Counter[str] = used) -> tuple[int, int]:
-            """The sum decides between pairs of equal maximum: a clip that was not used yet comes first."""
-            counts = [used[clip.model] for clip in two]
-            return max(counts), sum(counts)
-
         for _ in range(min(per_case, len(possible))):
-            best = min(possible, key=load)
+            best = min(possible, key=lambda two: sorted((used[clip.model] for clip in two), reverse=True))
             possible.remove(best)
             used.update(clip.model for clip in best)
             pairs.append(ClipPair(*best))

@@ -17,16 +17,16 @@ and l is of the size of sigma whatever the number of elements, so that one clip 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
-from finetune.objectives.base import Objective, OldPolicy, Phase
+from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
+from finetune.objectives.base import Phase, TrustRegionObjective
 from finetune.objectives.surrogate import clipped, clipped_loss
-from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
+from finetune.types import Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.path import velocity_target
 
 SMALLEST_SQUARE = 1e-10  # added to the mean square, whose root has no gradient at 0
@@ -77,13 +77,13 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: AwmConfig, key: K
     rollout, given, valid = usable(batch), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)
-    others = {}
-    with torch.no_grad():
-        old = velocities(policy, "old", streams, rollout.conditioning)
-        others["old"] = (config.old_weight, old)
-        if config.reference_weight:
-            reference = velocities(policy, "reference", streams, rollout.conditioning)
-            others["reference"] = (config.reference_weight, reference)
+    weights: dict[Role, float] = {"old": config.old_weight, "reference": config.reference_weight}
+    anchors: dict[Role, Anchor] = {
+        role: anchor(policy, role, weight, streams, rollout.conditioning)
+        for role, weight in weights.items()
+        if weight or role == "old"  # the ratio needs it without its term too
+    }
+    old = anchors["old"].velocities
     now = velocities(policy, "default", streams, rollout.conditioning)
     parts = (
         (rollout.video, drawn.video, given.video, config.video_weight, given.has_video, "video"),
@@ -102,10 +102,8 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: AwmConfig, key: K
             metrics[f"matching_{name}"] = metric(errors[1], valid)
             metrics[f"clip_fraction_{name}"] = metric(held_back.double(), valid)
             metrics[f"ratio_off_{name}"] = metric(torch.expm1(log_ratio).abs(), valid)
-        for role, (held, before) in others.items():
-            away = mean_square(now[index] - before[index])
-            per_clip = per_clip + held * share * away
-            metrics[f"from_{role}_{name}"] = metric(away, valid)
+        per_clip, distances = held(per_clip, now[index], anchors, index, share)
+        metrics |= distance_metrics(distances, name, valid)
     total = torch.where(valid, per_clip, 0.0).sum()
     return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_clip, valid), **metrics})
 
@@ -119,7 +117,7 @@ class AwmPhase(Phase):
     lr: float = 2e-3
 
 
-class Awm(Objective[AwmPhase]):
+class Awm(TrustRegionObjective[AwmPhase]):
     name, phase_type = "awm", AwmPhase
 
     def count(self, batch: RolloutsWithAdvantage) -> Tensor:
@@ -127,7 +125,3 @@ class Awm(Objective[AwmPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
-
-    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
-        executor.update_old(0.0)
-        return {}

@@ -14,14 +14,13 @@ older.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
-from finetune.objectives.base import Objective, OldPolicy, Phase, RolloutPlan
+from finetune.objectives.base import Phase, RolloutPlan, TrustRegionObjective
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, normalised_log_ratio, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
@@ -206,7 +205,7 @@ class GrpoPhase(Phase):
             )
 
 
-class Grpo(Objective[GrpoPhase]):
+class Grpo(TrustRegionObjective[GrpoPhase]):
     name, phase_type = "grpo", GrpoPhase
 
     def rollout(self) -> RolloutPlan:
@@ -219,7 +218,3 @@ class Grpo(Objective[GrpoPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
-
-    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
-        executor.update_old(0.0)
-        return {}

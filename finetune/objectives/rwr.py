@@ -13,15 +13,16 @@ ORW-CFM-W2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from finetune.advantage import ClipGroups
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
-from finetune.objectives.base import Objective, OldPolicy, Phase
+from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
+from finetune.objectives.base import Phase, TrustRegionObjective
 from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
@@ -59,21 +60,6 @@ class RwrConfig:
             )
 
 
-class _Groups:
-    """Sums and extremes over a group's valid clips."""
-
-    def __init__(self, groups: Tensor, valid: Tensor) -> None:
-        self.index = torch.unique(groups, return_inverse=True)[1]
-        self.size = int(self.index.max()) + 1 if len(self.index) else 0
-        self.valid = valid
-
-    def reduced(self, values: Tensor, reduce: str, start: float = 0.0) -> Tensor:
-        """[B] fp64 -> [B]: of the clip's group; what is not valid counts as `start`."""
-        empty = torch.full((self.size,), start, dtype=torch.float64, device=values.device)
-        kept = torch.where(self.valid, values, start)
-        return empty.scatter_reduce(0, self.index, kept, reduce)[self.index]
-
-
 def softmax_weights(
     advantage: Tensor, groups: Tensor, valid: Tensor, temperature: float, max_weight: float
 ) -> Tensor:
@@ -81,19 +67,20 @@ def softmax_weights(
 
     Also 0 in a group without contrast in this modality, which would only distil its own samples.
     """
-    cells, scores = _Groups(groups, valid), advantage.double() / temperature
-    top, low = cells.reduced(scores, "amax", -torch.inf), cells.reduced(scores, "amin", torch.inf)
+    cells, scores = ClipGroups.of(groups), advantage.double() / temperature
+    top = cells.of_clips(torch.where(valid, scores, -torch.inf), "amax", -torch.inf)
+    low = cells.of_clips(torch.where(valid, scores, torch.inf), "amin", torch.inf)
     raised = torch.where(valid, torch.exp(scores - top), 0.0)
-    number = cells.reduced(torch.ones_like(scores), "sum")
-    weights = raised / cells.reduced(raised, "sum").clamp_min(1e-300) * number
+    number = cells.of_clips(valid.double(), "sum")
+    weights = raised / cells.of_clips(raised, "sum").clamp_min(1e-300) * number
     return torch.where((top > low) & valid, weights.clamp_max(max_weight), 0.0).to(advantage.dtype)
 
 
 def centred_weights(weights: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     """[B]: weights less the mean over their group's valid clips, so that it sums to 0; 0 if not valid."""
-    cells, exact = _Groups(groups, valid), weights.double()
-    number = cells.reduced(torch.ones_like(exact), "sum").clamp_min(1)
-    centred = exact - cells.reduced(exact, "sum") / number
+    cells, exact = ClipGroups.of(groups), weights.double()
+    number = cells.of_clips(valid.double(), "sum").clamp_min(1)
+    centred = exact - cells.of_clips(torch.where(valid, exact, 0.0), "sum") / number
     return torch.where(valid, centred, 0.0).to(weights.dtype)
 
 
@@ -126,12 +113,12 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
     rollout, given, valid = usable(batch, weights=True), batch.advantage, batch.advantage.valid
     drawn = draw(rollout, config.levels, key)
     streams = noised(rollout, drawn)
-    held_by: dict[Role, float] = {"old": config.old_weight, "reference": config.reference_weight}
-    others: dict[Role, tuple[float, tuple[Tensor, Tensor]]] = {}
-    for role, weight in held_by.items():
-        if weight:
-            with torch.no_grad():
-                others[role] = (weight, velocities(policy, role, streams, rollout.conditioning))
+    weights: dict[Role, float] = {"old": config.old_weight, "reference": config.reference_weight}
+    anchors: dict[Role, Anchor] = {
+        role: anchor(policy, role, weight, streams, rollout.conditioning)
+        for role, weight in weights.items()
+        if weight
+    }
     now = velocities(policy, "default", streams, rollout.conditioning)
     parts = (
         (rollout.video, drawn.video, given.video, config.video_weight, given.has_video, "video"),
@@ -145,10 +132,8 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: RwrConfig, key: K
             per_clip = per_clip + share * drawn.weight * terms
             metrics[f"regression_{name}"] = metric(terms, valid)
             metrics[f"weight_squared_{name}"] = metric(weight.square(), valid)
-        for role, (held, before) in others.items():
-            away = mean_square(now[index] - before[index])
-            per_clip = per_clip + held * share * away
-            metrics[f"from_{role}_{name}"] = metric(away, valid)
+        per_clip, distances = held(per_clip, now[index], anchors, index, share)
+        metrics |= distance_metrics(distances, name, valid)
     total = torch.where(valid, per_clip, 0.0).sum()
     return ObjectiveLoss(total, count(batch, config), {"loss": metric(per_clip, valid), **metrics})
 
@@ -182,7 +167,7 @@ class RwrPhase(Phase):
     )
 
 
-class Rwr(Objective[RwrPhase]):
+class Rwr(TrustRegionObjective[RwrPhase]):
     name, phase_type = "rwr", RwrPhase
 
     def targets(self, advantage: Advantage, groups: Tensor) -> Advantage:
@@ -193,7 +178,3 @@ class Rwr(Objective[RwrPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
-
-    def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
-        executor.update_old(0.0)
-        return {}

@@ -7,7 +7,6 @@ are pickles (opened with weights_only).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import read_json, write_json
+from pretrain.files import read_json, sha256_of, write_json
 
 FOLDER = "checkpoints"
 COMPLETE = "complete.json"
@@ -36,7 +35,7 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
 
 def mark_complete(checkpoint: Path) -> None:
     """Everything is written: say so, with the digest of every file."""
-    found = {path.relative_to(checkpoint).as_posix(): _digest(path) for path in _files(checkpoint)}
+    found = {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in _files(checkpoint)}
     write_json(checkpoint / COMPLETE, found, indent=1)
 
 
@@ -55,7 +54,7 @@ def newest(out: Path) -> tuple[int, Path | None]:
         return 0, None
     step = max(whole)
     listed = read_json(whole[step] / COMPLETE, START_OVER)
-    found = {path.relative_to(whole[step]).as_posix(): _digest(path) for path in _files(whole[step])}
+    found = {path.relative_to(whole[step]).as_posix(): sha256_of(path) for path in _files(whole[step])}
     if wrong := next(
         (name for name in sorted({*listed, *found}) if listed.get(name) != found.get(name)), None
     ):
@@ -67,8 +66,3 @@ def newest(out: Path) -> tuple[int, Path | None]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.encoding.parts import FORMAT, INDEX, MANIFEST, read_part, sha256_of, shard_name
+from pretrain.data.encoding.parts import FORMAT, INDEX, MANIFEST, read_part, shard_name
 from pretrain.data.stream.index import IndexWriter
-from pretrain.files import write_json
+from pretrain.files import sha256_of, write_json
 from pretrain.jsonl import FieldError
 from pretrain.progress import track
 from pretrain.randomness import stable_hash

@@ -7,7 +7,6 @@ shows progress and the number of bad rows.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.data.stream.sample import Sample, checksum, pack
-from pretrain.files import read_json, save_tensors, write_json
+from pretrain.files import read_json, save_tensors, sha256_of, write_json
 from pretrain.jsonl import FieldError
 from pretrain.storage import list_folder, remove_file, writing
 
@@ -96,8 +95,3 @@ def forget_unit(folder: Path, unit: int, num_rejected: int) -> None:
     remove_file(folder / MANIFEST)
     remove_file(folder / PARTS / f"{unit:06d}-{num_rejected}.json")
     remove_file(folder / shard_name(unit))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,11 +19,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pretrain.data.encoding.parts import FORMAT, INDEX, MANIFEST, sha256_of, shard_name
+from pretrain.data.encoding.parts import FORMAT, INDEX, MANIFEST, shard_name
 from pretrain.data.stream.index import LatentIndex
 from pretrain.data.stream.sample import Sample, checksum, tensor_names, unpack
 from pretrain.data.stream.shard_cache import ShardCache
-from pretrain.files import read_json
+from pretrain.files import read_json, sha256_of
 from pretrain.storage import is_file, place
 
 _REPAIR = "run its `nava encode` again with --verify, then go on"
