@@ -9,9 +9,10 @@ from typing import Any
 from finetune.rollout_store import INDEX, RolloutStore
 from pretrain.clip_files import marks_of, write_clips
 from pretrain.codecs.base import Codecs
-from pretrain.codecs.media import MediaError, read_metadata
 from pretrain.files import sha256_of
 from pretrain.jsonl import dump
+from pretrain.media.errors import MediaError
+from pretrain.media.read import read_metadata
 from pretrain.progress import track
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
 

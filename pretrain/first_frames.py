@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.clip_kind import ClipSizes, kind_of
 from pretrain.codecs.base import Codecs
-from pretrain.codecs.media import read_media, read_size
+from pretrain.media.read import read_media, read_size
 from pretrain.prompt import PromptRow
 
 

@@ -16,12 +16,13 @@ from pretrain.clip_files import marks_of, write_clips
 from pretrain.clip_kind import by_kind, kind_of
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import read_media, write_wav
 from pretrain.data.stream.store import replace_folder
 from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
 from pretrain.jsonl import dump
+from pretrain.media.read import read_media
+from pretrain.media.write import write_wav
 from pretrain.model.checkpoint import load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.progress import track

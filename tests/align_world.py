@@ -28,8 +28,8 @@ from finetune.objectives.rwr import RwrPhase
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from finetune.scores import Scores
 from pretrain.codecs.folder import save_linear
-from pretrain.codecs.media import write_wav
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, voice_statistics
+from pretrain.media.write import write_wav
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
 from pretrain.prompt import PromptRow

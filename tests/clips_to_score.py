@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
+from pretrain.media.write import write_mp4, write_wav
 from rewards.sync.layers import MINI
 from rewards.sync.syncnet import SyncNet, save_syncnet
 

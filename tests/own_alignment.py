@@ -15,10 +15,10 @@ from test_codecs import sounds
 
 from experiments.recipes.base import Recipe
 from finetune.objectives.gsb_dpo import GsbDpoPhase
-from pretrain.codecs.media import write_wav
 from pretrain.convert.importing import ImportConfig, plan_import, run_import
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generate import GenerateConfig
+from pretrain.media.write import write_wav
 from pretrain.model.flavors import flavor
 from pretrain.sampling import SamplerConfig
 

@@ -40,18 +40,25 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain.progress": FOUNDATION,
     "pretrain.storage": FOUNDATION,
     "pretrain.storage_errors": FOUNDATION,
+    "pretrain.media": {"pretrain.media", *FOUNDATION},
     "pretrain.flow": {"pretrain.flow", *FOUNDATION},
     "pretrain.model": {"pretrain.model", *FOUNDATION},
-    "pretrain.codecs": {"pretrain.codecs", *FOUNDATION},
+    "pretrain.codecs": {"pretrain.codecs", "pretrain.media", *FOUNDATION},
     "pretrain.codecs.fit": {
         "pretrain.codecs",
+        "pretrain.media",
         "pretrain.data.manifest",
         "pretrain.data.stream.store",
         *FOUNDATION,
     },  # reads the corpus it fits
     # The conditioning voice encoder is the network that rewards has; rewards imports nothing of ours, so no
     # circle can close.
-    "pretrain.codecs.published.redimnet": {"pretrain.codecs", "rewards.timbre.redimnet", *FOUNDATION},
+    "pretrain.codecs.published.redimnet": {
+        "pretrain.codecs",
+        "pretrain.media",
+        "rewards.timbre.redimnet",
+        *FOUNDATION,
+    },
     "finetune": {"finetune", "pretrain"},
     # One HTTP client for the rewards' and the rewriter's endpoints, for the same reason.
     "finetune.rewriter.endpoint": {"finetune", "pretrain", "rewards.http"},

@@ -12,7 +12,7 @@ from experiments.paper.metrics import VERSE_BENCH, rewards_with_options, seed_tt
 from experiments.paper.run import Benchmark, measure
 from experiments.paper.tables import markdown, metrics_to_log, write_tables
 from experiments.scoring.score_files import ScoreSettings
-from pretrain.codecs.media import write_mp4, write_wav
+from pretrain.media.write import write_mp4, write_wav
 from rewards.base import Unscorable, score_prepared
 from rewards.types import Score
 

@@ -28,7 +28,6 @@ from published_parts import (
 from experiments.cli import main
 from experiments.scoring.latents import AlignScorer
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.codecs.published import weights
 from pretrain.codecs.published.deferred import PartError
 from pretrain.data.encoding.config import EncodeConfig
@@ -37,6 +36,8 @@ from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import GenerateConfig, generate
+from pretrain.media.read import read_media
+from pretrain.media.write import write_mp4, write_wav
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
 from pretrain.prompt import parse

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.codecs.media import read_media
 from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.build import CorpusConfig, build_corpus
 from pretrain.data.corpus.cast import CHARACTER_BY_NAME
@@ -21,6 +20,7 @@ from pretrain.data.corpus.render import SINGLE, Face, render_faces
 from pretrain.data.corpus.script import prompt_sets, training_sets
 from pretrain.data.corpus.sound import event_sound, loudness_per_frame, num_samples, soundtrack, spoken
 from pretrain.data.manifest import read_manifest
+from pretrain.media.read import read_media
 from pretrain.prompt import check_prompts, parse
 
 FULL = CorpusConfig()

@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pretrain.codecs.media import read_media
 from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.build import CorpusConfig, build_corpus
 from pretrain.data.corpus.casting import cast
@@ -19,6 +18,7 @@ from pretrain.data.corpus.script import prompt_sets, training_sets
 from pretrain.data.corpus.sound import loudness_per_frame, num_samples, spoken, word_duration_s
 from pretrain.data.corpus.talk import talk_sets, talk_words
 from pretrain.data.manifest import read_manifest
+from pretrain.media.read import read_media
 from pretrain.prompt import parse
 
 FULL = CorpusConfig()

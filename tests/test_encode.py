@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import read_media, write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_set, encode_sets
@@ -25,6 +24,8 @@ from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.manifest import ManifestRow, read_manifest, write_manifest
 from pretrain.data.stream.sample import Sample
 from pretrain.data.stream.store import LatentStore
+from pretrain.media.read import read_media
+from pretrain.media.write import write_mp4, write_wav
 
 RATE = 16_000
 CONFIG = EncodeConfig(batch_size=4)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.encoding.clips import Streams
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_set
@@ -23,6 +22,7 @@ from pretrain.data.encoding.encode_units import SetEncoder
 from pretrain.data.encoding.units import split
 from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
+from pretrain.media.write import write_mp4, write_wav
 
 SAMPLES = 26 * 640
 TONE = (np.round(0.3 * 32768 * np.sin(2 * np.pi * 440 * np.arange(SAMPLES) / RATE)) / 32768).astype(

@@ -10,12 +10,13 @@ import torch
 from model_cases import audio_stream, conditioning, debug_model, video_stream
 
 from pretrain.codecs.fit import CodecConfig, fit_codecs
-from pretrain.codecs.media import read_media, read_metadata, write_mp4, write_wav
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.corpus.build import CorpusConfig, build_corpus
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
 from pretrain.generate import GenerateConfig, generate
+from pretrain.media.read import read_media, read_metadata
+from pretrain.media.write import write_mp4, write_wav
 from pretrain.model.checkpoint import load_model, read_model_folder, write_model
 from pretrain.model.flavors import flavor
 from pretrain.sampling import LatentRates, SamplerConfig, sample

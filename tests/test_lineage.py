@@ -72,7 +72,7 @@ def test_a_clip_in_the_output_leads_through_generation(world, tmp_path):
 
 
 def test_a_clip_carried_elsewhere_is_known_by_its_checkpoint(world, tmp_path, monkeypatch):
-    from pretrain.codecs import media
+    from pretrain.media import read as media
 
     monkeypatch.setattr(media, "read_metadata", lambda path: {"checkpoint_id": "id-pretrain_stage1"})
     clip = tmp_path / "carried.mp4"

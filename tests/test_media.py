@@ -12,8 +12,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.codecs import media
-from pretrain.codecs.media import MediaError, fit_length, read_media, read_metadata, write_mp4, write_wav
+from pretrain.media import read as media
+from pretrain.media.errors import MediaError
+from pretrain.media.read import read_media, read_metadata
+from pretrain.media.write import fit_length, write_mp4, write_wav
 
 RATE = 16_000
 

@@ -18,7 +18,7 @@ from experiments.scoring.latents import AlignScorer, scorer_options
 from experiments.scoring.score_files import score_files
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
-from pretrain.codecs.media import write_wav
+from pretrain.media.write import write_wav
 from rewards.catalog import open_rewards
 from rewards.preference import PreferenceReward
 from rewards.speech.intelligibility import Intelligibility

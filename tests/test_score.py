@@ -15,7 +15,7 @@ from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import ScoreStore
 from experiments.scoring.summary import summarise
-from pretrain.codecs.media import write_mp4, write_wav
+from pretrain.media.write import write_mp4, write_wav
 from rewards.base import score_prepared
 from rewards.types import Score
 

@@ -8,7 +8,7 @@ import torch
 
 from experiments.scoring.clips import ClipFile, list_clips
 from experiments.scoring.config import settings_from
-from pretrain.codecs.media import write_wav
+from pretrain.media.write import write_wav
 from rewards.catalog import CATALOG, checked_options, open_rewards
 from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.wer import WordErrorRate

@@ -28,7 +28,7 @@ from finetune.rollout_media import write_media
 from finetune.rollout_store import open_store
 from finetune.types import FIRST, SECOND, TIE
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import read_media, read_metadata
+from pretrain.media.read import read_media, read_metadata
 
 SIZES = config(stop=StopConfig(prompts=2))
 K = 3

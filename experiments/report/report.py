@@ -25,8 +25,8 @@ from experiments.scoring.samples import (
 )
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import write_mp4
 from pretrain.files import replacing
+from pretrain.media.write import write_mp4
 
 NUM_EXAMPLES = 4
 GENERATED_SECTIONS = (  # heading, sentence, prompt set

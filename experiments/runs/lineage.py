@@ -101,7 +101,7 @@ def _of_path(path: Path, layout: Layout) -> tuple[str, str, str]:
 def checkpoint_of(path: Path) -> str:
     """Checkpoint id in a clip's metadata or a model folder's config; "" if there is none."""
     if path.suffix == ".mp4":
-        from pretrain.codecs.media import read_metadata
+        from pretrain.media.read import read_metadata
 
         metadata = read_metadata(path)
         return metadata.get("checkpoint_id", "")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.codecs.media import SOUND_SUFFIXES, read_media, read_rates
 from pretrain.data.manifest import ManifestRow, read_manifest
 from pretrain.jsonl import FieldError, scan
+from pretrain.media.read import SOUND_SUFFIXES, read_media, read_rates
 from pretrain.prompt import parse, read_prompts
 from rewards.types import Box, Clip
 

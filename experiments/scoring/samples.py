@@ -14,8 +14,8 @@ import torch
 
 from experiments.scoring.clips import INDEX, ClipFile, index_clips, manifest_clip
 from pretrain.codecs.base import Codecs
-from pretrain.codecs.media import read_media
 from pretrain.data.manifest import read_manifest
+from pretrain.media.read import read_media
 from pretrain.prompt import parse
 from rewards.types import Clip
 

@@ -13,7 +13,7 @@ from experiments.scoring.clips import ClipFile, check_attached, load_clip
 from experiments.scoring.rows import full_score, full_scores, json_number, number, score_in
 from experiments.scoring.score import ScoredClip, score_clips
 from experiments.scoring.store import ScoreStore, StoredRow, config_id, identity
-from pretrain.codecs.media import MediaError
+from pretrain.media.errors import MediaError
 from pretrain.progress import track
 from rewards.base import Reward, unscored
 from rewards.catalog import CATALOG, checked_options, open_rewards

@@ -18,9 +18,10 @@ from av.error import FFmpegError
 
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.paths import open_checked
-from pretrain.codecs.channels import LayoutError, mixed
-from pretrain.codecs.media import MediaError, read_container, to_rate
 from pretrain.config import one_line
+from pretrain.media.channels import LayoutError, mixed
+from pretrain.media.errors import MediaError
+from pretrain.media.read import read_container, to_rate
 
 REFERENCE_RATE_HZ = 16_000
 # Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.

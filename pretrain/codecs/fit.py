@@ -17,13 +17,13 @@ from pretrain.codecs.base import Codecs
 from pretrain.codecs.folder import save_linear
 from pretrain.codecs.linear import LinearAudioCodec, audio_blocks, video_blocks
 from pretrain.codecs.load import load_codecs
-from pretrain.codecs.media import read_media
 from pretrain.codecs.mel import log_mel
 from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
 from pretrain.data.manifest import MAX_BAD_FRACTION, ManifestRow, read_manifest
 from pretrain.data.stream.store import replace_folder
 from pretrain.files import write_json
+from pretrain.media.read import read_media
 from pretrain.progress import track
 from pretrain.randomness import generator_for
 from pretrain.types import AUDIO_CHANNELS, VIDEO_CHANNELS, num_video_latents

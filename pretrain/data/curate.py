@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.codecs.media import read_media
 from pretrain.data.features import picture_features, similarities, sound_features
 from pretrain.data.manifest import (
     MAX_BAD_FRACTION,
@@ -29,6 +28,7 @@ from pretrain.data.manifest import (
 )
 from pretrain.files import write_json
 from pretrain.jsonl import FieldError
+from pretrain.media.read import read_media
 from pretrain.progress import track
 
 RANDOM_SUBSETS = 20

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.codecs.media import write_mp4, write_wav
 from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.cast import STATIC, Colour
 from pretrain.data.corpus.plan import FPS, ClipPlan
@@ -32,6 +31,7 @@ from pretrain.data.corpus.sound import (
     spoken,
     word_duration_s,
 )
+from pretrain.media.write import write_mp4, write_wav
 
 EVENT_COLOURS: dict[str, Colour] = {
     "red": (206, 52, 46),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import SpeakerEncoder
-from pretrain.codecs.media import Media, MediaError, fit_length, read_media
 from pretrain.data.manifest import ManifestRow
 from pretrain.data.stream.buckets import (
     BucketConfig,
@@ -25,6 +24,9 @@ from pretrain.data.stream.buckets import (
     fit_picture,
 )
 from pretrain.jsonl import FieldError
+from pretrain.media.errors import MediaError
+from pretrain.media.read import Media, read_media
+from pretrain.media.write import fit_length
 from pretrain.prompt import parse
 from pretrain.storage import local_file
 from pretrain.types import (

@@ -11,20 +11,10 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from pretrain.codecs.channels import of_frame
+from pretrain.media.channels import of_frame
+from pretrain.media.errors import MediaError
 
 Admit = Callable[[av.VideoFrame | av.AudioFrame], None]
-
-
-class MediaError(ValueError):
-    """A file that cannot be used; the message is one line: path, what was found, what to do."""
-
-
-class MissingMediaError(MediaError, FileNotFoundError):
-    """There is no such file."""
-
-    def __str__(self) -> str:  # OSError would print a tuple of its arguments
-        return str(self.args[0])
 
 
 def everything(frame: av.VideoFrame | av.AudioFrame) -> None:
