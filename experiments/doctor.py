@@ -3,11 +3,14 @@ repository."""
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -90,6 +93,7 @@ def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
         if not versions[name] or importlib.util.find_spec(module) is None:
             how = "pip install --no-deps resemblyzer==0.1.4" if name == "resemblyzer" else "make setup"
             missing.append(f"{name}: {how}")
+    missing += [problem] if (problem := repository_problem(Path())) else []
     if report["disk_free_gib"] < DEMO_DISK_GIB:
         missing.append(
             f"disk: {report['disk_free_gib']} GiB free here, the demo wants {DEMO_DISK_GIB}: free some"
@@ -100,6 +104,30 @@ def _missing(versions: dict[str, str], report: dict[str, Any]) -> list[str]:
             f"{DEMO_MEMORY_GIB}: close something"
         )
     return missing
+
+
+def repository_problem(root: Path) -> str:
+    """What keeps DVC from working in `root`, with the way out; "" where nothing does."""
+    remedy = "git init && git add -A && git commit -m start, or: dvc config core.no_scm true"
+    if _without_git(root):
+        return ""
+    if shutil.which("git") is None:
+        return "git: not installed, and DVC asks it: install git, or: dvc config core.no_scm true"
+    command = ["git", "rev-parse", "--show-toplevel"]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if found.returncode == 0:
+        return ""
+    reason = found.stderr.strip().splitlines()[0] if found.stderr.strip() else "no git repository"
+    return f"git repository: none that can be used here ({reason}): {remedy}"
+
+
+def _without_git(root: Path) -> bool:
+    """DVC was told to work without version control."""
+    settings = configparser.ConfigParser()
+    for name in ("config", "config.local"):
+        with contextlib.suppress(configparser.Error):
+            settings.read(root / ".dvc" / name)
+    return settings.get("core", "no_scm", fallback="false").strip().lower() == "true"
 
 
 def processor_flags() -> set[str]:

@@ -117,6 +117,11 @@ class Learner:
         tensors = self.averaged()
         if tensors is None:
             return ""
+        if broken := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(
+                f"{len(broken)} of {len(tensors)} weights of the adapter are NaN or infinite ({broken[0]} is "
+                "the first); nothing is exported: align again with a lower lr"
+            )
         identity = run.identity()
         facts = {name: identity[name] for name in ("recipe_hash", "prompts", "scorer", "pairs", "chosen")}
         facts |= {name: identity[name] for name in ("held_out",) if identity[name]}

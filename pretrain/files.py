@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -81,6 +82,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         number = re.search(r"os error (\d+)", str(error))
         code = int(number.group(1)) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+    apply_umask(path)
+
+
+def apply_umask(path: Path) -> None:
+    """Gives a file the permissions of any newly made one; the safetensors library leaves 0600."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    try:
+        fresh.touch(exist_ok=False)
+        path.chmod(stat.S_IMODE(fresh.stat().st_mode))
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -69,6 +70,23 @@ def plain_fields(config: Any) -> dict[str, Any]:
 def one_line(error: object, limit: int | None = None) -> str:
     """An error's text on one line, its class where it has none."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one written as text; None for anything else."""
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    """No number anywhere in a value of JSON or YAML is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +149,9 @@ class _Reader:
                 raise ValueError(f"{where}: unknown value {value!r}; {advice}")
             if dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, Mapping)):
                 raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {value!r}")
-        raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+        known = float not in options or _number(value) is None
+        wanted = getattr(hint, "__name__", hint) if known and _is_finite(value) else "finite numbers"
+        raise ValueError(f"{where}: expected {wanted}, got {value!r}")
 
     def _members(
         self,
@@ -163,15 +183,14 @@ class _Reader:
 
     def _scalar(self, value: Any, kind: Any, option: Any) -> Any:
         if kind is Any:
-            return value
+            return value if self.whole or _is_finite(value) else _UNFIT
         if kind is typing.Literal:
             return value if value in typing.get_args(option) else _UNFIT
         if kind is Path and isinstance(value, str):
             return Path(value)
-        if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        if kind is float and (number := _number(value)) is not None:  # YAML reads 1e-3 as text
             if self.whole and not isinstance(value, str):
                 return value  # returned unchanged: identities are hashes of the written form
-            with suppress(ValueError):
-                return float(value)  # YAML reads 1e-3 as text
+            return number if math.isfinite(number) else _UNFIT
         fits = isinstance(kind, type) and isinstance(value, kind)
         return value if fits and (kind is bool or not isinstance(value, bool)) else _UNFIT

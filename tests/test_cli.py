@@ -136,6 +136,20 @@ def test_doctor_finds_what_is_missing(monkeypatch):
     assert any("--no-deps resemblyzer" in line for line in doctor.examine()["missing"])
 
 
+def test_a_folder_without_git_is_said_before_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run("demo") == 2
+    line = capsys.readouterr().err
+    assert "git init" in line and "no_scm true" in line and line.count("\n") == 1
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    assert doctor.repository_problem(tmp_path) == ""
+    (tmp_path / ".dvc" / "config").unlink()
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert doctor.repository_problem(tmp_path) == ""
+
+
 def test_the_ceiling_is_a_rate():
     import torch
 

@@ -1,11 +1,13 @@
 """Overrides are strict: unknown keys, wrong types and wrong values are named."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
-from pretrain.config import nearest, override
+from pretrain.config import from_json, nearest, override, to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +65,37 @@ def test_mistakes_are_named(values: dict, message: str) -> None:
 
 def test_nearest_lists_what_is_valid() -> None:
     assert nearest("mimi", ["nava_6b", "mini"]) == "did you mean 'mini'? valid: mini, nava_6b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    rate: float = 0.1
+    either: float | None = None
+    pair: tuple[float, float] = (0.9, 0.99)
+    named: Mapping[str, float] = field(default_factory=dict)
+    free: Any = None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, "nan", "-.inf"])
+@pytest.mark.parametrize(
+    ("key", "put"),
+    [
+        ("rate", lambda number: number),
+        ("either", lambda number: number),
+        ("pair", lambda number: [0.5, number]),
+        ("named", lambda number: {"a": 1.0, "b": number}),
+    ],
+)
+def test_numbers_of_settings_are_finite(key, put, number) -> None:
+    with pytest.raises(ValueError, match=key):
+        override(Numbers(), {key: put(number)})
+
+
+def test_free_values_are_finite_too() -> None:
+    assert override(Numbers(), {"free": {"a": [1.0, "nan"]}}).free == {"a": [1.0, "nan"]}
+    with pytest.raises(ValueError, match="free: expected finite numbers"):
+        override(Numbers(), {"free": {"a": [1.0, math.nan]}})
+
+
+def test_what_was_written_is_read_as_it_is() -> None:
+    assert from_json(Numbers, to_json(Numbers(rate=math.inf))).rate == math.inf

@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import json
+import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain
 from pretrain.titan.ema import Ema
 from pretrain.titan.policy import StepGuard
 from pretrain.titan.train_spec import Optimizer, ParallelDims, build_complete_optimizers
+from pretrain.titan.weights import check_finite
 
 
 def checkpoints(folder, steps, unfinished=()):
@@ -76,6 +79,35 @@ def test_guard_skips_nonfinite_and_spikes_and_stops():
     resumed.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     with pytest.raises(ValueError, match="step 8: 3 steps in a row skipped"):
         resumed.take(1.0, float("nan"), 8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused"),
+    [
+        ([(1.0, 1.0), (math.nan, 1.0)], True),
+        ([(1.0, 1.0), (1.0, math.inf)], True),
+        ([(math.nan, 1.0), (1.0, 1.0)], False),
+        ([(1.0, 1.0)] * 4 + [(1.0, 90.0)], False),  # one spike left out harms nothing
+        ([(1.0, 1.0)] * 4 + [(1.0, 90.0)] * 2, True),
+    ],
+)
+def test_a_stage_does_not_end_on_steps_that_were_skipped(steps, refused):
+    guard = StepGuard(StepPolicy(max_skips_in_a_row=9, spike_factor=5.0, spike_window=4))
+    for number, (loss, norm) in enumerate(steps, start=1):
+        guard.take(loss, norm, number)
+    with pytest.raises(ValueError, match="not exported") if refused else nullcontext():
+        guard.check_end(len(steps))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_weights_that_are_not_finite_are_not_exported(averaged):
+    model = nn.Linear(2, 2)
+    ema = Ema(model, decay=0.5)
+    check_finite(model, ema)
+    with torch.no_grad():
+        (ema.weights["bias"] if averaged else model.bias)[0] = math.inf
+    with pytest.raises(ValueError, match=r"1 of 4 weights are NaN or infinite"):
+        check_finite(model, ema)
 
 
 def test_ema_warms_up_and_swaps():

@@ -106,6 +106,24 @@ def test_nan_step_is_skipped_and_counted(latents, tmp_path):
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
+def test_a_stage_that_ends_on_a_nan_step_is_not_finished(latents, tmp_path):
+    run = stage_run(tmp_path, latents, config(steps=3, interval=100, tasks={"T2AV": 1.0}))
+    assert run_ranks(run.save(), mishap="nan@3") == [2]
+    line = (run.out / "error.txt.0").read_text()
+    assert "step 3" in line and "not exported" in line and line.count("\n") == 1
+    assert not (run.out / "model").exists()
+    assert run_ranks(run.save()) == [2], "going on from the last checkpoint does not make it whole"
+
+
+def test_a_stage_that_diverges_is_not_finished(latents, tmp_path):
+    recipe = config(steps=3, interval=100)
+    steep = dataclasses.replace(recipe.stages["stage1"], lr=1e18, warmup_steps=0)
+    run = stage_run(tmp_path, latents, dataclasses.replace(recipe, stages={"stage1": steep}))
+    assert run_ranks(run.save()) == [2]
+    assert "not exported" in (run.out / "error.txt.0").read_text()
+    assert not (run.out / "model").exists()
+
+
 def test_too_many_skips_stop_the_run(latents, tmp_path):
     recipe = config(steps=3, interval=100)
     recipe = dataclasses.replace(recipe, policy=dataclasses.replace(recipe.policy, max_skips_in_a_row=0))

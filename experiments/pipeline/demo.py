@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.doctor import repository_problem
 from experiments.layout import STAGES, Layout
 from experiments.pipeline.memory import PeakMemory
 from experiments.runs.run import read_record
@@ -82,6 +83,8 @@ def run_pipeline(root: Path, layout: Layout) -> None:
 
     Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
     """
+    if problem := repository_problem(root):
+        raise ValueError(problem)
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
     started, start_s = time.time(), time.monotonic()

@@ -32,6 +32,8 @@ from finetune.rewriter.language_model import (
 from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
 from finetune.rewriter.votes import RewritePair, as_completion
 from pretrain.data.stream.store import replace_folder
+from pretrain.files import apply_umask
+from pretrain.launch.alone import one_process
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
@@ -205,7 +207,7 @@ def _run(
         task_type="CAUSAL_LM",
     )
     shared = {"processing_class": tokenizer, "peft_config": lora}
-    with _without_trl_warnings():
+    with one_process(f"rewriter {algorithm}"), _without_trl_warnings():
         trainer = build_trainer(network, tokenizer, shared, _arguments(config, out))
         trainer.train_dataset = trainer.train_dataset.select(
             _order(len(trainer.train_dataset), config.steps * per_step, config.seed)
@@ -323,6 +325,8 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult)
         save(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        for weights in partial.glob("*.safetensors"):
+            apply_umask(weights)
         replace_folder(partial, folder)
 
 

@@ -17,10 +17,11 @@ class StepGuard:
         self.policy = policy
         self.norms: list[float] = []  # of the last taken steps
         self.skipped_nonfinite = self.skipped_spikes = self.in_a_row = 0
+        self.last_finite = True
 
     def take(self, loss: float, grad_norm: float, step: int) -> bool:
         """True to apply the step. Raises ValueError after too many skips in a row."""
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        finite = self.last_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite and not self._spikes(grad_norm):
             self.in_a_row = 0
             self.norms = [*self.norms, grad_norm][-self.policy.spike_window :]
@@ -35,6 +36,15 @@ class StepGuard:
                 f"check the latents, or raise policy.max_skips_in_a_row"
             )
         return False
+
+    def check_end(self, step: int) -> None:
+        """Raises ValueError where the last step was not finite, or the last two or more were skipped."""
+        if self.in_a_row and (self.in_a_row > 1 or not self.last_finite):
+            raise ValueError(
+                f"step {step}: {self.in_a_row} step(s) at the end were skipped ({self.skipped_nonfinite} of all "
+                "steps had a loss or gradient that is not finite); the model is not exported: train again "
+                "with a lower lr, or with more steps where these were spikes"
+            )
 
     def _spikes(self, grad_norm: float) -> bool:
         window_full = len(self.norms) >= self.policy.spike_window > 0
@@ -51,4 +61,4 @@ class StepGuard:
         for name, value in json.loads(state["judge"]).items():
             setattr(self, name, value)
 
-    _FIELDS = ("norms", "skipped_nonfinite", "skipped_spikes", "in_a_row")
+    _FIELDS = ("norms", "skipped_nonfinite", "skipped_spikes", "in_a_row", "last_finite")

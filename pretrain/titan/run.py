@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
-from pretrain.titan.weights import export
+from pretrain.titan.weights import check_finite, export
 from pretrain.tracking import JsonlTracker, Trackers, build_tracker
 
 
@@ -68,14 +70,17 @@ def train_stage(run: StageRun) -> str:
         _state(run, "running", resumed)
     validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
 
+    last_losses: dict[str, float] = {}
+
     def after_step(step: int) -> None:
         due = config.validate_every and step % config.validate_every == 0
         if due or trainer.finished:
-            log(validator(trainer.model, trainer.ema), step)
+            last_losses.update(validator(trainer.model, trainer.ema))
+            log(dict(last_losses), step)
 
     trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"
-    model_id = _exported(trainer, run, rank) if trainer.finished else ""
+    model_id = _exported(trainer, run, rank, last_losses) if trainer.finished else ""
     if rank == 0:
         _state(run, status, trainer.step, model_id)
         for tracker in trackers:
@@ -87,7 +92,15 @@ def train_stage(run: StageRun) -> str:
     return status
 
 
-def _exported(trainer: PretrainTrainer, run: StageRun, rank: int) -> str:
+def _exported(trainer: PretrainTrainer, run: StageRun, rank: int, losses: Mapping[str, float]) -> str:
+    """The id of the model. Raises ValueError where the stage did not end well, by weights or validation."""
+    trainer.guard.check_end(trainer.step)
+    check_finite(trainer.model, trainer.ema)
+    if broken := [name for name, loss in losses.items() if not math.isfinite(loss)]:
+        raise ValueError(
+            f"{broken[0]}: {losses[broken[0]]:g} at the end of the stage; the model is not exported: train "
+            "again with a lower lr"
+        )
     try:
         return export(trainer.model, trainer.ema, run, trainer.step, rank)
     except (OSError, SafetensorError) as error:  # the latter also where the disk is full

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
@@ -22,7 +23,7 @@ from pretrain.model.checkpoint import (
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.initial import first_values
 from pretrain.model.shards import TensorSource
-from pretrain.titan.ema import Ema
+from pretrain.titan.ema import Ema, local_shard
 
 
 def initialise(model: nn.Module, flavor_name: str, seed: int) -> None:
@@ -70,6 +71,22 @@ def load_parent(model: nn.Module, run: StageRun) -> Ema:
         load_into(parameters, weights)
     ema.updates = int(read_model_folder(run.init_from).facts["ema_updates"])
     return ema
+
+
+def check_finite(model: nn.Module, ema: Ema) -> None:
+    """Raises ValueError on every rank where some weight, trained or averaged, is NaN or infinite.
+
+    All ranks must call it.
+    """
+    weights = {**sharded_parameters(model), **{f"ema.{name}": value for name, value in ema.weights.items()}}
+    flags = torch.stack([~local_shard(value).isfinite().all() for value in weights.values()]).int()
+    if dist.is_initialized():
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+    if broken := [name for name, flag in zip(weights, flags.tolist(), strict=True) if flag]:
+        raise ValueError(
+            f"{len(broken)} of {len(weights)} weights are NaN or infinite ({broken[0]} is the first); the "
+            "model is not exported: train again with a lower lr, from an earlier checkpoint or from the start"
+        )
 
 
 def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
