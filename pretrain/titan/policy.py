@@ -41,9 +41,9 @@ class StepGuard:
         """Raises ValueError where the last step was not finite, or the last two or more were skipped."""
         if self.in_a_row and (self.in_a_row > 1 or not self.last_finite):
             raise ValueError(
-                f"step {step}: {self.in_a_row} step(s) at the end were skipped ({self.skipped_nonfinite} of all "
-                "steps had a loss or gradient that is not finite); the model is not exported: train again "
-                "with a lower lr, or with more steps where these were spikes"
+                f"step {step}: {self.in_a_row} step(s) at the end were skipped ({self.skipped_nonfinite} in "
+                "all had a loss or gradient that is not finite); the model is not exported: train again with "
+                "a lower lr, or with more steps where these were spikes"
             )
 
     def _spikes(self, grad_norm: float) -> bool:
