@@ -187,17 +187,20 @@ def test_clips_that_do_not_pair_are_refused(change, message):
 def good(closed=0.6, sim=0.0, after_flags=()):
     """An alignment that passes, unless changed."""
     rng = np.random.default_rng(0)
+    clear = "intelligibility_pocketsphinx_judge"
     base: list[dict[str, Any]] = [
-        dict(errors=2, sync_judge=0.8, sim_resemblyzer=0.6 + 0.01 * value)
+        {"errors": 2, "sync_judge": 0.8, clear: 0.5, "sim_resemblyzer": 0.6 + 0.01 * value}
         for value in rng.standard_normal(40)
     ]
-    codec = [row(i, errors=0, sync_judge=1.2, sim_resemblyzer=0.7) for i in range(40)]
+    real = {"errors": 0, "sync_judge": 1.2, clear: 0.8, "sim_resemblyzer": 0.7}
+    codec = [row(i, **real) for i in range(40)]
     before = [row(i, **values) for i, values in enumerate(base)]
     moved = [
         {
             **v,
             "errors": 2 - 2 * closed,
             "sync_judge": 0.8 + 0.4 * closed,
+            clear: 0.5 + 0.3 * closed,
             "sim_resemblyzer": v["sim_resemblyzer"] + sim,
         }
         for v in base

@@ -134,7 +134,8 @@ def test_the_mini_recipes_gates_on_alignment(tmp_path):
 
     assert set(aligned().values()) == {"passed"}
     worse = aligned(closed=-0.3)
-    for name in ("wer_pocketsphinx_judge", "sync_judge", "simulated_gsb"):
+    clear = "intelligibility_pocketsphinx_judge"
+    for name in (clear, "wer_pocketsphinx_judge", "sync_judge", "simulated_gsb"):
         assert worse[name, ALIGNMENT] == "failed"
     hacked = aligned(closed=1.1)  # better than real clips through the codec
     assert hacked["metrics_beyond_codec", ALIGNMENT] == "failed"
