@@ -8,6 +8,7 @@ noise without repetition, so that two readings have one lag. Building is determi
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,7 @@ CORNERS = {(0, 0): (220, 30, 30), (0, -1): (30, 200, 30), (-1, 0): (40, 40, 220)
 EXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-flags:a", "+bitexact", "-threads", "1")
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-crf", "18", "-pix_fmt", "yuv420p")
 AAC = ("-c:a", "aac", "-b:a", "96k")
+_STARTING = threading.Lock()  # threads that start processes at the same time have been seen to fail
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,17 @@ def ffmpeg(*arguments: str | Path, stdin: bytes | None = None) -> bytes:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error", "-y"]
     if stdin is not None:
         command.remove("-nostdin")
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, input=stdin, timeout=60)
-    if done.returncode:
-        raise RuntimeError(f"ffmpeg {' '.join(map(str, arguments))}: {done.stderr.decode()[-600:]}")
-    return done.stdout
+    with _STARTING:
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)],
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    out, said = process.communicate(stdin, timeout=60)
+    if process.returncode:
+        raise RuntimeError(f"ffmpeg {' '.join(map(str, arguments))}: {said.decode()[-600:]}")
+    return out
 
 
 def numbered(num_frames: int, height: int = 64, width: int = 96) -> np.ndarray:

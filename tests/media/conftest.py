@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from builders import Source, build
-from ffmpeg_reading import Reading, read_by_ffmpeg
-
-Built = Callable[[Source], tuple[Path, Reading]]
+from ffmpeg_reading import Built, Reading, read_by_ffmpeg
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from builders import ffmpeg
+from builders import Source, ffmpeg
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,17 @@ class Reading:
     sample_rate_hz: int = 0
 
 
+JITTER_S = 0.005
+Built = Callable[[Source], tuple[Path, Reading]]
+
+
 def read_by_ffmpeg(path: Path, folder: Path, *, video: bool = True, audio: bool = True) -> Reading:
     """Every frame once (`-fps_mode passthrough`), timestamps as stored (`-copyts`), FFmpeg's choice of
     streams."""
     names = {name: folder / f"{path.name}.{name}" for name in ("v.txt", "rgb", "a.txt", "f32")}
     outputs: list[str | Path] = []
     if video:
-        exact = ("-an", "-fps_mode", "passthrough", "-pix_fmt", "rgb24")
+        exact = ("-an", "-fps_mode", "passthrough", "-enc_time_base", "demux", "-pix_fmt", "rgb24")
         outputs += [*exact, "-f", "framecrc", names["v.txt"], *exact, "-f", "rawvideo", names["rgb"]]
     if audio:
         plain = ("-vn", "-c:a", "pcm_f32le")
@@ -66,16 +71,17 @@ def _listed(path: Path) -> tuple[dict[str, str], np.ndarray]:
 
 
 def on_timeline(reading: Reading, zero_s: float) -> np.ndarray:
-    """float32 [C, N]: sample n is heard at zero_s + n / rate; holes are zero."""
+    """float32 [C, N]: sample n is heard at zero_s + n / rate; holes are zero.
+
+    Pieces whose times fit to JITTER_S follow each other: containers round times to a millisecond.
+    """
     assert reading.samples is not None and reading.sample_starts is not None
     assert reading.piece_sizes is not None
-    starts = np.rint(reading.sample_starts - zero_s * reading.sample_rate_hz).astype(int)
-    total = max(0, int((starts + reading.piece_sizes).max()))
-    placed, at = np.zeros((len(reading.samples), total), np.float32), 0
-    for start, size in zip(starts, reading.piece_sizes, strict=True):
-        piece = reading.samples[:, at : at + size]
-        at += size
-        cut = max(0, -int(start))
-        if cut < size:
-            placed[:, start + cut : start + size] = piece[:, cut:]
-    return placed
+    first = round(reading.sample_starts[0] - zero_s * reading.sample_rate_hz)
+    origin = reading.sample_starts[0] - max(0, first)
+    parts, at, end = [np.zeros((len(reading.samples), max(0, first)), np.float32)], 0, max(0, first)
+    for start, size in zip(reading.sample_starts - origin, reading.piece_sizes, strict=True):
+        hole = round(start - end) if start - end > JITTER_S * reading.sample_rate_hz else 0
+        parts += [np.zeros((len(reading.samples), hole), np.float32), reading.samples[:, at : at + size]]
+        at, end = at + size, end + hole + size
+    return np.concatenate(parts, axis=1)[:, max(0, -first) :]
