@@ -53,7 +53,7 @@ HELD = {  # container -> video codecs, audio codecs; each codec is tried once, n
     ),
     "webm": ("vp8 vp9 av1", "opus vorbis"),
     "ts": ("h264 bframes hevc mpeg2", "aac mp3 ac3 opus"),
-    "avi": ("mpeg4 mjpeg h264 ffv1", "mp3 ac3 u8 s16le s24le s32le f32le mulaw"),
+    "avi": ("mpeg4 mjpeg h264 ffv1 bframes", "mp3 ac3 u8 s16le s24le s32le f32le mulaw"),
     "flv": ("h264 flv1", "aac mp3"),
 }
 RATES_HZ = {"opus": 48_000, "mp3": 44_100, "ac3": 48_000, "vorbis": 44_100}

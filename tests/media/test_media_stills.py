@@ -155,7 +155,7 @@ def test_a_huge_picture_is_refused_by_its_header(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(MediaError, match="a.png"):
+    with pytest.raises(MediaError, match=r"a\.png"):
         read_image(path)
 
 
@@ -166,7 +166,7 @@ def test_the_name_does_not_decide(tmp_path: Path) -> None:
 
 
 def test_a_missing_picture_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="none.png"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
         read_image(tmp_path / "none.png")
 
 
