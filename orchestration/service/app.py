@@ -177,6 +177,7 @@ def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:
         sample_rate_hz=decoded.sample_rate_hz,
         frames=arrays.get("frames"),
         fps=decoded.fps,
+        mended=decoded.mended,
         prompt=parsed.prompt,
         spans=spans,
         references=references + (None,) * (len(spans) - len(references)),
