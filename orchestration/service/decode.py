@@ -25,7 +25,7 @@ from pretrain.media.limits import MediaLimits
 from pretrain.media.read import Media, read_container
 from pretrain.media.samples import to_rate
 from pretrain.media.stills import decode_still
-from pretrain.media.streams import Streams, best_streams
+from pretrain.media.streams import ChosenStreams, best_streams
 
 REFERENCE_RATE_HZ = 16_000
 # Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.
@@ -183,7 +183,7 @@ def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) 
 
 
 def _take(media: Media, budget: _Budget, decoded: Decoded) -> None:
-    """`media` into `decoded`. Raises Refusal for a rate that is not taken, or for too much that was mended."""
+    """`media` into `decoded`. Raises Refusal for a rate that is not taken, or too much to fill."""
     if media.frames is not None:
         _check_fps(media.fps)
         decoded.fps = media.fps
@@ -207,7 +207,7 @@ def media_limits(limits: Limits) -> MediaLimits:
     )
 
 
-def _check_container(container: InputContainer, streams: Streams, budget: _Budget) -> None:
+def _check_container(container: InputContainer, streams: ChosenStreams, budget: _Budget) -> None:
     """What the header promises is held against the limits before a frame is decoded."""
     limits = budget.limits
     if len(container.streams) > MAX_STREAMS or not streams.present():

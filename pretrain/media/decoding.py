@@ -14,7 +14,7 @@ from pretrain.media.channels import of_frame
 from pretrain.media.errors import AGAIN, MediaError
 from pretrain.media.geometry import PictureConverter
 from pretrain.media.limits import Admit, MediaLimits
-from pretrain.media.streams import Streams, expected_packets, pixel_aspect, promised_seconds, start_of
+from pretrain.media.streams import ChosenStreams, expected_packets, pixel_aspect, promised_seconds, start_of
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class Sounds:
 
 
 def decode(
-    path: Path, container: InputContainer, streams: Streams, limits: MediaLimits, admit: Admit
+    path: Path, container: InputContainer, streams: ChosenStreams, limits: MediaLimits, admit: Admit
 ) -> tuple[Pictures, Sounds]:
     """What is presentable of the streams. `admit` sees each frame before it becomes an array and may raise.
 
@@ -61,7 +61,7 @@ def decode(
                 admit(frame)
                 pictures.interlaced += frame.interlaced_frame
                 pictures.times.append(_seconds(frame))
-                pictures.last_s = float(frame.duration * frame.time_base) if frame.duration else 0.0
+                pictures.last_s = float((frame.duration or 0) * (frame.time_base or 0))
                 pictures.frames.append(to_picture(frame))
                 counter.add(pictures.times[-1], pictures.frames[-1], len(pictures.frames))
             elif isinstance(frame, av.AudioFrame):
@@ -104,7 +104,7 @@ def _add_sound(path: Path, sounds: Sounds, frame: av.AudioFrame) -> None:
 
 
 def _check_whole(
-    path: Path, container: InputContainer, streams: Streams, pictures: Pictures, sounds: Sounds
+    path: Path, container: InputContainer, streams: ChosenStreams, pictures: Pictures, sounds: Sounds
 ) -> None:
     """Raises MediaError where the header promises more than 10 % beyond what is there."""
     if streams.video is not None:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
 
 from pretrain.media.errors import MediaError
 from pretrain.media.limits import MediaLimits
-from pretrain.media.stills import BACKGROUND
 
+BACKGROUND = (255, 255, 255)  # what is laid under transparent pixels, of stills and of video
 MAX_ASPECT = 8.0
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _DOLBY_VISION = (14, 15)  # ICtCp and IPT-C2 colour spaces, which swscale does not know
@@ -84,7 +83,7 @@ def square_width(width: int, aspect: float) -> int:
 
 def quarter_turn(path: Path, frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Signs (a, b, c, d) of the frame's display matrix: x' = a x + c y, y' = b x + d y."""
-    data = next((item for item in frame.side_data if item.type == Type.DISPLAYMATRIX), None)
+    data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return _IDENTITY
     a, b, _, c, d = struct.unpack_from("=5i", bytes(data))

@@ -6,7 +6,6 @@ hides are left out, holes are filled (and said), a stream that starts late is pa
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -20,14 +19,15 @@ from av.container import InputContainer
 from pretrain.media.channels import check_channels, mixed
 from pretrain.media.decoding import Pictures, Sounds, decode
 from pretrain.media.errors import AGAIN, MediaError, media_errors
-from pretrain.media.geometry import PictureConverter, shown_size
+from pretrain.media.first_picture import first_frame
+from pretrain.media.geometry import shown_size
 from pretrain.media.limits import LOCAL_LIMITS, Admit, MediaLimits, everything
 from pretrain.media.samples import check_finite, to_rate
 from pretrain.media.sniff import check_present, is_sound, is_still
 from pretrain.media.soundfiles import read_sound, sound_info
 from pretrain.media.stills import read_image, still_size
 from pretrain.media.streams import (
-    Streams,
+    ChosenStreams,
     check_header,
     chosen,
     declared_rates,
@@ -145,14 +145,6 @@ def read_container(
     return Media(frames, fps or DEFAULT_FPS, waveform, rate, mended)
 
 
-def read_first_picture(path: Path, limits: MediaLimits = LOCAL_LIMITS) -> np.ndarray:
-    """uint8 [H, W, 3]: the first picture of a video that is shown; raises MediaError as `read_media` does."""
-    with media_errors(path, "a picture"), open_container(path) as container:
-        frame, streams = _first_frame(path, container, limits)
-        assert streams.video is not None
-        return PictureConverter(path, pixel_aspect(streams.video), limits)(frame)
-
-
 def probe(path: str | Path, limits: MediaLimits = LOCAL_LIMITS) -> MediaInfo:
     """A file's own rates and its size as shown, by its headers and packet times; raises MediaError."""
     path = Path(path)
@@ -168,7 +160,7 @@ def probe(path: str | Path, limits: MediaLimits = LOCAL_LIMITS) -> MediaInfo:
         rate = streams.audio.rate if streams.audio is not None else None
         if streams.video is None:
             return MediaInfo(None, rate, None, None, duration_s)
-        frame, _ = _first_frame(path, container, limits)
+        frame, _ = first_frame(path, container, limits)
         height, width = shown_size(path, frame, pixel_aspect(streams.video))
     with media_errors(path), open_container(path) as container:
         video = chosen(path, container, True, False).video
@@ -201,17 +193,7 @@ def _still(
     return Media(frames, fps or DEFAULT_FPS, None, rate or DEFAULT_RATE_HZ)
 
 
-def _first_frame(path: Path, container: InputContainer, limits: MediaLimits) -> tuple[av.VideoFrame, Streams]:
-    streams = chosen(path, container, True, False)
-    check_header(path, container, streams, MediaLimits(pixels=limits.pixels))
-    assert streams.video is not None
-    streams.video.codec_context.thread_count = 1
-    for frame in itertools.islice(container.decode(streams.video), 1):
-        return frame, streams
-    raise MediaError(f"{path}: 0 seconds of video; {AGAIN}")
-
-
-def _zero(container: InputContainer, streams: Streams, pictures: Pictures) -> float:
+def _zero(container: InputContainer, streams: ChosenStreams, pictures: Pictures) -> float:
     """Seconds of the file's clock at which the clip starts: its first picture, else its first stream."""
     if streams.video is not None:
         first = pictures.times[0] if pictures.times else math.nan
@@ -222,7 +204,7 @@ def _zero(container: InputContainer, streams: Streams, pictures: Pictures) -> fl
 def _on_ticks(
     path: Path,
     pictures: Pictures,
-    streams: Streams,
+    streams: ChosenStreams,
     fps: float | None,
     limits: MediaLimits,
     mended: dict[str, float],
@@ -252,7 +234,7 @@ def _joined(
     lengths = [chunk.shape[1] for chunk in sounds.chunks]
     if not sum(lengths):
         raise MediaError(f"{path}: 0 seconds of sound; {AGAIN}")
-    plan = plan_sounds(np.array(sounds.times) - zero_s, lengths, sounds.rate)
+    plan = plan_sounds([time - zero_s for time in sounds.times], lengths, sounds.rate)
     if plan.num_samples <= 0:
         raise MediaError(f"{path}: its sound ends before its pictures begin; {AGAIN}")
     limits.check_seconds(path, plan.num_samples / sounds.rate)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pretrain.media.errors import MediaError, media_errors
+from pretrain.media.first_picture import read_first_picture
+from pretrain.media.geometry import BACKGROUND
 from pretrain.media.limits import LOCAL_LIMITS, MediaLimits
 from pretrain.media.sniff import check_present, is_still
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BACKGROUND = (255, 255, 255)  # what is laid under transparent pixels, of stills and of video
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
@@ -32,8 +33,6 @@ def read_image(
     path = Path(path)
     check_present(path)
     if not is_still(path):
-        from pretrain.media.read import read_first_picture  # a video's reader, which reads stills here
-
         return read_first_picture(path, limits)
     with media_errors(path, "a picture"), path.open("rb") as file:
         return decode_still(path, file, limits, formats)

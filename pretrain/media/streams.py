@@ -20,7 +20,7 @@ _TIMED = ("mov", "matroska", "flv")  # whose durations are written, not guessed
 
 
 @dataclass(frozen=True)
-class Streams:
+class ChosenStreams:
     """FFmpeg's best streams; None where there is none of a kind."""
 
     video: VideoStream | None
@@ -36,7 +36,7 @@ def open_container(path: Path) -> InputContainer:
     return av.open(f"file:{path}", options={"threads": "1"}, metadata_errors="replace")
 
 
-def best_streams(container: InputContainer) -> Streams:
+def best_streams(container: InputContainer) -> ChosenStreams:
     """The streams FFmpeg would take (flags, then bit rate), but never an attached picture."""
     pictures = [stream for stream in container.streams.video if not is_attached(stream)]
     best = container.streams.best("video") if pictures else None
@@ -49,14 +49,14 @@ def best_streams(container: InputContainer) -> Streams:
     audio = container.streams.best("audio") or next(iter(container.streams.audio), None)
     assert best is None or isinstance(best, VideoStream)
     assert audio is None or isinstance(audio, AudioStream)
-    return Streams(best, audio)
+    return ChosenStreams(best, audio)
 
 
 def is_attached(stream: VideoStream) -> bool:
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
-def chosen(path: Path, container: InputContainer, video: bool | None, audio: bool | None) -> Streams:
+def chosen(path: Path, container: InputContainer, video: bool | None, audio: bool | None) -> ChosenStreams:
     """The best streams that are wanted; None wants a kind where it is there. Raises MediaError."""
     best = best_streams(container)
     for kind, want, found in (("video", video, best.video), ("audio", audio, best.audio)):
@@ -65,13 +65,15 @@ def chosen(path: Path, container: InputContainer, video: bool | None, audio: boo
             raise MediaError(
                 f"{path}: no {kind} stream{cover}; add one or put the row into a set that does not need it"
             )
-    streams = Streams(best.video if video is not False else None, best.audio if audio is not False else None)
+    streams = ChosenStreams(
+        best.video if video is not False else None, best.audio if audio is not False else None
+    )
     if not streams.present():
         raise MediaError(f"{path}: neither pictures nor sound in it; write the file again or drop its row")
     return streams
 
 
-def check_header(path: Path, container: InputContainer, streams: Streams, limits: MediaLimits) -> None:
+def check_header(path: Path, container: InputContainer, streams: ChosenStreams, limits: MediaLimits) -> None:
     """Raises MediaLimitError for what the header promises beyond the limits."""
     if container.duration is not None:
         limits.check_seconds(path, container.duration / av.time_base)
@@ -100,7 +102,7 @@ def expected_packets(stream: VideoStream) -> int:
     return min(stream.frames, indexed) if indexed else stream.frames
 
 
-def promised_seconds(container: InputContainer, streams: Streams) -> float:
+def promised_seconds(container: InputContainer, streams: ChosenStreams) -> float:
     """Length that the header promises of the chosen streams together; 0 where it is a guess."""
     if not any(name in container.format.name.split(",") for name in _TIMED):
         return 0.0

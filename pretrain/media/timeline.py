@@ -76,8 +76,9 @@ def increasing(times: np.ndarray, interval: float) -> np.ndarray:
 def nominal_rate(times: np.ndarray, declared: Sequence[float | None] = ()) -> float:
     """Frames a second of pictures at `times` [N] (any order, NaN allowed).
 
-    The even rate of a constant one; else that of the most frequent interval. The header's rates `declared`
-    and usual ones are preferred where the times fit them; without times the first sane declared one.
+    The even rate of a constant one; else the mean rate where it is a usual one; else that of the most
+    frequent interval. The header's rates `declared` and usual ones are preferred where the times fit them;
+    without times the first sane declared one.
     """
     sane = [rate for rate in declared if rate and 0 < rate <= MAX_FPS]
     times = np.unique(np.asarray(times, np.float64))
@@ -95,6 +96,9 @@ def nominal_rate(times: np.ndarray, declared: Sequence[float | None] = ()) -> fl
         ]
         if fitting:
             return fitting[0]
+        usual = min(STANDARD_FPS, key=lambda rate: abs(rate - measured))
+        if abs(usual - measured) <= SAME_RATE * measured:
+            return usual
     return _most_frequent(np.diff(times), [*sane, *STANDARD_FPS])
 
 
