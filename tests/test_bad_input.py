@@ -18,12 +18,12 @@ from titan_world import write_latents
 
 from experiments.cli import main
 from experiments.runs import run as runs
-from pretrain.media import read as media
 from pretrain.codecs.fit import CodecConfig, fit_codecs
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.files import read_json, replacing, save_tensors
 from pretrain.launch.stage_run import StageRun
+from pretrain.media import read as media
 from pretrain.media.write import write_mp4, write_wav
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
