@@ -65,15 +65,14 @@ def text_lines(world: World) -> Iterator[Line]:
         yield Line(file, "prompt check", f"exit {done.returncode}: {short(shown)}", "an error at :1", ok)
     for file, refused in VOTES.items():
         done = nava("gsb", "stats", world.cases / file)
-        says = [
-            line for line in said_of(done).splitlines() if "case" in line.lower() and '"' + file not in line
-        ]
-        warned = any(
-            word in said_of(done).lower() for word in ("differ by case", "differs by case", "letter case")
+        marks = ("by case", "letter case", "upper and lower")
+        warning = next(
+            (line for line in said_of(done).splitlines() if any(mark in line for mark in marks)), ""
         )
-        ok = done.returncode == 2 if refused else done.returncode == 2 or (bool(says) and warned)
+        ok = done.returncode == 2 or (bool(warning) and not refused)
         right = "refused by line" if refused else "warned of, or refused"
-        yield Line(file, "gsb stats", f"exit {done.returncode}: {short(last_line(done))}", right, ok)
+        shown = warning or last_line(done)
+        yield Line(file, "gsb stats", f"exit {done.returncode}: {short(shown)}", right, ok)
     yield from folder_lines(world)
     yield from silence_lines(world)
 
