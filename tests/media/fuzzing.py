@@ -104,18 +104,18 @@ class LimitedReader:
 
 def serve(memory_bytes: int) -> None:
     """Reads what it is asked for until its input ends; address space above today's is limited."""
-    import av
+    from av import logging
     from PIL import Image
 
     from pretrain.media.errors import MediaError
     from pretrain.media.limits import MediaLimits
     from pretrain.media.read import probe, read_media
 
-    av.logging.set_level(av.logging.PANIC)
+    logging.set_level(logging.PANIC)
     Image.init()
     limits = MediaLimits(pixels=PIXELS, frames=2000, seconds=120, decoded_bytes=DECODED_BYTES)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))
     print("ready", flush=True)
     for line in sys.stdin:
         path, outcome, said = Path(line.rstrip("\n")), "read", ""

@@ -119,6 +119,7 @@ def test_pixels_become_square(built: Built, source: Source) -> None:
     media, info = read_media(path, fps=None), probe(path)
     assert media.frames is not None and (info.height, info.width) == media.frames.shape[1:3]
     pixel = Fraction(source.name.removeprefix("aspect_").split(".")[0].replace("_", "/"))
+    assert info.height and info.width
     assert info.width / info.height == pytest.approx(source.width * pixel / source.height, rel=0.02)
     assert numbers(media.frames) == numbers(reading.frames)
 

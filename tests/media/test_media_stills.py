@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_an_orientation_that_does_not_exist_is_none(tmp_path: Path, value: int) 
 
 def with_alpha(alpha: np.ndarray) -> np.ndarray:
     """[H, W, 4] with magenta hidden where it is transparent."""
-    hidden = np.where(alpha[..., None] > 0, UPRIGHT, np.uint8([255, 0, 255]))
+    hidden = np.where(alpha[..., None] > 0, UPRIGHT, np.array([255, 0, 255], np.uint8))
     return np.dstack([hidden, alpha])
 
 
@@ -61,7 +62,7 @@ def with_alpha(alpha: np.ndarray) -> np.ndarray:
 def test_transparent_parts_show_the_background(tmp_path: Path, suffix: str) -> None:
     alpha = np.full(UPRIGHT.shape[:2], 255, np.uint8)
     alpha[:16], alpha[48:] = 0, 128
-    options = {"lossless": True} if suffix == "webp" else {}
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     Image.fromarray(with_alpha(alpha), "RGBA").save(tmp_path / f"a.{suffix}", **options)
     picture = read_image(tmp_path / f"a.{suffix}")
     assert (picture[:15] == BACKGROUND).all() and (picture[17:47] == UPRIGHT[17:47]).all()
@@ -110,7 +111,8 @@ def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     if mode != "LAB":
         image = image.convert(mode)
         suffix = "jpg" if mode in ("CMYK", "YCbCr") else "png"
-        image.save(tmp_path / f"a.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
+        options: dict[str, Any] = {"quality": 95} if suffix == "jpg" else {}
+        image.save(tmp_path / f"a.{suffix}", **options)
     else:
         suffix = "tiff"
         Image.new("LAB", (96, 64), (200, 128, 128)).save(tmp_path / "a.tiff")
