@@ -29,7 +29,7 @@ def one_channel(samples: np.ndarray, weights: Sequence[float] | np.ndarray | Non
     """
     samples = np.asarray(samples, np.float32)
     if len(samples) == 1:
-        return samples[0]
+        return samples.mean(axis=0)
     by_channel = np.array(WEIGHTS.get(len(samples), np.ones(len(samples))) if weights is None else weights)
     powers = np.einsum("cn,cn->c", samples, samples, dtype=np.float64)
     if not powers[by_channel > 0].any():

@@ -18,6 +18,7 @@ MAX_ASPECT = 8.0
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _DOLBY_VISION = (14, 15)  # ICtCp and IPT-C2 colour spaces, which swscale does not know
 _IDENTITY = (1, 0, 0, 1)
+_LARGE = 2**19  # pixels; swscale's threads cost a smaller picture several times its conversion
 
 
 class PictureConverter:
@@ -43,6 +44,7 @@ class PictureConverter:
             format="rgba" if transparent else "rgb24",
             # 8 bits without scaling have a converter of their own; FFmpeg and OpenCV scale bicubically
             interpolation=Interpolation.BICUBIC if deep or width != frame.width else None,
+            threads=1 if frame.width * frame.height < _LARGE else 0,
         ).to_ndarray()
         if transparent:
             picture = laid_on_background(picture)

@@ -23,7 +23,7 @@ from pretrain.media.first_picture import first_frame
 from pretrain.media.geometry import shown_size
 from pretrain.media.limits import LOCAL_LIMITS, Admit, MediaLimits, everything
 from pretrain.media.samples import check_finite, to_rate
-from pretrain.media.sniff import check_present, is_sound, is_still
+from pretrain.media.sniff import check_present, kind_of
 from pretrain.media.soundfiles import read_sound, sound_info
 from pretrain.media.stills import read_image, still_size
 from pretrain.media.streams import (
@@ -86,9 +86,10 @@ def read_media(
     path = Path(path)
     check_channels(channels)
     check_present(path)
-    if is_still(path):
+    kind = kind_of(path)
+    if kind == "still":
         return _still(path, fps, sample_rate_hz, want_video, want_audio, limits)
-    if is_sound(path):
+    if kind == "sound":
         if want_video:
             raise MediaError(
                 f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
@@ -149,10 +150,11 @@ def probe(path: str | Path, limits: MediaLimits = LOCAL_LIMITS) -> MediaInfo:
     """A file's own rates and its size as shown, by its headers and packet times; raises MediaError."""
     path = Path(path)
     check_present(path)
-    if is_still(path):
+    kind = kind_of(path)
+    if kind == "still":
         height, width = still_size(path, limits)
         return MediaInfo(None, None, height, width, None)
-    if is_sound(path) and (info := sound_info(path)) is not None:
+    if kind == "sound" and (info := sound_info(path)) is not None:
         return MediaInfo(None, info.samplerate, None, None, info.frames / max(1, info.samplerate))
     with media_errors(path), open_container(path) as container:
         streams = chosen(path, container, None, None)

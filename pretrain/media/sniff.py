@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pretrain.media.errors import MediaError, MissingMediaError
 
+Kind = Literal["still", "sound", "stream"]
 START_BYTES = 32
 _HEIF = (b"heic", b"heix", b"mif1", b"msf1", b"heim", b"heis")
 
@@ -28,14 +30,23 @@ def first_bytes(path: Path) -> bytes:
         raise MediaError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def is_still(path: Path) -> bool:
-    """A picture that Pillow reads. Raises MediaError for HEIF, of which FFmpeg would give one tile."""
-    start = first_bytes(path)
+def kind_of(path: Path) -> Kind:
+    """Who reads a file: Pillow (`still`), libsndfile (`sound`), FFmpeg (`stream`).
+
+    Raises MediaError for a file that may not be read, and for HEIF, of which FFmpeg would give one tile.
+    """
+    start, suffix = first_bytes(path), path.suffix.lower()
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
         raise MediaError(f"{path}: an HEIF still, which is not read; save it as JPEG or PNG")
+    if _is_still(start, suffix):
+        return "still"
+    return "sound" if _is_sound(start, suffix) else "stream"
+
+
+def _is_still(start: bytes, suffix: str) -> bool:
     return (
         start[:8] == b"\x89PNG\r\n\x1a\n"
-        or (start[:3] == b"\xff\xd8\xff" and path.suffix.lower() not in (".mjpeg", ".mjpg"))
+        or (start[:3] == b"\xff\xd8\xff" and suffix not in (".mjpeg", ".mjpg"))
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
         or (start[:2] == b"BM" and start[6:10] == bytes(4))
         or start[:4] in (b"II*\0", b"MM\0*")
@@ -44,11 +55,9 @@ def is_still(path: Path) -> bool:
     )
 
 
-def is_sound(path: Path) -> bool:
-    """A sound file that libsndfile reads: wav, flac, or an ogg of that name."""
-    start = first_bytes(path)
+def _is_sound(start: bytes, suffix: str) -> bool:
     return (
         (start[:4] in (b"RIFF", b"RIFX", b"RF64") and start[8:12] == b"WAVE")
         or start[:4] == b"fLaC"
-        or (start[:4] == b"OggS" and path.suffix.lower() in (".ogg", ".oga"))
+        or (start[:4] == b"OggS" and suffix in (".ogg", ".oga"))
     )

@@ -11,7 +11,7 @@ from pretrain.media.errors import MediaError, media_errors
 from pretrain.media.first_picture import read_first_picture
 from pretrain.media.geometry import BACKGROUND
 from pretrain.media.limits import LOCAL_LIMITS, MediaLimits
-from pretrain.media.sniff import check_present, is_still
+from pretrain.media.sniff import check_present, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +32,7 @@ def read_image(
     """
     path = Path(path)
     check_present(path)
-    if not is_still(path):
+    if kind_of(path) != "still":
         return read_first_picture(path, limits)
     with media_errors(path, "a picture"), path.open("rb") as file:
         return decode_still(path, file, limits, formats)
