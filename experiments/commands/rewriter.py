@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,6 +147,8 @@ def dpo(
     check_folder(model)
     files = _named(rewrites)
     found = read_votes(votes)
+    for warning in found.warnings:
+        print(f"warning: {votes}: {warning}", file=sys.stderr)
     counted = (
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
     )

@@ -38,7 +38,7 @@ _SPOKEN = frozenset(
     ["s", "speech", "speechstart", "startspeech", "startofspeech", "sos", "spk", "speak", "speaking"]
 )
 _UNSPOKEN = frozenset(["e", "speechend", "endspeech", "endofspeech", "eos"])
-# Beyond these, names that in angle brackets can be nothing but a mark. Other brackets have them in plain text.
+# Names that in angle brackets can be nothing but a mark; other brackets have them in ordinary text.
 _STARTS = _SPOKEN | {
     *("bos", "speaks", "speaker", "spoken", "say", "says", "saying", "talk", "talking", "voice", "dialog"),
     *(
