@@ -102,7 +102,7 @@ def prompts(draw) -> str:
     try:
         parse(text)
     except ValueError:  # bits beside each other made a mark, or nearly one
-        return f"<S>{re.sub(r'[^\w ]|_', '', text) or 'x'} y<E>"
+        return "<S>" + re.sub(r"[^\w ]|_", "", text) + " x<E>"
     return text
 
 

@@ -74,10 +74,10 @@ _LOOK_ALIKE = str.maketrans(
     }
 )
 _ESCAPED = re.compile(
-    r"&(?:amp;)*(?:#0*\d{2,5}|#x0*[0-9a-f]{2,4}|[lr](?:ang|saquo|aquo|sqb|cub|par|brack|brace));"
-    r"|&(?:amp;)*[lg]t;?"
-    r"|%(?:25)*3[ce]|%2f"
-    r"|\\+(?:u00|x)3[ce]",
+    r"&(?:amp;){0,4}(?:#0*\d{2,5}|#x0*[0-9a-f]{2,4}|[lr](?:ang|saquo|aquo|sqb|cub|par|brack|brace));"
+    r"|&(?:amp;){0,4}[lg]t;?"
+    r"|%(?:25){0,4}3[ce]|%2f"
+    r"|\\{1,4}(?:u00|x)3[ce]",
     re.IGNORECASE,
 )
 _SUSPECT = re.compile(
@@ -86,16 +86,17 @@ _SUSPECT = re.compile(
 _EXACT = re.compile("|".join(map(re.escape, MARKS)))
 _FILL = r"""[\s/|\\_.:;,'"`*~!^=-]*"""
 _NAME = r"(?P<name>[a-z\u4e00-\u9fff](?:[a-z\s_-]{0,24}[a-z]|[\u4e00-\u9fff])?)\d{0,2}"
+# Opening brackets in a row are taken at once (++): a text of nothing else costs no more than one.
 _ATTRIBUTES = r"(?:\s+[\w:-]+\s*=[^<>]*)?"
 _ANGLED = re.compile(
-    rf"[<{_QUOTES[0]}]+(?P<before>{_FILL}){_NAME}{_ATTRIBUTES}(?P<after>{_FILL})[>{_QUOTES[1]}]+"
+    rf"(?<![<{_QUOTES[0]}])[<{_QUOTES[0]}]++(?P<before>{_FILL}){_NAME}{_ATTRIBUTES}(?P<after>{_FILL})[>{_QUOTES[1]}]+"
 )
 _BRACKETED = (
-    re.compile(rf"\[+(?P<before>{_FILL}){_NAME}{_FILL}\]+"),
-    re.compile(rf"\{{+(?P<before>{_FILL}){_NAME}{_FILL}\}}+"),
+    re.compile(rf"(?<!\[)\[++(?P<before>{_FILL}){_NAME}{_FILL}\]+"),
+    re.compile(rf"(?<!\{{)\{{++(?P<before>{_FILL}){_NAME}{_FILL}\}}+"),
 )
 _ROUND_START = re.compile(r"(?<![^\W_])\(s\)(?=\S)")
-_ROUND_END = re.compile(r"(?<=\S)\(/?[se]\)")
+_ROUND_END = re.compile(r"(?<=\S)\((?:e|/[se])\)")
 _SPECIAL = re.compile(r"<[^<>\w]*extra[\s_-]*id[\s_-]*\d*[^<>\w]*>?|extra_id_?\d+")
 
 
@@ -128,12 +129,17 @@ def _paired(folded: _Folded) -> list[NearMark]:
         start = next((match for match, meant in marks if meant == SPEECH_START), None)
         if start and any(meant == SPEECH_END and match.start() > start.end() for match, meant in marks):
             near.append(NearMark(*folded.original(start), SPEECH_START))
-    for match in _ROUND_START.finditer(folded.text):
-        end = _ROUND_END.search(folded.text, match.end())
-        pair = [folded.original(match), folded.original(end)] if end else []
-        if pair and all(any(map(str.isupper, found)) for _, found in pair):
-            near.append(NearMark(*pair[0], SPEECH_START))
+    starts, ends = (
+        [pair for pair in map(folded.original, pattern.finditer(folded.text)) if _is_capital(pair[1])]
+        for pattern in (_ROUND_START, _ROUND_END)
+    )
+    if starts and ends and starts[0][0] < ends[-1][0]:
+        near.append(NearMark(*starts[0], SPEECH_START))
     return near
+
+
+def _is_capital(text: str) -> bool:
+    return any(map(str.isupper, text))
 
 
 def _special(folded: _Folded) -> list[NearMark]:

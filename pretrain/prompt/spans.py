@@ -37,7 +37,7 @@ def find_spans(text: str) -> tuple[Span, ...]:
         if mark.group() == TIMBRE:
             raise ValueError(f"{TIMBRE} {at}; remove it, it is put in after every {SPEECH_START} by itself")
         if unicodedata.combining(text[mark.end() : mark.end() + 1] or " "):
-            raise ValueError(f"a combining character right after {mark.group()} {at} changes it; remove it")
+            raise ValueError(f"a combining character right behind {mark.group()} {at} changes it; remove it")
         if mark.group() == SPEECH_START:
             if opened is not None:
                 raise ValueError(
