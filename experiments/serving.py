@@ -17,7 +17,7 @@ from experiments.layout import Layout
 from experiments.scoring.config import reward_settings
 from experiments.scoring.options import reward_options
 from rewards.catalog import check_names, checked_options
-from rewards.options import fill, nearest
+from rewards.options import fill, nearest, read_yaml
 
 if TYPE_CHECKING:
     from orchestration.service.deployment import ServiceConfig
@@ -76,7 +76,7 @@ def limits_from(settings: Sequence[str]) -> Limits:
         if name not in names:
             raise ValueError(f"--limit {setting}: unknown limit; {nearest(name, names)}")
         try:
-            values[name] = yaml.safe_load(value)
+            values[name] = read_yaml(value)
         except yaml.YAMLError:
             raise ValueError(f"--limit {setting}: expected NAME=NUMBER") from None
     return fill(Limits, values, "--limit")

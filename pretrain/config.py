@@ -11,7 +11,18 @@ from rewards.options import (
     one_line,
     override,
     plain_fields,
+    read_yaml,
     to_json,
 )
 
-__all__ = ["INLINE", "MEMBER", "from_json", "nearest", "one_line", "override", "plain_fields", "to_json"]
+__all__ = [
+    "INLINE",
+    "MEMBER",
+    "from_json",
+    "nearest",
+    "one_line",
+    "override",
+    "plain_fields",
+    "read_yaml",
+    "to_json",
+]

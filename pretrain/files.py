@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -124,3 +125,35 @@ def sha256_of(path: Path) -> str:
     """Digest of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def wide_encoding(content: bytes) -> str:
+    """UTF-16 or UTF-32 where the bytes of a text are that, else ""."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    head = content[:64]
+    return "UTF-16" if len(head) > 3 and 0 in (head[0], head[1]) and head.count(0) >= len(head) // 3 else ""
+
+
+def text_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number from 1, text) of the lines of a UTF-8 text that are not blank.
+
+    A byte order mark is skipped; lines end as on Unix or Windows. Raises ValueError `file:line: ...` for
+    another encoding.
+    """
+    content = path.read_bytes()
+    if wide := wide_encoding(content):
+        raise ValueError(f"{path}:1: the file is {wide}; save it as UTF-8")
+    found = []
+    for line, raw in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        try:
+            text = raw.decode().removeprefix("\ufeff").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}:{line}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+            ) from None
+        if text.strip():
+            found.append((line, text))
+    return found

@@ -9,12 +9,15 @@ dataclasses are those that the default has, unless the field's metadata (MEMBER,
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,12 @@ MEMBER = "member"
 # function from the values read to the members' defaults by name.
 INLINE = "inline"
 _UNFIT = object()
+_TRUTHS = {
+    "yes": True,
+    "on": True,
+    "no": False,
+    "off": False,
+}  # of YAML 1.1, for fields that are true or false
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -32,6 +41,43 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
     return f"did you mean {close[0]!r}? valid: {', '.join(valid)}" if close else "there are none"
+
+
+def read_yaml(content: str | bytes) -> Any:
+    """A YAML document in which yes, no, on and off are words, as in YAML 1.2, and no key is given twice.
+
+    Raises yaml.YAMLError.
+    """
+    import yaml
+
+    return yaml.load(content, _yaml_loader())  # a SafeLoader
+
+
+@cache
+def _yaml_loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 reads the word `yes` of a vocabulary as true, and keeps the last of equal keys."""
+
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:merge" and isinstance(key.value, str):
+                    if key.value in seen:
+                        problem = f"the key {key.value!r} is given twice, keep one"
+                        raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    truth = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", truth, list("tTfF"))
+    return Loader
 
 
 def fill(kind: type[T], values: Any, where: str) -> T:
@@ -151,7 +197,9 @@ class _Reader:
                 raise ValueError(f"{where}: expected a mapping of {self.noun}s, got {value!r}")
         known = float not in options or _number(value) is None
         wanted = getattr(hint, "__name__", hint) if known and _is_finite(value) else "finite numbers"
-        raise ValueError(f"{where}: expected {wanted}, got {value!r}")
+        text = str in options and isinstance(value, (bool, int, float, datetime.date))
+        advice = "; put it in quotes to have it as text" if text else ""
+        raise ValueError(f"{where}: expected {wanted}, got {value!r}{advice}")
 
     def _members(
         self,
@@ -186,6 +234,8 @@ class _Reader:
             return value if self.whole or _is_finite(value) else _UNFIT
         if kind is typing.Literal:
             return value if value in typing.get_args(option) else _UNFIT
+        if kind is bool and isinstance(value, str):
+            return _TRUTHS.get(value.lower(), _UNFIT)
         if kind is Path and isinstance(value, str):
             return Path(value)
         if kind is float and (number := _number(value)) is not None:  # YAML reads 1e-3 as text

@@ -143,3 +143,33 @@ def test_a_file_that_is_no_jsonl(tmp_path):
     path.write_text('{"user_id": "a"\n')
     with pytest.raises(ValueError, match=r":1 json: not valid JSON"):
         read_votes(path)
+
+
+def test_names_are_folded_and_then_doubles_refused(tmp_path):
+    for changes in ({"user": "u "}, {"case": "\u00a0c\u200b"}, {"right": "ba\u00adse "}):
+        assert error(tmp_path, [row(), row(**changes)]).startswith("2 repeat: 'u' voted on case 'c'")
+    rows = [row(user="ann b", case="caf\u00e9"), row(user=" ann\t b", case="cafe\u0301", axis="sync")]
+    found = read_votes(write(tmp_path / "votes.jsonl", rows), ours=" ours ", models=("ours", "base "))
+    assert {vote.user_id for vote in found.votes} == {"ann b"} and found.ours == "ours"
+    assert {vote.case_id for vote in found.votes} == {"caf\u00e9"} and found.warnings == ()
+
+
+def test_sixty_votes_of_three_raters_stay_that(tmp_path):
+    users = ("ann", "bob", "cyd")
+    rows = [row(user=user + " " * (case % 2), case=f"c{case}") for case in range(20) for user in users]
+    found = read_votes(write(tmp_path / "votes.jsonl", rows))
+    assert len(found.votes) == 60 and {vote.user_id for vote in found.votes} == set(users)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u200b", "\ufeff \u2060", "a\ud83d", "a\x07"])
+def test_names_with_nothing_to_see_are_refused(tmp_path, name):
+    assert error(tmp_path, [row(), row(user=name)]).startswith("2 user_id: ")
+
+
+def test_names_that_differ_by_case_are_warned_of_in_one_line_a_kind(tmp_path):
+    rows = [row(user="ann"), row(user="ANN"), row(user="bob"), row(user="Bob"), row(case="d", right="Base")]
+    first, second = read_votes(write(tmp_path / "votes.jsonl", rows)).warnings
+    assert first.startswith(
+        "raters that differ by case only are counted apart: 'ann' and 'ANN', 'bob' and 'Bob'"
+    )
+    assert second.startswith("models") and "'base' and 'Base'" in second

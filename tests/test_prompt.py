@@ -19,7 +19,7 @@ from pretrain.prompt import (
 plain = st.text(alphabet="aSE é中/<\n.,", max_size=12).filter(
     lambda text: "<S" not in text and "<E" not in text and not text.endswith("<")
 )
-words = plain.filter(lambda text: text.strip() != "")
+words = plain.filter(lambda text: any(sign.isalnum() for sign in text))
 
 
 @given(before=plain, spans=st.lists(st.tuples(words, plain), max_size=4))

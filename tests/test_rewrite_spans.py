@@ -73,10 +73,10 @@ def test_the_check_agrees_with_a_plain_comparison_of_spans(one, other):
         ("<S>Good d\u0430y<E> <S>no<E>", "speech span 1 altered"),  # a Cyrillic letter that looks the same
         ("<S>Good day<E> <S>no", "without <E>"),
         ("<S><extra_id_2>Good day<E> <S>no<E>", "remove it"),
-        ("<S>Good day<E>\u0338 <S>no<E>", "combining character right behind speech span 1"),
-        ("＜Ｓ＞hm <S>Good day<E> <S>no<E>", "'<S>' added outside"),
-        ("< /s > <S>Good day<E> <S>no<E>", "'</s>' added outside"),
-        ("<\u200bS> <S>Good day<E> <S>no<E>", "'<S>' added outside"),
+        ("<S>Good day<E>\u0338 <S>no<E>", "combining character right behind <E>"),
+        ("＜Ｓ＞hm <S>Good day<E> <S>no<E>", "did you mean <S>"),
+        ("< /s > <S>Good day<E> <S>no<E>", "did you mean <E>"),
+        ("<\u200bS> <S>Good day<E> <S>no<E>", "did you mean <S>"),
         ("<S>Good day<E> \u202e<S>no<E>", r"U\+202E added outside"),
         ("\x1b <S>Good day<E> <S>no<E>", r"U\+001B added outside"),
         ("\ud83d <S>Good day<E> <S>no<E>", "half a surrogate"),
@@ -89,13 +89,12 @@ def test_what_the_check_refuses(rewritten, reason):
 
 def test_nfd_and_nfc_of_a_span_are_not_the_same():
     assert check_spans("<S>caf\u00e9<E>", "<S>cafe\u0301<E>") == "speech span 1 altered"
-    assert (
-        check_spans("a\u202e <s> <S>x<E>\u0301", "b <S>x<E>\u0301 <s> \u202e") == ""
-    )  # what the source has itself may stay
+    # what the source has itself may stay
+    assert check_spans("a\u202e <pad> <S>x<E>", "b <S>x<E> <pad> \u202e") == ""
 
 
 def test_marks_of_the_source_must_be_right():
-    for broken in ("<S>a", "a<E>", "<S> <E>"):
+    for broken in ("<S>a", "a<E>", "<S> <E>", "<s> <S>a<E>"):
         with pytest.raises(ValueError):
             check_spans(broken, "a")
         with pytest.raises(ValueError):

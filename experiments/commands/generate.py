@@ -23,7 +23,9 @@ def generate(
     """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path",
     "spk_wavs"}).
 
-    --to is the folder for the clips, --model an exported model, --limit the number of rows.
+    --to is the folder for the clips, --model an exported model, --limit the number of rows. All rows are
+    checked as by `nava prompt check --files` before the model is loaded; words that the mini was never
+    trained on are warned of.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
@@ -37,6 +39,8 @@ def generate(
             raise FileNotFoundError(f"{path}: no such file or folder; {hint}")
     config = recipe_for(recipe, settings).generate
     import pretrain.generate
+    from experiments.prompt_words import print_warnings, word_warnings
 
+    print_warnings(prompts, word_warnings(prompts, codec, limit))
     pretrain.generate.generate(config, model, codec, prompts, to, limit)
     print(f"clips in {to}")

@@ -4,6 +4,7 @@ they do."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from experiments.commands.options import JsonFlag
 
 if TYPE_CHECKING:
     from finetune.gsb.pairs import ClipRef, PreferencePair
+    from finetune.gsb.votes import VoteSet
 
 Axis = Literal["overall", "sync", "voice", "picture"]
 VotesFile = Annotated[Path, tyro.conf.Positional]
@@ -54,7 +56,8 @@ def stats(
     GSB = (good - bad) / n with its 95 % interval (analytic, or bootstrap over raters or prompts where that is
     wider), exact sign test with Holm's correction, Bradley-Terry-Davidson strengths with tie parameter nu and
     side effect, agreement of raters. Repeats and attention checks are not counted; raters who fail the fixed
-    rule are dropped unless --keep-all-raters.
+    rule are dropped unless --keep-all-raters. Names are compared without blanks around them and in one
+    Unicode form; those that differ by case only are counted apart, with a warning.
     """
     from finetune.gsb.summary import summarise
     from finetune.gsb.votes import read_votes
@@ -85,6 +88,7 @@ def export(
     from finetune.gsb.votes import read_votes
 
     found = read_votes(votes, ours)
+    warn_of(found)
     sources = [_index(text) for text in clips]
     by_source = {source: read_clips(source, model) for model, source in sources}
     known = [clip for listed in by_source.values() for clip in listed]
@@ -143,9 +147,9 @@ def fit(
     from rewards.preference_fit import PreferenceConfig
 
     files = [ScoresFile.parsed(text) for text in scores]
-    model, found = fit_votes(
-        read_votes(votes, ours), files, features, axis, keep_all_raters, PreferenceConfig()
-    )
+    read = read_votes(votes, ours)
+    warn_of(read)
+    model, found = fit_votes(read, files, features, axis, keep_all_raters, PreferenceConfig())
     model.save(out)
     print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(
         found, out
@@ -165,9 +169,20 @@ def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence
 
 
 def _index(text: str) -> tuple[str | None, Path]:
-    """A path that exists is a path, also with a = in it."""
+    """A path that exists is a path, also with a = in it. Raises ValueError for a model without a name."""
+    from finetune.gsb.names import folded_name, name_problem
+
     model, equals, path = text.partition("=")
-    return (model, Path(path)) if equals and not Path(text).exists() else (None, Path(text))
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if problem := name_problem(model):
+        raise ValueError(f"--clips {text}: {problem}; give MODEL=INDEX")
+    return folded_name(model), Path(path)
+
+
+def warn_of(votes: VoteSet) -> None:
+    for warning in votes.warnings:
+        print(f"warning: {votes.path}: {warning}", file=sys.stderr)
 
 
 def _show(found: Mapping[str, Any]) -> None:
@@ -202,7 +217,7 @@ def _show(found: Mapping[str, Any]) -> None:
             console.print(f"agreement over {agreed['items']} items: {values}")
     console.print(f"\n{_raters(found['raters'])}")
     for warning in found["warnings"]:
-        console.print(f"warning: {warning}")
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 def _show_fit(found: Mapping[str, Any], out: Path) -> None:

@@ -29,18 +29,24 @@ def prompt_check(
     file: Annotated[Path, tyro.conf.Positional],
     /,
     files: bool = False,
+    codec: Path = Path("out/codec"),
     as_json: JsonFlag = False,
 ) -> int:
     """Check the syntax of a prompts JSONL file; with --files also that the images and voices it names exist.
 
-    Exit code 2 when a row is wrong; with --json the errors are in the output.
+    Exit code 2 when a row is wrong: speech marks that are not exactly <S> and <E>, empty spans, unknown or
+    doubled keys, names unfit for files. Words that the mini was never trained on are warnings, unless --codec
+    is one of published weights. With --json errors and warnings are in the output.
     """
+    from experiments.prompt_words import print_warnings, word_warnings
     from pretrain.prompt import check_prompts
 
     found = check_prompts(file, files)
+    warnings = word_warnings(file, codec)
     if as_json:
-        _print_json(found)
+        _print_json({**found, "warnings": warnings})
     else:
+        print_warnings(file, warnings)
         for error in found["errors"]:
             print(f"{file}:{error['line']} {error['field']}: {error['message']}", file=sys.stderr)
         print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.commands.gsb import Axis, VotesFile
+from experiments.commands.gsb import Axis, VotesFile, warn_of
 from experiments.commands.options import recipe_for
 from experiments.layout import Layout
 
@@ -146,6 +146,7 @@ def dpo(
     check_folder(model)
     files = _named(rewrites)
     found = read_votes(votes)
+    warn_of(found)
     counted = (
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
-from pretrain.files import read_json
+from pretrain.files import read_json, text_lines
 
 SETS = ("set1", "set2", "set3")
 IMAGES, SOUNDS = (".jpg", ".jpeg", ".png"), (".wav", ".mp3", ".m4a")
@@ -24,6 +24,9 @@ META_FIELDS = {
     4: ("name", "prompt_text", "voice", "text"),
     5: ("name", "prompt_text", "voice", "text", "truth"),
 }
+META_FORM = "utt_id|prompt_text|prompt_wav|infer_text"
+SHORT_FIELDS = 3  # at most, of lines without prompt_text
+META_COLUMNS = {"name": "utt_id", "voice": "prompt_wav", "text": "infer_text"}
 
 
 @dataclass(frozen=True)
@@ -88,36 +91,56 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
     if not meta.is_file():
         raise FileNotFoundError(f"{meta}: no such file; give the folder of the Seed-TTS test set, or --meta")
     items: list[BenchItem] = []
-    for number, line in enumerate(meta.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        fields = line.strip().split("|")
-        if len(fields) not in META_FIELDS:
+    seen: dict[str, int] = {}
+    lines = text_lines(meta)
+    for number, line in lines:
+        row = _seed_tts_row(meta, number, line, lines[0])
+        name = row["name"]
+        if name in seen:
             raise ValueError(
-                f"{meta}:{number}: {len(fields)} fields; expected 2 to 5, "
-                "utt_id|prompt_text|prompt_wav|infer_text[|infer_wav]"
+                f"{meta}:{number}: {name!r} is there twice, first on line {seen[name]}; keep one"
             )
-        row = dict(zip(META_FIELDS[len(fields)], fields, strict=True))
-        name = row["name"].removesuffix(".wav")
-        if name in {item.name for item in items}:
-            raise ValueError(f"{meta}:{number}: {name!r} is there twice")
+        seen[name] = number
         video = _first(clips, name, (".mp4",))
-        voice = meta.parent / row["voice"] if row.get("voice") else None
-        sound = _first(clips, name, (".wav",)) or video
         items.append(
             BenchItem(
                 name,
                 meta.parent.name or "all",
                 row["text"],
                 prompt=row["text"],
-                voice=voice,
+                voice=meta.parent / row["voice"] if "voice" in row else None,
                 video=video,
-                sound=sound,
+                sound=_first(clips, name, (".wav",)) or video,
             )
         )
     if not items:
-        raise ValueError(f"{meta}: the file is empty; expected utt_id|prompt_text|prompt_wav|infer_text")
+        raise ValueError(f"{meta}: the file is empty; expected {META_FORM}")
     return items
+
+
+def _seed_tts_row(meta: Path, number: int, line: str, first: tuple[int, str]) -> dict[str, str]:
+    """Columns of a line by name, without blanks around them. Raises ValueError `file:line: ...`.
+
+    Lines with prompt_text (4 or 5 columns) and without (2 or 3) are of different tasks, so a file that has
+    both has lines that lack a column.
+    """
+    fields = [field.strip() for field in line.split("|")]
+    if len(fields) not in META_FIELDS:
+        raise ValueError(
+            f"{meta}:{number}: {len(fields)} fields; expected 2 to 5, {META_FORM}[|infer_wav], a case a line"
+        )
+    others = first[1].count("|") + 1
+    if (len(fields) > SHORT_FIELDS) != (others > SHORT_FIELDS):
+        raise ValueError(
+            f"{meta}:{number}: {len(fields)} fields, but line {first[0]} has {others}; a column is missing "
+            f"in one of them, expected {META_FORM}"
+        )
+    row = dict(zip(META_FIELDS[len(fields)], fields, strict=True))
+    row["name"] = row["name"].removesuffix(".wav")
+    for column in ("name", "voice", "text"):
+        if column in row and not row[column]:
+            raise ValueError(f"{meta}:{number}: {META_COLUMNS[column]} is blank; expected {META_FORM}")
+    return row
 
 
 def _verse_bench_set(folder: Path, clips: Path) -> Iterator[BenchItem]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import experiments.recipes
-from pretrain.config import nearest, one_line, override, plain_fields
+from pretrain.config import nearest, one_line, override, plain_fields, read_yaml
 
 SUPPORT = {"base", "load"}
 
@@ -72,7 +72,7 @@ def read_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run this where params.yaml is or give --params")
     try:
-        values = yaml.safe_load(path.read_bytes()) or {}
+        values = read_yaml(path.read_bytes()) or {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}:{line}: not YAML ({error.problem}); mend that line") from None
@@ -96,7 +96,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
     if not equals or not path:
         raise ValueError(f"--set {setting}: expected key=value, e.g. pretrain.stages.stage1.steps=100")
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
         raise ValueError(f"--set {setting}: the value is not YAML; quote it") from None
     for key in reversed(path.split(".")):

@@ -15,7 +15,7 @@ from experiments.scoring.score_files import ScoreSettings
 from pretrain.config import one_line
 from rewards.catalog import CATALOG, check_names, check_weights, is_plugin, metric
 from rewards.guardrails import GuardrailLimits
-from rewards.options import fill, nearest
+from rewards.options import fill, nearest, read_yaml
 from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric, RubricItem
 from rewards.types import split_part
@@ -46,7 +46,7 @@ def read_rubric(path: Path) -> RubricFile:
             f"{path}: no such file; give a rubric as YAML (items: {{reward: {{weight: 1.0}}}})"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({one_line(error)})") from None
     if not isinstance(content, Mapping):
@@ -197,6 +197,6 @@ def _reward_setting(text: str, wanted: Sequence[str], flag: str) -> tuple[str, s
     if name not in wanted:
         raise ValueError(f"{flag} {text}: {name!r} is not asked for; {nearest(name, wanted)}")
     try:
-        return name, option, yaml.safe_load(value)
+        return name, option, read_yaml(value)
     except yaml.YAMLError:
         raise ValueError(f"{flag} {text}: the value is not YAML; quote it") from None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.scoring.rows import ScoresFile, VotedClip, read_scored
+from finetune.gsb.names import folded_name
 from finetune.gsb.raters import check_raters, first_votes, kept_votes
 from finetune.gsb.votes import AXES, Vote, VoteSet
 from pretrain.jsonl import FieldError
@@ -40,7 +41,7 @@ def fit_votes(
     known: dict[tuple[str, str], list[VotedClip]] = {}
     for file in files:
         for clip in read_scored(file, features):
-            known.setdefault((clip.model, clip.case_id), []).append(clip)
+            known.setdefault((folded_name(clip.model), folded_name(clip.case_id)), []).append(clip)
     counted = (
         first_votes(votes.votes) if keep_all_raters else kept_votes(votes.votes, check_raters(votes.votes))
     )

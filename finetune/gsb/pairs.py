@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from finetune.gsb.names import folded_name, name_problem
 from finetune.gsb.tie_rates import label_rate_at_zero
 from finetune.gsb.votes import AXES, Vote
 from pretrain.config import nearest
@@ -90,12 +91,13 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
     """The clips of an index of `nava generate` or of a rollout store (or its folder).
 
     All are of `model`, else of each row's `model`. Where a case has several clips of `model` they are called
-    MODEL#0, MODEL#1 ... in the order of the index. A row has data_id, prompt, and video or sha256; `case_id`
-    is data_id where it is absent. Raises FileNotFoundError, or ValueError naming file, line and field.
+    MODEL#0, MODEL#1 ... in the order of the index. Names are folded as in votes. A row has data_id, prompt,
+    and video or sha256; `case_id` is data_id where it is absent. Raises FileNotFoundError, or ValueError
+    naming file, line and field.
     """
     index = source / INDEX if source.is_dir() else source
     clips = []
-    for line, row in scan(index):
+    for line, row in scan(index, finite=True):
         if isinstance(row, FieldError):
             raise ValueError(row.at(index))
         row = {**row, **({"model": model} if model else {})}
@@ -110,12 +112,15 @@ def read_clips(source: Path, model: str | None = None) -> list[ClipRef]:
                 FieldError(line, "video", "missing, and no sha256 either; name the clip's file").at(index)
             )
         video = index.parent / row["video"] if row.get("video") else None
-        case = str(row.get("case_id", row["data_id"]))
+        named = {"model": row["model"], "case_id": str(row.get("case_id", row["data_id"]))}
+        for name, value in named.items():
+            if problem := name_problem(value):
+                raise ValueError(FieldError(line, name, problem).at(index))
         clips.append(
             ClipRef(
                 row["data_id"],
-                row["model"],
-                case,
+                folded_name(named["model"]),
+                folded_name(named["case_id"]),
                 row["prompt"],
                 video,
                 row.get("sha256") or "",
@@ -146,7 +151,8 @@ def pair_up(votes: Iterable[Vote], clips: Iterable[ClipRef], source: Path | str)
     """
     known: dict[str, dict[str, list[ClipRef]]] = {}
     for clip in clips:
-        known.setdefault(clip.case_id, {}).setdefault(clip.model, []).append(clip)
+        of_case = known.setdefault(folded_name(clip.case_id), {})
+        of_case.setdefault(folded_name(clip.model), []).append(clip)
     counts: dict[tuple[ClipRef, ClipRef], dict[str, list[int]]] = {}
     simulated: Counter[tuple[ClipRef, ClipRef]] = Counter()
     for vote in votes:
@@ -180,7 +186,7 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
 def read_pairs(path: Path) -> list[PreferencePair]:
     """What `write_pairs` wrote. Raises ValueError `file:line field: message` for a damaged row."""
     pairs = []
-    for line, row in scan(path):
+    for line, row in scan(path, finite=True):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
         try:

@@ -55,7 +55,7 @@ def summarise(
         )
     by_axis = {name: [vote for vote in counted if vote.axis == name] for name in ([axis] if axis else found)}
     _check_comparisons(votes, by_axis[main], models)
-    warnings: list[str] = []
+    warnings = list(votes.warnings)
     pairs = _corrected({name: _pairs(chosen, ours) for name, chosen in by_axis.items()})
     fits = {name: _davidson(votes, name, chosen, warnings) for name, chosen in by_axis.items()}
     agreements = {name: agreement(answer_counts(chosen)) for name, chosen in by_axis.items()}

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from finetune.gsb.names import alike_warnings, folded_name, name_problem
 from pretrain.config import nearest
 from pretrain.jsonl import FieldError, scan
 
@@ -24,6 +25,7 @@ SIDES = ("left", "right")
 CHOICES = (*SIDES, "tie")
 REQUIRED = ("user_id", "left_model", "right_model", "choice", "ours_side", "case_id")
 OPTIONAL = ("axis", "repeat", "seconds", "seed", "left_sha256", "right_sha256", "simulated", "attention")
+NAMES = ("user_id", "case_id", "left_model", "right_model")
 _LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspelt optional one
 
 
@@ -79,6 +81,7 @@ class VoteSet:
     path: Path
     votes: tuple[Vote, ...]
     ours: str | None
+    warnings: tuple[str, ...] = ()  # about names that may be one
 
     @property
     def num_simulated(self) -> int:
@@ -88,6 +91,8 @@ class VoteSet:
 def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] = ()) -> VoteSet:
     """Every vote of a JSONL file; one bad row rejects the file, since it would change the statistics.
 
+    Names, also `ours` and `models`, are compared without blanks around them, in Unicode's NFC and with one
+    blank for white space inside; `warnings` tells of those that then differ by case only.
     `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. Where
     ours_side is null in every vote, the model given as `ours` is ours in each. With `models` no other model
     may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
@@ -95,10 +100,11 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     left_model and right_model, the same rater, case, models, axis and repeat twice.
     """
     path = Path(path)
+    ours, models = folded_name(ours) if ours else ours, tuple(map(folded_name, models))
     votes: list[Vote] = []
     seen: dict[tuple[Any, ...], int] = {}
     error: FieldError | None = None
-    for line, row in scan(path):
+    for line, row in scan(path, finite=True):
         result = (
             row
             if isinstance(row, FieldError)
@@ -116,7 +122,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
     if error:
         raise ValueError(error.at(path))
-    return VoteSet(path, tuple(votes), ours)
+    return VoteSet(path, tuple(votes), ours, _warnings(votes))
 
 
 def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
@@ -130,6 +136,10 @@ def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError
     for name in ("user_id", "case_id"):
         if isinstance(values[name], int) and not isinstance(values[name], bool):
             values[name] = str(values[name])
+    for name in NAMES:
+        if problem := name_problem(values[name]):
+            return FieldError(line, name, problem)
+        values[name] = folded_name(values[name])
     message = next(
         ((name, wrong) for name, value in values.items() if (wrong := _wrong(name, value, models, row))), None
     )
@@ -149,11 +159,9 @@ def _wrong(name: str, value: Any, models: set[str], row: dict[str, Any]) -> str:
     if name in ("choice", "axis") or (name == "ours_side" and value is not None):
         valid = {"choice": CHOICES, "axis": AXES, "ours_side": SIDES}[name]
         return "" if value in valid else f"unknown value {value!r}; {nearest(str(value), valid)}"
-    if name in ("user_id", "case_id", "left_model", "right_model"):
-        if not isinstance(value, str) or not value.strip():
-            return f"expected a name, got {value!r}"
+    if name in NAMES:
         known = not models or value in models or row.get("attention") is True or not name.endswith("_model")
-        return "" if known else f"unknown model {value!r}; {nearest(value, models)}"
+        return "" if known else f"unknown model {value!r}; {nearest(str(value), models)}"
     if name in ("simulated", "attention"):
         return "" if isinstance(value, bool) else f"expected true or false, got {value!r}"
     if name in ("left_sha256", "right_sha256"):
@@ -179,6 +187,16 @@ def _wrong(name: str, value: Any, models: set[str], row: dict[str, Any]) -> str:
         )
         return "" if number else f"expected seconds from 0, got {value!r}"
     return ""
+
+
+def _warnings(votes: Sequence[Vote]) -> tuple[str, ...]:
+    return alike_warnings(
+        {
+            "raters": (vote.user_id for vote in votes),
+            "cases": (vote.case_id for vote in votes),
+            "models": (model for vote in votes for model in vote.pair),
+        }
+    )
 
 
 @lru_cache(256)

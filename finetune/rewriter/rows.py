@@ -36,7 +36,7 @@ def read_rows(source: Path, to: Path) -> list[SourceRow]:
     source or lies in another folder while rows name files relative to theirs; FileNotFoundError without the
     source; OSError where `to` cannot be written.
     """
-    checked = read_prompts(source)
+    checked = read_prompts(source, own_keys=True)
     if to.exists() and to.samefile(source):
         raise ValueError(f"{to}: is the file to be rewritten; give another one")
     if to.is_dir():

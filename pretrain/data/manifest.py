@@ -74,7 +74,7 @@ def read_manifest(
     rows: list[ManifestRow] = []
     rejected: list[FieldError] = []
     seen: dict[str, int] = {}
-    for line, content in scan(path):
+    for line, content in scan(path, finite=True):
         result = content if isinstance(content, FieldError) else row_of(content, line, path.parent)
         if isinstance(result, ManifestRow) and result.data_id in seen:
             result = FieldError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config import nearest
+from pretrain.files import text_lines
 from pretrain.storage import place
 
 MODALS = ("text_to_av", "text_to_audio", "text_to_video", "text_to_image")
@@ -28,8 +29,8 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
     """Sets with their weights; `weight_path` defaults to the list's name with `.weight`.
 
     List lines are `idx<TAB>set_name<TAB>path` or `idx<TAB>path` (the name is then the file's), weight lines
-    `set_name<TAB>weight<TAB>modal`; blank lines and `#` comments are skipped. Raises ValueError `file:line:
-    ...`.
+    `set_name<TAB>weight<TAB>modal`; blank lines, `#` comments and a byte order mark are skipped.
+    Raises ValueError `file:line: ...`.
     """
     list_path = Path(list_path)
     weight_path = Path(weight_path) if weight_path is not None else list_path.with_suffix(".weight")
@@ -37,7 +38,7 @@ def read_mix(list_path: Path | str, weight_path: Path | str | None = None) -> li
     entries: list[MixEntry] = []
     for line, cells in _cells(list_path, (2, 3), "idx<TAB>set_name<TAB>path"):
         name = cells[1] if len(cells) == 3 else Path(cells[1]).stem
-        if not cells[0].isdigit():
+        if not (cells[0].isascii() and cells[0].isdigit()):
             raise ValueError(f"{list_path}:{line} idx: expected a whole number, got {cells[0]!r}")
         if name in {entry.name for entry in entries}:
             raise ValueError(f"{list_path}:{line} set_name: {name!r} is listed twice; keep one")
@@ -95,8 +96,8 @@ def _read_weights(path: Path) -> dict[str, tuple[float, str]]:
 def _cells(path: Path, widths: tuple[int, ...], form: str) -> Iterator[tuple[int, list[str]]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a mixing file with lines {form}")
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not text.strip() or text.lstrip().startswith("#"):
+    for line, text in text_lines(path):
+        if text.lstrip().startswith("#"):
             continue
         cells = [cell.strip() for cell in text.split("\t")]
         if len(cells) not in widths or not all(cells):
