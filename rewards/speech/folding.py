@@ -33,15 +33,15 @@ _WORD = regex.compile(rf"(?V1){_CHARACTER}|{_LETTERS}(?:'{_LETTERS})*")
 
 
 def fold(text: str) -> str:
-    """A text in which what is spoken alike by intent is written alike; punctuation is still there.
+    """A text in which one spoken word has one spelling; punctuation is still there.
 
-    `typography`, numbers as plain digits (1,000 and 1.000 and 1'000 as 1000; digits of all scripts as 0 to 9),
-    case folded (so ß is ss), traditional characters simplified, optional signs dropped: vowel points of
+    `typography`, numbers as plain digits (1,000 and 1.000 and 1'000 as 1000; digits of all scripts as 0 to
+    9), case folded (so ß is ss), traditional characters simplified, optional signs dropped: vowel points of
     Arabic and Hebrew, tatweel, stress over Cyrillic vowels. Marks that are part of a word's spelling
     (Devanagari matras, Thai vowels and tones, accents) stay.
     """
     text = typography(_WIDE_BLANK_BETWEEN_DIGITS.sub(",", text))
-    text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+    text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
     for grouped in (_THOUSANDS, _LAKHS):
         text = grouped.sub(lambda number: _SEPARATOR.sub("", number[0]), text)
     text = unicodedata.normalize("NFC", text.casefold())

@@ -48,7 +48,7 @@ class Recognizer:
     def refusal(self, text: str) -> str:
         """Why the words of a text cannot be heard: not English, or not in the vocabulary; "" if they can."""
         if foreign := named(text, but=("Latin",)):
-            return f"PocketSphinx hears English only, and the text is in {foreign}; use wer_whisper or wer_endpoint"
+            return f"PocketSphinx hears English only, the text has {foreign}; use wer_whisper or wer_endpoint"
         unknown = sorted(set(normalize(text).split()) - self.num_phones.keys())
         return f"{', '.join(unknown[:3])}: not in the recogniser's vocabulary" if unknown else ""
 

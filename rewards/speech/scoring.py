@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rewards.speech.chinese import simplified
 from rewards.speech.folding import fold, split_words
-from rewards.speech.scripts import named, without_blanks
+from rewards.speech.scripts import named, scripts, without_blanks
 from rewards.speech.typography import damage, typography
 
 # The marks of zhon.hanzi.punctuation: full and half width forms, CJK marks and brackets, dashes, quotes,
@@ -33,8 +33,8 @@ class WerConvention:
 
     `words` turns a text into words between blanks, `mean_of_clips` takes the mean of the clips' rates instead
     of total errors over total words, `percent` scales the published figure by 100, `recogniser` names the
-    benchmark's recogniser. `between_blanks`: it counts what stands between blanks, so that a text without
-    blanks would be one word.
+    benchmark's recogniser. `script` is the one that its texts have, beside Latin letters ("" = any);
+    `between_blanks`: it counts what stands between blanks, so that a text without blanks would be one word.
     """
 
     name: str
@@ -42,6 +42,7 @@ class WerConvention:
     mean_of_clips: bool = False
     percent: bool = False
     recogniser: str = ""
+    script: str = ""
     between_blanks: bool = False
 
     def split(self, text: str) -> list[str]:
@@ -54,10 +55,16 @@ class WerConvention:
             return reason
         if not self.split(text):
             return "the prompt has no speech text"
+        others = named(text, but=(self.script, "Latin"))
+        if self.script and (others or self.script not in scripts(text) | {"Latin"}):
+            return (
+                f"scoring {self.name} counts {self.script} texts, and this one is in "
+                f"{named(text) or 'no letters'}; leave scoring at its default"
+            )
         if self.between_blanks and without_blanks(text):
             return (
-                f"scoring {self.name} counts words between blanks, and the text is in {named(text)}; "
-                "leave scoring at its default"
+                f"scoring {self.name} counts words between blanks, and {named(text)} has none; leave scoring "
+                "at its default"
             )
         return ""
 
@@ -132,7 +139,7 @@ def normalised_english(path: Path) -> WerConvention:
         )
     normalizer = EnglishTextNormalizer(spellings)
     return WerConvention(
-        "normalised_english", lambda text: normalizer(typography(text)).strip(), between_blanks=True
+        "normalised_english", lambda text: normalizer(typography(text)).strip(), script="Latin"
     )
 
 
@@ -143,10 +150,10 @@ SEED_TTS_EN = WerConvention(
     mean_of_clips=True,
     percent=True,
     recogniser="whisper_large_v3",
-    between_blanks=True,
+    script="Latin",
 )
 SEED_TTS_ZH = WerConvention(
-    "seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh"
+    "seed_tts_zh", seed_tts_zh, mean_of_clips=True, percent=True, recogniser="paraformer_zh", script="Han"
 )
 VERSE_BENCH = WerConvention(
     "verse_bench", verse_bench, mean_of_clips=True, recogniser="sensevoice_small", between_blanks=True

@@ -30,8 +30,8 @@ class WordErrorRate:
         self.name = metric_name(transcriber.name, scoring)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """NaN with a reason without speech text, without usable sound, for a text that the scoring cannot count
-        or the recogniser cannot hear, and where a recogniser set to another language answers in its script."""
+        """NaN with a reason without speech text or usable sound, for a text that the scoring cannot count or
+        the recogniser cannot hear, and for an answer in the script of another language (`other_language`)."""
         return score_prepared(clips, self._prepare, self._score)
 
     def _prepare(self, clip: Clip) -> tuple[str, np.ndarray]:
