@@ -1,6 +1,7 @@
 """Long silence does not move a voice; sounds with next to no voice say so."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_by_length_is_given_the_shortened_sounds(monkeypatch):
         (wavlm_ecapa, wavlm_ecapa.WavlmEcapaEncoder),
     ):
         monkeypatch.setattr(module, "by_length", lambda net, sounds, device: seen.extend(map(len, sounds)))
-        bare = object.__new__(encoder)
+        bare: Any = object.__new__(encoder)
         bare._net, bare._device, bare.is_seed_tts = None, "cpu", False
         long = np.concatenate([np.ones(RATE, np.float32), silence(4)])
         bare._embed([long])
