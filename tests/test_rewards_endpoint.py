@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewards.catalog import open_rewards
 from rewards.speech.endpoint import EndpointTranscriber
+from rewards.types import Clip
 
 SECRET = "sk-very-secret"
 
@@ -195,3 +197,28 @@ def test_an_unset_token_is_named(monkeypatch):
         EndpointTranscriber(
             base_url="http://127.0.0.1:1", model="m", token_variable="SPEECH_TOKEN"
         ).transcribe(sounds(1))
+
+
+@pytest.mark.parametrize(
+    ("heard", "errors"),
+    [("今天天气很好，我们去公园。", 0), ("今天天氣很好我們去公園", 0), ("今天天气很坏，我们去公园。", 1)],
+)
+@pytest.mark.parametrize("scoring", ["", "normalised", "seed_tts_zh"])
+def test_chinese_is_counted_by_characters_whatever_the_scoring(heard, errors, scoring):
+    clip = Clip(np.ones(16_000, np.float32), 16_000, spans=("今天天气很好我们去公园",))
+    with server(Served(answer=json.dumps({"text": heard}).encode())) as address:
+        options = {"base_url": address, "model": "whisper-large-v3", "language": "zh", "scoring": scoring}
+        with open_rewards(["wer_endpoint"], {"wer_endpoint": options}) as (reward,):
+            (score,) = reward.score([clip])
+    assert score.parts == {"errors": errors, "words": 11}
+
+
+def test_the_english_normaliser_asks_for_its_file(tmp_path):
+    options = {"base_url": "http://127.0.0.1:9", "model": "whisper-large-v3", "scoring": "normalised_english"}
+    with pytest.raises(ValueError, match=r"wer_endpoint\.normalizer=PATH"):
+        with open_rewards(["wer_endpoint"], {"wer_endpoint": options}):
+            pass
+    (tmp_path / "normalizer.json").write_text("{}")
+    options["normalizer"] = str(tmp_path / "normalizer.json")
+    with open_rewards(["wer_endpoint"], {"wer_endpoint": options}) as (reward,):
+        assert reward.name == "wer_whisper_large_v3_endpoint_normalised_english"

@@ -1,11 +1,13 @@
 """Words: errors counted exactly, real speech recognised, clips that cannot be scored."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from pretrain.data.corpus.bank import load_bank
+from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.recognizer import Recognizer
 from rewards.speech.wer import WordErrorRate, set_word_error_rate
 from rewards.types import Clip
@@ -115,3 +117,28 @@ def test_a_broken_recogniser_raises():
 
     with pytest.raises(RuntimeError, match="model lost"):
         WordErrorRate(Broken()).score([spoken("one", "slt")])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("今天天气很好", "English only, the text has Han"),
+        ("мой дом", "English only, the text has Cyrillic"),
+        ("seven 七", "English only, the text has Han"),
+        ("seven zzyxq", "zzyxq: not in the recogniser's vocabulary"),
+        ("1,000", "1000: not in the recogniser's vocabulary"),
+    ],
+)
+def test_words_that_cannot_be_heard_are_nan_with_their_reason(recognizer, text, reason):
+    foreign = dataclasses.replace(spoken("seven", "rms"), spans=(text,))
+    for scorer in (WordErrorRate(recognizer), Intelligibility(recognizer)):
+        bad, good = scorer.score([foreign, spoken("seven", "rms")])
+        assert math.isnan(bad.value) and reason in bad.reason and not good.reason
+
+
+def test_the_prompts_typography_changes_no_score(recognizer):
+    plain = spoken("seven", "rms")
+    curly = dataclasses.replace(plain, spans=("\ufeff‘Se\u00adｖｅｎ’…",))
+    for scorer in (WordErrorRate(recognizer), Intelligibility(recognizer)):
+        first, second = scorer.score([plain, curly])
+        assert first.value == second.value

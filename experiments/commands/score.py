@@ -13,7 +13,10 @@ from experiments.commands.options import JsonFlag
 RewardSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(
-        name="set", metavar="REWARD.OPTION=VALUE", help="set an option of a reward; may be given again"
+        name="set",
+        metavar="REWARD.OPTION=VALUE",
+        help="set an option of a reward; may be given again (wer_whisper.language=zh; docs/rewards.md says "
+        "which scoring is for which language)",
     ),
 ]
 RewardNames = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rewards.base import Reward
@@ -10,8 +11,13 @@ from rewards.recipes.base import SPEED_ONLY, Shared, WeightsOptions, needed
 
 if TYPE_CHECKING:
     from rewards.speech.recognizer import Recognizer
+    from rewards.speech.scoring import WerConvention
 
+# "": any language, the one to use unless a published table is to be met; normalised: any language, as
+# Whisper's normaliser with its faults mended; seed_tts_en, seed_tts_zh, verse_bench: letter by letter as
+# these benchmarks count; normalised_english: Whisper's English one, numbers and contractions made equal
 ScoringName = Literal["", "seed_tts_en", "seed_tts_zh", "verse_bench", "normalised"]
+AnyScoringName = Literal["", "seed_tts_en", "seed_tts_zh", "verse_bench", "normalised", "normalised_english"]
 
 
 @dataclass(frozen=True)
@@ -33,24 +39,32 @@ class PocketSphinxOptions(VocabularyOptions):
 class WhisperOptions(WeightsOptions):
     """A downloaded model folder.
 
-    `name` whisper_large_v3 (checked by its shape) gives the benchmark's metric name.
+    `name` whisper_large_v3 (checked by its shape) gives the benchmark's metric name. `language` is that of
+    the texts ("" = found by the model). `normalizer` is the normalizer.json that scoring normalised_english
+    needs, by default the one in the model's folder.
     """
 
     name: str = "whisper"
     language: str = "en"
-    scoring: ScoringName = ""
+    scoring: AnyScoringName = ""
+    normalizer: Path | None = None
     batch_size: int = field(default=8, metadata=SPEED_ONLY)
     device: str = field(default="cpu", metadata=SPEED_ONLY)
 
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """An OpenAI-compatible server; the token is read from the environment variable `token_variable`."""
+    """An OpenAI-compatible server; the token is read from the environment variable `token_variable`.
+
+    `language` is that of the texts ("" = found by the server). `normalizer` is a Whisper model's
+    normalizer.json, which scoring normalised_english needs.
+    """
 
     base_url: str = ""
     model: str = ""
     language: str = "en"
-    scoring: ScoringName = ""
+    scoring: AnyScoringName = ""
+    normalizer: Path | None = None
     token_variable: str = field(default="", metadata=SPEED_ONLY)
     concurrency: int = field(default=8, metadata=SPEED_ONLY)
 
@@ -72,24 +86,24 @@ def intelligibility_judge(options: VocabularyOptions, shared: Shared) -> Reward:
 
 
 def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
-    from rewards.speech.scoring import SCORINGS
     from rewards.speech.wer import WordErrorRate
     from rewards.speech.whisper import WhisperTranscriber
 
+    folder = needed(options.weights, "wer_whisper")
+    scoring = _scoring(options.scoring, options.normalizer or folder / "normalizer.json", "wer_whisper")
     transcriber = WhisperTranscriber(
-        needed(options.weights, "wer_whisper"),
+        folder,
         options.sha256,
         name=options.name,
         language=options.language,
         batch_size=options.batch_size,
         device=options.device,
     )
-    return WordErrorRate(transcriber, SCORINGS[options.scoring])
+    return WordErrorRate(transcriber, scoring)
 
 
 def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
     from rewards.speech.endpoint import EndpointTranscriber
-    from rewards.speech.scoring import SCORINGS
     from rewards.speech.wer import WordErrorRate
 
     if not options.base_url or not options.model:
@@ -103,7 +117,20 @@ def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
         token_variable=options.token_variable,
         concurrency=options.concurrency,
     )
-    return WordErrorRate(transcriber, SCORINGS[options.scoring])
+    return WordErrorRate(transcriber, _scoring(options.scoring, options.normalizer, "wer_endpoint"))
+
+
+def _scoring(scoring: AnyScoringName, normalizer: Path | None, reward: str) -> WerConvention:
+    from rewards.speech.scoring import SCORINGS, normalised_english
+
+    if scoring != "normalised_english":
+        return SCORINGS[scoring]
+    if normalizer is None:
+        raise ValueError(
+            f"{reward}: scoring normalised_english needs {reward}.normalizer=PATH, the normalizer.json of a "
+            "Whisper model's folder"
+        )
+    return normalised_english(normalizer)
 
 
 def _wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared, setup: str) -> Reward:

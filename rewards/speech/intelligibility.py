@@ -11,7 +11,7 @@ import numpy as np
 from rewards.base import Unscorable, score_prepared
 from rewards.sound import mono_16khz
 from rewards.speech.recognizer import Recognizer
-from rewards.speech.scoring import normalize
+from rewards.speech.scoring import DEFAULT
 from rewards.speech.sphinx import Spot
 from rewards.types import Clip, Score
 
@@ -50,7 +50,7 @@ class Intelligibility:
     against any phones. Clearness measures whether the sound resembles the word, posterior whether another
     word fits better; either alone stays high for some bad sounds. Words are aligned in their order.
     Score.parts: `clearness`, `posterior`, `lowest_word`; Score.text: every word with its time and score. NaN
-    with a reason for words that the vocabulary does not have.
+    with a reason for a text that is not English and for words that the vocabulary does not have.
     """
 
     def __init__(self, recognizer: Recognizer) -> None:
@@ -61,12 +61,10 @@ class Intelligibility:
         return score_prepared(clips, self._prepare, self._score)
 
     def _prepare(self, clip: Clip) -> tuple[list[str], np.ndarray]:
-        words = normalize(" ".join(clip.spans)).split()
-        if not words:
-            raise Unscorable("the prompt has no speech text")
-        if unknown := sorted(set(words) - self.recognizer.num_phones.keys()):
-            raise Unscorable(f"{', '.join(unknown[:3])}: not in the recogniser's vocabulary")
-        return words, mono_16khz(clip)
+        text = " ".join(clip.spans)
+        if reason := DEFAULT.refusal(text) or self.recognizer.refusal(text):
+            raise Unscorable(reason)
+        return DEFAULT.split(text), mono_16khz(clip)
 
     def _score(self, prepared: list[tuple[list[str], np.ndarray]]) -> list[Score]:
         found = self.recognizer.spot([waveform for _, waveform in prepared])

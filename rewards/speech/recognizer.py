@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from rewards.speech.scoring import normalize
+from rewards.speech.scripts import named
 from rewards.speech.settings import REWARD, RecognizerSettings
 from rewards.speech.sphinx import Sound, Sphinx, Spot, front_end
 
@@ -43,6 +44,13 @@ class Recognizer:
     def num_phones(self) -> dict[str, int]:
         """Phones of each word of the vocabulary."""
         return self._sphinx.num_phones
+
+    def refusal(self, text: str) -> str:
+        """Why the words of a text cannot be heard: not English, or not in the vocabulary; "" if they can."""
+        if foreign := named(text, but=("Latin",)):
+            return f"PocketSphinx hears English only, the text has {foreign}; use wer_whisper or wer_endpoint"
+        unknown = sorted(set(normalize(text).split()) - self.num_phones.keys())
+        return f"{', '.join(unknown[:3])}: not in the recogniser's vocabulary" if unknown else ""
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Words recognised in each [N] 16 kHz sound, separated by blanks; "" if nothing is recognised."""

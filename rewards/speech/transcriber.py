@@ -11,7 +11,9 @@ import numpy as np
 class Transcriber(Protocol):
     """Speech to text. `name` becomes part of the metric's name and must be unique per configuration.
 
-    `name` becomes part of the metric's name, so two set-ups that hear differently need two names.
+    `name` becomes part of the metric's name, so two set-ups that hear differently need two names. Two more
+    may be there: `language` (ISO 639; "" = found by the recogniser), and `refusal(text)`, why it cannot hear
+    the words of a text, or "".
     """
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 from rewards.base import Unscorable, score_prepared
 from rewards.sound import mono_16khz
 from rewards.speech.scoring import DEFAULT, WerConvention
+from rewards.speech.scripts import named, scripts, scripts_of
 from rewards.speech.transcriber import Transcriber
 from rewards.types import Clip, Score
 
@@ -29,21 +30,47 @@ class WordErrorRate:
         self.name = metric_name(transcriber.name, scoring)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
-        """NaN with a reason without speech text or without usable sound."""
+        """NaN with a reason without speech text or usable sound, for a text that the scoring cannot count or
+        the recogniser cannot hear, and for an answer in the script of another language (`other_language`)."""
         return score_prepared(clips, self._prepare, self._score)
 
     def _prepare(self, clip: Clip) -> tuple[str, np.ndarray]:
         reference = " ".join(clip.spans)
-        if not self.scoring.words(reference).split():
-            raise Unscorable("the prompt has no speech text")
+        if reason := self.scoring.refusal(reference) or refusal_of(self.transcriber, reference):
+            raise Unscorable(reason)
         return reference, mono_16khz(clip)
 
     def _score(self, prepared: list[tuple[str, np.ndarray]]) -> list[Score]:
         transcripts = self.transcriber.transcribe([waveform for _, waveform in prepared])
         return [
-            word_errors(reference, text, self.scoring)
+            self._score_text(reference, text)
             for (reference, _), text in zip(prepared, transcripts, strict=True)
         ]
+
+    def _score_text(self, reference: str, text: str) -> Score:
+        if reason := other_language(getattr(self.transcriber, "language", ""), reference, text):
+            return Score(value=math.nan, reason=reason, text=text)
+        return word_errors(reference, text, self.scoring)
+
+
+def refusal_of(transcriber: Transcriber, text: str) -> str:
+    """Why a recogniser cannot hear a text's words; "" where it can, or does not say."""
+    refusal = getattr(transcriber, "refusal", None)
+    return refusal(text) if refusal is not None else ""
+
+
+def other_language(language: str, reference: str, heard: str) -> str:
+    """The reason why words heard by a recogniser set to `language` say nothing about the reference, or "".
+
+    Such a recogniser translates or transliterates: neither its language nor its answer is in a script of the
+    reference.
+    """
+    said, answered = scripts(reference), scripts(heard)
+    if not (language and said and answered) or said & (answered | set(scripts_of(language))):
+        return ""
+    return (
+        f"the recogniser is set to language {language}, and the text is in {named(reference)}; set .language"
+    )
 
 
 def metric_name(recogniser: str, scoring: WerConvention) -> str:
@@ -55,11 +82,11 @@ def metric_name(recogniser: str, scoring: WerConvention) -> str:
 
 def word_errors(reference: str, hypothesis: str, scoring: WerConvention = DEFAULT) -> Score:
     """WER of one hypothesis with its `errors` and `words`; ValueError for a reference without words."""
-    words = scoring.words(reference).split()
+    words = scoring.split(reference)
     if not words:
         raise ValueError("the reference has no words; WER is not defined")
     # jiwer's alignment of an empty hypothesis is the deletion of every word
-    output = jiwer.process_words(" ".join(words), " ".join(scoring.words(hypothesis).split()))
+    output = jiwer.process_words(" ".join(words), " ".join(scoring.split(hypothesis)))
     errors = output.substitutions + output.deletions + output.insertions
     return Score(
         value=errors / len(words),

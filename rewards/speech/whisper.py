@@ -63,7 +63,9 @@ class WhisperTranscriber:
             )
         self.model.to(self.device).eval()
         self.options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "return_timestamps": False}
+        self.language = "en"  # of the monolingual models
         if getattr(self.model.generation_config, "is_multilingual", True):
+            self.language = language
             self.options |= {"task": task, **({"language": language} if language else {})}
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:

@@ -33,6 +33,7 @@ from rewards.timbre.redimnet_layers import (
     WeightedSum,
 )
 from rewards.timbre.redimnet_mel import log_mel, mel_filters, mel_window
+from rewards.timbre.silence import without_silence
 from rewards.weights import checked
 
 MAX_SAMPLES = 30 * SAMPLE_RATE_HZ  # as NAVA feeds it
@@ -225,11 +226,14 @@ class ReDimNetEncoder:
         self._cached = EmbeddingCache(self._embed, self._net.args.embed_dim)
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """16 kHz mono sounds [N] -> float32 [B, 192] of unit length; remembered by content."""
+        """16 kHz mono sounds [N] -> float32 [B, 192] of unit length; remembered by content.
+
+        Long silence is taken out first (`silence.without_silence`).
+        """
         return self._cached(waveforms)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        return by_length(self._net, waveforms, self._device)
+        return by_length(self._net, [without_silence(sound) for sound in waveforms], self._device)
 
 
 def load_net(path: Path) -> ReDimNet:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.timbre.encoder import EmbeddingCache
+from rewards.timbre.silence import without_silence
 from rewards.weights import checked
 
 SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"  # of resemblyzer 0.1.4
@@ -28,10 +29,10 @@ BATCH = 256
 class ResemblyzerEncoder:
     """Resemblyzer 0.1.4's voice encoder, batched; equals its `embed_utterance` on the same samples.
 
-    Its own preprocessing is replaced by bringing the loudness to -30 dBFS: the voice activity detector of the
-    wheel cuts vocoded one-second clips apart, and cost 2 points of nearest-voice accuracy on them. Entries
-    are >= 0, so cosines lie in 0..1. Raises ImportError without the wheel and ValueError for other weights in
-    it.
+    Its own preprocessing is replaced by taking out long silence and bringing the loudness to -30 dBFS: the
+    voice activity detector of the wheel cuts vocoded one-second clips apart, and cost 2 points of
+    nearest-voice accuracy on them. Entries are >= 0, so cosines lie in 0..1. Raises ImportError without the
+    wheel and ValueError for other weights in it.
     """
 
     name = "resemblyzer"
@@ -55,13 +56,13 @@ class ResemblyzerEncoder:
             {key[7:]: value for key, value in state.items() if key.startswith("linear.")}
         )
         self._cached = EmbeddingCache(
-            lambda sounds: self.embed_as_they_are([_to_loudness(sound) for sound in sounds]), EMBEDDING_DIM
+            lambda sounds: self.embed_as_they_are([_prepared(sound) for sound in sounds]), EMBEDDING_DIM
         )
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """16 kHz mono sounds [N] of any lengths -> float32 [B, 256] of unit length, cached by content.
 
-        Sounds are first scaled to -30 dBFS.
+        Long silence is taken out first (`silence.without_silence`), the rest is scaled to -30 dBFS.
         """
         return self._cached(waveforms)
 
@@ -80,7 +81,8 @@ class ResemblyzerEncoder:
         return nn.functional.normalize(torch.relu(self._linear(hidden[-1])), dim=1)
 
 
-def _to_loudness(waveform: np.ndarray) -> np.ndarray:
+def _prepared(waveform: np.ndarray) -> np.ndarray:
+    waveform = without_silence(waveform)
     level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
     return (waveform * (10 ** (LOUDNESS_DB / 20) / max(level, 1e-9))).astype(np.float32)
 

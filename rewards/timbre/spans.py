@@ -6,16 +6,18 @@ import numpy as np
 
 from rewards.base import Unscorable
 from rewards.sound import SAMPLE_RATE_HZ, SILENCE_PEAK, mono_16khz, span_sounds
+from rewards.timbre.silence import check_sound
 from rewards.types import Clip
 
 
 def spoken(clip: Clip) -> list[np.ndarray]:
     """16 kHz mono sound of each span (channels are averaged first). Raises Unscorable as `span_sounds` does,
-    and for a silent span."""
+    and for a silent span or one that is nearly so."""
     sounds = span_sounds(clip)
     for index, sound in enumerate(sounds):
         if np.abs(sound).max() < SILENCE_PEAK:
             raise Unscorable(f"span {index} is silent")
+        _check(sound, f"span {index}")
     return sounds
 
 
@@ -36,7 +38,17 @@ def spoken_with_reference(clip: Clip) -> list[tuple[int, np.ndarray, np.ndarray]
 
 
 def _reference(index: int, reference: np.ndarray) -> np.ndarray:
+    where = f"reference of span {index}"
     try:
-        return mono_16khz(Clip(reference, SAMPLE_RATE_HZ))
+        sound = mono_16khz(Clip(reference, SAMPLE_RATE_HZ))
     except Unscorable as error:
-        raise Unscorable(f"reference of span {index}: {error}") from error
+        raise Unscorable(f"{where}: {error}") from error
+    _check(sound, where)
+    return sound
+
+
+def _check(sound: np.ndarray, where: str) -> None:
+    try:
+        check_sound(sound)
+    except Unscorable as error:
+        raise Unscorable(f"{where}: {error}") from error

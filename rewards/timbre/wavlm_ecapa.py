@@ -19,6 +19,7 @@ from torch.nn import functional
 from rewards.timbre.ecapa import EcapaTdnn
 from rewards.timbre.encoder import EmbeddingCache, by_length
 from rewards.timbre.loading import fitted, read_weights
+from rewards.timbre.silence import without_silence
 from rewards.weights import checked
 
 # Digest as listed by two mirrors of the file, huggingface.co/bezzam/wavlm_large_finetune_seed_tts_eval and
@@ -121,11 +122,16 @@ class WavlmEcapaEncoder:
         self._cached = EmbeddingCache(self._embed, self._net.head.linear.out_features)
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """16 kHz mono sounds [N] -> float32 [B, 256] of unit length; remembered by content."""
+        """16 kHz mono sounds [N] -> float32 [B, 256] of unit length; remembered by content.
+
+        Long silence is taken out first (`silence.without_silence`), but for the published file, whose
+        benchmark embeds sounds at full length.
+        """
         return self._cached(waveforms)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        return by_length(self._net, waveforms, self._device)
+        sounds = waveforms if self.is_seed_tts else [without_silence(sound) for sound in waveforms]
+        return by_length(self._net, sounds, self._device)
 
 
 def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:
