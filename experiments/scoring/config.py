@@ -38,6 +38,11 @@ class RubricFile:
     guardrails: Mapping[str, float]  # as in the file
     allow_prompt_blind: bool = False
 
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """The rewards that the items are about, as asked for, each once."""
+        return tuple(dict.fromkeys(split_part(item.reward, CATALOG)[0] for item in self.rubric.items))
+
 
 def read_rubric(path: Path) -> RubricFile:
     """Raises FileNotFoundError or ValueError in one line: no YAML, unknown keys, a weight of the wrong
@@ -109,8 +114,8 @@ def settings_from(
     rubric, limits = (file.rubric, file.limits) if file else (None, GuardrailLimits())
     options: dict[str, Any] = dict(file.options) if file else {}
     wanted = [name for given in rewards for name in given.split(",") if name]
-    if rubric is not None and not wanted:
-        wanted = [_reward_of(item) for item in rubric.items]
+    if file is not None and not wanted:
+        wanted = list(file.rewards)
     if not wanted:
         raise ValueError(
             f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
@@ -140,11 +145,6 @@ def settings_from(
         batch=batch,
         max_unreadable=max_unreadable,
     )
-
-
-def _reward_of(item: RubricItem) -> str:
-    """The reward whose score, or a part of it, an item is about."""
-    return split_part(item.reward, CATALOG)[0]
 
 
 def _by_score_name(item: RubricItem) -> RubricItem:
