@@ -52,6 +52,9 @@ _JSON_AND_FILES = {
         },
     },
 }
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)
+}
 
 
 def build_app(
@@ -75,11 +78,8 @@ def build_app(
 
     app = FastAPI(title="NAVA rewards", lifespan=lifespan, docs_url=None, redoc_url=None)
     service = app.state.service = _Service(scoring, roots, metrics, rubric)
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)
-    }
 
-    @app.post(SCORE, responses=refusals, openapi_extra={"requestBody": _JSON_AND_FILES})
+    @app.post(SCORE, responses=_REFUSALS, openapi_extra={"requestBody": _JSON_AND_FILES})
     async def score(request: Request) -> ScoreAnswer:
         """Scores one clip; a reward that fails or has no score for it says so, and the others answer."""
         return await service.score(request)
