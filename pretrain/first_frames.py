@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pretrain.clip_kind import ClipSizes, kind_of
 from pretrain.codecs.base import Codecs
-from pretrain.media.read import read_media, read_size
+from pretrain.media.errors import MediaError
+from pretrain.media.read import probe
+from pretrain.media.stills import read_image
 from pretrain.prompt import PromptRow
 
 
@@ -23,7 +25,7 @@ def check_first_frames(rows: Iterable[PromptRow], sizes: ClipSizes) -> None:
             continue
         try:
             if row.image_path not in known:
-                known[row.image_path] = read_size(row.image_path)
+                known[row.image_path] = _size(row.image_path)
         except ValueError as error:
             raise ValueError(f"{row.where} image_path: {error}") from None
         (height, width), kind = known[row.image_path], kind_of(row, sizes)
@@ -41,12 +43,19 @@ def read_first_frames(rows: Iterable[PromptRow]) -> dict[Path, Tensor]:
         if row.image_path is None or row.image_path in images:
             continue
         try:
-            frames = read_media(row.image_path, want_audio=False).frames
+            image = read_image(row.image_path)
         except ValueError as error:
             raise ValueError(f"{row.where} image_path: {error}") from None
-        assert frames is not None
-        images[row.image_path] = torch.from_numpy(np.ascontiguousarray(frames[:1]))
+        images[row.image_path] = torch.from_numpy(np.array(image[None]))
     return images
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width) as shown. Raises MediaError."""
+    info = probe(path)
+    if info.height is None or info.width is None:
+        raise MediaError(f"{path}: no picture in it; give an image or an mp4")
+    return info.height, info.width
 
 
 def encode_first_frames(

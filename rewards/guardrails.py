@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewards.base import Unscorable
+from rewards.channels import one_channel
 from rewards.lips import LUMA
 from rewards.loudness import lufs, rms_dbfs
 from rewards.sound import SAMPLE_RATE_HZ, mono_16khz
@@ -121,4 +122,4 @@ def _mono(clip: Clip) -> np.ndarray | None:
         or not np.isfinite(waveform).all()
     ):
         return None
-    return waveform.mean(axis=0) if waveform.ndim == 2 else waveform
+    return one_channel(waveform) if waveform.ndim == 2 else waveform

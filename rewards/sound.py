@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from rewards.base import Unscorable
+from rewards.channels import one_channel
 from rewards.types import Clip
 
 SAMPLE_RATE_HZ = 16_000
@@ -22,7 +23,7 @@ def mono_16khz(clip: Clip) -> np.ndarray:
 
 
 def mono(clip: Clip, rate_hz: int) -> np.ndarray:
-    """float32 [N] at `rate_hz`: channels averaged, resampled.
+    """float32 [N] at `rate_hz`: channels mixed by `one_channel`, resampled.
 
     Raises Unscorable for missing, silent, integer, non-finite or too short sound.
     """
@@ -36,7 +37,7 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
             f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite"
         )
     if waveform.ndim == 2:
-        waveform = waveform.mean(axis=0)
+        waveform = one_channel(waveform)
     if waveform.ndim != 1:
         raise Unscorable(f"sound must be [N] or [C, N], got {list(waveform.shape)}")
     if clip.sample_rate_hz < 1:

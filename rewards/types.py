@@ -40,6 +40,8 @@ class Clip:
     first_frame: np.ndarray | None = None  # uint8 [H, W, 3] RGB, the conditioning image of the clip
     # float32 [N] at `sample_rate_hz`, the real recording this clip is an answer to
     reference_sound: np.ndarray | None = None
+    # what its reader put where the file has holes, such as `repeated_frames` and `silence_s`
+    mended: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain.storage": FOUNDATION,
     "pretrain.storage_errors": FOUNDATION,
     "pretrain.media": {"pretrain.media", *FOUNDATION},
+    # One downmix for readers and rewards, for the same reason.
+    "pretrain.media.channels": {"pretrain.media", "rewards.channels", *FOUNDATION},
     "pretrain.flow": {"pretrain.flow", *FOUNDATION},
     "pretrain.model": {"pretrain.model", *FOUNDATION},
     "pretrain.codecs": {"pretrain.codecs", "pretrain.media", *FOUNDATION},

@@ -122,7 +122,8 @@ def test_two_channels_stay_apart(tmp_path: Path, kind: str, rate: int) -> None:
     assert stereo.shape[0] == 2 and abs(stereo.shape[1] - left.shape[1] * rate / RATE) <= 2048
     assert abs(float(np.sqrt(np.mean(stereo[0, 1000:7000] ** 2))) - 0.3 / np.sqrt(2)) < 0.01
     assert float(np.abs(stereo[1]).max()) < 1e-3
-    np.testing.assert_allclose(heard(path, 1, rate), stereo.mean(0), atol=1e-6)
+    # an empty channel does not halve the other one
+    np.testing.assert_allclose(heard(path, 1, rate), stereo[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "wav"])
@@ -136,8 +137,8 @@ def test_mono_is_on_both_channels(tmp_path: Path, kind: str) -> None:
     assert mono.ndim == 1 and np.array_equal(heard(path, 2), np.stack([mono, mono]))
 
 
-@pytest.mark.parametrize("num_channels", [1, 2, 6, 9])
-def test_one_channel_is_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels: int) -> None:
+@pytest.mark.parametrize("num_channels", [1, 2, 9])
+def test_channels_of_no_place_are_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels: int) -> None:
     samples = np.random.default_rng(0).uniform(-1, 1, (3000, num_channels)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
     assert np.array_equal(heard(tmp_path / "a.wav", 1), samples.mean(axis=1))
@@ -148,12 +149,11 @@ def test_one_channel_is_the_plain_mean_bit_for_bit(tmp_path: Path, num_channels:
     list(enumerate([(1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0, 0), (0.5**0.5, 0), (0, 0.5**0.5)])),
 )
 def test_surround_is_mixed_to_its_sides(tmp_path: Path, at: int, sides: tuple[float, float]) -> None:
-    """ITU-R BS.775 as FFmpeg has it, centre and rears 3 dB down and no LFE, divided by the most that a side
-    can get."""
+    """ITU-R BS.775 as FFmpeg has it: centre and rears 3 dB down and no LFE."""
     samples = np.zeros((3000, 6), np.float32)
     samples[:, at] = tone(3000)
     soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
-    expected = np.outer(sides, tone(3000)) / (1 + 2**0.5)
+    expected = np.outer(sides, tone(3000))
     np.testing.assert_allclose(heard(tmp_path / "a.wav", 2), expected, atol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from pretrain.config import one_line
 from pretrain.data.manifest import ManifestRow, read_manifest
 from pretrain.jsonl import FieldError, scan
 from pretrain.media.errors import MediaError
-from pretrain.media.read import read_media, read_rates
+from pretrain.media.read import read_media
+from pretrain.media.stills import read_image
 from pretrain.prompt import parse, read_prompts
 from rewards.media_folder import (
     BESIDE,
@@ -195,15 +197,10 @@ def check_attached(clips: Iterable[ClipFile]) -> None:
 
 def load_clip(file: ClipFile) -> Clip:
     """The clip at its own frame and sample rate, mono; a missing side is None. Raises MediaError."""
-    rates = read_rates(file.path)
-    media = read_media(
-        file.path,
-        fps=rates.fps or 24.0,
-        sample_rate_hz=rates.sample_rate_hz or REFERENCE_RATE_HZ,
-        want_video=rates.fps is not None and not file.sound_only,
-        want_audio=rates.sample_rate_hz is not None,
-    )
-    return file.clip(media.frames, media.waveform, media.fps, media.sample_rate_hz)
+    want_video = False if file.sound_only else None
+    media = read_media(file.path, fps=None, sample_rate_hz=None, want_video=want_video, want_audio=None)
+    clip = file.clip(media.frames, media.waveform, media.fps, media.sample_rate_hz)
+    return dataclasses.replace(clip, mended=media.mended)
 
 
 def _folder(folder: Path) -> ClipSource:
@@ -297,16 +294,4 @@ def _sound(path: Path, sample_rate_hz: int) -> np.ndarray | None:
 
 @lru_cache(256)
 def _image(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        frames = read_media(path, want_audio=False).frames
-        assert frames is not None
-        return frames[0]
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"{path}: not an image that can be read ({error}); write it again or drop its row"
-        ) from None
+    return read_image(path)

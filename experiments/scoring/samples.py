@@ -102,4 +102,5 @@ def _content(sample: SourceClip) -> tuple[np.ndarray, np.ndarray]:
 
 def _read(file: ClipFile) -> Clip:
     media = read_media(file.path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
-    return file.clip(media.frames, media.waveform, FPS, SAMPLE_RATE_HZ)
+    clip = file.clip(media.frames, media.waveform, FPS, SAMPLE_RATE_HZ)
+    return dataclasses.replace(clip, mended=media.mended)

@@ -181,6 +181,7 @@ def _score_chunk(
             failed |= {"guardrails": wrong} if wrong else {}
             row["scores"] = full_scores({name: found[0][place] for name, found in columns.items()})
             row["guardrails"] = guardrails
+            row |= {"mended": dict(read.found.mended)} if read.found.mended else {}
             row |= {"failed": failed, "again": True} if failed else {}
             place += 1
         else:

@@ -64,8 +64,7 @@ def build_app(
     token_digest: bytes,
     rubric: Rubric | None = None,
 ) -> RequestGate:
-    """ASGI app. `roots`: folders that clip paths may lie in; `token_digest`: gate.digest_of(token); `rubric`:
-    of served rewards, for totals."""
+    """ASGI app. `roots`: folders of clip paths; `token_digest`: gate.digest_of(token); `rubric`: for totals."""
     metrics = ServiceMetrics()
 
     @asynccontextmanager
@@ -189,6 +188,7 @@ def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:
         sample_rate_hz=decoded.sample_rate_hz,
         frames=arrays.get("frames"),
         fps=decoded.fps,
+        mended=decoded.mended,
         prompt=parsed.prompt,
         spans=spans,
         references=references + (None,) * (len(spans) - len(references)),

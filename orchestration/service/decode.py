@@ -19,9 +19,13 @@ from av.error import FFmpegError
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.paths import open_checked
 from pretrain.config import one_line
-from pretrain.media.channels import LayoutError, mixed
-from pretrain.media.errors import MediaError
-from pretrain.media.read import read_container, to_rate
+from pretrain.media.channels import mixed
+from pretrain.media.errors import LayoutError, MediaError, MediaLimitError
+from pretrain.media.limits import MediaLimits
+from pretrain.media.read import Media, read_container
+from pretrain.media.samples import to_rate
+from pretrain.media.stills import decode_still
+from pretrain.media.streams import ChosenStreams, best_streams
 
 REFERENCE_RATE_HZ = 16_000
 # Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.
@@ -52,6 +56,7 @@ class Decoded:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     fps: float = 24.0
     sample_rate_hz: int = REFERENCE_RATE_HZ
+    mended: dict[str, float] = field(default_factory=dict)  # as of `Media`
 
 
 def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded:
@@ -136,7 +141,7 @@ class _Admission:
             self.seconds += frame.samples / max(1, frame.sample_rate)
             if self.seconds > self.limits.clip_seconds:
                 _too_long(f"over {self.limits.clip_seconds:g} s of sound", self.limits)
-            self.budget.add(4 * frame.samples, "clip")
+            self.budget.add(4 * frame.samples * frame.layout.nb_channels, "clip")
 
 
 def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) -> None:
@@ -151,20 +156,20 @@ def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) 
     try:
         # titles may be Latin-1
         with av.open(file, mode="r", format="mp4", options=options, metadata_errors="replace") as container:
-            rate = _check_container(container, budget)
-            sounds = container.streams.audio if want_audio else ()
-            decoded.fps = rate
-            if sounds:
-                decoded.sample_rate_hz = sounds[0].rate
+            streams = best_streams(container)
+            _check_container(container, streams, budget)
             media = read_container(
                 Path("clip"),
                 container,
-                fps=rate,
-                sample_rate_hz=decoded.sample_rate_hz,
-                want_video=bool(container.streams.video),
-                want_audio=bool(sounds),
+                fps=None,
+                sample_rate_hz=None,
+                want_video=streams.video is not None,
+                want_audio=want_audio and streams.audio is not None,
+                limits=media_limits(budget.limits),
                 admit=_Admission(budget),
             )
+    except MediaLimitError as error:
+        raise Refusal(413, str(error), "clip") from None
     except (FFmpegError, LayoutError, MediaError) as error:
         reason = (
             error.strerror
@@ -174,36 +179,59 @@ def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) 
         raise Refusal(
             422, f"clip: not an mp4 that can be decoded ({reason}); encode it as h264 and AAC", "clip"
         ) from None
-    decoded.arrays |= {
-        name: array
-        for name, array in (("frames", media.frames), ("waveform", media.waveform))
-        if array is not None
-    }
+    _take(media, budget, decoded)
 
 
-def _check_container(container: InputContainer, budget: _Budget) -> float:
-    """Frames a second; what the header promises is held against the limits before a frame is decoded."""
-    limits, pictures, sounds = budget.limits, container.streams.video, container.streams.audio
-    if len(container.streams) > MAX_STREAMS or not (pictures or sounds):
+def _take(media: Media, budget: _Budget, decoded: Decoded) -> None:
+    """`media` into `decoded`. Raises Refusal for a rate that is not taken, or too much to fill."""
+    if media.frames is not None:
+        _check_fps(media.fps)
+        decoded.fps = media.fps
+    if media.waveform is not None:
+        decoded.sample_rate_hz = media.sample_rate_hz
+    decoded.mended = dict(media.mended)
+    for name, array in (("frames", media.frames), ("waveform", media.waveform)):
+        if array is not None:
+            decoded.arrays[name] = array
+    filled = sum(array.nbytes for array in decoded.arrays.values()) - budget.bytes
+    budget.add(max(0, filled), "clip")
+
+
+def media_limits(limits: Limits) -> MediaLimits:
+    """The service's limits as the reader takes them; a second more for what a container rounds."""
+    return MediaLimits(
+        pixels=limits.pixels,
+        frames=limits.frames,
+        seconds=limits.clip_seconds + 1.0,
+        decoded_bytes=limits.decoded_bytes,
+    )
+
+
+def _check_container(container: InputContainer, streams: ChosenStreams, budget: _Budget) -> None:
+    """What the header promises is held against the limits before a frame is decoded."""
+    limits = budget.limits
+    if len(container.streams) > MAX_STREAMS or not streams.present():
         raise Refusal(
             422, f"clip: {len(container.streams)} streams; send one of picture and one of sound", "clip"
         )
     if container.duration is not None and not 0 <= container.duration / 1e6 <= limits.clip_seconds:
         _too_long(f"{container.duration / 1e6:g} s", limits)
-    for stream in sounds[:1]:
-        _check_rate(stream.rate, stream.codec_context.channels, "clip")
-    if not pictures:
-        return 24.0
-    picture, rate = pictures[0], float(pictures[0].average_rate or pictures[0].guessed_rate or 24.0)
+    if streams.audio is not None:
+        _check_rate(streams.audio.rate, streams.audio.codec_context.channels, "clip")
+    if (picture := streams.video) is None:
+        return
+    if rate := picture.average_rate or picture.guessed_rate:
+        _check_fps(float(rate))
+    context = picture.codec_context
+    _check_picture(picture.frames, context.width, context.height, limits)
+    budget.check(3 * picture.frames * context.width * context.height, "clip")
+
+
+def _check_fps(rate: float) -> None:
     if not FPS_RANGE[0] <= rate <= FPS_RANGE[1]:
         raise Refusal(
             422, f"clip: {rate:g} frames a second; {FPS_RANGE[0]:g} to {FPS_RANGE[1]:g} are taken", "clip"
         )
-    context = picture.codec_context
-    _check_picture(picture.frames, context.width, context.height, limits)
-    budget.check(3 * picture.frames * context.width * context.height, "clip")
-    context.options = {"max_pixels": str(limits.pixels)}  # the stream itself may say another size later
-    return rate
 
 
 def _check_picture(frames: int, width: int, height: int, limits: Limits, where: str = "clip") -> None:
@@ -254,20 +282,21 @@ def _sound(file: BinaryIO, where: str, budget: _Budget) -> tuple[np.ndarray, int
 
 def _resampled(samples: np.ndarray, rate: int, wanted: int, where: str, budget: _Budget) -> np.ndarray:
     budget.add(4 * samples.shape[1] * wanted // rate, where)
-    return to_rate(Path(where), mixed(samples, 1), rate, wanted)
+    return to_rate(mixed(samples, 1), rate, wanted)
 
 
 def _picture(file: BinaryIO, budget: _Budget) -> np.ndarray:
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # the limit here is lower, and has a reason
+    where = "first_frame"
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:  # reads the header alone
-            _check_picture(1, *image.size, budget.limits, "first_frame")
-            budget.add(3 * image.size[0] * image.size[1], "first_frame")
-            return np.asarray(image.convert("RGB"))
+        picture = decode_still(Path(where), file, media_limits(budget.limits), formats=("PNG", "JPEG"))
+    except MediaLimitError as error:
+        raise Refusal(413, str(error), "clip") from None
+    except MediaError as error:
+        raise Refusal(422, str(error), "clip") from None
     except (OSError, ValueError, SyntaxError):
-        raise Refusal(422, "first_frame: not a png or jpeg that can be decoded", "clip") from None
+        raise Refusal(422, f"{where}: not a png or jpeg that can be decoded", "clip") from None
+    budget.add(picture.nbytes, where)
+    return picture
 
 
 def _opened(path: str, roots: Sequence[Path], where: str, limits: Limits) -> BinaryIO:

@@ -73,6 +73,7 @@ def _answer(message: dict[str, Any], sink: IO[bytes]) -> None:
                 "arrays": array_table(answer.arrays),
                 "fps": answer.fps,
                 "sample_rate_hz": answer.sample_rate_hz,
+                "mended": answer.mended,
             }
         except Refusal as refusal:
             header = {"refusal": [refusal.status, refusal.reason, refusal.fault]}

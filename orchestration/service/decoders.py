@@ -115,7 +115,8 @@ def _answer_of(result: tuple[dict[str, Any], dict[str, np.ndarray]]) -> Decoded:
     if "refusal" in header:
         status, reason, fault = header["refusal"]
         raise Refusal(status, reason, fault)
-    return Decoded(arrays, header["fps"], header["sample_rate_hz"])
+    mended = {str(name): float(amount) for name, amount in header["mended"].items()}
+    return Decoded(arrays, header["fps"], header["sample_rate_hz"], mended)
 
 
 class _Process:

@@ -1,4 +1,4 @@
-"""Channels of a decoded sound: the mono mix for voice metrics, or the two of a stereo codec."""
+"""Channels of a decoded sound: one for voice metrics, or the two of a stereo codec."""
 
 from __future__ import annotations
 
@@ -8,48 +8,63 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from pretrain.media.errors import LayoutError
+from rewards.channels import one_channel, within_full_scale
 
-class LayoutError(ValueError):
-    """A sound's channel layout is unknown."""
 
-
-def of_frame(frame: av.AudioFrame, channels: int) -> np.ndarray:
-    """float32 samples of a decoded frame as `mixed` gives them; raises as that does."""
+def of_frame(frame: av.AudioFrame) -> np.ndarray:
+    """Float [C, N] of a decoded frame, integers scaled to -1..1; unsigned ones are around their middle."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype.kind == "i":
+    if samples.dtype.kind == "u":
+        half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        samples = (samples - half) / half
+    elif samples.dtype.kind == "i":
         samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return mixed(samples, channels, frame.layout.name)
+    return samples.astype(np.float32, copy=False)
 
 
 def mixed(samples: np.ndarray, channels: int, layout: str = "") -> np.ndarray:
-    """Float [C, N] in -1..1 -> float32 of the same range: the mean [N] for one channel, [2, N] for two.
+    """Float [C, N] in -1..1 -> float32 of the same range: `rewards.channels.one_channel` [N], or [2, N].
 
-    Mono is on both sides. More than two channels are mixed by FFmpeg's matrix from `layout`, an FFmpeg name,
-    to stereo, scaled so that nothing can clip. Raises LayoutError where FFmpeg has no such matrix, ValueError
-    for other numbers of channels.
+    For two, mono is on both sides, and more channels are mixed by FFmpeg's matrix from `layout`, an FFmpeg
+    name, scaled down where they would go beyond full scale. Raises LayoutError where FFmpeg has no such
+    matrix, ValueError for other numbers of channels.
     """
-    if channels not in (1, 2):
-        raise ValueError(f"channels: valid are 1 and 2, got {channels}")
+    check_channels(channels)
     if channels == 1:
-        return samples.mean(axis=0, dtype=np.float32)
+        weights = mono_weights(layout, len(samples)) if len(samples) > 2 else None
+        return one_channel(samples, weights).astype(np.float32, copy=False)
     if len(samples) > channels:
-        samples = _to_stereo(layout, len(samples)) @ samples
+        matrix = _matrix(layout, len(samples), "stereo")
+        return within_full_scale(matrix @ samples, samples).astype(np.float32, copy=False)
     return np.broadcast_to(samples, (channels, samples.shape[1])).astype(np.float32)
 
 
+def check_channels(channels: int) -> None:
+    if channels not in (1, 2):
+        raise ValueError(f"channels: valid are 1 and 2, got {channels}")
+
+
+def mono_weights(layout: str, num_channels: int) -> np.ndarray | None:
+    """[C] of FFmpeg's downmix to mono; None for channels of unknown places."""
+    try:
+        return _matrix(layout, num_channels, "mono")[0]
+    except LayoutError:
+        return None
+
+
 @lru_cache(maxsize=32)
-def _to_stereo(layout: str, num_channels: int) -> np.ndarray:
-    """[2, C]: what FFmpeg makes of a unit on each channel alone."""
+def _matrix(layout: str, num_channels: int, to: str) -> np.ndarray:
+    """[1 or 2, C]: what FFmpeg makes of a unit on each channel alone."""
     try:
         units = np.eye(num_channels, dtype=np.float32).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(units, format="flt", layout=layout)
         frame.rate = 16_000
-        answers = av.AudioResampler(format="fltp", layout="stereo").resample(frame)
+        answers = av.AudioResampler(format="fltp", layout=to).resample(frame)
     except (FFmpegError, ValueError):
         raise LayoutError(
             f"{num_channels} channels of unknown places ({layout or 'no layout'}); mix them down to two"
         ) from None
-    matrix = np.concatenate([answer.to_ndarray() for answer in answers], axis=1)
-    return matrix / max(1.0, np.abs(matrix).sum(axis=1).max())
+    return np.concatenate([answer.to_ndarray() for answer in answers], axis=1)

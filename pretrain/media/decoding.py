@@ -3,62 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.reformatter import VideoReformatter
 
 from pretrain.media.channels import of_frame
-from pretrain.media.errors import MediaError
+from pretrain.media.errors import AGAIN, MediaError
+from pretrain.media.geometry import PictureConverter
+from pretrain.media.limits import Admit, MediaLimits
+from pretrain.media.streams import ChosenStreams, expected_packets, pixel_aspect, promised_seconds, start_of
 
-Admit = Callable[[av.VideoFrame | av.AudioFrame], None]
+
+@dataclass(eq=False)
+class Pictures:
+    """Decoded pictures in the order in which they are shown."""
+
+    frames: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, 3] each
+    times: list[float] = field(default_factory=list)  # seconds; NaN where the file gives none
+    last_s: float = 0.0  # how long the last one is shown; 0 where the file does not say
+    interlaced: int = 0
+    hidden: int = 0  # packets that an edit list leaves out
 
 
-def everything(frame: av.VideoFrame | av.AudioFrame) -> None:
-    """Admits any frame: for files one trusts."""
+@dataclass(eq=False)
+class Sounds:
+    """Decoded chunks of sound in order."""
+
+    chunks: list[np.ndarray] = field(default_factory=list)  # float32 [C, N] each
+    times: list[float] = field(default_factory=list)  # seconds, NaN where the file gives none
+    rate: int = 0
+    layout: str = ""
 
 
 def decode(
-    path: Path,
-    container: InputContainer,
-    want_video: bool,
-    want_audio: bool,
-    channels: int,
-    admit: Admit = everything,
-) -> tuple[list[tuple[float, np.ndarray]], list[tuple[float, np.ndarray]], float]:
-    """(seconds, picture), (seconds, [N] or [2, N] samples) of the wanted streams, and the first picture's.
+    path: Path, container: InputContainer, streams: ChosenStreams, limits: MediaLimits, admit: Admit
+) -> tuple[Pictures, Sounds]:
+    """What is presentable of the streams. `admit` sees each frame before it becomes an array and may raise.
 
-    `admit` sees each frame before it is turned into an array and may raise. Raises MediaError for a stream
-    that is not there, FFmpegError for corrupt content.
+    Raises MediaError for what is beyond `limits`, changes within a stream or is cut off, FFmpegError for
+    corrupt content.
     """
-    wanted = []
-    for kind, want, found in (
-        ("video", want_video, container.streams.video),
-        ("audio", want_audio, container.streams.audio),
-    ):
-        if want and not found:
-            raise MediaError(
-                f"{path}: no {kind} stream; add one or put the row into a set that does not need it"
-            )
-        if want:
-            found[0].codec_context.thread_count = 1
-            wanted.append(found[0])
-    to_rgb = VideoReformatter()  # one for the file: each frame's own would set its tables up anew
-    pictures: list[tuple[float, np.ndarray]] = []
-    sounds: list[tuple[float, np.ndarray]] = []
-    for packet in container.demux(wanted):
+    pictures, sounds = Pictures(), Sounds()
+    counter = _Counter(path, limits)
+    to_picture = None
+    if streams.video is not None:
+        to_picture = PictureConverter(path, pixel_aspect(streams.video), limits)
+    for stream in streams.present():
+        stream.codec_context.thread_count = 1
+    for packet in container.demux(streams.present()):
+        if packet.is_discard and packet.stream is streams.video:
+            pictures.hidden += 1
         for frame in packet.decode():
-            if isinstance(frame, av.VideoFrame):
+            if isinstance(frame, av.VideoFrame) and to_picture is not None:
                 admit(frame)
-                pictures.append((_seconds(frame), to_rgb.reformat(frame, format="rgb24").to_ndarray()))
+                pictures.interlaced += frame.interlaced_frame
+                pictures.times.append(_seconds(frame))
+                pictures.last_s = float((frame.duration or 0) * (frame.time_base or 0))
+                pictures.frames.append(to_picture(frame))
+                counter.add(pictures.times[-1], pictures.frames[-1], len(pictures.frames))
             elif isinstance(frame, av.AudioFrame):
                 admit(frame)
-                sounds.append((_seconds(frame), of_frame(frame, channels)))
-    zero_s = pictures[0][0] if pictures and math.isfinite(pictures[0][0]) else 0.0
-    return pictures, sounds, zero_s
+                _add_sound(path, sounds, frame)
+                counter.add(sounds.times[-1], sounds.chunks[-1])
+    _check_whole(path, container, streams, pictures, sounds)
+    return pictures, sounds
+
+
+class _Counter:
+    """Raises MediaLimitError with the frame that is too much."""
+
+    def __init__(self, path: Path, limits: MediaLimits) -> None:
+        self.path, self.limits, self.bytes = path, limits, 0
+        self.first_s = math.nan
+
+    def add(self, at_s: float, array: np.ndarray, frames: int = 0) -> None:
+        self.bytes += array.nbytes
+        if math.isnan(self.first_s):
+            self.first_s = at_s
+        self.limits.check_bytes(self.path, self.bytes)
+        if not math.isnan(at_s):
+            self.limits.check_seconds(self.path, at_s - self.first_s)
+        if frames > self.limits.frames:
+            self.limits.check_picture(self.path, 1, 1, frames)
+
+
+def _add_sound(path: Path, sounds: Sounds, frame: av.AudioFrame) -> None:
+    if not sounds.chunks:
+        sounds.rate, sounds.layout = frame.sample_rate, frame.layout.name
+    chunk = of_frame(frame)
+    if frame.sample_rate != sounds.rate or (sounds.chunks and len(chunk) != len(sounds.chunks[0])):
+        raise MediaError(
+            f"{path}: its sound changes from {len(sounds.chunks[0])} channels at {sounds.rate} Hz to "
+            f"{len(chunk)} at {frame.sample_rate}; encode it again at one rate"
+        )
+    sounds.chunks.append(chunk)
+    sounds.times.append(_seconds(frame))
+
+
+def _check_whole(
+    path: Path, container: InputContainer, streams: ChosenStreams, pictures: Pictures, sounds: Sounds
+) -> None:
+    """Raises MediaError where the header promises more than 10 % beyond what is there."""
+    if streams.video is not None:
+        expected, found = expected_packets(streams.video) - pictures.hidden, len(pictures.frames)
+        if found and found < 0.9 * expected:
+            raise MediaError(f"{path}: truncated, {found} of {expected} frames can be read; {AGAIN}")
+    ends = [time - start_of(container) for time in pictures.times[-1:]]
+    ends += [
+        time - start_of(container) + chunk.shape[1] / sounds.rate
+        for time, chunk in zip(sounds.times[-1:], sounds.chunks[-1:], strict=True)
+    ]
+    known = [end for end in ends if not math.isnan(end)]
+    promised = promised_seconds(container, streams)
+    if known and max(known) < 0.9 * promised - 0.5:
+        raise MediaError(f"{path}: truncated, {max(known):.3g} of {promised:.3g} s can be read; {AGAIN}")
 
 
 def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:

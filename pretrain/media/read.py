@@ -1,242 +1,270 @@
-"""Media in and out: mp4 (h264 + AAC), wav, flac; uint8 frames and float samples, mono by default.
+"""The one reader of clips, sounds and stills: uint8 frames at a constant rate and float samples.
 
-Streams are aligned by the file's presentation times: the AAC encoder's priming samples are skipped, and a
-stream that starts late is padded.
+Pictures and samples stand where the file's presentation times put them: encoder priming and what an edit list
+hides are left out, holes are filled (and said), a stream that starts late is padded.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile
 from av.container import InputContainer
-from av.error import FFmpegError
 
-from pretrain.media.channels import LayoutError, mixed
-from pretrain.media.decoding import Admit, decode, everything
-from pretrain.media.errors import MediaError, MissingMediaError
-from pretrain.media.samples import check_samples, padded
+from pretrain.media.channels import check_channels, mixed
+from pretrain.media.decoding import Pictures, Sounds, decode
+from pretrain.media.errors import AGAIN, MediaError, media_errors
+from pretrain.media.first_picture import first_frame
+from pretrain.media.geometry import shown_size
+from pretrain.media.limits import LOCAL_LIMITS, Admit, MediaLimits, everything
+from pretrain.media.samples import check_finite, to_rate
+from pretrain.media.sniff import check_present, kind_of
+from pretrain.media.soundfiles import read_sound, sound_info
+from pretrain.media.stills import read_image, still_size
+from pretrain.media.streams import (
+    ChosenStreams,
+    check_header,
+    chosen,
+    declared_rates,
+    open_container,
+    pixel_aspect,
+    start_of,
+)
+from pretrain.media.timeline import DEFAULT_FPS, increasing, nominal_rate, num_ticks, plan_sounds, show
 
 SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
+DEFAULT_RATE_HZ = 16_000
 
 
 @dataclass(frozen=True)
 class Media:
-    """A clip in memory; None = not requested."""
+    """A clip in memory; None = not wanted, or not there."""
 
     frames: np.ndarray | None  # [T, H, W, 3] uint8 RGB
     fps: float
     waveform: np.ndarray | None  # float32 in -1..1, mono [N] or stereo [2, N]
     sample_rate_hz: int
+    # what was put where the file has holes, and what else is to know of it: `repeated_frames`, `silence_s`,
+    # `overlap_s` (cut out), `interlaced_frames`
+    mended: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Rates:
-    """A file's rates by its header; None = no such stream."""
+class MediaInfo:
+    """A file by its headers and times, nothing but one picture decoded; None = no such stream."""
 
     fps: float | None
     sample_rate_hz: int | None
+    height: int | None  # as shown: upright, square pixels
+    width: int | None
+    duration_s: float | None
 
 
 def read_media(
     path: str | Path,
     *,
-    fps: float = 24.0,
-    sample_rate_hz: int = 16_000,
-    want_video: bool = True,
-    want_audio: bool = True,
+    fps: float | None = DEFAULT_FPS,
+    sample_rate_hz: int | None = DEFAULT_RATE_HZ,
+    want_video: bool | None = True,
+    want_audio: bool | None = True,
     channels: int = 1,
+    limits: MediaLimits = LOCAL_LIMITS,
 ) -> Media:
-    """Reads a clip or a sound at the requested rates.
+    """Reads a clip, a sound or a still at the requested rates; None = the file's own.
 
-    Another frame rate is brought to `fps` by taking the frame nearest in time, another sample rate by
-    polyphase resampling (both logged once per process), several channels to 1 or 2 as `channels.mixed` does.
-    Raises MediaError (a ValueError) for a file that is missing, empty, corrupt, truncated, without a wanted
-    stream, 0 seconds long, or with non-finite samples.
+    Pictures come at a constant rate by their times (`timeline.show`), sound of another rate by polyphase
+    resampling (both logged once per process), several channels as `channels.mixed` makes them. want_video,
+    want_audio: True, False, or None for where the file has it. Raises MediaError (a ValueError) for a file
+    that is missing, empty, corrupt, truncated, beyond `limits`, without a wanted stream, 0 seconds long, of
+    non-finite samples, or HDR.
     """
     path = Path(path)
-    _check_present(path)
-    if path.suffix.lower() in SOUND_SUFFIXES:
+    check_channels(channels)
+    check_present(path)
+    kind = kind_of(path)
+    if kind == "still":
+        return _still(path, fps, sample_rate_hz, want_video, want_audio, limits)
+    if kind == "sound":
         if want_video:
             raise MediaError(
                 f"{path}: no video stream (a sound file); give an mp4 or put the row into an audio-only set"
             )
-        # soundfile reports no layout of more channels
-        if channels == 1 or _sound_header(path).channels <= 2:
-            waveform, found_rate = _read_sound(path, channels)
-            return Media(None, fps, to_rate(path, waveform, found_rate, sample_rate_hz), sample_rate_hz)
-    try:
-        with av.open(str(path), options={"threads": "1"}) as container:
-            return read_container(
-                path,
-                container,
-                fps=fps,
-                sample_rate_hz=sample_rate_hz,
-                want_video=want_video,
-                want_audio=want_audio,
-                channels=channels,
-            )
-    except FFmpegError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
-        ) from None
-    except LayoutError as error:
-        raise MediaError(f"{path}: {error}") from None
+        if want_audio is not False and (read := read_sound(path, channels, limits)) is not None:
+            waveform, found_rate = read
+            rate = sample_rate_hz or found_rate
+            waveform = _resampled(path, waveform, found_rate, rate)
+            return Media(None, fps or DEFAULT_FPS, waveform, rate)
+    with media_errors(path), open_container(path) as container:
+        return read_container(
+            path,
+            container,
+            fps=fps,
+            sample_rate_hz=sample_rate_hz,
+            want_video=want_video,
+            want_audio=want_audio,
+            channels=channels,
+            limits=limits,
+        )
 
 
 def read_container(
     path: Path,
     container: InputContainer,
     *,
-    fps: float,
-    sample_rate_hz: int,
-    want_video: bool,
-    want_audio: bool,
+    fps: float | None,
+    sample_rate_hz: int | None,
+    want_video: bool | None,
+    want_audio: bool | None,
     channels: int = 1,
+    limits: MediaLimits = LOCAL_LIMITS,
     admit: Admit = everything,
 ) -> Media:
     """`read_media` of an open container; `path` is for errors. `admit` sees each decoded frame and may raise.
 
-    Raises MediaError as `read_media` does, FFmpegError for corrupt content and LayoutError for channels of
-    unknown places.
+    Raises MediaError as `read_media` does, FFmpegError for corrupt content, LayoutError for channels of
+    unknown places, and whatever `admit` does.
     """
-    frames, waveform = None, None
-    pictures, sounds, offset_s = decode(path, container, want_video, want_audio, channels, admit)
-    if want_video:
-        frames = _to_fps(path, pictures, container.streams.video[0], fps)
-    if want_audio:
-        found_rate = container.streams.audio[0].rate
-        waveform = to_rate(path, _join_sounds(path, sounds, found_rate, offset_s), found_rate, sample_rate_hz)
-    return Media(frames, fps, waveform, sample_rate_hz)
+    streams = chosen(path, container, want_video, want_audio)
+    check_header(path, container, streams, limits)
+    pictures, sounds = decode(path, container, streams, limits, admit)
+    frames, waveform, mended = None, None, {}
+    zero_s = _zero(container, streams, pictures)
+    if streams.video is not None:
+        fps, frames = _on_ticks(path, pictures, streams, fps, limits, mended)
+        if pictures.interlaced:
+            mended["interlaced_frames"] = float(pictures.interlaced)
+    rate = sample_rate_hz or DEFAULT_RATE_HZ
+    if streams.audio is not None:
+        waveform = _joined(path, sounds, channels, zero_s, limits, mended)
+        rate = sample_rate_hz or sounds.rate
+        waveform = _resampled(path, waveform, sounds.rate, rate)
+    return Media(frames, fps or DEFAULT_FPS, waveform, rate, mended)
 
 
-def read_rates(path: str | Path) -> Rates:
-    """The file's own rates, from its header, for `read_media` without resampling; raises MediaError."""
+def probe(path: str | Path, limits: MediaLimits = LOCAL_LIMITS) -> MediaInfo:
+    """A file's own rates and its size as shown, by its headers and packet times; raises MediaError."""
     path = Path(path)
-    _check_present(path)
-    if path.suffix.lower() in SOUND_SUFFIXES:
-        return Rates(None, _sound_header(path).samplerate)
-    try:
-        with av.open(str(path)) as container:
-            video, audio = container.streams.video, container.streams.audio
-            fps = float(video[0].average_rate or video[0].guessed_rate or 24.0) if video else None
-            return Rates(fps, audio[0].rate if audio else None)
-    except FFmpegError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
-        ) from None
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a picture or video in pixels, from its header; raises MediaError."""
-    path = Path(path)
-    _check_present(path)
-    try:
-        with av.open(str(path)) as container:
-            if container.streams.video:
-                codec = container.streams.video[0].codec_context
-                return codec.height, codec.width
-    except FFmpegError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a media file ({error.strerror}); write the file again or drop its row"
-        ) from None
-    raise MissingMediaError(f"{path}: no picture in it; give an image or an mp4")
+    check_present(path)
+    kind = kind_of(path)
+    if kind == "still":
+        height, width = still_size(path, limits)
+        return MediaInfo(None, None, height, width, None)
+    if kind == "sound" and (info := sound_info(path)) is not None:
+        return MediaInfo(None, info.samplerate, None, None, info.frames / max(1, info.samplerate))
+    with media_errors(path), open_container(path) as container:
+        streams = chosen(path, container, None, None)
+        duration_s = container.duration / av.time_base if container.duration else None
+        rate = streams.audio.rate if streams.audio is not None else None
+        if streams.video is None:
+            return MediaInfo(None, rate, None, None, duration_s)
+        frame, _ = first_frame(path, container, limits)
+        height, width = shown_size(path, frame, pixel_aspect(streams.video))
+    with media_errors(path), open_container(path) as container:
+        video = chosen(path, container, True, False).video
+        assert video is not None
+        shown = [packet for packet in container.demux(video) if packet.size and not packet.is_discard]
+        times = [float(packet.pts * packet.time_base) for packet in shown if packet.pts is not None]
+        fps = nominal_rate(np.array(times), declared_rates(video))
+    return MediaInfo(fps, rate, height, width, duration_s)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The container's tags, e.g. those that `write_mp4` was given; raises MediaError as `read_media` does."""
     path = Path(path)
-    _check_present(path)
-    try:
-        with av.open(str(path)) as container:
-            return dict(container.metadata)
-    except FFmpegError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a media file ({error.strerror}); write the file again"
-        ) from None
+    check_present(path)
+    with media_errors(path), open_container(path) as container:
+        return dict(container.metadata)
 
 
-def _join_sounds(path: Path, sounds: list[tuple[float, np.ndarray]], rate: int, zero_s: float) -> np.ndarray:
-    if not sounds or not sum(samples.shape[-1] for _, samples in sounds):
-        raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
-    waveform = np.concatenate([samples for _, samples in sounds], axis=-1)
-    check_samples(path, waveform)
-    late = round((sounds[0][0] - zero_s) * rate) if math.isfinite(sounds[0][0]) else 0
-    return padded(waveform, late, 0) if late > 0 else waveform[..., -late:]
+def _still(
+    path: Path,
+    fps: float | None,
+    rate: int | None,
+    want_video: bool | None,
+    want_audio: bool | None,
+    limits: MediaLimits,
+) -> Media:
+    if want_audio or want_video is False:
+        raise MediaError(f"{path}: no audio stream (a still); give an mp4 or a sound")
+    frames = read_image(path, limits)[None]
+    return Media(frames, fps or DEFAULT_FPS, None, rate or DEFAULT_RATE_HZ)
 
 
-def _to_fps(
-    path: Path, pictures: list[tuple[float, np.ndarray]], stream: av.VideoStream, fps: float
+def _zero(container: InputContainer, streams: ChosenStreams, pictures: Pictures) -> float:
+    """Seconds of the file's clock at which the clip starts: its first picture, else its first stream."""
+    if streams.video is not None:
+        first = pictures.times[0] if pictures.times else math.nan
+        return first if math.isfinite(first) else 0.0
+    return start_of(container)
+
+
+def _on_ticks(
+    path: Path,
+    pictures: Pictures,
+    streams: ChosenStreams,
+    fps: float | None,
+    limits: MediaLimits,
+    mended: dict[str, float],
+) -> tuple[float, np.ndarray]:
+    """(frames a second, uint8 [T, H, W, 3])."""
+    if not pictures.frames:
+        raise MediaError(f"{path}: 0 seconds of video; {AGAIN}")
+    assert streams.video is not None
+    nominal = nominal_rate(np.array(pictures.times), declared_rates(streams.video))
+    fps = fps or nominal
+    times = increasing(np.array(pictures.times), 1.0 / nominal)
+    last_s = pictures.last_s if pictures.last_s > 0.5 / nominal else 1.0 / nominal
+    height, width = pictures.frames[0].shape[:2]
+    limits.check_picture(path, width, height, num_ticks(times, fps, last_s))
+    showing = show(times, fps, nominal, last_s)
+    if abs(nominal - fps) > 1e-3 * fps:
+        _say(f"frame rate {nominal:g} fps, wanted {fps:g}: the frame nearest in time is taken", path)
+    if showing.repeated:
+        mended["repeated_frames"] = float(showing.repeated)
+    return fps, np.stack([pictures.frames[index] for index in showing.index])
+
+
+def _joined(
+    path: Path, sounds: Sounds, channels: int, zero_s: float, limits: MediaLimits, mended: dict[str, float]
 ) -> np.ndarray:
-    if not pictures:
-        raise MediaError(f"{path}: 0 seconds of video; write the file again or drop its row")
-    if stream.frames and len(pictures) < 0.9 * stream.frames:
-        raise MediaError(
-            f"{path}: truncated, {len(pictures)} of {stream.frames} frames can be read; write the file "
-            "again or drop its row"
-        )
-    frames = np.stack([picture for _, picture in pictures])
-    found = float(stream.average_rate or stream.guessed_rate or fps)
-    if len(frames) == 1 or abs(found - fps) <= 1e-3 * fps:  # a picture file has no rate
-        return frames
-    _say_resampled(f"frame rate {found:g} fps, wanted {fps:g}: the frame nearest in time is taken", str(path))
-    times = np.array([time for time, _ in pictures]) - pictures[0][0]
-    frame_times = np.arange(max(1, round(len(frames) / found * fps))) / fps
-    return frames[np.abs(frame_times[:, None] - times[None]).argmin(axis=1)]
+    """float32 [N] or [2, N] from zero on."""
+    lengths = [chunk.shape[1] for chunk in sounds.chunks]
+    if not sum(lengths):
+        raise MediaError(f"{path}: 0 seconds of sound; {AGAIN}")
+    plan = plan_sounds([time - zero_s for time in sounds.times], lengths, sounds.rate)
+    if plan.num_samples <= 0:
+        raise MediaError(f"{path}: its sound ends before its pictures begin; {AGAIN}")
+    limits.check_seconds(path, plan.num_samples / sounds.rate)
+    pieces, cursor = [], min(0, plan.placed[0].start)
+    for placed in plan.placed:
+        chunk = sounds.chunks[placed.chunk]
+        if placed.start > cursor:
+            pieces.append(np.zeros((len(chunk), placed.start - cursor), np.float32))
+        pieces.append(chunk[:, placed.cut :])
+        cursor = placed.start + pieces[-1].shape[1]
+    whole = np.concatenate(pieces, axis=1)[:, max(0, -plan.placed[0].start) :]
+    check_finite(path, whole)
+    for name, samples in (("silence_s", plan.silence), ("overlap_s", plan.overlap)):
+        if samples:
+            mended[name] = round(samples / sounds.rate, 4)
+    return mixed(whole, channels, sounds.layout)
 
 
-def _sound_header(path: Path) -> soundfile._SoundFileInfo:
-    try:
-        return soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row"
-        ) from None
-
-
-def _read_sound(path: Path, channels: int) -> tuple[np.ndarray, int]:
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise MediaError(
-            f"{path}: corrupt or not a sound ({error.error_string}); write the file again or drop its row"
-        ) from None
-    if not len(samples):
-        raise MediaError(f"{path}: 0 seconds of sound; write the file again or drop its row")
-    waveform = mixed(samples.T, channels)
-    check_samples(path, waveform)
-    return waveform, rate
-
-
-def to_rate(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
-    """Float [..., N] samples at another rate (polyphase), logged once per process with `path`."""
-    if found == wanted:
-        return waveform.astype(np.float32, copy=False)
-    _say_resampled(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", str(path))
-    from scipy.signal import resample_poly  # slow to import, seldom needed
-
-    common = math.gcd(found, wanted)
-    return resample_poly(waveform, wanted // common, found // common, axis=-1).astype(np.float32)
+def _resampled(path: Path, waveform: np.ndarray, found: int, wanted: int) -> np.ndarray:
+    if found != wanted:
+        _say(f"sample rate {found} Hz, wanted {wanted}: the sound is resampled", path)
+    return to_rate(waveform, found, wanted)
 
 
 _said: set[str] = set()
 
 
-def _say_resampled(what: str, example: str) -> None:
+def _say(what: str, example: Path) -> None:
     if what not in _said:
         _said.add(what)
         logging.getLogger(__name__).warning("%s: %s (said once; other files may have it too)", example, what)
-
-
-def _check_present(path: Path) -> None:
-    if not path.is_file():
-        raise MissingMediaError(
-            f"{path}: no such file; check the path (relative ones start at the JSONL's folder)"
-        )
-    if not path.stat().st_size:
-        raise MediaError(f"{path}: empty file (0 bytes); write it again or drop its row")
