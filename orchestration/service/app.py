@@ -64,7 +64,7 @@ def build_app(
     token_digest: bytes,
     rubric: Rubric | None = None,
 ) -> RequestGate:
-    """ASGI app. `roots`: folders of clip paths; `token_digest`: gate.digest_of(token); `rubric`: for totals."""
+    """ASGI app. `roots`: folders of clips; `token_digest`: gate.digest_of(token); `rubric`: for totals."""
     metrics = ServiceMetrics()
 
     @asynccontextmanager
