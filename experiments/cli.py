@@ -92,6 +92,12 @@ _VERBS = (
         "score any clips with rewards of your choice",
         "my_clips --rewards snr_estimate_db",
     ),
+    Verb(
+        "compare",
+        "compare.compare",
+        "compare two scored sets pairwise, with intervals",
+        "a.jsonl b.jsonl",
+    ),
     Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
     Verb("report", "pipeline.report", "write reports/demo.html", "mini"),
     Verb(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from pretrain.config import one_line
 
+CHECK_FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 ADVICE = {

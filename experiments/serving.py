@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.layout import Layout
-from experiments.scoring.config import reward_settings
+from experiments.scoring.config import RubricFile, read_rubric, reward_settings
 from experiments.scoring.options import reward_options
 from rewards.catalog import check_names, checked_options
 from rewards.options import fill, nearest, read_yaml
@@ -31,18 +31,27 @@ def config_from(
     roots: Sequence[Path],
     out: Path,
     token: str,
+    rubric: Path | None = None,
     **sizes: float,
 ) -> ServiceConfig:
-    """What is served. Raises ValueError or FileNotFoundError in one line for unknown rewards, options, limits
-    and folders."""
+    """What is served: `rewards`, or those of the rubric's items, and its total.
+
+    Raises ValueError or FileNotFoundError in one line for unknown rewards, options, limits and folders, and a
+    rubric of rewards that are not served.
+    """
     from orchestration.service.deployment import ServiceConfig
     from orchestration.service.gate import digest_of
     from orchestration.service.paths import allowed_roots
 
+    file = read_rubric(rubric) if rubric else None
+    rewards = list(rewards) or (list(file.rewards) if file else [])
     if not rewards:
-        raise ValueError("--rewards: give one or more names of the catalog, or package.module:Class")
+        raise ValueError(
+            "--rewards: give one or more names of the catalog, or package.module:Class, or a --rubric"
+        )
     check_names(rewards)
-    layout, given = Layout(out=out), reward_settings(settings, rewards)
+    check_served(file, rewards)
+    layout, given = Layout(out=out), _options(file, settings, rewards)
     names = tuple(dict.fromkeys(rewards))
     options = reward_options(list(names), layout.corpus, layout.syncnet, given=given)
     checked_options(names, options)
@@ -57,12 +66,49 @@ def config_from(
         token_digest=digest_of(token),
         options=options,
         roots=allowed_roots(roots),
+        rubric=file.rubric if file else None,
         limits=limits_from(limits),
         batch=int(sizes["batch"]),
         replicas=int(sizes["replicas"]),
         cpus=sizes["cpus"],
         gpus=sizes["gpus"],
     )
+
+
+def check_served(file: RubricFile | None, rewards: Sequence[str]) -> None:
+    """Raises ValueError for a rubric's item whose reward is not served."""
+    if missing := [name for name in (file.rewards if file else ()) if name not in rewards]:
+        assert file
+        raise ValueError(
+            f"{file.path}: items.{missing[0]}: not among --rewards; {nearest(missing[0], rewards)}, or leave "
+            "--rewards out"
+        )
+
+
+def rubric_notices(path: Path | None) -> list[str]:
+    """What a service, which scores one clip at a time, cannot do with a rubric file."""
+    if path is None:
+        return []
+    file = read_rubric(path)
+    notices = [
+        f"{path}: items.{item.reward}.normalise: {item.normalise} compares clips, and a request has one: "
+        "totals are empty, with this reason; set none for totals"
+        for item in file.rubric.items
+        if item.weight and item.normalise != "none"
+    ]
+    return notices + ([f"{path}: guardrails: a service measures none"] if file.guardrails else [])
+
+
+def _options(
+    file: RubricFile | None, settings: Sequence[str], rewards: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Options of the rubric file, overridden by those of --set."""
+    known = {name: dict(options) for name, options in (file.options if file else {}).items()}
+    for name, options in reward_settings(settings, rewards).items():
+        known[name] = {**known.get(name, {}), **options}
+    if file and (unasked := next((name for name in file.options if name not in rewards), "")):
+        raise ValueError(f"{file.path}: options.{unasked}: not served; {nearest(unasked, rewards)}")
+    return known
 
 
 def limits_from(settings: Sequence[str]) -> Limits:

@@ -63,6 +63,10 @@ class Score:
 
 
 def split_part(name: str, rewards: Container[str]) -> tuple[str, str]:
-    """(reward, part) of `reward.part`; part "" where the whole name is among `rewards`."""
-    reward, _, part = (name, "", "") if name in rewards else name.partition(".")
-    return reward, part
+    """(reward, part) of `reward.part` or `package.module:Class.part`; part "" where the whole name is among
+    `rewards`."""
+    if name in rewards:
+        return name, ""
+    module, colon, rest = name.rpartition(":")
+    reward, _, part = rest.partition(".")
+    return f"{module}{colon}{reward}", part

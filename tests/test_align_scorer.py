@@ -95,7 +95,8 @@ def test_latents_that_are_not_finite_have_no_score_and_harm_no_other_clip(world,
 
 def test_a_reward_that_raises_is_named_in_one_line(world, rows):
     with pytest.raises(
-        ValueError, match=r"^reward test_align_scorer:Broken failed: RuntimeError: out of memory at line 3$"
+        ValueError,
+        match=r"^reward test_align_scorer:Broken failed on p0: RuntimeError: out of memory at line 3$",
     ):
         scorer(world, {"test_align_scorer:Broken": 1.0}).score(*latents(), rows)
 

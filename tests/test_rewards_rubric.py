@@ -85,8 +85,61 @@ def test_a_group_without_contrast_is_0_and_counted():
     found = totals(
         Rubric((RubricItem(reward="a"),)), {"a": [0.1 + 0.2, 0.3, 5, 7, 4]}, ["p", "p", "q", "q", "alone"]
     )
-    assert [total.value for total in found.totals] == pytest.approx([0, 0, -1, 1, 0])
+    assert [total.value for total in found.totals[:4]] == pytest.approx([0, 0, -1, 1])
     assert found.no_contrast == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    ("normalise", "groups", "scored_clips"),
+    [
+        ("group", ["p", "p", "alone"], [0, 1]),
+        ("group", [0, 1, 2], []),
+        ("batch", [0, 1, 2], [0, 1, 2]),
+        ("none", [0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_what_has_nothing_to_be_compared_with_has_no_total(normalise, groups, scored_clips):
+    rubric = Rubric((RubricItem(reward="a", normalise=normalise),))
+    found = totals(rubric, {"a": [0.2, 0.9, 0.4]}, groups).totals
+    assert [index for index, total in enumerate(found) if not math.isnan(total.value)] == scored_clips
+    for index, total in enumerate(found):
+        assert bool(total.reason) == (index not in scored_clips)
+        assert not total.reason or "a: normalise: group has no other scored clip" in total.reason
+
+
+@pytest.mark.parametrize("normalise", ["group", "batch", "running"])
+def test_a_single_clip_has_no_z_score_but_a_raw_value(normalise):
+    items = {"a": {"normalise": normalise}}
+    (total,) = totals(Rubric.from_config(items), {"a": [3.0]}).totals
+    assert math.isnan(total.value) and f"normalise: {normalise}" in total.reason
+    (total,) = totals(Rubric.from_config({"a": {"normalise": "none"}}), {"a": [3.0]}).totals
+    assert total.value == 3.0
+
+
+def test_the_other_clip_of_a_prompt_must_have_a_value():
+    found = totals(Rubric((RubricItem(reward="a"),)), {"a": [1.0, math.nan, 3, 4]}, ["p", "p", "q", "q"])
+    assert "no other scored clip" in found.totals[0].reason and found.totals[1].reason == "a: no face"
+
+
+def test_a_floor_of_a_clip_alone_in_its_group_gives_it_the_lowest_of_all():
+    rubric = Rubric(
+        (RubricItem(reward="a", normalise="none", floor=0.5), RubricItem(reward="b", normalise="none"))
+    )
+    found = totals(rubric, {"a": [0.1, 0.6, 0.9], "b": [9.0, 1.0, 2.0]}, ["p", "q", "r"])
+    assert [total.value for total in found.totals] == pytest.approx([1.6, 1.6, 2.9])
+    assert found.totals[0].parts["floor"] == pytest.approx(1.6 - 9.1) and found.beyond["a"].tolist() == [
+        1,
+        0,
+        0,
+    ]
+    (alone,) = totals(rubric, {"a": [0.1], "b": [9.0]}).totals
+    assert math.isnan(alone.value) and "a: 0.1 is beyond the floor 0.5" in alone.reason
+
+
+def test_relative_totals_are_known_as_such():
+    raw = {"a": {"normalise": "none"}}
+    assert not Rubric.from_config({**raw, "b": {"weight": 0}}).relative
+    assert Rubric.from_config({**raw, "b": {}}).relative
 
 
 @given(
@@ -125,6 +178,9 @@ def test_parts_sum_to_the_total_and_a_floor_never_lifts(rows):
     floored = totals(Rubric(items), columns, groups)
     free = totals(Rubric(tuple(dataclasses.replace(item, floor=None) for item in items)), columns, groups)
     for index, (total, other) in enumerate(zip(floored.totals, free.totals, strict=True)):
+        if groups.count(groups[index]) == 1:  # nothing to compare it with
+            assert math.isnan(total.value) and math.isnan(other.value) and total.reason
+            continue
         assert sum(total.parts.values()) == pytest.approx(total.value, abs=1e-9)
         beyond = columns["a"][index] < 0 or columns["b"][index] > 4
         lowest = min(

@@ -85,3 +85,9 @@ def test_a_reward_that_always_hangs_costs_a_batch_bounded_time():
     found, holder = answers(*["hang"] * 20, seconds=0.05)
     assert time.monotonic() - started < 2 and len(holder.batches) == 1 + MAX_LOST
     assert all(isinstance(answer, str) for answer in found) and "try again" in str(found[-1])
+
+
+def test_an_error_names_the_reward_and_the_clip():
+    clips = [Clip(None, 16_000, name=name) for name in ("a", "raise", "")]
+    found = asyncio.run(score_apart(clips, Holder(), 1.0, "temper"))
+    assert found == [Score(1), "reward temper failed on raise: no such thing", Score(0)]

@@ -44,6 +44,7 @@ def verse_bench(
     items = read_verse_bench(folder, clips or folder / "generated")
     _run(
         Benchmark("Verse-Bench", items, metrics.VERSE_BENCH, published.VERSE_BENCH, with_composites=True),
+        clips or folder / "generated",
         rewards,
         settings,
         to,
@@ -86,35 +87,40 @@ def seed_tts(
         published.SEED_TTS_EN if language == "en" else {},
         of_sound=True,
     )
-    _run(benchmark, rewards, settings, to, out, as_json)
+    _run(benchmark, clips or folder / "generated", rewards, settings, to, out, as_json)
 
 
 def _run(
     benchmark: Benchmark,
+    clips: Path,
     rewards: tuple[str, ...],
     settings: tuple[str, ...],
     to: Path,
     out: Path,
     as_json: bool,
 ) -> None:
+    from experiments.paper.layouts import left_out
     from experiments.paper.metrics import rewards_with_options
     from experiments.paper.run import measure
     from experiments.paper.tables import markdown, metrics_to_log, write_tables
     from experiments.runs.run import single_run
     from experiments.scoring.config import settings_from
+    from rewards.media_folder import left_out_line
 
     files = [file for item in benchmark.items if (file := item.sound_file())]
     chosen = settings_from(rewards_with_options(rewards, settings), None, settings, files)
     config = {"benchmark": benchmark.name, "cases": len(benchmark.items), **chosen.described()}
     tags = {"nava.output": str(to)}
     with single_run("benchmark", config, tags, Layout(out=out), Path()) as tracker:
-        result = measure(benchmark, chosen, to)
+        result = {**measure(benchmark, chosen, to), "left_out": left_out(clips, benchmark.items)}
         paths = write_tables(result, to)
         tracker.log_metrics(metrics_to_log(result), step=0)
         tracker.set_tags({"nava.clips_sha256": _digest(result["clip_digests"])})
         for path in (*paths, *sorted(to.glob("scores_*.jsonl"))):
             tracker.log_artifact(str(path))
     print(json.dumps(result, indent=1, allow_nan=False) if as_json else markdown(result))
+    if result["left_out"] and not as_json:
+        print(f"{clips}: {left_out_line(result['left_out'])}")
 
 
 def _digest(clips: dict[str, str]) -> str:

@@ -32,8 +32,14 @@ TokenFile = Annotated[
 ]
 
 
+DEFAULTS = ("snr_estimate_db", "lip_loudness_correlation")
+
+
 def rewards(
-    rewards: RewardNames = ("snr_estimate_db", "lip_loudness_correlation"),
+    rewards: RewardNames = (),
+    rubric: Annotated[
+        Path | None, tyro.conf.arg(metavar="YAML", help="rubric of `nava score`: answers have its total")
+    ] = None,
     host: str = "127.0.0.1",
     port: int = 8123,
     token_file: TokenFile = None,
@@ -50,11 +56,13 @@ def rewards(
     """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and
     /healthz.
 
-    Networks and words that the pipeline made are taken from --out. Without --root clips can only be uploaded.
-    The service has no TLS: put a proxy with TLS in front of it on an untrusted network. `rewards.remote:NAME`
-    uses it as a reward.
+    Without --rewards they are those of the rubric's items, or snr_estimate_db and lip_loudness_correlation. A
+    request has one clip: of a rubric only items of normalise: none give a total, others an empty one with the
+    reason. Networks and words that the pipeline made are taken from --out. Without --root clips can only be
+    uploaded. The service has no TLS: put a proxy with TLS in front of it on an untrusted network.
+    `rewards.remote:NAME` uses it as a reward.
     """
-    from experiments.serving import config_from, serve_until_stopped
+    from experiments.serving import config_from, rubric_notices, serve_until_stopped
     from orchestration.ray_token import send_token
     from orchestration.service.token import token_from
 
@@ -63,16 +71,20 @@ def rewards(
     if ray != "local":
         send_token()
     token, where = token_from(token_file, out / "service" / "token")
+    named = [name for given in rewards for name in given.split(",") if name]
     config = config_from(
-        [name for given in rewards for name in given.split(",") if name],
+        named if named or rubric else DEFAULTS,
         settings,
         limits,
         roots,
         out,
         token,
+        rubric,
         batch=batch,
         replicas=replicas,
         cpus=cpus,
         gpus=gpus,
     )
+    for notice in rubric_notices(rubric):
+        print(notice)
     serve_until_stopped(config, host, port, ray, where)

@@ -8,16 +8,19 @@ lines, prompt sounds relative to its folder; results: UTT.wav in one folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
 from pretrain.files import read_json, text_lines
+from rewards.media_folder import VIDEO_SUFFIXES, scan_folder
 
 SETS = ("set1", "set2", "set3")
 IMAGES, SOUNDS = (".jpg", ".jpeg", ".png"), (".wav", ".mp3", ".m4a")
+VIDEOS = (".mp4", *sorted(VIDEO_SUFFIXES - {".mp4"}))
 META_FIELDS = {
     2: ("name", "text"),
     3: ("name", "text", "voice"),
@@ -101,7 +104,7 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
                 f"{meta}:{number}: {name!r} is there twice, first on line {seen[name]}; keep one"
             )
         seen[name] = number
-        video = _first(clips, name, (".mp4",))
+        video = _first(clips, name, VIDEOS)
         items.append(
             BenchItem(
                 name,
@@ -143,13 +146,21 @@ def _seed_tts_row(meta: Path, number: int, line: str, first: tuple[int, str]) ->
     return row
 
 
+def left_out(clips: Path, items: Sequence[BenchItem]) -> dict[str, int]:
+    """What lies in the folder of the clips and answers no case: kind -> how many."""
+    found = scan_folder(clips, subfolders=False)
+    used = {path for item in items for path in (item.video, item.sound)}
+    unused = Counter(f"{path.suffix.lower()} of no case" for path in found.files if path not in used)
+    return dict(sorted((Counter(found.left_out) + unused).items()))
+
+
 def _verse_bench_set(folder: Path, clips: Path) -> Iterator[BenchItem]:
     for path in sorted([*folder.glob("*.json"), *(folder / "data").glob("*.json")]):
         content = read_json(path, "get the data set again")
         places = list(dict.fromkeys([path.parent, folder, folder / "clips"]))
         images = (found for place in places if (found := _first(place, path.stem, IMAGES)))
         sounds = (found for place in places if (found := _first(place, path.stem, SOUNDS)))
-        video = _first(clips, path.stem, (".mp4",))
+        video = _first(clips, path.stem, VIDEOS)
         yield BenchItem(
             name=path.stem,
             subset=folder.name,

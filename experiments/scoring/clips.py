@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from pretrain.config import one_line
 from pretrain.data.manifest import ManifestRow, read_manifest
 from pretrain.jsonl import FieldError, scan
-from pretrain.media.read import SOUND_SUFFIXES, read_media
+from pretrain.media.errors import MediaError
+from pretrain.media.read import read_media
 from pretrain.media.stills import read_image
 from pretrain.prompt import parse, read_prompts
+from rewards.media_folder import (
+    BESIDE,
+    SOUND_SUFFIXES,
+    VIDEO_SUFFIXES,
+    left_out_line,
+    scan_folder,
+    unique_names,
+)
 from rewards.types import Box, Clip
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm"})
+ReadT = TypeVar("ReadT")
 VIDEO_KEYS = ("video", "video_path")
 INDEX = "index.jsonl"
 REFERENCE_RATE_HZ = 16_000
@@ -56,9 +67,15 @@ class ClipFile:
     ) -> Clip:
         """Decoded media with all conditions; attached files are read once each.
 
-        frames uint8 [T, H, W, 3], waveform float32 [N]. Raises MediaError for an unreadable reference,
-        ValueError for an unreadable image.
+        frames uint8 [T, H, W, 3], waveform float32 [N]. Raises MediaError for an unreadable reference or
+        image.
         """
+        voices = [
+            path
+            and attached(f"the voice of span {number}", path, lambda path: _sound(path, REFERENCE_RATE_HZ))
+            for number, path in enumerate(self.references, start=1)
+        ]
+        image, recording = self.first_frame, self.reference_sound
         return Clip(
             waveform=waveform,
             sample_rate_hz=sample_rate_hz,
@@ -66,15 +83,39 @@ class ClipFile:
             fps=fps,
             prompt=self.prompt,
             spans=self.spans,
-            references=tuple(_sound(path, REFERENCE_RATE_HZ) if path else None for path in self.references),
+            references=tuple(voices),
             voices=self.voices,
             name=self.name,
             mouth_boxes=self.mouth_boxes,
             face_boxes=self.face_boxes,
             span_times=self.span_times,
-            first_frame=_image(self.first_frame) if self.first_frame else None,
-            reference_sound=_sound(self.reference_sound, sample_rate_hz) if self.reference_sound else None,
+            first_frame=image and attached("the first frame", image, _image),
+            reference_sound=recording
+            and attached(
+                "the recording to compare with", recording, lambda path: _sound(path, sample_rate_hz)
+            ),
         )
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Clips to score, and what lies in their folder and is not among them: kind -> how many."""
+
+    clips: list[ClipFile]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def attached(what: str, path: Path, read: Callable[[Path], ReadT]) -> ReadT:
+    """What `read` gives of a file that a clip refers to. Raises MediaError naming it, whatever `read`
+    raises."""
+    try:
+        return read(path)
+    except MediaError:
+        raise
+    except Exception as error:  # decoders raise what they like for a damaged file
+        raise MediaError(
+            f"{path}: {what} cannot be read ({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def clip_file(
@@ -108,36 +149,50 @@ def clip_file(
 
 
 def list_clips(source: Path) -> list[ClipFile]:
+    """The clips of `read_source`."""
+    return read_source(source).clips
+
+
+def read_source(source: Path) -> ClipSource:
     """The clips of a folder (using index.jsonl of `nava generate` if present) or of a JSONL.
 
     A JSONL holds training rows (`video_info`), rows of an index, or prompts with a `video` each. A sound
-    beside a video of the same name is that video's. Raises FileNotFoundError or ValueError in one line for
-    nothing to score or a bad row.
+    beside a video of the same name is that video's. Files of a folder are named by their path in it without
+    suffix, with it where two have the same. Raises FileNotFoundError or ValueError in one line for nothing
+    to score or a bad row.
     """
     if source.is_dir():
-        clips = list(_folder(source))
-        if not clips:
+        found = _folder(source)
+        if not found.clips:
             raise FileNotFoundError(
                 f"{source}: no {INDEX} and no {', '.join(sorted(VIDEO_SUFFIXES | SOUND_SUFFIXES))} file in it"
+                + (f" ({left_out_line(found.left_out)})" if found.left_out else "")
             )
     else:
-        clips = list(_jsonl(source))
+        found = _jsonl(source)
     seen: set[str] = set()
-    for clip in clips:
+    for clip in found.clips:
         if clip.name in seen:
             raise ValueError(f"{source}: {clip.name!r} is there twice; make names unique")
         seen.add(clip.name)
-    return clips
+    return found
+
+
+def missing_file(clip: ClipFile) -> Path | None:
+    """A file that the clip refers to and that is not there."""
+    return next((path for path in clip.attached() if not path.is_file()), None)
 
 
 def check_attached(clips: Iterable[ClipFile]) -> None:
-    """Raises FileNotFoundError for the first missing reference or image."""
-    for clip in clips:
-        for path in clip.attached():
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path}: no such file; {clip.name} refers to it, mend the row or put the file there"
-                )
+    """Raises FileNotFoundError where every clip with a reference or image misses one: a wrong path of all
+    rows, not the trouble of one."""
+    wrong = [(clip, missing_file(clip)) for clip in clips if clip.attached()]
+    if wrong and all(path for _, path in wrong):
+        clip, path = wrong[0]
+        rest = f" ({len(wrong) - 1} more rows miss a file)" if len(wrong) > 1 else ""
+        raise FileNotFoundError(
+            f"{path}: no such file; {clip.name} refers to it, mend the row or put the file there{rest}"
+        )
 
 
 def load_clip(file: ClipFile) -> Clip:
@@ -148,38 +203,44 @@ def load_clip(file: ClipFile) -> Clip:
     return dataclasses.replace(clip, mended=media.mended)
 
 
-def _folder(folder: Path) -> Iterator[ClipFile]:
-    indices = sorted(folder.rglob(INDEX))
-    indexed = {index.parent for index in indices}
-    for index in indices:
-        yield from index_clips(index, index.parent.relative_to(folder))
-    media = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in VIDEO_SUFFIXES | SOUND_SUFFIXES and path.is_file()
-    ]
+def _folder(folder: Path) -> ClipSource:
+    found = scan_folder(folder, VIDEO_SUFFIXES | SOUND_SUFFIXES | {".jsonl"})
+    indices = [path for path in found.files if path.name == INDEX]
+    media = [path for path in found.files if path.suffix.lower() != ".jsonl"]
+    left_out = Counter(found.left_out)
+    left_out[".jsonl"] += len(found.files) - len(media) - len(indices)
+    indexed = [clip for index in indices for clip in index_clips(index, index.parent.relative_to(folder))]
+    taken = {clip.path for clip in indexed}
+    indexed_folders = {index.parent for index in indices}
     videos = {path.with_suffix("") for path in media if path.suffix.lower() in VIDEO_SUFFIXES}
+    free: list[Path] = []
     for path in media:
-        beside = path.suffix.lower() in SOUND_SUFFIXES and path.with_suffix("") in videos
-        if path.parent not in indexed and not beside and not path.name.startswith("."):
-            yield ClipFile(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if path.suffix.lower() in SOUND_SUFFIXES and path.with_suffix("") in videos and path not in taken:
+            left_out[BESIDE] += 1
+        elif path.parent in indexed_folders and path not in taken:
+            left_out[f"{path.suffix.lower()} not in {INDEX}"] += 1
+        elif path not in taken:
+            free.append(path)
+    clips = [ClipFile(name, path) for path, name in unique_names(free, folder).items()]
+    return ClipSource([*indexed, *clips], dict(sorted((+left_out).items())))
 
 
-def _jsonl(source: Path) -> Iterator[ClipFile]:
+def _jsonl(source: Path) -> ClipSource:
     line, first = next(scan(source))
     if isinstance(first, FieldError):
         raise ValueError(first.at(source))
     if "video_info" in first:
-        yield from (manifest_clip(row, source.parent) for row in read_manifest(source)[0])
-    elif "reference_paths" in first and "video" in first:
-        yield from index_clips(source)
-    elif any(key in first for key in VIDEO_KEYS):
-        yield from _prompts(source)
-    else:
-        raise ValueError(
-            f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts "
-            "with a video each"
-        )
+        rows, rejected = read_manifest(source)
+        bad = {f"bad row (the first: {rejected[0].at(source)})": len(rejected)} if rejected else {}
+        return ClipSource([manifest_clip(row, source.parent) for row in rows], bad)
+    if "reference_paths" in first and "video" in first:
+        return ClipSource(list(index_clips(source)))
+    if any(key in first for key in VIDEO_KEYS):
+        return ClipSource(list(_prompts(source)))
+    raise ValueError(
+        f"{source}:{line} video: missing; give a folder, a training manifest (video_info), or prompts "
+        "with a video each"
+    )
 
 
 def manifest_clip(row: ManifestRow, folder: Path) -> ClipFile:

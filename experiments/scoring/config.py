@@ -11,13 +11,14 @@ import yaml
 
 from experiments.scoring.clips import ClipFile
 from experiments.scoring.options import preference_options
-from experiments.scoring.score_files import ScoreSettings
+from experiments.scoring.score_files import MAX_UNREADABLE, ScoreSettings
 from pretrain.config import one_line
-from rewards.catalog import CATALOG, check_names, check_weights, is_plugin, metric
+from rewards.catalog import CATALOG, check_names, check_weights, is_plugin, plugin_class
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill, nearest, read_yaml
 from rewards.recipes.speech import VocabularyOptions
 from rewards.rubric import Rubric, RubricItem
+from rewards.traits import lower_is_better
 from rewards.types import split_part
 
 RUBRIC_KEYS = ("items", "guardrails", "options", "allow_prompt_blind")
@@ -36,6 +37,11 @@ class RubricFile:
     options: Mapping[str, Mapping[str, Any]]  # of rewards, as in the file
     guardrails: Mapping[str, float]  # as in the file
     allow_prompt_blind: bool = False
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """The rewards that the items are about, as asked for, each once."""
+        return tuple(dict.fromkeys(split_part(item.reward, CATALOG)[0] for item in self.rubric.items))
 
 
 def read_rubric(path: Path) -> RubricFile:
@@ -58,6 +64,8 @@ def read_rubric(path: Path) -> RubricFile:
         rubric = Rubric.from_config(content.get("items"))
         limits = fill(GuardrailLimits, content.get("guardrails"), "guardrails")
         check_weights({item.reward: item.weight for item in rubric.items})
+        for item in rubric.items:
+            _check_direction(item)
         options = _options(content.get("options"))
         if not isinstance(allowed := content.get("allow_prompt_blind", False), bool):
             raise ValueError(f"allow_prompt_blind: expected true or false, got {allowed!r}")
@@ -71,6 +79,13 @@ def read_rubric(path: Path) -> RubricFile:
         guardrails=dict(content.get("guardrails") or {}),
         allow_prompt_blind=allowed,
     )
+
+
+def _check_direction(item: RubricItem) -> None:
+    """Raises ValueError for a reward of one's own that cannot be imported, or weighs by the wrong sign."""
+    reward, part = split_part(item.reward, CATALOG)
+    if is_plugin(reward) and not part and item.weight > 0 and lower_is_better(reward):
+        raise ValueError(f"items.{item.reward}.weight: lower is better, so give it a negative weight")
 
 
 def _options(given: Any) -> dict[str, Any]:
@@ -89,6 +104,7 @@ def settings_from(
     settings: Sequence[str],
     files: Sequence[ClipFile],
     batch: int = 64,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> ScoreSettings:
     """Rewards named on the command line, else those of the rubric, with their options merged.
 
@@ -98,8 +114,8 @@ def settings_from(
     rubric, limits = (file.rubric, file.limits) if file else (None, GuardrailLimits())
     options: dict[str, Any] = dict(file.options) if file else {}
     wanted = [name for given in rewards for name in given.split(",") if name]
-    if rubric is not None and not wanted:
-        wanted = [_reward_of(item) for item in rubric.items]
+    if file is not None and not wanted:
+        wanted = list(file.rewards)
     if not wanted:
         raise ValueError(
             f"no rewards: give --rewards NAME... or --rubric FILE; there are {', '.join(CATALOG)}, or "
@@ -108,6 +124,8 @@ def settings_from(
     check_names(wanted)
     if batch < 1:
         raise ValueError(f"--batch: expected at least 1, got {batch}")
+    if not 0 <= max_unreadable <= 1:
+        raise ValueError(f"--max-unreadable: expected a share from 0 to 1, got {max_unreadable:g}")
     for name, given in reward_settings(settings, wanted).items():
         options[name] = {**(options.get(name) or {}), **given}
     for name in wanted:
@@ -120,18 +138,21 @@ def settings_from(
     if rubric is not None:
         rubric = Rubric(tuple(map(_by_score_name, rubric.items)))
     return ScoreSettings(
-        rewards=tuple(dict.fromkeys(wanted)), options=options, rubric=rubric, limits=limits, batch=batch
+        rewards=tuple(dict.fromkeys(wanted)),
+        options=options,
+        rubric=rubric,
+        limits=limits,
+        batch=batch,
+        max_unreadable=max_unreadable,
     )
-
-
-def _reward_of(item: RubricItem) -> str:
-    """The reward whose score, or a part of it, an item is about."""
-    return item.reward if is_plugin(item.reward) else split_part(item.reward, CATALOG)[0]
 
 
 def _by_score_name(item: RubricItem) -> RubricItem:
     """A plug-in's scores have the name that its class gives, in place of package.module:Class."""
-    return replace(item, reward=metric(item.reward).name) if is_plugin(item.reward) else item
+    reward, part = split_part(item.reward, CATALOG)
+    if not is_plugin(reward) or not isinstance(own := getattr(plugin_class(reward), "name", None), str):
+        return item  # one that is named when it is built is renamed once it is
+    return replace(item, reward=f"{own}.{part}" if part else own)
 
 
 def with_vocabulary(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from experiments.scoring.faults import RewardBroken, answered
 from pretrain.config import one_line
 from rewards.base import Reward
 from rewards.guardrails import GuardrailLimits, flags, measure_guardrails
@@ -44,17 +45,27 @@ def score_clips(
 def scores_of(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:
     """One score per clip.
 
-    Raises ValueError in one line, naming the reward, if it raised or did not return one score per clip.
+    Raises ValueError in one line, naming the reward and the clip, if it raised or did not return one score
+    per clip.
     """
     try:
-        scores = reward.score(clips)
+        return answered(name, reward, clips)
+    except RewardBroken:
+        raise
     except Exception as error:
-        raise ValueError(f"reward {name} failed: {type(error).__name__}: {one_line(error)}") from error
-    if len(scores) != len(clips):
-        raise ValueError(
-            f"reward {name}: {len(scores)} scores for {len(clips)} clips; it must answer every clip"
-        )
-    return scores
+        where = _at_fault(reward, clips)
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"reward {name} failed on {where}: {what}") from error
+
+
+def _at_fault(reward: Reward, clips: Sequence[Clip]) -> str:
+    """The first clip that the reward raises on when it is alone."""
+    for clip in clips:
+        try:
+            reward.score([clip])
+        except Exception:
+            return clip.name or "a clip"
+    return f"{len(clips)} clips at once (from {clips[0].name}), on none of them alone"
 
 
 def guarded(clip: Clip, limits: GuardrailLimits) -> tuple[dict[str, float], tuple[str, ...]]:

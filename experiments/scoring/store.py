@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
-from pretrain.files import locked
-from pretrain.jsonl import dump
+from pretrain.files import locked, replacing
 
 StoredRow = dict[str, Any]
 
@@ -40,14 +39,18 @@ class ScoreStore:
         self._held.close()
 
     def kept(self, files: Sequence[ClipFile]) -> dict[str, StoredRow]:
-        """Rows whose clip, prompt and attached files are what they were when they were scored."""
-        return {file.name: row for file in files if (row := self.rows.get(file.name)) and _same(file, row)}
+        """Rows whose clip, prompt and attached files are what they were when they were scored.
+
+        Rows marked `again` failed for a reason that may have passed and are not kept.
+        """
+        known = ((file, self.rows.get(file.name)) for file in files)
+        return {file.name: row for file, row in known if row and not row.get("again") and _same(file, row)}
 
     def append(self, rows: Sequence[StoredRow]) -> None:
         """Adds whole lines and waits until they are on disk; a later row of a clip counts, not an earlier
         one."""
         with self.path.open("ab") as file:
-            file.write("".join(_line(row) for row in rows).encode())
+            file.write(b"".join(_line(row) for row in rows))
             file.flush()
             os.fsync(file.fileno())
         self.rows |= {row["clip"]: row for row in rows}
@@ -55,7 +58,8 @@ class ScoreStore:
     def replace(self, rows: Iterable[StoredRow]) -> None:
         """The file holds exactly these rows, in this order."""
         self.rows = {row["clip"]: row for row in rows}
-        dump(self.path, self.rows.values())
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(_line(row) for row in self.rows.values()))
 
     def _read(self) -> None:
         if not self.path.is_file():
@@ -80,10 +84,13 @@ def config_id(settings: Mapping[str, Any]) -> str:
 
 
 def identity(file: ClipFile) -> dict[str, Any]:
-    """Identity of the clip that a row was made from. Raises OSError where the clip's file cannot be read."""
-    stat = file.path.stat()
-    with file.path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    """Identity of the clip that a row was made from; {} where the clip's file cannot be read."""
+    try:
+        stat = file.path.stat()
+        with file.path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return {}
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest, "request": _request(file)}
 
 
@@ -93,14 +100,22 @@ def _same(file: ClipFile, row: StoredRow) -> bool:
     stat = file.path.stat()
     if (stat.st_size, stat.st_mtime_ns) == (row.get("size"), row.get("mtime_ns")):
         return True
-    return stat.st_size == row.get("size") and identity(file)["sha256"] == row.get("sha256")
+    return stat.st_size == row.get("size") and identity(file).get("sha256", "") == row.get("sha256")
 
 
 def _request(file: ClipFile) -> str:
     """Digest of everything but the clip's own content that its scores depend on."""
     fields = {key: value for key, value in vars(file).items() if key not in ("path", "name")}
-    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in file.attached()]
-    return config_id({**fields, "attached": stats})
+    return config_id({**fields, "attached": [_stat(path) for path in file.attached()]})
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    """Size and time of change; None for a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _parsed(line: bytes, where: str) -> StoredRow:
@@ -113,8 +128,12 @@ def _parsed(line: bytes, where: str) -> StoredRow:
     return row
 
 
-def _line(row: StoredRow) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+def _line(row: StoredRow) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # a file's name that is not UTF-8
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def _difference(row: StoredRow, settings: Mapping[str, Any]) -> str:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from experiments.scoring.score_files import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import StoredRow
 from rewards.catalog import CATALOG, metrics_of
+from rewards.media_folder import left_out_line
 from rewards.types import Score
 
 MAX_REASONS = 5
 PIPE_WIDTH = 160  # characters, where there is no terminal to ask
 
 
-def summarise(rows: Sequence[StoredRow]) -> dict[str, Any]:
+def summarise(rows: Sequence[StoredRow], left_out: Mapping[str, int] = {}) -> dict[str, Any]:
     """`{clips, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean}, flags:
-    {limit: clips}}`.
+    {limit: clips}, unreadable: {reason: clips}, failed: {reward: {clips, first}}, mended: clips, floored:
+    {item: clips}, left_out}`.
 
     Means are over scored clips, with a 95 % bootstrap interval; `reward.part` rows follow their reward; a
     reward with both parts of a ratio of the catalog gets `reward (errors/words)`, the ratio of their sums.
-    With totals there is a row `total`.
+    With totals there is a row `total`. Reasons are counted without the names of files and clips. `left_out`:
+    what lies in the folder of the clips beside them.
     """
-    columns = {name: to_scores(rows, name) for name in (rows[0]["scores"] if rows else ())}
+    columns = {name: _column(rows, name) for name in (rows[0]["scores"] if rows else ())}
     rewards: dict[str, Any] = {}
     ratios = dict.fromkeys((m.numerator, m.denominator) for m in metrics_of(CATALOG).values() if m.numerator)
     for name, scores in columns.items():
@@ -41,7 +45,23 @@ def summarise(rows: Sequence[StoredRow]) -> dict[str, Any]:
     if rows and "total" in rows[0]:
         rewards["total"] = described([_total(row["total"]) for row in rows])
     flagged = Counter(flag.split()[0] for row in rows for flag in row["flags"])
-    return {"clips": len(rows), "rewards": rewards, "guardrails": _guardrails(rows), "flags": dict(flagged)}
+    floored = Counter(item for row in rows for item in row.get("total", {}).get("floored", ()))
+    return {
+        "clips": len(rows),
+        "rewards": rewards,
+        "guardrails": _guardrails(rows),
+        "flags": dict(flagged),
+        "unreadable": _unreadable(rows),
+        "failed": _failed(rows),
+        "mended": sum(bool(row.get("mended")) for row in rows),
+        "floored": dict(floored),
+        "left_out": dict(left_out),
+    }
+
+
+def num_scored(summary: Mapping[str, Any]) -> int:
+    """Clips that the reward with the most scores has scored."""
+    return max((row["n"] for name, row in summary["rewards"].items() if name != "total"), default=0)
 
 
 def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str, Any]:
@@ -76,9 +96,30 @@ def show(summary: Mapping[str, Any]) -> None:
             unscored if "." not in name else "",
         )
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    for line in _notes(summary):
+        print(line)
+
+
+def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What is said below the table."""
     means = ", ".join(f"{name} {number(value)}" for name, value in summary["guardrails"].items())
-    flagged = ", ".join(f"{name} {count}" for name, count in summary["flags"].items()) or "none"
-    print(f"logged, not rewarded: {means}\nclips beyond a limit: {flagged}")
+    yield f"logged, not rewarded: {means}"
+    yield f"clips beyond a limit: {_counted(summary['flags']) or 'none'}"
+    if "total" in summary["rewards"] and summary["floored"]:
+        yield f"clips beyond a floor: {_counted(summary['floored'])}"
+    if summary["unreadable"]:
+        reasons = "; ".join(f"{count} {why}" for why, count in summary["unreadable"].items())
+        yield f"clips that cannot be read: {sum(summary['unreadable'].values())} ({reasons})"
+    for name, found in summary["failed"].items():
+        yield f"reward {name} failed on {found['clips']} clips, the first: {found['first']}"
+    if summary["mended"]:
+        yield f"clips with holes that were filled: {summary['mended']}"
+    if summary["left_out"]:
+        yield left_out_line(summary["left_out"])
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def number(value: float | None) -> str:
@@ -87,6 +128,34 @@ def number(value: float | None) -> str:
 
 def span(row: Mapping[str, Any]) -> str:
     return "-" if row["low"] is None else f"{row['low']:.4g} .. {row['high']:.4g}"
+
+
+def _column(rows: Sequence[StoredRow], name: str) -> list[Score]:
+    """A reward's scores, with reasons that do not name a file or clip where the row has them apart."""
+    return [
+        replace(score, reason=_why(row, name, score.reason)) if score.reason else score
+        for row, score in zip(rows, to_scores(rows, name), strict=True)
+    ]
+
+
+def _why(row: StoredRow, name: str, reason: str) -> str:
+    if "unreadable" in row:
+        return f"cannot be read: {row['unreadable']['why']}"
+    return f"failed: {row['failed'][name]}" if name in row.get("failed", {}) else reason
+
+
+def _unreadable(rows: Sequence[StoredRow]) -> dict[str, int]:
+    return dict(Counter(row["unreadable"]["why"] for row in rows if "unreadable" in row).most_common())
+
+
+def _failed(rows: Sequence[StoredRow]) -> dict[str, dict[str, Any]]:
+    """Reward -> clips that it raised on, and the first of them with what it raised."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for name, why in row.get("failed", {}).items():
+            known = found.setdefault(name, {"clips": 0, "first": f"{row['clip']}: {why}"})
+            known["clips"] += 1
+    return found
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, list[Score]]:

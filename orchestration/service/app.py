@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from orchestration.service.schema import (
     read_request,
 )
 from orchestration.service.scoring import RewardFailed, ScoringBackend
-from rewards.types import Clip, Score
+from rewards.rubric import Rubric
+from rewards.types import Clip, Score, split_part
 
 _JSON_AND_FILES = {
     "description": "One clip. With uploads: multipart/form-data, this JSON as the part `request`, files as "
@@ -51,12 +52,19 @@ _JSON_AND_FILES = {
         },
     },
 }
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)
+}
 
 
 def build_app(
-    scoring: ScoringBackend, roots: Sequence[Path], limits: Limits, token_digest: bytes
+    scoring: ScoringBackend,
+    roots: Sequence[Path],
+    limits: Limits,
+    token_digest: bytes,
+    rubric: Rubric | None = None,
 ) -> RequestGate:
-    """ASGI app. `roots`: folders that clip paths may lie in; `token_digest`: gate.digest_of(token)."""
+    """ASGI app. `roots`: folders of clips; `token_digest`: gate.digest_of(token); `rubric`: for totals."""
     metrics = ServiceMetrics()
 
     @asynccontextmanager
@@ -68,12 +76,9 @@ def build_app(
             service.decoders.close()
 
     app = FastAPI(title="NAVA rewards", lifespan=lifespan, docs_url=None, redoc_url=None)
-    service = app.state.service = _Service(scoring, roots, metrics)
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": RefusalAnswer} for status in (401, 403, 408, 413, 415, 422, 503)
-    }
+    service = app.state.service = _Service(scoring, roots, metrics, rubric)
 
-    @app.post(SCORE, responses=refusals, openapi_extra={"requestBody": _JSON_AND_FILES})
+    @app.post(SCORE, responses=_REFUSALS, openapi_extra={"requestBody": _JSON_AND_FILES})
     async def score(request: Request) -> ScoreAnswer:
         """Scores one clip; a reward that fails or has no score for it says so, and the others answer."""
         return await service.score(request)
@@ -117,8 +122,14 @@ class _Service:
     spool: Spool
     decoders: Decoders
 
-    def __init__(self, scoring: ScoringBackend, roots: Sequence[Path], metrics: ServiceMetrics) -> None:
-        self.scoring, self.roots, self.metrics = scoring, roots, metrics
+    def __init__(
+        self,
+        scoring: ScoringBackend,
+        roots: Sequence[Path],
+        metrics: ServiceMetrics,
+        rubric: Rubric | None,
+    ) -> None:
+        self.scoring, self.roots, self.metrics, self.rubric = scoring, roots, metrics, rubric
 
     async def score(self, incoming: Request) -> ScoreAnswer:
         started = time.monotonic()
@@ -132,9 +143,9 @@ class _Service:
                     results = await asyncio.gather(*(self._answer(name, clip) for name in names))
         except ClientDisconnect:
             raise Refusal(408, "body: the connection ended before the body did") from None
-        return ScoreAnswer(
-            scores=dict(zip(names, results, strict=True)), seconds=round(time.monotonic() - started, 3)
-        )
+        scores = dict(zip(names, results, strict=True))
+        total = total_of(self.rubric, scores) if self.rubric else None
+        return ScoreAnswer(scores=scores, seconds=round(time.monotonic() - started, 3), total=total)
 
     def _job(self, parsed: ScoreRequest, uploads: dict[str, Path]) -> DecodeJob:
         def real(name: str | None, field: str) -> str | None:
@@ -189,6 +200,29 @@ def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:
         first_frame=arrays.get("first_frame"),
         reference_sound=arrays.get("reference_sound"),
     )
+
+
+def total_of(rubric: Rubric, answers: Mapping[str, RewardAnswer]) -> RewardAnswer | None:
+    """The rubric's total of one clip, or why it has none; None where one of its rewards was not asked for."""
+    columns = {
+        name: [Score(_measured(answer.value), answer.reason or answer.error, _parts(answer))]
+        for name, answer in answers.items()
+    }
+    if any(split_part(item.reward, columns)[0] not in columns for item in rubric.items):
+        return None
+    try:
+        (total,) = rubric.total(columns, [""]).totals
+    except ValueError as error:  # a part that the reward did not give
+        return RewardAnswer(reason=_sendable(short_line(error)))
+    return _answer_of(total)
+
+
+def _parts(answer: RewardAnswer) -> dict[str, float]:
+    return {name: _measured(value) for name, value in answer.parts.items()}
+
+
+def _measured(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _answer_of(score: Score) -> RewardAnswer:

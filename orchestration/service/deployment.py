@@ -27,6 +27,8 @@ from orchestration.service.schema import ServedReward
 from orchestration.service.scoring import Died, RewardFailed, score_apart
 from pretrain.progress import track
 from rewards.catalog import CATALOG
+from rewards.rubric import Rubric
+from rewards.traits import lower_is_better, modality
 from rewards.types import Clip, Score
 
 APP = "nava_rewards"
@@ -43,6 +45,7 @@ class ServiceConfig:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     roots: tuple[Path, ...] = ()  # real paths
     limits: Limits = field(default_factory=Limits)
+    rubric: Rubric | None = None  # of `rewards`, for totals
     batch: int = 8  # maximum clips per batch
     batch_wait_s: float = 0.05  # wait for a batch to fill
     replicas: int = 1  # of each reward
@@ -54,14 +57,14 @@ class RewardReplica:
     """One reward; concurrent requests are scored as a batch."""
 
     def __init__(self, name: str, config: ServiceConfig) -> None:
-        self.seconds = config.limits.reward_seconds
+        self.name, self.seconds = name, config.limits.reward_seconds
         self.holder = RayHolder(name, config.options.get(name) or {}, config.cpus, config.gpus)
         self.score.set_max_batch_size(config.batch)  # type: ignore[attr-defined]
         self.score.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
 
     @serve.batch
     async def score(self, clips: list[Clip]) -> list[Score | str]:
-        return await score_apart(clips, self.holder, self.seconds)
+        return await score_apart(clips, self.holder, self.seconds, self.name)
 
     async def load(self) -> str:
         """ "" or why the reward cannot be loaded."""
@@ -105,9 +108,12 @@ class ServeScoring:
 
 
 def described(name: str) -> ServedReward:
-    """A reward's catalog entry; a plug-in has none."""
+    """What a reward's catalog entry, or a plug-in's class, says of it."""
     entry = CATALOG.get(name)
     if entry is None:
+        with contextlib.suppress(ValueError):  # cannot be imported, which loading it will tell
+            lower, picture = lower_is_better(name), modality(name) != "audio"
+            return ServedReward(name=name, lower_is_better=lower, picture=picture)
         return ServedReward(name=name)
     return ServedReward(
         name=name,
@@ -126,7 +132,11 @@ def application(config: ServiceConfig) -> serve.Application:
     def build():
         handles = {name: serve.get_deployment_handle(deployed, APP) for name, deployed in names.items()}
         return build_app(
-            ServeScoring(handles, limits.wait_seconds), config.roots, limits, config.token_digest
+            ServeScoring(handles, limits.wait_seconds),
+            config.roots,
+            limits,
+            config.token_digest,
+            config.rubric,
         )
 
     common = {

@@ -70,8 +70,11 @@ class RewardAnswer(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
+    """`total`: of the rubric that is served; null without one, or where a reward of it was not asked for."""
+
     scores: dict[str, RewardAnswer]
     seconds: float
+    total: RewardAnswer | None = None
 
 
 class RefusalAnswer(BaseModel):

@@ -52,13 +52,15 @@ class Holder(Protocol):
         ...
 
 
-async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> list[Score | str]:
-    """A score, or why the reward failed, for each clip in order.
+async def score_apart(
+    clips: Sequence[Clip], holder: Holder, seconds: float, reward: str = ""
+) -> list[Score | str]:
+    """A score, or why the reward failed, for each clip in order; what it raises names reward and clip.
 
     The batch is scored as one. Where that fails, each clip is scored alone, so that only those at fault have
     an error; after MAX_LOST processes that died or hung the rest is given up.
     """
-    answers, _ = await _attempt(clips, holder, seconds)
+    answers, _ = await _attempt(clips, holder, seconds, reward)
     # A process may also have been killed by others, for its memory say, before this clip came.
     if not answers or not isinstance(answers[0], str) or (len(clips) == 1 and answers[0] != DIED):
         return answers
@@ -70,14 +72,17 @@ async def score_apart(clips: Sequence[Clip], holder: Holder, seconds: float) -> 
                 f"not scored: the reward's process was lost {num_lost} times in this batch; try again"
             )
             continue
-        (answer,), lost = await _attempt([clip], holder, seconds)
+        (answer,), lost = await _attempt([clip], holder, seconds, reward)
         num_lost += lost
         alone.append(answer)
     return alone
 
 
-async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tuple[list[Score | str], bool]:
+async def _attempt(
+    clips: Sequence[Clip], holder: Holder, seconds: float, reward: str
+) -> tuple[list[Score | str], bool]:
     """(scores or one error for all, whether the process was lost)."""
+    where = " ".join(filter(None, ("reward", reward, "failed on", clips[0].name or "the clip")))
     try:
         await holder.ready()
         scores = await asyncio.wait_for(holder.score(clips), seconds)
@@ -88,11 +93,11 @@ async def _attempt(clips: Sequence[Clip], holder: Holder, seconds: float) -> tup
         await holder.replace()
         return [DIED] * len(clips), True
     except Exception as error:  # whatever a reward raises
-        return [short_line(error)] * len(clips), False
+        return [f"{where}: {short_line(error)}"] * len(clips), False
     if (
         not isinstance(scores, list)
         or len(scores) != len(clips)
         or not all(isinstance(score, Score) for score in scores)
     ):
-        return [f"answered something else than {len(clips)} scores"] * len(clips), False
+        return [f"{where}: answered something else than {len(clips)} scores"] * len(clips), False
     return list(scores), False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewards.base import Reward
+from rewards.base import Reward, Unscorable
+from rewards.media_folder import left_out_line, scan_folder
+from rewards.options import one_line
 from rewards.recipes.base import SPEED_ONLY, NoOptions, Shared, WeightsOptions, needed
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
 def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
     from rewards.timbre.voices import NearestVoice, VoiceBank
 
-    files = sorted(options.bank.glob("*_*.wav"))
+    files = _bank_files(options.bank)
     if not files:
         raise FileNotFoundError(
             f"voice_accuracy_resemblyzer: {options.bank}: no VOICE_NUMBER.wav in it; set .bank to such a "
@@ -117,11 +120,29 @@ def _clap(options: WeightsOptions, shared: Shared, name: str) -> ClapEncoder:
     return shared.get(("clap", folder, options.sha256), lambda: ClapEncoder.load(folder, options.sha256))
 
 
+def _bank_files(bank: Path) -> list[Path]:
+    """VOICE_NUMBER.wav of a folder; what else is there is said in the log."""
+    if not bank.is_dir():
+        return []
+    found = scan_folder(bank, {".wav"}, subfolders=False)
+    files = [file for file in found.files if "_" in file.stem]
+    unnamed = len(found.files) - len(files)
+    left_out = {**found.left_out, **({".wav not named VOICE_NUMBER": unnamed} if unnamed else {})}
+    if files and left_out:
+        logging.getLogger(__name__).warning("%s: %s", bank, left_out_line(left_out))
+    return files
+
+
 def _read_16khz(file: Path) -> np.ndarray:
     import soundfile
 
     from rewards.sound import mono_16khz
     from rewards.types import Clip
 
-    samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    return mono_16khz(Clip(samples.T, rate))
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        return mono_16khz(Clip(samples.T, rate))
+    except (RuntimeError, Unscorable) as error:  # soundfile's are RuntimeErrors
+        raise ValueError(
+            f"{file}: no recording of a voice ({one_line(error)}); write it again or remove it"
+        ) from None
