@@ -36,7 +36,8 @@ def _to_array(frame: av.AudioFrame) -> np.ndarray:
     if count > _FFMPEG_PLANES:
         raise LayoutError(f"{count} channels, at most {_FFMPEG_PLANES} are read; mix them down to two")
     dtype = _PLANAR[frame.format.name]
-    return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes[:count]])
+    planes = [bytes(plane) for plane in frame.planes[:count]]
+    return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
 
 
 def mixed(samples: np.ndarray, channels: int, layout: str = "") -> np.ndarray:
