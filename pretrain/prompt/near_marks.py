@@ -12,6 +12,7 @@ import html
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pretrain.prompt.characters import is_invisible
 from pretrain.prompt.marks import MARKS, SPEECH_END, SPEECH_START, TIMBRE
@@ -100,6 +101,7 @@ _ROUND_END = re.compile(r"(?<=\S)\((?:e|/[se])\)")
 _SPECIAL = re.compile(r"<[^<>\w]*extra[\s_-]*id[\s_-]*\d*[^<>\w]*>?|extra_id_?\d+")
 
 
+@lru_cache(256)  # a prompt is parsed several times in a row
 def near_mark(text: str) -> NearMark | None:
     """The first near miss of a mark, None where there is none."""
     if not _SUSPECT.search(_EXACT.sub("", text)):
