@@ -62,6 +62,7 @@ class Layout:
     gsb = _Below("gsb")  # votes of simulated raters on clips before and after alignment
     rewriter = _Below("rewriter")  # adapter/, model/ and checkpoints of the tuned rewriter; no stage
     tracking = _Below("tracking")  # spool of runs, a folder each; no DVC output, so sending changes no hash
+    trash = _Below(".trash")  # what had to make room; `nava trash` lists and empties it
     runs = _Below("runs")  # the last finished run of every stage; beside the outputs, so that hashes stay
     metrics = _Below("demo.json", "reports")
     alignment = _Below("alignment.json", "reports")  # before and after alignment
