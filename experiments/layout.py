@@ -51,6 +51,7 @@ class Layout:
     curated = _Below("curated")
     codec = _Below("codec")
     latents = _Below("latents")
+    encoded = _Below("encoded")  # sets of `nava encode --manifest`; no stage
     syncnet = _Below("syncnet")  # two sync networks: `reward` is optimised for, `judge` only measures
     generated = _Below("generated")
     rollouts = _Below("rollouts")  # latents of the pretrained model's clips, to vote on

@@ -183,7 +183,8 @@ def move_aside(path: Path, trash: Path | None = None, name: str = "") -> Path | 
     if is_remote(path):
         if not list_folder(path):
             return None
-    elif not os.path.lexists(path):
+    elif not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
+        path.rmdir() if path.is_dir() else None
         return None
     trash = trash or trash_of(path)
     where = trash / f"{name or path.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"

@@ -107,18 +107,16 @@ def align(
 
     Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json,
     samples/round-N and, with inputs of your own, TO-report/report.html: held-out prompts before and after.
-    --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run goes on from its last round,
-      also with other checkpointing, logging and memory settings; a finished one goes on in another that
-      starts from its adapter (--adapter).
+    --nproc 0 is one rank per GPU, or two without. An interrupted run goes on from its last round, also with
+      other checkpointing and memory settings; a finished one in another that starts from its adapter.
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
       nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
 
-    --ray runs rollouts and rewards in separate workers (section `ray` of the recipe: workers, pools,
-      staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced.
-      rounds.jsonl lists the samples that each round trained on.
+    --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
+      that of local ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
     from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.continuing import Wish

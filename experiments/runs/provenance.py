@@ -164,6 +164,16 @@ def producers(stage: str, root: Path) -> list[str]:
     return sorted(names, key=order.index, reverse=True)
 
 
+def maker_of(path: Path, root: Path) -> str:
+    """The stage of dvc.yaml whose output `path` is or lies in; "" where none makes it."""
+    outs = {name: map(plain_path, entry.get("outs", ())) for name, entry in read_pipeline(root).items()}
+    where = path.resolve()
+    found = (
+        name for name, made in outs.items() if any(where.is_relative_to((root / o).resolve()) for o in made)
+    )
+    return next(found, "")
+
+
 def _within(path: str, folder: str) -> bool:
     return Path(path) == Path(folder) or Path(folder) in Path(path).parents
 
