@@ -122,8 +122,7 @@ def align(
     from experiments.continuing import Wish
     from experiments.job import StageJob
 
-    address = address_of(ray)
-    _check_options(nproc, port, address)
+    _check_options(nproc, port, address := address_of(ray))
     loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
     inputs = AlignInputs(
         model=_model_folder(model, out) if model else None,

@@ -25,6 +25,18 @@ Manifests = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
 ]
+CodecFolder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")]
+Place = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="PLACE",
+        help="folder or URL that gets a folder per set; default OUT/latents, or OUT/encoded where the "
+        "pipeline makes that",
+    ),
+]
+Restart = Annotated[
+    bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
+]
 
 
 def encode(
@@ -34,21 +46,10 @@ def encode(
     out: Path = Path("out"),
     mix: Lists = "",
     manifest: Manifests = (),
-    codec: Annotated[
-        Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
-    ] = None,
-    to: Annotated[
-        str,
-        tyro.conf.arg(
-            metavar="PLACE",
-            help="folder or URL that gets a folder per set; default OUT/latents, or OUT/encoded where "
-            "the pipeline makes that",
-        ),
-    ] = "",
+    codec: CodecFolder = None,
+    to: Place = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
-    restart: Annotated[
-        bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
-    ] = False,
+    restart: Restart = False,
     verify: Annotated[
         bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
     ] = False,
@@ -105,8 +106,8 @@ def _destination(to: str, layout: Layout) -> str:
         return str(layout.encoded if maker_of(layout.latents, Path()) else layout.latents)
     if not is_remote(place(to)) and (stage := maker_of(Path(to), Path())):
         raise ValueError(
-            f"--to {to}: made by the pipeline's stage {stage}, and the next `nava demo` would delete other sets "
-            f"in it; give another place, such as {layout.encoded}"
+            f"--to {to}: made by the pipeline's stage {stage}, whose next run would delete other sets in it; "
+            f"give another place, such as {layout.encoded}"
         )
     return to
 
