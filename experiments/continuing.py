@@ -53,9 +53,9 @@ def decide(run: TrainingRun, job: StageJob, wish: Wish) -> Decision:
     if verdict.action == "train":
         return Decision(True)
     if not wish.resume or (verdict.action == "refuse" and wish.aside):
-        return Decision(True, False)
+        return _anew(run)
     if verdict.action == "refuse":
-        if not wish.anyway:
+        if not wish.anyway or not (verdict.step or verdict.finished):
             raise ValueError(refused(verdict, run, wish))
         if not verdict.can_go_on_anyway:
             print(
@@ -88,6 +88,15 @@ def decide_for_dvc(run: TrainingRun, job: StageJob) -> Decision:
         f"code: {_names(verdict)}" if verdict.code else "no record"
     )
     print(f"{run.label}: trained anew, as what is there has another identity ({counting})")
+    return _anew(run)
+
+
+def _anew(run: TrainingRun) -> Decision:
+    """States that lie elsewhere make room here; the run moves its folder itself."""
+    from pretrain.storage import move_aside
+
+    if run.checkpoints.parent != run.out:
+        move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
     return Decision(True, False)
 
 
@@ -136,12 +145,13 @@ def refused(verdict: Verdict, run: TrainingRun, wish: Wish) -> str:
     """The refusal in one line, with what can be done."""
     from pretrain.launch.continuing import refusal
 
-    on = "to go on all the same, " if verdict.can_go_on_anyway else "to keep it as it is, "
+    on = "--resume-anyway to keep it as it is, " if verdict.finished else ""
+    on = "--resume-anyway to go on all the same, " if verdict.can_go_on_anyway else on
     trash = run.trash.as_posix() if run.trash else "the trash"
     return refusal(
         verdict,
         run.out,
-        f"give --resume-anyway {on}--move-aside to start over (what is there is moved to {trash}), or "
+        f"give {on}--move-aside to start over (what is there is moved to {trash}), or "
         f"{wish.elsewhere} for another folder",
     )
 

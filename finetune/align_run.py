@@ -97,6 +97,10 @@ class AlignRun:
         """Where the states between rounds are, a folder step-N each."""
         return self.out / CHECKPOINTS
 
+    def states_in(self, folder: str) -> Path:
+        """The same, as an alignment has no other place for them."""
+        return self.checkpoints
+
     def identity(self) -> dict[str, Any]:
         """Facts of the alignment that its model keeps, and what identifies its inputs."""
         parent = model_config(self.base)

@@ -226,6 +226,30 @@ def test_what_counts_is_refused_by_name_with_the_ways_to_go(job):
         Wish(resume=False, aside=True)
 
 
+def test_states_are_not_left_behind_in_another_place(job, tmp_path):
+    """With another checkpoint.folder a run would begin at step 1 without a word."""
+    trained(job, finished=False, steps=2)
+    elsewhere = {"checkpoint": CheckpointConfig(folder=str(tmp_path / "states"))}
+    for wish in (Wish(), Wish(anyway=True)):
+        with pytest.raises(
+            ValueError, match=r"checkpoint\.folder \(states are in the first\) .*/stage1/checkpoint, "
+        ):
+            decide(*asked(job, **elsewhere), wish)
+    assert decide(*asked(job, **elsewhere), Wish(aside=True)).go_on is False
+
+
+def test_states_elsewhere_make_room_with_their_folder(job, tmp_path):
+    there = CheckpointConfig(folder=str(tmp_path / "states"))
+    run, other = asked(job, checkpoint=there)
+    claim(run)
+    pretend_state(run.out, 2)
+    (run.out / "checkpoint").rename(tmp_path / "moved")
+    (tmp_path / "states").mkdir()
+    (tmp_path / "moved").rename(run.checkpoints)
+    assert decide_for_dvc(*asked(other, seed=4)).go_on is False
+    assert not run.checkpoints.exists() and len(list((tmp_path / "states" / ".trash").iterdir())) == 1
+
+
 def test_a_finished_one_is_kept_all_the_same(job, capsys):
     trained(job)
     with pytest.raises(ValueError, match="--resume-anyway to keep it as it is"):

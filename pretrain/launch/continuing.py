@@ -40,6 +40,10 @@ class TrainingRun(Protocol):
     @property
     def checkpoints(self) -> Path: ...
 
+    def states_in(self, folder: str) -> Path:
+        """Where the states are with another `checkpoint.folder`."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Facts of the training that its model keeps."""
         ...
@@ -93,7 +97,8 @@ def verdict_of(run: TrainingRun) -> Verdict:
     has_model = (run.out / "model").is_dir()
     done = state.get("status") == "finished" and (run.out / "model" / "config.json").is_file()
     if not (has_model or step):
-        return Verdict("train")
+        elsewhere = _left_elsewhere(run, before)
+        return Verdict("refuse", counting=(elsewhere,)) if elsewhere else Verdict("train")
     if before is None:
         return Verdict("refuse", step, done, known=False)
     changes = difference(before, now)
@@ -105,6 +110,19 @@ def verdict_of(run: TrainingRun) -> Verdict:
         action = "extend" if only_longer else "refuse"
     parts = {part: tuple(difference(before, now, (part,))) for part in ("neutral", "code")}
     return Verdict(action, step, done, True, longer, tuple(changes), **parts)
+
+
+def _left_elsewhere(run: TrainingRun, before: Identity | None) -> Difference | None:
+    """The place for states, where it changed while the former one has some: they would be left behind."""
+    name = "checkpoint.folder"
+    former = before.neutral.get(name) if before else None
+    if (
+        former is None
+        or run.states_in(former) == run.checkpoints
+        or not complete_steps(run.states_in(former))
+    ):
+        return None
+    return Difference(f"{name} (states are in the first)", str(run.states_in(former)), str(run.checkpoints))
 
 
 def _is_longer(changes: list[Difference], extends: tuple[str, ...]) -> bool:

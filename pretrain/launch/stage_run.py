@@ -45,7 +45,10 @@ class StageRun:
     @property
     def checkpoints(self) -> Path:
         """Where the training states are, a folder step-N each."""
-        folder = self.config.checkpoint.folder
+        return self.states_in(self.config.checkpoint.folder)
+
+    def states_in(self, folder: str) -> Path:
+        """Where the states are with this `checkpoint.folder`."""
         return place(folder) / self.stage if folder else self.out / CHECKPOINTS
 
     def save(self) -> Path:
