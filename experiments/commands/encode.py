@@ -25,8 +25,10 @@ Manifests = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
 ]
-CodecFolder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")]
-Place = Annotated[
+EncodingCodec = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
+]
+SetsPlace = Annotated[
     str,
     tyro.conf.arg(
         metavar="PLACE",
@@ -34,7 +36,7 @@ Place = Annotated[
         "pipeline makes that",
     ),
 ]
-Restart = Annotated[
+RestartFlag = Annotated[
     bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
 ]
 
@@ -46,10 +48,10 @@ def encode(
     out: Path = Path("out"),
     mix: Lists = "",
     manifest: Manifests = (),
-    codec: CodecFolder = None,
-    to: Place = "",
+    codec: EncodingCodec = None,
+    to: SetsPlace = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
-    restart: Restart = False,
+    restart: RestartFlag = False,
     verify: Annotated[
         bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
     ] = False,
