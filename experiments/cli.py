@@ -159,6 +159,8 @@ _VERBS = (
         "nava_6b --nodes 16 --image IMAGE --dry-run",
     ),
     Verb("submit", "submit.submit", "run a stage of the pipeline as a Ray job", "mini --stage align"),
+    Verb("trash list", "trash.list_trash", "what had to make room, with sizes"),
+    Verb("trash empty", "trash.empty_trash", "delete what had to make room", "--older-than 30d"),
     Verb("tracking flush", "look.tracking_flush", "send runs that MLflow has not got yet"),
     Verb("ui", "look.ui", "open the MLflow user interface on this repository's runs", "--port 5000"),
 )

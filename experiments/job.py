@@ -22,6 +22,7 @@ class StageJob:
     port: int = 0  # of torchrun; 0 = any free one
     nodes: Nodes = field(default_factory=Nodes)
     init_from: Path | None = None  # model folder a pretraining stage starts from, not the stage before it
+    anyway: bool = False  # an interrupted training goes on although settings or inputs that count differ
 
     @property
     def ranks(self) -> int:

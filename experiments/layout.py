@@ -51,6 +51,7 @@ class Layout:
     curated = _Below("curated")
     codec = _Below("codec")
     latents = _Below("latents")
+    encoded = _Below("encoded")  # sets of `nava encode --manifest`; no stage
     syncnet = _Below("syncnet")  # two sync networks: `reward` is optimised for, `judge` only measures
     generated = _Below("generated")
     rollouts = _Below("rollouts")  # latents of the pretrained model's clips, to vote on
@@ -62,6 +63,7 @@ class Layout:
     gsb = _Below("gsb")  # votes of simulated raters on clips before and after alignment
     rewriter = _Below("rewriter")  # adapter/, model/ and checkpoints of the tuned rewriter; no stage
     tracking = _Below("tracking")  # spool of runs, a folder each; no DVC output, so sending changes no hash
+    trash = _Below(".trash")  # what had to make room; `nava trash` lists and empties it
     runs = _Below("runs")  # the last finished run of every stage; beside the outputs, so that hashes stay
     metrics = _Below("demo.json", "reports")
     alignment = _Below("alignment.json", "reports")  # before and after alignment

@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.job import StageJob
 from experiments.layout import STAGES
-from experiments.runs.run import end_on_sigterm, tracked, unchanged
+from experiments.runs.run import end_on_sigterm, tracked
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
 
+if TYPE_CHECKING:
+    from pretrain.launch.continuing import TrainingRun
 
-def run_stage(stage: str, job: StageJob) -> None:
-    """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
+
+def run_stage(
+    stage: str, job: StageJob, go_on: bool | None = None, notes: Mapping[str, str] | None = None
+) -> None:
+    """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one.
+
+    go_on, notes: of a training, as `experiments.runs.run.tracked` has them.
+    """
     check_stage(stage)
     config, resume = config_of(stage, job.recipe), is_training(stage)
-    with tracked(stage, job.recipe.name, config, job.layout, job.root, resume) as tracker:
+    with tracked(
+        stage, job.recipe.name, config, job.layout, job.root, resume, go_on=go_on, notes=notes
+    ) as tracker:
         _work(stage, job, tracker)
 
 
@@ -70,18 +81,31 @@ def config_of(stage: str, recipe: Any) -> dict[str, Any]:
 
 
 def run_where_needed(stage: str, job: StageJob) -> None:
-    """Run a stage, but keep a training whose inputs and settings are the same.
+    """Run a stage, but keep a training whose inputs, settings and code are the same.
 
     DVC watches the whole pretrain section for each of its stages, and so calls one also when only another's
-    numbers changed.
+    numbers changed, or neutral ones.
     """
-    if is_training(stage) and unchanged(stage, config_of(stage, job.recipe), job.layout, job.root):
-        print(
-            f"{stage}: same inputs and settings as its last run, kept (delete "
-            f"{job.layout.runs / stage}.json to train again)"
-        )
-    else:
+    if not is_training(stage):
         run_stage(stage, job)
+        return
+    from experiments.continuing import decide_for_dvc
+
+    decision = decide_for_dvc(training_of(stage, job), job)
+    if decision.train:
+        run_stage(stage, job, decision.go_on, decision.notes)
+
+
+def training_of(stage: str, job: StageJob) -> TrainingRun:
+    """The training of a stage, to hold against what lies in its folder."""
+    if stage == "align":
+        from experiments.alignment.inputs import AlignInputs
+        from experiments.pipeline.align import alignment_of
+
+        return alignment_of(job, AlignInputs())
+    from experiments.pipeline.pretrain import stage_run_of
+
+    return stage_run_of(job, stage.removeprefix("pretrain_"))
 
 
 def main(arguments: list[str]) -> int:

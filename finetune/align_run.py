@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune.adapters import read_adapter
-from finetune.recipe import AlignConfig
+from finetune.objectives.registry import default_phases, objective_type
+from finetune.recipe import AlignConfig, RubricConfig
+from finetune.rollout_store import INDEX
 from pretrain.config import from_json, to_json
-from pretrain.files import write_json
+from pretrain.files import read_json, sha256_of, write_json
+from pretrain.launch.identity import Identity, flat, split
 from pretrain.launch.stage_run import model_config
 from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
 
 BaseWeights = Literal["ema", "model"]
-CHANGES_NOTHING = ("checkpoint_every", "keep_last", "samples")
+CHECKPOINTS = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class AlignRun:
     chosen: Path | None = None
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     staleness: int = 0  # rounds that the weights of rollouts are behind; local ranks have none
+    # digests of the code that runs, for a warning where it differs; not told to the ranks
+    code: Mapping[str, str] = field(default_factory=dict)
+    trash: Path | None = None  # gets what must make room; None = that of `pretrain.storage.trash_of`
+    anyway: bool = False  # go on although settings or inputs that count differ; the record says so
 
     _PATHS = ("base", "codec", "prompts", "out", "held_out", "adapter", "pairs", "clips", "chosen")
 
@@ -79,8 +88,21 @@ class AlignRun:
             **paths,  # type: ignore[arg-type]
         )
 
+    @property
+    def label(self) -> str:
+        return "align"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the states between rounds are, a folder step-N each."""
+        return self.out / CHECKPOINTS
+
+    def states_in(self, folder: str) -> Path:
+        """The same, as an alignment has no other place for them."""
+        return self.checkpoints
+
     def identity(self) -> dict[str, Any]:
-        """What must not change between a run and its resumption."""
+        """Facts of the alignment that its model keeps, and what identifies its inputs."""
         parent = model_config(self.base)
         name, options = self.scorer
         return {
@@ -98,14 +120,81 @@ class AlignRun:
             "chosen": digest(self.chosen) if self.chosen else "",
         }
 
+    def depends(self) -> Identity:
+        """All that the aligned weights depend on. Raises as `identity` does."""
+        resolved = {"config": to_json(self.config), "scorer": self.scorer, "staleness": self.staleness}
+        clips = {"clips": digest(self.clips / INDEX)} if self.clips else {}
+        return self._identity({**self.identity(), **clips}, resolved, self.code)
+
+    def depended(self, facts: Mapping[str, Any], resolved: Mapping[str, Any]) -> Identity:
+        """That of a folder whose run.json has `identity` alone; its settings are in resolved.json."""
+        if not resolved and facts.get("recipe_hash") == self.recipe_hash():
+            return dataclasses.replace(self.depends(), code={})
+        return self._identity(facts, resolved, {})
+
+    def _identity(
+        self, facts: Mapping[str, Any], resolved: Mapping[str, Any], code: Mapping[str, str]
+    ) -> Identity:
+        config = used_settings(resolved.get("config", {}))
+        scorer, options = resolved.get("scorer", ("", {}))
+        own = {"scorer": scorer, "staleness": resolved.get("staleness", 0)}
+        own |= {f"scorer.{name}": by_content(value) for name, value in flat(options).items()}
+        settings, neutral = split({**flat(config), **own}, "align")
+        names = ("prompts", "held_out", "adapter", "pairs", "clips", "chosen")
+        inputs = {name: str(facts[name]) for name in names if name in facts}
+        return Identity(
+            settings=settings,
+            inputs={**inputs, "codec": str(facts["codec_id"])},
+            parents={"model": str(facts["parent"])},
+            code=code,
+            neutral=neutral,
+        )
+
+    def extends(self, finished: bool) -> tuple[str, ...]:
+        """Rounds of the last phase, while it is not over: a new alignment can start from its adapter."""
+        return () if finished else (f"{self.config.objectives()[-1].name}.rounds",)
+
+    def past_end(self, length: int, only_length: bool) -> str:
+        return "rounds have no schedule, so this is what a run of that length gives"
+
     def recipe_hash(self) -> str:
-        """Identity of what is trained: the config without unused phases and fields that change no weight."""
-        fields = to_json(self.config)
-        for name in self.config.phases.keys() - {each.name for each in self.config.objectives()}:
+        """Hash of the settings that count: without unused phases, and neutral fields
+        (`pretrain.launch.identity.NEUTRAL`) left out or at their defaults."""
+        fields = used_settings(to_json(self.config))
+        for name in ("checkpoint_every", "keep_last", "samples"):
             del fields[name]
-        for name in CHANGES_NOTHING:
-            del fields[name]
+        fields |= {"parallel": to_json(AlignConfig().parallel)}
+        fields |= {name: getattr(AlignConfig, name) for name in ("max_flat_rounds", "max_skips")}
+        fields["rubric"] = {**fields["rubric"], "allow_prompt_blind": RubricConfig.allow_prompt_blind}
+        for name in {each.name for each in self.config.objectives()}:
+            phase = type(self.config.phases[name])
+            sizes = {"micro_batch": phase.micro_batch, "rollout_batch": phase.rollout_batch}
+            fields[name] = {**fields[name], **sizes}
         return f"{stable_hash({**fields, 'staleness': self.staleness} if self.staleness else fields):016x}"
+
+
+def used_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An AlignConfig as JSON without the sections of objectives that its sequence does not run."""
+    sequence = tuple(config.get("sequence", ()))
+    unused = default_phases(sequence).keys() - {objective_type(entry).name for entry in sequence}
+    return {name: value for name, value in config.items() if name not in unused}
+
+
+def by_content(value: Any) -> Any:
+    """The value, a path by what lies there: the id that a codec or model carries, else a digest of the
+    files. So an input that moves, or a clone elsewhere, is no difference."""
+    if not isinstance(value, str) or os.sep not in value:
+        return value
+    path = Path(value)
+    if path.is_file():
+        return sha256_of(path)[:16]
+    if not path.is_dir():
+        return path.name if path.is_absolute() else value
+    described = read_json(path / "config.json", "restore it") if (path / "config.json").is_file() else {}
+    if found := described.get("codec_id", described.get("checkpoint_id")):
+        return str(found)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return f"{stable_hash(*((str(file.relative_to(path)), sha256_of(file)) for file in files)):016x}"
 
 
 def digest(path: Path) -> str:

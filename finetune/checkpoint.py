@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
+from finetune.align_run import CHECKPOINTS
 from finetune.progress import AlignProgress
 from finetune.trainer import Trainer
-from pretrain.titan.checkpoints import complete_steps, remove_incomplete, retain, save_error
+from pretrain.launch.states import complete_steps
+from pretrain.titan.checkpoints import remove_incomplete, retain, save_error
 
-FOLDER = "checkpoint"
+FOLDER = CHECKPOINTS
 
 
 def save(

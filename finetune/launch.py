@@ -10,8 +10,8 @@ from typing import Any
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set, report_left_out
 from pretrain.files import locked
-from pretrain.launch.launch import StageResult, finished, outcome
-from pretrain.launch.stage_run import check_run_folder, clear
+from pretrain.launch.launch import StageResult, finished, outcome, set_aside
+from pretrain.launch.stage_run import check_run_folder
 from pretrain.launch.torchrun import check_port, run_ranks
 from pretrain.progress import StageProgress
 
@@ -20,15 +20,15 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     """Align into run.out, resuming from the newest checkpoint there.
 
     Writes adapter/ (PEFT), model/ (merged), metrics.jsonl, state.json and samples/round-N. A finished run is
-    returned immediately. port: torchrun's rendezvous port, 0 = any free one. restart: forget what is in the
-    folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
+    returned immediately. port: torchrun's rendezvous port, 0 = any free one. restart: move aside what is in
+    the folder. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     run.config.check_ranks(nproc)
     report_left_out(read_prompt_set(run.prompts, run.config, run.chosen, run.held_out), run.prompts)
     if port:
         check_port(port)
     if restart:
-        clear(run.out)
+        set_aside(run)
     with locked_run(run) as done:
         return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
 

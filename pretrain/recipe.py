@@ -159,9 +159,12 @@ class PretrainConfig:
 
 
 def recipe_hash(config: PretrainConfig, stage: str) -> str:
-    """Identity of a stage's training: the config without other stages and what changes no weight."""
+    """Hash of a stage's settings that count: neutral ones (`launch.identity.NEUTRAL`) are left out or at
+    their defaults, and so are the other stages."""
     fields = to_json(config)
-    fields["stages"] = {stage: fields["stages"][stage]}
+    fields |= {"stages": {stage: fields["stages"][stage]}, "parallel": to_json(ParallelConfig())}
+    fields |= {"local_batch_size": PretrainConfig.local_batch_size}
+    fields["policy"] |= {"max_skips_in_a_row": StepPolicy.max_skips_in_a_row}
     for name in (
         "checkpoint",
         "log_every",

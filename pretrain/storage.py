@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -72,6 +73,8 @@ _DRIVERS = {
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
+TRASH = ".trash"  # of an output folder: what had to make room
+_OF_OUT = (TRASH, "tracking")  # folders that only an output folder has
 
 
 def place(text: str | Path) -> Path:
@@ -161,6 +164,42 @@ def remove_folder(path: Path) -> None:
             _store(path).rm(_key(path), recursive=True)
         except FileNotFoundError:
             return
+
+
+def trash_of(path: Path) -> Path:
+    """Where `path` goes when it must make room: `.trash` of the nearest folder above it that holds one, or
+    runs (`tracking`), else of the folder that it lies in."""
+    above = [] if is_remote(path) else list(path.absolute().parents)[:-1]
+    out = next((folder for folder in above if any((folder / name).is_dir() for name in _OF_OUT)), path.parent)
+    return out / TRASH
+
+
+def move_aside(path: Path, trash: Path | None = None, name: str = "") -> Path | None:
+    """Move a file or folder to `trash`/NAME-TIME, say so in one line, and return where it is.
+
+    None where there is nothing. trash: default that of `trash_of`; name: default the path's own. A folder in
+    an object store is copied there and removed. Raises OSError where it cannot be moved.
+    """
+    if is_remote(path):
+        if not list_folder(path):
+            return None
+    elif not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
+        path.rmdir() if path.is_dir() else None
+        return None
+    trash = trash or trash_of(path)
+    where = trash / f"{name or path.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    number = 1
+    while list_folder(where) if is_remote(path) else os.path.lexists(where):
+        number += 1
+        where = where.with_name(f"{where.name.partition('~')[0]}~{number}")
+    if is_remote(path):
+        with named_errors(path):
+            _store(path).mv(_key(path), _key(where), recursive=True)
+    else:
+        trash.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, where)
+    print(f"{path}: moved to {where} (`nava trash empty` deletes what lies there)", flush=True)
+    return where
 
 
 def remove_file(path: Path) -> None:

@@ -277,8 +277,9 @@ def test_a_busy_port_is_found_before_a_stage_is_replaced(nava, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_checkpoints_of_another_flavor_are_not_thrown_away(nava, tmp_path):
+def test_checkpoints_of_which_nothing_is_known_are_not_thrown_away(nava, world, tmp_path):
     latents(tmp_path)
+    shutil.copytree(world / "codec", tmp_path / "out/codec")
     checkpoint = tmp_path / "out/pretrain/stage1/checkpoint/step-200/.metadata"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("hours of work")
@@ -288,9 +289,9 @@ def test_checkpoints_of_another_flavor_are_not_thrown_away(nava, tmp_path):
     before = files(tmp_path)
     line = nava("pretrain", "mini", "--set", "pretrain.flavor=debug")
     assert (
-        "out/pretrain/stage1: trained with other inputs or settings (debug asked for); give --no-resume"
-        in line
+        "out/pretrain/stage1: nothing is known of the training there (no run.json); give --resume-any" in line
     )
+    assert "--move-aside to start over (what is there is moved to out/.trash), or --out for" in line
     assert files(tmp_path) == before
 
 

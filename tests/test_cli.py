@@ -1,19 +1,23 @@
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from titan_world import config as stage_config
 
 from experiments import doctor, stages
 from experiments.cli import VERBS, find_verb, main
 from experiments.commands import look
 from experiments.commands import pretrain as pretrain_verb
 from experiments.commands.demo import demo as demo_verb
+from experiments.continuing import Wish
 from experiments.layout import Layout
 from experiments.pipeline import demo
-from experiments.recipes.load import load_recipe
-from experiments.runs import run as runs
+from experiments.pipeline.pretrain import stage_run_of
+from pretrain.launch.stage_run import check_run_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,20 +163,28 @@ def test_the_ceiling_is_a_rate():
 def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def train(stage, job):
-        trained.append(stage)
+    def train(stage, job, go_on, notes):
+        trained.append((stage, go_on))
 
     monkeypatch.setattr(stages, "run_stage", train)
-    job = stages.StageJob(recipe=load_recipe("mini"), layout=Layout(out=tmp_path), root=tmp_path)
-    pretrain_verb._train("stage1", job, resume=True)
-    job.layout.model("stage1").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"other inputs or settings.*--no-resume"):
-        pretrain_verb._train("stage1", job, resume=True)
-    monkeypatch.setattr(runs, "unchanged", lambda *_: True)
-    pretrain_verb._train("stage1", job, resume=True)
-    assert "kept" in capsys.readouterr().out and trained == ["pretrain_stage1"]
-    pretrain_verb._train("stage1", job, resume=False)
-    assert trained == ["pretrain_stage1"] * 2
+    recipe = SimpleNamespace(name="own", pretrain=stage_config())
+    job = stages.StageJob(recipe=recipe, layout=Layout(out=tmp_path), root=tmp_path)
+    job.layout.codec.mkdir()
+    (job.layout.codec / "config.json").write_text('{"codec_id": "test-codec"}')
+    pretrain_verb._train("stage1", job, Wish())
+    model = job.layout.model("stage1")
+    model.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"nothing is known of the training there.*--move-aside"):
+        pretrain_verb._train("stage1", job, Wish())
+    check_run_folder(dataclasses.replace(stage_run_of(job, "stage1"), out=tmp_path / "other"))
+    (tmp_path / "other" / "run.json").rename(model.parent / "run.json")
+    (model / "config.json").write_text("{}")
+    (model.parent / "state.json").write_text('{"status": "finished", "step": 6}')
+    pretrain_verb._train("stage1", job, Wish())
+    assert f"kept, its model is {model}" in capsys.readouterr().out
+    assert trained == [("pretrain_stage1", None)]
+    pretrain_verb._train("stage1", job, Wish(resume=False))
+    assert trained[1:] == [("pretrain_stage1", False)]
 
 
 def test_the_second_demo_starts_nothing(tmp_path, monkeypatch, capsys):

@@ -10,16 +10,17 @@ import pytest
 import torch
 from model_cases import debug_model
 from titan_ranks import run_ranks
-from titan_world import config, rows, stage_run, write_latents
+from titan_world import config, pretend_state, rows, stage_run, write_latents
 
 from experiments.cli import main
-from experiments.commands.pretrain import _check_same_parent
 from experiments.layout import Layout
-from experiments.pipeline.pretrain import check_same_data, codec_id_of, latents_of
+from experiments.pipeline.pretrain import codec_id_of, latents_of
 from experiments.recipes.load import load_recipe
 from pretrain.files import write_json
+from pretrain.launch.continuing import verdict_of
+from pretrain.launch.identity import Difference
 from pretrain.launch.launch import pretrain_stage
-from pretrain.launch.stage_run import check_parent, parent_id
+from pretrain.launch.stage_run import check_parent, check_run_folder, parent_id
 from pretrain.model.checkpoint import load_model, write_model
 from pretrain.model.flavors import flavor
 from pretrain.recipe import recipe_hash
@@ -67,10 +68,12 @@ def test_a_trained_parent_must_have_the_codec_of_the_latents(tmp_path: Path) -> 
 def test_another_parent_is_no_reason_to_keep_or_replace_a_training(tmp_path: Path) -> None:
     first, second = imported(tmp_path / "first"), imported(tmp_path / "second", seed=6)
     run = stage_run(tmp_path / "run", tmp_path, config(), init_from=first)
-    _check_same_parent(run.out, parent_id(first))
-    _check_same_parent(tmp_path / "elsewhere", parent_id(first))
-    with pytest.raises(ValueError, match="--out for another folder"):
-        _check_same_parent(run.out, parent_id(second))
+    assert verdict_of(replace(run, init_from=second)).action == "train"  # nothing is there yet
+    pretend_state(run.out, 2)
+    assert verdict_of(run).action == "resume"
+    verdict = verdict_of(replace(run, init_from=second))
+    change = Difference("parents.model", parent_id(first), parent_id(second))
+    assert verdict.action == "refuse" and verdict.counting == (change,)
 
 
 def test_several_nodes_say_where_they_meet_and_do_not_start_over(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,9 +137,9 @@ def test_latents_may_be_anywhere_and_say_their_codec(tmp_path: Path) -> None:
 def test_a_training_is_not_kept_when_its_sets_have_changed(tmp_path: Path) -> None:
     layout, place = Layout(out=tmp_path / "out"), sets_of(tmp_path / "place", audio_only="a", paired="a")
     there = replace(config(), latents=str(place))
-    check_same_data(there, "stage1", layout)  # nothing was trained
-    stage_run(layout.pretrain("stage1"), place, there)
-    check_same_data(there, "stage1", layout)
+    run = stage_run(layout.pretrain("stage1"), place, there)
+    pretend_state(run.out, 2)
+    assert verdict_of(run).action == "resume"
     sets_of(place, paired="b")
-    with pytest.raises(ValueError, match=r"trained on other latents \(paired changed\); give --no-resume"):
-        check_same_data(there, "stage1", layout)
+    with pytest.raises(ValueError, match=r"inputs.latents.paired paired by a, asked for paired by b\)"):
+        check_run_folder(run)

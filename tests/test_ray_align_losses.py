@@ -128,7 +128,7 @@ def test_stale_rounds_are_the_same_each_time_also_after_a_kill(world, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert losses(whole) == losses(killed)
     fresh = Driver(killed.out)  # another staleness is another run
-    assert fresh.wait() == 2 and "another recipe_hash" in fresh.said().splitlines()[-1]
+    assert fresh.wait() == 2 and "staleness 1, asked for 0" in fresh.said().splitlines()[-1]
 
 
 def test_a_reward_that_raises_loses_the_round_and_says_so_in_one_line(world, local, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from titan_world import config, write_latents
+from titan_world import config, pretend_state, write_latents
 from torch import nn
 
 from pretrain.config import from_json, to_json
@@ -178,11 +178,13 @@ def test_run_folder_refuses_another_flavor_recipe_and_data(tmp_path):
     run = StageRun(config=config(), stage="stage1", latents=latents, out=tmp_path / "run")
     check_run_folder(run)
     check_run_folder(run)
-    with pytest.raises(ValueError, match="another flavor: 'debug' instead of 'mini'"):
+    pretend_state(run.out, 2)
+    check_run_folder(run)
+    with pytest.raises(ValueError, match="flavor debug, asked for mini"):
         check_run_folder(dataclasses.replace(run, config=dataclasses.replace(run.config, flavor="mini")))
-    with pytest.raises(ValueError, match="another recipe_hash"):
+    with pytest.raises(ValueError, match=r"other inputs or settings \(seed 0, asked for 3\)"):
         check_run_folder(dataclasses.replace(run, config=dataclasses.replace(run.config, seed=3)))
-    with pytest.raises(ValueError, match="another codec_id"):
+    with pytest.raises(ValueError, match=r"inputs\.codec nothing, asked for other"):
         check_run_folder(dataclasses.replace(run, codec_id="other"))
 
 

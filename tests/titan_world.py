@@ -68,6 +68,13 @@ def stage_run(out: Path, latents: Path, recipe: PretrainConfig, **changes) -> St
     return run
 
 
+def pretend_state(out: Path, step: int) -> None:
+    """What a complete checkpoint looks like from outside."""
+    folder = out / "checkpoint" / f"step-{step}"
+    folder.mkdir(parents=True)
+    (folder / ".metadata").write_text("")
+
+
 def command(run: StageRun, nproc: int) -> tuple[list[str], dict[str, str]]:
     """torchrun's command line and environment for a run on one thread per rank."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]

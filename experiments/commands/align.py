@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.commands.options import RecipeName, SetOptions, recipe_for
-from experiments.commands.pretrain import must_train
+from experiments.commands.options import (
+    AnywayFlag,
+    AsideFlag,
+    RecipeName,
+    ResumeFlag,
+    SetOptions,
+    recipe_for,
+)
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
     from experiments.alignment.inputs import AlignInputs
+    from experiments.continuing import Wish
     from experiments.job import StageJob
     from finetune.align_run import AlignRun
     from pretrain.launch.launch import StageResult
@@ -91,29 +98,31 @@ def align(
     settings: SetOptions = (),
     out: Path = Path("out"),
     ray: RayCluster = None,
-    resume: Annotated[bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts over")] = True,
+    resume: ResumeFlag = True,
+    resume_anyway: AnywayFlag = False,
+    move_aside: AsideFlag = False,
     report: ReportFlag = True,
 ) -> None:
     """Align a model by the algorithms of align.sequence, by default the pipeline's into OUT/align.
 
     Writes adapter/ (a PEFT adapter), model/ (merged, for `nava generate --model`), metrics.jsonl, state.json,
     samples/round-N and, with inputs of your own, TO-report/report.html: held-out prompts before and after.
-    --nproc 0 is one rank per GPU, or two ranks without a GPU. An interrupted run resumes from its last round.
+    --nproc 0 is one rank per GPU, or two without. An interrupted run goes on from its last round, also with
+      other checkpointing and memory settings; a finished one in another that starts from its adapter.
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
       nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
 
-    --ray runs rollouts and rewards in separate workers (section `ray` of the recipe: workers, pools,
-      staleness). With staleness 0 the result is that of local ranks; a lost worker or rank is replaced.
-      rounds.jsonl lists the samples that each round trained on.
+    --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
+      that of local ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
     from experiments.alignment.inputs import AlignInputs, AlignLayout
+    from experiments.continuing import Wish
     from experiments.job import StageJob
 
-    address = address_of(ray)
-    _check_options(nproc, port, address)
+    _check_options(nproc, port, address := address_of(ray))
     loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
     inputs = AlignInputs(
         model=_model_folder(model, out) if model else None,
@@ -126,9 +135,9 @@ def align(
         clips=clips,
     )
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
-    job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port)
+    job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
-    _align(job, inputs, address, resume)
+    _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"))
     if report and isinstance(layout, AlignLayout):
         _close(layout.align)
 
@@ -157,26 +166,39 @@ def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
         print(notice)
 
 
-def _align(job: StageJob, inputs: AlignInputs, address: str, resume: bool) -> None:
+def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None:
     """Align as a tracked run, unless it is finished."""
     from experiments.alignment.inputs import AlignLayout, align_run, digests
-    from experiments.pipeline.align import align_tracked
+    from experiments.continuing import decide
+    from experiments.pipeline.align import align_tracked, alignment_of
     from experiments.runs.run import marker_of, tracked
     from experiments.stages import config_of
     from finetune.launch import alone
 
     layout, config = job.layout, config_of("align", job.recipe)
-    config |= {"staleness": job.recipe.ray.staleness} if address and job.recipe.ray.staleness else {}
+    staleness = job.recipe.ray.staleness if address else 0
+    config |= {"staleness": staleness} if staleness else {}
     given = digests(align_run(job, None, inputs), inputs) if isinstance(layout, AlignLayout) else None
     with alone(layout.align):
         pass  # before anything there is replaced
-    if not must_train("align", "align", layout.align, job, resume, config=config, inputs=given):
+    decision = decide(dataclasses.replace(alignment_of(job, inputs), staleness=staleness), job, wish)
+    if not decision.train:
         return
     if given is not None:  # what the stage left unfinished in the same folder is replaced
         marker_of("align", Layout(out=layout.out)).unlink(missing_ok=True)
-    with tracked("align", job.recipe.name, config, layout, job.root, resume=True, given=given) as tracker:
+    with tracked(
+        "align",
+        job.recipe.name,
+        config,
+        layout,
+        job.root,
+        resume=True,
+        given=given,
+        go_on=decision.go_on,
+        notes=decision.notes,
+    ) as tracker:
         if address:
-            tracker.set_tags({"nava.ray": address, "nava.staleness": str(job.recipe.ray.staleness)})
+            tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
         align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
 
 

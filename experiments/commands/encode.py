@@ -25,6 +25,20 @@ Manifests = Annotated[
     tuple[str, ...],
     tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
 ]
+EncodingCodec = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
+]
+SetsPlace = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="PLACE",
+        help="folder or URL that gets a folder per set; default OUT/latents, or OUT/encoded where the "
+        "pipeline makes that",
+    ),
+]
+RestartFlag = Annotated[
+    bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
+]
 
 
 def encode(
@@ -34,15 +48,10 @@ def encode(
     out: Path = Path("out"),
     mix: Lists = "",
     manifest: Manifests = (),
-    codec: Annotated[
-        Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
-    ] = None,
-    to: Annotated[
-        str,
-        tyro.conf.arg(metavar="PLACE", help="folder or URL that gets a folder per set; default OUT/latents"),
-    ] = "",
+    codec: EncodingCodec = None,
+    to: SetsPlace = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
-    restart: Annotated[bool, tyro.conf.arg(help="encode these sets from the start")] = False,
+    restart: RestartFlag = False,
     verify: Annotated[
         bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
     ] = False,
@@ -53,7 +62,8 @@ def encode(
     A set is encoded in units (recipe field encode.rows_per_shard), which are distributed over the ranks. The
     same command resumes killed work with the missing units, on any number of ranks; a finished set is kept.
     On several nodes start it once per rank with RANK and WORLD_SIZE set (`srun`, `torchrun -m experiments.cli
-    encode ...`); ranks coordinate through PLACE alone.
+    encode ...`); ranks coordinate through PLACE alone. `nava pretrain --set pretrain.latents=PLACE` trains on
+    the sets.
     """
     loaded = recipe_for(recipe, settings)
     if not (mix or manifest):
@@ -77,13 +87,31 @@ def encode(
         config=loaded.encode,
         sets=sets,
         codec=str(codec or layout.codec),
-        to=to or str(layout.latents),
+        to=_destination(to, layout),
         verify=verify,
     )
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _as_a_rank(job, restart)
     else:
         _launch(job, out / "encoding", nproc, restart)
+
+
+def _destination(to: str, layout: Layout) -> str:
+    """Place of the sets: PLACE, else OUT/latents, or OUT/encoded where a stage of the pipeline makes that.
+
+    Raises ValueError for a PLACE in such an output: DVC empties it before the stage runs.
+    """
+    from experiments.runs.provenance import maker_of
+    from pretrain.storage import is_remote, place
+
+    if not to:
+        return str(layout.encoded if maker_of(layout.latents, Path()) else layout.latents)
+    if not is_remote(place(to)) and (stage := maker_of(Path(to), Path())):
+        raise ValueError(
+            f"--to {to}: made by the pipeline's stage {stage}, whose next run would delete other sets in it; "
+            f"give another place, such as {layout.encoded}"
+        )
+    return to
 
 
 def _sets(mix: str, manifests: tuple[str, ...], config: EncodeConfig) -> tuple[SetJob, ...]:
@@ -115,12 +143,13 @@ def _sets(mix: str, manifests: tuple[str, ...], config: EncodeConfig) -> tuple[S
 
 def _launch(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> None:
     from pretrain.data.encoding.encode_launch import encode_places
+    from pretrain.storage import place
 
     ranks = nproc or _ranks()
     for name, content in encode_places(job, folder, ranks, restart).items():
         fields = ", ".join(f"{count} for {field}" for field, count in content["rejected_fields"].items())
         print(
-            f"{name}: {content['samples']} samples in {len(content['shards'])} shards, "
+            f"{place(job.to) / name}: {content['samples']} samples in {len(content['shards'])} shards, "
             f"{content['num_rejected']} rows rejected"
             + (f" ({fields}); the first: {content['rejected'][0]}" if fields else "")
         )

@@ -15,6 +15,19 @@ SetOptions = Annotated[
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be repeated"),
 ]
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON")]
+ResumeFlag = Annotated[
+    bool,
+    tyro.conf.arg(help="go on with what is there; --no-resume starts over, what is there goes to OUT/.trash"),
+]
+AnywayFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="go on although settings, inputs or parents differ; the record says so. What is finished is kept"
+    ),
+]
+AsideFlag = Annotated[
+    bool, tyro.conf.arg(help="where those differ, move what is there to OUT/.trash and start over")
+]
 
 
 def recipe_for(name: str, settings: tuple[str, ...]) -> Any:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.commands.options import RecipeName, SetOptions, recipe_for
+from experiments.commands.options import (
+    AnywayFlag,
+    AsideFlag,
+    RecipeName,
+    ResumeFlag,
+    SetOptions,
+    recipe_for,
+)
 from experiments.layout import Layout
 from pretrain.config import nearest
 
 if TYPE_CHECKING:
+    from experiments.continuing import Wish
     from experiments.job import StageJob
+    from pretrain.launch.continuing import TrainingRun
 
 
 InitFrom = Annotated[
@@ -46,96 +54,114 @@ def pretrain(
     max_restarts: Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")] = 0,
     settings: SetOptions = (),
     out: Path = Path("out"),
-    resume: Annotated[
-        bool, tyro.conf.arg(help="resume an interrupted run; --no-resume starts the stage over")
-    ] = True,
+    resume: ResumeFlag = True,
+    resume_anyway: AnywayFlag = False,
+    move_aside: AsideFlag = False,
 ) -> None:
     """Train the stages of a recipe one after another, or one of them; each starts from the one before it, the
     first from --from if given.
 
     --nproc 0 is one rank per GPU, or two ranks without a GPU; --port 0 is any free port for torchrun on a
-      single machine. An interrupted run resumes from its last checkpoint. Several machines use consecutive
-      ports from that of --rdzv on, one per stage.
+      single machine. Several machines use consecutive ports from that of --rdzv on, one per stage.
+
+    An interrupted stage goes on from its last checkpoint, also with other logging, checkpointing, memory and
+    parallelism settings, and with other code, which is said. A finished one is kept, or goes on where only
+    more steps are asked for: nava pretrain mini --stage stage1 --set pretrain.stages.stage1.steps=900. A
+    setting, an input or a parent that changes numbers is refused by name; see --resume-anyway and
+    --move-aside.
     """
+    from experiments.continuing import Wish
     from experiments.job import StageJob
     from pretrain.launch.nodes import Nodes, find_node_rank
     from pretrain.storage import place
 
-    loaded = recipe_for(recipe, settings)
-    names = list(loaded.pretrain.stages)
-    if stage != "all" and stage not in names:
-        raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
-    if nproc < 0:
-        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     nodes = Nodes(
         count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
     )
-    if nnodes > 1 and not resume:
-        raise ValueError(
-            "--no-resume: the other nodes cannot know of it; remove the stage's folder, then start all nodes"
-        )
-    start = place(init_from) if init_from else None
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     job = StageJob(
-        recipe=loaded, layout=Layout(out=out), nproc=nproc, port=port, nodes=nodes, init_from=start
+        recipe=recipe_for(recipe, settings),
+        layout=Layout(out=out),
+        nproc=nproc,
+        port=port,
+        nodes=nodes,
+        init_from=place(init_from) if init_from else None,
+        anyway=resume_anyway,
     )
+    _train_stages(job, stage, Wish(resume, resume_anyway, move_aside))
+
+
+def _train_stages(job: StageJob, stage: str, wish: Wish) -> None:
+    """Train one or "all" stages. Raises ValueError for an unknown one, and as `_check_before_training`."""
+    names, nodes = list(job.recipe.pretrain.stages), job.nodes
+    if stage != "all" and stage not in names:
+        raise ValueError(f"--stage: unknown stage {stage!r}; {nearest(stage, [*names, 'all'])}")
+    if nodes.count > 1 and wish.replaces:
+        raise ValueError(
+            f"{'--move-aside' if wish.aside else '--no-resume'}: the other nodes cannot know of it; move the "
+            "stage's folder away, then start all nodes"
+        )
     chosen = names if stage == "all" else [stage]
     if nodes.leads:
-        _check_before_training(chosen, job, resume)
+        _check_before_training(chosen, job, wish)
     for name in chosen:
         here = dataclasses.replace(
-            job, nodes=nodes.at(names.index(name)), init_from=start if name == chosen[0] else None
+            job,
+            nodes=nodes.at(names.index(name)),
+            init_from=job.init_from if name == chosen[0] else None,
         )
         if nodes.leads:
-            _train(name, here, resume)
+            _train(name, here, wish)
         elif not _join(name, here):
             return
 
 
-def _check_before_training(stages: list[str], job: StageJob, resume: bool) -> None:
+def _check_before_training(stages: list[str], job: StageJob, wish: Wish) -> None:
     """Check what the stages need, before anything is replaced. Raises ValueError or FileNotFoundError."""
-    from experiments.pipeline.pretrain import check_same_data, codec_id_of, latents_of
+    from experiments.continuing import check_all
+    from experiments.pipeline.pretrain import codec_id_of, latents_of
     from pretrain.data.stream.sample_set import check_sets
-    from pretrain.launch.stage_run import parent_id
     from pretrain.launch.torchrun import check_port
 
     config = job.recipe.pretrain
     for stage in stages:
         check_sets(latents_of(config, job.layout), config.stage(stage))
     if job.nproc:
-        job.recipe.pretrain.local_batch(job.nproc * job.nodes.count)
+        config.local_batch(job.nproc * job.nodes.count)
     if job.port:
         check_port(job.port)
-    if job.init_from:
-        _check_same_parent(job.layout.pretrain(stages[0]), parent_id(job.init_from))
     for stage in stages:
         if config.latents:
             codec_id_of(config, stage, job.layout)
-        if resume:
-            check_same_data(config, stage, job.layout)
+    check_all(_present(stages, job), job, wish)
 
 
-def _check_same_parent(trained: Path, parent: str) -> None:
-    """Raises ValueError where the folder's training started from another model."""
-    from pretrain.files import read_json
+def _present(stages: list[str], job: StageJob) -> list[TrainingRun]:
+    """Those of the stages that hold something and whose parent is there, to look at before the first one."""
+    from experiments.pipeline.pretrain import stage_run_of
     from pretrain.launch.torchrun import IDENTITY
 
-    path = trained / IDENTITY
-    before = read_json(path, f"remove {trained}").get("parent") if path.is_file() else parent
-    if before != parent:
-        raise ValueError(
-            f"{trained}: started from {before or 'scratch'}, not from {parent} (--from); give --out for "
-            "another folder"
-        )
+    found: list[TrainingRun] = []
+    for stage in stages:
+        here = dataclasses.replace(job, init_from=job.init_from if stage == stages[0] else None)
+        names = list(job.recipe.pretrain.stages)
+        parents = [job.layout.model(name) for name in names[: names.index(stage)][-1:]]
+        folder = job.layout.pretrain(stage)
+        startable = here.init_from or all((parent / "config.json").is_file() for parent in parents)
+        if startable and ((folder / "model").is_dir() or (folder / IDENTITY).is_file()):
+            found.append(stage_run_of(here, stage))
+    return found
 
 
-def _train(stage: str, job: StageJob, resume: bool) -> None:
-    from experiments.stages import run_stage
+def _train(stage: str, job: StageJob, wish: Wish) -> None:
+    from experiments.continuing import decide
+    from experiments.stages import run_stage, training_of
 
     name = f"pretrain_{stage}"
-    if must_train(
-        name, stage, job.layout.pretrain(stage), job, resume, f" ({job.recipe.pretrain.flavor} asked for)"
-    ):
-        run_stage(name, job)
+    decision = decide(training_of(name, job), job, wish)
+    if decision.train:
+        run_stage(name, job, decision.go_on, decision.notes)
         print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 
 
@@ -143,40 +169,7 @@ def _join(stage: str, job: StageJob) -> bool:
     """Run this node's ranks of a stage; False where it was interrupted, which the leading node reports."""
     from pretrain.launch.launch import join_stage
 
-    result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes)
+    steps = job.recipe.pretrain.stage(stage).steps
+    result = join_stage(job.layout.pretrain(stage), job.ranks, job.nodes, steps)
     print(f"{stage}: {result.status} at step {result.step}")
     return result.status == "finished"
-
-
-def must_train(
-    name: str,
-    label: str,
-    trained: Path,
-    job: StageJob,
-    resume: bool,
-    where: str = "",
-    config: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, str] | None = None,
-) -> bool:
-    """True to train or resume, False to keep a finished training of the same inputs and config. Raises
-    ValueError where a training of other ones would be replaced. config: default the stage's section; inputs:
-    default those that the pipeline names."""
-    from experiments.runs.run import can_resume, marker_of, unchanged
-    from experiments.stages import config_of
-
-    layout, config = job.layout, config or config_of(name, job.recipe)
-    if not resume:
-        marker_of(name, layout).unlink(missing_ok=True)
-    elif unchanged(name, config, layout, job.root, inputs):
-        print(f"{label}: finished, with these inputs and settings; kept (--no-resume trains it again)")
-        return False
-    elif _holds_training(trained) and not can_resume(name, config, layout, job.root, inputs):
-        raise ValueError(
-            f"{trained}: trained with other inputs or settings{where}; give --no-resume to replace it, or "
-            "--out for another folder"
-        )
-    return True
-
-
-def _holds_training(folder: Path) -> bool:
-    return (folder / "model").is_dir() or any(folder.glob("checkpoint/step-*/.metadata"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from experiments.alignment.checks import check_before
 from experiments.alignment.inputs import AlignInputs, align_run, origin_tags
 from experiments.job import StageJob
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.provenance import code_digests
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
 from finetune.align_run import AlignRun
@@ -28,7 +30,7 @@ def align_tracked(
 
     Raises Interrupted if stopped early.
     """
-    run = align_run(job, tracker, inputs)
+    run = alignment_of(job, inputs, tracker)
     tracker.set_tags(origin_tags(run, inputs))
     result = train(run)
     if result.status != "finished" or result.model is None:
@@ -39,3 +41,10 @@ def align_tracked(
     tracker.set_tags(tags)
     tracker.log_model(result.model, f"{job.recipe.name}-aligned", tags)
     tracker.log_model(run.out / "adapter", f"{job.recipe.name}-adapter", tags)
+
+
+def alignment_of(job: StageJob, inputs: AlignInputs, tracker: SpoolTracker | None = None) -> AlignRun:
+    """The alignment as its ranks get it, with the digests of its code. Raises as `align_run`."""
+    run = align_run(job, tracker, inputs)
+    code = code_digests("align", job.root)
+    return dataclasses.replace(run, code=code, trash=job.layout.trash, anyway=job.anyway)

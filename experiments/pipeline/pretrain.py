@@ -8,33 +8,21 @@ from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.samples import make_samples
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.provenance import code_digests
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
 from pretrain.files import read_json
-from pretrain.launch.launch import pretrain_stage
-from pretrain.launch.stage_run import digests_of_sets, manifests_of_sets
-from pretrain.launch.torchrun import IDENTITY
+from pretrain.launch.launch import train_run
+from pretrain.launch.stage_run import StageRun, manifests_of_sets
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import place
 
 
 def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
     """Train a stage from the model of the previous one. Raises Interrupted if stopped early."""
-    layout, config = job.layout, job.recipe.pretrain
-    names = list(config.stages)
-    before = names[: names.index(stage)]
-    result = pretrain_stage(
-        config,
-        stage,
-        latents_of(config, layout),
-        layout.pretrain(stage),
-        codec_id=codec_id_of(config, stage, layout),
-        init_from=job.init_from or (layout.model(before[-1]) if before else None),
-        nproc=job.ranks,
-        port=job.port,
-        nodes=job.nodes,
-        trackers=tracker.factory(),
-    )
+    layout = job.layout
+    training = stage_run_of(job, stage, tracker)
+    result = train_run(training, nproc=job.ranks, port=job.port, nodes=job.nodes)
     if result.status != "finished":
         raise Interrupted(
             f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there"
@@ -45,6 +33,26 @@ def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
     tracker.log_model(model, f"{job.recipe.name}-{stage}", {CHECKPOINT_TAG: checkpoint})
     for path in make_samples(job.recipe.generate, layout, stage):
         tracker.log_artifact(str(path), "samples")
+
+
+def stage_run_of(job: StageJob, stage: str, tracker: SpoolTracker | None = None) -> StageRun:
+    """The stage as its ranks get it. Raises FileNotFoundError without a codec, as `codec_id_of`."""
+    layout, config = job.layout, job.recipe.pretrain
+    names = list(config.stages)
+    before = names[: names.index(stage)]
+    start = job.init_from or (layout.model(before[-1]) if before else None)
+    return StageRun(
+        config=config,
+        stage=stage,
+        latents=latents_of(config, layout).absolute(),
+        out=layout.pretrain(stage).absolute(),
+        codec_id=codec_id_of(config, stage, layout),
+        init_from=start.absolute() if start else None,
+        trackers=tracker.factory() if tracker else {},
+        code=code_digests(f"pretrain_{stage}", job.root),
+        trash=layout.trash,
+        anyway=job.anyway,
+    )
 
 
 def latents_of(config: PretrainConfig, layout: Layout) -> Path:
@@ -68,18 +76,3 @@ def codec_id_of(config: PretrainConfig, stage: str, layout: Layout) -> str:
         named = ", ".join(f"{name} by {codec}" for name, codec in found.items())
         raise ValueError(f"{config.latents}: sets of different codecs ({named}); encode them with one")
     return next(iter(found.values()), "")
-
-
-def check_same_data(config: PretrainConfig, stage: str, layout: Layout) -> None:
-    """Raises ValueError if OUT/pretrain/STAGE was trained on sets that have changed since."""
-    path = layout.pretrain(stage) / IDENTITY
-    if not path.is_file():
-        return
-    before = read_json(path, f"remove {path.parent}").get("latents")
-    after = digests_of_sets(latents_of(config, layout), config.stage(stage))
-    if before is not None and before != after:
-        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        what = f"trained on other latents ({', '.join(changed)} changed)"
-        raise ValueError(
-            f"{path.parent}: {what}; give --no-resume to train anew, or --out for another folder"
-        )

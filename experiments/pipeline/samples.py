@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from experiments.layout import Layout
@@ -23,7 +22,6 @@ def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Pat
     prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
     if not prompts.is_file() or not layout.codec.is_dir():
         return []
-    shutil.rmtree(folder, ignore_errors=True)
     generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES)
     samples = generated_samples(folder, "speech", limit=NUM_SAMPLES)
     captions = [f"after {stage}, asked for: {' '.join(sample.clip.spans)}" for sample in samples]

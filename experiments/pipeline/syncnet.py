@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from experiments.scoring.samples import SourceClip, codec_samples, real_samples
 from experiments.scoring.statistics import bootstrap_ratio
 from pretrain.codecs.load import load_codecs
 from pretrain.files import write_json
+from pretrain.storage import move_aside
 from rewards.base import Unscorable
 from rewards.sync.crops import MouthBoxes
 from rewards.sync.inference import Embedder
@@ -196,7 +196,7 @@ def _fit(job: _Fit) -> dict[str, Any]:
         )
         trained = time.perf_counter()
         net.provenance.update(job.provenance)
-        shutil.rmtree(job.out / job.role, ignore_errors=True)
+        move_aside(job.out / job.role)
         save_syncnet(net, job.out / job.role)
         embedder = Embedder(net)
         pairs = {source: embedded(embedder, clips) for source, clips in job.tests.items()}

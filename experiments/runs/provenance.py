@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pretrain.config import one_line
+from pretrain.launch.identity import Identity, flat, split
 
 DVC_VARIABLE = "DVC_STAGE"  # set by DVC for its commands
 
@@ -121,6 +122,33 @@ def stage_inputs(stage: str, root: Path) -> dict[str, str]:
     return inputs
 
 
+def code_digests(stage: str, root: Path) -> dict[str, str]:
+    """md5 of each existing file and folder of code that a stage watches; none without dvc.yaml."""
+    deps = [plain_path(entry) for entry in read_pipeline(root).get(stage, {}).get("deps", ())]
+    return {path: md5_of(root / path) for path in deps if is_code(path) and (root / path).exists()}
+
+
+def is_code(path: str) -> bool:
+    """Whether a dependency of a stage is code of this repository."""
+    return Path(path).parts[:1] in (
+        ("pretrain",),
+        ("rewards",),
+        ("finetune",),
+        ("orchestration",),
+        ("experiments",),
+    )
+
+
+def locked_output(stage: str, output: Path, root: Path) -> tuple[str, dict[str, str]]:
+    """What dvc.lock says of a stage: md5 of `output`, and path -> md5 of the code that made it; "" and none
+    where it does not list it."""
+    entry = read_lock(root).get(stage, {})
+    made = {(root / out["path"]).resolve(): out.get("md5", "") for out in entry.get("outs", ())}
+    code = {dep["path"]: dep["md5"] for dep in entry.get("deps", ()) if is_code(dep["path"]) and "md5" in dep}
+    md5 = made.get(output.resolve(), "")
+    return (md5, code) if md5 else ("", {})
+
+
 def producers(stage: str, root: Path) -> list[str]:
     """Stages whose outputs a stage reads, nearest first."""
     pipeline = read_pipeline(root)
@@ -136,14 +164,43 @@ def producers(stage: str, root: Path) -> list[str]:
     return sorted(names, key=order.index, reverse=True)
 
 
+def maker_of(path: Path, root: Path) -> str:
+    """The stage of dvc.yaml whose output `path` is or lies in; "" where none makes it."""
+    outs = {name: map(plain_path, entry.get("outs", ())) for name, entry in read_pipeline(root).items()}
+    where = path.resolve()
+    found = (
+        name for name, made in outs.items() if any(where.is_relative_to((root / o).resolve()) for o in made)
+    )
+    return next(found, "")
+
+
 def _within(path: str, folder: str) -> bool:
     return Path(path) == Path(folder) or Path(folder) in Path(path).parents
 
 
-def fingerprint(inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Hash of a stage's inputs and settings.
+def fingerprint(inputs: Mapping[str, str], config: Mapping[str, Any], stage: str) -> str:
+    """Hash of what a stage's result depends on: its data and the settings that count (`identity_of`).
 
-    An interrupted stage is resumed only under the same fingerprint.
+    A run is continued under its key only with the same fingerprint.
     """
+    identity = identity_of(inputs, config, stage)
+    text = repr(sorted(identity.inputs.items())) + repr(sorted(identity.settings.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_of(inputs: Mapping[str, str], config: Mapping[str, Any], stage: str) -> Identity:
+    """Identity of a stage by its inputs (path -> digest) and its section of the recipe."""
+    settings, neutral = split(flat(config), "pretrain" if stage.startswith("pretrain_") else stage)
+    data = {path: digest for path, digest in inputs.items() if not _is_code_of(path, digest)}
+    code = {path: digest for path, digest in inputs.items() if path not in data}
+    return Identity(settings=settings, inputs=data, code=code, neutral=neutral)
+
+
+def whole_fingerprint(inputs: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """Hash of all inputs, code too, and all settings: what markers without an identity hold."""
     text = repr(sorted(inputs.items())) + repr(sorted(config.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_code_of(path: str, digest: str) -> bool:
+    return is_code(path) and ":" not in digest  # inputs of one's own have digests like "sha256:..."

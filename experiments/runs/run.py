@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from experiments.runs.provenance import (
     producers,
     source_tags,
     stage_inputs,
+    whole_fingerprint,
 )
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import (
@@ -35,6 +35,7 @@ from experiments.runs.tracker import (
 )
 from orchestration.launch import JOB_VARIABLE
 from pretrain.files import read_json, write_json
+from pretrain.storage import move_aside
 
 
 class Interrupted(KeyboardInterrupt):
@@ -94,8 +95,9 @@ def unchanged(
     record, output = read_record(layout, stage), layout.output_of(stage)
     if record is None or not output.exists() or marker_of(stage, layout).exists():
         return False
-    current = fingerprint(stage_inputs(stage, root) if inputs is None else inputs, config)
-    return record.fingerprint == current and record.output_md5 == md5_of(output)
+    current = fingerprint(stage_inputs(stage, root) if inputs is None else inputs, config, stage)
+    before = fingerprint(record.inputs, record.config, stage)
+    return before == current and record.output_md5 == md5_of(output)
 
 
 def can_resume(
@@ -107,9 +109,9 @@ def can_resume(
 ) -> bool:
     """True if an unfinished run of the stage has the same inputs (as for `unchanged`) and settings."""
     marker = marker_of(stage, layout)
-    return marker.is_file() and _read_marker(marker)["fingerprint"] == fingerprint(
-        stage_inputs(stage, root) if inputs is None else inputs, config
-    )
+    given = stage_inputs(stage, root) if inputs is None else inputs
+    marks = (fingerprint(given, config, stage), whole_fingerprint(given, config))
+    return marker.is_file() and _read_marker(marker)["fingerprint"] in marks
 
 
 def running_key(stage: str, layout: Layout) -> str:
@@ -135,28 +137,32 @@ def tracked(
     root: Path,
     resume: bool,
     given: Mapping[str, str] | None = None,
+    go_on: bool | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
-    With `resume`, a killed run is resumed under its key if inputs and config are unchanged; otherwise its
-    outputs are removed first. Without `resume`, the body itself replaces the output. given: inputs (path ->
-    digest) of a run that does not read the pipeline's.
+    With `resume`, a killed run is resumed under its key if inputs and settings that count are unchanged;
+    otherwise its output is moved to the trash first. go_on: whether the output is kept, where the caller has
+    decided that. Without `resume`, the body itself replaces the output. given: inputs (path -> digest) of a
+    run that does not read the pipeline's. notes: tags on how the run goes on.
     """
     inputs = stage_inputs(stage, root) if given is None else dict(given)
     makers = producers(stage, root) if given is None else []
     parents = {name: record.key for name in makers if (record := read_record(layout, name))}
     git = git_state(root)
     marker = marker_of(stage, layout)
-    mark = fingerprint(inputs, config)
+    mark = fingerprint(inputs, config, stage)
     key = _announced_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
     if resume:
-        key = _resumed_key(marker, mark, layout.output_of(stage)) or key
+        key = _resumed_key(stage, (mark, whole_fingerprint(inputs, config)), layout, go_on) or key
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     tracker = SpoolTracker(layout.tracking / key)
     tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(layout.output_of(stage))}
     tags |= source_tags(git, root)
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
+    tracker.set_tags(dict(notes)) if notes else None
     ensure_sender(layout.tracking, root)
     started, start_s = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
     with failure_marked(tracker):
@@ -199,14 +205,13 @@ def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:
     return key if (left.get("key"), left.get("fingerprint")) == (key, current) else ""
 
 
-def _resumed_key(marker: Path, current: str, output: Path) -> str:
-    """Key of the interrupted run to resume, else "" after removing its outputs."""
-    if marker.is_file():
-        left = _read_marker(marker)
-        if left["fingerprint"] == current and output.is_dir():
-            return left["key"]
-    if output.is_dir():
-        shutil.rmtree(output)
+def _resumed_key(stage: str, marks: tuple[str, ...], layout: Layout, go_on: bool | None) -> str:
+    """Key of the interrupted run to resume; else "", after moving its output aside unless it is kept."""
+    marker, output = marker_of(stage, layout), layout.output_of(stage)
+    left = _read_marker(marker) if marker.is_file() else {}
+    if (left.get("fingerprint") in marks) if go_on is None else go_on:
+        return left.get("key", "") if output.is_dir() else ""
+    move_aside(output, layout.trash, stage)
     return ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +29,10 @@ from experiments.studies.plot import errorbars, save
 from experiments.studies.scores import added_rewards, by_scorer
 from finetune.align_run import AlignRun
 from finetune.launch import align_model
-from pretrain.files import read_json, write_json
+from pretrain.files import write_json
 from pretrain.generate import generate
 from pretrain.jsonl import scan
-from pretrain.launch.launch import finished
-from pretrain.launch.stage_run import IDENTITY
+from pretrain.launch.continuing import verdict_of
 from rewards.catalog import open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
@@ -138,9 +136,8 @@ def _align_run(job: StageJob, seed: int, folder: Path) -> AlignRun:
 
 
 def _done_by_the_pipeline(layout: Layout, run: AlignRun) -> Path | None:
-    path = layout.align / IDENTITY
-    same = path.is_file() and read_json(path, "align again") == json.loads(json.dumps(run.identity()))
-    return layout.align if same and finished(layout.align) else None
+    kept = verdict_of(dataclasses.replace(run, out=layout.align)).action == "keep"
+    return layout.align if kept else None
 
 
 def _run_of(job: StageJob, label: str, align: AlignRun, folder: Path) -> Run:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.stream.sample_set import check_sets
+from pretrain.launch.continuing import TrainingRun
 from pretrain.launch.nodes import Nodes
-from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder, clear
+from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
 from pretrain.launch.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
+from pretrain.storage import move_aside
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,9 @@ def pretrain_stage(
 ) -> StageResult:
     """Train `stage` into `out` on `nproc` ranks of each node, going on from the newest checkpoint there.
 
-    port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls
-    this, the others `join_stage`. trackers: "package.module:factory" -> keyword arguments. restart: forget
-    what is in `out`. A finished stage is returned at once. Raises ValueError, FileNotFoundError or OSError in
-    one line; out/log.txt has the rest.
+    Arguments but `restart` as of `train_run`. restart: move aside what is in `out` and start over.
     """
     config.stage(stage)
-    config.local_batch(nproc * nodes.count)
     run = StageRun(
         config=config,
         stage=stage,
@@ -57,13 +55,32 @@ def pretrain_stage(
         init_from=init_from.absolute() if init_from else None,
         trackers=trackers or {},
     )
+    return train_run(run, nproc=nproc, port=port, restart=restart, nodes=nodes)
+
+
+def train_run(
+    run: StageRun,
+    *,
+    nproc: int = 1,
+    port: int = 0,
+    restart: bool = False,
+    nodes: Nodes = ALONE,
+) -> StageResult:
+    """Train a stage on `nproc` ranks of each node, going on from the newest checkpoint in its folder.
+
+    port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls
+    this, the others `join_stage`. restart: move aside what is there. A finished stage is returned at once,
+    one that is asked for more steps goes on. Raises ValueError, FileNotFoundError or OSError in one line;
+    out/log.txt has the rest.
+    """
+    config, stage = run.config, run.stage
+    config.local_batch(nproc * nodes.count)
     check_parent(run)
     check_sets(run.latents, config.stage(stage))
     if port and nodes.count == 1:
         check_port(port)
     if restart:
-        clear(run.out)
-        clear(run.checkpoints)
+        set_aside(run)
     check_checkpoints(run)
     check_run_folder(run)
     if done := finished(run.out):
@@ -75,12 +92,19 @@ def pretrain_stage(
     return outcome(run.out, code)
 
 
-def join_stage(out: Path, nproc: int, nodes: Nodes) -> StageResult:
+def set_aside(run: TrainingRun) -> None:
+    """Move the folder of a training, and its states where they are elsewhere, to the trash."""
+    if run.checkpoints.parent != run.out:
+        move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
+    move_aside(run.out, run.trash, run.label)
+
+
+def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0) -> StageResult:
     """Run `nproc` ranks of the stage that node 0 trains into `out`, a shared folder; returns the result.
 
-    A finished stage is returned at once. Raises the ranks' error where they failed.
+    A stage that has finished `steps` steps is returned at once. Raises the ranks' error where they failed.
     """
-    if done := finished(out):
+    if (done := finished(out)) and done.step >= steps:
         return done
     out.mkdir(parents=True, exist_ok=True)
     code = run_ranks("pretrain.titan.run", out.absolute(), nproc, 0, None, nodes)

@@ -7,26 +7,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pretrain.config import from_json, to_json
 from pretrain.files import read_json, write_json
-from pretrain.launch.torchrun import IDENTITY, RESOLVED
+from pretrain.launch.continuing import TrainingRun, Verdict, claim, recorded, refusal, write_record
+from pretrain.launch.identity import Identity, difference, flat, split
+from pretrain.launch.torchrun import RESOLVED
 from pretrain.model.flavors import flavor
 from pretrain.recipe import PretrainConfig, recipe_hash
 from pretrain.schedule import StageConfig
-from pretrain.storage import check_reachable, is_file, place, remove_folder, writing
+from pretrain.storage import check_reachable, is_file, place
 
 CHECKPOINTS = "checkpoint"
-
-
-class RunIdentity(Protocol):
-    """A training with a folder of its own."""
-
-    @property
-    def out(self) -> Path: ...
-
-    def identity(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +33,22 @@ class StageRun:
     codec_id: str = ""
     init_from: Path | None = None  # a model/ folder of an earlier stage
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # digests of the code that runs, for a warning where it differs; not told to the ranks
+    code: Mapping[str, str] = field(default_factory=dict)
+    trash: Path | None = None  # gets what must make room; None = that of `pretrain.storage.trash_of`
+    anyway: bool = False  # go on although settings or inputs that count differ; the record says so
+
+    @property
+    def label(self) -> str:
+        return f"pretrain_{self.stage}"
 
     @property
     def checkpoints(self) -> Path:
         """Where the training states are, a folder step-N each."""
-        folder = self.config.checkpoint.folder
+        return self.states_in(self.config.checkpoint.folder)
+
+    def states_in(self, folder: str) -> Path:
+        """Where the states are with this `checkpoint.folder`."""
         return place(folder) / self.stage if folder else self.out / CHECKPOINTS
 
     def save(self) -> Path:
@@ -78,7 +82,7 @@ class StageRun:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What must not change between a run and its resumption."""
+        """Facts of the training that its model keeps."""
         return {
             "flavor": self.config.flavor,
             "args": dataclasses.asdict(flavor(self.config.flavor)),
@@ -88,6 +92,44 @@ class StageRun:
             "parent": parent_id(self.init_from),
             "latents": digests_of_sets(self.latents, self.config.stage(self.stage)),
         }
+
+    def depends(self) -> Identity:
+        """All that the stage's weights depend on. Raises as `identity` does."""
+        return self._identity(
+            self.identity(), {"config": to_json(self.config), "stage": self.stage}, self.code
+        )
+
+    def depended(self, facts: Mapping[str, Any], resolved: Mapping[str, Any]) -> Identity:
+        """That of a folder whose run.json has `identity` alone; its settings are in resolved.json."""
+        if not resolved and facts.get("recipe_hash") == recipe_hash(self.config, self.stage):
+            return dataclasses.replace(self.depends(), code={})
+        return self._identity(facts, resolved, {})
+
+    def _identity(
+        self, facts: Mapping[str, Any], resolved: Mapping[str, Any], code: Mapping[str, str]
+    ) -> Identity:
+        config, stage = dict(resolved.get("config", {})), resolved.get("stage", "")
+        config["stages"] = {stage: config["stages"][stage]} if stage in config.get("stages", {}) else {}
+        own = {"stage": stage, "flavor": facts["flavor"], **flat(facts["args"], "model.")}
+        settings, neutral = split({**flat(config), **own}, "pretrain")
+        inputs = {"codec": str(facts["codec_id"]), **flat(facts["latents"], "latents.")}
+        parents = {"model": str(facts["parent"])}
+        return Identity(settings=settings, inputs=inputs, parents=parents, code=code, neutral=neutral)
+
+    def extends(self, finished: bool) -> tuple[str, ...]:
+        """Steps, and what shapes the learning rate at their end."""
+        names = ("steps", "decay_fraction", "decay", "min_lr_factor")
+        return tuple(f"stages.{self.stage}.{name}" for name in names)
+
+    def past_end(self, length: int, only_length: bool) -> str:
+        """What becomes of the learning rate, whose schedule is a function of the number of steps."""
+        stage = self.config.stage(self.stage)
+        if only_length and not stage.decay_fraction:
+            return "its learning rate does not decay, so this is what a run of that length gives"
+        return (
+            f"what is trained keeps the learning rates of {length} steps, the rest follows the schedule of "
+            f"{stage.steps}, so a run of that length from the start gives other weights"
+        )
 
 
 def manifests_of_sets(latents: Path, stage: StageConfig) -> dict[str, dict[str, Any]]:
@@ -126,36 +168,25 @@ def check_parent(run: StageRun) -> None:
             )
 
 
-def check_run_folder(run: RunIdentity) -> None:
-    """Claim the run folder. Raises ValueError where it holds checkpoints of another run identity."""
+def check_run_folder(run: TrainingRun) -> Verdict:
+    """Claim the run's folder. Raises ValueError where it holds another training, as `continuing.claim`."""
     run.out.mkdir(parents=True, exist_ok=True)
-    _claim(run.out, run.identity())
+    return claim(run)
 
 
 def check_checkpoints(run: StageRun) -> None:
-    """Claim a remote checkpoint folder. Raises OSError if unreachable, ValueError if another run's."""
-    if run.config.checkpoint.folder:
-        check_reachable(run.checkpoints)
-        _claim(run.checkpoints, run.identity())
-
-
-def clear(out: Path) -> None:
-    """Forget an earlier run in this folder."""
-    remove_folder(out)
-
-
-def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    path = folder / IDENTITY
-    if is_file(path):
-        before = read_json(path, f"remove {folder} or train into another folder")
-        for name, value in identity.items():
-            if name not in before or before[name] != value:
-                found = _difference(before.get(name, "nothing"), value)
-                raise ValueError(
-                    f"{path}: the checkpoints here are of another {name}: {found}; remove {folder} or train "
-                    "into another folder"
-                )
-    write_json(path, identity, through=writing)
+    """Claim a checkpoint folder elsewhere. Raises OSError if unreachable, ValueError if another run's."""
+    if not run.config.checkpoint.folder:
+        return
+    check_reachable(run.checkpoints)
+    before = recorded(run.checkpoints, run)
+    changes = difference(before, run.depends()) if before else []
+    if changes and not run.anyway and not {change.field for change in changes} <= set(run.extends(False)):
+        verdict = Verdict("refuse", counting=tuple(changes))
+        raise ValueError(
+            refusal(verdict, run.checkpoints, "give another checkpoint.folder, or move this away")
+        )
+    write_record(run.checkpoints, run, Verdict("resume", counting=tuple(changes)))
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def dead_rank(log: str) -> str:
 
 def newest_state(resolved: Path) -> str:
     """What can be resumed of the run described by resolved.json, in words."""
-    from pretrain.titan.checkpoints import complete_steps  # heavy
+    from pretrain.launch.states import complete_steps
 
     folder = resolved.parent / "checkpoint"
     with suppress(OSError, ValueError):

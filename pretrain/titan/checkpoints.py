@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,9 @@ from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 
 from pretrain.config import one_line
+from pretrain.launch.states import complete_steps, step_folders
 from pretrain.recipe import CheckpointConfig
-from pretrain.storage import is_file, is_remote, list_folder, remove_file, remove_folder
+from pretrain.storage import is_file, is_remote, remove_file, remove_folder
 from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
 
@@ -97,17 +97,9 @@ class Checkpoints(CheckpointManager):
         return f"{self.place}/step-{step}"
 
 
-_STEP = re.compile(r"step-(\d+)")
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Steps with a finished checkpoint, ascending."""
-    return sorted(step for step, path in _steps(folder) if is_file(path / ".metadata"))
-
-
 def remove_incomplete(folder: Path) -> list[int]:
     """Delete unfinished step folders (of a killed or failed save); returns their steps."""
-    unfinished = [(step, path) for step, path in _steps(folder) if not is_file(path / ".metadata")]
+    unfinished = [(step, path) for step, path in step_folders(folder) if not is_file(path / ".metadata")]
     for _, path in unfinished:
         remove_folder(path)
     return sorted(step for step, _ in unfinished)
@@ -149,11 +141,6 @@ def save_error(error: BaseException, folder: Path, newest: int = 0) -> OSError:
         f"{folder}: checkpoint could not be written ({reason}, {free_mb:.0f} MB free); {good}; free space "
         "and run again to resume"
     )
-
-
-def _steps(folder: Path) -> list[tuple[int, Path]]:
-    matches = [(_STEP.fullmatch(path.name), path) for path in list_folder(folder)]
-    return [(int(match.group(1)), path) for match, path in matches if match]
 
 
 def _root_cause(error: BaseException) -> BaseException:

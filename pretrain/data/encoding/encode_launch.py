@@ -11,7 +11,7 @@ from pretrain.data.encoding.parts import MANIFEST
 from pretrain.files import locked, read_json
 from pretrain.launch.torchrun import METRICS, RESOLVED, failure, run_ranks
 from pretrain.progress import StageProgress
-from pretrain.storage import check_reachable, is_file, place, remove_folder
+from pretrain.storage import check_reachable, is_file, move_aside, place
 
 _AGAIN = "run the same `nava encode` again"
 
@@ -21,7 +21,7 @@ def encode_places(
 ) -> dict[str, dict[str, Any]]:
     """Encodes the sets on `nproc` local ranks; returns their manifest.json. `folder` gets the ranks' log.
 
-    restart: forget what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one
+    restart: move aside what is encoded of these sets. Raises FileNotFoundError, ValueError or OSError in one
     line.
     """
     _check(job)
@@ -35,7 +35,7 @@ def encode_places(
 def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str, dict[str, Any]]:
     folders = {one.name: place(job.to) / one.name for one in job.sets}
     for where in folders.values() if restart else ():
-        remove_folder(where)
+        move_aside(where)
     (folder / METRICS).unlink(missing_ok=True)
     job.save(folder / RESOLVED)
     code = run_ranks("pretrain.data.encoding.encode_ranks", folder, nproc, 0, progress_of(job))

@@ -11,7 +11,6 @@ located and no start reads a whole set.
 
 from __future__ import annotations
 
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from pretrain.data.stream.index import LatentIndex
 from pretrain.data.stream.sample import Sample, checksum, tensor_names, unpack
 from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import read_json, sha256_of
-from pretrain.storage import is_file, place
+from pretrain.storage import is_file, move_aside, place
 
 _REPAIR = "run its `nava encode` again with --verify, then go on"
 _OPEN_SHARDS = 64
@@ -132,10 +131,6 @@ class LatentStore:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Replaces `old` by `new`; after a crash in between, the older one remains as `.NAME.old`."""
-    aside = old.with_name(f".{old.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
+    """Puts `new` in the place of `old`, which is moved to the trash (`pretrain.storage.move_aside`)."""
+    move_aside(old)
     new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""`nava trash`: trainings, rollouts, latents and clips that had to make room, until they are deleted."""
+
+from __future__ import annotations
+
+import calendar
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.layout import Layout
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_MOVED = re.compile(r".*-(\d{8}-\d{6})(?:~\d+)?")  # the time in a name of `pretrain.storage.move_aside`
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A file or folder in the trash: bytes on disk, and when it was moved there (seconds since the epoch)."""
+
+    path: Path
+    size: int
+    moved_at: float
+
+
+def list_trash(out: Path = Path("out")) -> None:
+    """What was moved to OUT/.trash, the oldest first: size, when (UTC), and where it lies.
+
+    To get something back, move its folder to where it was.
+    """
+    found = in_trash(Layout(out=out).trash)
+    for moved in found:
+        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime(moved.moved_at))
+        print(f"{_readable(moved.size):>9}  {moment}  {moved.path}")
+    print(f"{_readable(sum(moved.size for moved in found)):>9}  in all")
+
+
+def empty_trash(
+    out: Path = Path("out"),
+    older_than: Annotated[
+        str, tyro.conf.arg(metavar="AGE", help="only what was moved longer ago, such as 12h, 30d or 2w")
+    ] = "",
+) -> None:
+    """Delete what lies in OUT/.trash for good, and say how much that was."""
+    limit = time.time() - (age_s(older_than) if older_than else 0)
+    found = [moved for moved in in_trash(Layout(out=out).trash) if not older_than or moved.moved_at < limit]
+    for moved in found:
+        if moved.path.is_dir() and not moved.path.is_symlink():
+            shutil.rmtree(moved.path)
+        else:
+            moved.path.unlink()
+        print(f"{_readable(moved.size):>9}  deleted {moved.path}")
+    print(f"{_readable(sum(moved.size for moved in found)):>9}  in all")
+
+
+def in_trash(trash: Path) -> list[Moved]:
+    """Everything in a trash folder, the oldest first."""
+    paths = list(trash.iterdir()) if trash.is_dir() else []
+    found = [Moved(path, sum(_sizes(path)), _moved_at(path)) for path in paths]
+    return sorted(found, key=lambda moved: (moved.moved_at, moved.path))
+
+
+def age_s(text: str) -> float:
+    """Seconds of an age. Raises ValueError."""
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"--older-than {text}: expected a number and s, m, h, d or w, such as 30d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _moved_at(path: Path) -> float:
+    match = _MOVED.fullmatch(path.name)
+    if match is None:
+        return path.lstat().st_mtime
+    return float(calendar.timegm(time.strptime(match[1], "%Y%m%d-%H%M%S")))
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    if path.is_dir() and not path.is_symlink():
+        for child in path.iterdir():
+            yield from _sizes(child)
+    else:
+        yield path.lstat().st_size
+
+
+def _readable(size: int) -> str:
+    units = ("B", "KB", "MB", "GB", "TB")
+    exponent = min(len(units) - 1, max(0, (len(str(size)) - 1) // 3))
+    return f"{size} B" if not exponent else f"{size / 1000**exponent:.1f} {units[exponent]}"
