@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.job import StageJob
 from experiments.layout import STAGES
+from experiments.runs.inputs import inputs_read
 from experiments.runs.run import end_on_sigterm, tracked, unchanged
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
@@ -21,7 +22,8 @@ def run_stage(stage: str, job: StageJob) -> None:
     """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one."""
     check_stage(stage)
     config, resume = config_of(stage, job.recipe), is_training(stage)
-    with tracked(stage, job.recipe.name, config, job.layout, job.root, resume) as tracker:
+    reads = inputs_read(stage, job)
+    with tracked(stage, job.recipe.name, config, job.layout, job.root, resume, reads=reads) as tracker:
         _work(stage, job, tracker)
 
 

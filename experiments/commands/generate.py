@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,8 @@ def generate(
     """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path",
     "spk_wavs"}).
 
-    --to is the folder for the clips, --model an exported model, --limit the number of rows.
+    --to is the folder for the clips, --model an exported model, --limit the number of rows. Model, codec and
+    prompts are recorded: `nava lineage CLIP` names them.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
@@ -37,6 +39,13 @@ def generate(
             raise FileNotFoundError(f"{path}: no such file or folder; {hint}")
     config = recipe_for(recipe, settings).generate
     import pretrain.generate
+    from experiments.layout import Layout
+    from experiments.recipes.load import as_plain
+    from experiments.runs.inputs import digests_of_inputs
+    from experiments.runs.run import record_run
 
+    inputs, start_s = digests_of_inputs(model, codec, prompts), time.monotonic()
     pretrain.generate.generate(config, model, codec, prompts, to, limit)
+    tags, described = {"nava.recipe": recipe, "nava.output": str(to)}, {**as_plain(config), "limit": limit}
+    record_run("generate", described, tags, Layout(), Path(), inputs, [to], time.monotonic() - start_s)
     print(f"clips in {to}")
