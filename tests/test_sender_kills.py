@@ -1,5 +1,7 @@
-"""Training and sender are killed hard at any moment: no point is lost, none is there twice, and metrics.jsonl,
-spool and MLflow have the same ones."""
+"""Training and sender are killed hard at any moment: no point is lost, none is there twice.
+
+metrics.jsonl, the spool and MLflow have the same points.
+"""
 
 from __future__ import annotations
 
