@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -176,8 +177,6 @@ def test_a_run_on_inputs_of_ones_own_names_them_and_their_makers(world, tmp_path
     Path("clips").mkdir()
     Path("clips/kept.wav").write_text("not of this run")
     old = Path("clips/kept.wav").stat().st_mtime - 100
-    import os
-
     os.utime("clips/kept.wav", (old, old))
     Path("clips/a.wav").write_text("a clip")
     inputs = {"warm": f"{CHECKPOINT}warm-id", str(mine / "prompts.jsonl"): md5_of(mine / "prompts.jsonl")}

@@ -119,6 +119,11 @@ def _of_path(path: Path, known: _Known) -> tuple[str, str, str]:
     kind = (
         "clip" if path.suffix == ".mp4" else "model" if checkpoint else "file" if path.is_file() else "folder"
     )
+    made = known.outputs.with_checkpoint(checkpoint, path)
+    if (
+        made and not made.read_files()
+    ):  # such as an import, whose files are too large to hash at every question
+        return kind, checkpoint, made.key
     if key := known.outputs.maker_of(path):
         return kind, checkpoint, key
     if checkpoint and (key := _run_with_checkpoint(checkpoint, known, path)):
