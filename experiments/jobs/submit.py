@@ -64,8 +64,8 @@ def check(submission: Submission, chosen: str) -> None:
         )
     if has_user_info(os.environ.get(TRACKING_URI, "")):
         raise ValueError(
-            f"{TRACKING_URI}: holds a password or token, which everybody who sees the cluster would see; set it on "
-            "the cluster instead"
+            f"{TRACKING_URI}: holds a password or token, which everybody who sees the cluster would see; set "
+            "it on the cluster instead"
         )
 
 
