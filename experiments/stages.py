@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.job import StageJob
 from experiments.layout import STAGES
+from experiments.runs.inputs import inputs_read
 from experiments.runs.run import end_on_sigterm, tracked
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
@@ -30,8 +31,9 @@ def run_stage(
     """
     check_stage(stage)
     config, resume = config_of(stage, job.recipe), is_training(stage)
+    reads = inputs_read(stage, job)
     with tracked(
-        stage, job.recipe.name, config, job.layout, job.root, resume, go_on=go_on, notes=notes
+        stage, job.recipe.name, config, job.layout, job.root, resume, go_on=go_on, notes=notes, reads=reads
     ) as tracker:
         _work(stage, job, tracker)
 

@@ -1,15 +1,25 @@
-"""Trackers that need nothing: rows of metrics.jsonl, and several trackers as one."""
+"""Trackers that need nothing: rows of metrics.jsonl, and several trackers as one.
+
+A training that was killed hard repeats the steps behind its last checkpoint. A tracker that keeps points for
+good, as an experiment server does, has their first values; it may offer `logged(step) -> {name: value}`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pretrain.files import replacing
 from pretrain.types import Tracker
+
+_TIMING = re.compile(
+    r"second|per_s|memory|_gib|mfu|time"
+)  # of metrics that are measured anew in every attempt
 
 
 class JsonlTracker:
@@ -32,16 +42,40 @@ class JsonlTracker:
 
 
 class Trackers:
-    """Reports to all of them; only numbers go to those after the first."""
+    """Reports to all of them; only numbers go to those after the first.
+
+    A repeated step is logged as the first attempt logged it, so that all trackers have the same points. Where
+    its numbers came out different, the row has the new ones, and the tag `repeated_differently` says from
+    which step on.
+    """
 
     def __init__(self, first: JsonlTracker, others: Sequence[Tracker]) -> None:
         self.first, self.others = first, others
+        self._differs = False
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        metrics = self._as_logged(metrics, step)
         self.first.log_metrics(metrics, step)
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
         for tracker in self.others:
             tracker.log_metrics(numbers, step)
+
+    def _as_logged(self, metrics: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        earlier: dict[str, float] = {}
+        for tracker in self.others:
+            logged = getattr(tracker, "logged", None)
+            earlier |= logged(step) if logged else {}
+        common = {
+            name: type(metrics[name])(value)
+            for name, value in earlier.items()
+            if _is_number(metrics.get(name))
+        }
+        if all(_TIMING.search(name) or _close(metrics[name], value) for name, value in common.items()):
+            return {**metrics, **common}
+        if not self._differs:
+            self._differs = True
+            self.set_tags({"repeated_differently": f"from step {step} on"})
+        return metrics
 
     def log_artifact(self, path: str, folder: str = "") -> None:
         for tracker in self.others:
@@ -50,6 +84,15 @@ class Trackers:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for tracker in self.others:
             tracker.set_tags(tags)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _close(one: float, other: float) -> bool:
+    """Equal but for what another order of sums changes on a GPU."""
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
 
 
 def build_tracker(name: str, options: Mapping[str, Any]) -> Tracker:

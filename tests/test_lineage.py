@@ -39,6 +39,7 @@ def world(tmp_path, monkeypatch):
             output = layout.output_of(stage)
             (output / "model").mkdir(parents=True)
             (output / "model" / "data").write_text(stage)
+            (output / "a.wav").write_text(f"sound of {stage}")
             if stage.startswith("pretrain"):
                 (output / "model" / "config.json").write_text(json.dumps({"checkpoint_id": f"id-{stage}"}))
                 tracker.set_tags({CHECKPOINT_TAG: f"id-{stage}"})
@@ -62,7 +63,6 @@ def test_a_model_leads_to_its_parents_inputs_and_commit(world, tmp_path):
 
 
 def test_a_clip_in_the_output_leads_through_generation(world, tmp_path):
-    (world.generated / "a.wav").write_text("")
     assert stages_of(trace("out/generated/a.wav", world, tmp_path)) == [
         "generate",
         "pretrain_stage2",

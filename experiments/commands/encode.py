@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,10 +84,9 @@ def encode(
     from pretrain.data.encoding.encode_ranks import EncodeJob
 
     layout = Layout(out=out)
-    sets = _sets(mix, manifest, loaded.encode)
     job = EncodeJob(
         config=loaded.encode,
-        sets=sets,
+        sets=_sets(mix, manifest, loaded.encode),
         codec=str(codec or layout.codec),
         to=_destination(to, layout),
         verify=verify,
@@ -93,7 +94,9 @@ def encode(
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _as_a_rank(job, restart)
     else:
+        inputs, start_s = _inputs(job), time.monotonic()
         _launch(job, out / "encoding", nproc, restart)
+        _record(recipe, job, inputs, layout, time.monotonic() - start_s)
 
 
 def _destination(to: str, layout: Layout) -> str:
@@ -153,6 +156,24 @@ def _launch(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> None:
             f"{content['num_rejected']} rows rejected"
             + (f" ({fields}); the first: {content['rejected'][0]}" if fields else "")
         )
+
+
+def _inputs(job: EncodeJob) -> dict[str, str]:
+    """Path -> digest of the manifests and the codec."""
+    from experiments.runs.inputs import digests_of_inputs
+
+    places = [*(one.manifest for one in job.sets), job.codec]
+    return digests_of_inputs(*map(Path, places)) | {one: "remote" for one in places if "://" in one}
+
+
+def _record(recipe: str, job: EncodeJob, inputs: Mapping[str, str], layout: Layout, seconds: float) -> None:
+    """The manifests and indexes of the sets stand for their shards, whose checksums they hold."""
+    from experiments.recipes.load import as_plain
+    from experiments.runs.run import record_run
+
+    places = [Path(job.to) / one.name / name for one in job.sets for name in ("manifest.json", "index.arrow")]
+    tags, config = {"nava.recipe": recipe, "nava.output": job.to}, as_plain(job.config)
+    record_run("encode", config, tags, layout, Path(), inputs, places, seconds)
 
 
 def _as_a_rank(job: EncodeJob, restart: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,10 @@ import tyro
 
 from experiments.commands.options import JsonFlag
 from experiments.layout import Layout
+from experiments.runs.origin import spool_of
 
 FOUND_SOMETHING = 1
+FLUSH_PATIENCE_S = 60.0
 
 
 def doctor(as_json: JsonFlag = False) -> int:
@@ -73,35 +74,46 @@ def lineage(
     _print_json(found) if as_json else show(found)
 
 
-def tracking_flush(out: Path = Path("out")) -> None:
-    """Send every pending run of OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here)."""
-    from experiments.runs.sender import flush, sender_lock, store_uri
+def tracking_flush(out: Path = Path("out")) -> int:
+    """Send every pending run of OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here).
 
-    spool = Layout(out=out).tracking
+    Prints each run that could not be sent whole and why; the exit code is 1 where there is one. Everything
+    that is sent stays sent: a later call goes on from there.
+    """
+    from filelock import Timeout
+
+    from experiments.runs.sender import Unreachable, flush, sender_lock, store_uri, unsent, wait_until_sent
+
+    spool, root = spool_of(Layout(out=out), Path()), Path()
     if not spool.is_dir():
         raise FileNotFoundError(f"{spool}: no runs here; train something first or give --out")
-    with sender_lock(spool):
-        left = flush(spool, Path())
-    print(f"{store_uri(Path())}: {'everything is sent' if not left else f'{left} events wait'}")
+    why = ""
+    try:
+        with sender_lock(spool).acquire(timeout=1):
+            flush(spool, root)
+    except Timeout:  # the process beside a running training sends as well
+        print(f"another process sends {spool}; waiting for it", file=sys.stderr)
+        wait_until_sent(spool, root, FLUSH_PATIENCE_S)
+    except Unreachable as error:
+        why = str(error)
+    left = unsent(spool, root)
+    if not left:
+        print(f"{store_uri(root)}: everything is sent")
+        return 0
+    for run in left:
+        print(f"{run.key}: {run.events} events not sent: {run.problem or why or 'it waits'}", file=sys.stderr)
+    print(f"{store_uri(root)}: {len(left)} runs are not sent whole" + (f" ({why})" if why else ""))
+    return FOUND_SOMETHING
 
 
 def ui(port: int = 5000) -> int:
-    """Serve MLflow's user interface for the runs of this repository until Ctrl-C."""
-    from experiments.runs.sender import quiet_mlflow, store_uri
+    """Serve MLflow's user interface for the runs of this repository until Ctrl-C.
 
-    quiet_mlflow()
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        store_uri(Path()),
-        "--port",
-        str(port),
-    ]
-    return subprocess.run(command, check=False).returncode
+    Where MLFLOW_TRACKING_URI names a server, its address is printed instead.
+    """
+    from experiments.runs.ui import serve_ui
+
+    return serve_ui(port, Path())
 
 
 def _print_json(value: Any) -> None:

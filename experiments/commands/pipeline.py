@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,8 +71,14 @@ def rollout(
         _rollout_to(to, job, model, codec, prompts, overwrite)
     if mp4:
         from experiments.pipeline.rollout import add_media
+        from experiments.runs.inputs import digests_of_inputs
+        from experiments.runs.run import record_run
 
+        start_s = time.monotonic()
+        read = digests_of_inputs(store, codec or job.layout.codec)
         written = add_media(store, codec or job.layout.codec)
+        tags, seconds = {"nava.output": str(store)}, time.monotonic() - start_s
+        record_run("rollout media", {}, tags, job.layout, job.root, read, [store], seconds, whole=True)
         print(f"{store / 'media'}: {written} clips to vote on; then `nava gsb export VOTES --clips {store}`")
 
 
@@ -89,7 +96,14 @@ def _rollout_to(
         prompts=prompts or layout.prompts / PROMPTS,
         out=to,
     )
+    from experiments.recipes.load import as_plain
+    from experiments.runs.inputs import digests_of_inputs
+    from experiments.runs.run import record_run
+
+    read, start_s = digests_of_inputs(inputs.model, inputs.codec, inputs.prompts), time.monotonic()
     store = rollout_of(inputs, overwrite)
+    tags, seconds = {"nava.recipe": job.recipe.name, "nava.output": str(to)}, time.monotonic() - start_s
+    record_run("rollout", as_plain(inputs.config), tags, layout, job.root, read, [to], seconds)
     print(
         f"{to}: {len(store.places)} clips of {len({row['case_id'] for row in store.places.values()})} prompts"
     )

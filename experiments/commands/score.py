@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -96,6 +97,7 @@ def score(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
+    from experiments.runs.inputs import digests_of_inputs
     from experiments.scoring.clips import ClipSource, read_source
     from experiments.scoring.conditions import check_share, fail_conditions
     from experiments.scoring.config import settings_from
@@ -105,7 +107,22 @@ def score(
     files = source.clips[:limit]
     chosen = settings_from(rewards, rubric, settings, files, batch, max_unreadable)
     conditions = fail_conditions(fail_if, chosen.rewards, chosen.rubric)
-    return _score(ClipSource(files, source.left_out), chosen, out, conditions, min_scored, as_json)
+    inputs, start_s = digests_of_inputs(clips, rubric, *_paths_in(chosen.options)), time.monotonic()
+    code = _score(ClipSource(files, source.left_out), chosen, out, conditions, min_scored, as_json)
+    _record(chosen, limit, inputs, out, time.monotonic() - start_s)
+    return code
+
+
+def _record(
+    settings: ScoreSettings, limit: int | None, inputs: Mapping[str, str], out: Path, seconds: float
+) -> None:
+    """The scoring as a run, by which lineage finds what the scores were made from."""
+    from experiments.layout import Layout
+    from experiments.recipes.load import as_plain
+    from experiments.runs.run import record_run
+
+    described = {"rewards": list(settings.rewards), "options": as_plain(settings.options), "limit": limit}
+    record_run("score", described, {"nava.output": str(out)}, Layout(), Path(), inputs, [out], seconds)
 
 
 def _score(
@@ -134,3 +151,12 @@ def _score(
     for line in found.wrong:
         print(f"nava: {line}", file=sys.stderr)
     return CHECK_FAILED if found.wrong else 0
+
+
+def _paths_in(options: Mapping[str, Any]) -> Iterator[Path]:
+    """Files and folders that options of rewards name, such as the model of a sync network."""
+    for value in options.values():
+        if isinstance(value, Mapping):
+            yield from _paths_in(value)
+        elif isinstance(value, (str, Path)) and value and Path(value).exists():
+            yield Path(value)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from experiments.layout import STAGES, Layout
 from experiments.runs.provenance import git_state, read_pipeline
 from experiments.runs.run import can_resume, running_key
 from experiments.runs.sender import store_uri
 from experiments.runs.spool import SpooledRun
+from experiments.runs.store_uri import has_user_info
 from experiments.runs.tracker import ANNOUNCED_RUN, RunStart, SpoolTracker, ensure_sender, new_run_key
 from experiments.stages import config_of, is_training
 from pretrain.config import nearest
@@ -62,10 +62,10 @@ def check(submission: Submission, chosen: str) -> None:
             f"params.yaml: names recipe {chosen!r}, which is what a job runs; write "
             f"{submission.recipe.name!r} there"
         )
-    if urlsplit(os.environ.get(TRACKING_URI, "")).password:
+    if has_user_info(os.environ.get(TRACKING_URI, "")):
         raise ValueError(
-            f"{TRACKING_URI}: holds a password, which everybody who sees the cluster would see; set it on "
-            "the cluster instead"
+            f"{TRACKING_URI}: holds a password or token, which everybody who sees the cluster would see; set "
+            "it on the cluster instead"
         )
 
 

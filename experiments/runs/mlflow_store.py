@@ -8,89 +8,157 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from experiments.runs.local_store import artifacts_of, database_of
+from experiments.runs.mlflow_names import (
+    MAX_PARAM,
+    MAX_TAG,
+    distinct_name,
+    flattened,
+    taken_name,
+    taken_text,
+)
+from experiments.runs.store_uri import public_uri, scrubbed
+from pretrain.config import one_line
 
 KEY_TAG = "nava.run"
 ANNOUNCED = "nava.announced"
+STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
+LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
+# what MLflow did not take as it was: name in MLflow -> original name, or -> why
+MAPPED, DROPPED, TRUNCATED, CHANGED = "nava.mapped.", "nava.dropped.", "nava.truncated.", "nava.changed."
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_COPIED_BYTES = 256 << 20
+_Entry = TypeVar("_Entry")
 
 
 class MlflowStore:
-    """One experiment of an MLflow server or database. Methods are idempotent, so they can be retried."""
+    """One experiment of an MLflow server or database. Methods are idempotent, so they can be retried.
 
-    def __init__(self, uri: str, experiment: str, root: Path) -> None:
+    A single value that MLflow refuses is dropped and named in the run's tags; anything else is raised.
+    uri: may hold a login; `self.uri` does not.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self.uri = uri
+        self.uri = public_uri(uri)
         self.client = MlflowClient(tracking_uri=uri)
-        self.experiment_id = self._experiment(experiment, root)
+        self._mapped: dict[str, dict[str, str]] = {}  # run id -> name in MLflow -> original
+        self._noted: set[tuple[str, str]] = set()
+        self._experiment, self._database = experiment, database_of(uri)
 
-    def _experiment(self, name: str, root: Path) -> str:
-        found = self.client.get_experiment_by_name(name)
+    @cached_property
+    def experiment_id(self) -> str:
+        """The experiment, created where there is none."""
+        found = self.client.get_experiment_by_name(self._experiment)
         if found:
             return found.experiment_id
         # a database stores no files, so artifacts go beside it; a server has its own artifact store
-        local = (root / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-        return self.client.create_experiment(name, artifact_location=local)
+        local = artifacts_of(self._database).resolve().as_uri() if self._database else None
+        return self.client.create_experiment(self._experiment, artifact_location=local)
+
+    def open(self) -> str:
+        """Id of the experiment. Raises what the store raises where it does not respond."""
+        return self.experiment_id
+
+    def answers(self) -> bool:
+        """True if the store responds at all."""
+        try:
+            self.client.get_experiment_by_name(self._experiment)
+        except Exception:  # a store raises whatever its database or HTTP client does
+            return False
+        return True
 
     def announce(self, key: str, event: Mapping[str, Any]) -> str:
         """Create or find a run that will start later; returns its MLflow id."""
         run_id = self.find(key)
         if not run_id:
-            tags = {KEY_TAG: key, ANNOUNCED: "true", **event["tags"]}
-            run_id = self.client.create_run(self.experiment_id, tags=tags, run_name=event["name"]).info.run_id
+            run_id = self._create(key, event, {ANNOUNCED: "true"})
+            self._tags(run_id, event["tags"])
         self.client.update_run(run_id, status="SCHEDULED")
         return run_id
 
     def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str:
-        """Create the run, or resume the one with this key; returns its MLflow id."""
-        run_id = self.find(key)
-        announced = bool(run_id) and ANNOUNCED in self.client.get_run(run_id).data.tags
-        if run_id:
-            self.client.update_run(run_id, status="RUNNING")
-        if run_id and not announced:
-            self.client.set_tag(run_id, "nava.resumed_at_ms", str(event["time_ms"]))
+        """Create the run, or resume the one with this key; returns its MLflow id.
+
+        A start of which only a part has arrived is sent again as a whole.
+        """
+        run_id = self.find(key) or self._create(key, event, {})
+        run = self.client.get_run(run_id)
+        self.client.update_run(run_id, status="RUNNING")
+        if STARTED in run.data.tags:
+            self._resume(run, event)
             return run_id
-        tags = {KEY_TAG: key, **event["tags"], **_parent_tags(event["parents"], run_ids)}
+        parents = {
+            name: run_ids.get(parent) or self.find(parent) for name, parent in event["parents"].items()
+        }
+        tags = {**event["tags"], **_parent_tags(event["parents"], parents)}
         tags |= {f"input.{path}": md5 for path, md5 in event["inputs"].items()}
-        if announced:
-            self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        else:
-            run = self.client.create_run(
-                self.experiment_id, start_time=event["time_ms"], tags=tags, run_name=event["name"]
-            )
-            run_id = run.info.run_id
-        self._log_config(run_id, event["config"])
+        self._tags(run_id, tags)
+        self._log_params(run_id, event["config"])
         self._log_inputs(run_id, event["inputs"])
-        if announced:
+        self.client.set_tag(run_id, STARTED, "true")
+        if ANNOUNCED in run.data.tags:
             self.client.delete_tag(run_id, ANNOUNCED)
         return run_id
 
+    def _create(self, key: str, event: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        run = self.client.create_run(
+            self.experiment_id,
+            start_time=event["time_ms"],
+            tags={KEY_TAG: key, **tags},
+            run_name=taken_text(event["name"], 250),
+        )
+        return run.info.run_id
+
+    def _resume(self, run: Run, event: Mapping[str, Any]) -> None:
+        """MLflow's params never change: what a resumed run changed is a tag."""
+        tags = {"nava.resumed_at_ms": str(event["time_ms"])}
+        for name, value in flattened(event["config"]):
+            before, after = run.data.params.get(taken_name(name)), taken_text(value, MAX_PARAM)
+            if before is not None and before != after:
+                tags[f"{CHANGED}{name}"] = f"{before} -> {after}"
+        self._tags(run.info.run_id, tags)
+
     def find(self, key: str) -> str:
         """MLflow id of the run with this key; "" if there is none."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        return found[0].info.run_id if found else ""
+        return next(iter(self.search(f"tags.`{KEY_TAG}` = '{key}'")), "")
 
-    def _log_config(self, run_id: str, config: Mapping[str, Any]) -> None:
-        if not config:
-            return
-        self.client.log_dict(run_id, dict(config), "config.json")
-        params = [Param(name, str(value)[:6000]) for name, value in flattened(config)]
-        for first in range(0, len(params), MAX_PARAMS):
-            self.client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
+    def search(self, condition: str) -> list[str]:
+        """Ids of the runs that meet a condition of MLflow's search, newest first."""
+        experiment = self.client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            return []
+        order = ["attributes.start_time DESC"]
+        found = self.client.search_runs([experiment.experiment_id], condition, max_results=20, order_by=order)
+        return [run.info.run_id for run in found]
+
+    def _log_params(self, run_id: str, config: Mapping[str, Any]) -> None:
+        params = []
+        for name, value in flattened(config):
+            fitted, text = self._name(run_id, name), taken_text(value, MAX_PARAM)
+            params.append(Param(fitted, text))
+            if len(str(value)) > MAX_PARAM:
+                self._note(run_id, f"{TRUNCATED}{fitted}", f"{len(str(value))} characters")
+        self._send(
+            run_id, params, MAX_PARAMS, lambda some: self.client.log_batch(run_id, params=some), _name_of
+        )
 
     def _log_inputs(self, run_id: str, inputs: Mapping[str, str]) -> None:
         datasets = [
             DatasetInput(
                 Dataset(
-                    name=path,
+                    name=taken_text(path, 500),
                     digest=md5[:36],
                     source_type="local",
                     source=json.dumps({"uri": path, "md5": md5}),
@@ -100,20 +168,88 @@ class MlflowStore:
             for path, md5 in inputs.items()
             if not path.endswith(".py")
         ]
-        if datasets:
-            self.client.log_inputs(run_id, datasets)
+        self._send(
+            run_id,
+            datasets,
+            MAX_PARAMS,
+            lambda some: self.client.log_inputs(run_id, some),
+            lambda entry: f"input.{entry.dataset.name}",
+        )
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None:
         entries = [
-            Metric(name, value, event["time_ms"], event["step"])
+            Metric(self._name(run_id, name), value, event["time_ms"], event["step"])
             for event in events
             for name, value in event["values"].items()
         ]
-        for first in range(0, len(entries), MAX_METRICS):
-            self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS])
+        self._send(
+            run_id, entries, MAX_METRICS, lambda some: self.client.log_batch(run_id, metrics=some), _name_of
+        )
 
     def tags(self, run_id: str, event: Mapping[str, Any]) -> None:
-        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["values"].items()])
+        self._tags(run_id, event["values"])
+
+    def _tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        entries = [
+            RunTag(self._name(run_id, name), taken_text(value, MAX_TAG)) for name, value in tags.items()
+        ]
+        self._send(
+            run_id, entries, MAX_PARAMS, lambda some: self.client.log_batch(run_id, tags=some), _name_of
+        )
+
+    def _send(
+        self,
+        run_id: str,
+        entries: Sequence[_Entry],
+        limit: int,
+        send: Callable[[list[_Entry]], Any],
+        name_of: Callable[[_Entry], str],
+    ) -> None:
+        """Send in pieces of `limit`; a piece that MLflow refuses is halved until the value at fault is
+        found, which is dropped and named."""
+        waiting = [list(entries[first : first + limit]) for first in range(0, len(entries), limit)]
+        while waiting:
+            piece = waiting.pop(0)
+            try:
+                send(piece)
+            except MlflowException as error:
+                if not _is_refusal(error):
+                    raise
+                self._check_active(run_id)
+                if len(piece) == 1:
+                    self._note(
+                        run_id, f"{DROPPED}{taken_name(name_of(piece[0]))}", scrubbed(one_line(error, 300))
+                    )
+                else:
+                    middle = len(piece) // 2
+                    waiting[:0] = [piece[:middle], piece[middle:]]
+
+    def _check_active(self, run_id: str) -> None:
+        if self.client.get_run(run_id).info.lifecycle_stage != "active":
+            raise ValueError(f"run {run_id} was deleted in MLflow; restore it there to send the rest of it")
+
+    def _name(self, run_id: str, name: str) -> str:
+        """The name in MLflow; another one than the given is noted in the run's tags."""
+        if taken_name(name) == name:
+            return name
+        if run_id not in self._mapped:
+            tags = self.client.get_run(run_id).data.tags
+            self._mapped[run_id] = {
+                tag.removeprefix(MAPPED): original for tag, original in tags.items() if tag.startswith(MAPPED)
+            }
+        known = self._mapped[run_id]
+        fitted = distinct_name(name, known)
+        if fitted not in known:
+            known[fitted] = name
+            self._note(run_id, f"{MAPPED}{fitted}", name)
+        return fitted
+
+    def _note(self, run_id: str, tag: str, text: str) -> None:
+        """A tag, and a line in the sender's log at the first time."""
+        if (run_id, tag) not in self._noted:
+            self._noted.add((run_id, tag))
+            print(f"run {run_id}: {tag.removeprefix('nava.')} = {taken_text(text, 300)}", flush=True)
+        self.client.set_tag(run_id, taken_name(tag), taken_text(text, MAX_TAG))
 
     def artifact(self, run_id: str, event: Mapping[str, Any]) -> None:
         path = Path(event["path"])
@@ -122,23 +258,42 @@ class MlflowStore:
         elif path.is_file():
             self.client.log_artifact(run_id, str(path), event["folder"] or None)
         else:
-            self.client.set_tag(run_id, f"nava.missing_artifact.{path.name}", str(path))
+            self._tags(run_id, {f"nava.missing_artifact.{path.name}": str(path)})
 
     def model(self, run_id: str, event: Mapping[str, Any]) -> None:
         """Log a model folder; large ones by path and hash only."""
         path = Path(event["path"])
         if not path.is_dir():
-            self.client.set_tag(run_id, f"nava.missing_model.{event['name']}", str(path))
+            self._tags(run_id, {f"nava.missing_model.{event['name']}": str(path)})
             return
-        tags = {**event["tags"], "nava.path": str(path)}
-        model = self.client.create_logged_model(
-            self.experiment_id, name=event["name"], source_run_id=run_id, tags=tags, model_type="safetensors"
-        )
+        tags = {**event["tags"], "nava.path": str(path), LOGGED_AT: str(event["time_ms"])}
+        model_id = self._unfinished_model(run_id, event)
+        if model_id is None:
+            return
+        if not model_id:
+            model_id = self.client.create_logged_model(
+                self.experiment_id,
+                name=event["name"],
+                source_run_id=run_id,
+                tags=tags,
+                model_type="safetensors",
+            ).model_id
         if sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) <= MAX_COPIED_BYTES:
-            self.client.log_model_artifacts(model.model_id, str(path))
+            self.client.log_model_artifacts(model_id, str(path))
         else:
-            self._log_reference(model.model_id, tags)
-        self.client.finalize_logged_model(model.model_id, "READY")
+            self._log_reference(model_id, tags)
+        self.client.finalize_logged_model(model_id, "READY")
+
+    def _unfinished_model(self, run_id: str, event: Mapping[str, Any]) -> str | None:
+        """Id of the model that an earlier try at this event has left without files; "" if there is none, None
+        if the model is whole."""
+        found = self.client.search_logged_models(
+            [self.experiment_id], f"source_run_id = '{run_id}' AND tags.`{LOGGED_AT}` = '{event['time_ms']}'"
+        )
+        mine = [model for model in found if model.name == event["name"]]
+        if any(str(model.status) == "READY" for model in mine):
+            return None
+        return mine[0].model_id if mine else ""
 
     def _log_reference(self, model_id: str, tags: Mapping[str, str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -146,28 +301,32 @@ class MlflowStore:
             self.client.log_model_artifacts(model_id, folder)
 
     def read(self, run_id: str) -> dict[str, Any]:
-        """{status, tags, params} of a stored run."""
+        """{status, tags, params} of a stored run, tags under their original names."""
         run = self.client.get_run(run_id)
-        return {"status": run.info.status, "tags": dict(run.data.tags), "params": dict(run.data.params)}
+        tags = dict(run.data.tags)
+        for tag, original in run.data.tags.items():
+            if tag.startswith(MAPPED) and (fitted := tag.removeprefix(MAPPED)) in tags:
+                tags[original] = tags.pop(fitted)
+        return {"status": run.info.status, "tags": tags, "params": dict(run.data.params)}
 
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None:
         self.client.set_terminated(run_id, status=event["status"], end_time=event["time_ms"])
 
 
+def _name_of(entry: Metric | Param | RunTag) -> str:
+    return entry.key
+
+
+def _is_refusal(error: MlflowException) -> bool:
+    """True if MLflow will not take this value at any time; False for a missing right or a busy server."""
+    return error.get_http_status_code() in (400, 413, 422)
+
+
 def _parent_tags(parents: Mapping[str, str], run_ids: Mapping[str, str]) -> dict[str, str]:
-    known = {name: run_ids[key] for name, key in parents.items() if run_ids.get(key)}
+    """parents: name -> run key; run_ids: name -> MLflow id, "" if unknown."""
+    known = {name: run_id for name, run_id in run_ids.items() if run_id}
     tags = {f"parent.{name}": run_id for name, run_id in known.items()} | {
         f"parent_key.{name}": key for name, key in parents.items()
     }
     first = next(iter(parents), None)
     return tags | ({"mlflow.parentRunId": known[first]} if first in known else {})
-
-
-def flattened(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested mapping as (dotted name, value)."""
-    for name, value in config.items():
-        path = f"{where}.{name}" if where else str(name)
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, path)
-        else:
-            yield path, value

@@ -17,6 +17,7 @@ from pretrain.config import one_line
 from pretrain.launch.identity import Identity, flat, split
 
 DVC_VARIABLE = "DVC_STAGE"  # set by DVC for its commands
+CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,16 @@ class GitState:
 
 
 def git_state(root: Path) -> GitState:
-    """Commit, and whether tracked files differ from it (untracked files are ignored)."""
-    commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else ""
+    """Commit, and whether tracked files differ from it (untracked files are ignored).
+
+    Of the repository of the pipeline in `root`; where none is there, as in a user's own folder, of this code.
+    A repository around it that tracks none of its files says nothing about it.
+    """
+    place = root if (root / "dvc.yaml").is_file() else CODE_ROOT
+    if not _git(place, "ls-files", "--", "."):
+        return GitState(commit="", dirty=False)
+    commit = _git(place, "rev-parse", "HEAD")
+    changed = _git(place, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else ""
     return GitState(commit=commit, dirty=bool(changed))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.runs.sender import quiet_mlflow, store_uri
+from experiments.runs.local_store import database_of
+from experiments.runs.sender import open_default_store, quiet_mlflow
+from experiments.runs.store_uri import connection_uri, scrubbed, store_uri
 from pretrain.config import one_line
 
 SCHEME = "models:/"
@@ -44,14 +46,18 @@ def _download(uri: str, folder: Path, root: Path) -> None:
     quiet_mlflow()
     from mlflow.artifacts import download_artifacts
 
-    store = store_uri(root)
-    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).is_file():
+    store, uri_of_client = store_uri(root), connection_uri(root)
+    database = database_of(uri_of_client)
+    if database is not None and not database.is_file():
         raise ValueError(f"{uri}: no MLflow here ({store}); set MLFLOW_TRACKING_URI, or give a model folder")
     try:
+        open_default_store(root)
         folder.mkdir(parents=True, exist_ok=True)
-        download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store, registry_uri=store)
+        download_artifacts(
+            artifact_uri=uri, dst_path=str(folder), tracking_uri=uri_of_client, registry_uri=uri_of_client
+        )
     except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
-        raise ValueError(f"{uri}: {store} does not give it ({one_line(error, 300)})") from None
+        raise ValueError(f"{uri}: {store} does not give it ({one_line(scrubbed(str(error)), 300)})") from None
 
 
 def _referenced(uri: str, tags: dict[str, str]) -> Path:

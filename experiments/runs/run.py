@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
+from experiments.runs.inputs import parents_of
+from experiments.runs.origin import is_temporary, spool_of
+from experiments.runs.outputs import CHECKPOINT_TAG, KnownOutputs, files_of, keep_output
 from experiments.runs.provenance import (
+    DVC_VARIABLE,
     fingerprint,
     git_state,
     lock_hash,
     md5_of,
-    producers,
     source_tags,
     stage_inputs,
     whole_fingerprint,
 )
+from experiments.runs.sender import stuck, wait_for_end
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import (
     ANNOUNCED_RUN,
@@ -36,6 +41,9 @@ from experiments.runs.tracker import (
 from orchestration.launch import JOB_VARIABLE
 from pretrain.files import read_json, write_json
 from pretrain.storage import move_aside
+
+END_PATIENCE_S = 3.0  # for the end of a run to be sent, where a person waits
+CLOCK_S = 2.0  # resolution of file times
 
 
 class Interrupted(KeyboardInterrupt):
@@ -73,6 +81,8 @@ class RunRecord:
     duration_s: float
     fingerprint: str
     output_md5: str
+    files: dict[str, str] = field(default_factory=dict)  # path below the output -> md5
+    checkpoint: str = ""  # id of the model that the run made
 
 
 def read_record(layout: Layout, stage: str) -> RunRecord | None:
@@ -139,36 +149,35 @@ def tracked(
     given: Mapping[str, str] | None = None,
     go_on: bool | None = None,
     notes: Mapping[str, str] | None = None,
+    reads: Mapping[str, str] | None = None,
 ) -> Iterator[SpoolTracker]:
     """Run the body as a tracked run of `stage`.
 
     With `resume`, a killed run is resumed under its key if inputs and settings that count are unchanged;
     otherwise its output is moved to the trash first. go_on: whether the output is kept, where the caller has
     decided that. Without `resume`, the body itself replaces the output. given: inputs (path -> digest) of a
-    run that does not read the pipeline's. notes: tags on how the run goes on.
+    run that does not read the pipeline's. notes: tags on how the run goes on. reads: what the run is recorded
+    with as read, by its own paths; default those inputs.
     """
     inputs = stage_inputs(stage, root) if given is None else dict(given)
-    makers = producers(stage, root) if given is None else []
-    parents = {name: record.key for name in makers if (record := read_record(layout, name))}
+    reads = inputs if reads is None else dict(reads)
+    spool = spool_of(layout, root)
+    parents = parents_of(reads, KnownOutputs(layout, root))
     git = git_state(root)
     marker = marker_of(stage, layout)
     mark = fingerprint(inputs, config, stage)
-    key = _announced_key(stage, mark, marker, layout.tracking) or new_run_key(stage)
+    key = _announced_key(stage, mark, marker, spool) or new_run_key(stage)
     if resume:
         key = _resumed_key(stage, (mark, whole_fingerprint(inputs, config)), layout, go_on) or key
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
-    tracker = SpoolTracker(layout.tracking / key)
-    tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(layout.output_of(stage))}
-    tags |= source_tags(git, root)
+    output = layout.output_of(stage)
+    tracker = SpoolTracker(spool / key, is_temporary(root))
+    tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(output), **source_tags(git, root)}
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
-    tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=inputs, parents=parents))
+    tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=reads, parents=parents))
     tracker.set_tags(dict(notes)) if notes else None
-    ensure_sender(layout.tracking, root)
-    started, start_s = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    with failure_marked(tracker):
-        yield tracker
-    seconds = time.monotonic() - start_s
-    record = RunRecord(
+    ensure_sender(spool, root)
+    begun = RunRecord(
         stage=stage,
         key=key,
         recipe=recipe,
@@ -178,16 +187,58 @@ def tracked(
         inputs=inputs,
         parents=parents,
         config=dict(config),
-        output=str(layout.output_of(stage)),
-        started_at=started,
-        duration_s=seconds,
+        output=str(output),
+        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        duration_s=0.0,
         fingerprint=mark,
-        output_md5=md5_of(layout.output_of(stage)),
+        output_md5="",
+    )
+    start_s = time.monotonic()
+    with stuck_shown(tracker, root), failure_marked(tracker):
+        yield tracker
+        _end(begun, time.monotonic() - start_s, tracker, layout)
+        marker.unlink(missing_ok=True)
+
+
+def _end(begun: RunRecord, seconds: float, tracker: SpoolTracker, layout: Layout) -> None:
+    """End a run that went well, and keep its record."""
+    output = layout.output_of(begun.stage)
+    files = files_of(output)
+    record = replace(
+        begun,
+        duration_s=seconds,
+        output_md5=keep_output(tracker, str(output), files),
+        files=files,
+        checkpoint=tracker.tags.get(CHECKPOINT_TAG, ""),
     )
     tracker.log_metrics({"stage_seconds": seconds}, step=0)
     tracker.finish("FINISHED")
-    write_json(layout.runs / f"{stage}.json", asdict(record), indent=1, default=str)
-    marker.unlink(missing_ok=True)
+    if not _is_same(read_record(layout, begun.stage), record):
+        write_json(layout.runs / f"{begun.stage}.json", asdict(record), indent=1, default=str)
+
+
+def _is_same(before: RunRecord | None, after: RunRecord) -> bool:
+    """True if a run made again what was there, from the same. Its record stays, as DVC would take another one
+    for a change of the stage."""
+    if before is None or not before.files:
+        return False
+    return (before.fingerprint, before.output_md5) == (after.fingerprint, after.output_md5)
+
+
+@contextmanager
+def stuck_shown(tracker: SpoolTracker, root: Path) -> Iterator[None]:
+    """At the end of a run, tell the person in front of it in one line if MLflow does not get it."""
+    try:
+        yield
+    finally:
+        patience_s = 0.0 if DVC_VARIABLE in os.environ else END_PATIENCE_S
+        wait_for_end(tracker.folder, root, patience_s)
+        if problem := stuck(tracker.folder, root):
+            print(
+                f"tracking: run {tracker.key} is not in MLflow as a whole: {problem}; `nava tracking flush` "
+                "sends the rest",
+                file=sys.stderr,
+            )
 
 
 def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:
@@ -223,12 +274,50 @@ def single_run(
     layout: Layout,
     root: Path,
     inputs: Mapping[str, str] | None = None,
+    made: Sequence[Path] = (),
+    before_s: float = 0.0,
 ) -> Iterator[SpoolTracker]:
-    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest)."""
-    tracker = SpoolTracker(layout.tracking / new_run_key(name))
+    """Run the body as a run `name` in MLflow with commit, settings and inputs (path -> digest).
+
+    made: the folder or file that the run writes, or the files in it that tell what it is, where that is too
+    large to hash; the tag nava.output names the place. before_s: seconds since which the work has been going
+    on; what was in `made` before is not its.
+    """
+    spool, inputs = spool_of(layout, root), inputs or {}
+    tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root))
     tags = {"nava.stage": name, **source_tags(git_state(root), root), **tags}
-    tracker.start(RunStart(name=name, tags=tags, config=config, inputs=inputs or {}))
-    ensure_sender(layout.tracking, root)
-    with failure_marked(tracker):
+    parents = parents_of(inputs, KnownOutputs(layout, root))
+    tracker.start(RunStart(name=name, tags=tags, config=config, inputs=inputs, parents=parents))
+    ensure_sender(spool, root)
+    since_s = time.time() - before_s - CLOCK_S
+    with stuck_shown(tracker, root), failure_marked(tracker):
         yield tracker
-    tracker.finish("FINISHED")
+        place = tags.get("nava.output", "")
+        if place and (made or CHECKPOINT_TAG in tracker.tags):
+            files = {}
+            for path in made:
+                below = path.relative_to(place).as_posix() if path != Path(place) else ""
+                found = files_of(path, since_s) if path.exists() else {}
+                files |= {"/".join(filter(None, (below, file))): md5 for file, md5 in found.items()}
+            keep_output(tracker, place, files)
+        tracker.finish("FINISHED")
+
+
+def record_run(
+    name: str,
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
+    layout: Layout,
+    root: Path,
+    inputs: Mapping[str, str],
+    made: Sequence[Path],
+    seconds: float,
+    whole: bool = False,
+) -> None:
+    """Record work that is done as a run, for a command whose refused inputs should leave nothing behind.
+
+    whole: `made` is all the run's, also what was in it before.
+    """
+    before_s = time.time() if whole else seconds
+    with single_run(name, config, tags, layout, root, inputs, made, before_s=before_s) as tracker:
+        tracker.log_metrics({"stage_seconds": seconds}, step=0)

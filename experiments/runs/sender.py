@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sqlite3
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from experiments.runs.spool import SpooledRun, spooled_runs
+from experiments.runs.local_store import follow_move
+from experiments.runs.spool import SpooledRun, problem_of, spooled_runs
+from experiments.runs.store_uri import connection_uri, store_uri
+from pretrain.files import replacing
 
 EXPERIMENT = "nava"
+PROBLEM = "sender.problem"  # in the spool, while the store as a whole does not take anything
+WAKE = "sender.wake"  # made in the spool by a run that waits for its end to be sent
 POLL_S = 5.0
+WAKE_S = 0.25
 IDLE_S = 20.0
 RETRY_S = 60.0
-
-
-def store_uri(root: Path) -> str:
-    """Tracking URI: MLFLOW_TRACKING_URI, else the SQLite file in the repository root."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return os.environ["MLFLOW_TRACKING_URI"]
-    return f"sqlite:///{(root / 'mlflow.db').resolve()}"
 
 
 def quiet_mlflow() -> None:
@@ -45,20 +47,76 @@ def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
     return not waiting
 
 
+@dataclass(frozen=True)
+class Unsent:
+    """A run that the store lacks events of; problem: why, "" if it only waits."""
+
+    key: str
+    events: int
+    problem: str
+
+
+def unsent(spool: Path, root: Path) -> list[Unsent]:
+    """The runs of a spool that the store does not have whole."""
+    uri = store_uri(root)
+    return [
+        Unsent(run.key, run.pending(uri), run.sent_to(uri).problem)
+        for run in spooled_runs(spool)
+        if run.has_pending(uri)
+    ]
+
+
+def stuck(folder: Path, root: Path) -> str:
+    """Why a run (its spool folder) is not being sent, in one line; "" if it is, or nothing is known yet."""
+    run, uri = SpooledRun(folder), store_uri(root)
+    if not run.exists() or not run.has_pending(uri):
+        return ""
+    with contextlib.suppress(OSError):
+        return (folder.parent / PROBLEM).read_text(encoding="utf-8").strip()
+    return run.sent_to(uri).problem
+
+
+def wait_for_end(folder: Path, root: Path, patience_s: float) -> None:
+    """Give a sender at work the time to send a run's end, or to say why it cannot."""
+    spool, end = folder.parent, time.monotonic() + patience_s
+    while SpooledRun(folder).has_pending(store_uri(root)) and not stuck(folder, root):
+        if time.monotonic() > end or not _sends(spool):
+            return
+        with contextlib.suppress(OSError):
+            (spool / WAKE).touch()
+        time.sleep(WAKE_S)
+
+
+def _sends(spool: Path) -> bool:
+    """True if a sender is at work on the spool."""
+    try:
+        with sender_lock(spool).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 class Unreachable(OSError):
     """The store did not accept an event; it stays in the spool."""
 
 
 def flush(spool: Path, root: Path) -> int:
-    """Send pending events and return how many remain. Raises Unreachable if the store does not respond."""
+    """Send pending events and return how many remain; a run that cannot be sent holds no other, and its
+    `Sent.problem` says why. Raises Unreachable if the store does not respond at all."""
     for run in spooled_runs(spool):
         run.end_if_abandoned()
     pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
     if not pending:
+        _tell(spool, "")
         return 0
-    store = _connect(root)
-    for run in pending:
-        _send(store, run)
+    try:
+        store = _connect(root)
+        for run in pending:
+            _send(store, run)
+    except Unreachable as error:
+        _tell(spool, str(error))
+        raise
+    _tell(spool, "")
     return sum(run.pending(store_uri(root)) for run in spooled_runs(spool))
 
 
@@ -67,51 +125,90 @@ _store: Any = None
 
 def _connect(root: Path) -> Any:
     global _store
-    if _store is None:
+    if _store is None or _store.uri != store_uri(root):
         quiet_mlflow()
         from experiments.runs.mlflow_store import MlflowStore
 
         try:
-            _store = MlflowStore(store_uri(root), EXPERIMENT, root)
+            open_default_store(root)
+            store = MlflowStore(connection_uri(root), EXPERIMENT)
+            store.open()
+            _store = store
         except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
             raise Unreachable(
-                f"{store_uri(root)}: MLflow does not answer ({_first_line(error)}); the runs stay in the "
-                "spool"
+                f"{store_uri(root)}: MLflow does not answer ({problem_of(error)}); the runs stay in the spool"
             ) from error
     return _store
 
 
+def open_default_store(root: Path) -> None:
+    """Bring the addresses in a database that moved with its checkout up to date, and say so.
+
+    Raises OSError where the database cannot be written.
+    """
+    try:
+        message = follow_move(connection_uri(root), root, EXPERIMENT)
+    except sqlite3.Error as error:
+        raise OSError(f"{store_uri(root)}: {error}; is another process at work on it?") from None
+    if message:
+        print(message, flush=True)
+
+
 def _send(store: Any, run: SpooledRun) -> None:
+    """Send a run; what stops it is kept with it. Raises Unreachable where nothing can be sent now."""
+    before = run.sent_to(store.uri).problem
     try:
         run.send(store)
-    except OSError as error:
-        raise Unreachable(f"{run.folder}: {_first_line(error)}") from error
-    except Exception as error:  # as above: after any failure the events stay in the spool
-        raise Unreachable(f"{run.folder}: MLflow refused an event ({_first_line(error)})") from error
+    except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
+        if not store.answers():
+            raise Unreachable(f"{store.uri}: MLflow does not answer ({problem_of(error)})") from error
+        run.note(store.uri, problem_of(error))
+    problem = run.sent_to(store.uri).problem
+    if problem and problem != before:
+        print(f"{time.strftime('%F %T')} {run.key}: not sent whole: {problem}", flush=True)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def _tell(spool: Path, problem: str) -> None:
+    """Keep why nothing can be sent at all, for the runs that end meanwhile; "" = it can."""
+    path = spool / PROBLEM
+    with contextlib.suppress(OSError):
+        if problem:
+            with replacing(path) as partial:
+                partial.write_text(problem, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def follow(spool: Path, root: Path) -> None:
     """Send every few seconds until all runs have ended or died and no new events arrive."""
     idle_since = time.monotonic()
-    wait_s = POLL_S
+    wait_s, left = POLL_S, 0
     while True:
+        before = left
         try:
             busy = any(run.has_pending(store_uri(root)) for run in spooled_runs(spool))
-            flush(spool, root)
+            left = flush(spool, root)
             wait_s = POLL_S
         except Unreachable as error:
             print(f"{time.strftime('%F %T')} {error}", flush=True)
             busy, wait_s = False, min(2 * wait_s, RETRY_S)
+        # what nobody takes keeps no process alive
+        busy = busy and not 0 < before == left
         # a live process may write events at any time, so the idle period starts when the last one has ended
         alive = any(run.alive() for run in spooled_runs(spool))
         idle_since = time.monotonic() if busy or alive else idle_since
         if time.monotonic() - idle_since > IDLE_S:
             return
-        time.sleep(wait_s)
+        _pause(spool, wait_s)
+
+
+def _pause(spool: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):
+            (spool / WAKE).unlink()
+            return
+        time.sleep(WAKE_S)
 
 
 def sender_lock(spool: Path) -> FileLock:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
-from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker
+from experiments.runs.store_uri import public_uri, scrubbed
+from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
+from pretrain.config import one_line
+from pretrain.files import replacing
 
 SENT = "sent.json"
+MAX_EVENTS = 500  # of metrics, sent together
+PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
+FILES = ("artifact", "model")  # kinds of events that copy files, and may come after those behind them
 
 
 class Store(Protocol):
@@ -40,9 +45,11 @@ class Store(Protocol):
 class Sent:
     """How far a run was sent, to which store and under which id."""
 
-    uri: str = ""
+    uri: str = ""  # without user and password
     run_id: str = ""
     offset: int = 0
+    left: tuple[int, ...] = ()  # where the events begin that were passed over: files that were not taken
+    problem: str = ""  # why the rest could not be sent, in one line
 
 
 class SpooledRun:
@@ -60,17 +67,27 @@ class SpooledRun:
 
     def sent(self) -> Sent:
         path = self.folder / SENT
-        return Sent(**json.loads(path.read_text())) if path.is_file() else Sent()
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError):  # without it everything is sent again, which doubles nothing
+            return Sent()
+        fields = {name: values[name] for name in ("run_id", "offset", "problem") if name in values}
+        return Sent(public_uri(values.get("uri", "")), left=tuple(values.get("left", ())), **fields)
+
+    def sent_to(self, uri: str) -> Sent:
+        """How far the run was sent to this store."""
+        sent = self.sent()
+        return sent if sent.uri == uri else Sent(uri=uri)
 
     def run_id(self, uri: str) -> str:
         """The run's id in that store; "" if it was not sent there."""
-        sent = self.sent()
-        return sent.run_id if sent.uri == uri else ""
+        return self.sent_to(uri).run_id
 
     def events(self, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         """(end offset, event) from a byte offset on.
 
-        An incomplete last line, which is still being written, is left for later.
+        An incomplete last line, which is still being written, is left for later; a line that a kill cut short
+        is passed over.
         """
         with (self.folder / EVENTS).open("rb") as file:
             file.seek(offset)
@@ -78,28 +95,35 @@ class SpooledRun:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                yield offset, json.loads(line)
+                if (event := read_event(line)) is not None:
+                    yield offset, event
 
     def has_pending(self, uri: str) -> bool:
         """True if this store lacks events."""
-        sent = self.sent()
-        return (self.folder / EVENTS).stat().st_size > (sent.offset if sent.uri == uri else 0)
+        sent = self.sent_to(uri)
+        return bool(sent.left) or (self.folder / EVENTS).stat().st_size > sent.offset
 
     def pending(self, uri: str) -> int:
         """Number of events that this store lacks."""
-        sent = self.sent()
-        return sum(1 for _ in self.events(sent.offset if sent.uri == uri else 0))
+        sent = self.sent_to(uri)
+        return len(sent.left) + sum(1 for _ in self.events(sent.offset))
+
+    def note(self, uri: str, problem: str) -> None:
+        """Keep why the run could not be sent."""
+        sent = self.sent_to(uri)
+        if sent.problem != problem:
+            self._remember(replace(sent, problem=problem))
 
     def alive(self) -> bool:
         """True if the run has not ended and its process is alive."""
         path = self.folder / OWNER
         if not path.is_file():
             return False
-        owner = json.loads(path.read_text())
         try:
+            owner = json.loads(path.read_text())
             # a process that started later has reused the pid
             return psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-        except psutil.NoSuchProcess:
+        except (OSError, ValueError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
             return False
 
     def started(self) -> bool:
@@ -124,28 +148,64 @@ class SpooledRun:
         return True
 
     def send(self, store: Store) -> None:
-        """Send pending events in order, metrics in batches; progress is saved after every call."""
-        sent = self.sent()
-        if sent.uri != store.uri:
-            sent = Sent(uri=store.uri)
+        """Send pending events in order, metrics in batches; progress is saved after every call.
+
+        A file that is not taken is passed over, named in `Sent.problem`, and tried again by the next call: it
+        holds neither the metrics nor the end of its run. Raises what the store raises for anything else.
+        """
+        sent = self._send_left(store, self.sent_to(store.uri))
+        behind, failures = sent.offset, 0
         batch: list[Mapping[str, Any]] = []
-        behind = sent.offset
         for offset, event in self.events(sent.offset):
+            if event["kind"] != "metrics" or len(batch) >= MAX_EVENTS:
+                sent, batch = self._send_batch(store, sent, batch, behind), []
             if event["kind"] == "metrics":
                 batch.append(event)
+            elif event["kind"] in FILES:
+                problem = self._send_file(store, sent.run_id, event) if failures < PATIENCE else sent.problem
+                failures = failures + 1 if problem else 0
+                left = (*sent.left, behind) if problem else sent.left
+                sent = replace(sent, offset=offset, left=left, problem=problem or sent.problem)
+                self._remember(sent)
             else:
-                sent = self._send_batch(store, sent, batch, behind)
-                batch = []
-                sent = self._remember(Sent(store.uri, self._send_event(store, sent.run_id, event), offset))
+                run_id = self._send_event(store, sent.run_id, event)
+                sent = self._remember(replace(sent, run_id=run_id, offset=offset))
             behind = offset
-        self._send_batch(store, sent, batch, behind)
+        sent = self._send_batch(store, sent, batch, behind)
+        if sent.problem and not sent.left:
+            self._remember(replace(sent, problem=""))
+
+    def _send_left(self, store: Store, sent: Sent) -> Sent:
+        """Try the files again that were passed over."""
+        problem, failures = "", 0
+        for start in sent.left:
+            event = next((event for _, event in self.events(start)), None)
+            failed = ""
+            if event is not None:
+                failed = self._send_file(store, sent.run_id, event) if failures < PATIENCE else problem
+            problem, failures = failed or problem, failures + 1 if failed else 0
+            if not failed:
+                left = tuple(other for other in sent.left if other != start)
+                sent = self._remember(replace(sent, left=left))
+        return replace(sent, problem=problem) if sent.left else sent
+
+    def _send_file(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
+        """Send a file or model; why it was not taken, "" if it was."""
+        moved = self.folder / event["relative"] if "relative" in event else None
+        found = {**event, "path": str(moved.resolve())} if moved is not None and moved.exists() else event
+        try:
+            getattr(store, event["kind"])(run_id, found)
+        except Exception as error:  # a store raises whatever its database, disk or HTTP client does
+            return f"{found['path']}: not stored ({problem_of(error)})"
+        return ""
 
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
         """Send one event; returns the run's id, which the first event creates."""
         if event["kind"] == "announce":
             return store.announce(self.key, event)
         if event["kind"] == "start":
-            return store.start(self.key, event, self._siblings(store.uri))
+            parents = set(event["parents"].values())
+            return store.start(self.key, event, self._siblings(store.uri, parents))
         getattr(store, event["kind"])(run_id, event)
         return run_id
 
@@ -153,17 +213,23 @@ class SpooledRun:
         if not batch:
             return sent
         store.metrics(sent.run_id, batch)
-        return self._remember(Sent(store.uri, sent.run_id, behind))
+        return self._remember(replace(sent, offset=behind))
 
     def _remember(self, sent: Sent) -> Sent:
         # replaced atomically: a torn offset would send events twice or never
-        partial = self.folder / f"{SENT}.{os.getpid()}"
-        partial.write_text(json.dumps(vars(sent)))
-        partial.replace(self.folder / SENT)
+        with replacing(self.folder / SENT) as partial:
+            partial.write_text(json.dumps(vars(sent)))
         return sent
 
-    def _siblings(self, uri: str) -> dict[str, str]:
-        return {run.key: run.run_id(uri) for run in spooled_runs(self.folder.parent)}
+    def _siblings(self, uri: str, keys: set[str]) -> dict[str, str]:
+        """Run key -> id in this store."""
+        spool = self.folder.parent
+        return {key: SpooledRun(spool / key).run_id(uri) for key in keys}
+
+
+def problem_of(error: Exception) -> str:
+    """What a store raised, in one line without secrets."""
+    return f"{type(error).__name__}: {one_line(scrubbed(str(error)), 300)}"
 
 
 def spooled_runs(spool: Path) -> list[SpooledRun]:

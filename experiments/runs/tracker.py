@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,11 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from experiments.runs.origin import origin_of
 from pretrain.files import replacing
 
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
+CONFIG = "config.json"
 RUN_KEY = "run_key.txt"
+KEPT = "files"  # copies of files whose place is removed with the run
 # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
 ANNOUNCED_RUN = "NAVA_RUN"
 JOB = "nava.job"  # tag: submission id of the job of a run
@@ -52,31 +56,86 @@ class SpoolTracker:
     Write errors are logged once and never raised, so that tracking cannot fail a training.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, temporary: bool = False) -> None:
+        """temporary: files are in a place that is removed when the run ends, so the spool keeps its own."""
+        self.folder, self.temporary = Path(folder), temporary
+        self.tags: dict[str, str] = {}  # set by this process
         self._broken = False
+        self._points: dict[str, dict[int, float]] | None = None
 
     @property
     def key(self) -> str:
         return self.folder.name
 
-    def factory(self) -> dict[str, dict[str, str]]:
+    def factory(self) -> dict[str, dict[str, Any]]:
         """Dotted name and arguments with which another process creates this tracker."""
-        return {"experiments.runs.tracker:SpoolTracker": {"folder": str(self.folder.resolve())}}
+        options: dict[str, Any] = {"folder": str(self.folder.resolve())}
+        options |= {"temporary": True} if self.temporary else {}
+        return {"experiments.runs.tracker:SpoolTracker": options}
+
+    def logged(self, step: int) -> dict[str, float]:
+        """The metrics that the run has at this step, of an attempt that was killed."""
+        return {name: values[step] for name, values in self._known_points().items() if step in values}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._append("metrics", step=step, values={name: float(value) for name, value in metrics.items()})
+        """Append the metrics that the run lacks at this step: a point stays as it was first logged."""
+        known = self._known_points()
+        values = {name: float(value) for name, value in metrics.items() if step not in known.get(name, {})}
+        for name, value in values.items():
+            known.setdefault(name, {})[step] = value
+        if values:
+            self._append("metrics", step=step, values=values)
+
+    def _known_points(self) -> dict[str, dict[int, float]]:
+        """Metric -> step -> value: those in the spool when this process began, and its own since."""
+        if self._points is None:
+            self._points = {}
+            for event in self._events():
+                if event.get("kind") == "metrics":
+                    for name, value in event["values"].items():
+                        self._points.setdefault(name, {}).setdefault(event["step"], value)
+        return self._points
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(OSError), (self.folder / EVENTS).open("rb") as file:
+            for line in file:
+                if (event := read_event(line)) is not None:
+                    yield event
 
     def log_artifact(self, path: str, folder: str = "") -> None:
         """Record a file or folder to be copied when the run is sent; it must still exist then."""
-        self._append("artifact", path=str(Path(path).resolve()), folder=folder)
+        self._append("artifact", **self._place(Path(path)), folder=folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._append("tags", values={name: str(value) for name, value in tags.items()})
+        values = {name: str(value) for name, value in tags.items()}
+        self.tags |= values
+        self._append("tags", values=values)
 
     def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
         """Log a folder of safetensors as a model of the run."""
-        self._append("model", path=str(path.resolve()), name=name, tags=dict(tags))
+        self._append("model", **self._place(path), name=name, tags=dict(tags))
+
+    def _place(self, path: Path) -> dict[str, str]:
+        """Where a file is, also relative to the run's folder, for a checkout that has moved meanwhile."""
+        kept = self._kept(path) if self.temporary else path
+        absolute = str(kept.resolve())
+        return {"path": absolute, "relative": os.path.relpath(absolute, self.folder.resolve())}
+
+    def _kept(self, path: Path) -> Path:
+        """The path, or a copy (hard links where possible) in the run's folder."""
+        kept = self.folder / KEPT / uuid.uuid4().hex[:8] / path.name
+        try:
+            kept.parent.mkdir(parents=True)
+            if path.is_dir():
+                shutil.copytree(path, kept, copy_function=_link_or_copy)
+            elif path.is_file():
+                _link_or_copy(str(path), str(kept))
+            else:
+                return path
+        except OSError as error:
+            log.warning("tracking: %s is not kept (%s)", path, error)
+            return path
+        return kept
 
     def announce(self, run: RunStart) -> None:
         """Announce the run: MLflow assigns an id and shows it as SCHEDULED."""
@@ -84,9 +143,19 @@ class SpoolTracker:
 
     def start(self, run: RunStart) -> None:
         """Begin the run, or resume it after an interruption."""
+        self.tags |= run.tags
         self._append("start", **vars(run))
+        if run.config:
+            self._log_config(run.config)
         with contextlib.suppress(OSError):
             (self.folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "time_s": time.time()}))
+
+    def _log_config(self, config: Mapping[str, Any]) -> None:
+        """The settings as a file, as MLflow's params are cut to a length and never change."""
+        path = self.folder / CONFIG
+        with contextlib.suppress(OSError):
+            path.write_text(json.dumps(config, indent=1, default=str))
+            self._append("artifact", path=str(path.resolve()), relative=CONFIG, folder="")
 
     def finish(self, status: str) -> None:
         """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
@@ -98,9 +167,13 @@ class SpoolTracker:
         line = json.dumps({"kind": kind, "time_ms": int(time.time() * 1000), **values}, default=str)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / EVENTS).open("a") as file:
-                # one short append per event, so that lines of several processes do not interleave
-                file.write(line + "\n")
+            # one write per event, so that lines of several processes do not interleave
+            with (self.folder / EVENTS).open("ab", buffering=0) as file:
+                # a line that a full disk or a kill cut short stays alone
+                start = b"\n" if self._ends_torn() else b""
+                data = start + line.encode("utf-8", "backslashreplace") + b"\n"
+                if file.write(data) != len(data):
+                    raise OSError("the disk is full")
         except OSError as error:
             if not self._broken:
                 log.warning(
@@ -109,6 +182,30 @@ class SpoolTracker:
                     error,
                 )
             self._broken = True
+
+    def _ends_torn(self) -> bool:
+        path = self.folder / EVENTS
+        if not path.stat().st_size:
+            return False
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+
+
+def read_event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line of a spool; None for a line that was cut short."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @contextlib.contextmanager
@@ -143,6 +240,7 @@ def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
 
     It exits immediately if another one is running.
     """
+    root = origin_of(root)
     spool.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.runs.sender", str(spool), "--root", str(root)]
     try:

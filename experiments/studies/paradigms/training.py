@@ -31,6 +31,9 @@ class StepsSoFar(SpoolTracker):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         super().log_metrics(metrics, step + self.before)
 
+    def logged(self, step: int) -> dict[str, float]:
+        return super().logged(step + self.before)
+
 
 @dataclass(frozen=True)
 class StudyTrainer:

@@ -1,0 +1,131 @@
+"""MLflow's user interface as one process tree that ends with `nava ui`, however that ends.
+
+    nava ui -> guard (this module) -> mlflow server and what it starts
+
+The guard is told by the kernel when `nava ui` is gone (PR_SET_PDEATHSIG) and inherits the server's orphans
+(PR_SET_CHILD_SUBREAPER), so it ends them all; the server ends if the guard is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from experiments.runs.sender import open_default_store, quiet_mlflow
+from experiments.runs.store_uri import connection_uri, store_uri
+
+_SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+GRACE_S = 3.0
+POLL_S = 0.5
+
+
+def serve_ui(port: int, root: Path) -> int:
+    """Serve until a signal ends it; returns the exit code. Raises OSError where the database cannot be
+    opened."""
+    uri = connection_uri(root)
+    if uri.startswith(("http://", "https://", "databricks")):
+        print(f"the runs are on a server: {store_uri(root)}")
+        return 0
+    quiet_mlflow()
+    open_default_store(root)
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    # the URI may hold a password, and everybody sees the arguments of a process
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        # jobs of MLflow's evaluation service are nobody's here, and are six more processes
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "experiments.runs.ui", str(os.getpid()), str(port)],
+        env=environment,
+        start_new_session=True,
+    )
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        guard.terminate()
+
+    before = {
+        number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        code = guard.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
+            os.killpg(guard.pid, signal.SIGKILL)
+    return 0 if stopped else code
+
+
+def _die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent is gone; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def _server(port: str) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+        "--workers",
+        "1",
+    ]
+    return subprocess.Popen(command, preexec_fn=lambda: _die_with_parent(signal.SIGTERM))
+
+
+def _end_all() -> None:
+    """End every process below this one."""
+    me = psutil.Process()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + GRACE_S
+        for process in me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        while time.monotonic() < end and me.children(recursive=True):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            time.sleep(0.05)
+
+
+def guard(parent: int, port: str) -> int:
+    """Run the server while the process `parent` lives."""
+    _die_with_parent(signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ended = False
+
+    def stop(*_: object) -> None:
+        nonlocal ended
+        ended = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    server = _server(port)
+    try:
+        while not ended and server.poll() is None and os.getppid() == parent:
+            time.sleep(POLL_S)
+        return server.poll() or 0
+    finally:
+        _end_all()
+
+
+if __name__ == "__main__":
+    sys.exit(guard(int(sys.argv[1]), sys.argv[2]))
