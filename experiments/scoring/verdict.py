@@ -13,7 +13,7 @@ from experiments.scoring.summary import num_scored, show, summarise
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckedSummary:
     """The summary as JSON values, the conditions in it, and one line for each thing that is wrong."""
 
     summary: Mapping[str, Any]
@@ -27,7 +27,7 @@ def verdict(
     conditions: Sequence[Condition],
     min_scored: float | None,
     max_unreadable: float,
-) -> Verdict:
+) -> CheckedSummary:
     """`summary` with `conditions` [{condition, status, mean, low, high, n, eligible}] and `passed`."""
     summary = summarise(rows, left_out)
     names = [*rows[0]["scores"], *([TOTAL] if TOTAL in rows[0] else [])]
@@ -43,10 +43,10 @@ def verdict(
     elif not num_scored(summary):
         wrong.append(f"no clip has a score; the first reason: {_first_reason(rows)}")
     described = [asdict(result) for result in results]
-    return Verdict({**summary, "conditions": described, "passed": not wrong}, results, wrong)
+    return CheckedSummary({**summary, "conditions": described, "passed": not wrong}, results, wrong)
 
 
-def told(found: Verdict, out: Path) -> None:
+def told(found: CheckedSummary, out: Path) -> None:
     """Prints the table, the conditions and advice for a person."""
     show(found.summary)
     for result in found.conditions:
