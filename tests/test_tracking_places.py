@@ -119,16 +119,16 @@ def test_a_copied_or_moved_checkout_writes_beside_its_own_database(tmp_path, cap
 
     first = tmp_path / "first"
     first.mkdir()
-    old = send_one(first)
+    old = send_one(first).sent().run_id
     before = files(first / "mlartifacts")
     for how, name in ((shutil.copytree, "copy"), (shutil.move, "moved with ä")):
         monkeypatch.setattr(sender, "_store", None)
         how(str(first), str(tmp_path / name))
-        new = send_one(tmp_path / name)
+        new = send_one(tmp_path / name).sent().run_id
         assert len(files(tmp_path / name / "mlartifacts")) == len(before) + 2
         assert not first.exists() or files(first / "mlartifacts") == before
         client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / name / 'mlflow.db'}")
-        for run in (old.sent().run_id, new.sent().run_id):
+        for run in (old, new):
             assert "an artifact" in Path(client.download_artifacts(run, "a.txt")).read_text()
         assert capsys.readouterr().out.count("moved or copied with its checkout") == 1
 

@@ -27,7 +27,7 @@ from experiments.runs.provenance import (
     stage_inputs,
     whole_fingerprint,
 )
-from experiments.runs.sender import stuck, wait_for_end
+from experiments.runs.sender import is_sending, stuck, wait_for_end
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import (
     ANNOUNCED_RUN,
@@ -43,6 +43,7 @@ from pretrain.files import read_json, write_json
 from pretrain.storage import move_aside
 
 END_PATIENCE_S = 3.0  # for the end of a run to be sent, where a person waits
+LONG_S = 30.0  # after which a sender that began with the run is at work
 CLOCK_S = 2.0  # resolution of file times
 
 
@@ -228,9 +229,12 @@ def _is_same(before: RunRecord | None, after: RunRecord) -> bool:
 @contextmanager
 def stuck_shown(tracker: SpoolTracker, root: Path) -> Iterator[None]:
     """At the end of a run, tell the person in front of it in one line if MLflow does not get it."""
+    begun_s = time.monotonic()
     try:
         yield
     finally:
+        if time.monotonic() - begun_s > LONG_S and not is_sending(tracker.folder.parent):
+            ensure_sender(tracker.folder.parent, root)  # the one that began with the run was killed
         patience_s = 0.0 if DVC_VARIABLE in os.environ else END_PATIENCE_S
         wait_for_end(tracker.folder, root, patience_s)
         if problem := stuck(tracker.folder, root):

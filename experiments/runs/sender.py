@@ -80,14 +80,14 @@ def wait_for_end(folder: Path, root: Path, patience_s: float) -> None:
     """Give a sender at work the time to send a run's end, or to say why it cannot."""
     spool, end = folder.parent, time.monotonic() + patience_s
     while SpooledRun(folder).has_pending(store_uri(root)) and not stuck(folder, root):
-        if time.monotonic() > end or not _sends(spool):
+        if time.monotonic() > end or not is_sending(spool):
             return
         with contextlib.suppress(OSError):
             (spool / WAKE).touch()
         time.sleep(WAKE_S)
 
 
-def _sends(spool: Path) -> bool:
+def is_sending(spool: Path) -> bool:
     """True if a sender is at work on the spool."""
     try:
         with sender_lock(spool).acquire(blocking=False):
@@ -223,7 +223,8 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path())
     arguments = parser.parse_args()
     try:
-        held = sender_lock(arguments.spool).acquire(blocking=False)
+        # not at once: a run that looks whether a sender is at work holds the lock for a moment
+        held = sender_lock(arguments.spool).acquire(timeout=1)
     except Timeout:  # another process is sending
         return 0
     with held:

@@ -54,8 +54,8 @@ def public_uri(uri: str) -> str:
         return _SECRET_FIELD.sub(rf"\1{HIDDEN}", _USER_INFO.sub("", uri))
     query = _SECRET_FIELD.sub(rf"\1{HIDDEN}", parts.query)
     place = parts.netloc.rpartition("@")[2]
-    if parts.scheme.startswith("sqlite") or not parts.netloc:
-        return uri  # urlunsplit would lose a slash; a file has no user
+    if (place, query) == (parts.netloc, parts.query):
+        return uri
     return urlunsplit((parts.scheme, place, parts.path, query, parts.fragment))
 
 

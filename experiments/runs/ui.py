@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 
 from experiments.runs.sender import open_default_store, quiet_mlflow
-from experiments.runs.store_uri import connection_uri, store_uri
+from experiments.runs.store_uri import connection_uri, scrubbed, store_uri
+from pretrain.config import one_line
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 GRACE_S = 3.0
@@ -28,12 +29,13 @@ POLL_S = 0.5
 
 
 def serve_ui(port: int, root: Path) -> int:
-    """Serve until a signal ends it; returns the exit code. Raises OSError where the database cannot be
-    opened."""
+    """Serve until a signal ends it; returns the exit code. Raises OSError or ValueError where the database
+    cannot be opened."""
     uri = connection_uri(root)
     if uri.startswith(("http://", "https://", "databricks")):
         print(f"the runs are on a server: {store_uri(root)}")
         return 0
+    check_address(uri)
     quiet_mlflow()
     open_default_store(root)
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
@@ -67,6 +69,18 @@ def serve_ui(port: int, root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
             os.killpg(guard.pid, signal.SIGKILL)
     return 0 if stopped else code
+
+
+def check_address(uri: str) -> None:
+    """Raises ValueError for a database address that cannot be read, which the server would print whole."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        if not uri.startswith("file:"):
+            make_url(uri)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"MLFLOW_TRACKING_URI: {one_line(scrubbed(str(error)), 200)}") from None
 
 
 def _die_with_parent(number: int) -> None:
