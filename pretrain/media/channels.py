@@ -11,10 +11,13 @@ from av.error import FFmpegError
 from pretrain.media.errors import LayoutError
 from rewards.channels import one_channel, within_full_scale
 
+_FFMPEG_PLANES = 8  # AV_NUM_DATA_POINTERS
+_PLANAR = {"u8p": "u1", "s16p": "i2", "s32p": "i4", "s64p": "i8", "fltp": "f4", "dblp": "f8"}
+
 
 def of_frame(frame: av.AudioFrame) -> np.ndarray:
     """Float [C, N] of a decoded frame, integers scaled to -1..1; unsigned ones are around their middle."""
-    samples = frame.to_ndarray()
+    samples = _to_array(frame)
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype.kind == "u":
@@ -23,6 +26,18 @@ def of_frame(frame: av.AudioFrame) -> np.ndarray:
     elif samples.dtype.kind == "i":
         samples = samples / 2.0 ** (8 * samples.dtype.itemsize - 1)
     return samples.astype(np.float32, copy=False)
+
+
+def _to_array(frame: av.AudioFrame) -> np.ndarray:
+    """As `to_ndarray`, which in PyAV 18 reads beyond the planes of a planar frame of 8 channels or more."""
+    count = frame.layout.nb_channels
+    if not frame.format.is_planar or count < _FFMPEG_PLANES:
+        return frame.to_ndarray()
+    if count > _FFMPEG_PLANES:
+        raise LayoutError(f"{count} channels, at most {_FFMPEG_PLANES} are read; mix them down to two")
+    dtype = _PLANAR[frame.format.name]
+    planes = [bytes(plane) for plane in frame.planes[:count]]
+    return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes])
 
 
 def mixed(samples: np.ndarray, channels: int, layout: str = "") -> np.ndarray:

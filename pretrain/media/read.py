@@ -240,14 +240,14 @@ def _joined(
     if plan.num_samples <= 0:
         raise MediaError(f"{path}: its sound ends before its pictures begin; {AGAIN}")
     limits.check_seconds(path, plan.num_samples / sounds.rate)
-    pieces, cursor = [], min(0, plan.placed[0].start)
+    pieces, cursor = [], 0
     for placed in plan.placed:
         chunk = sounds.chunks[placed.chunk]
         if placed.start > cursor:
             pieces.append(np.zeros((len(chunk), placed.start - cursor), np.float32))
         pieces.append(chunk[:, placed.cut :])
         cursor = placed.start + pieces[-1].shape[1]
-    whole = np.concatenate(pieces, axis=1)[:, max(0, -plan.placed[0].start) :]
+    whole = np.concatenate(pieces, axis=1)
     check_finite(path, whole)
     for name, samples in (("silence_s", plan.silence), ("overlap_s", plan.overlap)):
         if samples:

@@ -16,7 +16,7 @@ from pretrain.media.sniff import check_present, kind_of
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
@@ -62,7 +62,9 @@ def _opened(file: object, formats: tuple[str, ...]) -> Image.Image:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # `limits` are lower, and name the file
-    return Image.open(file, formats=formats)  # type: ignore[arg-type]
+    Image.init()
+    built = [name for name in formats if name in Image.OPEN]  # AVIF is not in every build of Pillow
+    return Image.open(file, formats=built)  # type: ignore[arg-type]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -96,8 +96,9 @@ def nominal_rate(times: np.ndarray, declared: Sequence[float | None] = ()) -> fl
         ]
         if fitting:
             return fitting[0]
-        usual = min(STANDARD_FPS, key=lambda rate: abs(rate - measured))
-        if abs(usual - measured) <= SAME_RATE * measured:
+    for mean in (measured, *declared[:1]):
+        usual = nearest_rate(mean or 0.0, STANDARD_FPS)
+        if mean and abs(usual - mean) <= SAME_RATE * mean:
             return usual
     return _most_frequent(np.diff(times), [*sane, *STANDARD_FPS])
 
@@ -200,6 +201,10 @@ def _grid_error(times: np.ndarray, rate: float) -> float:
     return float(off.max() - off.min()) / 2
 
 
+def nearest_rate(rate: float, rates: Sequence[float]) -> float:
+    return min(rates, key=lambda one: abs(one - rate))
+
+
 def _most_frequent(gaps: np.ndarray, preferred: Sequence[float]) -> float:
     gaps = np.sort(gaps[gaps >= 1.0 / MAX_FPS])
     if not len(gaps):
@@ -209,5 +214,5 @@ def _most_frequent(gaps: np.ndarray, preferred: Sequence[float]) -> float:
     past = np.searchsorted(gaps, gaps + widths, side="right")
     densest = int(np.argmax(past - first))
     rate = 1.0 / float(gaps[first[densest] : past[densest]].mean())
-    nearest = min(preferred, key=lambda one: abs(one - rate))
+    nearest = nearest_rate(rate, preferred)
     return nearest if abs(nearest - rate) <= 0.01 * rate else rate

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,7 @@ from pretrain.data.stream.buckets import (
     fit_picture,
 )
 from pretrain.jsonl import FieldError
+from pretrain.media.channels import mixed
 from pretrain.media.errors import MediaError
 from pretrain.media.read import Media, read_media
 from pretrain.media.write import fit_length
@@ -50,6 +51,7 @@ class MediaClip:
     frames: Tensor | None  # [T, H, W, 3] uint8
     waveform: Tensor | None  # mono [L * 640] or stereo [2, L * 640], as the codec takes it
     speakers: Tensor  # [R, 192]
+    mended: Mapping[str, float] = field(default_factory=dict)  # as of `Media`
 
 
 class _Speech(ValueError):
@@ -97,7 +99,7 @@ class ClipReader:
             message = str(error) if isinstance(error, MediaError) else f"{row.data_path}: {error}"
             return FieldError(row.line, "video_info[0].data_path", message)
         try:
-            return MediaClip(row, frames, sound, self._speakers(row, sound))
+            return MediaClip(row, frames, sound, self._speakers(row, sound), media.mended)
         except (ValueError, FileNotFoundError) as error:
             field = "meta.reference_paths" if "reference_paths" in row.meta else "text_list[0].speech_start"
             return FieldError(row.line, field, str(error))
@@ -152,7 +154,7 @@ class ClipReader:
                 if path:
                     speakers[index] = self._reference(self.folder / path)
         elif sound is not None:
-            mono = sound if sound.dim() == 1 else sound.mean(0)
+            mono = sound if sound.dim() == 1 else torch.from_numpy(mixed(sound.numpy(), 1))
             for index, (start_s, end_s) in enumerate(zip(row.speech_start_s, row.speech_end_s, strict=True)):
                 start, end = (round(at * AUDIO_SAMPLE_RATE_HZ) for at in (start_s, end_s))
                 speakers[index] = self.speaker.embed(mono[start:end])

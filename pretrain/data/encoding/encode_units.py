@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,7 @@ class SetEncoder:
             for unit, clips in itertools.groupby(results, key=lambda item: item[0]):
                 for _ in self._encode_unit(unit, (clip for _, clip in clips), codecs, tally):
                     yield unit
+        tally.report()
 
     def finish(self) -> dict[str, Any]:
         """Merges all units into a set; returns its manifest.json. Raises ValueError for too many bad rows."""
@@ -169,6 +171,7 @@ class SetEncoder:
                 rejected.append(clip)
                 tally.check(rejected)
             else:
+                tally.note(clip)
                 batch.append(clip)
             if len(batch) == self.config.batch_size:
                 _add(batch, codecs, self.config.fps, draft)
@@ -191,6 +194,23 @@ class _Tally:
     def __init__(self, encoder: SetEncoder) -> None:
         self.encoder = encoder
         self.listed, self.elsewhere = float("-inf"), 0
+        self.mended: list[int] = []  # lines of the manifest
+
+    def note(self, clip: MediaClip) -> None:
+        """Counts a clip whose file has holes."""
+        if clip.mended:
+            self.mended.append(clip.row.line)
+
+    def report(self) -> None:
+        """Logs how many clips have holes that were filled; their samples' `meta` say how."""
+        if self.mended:
+            logging.getLogger(__name__).warning(
+                "%s: %d clips whose files have holes or are interlaced, the first in line %d; `mended` in "
+                "their meta says what was done",
+                self.encoder.manifest,
+                len(self.mended),
+                self.mended[0],
+            )
 
     def check(self, rejected: Sequence[FieldError]) -> None:
         encoder, moment = self.encoder, time.monotonic()
@@ -219,7 +239,8 @@ def _add(clips: Sequence[MediaClip], codecs: Codecs, fps: float, draft: Draft) -
     text = codecs.text.encode([parse(clip.row.text) for clip in clips])
     for index, clip in enumerate(clips):
         positions = text.speaker_positions[index][: len(clip.speakers)]
-        meta = {**clip.row.meta, "text": clip.row.text, "line": clip.row.line}
+        mended = {"mended": dict(clip.mended)} if clip.mended else {}
+        meta = {**clip.row.meta, "text": clip.row.text, "line": clip.row.line, **mended}
         draft.add(
             Sample(
                 clip.row.data_id,
