@@ -47,7 +47,7 @@ def decode(
     corrupt content.
     """
     pictures, sounds = Pictures(), Sounds()
-    counter = _Counter(path, limits)
+    counter, counted = _Counter(path, limits), container.format.name == "avi"
     to_picture = None
     if streams.video is not None:
         to_picture = PictureConverter(path, pixel_aspect(streams.video), limits)
@@ -60,7 +60,7 @@ def decode(
             if isinstance(frame, av.VideoFrame) and to_picture is not None:
                 admit(frame)
                 pictures.interlaced += frame.interlaced_frame
-                pictures.times.append(_seconds(frame))
+                pictures.times.append(_place(frame, pictures) if counted else _seconds(frame))
                 pictures.last_s = float((frame.duration or 0) * (frame.time_base or 0))
                 pictures.frames.append(to_picture(frame))
                 counter.add(pictures.times[-1], pictures.frames[-1], len(pictures.frames))
@@ -120,6 +120,18 @@ def _check_whole(
     promised = promised_seconds(container, streams)
     if known and max(known) < 0.9 * promised - 0.5:
         raise MediaError(f"{path}: truncated, {max(known):.3g} of {promised:.3g} s can be read; {AGAIN}")
+
+
+def _place(frame: av.VideoFrame, before: Pictures) -> float:
+    """Seconds of a picture where the container counts its packets and has no presentation times (avi).
+
+    Pictures come out in the order in which they are shown, so the decoding time of each is the time of its
+    place. The last ones, which the decoder held back, follow at its rate.
+    """
+    if frame.dts is not None and frame.time_base is not None:
+        return float(frame.dts * frame.time_base)
+    step = before.times[-1] - before.times[-2] if len(before.times) > 1 else 0.0
+    return before.times[-1] + step if before.times else _seconds(frame)
 
 
 def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:

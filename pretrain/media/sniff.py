@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pretrain.media.errors import MediaError, MissingMediaError
+from pretrain.media.errors import AGAIN, MediaError, MissingMediaError
 
 FileKind = Literal["still", "sound", "stream"]
 START_BYTES = 32
@@ -33,14 +33,24 @@ def first_bytes(path: Path) -> bytes:
 def kind_of(path: Path) -> FileKind:
     """Who reads a file: Pillow (`still`), libsndfile (`sound`), FFmpeg (`stream`).
 
-    Raises MediaError for a file that may not be read, and for HEIF, of which FFmpeg would give one tile.
+    Raises MediaError for a file that may not be read, a GIF that is cut off, and HEIF, of which FFmpeg would
+    give one tile.
     """
     start, suffix = first_bytes(path), path.suffix.lower()
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF:
         raise MediaError(f"{path}: an HEIF still, which is not read; save it as JPEG or PNG")
+    if start[:3] == b"GIF" and not _ends_as_gif(path):
+        raise MediaError(f"{path}: truncated, a GIF without its end; {AGAIN}")
     if _is_still(start, suffix):
         return "still"
     return "sound" if _is_sound(start, suffix) else "stream"
+
+
+def _ends_as_gif(path: Path) -> bool:
+    """FFmpeg reads the part of a GIF that is there, without a word."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        return file.read().rstrip(b"\0").endswith(b";")
 
 
 def _is_still(start: bytes, suffix: str) -> bool:

@@ -43,13 +43,17 @@ def best_streams(container: InputContainer) -> ChosenStreams:
     if best not in pictures:
         best = max(
             pictures,
-            key=lambda one: (bool(one.disposition & Disposition.default), one.codec_context.width),
+            key=lambda one: (bool(one.disposition & Disposition.default), _width(one)),
             default=None,
         )
     audio = container.streams.best("audio") or next(iter(container.streams.audio), None)
     assert best is None or isinstance(best, VideoStream)
     assert audio is None or isinstance(audio, AudioStream)
     return ChosenStreams(best, audio)
+
+
+def _width(stream: VideoStream) -> int:
+    return stream.codec_context.width if stream.codec_context is not None else 0
 
 
 def is_attached(stream: VideoStream) -> bool:
@@ -68,6 +72,11 @@ def chosen(path: Path, container: InputContainer, video: bool | None, audio: boo
     streams = ChosenStreams(
         best.video if video is not False else None, best.audio if audio is not False else None
     )
+    for stream in streams.present():
+        if stream.codec_context is None:
+            raise MediaError(
+                f"{path}: FFmpeg knows no decoder of its {stream.type} stream; encode it as h264 and AAC"
+            )
     if not streams.present():
         raise MediaError(f"{path}: neither pictures nor sound in it; write the file again or drop its row")
     return streams
