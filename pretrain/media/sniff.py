@@ -7,7 +7,7 @@ from typing import Literal
 
 from pretrain.media.errors import AGAIN, MediaError, MissingMediaError
 
-FileKind = Literal["still", "sound", "stream"]
+Reader = Literal["still", "sound", "stream"]
 START_BYTES = 32
 _HEIF = (b"heic", b"heix", b"mif1", b"msf1", b"heim", b"heis")
 
@@ -30,7 +30,7 @@ def first_bytes(path: Path) -> bytes:
         raise MediaError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def kind_of(path: Path) -> FileKind:
+def kind_of(path: Path) -> Reader:
     """Who reads a file: Pillow (`still`), libsndfile (`sound`), FFmpeg (`stream`).
 
     Raises MediaError for a file that may not be read, a GIF that is cut off, and HEIF, of which FFmpeg would
