@@ -28,11 +28,14 @@ from pretrain.media.stills import decode_still
 from pretrain.media.streams import ChosenStreams, best_streams
 
 REFERENCE_RATE_HZ = 16_000
-# Codecs of mp4 files; each of FFmpeg's hundreds of others would be one more parser of hostile bytes.
+# Codecs of mp4, mov, mkv and webm files; each of FFmpeg's hundreds of others would be one more parser of
+# hostile bytes.
 CODECS = (
-    "h264,hevc,av1,libdav1d,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,ac3,"
-    "pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
+    "h264,hevc,av1,libdav1d,vp8,libvpx,vp9,libvpx-vp9,mpeg4,aac,mp3,mp3float,flac,alac,opus,libopus,vorbis,"
+    "ac3,pcm_u8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_f32le"
 )
+# FFmpeg's demuxer of a container -> the names that it answers to
+DEMUXERS = {"mp4": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 MAX_STREAMS = 8
 FPS_RANGE = (1.0, 240.0)
 RATE_RANGE_HZ = (4_000, 384_000)
@@ -84,11 +87,11 @@ def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded
 
 def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, decoded: Decoded) -> None:
     with _opened(job.clip, roots, "clip", budget.limits) as file:
-        if _kind(file, "clip") == "sound":
+        if (kind := _kind(file, "clip")) == "sound":
             waveform, decoded.sample_rate_hz = _sound(file, "clip", budget)
             decoded.arrays["waveform"] = _flat(waveform)
         else:
-            _video(file, budget, decoded, want_audio=job.audio is None)
+            _video(file, kind, budget, decoded, want_audio=job.audio is None)
     if job.audio is not None:
         with _opened(job.audio, roots, "audio", budget.limits) as file:
             waveform, decoded.sample_rate_hz = _sound(file, "audio", budget)
@@ -144,18 +147,18 @@ class _Admission:
             self.budget.add(4 * frame.samples * frame.layout.nb_channels, "clip")
 
 
-def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) -> None:
+def _video(file: BinaryIO, kind: str, budget: _Budget, decoded: Decoded, want_audio: bool) -> None:
     # From a file object with a named format: no playlist, no other protocol, no file beside it is ever
     # opened.
     options = {
         "protocol_whitelist": "none",
-        "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2",
+        "format_whitelist": DEMUXERS[kind],
         "codec_whitelist": CODECS,
         "enable_drefs": "0",
     }
     try:
         # titles may be Latin-1
-        with av.open(file, mode="r", format="mp4", options=options, metadata_errors="replace") as container:
+        with av.open(file, mode="r", format=kind, options=options, metadata_errors="replace") as container:
             streams = best_streams(container)
             _check_container(container, streams, budget)
             media = read_container(
@@ -177,7 +180,7 @@ def _video(file: BinaryIO, budget: _Budget, decoded: Decoded, want_audio: bool) 
             else str(error).removeprefix("clip: ").partition(";")[0]
         )
         raise Refusal(
-            422, f"clip: not an mp4 that can be decoded ({reason}); encode it as h264 and AAC", "clip"
+            422, f"clip: not a video that can be decoded ({reason}); encode it as h264 and AAC", "clip"
         ) from None
     _take(media, budget, decoded)
 
@@ -309,14 +312,18 @@ def _opened(path: str, roots: Sequence[Path], where: str, limits: Limits) -> Bin
 
 
 def _kind(file: BinaryIO, where: str) -> str:
-    """`sound` or `video` by the first bytes; names and content types may say what they like."""
+    """`sound` or a key of DEMUXERS by the first bytes; names and content types may say what they like."""
     start = file.read(12)
     file.seek(0)
     if (start[:4] == b"RIFF" and start[8:] == b"WAVE") or start[:4] == b"fLaC":
         return "sound"
     if start[4:8] == b"ftyp":
-        return "video"
-    raise Refusal(415, f"{where}: neither mp4, wav nor flac by its first bytes; send one of them", "clip")
+        return "mp4"
+    if start[:4] == b"\x1a\x45\xdf\xa3":  # EBML
+        return "matroska"
+    raise Refusal(
+        415, f"{where}: neither mp4, mkv, webm, wav nor flac by its first bytes; send one of them", "clip"
+    )
 
 
 def _flat(samples: np.ndarray) -> np.ndarray:

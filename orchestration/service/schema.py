@@ -35,7 +35,8 @@ class ScoreRequest(BaseModel):
         None, min_length=1, max_length=64, description="names of /v1/rewards; all where not given"
     )
     clip: FileName | None = Field(
-        None, description="mp4, wav or flac; the upload called `video` or `audio` where not given"
+        None,
+        description="mp4, mov, mkv, webm, wav or flac; the upload called `video` or `audio` where not given",
     )
     audio: FileName | None = Field(None, description="wav or flac instead of the clip's own sound")
     name: Text = ""
@@ -110,7 +111,8 @@ def read_request(content: bytes, uploads: set[str], served: list[str]) -> ScoreR
             raise Refusal(422, f"rewards: unknown reward {name[:80]!r}; {nearest(name[:80], served)}")
     if request.clip is None:
         raise Refusal(
-            422, "clip: missing; give a path, or upload it as the part `video` (mp4) or `audio` (wav)"
+            422,
+            "clip: missing; give a path, or upload it as the part `video` (mp4, mov, mkv, webm) or `audio`",
         )
     named = {name.removeprefix(PART) for _, name in request.files() if name.startswith(PART)}
     if missing := named - uploads:

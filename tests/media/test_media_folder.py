@@ -20,7 +20,7 @@ from service_world import service
 REWARD = "snr_estimate_db"
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "experiments.cli", "score"]
-SERVED = (".mp4", ".mov", ".wav", ".flac")  # the service takes few formats from strangers
+SERVED = (".mp4", ".mov", ".mkv", ".webm", ".wav", ".flac")  # the service takes few formats from strangers
 STATUSES = (413, 415, 422)  # too large, another kind, corrupt
 
 
