@@ -158,16 +158,18 @@ def _by_score_name(item: RubricItem) -> RubricItem:
 def with_vocabulary(
     name: str, options: Mapping[str, Any] | None, files: Sequence[ClipFile]
 ) -> dict[str, Any]:
-    """Set PocketSphinx's vocabulary to the corpus' word bank, if unset and the bank covers all prompts.
+    """Set PocketSphinx's vocabulary to the corpus' word bank, if unset and the bank covers some prompt.
 
-    The vocabulary is not limited to the clips' own words: for few clips that would reveal the answers.
+    A clip with other words is a row with that reason. The vocabulary is not limited to the clips' own words:
+    for few clips that would reveal the answers. Raises ValueError where no clip's words are in the bank.
     """
     if options and options.get("vocabulary"):
         return dict(options)
     from pretrain.data.corpus.bank import vocabulary
 
     words = vocabulary()
-    if found := first_unknown(files, words):
+    speaking = [file for file in files if file.spans]
+    if all(first_unknown([file], words) for file in speaking) and (found := first_unknown(speaking, words)):
         raise ValueError(
             f"{name}.vocabulary: {found[1]!r} is not among the {len(words)} words of the corpus; "
             f"set all words that can be heard, {name}.vocabulary=[...]"
