@@ -65,9 +65,7 @@ def test_neutral_fields_change_no_number_of_an_interrupted_run(five, latents, tm
         validate_every=2,
         prefetch=1,
         checkpoint=CheckpointConfig(interval=3, keep_last=1, asynchronous=True),
-        parallel=ParallelConfig(
-            activation_checkpointing="full", shard_blocks=False, reshard_after_forward=False
-        ),
+        parallel=ParallelConfig(activation_checkpointing="full", reshard_after_forward=False),
     )
     assert claim(other).action == "resume"
     assert run_ranks(other.save()) == [0]
@@ -78,11 +76,16 @@ def test_neutral_fields_change_no_number_of_an_interrupted_run(five, latents, tm
 
 
 @pytest.mark.distributed
-def test_smaller_micro_batches_give_the_same_weights_but_for_rounding(five, latents, tmp_path):
-    run = stage_run(tmp_path / "run", latents, dataclasses.replace(five.config, local_batch_size=2))
+@pytest.mark.parametrize(
+    "changes", [{"local_batch_size": 2}, {"parallel": ParallelConfig(shard_blocks=False)}]
+)
+def test_work_cut_otherwise_gives_the_same_weights_but_for_rounding(five, latents, tmp_path, changes):
+    run = stage_run(tmp_path / "run", latents, dataclasses.replace(five.config, **changes))
     assert run_ranks(run.save()) == [0]
     whole, cut = (load_file(each.out / "model" / "model.safetensors") for each in (five, run))
-    assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-5
+    assert (
+        max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 5e-5
+    )  # a step moves them by 1e-3
 
 
 @pytest.mark.distributed

@@ -16,7 +16,7 @@ from pretrain.files import read_json, write_json
 from pretrain.launch.identity import Difference, Identity, difference, field_defaults
 from pretrain.launch.states import complete_steps
 from pretrain.launch.torchrun import IDENTITY, RESOLVED, STATE, read_state
-from pretrain.storage import is_file, move_aside, writing
+from pretrain.storage import is_file, move_aside, trash_of, writing
 
 Action = Literal["train", "keep", "resume", "extend", "refuse"]
 DEPENDS, RESUMED = "depends", "resumed"  # of run.json, beside the facts that a model keeps
@@ -184,7 +184,7 @@ def claim(run: TrainingRun) -> Verdict:
     write_record(run.out, run, verdict)
     if verdict.finished:
         (run.out / STATE).unlink(missing_ok=True)
-        move_aside(run.out / "model", run.trash, f"{run.label}-model")
+        move_aside(run.out / "model", run.trash or trash_of(run.out), f"{run.label}-model")
     return verdict
 
 

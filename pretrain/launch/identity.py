@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Self
 from pretrain.config import INLINE
 
 # Section of a recipe -> patterns of its fields that change no number of the result: what is logged, measured
-# and kept, how far reading runs ahead, how work is cut over ranks and memory, and limits that only end a run.
+# and kept, how far reading runs ahead, how work is cut over ranks and memory (which changes the order of sums
+# and so their rounding, as the number of ranks does), and limits that only end a run.
 NEUTRAL: Mapping[str, tuple[str, ...]] = {
     "pretrain": (
         "checkpoint.*",
