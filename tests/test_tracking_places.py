@@ -53,7 +53,7 @@ def test_an_experiment_in_a_temporary_workspace_is_recorded_where_it_came_from(t
     shutil.rmtree(workspace)  # as DVC does when the experiment has ended
     run = spooled_runs(tmp_path / "repo/out/tracking")[0]
     places = [Path(event["path"]) for _, event in run.events() if event["kind"] in ("artifact", "model")]
-    assert len(places) == 3 and all(place.exists() for place in places)
+    assert len(places) == 2 and all(place.exists() for place in places)
 
 
 def test_a_folder_that_is_no_temporary_workspace_is_its_own(tmp_path):

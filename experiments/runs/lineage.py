@@ -250,8 +250,8 @@ def _of_run(target: str, known: _Known) -> str:
 def _tags(run: SpooledRun) -> dict[str, str]:
     tags: dict[str, str] = {}
     for _, event in run.events():
-        if event["kind"] in ("announce", "start"):
-            tags |= event["tags"]
+        if event["kind"] in ("announce", "start", "finish"):
+            tags |= event.get("tags", {})
         elif event["kind"] == "tags":
             tags |= event["values"]
     return tags

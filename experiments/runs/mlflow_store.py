@@ -310,6 +310,7 @@ class MlflowStore:
         return {"status": run.info.status, "tags": tags, "params": dict(run.data.params)}
 
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None:
+        self._tags(run_id, event.get("tags", {}))
         self.client.set_terminated(run_id, status=event["status"], end_time=event["time_ms"])
 
 

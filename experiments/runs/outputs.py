@@ -81,7 +81,7 @@ def part(files: Files, below: str) -> dict[str, str]:
 
 
 def keep_output(tracker: SpoolTracker, path: str, files: Files) -> str:
-    """Keep what a run made in its spool folder, its md5 as a tag of the run; returns that md5."""
+    """Keep what a run made in its spool folder; returns the md5 of all of it."""
     md5 = digest_of(files)
     header = {"path": path, "md5": md5, "checkpoint": tracker.tags.get(CHECKPOINT_TAG, "")}
     try:
@@ -89,8 +89,6 @@ def keep_output(tracker: SpoolTracker, path: str, files: Files) -> str:
         write_json(tracker.folder / OUTPUT, header, indent=None)
     except OSError as error:  # as for all of the spool, tracking fails no training
         log.warning("tracking: %s", error)
-    if md5:
-        tracker.set_tags({OUTPUT_MD5: md5})
     return md5
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.layout import Layout
 from experiments.runs.inputs import parents_of
 from experiments.runs.origin import is_temporary, spool_of
-from experiments.runs.outputs import CHECKPOINT_TAG, KnownOutputs, files_of, keep_output
+from experiments.runs.outputs import CHECKPOINT_TAG, OUTPUT_MD5, KnownOutputs, files_of, keep_output
 from experiments.runs.provenance import (
     DVC_VARIABLE,
     fingerprint,
@@ -213,7 +213,7 @@ def _end(begun: RunRecord, seconds: float, tracker: SpoolTracker, layout: Layout
         checkpoint=tracker.tags.get(CHECKPOINT_TAG, ""),
     )
     tracker.log_metrics({"stage_seconds": seconds}, step=0)
-    tracker.finish("FINISHED")
+    tracker.finish("FINISHED", {OUTPUT_MD5: record.output_md5})
     if not _is_same(read_record(layout, begun.stage), record):
         write_json(layout.runs / f"{begun.stage}.json", asdict(record), indent=1, default=str)
 
@@ -296,15 +296,15 @@ def single_run(
     since_s = time.time() - before_s - CLOCK_S
     with stuck_shown(tracker, root), failure_marked(tracker):
         yield tracker
-        place = tags.get("nava.output", "")
+        place, md5 = tags.get("nava.output", ""), ""
         if place and (made or CHECKPOINT_TAG in tracker.tags):
             files = {}
             for path in made:
                 below = path.relative_to(place).as_posix() if path != Path(place) else ""
                 found = files_of(path, since_s) if path.exists() else {}
                 files |= {"/".join(filter(None, (below, file))): md5 for file, md5 in found.items()}
-            keep_output(tracker, place, files)
-        tracker.finish("FINISHED")
+            md5 = keep_output(tracker, place, files)
+        tracker.finish("FINISHED", {OUTPUT_MD5: md5} if md5 else {})
 
 
 def record_run(

@@ -16,6 +16,7 @@ from pretrain.config import one_line
 from pretrain.files import replacing
 
 SENT = "sent.json"
+CONFIG = "config.json"
 MAX_EVENTS = 500  # of metrics, sent together
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 FILES = ("artifact", "model")  # kinds of events that copy files, and may come after those behind them
@@ -169,7 +170,10 @@ class SpooledRun:
                 self._remember(sent)
             else:
                 run_id = self._send_event(store, sent.run_id, event)
-                sent = self._remember(replace(sent, run_id=run_id, offset=offset))
+                problem = self._send_file(store, run_id, event) if event.get("config") else ""
+                left = (*sent.left, behind) if problem else sent.left
+                sent = replace(sent, run_id=run_id, offset=offset, left=left, problem=problem or sent.problem)
+                self._remember(sent)
             behind = offset
         sent = self._send_batch(store, sent, batch, behind)
         if sent.problem and not sent.left:
@@ -190,14 +194,23 @@ class SpooledRun:
         return replace(sent, problem=problem) if sent.left else sent
 
     def _send_file(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
-        """Send a file or model; why it was not taken, "" if it was."""
+        """Send a file or model, or the settings of a start as a file: MLflow cuts its params to a length, and
+        they never change. Returns why it was not taken, "" if it was."""
+        if event["kind"] == "start":
+            event = self._config_file(event["config"])
         moved = self.folder / event["relative"] if "relative" in event else None
         found = {**event, "path": str(moved.resolve())} if moved is not None and moved.exists() else event
         try:
-            getattr(store, event["kind"])(run_id, found)
+            getattr(store, found["kind"])(run_id, found)
         except Exception as error:  # a store raises whatever its database, disk or HTTP client does
             return f"{found['path']}: not stored ({problem_of(error)})"
         return ""
+
+    def _config_file(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        path = self.folder / CONFIG
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(config, indent=1))
+        return {"kind": "artifact", "path": str(path.resolve()), "folder": ""}
 
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
         """Send one event; returns the run's id, which the first event creates."""

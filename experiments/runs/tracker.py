@@ -27,7 +27,6 @@ from pretrain.files import replacing
 
 EVENTS = "events.jsonl"
 OWNER = "owner.json"
-CONFIG = "config.json"
 RUN_KEY = "run_key.txt"
 KEPT = "files"  # copies of files whose place is removed with the run
 # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
@@ -145,21 +144,12 @@ class SpoolTracker:
         """Begin the run, or resume it after an interruption."""
         self.tags |= run.tags
         self._append("start", **vars(run))
-        if run.config:
-            self._log_config(run.config)
         with contextlib.suppress(OSError):
             (self.folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "time_s": time.time()}))
 
-    def _log_config(self, config: Mapping[str, Any]) -> None:
-        """The settings as a file, as MLflow's params are cut to a length and never change."""
-        path = self.folder / CONFIG
-        with contextlib.suppress(OSError):
-            path.write_text(json.dumps(config, indent=1, default=str))
-            self._append("artifact", path=str(path.resolve()), relative=CONFIG, folder="")
-
-    def finish(self, status: str) -> None:
+    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
-        self._append("finish", status=status)
+        self._append("finish", status=status, **({"tags": dict(tags)} if tags else {}))
         with contextlib.suppress(OSError):
             (self.folder / OWNER).unlink()
 
