@@ -81,13 +81,13 @@ def score(
         wer_pocketsphinx: {weight: -1.0, normalise: batch, floor: 0.5}
       guardrails: {min_loudness_dbfs: -40}
       options: {wer_pocketsphinx: {vocabulary: [one, two]}}
-    weight: negative for a reward that is better when lower (its sign is checked); 0 = measured, not counted.
-    normalise: group (default) = z-score among the clips of one prompt, needs two or more of each prompt;
-      batch = among all clips given; running = as batch; none = the raw value, the only one whose totals can
-      be compared between two sets. A total that cannot be formed is empty, with the reason.
-    floor: the worst raw value allowed (a minimum where the weight is positive, a maximum where it is
-      negative); a clip beyond it gets the lowest total of its prompt's clips, of all where it is its
-      prompt's only one, or none with below: nan.
+      weight: negative for a reward that is better when lower (its sign is checked); 0 = measured only
+      normalise: group (default) = z-score among the clips of one prompt, needs two or more of each;
+        batch = among all clips given; running = as batch; none = the raw value, the only one whose totals
+        can be compared between two sets. A total that cannot be formed is empty, with the reason.
+      floor: the worst raw value allowed, a minimum where the weight is positive, a maximum where it is
+        negative; a clip beyond it gets the lowest total of its prompt's clips, of all where it is its
+        prompt's only one, or none with below: nan.
 
     A reward of your own is asked for as package.module:Class, here, in the rubric, in --set and --fail-if;
     its scores are called by the `name` of the class.
