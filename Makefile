@@ -25,7 +25,7 @@ demo: setup
 	@$(VENV)/bin/nava demo
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(VENV)/bin/ruff check .

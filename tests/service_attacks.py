@@ -106,7 +106,7 @@ def _of_media() -> Iterator[tuple[str, tuple[int, ...], str, dict[str, bytes]]]:
     yield (
         "mp4 that begins as one",
         (422,),
-        "mp4",
+        "not a video",
         {"video": good[:32] + b"#EXTM3U\nfile:///etc/passwd\n" * 50},
     )
     yield "cut mp4", (422,), "clip", {"video": good[: len(good) // 2]}

@@ -245,7 +245,7 @@ def test_running_goes_on_where_it_stopped():
         ({"sync": {"weight": True}}, "items.sync.weight: expected float, got True"),
         ({"sync": {"weight": 0}}, "no item with a weight other than 0"),
         ({"sync": {"weight": 0, "floor": 1}}, "items.sync: a floor needs a weight other than 0"),
-        ({"sync": {"weight": math.inf}}, "items.sync: weight must be finite"),
+        ({"sync": {"weight": math.inf}}, "items.sync.weight: expected finite numbers"),
         ({"sync": 3}, "items.sync: expected a mapping of options, got 3"),
         ({}, "items: expected a mapping of rewards"),
     ],

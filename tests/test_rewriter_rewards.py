@@ -1,4 +1,5 @@
 import math
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ def test_a_prompt_without_speech_loses_by_made_up_speech():
 )
 @settings(max_examples=100, deadline=None)
 def test_a_template_rewrite_gets_full_marks_and_answers_come_back(words):
-    words = [word for word in words if word.strip()]
+    words = [word for word in words if any(unicodedata.category(sign)[0] in "LN" for sign in word)]
     source = "A man says " + " then ".join(f"<S>{word}<E>" for word in words) + " in a park."
     rewrite = by_template(source)
     assert spans_kept(source, rewrite) == 1

@@ -45,6 +45,7 @@ def plain(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def score(folder: Path, out: Path) -> subprocess.Popen[str]:
     arguments = [str(folder), "--rewards", REWARD, "--out", str(out), "--batch", "8", "--json"]
+    arguments += ["--max-unreadable", "1"]
     return subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=ROOT,
