@@ -120,8 +120,11 @@ def _order(stage: str) -> int:
 def maker_of_input(path: str, digest: str, known: KnownOutputs) -> str:
     """Key of the run that made an input as it was read; "" if none is known."""
     if digest.startswith(CHECKPOINT):
-        made = known.with_checkpoint(digest.removeprefix(CHECKPOINT), known.root / path)
-        return made.key if made else ""
+        place = known.root / path
+        made = known.with_checkpoint(digest.removeprefix(CHECKPOINT), place)
+        # records made before checkpoints were in them know the files alone
+        still = place.exists() and digest_of_input(place) == digest
+        return made.key if made else known.maker_of(describing_file(place)) if still else ""
     if found := known.maker_of_digest(path, digest):
         return found
     return next((known.maker_of(file) for file in _still(known.root / path, digest)), "")
