@@ -66,6 +66,7 @@ class Layout:
     trash = _Below(".trash")  # what had to make room; `nava trash` lists and empties it
     runs = _Below("runs")  # the last finished run of every stage; beside the outputs, so that hashes stay
     metrics = _Below("demo.json", "reports")
+    headline = _Below("metrics.json", "reports")  # the numbers of the gates, for `dvc metrics`
     alignment = _Below("alignment.json", "reports")  # before and after alignment
 
     def pretrain(self, stage: str) -> Path:

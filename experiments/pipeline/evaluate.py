@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from experiments.job import StageJob
 from experiments.report.evaluate import evaluate, metrics_to_log
-from experiments.report.gates import read_reports
+from experiments.report.gates import check_gates, read_reports
+from experiments.report.headline import headline
 from experiments.report.metric_keys import reported_metrics
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.sets import SCORES
+from pretrain.files import write_json
 
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:
@@ -24,7 +26,9 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
         known=reported_metrics(recipe.score),
     )
     written = read_reports(layout.metrics, layout.alignment)
+    numbers = headline(check_gates(recipe.evaluate.gates, written))
+    write_json(layout.headline, numbers)
     tracker.log_metrics(metrics_to_log(written.metrics, written.alignment), step=0)
-    for path in (layout.metrics, layout.alignment, votes):
+    for path in (layout.headline, layout.metrics, layout.alignment, votes):
         if path.is_file():
             tracker.log_artifact(str(path))

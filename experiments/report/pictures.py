@@ -92,7 +92,7 @@ def loss_curves(stages: Mapping[str, Path]) -> bytes | None:
 
     `stages`: folders with a metrics.jsonl each.
     """
-    series, borders = _read_losses(stages)
+    series, borders = read_losses(stages)
     styles: dict[str, dict[str, Any]] = {
         "train": {"linewidth": 1.2},
         "validation": {"marker": "o", "linestyle": "--", "markersize": 4},
@@ -130,7 +130,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _read_losses(
+def read_losses(
     stages: Mapping[str, Path],
 ) -> tuple[dict[tuple[str, str], tuple[list[float], list[float]]], list[tuple[str, float]]]:
     """(modality, train or validation) -> steps and values; and the first step of each stage."""
@@ -139,7 +139,7 @@ def _read_losses(
     }
     offset, borders = 0.0, []
     for name, folder in stages.items():
-        rows = _rows(folder / "metrics.jsonl")
+        rows = read_rows(folder / "metrics.jsonl")
         if not rows:
             continue
         borders.append((name, offset))
@@ -198,7 +198,7 @@ def before_after_dots(found: Mapping[str, Any]) -> bytes:
 
 def reward_curves(log: Path) -> bytes | None:
     """Held-out rewards (line) and rollout rewards (dots) over rounds of metrics.jsonl; None without data."""
-    rows = _rows(log)
+    rows = read_rows(log)
     names = sorted(
         {
             key.removeprefix(HELD_OUT).removeprefix(TRAINED)
@@ -269,7 +269,7 @@ def _plain(axes: Axes, grid: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _rows(log: Path) -> Sequence[Mapping[str, Any]]:
+def read_rows(log: Path) -> Sequence[Mapping[str, Any]]:
     if not log.is_file():
         return []
     found = [row for _, row in scan(log)]
