@@ -81,6 +81,7 @@ def test_a_reward_of_the_users_own_is_reported_everywhere_by_itself(tmp_path, ca
     logged = metrics_to_log(reports.metrics, reports.alignment)
     assert logged["generated/brightness"] == 3.0 and logged["alignment/brightness/difference"] == -1.0
     assert logged["codec/identity_colour_edge"] == 0.9
+    assert [logged[f"generated/brightness/{part}"] for part in ("low", "high", "n")] == [3.0, 3.0, 5]
     print_summary(reports)
     assert capsys.readouterr().out.count("brightness") == 2
     limits = [

@@ -116,7 +116,8 @@ def compare(
 
 
 def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, float]:
-    """Flat means for MLflow: `source/key` of every set, `alignment/key/after`, `difference` and `closed`."""
+    """Flat numbers for MLflow: the mean of `source/key` of every set, of `alignment/key/after`, `difference`
+    and `closed`; beside each its 95 % interval and count as `.../low`, `.../high` and `.../n`."""
     found = {
         f"{source}/{key}": interval
         for key, sources in metrics.items()
@@ -125,4 +126,8 @@ def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, 
     for key, metric in alignment.get("metrics", {}).items():
         names = ("after", "difference", "closed")
         found |= {f"alignment/{key}/{name}": metric[name] for name in names if name in metric}
-    return {name: interval["mean"] for name, interval in found.items() if interval["mean"] is not None}
+    numbers = {}
+    for name, interval in found.items():
+        parts = {"": interval["mean"], **{f"/{part}": interval[part] for part in ("low", "high", "n")}}
+        numbers |= {f"{name}{part}": value for part, value in parts.items() if value is not None}
+    return numbers
