@@ -232,7 +232,7 @@ def test_what_counts_is_refused_by_name_with_the_ways_to_go(job):
 def test_states_are_not_left_behind_in_another_place(job, tmp_path):
     """With another checkpoint.folder a run would begin at step 1 without a word."""
     trained(job, finished=False, steps=2)
-    elsewhere = {"checkpoint": CheckpointConfig(folder=str(tmp_path / "states"))}
+    elsewhere: dict[str, Any] = {"checkpoint": CheckpointConfig(folder=str(tmp_path / "states"))}
     for wish in (Wish(), Wish(anyway=True)):
         with pytest.raises(
             ValueError, match=r"checkpoint\.folder \(states are in the first\) .*/stage1/checkpoint, "

@@ -80,6 +80,7 @@ def test_after_a_checkout_the_older_run_is_named_for_the_older_data(world, tmp_p
     if record_too:  # as `dvc checkout` of everything does
         shutil.copy(tmp_path / "record.json", "out/runs/votes.json")
     found = trace(target, Layout(), Path())["runs"][0]
+    assert older is not None
     assert (found["run"], found["config"], found["output_md5"]) == (
         older.key,
         {"number": 3},
@@ -88,7 +89,9 @@ def test_after_a_checkout_the_older_run_is_named_for_the_older_data(world, tmp_p
 
 
 def test_a_run_on_older_data_has_the_older_parent(world, tmp_path):
-    older = read_record(Layout(), "votes").key
+    record = read_record(Layout(), "votes")
+    assert record is not None
+    older = record.key
     shutil.copytree("out/votes", tmp_path / "cache")
     newer = make("votes", 2)
     assert dict(tree(make("align", 4)))["votes"] == newer

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -32,18 +33,20 @@ def write(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
-    sounds: list[tuple[np.ndarray, int]] = (),
+    sounds: Sequence[tuple[np.ndarray, int]] = (),
     sound_codec: str = "pcm_s16le",
     sound_format: str = "s16",
     layout: str = "mono",
 ) -> Path:
     """Frames at `pts` (of 1/24000 s) and chunks of sound [C, N] at their sample times."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=24)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=24))
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
         stream.codec_context.time_base = Fraction(1, 24_000)
         prepare(stream)
-        audio = container.add_stream(sound_codec, rate=RATE, layout=layout) if sounds else None
+        audio = None
+        if sounds:
+            audio = cast(av.AudioStream, container.add_stream(sound_codec, rate=RATE, layout=layout))
         source = {3: "rgb24", 4: "rgba"}[frames[0].shape[2]]
         for index, array in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(array, format=source)

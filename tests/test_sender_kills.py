@@ -26,7 +26,7 @@ quiet_mlflow()
 STEPS, CHECKPOINT = 200, 20
 
 
-def killed_after(seconds: float, work: Callable[[], None]) -> bool:
+def killed_after(seconds: float, work: Callable[[], object]) -> bool:
     """Run the work in a process of its own and kill it; True if it had ended by then."""
     child = os.fork()
     if child == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def noise(height: int = 24, width: int = 40) -> np.ndarray:
 def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     path, exif = tmp_path / f"a.{suffix}", Image.Exif()
     exif[0x0112] = orientation
-    options = {"quality": 100} if suffix in ("jpg", "webp") else {}
+    options: dict[str, Any] = {"quality": 100} if suffix in ("jpg", "webp") else {}
     Image.fromarray(noise()).save(path, exif=exif, **options)
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

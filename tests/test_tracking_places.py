@@ -150,7 +150,7 @@ def test_a_file_that_moved_with_its_checkout_is_still_sent(tmp_path):
         def artifact(self, run_id, event):
             taken.append(event["path"])
 
-    SpooledRun(tmp_path / "b/out/tracking/run").send(Store())
+    SpooledRun(tmp_path / "b/out/tracking/run").send(Store())  # type: ignore[arg-type]
     assert taken == [str(tmp_path / "b/clip.mp4")]
 
 
