@@ -11,7 +11,6 @@ import numpy as np
 from case_world import BASE, Line, World, near, scored, short, value_of
 
 SYNC_TOLERANCE, LEVEL_TOLERANCE_DB = 0.03, 1.0
-LOST_TOLERANCE = 0.05  # a lost packet takes up to 64 ms of the word beside it along
 SYNC = {  # of the notes; the twin with the true timeline where there is one
     "rotation__base.mp4": (1.199, ""),
     "rotation__rot90.mp4": (1.199, "rotation__base.mp4"),
@@ -19,7 +18,6 @@ SYNC = {  # of the notes; the twin with the true timeline where there is one
     "audio_gap__gap200.mp4": (1.199, "audio_gap__ref_gap200.mp4"),
     "audio_gap__gap200.mkv": (1.199, "audio_gap__ref_gap200.mp4"),
     "audio_gap__gap200.webm": (1.199, "audio_gap__ref_gap200.mp4"),
-    "audio_gap__gap.mp4": (1.02, ""),  # half a second of speech is not there; the note has no value
     "cover_art_first__cover_first.mp4": (1.199, "rotation__base.mp4"),
     "default_audio_track__two.mkv": (1.19, ""),
     "edit_list_cut__cut_copy.mp4": (1.171, "edit_list_cut__ref_cut.mp4"),
@@ -56,17 +54,13 @@ def clip_lines(world: World) -> Iterator[Line]:
         yield from latent_lines(world, world.codec)
 
 
-def tolerance_of(file: str) -> float:
-    return LOST_TOLERANCE if file.startswith("audio_gap") else SYNC_TOLERANCE
-
-
 def _twins() -> list[str]:
     return [twin for _, twin in SYNC.values() if twin]
 
 
 def _sync_lines(found: dict[str, dict[str, Any]]) -> Iterator[Line]:
     for file, (right, _) in SYNC.items():
-        yield near(file, "score", found[file], "sync_mini", right, tolerance_of(file))
+        yield near(file, "score", found[file], "sync_mini", right, SYNC_TOLERANCE)
         parts = found[file]["scores"].get("sync_mini", {}).get("parts", {})
         offset = parts.get("offset_frames", parts.get("offset"))
         yield Line(file, "score", f"offset {offset}", "0", offset == 0)
@@ -145,7 +139,7 @@ def service_lines(world: World, syncnet: Path) -> Iterator[Line]:
                 said = f"{answer.status_code} {found['reason']}"
                 yield Line(file, "serve", said, f"{right}", False)
             else:
-                yield near(file, "serve", found, "sync_mini", right, tolerance_of(file))
+                yield near(file, "serve", found, "sync_mini", right, SYNC_TOLERANCE)
 
 
 def latent_lines(world: World, codec: Path) -> Iterator[Line]:
