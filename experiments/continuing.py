@@ -93,10 +93,9 @@ def decide_for_dvc(run: TrainingRun, job: StageJob) -> Decision:
 
 def _anew(run: TrainingRun) -> Decision:
     """States that lie elsewhere make room here; the run moves its folder itself."""
-    from pretrain.storage import move_aside
+    from pretrain.launch.launch import set_states_aside
 
-    if run.checkpoints.parent != run.out:
-        move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
+    set_states_aside(run)
     return Decision(True, False)
 
 

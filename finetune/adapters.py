@@ -7,7 +7,6 @@ folder, only onto the very base, rank and layers it was trained on.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from finetune.lora import (
     target_names,
 )
 from pretrain.config import override
-from pretrain.files import read_json, replacing, save_tensors, write_json
+from pretrain.files import read_json, replacing, save_tensors, sha256_of, write_json
 from pretrain.model.checkpoint import (
     ModelFolder,
     WeightsName,
@@ -88,8 +87,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) 
     }  # PEFT keeps a set, whose order would differ between runs
     with replacing(folder / WEIGHTS) as path:
         save_tensors({f"{_PEFT_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
-        with path.open("rb") as file:
-            adapter_id = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        adapter_id = sha256_of(path)[:16]
         (folder / SIDECAR).unlink(missing_ok=True)
     own = dataclasses.asdict(dataclasses.replace(adapter, adapter_id=adapter_id))
     for name, content in (("adapter_config.json", standard), (SIDECAR, own)):

@@ -232,6 +232,13 @@ def metrics_of(rewards: Iterable[str]) -> dict[str, Metric]:
     return {metric.name: metric for metric in found}
 
 
+def ratio_parts() -> list[tuple[str, str]]:
+    """(numerator, denominator) of the catalog's ratios of sums, each once, as parts of a score."""
+    return list(
+        dict.fromkeys((m.numerator, m.denominator) for m in metrics_of(CATALOG).values() if m.numerator)
+    )
+
+
 def metric(name: str) -> Metric:
     """A metric of the catalog, the one of a plug-in, or `reward.part` for a part that no report lists. Raises
     ValueError naming the nearest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from experiments.scoring.compare import Compared, SetComparison
 
 ScoresPath = Annotated[Path, tyro.conf.Positional]
-PIPE_WIDTH = 160  # characters, where there is no terminal to ask
 
 
 def compare(
@@ -48,15 +46,16 @@ def compare(
 
 
 def _show(found: SetComparison, by: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from experiments.scoring.summary import print_table
 
     table = Table(box=None)
     for heading in ("metric", "", "A", "B", "B - A", "95 % interval", "pairs", "B is"):
         table.add_column(heading, no_wrap=True)
     for one in found.metrics:
         table.add_row(*_cells(one))
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    print_table(table)
     what = "clips" if by == "name" else "prompts"
     print(f"{found.pairs} pairs of {what}; only in A {found.only_a}, only in B {found.only_b} {what}")
     if found.without_prompt:

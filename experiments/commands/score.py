@@ -31,8 +31,6 @@ RewardSettings = Annotated[
 RewardNames = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="NAME", help="names of the catalog, or package.module:Class")
 ]
-
-
 FailIf = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(

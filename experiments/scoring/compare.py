@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.scoring.conditions import TOTAL
 from experiments.scoring.rows import ScoredRow, number, score_in
 from experiments.scoring.statistics import Interval, Terms, bootstrap_difference
 from pretrain.jsonl import FieldError, scan
-from rewards.catalog import CATALOG, is_plugin, metric, metrics_of
+from rewards.catalog import CATALOG, is_plugin, metric, metrics_of, ratio_parts
 from rewards.types import split_part
 
 By = Literal["name", "prompt"]
-TOTAL = "total"
 Values = tuple[float, float]  # numerator and denominator of a clip's value; NaN = not scored
 
 
@@ -184,7 +184,7 @@ def _shared_rewards(a: ScoredSet, b: ScoredSet, other_settings: bool) -> tuple[l
 
 def _terms(names: Sequence[str], pairs: Pairs) -> dict[str, PairTerms]:
     """Metric -> values of each pair: rewards, then their parts, then the ratios of the catalog."""
-    ratios = dict.fromkeys((m.numerator, m.denominator) for m in metrics_of(CATALOG).values() if m.numerator)
+    ratios = ratio_parts()
     found: dict[str, PairTerms] = {}
     for name in names:
         scores = {

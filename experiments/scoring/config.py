@@ -168,8 +168,9 @@ def with_vocabulary(
     from pretrain.data.corpus.bank import vocabulary
 
     words = vocabulary()
-    speaking = [file for file in files if file.spans]
-    if all(first_unknown([file], words) for file in speaking) and (found := first_unknown(speaking, words)):
+    unknown = [first_unknown([file], words) for file in files if file.spans]
+    found = unknown[0] if unknown and all(unknown) else None
+    if found is not None:
         raise ValueError(
             f"{name}.vocabulary: {found[1]!r} is not among the {len(words)} words of the corpus; "
             f"set all words that can be heard, {name}.vocabulary=[...]"

@@ -94,7 +94,7 @@ def _score_missing(
     """Scores and stores the clips of `todo`, a chunk at a time."""
     known = [_reason(row) for row in kept.values() if "unreadable" in row]
     tally, num_done = ReadTally(num_clips, settings.max_unreadable, known), 0
-    filled = settings.described()["rewards"]
+    filled = store.settings["rewards"]
     with open_rewards(settings.rewards, settings.options) as opened:
         rewards = {
             entry: IsolatedReward(reward.name, reward)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
-from pretrain.files import locked, replacing
+from pretrain.files import locked, replacing, sha256_of
 
 StoredRow = dict[str, Any]
 
@@ -87,8 +87,7 @@ def identity(file: ClipFile) -> dict[str, Any]:
     """Identity of the clip that a row was made from; {} where the clip's file cannot be read."""
     try:
         stat = file.path.stat()
-        with file.path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(file.path)
     except OSError:
         return {}
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest, "request": _request(file)}

@@ -7,14 +7,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.scoring.score_files import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import StoredRow
-from rewards.catalog import CATALOG, metrics_of
+from rewards.catalog import ratio_parts
 from rewards.media_folder import left_out_line
 from rewards.types import Score
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MAX_REASONS = 5
 PIPE_WIDTH = 160  # characters, where there is no terminal to ask
@@ -32,7 +35,7 @@ def summarise(rows: Sequence[StoredRow], left_out: Mapping[str, int] = {}) -> di
     """
     columns = {name: _column(rows, name) for name in (rows[0]["scores"] if rows else ())}
     rewards: dict[str, Any] = {}
-    ratios = dict.fromkeys((m.numerator, m.denominator) for m in metrics_of(CATALOG).values() if m.numerator)
+    ratios = ratio_parts()
     for name, scores in columns.items():
         parts = _parts(scores)
         rewards[name] = described(scores)
@@ -77,7 +80,6 @@ def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str,
 
 def show(summary: Mapping[str, Any]) -> None:
     """Prints the summary as a table for a person."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None)
@@ -95,9 +97,16 @@ def show(summary: Mapping[str, Any]) -> None:
             f"{row['n']} / {row['eligible']}",
             unscored if "." not in name else "",
         )
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    print_table(table)
     for line in _notes(summary):
         print(line)
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal; wide enough for whole lines in a pipe."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.rewriter.form import ChatMessage
 from pretrain.config import one_line
-from pretrain.files import read_json
+from pretrain.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,8 +86,7 @@ def folder_digest(folder: Path) -> str:
             *folder.glob("*.txt"),
         }
     ):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 

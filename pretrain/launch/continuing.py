@@ -95,7 +95,7 @@ def verdict_of(run: TrainingRun) -> Verdict:
     before, now = recorded(run.out, run) or recorded(run.checkpoints, run), run.depends()
     state, step = read_state(run.out), max(complete_steps(run.checkpoints), default=0)
     has_model = (run.out / "model").is_dir()
-    done = state.get("status") == "finished" and (run.out / "model" / "config.json").is_file()
+    done = is_finished(run.out, state)
     if not (has_model or step):
         elsewhere = _left_elsewhere(run, before)
         return Verdict("refuse", counting=(elsewhere,)) if elsewhere else Verdict("train")
@@ -110,6 +110,11 @@ def verdict_of(run: TrainingRun) -> Verdict:
         action = "extend" if only_longer else "refuse"
     parts = {part: tuple(difference(before, now, (part,))) for part in ("neutral", "code")}
     return Verdict(action, step, done, True, longer, tuple(changes), **parts)
+
+
+def is_finished(out: Path, state: Mapping[str, Any]) -> bool:
+    """The training in `out` ended, by its `state`, and its model is there."""
+    return state.get("status") == "finished" and (out / "model" / "config.json").is_file()
 
 
 def _left_elsewhere(run: TrainingRun, before: Identity | None) -> Difference | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.stream.sample_set import check_sets
-from pretrain.launch.continuing import TrainingRun
+from pretrain.launch.continuing import TrainingRun, is_finished
 from pretrain.launch.nodes import Nodes
 from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
 from pretrain.launch.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
@@ -94,9 +94,14 @@ def train_run(
 
 def set_aside(run: TrainingRun) -> None:
     """Move the folder of a training, and its states where they are elsewhere, to the trash."""
+    set_states_aside(run)
+    move_aside(run.out, run.trash, run.label)
+
+
+def set_states_aside(run: TrainingRun) -> None:
+    """Move the states of a training to the trash where they are not in its folder."""
     if run.checkpoints.parent != run.out:
         move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
-    move_aside(run.out, run.trash, run.label)
 
 
 def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0) -> StageResult:
@@ -114,8 +119,7 @@ def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0) -> StageResu
 def finished(out: Path) -> StageResult | None:
     """What a run folder holds, where it is done."""
     state = read_state(out)
-    done = state and state["status"] == "finished" and (out / "model" / "config.json").is_file()
-    return _result(out, state) if done else None
+    return _result(out, state) if is_finished(out, state) else None
 
 
 def outcome(out: Path, code: int, log: Path | None = None) -> StageResult:

@@ -37,7 +37,6 @@ from pretrain.media.streams import (
 )
 from pretrain.media.timeline import DEFAULT_FPS, increasing, nominal_rate, num_ticks, plan_sounds, show
 
-SOUND_SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
 DEFAULT_RATE_HZ = 16_000
 
 

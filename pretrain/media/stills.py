@@ -9,14 +9,14 @@ import numpy as np
 
 from pretrain.media.errors import MediaError, media_errors
 from pretrain.media.first_picture import read_first_picture
-from pretrain.media.geometry import BACKGROUND
+from pretrain.media.geometry import laid_on_background
 from pretrain.media.limits import LOCAL_LIMITS, MediaLimits
 from pretrain.media.sniff import check_present, kind_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
@@ -26,7 +26,7 @@ def read_image(
 ) -> np.ndarray:
     """uint8 [H, W, 3] of a still, or of the first frame of an animation or a video.
 
-    Turned upright by its EXIF orientation, transparent parts laid on BACKGROUND, 16-bit grey scaled to 8,
+    Turned upright by its EXIF orientation, transparent parts laid on white, 16-bit grey scaled to 8,
     CMYK converted; a colour profile is left as it is. Raises MediaError for what is missing, no picture, cut
     off, or beyond `limits` (before it is decoded).
     """
@@ -104,6 +104,5 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise MediaError(f"{path}: 32 bits a pixel, whose range is unknown; save it as 8 or 16 bits")
     if image.has_transparency_data:
-        under = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
+        return Image.fromarray(laid_on_background(np.asarray(image.convert("RGBA"))))
     return image.convert("RGB")

@@ -13,7 +13,8 @@ from builders import CORNERS, cell_colours, ffmpeg, numbered_frame
 from PIL import Image
 
 from pretrain.media.errors import MediaError
-from pretrain.media.stills import BACKGROUND, read_image
+from pretrain.media.geometry import BACKGROUND
+from pretrain.media.stills import read_image
 
 UPRIGHT = numbered_frame(77, 64, 96)
 UNDO = {  # EXIF orientation -> what has to be done to the shown picture to get the stored one

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -36,21 +37,24 @@ class SpeechBank:
 @cache
 def load_bank() -> SpeechBank:
     """The repo's bank, read once per process. Raises FileNotFoundError for a missing file."""
-    index = json.loads((BANK_FOLDER / "index.json").read_text())
+    index = _index()
     voices = tuple(dict.fromkeys(entry["voice"] for entry in index))
-    words = tuple(dict.fromkeys(entry["word"] for entry in index))
     sounds = {voice: _read(BANK_FOLDER / f"{voice}.flac") for voice in voices}
     utterances: dict[tuple[str, str], tuple[Utterance, ...]] = {}
     for entry in index:
         waveform = sounds[entry["voice"]][entry["start"] : entry["end"]]
         key = (entry["word"], entry["voice"])
         utterances[key] = (*utterances.get(key, ()), Utterance(*key, entry["stretch"], waveform))
-    return SpeechBank(words, voices, utterances)
+    return SpeechBank(vocabulary(), voices, utterances)
 
 
 def vocabulary() -> tuple[str, ...]:
-    """The words that the corpus can say, for a recogniser's grammar."""
-    return load_bank().words
+    """The words that the corpus can say, for a recogniser's grammar; no sound is read."""
+    return tuple(dict.fromkeys(entry["word"] for entry in _index()))
+
+
+def _index() -> list[dict[str, Any]]:
+    return json.loads((BANK_FOLDER / "index.json").read_text())
 
 
 def _read(path: Path) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
 
 from pretrain.data.corpus import texts
-from pretrain.data.corpus.bank import BANK_FOLDER
+from pretrain.data.corpus.bank import vocabulary
 from pretrain.data.corpus.cast import BACKGROUNDS, CAMERA_MOVES, CHARACTERS, VOICE_DESCRIPTIONS
 from pretrain.data.corpus.plan import SoundEvent, Turn
 from pretrain.data.corpus.script import BALL_COLOURS, LIGHT_COLOURS
@@ -22,9 +21,8 @@ _SHOWN = 8
 
 @cache
 def spoken_words() -> frozenset[str]:
-    """The words of the speech bank, without reading its sounds."""
-    index = json.loads((BANK_FOLDER / "index.json").read_text())
-    return frozenset(entry["word"] for entry in index)
+    """The words of the speech bank."""
+    return frozenset(vocabulary())
 
 
 @cache
