@@ -20,7 +20,7 @@ def demo() -> None:
     if up_to_date(root):
         print("nothing to do: data, model and report are up to date with code and params.yaml\n")
     else:
-        run_pipeline(root, layout)
+        run_pipeline(root, layout, _recipe().name)
     show_result(layout)
 
 

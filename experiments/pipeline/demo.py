@@ -13,6 +13,7 @@ from typing import Any
 from experiments.doctor import repository_problem
 from experiments.layout import STAGES, Layout
 from experiments.pipeline.memory import PeakMemory
+from experiments.runs.invocation import invocation
 from experiments.runs.run import read_record
 from experiments.runs.sender import wait_until_sent
 from experiments.runs.tracker import ensure_sender
@@ -78,7 +79,7 @@ def print_estimate() -> dict[str, float]:
     return speed
 
 
-def run_pipeline(root: Path, layout: Layout) -> None:
+def run_pipeline(root: Path, layout: Layout, recipe: str) -> None:
     """Run `dvc repro` with all stages' progress, then print timings. Raises ValueError if a stage fails.
 
     Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
@@ -88,25 +89,29 @@ def run_pipeline(root: Path, layout: Layout) -> None:
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
     started, start_s = time.time(), time.monotonic()
-    with PeakMemory() as memory:
-        pipeline = subprocess.Popen(
-            [*dvc_command(), "repro"], cwd=root, env=environment(), stdin=subprocess.DEVNULL
-        )
-        try:
-            code = pipeline.wait()
-        except KeyboardInterrupt:
-            pipeline.wait()
-            raise
-    if code:
-        raise ValueError(
-            "a stage failed (its own line is above); mend that and run this again, it goes on where it "
-            "stopped"
-        )
+    with PeakMemory() as memory, invocation(f"demo {recipe}", layout, root):
+        _reproduce(root)
     write_timings(layout, speed, time.monotonic() - start_s, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):
         print(
             f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` "
             "sends the rest"
+        )
+
+
+def _reproduce(root: Path) -> None:
+    pipeline = subprocess.Popen(
+        [*dvc_command(), "repro"], cwd=root, env=environment(), stdin=subprocess.DEVNULL
+    )
+    try:
+        code = pipeline.wait()
+    except KeyboardInterrupt:
+        pipeline.wait()
+        raise
+    if code:
+        raise ValueError(
+            "a stage failed (its own line is above); mend that and run this again, it goes on where it "
+            "stopped"
         )
 
 
