@@ -166,11 +166,10 @@ def tracked(
     reads = inputs if reads is None else dict(reads)
     spool, above = spool_of(layout, root), current(layout, root)
     parents = parents_of(reads, KnownOutputs(layout, root))
-    git, marker = git_state(root), marker_of(stage, layout)
-    mark = fingerprint(inputs, config, stage)
-    key = _announced_key(stage, mark, marker, spool) or new_run_key(stage)
-    if resume:
-        key = _resumed_key(stage, (mark, whole_fingerprint(inputs, config)), layout, go_on) or key
+    git, marker, mark = git_state(root), marker_of(stage, layout), fingerprint(inputs, config, stage)
+    marks = (mark, whole_fingerprint(inputs, config))
+    resumed = _resumed_key(stage, marks, layout, go_on) if resume else ""
+    key = resumed or _announced_key(stage, mark, marker, spool) or new_run_key(stage)
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     output = layout.output_of(stage)
     tracker = SpoolTracker(spool / key, is_temporary(root))
@@ -178,7 +177,6 @@ def tracked(
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     name, below = (stage, above.key) if above else (named(f"{stage} {recipe}"), "")
     tracker.start(RunStart(name, tags, config, reads, parents, below, params))
-    tracker.set_tags(dict(notes)) if notes else None
     ensure_sender(spool, root)
     begun = RunRecord(
         stage=stage,
@@ -196,6 +194,7 @@ def tracked(
         fingerprint=mark,
         output_md5="",
     )
+    tracker.set_tags(dict(notes or {}))
     start_s = time.monotonic()
     with stuck_shown(tracker, root), _invocation_described(above, layout), failure_marked(tracker):
         yield tracker

@@ -114,7 +114,8 @@ class SpoolTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         values = {name: str(value) for name, value in tags.items()}
         self.tags |= values
-        self._append("tags", values=values)
+        if values:
+            self._append("tags", values=values)
 
     def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
         """Log a folder of safetensors as a model of the run."""
