@@ -26,7 +26,7 @@ from experiments.runs.mlflow_names import (
     taken_name,
     taken_text,
 )
-from experiments.runs.mlflow_view import EXPERIMENT_TAGS, VIEW, with_columns, with_links
+from experiments.runs.mlflow_view import EXPERIMENT_TAGS, VIEW, page_of, with_columns, with_links
 from experiments.runs.store_uri import public_uri, scrubbed
 from pretrain.config import one_line
 
@@ -72,6 +72,16 @@ class MlflowStore:
     def open(self) -> str:
         """Id of the experiment. Raises what the store raises where it does not respond."""
         return self.experiment_id
+
+    def front_page(self) -> str:
+        """Path of the list of runs with its columns in MLflow's pages; "" where there is no experiment."""
+        found = self.client.get_experiment_by_name(self._experiment)
+        if found is None:
+            return ""
+        for tag, value in {**EXPERIMENT_TAGS, VIEW: with_columns(None, ())}.items():
+            if tag not in found.tags:  # an experiment of an earlier version
+                self.client.set_experiment_tag(found.experiment_id, tag, value)
+        return page_of(found.experiment_id)
 
     def answers(self) -> bool:
         """True if the store responds at all."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from experiments.runs.sender import open_default_store, quiet_mlflow
+from experiments.runs.sender import EXPERIMENT, open_default_store, quiet_mlflow
 from experiments.runs.store_uri import connection_uri, scrubbed, store_uri
 from pretrain.config import one_line
 
@@ -33,12 +33,13 @@ def serve_ui(port: int, root: Path) -> int:
     cannot be opened."""
     uri = connection_uri(root)
     if uri.startswith(("http://", "https://", "databricks")):
-        print(f"the runs are on a server: {store_uri(root)}")
+        place = store_uri(root)
+        print(f"the runs are on a server: {place.rstrip('/')}/{_front_page(uri)}")
         return 0
     check_address(uri)
     quiet_mlflow()
     open_default_store(root)
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"http://127.0.0.1:{port}/{_front_page(uri)}  (Ctrl-C ends it)", flush=True)
     # the URI may hold a password, and everybody sees the arguments of a process
     environment = {
         **os.environ,
@@ -69,6 +70,16 @@ def serve_ui(port: int, root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
             os.killpg(guard.pid, signal.SIGKILL)
     return 0 if stopped else code
+
+
+def _front_page(uri: str) -> str:
+    """Path of the list of runs; "" where there are none, or nobody answers."""
+    from experiments.runs.mlflow_store import MlflowStore
+
+    try:
+        return MlflowStore(uri, EXPERIMENT).front_page()
+    except Exception:  # a store raises whatever its database or HTTP client does; the address alone is of use
+        return ""
 
 
 def check_address(uri: str) -> None:
