@@ -188,7 +188,8 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
         return
     if given is not None:  # what the stage left unfinished in the same folder is replaced
         marker_of("align", Layout(out=layout.out)).unlink(missing_ok=True)
-    opened.enter_context(invocation(_what(job), layout, job.root))
+    shown = params_shown("align", config)
+    opened.enter_context(invocation(_what(job), layout, job.root, shown))
     with tracked(
         "align",
         job.recipe.name,
@@ -199,7 +200,7 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
         given=given,
         go_on=decision.go_on,
         notes=decision.notes,
-        params=params_shown("align", config),
+        params=shown,
     ) as tracker:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})

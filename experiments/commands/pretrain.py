@@ -159,13 +159,15 @@ def _present(stages: list[str], job: StageJob) -> list[TrainingRun]:
 def _train(stage: str, job: StageJob, wish: Wish, opened: ExitStack) -> None:
     """Train a stage unless it is finished; the first one that trains begins the run of the command."""
     from experiments.continuing import decide
+    from experiments.recipes.load import as_plain
     from experiments.runs.invocation import invocation
     from experiments.stages import run_stage, training_of
 
     name = f"pretrain_{stage}"
     decision = decide(training_of(name, job), job, wish)
     if decision.train:
-        opened.enter_context(invocation(f"pretrain {job.recipe.name}", job.layout, job.root))
+        what, asked = f"pretrain {job.recipe.name}", as_plain(job.recipe.pretrain)
+        opened.enter_context(invocation(what, job.layout, job.root, asked))
         run_stage(name, job, decision.go_on, decision.notes)
         print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def print_estimate() -> dict[str, float]:
     return speed
 
 
-def run_pipeline(root: Path, layout: Layout, recipe: str) -> None:
+def run_pipeline(root: Path, layout: Layout, recipe: str, asked: Mapping[str, Any]) -> None:
     """Run `dvc repro` with all stages' progress, then print timings. Raises ValueError if a stage fails.
 
     Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
@@ -89,7 +90,7 @@ def run_pipeline(root: Path, layout: Layout, recipe: str) -> None:
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
     started, start_s = time.time(), time.monotonic()
-    with PeakMemory() as memory, invocation(f"demo {recipe}", layout, root):
+    with PeakMemory() as memory, invocation(f"demo {recipe}", layout, root, asked):
         _reproduce(root)
     write_timings(layout, speed, time.monotonic() - start_s, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):

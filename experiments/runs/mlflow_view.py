@@ -19,7 +19,10 @@ EXPERIMENT_TAGS = {
     "its stages are below it.",
 }
 MOST_COLUMNS = 12
+# columns that MLflow always shows, by its ids -> width in pixels: check boxes, name, time, duration
+_FIRST = {"1": 73, "attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 80}
 _ALWAYS = ("attributes.`Models`",)
+_WIDTH = 150  # of a metric's column
 
 
 def with_columns(view: str | None, metrics: Sequence[str]) -> str:
@@ -31,7 +34,10 @@ def with_columns(view: str | None, metrics: Sequence[str]) -> str:
     had = [name for name in state.get("selectedColumns", ()) if name not in _ALWAYS]
     given = [f"metrics.`{name}`" for name in metrics]
     columns = list(dict.fromkeys([*had, *given]))[:MOST_COLUMNS]
-    return json.dumps({**state, "selectedColumns": [*columns, *_ALWAYS]}, sort_keys=True)
+    order = [*_FIRST, *columns, *_ALWAYS]
+    widths = {**{column: _WIDTH for column in columns}, **_FIRST}
+    view_of = {"selectedColumns": [*columns, *_ALWAYS], "columnOrder": order, "columnWidths": widths}
+    return json.dumps({**state, **view_of}, sort_keys=True)
 
 
 def with_links(text: str, experiment_id: str, run_ids: Mapping[str, str]) -> str:
@@ -46,4 +52,4 @@ def with_links(text: str, experiment_id: str, run_ids: Mapping[str, str]) -> str
 
 def page_of(experiment_id: str) -> str:
     """Path in MLflow's page of the list of runs with these columns."""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}"
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"

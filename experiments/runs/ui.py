@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,12 +35,15 @@ def serve_ui(port: int, root: Path) -> int:
     uri = connection_uri(root)
     if uri.startswith(("http://", "https://", "databricks")):
         place = store_uri(root)
-        print(f"the runs are on a server: {place.rstrip('/')}/{_front_page(uri)}")
+        quiet_mlflow()
+        page = _front_page(uri)
+        print(f"the runs are on a server: {place.rstrip('/')}{'/' if page else ''}{page}")
         return 0
     check_address(uri)
+    _check_port(port)
     quiet_mlflow()
     open_default_store(root)
-    print(f"http://127.0.0.1:{port}/{_front_page(uri)}  (Ctrl-C ends it)", flush=True)
+    page = f"http://127.0.0.1:{port}/{_front_page(uri)}"
     # the URI may hold a password, and everybody sees the arguments of a process
     environment = {
         **os.environ,
@@ -63,6 +67,8 @@ def serve_ui(port: int, root: Path) -> int:
         number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     try:
+        if _answers(port, guard):
+            print(f"{page}  (Ctrl-C ends it)", flush=True)
         code = guard.wait()
     finally:
         for number, handler in before.items():
@@ -70,6 +76,25 @@ def serve_ui(port: int, root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
             os.killpg(guard.pid, signal.SIGKILL)
     return 0 if stopped else code
+
+
+def _check_port(port: int) -> None:
+    """Raises ValueError where the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--port {port}: {one_line(error)}; choose another") from None
+
+
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until somebody listens on the port; False if the server ends before."""
+    while server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(POLL_S)
+    return False
 
 
 def _front_page(uri: str) -> str:
