@@ -96,7 +96,7 @@ class MlflowStore:
         run_id = self.find(key)
         if not run_id:
             run_id = self._create(key, event, {ANNOUNCED: "true"})
-            self._tags(run_id, event["tags"])
+            self._tags(run_id, {**event["tags"], **self._nested(event, {})})
         self.client.update_run(run_id, status="SCHEDULED")
         return run_id
 
@@ -108,8 +108,7 @@ class MlflowStore:
         run_id = self.find(key) or self._create(key, event, {})
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
-        above = event.get("invocation", "")
-        nested = {PARENT: found} if above and (found := run_ids.get(above) or self.find(above)) else {}
+        nested = self._nested(event, run_ids)
         if STARTED in run.data.tags:
             self._tags(run_id, nested)
             self._resume(run, event)
@@ -127,6 +126,12 @@ class MlflowStore:
         if ANNOUNCED in run.data.tags:
             self.client.delete_tag(run_id, ANNOUNCED)
         return run_id
+
+    def _nested(self, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> dict[str, str]:
+        """The tag by which MLflow shows a run below another, that of its invocation."""
+        above = event.get("invocation", "")
+        found = above and (run_ids.get(above) or self.find(above))
+        return {PARENT: found} if found else {}
 
     def _create(self, key: str, event: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         run = self.client.create_run(
