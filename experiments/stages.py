@@ -15,7 +15,7 @@ from experiments.job import StageJob
 from experiments.layout import STAGES
 from experiments.runs.inputs import inputs_read
 from experiments.runs.invocation import add_curves, current
-from experiments.runs.run import end_on_sigterm, tracked
+from experiments.runs.run import end_on_sigterm, read_record, tracked
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
 
@@ -51,16 +51,20 @@ def run_stage(
 
 def add_to_invocation(stage: str, job: StageJob, tracker: SpoolTracker) -> None:
     """Add the curves of a training to those of the command that it is part of, the stages of pretraining one
-    behind the other."""
+    behind the other, also those that were kept."""
     if not is_training(stage) or (above := current(job.layout, job.root)) is None:
         return
     if stage == "align":
         add_curves(tracker, above, "align", 0)
         return
-    stages = job.recipe.pretrain.stages
-    names = list(stages)
-    before = sum(stages[name].steps for name in names[: names.index(stage.removeprefix("pretrain_"))])
-    add_curves(tracker, above, "pretrain", before)
+    before = 0
+    for name, config in job.recipe.pretrain.stages.items():
+        if name == stage.removeprefix("pretrain_"):
+            add_curves(tracker, above, "pretrain", before)
+            return
+        if record := read_record(job.layout, f"pretrain_{name}"):
+            add_curves(SpoolTracker(tracker.folder.with_name(record.key)), above, "pretrain", before)
+        before += config.steps
 
 
 def params_shown(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
