@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
+from experiments.runs.datasets import about_inputs
 from experiments.runs.inputs import parents_of
 from experiments.runs.origin import is_temporary, spool_of
 from experiments.runs.outputs import CHECKPOINT_TAG, OUTPUT_MD5, KnownOutputs, files_of, keep_output
@@ -172,7 +173,7 @@ def tracked(
         key = _resumed_key(stage, (mark, whole_fingerprint(inputs, config)), layout, go_on) or key
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     output = layout.output_of(stage)
-    tracker = SpoolTracker(spool / key, is_temporary(root))
+    tracker = SpoolTracker(spool / key, is_temporary(root), about_inputs(reads, root))
     tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(output), **source_tags(git, root)}
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=reads, parents=parents))
@@ -288,7 +289,7 @@ def single_run(
     on; what was in `made` before is not its.
     """
     spool, inputs = spool_of(layout, root), inputs or {}
-    tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root))
+    tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root), about_inputs(inputs, root))
     tags = {"nava.stage": name, **source_tags(git_state(root), root), **tags}
     parents = parents_of(inputs, KnownOutputs(layout, root))
     tracker.start(RunStart(name=name, tags=tags, config=config, inputs=inputs, parents=parents))
