@@ -17,6 +17,7 @@ from experiments.runs.mlflow_names import MAX_TAG, taken_text
 from experiments.runs.model_names import CHECKPOINT_TAG, CODEC_TAG, PARENT_TAG, TRAINED_ON_TAG
 
 MODEL_VERSIONS = "mlflow.modelVersions"  # of a logged model: what MLflow's page of it lists
+MODEL_ID = "nava.model_id"  # MLflow's databases do not keep the model of a version
 MOVED_AT = "nava.alias_moved_at_ms"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
@@ -96,7 +97,7 @@ def _tags(model: LoggedModel, run: Run) -> dict[str, str]:
     """What a version says of itself: ids, run, parents, stage, recipe and commit."""
     of_run: dict[str, Any] = run.data.tags
     kept = (CHECKPOINT_TAG, CODEC_TAG, TRAINED_ON_TAG, PARENT_TAG, "nava.step", "nava.flavor")
-    found = {name: model.tags[name] for name in kept if name in model.tags}
+    found = {MODEL_ID: model.model_id} | {name: model.tags[name] for name in kept if name in model.tags}
     copied = ("nava.run", "nava.stage", "nava.recipe", "mlflow.source.git.commit", "git.dirty")
     found |= {name.replace("mlflow.source.", ""): of_run[name] for name in copied if of_run.get(name)}
     keys = {name: key for name, key in of_run.items() if name.startswith("parent_key.")}

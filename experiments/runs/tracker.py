@@ -58,8 +58,8 @@ class SpoolTracker:
     def __init__(
         self, folder: Path | str, temporary: bool = False, about: Mapping[str, Any] | None = None
     ) -> None:
-        """temporary: files are in a place that is removed when the run ends, so the spool keeps its own. about:
-        the run's inputs, as `experiments.runs.datasets.about_inputs` describes them."""
+        """temporary: files are in a place that is removed when the run ends, so the spool keeps its own.
+        about: the run's inputs, as `experiments.runs.datasets.about_inputs` describes them."""
         self.folder, self.temporary = Path(folder), temporary
         self.tags: dict[str, str] = {}  # set by this process
         self.about = about or {}
