@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow_world import BETTER, WORSE, write_team
+from mlflow_team import BETTER, WORSE, write_team
 
 from experiments.runs import invocation as invocations
 from experiments.runs import run as runs

@@ -30,8 +30,8 @@ ModelToAlign = Annotated[
     str,
     tyro.conf.arg(
         metavar="FOLDER",
-        help="model to align: a model folder, one of `nava import`, or models:/NAME/VERSION of MLflow; "
-        "default OUT/pretrain/stage3/model",
+        help="model to align: a model folder, one of `nava import`, or models:/NAME@ALIAS or /VERSION of "
+        "MLflow; default OUT/pretrain/stage3/model",
     ),
 ]
 AdapterFolder = Annotated[
@@ -41,7 +41,10 @@ AdapterFolder = Annotated[
         "the reference stays the model without it, and what is written is relative to that model"
     ),
 ]
-CodecFolder = Annotated[Path | None, tyro.conf.arg(help="codec folder; default OUT/codec")]
+CodecFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(help="codec folder, or models:/...; default OUT/codec, or that of a registered model"),
+]
 PromptsFile = Annotated[
     Path | None,
     tyro.conf.arg(
@@ -113,7 +116,7 @@ def align(
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
-      nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
+      nava align nava_6b --model models:/nava-6b@best --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
 
     --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
@@ -126,9 +129,8 @@ def align(
     _check_options(nproc, port, address := address_of(ray))
     loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
     inputs = AlignInputs(
-        model=_model_folder(model, out) if model else None,
+        **_model_and_codec(model, codec, out, bool(address)),
         adapter=adapter,
-        codec=codec,
         prompts=prompts,
         held_out=held_out,
         rubric=rubric,
@@ -251,11 +253,15 @@ def with_rubric_file(recipe: Any, path: Path | None) -> Any:
     return dataclasses.replace(recipe, align=with_rubric(recipe.align, read_rubric(path)))
 
 
-def _model_folder(text: str, out: Path) -> Path:
-    """A model folder, fetched from MLflow's registry where it is named so."""
-    from experiments.runs.registry import fetched, is_registered
+def _model_and_codec(model: str, codec: Path | None, out: Path, shared: bool) -> dict[str, Path | None]:
+    """Folders of the model and codec that are not the pipeline's, fetched where the registry names them."""
+    from experiments.runs.registry import model_and_codec, model_folder
 
-    return fetched(text, out / "models", Path()) if is_registered(text) else Path(text)
+    if not model:
+        return {"model": None, "codec": model_folder(codec, out, shared=shared) if codec else None}
+    default = Layout(out=out).codec
+    found, its_codec = model_and_codec(model, codec, out, default, shared=shared)
+    return {"model": found, "codec": None if its_codec == default and codec is None else its_codec}
 
 
 def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:

@@ -90,14 +90,17 @@ def export_published(
 ) -> None:
     """Write a model folder in a published layout; an imported model comes out bit for bit as it came in.
 
-    --to is a folder, or a file that ends in .safetensors. wan2.2 and wan_diffusers take the video side alone.
+    MODEL may be models:/NAME@ALIAS of MLflow. --to is a folder, or a file that ends in .safetensors. wan2.2
+    and wan_diffusers take the video side alone.
     """
+    from experiments.runs.registry import is_registered, model_folder
     from pretrain.convert.exporting import ExportConfig, run_export
     from pretrain.convert.layouts import layout_named
     from pretrain.storage import place
 
     config = ExportConfig(layout=layout_named(layout), weights=weights, written_as=dtype)
-    result = run_export(config, place(model), place(to))
+    source = model_folder(model, Path("out")) if is_registered(model) else place(model)
+    result = run_export(config, source, place(to))
     if as_json:
         print(json.dumps(result, indent=1))
         return

@@ -28,7 +28,8 @@ Manifests = Annotated[
     tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
 ]
 EncodingCodec = Annotated[
-    Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
+    Path | None,
+    tyro.conf.arg(metavar="FOLDER", help="codec folder, or models:/NAME@ALIAS; default OUT/codec"),
 ]
 SetsPlace = Annotated[
     str,
@@ -81,13 +82,14 @@ def encode(
         return
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    from experiments.runs.registry import model_folder
     from pretrain.data.encoding.encode_ranks import EncodeJob
 
     layout = Layout(out=out)
     job = EncodeJob(
         config=loaded.encode,
         sets=_sets(mix, manifest, loaded.encode),
-        codec=str(codec or layout.codec),
+        codec=str(model_folder(codec, out, shared="RANK" in os.environ) if codec else layout.codec),
         to=_destination(to, layout),
         verify=verify,
     )
