@@ -70,6 +70,11 @@ class Service:
 
     def start(self) -> Service:
         """Start it; returns when it answers."""
+        self.launch()
+        return self.wait()
+
+    def launch(self) -> None:
+        """Start it without waiting for an answer."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -81,9 +86,12 @@ class Service:
                 start_new_session=True,
                 **self.options,
             )
+
+    def wait(self) -> Service:
+        """Wait until it answers."""
         end = time.monotonic() + START_S
         while not self.answers():
-            if self.process.poll() is not None or time.monotonic() > end:
+            if self.process is None or self.process.poll() is not None or time.monotonic() > end:
                 said = self.log.read_text(errors="replace")[-2000:]
                 self.kill()
                 raise TimeoutError(f"{self.command[0]} does not answer: {said}")
@@ -197,7 +205,9 @@ def postgres(programs: Path, password: str) -> Iterator[str]:
 
 
 def _checked(command: Sequence[Any], folder: Path, options: Mapping[str, Any]) -> None:
-    done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, text=True, **options)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=folder, capture_output=True, text=True, **options
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -247,7 +257,7 @@ class Login:
 
 @dataclass(frozen=True)
 class TeamServer:
-    """server: MLflow with login; backend: its database, password included; s3: environment of its artifacts."""
+    """server: MLflow with login; backend: its database with its password; s3: environment of its artifacts."""
 
     server: Service
     backend: str

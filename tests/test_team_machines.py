@@ -26,7 +26,16 @@ from services import TeamServer, team_server
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.timeout(900)]
 
 LAST = "generate"  # the clips of the pretrained model
-STAGES = ("corpus", "curate", "codec", "encode", "pretrain_stage1", "pretrain_stage2", "pretrain_stage3", LAST)
+STAGES = (
+    "corpus",
+    "curate",
+    "codec",
+    "encode",
+    "pretrain_stage1",
+    "pretrain_stage2",
+    "pretrain_stage3",
+    LAST,
+)
 TRACES = """
 import json, sys
 from pathlib import Path
@@ -41,8 +50,11 @@ from mlflow import MlflowClient
 from experiments.runs.store_uri import connection_uri
 client = MlflowClient(connection_uri(Path()))
 experiment = client.get_experiment_by_name("nava")
-runs = client.search_runs([experiment.experiment_id], max_results=1000)
-print(json.dumps({run.data.tags["nava.run"]: run.to_dictionary() for run in runs}))
+found = {}
+for run in client.search_runs([experiment.experiment_id], max_results=1000):
+    found[run.data.tags["nava.run"]] = plain = run.to_dictionary()
+    plain["inputs"]["dataset_inputs"].sort(key=json.dumps)  # the server gives them in any order
+print(json.dumps(found))
 """
 
 
