@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from align_world import config as align_config
@@ -164,5 +165,5 @@ def kept_files(output: Path) -> dict[str, int]:
     return {str(path.relative_to(output)): path.stat().st_size for path in found}
 
 
-def rows(output: Path) -> list[dict[str, object]]:
+def rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What a team keeps its runs on, as processes of this machine: PostgreSQL, an S3-like store, MLflow with login."""
+"""What a team keeps its runs on, as processes here: PostgreSQL, an S3-like store, MLflow with login."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without what configures MLflow, S3 and DVC; the repository's packages can be imported."""
+    """The environment without settings of MLflow, S3 and DVC; the repository's packages can be imported."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(SERVER_VARIABLES)}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {
@@ -257,7 +257,7 @@ class Login:
 
 @dataclass(frozen=True)
 class TeamServer:
-    """server: MLflow with login; backend: its database with its password; s3: environment of its artifacts."""
+    """server: MLflow with login; backend: its database, with password; s3: its environment for artifacts."""
 
     server: Service
     backend: str
