@@ -58,7 +58,7 @@ class Service:
     folder: Path
     health: str = "/"
     options: Mapping[str, Any] = field(default_factory=dict)  # of subprocess.Popen
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[Any] | None = None
 
     @property
     def url(self) -> str:

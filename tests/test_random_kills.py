@@ -68,7 +68,7 @@ def points_are_those_of(server: Service, logged: dict[str, list[dict[str, Any]]]
     client = MlflowClient(tracking_uri=server.url)
     experiment = client.get_experiment_by_name("nava")
     assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = {str(run.info.run_name): run for run in client.search_runs([experiment.experiment_id])}
     assert runs.keys() == logged.keys() and len(client.search_runs([experiment.experiment_id])) == len(runs)
     for name, stored in runs.items():
         assert stored.info.status == "FINISHED"

@@ -41,7 +41,7 @@ STEPS_A_TURN = 4
 
 
 @dataclass(frozen=True)
-class Training:
+class LoggedTraining:
     """What a finished training logged: a row of numbers a call, of the median number of metrics."""
 
     seconds_per_step: float
@@ -49,7 +49,7 @@ class Training:
     names: tuple[str, ...]
 
     @classmethod
-    def read(cls, folder: Path) -> Training:
+    def read(cls, folder: Path) -> LoggedTraining:
         """Raises FileNotFoundError or ValueError where the folder is no finished training."""
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         logged = [row for row in rows if "seconds_per_step" in row]
@@ -72,7 +72,7 @@ def cost(work: Callable[[], object]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def spooled(training: Training, folder: Path, points: int, artifacts: int) -> dict[str, Any]:
+def spooled(training: LoggedTraining, folder: Path, points: int, artifacts: int) -> dict[str, Any]:
     """Costs of the calls into folder/spool/run, and of reading the points again when the run is resumed."""
     calls = -(-points // len(training.names))
     run = folder / "spool" / "run"
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=float, default=40.0, help="of the race beside the sender")
     options = parse(parser)
     quiet_mlflow()
-    training = Training.read(options.training)
+    training = LoggedTraining.read(options.training)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         found: dict[str, Any] = {
