@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ STEPS, ROUNDS = 60, 6
 KEPT = 10_000  # checkpoints: nothing may go
 RANKS = {"pretrain.titan.run", "finetune.run"}
 AFTER_S = (0.0, 7.0)  # between two kills
+STARTED_SHARE = 0.8  # of the attempts in which nothing is killed before the ranks are there
 
 
 def pretraining() -> Recipe:
@@ -106,6 +108,8 @@ class Killer:
         while code != 0:
             self.attempts += 1
             job = start(self.work, arguments, self.server.url)
+            if self.draw.random() < STARTED_SHARE:
+                self.wait_for_ranks(job)
             while job.poll() is None and self.left > 0:
                 with suppress(subprocess.TimeoutExpired):
                     job.wait(self.draw.uniform(*AFTER_S))
@@ -113,6 +117,11 @@ class Killer:
                     self.kill_one(job)
             code = job.wait(400)
             self.look()
+
+    def wait_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
+        """Wait until the training has ranks, which takes most of the time of an attempt."""
+        while job.poll() is None and self.left > 0 and "rank" not in self.victims(job):
+            time.sleep(0.2)
 
     def victims(self, job: subprocess.Popen[bytes]) -> Mapping[str, list[psutil.Process]]:
         """Processes by kind; `machine` is all of the training and its sender at once."""

@@ -131,6 +131,11 @@ def nava(work: Path, given: Mapping[str, str], *arguments: str) -> int:
         ).returncode
 
 
+def sent(work: Path, given: Mapping[str, str]) -> bool:
+    """`nava tracking flush`, again where the sender at work is slow."""
+    return any(nava(work, given, "tracking", "flush") == 0 for _ in range(5))
+
+
 def assert_no_secret(places: Mapping[str, bytes]) -> None:
     assert sum(map(len, places.values())) > 1000
     leaks = {place: names for place, content in places.items() if (names := found_in(content))}
@@ -182,7 +187,7 @@ def test_a_tracked_run_leaves_no_secret_anywhere(team, commands, tmp_path, who):
             assert nava(tmp_path, given, *commands["pretrain"]) == 0, (tmp_path / "printed.txt").read_text()
             if who == "variables":
                 assert nava(tmp_path, given, *commands["align"]) == 0, (tmp_path / "printed.txt").read_text()
-            assert nava(tmp_path, given, "tracking", "flush") == 0, (tmp_path / "printed.txt").read_text()
+            assert sent(tmp_path, given), (tmp_path / "printed.txt").read_text()
             nava(tmp_path, given, "lineage", "out/pretrain/stage1/model")
             nava(tmp_path, given, "lineage", "no-such-run")
             nava(tmp_path, given, "doctor")
