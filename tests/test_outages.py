@@ -163,6 +163,27 @@ def test_a_database_that_stays_locked_is_named_and_gets_everything_afterwards(ro
     assert_whole(f"sqlite:///{database}", tracker, 20, {})
 
 
+def test_who_waits_for_the_sender_wakes_it(root, database, monkeypatch):
+    """After an outage the sender sleeps for up to a minute."""
+    tracker = begin(root, "a")
+    tracker.finish("FINISHED")
+    failed = []
+
+    def not_at_first(spool: Path, where: Path) -> int:
+        failed.append(time.monotonic())
+        if len(failed) == 1:
+            raise sender.Unreachable("gone")
+        return flush(spool, where)
+
+    monkeypatch.setattr(sender, "flush", not_at_first)
+    monkeypatch.setattr(sender, "POLL_S", 60.0)
+    monkeypatch.setattr(sender, "IDLE_S", 0.1)
+    at_work = threading.Thread(target=sender.follow, args=(root / "spool", root), daemon=True)
+    at_work.start()
+    assert wait_until_sent(root / "spool", root, 50)
+    assert len(failed) > 1
+
+
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
     """A file system of a size."""
