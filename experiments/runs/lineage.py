@@ -263,7 +263,7 @@ def _facts(key: str, known: _Known, asked: bool) -> RunFacts:
     if run.exists() and (facts := _from_spool(run)):
         return facts
     if record := known.records.get(key):
-        return _from_record(record)
+        return replace(_from_record(record), mlflow_run_id=known.elsewhere.id_of(key))
     found = known.elsewhere.read(key, required=asked)
     if found is None:
         return _from_tags(key, "", UNKNOWN, {"nava.stage": stage_of_key(key)}, {})

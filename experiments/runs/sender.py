@@ -43,6 +43,8 @@ def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
     while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
         if time.monotonic() > end:
             break
+        with contextlib.suppress(OSError):
+            (spool / WAKE).touch()  # after an outage it sleeps for up to RETRY_S
         time.sleep(0.5)
     return not waiting
 
