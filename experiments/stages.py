@@ -15,6 +15,7 @@ from experiments.job import StageJob
 from experiments.layout import STAGES
 from experiments.runs.inputs import inputs_read
 from experiments.runs.run import end_on_sigterm, tracked
+from experiments.runs.system import system_metrics
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
 
@@ -35,7 +36,8 @@ def run_stage(
     with tracked(
         stage, job.recipe.name, config, job.layout, job.root, resume, go_on=go_on, notes=notes, reads=reads
     ) as tracker:
-        _work(stage, job, tracker)
+        with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
+            _work(stage, job, tracker)
 
 
 def check_stage(stage: str) -> None:

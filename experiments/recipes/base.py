@@ -9,6 +9,7 @@ from experiments.pipeline.curate_prompts import PromptChoiceConfig
 from experiments.pipeline.syncnet import SyncFitConfig
 from experiments.pipeline.votes import VotesConfig
 from experiments.report.evaluate import EvaluateConfig
+from experiments.runs.trackers import TrackingConfig
 from experiments.scoring.sets import ScoreConfig
 from experiments.studies.objectives.config import ObjectivesConfig
 from experiments.studies.paradigms.config import StudyConfig
@@ -44,6 +45,7 @@ class Recipe:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)  # of every run; no number depends on it
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # of `nava study objectives`
 
     @property
