@@ -20,7 +20,7 @@ import pyarrow as pa
 import soundfile
 from PIL import Image
 
-# names of fields: times, and the count of clips, which is a function of steps and batch and an axis to draw over
+# names of fields: times, and a count of clips that is a function of steps and batch
 VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$|^clips_seen$")
 # Identities: some are over names of settings or modules, absolute paths, or files that hold seconds; those
 # over weights say no more than the tensors do.
