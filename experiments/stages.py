@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.job import StageJob
 from experiments.layout import STAGES
 from experiments.runs.inputs import inputs_read
+from experiments.runs.invocation import add_curves, current
 from experiments.runs.run import end_on_sigterm, tracked
 from experiments.runs.system import system_metrics
 from experiments.runs.tracker import SpoolTracker
@@ -34,10 +35,44 @@ def run_stage(
     config, resume = config_of(stage, job.recipe), is_training(stage)
     reads = inputs_read(stage, job)
     with tracked(
-        stage, job.recipe.name, config, job.layout, job.root, resume, go_on=go_on, notes=notes, reads=reads
+        stage,
+        job.recipe.name,
+        config,
+        job.layout,
+        job.root,
+        resume,
+        go_on=go_on,
+        notes=notes,
+        reads=reads,
+        params=params_shown(stage, config),
     ) as tracker:
         with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
             _work(stage, job, tracker)
+        add_to_invocation(stage, job, tracker)
+
+
+def add_to_invocation(stage: str, job: StageJob, tracker: SpoolTracker) -> None:
+    """Add the curves of a training to those of the command that it is part of, the stages of pretraining one
+    behind the other."""
+    if not is_training(stage) or (above := current(job.layout, job.root)) is None:
+        return
+    if stage == "align":
+        add_curves(tracker, above, "align", 0)
+        return
+    stages = job.recipe.pretrain.stages
+    names = list(stages)
+    before = sum(stages[name].steps for name in names[: names.index(stage.removeprefix("pretrain_"))])
+    add_curves(tracker, above, "pretrain", before)
+
+
+def params_shown(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run shows as parameters: of alignment, those of the algorithms that it used."""
+    if stage != "align":
+        return dict(config)
+    from finetune.objectives.registry import SHIPPED
+
+    unused = SHIPPED.keys() - set(config["sequence"])
+    return {name: value for name, value in config.items() if name not in unused}
 
 
 def check_stage(stage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,9 +138,9 @@ def align(
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
-    _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"))
-    if report and isinstance(layout, AlignLayout):
-        _close(layout.align)
+    with ExitStack() as opened:
+        _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"), opened)
+        _close(job, report)
 
 
 def _check_options(nproc: int, port: int, address: str) -> None:
@@ -166,13 +167,14 @@ def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
         print(notice)
 
 
-def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None:
-    """Align as a tracked run, unless it is finished."""
+def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened: ExitStack) -> None:
+    """Align as a tracked run, unless it is finished, below one of the whole command."""
     from experiments.alignment.inputs import AlignLayout, align_run, digests
     from experiments.continuing import decide
     from experiments.pipeline.align import align_tracked, alignment_of
+    from experiments.runs.invocation import invocation
     from experiments.runs.run import marker_of, tracked
-    from experiments.stages import config_of
+    from experiments.stages import add_to_invocation, config_of, params_shown
     from finetune.launch import alone
 
     layout, config = job.layout, config_of("align", job.recipe)
@@ -186,6 +188,8 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None
         return
     if given is not None:  # what the stage left unfinished in the same folder is replaced
         marker_of("align", Layout(out=layout.out)).unlink(missing_ok=True)
+    shown = params_shown("align", config)
+    opened.enter_context(invocation(_what(job), layout, job.root, shown))
     with tracked(
         "align",
         job.recipe.name,
@@ -196,26 +200,45 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None
         given=given,
         go_on=decision.go_on,
         notes=decision.notes,
+        params=shown,
     ) as tracker:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
         align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+        add_to_invocation("align", job, tracker)
 
 
-def _close(folder: Path) -> None:
-    """The closing page of a finished alignment. Raises ValueError or OSError that says what is kept."""
+def _what(job: StageJob) -> str:
+    """What an alignment does, for the name of its run."""
+    names = dict.fromkeys(entry.rpartition(":")[2] for entry in job.recipe.align.sequence)
+    return f"align {job.recipe.name} {'+'.join(names)}"
+
+
+def _close(job: StageJob, report: bool) -> None:
+    """The closing page of a finished alignment with inputs of its own. Raises ValueError or OSError that says
+    what is kept."""
+    from experiments.alignment.inputs import AlignLayout
     from experiments.report.closing import closing_report
-    from experiments.report.closing_run import closing_inputs, read_run
+    from experiments.report.closing_run import closing_files, closing_inputs, closing_results, read_run
+    from experiments.runs.invocation import current, publish
 
+    if not report or not isinstance(job.layout, AlignLayout):
+        return
+    folder = job.layout.align
     run = read_run(folder)
     if run.held_out is None and not run.config.stop.prompts:
         print(f"no prompts were held out, so there is no page: `nava align report {folder} --prompts FILE`")
         return
     try:
-        print(f"before and after: {closing_report(closing_inputs(run, folder))}")
+        page = closing_report(closing_inputs(run, folder))
     except (ValueError, OSError) as error:
         message = f"{error} (the alignment is finished: `nava align report {folder}` makes the page)"
         raise ValueError(message) from error
+    print(f"before and after: {page}")
+    if (above := current(job.layout, job.root)) is not None:
+        publish(above, closing_results(page.parent))
+        for path, below in closing_files(page.parent).items():
+            above.log_artifact(str(path), below)
 
 
 def with_rubric_file(recipe: Any, path: Path | None) -> Any:

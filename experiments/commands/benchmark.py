@@ -111,10 +111,14 @@ def _run(
     chosen = settings_from(rewards_with_options(rewards, settings), None, settings, files)
     config = {"benchmark": benchmark.name, "cases": len(benchmark.items), **chosen.described()}
     tags = {"nava.output": str(to)}
-    with single_run("benchmark", config, tags, Layout(out=out), Path()) as tracker:
+    name = f"evaluate {benchmark.name}".lower()
+    with single_run(name, config, tags, Layout(out=out), Path()) as tracker:
         result = {**measure(benchmark, chosen, to), "left_out": left_out(clips, benchmark.items)}
         paths = write_tables(result, to)
-        tracker.log_metrics(metrics_to_log(result), step=0)
+        numbers = metrics_to_log(result)
+        tracker.log_metrics(numbers, step=0)
+        shown = [name for name in numbers if name.startswith("metrics.") and name.count(".") == 1]
+        tracker.describe(f"**{benchmark.name}**\n\n{markdown(result)}", shown)
         tracker.set_tags({"nava.clips_sha256": _digest(result["clip_digests"])})
         for path in (*paths, *sorted(to.glob("scores_*.jsonl"))):
             tracker.log_artifact(str(path))

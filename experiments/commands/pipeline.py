@@ -147,8 +147,11 @@ def evaluate(
     if gates and not job.recipe.evaluate.gates:
         raise ValueError("evaluate.gates: the recipe has none; give them in params.yaml or by --set")
     if not gates:
-        _run("score", job)
-        _run("evaluate", job)
+        from experiments.runs.invocation import invocation
+
+        with invocation(f"evaluate {job.recipe.name}", job.layout, job.root):
+            _run("score", job)
+            _run("evaluate", job)
     passed = _show_gates(job, as_json)
     return GATE_FAILED if gates and not passed else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,16 +106,17 @@ def _train_stages(job: StageJob, stage: str, wish: Wish) -> None:
     chosen = names if stage == "all" else [stage]
     if nodes.leads:
         _check_before_training(chosen, job, wish)
-    for name in chosen:
-        here = dataclasses.replace(
-            job,
-            nodes=nodes.at(names.index(name)),
-            init_from=job.init_from if name == chosen[0] else None,
-        )
-        if nodes.leads:
-            _train(name, here, wish)
-        elif not _join(name, here):
-            return
+    with ExitStack() as opened:
+        for name in chosen:
+            here = dataclasses.replace(
+                job,
+                nodes=nodes.at(names.index(name)),
+                init_from=job.init_from if name == chosen[0] else None,
+            )
+            if nodes.leads:
+                _train(name, here, wish, opened)
+            elif not _join(name, here):
+                return
 
 
 def _check_before_training(stages: list[str], job: StageJob, wish: Wish) -> None:
@@ -154,13 +156,18 @@ def _present(stages: list[str], job: StageJob) -> list[TrainingRun]:
     return found
 
 
-def _train(stage: str, job: StageJob, wish: Wish) -> None:
+def _train(stage: str, job: StageJob, wish: Wish, opened: ExitStack) -> None:
+    """Train a stage unless it is finished; the first one that trains begins the run of the command."""
     from experiments.continuing import decide
+    from experiments.recipes.load import as_plain
+    from experiments.runs.invocation import invocation
     from experiments.stages import run_stage, training_of
 
     name = f"pretrain_{stage}"
     decision = decide(training_of(name, job), job, wish)
     if decision.train:
+        what, asked = f"pretrain {job.recipe.name}", as_plain(job.recipe.pretrain)
+        opened.enter_context(invocation(what, job.layout, job.root, asked))
         run_stage(name, job, decision.go_on, decision.notes)
         print(f"{stage}: finished; its model is {job.layout.model(stage)}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.scoring.summary import number, span
 from pretrain.files import replacing
+from pretrain.markdown import markdown_table
 
 OURS = "this run"
 
@@ -41,7 +42,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         }
         parts += [
             "## Verse-Bench composites, from complete inputs only",
-            _table(list(told), [list(told.values())]),
+            markdown_table(list(told), [list(told.values())]),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -66,7 +67,7 @@ def _beside(result: Mapping[str, Any]) -> str:
         [system, *(number(figures.get(label)) for label in labels)]
         for system, figures in result["paper"].items()
     ]
-    return _table(["system", *labels], [*rows, [OURS, *(_ours(result, label) for label in labels)]])
+    return markdown_table(["system", *labels], [*rows, [OURS, *(_ours(result, label) for label in labels)]])
 
 
 def _ours(result: Mapping[str, Any], label: str) -> str:
@@ -95,7 +96,7 @@ def _metrics(result: Mapping[str, Any]) -> str:
                 why,
             ]
         )
-    return _table(
+    return markdown_table(
         ["metric", "better", "mean", "95 % interval", "scored/eligible", "NAVA (paper)", "remarks"], rows
     )
 
@@ -105,15 +106,8 @@ def _own(own: Mapping[str, Any]) -> str:
         [name, number(row["mean"]), span(row), f"{row['n']}/{row['eligible']}", _reasons(row)]
         for name, row in own.items()
     ]
-    return _table(["score", "mean", "95 % interval", "scored/eligible", "remarks"], rows)
+    return markdown_table(["score", "mean", "95 % interval", "scored/eligible", "remarks"], rows)
 
 
 def _reasons(row: Mapping[str, Any]) -> str:
     return "; ".join(f"{count} {reason}" for reason, count in row["reasons"].items())
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
-    )

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.doctor import repository_problem
 from experiments.layout import STAGES, Layout
+from experiments.runs.invocation import invocation
 from experiments.runs.memory import PeakMemory
 from experiments.runs.run import read_record
 from experiments.runs.sender import wait_until_sent
@@ -78,7 +80,7 @@ def print_estimate() -> dict[str, float]:
     return speed
 
 
-def run_pipeline(root: Path, layout: Layout) -> None:
+def run_pipeline(root: Path, layout: Layout, recipe: str, asked: Mapping[str, Any]) -> None:
     """Run `dvc repro` with all stages' progress, then print timings. Raises ValueError if a stage fails.
 
     Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
@@ -88,25 +90,29 @@ def run_pipeline(root: Path, layout: Layout) -> None:
     speed = print_estimate()
     ensure_sender(layout.tracking, root)
     started, start_s = time.time(), time.monotonic()
-    with PeakMemory() as memory:
-        pipeline = subprocess.Popen(
-            [*dvc_command(), "repro"], cwd=root, env=environment(), stdin=subprocess.DEVNULL
-        )
-        try:
-            code = pipeline.wait()
-        except KeyboardInterrupt:
-            pipeline.wait()
-            raise
-    if code:
-        raise ValueError(
-            "a stage failed (its own line is above); mend that and run this again, it goes on where it "
-            "stopped"
-        )
+    with PeakMemory() as memory, invocation(f"demo {recipe}", layout, root, asked):
+        _reproduce(root)
     write_timings(layout, speed, time.monotonic() - start_s, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):
         print(
             f"MLflow has not got every run yet ({layout.tracking / 'sender.log'}); `nava tracking flush` "
             "sends the rest"
+        )
+
+
+def _reproduce(root: Path) -> None:
+    pipeline = subprocess.Popen(
+        [*dvc_command(), "repro"], cwd=root, env=environment(), stdin=subprocess.DEVNULL
+    )
+    try:
+        code = pipeline.wait()
+    except KeyboardInterrupt:
+        pipeline.wait()
+        raise
+    if code:
+        raise ValueError(
+            "a stage failed (its own line is above); mend that and run this again, it goes on where it "
+            "stopped"
         )
 
 

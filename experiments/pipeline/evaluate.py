@@ -7,6 +7,8 @@ from experiments.report.evaluate import evaluate, metrics_to_log
 from experiments.report.gates import check_gates, read_reports
 from experiments.report.headline import headline
 from experiments.report.metric_keys import reported_metrics
+from experiments.report.run_results import results_of
+from experiments.runs.invocation import current, publish
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.sets import SCORES
 from pretrain.files import write_json
@@ -26,9 +28,11 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
         known=reported_metrics(recipe.score),
     )
     written = read_reports(layout.metrics, layout.alignment)
-    numbers = headline(check_gates(recipe.evaluate.gates, written))
-    write_json(layout.headline, numbers)
+    results = check_gates(recipe.evaluate.gates, written)
+    write_json(layout.headline, headline(results))
     tracker.log_metrics(metrics_to_log(written.metrics, written.alignment), step=0)
     for path in (layout.headline, layout.metrics, layout.alignment, votes):
         if path.is_file():
             tracker.log_artifact(str(path))
+    if (above := current(layout, job.root)) is not None:
+        publish(above, results_of(written, results, reported_metrics(recipe.score)))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from experiments.job import StageJob
 from experiments.layout import PRETRAIN_STAGES, STAGES
+from experiments.report.gates import check_gates, read_reports
 from experiments.report.headline import loss_table, reward_table
 from experiments.report.metric_keys import reported_metrics
 from experiments.report.report import report
+from experiments.report.run_results import example_clips, results_of
+from experiments.runs.invocation import current, publish
 from experiments.runs.run import read_record
 from experiments.runs.tracker import SpoolTracker
+from experiments.scoring.sets import ALIGN_SET
 from pretrain.files import replacing
 
 
@@ -40,5 +47,23 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
     ):
         with replacing(layout.reports / name) as temporary:
             temporary.write_text(table, encoding="utf-8")
-    for path in (page, *sorted(page.parent.glob("*.png"))):
+    pictures = sorted(page.parent.glob("*.png"))
+    for path in (page, *pictures):
         tracker.log_artifact(str(path))
+    if (above := current(layout, job.root)) is not None:
+        _show(above, job, page, pictures)
+
+
+def _show(above: SpoolTracker, job: StageJob, page: Path, pictures: Sequence[Path]) -> None:
+    """Give the run of the whole pipeline its page, its pictures, some clips, and its numbers where the stage
+    before this one was kept."""
+    layout, recipe = job.layout, job.recipe
+    for path in (page, *pictures):
+        above.log_artifact(str(path))
+    sides = {"before": layout.generated / ALIGN_SET, "after": layout.aligned / ALIGN_SET}
+    for side, folder in sides.items():
+        for clip in example_clips(folder):
+            above.log_artifact(str(clip), f"clips/{side}")
+    written = read_reports(layout.metrics, layout.alignment)
+    gates = check_gates(recipe.evaluate.gates, written)
+    publish(above, results_of(written, gates, reported_metrics(recipe.score)))

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.report.closing import ClosingInputs
+from experiments.report.closing import AFTER, BEFORE, PAGE, RESULT, ClosingInputs
+from experiments.report.gates import Reports
+from experiments.report.run_results import RunResults, example_clips, results_of
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set
+from pretrain.files import read_json
 from pretrain.generate import GenerateConfig
 from pretrain.jsonl import dump, scan
 from pretrain.launch.torchrun import RESOLVED
+from rewards.catalog import metrics_of
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
 
@@ -108,3 +112,15 @@ def _held_out(run: AlignRun, folder: Path) -> Path:
         written.append({**row, "data_id": found.data_id, "spk_wavs": voices, "image_path": image})
     dump(folder / PROMPTS, written)
     return folder / PROMPTS
+
+
+def closing_results(folder: Path) -> RunResults:
+    """Numbers and table of the closing report in `folder`. Raises as `read_json`."""
+    found = read_json(folder / RESULT, "make the report again")
+    return results_of(Reports({}, found), (), metrics_of(found["metrics"]))
+
+
+def closing_files(folder: Path) -> dict[Path, str]:
+    """The page of a closing report and some of its clips -> folder in a run's artifacts."""
+    clips = {clip: f"clips/{side}" for side in (BEFORE, AFTER) for clip in example_clips(folder / side)}
+    return {folder / PAGE: "", **clips}

@@ -26,10 +26,12 @@ from experiments.runs.mlflow_names import (
     taken_name,
     taken_text,
 )
+from experiments.runs.mlflow_view import EXPERIMENT_TAGS, VIEW, page_of, with_columns, with_links
 from experiments.runs.store_uri import public_uri, scrubbed
 from pretrain.config import one_line
 
 KEY_TAG = "nava.run"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 ANNOUNCED = "nava.announced"
 STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
 LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
@@ -65,11 +67,21 @@ class MlflowStore:
             return found.experiment_id
         # a database stores no files, so artifacts go beside it; a server has its own artifact store
         local = artifacts_of(self._database).resolve().as_uri() if self._database else None
-        return self.client.create_experiment(self._experiment, artifact_location=local)
+        return self.client.create_experiment(self._experiment, artifact_location=local, tags=EXPERIMENT_TAGS)
 
     def open(self) -> str:
         """Id of the experiment. Raises what the store raises where it does not respond."""
         return self.experiment_id
+
+    def front_page(self) -> str:
+        """Path of the list of runs with its columns in MLflow's pages; "" where there is no experiment."""
+        found = self.client.get_experiment_by_name(self._experiment)
+        if found is None:
+            return ""
+        for tag, value in {**EXPERIMENT_TAGS, VIEW: with_columns(None, ())}.items():
+            if tag not in found.tags:  # an experiment of an earlier version
+                self.client.set_experiment_tag(found.experiment_id, tag, value)
+        return page_of(found.experiment_id)
 
     def answers(self) -> bool:
         """True if the store responds at all."""
@@ -96,16 +108,20 @@ class MlflowStore:
         run_id = self.find(key) or self._create(key, event, {})
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
+        above = event.get("invocation", "")
+        nested = {PARENT: found} if above and (found := run_ids.get(above) or self.find(above)) else {}
         if STARTED in run.data.tags:
+            self._tags(run_id, nested)
             self._resume(run, event)
             return run_id
         parents = {
             name: run_ids.get(parent) or self.find(parent) for name, parent in event["parents"].items()
         }
-        tags = {**event["tags"], **_parent_tags(event["parents"], parents)}
+        tags = {**event["tags"], **_parent_tags(event["parents"], parents), **nested}
         tags |= {f"input.{path}": md5 for path, md5 in event["inputs"].items()}
         self._tags(run_id, tags)
-        self._log_params(run_id, event["config"])
+        params = event.get("params")
+        self._log_params(run_id, event["config"] if params is None else params)
         self._log_inputs(run_id, event["inputs"])
         self.client.set_tag(run_id, STARTED, "true")
         if ANNOUNCED in run.data.tags:
@@ -188,6 +204,14 @@ class MlflowStore:
 
     def tags(self, run_id: str, event: Mapping[str, Any]) -> None:
         self._tags(run_id, event["values"])
+
+    def note(self, run_id: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> None:
+        """Set a run's description. run_ids: of the runs that it links to, "" = not in this store."""
+        self._tags(run_id, {NOTE: with_links(event["text"], self.experiment_id, run_ids)})
+        if event.get("columns"):
+            before = self.client.get_experiment(self.experiment_id).tags.get(VIEW)
+            if (view := with_columns(before, event["columns"])) != before:
+                self.client.set_experiment_tag(self.experiment_id, VIEW, view)
 
     def _tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         entries = [
@@ -326,8 +350,6 @@ def _is_refusal(error: MlflowException) -> bool:
 def _parent_tags(parents: Mapping[str, str], run_ids: Mapping[str, str]) -> dict[str, str]:
     """parents: name -> run key; run_ids: name -> MLflow id, "" if unknown."""
     known = {name: run_id for name, run_id in run_ids.items() if run_id}
-    tags = {f"parent.{name}": run_id for name, run_id in known.items()} | {
+    return {f"parent.{name}": run_id for name, run_id in known.items()} | {
         f"parent_key.{name}": key for name, key in parents.items()
     }
-    first = next(iter(parents), None)
-    return tags | ({"mlflow.parentRunId": known[first]} if first in known else {})

@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.layout import Layout
 from experiments.runs.inputs import parents_of
+from experiments.runs.invocation import bring_up_to_date, current, named
 from experiments.runs.origin import is_temporary, spool_of
 from experiments.runs.outputs import CHECKPOINT_TAG, OUTPUT_MD5, KnownOutputs, files_of, keep_output
 from experiments.runs.provenance import (
@@ -151,32 +152,31 @@ def tracked(
     go_on: bool | None = None,
     notes: Mapping[str, str] | None = None,
     reads: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> Iterator[SpoolTracker]:
-    """Run the body as a tracked run of `stage`.
+    """Run the body as a tracked run of `stage`, below the invocation that this process belongs to.
 
     With `resume`, a killed run is resumed under its key if inputs and settings that count are unchanged;
     otherwise its output is moved to the trash first. go_on: whether the output is kept, where the caller has
     decided that. Without `resume`, the body itself replaces the output. given: inputs (path -> digest) of a
     run that does not read the pipeline's. notes: tags on how the run goes on. reads: what the run is recorded
-    with as read, by its own paths; default those inputs.
+    with as read, by its own paths; default those inputs. params: of the config, what MLflow shows.
     """
     inputs = stage_inputs(stage, root) if given is None else dict(given)
     reads = inputs if reads is None else dict(reads)
-    spool = spool_of(layout, root)
+    spool, above = spool_of(layout, root), current(layout, root)
     parents = parents_of(reads, KnownOutputs(layout, root))
-    git = git_state(root)
-    marker = marker_of(stage, layout)
-    mark = fingerprint(inputs, config, stage)
-    key = _announced_key(stage, mark, marker, spool) or new_run_key(stage)
-    if resume:
-        key = _resumed_key(stage, (mark, whole_fingerprint(inputs, config)), layout, go_on) or key
+    git, marker, mark = git_state(root), marker_of(stage, layout), fingerprint(inputs, config, stage)
+    marks = (mark, whole_fingerprint(inputs, config))
+    resumed = _resumed_key(stage, marks, layout, go_on) if resume else ""
+    key = resumed or _announced_key(stage, mark, marker, spool) or new_run_key(stage)
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     output = layout.output_of(stage)
     tracker = SpoolTracker(spool / key, is_temporary(root))
     tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(output), **source_tags(git, root)}
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
-    tracker.start(RunStart(name=stage, tags=tags, config=config, inputs=reads, parents=parents))
-    tracker.set_tags(dict(notes)) if notes else None
+    name, below = (stage, above.key) if above else (named(f"{stage} {recipe}"), "")
+    tracker.start(RunStart(name, tags, config, reads, parents, below, params))
     ensure_sender(spool, root)
     begun = RunRecord(
         stage=stage,
@@ -194,8 +194,9 @@ def tracked(
         fingerprint=mark,
         output_md5="",
     )
+    tracker.set_tags(dict(notes or {}))
     start_s = time.monotonic()
-    with stuck_shown(tracker, root), failure_marked(tracker):
+    with stuck_shown(tracker, root), _invocation_described(above, layout), failure_marked(tracker):
         yield tracker
         _end(begun, time.monotonic() - start_s, tracker, layout)
         marker.unlink(missing_ok=True)
@@ -224,6 +225,16 @@ def _is_same(before: RunRecord | None, after: RunRecord) -> bool:
     if before is None or not before.files:
         return False
     return (before.fingerprint, before.output_md5) == (after.fingerprint, after.output_md5)
+
+
+@contextmanager
+def _invocation_described(above: SpoolTracker | None, layout: Layout) -> Iterator[None]:
+    """Bring the description of the invocation up to date, however the body ends."""
+    try:
+        yield
+    finally:
+        if above is not None:
+            bring_up_to_date(above, layout)
 
 
 @contextmanager
@@ -287,24 +298,30 @@ def single_run(
     large to hash; the tag nava.output names the place. before_s: seconds since which the work has been going
     on; what was in `made` before is not its.
     """
-    spool, inputs = spool_of(layout, root), inputs or {}
+    spool, above, inputs = spool_of(layout, root), current(layout, root), inputs or {}
     tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root))
     tags = {"nava.stage": name, **source_tags(git_state(root), root), **tags}
     parents = parents_of(inputs, KnownOutputs(layout, root))
-    tracker.start(RunStart(name=name, tags=tags, config=config, inputs=inputs, parents=parents))
+    title, below = (name, above.key) if above else (named(name), "")
+    tracker.start(RunStart(title, tags, config, inputs, parents, below))
     ensure_sender(spool, root)
     since_s = time.time() - before_s - CLOCK_S
-    with stuck_shown(tracker, root), failure_marked(tracker):
+    with stuck_shown(tracker, root), _invocation_described(above, layout), failure_marked(tracker):
         yield tracker
         place, md5 = tags.get("nava.output", ""), ""
         if place and (made or CHECKPOINT_TAG in tracker.tags):
-            files = {}
-            for path in made:
-                below = path.relative_to(place).as_posix() if path != Path(place) else ""
-                found = files_of(path, since_s) if path.exists() else {}
-                files |= {"/".join(filter(None, (below, file))): md5 for file, md5 in found.items()}
-            md5 = keep_output(tracker, place, files)
+            md5 = keep_output(tracker, place, _files_made(made, Path(place), since_s))
         tracker.finish("FINISHED", {OUTPUT_MD5: md5} if md5 else {})
+
+
+def _files_made(made: Sequence[Path], place: Path, since_s: float) -> dict[str, str]:
+    """md5 of the files at `made` by their paths below `place`, of those written since then."""
+    files: dict[str, str] = {}
+    for path in made:
+        below = path.relative_to(place).as_posix() if path != place else ""
+        found = files_of(path, since_s) if path.exists() else {}
+        files |= {"/".join(filter(None, (below, file))): md5 for file, md5 in found.items()}
+    return files
 
 
 def record_run(

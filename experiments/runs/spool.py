@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ SENT = "sent.json"
 CONFIG = "config.json"
 MAX_EVENTS = 500  # of metrics, sent together
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
+RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
 FILES = ("artifact", "model")  # kinds of events that copy files, and may come after those behind them
 
 
@@ -27,6 +29,8 @@ class Store(Protocol):
 
     uri: str
 
+    def find(self, key: str) -> str: ...
+
     def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
 
     def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
@@ -34,6 +38,8 @@ class Store(Protocol):
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
 
     def tags(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def note(self, run_id: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> None: ...
 
     def artifact(self, run_id: str, event: Mapping[str, Any]) -> None: ...
 
@@ -117,14 +123,11 @@ class SpooledRun:
 
     def alive(self) -> bool:
         """True if the run has not ended and its process is alive."""
-        path = self.folder / OWNER
-        if not path.is_file():
-            return False
+        owner = self._owner()
         try:
-            owner = json.loads(path.read_text())
             # a process that started later has reused the pid
-            return psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-        except (OSError, ValueError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
+            return bool(owner) and psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
+        except (KeyError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
             return False
 
     def started(self) -> bool:
@@ -145,8 +148,23 @@ class SpooledRun:
         """Write the end event of a killed process; True if one was missing."""
         if not (self.folder / OWNER).is_file() or self.alive():
             return False
-        SpoolTracker(self.folder).finish("KILLED")
+        SpoolTracker(self.folder).finish(self._end_of_children() if self._owner().get("waits") else "KILLED")
         return True
+
+    def start_event(self) -> dict[str, Any]:
+        """What the run began with; empty without it."""
+        return next((event for _, event in self.events() if event["kind"] == "start"), {})
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / OWNER).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _end_of_children(self) -> str:
+        """FINISHED if every run below this one did, FAILED if one failed, else KILLED."""
+        found = {run.last_end()[0] for run in children(self.folder.parent, self.key)}
+        return "FAILED" if "FAILED" in found else "FINISHED" if found == {"FINISHED"} else "KILLED"
 
     def send(self, store: Store) -> None:
         """Send pending events in order, metrics in batches; progress is saved after every call.
@@ -217,8 +235,12 @@ class SpooledRun:
         if event["kind"] == "announce":
             return store.announce(self.key, event)
         if event["kind"] == "start":
-            parents = set(event["parents"].values())
-            return store.start(self.key, event, self._siblings(store.uri, parents))
+            known = self._siblings(store.uri, set(event["parents"].values()))
+            above = self._linked(store, {event["invocation"]}) if event.get("invocation") else {}
+            return store.start(self.key, event, {**known, **above})
+        if event["kind"] == "note":
+            store.note(run_id, event, self._linked(store, linked_runs(event["text"])))
+            return run_id
         getattr(store, event["kind"])(run_id, event)
         return run_id
 
@@ -234,10 +256,30 @@ class SpooledRun:
             partial.write_text(json.dumps(vars(sent)))
         return sent
 
+    def _linked(self, store: Store, keys: set[str]) -> dict[str, str]:
+        """Ids of other runs in this store; a run of this spool that it has not got yet is announced."""
+        found = self._siblings(store.uri, keys)
+        for key in [key for key, run_id in found.items() if not run_id]:
+            run = SpooledRun(self.folder.parent / key)
+            found[key] = store.find(key)
+            if not found[key] and run.exists() and (event := run.start_event()):
+                found[key] = store.announce(key, event)
+        return found
+
     def _siblings(self, uri: str, keys: set[str]) -> dict[str, str]:
         """Run key -> id in this store."""
         spool = self.folder.parent
         return {key: SpooledRun(spool / key).run_id(uri) for key in keys}
+
+
+def children(spool: Path, invocation: str) -> list[SpooledRun]:
+    """The runs that an invocation started, oldest first."""
+    return [run for run in spooled_runs(spool) if run.start_event().get("invocation") == invocation]
+
+
+def linked_runs(text: str) -> set[str]:
+    """Keys of the runs that a description links to."""
+    return {match[1] for match in RUN_LINK.finditer(text)}
 
 
 def problem_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 class RunStart:
     """Metadata known when a run begins.
 
-    Parents: stage or role -> run key; MLflow nests the run under the first.
+    parents: stage or role -> key of the run that made an input. invocation: key of the run that MLflow nests
+    this one under. params: of the config, those that MLflow shows; default all.
     """
 
     name: str
@@ -47,6 +48,8 @@ class RunStart:
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)  # path -> md5
     parents: Mapping[str, str] = field(default_factory=dict)
+    invocation: str = ""
+    params: Mapping[str, Any] | None = None
 
 
 class SpoolTracker:
@@ -76,14 +79,17 @@ class SpoolTracker:
         """The metrics that the run has at this step, of an attempt that was killed."""
         return {name: values[step] for name, values in self._known_points().items() if step in values}
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append the metrics that the run lacks at this step: a point stays as it was first logged."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_ms: int = 0) -> None:
+        """Append the metrics that the run lacks at this step: a point stays as it was first logged.
+
+        time_ms: since 1970, default now.
+        """
         known = self._known_points()
         values = {name: float(value) for name, value in metrics.items() if step not in known.get(name, {})}
         for name, value in values.items():
             known.setdefault(name, {})[step] = value
         if values:
-            self._append("metrics", step=step, values=values)
+            self._append("metrics", step=step, values=values, **({"time_ms": time_ms} if time_ms else {}))
 
     def _known_points(self) -> dict[str, dict[int, float]]:
         """Metric -> step -> value: those in the spool when this process began, and its own since."""
@@ -108,7 +114,8 @@ class SpoolTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         values = {name: str(value) for name, value in tags.items()}
         self.tags |= values
-        self._append("tags", values=values)
+        if values:
+            self._append("tags", values=values)
 
     def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
         """Log a folder of safetensors as a model of the run."""
@@ -140,12 +147,24 @@ class SpoolTracker:
         """Announce the run: MLflow assigns an id and shows it as SCHEDULED."""
         self._append("announce", **vars(run))
 
-    def start(self, run: RunStart) -> None:
-        """Begin the run, or resume it after an interruption."""
+    def describe(self, text: str, columns: Sequence[str] = ()) -> None:
+        """Set the description that MLflow shows, in Markdown.
+
+        `[text](run:KEY)` links to a run. columns: metrics that a list of runs should show.
+        """
+        self._append("note", text=text, columns=list(columns))
+
+    def start(self, run: RunStart, pid: int = 0) -> None:
+        """Begin the run, or resume it after an interruption.
+
+        pid: of a process that this run lasts as long as, in place of this one; its end is that of its
+        children.
+        """
         self.tags |= run.tags
         self._append("start", **vars(run))
+        owner = {"pid": pid or os.getpid(), "time_s": time.time(), **({"waits": True} if pid else {})}
         with contextlib.suppress(OSError):
-            (self.folder / OWNER).write_text(json.dumps({"pid": os.getpid(), "time_s": time.time()}))
+            (self.folder / OWNER).write_text(json.dumps(owner))
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from experiments.runs.sender import open_default_store, quiet_mlflow
+from experiments.runs.sender import EXPERIMENT, open_default_store, quiet_mlflow
 from experiments.runs.store_uri import connection_uri, scrubbed, store_uri
 from pretrain.config import one_line
 
@@ -33,12 +34,16 @@ def serve_ui(port: int, root: Path) -> int:
     cannot be opened."""
     uri = connection_uri(root)
     if uri.startswith(("http://", "https://", "databricks")):
-        print(f"the runs are on a server: {store_uri(root)}")
+        place = store_uri(root)
+        quiet_mlflow()
+        page = _front_page(uri)
+        print(f"the runs are on a server: {place.rstrip('/')}{'/' if page else ''}{page}")
         return 0
     check_address(uri)
+    _check_port(port)
     quiet_mlflow()
     open_default_store(root)
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    page = f"http://127.0.0.1:{port}/{_front_page(uri)}"
     # the URI may hold a password, and everybody sees the arguments of a process
     environment = {
         **os.environ,
@@ -62,6 +67,8 @@ def serve_ui(port: int, root: Path) -> int:
         number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     try:
+        if _answers(port, guard):
+            print(f"{page}  (Ctrl-C ends it)", flush=True)
         code = guard.wait()
     finally:
         for number, handler in before.items():
@@ -69,6 +76,35 @@ def serve_ui(port: int, root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
             os.killpg(guard.pid, signal.SIGKILL)
     return 0 if stopped else code
+
+
+def _check_port(port: int) -> None:
+    """Raises ValueError where the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--port {port}: {one_line(error)}; choose another") from None
+
+
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until somebody listens on the port; False if the server ends before."""
+    while server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def _front_page(uri: str) -> str:
+    """Path of the list of runs; "" where there are none, or nobody answers."""
+    from experiments.runs.mlflow_store import MlflowStore
+
+    try:
+        return MlflowStore(uri, EXPERIMENT).front_page()
+    except Exception:  # a store raises whatever its database or HTTP client does; the address alone is of use
+        return ""
 
 
 def check_address(uri: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
+from experiments.runs.invocation import INVOCATION_TAG, bring_up_to_date, named, publish
 from experiments.runs.provenance import git_state
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import (
@@ -66,6 +67,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class StudyResults:
+    """The page of a study; its numbers are in its children."""
+
+    text: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """A study. `settings`: its section; `recipe`: all sections it reads; `inputs`: digests of its data."""
 
@@ -88,16 +98,20 @@ class Study:
         tracker, git = SpoolTracker(self.layout.tracking / self.key), git_state(self.root)
         tags = {
             "nava.study": self.name,
+            INVOCATION_TAG: f"study {self.name}",
             "mlflow.source.git.commit": git.commit,
             "git.dirty": str(git.dirty).lower(),
         }
-        name, config = f"study {self.name}", to_json(self.recipe)
+        name, config = named(f"study {self.name}"), to_json(self.recipe)
         tracker.start(RunStart(name=name, tags=tags, config=config, inputs=self.inputs))
         ensure_sender(self.layout.tracking, self.root)
         with failure_marked(tracker):
             yield
         for path in sorted((self.layout.out / "study").glob(f"{self.name}.*")):
             tracker.log_artifact(str(path))
+        text = (self.layout.out / "study" / f"{self.name}.md").read_text(encoding="utf-8")
+        publish(tracker, StudyResults(text))
+        bring_up_to_date(tracker, self.layout)
         tracker.finish("FINISHED")
         (self.folder / RUN_KEY).unlink(missing_ok=True)
 
@@ -115,6 +129,7 @@ class Study:
                 config=config,
                 inputs=self.inputs,
                 parents={"study": self.key},
+                invocation=self.key,
             )
         )
         with failure_marked(tracker):
