@@ -21,7 +21,6 @@ from pretrain.config import one_line
 log = logging.getLogger(__name__)
 MB, GIB = 1e6, 2**30  # MLflow's megabytes are decimal
 SHARE = 0.004  # of a core, at most: the memory of large processes takes long to sum up
-Metrics = dict[str, float]
 
 
 @contextmanager
@@ -70,7 +69,7 @@ class _Sampler:
     def _log(self, metrics: Mapping[str, float]) -> None:
         self.tracker.log_metrics(metrics, max(int(time.time() - self.began_s), 0))
 
-    def _sample(self) -> Metrics:
+    def _sample(self) -> dict[str, float]:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.tracker.folder))
         return {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -89,7 +88,7 @@ def _began_s(tracker: SpoolTracker) -> float:
     return next((event["time_ms"] / 1000 for _, event in events if event["kind"] == "start"), time.time())
 
 
-def gpu_reader() -> Callable[[], Metrics]:
+def gpu_reader() -> Callable[[], dict[str, float]]:
     """Reads all GPUs of the machine by NVML; reads none without nvidia-ml-py or a driver."""
     try:
         import pynvml  # pyright: ignore[reportMissingImports]
@@ -99,8 +98,8 @@ def gpu_reader() -> Callable[[], Metrics]:
     except Exception:  # no package, no driver, no right to it: a machine without GPUs to look at
         return dict
 
-    def read() -> Metrics:
-        found: Metrics = {}
+    def read() -> dict[str, float]:
+        found: dict[str, float] = {}
         for index, handle in enumerate(handles):
             try:
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
