@@ -16,6 +16,7 @@ from experiments.layout import STAGES
 from experiments.runs.inputs import inputs_read
 from experiments.runs.invocation import add_curves, current
 from experiments.runs.run import end_on_sigterm, read_record, tracked
+from experiments.runs.system import system_metrics
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
 
@@ -45,7 +46,8 @@ def run_stage(
         reads=reads,
         params=params_shown(stage, config),
     ) as tracker:
-        _work(stage, job, tracker)
+        with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
+            _work(stage, job, tracker)
         add_to_invocation(stage, job, tracker)
 
 

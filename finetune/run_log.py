@@ -10,26 +10,27 @@ from finetune.align_run import AlignRun
 from finetune.progress import AlignProgress
 from pretrain.files import write_json
 from pretrain.launch.torchrun import METRICS, STATE
-from pretrain.tracking import JsonlTracker, Trackers, build_tracker
+from pretrain.tracking import CLIPS_SEEN, JsonlTracker, Trackers, build_trackers, last_value
 
 
 class RunLog:
-    """Log of one process; `take_written` returns the sample clips to log with a row."""
+    """Log of one process; `take_written` returns the sample clips to log with a row.
+
+    A row of a round gets `clips_seen`: clips that the policy has learned from up to then, over all ranks,
+    those of its own rollouts or two of each pair.
+    """
 
     def __init__(self, run: AlignRun, take_written: Callable[[], list[Path]]) -> None:
         self.run, self.take_written = run, take_written
         self.trackers: Trackers | None = None
+        self.clips_seen = 0
 
     def begin(self, progress: AlignProgress) -> None:
         """Drop rows of rounds that will be repeated, also after a loss of ranks."""
-        first = JsonlTracker(
-            self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
-        )
-        others = (
-            self.trackers.others
-            if self.trackers
-            else [build_tracker(name, options) for name, options in self.run.trackers.items()]
-        )
+        path, last = self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
+        first = JsonlTracker(path, last)
+        self.clips_seen = last_value(path, CLIPS_SEEN)[1] or 0
+        others = self.trackers.others if self.trackers else build_trackers(self.run.trackers, last)
         self.trackers = Trackers(first, others)
         self.state("running", progress.rounds)
 
@@ -37,7 +38,8 @@ class RunLog:
         written = self.take_written()
         if not row or self.trackers is None:
             return
-        self.trackers.log_metrics(row, step)
+        self.clips_seen += int(row.get("clips", 2 * row.get("pairs", 0)))
+        self.trackers.log_metrics({**row, CLIPS_SEEN: self.clips_seen}, step)
         for path in written:
             self.trackers.log_artifact(str(path), f"samples/{path.parent.name}")
 
@@ -46,6 +48,7 @@ class RunLog:
         assert self.trackers is not None
         self.trackers.set_tags({"status": status, "model_id": model_id, "parent_model_id": parent_id})
         self.trackers.log_artifact(str(self.run.out / METRICS))
+        self.trackers.close()
 
     def state(self, status: str, rounds: int, model_id: str = "") -> None:
         values = {

@@ -49,6 +49,8 @@ class StageConfig:
                 f"lr must be > 0, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, "
                 f"{self.decay_fraction}, {self.min_lr_factor}"
             )
+        for where in ("sets", "audio_sets"):
+            _check_weights(getattr(self, where), where)
         drawn = [Task(name) for name in _checked(self.tasks, "tasks")]
         if any(task is not Task.T2A for task in drawn):
             _checked(self.sets, "sets")
@@ -76,10 +78,14 @@ def task_of_step(seed: int, stage: StageConfig, step: int) -> TaskDraw:
     return TaskDraw(task, _pick(sets, uniform))
 
 
-def _checked(weights: Mapping[str, float], where: str) -> list[str]:
+def _check_weights(weights: Mapping[str, float], where: str) -> None:
     bad = {name: weight for name, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
     if bad:
         raise ValueError(f"{where}: weights must be finite and not negative, got {bad}")
+
+
+def _checked(weights: Mapping[str, float], where: str) -> list[str]:
+    _check_weights(weights, where)
     names = [name for name, weight in weights.items() if weight > 0]
     if not names:
         raise ValueError(f"{where}: no weight above 0 in {dict(weights)}; give at least one")

@@ -1,21 +1,29 @@
 """Trackers that need nothing: rows of metrics.jsonl, and several trackers as one.
 
 A training that was killed hard repeats the steps behind its last checkpoint. A tracker that keeps points for
-good, as an experiment server does, has their first values; it may offer `logged(step) -> {name: value}`.
+good, as an experiment server does, has their first values; it may offer `logged(step) -> {name: value}`. One
+that can drop points may offer `begin(step)`, called before the first row with the last step that is kept, and
+one that holds a file or a connection `close()`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import one_line
 from pretrain.files import replacing
 from pretrain.types import Tracker
+
+log = logging.getLogger(__name__)
+CLIPS_SEEN = "clips_seen"  # clips that the weights were trained on so far; an axis to draw others over
 
 _TIMING = re.compile(
     r"second|per_s|memory|_gib|mfu|time"
@@ -26,7 +34,7 @@ class JsonlTracker:
     """Appends a JSON object per logged step; drops rows after `resume_step` (of a killed run) first."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        self.path = path
+        self.path, self.resume_step = path, resume_step
         rows = path.read_text().splitlines() if path.is_file() else []
         kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= resume_step]
         with replacing(path) as temporary:
@@ -41,30 +49,39 @@ class JsonlTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
 
+def last_value(path: Path, name: str) -> tuple[int, Any]:
+    """(step, value) of the last row of a metrics.jsonl that has the metric; (0, None) where none has."""
+    rows = path.read_text().splitlines() if path.is_file() else []
+    for row in reversed(rows):
+        if row.endswith("}") and name in (values := json.loads(row)):
+            return values["step"], values[name]
+    return 0, None
+
+
 class Trackers:
     """Reports to all of them; only numbers go to those after the first.
 
     A repeated step is logged as the first attempt logged it, so that all trackers have the same points. Where
     its numbers came out different, the row has the new ones, and the tag `repeated_differently` says from
-    which step on.
+    which step on. What one of the others raises is told once, and the tag `tracker_failed` names it; it never
+    ends a training.
     """
 
     def __init__(self, first: JsonlTracker, others: Sequence[Tracker]) -> None:
         self.first, self.others = first, others
         self._differs = False
+        self._failed: set[int] = set()  # places in `others`
+        self._each(lambda tracker: _offered(tracker, "begin")(first.resume_step))
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         metrics = self._as_logged(metrics, step)
         self.first.log_metrics(metrics, step)
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
-        for tracker in self.others:
-            tracker.log_metrics(numbers, step)
+        self._each(lambda tracker: tracker.log_metrics(numbers, step))
 
     def _as_logged(self, metrics: Mapping[str, Any], step: int) -> Mapping[str, Any]:
         earlier: dict[str, float] = {}
-        for tracker in self.others:
-            logged = getattr(tracker, "logged", None)
-            earlier |= logged(step) if logged else {}
+        self._each(lambda tracker: earlier.update(_offered(tracker, "logged")(step) or {}))
         common = {
             name: type(metrics[name])(value)
             for name, value in earlier.items()
@@ -78,12 +95,40 @@ class Trackers:
         return metrics
 
     def log_artifact(self, path: str, folder: str = "") -> None:
-        for tracker in self.others:
-            tracker.log_artifact(path, folder)
+        self._each(lambda tracker: tracker.log_artifact(path, folder))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        for tracker in self.others:
-            tracker.set_tags(tags)
+        self._each(lambda tracker: tracker.set_tags(tags))
+
+    def close(self) -> None:
+        """The last call of a training that ended well."""
+        self._each(lambda tracker: _offered(tracker, "close")())
+
+    def _each(self, call: Callable[[Tracker], object]) -> None:
+        for place, tracker in enumerate(self.others):
+            try:
+                call(tracker)
+            except Exception as error:
+                if place not in self._failed:
+                    self._failed.add(place)
+                    self._tell(tracker, error)
+
+    def _tell(self, failed: Tracker, error: Exception) -> None:
+        name = type(failed).__name__
+        log.warning("tracker %s raised %s; the training goes on", name, _described(error))
+        tags = {
+            "tracker_failed": f"{name}: {type(error).__name__}"
+        }  # without the text, which may hold a login
+        self._each(lambda tracker: tracker.set_tags(tags) if tracker is not failed else None)
+
+
+def _offered(tracker: Tracker, method: str) -> Callable[..., Any]:
+    """A method that a tracker may have."""
+    return getattr(tracker, method, lambda *_: None)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 300)}"
 
 
 def _is_number(value: Any) -> bool:
@@ -95,9 +140,43 @@ def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-9) or (math.isnan(one) and math.isnan(other))
 
 
-def build_tracker(name: str, options: Mapping[str, Any]) -> Tracker:
-    """Call "package.module:factory" with the options. Raises ValueError where there is no such factory."""
-    return build(name, options, "trackers")
+def build_trackers(named: Mapping[str, Mapping[str, Any]], resume_step: int) -> list[Tracker]:
+    """Call each "package.module:factory" with its options.
+
+    Raises ValueError in one line where one cannot be loaded, or raises itself at the start of a training. A
+    training that goes on (`resume_step` above 0) does so without it.
+    """
+    built = []
+    for name, options in named.items():
+        check_factory(name, options, "trackers")
+        try:
+            built.append(build(name, options, "trackers"))
+        except Exception as error:
+            if resume_step <= 0:
+                raise ValueError(f"trackers: {name} raised {_described(error)}") from error
+            log.warning("tracker %s raised %s; the training goes on without it", name, _described(error))
+    return built
+
+
+def check_factory(name: str, options: Mapping[str, Any], what: str) -> None:
+    """Load "package.module:factory" without calling it. Raises ValueError in one line where there is none, or
+    it does not take the options."""
+    factory = imported(name, what)
+    if not callable(factory):
+        raise ValueError(f"{what}: {name!r} is no factory but {factory!r}; name a class or function")
+    methods = ("log_metrics", "log_artifact", "set_tags")
+    if isinstance(factory, type) and (lacking := [one for one in methods if not hasattr(factory, one)]):
+        raise ValueError(f"{what}: {name!r} has no method {lacking[0]}; a tracker has {', '.join(methods)}")
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # of compiled code
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"{what}: {name!r} cannot be called with {', '.join(options) or 'nothing'} ({error})"
+        ) from None
 
 
 def build(name: str, options: Mapping[str, Any], what: str) -> Any:
@@ -110,7 +189,8 @@ def imported(name: str, what: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of one's own may raise anything
         raise ValueError(
-            f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory"
+            f"{what}: {name!r} cannot be loaded ({one_line(error, 300)}); write it as "
+            "package.module:factory, importable by PYTHONPATH"
         ) from None

@@ -215,6 +215,10 @@ class _Reader:
         found = {}
         for name, value in values.items():
             path = f"{where}.{name}"
+            if isinstance(name, bool) or not isinstance(name, (str, int)):
+                raise ValueError(
+                    f"{path}: expected a name, got {name!r}; put it in quotes to have it as text"
+                )
             if base and name not in base and not member:
                 raise ValueError(f"{path}: unknown {self.noun}; {nearest(str(name), base)}")
             found[str(name)] = self._value(value, member or inner, path, base.get(name))

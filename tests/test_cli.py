@@ -17,6 +17,7 @@ from experiments.continuing import Wish
 from experiments.layout import Layout
 from experiments.pipeline import demo
 from experiments.pipeline.pretrain import stage_run_of
+from experiments.runs.trackers import TrackingConfig
 from pretrain.launch.stage_run import check_run_folder
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +168,7 @@ def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeyp
         trained.append((stage, go_on))
 
     monkeypatch.setattr(stages, "run_stage", train)
-    recipe = SimpleNamespace(name="own", pretrain=stage_config())
+    recipe = SimpleNamespace(name="own", pretrain=stage_config(), tracking=TrackingConfig())
     job = stages.StageJob(recipe=recipe, layout=Layout(out=tmp_path), root=tmp_path)
     job.layout.codec.mkdir()
     (job.layout.codec / "config.json").write_text('{"codec_id": "test-codec"}')

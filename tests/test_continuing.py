@@ -20,6 +20,7 @@ from experiments.continuing import Wish, decide, decide_for_dvc
 from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.runs.provenance import md5_of
+from experiments.runs.trackers import TrackingConfig
 from experiments.stages import training_of
 from pretrain.launch.continuing import claim, verdict_of
 from pretrain.launch.stage_run import StageRun
@@ -112,7 +113,8 @@ def test_a_finished_stage_is_extended_from_its_last_state(five, latents, tmp_pat
 
 @pytest.fixture
 def job(latents, tmp_path, monkeypatch) -> StageJob:
-    recipe = SimpleNamespace(name="own", pretrain=dataclasses.replace(flat_rate(5), latents=str(latents)))
+    pretraining = dataclasses.replace(flat_rate(5), latents=str(latents))
+    recipe = SimpleNamespace(name="own", pretrain=pretraining, tracking=TrackingConfig())
     monkeypatch.setattr("experiments.pipeline.pretrain.code_digests", lambda stage, root: CODE)
     return StageJob(recipe=recipe, layout=Layout(out=tmp_path / "out"), root=tmp_path)
 
@@ -134,7 +136,9 @@ def trained(job: StageJob, finished: bool = True, steps: int = 5) -> StageRun:
 
 def asked(job: StageJob, code: dict[str, str] | None = None, **changes: Any) -> tuple[StageRun, StageJob]:
     pretraining = dataclasses.replace(job.recipe.pretrain, **changes)
-    other = dataclasses.replace(job, recipe=SimpleNamespace(name="own", pretrain=pretraining))
+    other = dataclasses.replace(
+        job, recipe=SimpleNamespace(name="own", pretrain=pretraining, tracking=TrackingConfig())
+    )
     run: Any = training_of("pretrain_stage1", other)
     return dataclasses.replace(run, code=code or CODE), other
 

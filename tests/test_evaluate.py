@@ -11,7 +11,7 @@ from clips_to_score import WORDS, decode_nothing, write_clips_to_score
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.report.evaluate import EvaluateConfig, evaluate
+from experiments.report.evaluate import EvaluateConfig, evaluate, metrics_to_log
 from experiments.report.report import report
 from experiments.scoring.sets import ALIGN_JUDGES, ScoreConfig, score_sets
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
@@ -149,6 +149,10 @@ def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, 
         and found["guardrails"]["motion"]["low"] == 2.0
     )
     assert found["raters"]["simulated"] is True and found["prompts"] == 4
+    logged, votes_of = metrics_to_log(metrics, found), found["raters"]["gsb"]["sync"]
+    assert logged["alignment/simulated_gsb/sync"] == votes_of["gsb"]
+    assert logged["alignment/simulated_gsb/sync/n"] == sum(votes_of[part] for part in ("good", "same", "bad"))
+    assert logged["alignment/guardrails/flagged_after"] == 4.0
     assert all(json.loads(line)["simulated"] for line in votes.read_text().splitlines())
     given = ({}, generated, corpus, codec, tmp_path / "page", {}, alignment)
     page = report(metrics_path, scores.parent, *given, tmp_path / "aligned")

@@ -90,6 +90,10 @@ def test_a_reward_of_the_users_own_is_reported_everywhere_by_itself(tmp_path, ca
     ]
     results = check_gates(limits, reports)
     assert [result.status for result in results] == ["passed", "failed"]
+    logged = metrics_to_log(reports.metrics, reports.alignment, results)
+    assert (logged["gates/brightness"], logged["gates/alignment_brightness_difference"]) == (1.0, 0.0)
+    assert logged["alignment/guardrails/flagged_after"] == reports.alignment["flagged"]["after"]
+    assert logged["alignment/guardrails/motion/flagged_before"] == 0.0
     nothing = Section("First", "about", [])
     part = AlignmentPart(reports.alignment, nothing, b"png", None)
     html = page(reports.metrics, results, [nothing], None, {}, part, known)

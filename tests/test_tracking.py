@@ -8,9 +8,9 @@ import pytest
 from filelock import Timeout
 
 from experiments.layout import Layout
-from experiments.pipeline.memory import PeakMemory
 from experiments.runs import run as runs
 from experiments.runs import sender as tracking_send
+from experiments.runs.memory import PeakMemory
 from experiments.runs.run import read_record, tracked, unchanged
 from experiments.runs.sender import Unreachable, flush, sender_lock, store_uri, wait_until_sent
 from experiments.runs.spool import SpooledRun, spooled_runs

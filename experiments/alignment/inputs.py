@@ -11,6 +11,7 @@ from experiments.job import StageJob
 from experiments.layout import CHOSEN, PAIRS, Layout
 from experiments.runs.lineage import SHA256
 from experiments.runs.tracker import SpoolTracker
+from experiments.runs.trackers import factories
 from experiments.scoring.latents import scorer_options
 from finetune.adapters import read_adapter
 from finetune.align_run import AlignRun
@@ -94,7 +95,7 @@ def align_run(
         prompts=inputs.prompts or layout.prompts / PROMPTS,
         held_out=inputs.held_out,
         out=layout.align,
-        trackers=tracker.factory() if tracker else {},
+        trackers=factories(job.recipe.tracking, tracker),
         scorer=(
             "experiments.scoring.latents:AlignScorer",
             scorer_options(config, layout.corpus, codec, layout.syncnet),

@@ -15,9 +15,11 @@ from experiments.commands.options import JsonFlag
 from experiments.errors import CHECK_FAILED
 
 if TYPE_CHECKING:
+    from experiments.runs.tracker import SpoolTracker
     from experiments.scoring.clips import ClipSource
     from experiments.scoring.conditions import Condition
     from experiments.scoring.score_files import ScoreSettings
+    from experiments.scoring.store import StoredRow
 
 RewardSettings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -106,21 +108,34 @@ def score(
     chosen = settings_from(rewards, rubric, settings, files, batch, max_unreadable)
     conditions = fail_conditions(fail_if, chosen.rewards, chosen.rubric)
     inputs, start_s = digests_of_inputs(clips, rubric, *_paths_in(chosen.options)), time.monotonic()
-    code = _score(ClipSource(files, source.left_out), chosen, out, conditions, min_scored, as_json)
-    _record(chosen, limit, inputs, out, time.monotonic() - start_s)
+    code, rows = _score(ClipSource(files, source.left_out), chosen, out, conditions, min_scored, as_json)
+    _record(chosen, limit, inputs, out, time.monotonic() - start_s, rows)
     return code
 
 
 def _record(
-    settings: ScoreSettings, limit: int | None, inputs: Mapping[str, str], out: Path, seconds: float
+    settings: ScoreSettings,
+    limit: int | None,
+    inputs: Mapping[str, str],
+    out: Path,
+    seconds: float,
+    rows: Sequence[StoredRow],
 ) -> None:
-    """The scoring as a run, by which lineage finds what the scores were made from."""
+    """The scoring as a run, by which lineage finds what the scores were made from, with means and a table."""
     from experiments.layout import Layout
     from experiments.recipes.load import as_plain
     from experiments.runs.run import record_run
+    from experiments.scoring.clip_table import log_clip_table
+    from experiments.scoring.summary import means, summarise
+
+    def log(tracker: SpoolTracker) -> None:
+        tracker.log_metrics(means(summarise(rows)), step=0)
+        log_clip_table(tracker, rows)
 
     described = {"rewards": list(settings.rewards), "options": as_plain(settings.options), "limit": limit}
-    record_run("score", described, {"nava.output": str(out)}, Layout(), Path(), inputs, [out], seconds)
+    tags = {"nava.output": str(out)}
+    logged = log if rows else None
+    record_run("score", described, tags, Layout(), Path(), inputs, [out], seconds, False, logged)
 
 
 def _score(
@@ -130,8 +145,8 @@ def _score(
     conditions: Sequence[Condition],
     min_scored: float | None,
     as_json: bool,
-) -> int:
-    """Scores, prints, and answers the exit code."""
+) -> tuple[int, Sequence[StoredRow]]:
+    """Scores, prints, and answers the exit code and the rows."""
     from experiments.scoring.faults import TooManyUnreadable
     from experiments.scoring.score_files import score_files
     from experiments.scoring.verdict import told, verdict
@@ -140,7 +155,7 @@ def _score(
         rows = score_files(source.clips, settings, out)
     except TooManyUnreadable as error:
         print(f"nava: {error}", file=sys.stderr)
-        return CHECK_FAILED
+        return CHECK_FAILED, ()
     found = verdict(rows, source.left_out, conditions, min_scored, settings.max_unreadable)
     if as_json:
         print(json.dumps(found.summary, indent=1, allow_nan=False))
@@ -148,7 +163,7 @@ def _score(
         told(found, out)
     for line in found.wrong:
         print(f"nava: {line}", file=sys.stderr)
-    return CHECK_FAILED if found.wrong else 0
+    return CHECK_FAILED if found.wrong else 0, rows
 
 
 def _paths_in(options: Mapping[str, Any]) -> Iterator[Path]:

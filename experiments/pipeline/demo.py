@@ -13,8 +13,8 @@ from typing import Any
 
 from experiments.doctor import repository_problem
 from experiments.layout import STAGES, Layout
-from experiments.pipeline.memory import PeakMemory
 from experiments.runs.invocation import invocation
+from experiments.runs.memory import PeakMemory
 from experiments.runs.run import read_record
 from experiments.runs.sender import wait_until_sent
 from experiments.runs.tracker import ensure_sender

@@ -31,7 +31,7 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
     written = read_reports(layout.metrics, layout.alignment)
     results = check_gates(recipe.evaluate.gates, written)
     write_json(layout.headline, headline(results))
-    tracker.log_metrics(metrics_to_log(written.metrics, written.alignment), step=0)
+    tracker.log_metrics(metrics_to_log(written.metrics, written.alignment, results), step=0)
     tell_models(job, tracker, written)
     for path in (layout.headline, layout.metrics, layout.alignment, votes):
         if path.is_file():

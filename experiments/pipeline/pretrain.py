@@ -12,6 +12,7 @@ from experiments.runs.model_names import PRETRAINED, model_tags, registered_name
 from experiments.runs.provenance import code_digests
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
+from experiments.runs.trackers import factories
 from pretrain.files import read_json
 from pretrain.launch.launch import train_run
 from pretrain.launch.stage_run import StageRun, manifests_of_sets
@@ -51,7 +52,7 @@ def stage_run_of(job: StageJob, stage: str, tracker: SpoolTracker | None = None)
         out=layout.pretrain(stage).absolute(),
         codec_id=codec_id_of(config, stage, layout),
         init_from=start.absolute() if start else None,
-        trackers=tracker.factory() if tracker else {},
+        trackers=factories(job.recipe.tracking, tracker),
         code=code_digests(f"pretrain_{stage}", job.root),
         trash=layout.trash,
         anyway=job.anyway,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from experiments.job import StageJob
 from experiments.runs.tracker import SpoolTracker
+from experiments.scoring.clip_table import log_clip_table
+from experiments.scoring.rows import read_scores
 from experiments.scoring.sets import score_sets
 
 
@@ -20,3 +22,4 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
         recipe.align.guardrails,
     )
     tracker.log_artifact(str(scored))
+    log_clip_table(tracker, [row for rows in read_scores(scored).values() for row in rows])

@@ -9,6 +9,7 @@ from experiments.pipeline.curate_prompts import PromptChoiceConfig
 from experiments.pipeline.syncnet import SyncFitConfig
 from experiments.pipeline.votes import VotesConfig
 from experiments.report.evaluate import EvaluateConfig
+from experiments.runs.trackers import TrackingConfig
 from experiments.scoring.sets import ScoreConfig
 from experiments.studies.objectives.config import ObjectivesConfig
 from experiments.studies.paradigms.config import StudyConfig
@@ -21,12 +22,17 @@ from pretrain.data.curate import CurateConfig
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.generate import GenerateConfig
 from pretrain.recipe import PretrainConfig
+from rewards.catalog import check_names
+from rewards.guardrails import GuardrailLimits
+from rewards.options import fill
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One section per pipeline stage; `params.yaml` and `--set` override fields of it by their dotted
-    name."""
+    """One section per pipeline stage; `params.yaml` and `--set` override fields of it by their dotted name.
+
+    Raises ValueError for the name of a reward or guardrail that there is not, with its place in the list.
+    """
 
     name: str
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -44,7 +50,26 @@ class Recipe:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)  # of every run; no number depends on it
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # of `nava study objectives`
+
+    def __post_init__(self) -> None:
+        rubric = self.align.rubric
+        lists = {"score.rewards": self.score.rewards, "score.align_judges": self.score.align_judges}
+        lists |= {"align.rubric.watched": rubric.watched}
+        lists |= {f"ray.pools.{name}.rewards": pool.rewards for name, pool in self.ray.pools.items()}
+        named = {
+            f"{where}[{index}]": name for where, names in lists.items() for index, name in enumerate(names)
+        }
+        for part in ("video", "audio", "sync"):
+            named |= {f"align.rubric.{part}.{name}": name for name in getattr(rubric, part)}
+        named |= {f"align.reward_options.{name}": name for name in self.align.reward_options}
+        for where, name in named.items():
+            try:
+                check_names([name])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+        fill(GuardrailLimits, self.align.guardrails, "align.guardrails")
 
     @property
     def alignment(self) -> AlignConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import before_after
-from experiments.report.gates import Gate
+from experiments.report.gates import GSB, Gate, GateResult, gate_name, gsb_interval
 from experiments.report.metric_keys import Metrics, MetricsByName, metric_key, reported_metrics
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import ScoredRow, read_scores, terms
@@ -115,9 +115,12 @@ def compare(
     return {**found, "raters": raters} if raters else found
 
 
-def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, float]:
+def metrics_to_log(
+    metrics: Metrics, alignment: Mapping[str, Any], gates: Sequence[GateResult] = ()
+) -> dict[str, float]:
     """Flat numbers for MLflow: the mean of `source/key` of every set, of `alignment/key/after`, `difference`
-    and `closed`; beside each its 95 % interval and count as `.../low`, `.../high` and `.../n`."""
+    and `closed`, and of `alignment/simulated_gsb/axis`; beside each its 95 % interval and count as `.../low`,
+    `.../high` and `.../n`. Also the clips that guardrails flag, and `gates/name`, 1 passed and 0 failed."""
     found = {
         f"{source}/{key}": interval
         for key, sources in metrics.items()
@@ -126,8 +129,31 @@ def metrics_to_log(metrics: Metrics, alignment: Mapping[str, Any]) -> dict[str, 
     for key, metric in alignment.get("metrics", {}).items():
         names = ("after", "difference", "closed")
         found |= {f"alignment/{key}/{name}": metric[name] for name in names if name in metric}
-    numbers = {}
+    raters = alignment.get("raters", {})
+    votes = GSB if raters.get("simulated", True) else "gsb"
+    found |= {f"alignment/{votes}/{axis}": gsb_interval(row) for axis, row in raters.get("gsb", {}).items()}
+    numbers: dict[str, float] = {}
     for name, interval in found.items():
         parts = {"": interval["mean"], **{f"/{part}": interval[part] for part in ("low", "high", "n")}}
         numbers |= {f"{name}{part}": value for part, value in parts.items() if value is not None}
-    return numbers
+    return numbers | _flagged(alignment) | _passed(gates)
+
+
+def _flagged(alignment: Mapping[str, Any]) -> dict[str, float]:
+    """Clips beyond a limit, before and after alignment and of the codec: of each guardrail, and of any."""
+    sides = alignment.get("flagged", {})
+    found = {f"alignment/guardrails/flagged_{side}": float(count) for side, count in sides.items()}
+    for name, row in alignment.get("guardrails", {}).items():
+        counts = {side: row[f"flagged_{side}"] for side in sides}
+        found |= {f"alignment/guardrails/{name}/flagged_{side}": float(n) for side, n in counts.items()}
+    return found
+
+
+def _passed(gates: Sequence[GateResult]) -> dict[str, float]:
+    """1 where every gate on a number passed, 0 where one failed; one that was not measured is left out."""
+    found: dict[str, float] = {}
+    for result in gates:
+        if result.status != "not measured":
+            name = f"gates/{gate_name(result)}"
+            found[name] = min(found.get(name, 1.0), float(result.status == "passed"))
+    return found

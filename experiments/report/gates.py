@@ -110,6 +110,16 @@ def check_gates(gates: Sequence[Gate], reports: Reports) -> list[GateResult]:
     return [_check(gate, reports) for gate in gates]
 
 
+def gate_name(result: GateResult) -> str:
+    """Name of the number that a gate limits."""
+    gate = result.gate
+    if gate.set == ALIGNMENT:
+        name = gate.metric if gate.metric in OF_ALIGNMENT else metric(gate.metric).name
+        return f"alignment_{name}_{gate.statistic}"
+    name = metric_key(metric(gate.metric).name, gate.set)
+    return name if gate.statistic == "generated" else f"{name}_{gate.statistic}"
+
+
 def all_passed(results: Sequence[GateResult]) -> bool:
     """False if a gate failed or was not measured."""
     return all(result.status == "passed" for result in results)
@@ -148,12 +158,13 @@ def _check(gate: Gate, reports: Reports) -> GateResult:
     if gate.metric == GSB:
         raters = found.get("raters", {})
         votes = raters.get("gsb", {}).get(gate.statistic)
-        return _result(gate, votes and _gsb(votes), "votes", raters.get("reason", "nobody voted"))
+        return _result(gate, votes and gsb_interval(votes), "votes", raters.get("reason", "nobody voted"))
     compared = found["metrics"].get(metric(gate.metric).name, {})
     return _result(gate, compared.get(gate.statistic), "prompts", "not measured before and after alignment")
 
 
-def _gsb(votes: Mapping[str, Any]) -> IntervalJson:
+def gsb_interval(votes: Mapping[str, Any]) -> IntervalJson:
+    """GSB of one axis, as other metrics have it."""
     n = votes["good"] + votes["same"] + votes["bad"]
     return {"mean": votes["gsb"], "low": votes["gsb_low"], "high": votes["gsb_high"], "n": n}
 

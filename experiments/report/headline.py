@@ -7,10 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.report.gates import ALIGNMENT, OF_ALIGNMENT, GateResult
-from experiments.report.metric_keys import metric_key
+from experiments.report.gates import GateResult, gate_name
 from experiments.report.pictures import read_losses, read_rows
-from rewards.catalog import metric
 
 MOST_NUMBERS = 20  # a row of `dvc exp show` fits a terminal
 HELD_OUT_TOTAL = "held_out_total"
@@ -21,17 +19,8 @@ def headline(results: Sequence[GateResult]) -> dict[str, float | None]:
     measured. At most MOST_NUMBERS, the first ones."""
     numbers: dict[str, float | None] = {"gates_passed": sum(result.status == "passed" for result in results)}
     for result in results:
-        numbers.setdefault(_name(result), result.mean)
+        numbers.setdefault(gate_name(result), result.mean)
     return dict(list(numbers.items())[:MOST_NUMBERS])
-
-
-def _name(result: GateResult) -> str:
-    gate = result.gate
-    if gate.set == ALIGNMENT:
-        name = gate.metric if gate.metric in OF_ALIGNMENT else metric(gate.metric).name
-        return f"alignment_{name}_{gate.statistic}"
-    name = metric_key(metric(gate.metric).name, gate.set)
-    return name if gate.statistic == "generated" else f"{name}_{gate.statistic}"
 
 
 def loss_table(stages: Mapping[str, Path]) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -335,11 +335,14 @@ def record_run(
     made: Sequence[Path],
     seconds: float,
     whole: bool = False,
+    log: Callable[[SpoolTracker], None] | None = None,
 ) -> None:
     """Record work that is done as a run, for a command whose refused inputs should leave nothing behind.
 
-    whole: `made` is all the run's, also what was in it before.
+    whole: `made` is all the run's, also what was in it before. log: logs what came out.
     """
     before_s = time.time() if whole else seconds
     with single_run(name, config, tags, layout, root, inputs, made, before_s=before_s) as tracker:
         tracker.log_metrics({"stage_seconds": seconds}, step=0)
+        if log:
+            log(tracker)

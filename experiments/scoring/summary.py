@@ -62,6 +62,15 @@ def summarise(rows: Sequence[StoredRow], left_out: Mapping[str, int] = {}) -> di
     }
 
 
+def means(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Flat numbers for MLflow: the mean of each reward, beside it its interval and count as `.../low`,
+    `.../high` and `.../n`; guardrails' means as `guardrails/name`."""
+    found = {f"guardrails/{name}": value for name, value in summary["guardrails"].items()}
+    for name, row in summary["rewards"].items():
+        found |= {name: row["mean"], **{f"{name}/{part}": row[part] for part in ("low", "high", "n")}}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
 def num_scored(summary: Mapping[str, Any]) -> int:
     """Clips that the reward with the most scores has scored."""
     return max((row["n"] for name, row in summary["rewards"].items() if name != "total"), default=0)

@@ -27,10 +27,11 @@ from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
 from pretrain.model.flavors import flavor
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.seen import clips_seen
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import check_finite, export
-from pretrain.tracking import JsonlTracker, Trackers, build_tracker
+from pretrain.tracking import JsonlTracker, Trackers, build_trackers
 
 
 def train_stage(run: StageRun) -> str:
@@ -65,9 +66,8 @@ def train_stage(run: StageRun) -> str:
     resumed = trainer.resume()
     if rank == 0:
         first = JsonlTracker(run.out / METRICS, resumed)
-        trackers.append(
-            Trackers(first, [build_tracker(name, options) for name, options in run.trackers.items()])
-        )
+        trackers.append(Trackers(first, build_trackers(run.trackers, resumed)))
+        trainer.clips_seen = clips_seen(run, resumed, trainer.clips_of_step)
         _state(run, "running", resumed)
     validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
 
@@ -89,6 +89,7 @@ def train_stage(run: StageRun) -> str:
                 {"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]}
             )
             tracker.log_artifact(str(run.out / METRICS))
+            tracker.close()
     trainer.close()
     return status
 

@@ -22,6 +22,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
 from pretrain.data.stream.collate import CollatedBatch, to_av_batch
+from pretrain.data.stream.loader import StageLoader
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
@@ -32,6 +33,7 @@ from pretrain.titan.policy import StepGuard
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import initialise, load_parent
 from pretrain.titan.window import StepResult, Window
+from pretrain.tracking import CLIPS_SEEN
 from pretrain.types import Task, cache_flags
 
 MetricsSink = Callable[[dict[str, Any], int], None]
@@ -61,6 +63,7 @@ class PretrainTrainer(Trainer):
         )
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
         self.window = Window()
+        self.clips_seen = 0  # up to the last step, counted on the rank that logs
         self.stop_requested = self.stopping = False
 
     def first_weights(self) -> None:
@@ -70,6 +73,11 @@ class PretrainTrainer(Trainer):
     @property
     def finished(self) -> bool:
         return self.step >= self.job_config.training.steps
+
+    def clips_of_step(self, step: int) -> int:
+        """Clips in the global batch of a step."""
+        assert isinstance(self.dataloader, StageLoader)
+        return self.dataloader.clips_of_step(step)
 
     def stop_on(self, *signals: signal.Signals) -> None:
         """These signals end training after the current step, with a checkpoint."""
@@ -128,6 +136,7 @@ class PretrainTrainer(Trainer):
             start,
         )
         self._apply(result)
+        self.clips_seen += self.clips_of_step(self.step)
         self.stopping = stop > 0
         self.window.add(result, time.perf_counter())
         if self.step % self.run.config.log_every == 0 or self.step == 1 or self.finished or self.stopping:
@@ -135,7 +144,8 @@ class PretrainTrainer(Trainer):
                 "skipped_nonfinite": self.guard.skipped_nonfinite,
                 "skipped_spikes": self.guard.skipped_spikes,
             }
-            self.log({**self.window.summary(), "lr": lr, **skipped}, self.step)
+            seen = {CLIPS_SEEN: self.clips_seen}
+            self.log({**self.window.summary(), "lr": lr, **skipped, **seen}, self.step)
 
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor

@@ -101,6 +101,10 @@ class StageLoader:
                 samples = [source.samples[index] for index, _ in rows]
                 yield _Made(collate(samples, [epoch for _, epoch in rows], task), step, read)
 
+    def clips_of_step(self, step: int) -> int:
+        """Samples in the global batch of a step, over all ranks."""
+        return self._drawn(step)[3]
+
     def _drawn(self, step: int) -> tuple[Task, SampleSet, str, int]:
         """A step's task, set, bucket and number of samples."""
         task, set_name = task_of_step(self.base_seed, self.stage, step)

@@ -32,11 +32,12 @@ class PeakMemory:
         self._thread.join()
         self.sample()
 
-    def sample(self) -> None:
-        """Take one sample."""
+    def sample(self) -> int:
+        """Bytes of the process tree."""
         me = psutil.Process()
         total = sum(self._of(process) for process in [me, *me.children(recursive=True)])
         self.peak_bytes = max(self.peak_bytes, total)
+        return total
 
     def _of(self, process: psutil.Process) -> int:
         try:
