@@ -177,6 +177,7 @@ def test_mlflow_nests_links_and_shows_the_columns(tmp_path):
     assert below.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert "mlflow.parentRunId" not in top.data.tags and "nava.announced" not in below.data.tags
     experiment = client.get_experiment_by_name("nava")
+    assert experiment is not None
     link = f"(#/experiments/{experiment.experiment_id}/runs/{below.info.run_id})"
     assert f"[corpus]{link}" in top.data.tags["mlflow.note.content"]
     assert Found.text in top.data.tags["mlflow.note.content"]

@@ -176,6 +176,7 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
     from experiments.pipeline.align import align_tracked, alignment_of
     from experiments.runs.invocation import invocation
     from experiments.runs.run import marker_of, tracked
+    from experiments.runs.system import system_metrics
     from experiments.stages import add_to_invocation, config_of, params_shown
     from finetune.launch import alone
 
@@ -206,7 +207,8 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
     ) as tracker:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
-        align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+        with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
+            align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
         add_to_invocation("align", job, tracker)
 
 
