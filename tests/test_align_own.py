@@ -60,7 +60,9 @@ def test_it_ends_with_the_closing_page(aligned):
 
 
 def test_the_run_names_what_it_was_made_from(inputs, aligned):
-    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
+    above, align = spooled_runs(aligned.parent / "out" / "tracking")
+    assert above.start_event()["name"].startswith("align own nft 20")
+    events = [event for _, event in align.events()]
     start = next(event for event in events if event["kind"] == "start")
     for name in ("prompts.jsonl", "held_out.jsonl", "rubric.yaml"):
         assert start["inputs"][str(inputs / name)].startswith("sha256:")

@@ -18,7 +18,6 @@ from experiments.continuing import Wish
 from experiments.layout import Layout
 from experiments.pipeline import demo
 from experiments.pipeline.pretrain import stage_run_of
-from experiments.runs import invocation as invocations
 from experiments.runs.trackers import TrackingConfig
 from pretrain.launch.stage_run import check_run_folder
 
@@ -164,9 +163,8 @@ def test_the_ceiling_is_a_rate():
 
 
 @pytest.fixture
-def opened(monkeypatch):
-    """What a command has begun, without a process that sends it."""
-    monkeypatch.setattr(invocations, "ensure_sender", lambda spool, root: None)
+def opened():
+    """What a command has begun."""
     with ExitStack() as stack:
         yield stack
 

@@ -39,8 +39,7 @@ names = st.text("abcdefghij_/ ", min_size=1, max_size=12)
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """No sender, no other command above, and a store of its own."""
-    for module in (runs, invocations):
-        monkeypatch.setattr(module, "ensure_sender", lambda spool, root: None)
+    monkeypatch.setattr(runs, "ensure_sender", lambda spool, root: None)
     for name in (INVOCATION, "DVC_STAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tracking_send, "_store", None)
@@ -232,9 +231,8 @@ STAGE = """
 import sys
 from pathlib import Path
 from experiments.layout import Layout
-from experiments.runs import invocation, run
-for module in (invocation, run):
-    module.ensure_sender = lambda spool, root: None
+from experiments.runs import run
+run.ensure_sender = lambda spool, root: None
 with run.single_run(sys.argv[1], {}, {}, Layout(), Path()):
     Path(sys.argv[1] + ".txt").write_text("made")
 """

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from mlflow_team import BETTER, WORSE, write_team
 
-from experiments.runs import invocation as invocations
 from experiments.runs import run as runs
 from experiments.runs import sender as tracking_send
 from experiments.runs.invocation import INVOCATION
@@ -36,8 +35,7 @@ def address(tmp_path_factory):
     """Address of `nava ui` for the runs of a team, as it prints it."""
     folder = tmp_path_factory.mktemp("team")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, invocations):
-            patch.setattr(module, "ensure_sender", lambda spool, root: None)
+        patch.setattr(runs, "ensure_sender", lambda spool, root: None)
         for name in (INVOCATION, "DVC_STAGE", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setattr(tracking_send, "_store", None)
