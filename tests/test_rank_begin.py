@@ -68,6 +68,11 @@ def test_ranks_wait_for_those_of_an_earlier_start_or_refuse(tmp_path):
     assert second.wait(60) == 0 and (tmp_path / "at-work-second").exists()
 
 
+def test_a_rank_whose_torchrun_died_before_it_began_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert rank(tmp_path, "a", 0, 600).wait(60) == 3 and list(tmp_path.iterdir()) == []
+
+
 def test_a_rank_without_a_log_begins(tmp_path):
     assert rank(tmp_path, "a", 0, 0).wait(60) == 0
 

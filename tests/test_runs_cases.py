@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from align_world import write_world
 from pipeline_repository import commit, end_senders, git
 from services import clean_environment
@@ -23,6 +26,7 @@ from experiments.runs import sender
 from experiments.runs.provenance import git_state
 from experiments.runs.sender import flush
 from experiments.runs.spool import spooled_runs
+from finetune.learner import Learner
 from pretrain.files import write_json
 
 STAGE = """
@@ -163,6 +167,18 @@ def test_everything_that_is_written_takes_the_umask(tmp_path, mask, mode):
     found = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
     assert len([path for path in found if path.suffix == ".safetensors"]) > 4
     assert {str(path): oct(each) for path, each in found.items() if each != mode} == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path, monkeypatch, value):
+    learner = object.__new__(Learner)
+    learner.run = SimpleNamespace(out=tmp_path)  # type: ignore[assignment]
+    monkeypatch.setattr(learner, "take_best", lambda: None)
+    good, bad = torch.ones(2), torch.tensor([1.0, value])
+    monkeypatch.setattr(learner, "averaged", lambda: {"good": good, "bad": bad})
+    with pytest.raises(ValueError, match=r"1 of 2 weights .* \(bad is the first\); nothing is exported"):
+        learner.export(SimpleNamespace())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_machine_without_git_is_told_before_any_work(tmp_path, monkeypatch):

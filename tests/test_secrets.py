@@ -149,10 +149,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def rows_of_the_database(team: TeamServer) -> dict[str, bytes]:
     """Table -> all that is in it."""
     import psycopg
+    from psycopg.sql import SQL, Identifier
 
     with psycopg.connect(team.backend.replace("+psycopg", "")) as connection:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-        read = {name: connection.execute(f'SELECT * FROM "{name}"').fetchall() for (name,) in tables}
+        read = {
+            name: connection.execute(SQL("SELECT * FROM {}").format(Identifier(name))).fetchall()
+            for (name,) in tables
+        }
     return {f"table {name}": repr(rows).encode() for name, rows in read.items()}
 
 

@@ -77,3 +77,15 @@ def test_a_refused_login_keeps_the_run_and_names_no_password(member, tmp_path, m
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sender, "_store", None)
     assert flush(tmp_path / "spool", tmp_path) == 0
+
+
+def test_a_login_in_the_address_is_printed_nowhere(member, tmp_path, monkeypatch, capfd):
+    """MLflow's client prints the address of a run that ends, as it was given."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", member.client_environment(in_uri=True)["MLFLOW_TRACKING_URI"])
+    spooled_run(tmp_path)
+    assert flush(tmp_path / "spool", tmp_path) == 0
+    said = capfd.readouterr()
+    kept = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    assert member.login.password not in said.out + said.err + kept

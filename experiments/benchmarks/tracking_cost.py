@@ -3,16 +3,20 @@ tracking_cost.json`.
 
 100,000 metric points and 5,000 artifacts go through the trackers of a training process, in calls like those
 of a finished training whose folder is given: its metrics' names, its seconds a step, its log_every. The share
-is of that training's time for so many calls, and of the time if it logged every step. Then the process that
-sends the spool to MLflow (SQLite) is stopped and let go in turn beside training steps of the mini: how much
-longer a step takes while it sends.
+is of that training's time for so many calls, and of the time if it logged every step. Then a process sends
+the spool to MLflow (SQLite): its processor time is the other share. With --race-s the sender is stopped and
+let go in turn beside training steps of the mini: how much longer a step takes while it sends. That wants a
+machine with nothing else to do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +29,7 @@ import torch
 
 from experiments.benchmarks.harness import facts, make_parser, parse, race, ratio, summary, write
 from experiments.benchmarks.random_model import latent_sizes, random_batch, random_clip, random_model
+from experiments.doctor import num_cores
 from experiments.runs.sender import quiet_mlflow
 from experiments.runs.spool import SpooledRun
 from experiments.runs.store_uri import store_uri
@@ -115,6 +120,27 @@ def spooled(training: LoggedTraining, folder: Path, points: int, artifacts: int)
     }
 
 
+def sending(training: LoggedTraining, folder: Path, calls: int) -> dict[str, Any]:
+    """Processor time of a process that sends all of folder/spool, at the priority of this one."""
+    code = "import sys; from pathlib import Path; from experiments.runs.sender import flush; "
+    code += "sys.exit(flush(Path(sys.argv[1]), Path(sys.argv[2])))"
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "spool"), str(folder)])
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise OSError("the spool was not sent; see the message above")
+    processor_s, whole_s = used.ru_utime + used.ru_stime, calls * training.seconds_per_step
+    cores = num_cores()
+    return {
+        "wall_s": round(time.perf_counter() - begun, 1),
+        "cpu_s": round(processor_s, 1),
+        "percent_of_all_cores": {
+            name: float(f"{100 * processor_s / (cores * seconds):.2g}")
+            for name, seconds in (("as_logged", whole_s * training.log_every), ("every_step", whole_s))
+        },
+    }
+
+
 def training_step() -> Callable[[], object]:
     """Forward and backward passes of the mini on a random clip."""
     model = random_model(flavor("mini"), torch.float32, torch.device("cpu"))
@@ -177,22 +203,27 @@ def main() -> None:
     )
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--artifacts", type=int, default=5_000)
-    parser.add_argument("--budget-s", type=float, default=40.0, help="of the race beside the sender")
+    parser.add_argument("--race-s", type=float, default=0.0, help="steps beside the sender, for so long")
     options = parse(parser)
     quiet_mlflow()
     training = LoggedTraining.read(options.training)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
+        cost_of = spooled(training, folder, options.points, options.artifacts)
         found: dict[str, Any] = {
             **facts("mlflow"),
             "basis": {
                 "seconds_per_step": round(training.seconds_per_step, 4),
                 "log_every": training.log_every,
             },
-            "tracking": spooled(training, folder, options.points, options.artifacts),
-            "sender": beside_the_sender(folder, options.budget_s),
+            "tracking": cost_of,
+            "sending": sending(training, folder, cost_of["calls"]),
         }
-    show(found, ("basis", "tracking", "sender"))
+    if options.race_s:
+        with tempfile.TemporaryDirectory() as scratch:
+            spooled(training, Path(scratch).resolve(), options.points, options.artifacts)
+            found["race"] = beside_the_sender(Path(scratch).resolve(), options.race_s)
+    show(found, [part for part in ("basis", "tracking", "sending", "race") if part in found])
     write(found, options.out)
 
 

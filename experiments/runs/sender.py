@@ -29,7 +29,9 @@ RETRY_S = 60.0
 
 
 def quiet_mlflow() -> None:
-    """Configure MLflow before its import: no telemetry, no migration log, short HTTP timeouts."""
+    """Configure MLflow before its import: no telemetry, no migration log, short HTTP timeouts, and no printed
+    addresses of runs, which are the tracking URI's and so hold its password."""
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

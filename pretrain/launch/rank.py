@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from pretrain.launch.torchrun import ERROR, LOG
 
 PATIENCE_S = 120.0  # more than torchrun gives ranks for a last checkpoint
@@ -26,10 +28,24 @@ def begin(out: Path, patience_s: float = PATIENCE_S) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if _is_orphan():  # torchrun was killed while this process imported
+        os._exit(3)
     if os.environ.get("RANK") == "0" and not _hold(out / LOG, patience_s):
         line = f"{out}: ranks of an earlier start are still at work here; end them, then run again"
         (out / f"{ERROR}.0").write_text(line + "\n")
         os._exit(2)
+
+
+def _is_orphan() -> bool:
+    """True for a rank of torchrun whose parent is another process."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        return not any("torch" in word for word in psutil.Process(os.getppid()).cmdline())
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
 
 
 def _hold(path: Path, patience_s: float) -> bool:
