@@ -56,9 +56,9 @@ def model_tags(folder: Path) -> dict[str, str]:
 
 
 def codec_tags(folder: Path) -> dict[str, str]:
-    """Tags of a codec folder."""
-    codec = _facts(folder / "config.json").get("codec_id", "")
-    return {CODEC_TAG: str(codec)} if codec else {}
+    """Tags of a codec folder; a model's config.json names a codec as well, but no kind of one."""
+    facts = _facts(folder / "config.json")
+    return {CODEC_TAG: str(facts["codec_id"])} if facts.get("codec_id") and "kind" in facts else {}
 
 
 def adapter_tags(folder: Path, merged: str) -> dict[str, str]:
