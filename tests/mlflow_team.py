@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_world import model_folder_of
 from PIL import Image
 
 from experiments.layout import Layout
@@ -13,8 +14,10 @@ from experiments.report.gates import Reports
 from experiments.report.metric_keys import reported_metrics
 from experiments.report.run_results import results_of
 from experiments.runs.invocation import add_curves, invocation, publish
+from experiments.runs.outputs import CHECKPOINT_TAG
 from experiments.runs.run import tracked
 from experiments.runs.sender import flush
+from experiments.runs.tracker import SpoolTracker
 
 STEPS = 40
 
@@ -45,12 +48,25 @@ def write_team(folder: Path, commands: dict[str, Team]) -> None:
                         loss = team.word_error + math.exp(-(step + place * STEPS) / 20)
                         tracker.log_metrics({"loss_video": loss, "loss_audio": 1.5 * loss}, step)
                     add_curves(tracker, above, "pretrain", place * STEPS)
+            write_model(folder, what, team, tracker)
             publish(above, results_of(Reports({}, alignment(team)), (), reported_metrics()))
             picture = folder / "contact_sheet.png"
             Image.new("RGB", (320, 180), "teal").save(picture)
             above.log_artifact(str(picture))
     if left := flush(layout.tracking, folder):
         raise AssertionError(f"{left} events were not sent")
+
+
+def write_model(folder: Path, what: str, team: Team, tracker: SpoolTracker) -> None:
+    """The command's model, a version of nava-mini with an alias and metrics; the better one is the best."""
+    model = folder / "models" / what.replace(" ", "-")
+    checkpoint = model_folder_of(model, what.encode())
+    alias = "aligned" if what.startswith("align") else "pretrained"
+    tags = {CHECKPOINT_TAG: checkpoint}
+    tracker.log_model(model, f"mini-{alias}", tags, "nava-mini", alias)
+    tracker.log_model_metrics(checkpoint, {"evaluated/wer_pocketsphinx_judge": team.word_error})
+    if team is BETTER:
+        tracker.move_alias("nava-mini", "best", checkpoint)
 
 
 def alignment(team: Team) -> dict:

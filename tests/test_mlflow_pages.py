@@ -121,6 +121,22 @@ def test_charts_draw_the_curves_of_commands_together(page, address):
     shoot(page, "curves")
 
 
+def test_the_model_has_versions_aliases_and_metrics(page, address):
+    server = address.split("#")[0]
+    page.goto(f"{server}#/models/nava-mini")
+    for text in ("Version 2", "Version 1", "pretrained", "aligned", "best"):
+        page.wait_for_selector(f"text={text}")
+    shoot(page, "model")
+    page.click("text=Version 2")
+    page.wait_for_selector("text=nava.checkpoint_id")
+    shoot(page, "model_version")
+    page.goto(f"{server}#/experiments/1/models")
+    page.wait_for_selector("text=mini-aligned")
+    page.wait_for_selector("text=evaluated/wer_pocketsphinx_judge")
+    page.wait_for_selector(f"text={BETTER.word_error}")
+    shoot(page, "models")
+
+
 def test_a_command_says_what_came_out_and_links_its_stages(page):
     page.click(f"{NAMES} >> text=demo mini")
     page.wait_for_selector("text=Description")
