@@ -241,6 +241,7 @@ def test_a_full_artifact_store_behind_a_server(root, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("gone_s", [5, 60])
 def test_a_server_that_is_gone_is_caught_up_by_the_sender_at_work(root, monkeypatch, gone_s):
     """The sender beside the runs meets the outage in the middle of its work, and goes on by itself."""
@@ -268,7 +269,8 @@ def test_a_server_that_is_gone_is_caught_up_by_the_sender_at_work(root, monkeypa
         for tracker in runs:
             tracker.finish("FINISHED")
         server.wait()
-        assert wait_until_sent(root / "spool", root, 150), (root / "spool/sender.log").read_text()
+        # at the lowest priority, so long on a busy machine
+        assert wait_until_sent(root / "spool", root, 500), (root / "spool/sender.log").read_text()
         assert process.poll() is None
         assert_whole(server.url, runs[0], step, files, models=1)
         assert_whole(server.url, runs[1], step, {})
