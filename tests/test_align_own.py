@@ -77,6 +77,18 @@ def test_the_run_names_what_it_was_made_from(inputs, aligned):
     assert "held_out.jsonl" in tags["nava.held_out"]
 
 
+def test_its_model_becomes_a_version_of_the_model_it_started_from(inputs, aligned):
+    base = read_model_folder(inputs / "model").facts["checkpoint_id"]
+    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
+    model, adapter = (event for event in events if event["kind"] == "model")
+    assert (model["registered"], model["alias"], model["version_of"]) == ("", "aligned", base)
+    assert model["tags"]["nava.parent_checkpoint"] == base and adapter["registered"] == ""
+    assert adapter["tags"]["nava.adapter_id"] == read_adapter(aligned / "adapter")[0].adapter_id
+    start = next(event for event in events if event["kind"] == "start")
+    assert start["models"][str(inputs / "model")] == f"checkpoint:{base}"
+    assert start["datasets"][str(inputs / "prompts.jsonl")]["profile"]["num_rows"] == 8
+
+
 def test_a_finished_alignment_is_kept_and_another_one_is_not_written_over_it(inputs, aligned, capsys):
     assert main(arguments(inputs, aligned)) == 0 and "kept" in capsys.readouterr().out
     with pytest.raises(SystemExit):
