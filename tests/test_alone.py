@@ -11,6 +11,7 @@ import torch
 
 from pretrain.files import save_tensors
 from pretrain.launch.alone import RANK_VARIABLES, one_process
+from pretrain.launch.torchrun import run_ranks
 
 CLUSTER = {
     "RANK": "0",
@@ -59,3 +60,26 @@ def test_tensors_get_the_permissions_of_any_new_file(tmp_path: Path, mask, mode)
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == mode
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_ranks_are_started_without_a_launchers_variables(monkeypatch, tmp_path):
+    seen = {}
+
+    class Ended:
+        def __init__(self, command, env, **_):
+            seen.update(env)
+
+        def wait(self, timeout):
+            return 0
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr("pretrain.launch.torchrun.subprocess.Popen", Ended)
+    for name, value in {**CLUSTER, "NODE_RANK": "3", "PET_NNODES": "4", "OTHER": "kept"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_ranks("module", tmp_path, 1, 0, None) == 0
+    assert not {*CLUSTER, "NODE_RANK", "PET_NNODES"} & set(seen) and seen["OTHER"] == "kept"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match="torchrun started 4 of these"):
+        run_ranks("module", tmp_path, 1, 0, None)

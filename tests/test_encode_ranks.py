@@ -19,6 +19,7 @@ from object_store import BUCKET, object_store
 from test_encode import make_row
 
 from experiments.cli import main
+from experiments.commands.encode import _rank_of
 from pretrain.data.encoding.encode import encode_set
 from pretrain.data.encoding.encode_launch import encode_places
 from pretrain.data.encoding.encode_ranks import EncodeJob, SetJob
@@ -292,15 +293,30 @@ def test_the_verb_by_list_and_as_one_of_several_ranks(
         "encode.rows_per_shard=4",
     ]
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun starts them
+    recorded = []
+    monkeypatch.setattr("experiments.runs.run.record_run", lambda *given: recorded.append(given))
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         assert main(["encode", "mini", *options]) == 0
+        told = capsys.readouterr().out
+        # the other two sets are one unit each, which is rank 0's
+        assert told.count("sets/spoken: rank 0 of 2 is done, others have parts to do") == (rank == "0")
+    made = sorted(str(path) for given in recorded for path in given[6])
+    assert made == sorted(
+        f"sets/{name}/{file}"
+        for name in ("spoken", "sounds", "pictures")
+        for file in ("manifest.json", "index.arrow")
+    )
     video, sound, silent = (LatentStore(f"sets/{name}")[0] for name in ("spoken", "sounds", "pictures"))
     assert [sample.video is None for sample in (video, sound, silent)] == [False, True, False]
     assert [sample.audio is None for sample in (video, sound, silent)] == [False, False, True]
     with pytest.raises(SystemExit):
         main(["encode", "mini", *options, "--restart"])
     assert "remove the sets' folders instead" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["encode", "mini", *options, "--nproc", "2"])
+    assert "this process is rank 1 of 2 by its launcher" in capsys.readouterr().err
     monkeypatch.delenv("RANK")
     for wrong, says in (
         (["--nproc", "2"], "belong to --list or --manifest"),
@@ -309,3 +325,75 @@ def test_the_verb_by_list_and_as_one_of_several_ranks(
         with pytest.raises(SystemExit):
             main(["encode", "mini", *wrong])
         assert says in capsys.readouterr().err
+
+
+LEFT_OVER = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29533",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "told"),
+    [
+        (LEFT_OVER, ["--nproc", "1"], "one process: RANK"),
+        (LEFT_OVER, [], "one process: RANK"),  # nothing says that a launcher started this one
+        ({**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ["--nproc", "1"], "one process: RANK"),
+        ({}, ["--nproc", "1"], ""),
+    ],
+)
+def test_variables_left_over_in_a_shell_encode_everything(
+    variables: dict[str, str],
+    options: list[str],
+    told: str,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.runs.run.record_run", lambda *given: None)
+    monkeypatch.setattr("experiments.commands.encode._ranks", lambda: 1)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    given = ["--manifest", str(world / "rows.jsonl"), "--codec", str(world / "codec"), "--to", "sets"]
+    few = ["--set", "encode.rows_per_shard=2", "--set", "encode.max_bad_fraction=0.5"]
+    assert main(["encode", "mini", *given, *few, *options]) == 0
+    manifest = json.loads(Path("sets/rows/manifest.json").read_text())
+    assert manifest["samples"] == 8 and len(manifest["shards"]) > 1
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "found"),
+    [
+        (LEFT_OVER, "", None),
+        (LEFT_OVER, "2/3", (2, 3, -1)),
+        ({**LEFT_OVER, "TORCHELASTIC_RUN_ID": "none"}, "", (0, 4, 0)),
+        ({**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, "", (0, 4, 0)),
+        ({**LEFT_OVER, "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "", None),
+        ({**LEFT_OVER, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}, "", (0, 4, -1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none"}, "", None),
+        ({"RANK": "zero", "WORLD_SIZE": "many"}, "", None),
+    ],
+)
+def test_a_rank_is_one_where_it_is_told_or_confirmed(variables, options, found, monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _rank_of(options, 0) == found
+
+
+@pytest.mark.parametrize("text", ["3", "3/3", "-1/2", "a/b", "0/0", "1/2/3"])
+def test_a_wrong_rank_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected R/N"):
+        _rank_of(text, 0)
+
+
+def test_a_rank_starts_no_ranks() -> None:
+    with pytest.raises(ValueError, match="rank 1 of 2 by --rank 1/2; leave one of them out"):
+        _rank_of("1/2", 4)

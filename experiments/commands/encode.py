@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import tyro
 
 from experiments.commands.options import RecipeName, SetOptions, recipe_for
 from experiments.layout import Layout
+from pretrain.launch.alone import Rank, one_process, started_as_rank
 
 if TYPE_CHECKING:
     from pretrain.data.encoding.config import EncodeConfig
@@ -39,6 +40,14 @@ SetsPlace = Annotated[
         "pipeline makes that",
     ),
 ]
+OneRank = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="R/N",
+        help="this process is rank R, from 0, of N that are started one by one; known under torchrun, and "
+        "where RANK and WORLD_SIZE are those of srun or mpirun",
+    ),
+]
 RestartFlag = Annotated[
     bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
 ]
@@ -54,6 +63,7 @@ def encode(
     codec: EncodingCodec = None,
     to: SetsPlace = "",
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
+    rank: OneRank = "",
     restart: RestartFlag = False,
     verify: Annotated[
         bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
@@ -64,24 +74,24 @@ def encode(
 
     A set is encoded in units (recipe field encode.rows_per_shard), which are distributed over the ranks. The
     same command resumes killed work with the missing units, on any number of ranks; a finished set is kept.
-    On several nodes start it once per rank with RANK and WORLD_SIZE set (`srun`, `torchrun -m experiments.cli
-    encode ...`); ranks coordinate through PLACE alone. `nava pretrain --set pretrain.latents=PLACE` trains on
-    the sets.
+    On several nodes start it once per rank with --rank (`srun bash -c 'nava encode ... --rank
+    $SLURM_PROCID/$SLURM_NTASKS'`), or by `torchrun -m experiments.cli encode ...`; ranks coordinate through
+    PLACE alone. RANK and WORLD_SIZE that are only left over in the shell are ignored. `nava pretrain --set
+    pretrain.latents=PLACE` trains on the sets.
     """
     loaded = recipe_for(recipe, settings)
     if not (mix or manifest):
-        if codec or to or nproc or restart or verify:
+        if codec or to or nproc or rank or restart or verify:
             raise ValueError(
-                "--codec, --to, --nproc, --restart and --verify belong to --list or --manifest; give one of "
-                "these"
+                "--codec, --to, --nproc, --rank, --restart and --verify belong to --list or --manifest; give "
+                "one of these"
             )
         from experiments.job import StageJob
         from experiments.stages import run_stage
 
         run_stage("encode", StageJob(recipe=loaded, layout=Layout(out=out)))
         return
-    if nproc < 0:
-        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    one = _rank_of(rank, nproc)
     from experiments.runs.registry import model_folder
     from pretrain.data.encoding.encode_ranks import EncodeJob
 
@@ -93,12 +103,38 @@ def encode(
         to=_destination(to, layout),
         verify=verify,
     )
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        _as_a_rank(job, restart)
-    else:
-        inputs, start_s = _inputs(job), time.monotonic()
+    start_s = time.monotonic()
+    if one:
+        if merged := _as_a_rank(job, one, restart):
+            made = dataclasses.replace(job, sets=merged)
+            _record(recipe, made, _inputs(made), layout, time.monotonic() - start_s)
+        return
+    with one_process("encode"):
+        inputs = _inputs(job)
         _launch(job, out / "encoding", nproc, restart)
         _record(recipe, job, inputs, layout, time.monotonic() - start_s)
+
+
+def _rank_of(text: str, nproc: int) -> Rank | None:
+    """The rank that this process is: given, or by its launcher. Raises ValueError for another form, and where
+    it was also told to start ranks."""
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    given, by_launcher = _parsed(text) if text else None, started_as_rank()
+    if (one := given or by_launcher) and nproc:
+        who = f"--rank {text}" if given else "its launcher"
+        raise ValueError(
+            f"--nproc {nproc} starts ranks here, but this process is rank {one.rank} of {one.ranks} by "
+            f"{who}; leave one of them out"
+        )
+    return one
+
+
+def _parsed(text: str) -> Rank:
+    rank, slash, ranks = text.partition("/")
+    if not (slash and rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
+        raise ValueError(f"--rank {text}: expected R/N, such as 0/4 for the first of four ranks")
+    return Rank(int(rank), int(ranks))
 
 
 def _destination(to: str, layout: Layout) -> str:
@@ -178,21 +214,28 @@ def _record(recipe: str, job: EncodeJob, inputs: Mapping[str, str], layout: Layo
     record_run("encode", config, tags, layout, Path(), inputs, places, seconds)
 
 
-def _as_a_rank(job: EncodeJob, restart: bool) -> None:
+def _as_a_rank(job: EncodeJob, one: Rank, restart: bool) -> tuple[SetJob, ...]:
+    """Encode this rank's part; returns the sets of which it was the last and so merged all parts."""
     from pretrain.data.encoding.encode_launch import progress_of
     from pretrain.data.encoding.encode_ranks import encode_rank
+    from pretrain.data.encoding.parts import MANIFEST
+    from pretrain.storage import is_file, place
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if restart and world_size > 1:
+    if restart and one.ranks > 1:
         raise ValueError(
             "--restart: one of several ranks cannot tell whether the others have begun; remove the sets' "
             "folders instead"
         )
-    if rank:
-        encode_rank(job, rank, world_size)
-        return
-    with progress_of(job) as progress:
-        encode_rank(job, rank, world_size, progress.show)
+    local = one.local if one.local >= 0 else one.rank % _ranks()
+    if one.rank:
+        merged = encode_rank(job, one.rank, one.ranks, local_rank=local)
+    else:
+        with progress_of(job) as progress:
+            merged = encode_rank(job, one.rank, one.ranks, progress.show, local)
+    for name in (each.name for each in job.sets):
+        if not is_file(place(job.to) / name / MANIFEST):
+            print(f"{place(job.to) / name}: rank {one.rank} of {one.ranks} is done, others have parts to do")
+    return tuple(each for each in job.sets if each.name in merged)
 
 
 def _ranks() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 from pretrain.config import one_line
 from pretrain.files import read_json
+from pretrain.launch.alone import RANK_VARIABLES, is_rank_of_torchrun
 from pretrain.launch.nodes import Nodes
 from pretrain.progress import MetricsTail, StageProgress
 from pretrain.storage import place
@@ -43,8 +44,12 @@ def run_ranks(
     """Run `python -m module out/resolved.json` on `nproc` local ranks; returns torchrun's exit code.
 
     port: torchrun's rendezvous port on a single node, 0 = any free one. A node that does not lead shows
-    nothing and clears nothing. Raises ValueError where the port is taken.
+    nothing and clears nothing. A launcher's variables of the environment are left out. Raises ValueError
+    where the port is taken, or torchrun started this process itself, as one of several.
     """
+    if is_rank_of_torchrun():
+        ranks = os.environ["WORLD_SIZE"]
+        raise ValueError(f"torchrun started {ranks} of these, and each starts torchrun itself; leave it out")
     if port and nodes.count == 1:
         check_port(port)
     if nodes.leads:
@@ -57,8 +62,9 @@ def run_ranks(
     )
     repository = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # torchrun's options by environment
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    # PET_*: torchrun's options by environment
+    left_out = {name for name in os.environ if name.startswith("PET_") or name in RANK_VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     environment = {
         SHUTDOWN_TIMEOUT: "90",
         FRESH_STORE: "1",

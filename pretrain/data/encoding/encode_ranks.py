@@ -82,25 +82,30 @@ class EncodeJob:
 
 
 def encode_rank(
-    job: EncodeJob, rank: int, world_size: int, log_progress: LogProgress = lambda row: None
-) -> None:
-    """This rank's units of every set; the rank that finds all done merges. `log_progress`: overall progress.
+    job: EncodeJob,
+    rank: int,
+    world_size: int,
+    log_progress: LogProgress = lambda row: None,
+    local_rank: int = 0,
+) -> list[str]:
+    """This rank's units of every set; the rank that finds all done merges. `log_progress`: overall progress;
+    `local_rank`: number of its GPU on this machine.
 
-    Raises ValueError or OSError in one line.
+    Returns the names of the sets that it merged. Raises ValueError or OSError in one line.
     """
     import torch
 
     # a product's last bits may depend on the thread count; use more ranks instead
     torch.set_num_threads(1)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(local_rank)
     codecs = load_codecs(job.codec)
     with _encoders(job, codecs) as encoders:
         for encoder in encoders:
             encoder.claim()
             if job.verify:
                 _verify(encoder, rank, world_size, log_progress)
-        progress = _Progress(encoders, world_size, log_progress)
+        progress, merged = _Progress(encoders, world_size, log_progress), []
         for encoder in encoders:
             todo = encoder.missing(rank, world_size) if not encoder.finished() else []
             for _ in encoder.encode(todo, codecs):
@@ -108,7 +113,10 @@ def encode_rank(
             complete = len(list_parts(encoder.folder)) == len(encoder.units)
             if complete and (todo or not encoder.finished()):
                 encoder.finish()
+                merged.append(encoder.name)
+        progress.count()
         progress.show(encoders[-1])
+    return merged
 
 
 def _verify(encoder: SetEncoder, rank: int, world_size: int, log_progress: LogProgress) -> None:
@@ -164,14 +172,18 @@ class _Progress:
 
     def show(self, encoder: SetEncoder) -> None:
         moment = time.monotonic()
-        if moment - self.listed > LISTED_EVERY_S and (listed := self._listed()) > self.known:
-            self.known, self.since, self.listed = listed, 0, moment
+        if moment - self.listed > LISTED_EVERY_S and self._listed() > self.known:
+            self.count()
         self.reported = moment
         done = min(self.known + self.since * self.world_size, self.total)
         left_s = (moment - self.started) / max(done - self.before, 1) * (self.total - done)
         percent = 100 * done // self.total
         seconds = {"step": percent, "seconds_per_step": left_s / max(100 - percent, 1)}
         self.log_progress({**seconds, "task": encoder.name, "rows": done, "of": self.total})
+
+    def count(self) -> None:
+        """Count what all ranks have finished, instead of an estimate."""
+        self.known, self.since, self.listed = self._listed(), 0, time.monotonic()
 
     def _listed(self) -> int:
         return sum(
@@ -189,7 +201,8 @@ def main(path: Path) -> int:
                 file.write(json.dumps(row) + "\n")
 
     try:
-        encode_rank(EncodeJob.load(path), rank, int(os.environ["WORLD_SIZE"]), log_progress)
+        ranks, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+        encode_rank(EncodeJob.load(path), rank, ranks, log_progress, local)
     except (ValueError, OSError) as error:
         report(error, path.parent)
         return 2
