@@ -6,7 +6,6 @@ good, as an experiment server does, has their first values; it may offer `logged
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 from pretrain.files import replacing
 from pretrain.types import Tracker
+from rewards import plugins
 
 _TIMING = re.compile(
     r"second|per_s|memory|_gib|mfu|time"
@@ -106,11 +106,11 @@ def build(name: str, options: Mapping[str, Any], what: str) -> Any:
 
 
 def imported(name: str, what: str) -> Any:
-    """What "package.module:attribute" names. Raises ValueError in one line, with `what` it is for."""
-    module_name, _, attribute = name.partition(":")
+    """What "package.module:attribute" names: a part of the kind `what`, a key of `rewards.plugins.KINDS`.
+
+    Raises ValueError in one line, with `what` it is for, where it is not allowed, not there or no such part.
+    """
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{what}: {name!r} cannot be loaded ({error}); write it as package.module:factory"
-        ) from None
+        return plugins.load(name, plugins.KINDS[what], f"{what}: {name!r}")
+    except ValueError as error:
+        raise ValueError(f"{error}; write it as package.module:factory") from None
