@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextmanager
@@ -58,11 +58,12 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files of `replacing` in a local folder whose process is gone: it was killed."""
-    found = [(path, _TEMPORARY.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
-    return [path for path, match in found if match and not _is_running(int(match[1]))]
+    found = [(path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
+    return [path for path, match in found if match and not is_running(int(match[1]))]
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -23,6 +23,8 @@ _GROUND = (
     "progress",
     "storage",
     "storage_errors",
+    "trash",
+    "owned",
 )
 FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 BELOW = {"pretrain", "finetune", "rewards", "orchestration"}
@@ -42,6 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain.progress": FOUNDATION,
     "pretrain.storage": FOUNDATION,
     "pretrain.storage_errors": FOUNDATION,
+    "pretrain.trash": FOUNDATION,
+    "pretrain.owned": FOUNDATION,
     "pretrain.media": {"pretrain.media", *FOUNDATION},
     # One downmix for readers and rewards, for the same reason.
     "pretrain.media.channels": {"pretrain.media", "rewards.channels", *FOUNDATION},

@@ -23,7 +23,7 @@ from pretrain.data.stream.index import LatentIndex
 from pretrain.data.stream.sample import Sample, checksum, tensor_names, unpack
 from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import read_json, sha256_of
-from pretrain.storage import is_file, move_aside, place
+from pretrain.storage import is_file, place
 
 _REPAIR = "run its `nava encode` again with --verify, then go on"
 _OPEN_SHARDS = 64
@@ -128,9 +128,3 @@ class LatentStore:
 
     def _damaged(self, number: int, why: str) -> ValueError:
         return ValueError(f"{self.folder / shard_name(number)}: damaged shard ({why}); {_REPAIR}")
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`, which is moved to the trash (`pretrain.storage.move_aside`)."""
-    move_aside(old)
-    new.rename(old)
