@@ -44,5 +44,7 @@ def allow_named(arguments: Sequence[str], with_recipe: bool) -> None:
             value = argument
         if option.replace("_", "-") in _NAMING:
             allow(_NAME.findall(value))
-        elif with_recipe and not position and (recipe := _RECIPE.fullmatch(argument)):
+        elif (option == "--recipe" or (with_recipe and not position)) and (
+            recipe := _RECIPE.fullmatch(value)
+        ):
             allow([recipe[1]])

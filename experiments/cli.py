@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.allowance import allow_named, take_plugins
 from experiments.errors import USER_ERROR, one_line_errors
+from pretrain.terminal import escaped_output
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_named(rest, with_recipe="recipe" in inspect.signature(function).parameters)
         description = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: {verb.example}"
         return (
-            tyro.cli(function, prog=f"nava {name}", description=description, args=rest, use_underscores=False)
+            tyro.cli(
+                _escaping(function),
+                prog=f"nava {name}",
+                description=description,
+                args=rest,
+                use_underscores=False,
+            )
             or 0
         )
     return USER_ERROR  # pragma: no cover (one_line_errors leaves by SystemExit)
+
+
+def _escaping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The verb with its output escaped; tyro's own help keeps its colours."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with escaped_output():
+            return function(*arguments, **options)
+
+    return run
 
 
 if __name__ == "__main__":

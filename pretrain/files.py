@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_WHOLE = 2**64  # of numbers in files
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -97,10 +98,29 @@ def apply_umask(path: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def strict_json(text: str | bytes, **options: Any) -> Any:
+    """`json.loads` of what may be anybody's, with its options.
+
+    Raises ValueError also for whole numbers beyond 64 bits, which overflow later and elsewhere, and for
+    nesting without end.
+    """
+    try:
+        return json.loads(text, parse_int=whole_number, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def whole_number(text: str) -> int:
+    """A whole number of JSON. Raises ValueError for one beyond 64 bits."""
+    if len(text) > 20 or abs(value := int(text)) > MAX_WHOLE:
+        raise ValueError("a number of too many digits")
+    return value
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming the file, with `advice`, if it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(content, dict):

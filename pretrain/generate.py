@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.clip_files import marks_of, write_clips
-from pretrain.clip_kind import by_kind, kind_of
+from pretrain.clip_kind import by_kind, check_memory, kind_of
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
@@ -36,6 +36,7 @@ from pretrain.types import (
     num_video_latents,
 )
 
+MAX_COUNT = 100_000  # clips of a batch, steps of a sampler
 COMMAND = "generate"  # whose folders are replaced
 
 
@@ -74,6 +75,9 @@ class GenerateConfig:
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.batch_size < 1 or not 0 < self.fps < float("inf"):
             raise ValueError(f"batch_size and fps must be positive, got {self.batch_size} and {self.fps}")
+        for name, value in (("batch_size", self.batch_size), ("sampler.steps", self.sampler.steps)):
+            if value > MAX_COUNT:
+                raise ValueError(f"{name} must be at most {MAX_COUNT}, got {value:.6g}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def generate(
     rows = read_prompts(prompts)[:limit]
     _check(rows, prompts, out)
     check_first_frames(rows, config)
+    check_memory(rows, config, config.fps, config.batch_size)
     images = read_first_frames(rows)
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)

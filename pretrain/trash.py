@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from pretrain.terminal import shown
+
 
 def claimed(folder: Path, name: str) -> Path:
     """A new empty folder `folder`/NAME-TIME, or NAME-TIME~2 and so on: nobody else's. Raises OSError."""
@@ -23,7 +25,10 @@ def claimed(folder: Path, name: str) -> Path:
 
 def said_moved(path: Path, where: Path) -> None:
     """Say in one line where something went."""
-    print(f"{path}: moved to {where} (`nava trash empty` deletes what lies there)", flush=True)
+    print(
+        f"{shown(str(path))}: moved to {shown(str(where))} (`nava trash empty` deletes what lies there)",
+        flush=True,
+    )
 
 
 def stamped(name: str) -> str:

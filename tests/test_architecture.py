@@ -25,6 +25,7 @@ _GROUND = (
     "storage_errors",
     "trash",
     "owned",
+    "terminal",
 )
 FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 BELOW = {"pretrain", "finetune", "rewards", "orchestration"}
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain.storage_errors": FOUNDATION,
     "pretrain.trash": FOUNDATION,
     "pretrain.owned": FOUNDATION,
+    "pretrain.terminal": FOUNDATION,
     "pretrain.media": {"pretrain.media", *FOUNDATION},
     # One downmix for readers and rewards, for the same reason.
     "pretrain.media.channels": {"pretrain.media", "rewards.channels", *FOUNDATION},

@@ -81,9 +81,9 @@ class SafeReader(FileSystemReader):
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
             metadata = read_metadata(stream, str(path))
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        about = getattr(metadata, "storage_meta", None)
+        metadata.storage_meta = about = about if isinstance(about, StorageMeta) else StorageMeta()
+        about.load_id = self.load_id
         return metadata
 
 
