@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.error import ArgumentError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -48,7 +49,7 @@ def open_container(path: Path) -> InputContainer:
     # `file:`: a name may hold a colon or look like a pattern; tags may be in any encoding
     try:
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except av.error.ArgumentError:  # what FFmpeg answers for a demuxer that is not in the list
+    except ArgumentError:  # what FFmpeg answers for a demuxer that is not in the list
         raise MediaError(
             f"{path}: corrupt or not a container that is read (mp4, mov, mkv, webm, avi, ts, flv, mpg, ogg "
             "and sounds); convert it"
