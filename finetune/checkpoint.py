@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from finetune.align_run import CHECKPOINTS
@@ -20,7 +20,7 @@ from finetune.progress import AlignProgress
 from finetune.trainer import Trainer
 from pretrain.launch.states import complete_steps
 from pretrain.titan.checkpoints import remove_incomplete, retain, save_error
-from pretrain.titan.safe_dcp import SafePlanner, SafeReader
+from pretrain.titan.safe_dcp import SafeReader, load_states
 
 FOLDER = CHECKPOINTS
 
@@ -54,7 +54,7 @@ def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> AlignProgress:
         return AlignProgress()
     state = _state(trainer, AlignProgress(), best)
     reader = SafeReader(out / FOLDER / f"step-{steps[-1]}")
-    state_dict_loader.load(state, storage_reader=reader, planner=SafePlanner())
+    load_states(state, reader)
     trainer.policy.load_state_dict(state["policy"])
     progress = AlignProgress.from_json(state["progress"])
     trainer.skipped, trainer.skipped_in_a_row = progress.skipped, progress.skipped_in_a_row

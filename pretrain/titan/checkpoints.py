@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
@@ -21,7 +21,7 @@ from pretrain.launch.states import complete_steps, step_folders
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, remove_file, remove_folder
 from pretrain.titan.lost_peers import of_lost_peers
-from pretrain.titan.safe_dcp import SafePlanner, SafeReader
+from pretrain.titan.safe_dcp import SafeReader, load_states
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
 
 # of DCP's writers (also through StoreFiles), half-written ones among them
@@ -95,7 +95,7 @@ class Checkpoints(CheckpointManager):
     ) -> None:
         step = self.place / Path(checkpoint_id).name
         reader = StoreReader(step) if is_remote(self.place) else SafeReader(step)
-        state_dict_loader.load(state_dict, storage_reader=reader, planner=SafePlanner())
+        load_states(state_dict, reader)
         self.states["model"].load_state_dict(state_dict)
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -77,7 +79,15 @@ def read_metadata(stream: io.IOBase, where: str) -> Metadata:
 class SafeReader(FileSystemReader):
     """A reader of local folders; `StoreReader` is one for object stores."""
 
+    _checked: Metadata | None = None
+
+    def check(self) -> None:
+        """Read the metadata before DCP does, which would wrap errors. Raises ValueError, OSError."""
+        self._checked = self.read_metadata()
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._checked is not None and kwargs.get("rank") is None:
+            return self._checked
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
             metadata = read_metadata(stream, str(path))
@@ -100,3 +110,15 @@ class SafePlanner(DefaultLoadPlanner):
         torch.save(found, plain)
         plain.seek(0)
         super().load_bytes(read_item, plain)
+
+
+def load_states(state: dict[str, Any], reader: SafeReader) -> None:
+    """Fill `state` in place, on all ranks. Raises ValueError for what is no checkpoint of ours."""
+    reader.check()
+    try:
+        state_dict_loader.load(state, storage_reader=reader, planner=SafePlanner())
+    except CheckpointException as error:  # a BaseException
+        for cause, _ in error.failures.values():
+            if isinstance(cause, ValueError):
+                raise ValueError(one_line(cause, 1000)) from None
+        raise
