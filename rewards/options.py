@@ -29,6 +29,7 @@ MEMBER = "member"
 INLINE = "inline"
 MAX_WHOLE = 2**64  # of whole numbers in files
 MAX_YAML_BYTES = 16 * 2**20
+MAX_YAML_DEPTH = 100
 MAX_YAML_NODES = 1_000_000
 _UNFIT = object()
 _TRUTHS = {
@@ -82,6 +83,11 @@ def _yaml_loader() -> Any:
             first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            if self.flow_level >= MAX_YAML_DEPTH:  # each level makes every later sign slower to read
+                raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+            super().fetch_flow_collection_start(TokenClass)
 
         def get_single_node(self) -> Any:
             node = super().get_single_node()
