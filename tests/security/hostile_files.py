@@ -122,7 +122,8 @@ def changed(draw: random.Random, value: Any, private: Path) -> Any:
     if (what := draw.random()) < 0.15:
         return {name: item for name, item in value.items() if name != key}
     if what < 0.3:
-        return {**value, str(values(draw, private))[:50]: values(draw, private)}
+        key = values(draw, private)
+        return {**value, key[:50] if isinstance(key, str) else "strange": values(draw, private)}
     return {**value, key: changed(draw, value[key], private)}
 
 
