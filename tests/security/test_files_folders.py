@@ -12,9 +12,11 @@ from canary import digest, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.cli import main
 from experiments.commands.trash import in_trash
 from pretrain.data.corpus.build import build_corpus
 from pretrain.data.corpus.config import CorpusConfig
+from pretrain.data.encoding.encode_launch import _check_set
 from pretrain.owned import MARKER, check_owned, owned_folder
 from pretrain.storage import TRASH, move_aside
 
@@ -220,6 +222,33 @@ def test_a_corpus_is_no_way_to_delete_a_folder_with_a_summary(tmp_path):
     (out / "summary.json").write_text("{}")
     with unchanged(tmp_path), pytest.raises(ValueError, match="not marked as made by `nava corpus`"):
         build_corpus(CorpusConfig(), out)
+
+
+def test_encoding_anew_moves_sets_and_nothing_else(tmp_path):
+    ours = tmp_path / "ours"
+    (ours / "parts").mkdir(parents=True)
+    names = (
+        "manifest.json",
+        "index.arrow",
+        "encode.json",
+        "shard-000001.safetensors",
+        MARKER,
+        ".x.json.1.tmp",
+    )
+    for name in names:
+        (ours / name).write_text("")
+    _check_set(ours)
+    _check_set(tmp_path / "absent")
+    user_data(tmp_path / "set")
+    with pytest.raises(ValueError, match="holds 'photos', which `nava encode` did not make"):
+        _check_set(tmp_path / "set")
+
+
+def test_emptying_the_trash_leaves_what_no_command_moved_there(tmp_path):
+    user_data(tmp_path / "out" / TRASH / "mine")
+    move_aside(user_data(tmp_path / "x"), tmp_path / "out" / TRASH)
+    assert main(["trash", "empty", "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out" / TRASH).iterdir()] == ["mine"]
 
 
 NAMES = ("a", "b", "out", "photos")
