@@ -1,10 +1,5 @@
 """Hostile files from seeds: rubrics, params, prompts, votes, manifests, model and codec folders, states,
-media and archives.
-
-`python hostile_files.py FOLDER FIRST COUNT` reads them one by one in this process, under a limit of memory,
-and prints what went wrong as JSON. A file may be taken or refused; a refusal is a ValueError or an OSError
-of one line. Anything else is a finding.
-"""
+media and archives."""
 
 from __future__ import annotations
 
@@ -13,21 +8,12 @@ import json
 import os
 import pickle
 import random
-import resource
-import sys
 import tarfile
-import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from canary import MODULE
-
-Read = Callable[[Path], Any]
-MORE_MEMORY = 3 * 2**30  # bytes of address space beyond what the imports take
-MAX_SECONDS = 60.0  # of one file, on a busy machine
 
 VOTE = {
     **{"user_id": "u1", "left_model": "ours", "right_model": "base"},
@@ -222,7 +208,8 @@ def archive(draw: random.Random) -> bytes:
             for name in draw.sample(names, 3):
                 made.writestr(name, b"\0" * draw.choice([10, 10**6]))
     else:
-        with tarfile.open(fileobj=held, mode=draw.choice(["w", "w:gz"])) as made:
+        mode: Any = draw.choice(["w", "w:gz"])
+        with tarfile.open(fileobj=held, mode=mode) as made:
             for name in draw.sample(names, 3):
                 info = tarfile.TarInfo(name.replace("\0", ""))
                 info.type, info.linkname = draw.choice(
@@ -351,97 +338,3 @@ def write(draw: random.Random, kind: str, folder: Path, made: Templates, private
         text = draw.choice(PLAYLISTS).format(draw.choice([f"{private}/secret.mp4", "../private/secret.mp4"]))
         path.write_bytes(text.encode() if draw.random() < 0.6 else damaged(draw, draw.choice(made.media)))
     return path
-
-
-def readers() -> dict[str, list[Read]]:
-    from experiments.recipes.load import load_recipe, read_params
-    from experiments.scoring.config import read_rubric, settings_from
-    from finetune.gsb.votes import read_votes
-    from pretrain.codecs.load import load_codecs
-    from pretrain.data.manifest import read_manifest
-    from pretrain.data.stream.store import LatentStore
-    from pretrain.jsonl import scan
-    from pretrain.media.read import probe, read_media
-    from pretrain.media.stills import read_image
-    from pretrain.model.checkpoint import load_model
-    from pretrain.prompt import check_files, read_prompts
-    from pretrain.titan.safe_dcp import read_metadata
-
-    def recipe_of(path: Path) -> None:
-        load_recipe("mini", path)
-        load_recipe(str(read_params(path).get("recipe", "mini")))
-
-    def metadata_of(path: Path) -> None:
-        with path.open("rb") as file:
-            read_metadata(file, str(path))
-
-    media = [lambda path: read_media(path, want_video=None, want_audio=None), probe, read_image]
-    return {
-        "rubric": [read_rubric, lambda path: settings_from([], path, [], [])],
-        "params": [recipe_of],
-        "prompts": [lambda path: check_files(read_prompts(path))],
-        "votes": [read_votes],
-        "manifest": [lambda path: read_manifest(path, 1.0)],
-        "model": [load_model],
-        "codec": [load_codecs],
-        "set": [LatentStore],
-        "state": [metadata_of],
-        "media": [*media],
-        "archive": [*media, lambda path: list(scan(path)), read_prompts],
-    }
-
-
-def tried(read: Read, path: Path) -> str:
-    """What is wrong with how a file was taken or refused, "" if nothing."""
-    started = time.perf_counter()
-    try:
-        read(path)
-    except (ValueError, OSError) as error:
-        from experiments.errors import as_line
-        from pretrain.terminal import shown
-
-        line = shown(as_line(error))
-        if "\n" in line or "\x1b" in line or len(line) > 5000:
-            return f"not one line: {line[:300]!a}"
-    except BaseException as error:
-        return f"{type(error).__name__}: {ascii(str(error))[:300]}"
-    spent = time.perf_counter() - started
-    return f"{spent:.0f} s" if spent > MAX_SECONDS else ""
-
-
-def main(arguments: list[str]) -> None:
-    folder, first, count = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    private = folder / "private"
-    by_kind, made = readers(), Templates(folder / "templates")
-    opened: list[str] = []
-    watching = [""]
-
-    def audit(event: str, details: tuple[Any, ...]) -> None:
-        if event == "open" and watching[0] and str(private) in os.path.realpath(str(details[0])):
-            opened.append(watching[0])
-        elif watching[0] and event in ("subprocess.Popen", "os.system", "os.exec", "socket.connect"):
-            opened.append(f"{watching[0]} {event}")
-
-    sys.addaudithook(audit)
-    with Path("/proc/self/statm").open() as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MORE_MEMORY, taken + MORE_MEMORY))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    findings, counts = [], Counter()
-    for seed in range(first, first + count):
-        draw = random.Random(seed)
-        kind = draw.choice(sorted(by_kind))
-        where = folder / "work" / str(seed)
-        where.mkdir(parents=True)
-        path = write(draw, kind, where, made, private)
-        # prompts and manifests name the user's own files, which are read
-        watching[0] = "" if kind in ("prompts", "manifest") else f"{kind} {seed}"
-        counts[kind] += 1
-        findings += [f"{kind} {seed}: {wrong}" for read in by_kind[kind] if (wrong := tried(read, path))]
-        watching[0] = ""
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(json.dumps({"findings": findings, "opened": opened, "counts": counts, "peak": peak}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

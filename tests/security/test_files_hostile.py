@@ -25,7 +25,7 @@ def attack(folder: Path, first: int, count: int) -> dict:
     (private / "secret.txt").write_text("SECRET")
     environment = {name: value for name, value in os.environ.items() if name != "NAVA_PLUGINS"}
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), str(canary.folder)])
-    script = str(Path(__file__).with_name("hostile_files.py"))
+    script = str(Path(__file__).with_name("hostile_run.py"))
     with unchanged(private), unchanged(canary.folder):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", script, str(folder), str(first), str(count)],

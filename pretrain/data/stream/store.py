@@ -54,6 +54,8 @@ class LatentStore:
                 f"{path} format: {self.manifest.get('format')!r}, this code reads {FORMAT!r}; run `nava "
                 "encode` again"
             )
+        if wrong := _misses(self.manifest):
+            raise ValueError(f"{path} {wrong}: missing or of another kind; run `nava encode` again")
         self.codec_id: str = self.manifest["codec_id"]
         if codec_id is not None and codec_id != self.codec_id:
             raise ValueError(
@@ -128,3 +130,14 @@ class LatentStore:
 
     def _damaged(self, number: int, why: str) -> ValueError:
         return ValueError(f"{self.folder / shard_name(number)}: damaged shard ({why}); {_REPAIR}")
+
+
+def _misses(manifest: Mapping[str, Any]) -> str:
+    """The first field of a manifest that is missing or of another kind, "" where it is whole."""
+    kinds = {"codec_id": str, "index_sha256": str, "index_bytes": int, "shards": Mapping}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    for name, facts in {} if wrong else manifest["shards"].items():
+        found = facts if isinstance(facts, Mapping) else {}
+        if not isinstance(found.get("sha256"), str) or not isinstance(found.get("bytes"), int):
+            wrong.append(f"shards.{name}")
+    return wrong[0] if wrong else ""
