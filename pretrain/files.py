@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_WHOLE = 2**64  # of numbers in files
+MAX_WHOLE = 2**64  # of numbers in rows
+MAX_DIGITS = 40  # of numbers in other JSON: tokenizers say 10**30 for "no limit"
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -98,23 +99,29 @@ def apply_umask(path: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def strict_json(text: str | bytes, **options: Any) -> Any:
+def strict_json(text: str | bytes, parse_int: Callable[[str], int] | None = None, **options: Any) -> Any:
     """`json.loads` of what may be anybody's, with its options.
 
-    Raises ValueError also for whole numbers beyond 64 bits, which overflow later and elsewhere, and for
-    nesting without end.
+    Raises ValueError for whole numbers of over MAX_DIGITS digits, which overflow elsewhere, and
+    for nesting without end.
     """
     try:
-        return json.loads(text, parse_int=whole_number, **options)
+        return json.loads(text, parse_int=parse_int or _short_number, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def whole_number(text: str) -> int:
-    """A whole number of JSON. Raises ValueError for one beyond 64 bits."""
+    """A whole number of a row. Raises ValueError for one beyond 64 bits."""
     if len(text) > 20 or abs(value := int(text)) > MAX_WHOLE:
         raise ValueError("a number of too many digits")
     return value
+
+
+def _short_number(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("a number of too many digits")
+    return int(text)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import replacing, strict_json, wide_encoding
+from pretrain.files import replacing, strict_json, whole_number, wide_encoding
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse_line(raw: bytes, line: int, last: bool, finite: bool = False) -> dict[
     """
     numbers: dict[str, Any] = {"parse_constant": _refuse_number, "parse_float": _finite} if finite else {}
     try:
-        row = strict_json(raw.decode("utf-8-sig"), object_pairs_hook=_unique, **numbers)
+        row = strict_json(raw.decode("utf-8-sig"), whole_number, object_pairs_hook=_unique, **numbers)
     except UnicodeDecodeError as error:
         wide = wide_encoding(raw)
         found = f"the file is {wide}; save it" if wide else f"not UTF-8 at byte {error.start}; save the file"
