@@ -154,8 +154,9 @@ def training_of(stage: str, job: StageJob) -> TrainingRun:
 def main(arguments: list[str]) -> int:
     """Called by DVC in the repository root; the recipe is the one params.yaml names."""
     from experiments.errors import one_line_errors
+    from pretrain.terminal import escaped_output
 
-    with one_line_errors():
+    with one_line_errors(), escaped_output():
         if len(arguments) != 1:
             raise ValueError(f"expected one stage name, got {arguments}; {nearest('corpus', STAGES)}")
         check_stage(arguments[0])

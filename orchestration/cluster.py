@@ -15,6 +15,7 @@ from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
 from orchestration.futures import short_line
 from orchestration.ray_token import send_token
+from rewards import plugins
 
 LOCAL = "local"
 EMBEDDED = {
@@ -67,9 +68,8 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
             )
         else:
             quiet.pop("include_dashboard")
-            ray.init(
-                address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet
-            )
+            variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
+            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
     except (
         Exception
     ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout

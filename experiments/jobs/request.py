@@ -6,6 +6,8 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from rewards import plugins
+
 RENDEZVOUS_PORT = 29_500
 RENDEZVOUS = '"$rendezvous"'  # a shell variable, because only the scheduler knows the first node's address
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -81,7 +83,7 @@ class Request:
 
     def variables(self) -> dict[str, str]:
         """Environment variables, with the grace period for the last checkpoint. Raises ValueError."""
-        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
+        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15), **plugins.inherited()}
         for item in self.env:
             name, equals, value = item.partition("=")
             if not equals or not _ENV_NAME.fullmatch(name):

@@ -26,6 +26,7 @@ from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
 from orchestration.service.scoring import Died, RewardFailed, score_apart
 from pretrain.progress import track
+from rewards import plugins
 from rewards.catalog import CATALOG
 from rewards.rubric import Rubric
 from rewards.traits import lower_is_better, modality
@@ -221,7 +222,7 @@ def _connect(address: str, temporary: str | None) -> None:
                 **quiet,
             )
         else:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": plugins.inherited()}, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(
             f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "
