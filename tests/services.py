@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pretrain.launch.torchrun import end_with_parent
+
 ROOT = Path(__file__).parent.parent
 BUCKET, ARTIFACTS = "artifacts", "s3://artifacts/mlflow"
 SUPERUSER = "postgres"
@@ -84,6 +86,7 @@ class Service:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # also where pytest itself is killed
                 **self.options,
             )
 
