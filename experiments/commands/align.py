@@ -75,6 +75,7 @@ RayCluster = Annotated[
         help="run on Ray: embedded, or the cluster at HOST:PORT, whose nodes must see all paths",
     ),
 ]
+InsecureRay = Annotated[bool, tyro.conf.arg(help="take a Ray without a token, where anyone can run code")]
 
 ReportFlag = Annotated[
     bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
@@ -98,6 +99,7 @@ def align(
     settings: SetOptions = (),
     out: Path = Path("out"),
     ray: RayCluster = None,
+    insecure_ray: InsecureRay = False,
     resume: ResumeFlag = True,
     resume_anyway: AnywayFlag = False,
     move_aside: AsideFlag = False,
@@ -137,7 +139,7 @@ def align(
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
-    _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"))
+    _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"), insecure_ray)
     if report and isinstance(layout, AlignLayout):
         _close(layout.align)
 
@@ -166,7 +168,7 @@ def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
         print(notice)
 
 
-def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None:
+def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, insecure: bool = False) -> None:
     """Align as a tracked run, unless it is finished."""
     from experiments.alignment.inputs import AlignLayout, align_run, digests
     from experiments.continuing import decide
@@ -199,7 +201,7 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish) -> None
     ) as tracker:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
-        align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+        align_tracked(job, tracker, inputs, lambda run: _train(run, job, address, insecure))
 
 
 def _close(folder: Path) -> None:
@@ -235,7 +237,7 @@ def _model_folder(text: str, out: Path) -> Path:
     return fetched(text, out / "models", Path()) if is_registered(text) else Path(text)
 
 
-def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
+def _train(run: AlignRun, job: StageJob, address: str, insecure: bool = False) -> StageResult:
     """By ranks of torchrun, or on the Ray at `address`."""
     if not address:
         from finetune.launch import align_model
@@ -244,7 +246,7 @@ def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
     from experiments.scoring.latents import options_for
     from orchestration.align import align_on_ray
 
-    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address)
+    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address, insecure)
 
 
 def address_of(ray: tuple[str, ...] | None) -> str:
