@@ -1,4 +1,4 @@
-"""The front in this process, before the web application without Ray, or before an application of a test's own."""
+"""The front in this process, before an application in a thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,8 @@ def exchange(
 ) -> tuple[int, bytes, bytes]:
     """(status, head, body) of what is answered to these bytes; status 0 where the connection just ends."""
     with connect(port, source, timeout) as sock:
-        try:
+        with suppress(OSError):
             sock.sendall(content)
-        except OSError:
-            pass
         return read_answer(sock)
 
 

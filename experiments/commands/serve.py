@@ -64,9 +64,8 @@ def rewards(
     Without --rewards they are those of the rubric's items, or snr_estimate_db and lip_loudness_correlation. A
     request has one clip: of a rubric only items of normalise: none give a total, others an empty one with the
     reason. Networks and words that the pipeline made are taken from --out. Without --root clips can only be
-    uploaded. `nava serve tokens add NAME` makes further tokens (OUT/service/tokens.json), which count at once;
-    OUT/service/audit.jsonl has a line per request. The service has no TLS: put a proxy with TLS in front of it
-    on an untrusted network. `rewards.remote:NAME` uses it as a reward.
+    uploaded. `nava serve tokens add NAME` makes further tokens, which count at once; OUT/service/audit.jsonl
+    has a line per request. The service has no TLS: put a proxy with TLS before it on an untrusted network. `rewards.remote:NAME` uses it as a reward.
     """
     from experiments.serving import config_from, rubric_notices, serve_until_stopped
     from orchestration.ray_security import check_mode, join_securely

@@ -1,4 +1,4 @@
-"""Access tokens of the service: a file with names, digests, scopes and rates, without the tokens themselves."""
+"""Access tokens of the service: a file with names, digests, scopes and rates, without the tokens."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decode_worker import read_message, write_message
-from orchestration.service.fair import Caller, FairSlots
+from orchestration.service.fair import ANYONE, Caller, FairSlots
 from orchestration.service.limits import Limits, Refusal
 
 START_SECONDS = 120.0  # on a busy machine
@@ -31,8 +31,10 @@ DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 class Decoders:
-    """`limits.decoders` processes, shared fairly by callers; `close` ends them. All decoded clips take at most
-    `limits.held_bytes`."""
+    """`limits.decoders` processes, shared fairly by callers; `close` ends them.
+
+    All decoded clips take at most `limits.held_bytes`.
+    """
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
@@ -46,7 +48,7 @@ class Decoders:
 
     @asynccontextmanager
     async def decoded(
-        self, job: DecodeJob, uploads: Path | None = None, caller: Caller = Caller()
+        self, job: DecodeJob, uploads: Path | None = None, caller: Caller = ANYONE
     ) -> AsyncIterator[Decoded]:
         """Decodes `job` with `uploads`. Raises Refusal; 422 where a file kills or stalls the process."""
         roots = [*self.roots, *([str(uploads)] if uploads else [])]

@@ -233,11 +233,13 @@ def _check_reachable(port: int, address: str) -> None:
 
 def _connect(config: ServiceConfig, address: str, temporary: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s are short on a busy machine
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
     if address == LOCAL:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a busy machine
         quiet |= {
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,

@@ -16,6 +16,9 @@ class Caller(NamedTuple):
     address: str = ""
 
 
+ANYONE = Caller()
+
+
 class FairSlots:
     """At most `slots` holders, and `guests` more that only tokens without a slot may have.
 

@@ -43,7 +43,7 @@ class Callers:
 
     @contextmanager
     def admitted(self, token: AccessToken, path: str, address: str) -> Iterator[Caller]:
-        """Counts a request while it is answered. Raises Refusal 403 (scope) or 429 (rate, requests at once)."""
+        """Counts a request while it is answered. Raises Refusal 403 (scope), 429 (rate, number at once)."""
         scope = SCOPE_OF.get(path, "score")
         if not token.may(scope):
             raise Refusal(
