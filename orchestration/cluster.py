@@ -84,7 +84,7 @@ def connected(address: str, config: RayConfig, ranks: int, insecure: bool = Fals
         hint = (
             "run again, when the machine has less to do"
             if address == LOCAL
-            else "`RAY_AUTH_MODE=token ray start --head` starts one"
+            else "`ray start --head` starts one"
         )
         raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
     try:

@@ -41,8 +41,8 @@ def embedded_options(insecure: bool = False, temporary: str | None = None) -> di
         make_token()
     _listen_on_loopback()
     base = temporary or os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "linux" else "")
-    # Ray opens its own folder to everyone (mode 0777), so it gets one inside a closed one. The names are short
-    # because those of sockets must be.
+    # Ray opens its own folder to everyone (mode 0777), so it gets one inside a closed one; both names are
+    # short because those of sockets must be
     folder = private_folder(Path(base or tempfile.gettempdir()) / f"nava_{os.getuid()}")
     return {"_temp_dir": str(folder / "r")}
 
@@ -105,3 +105,17 @@ def answers_without_token(address: str) -> bool:
             unreachable = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
             return error.code() not in (*refused, *unreachable)  # type: ignore[attr-defined]
     return True
+
+
+def check_dashboard(url: str) -> None:
+    """Raises ValueError where the dashboard lists its jobs without a token: it takes them from anyone too."""
+    from rewards.http import NoAnswer, Unending, exchange
+
+    try:
+        answer = exchange(f"{url.rstrip('/')}/api/jobs/", timeout_s=PROBE_S, proxies=False)
+    except NoAnswer as error:
+        if not isinstance(error, Unending):
+            return  # whoever connects next is told why
+        raise ValueError(f"Ray at {url}: {error.reason} for its jobs; {HOW}") from None
+    if answer.status == 200:
+        raise ValueError(f"Ray at {url}: it takes jobs without a token, so it runs anyone's code; {HOW}")

@@ -11,6 +11,7 @@ import tyro
 from experiments.commands.options import (
     AnywayFlag,
     AsideFlag,
+    InsecureRay,
     RecipeName,
     ResumeFlag,
     SetOptions,
@@ -75,7 +76,6 @@ RayCluster = Annotated[
         help="run on Ray: embedded, or the cluster at HOST:PORT, whose nodes must see all paths",
     ),
 ]
-InsecureRay = Annotated[bool, tyro.conf.arg(help="take a Ray without a token, where anyone can run code")]
 
 ReportFlag = Annotated[
     bool, tyro.conf.arg(help="end with the closing page, where the inputs are not the pipeline's")
@@ -116,9 +116,8 @@ def align(
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
       nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
-
-    --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
-      that of local ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
+    --ray runs rollouts and rewards in workers (section `ray`). With staleness 0 the result is that of local
+      ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
     from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.continuing import Wish
@@ -127,7 +126,7 @@ def align(
     _check_options(nproc, port, address := address_of(ray))
     loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
     inputs = AlignInputs(
-        model=_model_folder(model, out) if model else None,
+        model=_model_folder(model, out),
         adapter=adapter,
         codec=codec,
         prompts=prompts,
@@ -230,10 +229,12 @@ def with_rubric_file(recipe: Any, path: Path | None) -> Any:
     return dataclasses.replace(recipe, align=with_rubric(recipe.align, read_rubric(path)))
 
 
-def _model_folder(text: str, out: Path) -> Path:
-    """A model folder, fetched from MLflow's registry where it is named so."""
+def _model_folder(text: str, out: Path) -> Path | None:
+    """A model folder, fetched from MLflow's registry where it is named so; None for no text."""
     from experiments.runs.registry import fetched, is_registered
 
+    if not text:
+        return None
     return fetched(text, out / "models", Path()) if is_registered(text) else Path(text)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.commands.options import JsonFlag
+from experiments.commands.options import InsecureRay, JsonFlag
 from experiments.commands.score import RewardNames, RewardSettings
 
 Roots = Annotated[
@@ -33,8 +33,6 @@ TokenFile = Annotated[
     Path | None,
     tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
 ]
-
-InsecureRay = Annotated[bool, tyro.conf.arg(help="take a Ray without a token, where anyone can run code")]
 
 DEFAULTS = ("snr_estimate_db", "lip_loudness_correlation")
 
@@ -65,16 +63,14 @@ def rewards(
     request has one clip: of a rubric only items of normalise: none give a total, others an empty one with the
     reason. Networks and words that the pipeline made are taken from --out. Without --root clips can only be
     uploaded. `nava serve tokens add NAME` makes further tokens, which count at once; OUT/service/audit.jsonl
-    has a line per request. The service has no TLS: put a proxy with TLS before it on an untrusted network. `rewards.remote:NAME` uses it as a reward.
+    has a line per request. The service has no TLS: put a proxy with TLS before it on an untrusted network.
+    `rewards.remote:NAME` uses it as a reward.
     """
-    from experiments.serving import config_from, rubric_notices, serve_until_stopped
-    from orchestration.ray_security import check_mode, join_securely
-    from orchestration.service.access import read_tokens
+    from experiments.serving import config_from, guarded, rubric_notices, serve_until_stopped
     from orchestration.service.token import token_from
 
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
-    read_tokens(service_tokens(out))
     token, where = token_from(token_file, out / "service" / "token")
     named = [name for given in rewards for name in given.split(",") if name]
     config = config_from(
@@ -90,16 +86,7 @@ def rewards(
         cpus=cpus,
         gpus=gpus,
     )
-    config = dataclasses.replace(
-        config,
-        tokens=service_tokens(out),
-        audit=out / "service" / "audit.jsonl",
-        insecure_ray=insecure_ray,
-    )
-    if ray == "local":
-        check_mode(insecure_ray)
-    else:
-        join_securely(ray, insecure_ray)
+    config = guarded(config, out / "service", ray, insecure_ray)
     for notice in rubric_notices(rubric):
         print(notice)
     serve_until_stopped(config, host, port, ray, where)

@@ -226,8 +226,8 @@ def _check_reachable(port: int, address: str) -> None:
         socket.create_connection((LOOPBACK, port), timeout=5.0).close()
     except OSError:
         raise OSError(
-            f"--ray {address}: its Serve proxy does not listen on this machine's port {port}; run this on the "
-            "cluster's head, where no other Serve is running"
+            f"--ray {address}: its Serve proxy does not listen on this machine's port {port}; run this on "
+            "the cluster's head, where no other Serve is running"
         ) from None
 
 
@@ -252,8 +252,8 @@ def _connect(config: ServiceConfig, address: str, temporary: str | None) -> None
         ray.init(address=address, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(
-            f"--ray {address}: cannot be reached ({short_line(error)}); start it (`RAY_AUTH_MODE=token ray "
-            "start --head`) or leave it out"
+            f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "
+            "leave it out"
         ) from None
 
 

@@ -1,5 +1,5 @@
-"""Servers that answer without end, drip, or send back secrets and terminal codes: every client of ours ends in
-time, reads little and shows one clean line."""
+"""Servers that answer without end, drip, or send back secrets and terminal codes: every client ends in time,
+reads little and shows one clean line."""
 
 import base64
 import socket
