@@ -45,8 +45,8 @@ def submit(
     numbers are params.yaml's.
 
     `ray get-auth-token --generate`, then `RAY_AUTH_MODE=token ray start --head`, make this machine a cluster.
-    All machines must see this repository and its out/ (a shared disk). After SIGTERM to any process of the job
-    it writes a checkpoint and is submitted again as ID-2, ID-3 ...; `ray job stop` ends it for good.
+    All machines must see this repository and its out/ (a shared disk). After SIGTERM to any process of it
+    the job writes a checkpoint and is submitted again as ID-2, ID-3 ...; `ray job stop` ends it for good.
     """
     from experiments.jobs.submit import Submission, check, submit_stage
     from experiments.recipes.load import load_recipe, read_params
