@@ -66,12 +66,16 @@ class FairSlots:
                 return
             granted = self._queues[caller][0]
             self._forget(caller, granted)
+            if granted.cancelled():  # its task has not heard of it yet
+                continue
             if caller in self._queues:
                 self._queues.move_to_end(caller)
             self._count(caller, 1)
             granted.set_result(None)
 
     def _forget(self, caller: Caller, granted: asyncio.Future[None]) -> None:
+        if granted not in self._queues.get(caller, ()):
+            return
         self._queues[caller].remove(granted)
         self.waiting -= 1
         if not self._queues[caller]:

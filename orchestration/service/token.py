@@ -42,10 +42,7 @@ def token_from(path: Path | None, default: Path) -> tuple[str, str]:
 
 
 def _of_file(path: Path, option: str = "") -> tuple[str, str]:
-    if tighten(path):
-        print(
-            f"{path}: others could read the token; its mode is 600 from here on, make a new one if they did"
-        )
+    tighten(path)
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(MAX_LENGTH + 1)
     return _checked(text, f"{option}{path}"), f"$(cat {shlex.quote(str(path))})"
