@@ -1,5 +1,4 @@
-"""Tokens of the service: digests only, private files, rotation, scopes, rates, fair turns; a full disk; secrets
-of jobs."""
+"""Tokens of the service: digests, private files, rotation, scopes, rates, turns; a full disk; secrets of jobs."""
 
 import asyncio
 import json
