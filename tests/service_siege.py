@@ -22,89 +22,17 @@ from typing import Any
 
 import numpy as np
 import psutil
-from front_world import connect, exchange, request
-from service_attacks import mp4
+from front_world import exchange, request
+from service_besiegers import ATTACKS, upload
 from test_service_refusals import wav
 
 from experiments.benchmarks.harness import facts
 from experiments.serving import config_from
 from pretrain.files import write_json
-from rewards.http import form
 
 FRONT_MIB = 256  # bound of the front's memory, stated in docs/service.md
 PROXY_MIB = 600  # of Ray Serve's proxy, which imports a few hundred
 HEALTHY_S, SLOWER = 5.0, 2.0
-SOURCE = "127.0.0.2"
-
-
-def upload(content: bytes, name: str, token: str) -> bytes:
-    kind, body = form({"request": json.dumps({"name": name})}, {name: content})
-    return request(body=body, token=token, headers=f"Content-Type: {kind}\r\n")
-
-
-def endless(start: bytes, again: bytes):
-    def attack(port: int, _: str) -> None:
-        with contextlib.suppress(OSError), connect(port, SOURCE, 5.0) as sock:
-            sock.sendall(start)
-            while True:
-                sock.sendall(again)
-
-    return attack
-
-
-def idle(start: bytes, count: int):
-    def attack(port: int, _: str) -> None:
-        socks = []
-        with contextlib.suppress(OSError):
-            for index in range(count):
-                socks.append(connect(port, f"127.0.1.{index % 250 + 1}", 5.0))
-                socks[-1].sendall(start)
-        time.sleep(2.0)
-        for sock in socks:
-            sock.close()
-
-    return attack
-
-
-def asking(content: bytes):
-    def attack(port: int, _: str) -> None:
-        with contextlib.suppress(OSError):
-            exchange(port, content, SOURCE)
-
-    return attack
-
-
-def slow_uploads(port: int, token: str) -> None:
-    with contextlib.suppress(OSError):
-        exchange(port, upload(mp4(700, 352, 640), "video", token), SOURCE, 300.0)
-
-
-# kind -> (attack, threads at once)
-ATTACKS = {
-    "endless header value": (endless(b"POST /v1/score HTTP/1.1\r\nx: ", b"y" * 65_536), 4),
-    "endless header lines": (endless(b"POST /v1/score HTTP/1.1\r\n", b"x: y\r\n" * 8000), 4),
-    "20,000 idle connections": (idle(b"", 5000), 4),
-    "20,000 half heads": (idle(b"POST /v1/score HTTP/1.1\r\nx: " + b"y" * 8000, 5000), 4),
-    "bodies without a token": (asking(request(body=b"z" * (1 << 20), token="")), 4),
-    "wrong tokens": (asking(request(token="z" * 43)), 4),
-    "slowly decoded uploads of one token": (slow_uploads, 24),
-}
-
-
-def attack_until(kind: str, port: int, token: str, seconds: float) -> None:
-    attack, threads = ATTACKS[kind]
-    end = time.monotonic() + seconds
-
-    def repeat() -> None:
-        while time.monotonic() < end:
-            attack(port, token)
-            time.sleep(0.05)
-
-    started = [threading.Thread(target=repeat, daemon=True) for _ in range(threads)]
-    for thread in started:
-        thread.start()
-    time.sleep(max(0.0, end - time.monotonic()))
-    os._exit(0)  # whatever is still open ends now
 
 
 def honest(port: int, token: str, seconds: float) -> tuple[list[float], int]:
@@ -172,12 +100,15 @@ def healthy_after(port: int) -> float:
 
 def siege(kind: str, port: int, tokens: dict[str, str], seconds: float) -> dict[str, Any]:
     quiet, quiet_wrong = honest(port, tokens["honest"], seconds)
-    command = [sys.executable, __file__, "--attack", kind, str(port), str(seconds + 1)]
-    attacker = subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=lambda: os.nice(15))
-    assert attacker.stdin
+    command = [sys.executable, str(Path(__file__).with_name("service_besiegers.py")), kind, str(port)]
+    attacker = subprocess.Popen(
+        ["nice", "-n", "5", *command, str(seconds + 1)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert attacker.stdin and attacker.stdout
     attacker.stdin.write(tokens["heavy"].encode())
     attacker.stdin.close()
-    time.sleep(1.0)
+    assert attacker.stdout.readline() == b"ready\n"
+    time.sleep(0.5)
     beside, wrong = honest(port, tokens["honest"], seconds)
     attacker.wait()
     healthy = healthy_after(port)
@@ -230,16 +161,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attack", nargs=3, metavar=("KIND", "PORT", "SECONDS"), help="be an attacker")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each attack")
     parser.add_argument("--port", type=int, default=8197)
     parser.add_argument("--work", default="out/service_siege")
     parser.add_argument("--ray-folder", help="Ray's temporary folder")
     parser.add_argument("--to", type=Path, help="JSON")
     options = parser.parse_args()
-    if options.attack:
-        kind, port, seconds = options.attack
-        attack_until(kind, int(port), sys.stdin.read(), float(seconds))
     socket.setdefaulttimeout(60.0)
     found = run(options)
     print(f"holds: {found['holds']}, peak memory {found['peak_mib']} MiB")

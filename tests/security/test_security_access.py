@@ -1,4 +1,4 @@
-"""Tokens of the service: digests, private files, rotation, scopes, rates, turns; a full disk; secrets of jobs."""
+"""Tokens of the service: digests, modes, rotation, scopes, rates, turns; full disks; secrets of jobs."""
 
 import asyncio
 import json
