@@ -39,6 +39,8 @@ class Decoders:
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._spare: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._lock, self._spares = threading.Lock(), 0
         self._slots = FairSlots(limits.decoders, GUESTS)
         for _ in range(limits.decoders):
             self._idle.put(_Process())  # started early: importing takes a second
@@ -79,8 +81,9 @@ class Decoders:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().end()
+        for processes in (self._idle, self._spare):
+            while not processes.empty():
+                processes.get().end()
 
     def _give_back(self, num_bytes: int) -> None:
         """Without an await, in which a caller who leaves could end it half done."""
@@ -88,10 +91,20 @@ class Decoders:
         self._freed.set()
 
     def _take(self) -> _Process:
-        """An idle process; one more for the first guest. There are never more than slots."""
-        with contextlib.suppress(queue.Empty):
-            return self._idle.get_nowait()
+        """An idle process, or a spare one for a guest. There are never more than slots."""
+        for processes in (self._idle, self._spare):
+            with contextlib.suppress(queue.Empty):
+                return processes.get_nowait()
+        with self._lock:
+            self._spares += 1
         return _Process()
+
+    def _start_spare(self) -> None:
+        """After the first clip, so that it delays no start and is there before a guest needs it."""
+        with self._lock:
+            if self._spares < GUESTS:
+                self._spares += 1
+                self._spare.put(_Process())
 
     def _ask(self, message: dict[str, Any]) -> Decoded:
         """One dead process does not prove the file bad (it may be killed otherwise); two do."""
@@ -102,7 +115,9 @@ class Decoders:
                 with _killed_after(START_SECONDS, process):
                     process.wait_until_ready()
                 with _killed_after(self.limits.decode_seconds + 1.0, process):
-                    return _answer_of(process.ask(message, self.limits.decoded_bytes))
+                    answer = _answer_of(process.ask(message, self.limits.decoded_bytes))
+                self._start_spare()
+                return answer
             except Refusal:
                 raise
             except Exception:  # whatever a process does that a file may have taken over

@@ -83,7 +83,9 @@ class FairSlots:
 
     def _count(self, caller: Caller, change: int) -> None:
         self.held += change
-        for counter, key in ((self._of_token, caller.token), (self._of_caller, caller)):
-            counter[key] += change
-            if not counter[key]:
-                del counter[key]
+        self._of_token[caller.token] += change
+        self._of_caller[caller] += change
+        if not self._of_caller[caller]:
+            del self._of_caller[caller]
+        if not self._of_token[caller.token]:
+            del self._of_token[caller.token]

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import h11
 
@@ -106,7 +107,7 @@ async def _exchange(client: Wire, server: Wire, limits: Limits) -> h11.Response:
                 raise CallerGone
         return await answering
     finally:
-        tasks = [task for task in (sending, answering, watching) if task]
+        tasks: list[asyncio.Task[Any]] = [task for task in (sending, answering, watching) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

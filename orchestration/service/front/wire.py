@@ -27,7 +27,7 @@ class CallerGone(Exception):
 class Wire:
     """A socket with an h11 state. Reading takes at most CHUNK (heads) or BODY_CHUNK bytes at once."""
 
-    def __init__(self, sock: socket.socket, role: type[h11.Sentinel], header_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, role: Any, header_bytes: int) -> None:
         self.sock, self.loop = sock, asyncio.get_running_loop()
         self.http = h11.Connection(role, max_incomplete_event_size=header_bytes)
         self.received = 0
