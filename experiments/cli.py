@@ -103,6 +103,9 @@ _VERBS = (
         "a.jsonl b.jsonl",
     ),
     Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
+    Verb("serve tokens add", "serve.tokens_add", "an access token of the service", "team --per-minute 60"),
+    Verb("serve tokens list", "serve.tokens_list", "access tokens of the service, without the tokens"),
+    Verb("serve tokens revoke", "serve.tokens_revoke", "take an access token away", "team"),
     Verb("report", "pipeline.report", "write reports/demo.html", "mini"),
     Verb(
         "study paradigms",
@@ -190,8 +193,8 @@ One example for each:
 
 
 def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """(verb, its arguments); a verb may be two words. Raises ValueError naming the nearest verb."""
-    for words in (2, 1):
+    """(verb, its arguments); a verb may be up to three words. Raises ValueError naming the nearest verb."""
+    for words in (3, 2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
             return name, list(arguments[words:])

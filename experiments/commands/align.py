@@ -12,6 +12,7 @@ import tyro
 from experiments.commands.options import (
     AnywayFlag,
     AsideFlag,
+    InsecureRay,
     RecipeName,
     ResumeFlag,
     SetOptions,
@@ -102,6 +103,7 @@ def align(
     settings: SetOptions = (),
     out: Path = Path("out"),
     ray: RayCluster = None,
+    insecure_ray: InsecureRay = False,
     resume: ResumeFlag = True,
     resume_anyway: AnywayFlag = False,
     move_aside: AsideFlag = False,
@@ -118,9 +120,8 @@ def align(
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
       nava align nava_6b --model models:/nava-6b@best --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
-
-    --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
-      that of local ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
+    --ray runs rollouts and rewards in workers (section `ray`). With staleness 0 the result is that of local
+      ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
     from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.continuing import Wish
@@ -141,7 +142,8 @@ def align(
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
     with ExitStack() as opened:
-        _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"), opened)
+        wish = Wish(resume, resume_anyway, move_aside, "--to")
+        _align(job, inputs, address, wish, opened, insecure_ray)
         _close(job, report)
 
 
@@ -169,7 +171,9 @@ def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
         print(notice)
 
 
-def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened: ExitStack) -> None:
+def _align(
+    job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened: ExitStack, insecure: bool
+) -> None:
     """Align as a tracked run, unless it is finished, below one of the whole command."""
     from experiments.alignment.inputs import AlignLayout, align_run, digests
     from experiments.continuing import decide
@@ -208,7 +212,7 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
         with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
-            align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+            align_tracked(job, tracker, inputs, lambda run: _train(run, job, address, insecure))
         add_to_invocation("align", job, tracker)
 
 
@@ -266,7 +270,7 @@ def _model_and_codec(model: str, codec: Path | None, out: Path, shared: bool) ->
     return {"model": found, "codec": None if its_codec == default and codec is None else its_codec}
 
 
-def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
+def _train(run: AlignRun, job: StageJob, address: str, insecure: bool = False) -> StageResult:
     """By ranks of torchrun, or on the Ray at `address`."""
     if not address:
         from finetune.launch import align_model
@@ -275,7 +279,7 @@ def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
     from experiments.scoring.latents import options_for
     from orchestration.align import align_on_ray
 
-    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address)
+    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address, insecure)
 
 
 def address_of(ray: tuple[str, ...] | None) -> str:

@@ -99,7 +99,7 @@ def encode(
     job = EncodeJob(
         config=loaded.encode,
         sets=_sets(mix, manifest, loaded.encode),
-        codec=str(model_folder(codec, out, shared="RANK" in os.environ) if codec else layout.codec),
+        codec=str(model_folder(codec, out, shared=one is not None) if codec else layout.codec),
         to=_destination(to, layout),
         verify=verify,
     )
