@@ -111,6 +111,7 @@ def export_published(
 
 def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) -> dict[str, Any]:
     from experiments.runs.lineage import CHECKPOINT_TAG, SHA256
+    from experiments.runs.model_names import model_tags
     from experiments.runs.run import single_run
     from pretrain.convert.dcp import write_dcp
     from pretrain.convert.importing import run_import
@@ -122,6 +123,8 @@ def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) 
     with single_run("import", settings, {"nava.output": to}, Layout(out=out), Path(), inputs) as tracker:
         facts = run_import(planned, place(to), digests)
         tracker.set_tags({CHECKPOINT_TAG: facts["checkpoint_id"]})
+        if "://" not in to:
+            tracker.log_model(Path(to), planned.config.flavor, model_tags(Path(to)))
         written = {"to": to, "checkpoint_id": facts["checkpoint_id"], "sha256": digests}
         return written | ({"dcp": str(write_dcp(place(to)))} if dcp else {})
 
