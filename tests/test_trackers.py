@@ -23,6 +23,7 @@ from experiments.runs.tracker import SpoolTracker
 from experiments.runs.trackers import TrackingConfig, factories
 from experiments.stages import config_of
 from pretrain.tracking import JsonlTracker, Trackers, build_trackers, last_value
+from rewards import plugins
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "your_tracker.md"
@@ -94,10 +95,11 @@ def test_no_stage_depends_on_the_trackers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nowhere:Tracker", {}, "'nowhere:Tracker' cannot be loaded"),
-        (f"{__name__}:Missing", {}, "cannot be loaded"),
-        (f"{__name__}:PAGE", {}, "is no factory"),
-        ("pathlib:Path", {}, "has no method log_metrics"),
+        ("nowhere:Tracker", {}, "module nowhere is not allowed, and was not imported"),
+        (f"{__name__}:Missing", {}, "has no 'Missing'"),
+        (f"{__name__}:PAGE", {}, "is not a tracker"),
+        (f"{__name__}:Path", {}, "is not a tracker"),
+        ("experiments.runs.spool:SpooledRun", {}, "is not a tracker"),
         (NAME, {"colour": 1}, "cannot be called with colour, run"),
     ],
 )
@@ -210,6 +212,7 @@ def test_the_example_of_the_page_and_tensorboard_follow_a_killed_training(tmp_pa
     (tmp_path / "csv_tracker.py").write_text(EXAMPLE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE), str(HERE.parent)]))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv(plugins.VARIABLE, f"{os.environ[plugins.VARIABLE]},csv_tracker")
     spool = SpoolTracker(tmp_path / "out" / "tracking" / "run-1")
     page, killing = "csv_tracker:CsvTracker", f"{__name__}:Killing"
     given_options = {page: {"folder": str(tmp_path)}, killing: {"marker": str(tmp_path / "killed")}}
