@@ -166,8 +166,8 @@ def dpo(
         "votes": md5_of(votes),
         "axis": axis,
         "keep_all_raters": str(keep_all_raters),
+        **{f"rewrites {name}": md5_of(path) for name, path in files.items()},
     }
-    made_of |= {f"rewrites {name}": md5_of(path) for name, path in files.items()}
     tune_tracked(
         "dpo",
         config,
