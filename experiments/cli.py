@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from experiments.allowance import allow_named, take_plugins
 from experiments.errors import USER_ERROR, one_line_errors
+from pretrain.terminal import escaped_output
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ _VERBS = (
         "a.jsonl b.jsonl",
     ),
     Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
+    Verb("serve tokens add", "serve.tokens_add", "an access token of the service", "team --per-minute 60"),
+    Verb("serve tokens list", "serve.tokens_list", "access tokens of the service, without the tokens"),
+    Verb("serve tokens revoke", "serve.tokens_revoke", "take an access token away", "team"),
     Verb("report", "pipeline.report", "write reports/demo.html", "mini"),
     Verb(
         "study paradigms",
@@ -161,6 +168,7 @@ _VERBS = (
     Verb("submit", "submit.submit", "run a stage of the pipeline as a Ray job", "mini --stage align"),
     Verb("trash list", "trash.list_trash", "what had to make room, with sizes"),
     Verb("trash empty", "trash.empty_trash", "delete what had to make room", "--older-than 30d"),
+    Verb("plugins", "plugins.list_plugins", "modules that names of files may import", "rubric.yaml"),
     Verb("tracking flush", "look.tracking_flush", "send runs that MLflow has not got yet"),
     Verb("ui", "look.ui", "open the MLflow user interface on this repository's runs", "--port 5000"),
 )
@@ -180,12 +188,13 @@ One example for each:
 {examples}
 
 --debug (anywhere) shows the traceback behind an error. Errors of yours end with one line and exit code 2.
+--plugins MODULE[,MODULE] (anywhere) lets rubrics, recipes and params.yaml name classes of these modules.
 """
 
 
 def find_verb(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """(verb, its arguments); a verb may be two words. Raises ValueError naming the nearest verb."""
-    for words in (2, 1):
+    """(verb, its arguments); a verb may be up to three words. Raises ValueError naming the nearest verb."""
+    for words in (3, 2, 1):
         name = " ".join(arguments[:words])
         if name in VERBS:
             return name, list(arguments[words:])
@@ -206,18 +215,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text(), end="")
         return 0 if arguments else USER_ERROR
     with one_line_errors(debug):
+        arguments = take_plugins(arguments)
         name, rest = find_verb(arguments)
         verb = VERBS[name]
         module, _, attribute = verb.function.partition(".")
         function = getattr(importlib.import_module(f"experiments.commands.{module}"), attribute)
         import tyro
 
+        allow_named(rest, with_recipe="recipe" in inspect.signature(function).parameters)
         description = f"{inspect.cleandoc(function.__doc__ or '')}\n\nExample: {verb.example}"
         return (
-            tyro.cli(function, prog=f"nava {name}", description=description, args=rest, use_underscores=False)
+            tyro.cli(
+                _escaping(function),
+                prog=f"nava {name}",
+                description=description,
+                args=rest,
+                use_underscores=False,
+            )
             or 0
         )
     return USER_ERROR  # pragma: no cover (one_line_errors leaves by SystemExit)
+
+
+def _escaping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The verb with its output escaped; tyro's own help keeps its colours."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with escaped_output():
+            return function(*arguments, **options)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -75,6 +75,23 @@ def config_from(
     )
 
 
+def guarded(config: ServiceConfig, folder: Path, ray: str, insecure: bool) -> ServiceConfig:
+    """With the named tokens and the audit of `folder`, on a Ray that asks for its token unless `insecure`.
+
+    Raises ValueError in one line.
+    """
+    from orchestration.ray_security import check_mode, join_securely
+    from orchestration.service.access import read_tokens
+
+    tokens = folder / "tokens.json"
+    read_tokens(tokens)
+    if ray == "local":
+        check_mode(insecure)
+    else:
+        join_securely(ray, insecure)
+    return dataclasses.replace(config, tokens=tokens, audit=folder / "audit.jsonl", insecure_ray=insecure)
+
+
 def check_served(file: RubricFile | None, rewards: Sequence[str]) -> None:
     """Raises ValueError for a rubric's item whose reward is not served."""
     if missing := [name for name in (file.rewards if file else ()) if name not in rewards]:

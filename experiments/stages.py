@@ -15,7 +15,7 @@ from experiments.job import StageJob
 from experiments.layout import STAGES
 from experiments.runs.inputs import inputs_read
 from experiments.runs.invocation import add_curves, current
-from experiments.runs.run import end_on_sigterm, tracked
+from experiments.runs.run import end_on_sigterm, read_record, tracked
 from experiments.runs.system import system_metrics
 from experiments.runs.tracker import SpoolTracker
 from pretrain.config import nearest
@@ -53,16 +53,20 @@ def run_stage(
 
 def add_to_invocation(stage: str, job: StageJob, tracker: SpoolTracker) -> None:
     """Add the curves of a training to those of the command that it is part of, the stages of pretraining one
-    behind the other."""
+    behind the other, also those that were kept."""
     if not is_training(stage) or (above := current(job.layout, job.root)) is None:
         return
     if stage == "align":
         add_curves(tracker, above, "align", 0)
         return
-    stages = job.recipe.pretrain.stages
-    names = list(stages)
-    before = sum(stages[name].steps for name in names[: names.index(stage.removeprefix("pretrain_"))])
-    add_curves(tracker, above, "pretrain", before)
+    before = 0
+    for name, config in job.recipe.pretrain.stages.items():
+        if name == stage.removeprefix("pretrain_"):
+            add_curves(tracker, above, "pretrain", before)
+            return
+        if record := read_record(job.layout, f"pretrain_{name}"):
+            add_curves(SpoolTracker(tracker.folder.with_name(record.key)), above, "pretrain", before)
+        before += config.steps
 
 
 def params_shown(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,8 +158,9 @@ def training_of(stage: str, job: StageJob) -> TrainingRun:
 def main(arguments: list[str]) -> int:
     """Called by DVC in the repository root; the recipe is the one params.yaml names."""
     from experiments.errors import one_line_errors
+    from pretrain.terminal import escaped_output
 
-    with one_line_errors():
+    with one_line_errors(), escaped_output():
         if len(arguments) != 1:
             raise ValueError(f"expected one stage name, got {arguments}; {nearest('corpus', STAGES)}")
         check_stage(arguments[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from finetune.align_run import CHECKPOINTS
@@ -20,6 +20,7 @@ from finetune.progress import AlignProgress
 from finetune.trainer import Trainer
 from pretrain.launch.states import complete_steps
 from pretrain.titan.checkpoints import remove_incomplete, retain, save_error
+from pretrain.titan.safe_dcp import SafeReader, load_states
 
 FOLDER = CHECKPOINTS
 
@@ -52,7 +53,8 @@ def load(out: Path, trainer: Trainer, best: dict[str, Tensor]) -> AlignProgress:
     if not steps:
         return AlignProgress()
     state = _state(trainer, AlignProgress(), best)
-    state_dict_loader.load(state, checkpoint_id=out / FOLDER / f"step-{steps[-1]}")
+    reader = SafeReader(out / FOLDER / f"step-{steps[-1]}")
+    load_states(state, reader)
     trainer.policy.load_state_dict(state["policy"])
     progress = AlignProgress.from_json(state["progress"])
     trainer.skipped, trainer.skipped_in_a_row = progress.skipped, progress.skipped_in_a_row

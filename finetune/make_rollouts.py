@@ -14,7 +14,7 @@ from finetune.objectives.base import RolloutPlan
 from finetune.prompts import read_prompt_set, report_left_out, voices_of
 from finetune.recipe import AlignConfig
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
-from finetune.rollout_store import write_store
+from finetune.rollout_store import STORES, write_store
 from finetune.types import Role, Rollout, joined
 from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
@@ -23,6 +23,7 @@ from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.generate import GenerateConfig
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.shell import AVTransformer
+from pretrain.owned import check_owned
 from pretrain.progress import track
 from pretrain.sampling import SamplerConfig, lower_precision
 from pretrain.types import Conditioning, Stream, Velocity
@@ -86,6 +87,7 @@ def make_rollouts(
     codec or a misshapen first frame.
     """
     started = time.perf_counter()
+    check_owned(out, STORES)
     found = read_prompt_set(prompts, sizes)
     report_left_out(found, prompts)
     rows = [row for some in found.train for row in some]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.recipe import AlignConfig
-from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, kind_of
+from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, check_memory, kind_of
 from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
 from pretrain.first_frames import check_first_frames
@@ -162,6 +162,7 @@ def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
     rows = read_prompts(path)
     check_files(rows)
     check_first_frames(rows, config)
+    check_memory(rows, config, config.fps)
     return rows
 
 

@@ -13,6 +13,7 @@ from pretrain.files import sha256_of
 from pretrain.jsonl import dump
 from pretrain.media.errors import MediaError
 from pretrain.media.read import read_metadata
+from pretrain.owned import add_to_marker
 from pretrain.progress import track
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
 
@@ -29,6 +30,7 @@ def write_media(store: RolloutStore, codec: Path, codecs: Codecs) -> int:
     store.check_codec(codecs, codec)
     marks = marks_of(store.facts.get("checkpoint_id", ""), codecs)
     fps = store.facts["video_hz"] * VIDEO_FRAMES_PER_LATENT
+    add_to_marker(store.folder, [f"{MEDIA}/{name}.mp4" for name in store.places])
     rows = []
     for name, row in track(store.places.items(), len(store.places), "clips written as mp4"):
         path = store.folder / MEDIA / f"{name}.mp4"

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from finetune.types import Rollout, take
 from pretrain.codecs.base import Codecs
-from pretrain.data.stream.store import replace_folder
 from pretrain.files import read_json, save_tensors, write_json
 from pretrain.jsonl import FieldError, dump, scan
+from pretrain.owned import owned_folder
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
 from pretrain.sampling import LatentRates
 from pretrain.types import Conditioning
 
+STORES = "rollout"  # whose folders are replaced
 INDEX, META = "index.jsonl", "store.json"
 SHARD = 64  # clips
 FIRST_FRAME = "first_frame"  # in shards of clips with given first frames only
@@ -45,20 +46,18 @@ def write_store(
     """
     parts = [clips] if isinstance(clips, Rollout) else list(clips)
     count = sum(len(part.groups) for part in parts) // len(rows)
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
     index: list[dict[str, Any]] = []
     shards = [take(part, places) for part in parts for places in torch.arange(len(part.groups)).split(SHARD)]
-    for number, shard in enumerate(shards):
-        save_tensors(_tensors(shard), partial / f"{number:05d}.safetensors")
-        for place in range(len(shard.groups)):
-            row, k = rows[len(index) // count], len(index) % count
-            index.append(_index_row(row, k, number, place, shard))
-    dump(partial / INDEX, index)
-    rates = parts[0].rates
-    write_json(partial / META, {**facts, "video_hz": rates.video_hz, "audio_hz": rates.audio_hz})
     # readers see the previous or the complete store, never a partial one
-    replace_folder(partial, folder)
+    with owned_folder(folder, STORES) as partial:
+        for number, shard in enumerate(shards):
+            save_tensors(_tensors(shard), partial / f"{number:05d}.safetensors")
+            for place in range(len(shard.groups)):
+                row, k = rows[len(index) // count], len(index) % count
+                index.append(_index_row(row, k, number, place, shard))
+        dump(partial / INDEX, index)
+        rates = parts[0].rates
+        write_json(partial / META, {**facts, "video_hz": rates.video_hz, "audio_hz": rates.audio_hz})
 
 
 def _tensors(clips: Rollout) -> dict[str, Tensor]:

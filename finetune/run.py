@@ -16,6 +16,7 @@ from finetune.checkpoint import FOLDER
 from finetune.local_executor import build_executor
 from finetune.loop import Alignment
 from finetune.run_log import RunLog
+from pretrain.launch.rank import begin
 from pretrain.launch.torchrun import report
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
@@ -75,5 +76,6 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    begin(Path(sys.argv[1]).parent)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.exit(main(Path(sys.argv[1])))

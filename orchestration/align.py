@@ -32,13 +32,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 Cut = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
-def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address: str = LOCAL) -> StageResult:
+def align_on_ray(
+    run: AlignRun,
+    ranks: int,
+    config: RayConfig,
+    cut: Cut,
+    address: str = LOCAL,
+    insecure: bool = False,
+) -> StageResult:
     """Align into run.out, resuming from the newest checkpoint.
 
     Writes what `finetune.launch.align_model` writes, plus rounds.jsonl and published/. A finished run is
     returned immediately. cut: options of run.scorer for a pool's rewards. address: of a Ray cluster whose
-    nodes see all paths of the run; "local" = an embedded one that ends with this process. Raises ValueError,
-    FileNotFoundError or OSError in one line.
+    nodes see all paths of the run; "local" = an embedded one that ends with this process. insecure: a
+    cluster without a token is taken. Raises ValueError, FileNotFoundError or OSError in one line.
     """
     run = dataclasses.replace(run, staleness=config.staleness)
     run.config.check_ranks(ranks)
@@ -51,7 +58,7 @@ def align_on_ray(run: AlignRun, ranks: int, config: RayConfig, cut: Cut, address
         progress = progress_of(run)
         with (
             _signals_given_back(),
-            connected(address, config, ranks),
+            connected(address, config, ranks, insecure),
             progress,
             _on_signal(signal.default_int_handler),
         ):

@@ -14,7 +14,8 @@ from finetune.align_run import AlignRun
 from orchestration.actors import RewardWorker, RolloutWorker, TrainerRank
 from orchestration.config import RayConfig, Workers
 from orchestration.futures import short_line
-from orchestration.ray_token import send_token
+from orchestration.ray_security import embedded_options, join_securely
+from rewards import plugins
 
 LOCAL = "local"
 EMBEDDED = {
@@ -42,13 +43,16 @@ class Place:
 
 
 @contextmanager
-def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
+def connected(address: str, config: RayConfig, ranks: int, insecure: bool = False) -> Iterator[None]:
     """Connect to Ray: embedded for `local`, else the cluster at `address`; disconnects on exit.
 
-    Raises OSError where it cannot be reached.
+    Raises OSError where it cannot be reached, ValueError for one without a token unless `insecure`.
     """
-    if address != LOCAL:
-        send_token()
+    if address == LOCAL:
+        private = embedded_options(insecure)
+    else:
+        join_securely(address, insecure)
+        private = {}
     import ray
 
     repository = str(Path(__file__).resolve().parents[1])
@@ -63,13 +67,16 @@ def connected(address: str, config: RayConfig, ranks: int) -> Iterator[None]:
             # more than the machine has: kinds of processes run in turns
             cpus = max(_cores(), math.ceil(needed))
             ray.init(
-                address="local", num_cpus=cpus, object_store_memory=config.object_store_mb * 2**20, **quiet
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=config.object_store_mb * 2**20,
+                **private,
+                **quiet,
             )
         else:
             quiet.pop("include_dashboard")
-            ray.init(
-                address=address, runtime_env={"env_vars": {"PYTHONPATH": _python_path(repository)}}, **quiet
-            )
+            variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
+            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
     except (
         Exception
     ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestration.ray_security import check_dashboard
 from orchestration.ray_token import ray_token
 
 JOB_VARIABLE = "NAVA_JOB"  # environment variable with the submission id of the current attempt
@@ -103,11 +104,12 @@ class Cluster:
         return {name: f"{mode}ray job {text}" for name, text in commands.items()}
 
 
-def connect(address: str = "") -> Cluster:
+def connect(address: str = "", insecure: bool = False) -> Cluster:
     """Connect to the dashboard at this address, else RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine.
 
     If it requires a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
-    Raises ValueError for an invalid address, OSError if nothing responds.
+    Raises ValueError for an invalid address, or a dashboard that takes jobs without a token unless
+    `insecure`; OSError if nothing responds.
     """
     try:
         from ray.exceptions import AuthenticationError, RayError
@@ -122,7 +124,10 @@ def connect(address: str = "") -> Cluster:
         # otherwise Ray prefers the environment over the argument
         with _without(_ADDRESSES if address else ()):
             try:
-                return Cluster(JobSubmissionClient(where), shown)
+                cluster = Cluster(JobSubmissionClient(where), shown)
+                if not insecure:
+                    check_dashboard(shown)
+                return cluster
             except AuthenticationError:
                 if not (token := ray_token()):
                     raise

@@ -6,19 +6,15 @@ import os
 from pathlib import Path
 
 
+def token_path() -> Path:
+    """RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def ray_token() -> str:
-    """RAY_AUTH_TOKEN, or the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; "" where there is none.
+    """RAY_AUTH_TOKEN, or what is in the token's file; "" where there is none.
 
     A head started by `ray start` requires the token if one exists.
     """
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = token_path()
     return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
-
-
-def send_token() -> None:
-    """Make Ray send the token to a cluster; call before importing ray.
-
-    Harmless for clusters without authentication.
-    """
-    if ray_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

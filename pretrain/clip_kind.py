@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+import psutil
+
 from pretrain.prompt import PromptRow
 from pretrain.types import (
     AUDIO_CHANNELS,
@@ -13,6 +15,9 @@ from pretrain.types import (
     num_audio_tokens,
     num_video_latents,
 )
+
+MAX_CLIP_BYTES = 16 * 2**30  # of one clip's frames and samples, as media are read
+SAMPLES_PER_S = 48_000
 
 
 class ClipSizes(Protocol):
@@ -57,6 +62,27 @@ def kind_of(row: PromptRow, sizes: ClipSizes) -> ClipKind:
         row.width or sizes.width,
         row.image_path is not None,
     )
+
+
+def check_memory(rows: Iterable[PromptRow], sizes: ClipSizes, fps: float, batch: int = 1) -> None:
+    """Raises ValueError, with the prompt's `file:line`, for a clip that is too large when decoded, and for
+    `batch` clips, which are decoded at once, that are more than this machine's memory."""
+    memory = psutil.virtual_memory().total
+    for kind, some in by_kind(rows, sizes).items():
+        num_bytes = 3 * kind.num_frames * kind.height * kind.width
+        num_bytes += int(4 * SAMPLES_PER_S * kind.num_frames / fps)
+        asked = (
+            f"{kind.num_frames} frames of {kind.width}x{kind.height} pixels are {num_bytes / 2**30:,.1f} GiB"
+        )
+        if num_bytes > MAX_CLIP_BYTES:
+            raise ValueError(
+                f"{some[0].where}: {asked} when decoded, at most {MAX_CLIP_BYTES >> 30}; ask for less"
+            )
+        if (at_once := min(len(some), batch)) * num_bytes > memory:
+            raise ValueError(
+                f"{some[0].where}: {asked} when decoded, and {at_once} at once are more than the "
+                f"{memory / 2**30:,.0f} GiB of this machine; lower batch_size"
+            )
 
 
 def by_kind(rows: Iterable[PromptRow], sizes: ClipSizes) -> dict[ClipKind, list[PromptRow]]:

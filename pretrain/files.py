@@ -19,7 +19,9 @@ from filelock import FileLock, Timeout
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+MAX_WHOLE = 2**64  # of numbers in rows
+MAX_DIGITS = 40  # of numbers in other JSON: tokenizers say 10**30 for "no limit"
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 @contextmanager
@@ -58,11 +60,12 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files of `replacing` in a local folder whose process is gone: it was killed."""
-    found = [(path, _TEMPORARY.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
-    return [path for path, match in found if match and not _is_running(int(match[1]))]
+    found = [(path, TEMPORARY.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
+    return [path for path, match in found if match and not is_running(int(match[1]))]
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -96,10 +99,35 @@ def apply_umask(path: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def strict_json(text: str | bytes, parse_int: Callable[[str], int] | None = None, **options: Any) -> Any:
+    """`json.loads` of what may be anybody's, with its options.
+
+    Raises ValueError for whole numbers of over MAX_DIGITS digits, which overflow elsewhere, and
+    for nesting without end.
+    """
+    try:
+        return json.loads(text, parse_int=parse_int or _short_number, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def whole_number(text: str) -> int:
+    """A whole number of a row. Raises ValueError for one beyond 64 bits."""
+    if len(text) > 20 or abs(value := int(text)) > MAX_WHOLE:
+        raise ValueError("a number of too many digits")
+    return value
+
+
+def _short_number(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("a number of too many digits")
+    return int(text)
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming the file, with `advice`, if it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(content, dict):

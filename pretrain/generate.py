@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 
 from pretrain.clip_files import marks_of, write_clips
-from pretrain.clip_kind import by_kind, kind_of
+from pretrain.clip_kind import by_kind, check_memory, kind_of
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
-from pretrain.data.stream.store import replace_folder
 from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents
@@ -25,6 +23,7 @@ from pretrain.media.read import read_media
 from pretrain.media.write import write_wav
 from pretrain.model.checkpoint import load_model
 from pretrain.model.shell import AVTransformer
+from pretrain.owned import check_owned, owned_folder
 from pretrain.progress import track
 from pretrain.prompt import PromptRow, check_files, read_prompts, size_problem
 from pretrain.randomness import generator_for
@@ -36,6 +35,9 @@ from pretrain.types import (
     Conditioning,
     num_video_latents,
 )
+
+MAX_COUNT = 100_000  # clips of a batch, steps of a sampler
+COMMAND = "generate"  # whose folders are replaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,9 @@ class GenerateConfig:
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         if self.batch_size < 1 or not 0 < self.fps < float("inf"):
             raise ValueError(f"batch_size and fps must be positive, got {self.batch_size} and {self.fps}")
+        for name, value in (("batch_size", self.batch_size), ("sampler.steps", self.sampler.steps)):
+            if value > MAX_COUNT:
+                raise ValueError(f"{name} must be at most {MAX_COUNT}, got {value:.6g}")
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,14 @@ def generate(
 ) -> dict[str, Any]:
     """Make a clip for every prompt: out/<data_id>.mp4, .wav and index.jsonl. Returns counts and seconds.
 
-    Everything is checked before work starts; `out` is replaced as a whole. Raises ValueError or
-    FileNotFoundError in one line.
+    Everything is checked before work starts; `out` is replaced as a whole (`pretrain.owned`). Raises
+    ValueError or FileNotFoundError in one line.
     """
     device = device_of(config)
     rows = read_prompts(prompts)[:limit]
     _check(rows, prompts, out)
     check_first_frames(rows, config)
+    check_memory(rows, config, config.fps, config.batch_size)
     images = read_first_frames(rows)
     network, described = load_model(model, config.weights)
     codecs = load_codecs(codec)
@@ -111,18 +117,12 @@ def generate(
     marks = marks_of(described.facts["checkpoint_id"], codecs)
     batches = _batches(rows, config)
     started, index = time.perf_counter(), []
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with owned_folder(out, COMMAND) as partial:
         for batch in track(batches, len(batches), f"generate {prompts.stem}"):
             index += _make(batch, config, network, codecs, references, partial, marks)
         order = {row.data_id: position for position, row in enumerate(rows)}
         index.sort(key=lambda row: order[row["data_id"]])
         dump(partial / "index.jsonl", index)
-        replace_folder(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {"clips": len(index), "seconds": round(time.perf_counter() - started, 2), **marks}
 
 
@@ -135,8 +135,7 @@ def _check(rows: Sequence[PromptRow], prompts: Path, out: Path) -> None:
             )
         seen.add(row.data_id)
     check_files(rows)
-    if out.exists() and not (out / "index.jsonl").is_file() and any(out.iterdir()):
-        raise ValueError(f"{out}: not empty and not an earlier output of generate; give another folder")
+    check_owned(out, COMMAND)
 
 
 def _batches(rows: Sequence[PromptRow], config: GenerateConfig) -> list[list[PromptRow]]:

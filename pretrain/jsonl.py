@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import replacing, wide_encoding
+from pretrain.files import replacing, strict_json, whole_number, wide_encoding
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def parse_line(raw: bytes, line: int, last: bool, finite: bool = False) -> dict[
     """
     numbers: dict[str, Any] = {"parse_constant": _refuse_number, "parse_float": _finite} if finite else {}
     try:
-        row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique, **numbers)
+        row = strict_json(raw.decode("utf-8-sig"), whole_number, object_pairs_hook=_unique, **numbers)
     except UnicodeDecodeError as error:
         wide = wide_encoding(raw)
         found = f"the file is {wide}; save it" if wide else f"not UTF-8 at byte {error.start}; save the file"
         return FieldError(line, "json", f"{found} as UTF-8")
     except _Refused as error:
         return FieldError(line, error.field, str(error))
-    except (ValueError, RecursionError) as error:  # ValueError: also a whole number of too many digits
+    except ValueError as error:
         return FieldError(line, "json", _not_json(error, raw, last))
     if not isinstance(row, dict):
         return FieldError(
@@ -105,13 +105,8 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refuse_number(text)
 
 
-def _not_json(error: Exception, raw: bytes, last: bool) -> str:
-    if isinstance(error, RecursionError):
-        where = "nested too deeply"
-    elif isinstance(error, json.JSONDecodeError):
-        where = f"{error.msg} at column {error.colno}"
-    else:
-        where = "a number of too many digits"
+def _not_json(error: ValueError, raw: bytes, last: bool) -> str:
+    where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
     advice = "put one whole JSON object on each line"
     if b"\0" in raw:
         advice = "the line holds zero bytes, as UTF-16 text and damaged files do; save the file as UTF-8"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import rich.progress
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -23,13 +24,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pretrain.terminal import plain, shown
+
 _Item = TypeVar("_Item")
 
 
 def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
     """Yields the items and shows progress on stderr. `what`: a noun phrase such as "clips written"."""
     if sys.stderr.isatty():
-        yield from rich.progress.track(items, description=what, total=total, console=Console(stderr=True))
+        console = Console(file=plain(sys.stderr))
+        yield from rich.progress.track(items, description=escape(shown(what)), total=total, console=console)
         return
     started, reported = time.monotonic(), 0
     for done, item in enumerate(items, start=1):
@@ -76,7 +80,7 @@ class StageProgress:
     ) -> None:
         self.stage, self.steps, self.unit = stage, steps, unit
         self.describe = describe or describe_step
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=plain(sys.stderr))
         self.live = self.console.is_terminal
         self.tenth = -1
         self.bar = Progress(
@@ -109,7 +113,7 @@ class StageProgress:
             return
         step, text = int(row["step"]), self.describe(row)
         if self.live:
-            self.bar.update(self.task, completed=step, description=f"{self.stage} {row['task']}", text=text)
+            self.bar.update(self.task, completed=step, description=self._named(row), text=shown(text))
             return
         tenth = step * 10 // self.steps
         if tenth != self.tenth:
@@ -118,6 +122,9 @@ class StageProgress:
             self._line(
                 f"{self.stage}: {self.unit} {step}/{self.steps} {row['task']} {text}, {left:.0f} s left"
             )
+
+    def _named(self, row: Mapping[str, Any]) -> str:
+        return escape(shown(f"{self.stage} {row['task']}"))
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

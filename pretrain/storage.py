@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pretrain.config import nearest
 from pretrain.files import leftovers, replacing
 from pretrain.storage_errors import named_errors
+from pretrain.trash import claimed, moved_into, said_moved, stamped
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -186,19 +186,17 @@ def move_aside(path: Path, trash: Path | None = None, name: str = "") -> Path | 
     elif not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir())):
         path.rmdir() if path.is_dir() else None
         return None
-    trash = trash or trash_of(path)
-    where = trash / f"{name or path.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    number = 1
-    while list_folder(where) if is_remote(path) else os.path.lexists(where):
-        number += 1
-        where = where.with_name(f"{where.name.partition('~')[0]}~{number}")
+    trash, name = trash or trash_of(path), name or path.name
     if is_remote(path):
+        where, number = trash / stamped(name), 1
+        while list_folder(where):
+            number += 1
+            where = trash / f"{stamped(name)}~{number}"
         with named_errors(path):
             _store(path).mv(_key(path), _key(where), recursive=True)
     else:
-        trash.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, where)
-    print(f"{path}: moved to {where} (`nava trash empty` deletes what lies there)", flush=True)
+        where = moved_into(path, claimed(trash, name))
+    said_moved(path, where)
     return where
 
 

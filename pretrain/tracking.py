@@ -8,7 +8,6 @@ one that holds a file or a connection `close()`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import Any
 from pretrain.config import one_line
 from pretrain.files import replacing
 from pretrain.types import Tracker
+from rewards import plugins
 
 log = logging.getLogger(__name__)
 CLIPS_SEEN = "clips_seen"  # clips that the weights were trained on so far; an axis to draw others over
@@ -185,12 +185,11 @@ def build(name: str, options: Mapping[str, Any], what: str) -> Any:
 
 
 def imported(name: str, what: str) -> Any:
-    """What "package.module:attribute" names. Raises ValueError in one line, with `what` it is for."""
-    module_name, _, attribute = name.partition(":")
+    """What "package.module:attribute" names: a part of the kind `what`, a key of `rewards.plugins.KINDS`.
+
+    Raises ValueError in one line, with `what` it is for, where it is not allowed, not there or no such part.
+    """
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # a module of one's own may raise anything
-        raise ValueError(
-            f"{what}: {name!r} cannot be loaded ({one_line(error, 300)}); write it as "
-            "package.module:factory, importable by PYTHONPATH"
-        ) from None
+        return plugins.load(name, plugins.KINDS[what.rpartition(".")[2]], f"{what}: {name!r}")
+    except ValueError as error:
+        raise ValueError(f"{error}; write it as package.module:factory, importable by PYTHONPATH") from None

@@ -20,6 +20,7 @@ VIDEO_CHANNELS = 48
 AUDIO_CHANNELS = 128
 SPEAKER_DIM = 192
 VIDEO_FRAMES_PER_LATENT = 4
+MAX_FRAMES = 100_001  # of one clip: over an hour at 24 a second
 PIXELS_PER_LATENT = 16
 AUDIO_SAMPLE_RATE_HZ = 16_000
 AUDIO_SAMPLES_PER_TOKEN = 640
@@ -142,9 +143,11 @@ class Tracker(Protocol):
 
 
 def num_video_latents(num_frames: int) -> int:
-    """Latent frames of a clip; raises ValueError unless num_frames is 1 + 4n."""
+    """Latent frames of a clip; raises ValueError unless num_frames is 1 + 4n and at most MAX_FRAMES."""
     if num_frames < 1 or (num_frames - 1) % VIDEO_FRAMES_PER_LATENT:
         raise ValueError(f"num_frames must be 1 + 4n (1, 5, 9, ...), got {num_frames}")
+    if num_frames > MAX_FRAMES:
+        raise ValueError(f"num_frames must be at most {MAX_FRAMES}, got {num_frames:.6g}")
     return 1 + (num_frames - 1) // VIDEO_FRAMES_PER_LATENT
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rewards import plugins
 from rewards.base import Reward
 from rewards.metric import Metric
 from rewards.options import fill, nearest
@@ -336,20 +336,9 @@ def _plugin_metric(name: str) -> Metric:
 
 
 def plugin_class(name: str) -> Any:
-    """Class of `package.module:Class`. Raises ValueError where it cannot be imported."""
-    module_name, _, class_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: cannot be imported ({error}); give package.module:Class with the package on PYTHONPATH"
-        ) from None
-    if not hasattr(module, class_name):
-        raise ValueError(
-            f"{name}: {module_name} has no {class_name!r}; "
-            f"{nearest(class_name, [n for n in vars(module) if n[0] != '_'])}"
-        )
-    return getattr(module, class_name)
+    """Class of `package.module:Class`, which has a `score`. Raises ValueError where its module is not allowed
+    (see `rewards.plugins`), cannot be imported, or has no such reward."""
+    return plugins.load(name, plugins.REWARD, name)
 
 
 def _plugin(name: str, options: Mapping[str, Any]) -> Reward:

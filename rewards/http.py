@@ -1,10 +1,13 @@
-"""HTTP client code shared by all clients: requests with time and size limits, retries, bearer tokens.
+"""The HTTP client of everything that asks a server: bounded in time and in bytes, whatever the server does.
 
-Redirects are refused, so that a token reaches no other host. Connections are not kept.
+Redirects are refused, so that a token reaches no other host. Connections are not kept. What a server says is
+shown by `excerpt` only: one printable line, without the token.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import socket
@@ -16,11 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
 T = TypeVar("T")
 MAX_ANSWER_BYTES = 1 << 20
+MAX_HEAD_BYTES = 1 << 18  # of all heads of an answer, interim ones (1xx) included, and of its framing
+MAX_TEXT = 10_000
 MAX_CONNECT_S = 10.0
 MAX_WAIT_S = 60.0  # between two attempts, whatever Retry-After a server sends
 
@@ -36,6 +42,10 @@ class NoAnswer(Exception):
     ) -> None:
         super().__init__(reason)
         self.reason, self.again, self.wait_s, self.reached = reason, again, wait_s, reached
+
+
+class Unending(NoAnswer):
+    """The answer was too large, or came too slowly: another try would end the same way."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,27 @@ def token_of(variable: str) -> str:
 def excerpt(response: str | bytes, token: str) -> str:
     """Start of a server's response as one printable line, with an echoed token removed."""
     text = response.decode(errors="replace") if isinstance(response, bytes) else response
-    text = "".join(sign if sign.isprintable() else " " for sign in text[:5000])
-    return " ".join((text.replace(token, "***") if token else text).split())[:200]
+    return " ".join(_printable(_without(text, token)).split())[:200]
+
+
+def clean_text(text: object) -> str:
+    """Text of a server that goes into results: printable signs only, at most MAX_TEXT of them."""
+    return _printable(str(text)[:MAX_TEXT])
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def _without(text: str, token: str) -> str:
+    """Without the token as it is, as URLs, JSON and base64 write it, in any case, and with anything invisible
+    between its signs."""
+    if not token:
+        return text
+    forms = {token, quote(token, safe=""), json.dumps(token)[1:-1], base64.b64encode(token.encode()).decode()}
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub("[^!-~]*".join(map(re.escape, form.rstrip("="))), "***", text, flags=re.IGNORECASE)
+    return text
 
 
 def form(fields: Mapping[str, str | bytes], files: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -122,15 +151,14 @@ def exchange(
     token: str = "",
     *,
     timeout_s: float,
-    whole_s: float = 0.0,
     sockets: Sockets | None = None,
     proxies: bool = True,
 ) -> Answer:
     """POST `body`, or GET if it is None.
 
-    `timeout_s` limits each step of the connection, `whole_s` the whole exchange (0 = no limit), so that a
-    server that trickles bytes cannot block forever; `sockets` allows another thread to abort it. Raises
-    NoAnswer in one line where there is no whole answer, or one above MAX_ANSWER_BYTES.
+    `timeout_s` limits the whole exchange, so that a server that trickles bytes ends too; MAX_ANSWER_BYTES the
+    body, and what is read in all is at most that and MAX_HEAD_BYTES; `sockets` allows another thread to abort
+    it. Raises NoAnswer in one line where there is no whole answer within these.
     """
     headers = {
         "Accept-Encoding": "identity",
@@ -138,16 +166,17 @@ def exchange(
         **({"Content-Type": content_type} if content_type else {}),
         **({"Authorization": f"Bearer {token}"} if token else {}),
     }
-    own, started = Sockets(), time.monotonic()
-    alarm = threading.Timer(whole_s, own.cut)
+    own, started, count = Sockets(), time.monotonic(), _Counter()
+    alarm = threading.Timer(timeout_s, own.cut)
     alarm.daemon = True  # must not keep the process alive
-    if whole_s:
-        alarm.start()
+    alarm.start()
 
     def opened(event: str, facts: Mapping[str, Any]) -> None:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            stream = facts["return_value"]
+            stream.read = count.counted(stream.read)
             for watched in (own, sockets) if sockets else (own,):
-                watched.add(facts["return_value"].get_extra_info("socket"))
+                watched.add(stream.get_extra_info("socket"))
 
     answer, failure = None, ""
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, MAX_CONNECT_S))
@@ -166,11 +195,30 @@ def exchange(
         if sockets:
             sockets.open -= own.open
     # an aborted connection can look like the end of a body
-    if whole_s and time.monotonic() - started >= whole_s:
-        raise NoAnswer(f"no whole answer in {whole_s:g} s")
+    if time.monotonic() - started >= timeout_s:
+        if count.total:
+            raise Unending(f"no whole answer in {timeout_s:g} s")
+        raise NoAnswer("timed out")
     if answer is None:
         raise NoAnswer(failure)
     return answer
+
+
+class _Counter:
+    """Bytes that were read from a connection, in pieces of which none is large."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def counted(self, read: Callable[..., bytes]) -> Callable[..., bytes]:
+        def bounded(max_bytes: int, timeout: float | None = None) -> bytes:
+            content = read(min(max_bytes, 1 << 16), timeout)
+            self.total += len(content)
+            if self.total > MAX_ANSWER_BYTES + MAX_HEAD_BYTES:
+                raise Unending(f"answer above {MAX_ANSWER_BYTES} bytes", reached=True)
+            return content
+
+        return bounded
 
 
 def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, peer: str) -> T:
@@ -179,15 +227,17 @@ def tries(once: Callable[[], T], num_tries: int, backoff_s: float, where: str, p
     The pause is `backoff_s` after the first NoAnswer and doubles after each further one; a longer Retry-After
     wins. Raises ConnectionError in one line.
     """
-    failure = ""
-    for attempt in range(num_tries):
+    failure, done = "", 0
+    while done < num_tries:
         try:
             return once()
         except NoAnswer as error:
-            failure = error.reason
-            if attempt + 1 < num_tries:
-                time.sleep(min(MAX_WAIT_S, max(error.wait_s, backoff_s * 2**attempt)))
-    raise ConnectionError(f"{where}: {failure}, {num_tries} tries; check that the {peer} is up")
+            failure, done = error.reason, done + 1
+            if isinstance(error, Unending):
+                break
+            if done < num_tries:
+                time.sleep(min(MAX_WAIT_S, max(error.wait_s, backoff_s * 2 ** (done - 1))))
+    raise ConnectionError(f"{where}: {failure}, {done} tries; check that the {peer} is up")
 
 
 @cache
@@ -202,7 +252,7 @@ def _read(response: httpx.Response) -> bytes:
             parts.append(part)
             size += len(part)
             if size > MAX_ANSWER_BYTES:
-                raise NoAnswer(f"answer above {MAX_ANSWER_BYTES} bytes", reached=True)
+                raise Unending(f"answer above {MAX_ANSWER_BYTES} bytes", reached=True)
     except httpx.HTTPError:
         if response.status_code == 200:
             raise

@@ -27,6 +27,10 @@ MEMBER = "member"
 # Field metadata: the members are stored beside the other fields in files and overrides; the value is a
 # function from the values read to the members' defaults by name.
 INLINE = "inline"
+MAX_WHOLE = 2**64  # of whole numbers in files
+MAX_YAML_BYTES = 16 * 2**20
+MAX_YAML_DEPTH = 100
+MAX_YAML_NODES = 1_000_000
 _UNFIT = object()
 _TRUTHS = {
     "yes": True,
@@ -46,11 +50,26 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def read_yaml(content: str | bytes) -> Any:
     """A YAML document in which yes, no, on and off are words, as in YAML 1.2, and no key is given twice.
 
-    Raises yaml.YAMLError.
+    Raises yaml.YAMLError, also for a document that is made to take time or memory: of more than
+    MAX_YAML_BYTES, nested without end, with aliases of aliases or whole numbers beyond 64 bits.
     """
     import yaml
 
-    return yaml.load(content, _yaml_loader())  # a SafeLoader
+    if len(content) > MAX_YAML_BYTES:
+        raise yaml.YAMLError(f"more than {MAX_YAML_BYTES >> 20} MiB")
+    try:
+        return yaml.load(content, _yaml_loader())  # a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of a date that is none, and the like
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise yaml.YAMLError(one_line(error, 200)) from None
 
 
 @cache
@@ -65,6 +84,23 @@ def _yaml_loader() -> Any:
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            if self.flow_level >= MAX_YAML_DEPTH:  # each level makes every later sign slower to read
+                raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+            super().fetch_flow_collection_start(TokenClass)
+
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            _check_size(node, {})
+            return node
+
+        def construct_yaml_int(self, node: Any) -> int:
+            value = super().construct_yaml_int(node) if len(node.value) <= 80 else MAX_WHOLE + 1
+            if abs(value) > MAX_WHOLE:
+                problem = "a whole number beyond 64 bits"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return value
+
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
@@ -75,9 +111,28 @@ def _yaml_loader() -> Any:
                     seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     truth = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", truth, list("tTfF"))
     return Loader
+
+
+def _check_size(node: Any, seen: dict[int, int]) -> int:
+    """Nodes of a document with its aliases written out. Raises yaml.YAMLError for too many of them."""
+    import yaml
+
+    if (known := seen.get(id(node))) is not None:
+        if not known:
+            raise yaml.YAMLError("an alias that holds itself")
+        return known
+    seen[id(node)] = 0
+    inside = node.value if isinstance(node, (yaml.SequenceNode, yaml.MappingNode)) else ()
+    children = (child for item in inside for child in (item if isinstance(item, tuple) else (item,)))
+    total = 1 + sum(_check_size(child, seen) for child in children)
+    if total > MAX_YAML_NODES:
+        raise yaml.YAMLError(f"more than {MAX_YAML_NODES:,} values with its aliases written out")
+    seen[id(node)] = total
+    return total
 
 
 def fill(kind: type[T], values: Any, where: str) -> T:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import unscored
-from rewards.http import NoAnswer, check_address, excerpt, exchange, tries
+from rewards.http import NoAnswer, check_address, clean_text, excerpt, exchange, tries
 from rewards.options import nearest
 from rewards.remote_upload import upload_of
 from rewards.types import Clip, Score
@@ -87,30 +87,35 @@ class RemoteReward:
             return unscored(str(error))
         status, answer = self._ask("/v1/score", token, content_type, body)
         if status != 200:
-            return unscored(str(answer.get("reason")))
+            return unscored(excerpt(str(answer.get("reason")), token))
         try:
-            return self._scored(answer["scores"][self.reward], time.perf_counter() - start)
-        except (KeyError, TypeError, AttributeError, ValueError):
+            return self._scored(answer["scores"][self.reward], time.perf_counter() - start, token)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
             raise ConnectionError(
                 f"{self.url}: an answer without a score of {self.reward}; is it `nava serve rewards`?"
             ) from None
 
-    def _scored(self, answer: Mapping[str, Any], seconds: float) -> Score:
+    def _scored(self, answer: Mapping[str, Any], seconds: float, token: str) -> Score:
         if answer["error"]:
-            raise ConnectionError(f"{self.url}: reward {self.reward} failed there: {answer['error']}")
-        parts = {name: math.nan if part is None else float(part) for name, part in answer["parts"].items()}
-        if answer["value"] is None:
-            return Score(math.nan, str(answer["reason"]) or "no value", parts, str(answer["text"]), seconds)
-        return Score(
-            self._sign * float(answer["value"]), str(answer["reason"]), parts, str(answer["text"]), seconds
-        )
+            said = excerpt(str(answer["error"]), token)
+            raise ConnectionError(f"{self.url}: reward {self.reward} failed there: {said}")
+        parts = {
+            excerpt(name, token): math.nan if part is None else float(part)
+            for name, part in answer["parts"].items()
+        }
+        value = math.nan if answer["value"] is None else float(answer["value"])
+        reason = excerpt(str(answer["reason"]), token)
+        if not math.isfinite(value):
+            value, reason = math.nan, reason or "no value"
+        return Score(self._sign * value, reason, parts, clean_text(answer["text"]), seconds)
 
     def _check(self, turned: bool, measure_only: bool) -> None:
         """Check that the service is reachable, has the reward and that its direction fits its use."""
-        _, served = self._ask("/v1/rewards", self._token())
+        token = self._token()
+        _, served = self._ask("/v1/rewards", token)
         try:
-            found = {entry["name"]: entry for entry in served}
-        except (TypeError, KeyError):
+            found = {excerpt(entry["name"], token): entry for entry in served}
+        except (TypeError, KeyError, AttributeError):
             raise ConnectionError(
                 f"{self.url}: an answer without rewards; is it `nava serve rewards`?"
             ) from None
@@ -136,9 +141,9 @@ class RemoteReward:
                 "token there"
             )
         token = (
-            self._token_file.read_text() if self._token_file else os.environ.get(TOKEN_VARIABLE, "")
+            _start_of(self._token_file) if self._token_file else os.environ.get(TOKEN_VARIABLE, "")
         ).strip()
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
+        if not re.fullmatch(r"[\x21-\x7e]{1,4096}", token):
             raise ValueError(
                 f"remote {self.reward}: no token; set token_file or ${TOKEN_VARIABLE} to the service's"
             )
@@ -163,6 +168,11 @@ class RemoteReward:
             raise NoAnswer(failure, wait_s=answer.wait_s)
 
         return tries(once, self.num_tries, self.backoff_s, self.url, "service")
+
+
+def _start_of(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(5000)
 
 
 def _json(content: bytes) -> Any:

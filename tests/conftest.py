@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -7,6 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Rewards, scorers and objectives of tests are named in files as a user's own are, in any of the processes.
+os.environ.setdefault(
+    "NAVA_PLUGINS", ",".join(sorted(path.stem for path in Path(__file__).parent.glob("*.py")))
+)
 
 # A busy machine is slow, not wrong.
 settings.register_profile("house", deadline=None)

@@ -1,72 +1,74 @@
-"""Runs as a team's MLflow has them: two commands with stages, curves, results and files."""
+"""A real MLflow in a database of its own, runs that log models into it, and model folders with their ids."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
-from PIL import Image
+import pytest
 
-from experiments.layout import Layout
-from experiments.report.gates import Reports
-from experiments.report.metric_keys import reported_metrics
-from experiments.report.run_results import results_of
-from experiments.runs.invocation import add_curves, invocation, publish
-from experiments.runs.run import tracked
-from experiments.runs.sender import flush
+from experiments.runs import sender
+from experiments.runs.sender import EXPERIMENT, flush, quiet_mlflow
+from experiments.runs.spool import SENT, SpooledRun
+from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 
-STEPS = 40
+quiet_mlflow()
 
 
-@dataclass(frozen=True)
-class Team:
-    """Numbers of one command's model after alignment."""
+def make_database(folder: Path) -> Path:
+    """MLflow makes its tables for seconds, so once for all tests of a module."""
+    from mlflow import MlflowClient
 
-    word_error: float
-    sync: float
-    similarity: float
-    gsb: float
-
-
-BETTER, WORSE = Team(0.08, 1.1, 0.62, 0.3), Team(0.21, 0.9, 0.58, 0.05)
+    path = folder / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
-def write_team(folder: Path, commands: dict[str, Team]) -> None:
-    """Record one command for each, and send them to the MLflow in `folder`."""
-    layout = Layout(out=folder / "out", reports=folder / "reports")
-    for what, team in commands.items():
-        with invocation(what, layout, folder) as above:
-            for place, stage in enumerate(("pretrain_stage1", "pretrain_stage2")):
-                with tracked(stage, "mini", {"seed": place}, layout, folder, resume=False) as tracker:
-                    layout.output_of(stage).mkdir(parents=True, exist_ok=True)
-                    (layout.output_of(stage) / "made.txt").write_text(what)
-                    for step in range(1, STEPS + 1):
-                        loss = team.word_error + math.exp(-(step + place * STEPS) / 20)
-                        tracker.log_metrics({"loss_video": loss, "loss_audio": 1.5 * loss}, step)
-                    add_curves(tracker, above, "pretrain", place * STEPS)
-            publish(above, results_of(Reports({}, alignment(team)), (), reported_metrics()))
-            picture = folder / "contact_sheet.png"
-            Image.new("RGB", (320, 180), "teal").save(picture)
-            above.log_artifact(str(picture))
-    if left := flush(layout.tracking, folder):
-        raise AssertionError(f"{left} events were not sent")
+def open_store(place: Path, monkeypatch: pytest.MonkeyPatch, database: Path):
+    """The default store of `place`, which becomes the current folder; returns a client of it."""
+    from mlflow import MlflowClient
+
+    shutil.copy(database, place / "mlflow.db")
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sender, "_store", None)
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def alignment(team: Team) -> dict:
-    """alignment.json of `evaluate`, with what a run's results are made from."""
+def model_folder_of(folder: Path, weights: bytes, codec: str = "c0dec", **facts: object) -> str:
+    """A model folder whose id is the digest of its weights, as exports have it; returns the id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ema.safetensors").write_bytes(weights)
+    checkpoint = hashlib.sha256(weights).hexdigest()[:16]
+    content = {"checkpoint_id": checkpoint, "codec_id": codec, "flavor": "debug", **facts}
+    (folder / "config.json").write_text(json.dumps(content))
+    return checkpoint
 
-    def row(role: str, after: float) -> dict:
-        interval = {"mean": after, "low": after - 0.05, "high": after + 0.05, "n": 208}
-        before = {**interval, "mean": after - 0.01}
-        return {"role": role, "before": before, "after": interval, "difference": interval, "codec": interval}
 
-    gsb = {"good": 300, "same": 200, "bad": 124, "gsb": team.gsb, "gsb_low": 0.0, "gsb_high": 0.4}
-    return {
-        "metrics": {
-            "wer_pocketsphinx_judge": row("judge", team.word_error),
-            "sync_judge": row("judge", team.sync),
-            "sim_resemblyzer": row("reward", team.similarity),
-        },
-        "raters": {"simulated": True, "raters": 12, "gsb": {"overall": gsb}},
-    }
+def started(name: str = "train", **start) -> SpoolTracker:
+    """A run in the spool of the current folder."""
+    tracker = SpoolTracker(Path("out/tracking") / new_run_key(name))
+    tracker.start(RunStart(name=name, **start))
+    return tracker
+
+
+def send() -> int:
+    return flush(Path("out/tracking"), Path())
+
+
+def send_all_again() -> int:
+    """As after a kill that lost how far every run was."""
+    for path in Path("out/tracking").glob(f"*/{SENT}"):
+        path.unlink()
+    return send()
+
+
+def run_of(client, tracker: SpoolTracker):
+    return client.get_run(SpooledRun(tracker.folder).sent().run_id)
+
+
+def logged_models(client) -> list:
+    return client.search_logged_models([client.get_experiment_by_name(EXPERIMENT).experiment_id])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from test_codecs import sounds
 
 from experiments.recipes.base import Recipe
 from finetune.objectives.gsb_dpo import GsbDpoPhase
+from finetune.recipe import RubricConfig
 from pretrain.convert.importing import ImportConfig, plan_import, run_import
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generate import GenerateConfig
@@ -40,6 +42,7 @@ def recipe() -> Recipe:
         num_frames=13,
     )
     sampler = SamplerConfig(solver="euler", steps=4, guidance=NO_GUIDANCE)
+    align = dataclasses.replace(align, rubric=RubricConfig(audio={"snr_estimate_db": 1.0}))
     return Recipe(name="own", align=align, generate=GenerateConfig(sampler=sampler))
 
 

@@ -60,7 +60,9 @@ def test_it_ends_with_the_closing_page(aligned):
 
 
 def test_the_run_names_what_it_was_made_from(inputs, aligned):
-    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
+    above, align = spooled_runs(aligned.parent / "out" / "tracking")
+    assert above.start_event()["name"].startswith("align own nft 20")
+    events = [event for _, event in align.events()]
     start = next(event for event in events if event["kind"] == "start")
     for name in ("prompts.jsonl", "held_out.jsonl", "rubric.yaml"):
         assert start["inputs"][str(inputs / name)].startswith("sha256:")
@@ -73,6 +75,18 @@ def test_the_run_names_what_it_was_made_from(inputs, aligned):
     }
     assert tags["nava.model"] == str(inputs / "model") and "sha256" in tags["nava.rubric_file"]
     assert "held_out.jsonl" in tags["nava.held_out"]
+
+
+def test_its_model_becomes_a_version_of_the_model_it_started_from(inputs, aligned):
+    base = read_model_folder(inputs / "model").facts["checkpoint_id"]
+    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
+    model, adapter = (event for event in events if event["kind"] == "model")
+    assert (model["registered"], model["alias"], model["version_of"]) == ("", "aligned", base)
+    assert model["tags"]["nava.parent_checkpoint"] == base and adapter["registered"] == ""
+    assert adapter["tags"]["nava.adapter_id"] == read_adapter(aligned / "adapter")[0].adapter_id
+    start = next(event for event in events if event["kind"] == "start")
+    assert start["models"][str(inputs / "model")] == f"checkpoint:{base}"
+    assert start["datasets"][str(inputs / "prompts.jsonl")]["profile"]["num_rows"] == 8
 
 
 def test_a_finished_alignment_is_kept_and_another_one_is_not_written_over_it(inputs, aligned, capsys):

@@ -23,6 +23,9 @@ _GROUND = (
     "progress",
     "storage",
     "storage_errors",
+    "trash",
+    "owned",
+    "terminal",
 )
 FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 BELOW = {"pretrain", "finetune", "rewards", "orchestration"}
@@ -34,12 +37,17 @@ ALLOWED: dict[str, set[str]] = {
     "pretrain.prompt": FOUNDATION,
     # One strict reader for rewards and all others; rewards imports nothing of ours, so no circle can close.
     "pretrain.config": {"rewards.options", *FOUNDATION},
+    # One list of what names in files may import, for the same reason.
+    "pretrain.tracking": {"pretrain", "rewards.plugins"},
     "pretrain.randomness": FOUNDATION,
     "pretrain.files": FOUNDATION,
     "pretrain.jsonl": FOUNDATION,
     "pretrain.progress": FOUNDATION,
     "pretrain.storage": FOUNDATION,
     "pretrain.storage_errors": FOUNDATION,
+    "pretrain.trash": FOUNDATION,
+    "pretrain.owned": FOUNDATION,
+    "pretrain.terminal": FOUNDATION,
     "pretrain.media": {"pretrain.media", *FOUNDATION},
     # One downmix for readers and rewards, for the same reason.
     "pretrain.media.channels": {"pretrain.media", "rewards.channels", *FOUNDATION},

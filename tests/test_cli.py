@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,7 +162,14 @@ def test_the_ceiling_is_a_rate():
     assert 0.1 < doctor.peak_matmul_gflops(torch.float32, seconds=0.2) < 1e6
 
 
-def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def opened():
+    """What a command has begun."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeypatch, capsys, opened):
     trained = []
 
     def train(stage, job, go_on, notes):
@@ -172,19 +180,19 @@ def test_a_finished_stage_is_kept_and_replaced_only_when_asked(tmp_path, monkeyp
     job = stages.StageJob(recipe=recipe, layout=Layout(out=tmp_path), root=tmp_path)
     job.layout.codec.mkdir()
     (job.layout.codec / "config.json").write_text('{"codec_id": "test-codec"}')
-    pretrain_verb._train("stage1", job, Wish())
+    pretrain_verb._train("stage1", job, Wish(), opened)
     model = job.layout.model("stage1")
     model.mkdir(parents=True)
     with pytest.raises(ValueError, match=r"nothing is known of the training there.*--move-aside"):
-        pretrain_verb._train("stage1", job, Wish())
+        pretrain_verb._train("stage1", job, Wish(), opened)
     check_run_folder(dataclasses.replace(stage_run_of(job, "stage1"), out=tmp_path / "other"))
     (tmp_path / "other" / "run.json").rename(model.parent / "run.json")
     (model / "config.json").write_text("{}")
     (model.parent / "state.json").write_text('{"status": "finished", "step": 6}')
-    pretrain_verb._train("stage1", job, Wish())
+    pretrain_verb._train("stage1", job, Wish(), opened)
     assert f"kept, its model is {model}" in capsys.readouterr().out
     assert trained == [("pretrain_stage1", None)]
-    pretrain_verb._train("stage1", job, Wish(resume=False))
+    pretrain_verb._train("stage1", job, Wish(resume=False), opened)
     assert trained[1:] == [("pretrain_stage1", False)]
 
 

@@ -244,7 +244,7 @@ def test_the_same_config_gives_the_same_bytes(corpus, tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is no corpus"):
+    with pytest.raises(ValueError, match="not empty and not marked as made by `nava corpus`"):
         build_corpus(SMALL, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.job import StageJob
 from experiments.layout import Layout
+from experiments.recipes.load import load_recipe
 from experiments.runs import invocation as invocations
 from experiments.runs import run as runs
 from experiments.runs import sender as tracking_send
@@ -29,6 +31,7 @@ from experiments.runs.run import single_run, tracked
 from experiments.runs.sender import flush
 from experiments.runs.spool import SpooledRun, children, linked_runs, spooled_runs
 from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
+from experiments.stages import add_to_invocation
 
 names = st.text("abcdefghij_/ ", min_size=1, max_size=12)
 
@@ -36,8 +39,7 @@ names = st.text("abcdefghij_/ ", min_size=1, max_size=12)
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """No sender, no other command above, and a store of its own."""
-    for module in (runs, invocations):
-        monkeypatch.setattr(module, "ensure_sender", lambda spool, root: None)
+    monkeypatch.setattr(runs, "ensure_sender", lambda spool, root: None)
     for name in (INVOCATION, "DVC_STAGE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tracking_send, "_store", None)
@@ -131,6 +133,25 @@ def test_the_stages_of_pretraining_are_one_curve(tmp_path):
     assert points == {("pretrain/loss_video", n): n + (27.0 if n > 3 else 0.0) for n in range(1, 6)}
 
 
+def test_curves_of_kept_stages_stand_before_those_of_trained_ones(tmp_path):
+    layout = layout_in(tmp_path)
+    job = StageJob(recipe=load_recipe("mini"), layout=layout, root=tmp_path)
+    first = job.recipe.pretrain.stages["stage1"].steps
+    with tracked("pretrain_stage1", "mini", {}, layout, tmp_path, resume=False) as kept:
+        layout.output_of("pretrain_stage1").mkdir(parents=True)
+        kept.log_metrics({"loss_video": 3.0}, 5)
+    with invocation("pretrain mini", layout, tmp_path) as above:
+        with tracked("pretrain_stage2", "mini", {}, layout, tmp_path, resume=False) as trained:
+            layout.output_of("pretrain_stage2").mkdir(parents=True)
+            trained.log_metrics({"loss_video": 2.0}, 5)
+            add_to_invocation("pretrain_stage2", job, trained)
+    events = [event for _, event in SpooledRun(above.folder).events() if event["kind"] == "metrics"]
+    assert [(event["step"], event["values"]) for event in events] == [
+        (5, {"pretrain/loss_video": 3.0}),
+        (first + 5, {"pretrain/loss_video": 2.0}),
+    ]
+
+
 def test_an_unwritable_description_fails_no_work(tmp_path, caplog):
     layout = layout_in(tmp_path)
     with invocation("demo mini", layout, tmp_path) as above:
@@ -155,6 +176,7 @@ def test_mlflow_nests_links_and_shows_the_columns(tmp_path):
     assert below.data.tags["mlflow.parentRunId"] == top.info.run_id
     assert "mlflow.parentRunId" not in top.data.tags and "nava.announced" not in below.data.tags
     experiment = client.get_experiment_by_name("nava")
+    assert experiment is not None
     link = f"(#/experiments/{experiment.experiment_id}/runs/{below.info.run_id})"
     assert f"[corpus]{link}" in top.data.tags["mlflow.note.content"]
     assert Found.text in top.data.tags["mlflow.note.content"]
@@ -209,9 +231,8 @@ STAGE = """
 import sys
 from pathlib import Path
 from experiments.layout import Layout
-from experiments.runs import invocation, run
-for module in (invocation, run):
-    module.ensure_sender = lambda spool, root: None
+from experiments.runs import run
+run.ensure_sender = lambda spool, root: None
 with run.single_run(sys.argv[1], {}, {}, Layout(), Path()):
     Path(sys.argv[1] + ".txt").write_text("made")
 """

@@ -255,3 +255,18 @@ def test_a_repository_around_an_untracked_copy_gives_no_commit(tmp_path):
     assert len(git_state(copy).commit) == 40 and not git_state(copy).dirty
     (tmp_path / "theirs.txt").write_text("changed, but not a file of the copy")
     assert not git_state(copy).dirty
+
+
+def test_in_a_pulled_clone_the_runs_have_the_ids_of_the_mlflow_at_hand(world, tmp_path, monkeypatch):
+    target = "out/aligned/generate_aligned.jsonl"
+    assert flush(Path("out/tracking"), Path()) == 0
+    here = trace(target, Layout(), Path())
+    assert all(run["mlflow_run_id"] for run in here["runs"])
+    pulled(world, tmp_path / "other", records=True)
+    monkeypatch.chdir(tmp_path / "other")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{world / 'mlflow.db'}")
+    assert trace(target, Layout(), Path()) == here
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'nowhere' / 'mlflow.db'}")
+    assert [run["run"] for run in trace(target, Layout(), Path())["runs"]] == [
+        run["run"] for run in here["runs"]
+    ]

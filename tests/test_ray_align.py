@@ -21,6 +21,7 @@ from finetune.launch import align_model, alone
 from finetune.recipe import AlignConfig
 from finetune.scores import Scores
 from finetune.types import joined, take
+from orchestration import ray_security
 from orchestration.align import align_on_ray
 from orchestration.cluster import connected, shared_gpus
 from orchestration.config import RayConfig, RewardPool
@@ -280,6 +281,9 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error: Exception):
         raise error
 
     monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(ray_security, "answers_without_token", lambda address: False)
     with pytest.raises(
         OSError, match=r"^Ray at 10\.0\.0\.1:6379 cannot be reached \(.+\); `ray start --head` starts one$"
     ):
@@ -289,13 +293,19 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, error: Exception):
 
 def test_a_cluster_gets_the_token_that_ray_has(monkeypatch, tmp_path):
     monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray_security, "answers_without_token", lambda address: False)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    for token, mode in (("", None), ("secret", "token")):
-        (tmp_path / "token").write_text(token)
+    with pytest.raises(ValueError, match=r"no token here .*--insecure-ray"):
         with connected("10.0.0.1:6379", RayConfig(), 2):
-            assert os.environ.get("RAY_AUTH_MODE") == mode
+            pass
+    with connected("10.0.0.1:6379", RayConfig(), 2, insecure=True):
+        assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / "token").write_text("secret")
+    with connected("10.0.0.1:6379", RayConfig(), 2):
+        assert os.environ.get("RAY_AUTH_MODE") == "token"
+    assert (tmp_path / "token").stat().st_mode & 0o77 == 0
     monkeypatch.delenv("RAY_AUTH_MODE")
 
 

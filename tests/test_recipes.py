@@ -75,6 +75,7 @@ def test_a_recipe_beside_the_command_is_found(tmp_path, monkeypatch):
     (tmp_path / "recipe_of_mine.py").write_text("from experiments.recipes.mini import mini as small\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    monkeypatch.setenv("NAVA_PLUGINS", "recipe_of_mine")
     assert load_recipe("recipe_of_mine.small").name == "mini"
 
 
@@ -86,7 +87,7 @@ def test_a_recipe_is_found_by_its_dotted_name():
     ("name", "settings", "says"),
     [
         ("mimi", [], "did you mean 'mini'"),
-        ("no.such.recipe", [], "package.module.function"),
+        ("no.such.recipe", [], "module no.such is not allowed"),
         ("mini", ["pretrain.sead=1"], r"pretrain\.sead: unknown key; did you mean 'seed'"),
         ("mini", ["pretrain.stages.stage4.steps=1"], r"stage4: unknown key; did you mean 'stage"),
         ("mini", ["pretrian.seed=1"], "did you mean 'pretrain'"),

@@ -11,9 +11,9 @@ from experiments.cli import main
 from experiments.commands.encode import _destination
 from experiments.commands.trash import age_s, in_trash
 from experiments.layout import Layout
-from pretrain.data.stream.store import replace_folder
 from pretrain.launch.launch import set_aside
 from pretrain.launch.stage_run import StageRun
+from pretrain.owned import owned_folder
 from pretrain.recipe import CheckpointConfig, PretrainConfig
 from pretrain.storage import move_aside, trash_of
 
@@ -51,11 +51,13 @@ def test_a_link_is_moved_and_not_what_it_leads_to(tmp_path):
 
 
 def test_what_is_replaced_lies_in_the_trash_of_its_output_folder(tmp_path):
-    old = write(tmp_path / "out" / "generated" / "seen" / "a.mp4", "old").parent
-    new = write(tmp_path / "new" / "a.mp4", "new").parent
+    old = tmp_path / "out" / "generated" / "seen"
+    with owned_folder(old, "generate") as fresh:
+        write(fresh / "a.mp4", "old")
     assert trash_of(old) == tmp_path / "out" / "generated" / ".trash"
     (tmp_path / "out" / "tracking").mkdir()
-    replace_folder(new, old)
+    with owned_folder(old, "generate") as fresh:
+        write(fresh / "a.mp4", "new")
     (kept,) = (tmp_path / "out" / ".trash").iterdir()
     assert ((old / "a.mp4").read_text(), (kept / "a.mp4").read_text()) == ("new", "old")
 

@@ -12,6 +12,7 @@ import tyro
 from experiments.commands.options import (
     AnywayFlag,
     AsideFlag,
+    InsecureRay,
     RecipeName,
     ResumeFlag,
     SetOptions,
@@ -30,8 +31,8 @@ ModelToAlign = Annotated[
     str,
     tyro.conf.arg(
         metavar="FOLDER",
-        help="model to align: a model folder, one of `nava import`, or models:/NAME/VERSION of MLflow; "
-        "default OUT/pretrain/stage3/model",
+        help="model to align: a model folder, one of `nava import`, or models:/NAME@ALIAS or /VERSION of "
+        "MLflow; default OUT/pretrain/stage3/model",
     ),
 ]
 AdapterFolder = Annotated[
@@ -41,7 +42,10 @@ AdapterFolder = Annotated[
         "the reference stays the model without it, and what is written is relative to that model"
     ),
 ]
-CodecFolder = Annotated[Path | None, tyro.conf.arg(help="codec folder; default OUT/codec")]
+CodecFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(help="codec folder, or models:/...; default OUT/codec, or that of a registered model"),
+]
 PromptsFile = Annotated[
     Path | None,
     tyro.conf.arg(
@@ -99,6 +103,7 @@ def align(
     settings: SetOptions = (),
     out: Path = Path("out"),
     ray: RayCluster = None,
+    insecure_ray: InsecureRay = False,
     resume: ResumeFlag = True,
     resume_anyway: AnywayFlag = False,
     move_aside: AsideFlag = False,
@@ -113,11 +118,10 @@ def align(
 
     Any model, codec, prompts and rubric, all checked before the model is loaded:
       nava align mini --model my/model --codec my/codec --prompts my.jsonl --rubric rubric.yaml --to my/align
-      nava align nava_6b --model models:/nava/3 --codec codec --prompts train.jsonl --held-out test.jsonl
+      nava align nava_6b --model models:/nava-6b@best --prompts train.jsonl --held-out test.jsonl
       nava align mini --set align.sequence=[gsb_dpo] --pairs pairs.jsonl --clips rollouts --to my/align
-
-    --ray runs rollouts and rewards in workers (section `ray` of the recipe). With staleness 0 the result is
-      that of local ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
+    --ray runs rollouts and rewards in workers (section `ray`). With staleness 0 the result is that of local
+      ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
     from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.continuing import Wish
@@ -126,9 +130,8 @@ def align(
     _check_options(nproc, port, address := address_of(ray))
     loaded = with_rubric_file(recipe_for(recipe, settings), rubric)
     inputs = AlignInputs(
-        model=_model_folder(model, out) if model else None,
+        **_model_and_codec(model, codec, out, bool(address)),
         adapter=adapter,
-        codec=codec,
         prompts=prompts,
         held_out=held_out,
         rubric=rubric,
@@ -139,7 +142,8 @@ def align(
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
     with ExitStack() as opened:
-        _align(job, inputs, address, Wish(resume, resume_anyway, move_aside, "--to"), opened)
+        wish = Wish(resume, resume_anyway, move_aside, "--to")
+        _align(job, inputs, address, wish, opened, insecure_ray)
         _close(job, report)
 
 
@@ -167,13 +171,16 @@ def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
         print(notice)
 
 
-def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened: ExitStack) -> None:
+def _align(
+    job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened: ExitStack, insecure: bool
+) -> None:
     """Align as a tracked run, unless it is finished, below one of the whole command."""
     from experiments.alignment.inputs import AlignLayout, align_run, digests
     from experiments.continuing import decide
     from experiments.pipeline.align import align_tracked, alignment_of
     from experiments.runs.invocation import invocation
     from experiments.runs.run import marker_of, tracked
+    from experiments.runs.system import system_metrics
     from experiments.stages import add_to_invocation, config_of, params_shown
     from finetune.launch import alone
 
@@ -204,7 +211,8 @@ def _align(job: StageJob, inputs: AlignInputs, address: str, wish: Wish, opened:
     ) as tracker:
         if address:
             tracker.set_tags({"nava.ray": address, "nava.staleness": str(staleness)})
-        align_tracked(job, tracker, inputs, lambda run: _train(run, job, address))
+        with system_metrics(tracker, job.recipe.tracking.system_metrics_s):
+            align_tracked(job, tracker, inputs, lambda run: _train(run, job, address, insecure))
         add_to_invocation("align", job, tracker)
 
 
@@ -251,14 +259,18 @@ def with_rubric_file(recipe: Any, path: Path | None) -> Any:
     return dataclasses.replace(recipe, align=with_rubric(recipe.align, read_rubric(path)))
 
 
-def _model_folder(text: str, out: Path) -> Path:
-    """A model folder, fetched from MLflow's registry where it is named so."""
-    from experiments.runs.registry import fetched, is_registered
+def _model_and_codec(model: str, codec: Path | None, out: Path, shared: bool) -> dict[str, Path | None]:
+    """Folders of the model and codec that are not the pipeline's, fetched where the registry names them."""
+    from experiments.runs.registry import model_and_codec, model_folder
 
-    return fetched(text, out / "models", Path()) if is_registered(text) else Path(text)
+    if not model:
+        return {"model": None, "codec": model_folder(codec, out, shared=shared) if codec else None}
+    default = Layout(out=out).codec
+    found, its_codec = model_and_codec(model, codec, out, default, shared=shared)
+    return {"model": found, "codec": None if its_codec == default and codec is None else its_codec}
 
 
-def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
+def _train(run: AlignRun, job: StageJob, address: str, insecure: bool = False) -> StageResult:
     """By ranks of torchrun, or on the Ray at `address`."""
     if not address:
         from finetune.launch import align_model
@@ -267,7 +279,7 @@ def _train(run: AlignRun, job: StageJob, address: str) -> StageResult:
     from experiments.scoring.latents import options_for
     from orchestration.align import align_on_ray
 
-    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address)
+    return align_on_ray(run, job.ranks, job.recipe.ray, options_for, address, insecure)
 
 
 def address_of(ray: tuple[str, ...] | None) -> str:

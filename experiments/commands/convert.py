@@ -90,14 +90,17 @@ def export_published(
 ) -> None:
     """Write a model folder in a published layout; an imported model comes out bit for bit as it came in.
 
-    --to is a folder, or a file that ends in .safetensors. wan2.2 and wan_diffusers take the video side alone.
+    MODEL may be models:/NAME@ALIAS of MLflow. --to is a folder, or a file that ends in .safetensors. wan2.2
+    and wan_diffusers take the video side alone.
     """
+    from experiments.runs.registry import is_registered, model_folder
     from pretrain.convert.exporting import ExportConfig, run_export
     from pretrain.convert.layouts import layout_named
     from pretrain.storage import place
 
     config = ExportConfig(layout=layout_named(layout), weights=weights, written_as=dtype)
-    result = run_export(config, place(model), place(to))
+    source = model_folder(model, Path("out")) if is_registered(model) else place(model)
+    result = run_export(config, source, place(to))
     if as_json:
         print(json.dumps(result, indent=1))
         return
@@ -108,6 +111,7 @@ def export_published(
 
 def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) -> dict[str, Any]:
     from experiments.runs.lineage import CHECKPOINT_TAG, SHA256
+    from experiments.runs.model_names import model_tags
     from experiments.runs.run import single_run
     from pretrain.convert.dcp import write_dcp
     from pretrain.convert.importing import run_import
@@ -119,6 +123,8 @@ def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) 
     with single_run("import", settings, {"nava.output": to}, Layout(out=out), Path(), inputs) as tracker:
         facts = run_import(planned, place(to), digests)
         tracker.set_tags({CHECKPOINT_TAG: facts["checkpoint_id"]})
+        if "://" not in to:
+            tracker.log_model(Path(to), planned.config.flavor, model_tags(Path(to)))
         written = {"to": to, "checkpoint_id": facts["checkpoint_id"], "sha256": digests}
         return written | ({"dcp": str(write_dcp(place(to)))} if dcp else {})
 

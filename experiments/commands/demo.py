@@ -20,9 +20,7 @@ def demo() -> None:
     if up_to_date(root):
         print("nothing to do: data, model and report are up to date with code and params.yaml\n")
     else:
-        from experiments.recipes.load import read_params
-
-        run_pipeline(root, layout, _recipe().name, read_params(root / "params.yaml"))
+        run_pipeline(root, layout)
     show_result(layout)
 
 

@@ -29,7 +29,8 @@ Manifests = Annotated[
     tyro.conf.arg(metavar="JSONL", help="encode these (files or URLs), as sets of their names"),
 ]
 EncodingCodec = Annotated[
-    Path | None, tyro.conf.arg(metavar="FOLDER", help="codec folder; default OUT/codec")
+    Path | None,
+    tyro.conf.arg(metavar="FOLDER", help="codec folder, or models:/NAME@ALIAS; default OUT/codec"),
 ]
 SetsPlace = Annotated[
     str,
@@ -91,13 +92,14 @@ def encode(
         run_stage("encode", StageJob(recipe=loaded, layout=Layout(out=out)))
         return
     one = _rank_of(rank, nproc)
+    from experiments.runs.registry import model_folder
     from pretrain.data.encoding.encode_ranks import EncodeJob
 
     layout = Layout(out=out)
     job = EncodeJob(
         config=loaded.encode,
         sets=_sets(mix, manifest, loaded.encode),
-        codec=str(codec or layout.codec),
+        codec=str(model_folder(codec, out, shared=one is not None) if codec else layout.codec),
         to=_destination(to, layout),
         verify=verify,
     )

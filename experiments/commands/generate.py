@@ -10,35 +10,50 @@ import tyro
 
 from experiments.commands.options import SetOptions, recipe_for
 
+ModelToUse = Annotated[
+    Path,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="exported model: a folder, or models:/NAME@ALIAS or /VERSION of MLflow's registry",
+    ),
+]
+CodecOfModel = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FOLDER", help="codec, given likewise; default out/codec, or that of a registered model"
+    ),
+]
+
 
 def generate(
     prompts: Annotated[Path, tyro.conf.Positional],
     /,
     to: Path = Path("clips"),
     recipe: str = "mini",
-    model: Path = Path("out/pretrain/stage3/model"),
-    codec: Path = Path("out/codec"),
+    model: ModelToUse = Path("out/pretrain/stage3/model"),
+    codec: CodecOfModel = None,
     limit: int | None = None,
     settings: SetOptions = (),
 ) -> None:
     """Generate one mp4 with sound and one wav for each row of a prompts JSONL file ({"prompt", "image_path",
     "spk_wavs"}).
 
-    --to is the folder for the clips, --model an exported model, --limit the number of rows. All rows are
-    checked as by `nava prompt check --files` before the model is loaded; words that the mini was never
-    trained on are warned of. Model, codec and prompts are recorded: `nava lineage CLIP` names them.
+    --to is the folder for the clips, --limit the number of rows. All rows are checked as by `nava prompt
+    check --files` before the model is loaded; words that the mini was never trained on are warned of. Model,
+    codec and prompts are recorded: `nava lineage CLIP` names them.
+
+    A registered model and its codec are fetched once, from the MLflow that MLFLOW_TRACKING_URI names, so that
+    any folder will do: nava generate prompts.jsonl --model models:/nava-mini@aligned --to clips
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
-    needed = {
-        prompts: "give a prompts JSONL file",
-        model: "train one (`nava demo`) or give --model",
-        codec: "fit one or give --codec",
-    }
-    for path, hint in needed.items():
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; {hint}")
     config = recipe_for(recipe, settings).generate
+    from experiments.runs.registry import model_and_codec, registered_tags
+
+    _require(prompts, "give a prompts JSONL file")
+    model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
+    _require(model, "train one (`nava demo`) or give --model")
+    _require(codec, "fit one or give --codec")
     import pretrain.generate
     from experiments.layout import Layout
     from experiments.prompt_words import print_warnings, word_warnings
@@ -49,6 +64,12 @@ def generate(
     print_warnings(prompts, word_warnings(prompts, codec, limit))
     inputs, start_s = digests_of_inputs(model, codec, prompts), time.monotonic()
     pretrain.generate.generate(config, model, codec, prompts, to, limit)
-    tags, described = {"nava.recipe": recipe, "nava.output": str(to)}, {**as_plain(config), "limit": limit}
+    tags = {"nava.recipe": recipe, "nava.output": str(to), **registered_tags(model, codec)}
+    described = {**as_plain(config), "limit": limit}
     record_run("generate", described, tags, Layout(), Path(), inputs, [to], time.monotonic() - start_s)
     print(f"clips in {to}")
+
+
+def _require(path: Path, hint: str) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -19,7 +20,10 @@ T = TypeVar("T")
 Gpus = Annotated[int, tyro.conf.arg(help="ranks of each node")]
 RankEnvironment = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(metavar="NAME=VALUE", help="environment of the ranks; may be given again"),
+    tyro.conf.arg(
+        metavar="NAME[=VALUE]",
+        help="environment of the ranks, NAME alone as here (secrets); may be given again",
+    ),
 ]
 From = Annotated[
     str, tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from")
@@ -47,6 +51,7 @@ def node(
     from experiments.jobs.node import render
 
     request = _request(locals())
+    _check_passed(request, dry_run)
     text = render(request)
     return _show_or_submit(text, to / f"{request.name}.sh", ["bash"], dry_run)
 
@@ -85,6 +90,7 @@ def slurm(
     from experiments.jobs.slurm import SlurmOptions, render
 
     request = _request(locals())
+    _check_passed(request, dry_run)
     options = _from_arguments(SlurmOptions, locals())
     text = render(request, options)
     return _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
@@ -148,6 +154,13 @@ def _request(arguments: Mapping[str, Any]) -> Request:
         config.stage(request.stage)
     config.local_batch(request.world_size)
     return request
+
+
+def _check_passed(request: Request, dry_run: bool) -> None:
+    """Raises ValueError for a variable that is to be passed on and is not there."""
+    missing = [name for name in request.passed if name not in os.environ]
+    if missing and not dry_run:
+        raise ValueError(f"--env {missing[0]}: not in this environment; export it, or give a value")
 
 
 def _from_arguments(kind: type[T], arguments: Mapping[str, Any]) -> T:

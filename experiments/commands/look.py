@@ -17,13 +17,32 @@ FOUND_SOMETHING = 1
 FLUSH_PATIENCE_S = 60.0
 
 
-def doctor(as_json: JsonFlag = False) -> int:
-    """Print what this machine has and what is missing; exit code 1 if a required package is missing."""
+def doctor(
+    as_json: JsonFlag = False,
+    security: Annotated[bool, tyro.conf.arg(help="check modes of secrets, Ray, ports and services")] = False,
+    out: Path = Path("out"),
+) -> int:
+    """Print what this machine has and what is missing; exit code 1 if a required package is missing.
+
+    --security looks at a running set-up instead: who can read its tokens, Ray's authentication, addresses
+    that are listened at, limits of the services that run here, logins in MLFLOW_TRACKING_URI, the umask. Exit
+    code 1 where something is open to others.
+    """
+    if security:
+        return _doctor_security(out, as_json)
     from experiments.doctor import examine, show
 
     report = examine()
     _print_json(report) if as_json else show(report)
     return FOUND_SOMETHING if report["missing"] else 0
+
+
+def _doctor_security(out: Path, as_json: bool) -> int:
+    from experiments.security_check import check_security, report, show
+
+    found = check_security(out)
+    _print_json(report(found)) if as_json else show(found)
+    return FOUND_SOMETHING if any(one.level == "open" for one in found) else 0
 
 
 def prompt_check(

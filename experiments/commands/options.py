@@ -14,6 +14,7 @@ SetOptions = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a field of the recipe; may be repeated"),
 ]
+InsecureRay = Annotated[bool, tyro.conf.arg(help="take a Ray without a token, where anyone can run code")]
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON")]
 ResumeFlag = Annotated[
     bool,

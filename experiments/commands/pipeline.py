@@ -42,9 +42,13 @@ def rollout(
     recipe: RecipeName = "mini",
     /,
     model: Annotated[
-        Path | None, tyro.conf.arg(help="model folder; default OUT/pretrain/stage3/model")
+        Path | None,
+        tyro.conf.arg(help="model folder, or models:/NAME@ALIAS; default OUT/pretrain/stage3/model"),
     ] = None,
-    codec: Annotated[Path | None, tyro.conf.arg(help="codec folder; default OUT/codec")] = None,
+    codec: Annotated[
+        Path | None,
+        tyro.conf.arg(help="codec folder; default OUT/codec, or that of a registered model"),
+    ] = None,
     prompts: Annotated[Path | None, tyro.conf.arg(help="prompts JSONL; default the pipeline's")] = None,
     to: Annotated[
         Path | None, tyro.conf.arg(metavar="STORE", help="folder of the clips; default OUT/rollouts")
@@ -65,6 +69,11 @@ def rollout(
     store = to or job.layout.rollouts
     if to is None and (model or codec or prompts or overwrite):
         raise ValueError(f"--to: name a folder for these clips; {store} is that of the pipeline")
+    from experiments.runs.registry import model_and_codec
+
+    if model or codec:
+        own = model or job.layout.model("stage3")
+        model, codec = model_and_codec(own, codec, out, job.layout.codec)
     if to is None:
         _run("rollout", job)
     else:

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from pretrain.launch.continuing import TrainingRun
+    from pretrain.launch.nodes import Nodes
 
 
 InitFrom = Annotated[
     str,
     tyro.conf.arg(
-        name="from", help="model folder (of `nava import`) that the first stage is initialised from"
+        name="from",
+        help="model folder (of `nava import`), or models:/NAME@ALIAS or /VERSION of MLflow, that the first "
+        "stage is initialised from",
     ),
 ]
 NumNodes = Annotated[
@@ -74,7 +77,6 @@ def pretrain(
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from pretrain.launch.nodes import Nodes, find_node_rank
-    from pretrain.storage import place
 
     nodes = Nodes(
         count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
@@ -87,10 +89,20 @@ def pretrain(
         nproc=nproc,
         port=port,
         nodes=nodes,
-        init_from=place(init_from) if init_from else None,
+        init_from=_start(init_from, out, nodes) if init_from else None,
         anyway=resume_anyway,
     )
     _train_stages(job, stage, Wish(resume, resume_anyway, move_aside))
+
+
+def _start(text: str, out: Path, nodes: Nodes) -> Path:
+    """The initial model; of several nodes the leading one fetches it, below --out, which all of them see."""
+    from experiments.runs.registry import is_registered, model_folder
+    from pretrain.storage import place
+
+    if is_registered(text) and nodes.leads:
+        return model_folder(text, out, shared=nodes.count > 1)
+    return Path(text) if is_registered(text) else place(text)
 
 
 def _train_stages(job: StageJob, stage: str, wish: Wish) -> None:

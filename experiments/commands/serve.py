@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
+from experiments.commands.options import InsecureRay, JsonFlag
 from experiments.commands.score import RewardNames, RewardSettings
 
 Roots = Annotated[
@@ -31,7 +34,6 @@ TokenFile = Annotated[
     tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
 ]
 
-
 DEFAULTS = ("snr_estimate_db", "lip_loudness_correlation")
 
 
@@ -52,6 +54,7 @@ def rewards(
     cpus: float = 0.0,
     gpus: float = 0.0,
     ray: RayAddress = "local",
+    insecure_ray: InsecureRay = False,
 ) -> None:
     """Serve rewards over HTTP until Ctrl-C: POST /v1/score, GET /v1/rewards, /metrics (Prometheus) and
     /healthz.
@@ -59,17 +62,15 @@ def rewards(
     Without --rewards they are those of the rubric's items, or snr_estimate_db and lip_loudness_correlation. A
     request has one clip: of a rubric only items of normalise: none give a total, others an empty one with the
     reason. Networks and words that the pipeline made are taken from --out. Without --root clips can only be
-    uploaded. The service has no TLS: put a proxy with TLS in front of it on an untrusted network.
+    uploaded. `nava serve tokens add NAME` makes further tokens, which count at once; OUT/service/audit.jsonl
+    has a line per request. The service has no TLS: put a proxy with TLS before it on an untrusted network.
     `rewards.remote:NAME` uses it as a reward.
     """
-    from experiments.serving import config_from, rubric_notices, serve_until_stopped
-    from orchestration.ray_token import send_token
+    from experiments.serving import config_from, guarded, rubric_notices, serve_until_stopped
     from orchestration.service.token import token_from
 
     if not 0 < port < 65536:
         raise ValueError(f"--port {port}: expected 1 to 65535")
-    if ray != "local":
-        send_token()
     token, where = token_from(token_file, out / "service" / "token")
     named = [name for given in rewards for name in given.split(",") if name]
     config = config_from(
@@ -85,6 +86,57 @@ def rewards(
         cpus=cpus,
         gpus=gpus,
     )
+    config = guarded(config, out / "service", ray, insecure_ray)
     for notice in rubric_notices(rubric):
         print(notice)
     serve_until_stopped(config, host, port, ray, where)
+
+
+def service_tokens(out: Path) -> Path:
+    return out / "service" / "tokens.json"
+
+
+def tokens_add(
+    name: Annotated[str, tyro.conf.Positional],
+    /,
+    scopes: tuple[Literal["score", "metrics", "admin"], ...] = ("score",),
+    per_minute: Annotated[int, tyro.conf.arg(help="requests a minute; 0 = as many as come")] = 0,
+    in_flight: Annotated[int, tyro.conf.arg(help="requests at once; 0 = the service's limits only")] = 0,
+    replace: Annotated[bool, tyro.conf.arg(help="a new token for a name that is there (rotation)")] = False,
+    out: Path = Path("out"),
+) -> None:
+    """Make an access token of the reward service and print it, once: only its SHA-256 is kept, in
+    OUT/service/tokens.json. A running service takes it within a second.
+
+    Scopes: score (/v1/score, /v1/rewards), metrics (/metrics), admin (all). --replace makes a new token with
+    the scopes and rates of the old one, which is refused from then on.
+    """
+    from orchestration.service.access import add_token
+
+    print(add_token(service_tokens(out), name, scopes, per_minute, in_flight, replace=replace))
+
+
+def tokens_list(out: Path = Path("out"), as_json: JsonFlag = False) -> None:
+    """Names, scopes and rates of the access tokens in OUT/service/tokens.json; none of the tokens."""
+    from orchestration.service.access import read_tokens
+
+    tokens = read_tokens(service_tokens(out))
+    rows = [
+        {name: value for name, value in dataclasses.asdict(token).items() if name != "sha256"}
+        for token in tokens
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{len(rows)} tokens besides the service's own ({service_tokens(out)})")
+    for row in rows:
+        rates = f"{row['per_minute'] or 'any number'} a minute, {row['in_flight'] or 'any number'} at once"
+        print(f"{row['name']:<24}{','.join(row['scopes']):<16}{rates}, made {row['made']}")
+
+
+def tokens_revoke(name: Annotated[str, tyro.conf.Positional], /, out: Path = Path("out")) -> None:
+    """Take an access token away; a running service refuses it within a second."""
+    from orchestration.service.access import revoke_token
+
+    revoke_token(service_tokens(out), name)
+    print(f"{name}: revoked")

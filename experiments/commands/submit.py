@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.commands.options import RecipeName
+from experiments.commands.options import InsecureRay, RecipeName
 
 Address = Annotated[
     str,
@@ -39,13 +39,14 @@ def submit(
     env: JobEnvironment = (),
     grace_s: Annotated[int, tyro.conf.arg(help="seconds for a checkpoint after SIGTERM")] = 120,
     max_requeues: Annotated[int, tyro.conf.arg(help="resubmissions of an interrupted job")] = 3,
+    insecure_ray: InsecureRay = False,
 ) -> None:
     """Run `dvc repro STAGE` as a Ray job, named by the id that its run has in MLflow. The recipe and its
     numbers are params.yaml's.
 
-    `ray start --head` makes this machine a cluster. All machines must see this repository and its out/ (a
-    shared disk). After SIGTERM to any process of the job it writes a checkpoint and is submitted again as
-    ID-2, ID-3 ...; `ray job stop` ends it for good.
+    `ray get-auth-token --generate`, then `RAY_AUTH_MODE=token ray start --head`, make this machine a cluster.
+    All machines must see this repository and its out/ (a shared disk). After SIGTERM to any process of it
+    the job writes a checkpoint and is submitted again as ID-2, ID-3 ...; `ray job stop` ends it for good.
     """
     from experiments.jobs.submit import Submission, check, submit_stage
     from experiments.recipes.load import load_recipe, read_params
@@ -63,7 +64,7 @@ def submit(
     )
     chosen = str(read_params(params).get("recipe", "mini"))
     check(submission, load_recipe(chosen, params).name)
-    cluster = connect(address)
+    cluster = connect(address, insecure_ray)
     job = submit_stage(submission, cluster.jobs)
     lines = {
         "job": job,
@@ -75,11 +76,16 @@ def submit(
 
 
 def variables(given: tuple[str, ...]) -> dict[str, str]:
-    """NAME=VALUE as a mapping. Raises ValueError."""
+    """NAME=VALUE as a mapping. Raises ValueError, without the value."""
+    from experiments.jobs.secret_names import check_no_secret
+
     found = {}
     for item in given:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"--env {item}: expected NAME=VALUE")
+            raise ValueError("--env: expected NAME=VALUE")
+        check_no_secret(
+            name, value, "set it where the cluster's nodes start, or in a file that only you read"
+        )
         found[name] = value
     return found

@@ -47,9 +47,15 @@ def empty_trash(
         str, tyro.conf.arg(metavar="AGE", help="only what was moved longer ago, such as 12h, 30d or 2w")
     ] = "",
 ) -> None:
-    """Delete what lies in OUT/.trash for good, and say how much that was."""
+    """Delete what was moved to OUT/.trash for good, and say how much that was.
+
+    What has no time in its name was not moved there by a command, and stays.
+    """
     limit = time.time() - (age_s(older_than) if older_than else 0)
-    found = [moved for moved in in_trash(Layout(out=out).trash) if not older_than or moved.moved_at < limit]
+    there = in_trash(Layout(out=out).trash)
+    found = [
+        one for one in there if _MOVED.fullmatch(one.path.name) and (not older_than or one.moved_at < limit)
+    ]
     for moved in found:
         if moved.path.is_dir() and not moved.path.is_symlink():
             shutil.rmtree(moved.path)

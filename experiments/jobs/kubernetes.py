@@ -56,7 +56,11 @@ class KubernetesOptions:
 
 
 def render(request: Request, options: KubernetesOptions) -> str:
-    """The TrainJob as YAML."""
+    """The TrainJob as YAML. Raises ValueError for variables without a value: pods have no environment of
+    yours."""
+    if request.passed:
+        name = request.passed[0]
+        raise ValueError(f"--env {name}: a pod takes it from a Secret; give --secret {name}=SECRET:KEY")
     job = {
         "apiVersion": API,
         "kind": "TrainJob",

@@ -6,6 +6,9 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from experiments.jobs.secret_names import check_no_secret
+from rewards import plugins
+
 RENDEZVOUS_PORT = 29_500
 RENDEZVOUS = '"$rendezvous"'  # a shell variable, because only the scheduler knows the first node's address
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -25,7 +28,7 @@ class Request:
     max_restarts: int = 3  # times torchrun starts the ranks again after one has died
     grace_s: int = 120  # seconds between the signal to stop and the end
     workdir: str = ""  # where the repository is; "" = where the launcher starts
-    env: tuple[str, ...] = ()  # NAME=value
+    env: tuple[str, ...] = ()  # NAME=value, or NAME of the environment that submits
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.gpus_per_node < 1:
@@ -44,9 +47,8 @@ class Request:
             self.out,
             self.workdir,
             *self.settings,
-            *self.env,
         ):
-            if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+            if _has_control(text):
                 raise ValueError(f"{text!r}: control characters cannot go into a command line; take them out")
         self.variables()
 
@@ -80,18 +82,42 @@ class Request:
         return shlex.join(self.arguments()) + (f" --rdzv={RENDEZVOUS}" if self.nodes > 1 else "")
 
     def variables(self) -> dict[str, str]:
-        """Environment variables, with the grace period for the last checkpoint. Raises ValueError."""
-        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15)}
+        """Environment variables, with the grace period for the last checkpoint.
+
+        Raises ValueError, without the value: it may be a secret.
+        """
+        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.grace_s - 15), **plugins.inherited()}
         for item in self.env:
             name, equals, value = item.partition("=")
-            if not equals or not _ENV_NAME.fullmatch(name):
-                raise ValueError(f"--env {item}: expected NAME=value")
-            found[name] = value
+            if not _ENV_NAME.fullmatch(name):
+                shown = "..." if _has_control(name) or not equals else name[:40]
+                raise ValueError(
+                    f"--env {shown}: expected NAME=value, or NAME alone; control characters cannot go in"
+                )
+            if _has_control(value):
+                raise ValueError(
+                    f"--env {name}=...: control characters cannot go into a command line; take them out"
+                )
+            check_no_secret(
+                name, value, f"export {name} where you submit and give --env {name}, without a value"
+            )
+            if equals:
+                found[name] = value
         return found
+
+    @property
+    def passed(self) -> list[str]:
+        """Names of variables that come from the environment that submits; their values are in no file."""
+        return [item for item in self.env if "=" not in item]
 
     def preamble(self) -> str:
         """Shell lines before the command."""
         lines = [f"export {name}={shlex.quote(value)}" for name, value in self.variables().items()]
+        lines += [f': "${{{name}:?export it where you submit}}"; export {name}' for name in self.passed]
         if self.workdir:
             lines.append(f"cd -- {shlex.quote(self.workdir)}")
         return "\n".join(lines)
+
+
+def _has_control(text: str) -> bool:
+    return any(ord(sign) < 32 or ord(sign) == 127 for sign in text)

@@ -82,6 +82,8 @@ def _directives(request: Request, options: SlurmOptions) -> str:
         "output": options.log,
         "open-mode": "append",
         "signal": f"B:TERM@{request.grace_s}",
+        # by name: their values are taken from the environment of sbatch, whatever the site exports by default
+        "export": ",".join(["ALL", *request.passed]) if request.passed else "",
     }
     return "\n".join(
         [f"#SBATCH --{name}={value}" for name, value in given.items() if value] + ["#SBATCH --requeue"]

@@ -19,6 +19,7 @@ from experiments.runs.store_uri import has_user_info
 from experiments.runs.tracker import ANNOUNCED_RUN, RunStart, SpoolTracker, ensure_sender, new_run_key
 from experiments.stages import config_of, is_training
 from pretrain.config import nearest
+from rewards import plugins
 
 if TYPE_CHECKING:
     from orchestration.launch import Jobs
@@ -86,7 +87,7 @@ def submit_stage(submission: Submission, jobs: Jobs) -> str:
             run_id=run_id,
             command=[submission.python, "-m", "experiments.jobs.attend", stage],
             workdir=submission.workdir,
-            env={**tracked, **submission.env, ANNOUNCED_RUN: f"{stage}={key}"},
+            env={**tracked, **plugins.inherited(), **submission.env, ANNOUNCED_RUN: f"{stage}={key}"},
             grace_s=submission.grace_s,
             max_requeues=submission.max_requeues,
             facts={"nava.stage": stage, "nava.recipe": submission.recipe.name},

@@ -9,6 +9,7 @@ from experiments.alignment.checks import check_before
 from experiments.alignment.inputs import AlignInputs, align_run, origin_tags
 from experiments.job import StageJob
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.model_names import ALIGNED, PARENT_TAG, adapter_tags, model_tags, registered_name
 from experiments.runs.provenance import code_digests
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
@@ -37,10 +38,13 @@ def align_tracked(
         raise Interrupted(
             f"align stopped after round {result.step} with a checkpoint; the same command goes on from there"
         )
-    tags = {CHECKPOINT_TAG: checkpoint_of(result.model)}
-    tracker.set_tags(tags)
-    tracker.log_model(result.model, f"{job.recipe.name}-aligned", tags)
-    tracker.log_model(run.out / "adapter", f"{job.recipe.name}-adapter", tags)
+    checkpoint, parent = checkpoint_of(result.model), checkpoint_of(run.base)
+    tracker.set_tags({CHECKPOINT_TAG: checkpoint})
+    # a version of what it started from: another model's alignment does not become the recipe's
+    registered = registered_name(job.recipe.name) if inputs.model is None else ""
+    tags, adapter = model_tags(result.model) | {PARENT_TAG: parent}, run.out / "adapter"
+    tracker.log_model(result.model, f"{job.recipe.name}-aligned", tags, registered, ALIGNED, parent)
+    tracker.log_model(adapter, f"{job.recipe.name}-adapter", adapter_tags(adapter, checkpoint))
 
 
 def alignment_of(job: StageJob, inputs: AlignInputs, tracker: SpoolTracker | None = None) -> AlignRun:

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.doctor import repository_problem
 from experiments.layout import STAGES, Layout
+from experiments.recipes.load import read_params
 from experiments.runs.invocation import invocation
 from experiments.runs.memory import PeakMemory
 from experiments.runs.run import read_record
@@ -80,7 +80,7 @@ def print_estimate() -> dict[str, float]:
     return speed
 
 
-def run_pipeline(root: Path, layout: Layout, recipe: str, asked: Mapping[str, Any]) -> None:
+def run_pipeline(root: Path, layout: Layout) -> None:
     """Run `dvc repro` with all stages' progress, then print timings. Raises ValueError if a stage fails.
 
     Ctrl-C reaches the stages too (same process group); they leave a checkpoint that the next call resumes.
@@ -88,9 +88,11 @@ def run_pipeline(root: Path, layout: Layout, recipe: str, asked: Mapping[str, An
     if problem := repository_problem(root):
         raise ValueError(problem)
     speed = print_estimate()
+    asked = read_params(root / "params.yaml")
+    what = f"demo {asked.get('recipe', 'mini')}"
     ensure_sender(layout.tracking, root)
     started, start_s = time.time(), time.monotonic()
-    with PeakMemory() as memory, invocation(f"demo {recipe}", layout, root, asked):
+    with PeakMemory() as memory, invocation(what, layout, root, asked):
         _reproduce(root)
     write_timings(layout, speed, time.monotonic() - start_s, started, memory)
     if not wait_until_sent(layout.tracking, root, MLFLOW_PATIENCE_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.job import StageJob
+from experiments.pipeline.evaluated_models import tell_models
 from experiments.report.evaluate import evaluate, metrics_to_log
 from experiments.report.gates import check_gates, read_reports
 from experiments.report.headline import headline
@@ -31,6 +32,7 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
     results = check_gates(recipe.evaluate.gates, written)
     write_json(layout.headline, headline(results))
     tracker.log_metrics(metrics_to_log(written.metrics, written.alignment, results), step=0)
+    tell_models(job, tracker, written)
     for path in (layout.headline, layout.metrics, layout.alignment, votes):
         if path.is_file():
             tracker.log_artifact(str(path))

@@ -8,6 +8,7 @@ from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.samples import make_samples
 from experiments.runs.lineage import CHECKPOINT_TAG, checkpoint_of
+from experiments.runs.model_names import PRETRAINED, model_tags, registered_name
 from experiments.runs.provenance import code_digests
 from experiments.runs.run import Interrupted
 from experiments.runs.tracker import SpoolTracker
@@ -29,9 +30,11 @@ def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
             f"{stage} stopped at step {result.step} with a checkpoint; the same command goes on from there"
         )
     model = layout.model(stage)
-    checkpoint = checkpoint_of(model)
-    tracker.set_tags({CHECKPOINT_TAG: checkpoint})
-    tracker.log_model(model, f"{job.recipe.name}-{stage}", {CHECKPOINT_TAG: checkpoint})
+    tracker.set_tags({CHECKPOINT_TAG: checkpoint_of(model)})
+    # the last stage's is the recipe's model; those before it are parts of its making
+    last = stage == list(job.recipe.pretrain.stages)[-1]
+    names = (registered_name(job.recipe.name), PRETRAINED) if last else ("", "")
+    tracker.log_model(model, f"{job.recipe.name}-{stage}", model_tags(model), *names)
     for path in make_samples(job.recipe.generate, layout, stage):
         tracker.log_artifact(str(path), "samples")
 

@@ -22,6 +22,7 @@ from pretrain.codecs.load import load_codecs
 from pretrain.config import to_json
 from pretrain.data.corpus.texts import ALIGN_TRAIN
 from pretrain.launch.stage_run import model_config
+from pretrain.owned import MARKER
 from pretrain.prompt import read_prompts
 from pretrain.randomness import stable_hash
 
@@ -112,7 +113,7 @@ def _foreign(folder: Path) -> str:
     clips = {f"{name}.mp4" for name in open_store(folder).places} if (folder / META).is_file() else set()
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        ours = place.as_posix() in (INDEX, META, MEDIA) or _SHARD.fullmatch(place.as_posix())
+        ours = place.as_posix() in (INDEX, META, MEDIA, MARKER) or _SHARD.fullmatch(place.as_posix())
         if ours or (place.parent == Path(MEDIA) and path.name in clips) or path.name.endswith(".tmp"):
             continue
         return place.as_posix()

@@ -15,6 +15,7 @@ import yaml
 
 import experiments.recipes
 from pretrain.config import nearest, one_line, override, plain_fields, read_yaml
+from rewards import plugins
 
 SUPPORT = {"base", "load"}
 
@@ -49,19 +50,16 @@ def load_recipe(name: str, params: Path | None = None, settings: Sequence[str] =
 
 
 def recipe_function(name: str) -> Any:
-    """The function behind a shipped recipe's name or a dotted one (`my.package.recipe`)."""
+    """The function behind a shipped recipe's name or a dotted one (`my.package.recipe`).
+
+    Raises ValueError for an unknown one, and for a module that is not allowed (`rewards.plugins`).
+    """
     if "." in name:
         module_name, _, attribute = name.rpartition(".")
         here = str(Path.cwd())
         if not {"", here} & set(sys.path):
             sys.path.append(here)  # a console script, unlike `python -m`, does not look where it is started
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise ValueError(
-                f"recipe {name!r}: {error}; give package.module.function, importable from here or by "
-                "PYTHONPATH"
-            ) from None
+        return plugins.load(f"{module_name}:{attribute}", plugins.KINDS["recipe"], f"recipe {name!r}")
     if name not in shipped_recipes():
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, shipped_recipes())}")
     return getattr(importlib.import_module(f"experiments.recipes.{name}"), name)

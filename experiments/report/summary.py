@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.report.before_after import beyond_from_the_start
 from experiments.report.gates import GateResult, Reports
 from experiments.report.metric_keys import SOURCES, IntervalJson, by_set, main_metrics
+from pretrain.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +24,7 @@ def print_summary(reports: Reports) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics, console = reports.metrics, Console()
+    metrics, console = reports.metrics, Console(file=plain(sys.stdout))
     main = Table("mean, 95 % interval", *SOURCES, "clips", box=box.SIMPLE_HEAD)
     for metric in main_metrics(metrics):
         clips = max(interval["n"] for interval in metrics[metric].values())
@@ -62,7 +64,7 @@ def print_gates(results: Sequence[GateResult]) -> None:
             gate.limit + _dim(why),
             status,
         )
-    Console().print(table)
+    Console(file=plain(sys.stdout)).print(table)
 
 
 def _dim(text: str) -> str:

@@ -33,6 +33,15 @@ class Elsewhere:
             self.problem = problem_of(error)
             return ""
 
+    def id_of(self, key: str) -> str:
+        """MLflow's id of a run; "" if the store does not have it, or does not answer."""
+        store = self._open()
+        try:
+            return store.find(key) if store is not None else ""
+        except Exception as error:  # as above
+            self.problem = problem_of(error)
+            return ""
+
     def read(self, key: str, required: bool) -> dict[str, Any] | None:
         """{run_id, status, tags, params} of a run key or MLflow id, None if the store does not have it.
 

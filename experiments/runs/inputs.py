@@ -23,6 +23,11 @@ def is_code(path: str) -> bool:
     return path.split("/")[0] in CODE
 
 
+def is_code_input(path: str) -> bool:
+    """The same without data that a user keeps in folders of these names."""
+    return is_code(path) and Path(path).suffix in ("", ".py")
+
+
 def inputs_read(stage: str, job: Any) -> dict[str, str]:
     """Path -> md5 of what a stage reads: its code, and the data of its own layout and settings.
 

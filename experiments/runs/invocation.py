@@ -24,7 +24,7 @@ from experiments.runs.origin import is_temporary, spool_of
 from experiments.runs.outputs import records_by_key
 from experiments.runs.provenance import DVC_VARIABLE, git_state, source_tags
 from experiments.runs.spool import SpooledRun, children
-from experiments.runs.tracker import OWNER, RunStart, SpoolTracker, ensure_sender, failure_marked, new_run_key
+from experiments.runs.tracker import OWNER, RunStart, SpoolTracker, failure_marked, new_run_key
 from pretrain.files import read_json, write_json
 
 INVOCATION = "NAVA_INVOCATION"  # environment: spool folder of the run that the processes below belong to
@@ -81,8 +81,7 @@ def _begin(what: str, spool: Path, root: Path, config: Mapping[str, Any], pid: i
     tracker = SpoolTracker(spool / key, is_temporary(root))
     tags = {INVOCATION_TAG: what, **source_tags(git_state(root), root)}
     tracker.start(RunStart(name=named(what), tags=tags, config=config), pid)
-    ensure_sender(spool, root)
-    return tracker
+    return tracker  # the first run below it starts the process that sends both
 
 
 def _of_dvc(spool: Path, root: Path) -> SpoolTracker | None:

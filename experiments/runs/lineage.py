@@ -28,6 +28,7 @@ from experiments.runs.outputs import (
 )
 from experiments.runs.run import read_record
 from experiments.runs.spool import SpooledRun, spooled_runs
+from pretrain.terminal import plain, shown, shown_all
 
 __all__ = ["CHECKPOINT_TAG", "SHA256", "RunFacts", "checkpoint_of", "show", "trace"]
 
@@ -263,7 +264,7 @@ def _facts(key: str, known: _Known, asked: bool) -> RunFacts:
     if run.exists() and (facts := _from_spool(run)):
         return facts
     if record := known.records.get(key):
-        return _from_record(record)
+        return replace(_from_record(record), mlflow_run_id=known.elsewhere.id_of(key))
     found = known.elsewhere.read(key, required=asked)
     if found is None:
         return _from_tags(key, "", UNKNOWN, {"nava.stage": stage_of_key(key)}, {})
@@ -329,20 +330,22 @@ def _from_tags(
 def show(found: Mapping[str, Any]) -> None:
     """Print a lineage as a tree; a repeated run is printed by name only."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.tree import Tree
 
+    found = shown_all(found, lambda text: escape(shown(text)))
     by_key = {run["run"]: run for run in found["runs"]} | {
         run["mlflow_run_id"]: run for run in found["runs"] if run["mlflow_run_id"]
     }
     checkpoint = f", checkpoint {found['checkpoint_id']}" if found["checkpoint_id"] else ""
-    tree, shown = Tree(f"{found['kind']} {found['target']}{checkpoint}"), set()
+    tree, told = Tree(f"{found['kind']} {found['target']}{checkpoint}"), set()
 
     def add(parent: Tree, key: str) -> None:
         run = by_key[key]
-        if key in shown:
+        if key in told:
             parent.add(f"{run['stage']} (shown above)")
             return
-        shown.add(key)
+        told.add(key)
         commit = (run["git_commit"][:10] or "no git") + (" + changes" if run["git_dirty"] else "")
         node = parent.add(
             f"[bold]{run['stage']}[/bold]  {run['status'].lower()}  run {run['run']}  commit {commit}"
@@ -361,4 +364,4 @@ def show(found: Mapping[str, Any]) -> None:
             add(node, ancestor)
 
     add(tree, found["run"])
-    Console(width=None if sys.stdout.isatty() else 250, highlight=False).print(tree)
+    Console(file=plain(sys.stdout), width=None if sys.stdout.isatty() else 250, highlight=False).print(tree)

@@ -5,19 +5,19 @@ The only module that imports MLflow, which takes seconds: import it lazily.
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from experiments.runs.local_store import artifacts_of, database_of
+from experiments.runs.mlflow_datasets import datasets_of
+from experiments.runs.mlflow_models import LoggedModels
 from experiments.runs.mlflow_names import (
     MAX_PARAM,
     MAX_TAG,
@@ -34,12 +34,10 @@ KEY_TAG = "nava.run"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 ANNOUNCED = "nava.announced"
 STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
-LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
 # what MLflow did not take as it was: name in MLflow -> original name, or -> why
 MAPPED, DROPPED, TRUNCATED, CHANGED = "nava.mapped.", "nava.dropped.", "nava.truncated.", "nava.changed."
 MAX_METRICS = 1000
 MAX_PARAMS = 100
-MAX_COPIED_BYTES = 256 << 20
 _Entry = TypeVar("_Entry")
 
 
@@ -96,7 +94,7 @@ class MlflowStore:
         run_id = self.find(key)
         if not run_id:
             run_id = self._create(key, event, {ANNOUNCED: "true"})
-            self._tags(run_id, event["tags"])
+            self._tags(run_id, {**event["tags"], **self._nested(event, {})})
         self.client.update_run(run_id, status="SCHEDULED")
         return run_id
 
@@ -108,8 +106,7 @@ class MlflowStore:
         run_id = self.find(key) or self._create(key, event, {})
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
-        above = event.get("invocation", "")
-        nested = {PARENT: found} if above and (found := run_ids.get(above) or self.find(above)) else {}
+        nested = self._nested(event, run_ids)
         if STARTED in run.data.tags:
             self._tags(run_id, nested)
             self._resume(run, event)
@@ -122,11 +119,17 @@ class MlflowStore:
         self._tags(run_id, tags)
         params = event.get("params")
         self._log_params(run_id, event["config"] if params is None else params)
-        self._log_inputs(run_id, event["inputs"])
+        self._log_inputs(run_id, event)
         self.client.set_tag(run_id, STARTED, "true")
         if ANNOUNCED in run.data.tags:
             self.client.delete_tag(run_id, ANNOUNCED)
         return run_id
+
+    def _nested(self, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> dict[str, str]:
+        """The tag by which MLflow shows a run below another, that of its invocation."""
+        above = event.get("invocation", "")
+        found = above and (run_ids.get(above) or self.find(above))
+        return {PARENT: found} if found else {}
 
     def _create(self, key: str, event: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         run = self.client.create_run(
@@ -170,31 +173,24 @@ class MlflowStore:
             run_id, params, MAX_PARAMS, lambda some: self.client.log_batch(run_id, params=some), _name_of
         )
 
-    def _log_inputs(self, run_id: str, inputs: Mapping[str, str]) -> None:
-        datasets = [
-            DatasetInput(
-                Dataset(
-                    name=taken_text(path, 500),
-                    digest=md5[:36],
-                    source_type="local",
-                    source=json.dumps({"uri": path, "md5": md5}),
-                ),
-                tags=[InputTag("mlflow.data.context", "input")],
-            )
-            for path, md5 in inputs.items()
-            if not path.endswith(".py")
-        ]
+    def _log_inputs(self, run_id: str, event: Mapping[str, Any]) -> None:
+        self.models.log_inputs(run_id, event.get("models", {}))
         self._send(
             run_id,
-            datasets,
+            datasets_of(event),
             MAX_PARAMS,
             lambda some: self.client.log_inputs(run_id, some),
             lambda entry: f"input.{entry.dataset.name}",
         )
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None:
+        self._send_metrics(run_id, events)
+
+    def _send_metrics(
+        self, run_id: str, events: list[Mapping[str, Any]], model_id: str | None = None
+    ) -> None:
         entries = [
-            Metric(self._name(run_id, name), value, event["time_ms"], event["step"])
+            Metric(self._name(run_id, name), value, event["time_ms"], event["step"], model_id=model_id)
             for event in events
             for name, value in event["values"].items()
         ]
@@ -284,45 +280,20 @@ class MlflowStore:
         else:
             self._tags(run_id, {f"nava.missing_artifact.{path.name}": str(path)})
 
+    @cached_property
+    def models(self) -> LoggedModels:
+        return LoggedModels(self.client, lambda: self.experiment_id, self._tags)
+
     def model(self, run_id: str, event: Mapping[str, Any]) -> None:
-        """Log a model folder; large ones by path and hash only."""
-        path = Path(event["path"])
-        if not path.is_dir():
-            self._tags(run_id, {f"nava.missing_model.{event['name']}": str(path)})
-            return
-        tags = {**event["tags"], "nava.path": str(path), LOGGED_AT: str(event["time_ms"])}
-        model_id = self._unfinished_model(run_id, event)
-        if model_id is None:
-            return
-        if not model_id:
-            model_id = self.client.create_logged_model(
-                self.experiment_id,
-                name=event["name"],
-                source_run_id=run_id,
-                tags=tags,
-                model_type="safetensors",
-            ).model_id
-        if sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) <= MAX_COPIED_BYTES:
-            self.client.log_model_artifacts(model_id, str(path))
-        else:
-            self._log_reference(model_id, tags)
-        self.client.finalize_logged_model(model_id, "READY")
+        self.models.log(run_id, event)
 
-    def _unfinished_model(self, run_id: str, event: Mapping[str, Any]) -> str | None:
-        """Id of the model that an earlier try at this event has left without files; "" if there is none, None
-        if the model is whole."""
-        found = self.client.search_logged_models(
-            [self.experiment_id], f"source_run_id = '{run_id}' AND tags.`{LOGGED_AT}` = '{event['time_ms']}'"
-        )
-        mine = [model for model in found if model.name == event["name"]]
-        if any(str(model.status) == "READY" for model in mine):
-            return None
-        return mine[0].model_id if mine else ""
+    def model_metrics(self, run_id: str, event: Mapping[str, Any]) -> None:
+        """Metrics of a model, of which this run is the source."""
+        if model_id := self.models.measured(run_id, event["checkpoint"]):
+            self._send_metrics(run_id, [event], model_id)
 
-    def _log_reference(self, model_id: str, tags: Mapping[str, str]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "reference.json").write_text(json.dumps(dict(tags), indent=1))
-            self.client.log_model_artifacts(model_id, folder)
+    def model_alias(self, run_id: str, event: Mapping[str, Any]) -> None:
+        self.models.move_alias(run_id, event)
 
     def read(self, run_id: str) -> dict[str, Any]:
         """{status, tags, params} of a stored run, tags under their original names."""

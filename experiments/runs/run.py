@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.layout import Layout
+from experiments.runs.datasets import about_inputs
 from experiments.runs.inputs import parents_of
 from experiments.runs.invocation import bring_up_to_date, current, named
 from experiments.runs.origin import is_temporary, spool_of
@@ -172,7 +173,7 @@ def tracked(
     key = resumed or _announced_key(stage, mark, marker, spool) or new_run_key(stage)
     write_json(marker, {"key": key, "fingerprint": mark}, indent=1, default=str)
     output = layout.output_of(stage)
-    tracker = SpoolTracker(spool / key, is_temporary(root))
+    tracker = SpoolTracker(spool / key, is_temporary(root), about_inputs(reads, root))
     tags = {"nava.stage": stage, "nava.recipe": recipe, "nava.output": str(output), **source_tags(git, root)}
     tags |= {JOB: job} if (job := os.environ.get(JOB_VARIABLE)) else {}
     name, below = (stage, above.key) if above else (named(f"{stage} {recipe}"), "")
@@ -299,7 +300,7 @@ def single_run(
     on; what was in `made` before is not its.
     """
     spool, above, inputs = spool_of(layout, root), current(layout, root), inputs or {}
-    tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root))
+    tracker = SpoolTracker(spool / new_run_key(name), is_temporary(root), about_inputs(inputs, root))
     tags = {"nava.stage": name, **source_tags(git_state(root), root), **tags}
     parents = parents_of(inputs, KnownOutputs(layout, root))
     title, below = (name, above.key) if above else (named(name), "")

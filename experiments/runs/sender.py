@@ -29,7 +29,9 @@ RETRY_S = 60.0
 
 
 def quiet_mlflow() -> None:
-    """Configure MLflow before its import: no telemetry, no migration log, short HTTP timeouts."""
+    """Configure MLflow before its import: no telemetry, no migration log, short HTTP timeouts, and no printed
+    addresses of runs, which are the tracking URI's and so hold its password."""
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -43,6 +45,8 @@ def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
     while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
         if time.monotonic() > end:
             break
+        with contextlib.suppress(OSError):
+            (spool / WAKE).touch()  # after an outage it sleeps for up to RETRY_S
         time.sleep(0.5)
     return not waiting
 

@@ -21,7 +21,8 @@ CONFIG = "config.json"
 MAX_EVENTS = 500  # of metrics, sent together
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
-FILES = ("artifact", "model")  # kinds of events that copy files, and may come after those behind them
+# kinds of events that copy files, or need a copied one, and may come after those behind them
+FILES = ("artifact", "model", "model_alias")
 
 
 class Store(Protocol):
@@ -44,6 +45,10 @@ class Store(Protocol):
     def artifact(self, run_id: str, event: Mapping[str, Any]) -> None: ...
 
     def model(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def model_metrics(self, run_id: str, event: Mapping[str, Any]) -> None: ...
+
+    def model_alias(self, run_id: str, event: Mapping[str, Any]) -> None: ...
 
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None: ...
 
@@ -221,7 +226,7 @@ class SpooledRun:
         try:
             getattr(store, found["kind"])(run_id, found)
         except Exception as error:  # a store raises whatever its database, disk or HTTP client does
-            return f"{found['path']}: not stored ({problem_of(error)})"
+            return f"{found.get('path') or found['kind']}: not stored ({problem_of(error)})"
         return ""
 
     def _config_file(self, config: Mapping[str, Any]) -> dict[str, Any]:

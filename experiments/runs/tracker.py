@@ -58,10 +58,14 @@ class SpoolTracker:
     Write errors are logged once and never raised, so that tracking cannot fail a training.
     """
 
-    def __init__(self, folder: Path | str, temporary: bool = False) -> None:
-        """temporary: files are in a place that is removed when the run ends, so the spool keeps its own."""
+    def __init__(
+        self, folder: Path | str, temporary: bool = False, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """temporary: files are in a place that is removed when the run ends, so the spool keeps its own.
+        about: the run's inputs, as `experiments.runs.datasets.about_inputs` describes them."""
         self.folder, self.temporary = Path(folder), temporary
         self.tags: dict[str, str] = {}  # set by this process
+        self.about = about or {}
         self._broken = False
         self._points: dict[str, dict[int, float]] | None = None
 
@@ -117,9 +121,34 @@ class SpoolTracker:
         if values:
             self._append("tags", values=values)
 
-    def log_model(self, path: Path, name: str, tags: Mapping[str, str]) -> None:
-        """Log a folder of safetensors as a model of the run."""
-        self._append("model", **self._place(path), name=name, tags=dict(tags))
+    def log_model(
+        self,
+        path: Path,
+        name: str,
+        tags: Mapping[str, str],
+        registered: str = "",
+        alias: str = "",
+        version_of: str = "",
+    ) -> None:
+        """Log a folder of safetensors as a model of the run.
+
+        registered: name under which it becomes a version, "" = none; alias: moved to that version.
+        version_of: id of a checkpoint; a registered model that has it takes the version, before `registered`.
+        """
+        names = {"registered": registered, "alias": alias, "version_of": version_of}
+        self._append("model", **self._place(path), name=name, tags=dict(tags), **names)
+
+    def log_model_metrics(self, checkpoint: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Metrics of the model with this checkpoint id, which another run may have logged.
+
+        They are metrics of this run as well, so that its models have different steps.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        self._append("model_metrics", checkpoint=checkpoint, values=values, step=step)
+
+    def move_alias(self, registered: str, alias: str, checkpoint: str) -> None:
+        """Move an alias of a registered model to its version with this checkpoint id."""
+        self._append("model_alias", registered=registered, alias=alias, checkpoint=checkpoint)
 
     def _place(self, path: Path) -> dict[str, str]:
         """Where a file is, also relative to the run's folder, for a checkout that has moved meanwhile."""
@@ -161,7 +190,7 @@ class SpoolTracker:
         children.
         """
         self.tags |= run.tags
-        self._append("start", **vars(run))
+        self._append("start", **vars(run), **self.about)
         owner = {"pid": pid or os.getpid(), "time_s": time.time(), **({"waits": True} if pid else {})}
         with contextlib.suppress(OSError):
             (self.folder / OWNER).write_text(json.dumps(owner))

@@ -138,7 +138,8 @@ def _server(port: str) -> subprocess.Popen[bytes]:
         "--workers",
         "1",
     ]
-    return subprocess.Popen(command, preexec_fn=lambda: _die_with_parent(signal.SIGTERM))
+    # what the server says is no answer of `nava ui`, whose only line on standard output is the address
+    return subprocess.Popen(command, stdout=sys.stderr, preexec_fn=lambda: _die_with_parent(signal.SIGTERM))
 
 
 def _end_all() -> None:

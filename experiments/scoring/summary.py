@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.scoring.score_files import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import StoredRow
+from pretrain.terminal import plain, shown_all
 from rewards.catalog import ratio_parts
 from rewards.media_folder import left_out_line
 from rewards.types import Score
@@ -89,9 +90,10 @@ def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str,
 
 def show(summary: Mapping[str, Any]) -> None:
     """Prints the summary as a table for a person."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None)
+    table, summary = Table(box=None), shown_all(summary)
     for heading in ("reward", "mean", "95 % interval", "scored / eligible", "not scored because"):
         table.add_column(heading, no_wrap=heading != "not scored because")
     for name, row in summary["rewards"].items():
@@ -104,7 +106,7 @@ def show(summary: Mapping[str, Any]) -> None:
             number(row["mean"]),
             span(row),
             f"{row['n']} / {row['eligible']}",
-            unscored if "." not in name else "",
+            escape(unscored) if "." not in name else "",
         )
     print_table(table)
     for line in _notes(summary):
@@ -115,7 +117,7 @@ def print_table(table: Table) -> None:
     """As wide as the terminal; wide enough for whole lines in a pipe."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    Console(file=plain(sys.stdout), width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:

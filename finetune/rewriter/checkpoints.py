@@ -46,9 +46,11 @@ def newest(out: Path) -> tuple[int, Path | None]:
     """
     whole: dict[int, Path] = {}
     for folder in (out / FOLDER).glob("checkpoint-*"):
+        if not (found := _NAME.fullmatch(folder.name)) or folder.is_symlink():
+            continue
         if not (folder / COMPLETE).is_file():
             shutil.rmtree(folder)
-        elif found := _NAME.fullmatch(folder.name):
+        else:
             whole[int(found[1])] = folder
     if not whole:
         return 0, None

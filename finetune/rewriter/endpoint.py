@@ -70,7 +70,6 @@ class ChatEndpoint:
             "application/json",
             token,
             timeout_s=self.timeout_s,
-            whole_s=self.timeout_s,
             sockets=self._sockets,
             proxies=False,
         )

@@ -31,9 +31,9 @@ from finetune.rewriter.language_model import (
 )
 from finetune.rewriter.rewards import ClipScore, check_weights, reward_functions
 from finetune.rewriter.votes import RewritePair, as_completion
-from pretrain.data.stream.store import replace_folder
 from pretrain.files import apply_umask
 from pretrain.launch.alone import one_process
+from pretrain.owned import owned_folder
 from pretrain.progress import StageProgress
 from pretrain.prompt import PromptRow
 from pretrain.randomness import stable_hash
@@ -320,14 +320,12 @@ def _export(trainer: Any, tokenizer: PreTrainedTokenizerBase, tuned: TuneResult)
     merged = (tuned.model, lambda path: adapted.merge_and_unload().save_pretrained(path))
     # in this order: merging removes the adapter
     for folder, save in ((tuned.adapter, adapted.save_pretrained), merged):
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        for weights in partial.glob("*.safetensors"):
-            apply_umask(weights)
-        replace_folder(partial, folder)
+        with owned_folder(folder, "rewriter") as partial:
+            save(partial)
+            tokenizer.save_pretrained(partial)
+            (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+            for weights in partial.glob("*.safetensors"):
+                apply_umask(weights)
 
 
 def _check_text(named: Sequence[tuple[str, str]]) -> None:

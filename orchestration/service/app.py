@@ -18,7 +18,10 @@ from orchestration.futures import short_line
 from orchestration.service.body import Spool, uploads_folder
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decoders import Decoders
-from orchestration.service.gate import HEALTH, INTERNAL, SCORE, RequestGate
+from orchestration.service.fair import Caller
+from orchestration.service.front.config import CALLER_HEADER
+from orchestration.service.gate import INTERNAL, RequestGate
+from orchestration.service.gate_paths import HEALTH, METRICS, SCORE
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.metrics import ServiceMetrics
 from orchestration.service.paths import real_path
@@ -95,7 +98,7 @@ def build_app(
             raise Refusal(503, wrong, "service", retry_after_s=5)
         return {"status": "ok"}
 
-    @app.get("/metrics")
+    @app.get(METRICS)
     async def prometheus() -> Response:
         """Prometheus text."""
         metrics.held.labels("uploads").set(service.spool.held)
@@ -137,7 +140,7 @@ class _Service:
             async with self.spool.receive(incoming) as body:
                 parsed = read_request(body.request, set(body.uploads), list(self.scoring.served))
                 job = await asyncio.to_thread(self._job, parsed, body.uploads)
-                async with self.decoders.decoded(job, self.spool.folder) as decoded:
+                async with self.decoders.decoded(job, self.spool.folder, _caller(incoming)) as decoded:
                     clip = _clip(parsed, decoded)
                     names = list(dict.fromkeys(parsed.rewards or self.scoring.served))
                     results = await asyncio.gather(*(self._answer(name, clip) for name in names))
@@ -177,6 +180,12 @@ class _Service:
         self.metrics.rewards.labels(name, outcome).inc()
         self.metrics.reward_seconds.labels(name).observe(time.monotonic() - started)
         return answer
+
+
+def _caller(incoming: Request) -> Caller:
+    """As the front tells it, which alone has this application's token."""
+    token, _, address = incoming.headers.get(CALLER_HEADER, "").partition(" ")
+    return Caller(token, address)
 
 
 def _clip(parsed: ScoreRequest, decoded: Decoded) -> Clip:

@@ -21,68 +21,103 @@ import numpy as np
 
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decode_worker import read_message, write_message
+from orchestration.service.fair import ANYONE, Caller, FairSlots
 from orchestration.service.limits import Limits, Refusal
 
 START_SECONDS = 120.0  # on a busy machine
 TRIES = 2
+GUESTS = 1  # a process more, for a token that has none at work while others' files take long
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 
 class Decoders:
-    """`limits.decoders` processes; `close` ends them. All decoded clips take at most `limits.held_bytes`."""
+    """`limits.decoders` processes, shared fairly by callers; `close` ends them.
+
+    All decoded clips take at most `limits.held_bytes`.
+    """
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
         self.limits, self.roots = limits, [str(root) for root in roots]
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._spare: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._lock, self._spares = threading.Lock(), 0
+        self._slots = FairSlots(limits.decoders, GUESTS)
         for _ in range(limits.decoders):
             self._idle.put(_Process())  # started early: importing takes a second
-        self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(limits.decoders + GUESTS, thread_name_prefix="decode")
         self._freed = asyncio.Event()
         self.held = 0
 
     @asynccontextmanager
-    async def decoded(self, job: DecodeJob, uploads: Path | None = None) -> AsyncIterator[Decoded]:
+    async def decoded(
+        self, job: DecodeJob, uploads: Path | None = None, caller: Caller = ANYONE
+    ) -> AsyncIterator[Decoded]:
         """Decodes `job` with `uploads`. Raises Refusal; 422 where a file kills or stalls the process."""
-        most = self.limits.decoded_bytes
-        while self.held + most > self.limits.held_bytes:
-            self._freed.clear()
-            await self._freed.wait()
-        self.held += most
-        kept = most
+        roots = [*self.roots, *([str(uploads)] if uploads else [])]
+        message = {
+            "job": dataclasses.asdict(job),
+            "roots": roots,
+            "limits": dataclasses.asdict(self.limits),
+        }
+        kept = 0
         try:
-            roots = [*self.roots, *([str(uploads)] if uploads else [])]
-            message = {
-                "job": dataclasses.asdict(job),
-                "roots": roots,
-                "limits": dataclasses.asdict(self.limits),
-            }
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
+            async with self._slots.slot(caller):
+                kept = most = await self._reserve()
+                result = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
             kept = sum(array.nbytes for array in result.arrays.values())
             self._give_back(most - kept)
             yield result
         finally:
             self._give_back(kept)
 
+    async def _reserve(self) -> int:
+        """Waits for room for one clip of any size, and takes it."""
+        most = self.limits.decoded_bytes
+        while self.held + most > self.limits.held_bytes:
+            self._freed.clear()
+            await self._freed.wait()
+        self.held += most
+        return most
+
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        while not self._idle.empty():
-            self._idle.get().end()
+        for processes in (self._idle, self._spare):
+            while not processes.empty():
+                processes.get().end()
 
     def _give_back(self, num_bytes: int) -> None:
         """Without an await, in which a caller who leaves could end it half done."""
         self.held -= num_bytes
         self._freed.set()
 
+    def _take(self) -> _Process:
+        """An idle process, or a spare one for a guest. There are never more than slots."""
+        for processes in (self._idle, self._spare):
+            with contextlib.suppress(queue.Empty):
+                return processes.get_nowait()
+        with self._lock:
+            self._spares += 1
+        return _Process()
+
+    def _start_spare(self) -> None:
+        """After the first clip, so that it delays no start and is there before a guest needs it."""
+        with self._lock:
+            if self._spares < GUESTS:
+                self._spares += 1
+                self._spare.put(_Process())
+
     def _ask(self, message: dict[str, Any]) -> Decoded:
         """One dead process does not prove the file bad (it may be killed otherwise); two do."""
         reason = ""
         for _ in range(TRIES):
-            process = self._idle.get()
+            process = self._take()
             try:
                 with _killed_after(START_SECONDS, process):
                     process.wait_until_ready()
                 with _killed_after(self.limits.decode_seconds + 1.0, process):
-                    return _answer_of(process.ask(message, self.limits.decoded_bytes))
+                    answer = _answer_of(process.ask(message, self.limits.decoded_bytes))
+                self._start_spare()
+                return answer
             except Refusal:
                 raise
             except Exception:  # whatever a process does that a file may have taken over

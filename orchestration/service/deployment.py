@@ -1,11 +1,14 @@
-"""The service on Ray Serve: one deployment for the web app, one per reward, which batches requests."""
+"""The service on Ray Serve, on the loopback behind its front: one deployment for the web app, one per reward,
+which batches requests."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +23,17 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from orchestration.futures import short_line
+from orchestration.ray_security import embedded_options, join_securely
+from orchestration.service.access import digest_of
 from orchestration.service.app import build_app
+from orchestration.service.front.config import FrontConfig
+from orchestration.service.front.process import fronted, listening
 from orchestration.service.holder import RayHolder
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
 from orchestration.service.scoring import Died, RewardFailed, score_apart
 from pretrain.progress import track
+from rewards import plugins
 from rewards.catalog import CATALOG
 from rewards.rubric import Rubric
 from rewards.traits import lower_is_better, modality
@@ -33,7 +41,7 @@ from rewards.types import Clip, Score
 
 APP = "nava_rewards"
 HEALTH_SECONDS = 3.0
-LOCAL = "local"
+LOCAL, LOOPBACK = "local", "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,9 @@ class ServiceConfig:
     replicas: int = 1  # of each reward
     cpus: float = 0.0  # reserved for each replica of a reward
     gpus: float = 0.0
+    tokens: Path | None = None  # file of named tokens
+    audit: Path | None = None  # file that gets a line per request
+    insecure_ray: bool = False  # a Ray without a token is taken
 
 
 class RewardReplica:
@@ -161,18 +172,23 @@ def running(
 ) -> Iterator[None]:
     """Context manager: the service at host:port, rewards loaded, on an embedded Ray or the one at `address`.
 
-    Raises ValueError or OSError in one line: the port is taken, no Ray there, a reward that cannot be loaded.
+    Ray Serve listens on the loopback and takes only the front's token. Raises ValueError or OSError in one
+    line: the port is taken, no Ray there or one without a token, a reward that cannot be loaded.
     """
-    with claimed(host, port):
-        _connect(address, temporary)
+    backend_token = secrets.token_urlsafe(32)
+    with listening(host, port) as listener, _free_port() as backend_port:
+        _connect(config, address, temporary)
         try:
             serve.start(
-                http_options={"host": host, "port": port},
+                http_options={"host": LOOPBACK, "port": backend_port},
                 logging_config=LoggingConfig(enable_access_log=False),
             )
-            serve.run(application(config), name=APP, route_prefix="/")
+            behind = dataclasses.replace(config, token_digest=digest_of(backend_token))
+            serve.run(application(behind), name=APP, route_prefix="/")
             _load(config)
-            yield
+            _check_reachable(backend_port, address)
+            with fronted(listener, _front(config, backend_port, backend_token)):
+                yield
         except (RayError, RayServeException, RuntimeError) as error:
             raise OSError(f"the service did not start ({short_line(error)}); see Ray's logs") from error
         finally:
@@ -182,46 +198,60 @@ def running(
             ray.shutdown()
 
 
+def _front(config: ServiceConfig, backend_port: int, backend_token: str) -> FrontConfig:
+    return FrontConfig(
+        backend_port=backend_port,
+        backend_token=backend_token,
+        default_digest=config.token_digest.hex(),
+        tokens=str(config.tokens.resolve()) if config.tokens else "",
+        audit=str(config.audit.resolve()) if config.audit else "",
+        limits=config.limits,
+    )
+
+
 @contextmanager
-def claimed(host: str, port: int) -> Iterator[None]:
-    """host:port is free, and no other service can take it. Raises OSError.
+def _free_port() -> Iterator[int]:
+    """A port of the loopback that nobody else can take.
 
     Ray binds with SO_REUSEPORT, so two services on one port would share its requests.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, port))
-        guard = socket.socket(family)
+    with socket.socket() as guard:
         guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        guard.bind((host, port))  # and never listens
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise OSError(f"--port {port}: {host} cannot be served there ({why}); take another port") from None
-    with guard:
-        yield
+        guard.bind((LOOPBACK, 0))  # and never listens
+        yield guard.getsockname()[1]
 
 
-def _connect(address: str, temporary: str | None) -> None:
+def _check_reachable(port: int, address: str) -> None:
+    """Raises OSError where Ray Serve's proxy is on another machine, or was started with another port."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=5.0).close()
+    except OSError:
+        raise OSError(
+            f"--ray {address}: its Serve proxy does not listen on this machine's port {port}; run this on "
+            "the cluster's head, where no other Serve is running"
+        ) from None
+
+
+def _connect(config: ServiceConfig, address: str, temporary: str | None) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s are short on a busy machine
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
+    if address == LOCAL:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a busy machine
+        quiet |= {
+            "num_cpus": os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": 512 * MIB,
+            **embedded_options(config.insecure_ray, temporary),
+        }
+    else:
+        join_securely(address, config.insecure_ray)
     try:
-        if address == LOCAL:
-            place = {"_temp_dir": temporary} if temporary else {}
-            ray.init(
-                address=LOCAL,
-                num_cpus=os.cpu_count(),
-                include_dashboard=False,
-                object_store_memory=512 * MIB,
-                **place,
-                **quiet,
-            )
-        else:
-            ray.init(address=address, **quiet)
+        inherited = {} if address == LOCAL else {"runtime_env": {"env_vars": plugins.inherited()}}
+        ray.init(address=address, **inherited, **quiet)
     except Exception as error:  # a node that does not start in time is a plain Exception
         raise OSError(
             f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "

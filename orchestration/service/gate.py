@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from orchestration.service.access import digest_of
+from orchestration.service.gate_paths import HEALTH, PATHS, SCORE
 from orchestration.service.limits import Limits, Refusal
 from orchestration.service.metrics import ServiceMetrics
 
@@ -17,15 +18,8 @@ AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 App = Callable[[AsgiMessage, Receive, Send], Awaitable[None]]
-SCORE, HEALTH = "/v1/score", "/healthz"
-PATHS = (SCORE, HEALTH, "/metrics", "/v1/rewards", "/openapi.json")
 LOG = logging.getLogger(__name__)
 INTERNAL = Refusal(500, "internal error; it is in the service's log", "service")
-
-
-def digest_of(token: str) -> bytes:
-    """What the service knows of its token: it never has the token itself."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 class RequestGate:
@@ -110,4 +104,4 @@ def _presented(scope: AsgiMessage) -> bytes:
     """Digest of the token sent; of nothing for none, several or another scheme."""
     found = [value for key, value in scope["headers"] if key.lower() == b"authorization"]
     scheme, _, token = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
-    return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" and token.strip() else b""
+    return digest_of(token.strip()) if scheme.lower() == b"bearer" and token.strip() else b""

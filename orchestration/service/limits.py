@@ -41,6 +41,15 @@ class Refusal(Exception):
 class Limits:
     """Bytes, seconds and counts. Raises ValueError for what is not positive."""
 
+    connections: int = 2048  # at once; of those that wait for a head the oldest is closed for a new one
+    client_connections: int = 1024  # of one address (IPv6: of a /64)
+    client_requests: int = 768  # of one address at once; further ones get 429
+    header_bytes: int = 16 << 10
+    headers: int = 64
+    header_seconds: float = 10.0  # to send a head
+    idle_seconds: float = 15.0  # between two requests of a connection
+    answer_seconds: float = 60.0  # to read an answer
+    active: int = 64  # score requests passed on at once; the others wait in turns of their tokens
     requests: int = 1024  # at once; further ones get 503
     body_bytes: int = 64 * MIB
     json_bytes: int = MIB

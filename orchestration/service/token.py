@@ -8,17 +8,19 @@ import secrets
 import shlex
 from pathlib import Path
 
+from orchestration.private_files import tighten, write_private
+
 VARIABLE = "NAVA_API_TOKEN"
-MIN_LENGTH = 16
+MIN_LENGTH, MAX_LENGTH = 16, 4096
 _USABLE = re.compile(r"[\x21-\x7e]+")
 
 
 def token_from(path: Path | None, default: Path) -> tuple[str, str]:
     """(token, the shell's word for it): of the file at `path`, else of $NAVA_API_TOKEN (taken out of the
     environment, so that no process that is started later has it), else of the file at `default`, which is
-    made where it is not there.
+    made where it is missing or empty. A file that others can read is closed to them.
 
-    Raises FileNotFoundError or ValueError in one line, without the token.
+    Raises OSError or ValueError in one line, without the token.
     """
     from_environment = os.environ.pop(VARIABLE, "")
     if path is not None:
@@ -26,23 +28,29 @@ def token_from(path: Path | None, default: Path) -> tuple[str, str]:
             raise FileNotFoundError(
                 f"--token-file {path}: no such file; put the token there, or leave it out to have one made"
             )
-        return _checked(
-            path.read_text(encoding="utf-8", errors="replace"), f"--token-file {path}"
-        ), f"$(cat {shlex.quote(str(path))})"
+        return _of_file(path, "--token-file ")
     if from_environment:
         return _checked(from_environment, f"${VARIABLE}"), f"${VARIABLE}"
-    if not default.is_file():
-        default.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(default, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-    return _checked(
-        default.read_text(encoding="utf-8", errors="replace"), str(default)
-    ), f"$(cat {shlex.quote(str(default))})"
+    if not default.is_file() or not default.stat().st_size:
+        try:
+            write_private(default, f"{secrets.token_urlsafe(32)}\n".encode())
+        except OSError as error:
+            raise OSError(
+                f"{default}: the token cannot be written ({error.strerror}); free the disk or change --out"
+            ) from None
+    return _of_file(default)
+
+
+def _of_file(path: Path, option: str = "") -> tuple[str, str]:
+    tighten(path)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(MAX_LENGTH + 1)
+    return _checked(text, f"{option}{path}"), f"$(cat {shlex.quote(str(path))})"
 
 
 def _checked(text: str, where: str) -> str:
     token = text.strip()
-    if len(token) < MIN_LENGTH or not _USABLE.fullmatch(token):
+    if not MIN_LENGTH <= len(token) <= MAX_LENGTH or not _USABLE.fullmatch(token):
         raise ValueError(
             f"{where}: a token is at least {MIN_LENGTH} visible ASCII characters; `openssl rand -hex 32` "
             "makes one"

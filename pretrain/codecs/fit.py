@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,9 @@ from pretrain.codecs.mel import log_mel
 from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
 from pretrain.data.manifest import MAX_BAD_FRACTION, ManifestRow, read_manifest
-from pretrain.data.stream.store import replace_folder
 from pretrain.files import write_json
 from pretrain.media.read import read_media
+from pretrain.owned import owned_folder
 from pretrain.progress import track
 from pretrain.randomness import generator_for
 from pretrain.types import AUDIO_CHANNELS, VIDEO_CHANNELS, num_video_latents
@@ -71,16 +69,12 @@ def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:
         torch.stack([voice_statistics(sound) for sound in sounds if not is_silent(sound)])
     )
     parts = {"video": video.tensors(), "audio": audio.tensors(), "speaker": speaker.tensors()}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with owned_folder(out, "codec") as temporary:
         save_linear(temporary, parts, {"width": config.text_width}, config.griffin_lim_iterations)
         codecs = load_codecs(temporary)
         validation = _draw(corpus, (config.validation_set,), _VALIDATION_CLIPS, generator)
         errors = {"codec_id": codecs.codec_id, **reconstruction_errors(codecs, validation, config)}
         write_json(temporary / "errors.json", errors, indent=1)
-        replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return errors
 
 

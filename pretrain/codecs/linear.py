@@ -26,6 +26,8 @@ from pretrain.types import (
 MEL_FRAMES_PER_TOKEN = AUDIO_SAMPLES_PER_TOKEN // HOP
 _LOUDEST_LOG_MEL = math.log(512.0)  # beyond full scale; keeps a wild latent from overflowing
 
+MAX_ITERATIONS = 10_000
+
 
 class LinearVideoCodec:
     """Implements `VideoCodec`."""
@@ -57,6 +59,8 @@ class LinearAudioCodec:
 
     def __init__(self, projection: LinearProjection, num_iterations: int = 16) -> None:
         self.projection = projection
+        if not 0 <= num_iterations <= MAX_ITERATIONS:
+            raise ValueError(f"griffin_lim_iterations: {num_iterations}; set 0 to {MAX_ITERATIONS}")
         self.num_iterations = num_iterations
 
     def encode(self, waveform: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pretrain.files import strict_json
 
 if TYPE_CHECKING:
     from pretrain.codecs.base import Codecs
@@ -19,9 +20,9 @@ def load_codecs(folder: str | Path) -> Codecs:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no codec here; run `nava codec` first or give its output folder")
     try:
-        config = json.loads(path.read_text())
+        config = strict_json(path.read_text())
         kind = config["kind"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a codec's config ({error!r}); run `nava codec` again") from None
     # local imports: libraries of the full-size codecs load only for those
     if kind == "linear":

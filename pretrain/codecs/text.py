@@ -30,13 +30,17 @@ _LONGEST_NGRAM = 4
 # Norms of the parts of a token's vector beside the piece's own, which has norm 1.
 _NEIGHBOUR, _POSITION, _SPAN = 0.25, 0.35, 0.6
 
+MAX_WIDTH = 65_536
+
 
 class HashedTextEncoder:
     """Implements `TextEncoder`. Same prompt, same states: batching, padding and machine do not matter."""
 
     def __init__(self, width: int = 256, max_tokens: int = 512) -> None:
-        if width < 64 or width % 8:
-            raise ValueError(f"text width: {width}; set a multiple of 8, at least 64")
+        if not 64 <= width <= MAX_WIDTH or width % 8:
+            raise ValueError(f"text width: {width}; set a multiple of 8, 64 to {MAX_WIDTH}")
+        if not 1 <= max_tokens <= MAX_WIDTH:
+            raise ValueError(f"max_tokens: {max_tokens}; set 1 to {MAX_WIDTH}")
         self.width = width
         self.max_tokens = max_tokens
         self._encode_one = lru_cache(maxsize=8192)(self._encode_text)

@@ -6,7 +6,6 @@ a model, sharded or not.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from pathlib import Path
 
@@ -15,17 +14,19 @@ from torch import Tensor
 
 from pretrain.model.checkpoint import WeightsName, read_model_folder, weights_stem
 from pretrain.model.shards import ShardReader
+from pretrain.owned import check_owned, owned_folder
 from pretrain.storage import is_remote
 
-FOLDER = "dcp"
+FOLDER, COMMAND = "dcp", "import --dcp"
 
 
 def check_local(model: Path) -> None:
-    """Raises ValueError where the folder is in an object store."""
+    """Raises ValueError where the folder is in an object store, or its dcp folder is not ours."""
     if is_remote(model):
         raise ValueError(
             f"{model}: --dcp maps files into memory and needs a local folder; import locally and copy it"
         )
+    check_owned(model / FOLDER, COMMAND)
 
 
 def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
@@ -43,14 +44,8 @@ def write_dcp(model: Path, weights: WeightsName = "ema") -> Path:
     for file in reader.files:
         with safe_open(file, framework="pt") as shard:
             state |= {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
-    partial = model / f".{FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with owned_folder(model / FOLDER, COMMAND) as partial:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", UserWarning)  # that no process group exists: none is needed
             save(state, storage_writer=FileSystemWriter(partial, single_file_per_rank=True), no_dist=True)
-        shutil.rmtree(model / FOLDER, ignore_errors=True)
-        partial.rename(model / FOLDER)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return model / FOLDER

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from pretrain.model.flavors import FLAVORS, flavor
 from pretrain.model.initial import drawn
 from pretrain.model.shard_writer import SHARD_BYTES
 from pretrain.model.shards import ShardReader
+from pretrain.owned import resolved_folder
 from pretrain.storage import holds_work, is_file, is_remote, remove_leftovers
 
 Kind = Literal["nava", "wan2.2"]
@@ -151,6 +152,7 @@ def run_import(
 
     digests: sha256 of the source's files by name, where they are known already.
     """
+    to = to if is_remote(to) else resolved_folder(to)
     check_destination(to)
     existed = not is_remote(to) and to.exists()
     remove_leftovers(to)
@@ -180,13 +182,15 @@ def run_import(
         )
     except BaseException:
         if not is_remote(to) and not existed:
-            shutil.rmtree(to, ignore_errors=True)
+            with suppress(OSError):  # somebody put something into it
+                to.rmdir()
         raise
     return {**facts, "flavor": name, "checkpoint_id": checkpoint_id}
 
 
 def check_destination(to: Path) -> None:
     """Raises ValueError where something else than an earlier import would be replaced."""
+    to = to if is_remote(to) else resolved_folder(to)
     if is_file(to):
         raise ValueError(f"{to}: is a file; give a folder for the model")
     if not holds_work(to):

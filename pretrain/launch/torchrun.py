@@ -180,6 +180,9 @@ def failure(out: Path, code: int, log: Path | None = None) -> Exception:
     printed = log.read_text(errors="replace")
     if died := dead_rank(printed):
         return OSError(f"{died}; {newest_state(out / RESOLVED)}; run again to resume; see {log}")
+    if code < 0:
+        killed = f"torchrun was killed by {_signal_name(-code)}"
+        return OSError(f"{killed}; {newest_state(out / RESOLVED)}; run again to resume; see {log}")
     reported = sorted(out.glob(f"{ERROR}.*"))
     if reported:
         line = reported[0].read_text().strip()
@@ -219,14 +222,14 @@ def dead_rank(log: str) -> str:
     ]
     if not killed:
         return ""
-    number = int(killed[0]["signal"])
-    name = (
-        signal.Signals(number).name
-        if number in {item.value for item in signal.Signals}
-        else f"signal {number}"
-    )
+    name = _signal_name(int(killed[0]["signal"]))
     hint = f" ({_HINTS[name]})" if name in _HINTS else ""
     return f"rank {killed[0]['rank']} on {killed[0]['host']} was killed by {name}{hint}"
+
+
+def _signal_name(number: int) -> str:
+    known = number in {item.value for item in signal.Signals}
+    return signal.Signals(number).name if known else f"signal {number}"
 
 
 def newest_state(resolved: Path) -> str:

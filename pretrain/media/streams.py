@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.error import ArgumentError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -16,6 +17,11 @@ from pretrain.media.errors import MediaError
 from pretrain.media.limits import MediaLimits
 
 _COUNTED = ("mov", "avi")  # whose index lists every packet
+# FFmpeg's names of the containers that are read: each holds its own pictures and sounds
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,apng,yuv4mpegpipe,ivf,nut,mxf,"
+    "asf,dv,h264,hevc,obu,av1,m4v,mjpeg,wav,w64,flac,mp3,aac,ac3,eac3,aiff,caf,au,amr,amrnb,amrwb,tta,wv,ape"
+)
 _TIMED = ("mov", "matroska", "flv")  # whose durations are written, not guessed
 
 
@@ -31,9 +37,23 @@ class ChosenStreams:
 
 
 def open_container(path: Path) -> InputContainer:
-    """A file for reading, one thread. Raises FFmpegError."""
+    """A file for reading, one thread, nothing but this file. Raises FFmpegError, MediaError for a container
+    that is not in DEMUXERS: a playlist or a script names other files, and FFmpeg would read those."""
+    options = {
+        "threads": "1",
+        "protocol_whitelist": "file",
+        "format_whitelist": DEMUXERS,
+        "enable_drefs": "0",
+        "use_absolute_path": "0",
+    }
     # `file:`: a name may hold a colon or look like a pattern; tags may be in any encoding
-    return av.open(f"file:{path}", options={"threads": "1"}, metadata_errors="replace")
+    try:
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except ArgumentError:  # what FFmpeg answers for a demuxer that is not in the list
+        raise MediaError(
+            f"{path}: corrupt or not a container that is read (mp4, mov, mkv, webm, avi, ts, flv, mpg, ogg "
+            "and sounds); convert it"
+        ) from None
 
 
 def best_streams(container: InputContainer) -> ChosenStreams:

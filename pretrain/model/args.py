@@ -10,6 +10,15 @@ from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
 # which tokens share self-attention (pretrain.model.flavors)
 Paradigm = Literal["nava", "dual_tower", "unified"]
 
+# What a config.json may ask for before a parameter is thought of; several times the largest model known.
+MOST = {
+    **dict.fromkeys(("num_alignment_blocks", "num_fusion_blocks"), 1024),
+    **dict.fromkeys(("width", "text_width", "audio_embed_hidden", "time_frequencies", "speaker_dim"), 2**17),
+    **dict.fromkeys(("ffn_width",), 2**20),
+    **dict.fromkeys(("num_heads", "video_channels", "audio_channels", "audio_embed_kernel"), 2**14),
+    "patch_size": 64,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelArgs:
@@ -51,6 +60,9 @@ class ModelArgs:
     timbre_keeps_text: bool = False
 
     def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) > most:
+                raise ValueError(f"{name} must be at most {most}, got {value:.6g}")
         if self.num_heads < 1 or self.width % self.num_heads or self.head_dim % 2:
             raise ValueError(f"width {self.width} must split into {self.num_heads} heads of even size")
         for name in ("open_deviation_video", "open_deviation_audio"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pretrain.config import override
-from pretrain.files import write_json
+from pretrain.files import strict_json, write_json
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import build_model
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_order, write_tensors
@@ -87,7 +86,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         )
     try:
         with named_errors(path):
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = strict_json(path.read_text(encoding="utf-8"))
         flavor, args = content.pop("flavor"), content.pop("args")
         if not isinstance(flavor, str) or not isinstance(args, dict):
             raise TypeError(f"flavor {flavor!r}, args {args!r}"[:100])

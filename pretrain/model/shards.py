@@ -7,7 +7,6 @@ holds one tensor.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pretrain.files import strict_json
 from pretrain.progress import track
 from pretrain.storage import is_file, is_remote, list_folder
 from pretrain.storage_errors import named_errors
@@ -212,7 +212,7 @@ def _find(path: Path, stem: str) -> tuple[dict[str, str] | None, list[Path]]:
 def _of_index(path: Path) -> tuple[dict[str, str], list[Path]]:
     try:
         with named_errors(path):
-            index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            index = strict_json(path.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(index.values()))
         if outside := [
             name for name in names if "/" in name or "\\" in name or not name.endswith(".safetensors")
@@ -237,7 +237,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if length <= min(size, _LARGEST_HEADER) else b""
     try:
-        header = json.loads(text)
+        header = strict_json(text)
         header.pop("__metadata__", None)
         entries = dict(_entries(header, path, 8 + length))
         _check_places(entries, 8 + length, size)

@@ -13,8 +13,9 @@ from pretrain.prompt.keys import KEYS, key_errors
 from pretrain.prompt.names import name_problem
 from pretrain.prompt.parsed import ParsedPrompt, parse, too_many
 from pretrain.prompt.spans import Span, find_spans
-from pretrain.types import PIXELS_PER_LATENT, num_video_latents
+from pretrain.types import MAX_FRAMES, PIXELS_PER_LATENT, num_video_latents
 
+MAX_SIZE = 16_384  # pixels of a side
 Wrong = Callable[[str, str], None]  # (field, what is wrong with it)
 
 
@@ -84,7 +85,7 @@ def size_problem(size: Any) -> str:
     """What is wrong with a height or width in pixels, "" if nothing is."""
     step = 2 * PIXELS_PER_LATENT  # the model takes 2x2 latents as one token
     if isinstance(size, int) and not isinstance(size, bool) and size > 0 and size % step == 0:
-        return ""
+        return "" if size <= MAX_SIZE else f"must be at most {MAX_SIZE} pixels, got {size}"
     return f"must be a multiple of {step} pixels, got {size!r}"
 
 
@@ -124,7 +125,8 @@ def _check_sizes(row: Mapping[str, Any], wrong: Wrong) -> None:
         try:
             num_video_latents(num_frames)
         except ValueError as error:
-            wrong("num_frames", f"{error}; the nearest is {1 + 4 * max(0, round((num_frames - 1) / 4))}")
+            nearest = 1 + 4 * max(0, round((min(num_frames, MAX_FRAMES) - 1) / 4))
+            wrong("num_frames", f"{error}; the nearest is {nearest}")
     for name in ("height", "width"):
         if row.get(name) is not None and (problem := size_problem(row[name])):
             wrong(name, problem)

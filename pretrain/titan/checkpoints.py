@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
@@ -20,7 +21,11 @@ from pretrain.launch.states import complete_steps, step_folders
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, remove_file, remove_folder
 from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.safe_dcp import SafeReader, load_states
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
+
+# of DCP's writers (also through StoreFiles), half-written ones among them
+_STATES = re.compile(r"(__\d+_\d+\.distcp|\.metadata|__\d+\.metadata)|\..*\.tmp|.*\.tmp")
 
 
 class Checkpoints(CheckpointManager):
@@ -88,9 +93,9 @@ class Checkpoints(CheckpointManager):
     def dcp_load(
         self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
     ) -> None:
-        if not is_remote(self.place):
-            return super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
-        state_dict_loader.load(state_dict, storage_reader=StoreReader(self.place / Path(checkpoint_id).name))
+        step = self.place / Path(checkpoint_id).name
+        reader = StoreReader(step) if is_remote(self.place) else SafeReader(step)
+        load_states(state_dict, reader)
         self.states["model"].load_state_dict(state_dict)
 
     def _create_checkpoint_id(self, step: int, folder: str = "") -> str:
@@ -98,8 +103,15 @@ class Checkpoints(CheckpointManager):
 
 
 def remove_incomplete(folder: Path) -> list[int]:
-    """Delete unfinished step folders (of a killed or failed save); returns their steps."""
-    unfinished = [(step, path) for step, path in step_folders(folder) if not is_file(path / ".metadata")]
+    """Delete unfinished step folders (of a killed or failed save); returns their steps.
+
+    A folder with a file that DCP does not write is somebody's, and stays.
+    """
+    unfinished = [
+        (step, path)
+        for step, path in step_folders(folder)
+        if not is_file(path / ".metadata") and _is_states(path)
+    ]
     for _, path in unfinished:
         remove_folder(path)
     return sorted(step for step, _ in unfinished)
@@ -111,9 +123,18 @@ def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
     for step in set(steps) - set(kept):
         path = folder / f"step-{step}"
+        if not _is_states(path):
+            continue
         remove_file(path / ".metadata")  # first, so that a half-deleted folder is an unfinished one
         remove_folder(path)
     return kept
+
+
+def _is_states(folder: Path) -> bool:
+    """Nothing in a step folder but what DCP and this project write there; a link to one is not ours."""
+    if is_remote(folder):
+        return True
+    return not folder.is_symlink() and all(_STATES.fullmatch(path.name) for path in folder.iterdir())
 
 
 def is_full(error: BaseException) -> bool:

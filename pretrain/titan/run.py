@@ -21,6 +21,7 @@ from pretrain.config import one_line
 from pretrain.data.stream.sample_set import check_sets_split, open_sets
 from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import write_json
+from pretrain.launch.rank import begin
 from pretrain.launch.stage_run import StageRun
 from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
 from pretrain.model.flavors import flavor
@@ -141,5 +142,6 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    begin(Path(sys.argv[1]).parent)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.exit(main(Path(sys.argv[1])))

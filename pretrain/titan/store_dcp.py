@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
-from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemWriter
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from pretrain.storage import is_file, move_file, place, reading, remove_file, uploading
+from pretrain.titan.safe_dcp import SafeReader
 
 
 class StoreFiles(FileSystemBase):
@@ -57,7 +58,7 @@ class StoreWriter(FileSystemWriter):
         self.path = str(folder)
 
 
-class StoreReader(FileSystemReader):
+class StoreReader(SafeReader):
     """A checkpoint out of a folder of a store, each file read once from front to back."""
 
     def __init__(self, folder: Path) -> None:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.http import NoAnswer, check_address, excerpt, exchange, form, token_of, tries
+from rewards.http import (
+    NoAnswer,
+    check_address,
+    clean_text,
+    excerpt,
+    exchange,
+    form,
+    token_of,
+    tries,
+)
 from rewards.sound import SAMPLE_RATE_HZ
 
 RETRIED = (408, 429, 500, 502, 503, 504)
@@ -24,6 +33,7 @@ class EndpointTranscriber:
 
     `token_variable` names the environment variable with the bearer token ("" = none is sent); the token
     itself is in no attribute, log or message, and redirects are refused so that it reaches no other host.
+    `timeout_s` is for a whole try; an answer without an end is not asked for again.
     Raises ValueError in one line for a wrong address or an unset variable, and ConnectionError in one line
     for a clip that fails after `num_tries` tries.
     """
@@ -85,7 +95,7 @@ def _text_of(answer: bytes, token: str) -> str:
         text = None
     if not isinstance(text, str):
         raise NoAnswer(f"answer without a text: {excerpt(answer, token)}")
-    return text
+    return clean_text(text)
 
 
 def _wav(waveform: np.ndarray) -> bytes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -22,6 +20,7 @@ from pretrain.data.corpus.talk import talk_sets
 from pretrain.data.manifest import read_manifest
 from pretrain.data.mixing import MixEntry, write_mix
 from pretrain.jsonl import dump
+from pretrain.owned import check_owned, owned_folder
 from pretrain.progress import track
 from pretrain.prompt import read_prompts
 from pretrain.randomness import stable_hash
@@ -42,16 +41,12 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
     It is built beside `out` and takes its place at the end. Raises ValueError when `out` is a folder with
     something else in it, or when the config asks for more than the bank or the texts can give.
     """
-    out = Path(out)
-    if out.exists() and not (out / "summary.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists and is no corpus; name another folder or move this one away")
+    check_owned(out, "corpus")
     casting = cast(config)
     sets = training_sets(config, casting)
     prompts = prompt_sets(config, casting, sets["validation"])
     sets |= talk_sets(config, casting)
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with owned_folder(out, "corpus") as folder:
         for name in ("clips", "sounds", "references", "prompts"):
             (folder / name).mkdir(parents=True)
         for name, (voice, words) in casting.references.items():
@@ -68,10 +63,6 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
         )
         summary = _summary(config, casting, sets, prompts, folder)
         dump(folder / "summary.json", [summary])
-        shutil.rmtree(out, ignore_errors=True)
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pretrain.data.encoding.encode_units import SetEncoder
 from pretrain.data.encoding.parts import PARTS
 from pretrain.data.encoding.units import split
 from pretrain.data.manifest import read_manifest
-from pretrain.data.stream.store import replace_folder
+from pretrain.owned import owned_folder
 from pretrain.progress import track
 
 
@@ -44,22 +43,17 @@ def encode_set(
     """
     started = time.perf_counter()
     read_manifest(manifest, config.max_bad_fraction)  # bad rows stop the work before it starts
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     units = split(manifest, config.rows_per_shard)
     streams = Streams(video=not audio_only)
-    encoder = SetEncoder(
-        config, out.name, str(manifest), units, codecs.codec_id, streams, temporary, codecs.audio.channels
-    )
-    try:
+    with owned_folder(out, "encode") as temporary:
+        encoder = SetEncoder(
+            config, out.name, str(manifest), units, codecs.codec_id, streams, temporary, codecs.audio.channels
+        )
         clips = encoder.encode(range(len(units)), codecs)
         for _ in track(clips, units.num_rows, f"{out.name}: clips encoded"):
             pass
         content = encoder.finish()
         shutil.rmtree(temporary / PARTS)
-        replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return {
         "samples": content["samples"],
         "rejected": content["rejected"],

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.encoding.encode_ranks import EncodeJob
-from pretrain.data.encoding.parts import MANIFEST
-from pretrain.files import locked, read_json
+from pretrain.data.encoding.encode_units import IDENTITY
+from pretrain.data.encoding.parts import INDEX, MANIFEST, PARTS
+from pretrain.files import TEMPORARY, locked, read_json
 from pretrain.launch.torchrun import METRICS, RESOLVED, failure, run_ranks
+from pretrain.owned import MARKER
 from pretrain.progress import StageProgress
-from pretrain.storage import check_reachable, is_file, move_aside, place
+from pretrain.storage import check_reachable, is_file, is_remote, list_folder, move_aside, place
 
+# file names of a set, and what killed ranks leave of them
+_OF_SET = re.compile(
+    "|".join(
+        [
+            *map(re.escape, (MANIFEST, INDEX, PARTS, IDENTITY, MARKER)),
+            r"shard-\d+\.safetensors",
+            TEMPORARY.pattern,
+        ]
+    )
+)
 _AGAIN = "run the same `nava encode` again"
 
 
@@ -35,6 +48,7 @@ def encode_places(
 def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str, dict[str, Any]]:
     folders = {one.name: place(job.to) / one.name for one in job.sets}
     for where in folders.values() if restart else ():
+        _check_set(where)
         move_aside(where)
     (folder / METRICS).unlink(missing_ok=True)
     job.save(folder / RESOLVED)
@@ -43,6 +57,16 @@ def _encode(job: EncodeJob, folder: Path, nproc: int, restart: bool) -> dict[str
     if code or unfinished:
         raise failure(folder, code)
     return {name: read_json(where / MANIFEST, _AGAIN) for name, where in folders.items()}
+
+
+def _check_set(folder: Path) -> None:
+    """Raises ValueError where a folder has something in it that is not of an encoded set."""
+    for path in () if is_remote(folder) else list_folder(folder):
+        if not _OF_SET.fullmatch(path.name) or (path.is_dir() and path.name != PARTS):
+            raise ValueError(
+                f"{folder}: holds {path.name!r}, which `nava encode` did not make; give another --to, or "
+                "move it away"
+            )
 
 
 def progress_of(job: EncodeJob) -> StageProgress:

@@ -27,6 +27,7 @@ from pretrain.data.encoding.encode_units import LISTED_EVERY_S, SetEncoder
 from pretrain.data.encoding.parts import list_parts
 from pretrain.data.encoding.units import split
 from pretrain.files import write_json
+from pretrain.launch.rank import begin
 from pretrain.launch.torchrun import METRICS, report
 from pretrain.storage import local_file, place
 
@@ -209,4 +210,5 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    begin(Path(sys.argv[1]).parent)
     sys.exit(main(Path(sys.argv[1])))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.data.encoding.merge import write_index, write_manifest
 from pretrain.data.encoding.parts import PARTS, Draft, list_parts, write_unit
 from pretrain.data.stream.sample import DTYPES, Sample
-from pretrain.data.stream.store import replace_folder
+from pretrain.owned import owned_folder
 
 
 class LatentWriter:
@@ -28,13 +28,12 @@ class LatentWriter:
             latent_dtype,
             max_shard_bytes,
         )
-        self._temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        self._temporary, self._open = Path(), ExitStack()
         self._draft, self._unit = Draft(latent_dtype), 0
         self.extra: dict[str, Any] = {}  # further keys of manifest.json
 
     def __enter__(self) -> LatentWriter:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.mkdir(parents=True)
+        self._temporary = self._open.enter_context(owned_folder(self.folder, "encode"))
         return self
 
     def add(self, sample: Sample) -> None:
@@ -46,16 +45,15 @@ class LatentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                merged = write_index(self._temporary, list_parts(self._temporary))
-                facts = {"codec_id": self.codec_id, "latent_dtype": self.latent_dtype, **self.extra}
-                write_manifest(self._temporary, merged, self.folder.name, facts)
-                shutil.rmtree(self._temporary / PARTS, ignore_errors=True)
-                replace_folder(self._temporary, self.folder)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        with ExitStack() as stack:
+            stack.push(self._open)  # which learns of an error, also of those below
+            if error is not None:
+                raise error
+            self._flush()
+            merged = write_index(self._temporary, list_parts(self._temporary))
+            facts = {"codec_id": self.codec_id, "latent_dtype": self.latent_dtype, **self.extra}
+            write_manifest(self._temporary, merged, self.folder.name, facts)
+            shutil.rmtree(self._temporary / PARTS, ignore_errors=True)
 
     def _flush(self) -> None:
         if self._draft.rows:

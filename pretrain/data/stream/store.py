@@ -23,7 +23,7 @@ from pretrain.data.stream.index import LatentIndex
 from pretrain.data.stream.sample import Sample, checksum, tensor_names, unpack
 from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import read_json, sha256_of
-from pretrain.storage import is_file, move_aside, place
+from pretrain.storage import is_file, place
 
 _REPAIR = "run its `nava encode` again with --verify, then go on"
 _OPEN_SHARDS = 64
@@ -54,6 +54,8 @@ class LatentStore:
                 f"{path} format: {self.manifest.get('format')!r}, this code reads {FORMAT!r}; run `nava "
                 "encode` again"
             )
+        if wrong := _misses(self.manifest):
+            raise ValueError(f"{path} {wrong}: missing or of another kind; run `nava encode` again")
         self.codec_id: str = self.manifest["codec_id"]
         if codec_id is not None and codec_id != self.codec_id:
             raise ValueError(
@@ -130,7 +132,12 @@ class LatentStore:
         return ValueError(f"{self.folder / shard_name(number)}: damaged shard ({why}); {_REPAIR}")
 
 
-def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`, which is moved to the trash (`pretrain.storage.move_aside`)."""
-    move_aside(old)
-    new.rename(old)
+def _misses(manifest: Mapping[str, Any]) -> str:
+    """The first field of a manifest that is missing or of another kind, "" where it is whole."""
+    kinds = {"codec_id": str, "index_sha256": str, "index_bytes": int, "shards": Mapping}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    for name, facts in {} if wrong else manifest["shards"].items():
+        found = facts if isinstance(facts, Mapping) else {}
+        if not isinstance(found.get("sha256"), str) or not isinstance(found.get("bytes"), int):
+            wrong.append(f"shards.{name}")
+    return wrong[0] if wrong else ""

@@ -1,0 +1,278 @@
+"""Logged models, registered versions, aliases and metrics of models in a real MLflow, also sent twice or cut
+short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow_world import (
+    logged_models,
+    make_database,
+    model_folder_of,
+    open_store,
+    run_of,
+    send,
+    send_all_again,
+    started,
+)
+
+from experiments.runs.model_names import (
+    adapter_tags,
+    codec_tags,
+    digest_of_model,
+    model_tags,
+    registered_name,
+)
+
+NAME = "nava-mini"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return make_database(tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, database):
+    return open_store(tmp_path, monkeypatch, database)
+
+
+def train(folder: str, weights: bytes, registered: str = NAME, alias: str = "pretrained", **options) -> str:
+    """A finished run that logs one model; returns its checkpoint id."""
+    checkpoint = model_folder_of(Path(folder), weights)
+    tags = {"nava.stage": "pretrain_stage3", "nava.recipe": "mini", "mlflow.source.git.commit": "a" * 40}
+    tracker = started(tags=tags, parents={"pretrain_stage2": "20261129-000000-000000-x-0"})
+    tracker.log_model(Path(folder), "mini-stage3", model_tags(Path(folder)), registered, alias, **options)
+    tracker.finish("FINISHED")
+    return checkpoint
+
+
+def versions(client, name: str = NAME) -> dict[str, str]:
+    """Version -> checkpoint id."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return {version.version: version.tags.get("nava.checkpoint_id", "") for version in found}
+
+
+def aliases(client, name: str = NAME) -> dict[str, str]:
+    """Alias -> checkpoint id."""
+    numbers = client.get_registered_model(name).aliases
+    return {alias: versions(client, name)[number] for alias, number in numbers.items()}
+
+
+def test_a_version_says_what_it_is_and_stands_on_the_page_of_its_model(store):
+    checkpoint = train("m", b"one")
+    assert send() == 0
+    (version,) = store.search_model_versions(f"name = '{NAME}'")
+    assert version.tags["nava.stage"] == "pretrain_stage3" and version.tags["git.commit"] == "a" * 40
+    assert version.tags["nava.parents"] == "20261129-000000-000000-x-0" and version.tags["nava.run"]
+    assert checkpoint in version.description and "recipe mini" in version.description
+    (model,) = logged_models(store)
+    assert version.tags["nava.model_id"] == model.model_id and version.run_id == model.source_run_id
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": 1}]
+    run = store.get_run(model.source_run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert aliases(store) == {"pretrained": checkpoint}
+
+
+def test_everything_sent_twice_gives_one_version_and_one_alias(store):
+    first, second = train("a", b"one"), train("b", b"two")
+    for again in (send, send_all_again, send_all_again):
+        assert again() == 0
+        assert versions(store) == {1: first, 2: second}
+        assert aliases(store) == {"pretrained": second}
+        assert len(logged_models(store)) == 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "create_logged_model",
+        "log_model_artifacts",
+        "finalize_logged_model",
+        "log_outputs",
+        "create_registered_model",
+        "create_model_version",
+        "set_logged_model_tags",
+        "set_registered_model_alias",
+        "set_registered_model_tag",
+    ],
+)
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_call_whose_answer_is_lost_doubles_nothing(store, monkeypatch, call, arrives):
+    from mlflow import MlflowClient
+
+    real = getattr(MlflowClient, call)
+    calls = []
+
+    def cut(self, *arguments, **options):
+        calls.append(call)
+        if len(calls) == 1:
+            if arrives:
+                real(self, *arguments, **options)
+            raise ConnectionError("gone")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, call, cut)
+    checkpoint = train("a", b"one")
+    assert send() == 1 and calls
+    assert send() == 0
+    assert versions(store) == {1: checkpoint} and aliases(store) == {"pretrained": checkpoint}
+    assert [str(model.status) for model in logged_models(store)] == ["READY"]
+
+
+def test_the_same_checkpoint_made_again_is_the_same_version(store):
+    first, other = train("a", b"one"), train("b", b"two")
+    assert train("c", b"one") == first
+    send()
+    assert versions(store) == {1: first, 2: other}
+    assert aliases(store) == {"pretrained": first}  # made last, though its number is lower
+
+
+def test_an_alias_follows_the_time_of_runs_not_the_order_of_sending(store, monkeypatch):
+    from mlflow import MlflowClient
+
+    real = MlflowClient.log_model_artifacts
+    monkeypatch.setattr(
+        MlflowClient, "log_model_artifacts", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    train("a", b"one")
+    assert send() == 1
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", real)
+    late = train("b", b"two")
+    # the newer run first, as another machine's sender might
+    older, newer = sorted(Path("out/tracking").glob("2*"))
+    hidden = older.rename(older.with_name(f".{older.name}"))
+    send()
+    hidden.rename(older)
+    assert send() == 0 and newer.is_dir()
+    assert len(versions(store)) == 2 and aliases(store) == {"pretrained": late}
+
+
+def test_earlier_stages_are_logged_and_not_registered(store):
+    train("a", b"one", registered="", alias="")
+    send()
+    assert len(logged_models(store)) == 1 and store.search_registered_models() == []
+
+
+def test_an_alignment_is_a_version_of_what_it_started_from(store):
+    ours = train("a", b"one")
+    theirs = train("b", b"two", registered="nava-theirs")
+    of_ours = train("c", b"three", registered=NAME, alias="aligned", version_of=ours)
+    of_theirs = train("d", b"four", registered="", alias="aligned", version_of=theirs)
+    train("e", b"five", registered="", alias="aligned", version_of="0123456789abcdef")
+    send()
+    assert aliases(store) == {"pretrained": ours, "aligned": of_ours}
+    assert aliases(store, "nava-theirs") == {"pretrained": theirs, "aligned": of_theirs}
+    last = run_of_last(store)
+    assert "0123456789abcdef, which is no version" in last.data.tags["nava.not_registered"]
+
+
+def run_of_last(client):
+    experiment = client.get_experiment_by_name("nava")
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
+
+
+def test_metrics_of_an_evaluation_are_on_the_models_pages_once(store):
+    before, after = train("a", b"one"), train("b", b"two", alias="aligned")
+    tracker = started("evaluate")
+    tracker.log_model_metrics(before, {"evaluated/wer": 0.3, "evaluated/wer/n": 20}, 0)
+    tracker.log_model_metrics(after, {"evaluated/wer": 0.2, "evaluated/wer/n": 20}, 1)
+    tracker.log_model_metrics("feedfeedfeedfeed", {"evaluated/wer": 9.0}, 1)
+    tracker.move_alias(NAME, "best", after)
+    tracker.finish("FINISHED")
+    for again in (send, send_all_again):
+        assert again() == 0
+        found = {
+            model.tags["nava.checkpoint_id"]: {metric.key: metric.value for metric in model.metrics}
+            for model in logged_models(store)
+        }
+        assert found == {
+            before: {"evaluated/wer": 0.3, "evaluated/wer/n": 20},
+            after: {"evaluated/wer": 0.2, "evaluated/wer/n": 20},
+        }
+        assert [len(model.metrics) for model in logged_models(store)] == [2, 2]
+        run = run_of(store, tracker)
+        points = store.get_metric_history(run.info.run_id, "evaluated/wer")
+        assert sorted((point.step, point.value) for point in points) == [(0, 0.3), (1, 0.2)]
+        assert len(run.inputs.model_inputs) == 2
+        assert "nava.unknown_model.feedfeedfeedfeed" in run.data.tags
+        assert aliases(store)["best"] == after and run.data.tags["nava.alias.best"] == f"{NAME} version 2"
+
+
+def test_best_waits_for_the_files_of_its_model_and_stays_where_there_is_no_version(store, monkeypatch):
+    from mlflow import MlflowClient
+
+    real = MlflowClient.log_model_artifacts
+    monkeypatch.setattr(
+        MlflowClient, "log_model_artifacts", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    checkpoint = train("a", b"one")
+    evaluation, other = started("evaluate"), started("evaluate")
+    evaluation.move_alias(NAME, "best", checkpoint)
+    other.move_alias(NAME, "best", "feedfeedfeedfeed")
+    for tracker in (evaluation, other):
+        tracker.finish("FINISHED")
+    assert send() == 2
+    assert "no version of nava-mini" in run_of(store, other).data.tags["nava.alias.best"]
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", real)
+    assert send() == 0
+    assert aliases(store) == {"pretrained": checkpoint, "best": checkpoint}
+
+
+def test_a_run_names_the_models_it_reads(store):
+    checkpoint = train("a", b"one")
+    codec = Path("codec")
+    codec.mkdir()
+    (codec / "config.json").write_text(json.dumps({"kind": "linear", "codec_id": "c0dec"}))
+    maker = started("codec")
+    maker.log_model(codec, "codec", codec_tags(codec), "nava-mini-codec")
+    maker.finish("FINISHED")
+    from experiments.runs.datasets import about_inputs
+    from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
+
+    read = {"a": f"checkpoint:{checkpoint}", "codec": "0" * 32, "gone": "checkpoint:feedfeedfeedfeed"}
+    tracker = SpoolTracker(Path("out/tracking") / new_run_key("generate"), about=about_inputs(read, Path()))
+    tracker.start(RunStart(name="generate", inputs=read))
+    tracker.finish("FINISHED")
+    for again in (send, send_all_again):
+        assert again() == 0
+        inputs = run_of(store, tracker).inputs
+        ids = {model.model_id: model.name for model in logged_models(store)}
+        assert sorted(ids[entry.model_id] for entry in inputs.model_inputs) == ["codec", "mini-stage3"]
+        assert inputs.dataset_inputs == []
+    (version,) = store.search_model_versions("name = 'nava-mini-codec'")
+    assert version.tags["nava.codec_id"] == "c0dec"
+
+
+def test_a_spool_of_an_earlier_version_can_be_sent(store):
+    model_folder_of(Path("m"), b"one")
+    tracker = started(inputs={"out/x": "0" * 32})
+    tracker._append("model", path=str(Path("m").resolve()), name="mini", tags={"nava.checkpoint_id": "a"})
+    tracker.finish("FINISHED")
+    assert send() == 0
+    assert len(logged_models(store)) == 1 and store.search_registered_models() == []
+
+
+def test_an_adapter_is_not_taken_for_the_model_it_was_merged_into(tmp_path):
+    (tmp_path / "adapter.json").write_text(json.dumps({"adapter_id": "ad", "base_id": "ba"}))
+    tags = adapter_tags(tmp_path, "merged")
+    assert "nava.checkpoint_id" not in tags and tags["nava.adapter_id"] == "ad"
+    assert digest_of_model(tmp_path) == "adapter:ad"
+
+
+@given(st.text(max_size=300))
+def test_every_recipe_has_a_name_that_mlflow_takes_and_that_begins_with_nava_once(recipe):
+    from mlflow.utils.validation import _validate_model_name
+
+    name = registered_name(recipe)
+    _validate_model_name(name)
+    assert name == "nava" or name.startswith("nava-")
+    assert registered_name(name) == name and "'" not in name and len(name) <= 200
+
+
+def test_names_of_the_shipped_recipes():
+    assert [registered_name(name) for name in ("mini", "nava_6b")] == ["nava-mini", "nava-6b"]
