@@ -75,6 +75,7 @@ def read_yaml(content: str | bytes) -> Any:
 @cache
 def _yaml_loader() -> Any:
     import yaml
+    from yaml.scanner import ScannerError
 
     class Loader(yaml.SafeLoader):
         """YAML 1.1 reads the word `yes` of a vocabulary as true, and keeps the last of equal keys."""
@@ -86,7 +87,7 @@ def _yaml_loader() -> Any:
 
         def fetch_flow_collection_start(self, TokenClass: Any) -> None:
             if self.flow_level >= MAX_YAML_DEPTH:  # each level makes every later sign slower to read
-                raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+                raise ScannerError(None, None, "nested too deeply", self.get_mark())
             super().fetch_flow_collection_start(TokenClass)
 
         def get_single_node(self) -> Any:

@@ -103,8 +103,8 @@ def load(name: str, kind: PluginKind, where: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module of one's own may raise anything
         raise ValueError(
-            f"{where}: cannot be imported ({one_line(error, 300)}); give package.module:Class with the package "
-            "on PYTHONPATH"
+            f"{where}: cannot be imported ({one_line(error, 300)}); give package.module:Class with the "
+            "package on PYTHONPATH"
         ) from None
     # not getattr: a module's __getattr__ is code
     found = vars(module).get(attribute)

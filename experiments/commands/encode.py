@@ -95,7 +95,7 @@ def encode(
     from experiments.runs.registry import model_folder
     from pretrain.data.encoding.encode_ranks import EncodeJob
 
-    layout = Layout(out=out)
+    layout, start_s = Layout(out=out), time.monotonic()
     job = EncodeJob(
         config=loaded.encode,
         sets=_sets(mix, manifest, loaded.encode),
@@ -103,7 +103,6 @@ def encode(
         to=_destination(to, layout),
         verify=verify,
     )
-    start_s = time.monotonic()
     if one:
         if merged := _as_a_rank(job, one, restart):
             made = dataclasses.replace(job, sets=merged)

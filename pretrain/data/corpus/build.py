@@ -41,6 +41,7 @@ def build_corpus(config: CorpusConfig, out: Path | str) -> dict[str, Any]:
     It is built beside `out` and takes its place at the end. Raises ValueError when `out` is a folder with
     something else in it, or when the config asks for more than the bank or the texts can give.
     """
+    out = Path(out)
     check_owned(out, "corpus")
     casting = cast(config)
     sets = training_sets(config, casting)
