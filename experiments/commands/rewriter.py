@@ -151,8 +151,7 @@ def dpo(
 
     config, layout = overridden(DpoTuning(), settings), Layout(out=out)
     check_folder(model)
-    files = _named(rewrites)
-    found = read_votes(votes)
+    files, found = _named(rewrites), read_votes(votes)
     warn_of(found)
     counted = (
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
