@@ -23,7 +23,6 @@ from experiments.runs.tracker import SpoolTracker
 from experiments.runs.trackers import TrackingConfig, factories
 from experiments.stages import config_of
 from pretrain.tracking import JsonlTracker, Trackers, build_trackers, last_value
-from rewards import plugins
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "your_tracker.md"
@@ -70,6 +69,13 @@ class Killing(Kept):
 NAME = f"{__name__}:Kept"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def allowed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAVA_PLUGINS", f"{__name__},csv_tracker,nowhere,pathlib")
+        yield
+
+
 def test_only_names_of_trackers_are_taken():
     assert load_recipe("mini", settings=["tracking.trackers=[tensorboard, a.b:C]"]).tracking.trackers
     for setting, message in (
@@ -95,12 +101,12 @@ def test_no_stage_depends_on_the_trackers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nowhere:Tracker", {}, "module nowhere is not allowed, and was not imported"),
+        ("nowhere:Tracker", {}, "'nowhere:Tracker': cannot be imported"),
         (f"{__name__}:Missing", {}, "has no 'Missing'"),
-        (f"{__name__}:PAGE", {}, "is not a tracker"),
-        (f"{__name__}:Path", {}, "is not a tracker"),
-        ("experiments.runs.spool:SpooledRun", {}, "is not a tracker"),
+        (f"{__name__}:PAGE", {}, "is not a tracker: a class with log_metrics"),
+        ("pathlib:Path", {}, "is not a tracker: a class with log_metrics"),
         (NAME, {"colour": 1}, "cannot be called with colour, run"),
+        ("json:Tracker", {}, "--plugins json"),
     ],
 )
 def test_a_tracker_that_cannot_be_loaded_is_refused_before_anything_starts(name, options, message, tmp_path):
@@ -212,7 +218,6 @@ def test_the_example_of_the_page_and_tensorboard_follow_a_killed_training(tmp_pa
     (tmp_path / "csv_tracker.py").write_text(EXAMPLE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE), str(HERE.parent)]))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setenv(plugins.VARIABLE, f"{os.environ[plugins.VARIABLE]},csv_tracker")
     spool = SpoolTracker(tmp_path / "out" / "tracking" / "run-1")
     page, killing = "csv_tracker:CsvTracker", f"{__name__}:Killing"
     given_options = {page: {"folder": str(tmp_path)}, killing: {"marker": str(tmp_path / "killed")}}
