@@ -80,7 +80,7 @@ def test_an_attempt_that_is_told_to_stop_while_it_waits_is_submitted_again(tmp_p
     waiting = launch.requeue(jobs, launch.submit(jobs, spec(max_requeues=2), "/place"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NAVA_JOB", waiting)
-    monkeypatch.setattr(launch, "connect", lambda: launch.Cluster(jobs, "http://h:8265"))
+    monkeypatch.setattr(launch, "connect", lambda insecure: launch.Cluster(jobs, "http://h:8265"))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     threading.Timer(3.0, setattr, (jobs.jobs["abc"], "status", "STOPPED")).start()  # so that the test ends

@@ -140,7 +140,7 @@ def test_dpo_learns_from_votes_and_says_whose(place, capsys):
         (["grpo", "lm", "prompts.jsonl", "--set", "batch=512"], "6 prompts, and a step takes 64"),
         (
             ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clip-score", "no.such:thing"],
-            "cannot be loaded",
+            "cannot be imported",
         ),
         (
             ["grpo", "lm", "prompts.jsonl", "--set", "batch=8", "--clips", "m", "--clip-score", "a:b"],

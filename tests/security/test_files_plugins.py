@@ -20,7 +20,7 @@ from experiments.cli import main
 from experiments.recipes.load import load_recipe
 from finetune.objectives.registry import objective_type
 from pretrain.media.write import write_wav
-from pretrain.tracking import build, build_tracker
+from pretrain.tracking import build
 from rewards.catalog import build_rewards, metrics_of, plugin_class
 from rewards.plugins import KINDS, VARIABLE, allowed, inherited, load
 
@@ -105,8 +105,6 @@ def test_trackers_and_scorers_of_a_run_folder_run_no_code(canary, what):
     for name in ("subprocess:Popen", f"{MODULE}:Reward", "pretrain.storage:remove_folder"):
         with pytest.raises(ValueError):
             build(name, {"args": ["touch", str(canary.mark)]}, what)
-    with pytest.raises(ValueError):
-        build_tracker("subprocess:Popen", {"args": ["touch", str(canary.mark)]})
     with pytest.raises(ValueError, match="not allowed"):
         objective_type(f"{MODULE}:Reward")
     assert canary.silent
