@@ -107,10 +107,9 @@ def load(name: str, kind: PluginKind, where: str) -> Any:
         ) from None
     # not getattr: a module's __getattr__ is code
     found = vars(module).get(attribute)
-    if found is None and any(_within(module_name, ours) for ours in kind.ours):
-        # a module of ours may make parts by name, as rewards.remote does
-        if (made := getattr(module, attribute, None)) is not None:
-            return made
+    ours = found is None and any(_within(module_name, name) for name in kind.ours)
+    if ours and (made := getattr(module, attribute, None)) is not None:
+        return made  # a module of ours may make parts by name, as rewards.remote does
     if found is None:
         public = [other for other, value in vars(module).items() if other[0] != "_" and callable(value)]
         raise ValueError(f"{where}: {module_name} has no {attribute!r}; {nearest(attribute, public)}")
