@@ -315,3 +315,23 @@ def stop(server: subprocess.Popen[bytes]) -> None:
     for process in (server, *below):
         process.kill()
     server.wait()
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "refused"),
+    [
+        ("INVALID_PARAMETER_VALUE", "bad is not for me", True),
+        ("BAD_REQUEST", "(psycopg.DataError) value too long for type character varying(500)", True),
+        ("BAD_REQUEST", "(psycopg2.InterfaceError) connection already closed", False),
+        ("BAD_REQUEST", "This Session's transaction has been rolled back (PendingRollbackError)", False),
+        ("TEMPORARILY_UNAVAILABLE", "(sqlite3.OperationalError) database is locked", False),
+        ("PERMISSION_DENIED", "Permission denied", False),
+    ],
+)
+def test_a_broken_connection_is_no_refusal_of_a_value(code, text, refused):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    from experiments.runs.mlflow_store import _is_refusal
+
+    assert bool(_is_refusal(MlflowException(text, getattr(databricks_pb2, code)))) is refused

@@ -6,6 +6,7 @@ The only module that imports MLflow, which takes seconds: import it lazily.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,8 @@ MAPPED, DROPPED, TRUNCATED, CHANGED = "nava.mapped.", "nava.dropped.", "nava.tru
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _Entry = TypeVar("_Entry")
+# MLflow answers 400 for whatever its database raises, also where only the connection is gone
+_BROKEN = re.compile(r"(?i)InterfaceError|InternalError|Disconnect|ResourceClosed|PendingRollback|connection")
 
 
 class MlflowStore:
@@ -315,7 +318,8 @@ def _name_of(entry: Metric | Param | RunTag) -> str:
 
 def _is_refusal(error: MlflowException) -> bool:
     """True if MLflow will not take this value at any time; False for a missing right or a busy server."""
-    return error.get_http_status_code() in (400, 413, 422)
+    broken = error.error_code == "BAD_REQUEST" and _BROKEN.search(str(error))
+    return error.get_http_status_code() in (400, 413, 422) and not broken
 
 
 def _parent_tags(parents: Mapping[str, str], run_ids: Mapping[str, str]) -> dict[str, str]:
