@@ -3,6 +3,7 @@ import math
 import mmap
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import Timeout
@@ -262,3 +263,14 @@ def test_mlflow_shows_parents_inputs_metrics_and_models(tmp_path, monkeypatch):
     assert {item.path for item in client.list_artifacts(ids[child.key])} == {"clips", "config.json"}
     assert len(client.search_logged_models([second.info.experiment_id])) == 1
     assert Path(tmp_path / "mlartifacts").is_dir()
+
+
+def test_a_sender_that_gets_on_is_waited_for(tmp_path, monkeypatch):
+    left = iter([9, 5, 2, 2])
+    waits = []
+    monkeypatch.setattr(
+        tracking_send, "spooled_runs", lambda spool: [SimpleNamespace(pending=lambda uri: next(left))]
+    )
+    monkeypatch.setattr(tracking_send, "wait_until_sent", lambda *given: waits.append(given))
+    tracking_send.wait_while_it_sends(tmp_path, tmp_path, 60.0)
+    assert len(waits) == 3  # and not once more without progress

@@ -101,7 +101,14 @@ def tracking_flush(out: Path = Path("out")) -> int:
     """
     from filelock import Timeout
 
-    from experiments.runs.sender import Unreachable, flush, sender_lock, store_uri, unsent, wait_until_sent
+    from experiments.runs.sender import (
+        Unreachable,
+        flush,
+        sender_lock,
+        store_uri,
+        unsent,
+        wait_while_it_sends,
+    )
 
     spool, root = spool_of(Layout(out=out), Path()), Path()
     if not spool.is_dir():
@@ -112,7 +119,7 @@ def tracking_flush(out: Path = Path("out")) -> int:
             flush(spool, root)
     except Timeout:  # the process beside a running training sends as well
         print(f"another process sends {spool}; waiting for it", file=sys.stderr)
-        wait_until_sent(spool, root, FLUSH_PATIENCE_S)
+        wait_while_it_sends(spool, root, FLUSH_PATIENCE_S)
     except Unreachable as error:
         why = str(error)
     left = unsent(spool, root)

@@ -26,6 +26,7 @@ POLL_S = 5.0
 WAKE_S = 0.25
 IDLE_S = 20.0
 RETRY_S = 60.0
+NICE = 10  # below the training; at 19 a machine whose cores are all busy would leave it next to nothing
 
 
 def quiet_mlflow() -> None:
@@ -58,6 +59,19 @@ class Unsent:
     key: str
     events: int
     problem: str
+
+
+def wait_while_it_sends(spool: Path, root: Path, patience_s: float) -> None:
+    """Wait for a concurrent sender as long as it gets on: until `patience_s` have passed without progress."""
+
+    def left() -> int:
+        return sum(run.pending(store_uri(root)) for run in spooled_runs(spool))
+
+    before = left()
+    while not wait_until_sent(spool, root, patience_s):
+        if (now := left()) >= before:
+            return
+        before = now
 
 
 def unsent(spool: Path, root: Path) -> list[Unsent]:
@@ -232,7 +246,7 @@ def main() -> int:
     except Timeout:  # another process is sending
         return 0
     with held:
-        os.nice(19)
+        os.nice(NICE)
         follow(arguments.spool, arguments.root)
     return 0
 

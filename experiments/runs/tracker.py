@@ -274,7 +274,7 @@ def kept_run_key(folder: Path, name: str) -> str:
 
 
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
-    """Start the process that sends the spool to MLflow, at lowest priority.
+    """Start the process that sends the spool to MLflow, at low priority.
 
     It exits immediately if another one is running.
     """
