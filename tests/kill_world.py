@@ -24,6 +24,7 @@ from services import Service, clean_environment
 from titan_world import config, write_latents
 
 from experiments.recipes.base import Recipe
+from finetune.recipe import RubricConfig
 from pretrain.recipe import CheckpointConfig
 
 HERE = Path(__file__).parent
@@ -45,6 +46,7 @@ def alignment() -> Recipe:
     """`kill_world.alignment`: a checkpoint every round."""
     phase = {"rounds": ROUNDS, "prompts_per_round": 2, "clips_per_prompt": 4, "epochs": 1}
     align = align_config(phase=phase, num_frames=5, keep_last=KEPT)
+    align = dataclasses.replace(align, rubric=RubricConfig(audio={"snr_estimate_db": 1.0}))
     return Recipe(
         name="killed", align=dataclasses.replace(align, stop=dataclasses.replace(align.stop, every=2))
     )
