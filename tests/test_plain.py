@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 import pytest
+from pyarrow import parquet
 
 from experiments.preparation import plain_rows
 from pretrain.data.manifest import read_manifest, write_manifest

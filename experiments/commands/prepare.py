@@ -75,12 +75,12 @@ def prepare(
     OUT gets manifest.jsonl (read by `nava encode --manifest`, `nava pretrain`, `nava finetune`), clips/,
     references/, rejected.jsonl (stage, measure, limit and reason of each), summary.json and report.html.
 
-    Texts beside a video count: clip.srt or clip.vtt; clip.txt, a caption with <S>speech<E> in it, or a transcript,
-    which is aligned where it fits what is heard. A CSV, JSONL or `datasets` folder has columns file_name, text
-    and, as there are, transcript, speaker, reference, speech_start, speech_end.
+    Texts beside a video count: clip.srt or clip.vtt; clip.txt, a caption with <S>speech<E> in it, or a
+    transcript, which is aligned where it fits what is heard. A CSV, JSONL or `datasets` folder has columns
+    file_name, text and, as there are, transcript, speaker, reference, speech_start, speech_end.
 
-    An interrupted run goes on by the same command: results by video are kept in .OUT.work beside OUT. Original
-    files are only read. Limits are the recipe's section `prepare`: --set prepare.max_s=5.
+    An interrupted run goes on by the same command: results by video are kept in .OUT.work beside OUT.
+    Original files are only read. Limits are the recipe's section `prepare`: --set prepare.max_s=5.
 
     Exit code: 0; 1 where no clip is kept; 2 for a wrong input.
     """
@@ -159,8 +159,8 @@ def _tell(summary: Mapping[str, Any], to: Path) -> None:
     kept, of = summary["kept_seconds"], summary["source_seconds"]
     print(f"{to}: {summary['clips']} clips, {kept:.1f} s of {of:.1f} s in {summary['sources']} videos")
     print(
-        f"speakers {summary['speakers']}, clips with a reference {summary['with_reference']}, faces that speak: "
-        f"{summary['speaking_faces']}"
+        f"speakers {summary['speakers']}, clips with a reference {summary['with_reference']}, faces that "
+        f"speak: {summary['speaking_faces']}"
     )
     for stage, count in summary["rejected"].items():
         print(f"rejected by {stage}: {count}")
@@ -179,8 +179,9 @@ def _tell_trial(found: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(found, indent=1))
         return
     print(
-        f"tried {found['tried']} of {found['of']} videos: {found['kept_share']:.0%} of the time is kept; all would "
-        f"give about {found['kept_clips']} clips, {found['kept_hours']:.2f} h, in {found['hours_of_work']:.2f} h"
+        f"tried {found['tried']} of {found['of']} videos: {found['kept_share']:.0%} of the time is kept; all "
+        f"would give about {found['kept_clips']} clips, {found['kept_hours']:.2f} h, in "
+        f"{found['hours_of_work']:.2f} h"
     )
     for stage, count in found["rejected"].items():
         print(f"rejected by {stage}: {count}")

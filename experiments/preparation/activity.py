@@ -1,4 +1,4 @@
-"""Where there is speech: WebRTC's detector, whose model is in its wheel, or Silero's where it is installed."""
+"""Where there is speech: WebRTC's detector, whose model is in its wheel, or Silero's where installed."""
 
 from __future__ import annotations
 

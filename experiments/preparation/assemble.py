@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.preparation.config import PrepareConfig
 from experiments.preparation.duplicates import near_duplicates
 from experiments.preparation.records import Rejection
 from experiments.preparation.services import Services
@@ -58,18 +59,13 @@ def assemble(
                 files[f"rejected/{preview}"] = folder / preview
                 one = {**one, "preview": f"rejected/{preview}"}
             refused.append(one)
-    twice = near_duplicates(
-        [clip["bits"] for clip in clips],
-        [clip["print"] for clip in clips],
-        config.near_duplicate,
-        config.same_sound,
-    )
+    twice = _near_duplicates(clips, config)
     for place, (other, share) in twice.items():
         refused.append(_twice(clips[place], clips[other]["data_id"], share, config.near_duplicate))
         name = f"rejected/{clips[place]['data_id']}.mp4"
         files[name] = clips[place]["folder"] / f"{clips[place]['data_id']}.mp4"
     clips = [clip for place, clip in enumerate(clips) if place not in twice]
-    speakers = assign_speakers(clips, config.same_speaker)
+    speakers = assign_speakers(clips, config.same_speaker, config.same_speaker_across)
     chosen = choose_references(clips, speakers, config.min_reference_s)
     for name, keys in chosen.items():
         for number, key in enumerate(keys):
@@ -84,6 +80,22 @@ def assemble(
     files |= {f"clips/{clip['data_id']}.mp4": clip["folder"] / f"{clip['data_id']}.mp4" for clip in clips}
     summary = _summary(results, rows, refused, settings, services, left_out, set(speakers.values()))
     return Assembled(rows, refused, files, given, summary)
+
+
+def _near_duplicates(
+    clips: Sequence[Mapping[str, Any]], config: PrepareConfig
+) -> dict[int, tuple[int, float]]:
+    """As `duplicates.near_duplicates`; of alike clips the one with the largest picture is kept, then the first."""
+    order = sorted(
+        range(len(clips)), key=lambda place: (-clips[place]["height"] * clips[place]["width"], place)
+    )
+    found = near_duplicates(
+        [clips[place]["bits"] for place in order],
+        [clips[place]["print"] for place in order],
+        config.near_duplicate,
+        config.same_sound,
+    )
+    return dict(sorted((order[place], (order[other], share)) for place, (other, share) in found.items()))
 
 
 def write_set(assembled: Assembled, folder: Path, seconds: float) -> None:

@@ -55,7 +55,7 @@ def described(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
 
 
 def given_caption(clip: Clip) -> str:
-    """The caption that lies beside the source: whole where its spans are this clip's, else its unspoken part."""
+    """The caption beside the source: whole where its spans are this clip's, else its unspoken part."""
     caption = clip.given.caption
     if [span.text for span in parse(caption).spans] == [span.text for span in clip.spans]:
         return caption
@@ -114,8 +114,8 @@ def asked(clip: Clip, facts: str, endpoint: ChatEndpoint) -> tuple[str, str]:
             time.sleep(max(error.wait_s, BACKOFF_S * 2**attempt) if not error.reached else 0.0)
     if not reached:
         raise ConnectionError(
-            f"{endpoint.url}: no answer in {TRIES} tries ({reason}); see to the server and run the same command "
-            "again"
+            f"{endpoint.url}: no answer in {TRIES} tries ({reason}); see to the server and run the "
+            "same command again"
         )
     return "", reason
 

@@ -48,7 +48,8 @@ class PrepareConfig:
     min_alignment: float = 0.2  # PocketSphinx' score of a given text; wrong ones are at most 0.1
     pause_s: float = 0.12  # shorter pauses are not cut at
     turn_pause_s: float = 0.3  # speakers change in pauses
-    same_speaker: float = 0.72  # cosine of voices at which clusters join (average linkage)
+    same_speaker: float = 0.75  # cosine of voices at which clusters join (average linkage), within a source
+    same_speaker_across: float = 0.8  # and of speakers of several sources
     min_reference_s: float = 1.0
     # who is seen
     min_face_share: float = 0.0  # of pictures at 5 a second that have a face
@@ -68,13 +69,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not 0 < self.min_s <= self.max_s:
             raise ValueError(f"min_s {self.min_s:g} and max_s {self.max_s:g}: 0 < min_s <= max_s is needed")
-        for name in (
-            "flash",
-            "max_clipped_share",
-            "min_confidence",
-            "near_duplicate",
-            "same_sound",
-            "same_speaker",
-        ):
+        shares = ("flash", "max_clipped_share", "min_confidence", "near_duplicate", "same_sound")
+        for name in (*shares, "same_speaker", "same_speaker_across"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share in 0..1, got {getattr(self, name):g}")

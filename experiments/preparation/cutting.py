@@ -31,7 +31,7 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Which lengths a clip may have; `only`: numbers of frames of buckets, () for any 1 + 4n in the limits."""
+    """Which lengths a clip may have; `only`: numbers of frames of buckets, () for any 1 + 4n."""
 
     fps: float
     min_s: float

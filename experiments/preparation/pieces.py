@@ -15,7 +15,7 @@ from pretrain.media.passing import Passing, passing_pictures
 def cut_pieces(
     path: Path, pieces: Sequence[Piece], fps: float, max_side: int, limits: MediaLimits
 ) -> Iterator[tuple[Piece, np.ndarray]]:
-    """(piece, uint8 [num_frames, H, W, 3]) for pieces in order that do not overlap; one piece is held at a time.
+    """(piece, uint8 [num_frames, H, W, 3]) for pieces in order that do not overlap; one is held at a time.
 
     A picture whose time is not within its piece is not taken, so that none of the next scene is in it.
     """

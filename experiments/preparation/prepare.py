@@ -1,4 +1,4 @@
-"""`nava prepare`: a set of raw videos to training rows, resumable by source, the same whatever the workers."""
+"""`nava prepare`: a set of raw videos to training rows, resumable, the same whatever the workers."""
 
 from __future__ import annotations
 

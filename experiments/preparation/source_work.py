@@ -1,4 +1,4 @@
-"""All of one source: read, cut into clips, each clip through the steps; a pure function of file and settings."""
+"""All of one source: read, cut into clips, each clip through the steps. A pure function of the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.cutting import Leftover, Lengths, Piece, padded_words, plan
+from experiments.preparation.cutting import STEP, Leftover, Lengths, Piece, padded_words, plan
 from experiments.preparation.pieces import cut_pieces
 from experiments.preparation.records import (
     SPEECH_RATE_HZ,
@@ -101,8 +101,11 @@ def work_on(source: Source, settings: Settings, take: Take) -> Outcome:
         if error.filename is None or Path(str(error.filename)) != source.path:
             raise
         outcome.rejected.append(_of_source(source, "read", "file", one_line(error, 400)))
-    except ValueError as error:
-        outcome.rejected.append(_of_source(source, "read", "file", one_line(error, 400)))
+    except Exception as error:  # a decoder may raise anything on rubbish: one source is lost, with its reason
+        stage = "read" if isinstance(error, ValueError) else "error"
+        outcome.rejected.append(
+            _of_source(source, stage, "file", one_line(error, 400) or type(error).__name__)
+        )
     outcome.stage_s = watch.seconds
     return outcome
 
@@ -148,7 +151,7 @@ def _work(source: Source, settings: Settings, take: Take, outcome: Outcome, watc
         for part in plan(scene, blocked, settings.lengths, config.pause_s):
             if isinstance(part, Piece):
                 pieces.append(part)
-            elif part.end_s - part.start_s > 1.0 / settings.fps:
+            elif part.end_s - part.start_s > STEP / settings.fps:
                 outcome.rejected.append(_left(source, part, settings))
     context = _Context(
         source, replace(heard, words=heard.words), given, waveform, sound.sample_rate_hz, settings
@@ -163,7 +166,7 @@ def _work(source: Source, settings: Settings, take: Take, outcome: Outcome, watc
 def _heard(
     mono: np.ndarray, speech: Sequence[Interval], given: GivenText, config: PrepareConfig
 ) -> tuple[Heard, GivenText]:
-    """Words, and the given text as what it turned out to be: a .txt is a transcript where it can be aligned."""
+    """Words, and the given text as what it turned out to be: a transcript where it can be aligned."""
     find = _step(config.words)
     heard = find(mono, speech, given, config)
     fits = heard.alignment is not None and heard.alignment >= config.min_alignment

@@ -43,7 +43,8 @@ def find_sources(
     elif path.is_file():
         files, base = ([path], path.parent) if path.suffix.lower() not in LISTS else _listed(path)
     elif glob.has_magic(place):
-        files = sorted(Path(found) for found in glob.glob(place, recursive=True) if Path(found).is_file())
+        found = map(Path, glob.glob(place, recursive=True))  # noqa: PTH207 (patterns may be absolute)
+        files = sorted(file for file in found if file.is_file())
         base = Path(os.path.commonpath([str(file.parent) for file in files])) if files else path
     else:
         raise FileNotFoundError(

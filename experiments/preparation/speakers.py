@@ -1,4 +1,4 @@
-"""Who speaks: voices of spans clustered within a source and then across sources; references from other clips."""
+"""Who speaks: voices clustered within a source and then across sources; references from other clips."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class SpanKey:
     span: int
 
 
-def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float) -> dict[SpanKey, str]:
+def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float, across: float) -> dict[SpanKey, str]:
     """Speaker names `speaker000` on, numbered in the order in which they first speak; a given name counts.
 
-    `same`: cosine at which clusters join (average linkage). Spans without a voice follow their clip's first.
+    `same`: cosine at which clusters join (average linkage) within a source; `across`: of several sources. Spans without a voice follow their clip's first.
     """
     by_source: dict[str, list[SpanKey]] = {}
     named: dict[SpanKey, str] = {}
@@ -38,7 +38,7 @@ def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float) -> dict[Spa
     for keys in by_source.values():
         groups += _clusters(keys, _voices(clips, keys), _seconds(clips, keys), same)
     centres = np.array([_centre(clips, group) for group in groups]).reshape(len(groups), -1)
-    joined = _labels(centres, same) if 1 < len(groups) <= MAX_CLUSTERED else np.arange(len(groups))
+    joined = _labels(centres, across) if 1 < len(groups) <= MAX_CLUSTERED else np.arange(len(groups))
     label_of = {key: int(label) for group, label in zip(groups, joined, strict=True) for key in group}
     return _numbered(clips, label_of, named)
 
