@@ -137,6 +137,10 @@ def run_where_needed(stage: str, job: StageJob) -> None:
     decision = decide_for_dvc(training_of(stage, job), job)
     if decision.train:
         run_stage(stage, job, decision.go_on, decision.notes)
+        return
+    from experiments.runs.kept import record_kept
+
+    record_kept(stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root)
 
 
 def training_of(stage: str, job: StageJob) -> TrainingRun:

@@ -162,11 +162,6 @@ def check_factory(name: str, options: Mapping[str, Any], what: str) -> None:
     """Load "package.module:factory" without calling it. Raises ValueError in one line where there is none, or
     it does not take the options."""
     factory = imported(name, what)
-    if not callable(factory):
-        raise ValueError(f"{what}: {name!r} is no factory but {factory!r}; name a class or function")
-    methods = ("log_metrics", "log_artifact", "set_tags")
-    if isinstance(factory, type) and (lacking := [one for one in methods if not hasattr(factory, one)]):
-        raise ValueError(f"{what}: {name!r} has no method {lacking[0]}; a tracker has {', '.join(methods)}")
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # of compiled code

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from pretrain.config import one_line
-from rewards.options import nearest
+from rewards.options import nearest, one_line
 
 VARIABLE = "NAVA_PLUGINS"
 OURS = ("pretrain", "finetune", "rewards", "orchestration", "experiments")

@@ -79,7 +79,7 @@ def test_the_run_names_what_it_was_made_from(inputs, aligned):
 
 def test_its_model_becomes_a_version_of_the_model_it_started_from(inputs, aligned):
     base = read_model_folder(inputs / "model").facts["checkpoint_id"]
-    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[0].events()]
+    events = [event for _, event in spooled_runs(aligned.parent / "out" / "tracking")[1].events()]
     model, adapter = (event for event in events if event["kind"] == "model")
     assert (model["registered"], model["alias"], model["version_of"]) == ("", "aligned", base)
     assert model["tags"]["nava.parent_checkpoint"] == base and adapter["registered"] == ""

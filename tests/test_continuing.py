@@ -19,9 +19,11 @@ from experiments import stages
 from experiments.continuing import Wish, decide, decide_for_dvc
 from experiments.job import StageJob
 from experiments.layout import Layout
+from experiments.runs.outputs import KnownOutputs
 from experiments.runs.provenance import md5_of
+from experiments.runs.run import read_record
 from experiments.runs.trackers import TrackingConfig
-from experiments.stages import training_of
+from experiments.stages import run_where_needed, training_of
 from pretrain.launch.continuing import claim, verdict_of
 from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import CheckpointConfig, ParallelConfig, PretrainConfig
@@ -150,6 +152,23 @@ def lock(job: StageJob, run: StageRun, code: str) -> None:
     deps = [{"path": "pretrain/titan", "md5": code}, {"path": "out/latents", "md5": "1.dir"}]
     entry = {"pretrain_stage1": {"cmd": "x", "deps": deps, "outs": [out]}}
     (job.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": entry}))
+
+
+def test_a_kept_stage_without_a_record_gets_one_of_what_is_known(job, monkeypatch):
+    run = trained(job)
+    lock(job, run, "of-code")
+    monkeypatch.setattr("experiments.stages.config_of", lambda stage, recipe: {"seed": 0})
+    run_where_needed("pretrain_stage1", job)
+    path = job.layout.runs / "pretrain_stage1.json"  # which dvc.yaml has as an output
+    record = read_record(job.layout, "pretrain_stage1")
+    assert record is not None and (record.git_commit, record.key) == ("unknown", "")
+    assert (record.output_md5, record.checkpoint) == (md5_of(run.out), "c")
+    known = KnownOutputs(job.layout, job.root)
+    assert known.maker_of(run.out) == ""  # lineage does not take it for a run
+    path.write_text(path.read_text().replace('"unknown"', '"0123"'))
+    run_where_needed("pretrain_stage1", job)
+    kept = read_record(job.layout, "pretrain_stage1")
+    assert kept is not None and kept.git_commit == "0123"
 
 
 LOGGING = {"log_every": 7, "checkpoint": CheckpointConfig(interval=9)}

@@ -64,10 +64,22 @@ def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
     assert "finished, with these inputs and settings; kept" in capsys.readouterr().out
     before = (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
     said = line_of(capsys, "rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3")
-    assert "tuned with other inputs or settings; give --no-resume to replace it" in said
+    assert (
+        "trained with other inputs or settings (seed 0, asked for 3); give --resume-anyway to keep it" in said
+    )
+    assert "--move-aside to start over (what is there is moved to out/.trash), or --out for another" in said
+    assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3", "--resume-anyway"]) == 0
+    assert "finished, kept as it is although seed 0 -> 3" in capsys.readouterr().out
     assert before == (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
-    assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3", "--no-resume"]) == 0
+    assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO, "--set", "seed=3", "--move-aside"]) == 0
+    (trashed,) = (place / "out/.trash").glob("rewriter-*")
+    assert before == (trashed / "adapter/adapter_model.safetensors").read_bytes()
     assert before != (place / "out/rewriter/adapter/adapter_model.safetensors").read_bytes()
+    longer = [*GRPO, "--set", "seed=3", "--set", "steps=3", "--resume-anyway"]
+    assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *longer]) == 0
+    assert "goes on all the same from step 2 with steps 2 -> 3" in capsys.readouterr().out
+    lines = (place / "out/rewriter/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     said = line_of(
         capsys, "rewriter", "grpo", "out/rewriter/model", "prompts.jsonl", *GRPO, "--no-resume"
     )  # on from what it made

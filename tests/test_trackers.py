@@ -69,6 +69,13 @@ class Killing(Kept):
 NAME = f"{__name__}:Kept"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def allowed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAVA_PLUGINS", f"{__name__},csv_tracker,nowhere,pathlib")
+        yield
+
+
 def test_only_names_of_trackers_are_taken():
     assert load_recipe("mini", settings=["tracking.trackers=[tensorboard, a.b:C]"]).tracking.trackers
     for setting, message in (
@@ -94,11 +101,12 @@ def test_no_stage_depends_on_the_trackers():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nowhere:Tracker", {}, "'nowhere:Tracker' cannot be loaded"),
-        (f"{__name__}:Missing", {}, "cannot be loaded"),
-        (f"{__name__}:PAGE", {}, "is no factory"),
-        ("pathlib:Path", {}, "has no method log_metrics"),
+        ("nowhere:Tracker", {}, "'nowhere:Tracker': cannot be imported"),
+        (f"{__name__}:Missing", {}, "has no 'Missing'"),
+        (f"{__name__}:PAGE", {}, "is not a tracker: a class with log_metrics"),
+        ("pathlib:Path", {}, "is not a tracker: a class with log_metrics"),
         (NAME, {"colour": 1}, "cannot be called with colour, run"),
+        ("json:Tracker", {}, "--plugins json"),
     ],
 )
 def test_a_tracker_that_cannot_be_loaded_is_refused_before_anything_starts(name, options, message, tmp_path):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from experiments.commands.gsb import Axis, VotesFile, warn_of
-from experiments.commands.options import recipe_for
+from experiments.commands.options import AnywayFlag, AsideFlag, recipe_for
 from experiments.layout import Layout
 
 if TYPE_CHECKING:
     from finetune.rewriter.rewards import ClipScore
+    from finetune.rewriter.votes import PairedVotes
     from pretrain.prompt import PromptRow
 
 LanguageModel = Annotated[
@@ -73,14 +74,17 @@ def grpo(
     recipe: str = "mini",
     out: Path = Path("out"),
     resume: Resume = True,
+    resume_anyway: AnywayFlag = False,
+    move_aside: AsideFlag = False,
 ) -> None:
     """Tune a prompt rewriter by rewards of its own rewrites (TRL's GRPO), a LoRA adapter, into OUT/rewriter.
 
     Rewards: spans (speech kept verbatim), structure and length (the form of `nava rewrite`), and with --clips
     rewards of the catalog on clips generated from the rewrites. Weights, learning rate and the like by --set
     (rewards.spans=3, vllm=URL for a vLLM server that generates). Writes adapter/ (PEFT), model/ (merged) and
-    metrics.jsonl; an interrupted run resumes.
+    metrics.jsonl; an interrupted run resumes, and one with other settings or inputs is refused by name.
     """
+    from experiments.continuing import Wish
     from experiments.rewriter import overridden, tune_tracked
     from experiments.runs.provenance import md5_of
     from finetune.rewriter.config import GrpoTuning
@@ -105,7 +109,7 @@ def grpo(
             made_of,
             layout,
             Path(),
-            resume,
+            Wish(resume, resume_anyway, move_aside),
             lambda tracker: tune_grpo(config, model, rows, layout.rewriter, score, score_id, [tracker]),
             {"nava.parent_model": str(model), "nava.prompts": str(prompts)},
             [model, prompts, *([clips] if clips else [])],
@@ -125,6 +129,8 @@ def dpo(
     settings: Tuned = (),
     out: Path = Path("out"),
     resume: Resume = True,
+    resume_anyway: AnywayFlag = False,
+    move_aside: AsideFlag = False,
 ) -> None:
     """Tune a prompt rewriter by votes between rewrites of one prompt (TRL's DPO), a LoRA adapter, into
     OUT/rewriter.
@@ -133,6 +139,7 @@ def dpo(
     given by --rewrites. Raters and repeats are treated as there. A preferred rewrite that altered speech
     teaches nothing. Output as of `nava rewriter grpo`.
     """
+    from experiments.continuing import Wish
     from experiments.rewriter import overridden, tune_tracked
     from experiments.runs.provenance import md5_of
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
@@ -144,8 +151,7 @@ def dpo(
 
     config, layout = overridden(DpoTuning(), settings), Layout(out=out)
     check_folder(model)
-    files = _named(rewrites)
-    found = read_votes(votes)
+    files, found = _named(rewrites), read_votes(votes)
     warn_of(found)
     counted = (
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
@@ -153,27 +159,33 @@ def dpo(
     made = preferred(
         counted, [row for name, path in files.items() for row in read_rewrites(path, name)], axis, votes
     )
-    simulated = sum(pair.simulated for pair in made.pairs)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in made.left_out.items()) or "none"
-    print(f"{len(made.pairs)} pairs, {simulated} of them from SIMULATED votes; left out: {left_out}")
+    simulated = _told_pairs(made)
     made_of = {
         "model": folder_digest(model),
         "votes": md5_of(votes),
         "axis": axis,
         "keep_all_raters": str(keep_all_raters),
+        **{f"rewrites {name}": md5_of(path) for name, path in files.items()},
     }
-    made_of |= {f"rewrites {name}": md5_of(path) for name, path in files.items()}
     tune_tracked(
         "dpo",
         config,
         made_of,
         layout,
         Path(),
-        resume,
+        Wish(resume, resume_anyway, move_aside),
         lambda tracker: tune_dpo(config, model, made.pairs, layout.rewriter, [tracker]),
         {"nava.parent_model": str(model), "nava.votes": str(votes), "nava.simulated_pairs": str(simulated)},
         [model, votes, *files.values()],
     )
+
+
+def _told_pairs(made: PairedVotes) -> int:
+    """Says what the votes gave; returns how many of the pairs are from simulated votes."""
+    simulated = sum(pair.simulated for pair in made.pairs)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in made.left_out.items()) or "none"
+    print(f"{len(made.pairs)} pairs, {simulated} of them from SIMULATED votes; left out: {left_out}")
+    return simulated
 
 
 def _clip_score(

@@ -236,7 +236,7 @@ def _of_run(target: str, known: _Known) -> str:
             return run.key
     if target in known.records:
         return target
-    if target in STAGES and (record := read_record(known.layout, target)):
+    if target in STAGES and (record := read_record(known.layout, target)) and record.key:
         return record.key
     if len(target) == MLFLOW_ID and all(letter in "0123456789abcdef" for letter in target):
         return target  # the format of an MLflow id: look it up there
