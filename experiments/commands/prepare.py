@@ -19,55 +19,57 @@ if TYPE_CHECKING:
     from experiments.preparation.services import Services
     from experiments.preparation.source_work import Settings
 
-Videos = Annotated[
+RawVideos = Annotated[
     str,
     tyro.conf.Positional,
     tyro.conf.arg(metavar="VIDEOS", help="folder, 'pattern*.mp4', list of paths, one video, CSV or JSONL"),
 ]
-To = Annotated[
+SetPlace = Annotated[
     Path, tyro.conf.arg(metavar="OUT", help="folder of the set; replaced only if made by this verb")
 ]
-Recipe = Annotated[str, tyro.conf.arg(help="whose frame rate, lengths (encode) and limits (prepare) count")]
-Nproc = Annotated[int, tyro.conf.arg(help="processes; 0 = one for each processor")]
-DryRun = Annotated[
+RecipeOption = Annotated[
+    str, tyro.conf.arg(help="whose frame rate, lengths (encode) and limits (prepare) count")
+]
+Processes = Annotated[int, tyro.conf.arg(help="processes; 0 = one for each processor")]
+TriedVideos = Annotated[
     int, tyro.conf.arg(metavar="N", help="try N videos, predict yield and hours, write nothing")
 ]
-SyncNet = Annotated[
+SyncPlace = Annotated[
     Path | None,
     tyro.conf.arg(help="folder of `nava syncnet` or syncnet_v2.model: speech that no face says is rejected"),
 ]
-YuNet = Annotated[Path | None, tyro.conf.arg(help="YuNet's ONNX file, a better face detector")]
-Whisper = Annotated[Path | None, tyro.conf.arg(help="folder of a Whisper model that hears the words")]
-Transcribe = Annotated[
+YuNetPlace = Annotated[Path | None, tyro.conf.arg(help="YuNet's ONNX file, a better face detector")]
+WhisperPlace = Annotated[Path | None, tyro.conf.arg(help="folder of a Whisper model that hears the words")]
+WordsServer = Annotated[
     str,
     tyro.conf.arg(metavar="URL", help="server with OpenAI's transcription interface that hears the words"),
 ]
-Caption = Annotated[
+CaptionServer = Annotated[
     str,
     tyro.conf.arg(metavar="URL", help="server with OpenAI's chat interface and a model that sees pictures"),
 ]
-Token = Annotated[
+TokenName = Annotated[
     str, tyro.conf.arg(metavar="NAME", help="environment variable with the bearer token of these servers")
 ]
 
 
 def prepare(
-    videos: Videos,
+    videos: RawVideos,
     /,
-    to: To,
-    recipe: Recipe = "mini",
+    to: SetPlace,
+    recipe: RecipeOption = "mini",
     settings: SetOptions = (),
-    nproc: Nproc = 0,
-    dry_run: DryRun = 0,
-    syncnet: SyncNet = None,
-    yunet: YuNet = None,
-    whisper: Whisper = None,
-    transcribe: Transcribe = "",
+    nproc: Processes = 0,
+    dry_run: TriedVideos = 0,
+    syncnet: SyncPlace = None,
+    yunet: YuNetPlace = None,
+    whisper: WhisperPlace = None,
+    transcribe: WordsServer = "",
     transcribe_model: str = "",
     language: str = "en",
-    caption: Caption = "",
+    caption: CaptionServer = "",
     caption_model: str = "",
-    token_variable: Token = "",
+    token_variable: TokenName = "",
     as_json: JsonFlag = False,
 ) -> int:
     """Cut raw videos into clips with speech spans, times, reference voices and labels: training rows.
@@ -84,14 +86,13 @@ def prepare(
 
     Exit code: 0; 1 where no clip is kept; 2 for a wrong input.
     """
-    from experiments.preparation.prepare import dry_run as try_some
-    from experiments.preparation.prepare import prepare as prepare_set
+    from experiments.preparation.prepare import predict, prepare_set
     from experiments.preparation.services import Services
 
     if dry_run < 0 or nproc < 0:
         raise ValueError(f"--dry-run {dry_run}, --nproc {nproc}: expected at least 0")
     chosen, processes = _settings(recipe, settings), nproc or os.cpu_count() or 1
-    services = Services(
+    asked = Services(
         syncnet=syncnet,
         yunet=yunet,
         transcribe=transcribe,
@@ -103,19 +104,12 @@ def prepare(
         token_variable=token_variable,
     )
     if dry_run:
-        _tell_trial(try_some(videos, dry_run, chosen, services, processes), as_json)
+        _tell_trial(predict(videos, dry_run, chosen, asked, processes), as_json)
         return 0
     begun_s = time.monotonic()
-    summary = prepare_set(videos, to, chosen, services, processes).summary
-    _record(videos, to, recipe, chosen, services, summary, time.monotonic() - begun_s)
-    if as_json:
-        print(json.dumps(summary, indent=1, default=str))
-    else:
-        _tell(summary, to)
-    if not summary["clips"]:
-        print(f"nava: no clip was kept; {to / 'rejected.jsonl'} says why", file=sys.stderr)
-        return CHECK_FAILED
-    return 0
+    summary = prepare_set(videos, to, chosen, asked, processes).summary
+    _record(videos, to, recipe, chosen, asked, summary, time.monotonic() - begun_s)
+    return _tell(summary, to, as_json)
 
 
 def _settings(recipe: str, settings: tuple[str, ...]) -> Settings:
@@ -155,7 +149,19 @@ def _record(
     record_run("prepare", config, tags, Layout(), Path(), inputs, [to], seconds, whole=True, log=log)
 
 
-def _tell(summary: Mapping[str, Any], to: Path) -> None:
+def _tell(summary: Mapping[str, Any], to: Path, as_json: bool) -> int:
+    """Prints what came of it; the exit code."""
+    if as_json:
+        print(json.dumps(summary, indent=1, default=str))
+    else:
+        _show(summary, to)
+    if summary["clips"]:
+        return 0
+    print(f"nava: no clip was kept; {to / 'rejected.jsonl'} says why", file=sys.stderr)
+    return CHECK_FAILED
+
+
+def _show(summary: Mapping[str, Any], to: Path) -> None:
     kept, of = summary["kept_seconds"], summary["source_seconds"]
     print(f"{to}: {summary['clips']} clips, {kept:.1f} s of {of:.1f} s in {summary['sources']} videos")
     print(

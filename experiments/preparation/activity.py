@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.preparation.records import SPEECH_RATE_HZ, Interval
+from experiments.preparation.records import SPEECH_RATE_HZ, Stretch
 
 FRAME_S = 0.03
 AGGRESSIVENESS = 3
 JOIN_S, MIN_S, PAD_S = 0.3, 0.12, 0.06
 
 
-def webrtc(waveform: np.ndarray) -> list[Interval]:
+def webrtc(waveform: np.ndarray) -> list[Stretch]:
     """[N] at 16 kHz -> stretches of speech. Loud music is taken for speech (docs/preparing.md)."""
     import webrtcvad
 
@@ -26,7 +26,7 @@ def webrtc(waveform: np.ndarray) -> list[Interval]:
     return stretches([detector.is_speech(frame.tobytes(), SPEECH_RATE_HZ) for frame in pcm], FRAME_S)
 
 
-def silero(waveform: np.ndarray) -> list[Interval]:
+def silero(waveform: np.ndarray) -> list[Stretch]:
     """[N] at 16 kHz -> stretches of speech, by Silero VAD (`pip install silero-vad`), steadier in noise and
     music. Raises ValueError where it is not installed."""
     try:
@@ -44,7 +44,7 @@ def silero(waveform: np.ndarray) -> list[Interval]:
     return [(float(one["start"]), float(one["end"])) for one in found]
 
 
-def stretches(speech: Sequence[bool], step_s: float) -> list[Interval]:
+def stretches(speech: Sequence[bool], step_s: float) -> list[Stretch]:
     """Frames to stretches: short gaps closed, short stretches dropped, a little room around each."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(speech, np.int8), [0]])))
     found: list[list[float]] = []

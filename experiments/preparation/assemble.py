@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,7 @@ from experiments.preparation.records import Rejection
 from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings
 from experiments.preparation.speakers import SpanKey, assign_speakers, choose_references
-from pretrain.data.manifest import read_manifest
 from pretrain.data.plain import safe_id
-from pretrain.files import write_json
-from pretrain.jsonl import dump
-from pretrain.media.read import read_media
-from pretrain.media.write import write_wav
-
-MAX_REFERENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ def assemble(
 def _near_duplicates(
     clips: Sequence[Mapping[str, Any]], config: PrepareConfig
 ) -> dict[int, tuple[int, float]]:
-    """As `duplicates.near_duplicates`; of alike clips the one with the largest picture is kept, then the first."""
+    """As `duplicates.near_duplicates`; the largest picture of alike clips is kept, then the first."""
     order = sorted(
         range(len(clips)), key=lambda place: (-clips[place]["height"] * clips[place]["width"], place)
     )
@@ -96,36 +87,6 @@ def _near_duplicates(
         config.same_sound,
     )
     return dict(sorted((order[place], (order[other], share)) for place, (other, share) in found.items()))
-
-
-def write_set(assembled: Assembled, folder: Path, seconds: float) -> None:
-    """Writes manifest.jsonl, clips, references, rejected.jsonl, summary.json and report.html."""
-    from experiments.preparation.page import report_page
-
-    for name, file in assembled.files.items():
-        _put(file, folder / name)
-    for name, file in assembled.given_references.items():
-        sound = read_media(file, want_video=False, want_audio=True)
-        assert sound.waveform is not None
-        write_wav(folder / name, sound.waveform[: round(MAX_REFERENCE_S * 16_000)], 16_000)
-    for name in ("clips", "references"):
-        (folder / name).mkdir(exist_ok=True)
-    dump(folder / "manifest.jsonl", assembled.rows)
-    dump(folder / "rejected.jsonl", assembled.rejected)
-    if assembled.rows:
-        read_manifest(folder / "manifest.jsonl", max_bad_fraction=0.0)  # raises where a row is not public
-    summary = {**assembled.summary, "seconds": round(seconds, 2)}
-    write_json(folder / "summary.json", summary)
-    (folder / "report.html").write_text(report_page(replace(assembled, summary=summary), folder))
-
-
-def _put(file: Path, target: Path) -> None:
-    """A link to a result, or a copy where the file system has none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
 
 
 def _twice(clip: Mapping[str, Any], other: str, share: float, limit: float) -> dict[str, Any]:

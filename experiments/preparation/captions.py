@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import Clip, Rejection, Span
+from experiments.preparation.records import RawClip, Rejection, SpokenSpan
 from experiments.preparation.services import captioner
 from finetune.rewriter.endpoint import ChatEndpoint, NoAnswer
 from finetune.rewriter.form import ENGLISH, messages, rewrite_of
@@ -36,7 +36,7 @@ LOOK = (
 )
 
 
-def described(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def described(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """The clip with its text; rejected where its words cannot stand in a text (marks among them)."""
     try:
         given = with_speech(given_caption(clip), clip.spans) if clip.given.caption else None
@@ -54,7 +54,7 @@ def described(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
     return replace(clip, text=facts, caption_by="template")
 
 
-def given_caption(clip: Clip) -> str:
+def given_caption(clip: RawClip) -> str:
     """The caption beside the source: whole where its spans are this clip's, else its unspoken part."""
     caption = clip.given.caption
     if [span.text for span in parse(caption).spans] == [span.text for span in clip.spans]:
@@ -62,7 +62,7 @@ def given_caption(clip: Clip) -> str:
     return " ".join(piece.strip() for piece in outside(caption) or [] if piece.strip())
 
 
-def with_speech(caption: str, spans: Sequence[Span]) -> str:
+def with_speech(caption: str, spans: Sequence[SpokenSpan]) -> str:
     """A caption with spans behind it, where it has none itself. Raises ValueError for words with marks."""
     if not spans or parse(caption).spans:
         return caption
@@ -76,7 +76,7 @@ def with_speech(caption: str, spans: Sequence[Span]) -> str:
     return text
 
 
-def measured_facts(clip: Clip) -> str:
+def measured_facts(clip: RawClip) -> str:
     """What the measures say, in sentences."""
     measures, labels = clip.measures, clip.labels
     faces = int(labels.get("num_faces", 0)) if labels.get("face_visible") else 0
@@ -90,7 +90,7 @@ def measured_facts(clip: Clip) -> str:
     return f"{first}. The picture {moves}. The sound is {sound}.{silent}"
 
 
-def asked(clip: Clip, facts: str, endpoint: ChatEndpoint) -> tuple[str, str]:
+def asked(clip: RawClip, facts: str, endpoint: ChatEndpoint) -> tuple[str, str]:
     """(the model's caption, "") or ("", why it was not taken). Raises ConnectionError where no request can
     succeed, and where the server does not answer at all."""
     system, user = messages(facts, ENGLISH)
@@ -125,7 +125,7 @@ def _marked(words: str) -> str:
     return marked
 
 
-def _pictures(clip: Clip) -> list[dict[str, Any]]:
+def _pictures(clip: RawClip) -> list[dict[str, Any]]:
     places = np.linspace(0, len(clip.frames) - 1, PICTURES).round().astype(int)
     found = []
     for place in places:

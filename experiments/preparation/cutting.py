@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.preparation.records import Interval
+from experiments.preparation.records import Stretch
 
 WORD_ROOM_S = 0.03  # around a word
 STEP = 4  # frames: lengths are 1 + 4n
@@ -46,7 +46,7 @@ class Lengths:
 
 
 def plan(
-    scene: Interval, blocked: Iterable[Interval], lengths: Lengths, pause_s: float
+    scene: Stretch, blocked: Iterable[Stretch], lengths: Lengths, pause_s: float
 ) -> list[Piece | Leftover]:
     """Pieces of a scene from its start on, each as long as it can be, with both ends in a pause of at least
     `pause_s` or at the scene's own end where nobody speaks. What is left over is said."""
@@ -73,7 +73,7 @@ def plan(
     return found
 
 
-def merged(blocked: Iterable[Interval], pause_s: float) -> list[Interval]:
+def merged(blocked: Iterable[Stretch], pause_s: float) -> list[Stretch]:
     """Disjoint intervals in order; gaps shorter than `pause_s` are no pauses."""
     found: list[list[float]] = []
     for start, end in sorted(blocked):
@@ -84,12 +84,12 @@ def merged(blocked: Iterable[Interval], pause_s: float) -> list[Interval]:
     return [(start, end) for start, end in found]
 
 
-def padded_words(words: Iterable[Interval], room_s: float = WORD_ROOM_S) -> Iterator[Interval]:
+def padded_words(words: Iterable[Stretch], room_s: float = WORD_ROOM_S) -> Iterator[Stretch]:
     for start, end in words:
         yield max(0.0, start - room_s), end + room_s
 
 
-def free_from(at: float, words: Sequence[Interval]) -> float:
+def free_from(at: float, words: Sequence[Stretch]) -> float:
     """`at`, or the end of the word that it is in."""
     for start, end in words:
         if start < at < end:
@@ -97,13 +97,13 @@ def free_from(at: float, words: Sequence[Interval]) -> float:
     return at
 
 
-def _fits(at: float, seconds: float, end_s: float, words: Sequence[Interval]) -> bool:
+def _fits(at: float, seconds: float, end_s: float, words: Sequence[Stretch]) -> bool:
     end = at + seconds
     return end <= end_s + EPSILON_S and not any(
         start + EPSILON_S < end < stop - EPSILON_S for start, stop in words
     )
 
 
-def _next_start(at: float, end_s: float, words: Sequence[Interval]) -> float | None:
+def _next_start(at: float, end_s: float, words: Sequence[Stretch]) -> float | None:
     """The end of the next stretch of words after `at`."""
     return next((stop for _, stop in words if at + EPSILON_S < stop < end_s), None)

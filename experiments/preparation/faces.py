@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import Clip, Rejection, beyond
+from experiments.preparation.records import RawClip, Rejection, beyond
 from experiments.preparation.services import services
-from rewards.types import Clip as RewardClip
+from rewards.types import Clip
 
 FACE_FPS = 5.0
 MOUTH = (0.2, 0.58, 0.8, 1.0)  # of a face box: x0, y0, x1, y1
 
 
-def seen_speaking(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def seen_speaking(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """Share of pictures with a face; with a sync network, speech that no face says is rejected.
 
     Labels: `speaking_face` True, or "not checked" without a network.
     """
     stride = max(1, round(clip.fps / FACE_FPS))
     some = clip.frames[::stride]
-    faces = _detector().detect(RewardClip(None, 16_000, some, clip.fps / stride))
+    faces = _detector().detect(Clip(None, 16_000, some, clip.fps / stride))
     share = float(np.mean([bool(found) for found in faces]))
     most = max((len(found) for found in faces), default=0)
     clip = clip.measured(face_share=round(share, 4)).labelled(face_visible=share >= 0.5, num_faces=most)
@@ -36,7 +36,7 @@ def seen_speaking(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
     return _in_sync(clip, faces, config)
 
 
-def _in_sync(clip: Clip, faces: list[list[Any]], config: PrepareConfig) -> Clip | Rejection:
+def _in_sync(clip: RawClip, faces: list[list[Any]], config: PrepareConfig) -> RawClip | Rejection:
     score = _sync().score([_with_mouths(clip, faces)])[0]
     if score.reason:
         return Rejection("sync", "sync", None, None, f"lips and sound could not be compared: {score.reason}")
@@ -54,7 +54,7 @@ def _in_sync(clip: Clip, faces: list[list[Any]], config: PrepareConfig) -> Clip 
     return clip.labelled(speaking_face=True)
 
 
-def _with_mouths(clip: Clip, faces: list[list[Any]]) -> RewardClip:
+def _with_mouths(clip: RawClip, faces: list[list[Any]]) -> Clip:
     """The clip with the mouth of its most seen face, for networks that look at the mouth alone."""
     boxes = np.array([max(found, key=lambda face: face.score).box for found in faces if found])
     x0, y0, x1, y1 = np.median(boxes, axis=0)
@@ -65,7 +65,7 @@ def _with_mouths(clip: Clip, faces: list[list[Any]]) -> RewardClip:
     box = tuple(
         int(min(limit, max(0, round(float(side))))) for side, limit in zip(mouth, limits, strict=True)
     )
-    return RewardClip(clip.mono, 16_000, clip.frames, clip.fps, mouth_boxes=[box])  # type: ignore[list-item]
+    return Clip(clip.mono, 16_000, clip.frames, clip.fps, mouth_boxes=[box])  # type: ignore[list-item]
 
 
 def check_network() -> None:

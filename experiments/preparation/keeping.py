@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.duplicates import picture_bits, sound_print
-from experiments.preparation.records import SPEECH_RATE_HZ, Clip, Rejection, Source
+from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, RawVideo, Rejection
 from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings, work_on
 from pretrain.files import write_json
@@ -26,7 +26,7 @@ PREVIEW_SIDE, PREVIEWS_OF_SOURCE = 160, 4
 VERSION = 1  # of what a source's result holds
 
 
-def key_of(source: Source, sha256: str, settings: Settings, services: Services) -> str:
+def key_of(source: RawVideo, sha256: str, settings: Settings, services: Services) -> str:
     """Name of the folder of a source's results: other content, texts or settings have another one."""
     said = [
         VERSION,
@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prepare_source(source: Source, settings: Settings, work: Path, key: str) -> Path:
+def prepare_source(source: RawVideo, settings: Settings, work: Path, key: str) -> Path:
     """Writes the folder `work/key`, whole or not at all, and answers it. Raises as `work_on` does."""
     target = work / key
     if (target / RESULT).is_file():
@@ -57,8 +57,8 @@ def prepare_source(source: Source, settings: Settings, work: Path, key: str) -> 
         kept: list[dict[str, Any]] = []
         rejected: list[Rejection] = []
 
-        def take(found: Clip | Rejection) -> None:
-            if isinstance(found, Clip):
+        def take(found: RawClip | Rejection) -> None:
+            if isinstance(found, RawClip):
                 kept.append(_written(found, fresh, settings.config))
             elif found.clip is not None and len(rejected) < PREVIEWS_OF_SOURCE:
                 rejected.append(_previewed(found, fresh))
@@ -89,7 +89,7 @@ def prepare_source(source: Source, settings: Settings, work: Path, key: str) -> 
     return target
 
 
-def _written(clip: Clip, folder: Path, config: PrepareConfig) -> dict[str, Any]:
+def _written(clip: RawClip, folder: Path, config: PrepareConfig) -> dict[str, Any]:
     """The clip's files, and all that the set needs to know of it."""
     name = f"{clip.data_id}.mp4"
     sound = clip.waveform[:, : round(clip.duration_s * clip.rate_hz)]

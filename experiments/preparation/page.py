@@ -60,7 +60,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Card:
+class SheetCard:
     """One clip of a contact sheet."""
 
     name: str
@@ -123,16 +123,18 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[place] for place in places] if items else []
 
 
-def _kept(row: Mapping[str, Any], folder: Path, left: list[int]) -> Card:
+def _kept(row: Mapping[str, Any], folder: Path, left: list[int]) -> SheetCard:
     meta, info = row["meta"], row["video_info"][0]
     voices = ", ".join(dict.fromkeys(filter(None, meta["speakers"]))) or "no speaker"
     facts = f"{info['duration']:.2f} s of {meta['source']} from {meta['source_start_s']:.2f} s, {voices}"
-    return Card(row["data_id"], _video(folder, info["data_path"], left), row["text_list"][0]["text"], facts)
+    return SheetCard(
+        row["data_id"], _video(folder, info["data_path"], left), row["text_list"][0]["text"], facts
+    )
 
 
 def _rejected(
     rejected: Sequence[Mapping[str, Any]], folder: Path, left: list[int]
-) -> list[tuple[str, list[Card]]]:
+) -> list[tuple[str, list[SheetCard]]]:
     sheets = []
     for stage in dict.fromkeys([*STAGES, *(one["stage"] for one in rejected)]):
         shown = [one for one in rejected if one["stage"] == stage and one.get("preview")][:SHOWN_OF_STAGE]
@@ -141,13 +143,13 @@ def _rejected(
     return sheets
 
 
-def _card(one: Mapping[str, Any], folder: Path, left: list[int]) -> Card:
+def _card(one: Mapping[str, Any], folder: Path, left: list[int]) -> SheetCard:
     measured = (
         f"{one['measure']} {one['value']:g}, limit {one['limit']:g}"
         if one["value"] is not None and one["limit"] is not None
         else one["measure"]
     )
-    return Card(one["data_id"], _video(folder, one["preview"], left), one["reason"], measured)
+    return SheetCard(one["data_id"], _video(folder, one["preview"], left), one["reason"], measured)
 
 
 def _video(folder: Path, name: str, left: list[int]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import Clip, Rejection, beyond
+from experiments.preparation.records import RawClip, Rejection, beyond
 from rewards.lips import LUMA
 
 LOOKED_AT = 12  # pictures of a clip
@@ -15,7 +15,7 @@ MOTION_WIDTH = 160
 MOTION_PAIRS = 12
 
 
-def visible(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def visible(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """Black bars cut off, large pictures reduced, sides made even; a black or tiny clip is rejected."""
     import cv2
 
@@ -40,7 +40,7 @@ def visible(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
     return replace(clip, frames=frames).measured(bars_share=round(bars, 4))
 
 
-def moving(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def moving(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """Mean optical flow (Farneback) of neighbours at 160 pixels of width; a still picture is rejected."""
     import cv2
 

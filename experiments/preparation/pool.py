@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.preparation.keeping import RESULT, prepare_source
-from experiments.preparation.records import Rejection, Source
+from experiments.preparation.records import RawVideo, Rejection
 from experiments.preparation.services import Services, use
 from experiments.preparation.source_work import Settings
 from pretrain.files import write_json
@@ -20,7 +20,7 @@ AHEAD = 2  # sources that wait for each process
 
 
 @dataclass(frozen=True)
-class Work:
+class PoolWork:
     """What all sources of a run share."""
 
     settings: Settings
@@ -29,7 +29,7 @@ class Work:
     nproc: int
 
 
-def work_through(todo: Sequence[tuple[Source, str]], work: Work) -> Iterator[str]:
+def work_through(todo: Sequence[tuple[RawVideo, str]], work: PoolWork) -> Iterator[str]:
     """Prepares each (source, key) and yields the key of each as it is done, in no order.
 
     Raises what a worker raised: OSError of writing, ConnectionError; what was done by then is kept.
@@ -42,7 +42,7 @@ def work_through(todo: Sequence[tuple[Source, str]], work: Work) -> Iterator[str
         return
     left = deque(todo)
     while left:
-        suspects: list[tuple[Source, str]] = []
+        suspects: list[tuple[RawVideo, str]] = []
         yield from _by_pool(left, work, suspects)
         for source, key in suspects:  # one of those that were worked on killed its process
             _alone(source, key, work)
@@ -50,11 +50,11 @@ def work_through(todo: Sequence[tuple[Source, str]], work: Work) -> Iterator[str
 
 
 def _by_pool(
-    left: deque[tuple[Source, str]], work: Work, suspects: list[tuple[Source, str]]
+    left: deque[tuple[RawVideo, str]], work: PoolWork, suspects: list[tuple[RawVideo, str]]
 ) -> Iterator[str]:
     """Takes from `left` until it is empty, or until a process dies: then what was being done is suspect."""
     pool = _pool(work, min(work.nproc, len(left)))
-    running: dict[Future[Path], tuple[Source, str]] = {}
+    running: dict[Future[Path], tuple[RawVideo, str]] = {}
     try:
         while left or running:
             while left and len(running) < AHEAD * work.nproc:
@@ -71,7 +71,7 @@ def _by_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(source: Source, key: str, work: Work) -> None:
+def _alone(source: RawVideo, key: str, work: PoolWork) -> None:
     pool = _pool(work, 1)
     try:
         pool.submit(prepare_source, source, work.settings, work.folder, key).result()
@@ -85,7 +85,7 @@ def _alone(source: Source, key: str, work: Work) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(work: Work, processes: int) -> ProcessPoolExecutor:
+def _pool(work: PoolWork, processes: int) -> ProcessPoolExecutor:
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs torch threads can hang
     return ProcessPoolExecutor(processes, spawn, initializer=_start, initargs=(work.services,))
 

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.preparation.assemble import Assembled, assemble, write_set
+from experiments.preparation.assemble import Assembled, assemble
 from experiments.preparation.faces import check_network
 from experiments.preparation.keeping import RESULT, key_of, sha256_of
-from experiments.preparation.pool import Work, work_through
-from experiments.preparation.records import Rejection, Source
+from experiments.preparation.pool import PoolWork, work_through
+from experiments.preparation.records import RawVideo, Rejection
 from experiments.preparation.services import Services, use
 from experiments.preparation.source_work import Settings, check_steps
 from experiments.preparation.sources import find_sources
+from experiments.preparation.writing import write_set
 from pretrain.files import locked, read_json, write_json
 from pretrain.owned import check_owned, owned_folder
 from pretrain.progress import track
@@ -30,10 +31,10 @@ COMMAND = "prepare"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundVideos:
     """The sources of a run, and what is said of others before any is decoded."""
 
-    sources: list[Source]
+    sources: list[RawVideo]
     rejected: list[Rejection]
     left_out: Mapping[str, int]
 
@@ -51,9 +52,9 @@ def check(settings: Settings, services: Services) -> None:
         )
 
 
-def find(place: str, settings: Settings) -> Found:
+def find(place: str, settings: Settings) -> FoundVideos:
     sources, rejected, left_out = find_sources(place, settings.config)
-    return Found(sources, rejected, left_out)
+    return FoundVideos(sources, rejected, left_out)
 
 
 def work_folder(out: Path) -> Path:
@@ -61,7 +62,7 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
-def prepare(place: str, out: Path, settings: Settings, services: Services, nproc: int) -> Assembled:
+def prepare_set(place: str, out: Path, settings: Settings, services: Services, nproc: int) -> Assembled:
     """Writes the set to `out` and answers what came of it.
 
     Raises FileNotFoundError and ValueError before any file is decoded, OSError and ConnectionError where it
@@ -84,7 +85,7 @@ def prepare(place: str, out: Path, settings: Settings, services: Services, nproc
             for source in found.sources
             if source.name in keys and not (folder / keys[source.name] / RESULT).is_file()
         ]
-        work = Work(settings, services, folder, nproc)
+        work = PoolWork(settings, services, folder, nproc)
         for _ in track(work_through(todo, work), len(todo), "videos prepared"):
             pass
         results = [
@@ -98,7 +99,7 @@ def prepare(place: str, out: Path, settings: Settings, services: Services, nproc
     return assembled
 
 
-def dry_run(place: str, count: int, settings: Settings, services: Services, nproc: int) -> dict[str, Any]:
+def predict(place: str, count: int, settings: Settings, services: Services, nproc: int) -> dict[str, Any]:
     """Tries `count` evenly chosen sources in a temporary folder and predicts yield and time of all."""
     check(settings, services)
     found = find(place, settings)
@@ -109,7 +110,7 @@ def dry_run(place: str, count: int, settings: Settings, services: Services, npro
     with tempfile.TemporaryDirectory() as folder:
         begun_s = time.monotonic()
         keys, rejected = _keys(some, settings, services)
-        work = Work(settings, services, Path(folder), nproc)
+        work = PoolWork(settings, services, Path(folder), nproc)
         todo = [(source, keys[source.name]) for source in some if source.name in keys]
         for _ in track(work_through(todo, work), len(todo), "videos tried"):
             pass
@@ -132,12 +133,12 @@ def dry_run(place: str, count: int, settings: Settings, services: Services, npro
     }
 
 
-def _bytes(sources: Sequence[Source]) -> int:
+def _bytes(sources: Sequence[RawVideo]) -> int:
     return sum(source.path.stat().st_size for source in sources if source.path.is_file())
 
 
 def _keys(
-    sources: Sequence[Source], settings: Settings, services: Services
+    sources: Sequence[RawVideo], settings: Settings, services: Services
 ) -> tuple[dict[str, str], list[Rejection]]:
     """Name of each source's results; of several files with the same bytes the first counts."""
     keys: dict[str, str] = {}
@@ -156,7 +157,7 @@ def _keys(
     return keys, rejected
 
 
-def _digests(sources: Sequence[Source]) -> Iterator[tuple[Source, str | OSError]]:
+def _digests(sources: Sequence[RawVideo]) -> Iterator[tuple[RawVideo, str | OSError]]:
     for source in track(sources, len(sources), "files hashed"):
         try:
             yield source, sha256_of(source.path)

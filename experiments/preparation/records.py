@@ -14,7 +14,7 @@ from pretrain.media.channels import mixed
 from pretrain.media.samples import to_rate
 
 SPEECH_RATE_HZ = 16_000
-Interval = tuple[float, float]  # seconds, the end is exclusive
+Stretch = tuple[float, float]  # seconds, the end is exclusive
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GivenText:
 
 
 @dataclass(frozen=True)
-class Source:
+class RawVideo:
     """A file to be prepared; `name` is its path relative to the folder that was given."""
 
     path: Path
@@ -54,14 +54,14 @@ class Heard:
     """The words of a source, and where there is speech at all. `by`: who found the words."""
 
     words: tuple[Word, ...]
-    speech: tuple[Interval, ...]
+    speech: tuple[Stretch, ...]
     by: str
-    blocked: tuple[Interval, ...] = ()  # where nothing may be cut besides in words
+    blocked: tuple[Stretch, ...] = ()  # where nothing may be cut besides in words
     alignment: float | None = None  # score of a given text
 
 
 @dataclass(frozen=True)
-class Span:
+class SpokenSpan:
     """A stretch of speech of one voice within a clip; `voice`: its embedding, () where it is too short."""
 
     text: str
@@ -72,7 +72,7 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class RawClip:
     """A clip of a source, in memory, on its way through the steps."""
 
     data_id: str
@@ -84,9 +84,9 @@ class Clip:
     rate_hz: int
     given: GivenText
     words: tuple[Word, ...] = ()  # times within the clip
-    speech: tuple[Interval, ...] = ()
+    speech: tuple[Stretch, ...] = ()
     words_by: str = ""
-    spans: tuple[Span, ...] = ()
+    spans: tuple[SpokenSpan, ...] = ()
     text: str = ""  # the caption with its spans
     caption_by: str = ""
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -101,10 +101,10 @@ class Clip:
         """float32 [N] at 16 kHz."""
         return to_rate(mixed(self.waveform, 1), self.rate_hz, SPEECH_RATE_HZ)
 
-    def measured(self, **measures: float) -> Clip:
+    def measured(self, **measures: float) -> RawClip:
         return replace(self, measures={**self.measures, **measures})
 
-    def labelled(self, **labels: Any) -> Clip:
+    def labelled(self, **labels: Any) -> RawClip:
         return replace(self, labels={**self.labels, **labels})
 
 
@@ -122,7 +122,7 @@ class Rejection:
     start_s: float = 0.0
     duration_s: float = 0.0
     preview: str = ""  # a small mp4, relative to the output
-    clip: Clip | None = field(default=None, compare=False, repr=False)
+    clip: RawClip | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         names = ("source", "data_id", "stage", "measure", "value", "limit", "reason", "start_s", "duration_s")

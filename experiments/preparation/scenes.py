@@ -13,14 +13,14 @@ from rewards.sync.shots import colour_histograms
 
 WIDTH = 256  # pixels at which pictures are compared, as PySceneDetect does by itself
 INSTALL = "pip install 'nava[prepare]'"
-BEFORE, AFTER = 2, (3, 5, 8)  # pictures around a cut whose histograms tell it from a flash
+BEFORE, AFTER = (2, 5, 8), (3, 5, 8)  # pictures around a cut whose histograms tell it from a flash
 HARD = 0.6  # share of a change that lies between two neighbours
 MIN_SCENE_PICTURES = 8
-HARD_TRIM_PICTURES = 0
+NEAR = 5  # pictures around a detection in which the change is looked for
 
 
 @dataclass(frozen=True)
-class Cut:
+class SceneCut:
     """A new scene starts with picture `first`; `gradual`: by a fade or dissolve."""
 
     first: int
@@ -63,30 +63,42 @@ class detected:
         for detector in self._detectors:
             self._found |= {cut.frame_num for cut in detector.process_frame(at, bgr)}
 
-    def cuts(self) -> list[Cut]:
+    def cuts(self) -> list[SceneCut]:
         """Boundaries in order; the first scene's start is none."""
         histograms = np.array(self._histograms)
         return real_cuts(sorted(self._found), histograms, self.config.flash)
 
 
-def real_cuts(found: Sequence[int], histograms: np.ndarray, flash: float) -> list[Cut]:
+def real_cuts(found: Sequence[int], histograms: np.ndarray, flash: float) -> list[SceneCut]:
     """Cuts [first pictures] less flashes, and detections of one change merged; histograms [T, 3, 16]."""
     last, cuts = len(histograms) - 1, []
     for first in found:
         if not 0 < first <= last:
             continue
-        before = histograms[max(0, first - BEFORE)]
-        changes = [_change(before, histograms[min(last, first + after)]) for after in AFTER]
+        changes = (
+            _change(histograms[max(0, first - before)], histograms[min(last, first + after)])
+            for before in BEFORE
+            for after in AFTER
+        )
         if min(changes) < flash:
             continue
-        around = _change(histograms[max(0, first - 3)], histograms[min(last, first + 2)])
-        hard = _change(histograms[first - 1], histograms[first]) >= HARD * max(around, 1e-6)
+        first, hard = _sharpest(first, histograms)
         if cuts and first - cuts[-1].first < MIN_SCENE_PICTURES:
             if hard and cuts[-1].gradual:
-                cuts[-1] = Cut(first, False)
+                cuts[-1] = SceneCut(first, False)
             continue
-        cuts.append(Cut(first, not hard))
+        cuts.append(SceneCut(first, not hard))
     return cuts
+
+
+def _sharpest(first: int, histograms: np.ndarray) -> tuple[int, bool]:
+    """(picture at which most changes near a detection, True) for a change at once; else (first, False)."""
+    near = range(max(1, first - NEAR), min(len(histograms), first + NEAR + 1))
+    best = max(near, key=lambda place: _change(histograms[place - 1], histograms[place]))
+    last = len(histograms) - 1
+    around = _change(histograms[max(0, best - 3)], histograms[min(last, best + 2)])
+    at_once = _change(histograms[best - 1], histograms[best])
+    return (best, True) if at_once >= HARD * max(around, 1e-6) else (first, False)
 
 
 def _change(first: np.ndarray, second: np.ndarray) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import Clip, Rejection, beyond
+from experiments.preparation.records import RawClip, Rejection, beyond
 from rewards.loudness import lufs
 from rewards.quality.noise import clipped_share, snr_db
 
 
-def audible(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def audible(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """Measures of the sound; a silent, clipped or very noisy clip is rejected."""
     mono, original = clip.mono, clip.waveform.mean(axis=0)
     loudness = lufs(mono, 16_000)

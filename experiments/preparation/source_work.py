@@ -16,12 +16,12 @@ from experiments.preparation.cutting import STEP, Leftover, Lengths, Piece, padd
 from experiments.preparation.pieces import cut_pieces
 from experiments.preparation.records import (
     SPEECH_RATE_HZ,
-    Clip,
     GivenText,
     Heard,
-    Interval,
+    RawClip,
+    RawVideo,
     Rejection,
-    Source,
+    Stretch,
     Word,
 )
 from experiments.preparation.words import loud_speech
@@ -67,7 +67,7 @@ class Settings:
 
 
 @dataclass(eq=False)
-class Outcome:
+class VideoOutcome:
     """What became of a source. `take(clip or rejection)` was called for each clip in order."""
 
     seconds: float = 0.0
@@ -78,7 +78,7 @@ class Outcome:
     stage_s: dict[str, float] = field(default_factory=dict)
 
 
-Take = Callable[[Clip | Rejection], None]
+Take = Callable[[RawClip | Rejection], None]
 
 
 def check_steps(config: PrepareConfig) -> None:
@@ -87,10 +87,10 @@ def check_steps(config: PrepareConfig) -> None:
         _step(name)
 
 
-def work_on(source: Source, settings: Settings, take: Take) -> Outcome:
+def work_on(source: RawVideo, settings: Settings, take: Take) -> VideoOutcome:
     """Hands every clip of a source, kept or rejected, to `take`. What is wrong with the file is a rejection;
     raises OSError of writing, and ConnectionError where a server is gone."""
-    outcome, watch = Outcome(), Stopwatch()
+    outcome, watch = VideoOutcome(), Stopwatch()
     try:
         _work(source, settings, take, outcome, watch)
     except MediaError as error:
@@ -110,11 +110,11 @@ def work_on(source: Source, settings: Settings, take: Take) -> Outcome:
     return outcome
 
 
-def _of_source(source: Source, stage: str, measure: str, reason: str) -> Rejection:
+def _of_source(source: RawVideo, stage: str, measure: str, reason: str) -> Rejection:
     return Rejection(stage, measure, None, None, reason, source=source.name)
 
 
-def _work(source: Source, settings: Settings, take: Take, outcome: Outcome, watch: Stopwatch) -> None:
+def _work(source: RawVideo, settings: Settings, take: Take, outcome: VideoOutcome, watch: Stopwatch) -> None:
     config = settings.config
     limits = MediaLimits(seconds=config.max_source_s)
     with watch.stage("sound"):
@@ -164,7 +164,7 @@ def _work(source: Source, settings: Settings, take: Take, outcome: Outcome, watc
 
 
 def _heard(
-    mono: np.ndarray, speech: Sequence[Interval], given: GivenText, config: PrepareConfig
+    mono: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig
 ) -> tuple[Heard, GivenText]:
     """Words, and the given text as what it turned out to be: a transcript where it can be aligned."""
     find = _step(config.words)
@@ -176,7 +176,7 @@ def _heard(
     return heard, given
 
 
-def _scenes(path: Path, config: PrepareConfig, limits: MediaLimits, outcome: Outcome) -> list[Interval]:
+def _scenes(path: Path, config: PrepareConfig, limits: MediaLimits, outcome: VideoOutcome) -> list[Stretch]:
     detector, times = _step(config.scenes)(config), list[float]()
     for passing in passing_pictures(path, limits):
         times.append(passing.at_s)
@@ -192,7 +192,7 @@ def _scenes(path: Path, config: PrepareConfig, limits: MediaLimits, outcome: Out
     ]
 
 
-def _left(source: Source, part: Leftover, settings: Settings) -> Rejection:
+def _left(source: RawVideo, part: Leftover, settings: Settings) -> Rejection:
     seconds = part.end_s - part.start_s
     limit = settings.config.min_s
     return Rejection(
@@ -202,14 +202,14 @@ def _left(source: Source, part: Leftover, settings: Settings) -> Rejection:
 
 @dataclass(frozen=True, eq=False)
 class _Context:
-    source: Source
+    source: RawVideo
     heard: Heard
     given: GivenText
     waveform: np.ndarray
     rate_hz: int
     settings: Settings
 
-    def clip(self, number: int, piece: Piece, frames: np.ndarray) -> Clip:
+    def clip(self, number: int, piece: Piece, frames: np.ndarray) -> RawClip:
         start_s, fps = piece.start_s, self.settings.fps
         end_s = start_s + piece.num_frames / fps
         first, count = round(start_s * self.rate_hz), round(piece.num_frames / fps * self.rate_hz)
@@ -224,7 +224,7 @@ class _Context:
             for start, end in self.heard.speech
             if min(end, end_s) > max(start, start_s)
         )
-        return Clip(
+        return RawClip(
             data_id=f"{self.source.data_id}-{number:04d}",
             source=self.source.name,
             start_s=start_s,
@@ -239,10 +239,12 @@ class _Context:
         )
 
 
-def _through_steps(clip: Clip, config: PrepareConfig, outcome: Outcome, take: Take, watch: Stopwatch) -> None:
-    at: Clip | Rejection = clip
+def _through_steps(
+    clip: RawClip, config: PrepareConfig, outcome: VideoOutcome, take: Take, watch: Stopwatch
+) -> None:
+    at: RawClip | Rejection = clip
     for name in config.steps:
-        assert isinstance(at, Clip)
+        assert isinstance(at, RawClip)
         stage = name.partition(":")[2]
         with watch.stage(stage):
             try:

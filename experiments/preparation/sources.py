@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import GivenText, Rejection, Source
+from experiments.preparation.records import GivenText, RawVideo, Rejection
 from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
 from pretrain.data.plain_tables import TABLES
 from pretrain.jsonl import FieldError
@@ -27,7 +27,7 @@ _MAX_TEXT_BYTES = 4 << 20
 
 def find_sources(
     place: str, config: PrepareConfig
-) -> tuple[list[Source], list[Rejection], Mapping[str, int]]:
+) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
     """(sources in order, those whose texts are wrong, what else lies there by kind).
 
     `place`: a folder, a pattern such as 'raw/*.mp4', one video, a file with a path on each line, or a plain
@@ -65,7 +65,7 @@ def _listed(path: Path) -> tuple[list[Path], Path]:
     return [path.parent / name for name in names], path.parent
 
 
-def _plain(place: Path) -> tuple[list[Source], list[Rejection]]:
+def _plain(place: Path) -> tuple[list[RawVideo], list[Rejection]]:
     """The clips of a table as sources; its captions count."""
     assert is_plain(place) or place.suffix.lower() in TABLES
     sources, wrong, table = [], [], table_of(place)
@@ -80,7 +80,7 @@ def _plain(place: Path) -> tuple[list[Source], list[Rejection]]:
     return sources, wrong
 
 
-def _of_row(clip: PlainClip, table: Path) -> Source:
+def _of_row(clip: PlainClip, table: Path) -> RawVideo:
     try:
         name = clip.path.relative_to(table.parent.absolute()).as_posix()
     except ValueError:
@@ -92,7 +92,7 @@ def _of_row(clip: PlainClip, table: Path) -> Source:
         reference=str(clip.reference or ""),
         digest=hashlib.sha256(repr((clip.text, clip.starts_s, clip.ends_s)).encode()).hexdigest(),
     )
-    return Source(clip.path, name, clip.data_id, given)
+    return RawVideo(clip.path, name, clip.data_id, given)
 
 
 def _given_times(clip: PlainClip) -> tuple[tuple[float, float, str], ...]:
@@ -104,7 +104,9 @@ def _given_times(clip: PlainClip) -> tuple[tuple[float, float, str], ...]:
     )
 
 
-def _beside(files: Iterable[Path], base: Path, config: PrepareConfig) -> tuple[list[Source], list[Rejection]]:
+def _beside(
+    files: Iterable[Path], base: Path, config: PrepareConfig
+) -> tuple[list[RawVideo], list[Rejection]]:
     sources, wrong, seen = [], [], set[str]()
     for file in files:
         name = Path(os.path.relpath(file, base)).as_posix()
@@ -113,7 +115,7 @@ def _beside(files: Iterable[Path], base: Path, config: PrepareConfig) -> tuple[l
             data_id = safe_id(name)
         seen.add(data_id)
         try:
-            sources.append(Source(file, name, data_id, given_text(file, config)))
+            sources.append(RawVideo(file, name, data_id, given_text(file, config)))
         except ValueError as error:
             wrong.append(Rejection("text", "text", None, None, str(error), source=name))
     return sources, wrong

@@ -14,7 +14,7 @@ MAX_CLUSTERED = 4000  # voices of one clustering: its distances are their square
 
 @dataclass(frozen=True)
 class SpanKey:
-    """Span `span` of clip `clip` of the set."""
+    """SpokenSpan `span` of clip `clip` of the set."""
 
     clip: int
     span: int
@@ -23,7 +23,8 @@ class SpanKey:
 def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float, across: float) -> dict[SpanKey, str]:
     """Speaker names `speaker000` on, numbered in the order in which they first speak; a given name counts.
 
-    `same`: cosine at which clusters join (average linkage) within a source; `across`: of several sources. Spans without a voice follow their clip's first.
+    `same`: cosine at which clusters join (average linkage) within a source; `across`: of several sources.
+    Spans without a voice follow their clip's first.
     """
     by_source: dict[str, list[SpanKey]] = {}
     named: dict[SpanKey, str] = {}

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import SPEECH_RATE_HZ, Clip, Rejection, Span, Word, beyond
+from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, Rejection, SpokenSpan, Word, beyond
 from pretrain.prompt import parse
 
 MIN_VOICE_S = 0.3  # of a span that is embedded
 
 
-def spoken(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
+def spoken(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """The clip with its spans and their voices; one with too little or unsure speech is rejected."""
     seconds = sum(end - start for start, end in clip.speech)
     clip = clip.measured(speech_s=round(seconds, 3))
@@ -37,7 +37,7 @@ def spoken(clip: Clip, config: PrepareConfig) -> Clip | Rejection:
     return replace(clip, spans=_with_voices(clip, phrases(clip, config)))
 
 
-def phrases(clip: Clip, config: PrepareConfig) -> list[Span]:
+def phrases(clip: RawClip, config: PrepareConfig) -> list[SpokenSpan]:
     """Stretches of words between pauses in which a speaker may change; the caption's own spans where it has
     some and they are all here."""
     wanted = [span.text for span in parse(clip.given.caption).spans]
@@ -52,7 +52,7 @@ def phrases(clip: Clip, config: PrepareConfig) -> list[Span]:
     return [_span(words, " ".join(word.text for word in words)) for words in spans]
 
 
-def _as_written(words: Sequence[Word], wanted: Sequence[str]) -> list[Span] | None:
+def _as_written(words: Sequence[Word], wanted: Sequence[str]) -> list[SpokenSpan] | None:
     """Spans letter by letter as the caption has them; None where the words are not exactly theirs."""
     spans, place = [], 0
     for text in wanted:
@@ -67,11 +67,11 @@ def _as_written(words: Sequence[Word], wanted: Sequence[str]) -> list[Span] | No
     return spans if place == len(words) else None
 
 
-def _span(words: Sequence[Word], text: str) -> Span:
-    return Span(text, words[0].start_s, max(words[-1].end_s, words[0].start_s + 0.01))
+def _span(words: Sequence[Word], text: str) -> SpokenSpan:
+    return SpokenSpan(text, words[0].start_s, max(words[-1].end_s, words[0].start_s + 0.01))
 
 
-def _with_voices(clip: Clip, spans: Sequence[Span]) -> tuple[Span, ...]:
+def _with_voices(clip: RawClip, spans: Sequence[SpokenSpan]) -> tuple[SpokenSpan, ...]:
     sounds = [
         clip.mono[round(span.start_s * SPEECH_RATE_HZ) : round(span.end_s * SPEECH_RATE_HZ)] for span in spans
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import SPEECH_RATE_HZ, GivenText, Heard, Interval, Word
+from experiments.preparation.records import SPEECH_RATE_HZ, GivenText, Heard, Stretch, Word
 from experiments.preparation.services import transcriber
 from pretrain.prompt import parse
 from rewards.speech.folding import fold, split_words
@@ -24,9 +24,7 @@ LOUD_DB = 30.0  # below the loudest speech; what is quieter is a pause
 MAX_AT_ONCE_S = 30.0
 
 
-def sphinx(
-    waveform: np.ndarray, speech: Sequence[Interval], given: GivenText, config: PrepareConfig
-) -> Heard:
+def sphinx(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     """The words of [N] at 16 kHz: a given text aligned where it fits, else what is recognised (English)."""
     if given.cues:
         return _of_cues(waveform, speech, given)
@@ -41,7 +39,7 @@ def sphinx(
     return Heard(tuple(recognised(waveform, speech)), tuple(speech), "pocketsphinx")
 
 
-def _transcribed(waveform: np.ndarray, speech: Sequence[Interval], hearing: Transcriber) -> Heard:
+def _transcribed(waveform: np.ndarray, speech: Sequence[Stretch], hearing: Transcriber) -> Heard:
     """Texts of a recogniser for each stretch of speech, with the times that PocketSphinx finds for them."""
     sounds = [
         waveform[round(start_s * SPEECH_RATE_HZ) : round(end_s * SPEECH_RATE_HZ)] for start_s, end_s in speech
@@ -57,7 +55,7 @@ def _transcribed(waveform: np.ndarray, speech: Sequence[Interval], hearing: Tran
     return replace(_of_cues(waveform, speech, GivenText(cues=cues)), by=hearing.name)
 
 
-def recognised(waveform: np.ndarray, speech: Sequence[Interval]) -> list[Word]:
+def recognised(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Word]:
     """What PocketSphinx hears in each stretch of speech."""
     words: list[Word] = []
     for start_s, end_s in speech:
@@ -107,7 +105,7 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
 
 
 def _placed(
-    written: list[str], known: list[list[str]], whole: list[bool], times: list[Interval]
+    written: list[str], known: list[list[str]], whole: list[bool], times: list[Stretch]
 ) -> list[Word]:
     words: list[Word] = []
     place, pending = 0, list[str]()
@@ -138,7 +136,7 @@ def _between(texts: list[str], start_s: float | None, end_s: float | None) -> li
     return [Word(text, edges[i], edges[i + 1], 0.0) for i, text in enumerate(texts)]
 
 
-def _of_cues(waveform: np.ndarray, speech: Sequence[Interval], given: GivenText) -> Heard:
+def _of_cues(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText) -> Heard:
     words: list[Word] = []
     scores = []
     for start_s, end_s, text in given.cues:
@@ -153,14 +151,14 @@ def _of_cues(waveform: np.ndarray, speech: Sequence[Interval], given: GivenText)
     return Heard(tuple(words), tuple(speech), "subtitles", alignment=float(np.median(scores)))
 
 
-def _whole(waveform: np.ndarray, speech: Sequence[Interval], text: str, score: float) -> Heard:
+def _whole(waveform: np.ndarray, speech: Sequence[Stretch], text: str, score: float) -> Heard:
     """A text that cannot be aligned: one block from the first to the last speech."""
     end_s = len(waveform) / SPEECH_RATE_HZ
     start_s, end_s = (speech[0][0], speech[-1][1]) if speech else (0.0, end_s)
     return Heard((Word(text, start_s, end_s),), tuple(speech), "unaligned", alignment=score)
 
 
-def loud_speech(waveform: np.ndarray, speech: Sequence[Interval]) -> list[Interval]:
+def loud_speech(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Stretch]:
     """Parts of speech within 30 dB of its loudest: nothing is cut there, whatever words were heard."""
     step = round(FRAME_S * SPEECH_RATE_HZ)
     frames = waveform[: len(waveform) // step * step].reshape(-1, step)
