@@ -10,6 +10,7 @@ from experiments.preparation.records import SPEECH_RATE_HZ, Stretch
 
 FRAME_S = 0.03
 AGGRESSIVENESS = 3
+SILENT_PEAK = 1e-3  # of a whole sound: nobody speaks below it
 JOIN_S, MIN_S, PAD_S = 0.3, 0.12, 0.06
 
 
@@ -19,7 +20,7 @@ def webrtc(waveform: np.ndarray) -> list[Stretch]:
 
     detector, step = webrtcvad.Vad(AGGRESSIVENESS), round(FRAME_S * SPEECH_RATE_HZ)
     peak = float(np.abs(waveform).max(initial=0.0))
-    if peak < 1e-4:
+    if peak < SILENT_PEAK:
         return []
     pcm = np.round(waveform / peak * 0.7 * 32767).astype("<i2")
     pcm = pcm[: len(pcm) // step * step].reshape(-1, step)

@@ -140,20 +140,23 @@ def _bytes(sources: Sequence[RawVideo]) -> int:
 def _keys(
     sources: Sequence[RawVideo], settings: Settings, services: Services
 ) -> tuple[dict[str, str], list[Rejection]]:
-    """Name of each source's results; of several files with the same bytes the first counts."""
-    keys: dict[str, str] = {}
+    """Name of each source's results; of files with the same bytes, the first that has a text counts."""
     rejected: list[Rejection] = []
-    first: dict[str, str] = {}
+    alike: dict[str, list[RawVideo]] = {}
     for source, digest in _digests(sources):
         if isinstance(digest, OSError):
             reason = f"cannot be read ({digest.strerror or digest})"
             rejected.append(Rejection("read", "file", None, None, reason, source=source.name))
-        elif digest in first:
-            reason = f"the same bytes as {first[digest]}"
-            rejected.append(Rejection("duplicate", "sha256", None, None, reason, source=source.name))
         else:
-            first[digest] = source.name
-            keys[source.name] = key_of(source, digest, settings, services)
+            alike.setdefault(digest, []).append(source)
+    keys: dict[str, str] = {}
+    for digest, some in alike.items():
+        kept = next((source for source in some if source.given.digest), some[0])
+        keys[kept.name] = key_of(kept, digest, settings, services)
+        for source in some:
+            if source is not kept:
+                reason = f"the same bytes as {kept.name}"
+                rejected.append(Rejection("duplicate", "sha256", None, None, reason, source=source.name))
     return keys, rejected
 
 

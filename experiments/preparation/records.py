@@ -127,9 +127,15 @@ class Rejection:
     def to_json(self) -> dict[str, Any]:
         names = ("source", "data_id", "stage", "measure", "value", "limit", "reason", "start_s", "duration_s")
         found = {name: getattr(self, name) for name in names}
+        found |= {"source": printable(self.source), "reason": printable(self.reason)}
         return {**found, "start_s": round(self.start_s, 4), "duration_s": round(self.duration_s, 4)} | (
             {"preview": self.preview} if self.preview else {}
         )
+
+
+def printable(text: str) -> str:
+    """A text with bytes of names that are not UTF-8 written as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def beyond(stage: str, measure: str, value: float, limit: float, reason: str) -> Rejection:

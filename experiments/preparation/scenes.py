@@ -96,7 +96,7 @@ def _sharpest(first: int, histograms: np.ndarray) -> tuple[int, bool]:
     near = range(max(1, first - NEAR), min(len(histograms), first + NEAR + 1))
     best = max(near, key=lambda place: _change(histograms[place - 1], histograms[place]))
     last = len(histograms) - 1
-    around = _change(histograms[max(0, best - 3)], histograms[min(last, best + 2)])
+    around = _change(histograms[max(0, best - BEFORE[-1])], histograms[min(last, best + AFTER[-1])])
     at_once = _change(histograms[best - 1], histograms[best])
     return (best, True) if at_once >= HARD * max(around, 1e-6) else (first, False)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import GivenText, RawVideo, Rejection
+from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
 from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
 from pretrain.data.plain_tables import TABLES
 from pretrain.jsonl import FieldError
@@ -115,9 +115,9 @@ def _beside(
             data_id = safe_id(name)
         seen.add(data_id)
         try:
-            sources.append(RawVideo(file, name, data_id, given_text(file, config)))
+            sources.append(RawVideo(file, printable(name), data_id, given_text(file, config)))
         except ValueError as error:
-            wrong.append(Rejection("text", "text", None, None, str(error), source=name))
+            wrong.append(Rejection("text", "text", None, None, str(error), source=printable(name)))
     return sources, wrong
 
 

@@ -38,8 +38,9 @@ def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float, across: flo
     groups: list[list[SpanKey]] = []
     for keys in by_source.values():
         groups += _clusters(keys, _voices(clips, keys), _seconds(clips, keys), same)
-    centres = np.array([_centre(clips, group) for group in groups]).reshape(len(groups), -1)
-    joined = _labels(centres, across) if 1 < len(groups) <= MAX_CLUSTERED else np.arange(len(groups))
+    joined = np.arange(len(groups))
+    if 1 < len(groups) <= MAX_CLUSTERED:
+        joined = _labels(np.array([_centre(clips, group) for group in groups]), across)
     label_of = {key: int(label) for group, label in zip(groups, joined, strict=True) for key in group}
     return _numbered(clips, label_of, named)
 
