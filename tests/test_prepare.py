@@ -282,6 +282,20 @@ def test_plain_tables_name_speakers_and_references(tmp_path):
         assert not source.startswith(row["data_id"])
 
 
+def test_given_words_that_are_not_said_are_refused(tmp_path):
+    raw = tmp_path / "raw"
+    for number in range(3):
+        small(raw / f"{number}.mp4", number)
+    texts = ["<S>garden window paper<E>", "<S>chicken ocean doctor<E>", "<S>garden<E>"]
+    (raw / "set.csv").write_text(
+        "file_name,text\n" + "".join(f"{i}.mp4,{text}\n" for i, text in enumerate(texts))
+    )
+    assembled = prepare_set(str(raw / "set.csv"), tmp_path / "out", EVERY, Services(), 1)
+    assert [row["meta"]["source"] for row in assembled.rows] == ["0.mp4"]
+    wrong = {one["source"]: (one["stage"], one["measure"]) for one in assembled.rejected if one["data_id"]}
+    assert wrong == {"1.mp4": ("words", "alignment"), "2.mp4": ("words", "alignment")}
+
+
 def command(raw: Path, out: Path) -> list[str]:
     chosen = ["--set", "prepare.min_confidence=0", "--nproc", "1"]
     return [sys.executable, "-m", "experiments.cli", "prepare", str(raw), "--to", str(out), *chosen]

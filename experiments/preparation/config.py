@@ -45,7 +45,9 @@ class PrepareConfig:
     min_speech_s: float = 0.3
     min_speech_share: float = 0.0
     min_confidence: float = 0.7  # mean of the recogniser's words; words of a given text have none
-    min_alignment: float = 0.2  # PocketSphinx' score of a given text; wrong ones are at most 0.1
+    # PocketSphinx' score of a given text for 3 s of words: right ones 0.5 and more, wrong ones at most 0.26
+    min_alignment: float = 0.38
+    min_coverage: float = 0.6  # of the speech by the words of a given text; with half of them missing 0.5
     pause_s: float = 0.12  # shorter pauses are not cut at
     turn_pause_s: float = 0.3  # speakers change in pauses
     same_speaker: float = 0.75  # cosine of voices at which clusters join (average linkage), within a source

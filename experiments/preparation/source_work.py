@@ -24,7 +24,7 @@ from experiments.preparation.records import (
     Stretch,
     Word,
 )
-from experiments.preparation.words import loud_speech
+from experiments.preparation.words import MISALIGNED, loud_speech
 from pretrain.config import one_line
 from pretrain.media.channels import mixed
 from pretrain.media.errors import MediaError
@@ -169,8 +169,7 @@ def _heard(
     """Words, and the given text as what it turned out to be: a transcript where it can be aligned."""
     find = _step(config.words)
     heard = find(mono, speech, given, config)
-    fits = heard.alignment is not None and heard.alignment >= config.min_alignment
-    if given.transcript and not given.cues and not fits and config.text_beside == "auto":
+    if given.transcript and heard.by == MISALIGNED and config.text_beside == "auto":
         given = replace(given, transcript="", caption=given.transcript)
         heard = find(mono, speech, given, config)
     return heard, given

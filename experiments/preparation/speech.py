@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, Rejection, SpokenSpan, Word, beyond
+from experiments.preparation.words import MISALIGNED
 from pretrain.prompt import parse
 
 MIN_VOICE_S = 0.3  # of a span that is embedded
@@ -28,6 +29,9 @@ def spoken(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
         return beyond("speech", "speech_share", share, config.min_speech_share, "too little of it is speech")
     if seconds >= max(0.3, config.min_speech_s) and not clip.words:
         return beyond("words", "words", 0, 1, "there is speech, and no word was recognised in it")
+    if clip.words_by == MISALIGNED:
+        reason = "the given words are not what is said, or not all of it"
+        return beyond("words", "alignment", 0.0, config.min_alignment, reason)
     if clip.words and clip.words_by == "pocketsphinx":
         sure = float(np.mean([word.confidence for word in clip.words]))
         clip = clip.measured(confidence=round(sure, 4))

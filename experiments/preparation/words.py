@@ -3,6 +3,7 @@ its wheel."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,25 +22,28 @@ from rewards.speech.transcriber import Transcriber
 FRAME_S = 0.01
 ROOM_S = 0.2  # around a stretch of speech or a cue
 LOUD_DB = 30.0  # below the loudest speech; what is quieter is a pause
-MAX_AT_ONCE_S = 30.0
+UNALIGNED, MISALIGNED = "unaligned", "misaligned"  # words that cannot be checked; words that are not said
+SCORED_S = 3.0  # of words, for which scores of alignments are given
 
 
 def sphinx(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     """The words of [N] at 16 kHz: a given text aligned where it fits, else what is recognised (English)."""
     if given.cues:
-        return _of_cues(waveform, speech, given)
+        return _of_cues(waveform, speech, given, config)
     text = given.transcript or " ".join(span.text for span in parse(given.caption).spans)
     if text:
         words, score = aligned(waveform, text)
-        if words and score >= config.min_alignment:
+        if score >= config.min_alignment and _coverage(words, speech) >= config.min_coverage:
             return Heard(tuple(words), tuple(speech), "alignment", alignment=score)
         return _whole(waveform, speech, text, score)
     if (hearing := transcriber()) is not None:
-        return _transcribed(waveform, speech, hearing)
+        return _transcribed(waveform, speech, hearing, config)
     return Heard(tuple(recognised(waveform, speech)), tuple(speech), "pocketsphinx")
 
 
-def _transcribed(waveform: np.ndarray, speech: Sequence[Stretch], hearing: Transcriber) -> Heard:
+def _transcribed(
+    waveform: np.ndarray, speech: Sequence[Stretch], hearing: Transcriber, config: PrepareConfig
+) -> Heard:
     """Texts of a recogniser for each stretch of speech, with the times that PocketSphinx finds for them."""
     sounds = [
         waveform[round(start_s * SPEECH_RATE_HZ) : round(end_s * SPEECH_RATE_HZ)] for start_s, end_s in speech
@@ -52,7 +56,7 @@ def _transcribed(waveform: np.ndarray, speech: Sequence[Stretch], hearing: Trans
     )
     if not cues:
         return Heard((), tuple(speech), hearing.name)
-    return replace(_of_cues(waveform, speech, GivenText(cues=cues)), by=hearing.name)
+    return replace(_of_cues(waveform, speech, GivenText(cues=cues), config), by=hearing.name)
 
 
 def recognised(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Word]:
@@ -73,7 +77,8 @@ def recognised(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Word]:
 
 
 def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
-    """The written words of a text with the times at which they are said, and how well they fit (0..1).
+    """The written words of a text with the times at which they are said, and how well they fit: the score of 3 s of
+    words, 0..1.
 
     Words that PocketSphinx cannot pronounce lie between their neighbours with confidence 0. ([], 0.0) for a
     text that does not fit at all.
@@ -85,7 +90,7 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     whole = [len(found) == len(parts) for found, parts in zip(known, spoken, strict=True)]
     flat = [part for parts, all_known in zip(known, whole, strict=True) if all_known for part in parts]
     if not flat or len(flat) < 0.5 * sum(map(len, spoken)):
-        return [], 0.0
+        return [], math.nan
     try:
         decoder.set_align_text(" ".join(flat))
         _decoded(decoder, waveform)
@@ -101,7 +106,18 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     ]
     if len(times) != len(flat):
         return [], 0.0
-    return _placed(written, known, whole, times), float(hypothesis.best_score)
+    seconds = sum(end_s - start_s for start_s, end_s in times)
+    score = float(hypothesis.best_score) ** (SCORED_S / max(seconds, 0.1))  # it falls with the length
+    return _placed(written, known, whole, times), score
+
+
+def _coverage(words: Sequence[Word], speech: Sequence[Stretch]) -> float:
+    """Share of the speech that the words cover, 0..1."""
+    seconds = sum(end - start for start, end in speech)
+    covered = sum(
+        max(0.0, min(end, word.end_s) - max(start, word.start_s)) for start, end in speech for word in words
+    )
+    return covered / seconds if seconds else 0.0
 
 
 def _placed(
@@ -136,7 +152,9 @@ def _between(texts: list[str], start_s: float | None, end_s: float | None) -> li
     return [Word(text, edges[i], edges[i + 1], 0.0) for i, text in enumerate(texts)]
 
 
-def _of_cues(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText) -> Heard:
+def _of_cues(
+    waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig
+) -> Heard:
     words: list[Word] = []
     scores = []
     for start_s, end_s, text in given.cues:
@@ -145,8 +163,11 @@ def _of_cues(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText) 
             waveform[round(offset * SPEECH_RATE_HZ) : round((end_s + ROOM_S) * SPEECH_RATE_HZ)], text
         )
         scores.append(score)
+        fits = score >= config.min_alignment
         words += [
-            Word(word.text, word.start_s + offset, word.end_s + offset, word.confidence) for word in found
+            Word(word.text, word.start_s + offset, word.end_s + offset, word.confidence)
+            for word in found
+            if fits
         ] or [Word(text, start_s, end_s)]  # a cue that cannot be aligned is one block
     return Heard(tuple(words), tuple(speech), "subtitles", alignment=float(np.median(scores)))
 
@@ -155,7 +176,8 @@ def _whole(waveform: np.ndarray, speech: Sequence[Stretch], text: str, score: fl
     """A text that cannot be aligned: one block from the first to the last speech."""
     end_s = len(waveform) / SPEECH_RATE_HZ
     start_s, end_s = (speech[0][0], speech[-1][1]) if speech else (0.0, end_s)
-    return Heard((Word(text, start_s, end_s),), tuple(speech), "unaligned", alignment=score)
+    by = UNALIGNED if math.isnan(score) else MISALIGNED
+    return Heard((Word(text, start_s, end_s),), tuple(speech), by, alignment=score)
 
 
 def loud_speech(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Stretch]:
