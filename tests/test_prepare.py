@@ -277,9 +277,8 @@ def test_plain_tables_name_speakers_and_references(tmp_path):
     for row, reference in zip(assembled.rows, references, strict=True):  # of the other clip
         span = row["text_list"][0]
         seconds = span["speech_end"][0] - span["speech_start"][0]
-        assert abs(probe(tmp_path / "out" / reference).duration_s - seconds) < 0.3
-        source = assembled.files[reference].name
-        assert not source.startswith(row["data_id"])
+        assert abs(probe(tmp_path / "out" / reference).duration_s - seconds) < 0.4
+        assert not any(file.name.startswith(row["data_id"]) for file in assembled.references[reference])
 
 
 def test_given_words_that_are_not_said_are_refused(tmp_path):
@@ -287,9 +286,8 @@ def test_given_words_that_are_not_said_are_refused(tmp_path):
     for number in range(3):
         small(raw / f"{number}.mp4", number)
     texts = ["<S>garden window paper<E>", "<S>chicken ocean doctor<E>", "<S>garden<E>"]
-    (raw / "set.csv").write_text(
-        "file_name,text\n" + "".join(f"{i}.mp4,{text}\n" for i, text in enumerate(texts))
-    )
+    lines = "".join(f"{number}.mp4,{text}\n" for number, text in enumerate(texts))
+    (raw / "set.csv").write_text(f"file_name,text\n{lines}")
     assembled = prepare_set(str(raw / "set.csv"), tmp_path / "out", EVERY, Services(), 1)
     assert [row["meta"]["source"] for row in assembled.rows] == ["0.mp4"]
     wrong = {one["source"]: (one["stage"], one["measure"]) for one in assembled.rejected if one["data_id"]}

@@ -164,8 +164,12 @@ def test_speakers_across_sources_and_references_of_other_clips():
     assert speakers[SpanKey(0, 1)] == speakers[SpanKey(1, 0)] == "speaker001"
     assert speakers[SpanKey(3, 0)] == "Ann"
     chosen = choose_references(clips, speakers, 1.0)
-    assert chosen["speaker000"] == [SpanKey(2, 0), SpanKey(0, 0)]
-    assert chosen["Ann"] == [SpanKey(3, 0)]
+    assert chosen["speaker000"] == [[SpanKey(2, 0)], [SpanKey(0, 0)]]
+    assert chosen["Ann"] == [[SpanKey(3, 0)]]
+    assert choose_references(clips, speakers, 2.2)["speaker000"] == [
+        [SpanKey(2, 0)],
+        [SpanKey(0, 0), SpanKey(1, 1)],
+    ]
 
 
 def test_sources_of_folders_lists_and_patterns(tmp_path):

@@ -15,6 +15,7 @@ from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings
 from experiments.preparation.speakers import SpanKey, assign_speakers, choose_references
 from pretrain.data.plain import safe_id
+from rewards.speech.folding import fold, split_words
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Assembled:
     rows: list[dict[str, Any]]
     rejected: list[dict[str, Any]]
     files: dict[str, Path]
+    references: dict[str, list[Path]]  # below the output -> sounds that are joined there
     given_references: dict[str, Path]  # below the output -> a sound of the user's
     summary: dict[str, Any]
 
@@ -58,10 +60,13 @@ def assemble(
     clips = [clip for place, clip in enumerate(clips) if place not in twice]
     speakers = assign_speakers(clips, config.same_speaker, config.same_speaker_across)
     chosen = choose_references(clips, speakers, config.min_reference_s)
-    for name, keys in chosen.items():
-        for number, key in enumerate(keys):
-            clip = clips[key.clip]
-            files[_reference(name, number)] = clip["folder"] / f"{clip['data_id']}.{key.span}.wav"
+    references = {
+        _reference(name, number): [
+            clips[key.clip]["folder"] / f"{clips[key.clip]['data_id']}.{key.span}.wav" for key in keys
+        ]
+        for name, some in chosen.items()
+        for number, keys in enumerate(some)
+    }
     given = {
         _given_reference(clip["given"]["reference"]): Path(clip["given"]["reference"])
         for clip in clips
@@ -70,7 +75,7 @@ def assemble(
     rows = [_row(place, clip, speakers, chosen) for place, clip in enumerate(clips)]
     files |= {f"clips/{clip['data_id']}.mp4": clip["folder"] / f"{clip['data_id']}.mp4" for clip in clips}
     summary = _summary(results, rows, refused, settings, services, left_out, set(speakers.values()))
-    return Assembled(rows, refused, files, given, summary)
+    return Assembled(rows, refused, files, references, given, summary)
 
 
 def _near_duplicates(
@@ -85,8 +90,15 @@ def _near_duplicates(
         [clips[place]["print"] for place in order],
         config.near_duplicate,
         config.same_sound,
+        [_sure_words(clips[place]) for place in order],
     )
     return dict(sorted((order[place], (order[other], share)) for place, (other, share) in found.items()))
+
+
+def _sure_words(clip: Mapping[str, Any]) -> str:
+    """The words of a given text that was aligned, "" for recognised ones, which differ between copies."""
+    sure = clip["words_by"] in ("alignment", "subtitles")
+    return " ".join(split_words(fold(" ".join(span["text"] for span in clip["spans"])))) if sure else ""
 
 
 def _twice(clip: Mapping[str, Any], other: str, share: float, limit: float) -> dict[str, Any]:
@@ -114,7 +126,10 @@ def _given_reference(path: str) -> str:
 
 
 def _row(
-    place: int, clip: Mapping[str, Any], speakers: Mapping[SpanKey, str], chosen: Mapping[str, list[SpanKey]]
+    place: int,
+    clip: Mapping[str, Any],
+    speakers: Mapping[SpanKey, str],
+    chosen: Mapping[str, list[list[SpanKey]]],
 ) -> dict[str, Any]:
     """The public row of a clip; a reference is never of the clip itself."""
     spans, measures, labels = clip["spans"], clip["measures"], clip["labels"]
@@ -163,12 +178,12 @@ def _row(
 
 
 def _reference_of(
-    place: int, speaker: str, clip: Mapping[str, Any], chosen: Mapping[str, list[SpanKey]]
+    place: int, speaker: str, clip: Mapping[str, Any], chosen: Mapping[str, list[list[SpanKey]]]
 ) -> str | None:
     if clip["given"]["reference"]:
         return _given_reference(clip["given"]["reference"])
-    for number, key in enumerate(chosen.get(speaker, [])):
-        if key.clip != place:
+    for number, keys in enumerate(chosen.get(speaker, [])):
+        if all(key.clip != place for key in keys):
             return _reference(speaker, number)
     return None
 

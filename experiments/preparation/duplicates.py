@@ -49,9 +49,10 @@ def near_duplicates(
     prints: Sequence[Sequence[Sequence[float]]],
     limit: float,
     same_sound: float,
+    words: Sequence[str] = (),
 ) -> dict[int, tuple[int, float]]:
     """Place -> (an earlier place, share of bits that differ) for each clip that shows and sounds like one
-    that is kept. `bits`: (hash, hash of the mirror image) a clip."""
+    that is kept. `words`: what is surely said in each, "" where that is not known: other words, another clip. `bits`: (hash, hash of the mirror image) a clip."""
     if not bits:
         return {}
     straight, mirrored = (np.stack([_signs(pair[side]) for pair in bits]) for side in (0, 1))
@@ -63,6 +64,8 @@ def near_duplicates(
         for row, shares in enumerate(differ):
             place = first + row
             for other in np.flatnonzero(shares[:place] <= limit):
+                if words and words[place] and words[int(other)] and words[place] != words[int(other)]:
+                    continue
                 if int(other) not in found and alike(prints[place], prints[int(other)]) >= same_sound:
                     found[place] = (int(other), float(shares[other]))
                     break

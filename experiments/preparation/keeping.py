@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.preparation.config import PrepareConfig
 from experiments.preparation.duplicates import picture_bits, sound_print
 from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, RawVideo, Rejection
 from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings, work_on
+from experiments.preparation.speakers import MIN_SPAN_S
 from pretrain.files import write_json
 from pretrain.media.write import write_mp4, write_wav
 
@@ -59,7 +59,7 @@ def prepare_source(source: RawVideo, settings: Settings, work: Path, key: str) -
 
         def take(found: RawClip | Rejection) -> None:
             if isinstance(found, RawClip):
-                kept.append(_written(found, fresh, settings.config))
+                kept.append(_written(found, fresh))
             elif found.clip is not None and len(rejected) < PREVIEWS_OF_SOURCE:
                 rejected.append(_previewed(found, fresh))
 
@@ -89,13 +89,13 @@ def prepare_source(source: RawVideo, settings: Settings, work: Path, key: str) -
     return target
 
 
-def _written(clip: RawClip, folder: Path, config: PrepareConfig) -> dict[str, Any]:
+def _written(clip: RawClip, folder: Path) -> dict[str, Any]:
     """The clip's files, and all that the set needs to know of it."""
     name = f"{clip.data_id}.mp4"
     sound = clip.waveform[:, : round(clip.duration_s * clip.rate_hz)]
     write_mp4(folder / name, clip.frames, clip.fps, sound, clip.rate_hz, {"data_id": clip.data_id})
     for number, span in enumerate(clip.spans):
-        if span.end_s - span.start_s >= config.min_reference_s:
+        if span.end_s - span.start_s >= MIN_SPAN_S:
             first, last = (round(at * SPEECH_RATE_HZ) for at in (span.start_s, span.end_s))
             write_wav(folder / f"{clip.data_id}.{number}.wav", clip.mono[first:last], SPEECH_RATE_HZ)
     return {

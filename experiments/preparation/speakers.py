@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 LONG_S = 1.0  # spans whose voice decides; shorter ones go to the nearest cluster
+MIN_SPAN_S = 0.3  # of a reference
 MAX_CLUSTERED = 4000  # voices of one clustering: its distances are their square
 
 
@@ -74,22 +75,36 @@ def _numbered(
 
 def choose_references(
     clips: Sequence[Mapping[str, Any]], speakers: Mapping[SpanKey, str], min_s: float
-) -> dict[str, list[SpanKey]]:
-    """Up to two spans for each speaker, of different clips and the longest: a clip takes the one that is not
-    its own."""
+) -> dict[str, list[list[SpanKey]]]:
+    """Up to two references for each speaker, of different clips: a clip takes the one that it is not in.
+
+    A reference is as many spans as are needed for `min_s`, the longest first; one that is shorter is none.
+    """
     spans: dict[str, list[tuple[float, SpanKey]]] = {}
     for key, name in speakers.items():
         span = clips[key.clip]["spans"][key.span]
-        seconds = span["end_s"] - span["start_s"]
-        if seconds >= min_s:
+        if (seconds := span["end_s"] - span["start_s"]) >= MIN_SPAN_S:
             spans.setdefault(name, []).append((seconds, key))
-    chosen: dict[str, list[SpanKey]] = {}
+    chosen: dict[str, list[list[SpanKey]]] = {}
     for name, found in spans.items():
-        ordered = [key for _, key in sorted(found, key=lambda one: (-one[0], one[1].clip, one[1].span))]
-        first = ordered[0]
-        other = next((key for key in ordered if key.clip != first.clip), None)
-        chosen[name] = [first] if other is None else [first, other]
+        ordered = sorted(found, key=lambda one: (-one[0], one[1].clip, one[1].span))
+        first = _enough(ordered, min_s)
+        taken = {key.clip for key in first}
+        second = _enough([one for one in ordered if one[1].clip not in taken], min_s)
+        if references := [one for one in (first, second) if one]:
+            chosen[name] = references
     return chosen
+
+
+def _enough(ordered: Sequence[tuple[float, SpanKey]], min_s: float) -> list[SpanKey]:
+    """The first spans that are `min_s` together, [] where all are less."""
+    keys, total = list[SpanKey](), 0.0
+    for seconds, key in ordered:
+        keys.append(key)
+        total += seconds
+        if total >= min_s:
+            return keys
+    return []
 
 
 def _clusters(

@@ -23,6 +23,7 @@ FRAME_S = 0.01
 ROOM_S = 0.2  # around a stretch of speech or a cue
 LOUD_DB = 30.0  # below the loudest speech; what is quieter is a pause
 UNALIGNED, MISALIGNED = "unaligned", "misaligned"  # words that cannot be checked; words that are not said
+EDGE_S = 0.1  # of a stretch of speech, which detectors make too long
 SCORED_S = 3.0  # of words, for which scores of alignments are given
 
 
@@ -77,11 +78,10 @@ def recognised(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Word]:
 
 
 def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
-    """The written words of a text with the times at which they are said, and how well they fit: the score of 3 s of
-    words, 0..1.
+    """The written words of a text with their times, and how well they fit: the score of 3 s of words, 0..1.
 
     Words that PocketSphinx cannot pronounce lie between their neighbours with confidence 0. ([], 0.0) for a
-    text that does not fit at all.
+    text that does not fit at all, ([], nan) for one of words that it does not know, as of another language.
     """
     written = text.split()
     spoken = [split_words(fold(word)) for word in written]
@@ -107,17 +107,18 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     if len(times) != len(flat):
         return [], 0.0
     seconds = sum(end_s - start_s for start_s, end_s in times)
-    score = float(hypothesis.best_score) ** (SCORED_S / max(seconds, 0.1))  # it falls with the length
+    score = float(hypothesis.best_score) ** (SCORED_S / max(seconds, SCORED_S))  # it falls with the length
     return _placed(written, known, whole, times), score
 
 
 def _coverage(words: Sequence[Word], speech: Sequence[Stretch]) -> float:
     """Share of the speech that the words cover, 0..1."""
-    seconds = sum(end - start for start, end in speech)
+    inner = [(start + EDGE_S, end - EDGE_S) for start, end in speech if end - start > 3 * EDGE_S]
+    seconds = sum(end - start for start, end in inner)
     covered = sum(
-        max(0.0, min(end, word.end_s) - max(start, word.start_s)) for start, end in speech for word in words
+        max(0.0, min(end, word.end_s) - max(start, word.start_s)) for start, end in inner for word in words
     )
-    return covered / seconds if seconds else 0.0
+    return covered / seconds if seconds else 1.0
 
 
 def _placed(
