@@ -46,7 +46,7 @@ class PrepareConfig:
     min_speech_share: float = 0.0
     min_confidence: float = 0.7  # mean of the recogniser's words; words of a given text have none
     # PocketSphinx' score of a given text for 3 s of words: right ones 0.5 and more, wrong ones at most 0.26
-    min_alignment: float = 0.38
+    min_alignment: float = 0.33
     min_coverage: float = 0.6  # of the speech by the words of a given text; with half of them missing 0.5
     pause_s: float = 0.12  # shorter pauses are not cut at
     turn_pause_s: float = 0.3  # speakers change in pauses

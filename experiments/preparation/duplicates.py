@@ -52,7 +52,8 @@ def near_duplicates(
     words: Sequence[str] = (),
 ) -> dict[int, tuple[int, float]]:
     """Place -> (an earlier place, share of bits that differ) for each clip that shows and sounds like one
-    that is kept. `words`: what is surely said in each, "" where that is not known: other words, another clip. `bits`: (hash, hash of the mirror image) a clip."""
+    that is kept. `bits`: (hash, hash of the mirror image) a clip; `words`: what is surely said in it, ""
+    = not known; with other words it is another clip."""
     if not bits:
         return {}
     straight, mirrored = (np.stack([_signs(pair[side]) for pair in bits]) for side in (0, 1))

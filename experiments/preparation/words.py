@@ -107,7 +107,7 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     if len(times) != len(flat):
         return [], 0.0
     seconds = sum(end_s - start_s for start_s, end_s in times)
-    score = float(hypothesis.best_score) ** (SCORED_S / max(seconds, SCORED_S))  # it falls with the length
+    score = float(hypothesis.best_score) ** (SCORED_S / max(seconds, 0.1))  # it falls with the length
     return _placed(written, known, whole, times), score
 
 
