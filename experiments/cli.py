@@ -35,6 +35,12 @@ _VERBS = (
     Verb("demo", "demo.demo", "run the whole pipeline and report how good the clips are"),
     Verb("doctor", "look.doctor", "versions, processor, speed, memory, disk, and what is missing"),
     Verb("corpus", "pipeline.corpus", "render the talking-face corpus", "mini --set corpus.seed=1"),
+    Verb(
+        "prepare",
+        "prepare.prepare",
+        "raw videos to training rows: clips, speech with times, voices",
+        "my_videos --to my_set",
+    ),
     Verb("curate", "pipeline.curate", "curate the high-quality pairs", "mini"),
     Verb("codec", "pipeline.codec", "fit the linear codecs on the corpus", "mini"),
     Verb(

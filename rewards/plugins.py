@@ -56,6 +56,15 @@ KINDS = {
     "--clip-score": PluginKind(
         "a class or function that makes what scores clips", (), ("experiments",), factory=True
     ),
+    "prepare": PluginKind(
+        "a step of `nava prepare`: a function or class of its own kind (docs/preparing.md)",
+        (),
+        tuple(
+            f"experiments.preparation.{name}"
+            for name in ("scenes", "activity", "words", "picture", "sound", "speech", "faces", "captions")
+        ),
+        factory=True,
+    ),
     "recipe": PluginKind("a function that returns a recipe", (), ("experiments.recipes",), factory=True),
 }
 

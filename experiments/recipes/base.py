@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from experiments.pipeline.curate_prompts import PromptChoiceConfig
 from experiments.pipeline.syncnet import SyncFitConfig
 from experiments.pipeline.votes import VotesConfig
+from experiments.preparation.config import PrepareConfig
 from experiments.report.evaluate import EvaluateConfig
 from experiments.runs.trackers import TrackingConfig
 from experiments.scoring.sets import ScoreConfig
@@ -35,6 +36,7 @@ class Recipe:
     """
 
     name: str
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)  # of `nava prepare`; no stage
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     curate: CurateConfig = field(default_factory=CurateConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)

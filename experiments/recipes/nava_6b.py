@@ -1,6 +1,7 @@
 """The paper's run: 6.3 B parameters, three stages, 70 K steps at a batch of 512, AdamW at 1e-4 (nava.md,
 sections 2 and 3)."""
 
+from experiments.preparation.config import PrepareConfig
 from experiments.recipes.base import Recipe
 from finetune.lora import LoraConfig
 from finetune.objectives.nft import NftConfig, NftPhase, OldSchedule
@@ -28,6 +29,7 @@ def nava_6b() -> Recipe:
     """
     return Recipe(
         name="nava_6b",
+        prepare=PrepareConfig(min_speech_share=0.5, min_speech_s=1.0, min_reference_s=1.6, min_side=256),
         encode=EncodeConfig(
             latent_dtype="bfloat16",
             batch_size=1,

@@ -1,0 +1,188 @@
+"""What is to be prepared: videos of a folder, list or pattern, and the texts that lie beside them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from experiments.preparation.config import PrepareConfig
+from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
+from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
+from pretrain.data.plain_tables import TABLES
+from pretrain.jsonl import FieldError
+from pretrain.prompt import parse
+from pretrain.prompt.characters import broken_character
+from rewards.media_folder import VIDEO_SUFFIXES, scan_folder
+
+SUBTITLES = (".srt", ".vtt")
+LISTS = (".txt", ".list")
+_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
+_MAX_TEXT_BYTES = 4 << 20
+
+
+def find_sources(
+    place: str, config: PrepareConfig
+) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
+    """(sources in order, those whose texts are wrong, what else lies there by kind).
+
+    `place`: a folder, a pattern such as 'raw/*.mp4', one video, a file with a path on each line, or a plain
+    set (`pretrain.data.plain`). Raises FileNotFoundError, and ValueError where there is no video.
+    """
+    path = Path(place)
+    left_out: Mapping[str, int] = {}
+    if (path.is_file() and path.suffix.lower() in TABLES) or (path.is_dir() and table_of(path) != path):
+        return *_plain(path), {}
+    if path.is_dir():
+        folder = scan_folder(path, VIDEO_SUFFIXES)
+        files, left_out, base = list(folder.files), folder.left_out, path
+    elif path.is_file():
+        files, base = ([path], path.parent) if path.suffix.lower() not in LISTS else _listed(path)
+    elif glob.has_magic(place):
+        found = map(Path, glob.glob(place, recursive=True))  # noqa: PTH207 (patterns may be absolute)
+        files = sorted(file for file in found if file.is_file())
+        base = Path(os.path.commonpath([str(file.parent) for file in files])) if files else path
+    else:
+        raise FileNotFoundError(
+            f"{place}: no such file or folder; give a folder of videos, a list or a pattern"
+        )
+    if not files:
+        raise ValueError(f"{place}: no video in it ({', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ...)")
+    return *_beside(files, base, config), left_out
+
+
+def _listed(path: Path) -> tuple[list[Path], Path]:
+    """Paths of a list, one a line, relative to it."""
+    lines = path.read_bytes().split(b"\n")
+    names = [os.fsdecode(line.strip()) for line in lines if line.strip() and not line.startswith(b"#")]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]!r} is there twice; keep one of them")
+    return [path.parent / name for name in names], path.parent
+
+
+def _plain(place: Path) -> tuple[list[RawVideo], list[Rejection]]:
+    """The clips of a table as sources; its captions count."""
+    assert is_plain(place) or place.suffix.lower() in TABLES
+    sources, wrong, table = [], [], table_of(place)
+    for clip in plain_clips(place):
+        if isinstance(clip, FieldError):
+            reason = f"{table.name}:{clip.line} {clip.field}: {clip.message}"
+            wrong.append(
+                Rejection("text", clip.field, None, None, reason, source=f"{table.name}:{clip.line}")
+            )
+        else:
+            sources.append(_of_row(clip, table))
+    return sources, wrong
+
+
+def _of_row(clip: PlainClip, table: Path) -> RawVideo:
+    try:
+        name = clip.path.relative_to(table.parent.absolute()).as_posix()
+    except ValueError:
+        name = str(clip.path)
+    given = GivenText(
+        caption=clip.text,
+        cues=_given_times(clip),
+        speaker=str(clip.meta.get("speaker", "")),
+        reference=str(clip.reference or ""),
+        digest=hashlib.sha256(repr((clip.text, clip.starts_s, clip.ends_s)).encode()).hexdigest(),
+    )
+    return RawVideo(clip.path, name, clip.data_id, given)
+
+
+def _given_times(clip: PlainClip) -> tuple[tuple[float, float, str], ...]:
+    spans = parse(clip.text).spans
+    if len(spans) != len(clip.starts_s):
+        return ()
+    return tuple(
+        (start, end, span.text) for start, end, span in zip(clip.starts_s, clip.ends_s, spans, strict=True)
+    )
+
+
+def _beside(
+    files: Iterable[Path], base: Path, config: PrepareConfig
+) -> tuple[list[RawVideo], list[Rejection]]:
+    sources, wrong, seen = [], [], set[str]()
+    for file in files:
+        name = Path(os.path.relpath(file, base)).as_posix()
+        data_id = safe_id(name[: -len(file.suffix)] if file.suffix else name)
+        if data_id in seen:
+            data_id = safe_id(name)
+        seen.add(data_id)
+        try:
+            sources.append(RawVideo(file, printable(name), data_id, given_text(file, config)))
+        except ValueError as error:
+            wrong.append(Rejection("text", "text", None, None, str(error), source=printable(name)))
+    return sources, wrong
+
+
+def given_text(video: Path, config: PrepareConfig) -> GivenText:
+    """Texts beside a video: .srt or .vtt, and .txt, a caption (with speech marks) or a transcript.
+
+    Raises ValueError in one line for a text that cannot be read.
+    """
+    found: dict[str, object] = {}
+    digest = hashlib.sha256()
+    for suffix in SUBTITLES:
+        if (beside := video.with_suffix(suffix)).is_file():
+            text = _read(beside)
+            digest.update(text.encode())
+            found["cues"] = subtitles(text, beside)
+            break
+    if (beside := video.with_suffix(".txt")).is_file():
+        text = _read(beside).strip()
+        digest.update(b"\0" + text.encode())
+        try:
+            spans = parse(text).spans
+        except ValueError as error:
+            raise ValueError(f"{beside}: {error}") from None
+        if spans or config.text_beside == "caption" or "cues" in found:
+            found["caption"] = text
+        elif text:  # `auto`: a transcript where it can be aligned, which the worker finds out
+            found["transcript"] = text
+    return GivenText(**found, digest=digest.hexdigest() if found else "")  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > _MAX_TEXT_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are no text beside a video; move it away")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if broken := broken_character(text):
+        raise ValueError(f"{path}: {broken}")
+    return text
+
+
+def subtitles(text: str, path: Path) -> tuple[tuple[float, float, str], ...]:
+    """(start, end, words) of each cue of SubRip or WebVTT, tags and speaker names left out.
+
+    Raises ValueError with the line of a cue that ends before it starts, or for a file without cues.
+    """
+    cues: list[tuple[float, float, str]] = []
+    for block in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")):
+        lines = block.strip().split("\n")
+        at = next((i for i, line in enumerate(lines) if "-->" in line), None)
+        if at is None:
+            continue
+        times = [_seconds(match) for match in _TIME.finditer(lines[at])][:2]
+        words = re.sub(r"<[^>]*>|\{\\[^}]*\}|\[[^\]]*\]|\([^)]*\)", " ", " ".join(lines[at + 1 :]))
+        words = re.sub(r"(?:^|(?<=\s))(?:[A-Z][A-Z .']+:|-)\s", " ", words)
+        if len(times) != 2 or times[1] <= times[0]:
+            raise ValueError(f"{path}: cue {lines[at].strip()[:60]!r} has no start before its end; mend it")
+        if words.strip() and re.search(r"\w", words):
+            cues.append((*times, " ".join(words.split())))  # type: ignore[arg-type]
+    if not cues:
+        raise ValueError(f"{path}: no cue with times and words in it; mend it or move it away")
+    return tuple(sorted(cues))
+
+
+def _seconds(match: re.Match[str]) -> float:
+    hours, minutes, seconds, fraction = match.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int(fraction.ljust(3, "0")) / 1000
