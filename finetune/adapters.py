@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from finetune.lora import (
-    DEFAULT,
-    OLD,
     LoraConfig,
     adapter_parameters,
     adapter_shapes,
+    adapters_in,
     inject,
     peft_config,
     target_names,
@@ -102,7 +101,9 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """
     path = folder / SIDECAR
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; give an adapter folder that a finished alignment wrote")
+        raise FileNotFoundError(
+            f"{path}: not found; give an adapter folder that a finished alignment or fine-tuning wrote"
+        )
     content = read_json(path, "export the adapter again")
     names = {item.name for item in dataclasses.fields(Adapter)}
     if content.keys() != names:
@@ -121,21 +122,21 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
 
 
 def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, config: LoraConfig) -> Adapter:
-    """Load a saved adapter into `default` and `old` of an injected model, before its first forward pass.
+    """Load a saved adapter into all adapters of an injected model, before its first forward pass.
 
     The model may be sharded: every rank reads the file and cuts its own shard. Raises ValueError in one line
     on another flavor, base, rank, alpha or targets.
     """
     adapter, tensors = read_adapter(folder)
     _check_fit(folder, adapter, flavor, base_id)
-    for name in ("rank", "alpha", "targets"):
+    for name in ("rank", "alpha", "targets", "rslora"):
         found, wanted = getattr(adapter.config, name), getattr(config, name)
         if found != wanted:
             raise ValueError(
                 f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} "
                 f"to {found}"
             )
-    for name in (DEFAULT, OLD):
+    for name in adapters_in(model):
         parameters = adapter_parameters(model, name)
         check_keys(_shapes(parameters), _shapes(tensors), str(folder))
         for key, parameter in parameters.items():
@@ -155,7 +156,7 @@ def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
 
 @torch.no_grad()
 def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] | None = None) -> str:
-    """Write base + alpha / rank * B A as a full fp32 model folder; returns its checkpoint id.
+    """Write base + scaling * B A as a full fp32 model folder; returns its checkpoint id.
 
     Both weight files are the same. Its config.json carries `facts`, the adapter's id, and the base's own
     facts under `base`. Raises ValueError in one line where the adapter was trained on another base.
