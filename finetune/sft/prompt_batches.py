@@ -82,7 +82,8 @@ def write_batches(folder: Path, batches: Sequence[PromptBatch]) -> None:
         tensors |= {"noise_video": batch.noise.video, "noise_audio": batch.noise.audio}
         if batch.first_frame is not None:
             tensors["first_frame"] = batch.first_frame
-        save_tensors({name: value.contiguous() for name, value in tensors.items()}, _file(folder, number))
+        whole = {name: value.contiguous().clone() for name, value in tensors.items()}  # shared ones as well
+        save_tensors(whole, _file(folder, number))
     index = [{"names": batch.names, "video_hz": batch.video_hz} for batch in batches]
     write_json(folder / INDEX, {"batches": index})
 

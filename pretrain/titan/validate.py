@@ -45,7 +45,7 @@ class Validator:
             is_file(folder_of(run.latents, VALIDATION_SET, run.places) / "manifest.json")
             and run.config.validation_samples
         ):
-            stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
+            stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0}, audio_sets={})
             sets = open_sets(run.latents, stage, run.codec_id or None, places=run.places)
             # checked at start, not at the first validation
             check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
