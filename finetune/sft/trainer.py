@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch.distributed as dist
 from torch import nn
 
 from finetune.adapters import Adapter, gathered, merge_adapter, save_adapter
@@ -70,7 +71,8 @@ class FinetuneTrainer(PretrainTrainer):
             self.sound.check()
 
     def extra_row(self) -> dict[str, float]:
-        print(f"step {self.step}: {self.sound}", flush=True)
+        if dist.get_rank() == 0:
+            print(f"step {self.step}: {self.sound}", flush=True)
         return self.sound.row()
 
     def after_step(self, step: int) -> Sequence[tuple[Path, str]]:
