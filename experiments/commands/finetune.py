@@ -39,7 +39,7 @@ ModelToTune = Annotated[
         "the recipe's last pretraining stage in OUT",
     ),
 ]
-CodecOfModel = Annotated[
+CodecToTune = Annotated[
     Path | None,
     tyro.conf.arg(
         metavar="FOLDER", help="codec, given likewise; default OUT/codec, or that of a registered model"
@@ -55,7 +55,7 @@ def finetune(
     /,
     clips: ClipsSet = "",
     model: ModelToTune = "",
-    codec: CodecOfModel = None,
+    codec: CodecToTune = None,
     lora: Annotated[bool, tyro.conf.arg(help="train a LoRA adapter: the default", name="lora")] = False,
     full: Annotated[bool, tyro.conf.arg(help="train all weights", name="full")] = False,
     to: TuneDestination = None,

@@ -10,7 +10,7 @@ from typing import Literal
 from finetune.lora import LoraConfig
 from pretrain.flow.path import LevelConfig
 from pretrain.model.flavors import flavor
-from pretrain.model.modality import Modality
+from pretrain.model.modality import WeightModality
 from pretrain.objective import ObjectiveConfig
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, PretrainConfig, StepPolicy
 from pretrain.schedule import StageConfig
@@ -36,7 +36,7 @@ class RateScales:
                 f"finetune.lr_scale: expected factors of at least 0, one of them more, got {vars(self)}"
             )
 
-    def by_modality(self) -> dict[Modality, float]:
+    def by_modality(self) -> dict[WeightModality, float]:
         return {"video": self.video, "audio": self.audio, "shared": self.shared}
 
 

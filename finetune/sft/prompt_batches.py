@@ -29,7 +29,7 @@ _CONDITIONS = tuple(item.name for item in dataclasses.fields(Conditioning))
 
 
 @dataclass(frozen=True)
-class PromptBatch:
+class FixedPrompts:
     """Prompts of one size. Noise: video [B, 48, F, H, W], audio [B, 128, L]; first_frame [B, 48, 1, H, W]."""
 
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class PromptBatch:
     first_frame: Tensor | None = None
 
 
-def of_samples(samples: Sequence[Sample], seed: int) -> list[PromptBatch]:
+def of_samples(samples: Sequence[Sample], seed: int) -> list[FixedPrompts]:
     """A batch for each of these encoded clips, of its text, voices and size."""
     batches = []
     for number, sample in enumerate(samples):
@@ -50,11 +50,11 @@ def of_samples(samples: Sequence[Sample], seed: int) -> list[PromptBatch]:
         )
         conditioning = to_av_batch(collate([sample], [0], Task.TIA2AV)).conditioning
         name = f"{number:02d}-{''.join(c if c.isalnum() else '_' for c in sample.data_id)[:60]}"
-        batches.append(PromptBatch((name,), sample.video_rate_hz, conditioning, Latents(*drawn)))
+        batches.append(FixedPrompts((name,), sample.video_rate_hz, conditioning, Latents(*drawn)))
     return batches
 
 
-def of_prompts(path: Path, config: GenerateConfig, codecs: Codecs) -> list[PromptBatch]:
+def of_prompts(path: Path, config: GenerateConfig, codecs: Codecs) -> list[FixedPrompts]:
     """The prompts of a file, batched by kind. Raises ValueError or FileNotFoundError in one line."""
     rows = read_prompts(path)
     check_files(rows)
@@ -62,7 +62,7 @@ def of_prompts(path: Path, config: GenerateConfig, codecs: Codecs) -> list[Promp
     images, voices = read_first_frames(rows), reference_voices(rows, path, codecs)
     cpu = dataclasses.replace(config, device="cpu")
     return [
-        PromptBatch(
+        FixedPrompts(
             tuple(row.data_id for row in some),
             config.fps / VIDEO_FRAMES_PER_LATENT,
             conditioning_of(some, codecs, voices),
@@ -73,7 +73,7 @@ def of_prompts(path: Path, config: GenerateConfig, codecs: Codecs) -> list[Promp
     ]
 
 
-def write_batches(folder: Path, batches: Sequence[PromptBatch]) -> None:
+def write_batches(folder: Path, batches: Sequence[FixedPrompts]) -> None:
     """FOLDER/N.safetensors and index.json, written last."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, batch in enumerate(batches):
@@ -88,7 +88,7 @@ def write_batches(folder: Path, batches: Sequence[PromptBatch]) -> None:
     write_json(folder / INDEX, {"batches": index})
 
 
-def read_batches(folder: Path) -> list[PromptBatch]:
+def read_batches(folder: Path) -> list[FixedPrompts]:
     """What `write_batches` wrote; none where there is nothing."""
     if not (folder / INDEX).is_file():
         return []
@@ -97,7 +97,7 @@ def read_batches(folder: Path) -> list[PromptBatch]:
         with safe_open(_file(folder, number), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         batches.append(
-            PromptBatch(
+            FixedPrompts(
                 tuple(row["names"]),
                 row["video_hz"],
                 Conditioning(*(tensors[name] for name in _CONDITIONS)),

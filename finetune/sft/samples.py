@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from finetune.sft.finetune_run import FinetuneRun
-from finetune.sft.prompt_batches import FOLDER, PromptBatch, read_batches
+from finetune.sft.prompt_batches import FOLDER, FixedPrompts, read_batches
 from pretrain.clip_files import marks_of, write_clips
 from pretrain.codecs.base import Codecs
 from pretrain.codecs.load import load_codecs
@@ -40,7 +40,7 @@ class SampleClips:
         model.train(training)
         return [(path, f"samples/step-{step:06d}") for path in written]
 
-    def _sampled(self, model: AVTransformer, batch: PromptBatch) -> Latents:
+    def _sampled(self, model: AVTransformer, batch: FixedPrompts) -> Latents:
         noise, first = batch.noise, batch.first_frame
         assert noise.video is not None and noise.audio is not None
         return sample(
@@ -52,7 +52,7 @@ class SampleClips:
             None if first is None else first.to(self.device),
         )
 
-    def _write(self, batch: PromptBatch, latents: Latents, step: int) -> list[Path]:
+    def _write(self, batch: FixedPrompts, latents: Latents, step: int) -> list[Path]:
         assert latents.video is not None and latents.audio is not None
         if not (latents.video.isfinite().all() and latents.audio.isfinite().all()):
             return []  # the step policy and the end of the stage speak of such weights

@@ -30,7 +30,7 @@ _STILL = 1e-3  # change of latents over time, in standard deviations of the corp
 
 
 @dataclass(frozen=True)
-class Finding:
+class BadSound:
     """What is wrong with the sound of one clip."""
 
     kind: str  # missing, muted or cut off
@@ -44,7 +44,7 @@ class SoundReport:
 
     where: str
     clips: int
-    findings: tuple[Finding, ...]
+    findings: tuple[BadSound, ...]
 
     def __str__(self) -> str:
         counts = Counter(finding.kind for finding in self.findings)
@@ -88,23 +88,23 @@ def spread(items: Sequence[_Item], at_most: int) -> Iterator[_Item]:
     return (items[int(number * step)] for number in range(min(len(items), at_most)))
 
 
-def _of_row(row: ManifestRow, config: SoundConfig) -> Finding | None:
+def _of_row(row: ManifestRow, config: SoundConfig) -> BadSound | None:
     name = f"{row.data_path} (line {row.line})"
     try:
         with local_file(Path(row.data_path)) as local:
             media = read_media(local, want_video=False, sample_rate_hz=AUDIO_SAMPLE_RATE_HZ)
     except (ValueError, OSError) as error:
-        return Finding("missing", name, str(error).removeprefix(f"{row.data_path}: "))
+        return BadSound("missing", name, str(error).removeprefix(f"{row.data_path}: "))
     waveform = media.waveform
     if waveform is None or not waveform.size:
-        return Finding("missing", name, "no audio stream")
+        return BadSound("missing", name, "no audio stream")
     seconds, missing_s = waveform.size / AUDIO_SAMPLE_RATE_HZ, media.mended.get("silence_s", 0.0)
     end_s = max((*row.speech_end_s, row.duration_s))
     if seconds - missing_s < end_s - config.tolerance_s:
-        return Finding("cut off", name, f"{seconds - missing_s:.2f} s of sound for {end_s:.2f} s")
+        return BadSound("cut off", name, f"{seconds - missing_s:.2f} s of sound for {end_s:.2f} s")
     level_db = 20 * np.log10(max(_level(waveform, row), 1e-10))
     if level_db < config.muted_db:
-        return Finding("muted", name, f"{level_db:.0f} dB where it speaks")
+        return BadSound("muted", name, f"{level_db:.0f} dB where it speaks")
     return None
 
 
@@ -117,16 +117,16 @@ def _level(waveform: np.ndarray, row: ManifestRow) -> float:
     return float(np.sqrt(np.mean(np.square(spoken, dtype=np.float64)))) if spoken.size else 0.0
 
 
-def _of_sample(sample: Sample) -> Finding | None:
+def _of_sample(sample: Sample) -> BadSound | None:
     if sample.audio is None:
-        return Finding("missing", sample.data_id, "encoded without sound")
+        return BadSound("missing", sample.data_id, "encoded without sound")
     tokens = sample.audio.shape[1]
     if sample.video is not None:
         frames = 1 + VIDEO_FRAMES_PER_LATENT * (sample.video.shape[1] - 1)
         wanted = num_audio_tokens(frames, sample.video_rate_hz * VIDEO_FRAMES_PER_LATENT)
         if abs(tokens - wanted) > 1:
             seconds = (tokens / AUDIO_TOKENS_PER_S, wanted / AUDIO_TOKENS_PER_S)
-            return Finding("cut off", sample.data_id, "{:.2f} s of sound for {:.2f} s".format(*seconds))
+            return BadSound("cut off", sample.data_id, "{:.2f} s of sound for {:.2f} s".format(*seconds))
     if tokens > 1 and float(sample.audio.std(1).mean()) < _STILL:
-        return Finding("muted", sample.data_id, "its latents do not change")
+        return BadSound("muted", sample.data_id, "its latents do not change")
     return None

@@ -54,25 +54,14 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
         places=run.places,
     )
     check_sets_split(sets, flavor(config.flavor).patch_size, config.parallel.context)
-    trackers: list[Trackers] = []
-
-    def log(metrics: dict[str, Any], step: int) -> None:
-        for tracker in trackers if metrics else ():
-            tracker.log_metrics(metrics, step)
-
-    def log_files(files: Iterable[tuple[Path, str]]) -> None:
-        for path, folder in files:
-            for tracker in trackers:
-                tracker.log_artifact(str(path), folder)
-
+    output = _Output(run)
     if rank == 0:
         remove_incomplete(run.checkpoints)
-    trainer = trainer_type(run, sets, log)
+    trainer = trainer_type(run, sets, output.log)
     trainer.stop_on(signal.SIGTERM, signal.SIGINT)
     resumed = trainer.resume()
     if rank == 0:
-        first = JsonlTracker(run.out / METRICS, resumed)
-        trackers.append(Trackers(first, build_trackers(run.trackers, resumed)))
+        output.begin(resumed)
         trainer.clips_seen = clips_seen(run, resumed, trainer.clips_of_step)
         _state(run, "running", resumed)
     validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
@@ -83,24 +72,48 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
         due = config.validate_every and step % config.validate_every == 0
         if due or trainer.finished:
             last_losses.update(validator(trainer.model, trainer.ema))
-            log(dict(last_losses), step)
-        log_files(trainer.after_step(step))
+            output.log(dict(last_losses), step)
+        output.files(trainer.after_step(step))
 
     if not resumed:
-        log_files(trainer.after_step(0))
+        output.files(trainer.after_step(0))
     trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"
     model_id = _exported(trainer, run, rank, last_losses) if trainer.finished else ""
     if rank == 0:
         _state(run, status, trainer.step, model_id)
-        for tracker in trackers:
-            tracker.set_tags(
-                {"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]}
-            )
-            tracker.log_artifact(str(run.out / METRICS))
-            tracker.close()
+        output.end(status, model_id)
     trainer.close()
     return status
+
+
+class _Output:
+    """metrics.jsonl and the trackers of the rank that began it; of the others nothing."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.trackers: Trackers | None = None
+
+    def begin(self, resumed: int) -> None:
+        first = JsonlTracker(self.run.out / METRICS, resumed)
+        self.trackers = Trackers(first, build_trackers(self.run.trackers, resumed))
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        if metrics and self.trackers:
+            self.trackers.log_metrics(metrics, step)
+
+    def files(self, files: Iterable[tuple[Path, str]]) -> None:
+        """With the folder that each one gets there."""
+        if self.trackers:
+            for path, folder in files:
+                self.trackers.log_artifact(str(path), folder)
+
+    def end(self, status: str, model_id: str) -> None:
+        assert self.trackers
+        parent = self.run.identity()["parent"]
+        self.trackers.set_tags({"status": status, "model_id": model_id, "parent_model_id": parent})
+        self.trackers.log_artifact(str(self.run.out / METRICS))
+        self.trackers.close()
 
 
 def _exported(trainer: PretrainTrainer, run: StageRun, rank: int, losses: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS, build_model
-from pretrain.model.modality import Modality, modalities_of
+from pretrain.model.modality import WeightModality, modalities_of
 from pretrain.titan.parallelize import parallelize
 
 
@@ -53,7 +53,7 @@ def build_complete_optimizers(
 
 
 def build_scaled_optimizers(
-    scales: Mapping[Modality, float],
+    scales: Mapping[WeightModality, float],
     model_parts: list[nn.Module],
     config: Optimizer,
     parallel_dims: ParallelDims,
@@ -68,7 +68,7 @@ def build_scaled_optimizers(
 
 
 def split_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module, scales: Mapping[Modality, float]
+    optimizer: torch.optim.Optimizer, model: nn.Module, scales: Mapping[WeightModality, float]
 ) -> None:
     """A parameter group for each modality that has parameters, in place."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
