@@ -21,7 +21,7 @@ from pretrain.recipe import CheckpointConfig
 
 def write_world(folder: Path) -> Path:
     """base/ (a random debug model with an average of its own), clips/ and base_set/ of 16 clips each."""
-    weights = {"model": debug_model(seed=1).state_dict(), "ema": debug_model().state_dict()}
+    weights: Any = {"model": debug_model(seed=1).state_dict(), "ema": debug_model().state_dict()}
     write_model(
         folder / "base", "debug", flavor("debug"), weights, {"codec_id": "test-codec", "ema_updates": 9}
     )
