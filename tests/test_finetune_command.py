@@ -22,6 +22,8 @@ from pretrain.launch.stage_run import model_config
 from pretrain.media.read import read_media
 from pretrain.media.write import write_mp4
 
+pytestmark = pytest.mark.timeout(1500)
+
 FRAMES, FPS, RATE_HZ = 5, 24.0, 16_000
 FAST = ("steps=2", "global_batch_size=2", "mixed_precision=fp32", "log_every=1", "clips=1", "clips_every=2")
 
@@ -127,6 +129,7 @@ def test_what_is_no_set_is_refused(world, tmp_path, capsys):
         assert message in refusal(command(world, tmp_path / given, tmp_path / "to"), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_from_media_to_an_adapter_that_others_load(world, tmp_path, capsys):
     manifest = clips(tmp_path / "set", muted=1)
@@ -192,6 +195,7 @@ def test_from_media_to_an_adapter_that_others_load(world, tmp_path, capsys):
     assert sound["plain"] == sound["zero"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_folder_of_clips_and_texts_and_all_weights(world, tmp_path):
     folder = tmp_path / "mine"
