@@ -57,6 +57,12 @@ _VERBS = (
     ),
     Verb("pretrain", "pretrain.pretrain", "train the stages (starts torchrun itself)", "mini --nproc 2"),
     Verb(
+        "finetune",
+        "finetune.finetune",
+        "fine-tune a model on your clips, by LoRA or all weights",
+        "mini --clips my_clips --to my/voice",
+    ),
+    Verb(
         "import",
         "convert.import_published",
         "published weights to a model folder",

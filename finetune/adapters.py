@@ -7,7 +7,8 @@ folder, only onto the very base, rank and layers it was trained on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from finetune.lora import (
-    DEFAULT,
-    OLD,
     LoraConfig,
     adapter_parameters,
     adapter_shapes,
+    adapters_in,
     inject,
     peft_config,
     target_names,
@@ -38,6 +38,7 @@ from pretrain.model.checkpoint import (
     open_weights,
     put,
     read_model_folder,
+    weights_stem,
     write_model,
 )
 from pretrain.model.flavors import build_model
@@ -102,7 +103,9 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """
     path = folder / SIDECAR
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; give an adapter folder that a finished alignment wrote")
+        raise FileNotFoundError(
+            f"{path}: not found; give an adapter folder that a finished alignment or fine-tuning wrote"
+        )
     content = read_json(path, "export the adapter again")
     names = {item.name for item in dataclasses.fields(Adapter)}
     if content.keys() != names:
@@ -121,21 +124,21 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
 
 
 def load_adapter(folder: Path, model: nn.Module, flavor: str, base_id: str, config: LoraConfig) -> Adapter:
-    """Load a saved adapter into `default` and `old` of an injected model, before its first forward pass.
+    """Load a saved adapter into all adapters of an injected model, before its first forward pass.
 
     The model may be sharded: every rank reads the file and cuts its own shard. Raises ValueError in one line
     on another flavor, base, rank, alpha or targets.
     """
     adapter, tensors = read_adapter(folder)
     _check_fit(folder, adapter, flavor, base_id)
-    for name in ("rank", "alpha", "targets"):
+    for name in ("rank", "alpha", "targets", "rslora"):
         found, wanted = getattr(adapter.config, name), getattr(config, name)
         if found != wanted:
             raise ValueError(
                 f"{folder / SIDECAR}: adapter of {name} {found}, the recipe says {wanted}; set lora.{name} "
                 f"to {found}"
             )
-    for name in (DEFAULT, OLD):
+    for name in adapters_in(model):
         parameters = adapter_parameters(model, name)
         check_keys(_shapes(parameters), _shapes(tensors), str(folder))
         for key, parameter in parameters.items():
@@ -155,7 +158,7 @@ def adapted_model(base: Path, folder: Path) -> tuple[AVTransformer, Adapter]:
 
 @torch.no_grad()
 def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] | None = None) -> str:
-    """Write base + alpha / rank * B A as a full fp32 model folder; returns its checkpoint id.
+    """Write base + scaling * B A as a full fp32 model folder; returns its checkpoint id.
 
     Both weight files are the same. Its config.json carries `facts`, the adapter's id, and the base's own
     facts under `base`. Raises ValueError in one line where the adapter was trained on another base.
@@ -211,10 +214,60 @@ class _Merged:
         weight = self.base.tensor(key).float()
         if key in self.layers:
             layer = key.removesuffix(".weight")
-            weight += self.scaling * (
-                self.update[f"{layer}.lora_B.weight"] @ self.update[f"{layer}.lora_A.weight"]
-            )
+            weight += self.scaling * _product(self.update, layer)
         return weight
+
+
+@dataclass(frozen=True)
+class ScaledAdapter:
+    """An adapter folder, and the factor of its update; with 0 it changes nothing."""
+
+    folder: Path
+    scale: float = 1.0
+
+
+def parse_scaled(text: str) -> ScaledAdapter:
+    """FOLDER or FOLDER=SCALE. Raises ValueError for a scale that is no finite number."""
+    folder, equals, number = text.rpartition("=")
+    if not equals or Path(text).is_dir():
+        return ScaledAdapter(Path(text))
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not (math.isfinite(scale) and folder):
+        raise ValueError(f"--adapter {text}: expected FOLDER or FOLDER=SCALE, such as my/adapter=0.8")
+    return ScaledAdapter(Path(folder), scale)
+
+
+@torch.no_grad()
+def apply_adapters(
+    model: nn.Module,
+    described: ModelFolder,
+    base: Path,
+    weights: WeightsName,
+    adapters: Sequence[ScaledAdapter],
+) -> dict[str, str]:
+    """Add scale * scaling * B A of each adapter to a model's weights, fp32, in place.
+
+    Returns `adapters`: their ids and scales. Raises ValueError or FileNotFoundError in one line as
+    `check_adapter`, and for an adapter of other weights than the loaded ones.
+    """
+    marks = []
+    for one in adapters:
+        adapter, tensors, _, _ = _fitted(one.folder, base)
+        same = weights_stem(described.facts, weights) == weights_stem(described.facts, adapter.base_weights)
+        if not same:
+            raise ValueError(
+                f"{one.folder / SIDECAR}: adapter of the base's {adapter.base_weights} weights, these are "
+                f"its {weights} weights; set generate.weights={adapter.base_weights}"
+            )
+        marks.append(f"{adapter.adapter_id}={one.scale:g}")
+        layers = sorted({name.rpartition(".lora_")[0] for name in tensors}) if one.scale else []
+        for layer in layers:
+            update = one.scale * adapter.config.scaling * _product(tensors, layer)
+            model.get_parameter(f"{layer}.weight").add_(update)
+    return {"adapters": " ".join(marks)} if marks else {}
 
 
 def check_adapter(folder: Path, base: Path) -> Adapter:
@@ -234,6 +287,11 @@ def _fitted(folder: Path, base: Path) -> tuple[Adapter, dict[str, Tensor], Model
         model = build_model(described.args)
     check_keys(adapter_shapes(model, adapter.config), _shapes(tensors), str(folder))
     return adapter, tensors, described, model
+
+
+def _product(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
+    """B A of a layer, [outputs, inputs]."""
+    return tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

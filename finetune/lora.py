@@ -1,8 +1,8 @@
 """LoRA adapters on a NAVA transformer, by PEFT: target layers, initialisation, frozen parameters.
 
-Every wrapped layer has two fp32 adapters whatever the base's precision: `default` is trained, `old` follows
-it. Layers that are not called as modules (the embedders' convolutions) cannot be adapted: PEFT would wrap
-them without effect.
+Every wrapped layer has fp32 adapters whatever the base's precision: `default` is trained; in alignment `old`
+follows it. Layers that are not called as modules (the embedders' convolutions) cannot be adapted: PEFT would
+wrap them without effect.
 """
 
 from __future__ import annotations
@@ -38,18 +38,29 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Rank, alpha and targets. Raises ValueError for rank or alpha out of range and unknown groups."""
+    """Rank, alpha and targets.
+
+    Raises ValueError for rank or alpha out of range, unknown groups, and DoRA, whose magnitudes neither the
+    adapter folders nor their merge hold.
+    """
 
     rank: int = 32
     alpha: float = 64.0  # the update is alpha / rank * B A
     targets: tuple[str, ...] = ("self_attention", "cross_attention", "ffn")  # groups of layers (GROUPS)
     seed: int = 0  # of A; B starts at zero
+    rslora: bool = False  # the update is alpha / sqrt(rank) * B A (rank-stabilised LoRA)
+    dora: bool = False  # refused: see below
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
             raise ValueError(
                 f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha "
                 f"{self.alpha}"
+            )
+        if self.dora:
+            raise ValueError(
+                "lora.dora: DoRA is not supported, an adapter here is A and B alone; take lora.rslora=true "
+                "or a higher lora.rank"
             )
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name groups of layers: {', '.join(GROUPS)}")
@@ -59,7 +70,7 @@ class LoraConfig:
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 def target_names(model: AVTransformer, groups: tuple[str, ...]) -> list[str]:
@@ -94,7 +105,9 @@ def _group(name: str, module: nn.Module) -> str:
     return "ffn" if isinstance(module, FeedForward) else "heads" if isinstance(module, Head) else ""
 
 
-def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
+def inject(
+    model: AVTransformer, config: LoraConfig, adapters: tuple[str, ...] = (DEFAULT, OLD)
+) -> AVTransformer:
     """Wrap the target layers in place and freeze everything but `default`; the output is unchanged.
 
     Call it on every rank before `fully_shard`, after the base has its precision (a later model.to would cast
@@ -112,7 +125,7 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
     ):  # PEFT draws first values that `reset` overwrites
         # expected: the model carries two adapters
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        for adapter in (DEFAULT, OLD):
+        for adapter in adapters:
             inject_adapter_in_model(peft_config(config, names), model, adapter)
     layers = adapter_layers(model)
     if sorted(layers) != sorted(names):
@@ -123,7 +136,7 @@ def inject(model: AVTransformer, config: LoraConfig) -> AVTransformer:
     set_roles(layers)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for adapter in (DEFAULT, OLD):
+    for adapter in adapters:
         for parameter in adapter_parameters(model, adapter).values():
             parameter.data = parameter.data.float()
             parameter.requires_grad_(adapter == DEFAULT)
@@ -138,13 +151,18 @@ def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:
 
     alpha: Any = config.alpha  # PEFT types it as int and takes any number
     return peft.LoraConfig(
-        r=config.rank, lora_alpha=alpha, target_modules=list(names), lora_dropout=0.0, bias="none"
+        r=config.rank,
+        lora_alpha=alpha,
+        target_modules=list(names),
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=config.rslora,
     )
 
 
 def reset(model: nn.Module, config: LoraConfig) -> None:
-    """Initialise both adapters without collectives: A ~ U(+-1/sqrt(inputs)), keyed by layer name, B zero."""
-    for adapter in (DEFAULT, OLD):
+    """Initialise all adapters without collectives: A ~ U(+-1/sqrt(inputs)), keyed by layer name, B zero."""
+    for adapter in adapters_in(model):
         for name, parameter in adapter_parameters(model, adapter).items():
             first = torch.zeros(parameter.shape)
             if ".lora_A." in name:
@@ -159,6 +177,11 @@ def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     return {name.replace("_checkpoint_wrapped_module.", ""): layer for name, layer in layers.items()}
+
+
+def adapters_in(model: nn.Module) -> list[str]:
+    """Names of a model's adapters."""
+    return list(next(iter(adapter_layers(model).values())).lora_A.keys())
 
 
 def base_parameters(model: nn.Module) -> dict[str, Tensor]:

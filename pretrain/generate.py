@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pretrain.flow.solvers import Latents
 from pretrain.jsonl import dump
 from pretrain.media.read import read_media
 from pretrain.media.write import write_wav
-from pretrain.model.checkpoint import load_model
+from pretrain.model.checkpoint import ModelFolder, load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.owned import check_owned, owned_folder
 from pretrain.progress import track
@@ -88,13 +88,27 @@ class _References:
     images: dict[Path, Tensor]  # uint8 [1, H, W, 3] each
 
 
+Adapt = Callable[[AVTransformer, ModelFolder], Mapping[str, str]]
+
+
+def _as_it_is(model: AVTransformer, described: ModelFolder) -> Mapping[str, str]:
+    return {}
+
+
 def generate(
-    config: GenerateConfig, model: Path, codec: Path, prompts: Path, out: Path, limit: int | None = None
+    config: GenerateConfig,
+    model: Path,
+    codec: Path,
+    prompts: Path,
+    out: Path,
+    limit: int | None = None,
+    adapt: Adapt = _as_it_is,
 ) -> dict[str, Any]:
     """Make a clip for every prompt: out/<data_id>.mp4, .wav and index.jsonl. Returns counts and seconds.
 
-    Everything is checked before work starts; `out` is replaced as a whole (`pretrain.owned`). Raises
-    ValueError or FileNotFoundError in one line.
+    Everything is checked before work starts; `out` is replaced as a whole (`pretrain.owned`). adapt: changes
+    the loaded model in place, fp32, and returns what marks its clips. Raises ValueError or FileNotFoundError
+    in one line.
     """
     device = device_of(config)
     rows = read_prompts(prompts)[:limit]
@@ -111,10 +125,11 @@ def generate(
             "give its codec"
         )
     references = _References(reference_voices(rows, prompts, codecs), images)
+    changed = adapt(network, described)
     if config.bf16:
         lower_precision(network, torch.bfloat16)
     network.to(device)
-    marks = marks_of(described.facts["checkpoint_id"], codecs)
+    marks = {**marks_of(described.facts["checkpoint_id"], codecs), **changed}
     batches = _batches(rows, config)
     started, index = time.perf_counter(), []
     with owned_folder(out, COMMAND) as partial:

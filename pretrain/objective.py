@@ -17,8 +17,9 @@ from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Velocity
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Loss = video mean + audio_weight * audio mean, each over its own noised elements."""
+    """Loss = video_weight * video mean + audio_weight * audio mean, each over its own noised elements."""
 
+    video_weight: float = 1.0
     audio_weight: float = 0.2
     levels: LevelConfig = field(default_factory=LevelConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
@@ -46,11 +47,16 @@ class LossSums(NamedTuple):
     video_count: Tensor  # scalar, fp64
     audio_count: Tensor
 
-    def loss(self, video_count: Tensor | float, audio_count: Tensor | float, audio_weight: float) -> Tensor:
+    def loss(
+        self,
+        video_count: Tensor | float,
+        audio_count: Tensor | float,
+        audio_weight: float,
+        video_weight: float = 1.0,
+    ) -> Tensor:
         """This micro-batch's share of the global loss; a modality nobody has counts as zero."""
-        return self.video / max(float(video_count), 1.0) + audio_weight * self.audio / max(
-            float(audio_count), 1.0
-        )
+        video = video_weight * self.video / max(float(video_count), 1.0)
+        return video + audio_weight * self.audio / max(float(audio_count), 1.0)
 
 
 def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, sigmas: Tensor | None = None) -> Corrupted:

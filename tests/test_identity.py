@@ -16,6 +16,7 @@ from titan_world import config, pretend_state, write_latents
 
 from finetune.align_run import AlignRun, by_content
 from finetune.recipe import AlignConfig
+from finetune.sft.config import FinetuneConfig
 from pretrain.config import override, to_json
 from pretrain.files import write_json
 from pretrain.launch.continuing import claim, recorded, verdict_of
@@ -35,7 +36,7 @@ PRETRAIN_COUNTS = (
     | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")
     | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
-    | words("objective.audio_weight policy.spike_factor policy.spike_window")
+    | words("objective.video_weight objective.audio_weight policy.spike_factor policy.spike_window")
     | words("name steps tasks sets audio_sets audio_only_batch_factor lr warmup_steps", "stages.stage1.")
     | words("decay_fraction decay min_lr_factor", "stages.stage1.")
 )
@@ -50,6 +51,23 @@ PRETRAIN_NEUTRAL = (
 )
 ALIGN_NEUTRAL = (
     words("checkpoint_every keep_last samples max_flat_rounds max_skips rubric.allow_prompt_blind") | PARALLEL
+)
+FINETUNE_NEUTRAL = (
+    words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    | words("required max_bad muted_db tolerance_s checked patience", "sound.")
+    | words("log_every validate_every validation_samples validation base prompts clips_every clips")
+    | words("prefetch cache_gb local_batch_size policy.max_skips_in_a_row")
+    | PARALLEL
+)
+FINETUNE_COUNTS = (
+    words("full steps lr warmup_steps decay_fraction decay min_lr_factor tasks audio_only_batch_factor")
+    | words("base_share global_batch_size mix_lengths seed mixed_precision ema_decay shuffle_shards")
+    | words("rank alpha targets seed rslora dora", "lora.")
+    | words("video audio shared", "lr_scale.")
+    | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
+    | words("draw weight shift logit_mean logit_std", "objective.levels.")
+    | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
+    | words("objective.video_weight objective.audio_weight policy.spike_factor policy.spike_window")
 )
 ALIGN_COUNTS = (
     words("sequence reward_options guardrails curated_prompts seed ema_decay weight_decay grad_clip")
@@ -74,6 +92,12 @@ def test_every_field_of_pretraining_is_decided_on() -> None:
     whole |= fields_of(PretrainConfig().stages["stage1"], prefix="stages.stage1.")
     assert whole == PRETRAIN_COUNTS | PRETRAIN_NEUTRAL
     assert {name for name in whole if is_neutral(name, "pretrain")} == PRETRAIN_NEUTRAL
+
+
+def test_every_field_of_fine_tuning_is_decided_on() -> None:
+    whole = fields_of(FinetuneConfig())
+    assert whole == FINETUNE_COUNTS | FINETUNE_NEUTRAL
+    assert {name for name in whole if is_neutral(name, "finetune")} == FINETUNE_NEUTRAL
 
 
 def test_every_field_of_alignment_is_decided_on() -> None:

@@ -16,6 +16,7 @@ from experiments.studies.objectives.config import ObjectivesConfig
 from experiments.studies.paradigms.config import StudyConfig
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig
+from finetune.sft.config import FinetuneConfig
 from orchestration.config import RayConfig
 from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
@@ -48,6 +49,7 @@ class Recipe:
     curate_prompts: PromptChoiceConfig = field(default_factory=PromptChoiceConfig)
     votes: VotesConfig = field(default_factory=VotesConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # of `nava finetune`; no stage
     ray: RayConfig = field(default_factory=RayConfig)  # of `nava align --ray`
     score: ScoreConfig = field(default_factory=ScoreConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -17,8 +17,9 @@ TRAINED_ON_TAG = "nava.trained_on_codec"
 PARENT_TAG = "nava.parent_checkpoint"
 ADAPTER_TAG = "nava.adapter_id"
 TAG_OF = {CHECKPOINT: CHECKPOINT_TAG, CODEC: CODEC_TAG, ADAPTER: ADAPTER_TAG}
-# aliases: the newest pretrained and aligned model, and the newest one whose evaluation passed all gates
-PRETRAINED, ALIGNED, BEST = "pretrained", "aligned", "best"
+# aliases: the newest pretrained, aligned and fine-tuned model, and the newest one whose evaluation passed all
+# gates
+PRETRAINED, ALIGNED, FINETUNED, BEST = "pretrained", "aligned", "finetuned", "best"
 MAX_NAME = 200
 _REFUSED = re.compile(r"[^A-Za-z0-9._-]+")
 _OURS = re.compile(r"nava(?:[-_.]+(.+))?")

@@ -31,6 +31,23 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
         "parallel.*",
         "policy.max_skips_in_a_row",
     ),
+    "finetune": (
+        "checkpoint.*",
+        "log_every",
+        "validate_every",
+        "validation_samples",
+        "validation",  # a place, as `latents`; nothing is trained on it
+        "base",  # likewise: the digests of its sets count
+        "prompts",
+        "clips_every",
+        "clips",
+        "prefetch",
+        "cache_gb",
+        "local_batch_size",
+        "parallel.*",
+        "policy.max_skips_in_a_row",
+        "sound.*",
+    ),
     "align": (
         "checkpoint_every",
         "keep_last",

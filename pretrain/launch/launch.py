@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,21 @@ def train_run(
     port: int = 0,
     restart: bool = False,
     nodes: Nodes = ALONE,
+    module: str = "pretrain.titan.run",
+    describe: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> StageResult:
     """Train a stage on `nproc` ranks of each node, going on from the newest checkpoint in its folder.
 
     port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls
     this, the others `join_stage`. restart: move aside what is there. A finished stage is returned at once,
-    one that is asked for more steps goes on. Raises ValueError, FileNotFoundError or OSError in one line;
+    one that is asked for more steps goes on. module: what each rank runs. describe: of a log row, for the
+    terminal. Raises ValueError, FileNotFoundError or OSError in one line;
     out/log.txt has the rest.
     """
     config, stage = run.config, run.stage
     config.local_batch(nproc * nodes.count)
     check_parent(run)
-    check_sets(run.latents, config.stage(stage))
+    check_sets(run.latents, config.stage(stage), run.places)
     if port and nodes.count == 1:
         check_port(port)
     if restart:
@@ -86,9 +89,8 @@ def train_run(
     if done := finished(run.out):
         return done
     run.save()
-    code = run_ranks(
-        "pretrain.titan.run", run.out, nproc, port, StageProgress(stage, config.stage(stage).steps), nodes
-    )
+    progress = StageProgress(stage, config.stage(stage).steps, describe)
+    code = run_ranks(module, run.out, nproc, port, progress, nodes)
     return outcome(run.out, code)
 
 

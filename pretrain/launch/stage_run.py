@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pretrain.config import from_json, to_json
+from pretrain.data.stream.sample_set import NO_PLACES, folder_of
 from pretrain.files import read_json, write_json
 from pretrain.launch.continuing import TrainingRun, Verdict, claim, recorded, refusal, write_record
 from pretrain.launch.identity import Identity, difference, flat, split
@@ -30,6 +31,7 @@ class StageRun:
     stage: str
     latents: Path  # holds a folder per data set
     out: Path
+    places: Mapping[str, str] = field(default_factory=dict)  # of sets that are elsewhere
     codec_id: str = ""
     init_from: Path | None = None  # a model/ folder of an earlier stage
     trackers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -53,33 +55,42 @@ class StageRun:
 
     def save(self) -> Path:
         """Write out/resolved.json for the ranks; returns its path."""
-        values = {
+        path = self.out / RESOLVED
+        write_json(path, self.resolved())
+        return path
+
+    def resolved(self) -> dict[str, Any]:
+        """What the ranks are told, as JSON."""
+        return {
             "config": to_json(self.config),
             "stage": self.stage,
             "latents": str(self.latents),
+            "places": dict(self.places),
             "out": str(self.out),
             "checkpoints": str(self.checkpoints),
             "codec_id": self.codec_id,
             "init_from": str(self.init_from) if self.init_from else None,
             "trackers": {name: dict(options) for name, options in self.trackers.items()},
         }
-        path = self.out / RESOLVED
-        write_json(path, values)
-        return path
 
     @classmethod
-    def load(cls, path: Path) -> StageRun:
-        values = json.loads(path.read_text())
+    def load(cls, path: Path) -> Self:
+        return cls(**cls.fields_of(json.loads(path.read_text())))
+
+    @classmethod
+    def fields_of(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of what `resolved` gave."""
         init_from = values["init_from"]
-        return cls(
-            config=from_json(PretrainConfig, values["config"], "config"),
-            stage=values["stage"],
-            latents=place(values["latents"]),
-            out=Path(values["out"]),
-            codec_id=values["codec_id"],
-            init_from=place(init_from) if init_from else None,
-            trackers=values["trackers"],
-        )
+        return {
+            "config": from_json(PretrainConfig, values["config"], "config"),
+            "stage": values["stage"],
+            "latents": place(values["latents"]),
+            "places": values.get("places", {}),
+            "out": Path(values["out"]),
+            "codec_id": values["codec_id"],
+            "init_from": place(init_from) if init_from else None,
+            "trackers": values["trackers"],
+        }
 
     def identity(self) -> dict[str, Any]:
         """Facts of the training that its model keeps."""
@@ -90,7 +101,7 @@ class StageRun:
             "recipe_hash": recipe_hash(self.config, self.stage),
             "codec_id": self.codec_id,
             "parent": parent_id(self.init_from),
-            "latents": digests_of_sets(self.latents, self.config.stage(self.stage)),
+            "latents": digests_of_sets(self.latents, self.config.stage(self.stage), self.places),
         }
 
     def depends(self) -> Identity:
@@ -132,17 +143,22 @@ class StageRun:
         )
 
 
-def manifests_of_sets(latents: Path, stage: StageConfig) -> dict[str, dict[str, Any]]:
+def manifests_of_sets(
+    latents: Path, stage: StageConfig, places: Mapping[str, str] = NO_PLACES
+) -> dict[str, dict[str, Any]]:
     """manifest.json of each of the stage's sets; a missing one is left out, and reported on opening."""
-    paths = {name: latents / name / "manifest.json" for name in sorted({*stage.sets, *stage.audio_sets})}
+    names = sorted({*stage.sets, *stage.audio_sets})
+    paths = {name: folder_of(latents, name, places) / "manifest.json" for name in names}
     return {name: read_json(path, "run `nava encode` again") for name, path in paths.items() if is_file(path)}
 
 
-def digests_of_sets(latents: Path, stage: StageConfig) -> dict[str, str]:
+def digests_of_sets(
+    latents: Path, stage: StageConfig, places: Mapping[str, str] = NO_PLACES
+) -> dict[str, str]:
     """Checksum of each set's index."""
     return {
         name: str(manifest.get("index_sha256"))[:16]
-        for name, manifest in manifests_of_sets(latents, stage).items()
+        for name, manifest in manifests_of_sets(latents, stage, places).items()
     }
 
 

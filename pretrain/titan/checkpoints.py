@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpoint import AsyncMode, CheckpointManager
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torchtitan.components.checkpoint import AsyncMode, CheckpointManager, ModelWrapper
 from torchtitan.tools.logging import logger
 
 from pretrain.config import one_line
@@ -28,11 +29,21 @@ from pretrain.titan.store_dcp import StoreReader, StoreWriter
 _STATES = re.compile(r"(__\d+_\d+\.distcp|\.metadata|__\d+\.metadata)|\..*\.tmp|.*\.tmp")
 
 
+class TrainedWeights(ModelWrapper):
+    """The model's state without its frozen weights, which come from where they came from at the start."""
+
+    def _get_state_dict(self) -> dict[str, Any]:
+        options = StateDictOptions(ignore_frozen_params=True)
+        states = [get_model_state_dict(part, options=options) for part in self.model]
+        return {name: value for state in states for name, value in state.items()}
+
+
 class Checkpoints(CheckpointManager):
     """Saves to and loads from `place`/step-N. `newest` is the last step known to be complete, 0 = none."""
 
     def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
         super().__init__(base_folder=str(place), sd_adapter=None, **parts)
+        self.states["model"] = TrainedWeights(parts["model_parts"])
         self.place, self.config = place, config
         # pending: being written while training goes on; a later save waits for it
         self.newest = self.pending = 0

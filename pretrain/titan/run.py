@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.seen import clips_seen
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
-from pretrain.titan.weights import check_finite, export
+from pretrain.titan.weights import check_finite
 from pretrain.tracking import JsonlTracker, Trackers, build_trackers
 
 
-def train_stage(run: StageRun) -> str:
+def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTrainer) -> str:
     """Train (or go on training) `run` on this rank; returns "finished" or "interrupted".
 
     Raises ValueError for unusable data or a run that diverges, OSError when a checkpoint or the export cannot
@@ -51,22 +51,17 @@ def train_stage(run: StageRun) -> str:
         config.mix_lengths,
         shuffle_shards=config.shuffle_shards,
         cache=cache,
+        places=run.places,
     )
     check_sets_split(sets, flavor(config.flavor).patch_size, config.parallel.context)
-    trackers: list[Trackers] = []
-
-    def log(metrics: dict[str, Any], step: int) -> None:
-        for tracker in trackers if metrics else ():
-            tracker.log_metrics(metrics, step)
-
+    output = _Output(run)
     if rank == 0:
         remove_incomplete(run.checkpoints)
-    trainer = PretrainTrainer(run, sets, log)
+    trainer = trainer_type(run, sets, output.log)
     trainer.stop_on(signal.SIGTERM, signal.SIGINT)
     resumed = trainer.resume()
     if rank == 0:
-        first = JsonlTracker(run.out / METRICS, resumed)
-        trackers.append(Trackers(first, build_trackers(run.trackers, resumed)))
+        output.begin(resumed)
         trainer.clips_seen = clips_seen(run, resumed, trainer.clips_of_step)
         _state(run, "running", resumed)
     validator = Validator(run, rank, int(os.environ["WORLD_SIZE"]), trainer.device)
@@ -77,21 +72,48 @@ def train_stage(run: StageRun) -> str:
         due = config.validate_every and step % config.validate_every == 0
         if due or trainer.finished:
             last_losses.update(validator(trainer.model, trainer.ema))
-            log(dict(last_losses), step)
+            output.log(dict(last_losses), step)
+        output.files(trainer.after_step(step))
 
+    if not resumed:
+        output.files(trainer.after_step(0))
     trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"
     model_id = _exported(trainer, run, rank, last_losses) if trainer.finished else ""
     if rank == 0:
         _state(run, status, trainer.step, model_id)
-        for tracker in trackers:
-            tracker.set_tags(
-                {"status": status, "model_id": model_id, "parent_model_id": run.identity()["parent"]}
-            )
-            tracker.log_artifact(str(run.out / METRICS))
-            tracker.close()
+        output.end(status, model_id)
     trainer.close()
     return status
+
+
+class _Output:
+    """metrics.jsonl and the trackers of the rank that began it; of the others nothing."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.trackers: Trackers | None = None
+
+    def begin(self, resumed: int) -> None:
+        first = JsonlTracker(self.run.out / METRICS, resumed)
+        self.trackers = Trackers(first, build_trackers(self.run.trackers, resumed))
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        if metrics and self.trackers:
+            self.trackers.log_metrics(metrics, step)
+
+    def files(self, files: Iterable[tuple[Path, str]]) -> None:
+        """With the folder that each one gets there."""
+        if self.trackers:
+            for path, folder in files:
+                self.trackers.log_artifact(str(path), folder)
+
+    def end(self, status: str, model_id: str) -> None:
+        assert self.trackers
+        parent = self.run.identity()["parent"]
+        self.trackers.set_tags({"status": status, "model_id": model_id, "parent_model_id": parent})
+        self.trackers.log_artifact(str(self.run.out / METRICS))
+        self.trackers.close()
 
 
 def _exported(trainer: PretrainTrainer, run: StageRun, rank: int, losses: Mapping[str, float]) -> str:
@@ -104,7 +126,7 @@ def _exported(trainer: PretrainTrainer, run: StageRun, rank: int, losses: Mappin
             "again with a lower lr"
         )
     try:
-        return export(trainer.model, trainer.ema, run, trainer.step, rank)
+        return trainer.export(rank)
     except (OSError, SafetensorError) as error:  # the latter also where the disk is full
         raise save_error(error, run.checkpoints) from error
 
@@ -119,14 +141,18 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
 
 def main(path: Path) -> int:
     """Exit code: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank failed."""
+    return run_rank(StageRun.load(path))
+
+
+def run_rank(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTrainer) -> int:
+    """The work of `main`, for a trainer of another kind too."""
     # the outputs of our blocks are views that are not changed in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     init_logger()
-    run = StageRun.load(path)
     # of the attempt before an elastic restart
     (run.out / f"{ERROR}.{os.environ['RANK']}").unlink(missing_ok=True)
     try:
-        logger.info(f"stage {run.stage} is {train_stage(run)}")
+        logger.info(f"stage {run.stage} is {train_stage(run, trainer_type)}")
     except (ValueError, OSError) as error:
         report(save_error(error, run.checkpoints) if is_full(error) else error, run.out)
         # no farewell to the other ranks: they may be inside a collective, and torchrun ends them

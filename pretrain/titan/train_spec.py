@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +20,7 @@ from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS, build_model
+from pretrain.model.modality import WeightModality, modalities_of
 from pretrain.titan.parallelize import parallelize
 
 
@@ -50,6 +52,35 @@ def build_complete_optimizers(
     return optimizers
 
 
+def build_scaled_optimizers(
+    scales: Mapping[WeightModality, float],
+    model_parts: list[nn.Module],
+    config: Optimizer,
+    parallel_dims: ParallelDims,
+) -> OptimizersContainer:
+    """The same with a learning rate of its own for the weights of each modality: lr x scale."""
+    optimizers = build_optimizers(model_parts, config, parallel_dims)
+    for model, optimizer in zip(model_parts, optimizers, strict=True):
+        if any(scale != 1 for scale in scales.values()):
+            split_groups(optimizer, model, scales)
+        create_moments(optimizer)
+    return optimizers
+
+
+def split_groups(
+    optimizer: torch.optim.Optimizer, model: nn.Module, scales: Mapping[WeightModality, float]
+) -> None:
+    """A parameter group for each modality that has parameters, in place."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modalities = modalities_of(names.values())
+    (whole,) = optimizer.param_groups
+    groups = []
+    for modality, scale in scales.items():
+        taken = [one for one in whole["params"] if modalities[names[id(one)]] == modality]
+        groups += [{**whole, "params": taken, "lr": whole["lr"] * scale}] if taken else []
+    optimizer.param_groups = groups
+
+
 def create_moments(optimizer: torch.optim.Optimizer) -> None:
     """All moments at zero, as if no step had been taken."""
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -65,7 +96,12 @@ def create_moments(optimizer: torch.optim.Optimizer) -> None:
         state["step"].zero_()
 
 
-def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
+def train_spec(
+    run: StageRun,
+    sets: dict[str, SampleSet],
+    build: Callable[[ModelArgs], nn.Module] = build_model,
+    build_optimizers_of: Callable[..., OptimizersContainer] = build_complete_optimizers,
+) -> TrainSpec:
     """The spec of one stage over loaded data sets."""
 
     def build_loader(
@@ -80,11 +116,11 @@ def train_spec(run: StageRun, sets: dict[str, SampleSet]) -> TrainSpec:
         )
 
     return TrainSpec(
-        model_cls=lambda titan_args: build_model(titan_args.args),  # type: ignore[arg-type]
+        model_cls=lambda titan_args: build(titan_args.args),  # type: ignore[arg-type]
         model_args={name: TitanArgs(args=args) for name, args in FLAVORS.items()},
         parallelize_fn=partial(parallelize, shard_blocks=run.config.parallel.shard_blocks),
         pipelining_fn=None,
-        build_optimizers_fn=build_complete_optimizers,
+        build_optimizers_fn=build_optimizers_of,
         build_lr_schedulers_fn=build_lr_schedulers,
         build_dataloader_fn=build_loader,  # type: ignore[arg-type]
         build_tokenizer_fn=None,

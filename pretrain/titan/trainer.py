@@ -11,14 +11,15 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchtitan.distributed import utils as dist_utils
-from torchtitan.protocols.train_spec import register_train_spec
+from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.train import Trainer
 
 from pretrain.data.stream.collate import CollatedBatch, to_av_batch
@@ -28,13 +29,14 @@ from pretrain.launch.stage_run import StageRun
 from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
 from pretrain.titan.checkpoints import Checkpoints
+from pretrain.titan.ema import Ema
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
 from pretrain.titan.policy import StepGuard
 from pretrain.titan.train_spec import train_spec
-from pretrain.titan.weights import initialise, load_parent
+from pretrain.titan.weights import export, initialise, load_parent
 from pretrain.titan.window import StepResult, Window
 from pretrain.tracking import CLIPS_SEEN
-from pretrain.types import Task, cache_flags
+from pretrain.types import AUDIO_CHANNELS, AUDIO_TOKENS_PER_S, Task, cache_flags
 
 MetricsSink = Callable[[dict[str, Any], int], None]
 
@@ -45,11 +47,11 @@ class PretrainTrainer(Trainer):
     def __init__(self, run: StageRun, sets: dict[str, SampleSet], log: MetricsSink) -> None:
         config = run.config
         self.run, self.log = run, log
-        register_train_spec(TRAIN_SPEC, train_spec(run, sets))
+        register_train_spec(TRAIN_SPEC, self.spec(sets))
         super().__init__(job_config(config, run.stage, run.out, int(os.environ["WORLD_SIZE"])))
         self.model = self.model_parts[0]
         self.first_weights()
-        self.ema = load_parent(self.model, run)
+        self.ema = self.first_average()
         self.guard = StepGuard(config.policy)
         self.checkpointer = Checkpoints(
             run.checkpoints,
@@ -65,6 +67,26 @@ class PretrainTrainer(Trainer):
         self.window = Window()
         self.clips_seen = 0  # up to the last step, counted on the rank that logs
         self.stop_requested = self.stopping = False
+
+    def spec(self, sets: dict[str, SampleSet]) -> TrainSpec:
+        """Model, sharding, optimizer and data of the stage."""
+        return train_spec(self.run, sets)
+
+    def first_average(self) -> Ema:
+        """Load the weights of the parent, if any; returns the average that training begins with."""
+        return load_parent(self.model, self.run)
+
+    def after_step(self, step: int) -> Sequence[tuple[Path, str]]:
+        """Called by all ranks after a step, and with 0 before the first: files to log, with their folder."""
+        return ()
+
+    def extra_row(self) -> dict[str, float]:
+        """What else a log row has."""
+        return {}
+
+    def export(self, rank: int) -> str:
+        """Write out/model/ on rank 0; returns its id. All ranks must call it."""
+        return export(self.model, self.ema, self.run, self.step, rank)
 
     def first_weights(self) -> None:
         """What training starts from where there is no parent."""
@@ -134,6 +156,8 @@ class PretrainTrainer(Trainer):
             grad_norm,
             int(tokens),
             start,
+            self.run.config.objective.video_weight,
+            audio_count / AUDIO_CHANNELS / AUDIO_TOKENS_PER_S,
         )
         self._apply(result)
         self.clips_seen += self.clips_of_step(self.step)
@@ -145,7 +169,8 @@ class PretrainTrainer(Trainer):
                 "skipped_spikes": self.guard.skipped_spikes,
             }
             seen = {CLIPS_SEEN: self.clips_seen}
-            self.log({**self.window.summary(), "lr": lr, **skipped, **seen}, self.step)
+            extra = self.extra_row()
+            self.log({**self.window.summary(), "lr": lr, **skipped, **seen, **extra}, self.step)
 
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
@@ -155,7 +180,8 @@ class PretrainTrainer(Trainer):
             velocity = self.model(input_dict.video, input_dict.audio, input_dict.conditioning)
             sums = velocity_loss(velocity, input_dict)
             video_count, audio_count = global_valid_tokens
-            sums.loss(video_count, audio_count, self.run.config.objective.audio_weight).backward()
+            weights = self.run.config.objective
+            sums.loss(video_count, audio_count, weights.audio_weight, weights.video_weight).backward()
         return torch.stack([sums.video, sums.audio]).detach().double()
 
     def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.data.stream.collate import collate, to_av_batch
-from pretrain.data.stream.sample_set import SampleSet, check_sets_split, open_sets
+from pretrain.data.stream.sample_set import SampleSet, check_sets_split, folder_of, open_sets
 from pretrain.dropout import NO_DROPOUT
 from pretrain.flow.path import LevelConfig
 from pretrain.launch.stage_run import StageRun
@@ -41,9 +41,12 @@ class Validator:
             device,
         )
         self.clips: SampleSet | None = None
-        if is_file(run.latents / VALIDATION_SET / "manifest.json") and run.config.validation_samples:
-            stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0})
-            sets = open_sets(run.latents, stage, run.codec_id or None)
+        if (
+            is_file(folder_of(run.latents, VALIDATION_SET, run.places) / "manifest.json")
+            and run.config.validation_samples
+        ):
+            stage = StageConfig(tasks={Task.T2AV: 1.0}, sets={VALIDATION_SET: 1.0}, audio_sets={})
+            sets = open_sets(run.latents, stage, run.codec_id or None, places=run.places)
             # checked at start, not at the first validation
             check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
             self.clips = sets[VALIDATION_SET]

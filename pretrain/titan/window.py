@@ -18,10 +18,12 @@ class StepResult:
     grad_norm: float
     tokens: int
     started: float  # perf_counter seconds
+    video_weight: float = 1.0
+    audio_s: float = 0.0  # seconds of sound in the loss, over all ranks
 
     @property
     def loss(self) -> float:
-        return (self.video or 0.0) + self.audio_weight * (self.audio or 0.0)
+        return self.video_weight * (self.video or 0.0) + self.audio_weight * (self.audio or 0.0)
 
 
 class Window:

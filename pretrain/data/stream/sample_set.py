@@ -17,10 +17,11 @@ from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.data.stream.store import LatentStore
 from pretrain.model.context_parallel import check_split
 from pretrain.schedule import StageConfig
-from pretrain.storage import is_file, list_folder
+from pretrain.storage import is_file, list_folder, place
 
 IN_MEMORY_BYTES = 1 << 30
 SHUFFLE_SHARDS = 16
+NO_PLACES: Mapping[str, str] = {}  # set -> folder or URL of a set that is elsewhere
 
 
 class Samples(Protocol):
@@ -77,17 +78,22 @@ class SampleSet:
         return full_order(len(self.buckets[key]), *drawn_from)
 
 
-def check_sets(latents: Path, stage: StageConfig) -> list[str]:
+def folder_of(latents: Path, name: str, places: Mapping[str, str] = NO_PLACES) -> Path:
+    """A set's folder: the place given for it, else below `latents`."""
+    return place(places[name]) if name in places else latents / name
+
+
+def check_sets(latents: Path, stage: StageConfig, places: Mapping[str, str] = NO_PLACES) -> list[str]:
     """Names of the sets the stage draws from. Raises FileNotFoundError for one that is not encoded."""
     names = sorted(
         {name for weights in (stage.sets, stage.audio_sets) for name, weight in weights.items() if weight > 0}
     )
     for name in names:
-        if not is_file(latents / name / "manifest.json"):
+        folder = folder_of(latents, name, places)
+        if not is_file(folder / "manifest.json"):
             present = [path.name for path in list_folder(latents) if is_file(path / "manifest.json")]
             raise FileNotFoundError(
-                f"{latents / name}: no encoded data set {name!r}; {nearest(name, present)}; or run `nava "
-                "encode`"
+                f"{folder}: no encoded data set {name!r}; {nearest(name, present)}; or run `nava encode`"
             )
     return names
 
@@ -100,6 +106,7 @@ def open_sets(
     *,
     shuffle_shards: int = SHUFFLE_SHARDS,
     cache: ShardCache | None = None,
+    places: Mapping[str, str] = NO_PLACES,
 ) -> dict[str, SampleSet]:
     """The stage's encoded sets under `latents` (path or URL). Raises one-line FileNotFoundError, ValueError.
 
@@ -107,8 +114,10 @@ def open_sets(
     is used, and shuffled within windows of `shuffle_shards` shards (0 = permuted as a whole: for fast disks).
     """
     return {
-        name: open_set(latents / name, codec_id, mix_lengths, shuffle_shards, cache)
-        for name in check_sets(latents, stage)
+        name: open_set(
+            folder_of(latents, name, places), codec_id, mix_lengths, shuffle_shards, cache, name=name
+        )
+        for name in check_sets(latents, stage, places)
     }
 
 
@@ -119,15 +128,15 @@ def open_set(
     shuffle_shards: int = SHUFFLE_SHARDS,
     cache: ShardCache | None = None,
     in_memory_bytes: int = IN_MEMORY_BYTES,
+    name: str = "",
 ) -> SampleSet:
-    """One encoded set."""
+    """One encoded set, called as its folder unless named."""
+    name = name or folder.name
     store = LatentStore(folder, codec_id=codec_id, cache=cache)
     buckets, starts = buckets_of_index(store.index, mix_lengths)
     if store.num_bytes <= in_memory_bytes:
-        return SampleSet(folder.name, list(store), mix_lengths, buckets)
-    return SampleSet(
-        folder.name, store, mix_lengths, buckets, starts if shuffle_shards else None, shuffle_shards
-    )
+        return SampleSet(name, list(store), mix_lengths, buckets)
+    return SampleSet(name, store, mix_lengths, buckets, starts if shuffle_shards else None, shuffle_shards)
 
 
 def buckets_of_index(

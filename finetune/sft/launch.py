@@ -1,0 +1,37 @@
+"""Fine-tune a model on local ranks: checks, torchrun and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.sft.finetune_run import FinetuneRun
+from finetune.sft.heard import ROW
+from pretrain.files import locked
+from pretrain.launch.launch import StageResult, train_run
+from pretrain.progress import describe_step
+
+RANK = "finetune.sft.run"
+
+
+def finetune_model(run: FinetuneRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
+    """Fine-tune into run.out, going on from the newest checkpoint there; arguments as of `train_run`.
+
+    Writes adapter/ (PEFT; not of all weights), model/ (merged), metrics.jsonl, state.json and samples/step-N.
+    """
+    return train_run(run, nproc=nproc, port=port, restart=restart, module=RANK, describe=describe)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Losses, speed, and how much of the clips' sound was trained on."""
+    return f"{describe_step(row)}, {row.get(f'{ROW}/clips', 0.0):.0f} s of the clips' sound so far"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Lock the folder of a fine-tuning, by a file beside it. Raises ValueError where another one has it."""
+    message = f"{out}: another fine-tuning is at work here; wait for it, or give another --to"
+    with locked(out.with_name(f".{out.name}.lock"), message):
+        yield
