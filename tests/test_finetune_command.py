@@ -172,6 +172,11 @@ def test_from_media_to_an_adapter_that_others_load(world, tmp_path, capsys):
     aligned.save()
     assert run_align(aligned) == [0], (aligned.out / "log.0").read_text()[-2000:]
 
+    made_with_adapter(world, tmp_path, to / "adapter")
+
+
+def made_with_adapter(world: Path, tmp_path: Path, adapter: Path) -> None:
+    """An adapter of scale 0 changes no sample of what is generated."""
     prompts, sizes = (
         world / "prompts.jsonl",
         ("--set=generate.height=32", "--set=generate.width=32", "--limit=1"),
@@ -187,8 +192,8 @@ def test_from_media_to_an_adapter_that_others_load(world, tmp_path, capsys):
     ]
     for name, more in (
         ("plain", []),
-        ("zero", [f"--adapter={to / 'adapter'}=0"]),
-        ("tuned", [f"--adapter={to / 'adapter'}"]),
+        ("zero", [f"--adapter={adapter}=0"]),
+        ("tuned", [f"--adapter={adapter}"]),
     ):
         assert main([*generate, "--to", name, *more]) == 0
     sound = {name: next((tmp_path / name).glob("*.wav")).read_bytes() for name in ("plain", "zero", "tuned")}

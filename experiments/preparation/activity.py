@@ -31,7 +31,10 @@ def silero(waveform: np.ndarray) -> list[Stretch]:
     """[N] at 16 kHz -> stretches of speech, by Silero VAD (`pip install silero-vad`), steadier in noise and
     music. Raises ValueError where it is not installed."""
     try:
-        from silero_vad import get_speech_timestamps, load_silero_vad
+        from silero_vad import (  # pyright: ignore[reportMissingImports]
+            get_speech_timestamps,
+            load_silero_vad,
+        )
     except ImportError as error:
         raise ValueError(f"prepare.activity: {error}; pip install silero-vad onnxruntime") from None
     import torch
