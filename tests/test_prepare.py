@@ -70,6 +70,7 @@ def test_rows_are_public_and_their_clips_are_what_they_say(prepared):
         frames = round(row.duration_s * 24)
         assert (frames - 1) % 4 == 0 and (info.width, info.height) == (row.width, row.height)
         media = read_media(row.data_path, fps=None, sample_rate_hz=None)
+        assert media.frames is not None and media.waveform is not None
         assert len(media.frames) == frames
         assert 0 <= len(media.waveform) / media.sample_rate_hz - row.duration_s < 0.07  # a block of AAC
         assert len(parse(row.text).spans) == len(row.speech_start_s) == len(row.meta["reference_paths"])

@@ -56,7 +56,7 @@ class PrepareConfig:
     # who is seen
     min_face_share: float = 0.0  # of pictures at 5 a second that have a face
     min_sync_confidence: float = 3.0  # of the published SyncNet, where one is given
-    max_sync_offset_frames: float = 6.0
+    max_sync_offset_frames: float = 1.0  # at 25 fps; it is not corrected
     # the whole set
     near_duplicate: float = 0.15  # share of differing bits of picture hashes
     same_sound: float = 0.9  # correlation of loudness in bands, which near-duplicates have too
