@@ -32,6 +32,10 @@ ScoreFiles = Annotated[
 Features = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="NAME", help="rewards in the scores, or reward.part")
 ]
+SurveyPlace = Annotated[
+    str,
+    tyro.conf.arg(metavar="PLACE", help="--votes of `nava gsb serve`; --survey-name where it has several"),
+]
 Indices = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
@@ -67,9 +71,11 @@ def stats(
 
 
 def export(
-    votes: VotesFile,
+    votes: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
-    clips: Indices,
+    clips: Indices = (),
+    survey: SurveyPlace = "",
+    survey_name: str | None = None,
     out: Path = Path("pairs.jsonl"),
     ours: str | None = None,
     keep_all_raters: bool = False,
@@ -82,14 +88,23 @@ def export(
     decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one.
     --clips is given per model as MODEL=INDEX (several clips of a case are MODEL#0, MODEL#1 ...), or as an
     index whose rows name their model. `nava align --pairs` learns from pairs of clips of one rollout store.
+    --survey writes the votes of `nava gsb serve` to VOTES (votes.jsonl) first; then --clips may be left out.
     """
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
 
+    if survey:
+        votes = votes or Path("votes.jsonl")
+        _write_survey(survey, survey_name, votes)
+        if not clips:
+            return
+    if votes is None or not clips:
+        missing = "VOTES" if votes is None else "--clips"
+        raise ValueError(f"{missing}: missing; give a votes JSONL and --clips, or --survey PLACE")
     found = read_votes(votes, ours)
     warn_of(found)
-    sources = [_index(text) for text in clips]
+    sources = [index_of(text) for text in clips]
     by_source = {source: read_clips(source, model) for model, source in sources}
     known = [clip for listed in by_source.values() for clip in listed]
     counted = (
@@ -156,6 +171,13 @@ def fit(
     )
 
 
+def _write_survey(place: str, name: str | None, votes: Path) -> None:
+    from experiments.voting.export import export_votes
+
+    survey, rows = export_votes(place, name, votes)
+    print(f"{votes}: {rows} votes of survey {survey}", file=sys.stderr)
+
+
 def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence[ClipRef]]) -> Path | None:
     """The rollout store among the sources that has the clips of all pairs."""
     from finetune.rollout_store import META
@@ -168,15 +190,17 @@ def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence
     return None
 
 
-def _index(text: str) -> tuple[str | None, Path]:
-    """A path that exists is a path, also with a = in it. Raises ValueError for a model without a name."""
+def index_of(text: str, option: str = "--clips ") -> tuple[str | None, Path]:
+    """(model or None, path); a path that exists is a path, also with a = in it.
+
+    Raises ValueError for a model without a name."""
     from finetune.gsb.names import folded_name, name_problem
 
     model, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
     if problem := name_problem(model):
-        raise ValueError(f"--clips {text}: {problem}; give MODEL=INDEX")
+        raise ValueError(f"{option}{text}: {problem}; give MODEL=INDEX")
     return folded_name(model), Path(path)
 
 
