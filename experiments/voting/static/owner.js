@@ -108,6 +108,8 @@ function rowsOf(parts) {
     })));
 }
 
+function room(id) { return Math.max(240, $(id).clientWidth); }
+
 function put(id, element) { $(id).replaceChildren(element ?? paragraph("Not enough votes yet.")); }
 
 function paragraph(text) {
@@ -123,10 +125,10 @@ function drawPairs(parts) {
     name, parts: [{ value: pair.good, kind: "good" }, { value: pair.same, kind: "tie" }, { value: pair.bad, kind: "bad" }],
   }));
   const said = rows.map(({ name, pair }) => `${name}: ${pair.good} good, ${pair.same} same, ${pair.bad} bad`).join("; ");
-  put("bars", rows.length ? stackedBars(counts, said) : null);
+  put("bars", rows.length ? stackedBars(counts, room("bars"), said) : null);
   const ranges = rows.map(({ name, pair }) => ({ name, value: pair.gsb, low: pair.gsb_low, high: pair.gsb_high }));
   const heard = ranges.map((row) => `${row.name}: ${row.value.toFixed(2)} from ${row.low.toFixed(2)} to ${row.high.toFixed(2)}`);
-  put("intervals", rows.length ? intervals(ranges, -1, 1, heard.join("; ")) : null);
+  put("intervals", rows.length ? intervals(ranges, -1, 1, room("intervals"), heard.join("; ")) : null);
 }
 
 function drawRanking(parts, found) {
@@ -139,16 +141,17 @@ function drawRanking(parts, found) {
     .sort((a, b) => b.value - a.value);
   const ends = rows.flatMap((row) => [row.low, row.high]);
   const label = rows.map((row) => `${row.name} ${row.value.toFixed(2)}`).join(", ");
-  const chart = intervals(rows, Math.min(-0.5, ...ends), Math.max(0.5, ...ends), `${axis}: ${label}`);
+  const chart = intervals(rows, Math.min(-0.5, ...ends), Math.max(0.5, ...ends), room("ranking"), `${axis}: ${label}`);
   put("ranking", chart);
   $("ranking").append(paragraph(`Strength (log) on ${axis}, ${found.ours} fixed at 0.`));
   const agreed = Object.entries(parts).filter(([, one]) => one.agreement);
   const measured = agreed.flatMap(([name, one]) => [
-    { name: `${name}: Krippendorff α`, value: one.agreement.krippendorff_alpha },
-    { name: `${name}: Gwet AC1`, value: one.agreement.gwet_ac1 },
+    { name: `${name}: α`, value: one.agreement.krippendorff_alpha },
+    { name: `${name}: AC1`, value: one.agreement.gwet_ac1 },
   ]);
   const words = measured.map((row) => `${row.name} ${row.value === null ? "undefined" : row.value.toFixed(2)}`);
-  put("agreement", measured.length ? bars(measured, 1, words.join("; ")) : null);
+  put("agreement", measured.length ? bars(measured, 1, room("agreement"), words.join("; ")) : null);
+  $("agreement").append(paragraph("Krippendorff's α and Gwet's AC1: 1 is perfect, 0 is chance."));
 }
 
 function drawKinds(found) {
@@ -160,7 +163,7 @@ function drawKinds(found) {
     }));
   });
   $("kinds-card").hidden = !rows.length;
-  if (rows.length) put("kinds", intervals(rows, -1, 1, rows.map((row) => `${row.name} ${row.value.toFixed(2)}`).join("; ")));
+  if (rows.length) put("kinds", intervals(rows, -1, 1, room("kinds"), rows.map((row) => `${row.name} ${row.value.toFixed(2)}`).join("; ")));
 }
 
 function drawSettle(found) {
@@ -168,13 +171,13 @@ function drawSettle(found) {
     Object.entries(pairs).map(([baseline, more]) => ({ name: found.models.length > 2 ? `${axis}: ${baseline}` : axis, value: more })));
   const most = Math.max(1, ...entries.map((row) => row.value ?? 0));
   const label = entries.map((row) => `${row.name} ${row.value ?? "unknown"}`).join("; ");
-  put("settle", entries.length ? bars(entries, most, label, (value) => String(value)) : null);
+  put("settle", entries.length ? bars(entries, most, room("settle"), label, (value) => String(value)) : null);
   $("settle").append(paragraph("Further votes until the interval leaves 0 with 80 % probability, if GSB stays as it is."));
 }
 
 function drawTimes(found) {
   const each = found.seconds.each;
-  put("times", each.length ? histogram(each, `median ${found.seconds.median.toFixed(1)} s of ${each.length} pairs`, "s") : null);
+  put("times", each.length ? histogram(each, room("times"), `median ${found.seconds.median.toFixed(1)} s of ${each.length} pairs`, "s") : null);
 }
 
 function cell(row, text, numeric = false, tag = "td") {

@@ -21,11 +21,11 @@ export class Player {
     this.on = "left";
     this.played = { left: false, right: false };
     this.ready = false;
+    this.wanted = false; // play was asked for before the clips were there
   }
 
   // Blobs, so that both start at once and a lost connection interrupts nothing.
   async show(leftBlob, rightBlob) {
-    this.reset();
     await Promise.all(Object.entries({ left: leftBlob, right: rightBlob }).map(([side, blob]) => {
       const clip = this.clips[side];
       if (clip.src) URL.revokeObjectURL(clip.src);
@@ -37,6 +37,7 @@ export class Player {
     }));
     this.ready = true;
     this.hear("left");
+    if (this.wanted) this.start("left");
   }
 
   get other() { return this.on === "left" ? "right" : "left"; }
@@ -61,7 +62,7 @@ export class Player {
   pause() { for (const clip of Object.values(this.clips)) clip.pause(); }
 
   play() {
-    if (!this.ready) return;
+    if (!this.ready) { this.wanted = true; return; }
     const clip = this.clips[this.on];
     if (clip.ended || clip.currentTime === 0 || clip.currentTime > clip.duration - END_S) this.start(this.on);
     else this.go();

@@ -28,6 +28,7 @@ async function load(notice = "") {
   document.title = $("title").textContent;
   drawProgress();
   if (!state.task) return finish();
+  player.reset();
   prepare();
   const [left, right] = await Promise.all([fetchClip(state.task.left), fetchClip(state.task.right)]);
   await player.show(left, right);
@@ -148,13 +149,13 @@ function draw() {
     const on = player.on === side;
     const played = player.played[side];
     $(`side-${side}`).classList.toggle("on", on);
-    set($(`sound-${side}`), `${on ? "🔊" : "🔇"} ${say(on ? "sound_on" : "sound_off")}`);
+    set($(`sound-${side}`), on ? `♪ ${say("sound_on")}` : say("sound_off"));
     $(`sound-${side}`).setAttribute("aria-pressed", String(on));
     $(`sound-${side}`).setAttribute("aria-label", say(`listen_${side}`));
     set($(`heard-${side}`), played ? `✓ ${say("heard")}` : say("unheard"));
     $(`heard-${side}`).classList.toggle("yes", played);
   }
-  set($("play"), player.playing ? `⏸ ${say("pause")}` : `▶ ${say(player.allPlayed ? "replay" : "play")}`);
+  set($("play"), player.playing ? `❚❚ ${say("pause")}` : `▶ ${say(player.allPlayed ? "replay" : "play")}`);
   $("time").style.width = `${100 * player.share}%`;
   const open = player.allPlayed && !busy;
   document.querySelectorAll("fieldset").forEach((field, index) => {
