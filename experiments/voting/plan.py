@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 import numpy as np
 
@@ -76,10 +76,12 @@ def chosen_cases(
 
     asked[i]: raters who were given case i of this pair.
     """
-    order = _generator(seed, "cases", *pair).permutation(num_cases).tolist()
+    shuffled = _generator(seed, "cases", *pair).permutation(num_cases).tolist()
+    bits, chosen = left_bits(seed, pair, num_cases), list[int]()
+    halves = [[case for case in shuffled if bits[case]], [case for case in shuffled if not bits[case]]]
+    order = [case for both in zip_longest(*halves) for case in both if case is not None]
     num = min(num, num_cases)
     common = order[: math.ceil(shared * num)]
-    bits, chosen = left_bits(seed, pair, num_cases), list[int]()
     room = {True: math.ceil(num / 2), False: math.ceil(num / 2)}  # as many with each side
     for case in common + sorted(order[len(common) :], key=lambda case: asked[case]):
         if len(chosen) < num and room[bool(bits[case])]:
