@@ -49,7 +49,7 @@ def test_a_rater_votes_through_all_pairs(world, client, tmp_path):
     rater = RaterClient(world.links(1)[0], client)
     state = rater.state()
     assert state["done"] == 0 and state["last"] is None and state["of"] == 6 + 2 + 3
-    assert [part for part in state["task"]["prompt"] if part["spoken"]][0]["text"].startswith("word ")
+    assert next(part for part in state["task"]["prompt"] if part["spoken"])["text"].startswith("word ")
     sent = rater.vote_all(np.random.default_rng(0))
     assert rater.state()["done"] == len(sent) == num_ballots(world) == 11
     rows = world.export(tmp_path / "votes.jsonl")

@@ -21,7 +21,10 @@ PAIR = ("a", "b")
 seeds = st.integers(0, 1000)
 
 
-def planned(seed, rater, num_cases, per_rater, shares=Shares(), asked=None, spoilt=()):
+DEFAULTS = Shares()
+
+
+def planned(seed, rater, num_cases, per_rater, shares=DEFAULTS, asked=None, spoilt=()):
     asked = asked or [0] * num_cases
     chosen = {PAIR: chosen_cases(seed, PAIR, num_cases, per_rater, shares.shared, asked)}
     return plan_tasks(seed, rater, num_cases, chosen, shares, spoilt)

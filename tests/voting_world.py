@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-
 from sqlalchemy import select
 
 from experiments.voting import tables

@@ -66,16 +66,15 @@ def serve(
 ) -> None:
     """Serve the pages of blind Good/Same/Bad votes until Ctrl-C: one for raters, one for the owner.
 
-    Sets of clips of the same prompts make a survey, which is stored in --votes and goes on when the command is
-    given again; without sets the surveys of --votes are served. Sides, orders, repeats and attention checks
-    follow from --seed; clips are shown at one size, length and loudness (-23 LUFS), without names or metadata.
-    Each rater needs a personal link: --links N, or the owner's page. `nava gsb export --survey PLACE` writes
-    the votes. The server has no TLS: put a proxy with TLS before it for people elsewhere.
+    Sets of clips of the same prompts make a survey, which is stored in --votes and goes on when the command
+    is given again; without sets the surveys of --votes are served. Sides, orders, repeats and attention
+    checks follow from --seed; clips are shown at one size, length and loudness (-23 LUFS), without names or
+    metadata. Each rater needs a personal link: --links N, or the owner's page. `nava gsb export --survey
+    PLACE` writes the votes. The server has no TLS: put a proxy with TLS before it for people elsewhere.
     """
     from experiments.voting.app import Site
     from experiments.voting.database import open_database, shown_place
-    from experiments.voting.server import bound_socket, default_folder, is_loopback
-    from experiments.voting.server import serve as serve_site
+    from experiments.voting.server import bound_socket, default_folder, is_loopback, run_server
     from experiments.voting.texts import read_texts
     from orchestration.service.token import token_from
 
@@ -85,16 +84,16 @@ def serve(
     config = {"axes": axes, "seed": seed, "per_rater": per_rater, "title": title, "simulated": simulated}
     shares = {"repeats": repeats, "attention": attention, "shared": shared}
     made = _survey_of(sets, ours, cases, config, shares) if sets else None
-    listener = bound_socket(host, port)
-    engine = open_database(votes, make=bool(sets))
-    name = _prepare(engine, survey, made, place) if made else survey
-    token, word = token_from(token_file, place / "owner.token")
-    where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    _print_links(engine, name, links, where)
-    if not is_loopback(host):
-        print(f"warning: {where} is plain HTTP; put a proxy with TLS before it", file=sys.stderr)
-    print(f"votes of {shown_place(votes)} at {where}/owner (token: {word}); Ctrl-C ends it", flush=True)
-    serve_site(Site(engine, place, token, words), listener)
+    with bound_socket(host, port) as listener:
+        engine = open_database(votes, make=bool(sets))
+        name = _prepare(engine, survey, made, place) if made else survey
+        token, word = token_from(token_file, place / "owner.token")
+        where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        _print_links(engine, name, links, where)
+        if not is_loopback(host):
+            print(f"warning: {where} is plain HTTP; put a proxy with TLS before it", file=sys.stderr)
+        print(f"votes of {shown_place(votes)} at {where}/owner (token: {word}); Ctrl-C ends it", flush=True)
+        run_server(Site(engine, place, token, words), listener)
 
 
 def _survey_of(

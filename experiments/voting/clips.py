@@ -40,8 +40,8 @@ class ShownClip:
 def shown_length(clips: Sequence[ClipRef]) -> float:
     """Seconds that all clips of a case are cut to: the shortest's.
 
-    Raises MediaError for a clip that is missing, broken, without pictures or sound, or much shorter than
-    another one.
+    Raises MediaError for a clip that is missing, broken, without pictures or sound, or much shorter
+    than another one.
     """
     lengths = {}
     for clip in clips:
@@ -56,8 +56,8 @@ def shown_length(clips: Sequence[ClipRef]) -> float:
     shortest, longest = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
     if lengths[longest] - lengths[shortest] > MAX_LENGTH_DIFFERENCE * lengths[longest]:
         raise MediaError(
-            f"{shortest}: {lengths[shortest]:.2f} s, but {longest} is {lengths[longest]:.2f} s; generate both "
-            "with one length, which would tell them apart"
+            f"{shortest}: {lengths[shortest]:.2f} s, but {longest} is {lengths[longest]:.2f} s; generate "
+            "both with one length, which would tell them apart"
         )
     return lengths[shortest]
 

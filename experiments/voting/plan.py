@@ -1,9 +1,9 @@
 """Who sees what, on which side, in which order: balanced, and a pure function of (seed, rater's number).
 
 Case i of a pair has a bit, half of them set; rater r sees the pair's first model left where bit + r is even.
-So each rater has each model left in half of a pair's cases (within one), and each case has each model left for
-half of its raters (within one). Orders are rotations of one shuffled list, so every case comes early for some
-and late for others.
+So each rater has each model left in half of a pair's cases (within one), and each case has each model left
+for half of its raters (within one). Orders are rotations of one shuffled list, so every case comes early for
+some and late for others.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ Z_POWER = 0.8416212335729143  # of 80 %
 def votes_to_settle(good: int, same: int, bad: int) -> int | None:
     """Further votes with which the 95 % interval of a GSB of the present size misses 0 in 80 % of surveys.
 
-    n = (z_0.975 + z_0.8)^2 (pG + pB - GSB^2) / GSB^2 for independent votes; 0 where there are as many already,
-    None where GSB is 0 or nobody voted.
+    n = (z_0.975 + z_0.8)^2 (pG + pB - GSB^2) / GSB^2 for independent votes; 0 where there are as many
+    already, None where GSB is 0 or nobody voted.
     """
     n = good + same + bad
     if not n or good == bad:

@@ -56,7 +56,7 @@ def make_server(site: Site) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(site: Site, listener: socket.socket) -> None:
+def run_server(site: Site, listener: socket.socket) -> None:
     """Until SIGINT or SIGTERM."""
     with contextlib.suppress(KeyboardInterrupt):
         make_server(site).run(sockets=[listener])
