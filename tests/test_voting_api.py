@@ -288,7 +288,14 @@ def test_nava_gsb_export_takes_the_survey_and_makes_pairs(world, client, tmp_pat
     sets = world.site.folder.parent / "sets"
     votes, pairs = tmp_path / "votes.jsonl", tmp_path / "pairs.jsonl"
     command = ["gsb", "export", str(votes), "--survey", str(world.site.folder.parent / "votes.db")]
-    command += ["--clips", f"base={sets / 'base'}", f"ours={sets / 'ours'}", "--out", str(pairs)]
+    command += [
+        "--clips",
+        f"base={sets / 'base'}",
+        f"ours={sets / 'ours'}",
+        "--out",
+        str(pairs),
+        "--no-track",
+    ]
     assert main(command) == 0
     assert "6 pairs from 24 votes" in capsys.readouterr().out
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]

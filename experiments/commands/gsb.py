@@ -36,6 +36,7 @@ SurveyPlace = Annotated[
     str,
     tyro.conf.arg(metavar="PLACE", help="--votes of `nava gsb serve`; --survey-name where it has several"),
 ]
+Track = Annotated[bool, tyro.conf.arg(help="--no-track: no run in MLflow for --survey")]
 Indices = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
@@ -80,6 +81,7 @@ def export(
     ours: str | None = None,
     keep_all_raters: bool = False,
     as_json: JsonFlag = False,
+    track: Track = True,
 ) -> None:
     """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
     label per axis.
@@ -88,20 +90,47 @@ def export(
     decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one.
     --clips is given per model as MODEL=INDEX (several clips of a case are MODEL#0, MODEL#1 ...), or as an
     index whose rows name their model. `nava align --pairs` learns from pairs of clips of one rollout store.
-    --survey writes the votes of `nava gsb serve` to VOTES (votes.jsonl) first; then --clips may be left out.
+    --survey writes the votes of `nava gsb serve` to VOTES (votes.jsonl) first, as a run in MLflow with the
+    page of results; then --clips may be left out.
     """
+    if survey:
+        votes = votes or Path("votes.jsonl")
+        _export_survey(survey, survey_name, votes, clips, out, ours, keep_all_raters, as_json, track)
+        return
+    if votes is None or not clips:
+        missing = "VOTES" if votes is None else "--clips"
+        raise ValueError(f"{missing}: missing; give a votes JSONL and --clips, or --survey PLACE")
+    _export_pairs(votes, clips, out, ours, keep_all_raters, as_json)
+
+
+def _export_survey(
+    place: str,
+    name: str | None,
+    votes: Path,
+    clips: tuple[str, ...],
+    out: Path,
+    ours: str | None,
+    keep_all_raters: bool,
+    as_json: bool,
+    track: bool,
+) -> None:
+    from experiments.commands.gsb_survey import exported
+
+    def write_pairs() -> None:
+        if clips:
+            _export_pairs(votes, clips, out, ours, keep_all_raters, as_json)
+
+    survey, rows = exported(place, name, votes, out if clips else None, write_pairs, track)
+    print(f"{votes}: {rows} votes of survey {survey}", file=sys.stderr)
+
+
+def _export_pairs(
+    votes: Path, clips: tuple[str, ...], out: Path, ours: str | None, keep_all_raters: bool, as_json: bool
+) -> None:
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
 
-    if survey:
-        votes = votes or Path("votes.jsonl")
-        _write_survey(survey, survey_name, votes)
-        if not clips:
-            return
-    if votes is None or not clips:
-        missing = "VOTES" if votes is None else "--clips"
-        raise ValueError(f"{missing}: missing; give a votes JSONL and --clips, or --survey PLACE")
     found = read_votes(votes, ours)
     warn_of(found)
     sources = [index_of(text) for text in clips]
@@ -169,13 +198,6 @@ def fit(
     print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(
         found, out
     )
-
-
-def _write_survey(place: str, name: str | None, votes: Path) -> None:
-    from experiments.voting.export import export_votes
-
-    survey, rows = export_votes(place, name, votes)
-    print(f"{votes}: {rows} votes of survey {survey}", file=sys.stderr)
 
 
 def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence[ClipRef]]) -> Path | None:

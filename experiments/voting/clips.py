@@ -84,8 +84,10 @@ def make_clips(
             made.append((clip, way, _spoilt(sound, way, other_voice)))
     gains, _ = common_gains([sound for _, _, sound in made])
     files = [f"{secrets.token_hex(16)}.mp4" for _ in made]
+    mono = all(np.array_equal(sound[0], sound[1]) for _, _, sound in made)
     for (clip, _, sound), gain, file in zip(made, gains, files, strict=True):
-        write_mp4(folder / file, pictures[clip.model], fps, sound * gain, RATE_HZ)
+        written = (sound[0] if mono else sound) * gain
+        write_mp4(folder / file, pictures[clip.model], fps, written, RATE_HZ)
     pad_to_one_size([folder / file for file in files])
     digests = {clip.model: sha256_of(clip.video) for clip in clips if clip.video}
     shown = [

@@ -254,4 +254,10 @@ $("make").addEventListener("submit", async (event) => {
 });
 $("copy").addEventListener("click", () => { $("links").select(); navigator.clipboard?.writeText($("links").value); });
 setInterval(() => { if (token && survey && !$("page").hidden) refresh().catch(() => {}); }, EVERY_MS);
-if (token) open().catch(() => {}); else login("");
+const kept = $("kept"); // results in the page itself, without a server
+if (kept) {
+  $("page").hidden = false;
+  document.querySelectorAll("#make, #exports, #raters").forEach((part) => { part.closest("section").hidden = true; });
+  draw(JSON.parse(kept.textContent));
+} else if (token) open().catch(() => {});
+else login("");
