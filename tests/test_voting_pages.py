@@ -19,9 +19,9 @@ from sqlalchemy import select
 from voting_world import TOKEN, World, copy_world, make_world
 
 from experiments.voting import tables
-from experiments.voting.app import Site
 from experiments.voting.database import open_database, reading
 from experiments.voting.public import public_rows
+from experiments.voting.site import Site
 from experiments.voting.survey import find_survey
 from experiments.voting.texts import read_texts
 from pretrain.launch.torchrun import end_with_parent

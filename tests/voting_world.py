@@ -18,11 +18,11 @@ import numpy as np
 from sqlalchemy import select
 
 from experiments.voting import tables
-from experiments.voting.app import Site
 from experiments.voting.database import open_database, reading
 from experiments.voting.plan import Shares
 from experiments.voting.server import bound_socket, make_server
 from experiments.voting.sets import read_cases
+from experiments.voting.site import Site
 from experiments.voting.store import make_links
 from experiments.voting.survey import SurveyConfig, add_survey
 from experiments.voting.texts import read_texts

@@ -36,7 +36,7 @@ SurveyPlace = Annotated[
     str,
     tyro.conf.arg(metavar="PLACE", help="--votes of `nava gsb serve`; --survey-name where it has several"),
 ]
-Track = Annotated[bool, tyro.conf.arg(help="--no-track: no run in MLflow for --survey")]
+TrackFlag = Annotated[bool, tyro.conf.arg(help="--no-track: no run in MLflow for --survey")]
 Indices = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
@@ -81,7 +81,7 @@ def export(
     ours: str | None = None,
     keep_all_raters: bool = False,
     as_json: JsonFlag = False,
-    track: Track = True,
+    track: TrackFlag = True,
 ) -> None:
     """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
     label per axis.

@@ -20,21 +20,23 @@ Sets = Annotated[
         metavar="[MODEL=]FOLDER", help="clips of `nava generate`, or a store of `nava rollout --mp4`"
     ),
 ]
-Place = Annotated[str, tyro.conf.arg(metavar="PLACE", help="file of SQLite, or postgresql://USER@HOST/NAME")]
+VotesPlace = Annotated[
+    str, tyro.conf.arg(metavar="PLACE", help="file of SQLite, or postgresql://USER@HOST/NAME")
+]
 Axes = Annotated[tuple[str, ...], tyro.conf.arg(help="the questions: overall, sync, voice, picture")]
 PerRater = Annotated[int, tyro.conf.arg(help="pairs that a rater sees, without repeats and checks")]
 NumCases = Annotated[int, tyro.conf.arg(help="diverse prompts that are asked about; 0 = all")]
 Repeats = Annotated[float, tyro.conf.arg(help="share of pairs shown again with swapped sides")]
 Attention = Annotated[float, tyro.conf.arg(help="share of checks: a clip against its spoilt copy")]
-Shared = Annotated[float, tyro.conf.arg(help="share of pairs that every rater sees, for agreement")]
+SharedCases = Annotated[float, tyro.conf.arg(help="share of pairs that every rater sees, for agreement")]
 Simulated = Annotated[bool, tyro.conf.arg(help="a program votes, no people: every vote says so")]
-TokenFile = Annotated[
+OwnerTokenFile = Annotated[
     Path | None,
     tyro.conf.arg(
         help="the owner's token; else $NAVA_API_TOKEN, else FOLDER/owner.token, made where missing"
     ),
 ]
-Folder = Annotated[
+ClipsFolder = Annotated[
     Path | None,
     tyro.conf.arg(help="where the clips as shown lie; else beside a file, as votes.files for votes.db"),
 ]
@@ -45,7 +47,7 @@ def serve(
     sets: Sets = (),
     /,
     *,
-    votes: Place,
+    votes: VotesPlace,
     survey: str = "survey",
     title: str = "",
     ours: str | None = None,
@@ -54,14 +56,14 @@ def serve(
     per_rater: PerRater = 30,
     repeats: Repeats = 0.05,
     attention: Attention = 0.05,
-    shared: Shared = 0.2,
+    shared: SharedCases = 0.2,
     seed: int = 0,
     links: Annotated[int, tyro.conf.arg(help="make so many raters' links and print them, once")] = 0,
     simulated: Simulated = False,
     host: str = "127.0.0.1",
     port: int = 8124,
-    folder: Folder = None,
-    token_file: TokenFile = None,
+    folder: ClipsFolder = None,
+    token_file: OwnerTokenFile = None,
     texts: TextFolder = None,
 ) -> None:
     """Serve the pages of blind Good/Same/Bad votes until Ctrl-C: one for raters, one for the owner.
@@ -72,9 +74,9 @@ def serve(
     metadata. Each rater needs a personal link: --links N, or the owner's page. `nava gsb export --survey
     PLACE` writes the votes. The server has no TLS: put a proxy with TLS before it for people elsewhere.
     """
-    from experiments.voting.app import Site
     from experiments.voting.database import open_database, shown_place
     from experiments.voting.server import bound_socket, default_folder, is_loopback, run_server
+    from experiments.voting.site import Site
     from experiments.voting.texts import read_texts
     from orchestration.service.token import token_from
 

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from experiments.voting import tables
-from experiments.voting.plan import Pair, PlannedTask, chosen_cases, model_pairs, plan_tasks, quotas
+from experiments.voting.plan import ModelPair, PlannedTask, chosen_cases, model_pairs, plan_tasks, quotas
 from experiments.voting.survey import Survey
 
-Clip = tuple[int, int, str, str]  # id, case, model, spoilt
+ClipRow = tuple[int, int, str, str]  # id, case, model, spoilt
 
 
 def allot(connection: Connection, survey: Survey, rater: int, number: int) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def allot(connection: Connection, survey: Survey, rater: int, number: int) -> li
         .where(cases.c.survey_id == survey.id)
         .order_by(clips.c.id)
     )
-    found: list[Clip] = [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+    found: list[ClipRow] = [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
     keys = sorted({case for _, case, _, _ in found})
     if not keys:
         raise ValueError(f"survey {survey.name!r} has no cases left; make another one")
@@ -72,12 +72,12 @@ def _row(
 
 
 def _history(
-    connection: Connection, survey: Survey, clips: dict[int, Clip], place: dict[int, int]
-) -> tuple[Counter[tuple[Pair, int]], dict[Pair, Counter[str]]]:
+    connection: Connection, survey: Survey, clips: dict[int, ClipRow], place: dict[int, int]
+) -> tuple[Counter[tuple[ModelPair, int]], dict[ModelPair, Counter[str]]]:
     """How often each (pair, case) was given to a rater, and the answers to each pair on the first axis."""
     tasks, raters, ballots = tables.tasks, tables.raters, tables.ballots
-    asked: Counter[tuple[Pair, int]] = Counter()
-    outcomes: dict[Pair, Counter[str]] = {pair: Counter() for pair in model_pairs(survey.config.models)}
+    asked: Counter[tuple[ModelPair, int]] = Counter()
+    outcomes: dict[ModelPair, Counter[str]] = {pair: Counter() for pair in model_pairs(survey.config.models)}
     query = (
         select(tasks.c.id, tasks.c.left_clip, tasks.c.right_clip)
         .join(raters)

@@ -6,15 +6,12 @@ cookies, so another site can make no browser act for either.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -23,46 +20,12 @@ from experiments.voting.body import RefusedError, identifier, is_identifier, rea
 from experiments.voting.database import StorageAwayError, StorageFullError, reading
 from experiments.voting.prompts import prompt_parts
 from experiments.voting.serving import SameHeaders, media_answer
-from experiments.voting.store import ConflictError, Rater
-from experiments.voting.survey import Survey, list_surveys
-from experiments.voting.texts import Texts
+from experiments.voting.site import Site
+from experiments.voting.store import ConflictError, LinkedRater
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8"}
 TYPES |= {".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
-
-
-@dataclass
-class Site:
-    """What the pages stand on. `unnoted`: first showings that the store had no room for."""
-
-    engine: Engine
-    folder: Path
-    owner_token: str
-    texts: Texts
-    unnoted: set[tuple[int, str]] = field(default_factory=set)
-    noted: set[tuple[int, str]] = field(default_factory=set)
-
-    def survey(self, number: int) -> Survey:
-        with reading(self.engine) as connection:
-            found = next((s for s in list_surveys(connection) if s.id == number), None)
-        if found is None:
-            raise RefusedError(404, "survey", "there is no such survey")
-        return found
-
-    def rater(self, link: str) -> Rater:
-        """Raises RefusedError for a link that nobody was given, and one that is closed."""
-        found = store.find_rater(self.engine, link) if is_identifier(link) else None
-        if found is None:
-            raise RefusedError(404, "link", "there is no such link")
-        if found.closed:
-            raise RefusedError(410, "closed", "this link is closed")
-        return found
-
-    def is_owner(self, request: Request) -> bool:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(token.strip().encode("utf-8", "replace"), self.owner_token.encode())
-        return same and scheme.lower() == "bearer"
 
 
 def make_app(site: Site) -> FastAPI:
@@ -185,7 +148,7 @@ def _note(site: Site, task: int, side: str) -> None:
         site.unnoted.add((task, side))
 
 
-def _state(site: Site, rater: Rater) -> dict[str, Any]:
+def _state(site: Site, rater: LinkedRater) -> dict[str, Any]:
     found = store.state_of(site.engine, rater)
     config = site.survey(rater.survey_id).config
     task = found["task"]

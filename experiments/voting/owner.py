@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -13,10 +13,8 @@ from experiments.voting.body import RefusedError, read_object, whole
 from experiments.voting.database import reading
 from experiments.voting.public import public_rows
 from experiments.voting.results import as_csv, results
+from experiments.voting.site import Site
 from experiments.voting.survey import Survey, list_surveys
-
-if TYPE_CHECKING:
-    from experiments.voting.app import Site
 
 MAX_LINKS = 200  # at once
 

@@ -16,7 +16,7 @@ from itertools import combinations, zip_longest
 
 import numpy as np
 
-Pair = tuple[str, str]
+ModelPair = tuple[str, str]
 SPOILT = ("desync", "voice")
 
 
@@ -50,17 +50,19 @@ class Shares:
                 raise ValueError(f"--{name} {value}: expected a share of 0 to 1")
 
 
-def model_pairs(models: Sequence[str]) -> list[Pair]:
+def model_pairs(models: Sequence[str]) -> list[ModelPair]:
     return list(combinations(sorted(models), 2))
 
 
-def left_bits(seed: int, pair: Pair, num_cases: int) -> np.ndarray:
+def left_bits(seed: int, pair: ModelPair, num_cases: int) -> np.ndarray:
     """bool [num_cases], half of them set, in an order of the seed's."""
     bits = np.arange(num_cases) % 2 == 0
     return _generator(seed, "side", *pair).permutation(bits)
 
 
-def quotas(variances: Mapping[Pair, float], votes: Mapping[Pair, float], num: int) -> dict[Pair, int]:
+def quotas(
+    variances: Mapping[ModelPair, float], votes: Mapping[ModelPair, float], num: int
+) -> dict[ModelPair, int]:
     """`num` further votes to the pairs whose GSB is least sure: each to the largest variance / votes."""
     given = dict.fromkeys(variances, 0)
     for _ in range(num):
@@ -70,7 +72,7 @@ def quotas(variances: Mapping[Pair, float], votes: Mapping[Pair, float], num: in
 
 
 def chosen_cases(
-    seed: int, pair: Pair, num_cases: int, num: int, shared: float, asked: Sequence[int]
+    seed: int, pair: ModelPair, num_cases: int, num: int, shared: float, asked: Sequence[int]
 ) -> list[int]:
     """`num` cases of a pair: first those that every rater sees, then those asked least so far.
 
@@ -94,7 +96,7 @@ def plan_tasks(
     seed: int,
     rater: int,
     num_cases: int,
-    chosen: Mapping[Pair, Sequence[int]],
+    chosen: Mapping[ModelPair, Sequence[int]],
     shares: Shares,
     spoilt: Sequence[tuple[int, str, str]] = (),
 ) -> list[PlannedTask]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
-from experiments.voting.app import Site, make_app
+from experiments.voting.app import make_app
+from experiments.voting.site import Site
 
 MAX_CONNECTIONS = 1000  # requests at once; beyond, 503
 KEEP_ALIVE_S = 20
+BACKLOG = 2048  # connections that wait, also before the server accepts
 
 
 def default_folder(place: str) -> Path:
@@ -35,6 +37,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(f"--host {host} --port {port}: {error.strerror or error}; give another one") from None

@@ -22,7 +22,7 @@ CLOCK_S = 1.0  # a browser's clock may be ahead of ours by so much
 
 
 @dataclass(frozen=True)
-class Rater:
+class LinkedRater:
     id: int
     survey_id: int
     name: str
@@ -81,7 +81,7 @@ def set_closed(engine: Engine, survey: Survey, rater: int, closed: bool) -> bool
         return connection.execute(change.values(closed=closed)).rowcount == 1
 
 
-def find_rater(engine: Engine, secret: str) -> Rater | None:
+def find_rater(engine: Engine, secret: str) -> LinkedRater | None:
     """By the digest of a link's secret, so that the time of a comparison tells nothing about it."""
     column = tables.raters.c
     query = select(column.id, column.survey_id, column.name, column.closed).where(
@@ -89,7 +89,7 @@ def find_rater(engine: Engine, secret: str) -> Rater | None:
     )
     with reading(engine) as connection:
         row = connection.execute(query).one_or_none()
-    return Rater(*row) if row else None
+    return LinkedRater(*row) if row else None
 
 
 def _generations(connection: Connection, rater: int) -> dict[int, tuple[int, int]]:
@@ -99,7 +99,7 @@ def _generations(connection: Connection, rater: int) -> dict[int, tuple[int, int
     return {task: (count, last) for task, count, last in connection.execute(query.group_by(column.task_id))}
 
 
-def state_of(engine: Engine, rater: Rater) -> dict[str, Any]:
+def state_of(engine: Engine, rater: LinkedRater) -> dict[str, Any]:
     """Where the rater is: `done`, `of`, the next `task` or None, and `last`, the vote that can be undone."""
     tasks, cases, clips = tables.tasks, tables.cases, tables.clips
     with reading(engine) as connection:
@@ -126,7 +126,7 @@ def state_of(engine: Engine, rater: Rater) -> dict[str, Any]:
     return {"done": len(voted), "of": len(rows), "task": task, "last": last}
 
 
-def _task(connection: Connection, rater: Rater, token: str) -> Mapping[str, Any]:
+def _task(connection: Connection, rater: LinkedRater, token: str) -> Mapping[str, Any]:
     column = tables.tasks.c
     query = select(tables.tasks).where(column.token == token, column.rater_id == rater.id)
     row = connection.execute(query).mappings().one_or_none()
@@ -137,7 +137,7 @@ def _task(connection: Connection, rater: Rater, token: str) -> Mapping[str, Any]
 
 def cast(
     engine: Engine,
-    rater: Rater,
+    rater: LinkedRater,
     request_id: str,
     task_token: str,
     answers: Mapping[str, str],
@@ -168,7 +168,7 @@ def cast(
     return True
 
 
-def take_back(engine: Engine, rater: Rater, request_id: str, task_token: str) -> bool:
+def take_back(engine: Engine, rater: LinkedRater, request_id: str, task_token: str) -> bool:
     """Takes the rater's last vote back; False where this very request was stored before.
 
     Raises KeyError as `cast`, ConflictError where it is not the last vote.
@@ -189,14 +189,14 @@ def take_back(engine: Engine, rater: Rater, request_id: str, task_token: str) ->
     return True
 
 
-def _after_race(engine: Engine, rater: Rater, request_id: str) -> bool:
+def _after_race(engine: Engine, rater: LinkedRater, request_id: str) -> bool:
     with reading(engine) as connection:
         if _known(connection, rater, request_id):
             return False
     raise ConflictError("voted", "this pair has your vote already") from None
 
 
-def _known(connection: Connection, rater: Rater, request_id: str) -> bool:
+def _known(connection: Connection, rater: LinkedRater, request_id: str) -> bool:
     column = tables.ballots.c
     query = select(column.id).where(column.rater_id == rater.id, column.request_id == request_id)
     return connection.execute(query).first() is not None
@@ -212,7 +212,7 @@ def _shown_at(connection: Connection, task: int) -> dict[str, float]:
 
 def _insert(
     connection: Connection,
-    rater: Rater,
+    rater: LinkedRater,
     task: Mapping[str, Any],
     request_id: str,
     generation: int,
@@ -238,7 +238,7 @@ def _insert(
     connection.execute(tables.ballots.insert().values(row))
 
 
-def clip_of(engine: Engine, rater: Rater, token: str) -> tuple[int, str, str] | None:
+def clip_of(engine: Engine, rater: LinkedRater, token: str) -> tuple[int, str, str] | None:
     """(task id, side, file) of a clip that this rater is shown."""
     tasks, clips = tables.tasks, tables.clips
     with reading(engine) as connection:
@@ -253,7 +253,7 @@ def clip_of(engine: Engine, rater: Rater, token: str) -> tuple[int, str, str] | 
     return None
 
 
-def reference_of(engine: Engine, rater: Rater, task_token: str, number: int) -> str | None:
+def reference_of(engine: Engine, rater: LinkedRater, task_token: str, number: int) -> str | None:
     """File of a reference of one of this rater's tasks."""
     tasks, clips, cases = tables.tasks, tables.clips, tables.cases
     query = (
