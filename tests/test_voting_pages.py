@@ -360,7 +360,9 @@ def _axe() -> str | None:
         import axe_playwright_python
     except ModuleNotFoundError:
         return None
-    return next(Path(axe_playwright_python.__file__).parent.rglob("axe.min.js")).read_text(encoding="utf-8")
+    return next(Path(str(axe_playwright_python.__file__)).parent.rglob("axe.min.js")).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_owner_makes_closes_and_exports(browser, world, tmp_path):

@@ -26,7 +26,9 @@ DEFAULTS = Shares()
 
 def planned(seed, rater, num_cases, per_rater, shares=DEFAULTS, asked=None, spoilt=()):
     asked = asked or [0] * num_cases
-    chosen = {PAIR: chosen_cases(seed, PAIR, num_cases, per_rater, shares.shared, asked)}
+    chosen: dict[tuple[str, str], list[int]] = {
+        PAIR: chosen_cases(seed, PAIR, num_cases, per_rater, shares.shared, asked)
+    }
     return plan_tasks(seed, rater, num_cases, chosen, shares, spoilt)
 
 

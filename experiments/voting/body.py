@@ -66,8 +66,9 @@ def vote_body(values: Mapping[str, Any], axes: tuple[str, ...]) -> VoteBody:
     if any(not isinstance(choice, str) or choice not in CHOICES for choice in answers.values()):
         raise RefusedError(422, "answers", f"answers: expected {', '.join(CHOICES)}")
     seconds = values.get("seconds")
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not is_number or not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS:
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
+        seconds = math.nan
+    if not 0 <= seconds <= MAX_SECONDS:
         raise RefusedError(422, "seconds", f"seconds: expected a number of 0 to {MAX_SECONDS:.0f}")
     comment = values.get("comment", "")
     if not isinstance(comment, str) or len(comment) > MAX_COMMENT or not _storable(comment):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from experiments.voting import tables
 from pretrain.config import one_line
 
+# threads take turns in order; SQLite itself would let them sleep and try again
+_WRITER = threading.Lock()
 BUSY_S = 15.0  # a writer of SQLite waits so long for another
 _FULL = re.compile(r"disk is full|disk full|no space left|could not extend|disk i/o error", re.IGNORECASE)
 
@@ -59,7 +62,7 @@ def open_database(place: str, make: bool = True) -> Engine:
         engine.dispose()
         if isinstance(error, DBAPIError) and "not a database" in str(error.orig):
             raise ValueError(f"{where}: not a database of SQLite; give another --votes") from None
-        said = one_line(error.orig if isinstance(error, DBAPIError) else error, 200)
+        said = one_line(str(error.orig) if isinstance(error, DBAPIError) else str(error), 200)
         raise StorageAwayError(f"{where}: cannot be opened ({said}); check --votes") from None
     if version != tables.VERSION:
         engine.dispose()
@@ -134,6 +137,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that holds SQLite's write lock from its beginning."""
-    with at_database(), engine.connect().execution_options(writes=True) as connection:
+    turn = _WRITER if engine.dialect.name == "sqlite" else nullcontext()
+    with turn, at_database(), engine.connect().execution_options(writes=True) as connection:
         with connection.begin():
             yield connection

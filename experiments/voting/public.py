@@ -37,7 +37,7 @@ def last_ballots(connection: Connection, survey: Survey) -> list[Mapping[str, An
     for row in connection.execute(query).mappings():
         standing.pop(row["task_id"], None)
         if row["generation"] % 2 == 0:
-            standing[row["task_id"]] = row
+            standing[row["task_id"]] = dict(row)
     return list(standing.values())
 
 

@@ -27,13 +27,16 @@ class Site:
     texts: Texts
     unnoted: set[tuple[int, str]] = field(default_factory=set)
     noted: set[tuple[int, str]] = field(default_factory=set)
+    surveys: dict[int, Survey] = field(default_factory=dict)
 
     def survey(self, number: int) -> Survey:
-        with reading(self.engine) as connection:
-            found = next((s for s in list_surveys(connection) if s.id == number), None)
-        if found is None:
+        """A survey never changes, so it is read once."""
+        if number not in self.surveys:
+            with reading(self.engine) as connection:
+                self.surveys.update({survey.id: survey for survey in list_surveys(connection)})
+        if number not in self.surveys:
             raise RefusedError(404, "survey", "there is no such survey")
-        return found
+        return self.surveys[number]
 
     def rater(self, link: str) -> LinkedRater:
         """Raises RefusedError for a link that nobody was given, and one that is closed."""

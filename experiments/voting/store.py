@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, case, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from experiments.voting import tables
@@ -132,7 +132,7 @@ def _task(connection: Connection, rater: LinkedRater, token: str) -> Mapping[str
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
         raise KeyError(token)
-    return row
+    return dict(row)
 
 
 def cast(
@@ -218,20 +218,16 @@ def _insert(
     generation: int,
     values: Mapping[str, Any],
 ) -> None:
-    column = tables.clips.c
-    digests = {
-        side: connection.execute(
-            select(column.shown_sha256).where(column.id == task[f"{side}_clip"])
-        ).scalar()
-        for side in SIDES
-    }
+    column, shown = tables.clips.c, [task[f"{side}_clip"] for side in SIDES]
+    query = select(column.id, column.shown_sha256).where(column.id.in_(shown))
+    digests = {key: digest for key, digest in connection.execute(query)}
     row = {
         "rater_id": rater.id,
         "task_id": task["id"],
         "generation": generation,
         "request_id": request_id,
-        "left_sha256": digests["left"],
-        "right_sha256": digests["right"],
+        "left_sha256": digests[shown[0]],
+        "right_sha256": digests[shown[1]],
         "at": now(),
         **values,
     }
@@ -241,16 +237,19 @@ def _insert(
 def clip_of(engine: Engine, rater: LinkedRater, token: str) -> tuple[int, str, str] | None:
     """(task id, side, file) of a clip that this rater is shown."""
     tasks, clips = tables.tasks, tables.clips
+    left = case((tasks.c.left_token == token, True), else_=False).label("left")
+    query = (
+        select(tasks.c.id, left, clips.c.file)
+        .join(
+            clips,
+            clips.c.id == case((tasks.c.left_token == token, tasks.c.left_clip), else_=tasks.c.right_clip),
+        )
+        .where(tasks.c.rater_id == rater.id)
+        .where(or_(tasks.c.left_token == token, tasks.c.right_token == token))
+    )
     with reading(engine) as connection:
-        for side in SIDES:
-            query = (
-                select(tasks.c.id, clips.c.file)
-                .join(clips, clips.c.id == tasks.c[f"{side}_clip"])
-                .where(tasks.c.rater_id == rater.id, tasks.c[f"{side}_token"] == token)
-            )
-            if row := connection.execute(query).one_or_none():
-                return row.id, side, row.file
-    return None
+        row = connection.execute(query).one_or_none()
+    return (row.id, SIDES[0] if row.left else SIDES[1], row.file) if row else None
 
 
 def reference_of(engine: Engine, rater: LinkedRater, task_token: str, number: int) -> str | None:
