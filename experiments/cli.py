@@ -127,6 +127,12 @@ _VERBS = (
     Verb("study objectives", "study.objectives", "the objectives of alignment at one rollout budget"),
     Verb("study seeds", "study.seeds", "align from several seeds, evaluated by the judges", "--seeds 3"),
     Verb(
+        "gsb serve",
+        "gsb_serve.serve",
+        "pages on which people vote, blind",
+        "A=clips/a B=clips/b --votes out/gsb/votes.db",
+    ),
+    Verb(
         "gsb stats",
         "gsb.stats",
         "statistics of votes on clips: win, tie, lose, strengths, raters",

@@ -84,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         *(f"experiments.{name}" for name in ("layout", "job", "runs", "scoring", "alignment")),
     },
     "experiments.report": {*BELOW, "experiments.layout", "experiments.scoring", "experiments.report"},
+    "experiments.voting": {*BELOW, "experiments.voting"},
     "experiments.paper": {*BELOW, "experiments.scoring", "experiments.paper"},
     "experiments.pipeline": {*BELOW, *(f"experiments.{name}" for name in PIPELINE)},
     "experiments.studies": {*BELOW, *(f"experiments.{name}" for name in (*PIPELINE, "errors", "studies"))},

@@ -32,6 +32,11 @@ ScoreFiles = Annotated[
 Features = Annotated[
     tuple[str, ...], tyro.conf.arg(metavar="NAME", help="rewards in the scores, or reward.part")
 ]
+SurveyPlace = Annotated[
+    str,
+    tyro.conf.arg(metavar="PLACE", help="--votes of `nava gsb serve`; --survey-name where it has several"),
+]
+TrackFlag = Annotated[bool, tyro.conf.arg(help="--no-track: no run in MLflow for --survey")]
 Indices = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
@@ -67,13 +72,16 @@ def stats(
 
 
 def export(
-    votes: VotesFile,
+    votes: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
-    clips: Indices,
+    clips: Indices = (),
+    survey: SurveyPlace = "",
+    survey_name: str | None = None,
     out: Path = Path("pairs.jsonl"),
     ours: str | None = None,
     keep_all_raters: bool = False,
     as_json: JsonFlag = False,
+    track: TrackFlag = True,
 ) -> None:
     """Turn votes into preference pairs for training: a row for each case and pair of clips, with counts and a
     label per axis.
@@ -82,14 +90,50 @@ def export(
     decides, a draw is Same. Clips are found by model and case, and by their digest where the votes have one.
     --clips is given per model as MODEL=INDEX (several clips of a case are MODEL#0, MODEL#1 ...), or as an
     index whose rows name their model. `nava align --pairs` learns from pairs of clips of one rollout store.
+    --survey writes the votes of `nava gsb serve` to VOTES (votes.jsonl) first, as a run in MLflow with the
+    page of results; then --clips may be left out.
     """
+    if survey:
+        votes = votes or Path("votes.jsonl")
+        _export_survey(survey, survey_name, votes, clips, out, ours, keep_all_raters, as_json, track)
+        return
+    if votes is None or not clips:
+        missing = "VOTES" if votes is None else "--clips"
+        raise ValueError(f"{missing}: missing; give a votes JSONL and --clips, or --survey PLACE")
+    _export_pairs(votes, clips, out, ours, keep_all_raters, as_json)
+
+
+def _export_survey(
+    place: str,
+    name: str | None,
+    votes: Path,
+    clips: tuple[str, ...],
+    out: Path,
+    ours: str | None,
+    keep_all_raters: bool,
+    as_json: bool,
+    track: bool,
+) -> None:
+    from experiments.commands.gsb_survey import exported
+
+    def write_pairs() -> None:
+        if clips:
+            _export_pairs(votes, clips, out, ours, keep_all_raters, as_json)
+
+    survey, rows = exported(place, name, votes, out if clips else None, write_pairs, track)
+    print(f"{votes}: {rows} votes of survey {survey}", file=sys.stderr)
+
+
+def _export_pairs(
+    votes: Path, clips: tuple[str, ...], out: Path, ours: str | None, keep_all_raters: bool, as_json: bool
+) -> None:
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
 
     found = read_votes(votes, ours)
     warn_of(found)
-    sources = [_index(text) for text in clips]
+    sources = [index_of(text) for text in clips]
     by_source = {source: read_clips(source, model) for model, source in sources}
     known = [clip for listed in by_source.values() for clip in listed]
     counted = (
@@ -168,15 +212,17 @@ def _store_of(pairs: Sequence[PreferencePair], by_source: Mapping[Path, Sequence
     return None
 
 
-def _index(text: str) -> tuple[str | None, Path]:
-    """A path that exists is a path, also with a = in it. Raises ValueError for a model without a name."""
+def index_of(text: str, option: str = "--clips ") -> tuple[str | None, Path]:
+    """(model or None, path); a path that exists is a path, also with a = in it.
+
+    Raises ValueError for a model without a name."""
     from finetune.gsb.names import folded_name, name_problem
 
     model, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
     if problem := name_problem(model):
-        raise ValueError(f"--clips {text}: {problem}; give MODEL=INDEX")
+        raise ValueError(f"{option}{text}: {problem}; give MODEL=INDEX")
     return folded_name(model), Path(path)
 
 

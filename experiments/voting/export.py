@@ -1,0 +1,65 @@
+"""The votes of a survey as a file, and its results as a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.voting.database import open_database, reading
+from experiments.voting.public import public_rows
+from experiments.voting.results import results
+from experiments.voting.survey import Survey, find_survey
+from pretrain.jsonl import dump
+
+STATIC = Path(__file__).parent / "static"
+
+
+def export_votes(place: str, name: str | None, votes: Path) -> int:
+    """Writes the public JSONL; returns the number of rows.
+
+    Raises ValueError where the survey is not to be found or has no vote.
+    """
+    engine = open_database(place, make=False)
+    try:
+        with reading(engine) as connection:
+            survey = find_survey(connection, name)
+            rows = public_rows(connection, survey)
+    finally:
+        engine.dispose()
+    if not rows:
+        raise ValueError(f"survey {survey.name!r}: nobody has voted yet")
+    dump(votes, rows)
+    return len(rows)
+
+
+def read_survey(place: str, name: str | None) -> tuple[Survey, dict[str, Any]]:
+    """The survey and its results. Raises ValueError as `export_votes` does."""
+    engine = open_database(place, make=False)
+    try:
+        with reading(engine) as connection:
+            survey = find_survey(connection, name)
+        found = results(engine, survey)
+    finally:
+        engine.dispose()
+    if not found["ballots"]:
+        raise ValueError(f"survey {survey.name!r}: nobody has voted yet")
+    return survey, found
+
+
+def results_page(found: Mapping[str, Any]) -> str:
+    """The owner's page with these results in it; it needs no server. Comments stay with the owner."""
+    kept = {**found, "comments": []}
+    data = json.dumps(kept, allow_nan=False).replace("<", "\\u003c")
+    page = (STATIC / "owner.html").read_text(encoding="utf-8")
+    for name in ("common.css", "owner.css"):
+        style = (STATIC / name).read_text(encoding="utf-8")
+        page = page.replace(f'<link rel="stylesheet" href="/static/{name}">', f"<style>\n{style}</style>")
+    page = page.replace('<link rel="icon" href="/static/icon.svg">\n', "")
+    charts = (STATIC / "charts.js").read_text(encoding="utf-8").replace("export function", "function")
+    code = (STATIC / "owner.js").read_text(encoding="utf-8").split("\n")
+    script = charts + "\n".join(line for line in code if not line.startswith("import "))
+    embedded = f'<script type="application/json" id="kept">{data}</script>\n'
+    embedded += f'<script type="module">\n{script}</script>'
+    return page.replace('<script type="module" src="/static/owner.js"></script>', embedded)
