@@ -19,12 +19,13 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "nava-installed"
 LOG = VENV / "setup.log"
 TORCH = "torch==2.13.0"
+LOCK = "requirements.lock"  # written by .ci/lock
 CPU_HINT = 'make setup PIP_TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"'
 
 
 def fingerprint() -> str:
     """Changes when the packages asked for, the way to install them, the interpreter or the folder change."""
-    files = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", ".ci/bootstrap.py"))
+    files = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", LOCK, ".ci/bootstrap.py"))
     return hashlib.sha256(files + repr((sys.version_info[:2], str(ROOT))).encode()).hexdigest()
 
 
@@ -83,15 +84,11 @@ def install(torch_args: list[str]) -> None:
             flush=True,
         )
     pip_install(TORCH, [TORCH, *torch_args])
-    # In one call with torch pinned, so that nothing can trade the build just installed for another.
-    pip_install("the project and its packages", ["-e", ".[dev,align,faces,s3,serve]", TORCH])
-    # Their own dependencies name webrtcvad, which needs a C compiler (webrtcvad-wheels is the same module as
-    # a wheel), and torchaudio, whose CUDA build breaks transformers' imports; what is used of them needs
-    # neither.
-    pip_install(
-        "resemblyzer and audiobox-aesthetics",
-        ["--no-deps", "resemblyzer==0.1.4", "audiobox_aesthetics==0.0.4"],
-    )
+    # Everything else by hash, and so as it was tested. Two of them (resemblyzer, audiobox-aesthetics) name
+    # packages that are left out: webrtcvad needs a C compiler (webrtcvad-wheels is the same module as a
+    # wheel), and torchaudio's CUDA build breaks transformers' imports; what is used of them needs neither.
+    pip_install("packages by their hashes", ["--no-deps", "--require-hashes", "-r", LOCK])
+    pip_install("the project", ["--no-deps", "-e", "."])
 
 
 def main() -> None:

@@ -1,7 +1,4 @@
-"""The pages in a real browser: voting by keyboard alone, and what may go wrong between page and server.
-
-Screenshots are kept in the folder NAVA_SCREENSHOTS, if that is set.
-"""
+"""The pages in a real browser. Screenshots are kept in the folder NAVA_SCREENSHOTS, if that is set."""
 
 import json
 import os
