@@ -251,4 +251,6 @@ def test_hostile_requests(world, count, capfd):
     assert psutil.Process().memory_info().rss - memory < 64 << 20
     said = "".join(capfd.readouterr()) + (folder / "audit.jsonl").read_text()
     assert TOKEN not in said and INNER not in said and CANARY not in said
-    assert front.connections.open <= 2 and front.slots.held == 0
+    while front.connections.open > 2 or front.slots.held:  # the last answer may be on its way out
+        assert time.monotonic() - ended < 10.0
+        time.sleep(0.05)
