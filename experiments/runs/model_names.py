@@ -31,10 +31,10 @@ def registered_name(recipe: str) -> str:
     >>> registered_name("mini"), registered_name("nava_6b"), registered_name("my recipe")
     ('nava-mini', 'nava-6b', 'nava-my-recipe')
     """
-    plain = _REFUSED.sub("-", recipe).strip("-.") or "model"
+    plain = _REFUSED.sub("-", recipe).strip("-._") or "model"
     ours = _OURS.fullmatch(plain)
     rest = ours[1] if ours else plain
-    return f"nava-{rest}"[:MAX_NAME] if rest else "nava"
+    return f"nava-{rest}"[:MAX_NAME].rstrip("-._") if rest else "nava"
 
 
 def codec_name(recipe: str) -> str:
