@@ -13,7 +13,7 @@ from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.pipeline.evaluated_models import metrics_of, tell_models, why_not
 from experiments.recipes.mini import mini
-from experiments.report.gates import Gate, Reports
+from experiments.report.gates import Gate, Reports, check_gates
 from experiments.runs.tracker import SpoolTracker
 from pretrain.media.write import write_mp4
 
@@ -43,7 +43,8 @@ def told(tmp_path: Path, reports: Reports, *gates: Gate) -> list[dict]:
     recipe = mini()
     recipe = replace(recipe, evaluate=replace(recipe.evaluate, gates=gates))
     tracker = SpoolTracker(tmp_path / "spool" / "evaluate")
-    tell_models(StageJob(recipe=recipe, layout=layout), tracker, reports)
+    results = check_gates(recipe.evaluate.gates, reports)
+    tell_models(StageJob(recipe=recipe, layout=layout), tracker, reports, results)
     return [json.loads(line) for line in (tracker.folder / "events.jsonl").read_text().splitlines()]
 
 

@@ -32,7 +32,7 @@ def run(job: StageJob, tracker: SpoolTracker) -> None:
     results = check_gates(recipe.evaluate.gates, written)
     write_json(layout.headline, headline(results))
     tracker.log_metrics(metrics_to_log(written.metrics, written.alignment, results), step=0)
-    tell_models(job, tracker, written)
+    tell_models(job, tracker, written, results)
     for path in (layout.headline, layout.metrics, layout.alignment, votes):
         if path.is_file():
             tracker.log_artifact(str(path))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from experiments.job import StageJob
-from experiments.report.gates import GateResult, Reports, all_passed, check_gates
+from experiments.report.gates import GateResult, Reports, all_passed
 from experiments.report.metric_keys import Metrics
 from experiments.runs.lineage import checkpoint_of
 from experiments.runs.model_names import BEST, registered_name
@@ -20,7 +20,9 @@ BEFORE, AFTER = 0, 1  # steps: of the pretrained and of the aligned model, which
 STATISTICS = ("low", "high", "n")
 
 
-def tell_models(job: StageJob, tracker: SpoolTracker, written: Reports) -> None:
+def tell_models(
+    job: StageJob, tracker: SpoolTracker, written: Reports, results: Sequence[GateResult]
+) -> None:
     """Attach the metrics of generated clips to the model that made them, those of aligned clips to theirs.
 
     The alias `best` moves to the last of the two where all gates passed; where not, a tag of the run says so.
@@ -32,7 +34,6 @@ def tell_models(job: StageJob, tracker: SpoolTracker, written: Reports) -> None:
     for step, (source, checkpoint) in zip((BEFORE, AFTER), made.items(), strict=True):
         if checkpoint and (values := metrics_of(written.metrics, source)):
             tracker.log_model_metrics(checkpoint, values, step)
-    results = check_gates(job.recipe.evaluate.gates, written)
     best, why = made["aligned"] or made["generated"], why_not(results)
     if best and not why:
         tracker.move_alias(registered_name(job.recipe.name), BEST, best)
@@ -40,7 +41,7 @@ def tell_models(job: StageJob, tracker: SpoolTracker, written: Reports) -> None:
         tracker.set_tags({f"nava.alias.{BEST}": f"not moved: {why or 'no generated clips'}"})
 
 
-def why_not(results: list[GateResult]) -> str:
+def why_not(results: Sequence[GateResult]) -> str:
     """Why a model is not the best one by its gates; "" if it is."""
     if not results:
         return "the recipe has no gates"

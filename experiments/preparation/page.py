@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.preparation.assemble import Assembled
-from experiments.report.page import TEMPLATES, data_uri, marked_prompt
+from experiments.report.page import data_uri, marked_prompt, page_environment
 
 EMBEDDED_BYTES = 24 << 20  # of clips inside the page; further ones are linked, beside it
 SHOWN_KEPT, SHOWN_OF_STAGE = 24, 6
@@ -72,13 +71,7 @@ class SheetCard:
 def report_page(assembled: Assembled, folder: Path) -> str:
     """The page of a set that is being written to `folder`."""
     left = [EMBEDDED_BYTES]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"marked_prompt": marked_prompt}
     return environment.get_template("prepared.html.j2").render(
         summary=assembled.summary,

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from experiments.report.closing_curves import held_out_curves
 from experiments.report.examples import DRAWN, GAINS, LOSSES
 from experiments.report.metric_keys import MetricsByName
-from experiments.report.page import ROLES, TEMPLATES, data_uri, marked_prompt
+from experiments.report.page import ROLES, data_uri, marked_prompt, page_environment
 from experiments.scoring.rows import ScoredRow, score_in, terms
 from rewards.metric import Metric
 
@@ -61,13 +59,7 @@ def closing_page(content: ClosingPage) -> str:
     ]
     names = {*content.result["metrics"], *(metric.scorer for metric in content.known.values())}
     curves = held_out_curves(content.log, names) if content.log else None
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"marked_prompt": marked_prompt, "data_uri": data_uri}
     environment.globals |= {"roles": ROLES}
     return environment.get_template("closing.html.j2").render(

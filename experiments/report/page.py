@@ -115,14 +115,19 @@ def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def _environment() -> Environment:
-    made = Environment(
+def page_environment() -> Environment:
+    """Of the templates of pages: text is escaped, and a name that is not given is an error."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _environment() -> Environment:
+    made = page_environment()
     made.filters |= {
         "marked_prompt": marked_prompt,
         "data_uri": data_uri,

@@ -6,7 +6,6 @@ the headline numbers, the curves of all its trainings, and a description that ev
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -92,19 +91,13 @@ def _of_dvc(spool: Path, root: Path) -> SpoolTracker | None:
     if process is None:
         return None
     for path in sorted(spool.glob(f"*/{OWNER}")):
-        owner = _owner(path)
-        if owner.get("waits") and owner.get("pid") == process.pid and SpooledRun(path.parent).alive():
-            return SpoolTracker(path.parent, is_temporary(root))
+        run = SpooledRun(path.parent)
+        owner = run.owner()
+        if owner.get("waits") and owner.get("pid") == process.pid and run.alive():
+            return SpoolTracker(run.folder, is_temporary(root))
     named_experiment = os.environ.get("DVC_EXP_NAME", "")
     what = f"dvc-exp {named_experiment}" if named_experiment else "dvc-repro"
     return _begin(what, spool, root, {}, process.pid)
-
-
-def _owner(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # it ended meanwhile
-        return {}
 
 
 def _dvc_process() -> psutil.Process | None:
@@ -173,12 +166,10 @@ def _stages(tracker: SpoolTracker, layout: Layout) -> list[StageLine]:
 
 
 def _line(run: SpooledRun) -> StageLine:
-    events = [event for _, event in run.events()]
-    start = run.start_event()
-    ends = [event for event in events if event["kind"] == "finish"]
-    seconds = (ends[-1]["time_ms"] - start["time_ms"]) / 1000 if ends else None
-    status = ends[-1]["status"].lower() if ends else "running"
-    return StageLine(start.get("tags", {}).get("nava.stage", start["name"]), run.key, status, seconds)
+    start, (status, ended_ms) = run.start_event(), run.last_end()
+    seconds = (ended_ms - start["time_ms"]) / 1000 if status else None
+    stage = start.get("tags", {}).get("nava.stage", start["name"])
+    return StageLine(stage, run.key, status.lower() or "running", seconds)
 
 
 def add_curves(child: SpoolTracker, parent: SpoolTracker, below: str, steps_before: int) -> None:

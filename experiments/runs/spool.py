@@ -128,7 +128,7 @@ class SpooledRun:
 
     def alive(self) -> bool:
         """True if the run has not ended and its process is alive."""
-        owner = self._owner()
+        owner = self.owner()
         try:
             # a process that started later has reused the pid
             return bool(owner) and psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
@@ -153,14 +153,15 @@ class SpooledRun:
         """Write the end event of a killed process; True if one was missing."""
         if not (self.folder / OWNER).is_file() or self.alive():
             return False
-        SpoolTracker(self.folder).finish(self._end_of_children() if self._owner().get("waits") else "KILLED")
+        SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
         return True
 
     def start_event(self) -> dict[str, Any]:
         """What the run began with; empty without it."""
         return next((event for _, event in self.events() if event["kind"] == "start"), {})
 
-    def _owner(self) -> dict[str, Any]:
+    def owner(self) -> dict[str, Any]:
+        """The process that the run lasts as long as, {pid, time_s, waits}; empty for a run that has ended."""
         try:
             return json.loads((self.folder / OWNER).read_text())
         except (OSError, ValueError):

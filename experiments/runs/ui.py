@@ -23,6 +23,7 @@ import psutil
 from experiments.runs.sender import EXPERIMENT, open_default_store, quiet_mlflow
 from experiments.runs.store_uri import connection_uri, scrubbed, store_uri
 from pretrain.config import one_line
+from pretrain.launch.torchrun import port_problem
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 GRACE_S = 3.0
@@ -40,7 +41,8 @@ def serve_ui(port: int, root: Path) -> int:
         print(f"the runs are on a server: {place.rstrip('/')}{'/' if page else ''}{page}")
         return 0
     check_address(uri)
-    _check_port(port)
+    if problem := port_problem(port):
+        raise ValueError(f"--port {port}: {problem}; choose another")
     quiet_mlflow()
     open_default_store(root)
     page = f"http://127.0.0.1:{port}/{_front_page(uri)}"
@@ -76,16 +78,6 @@ def serve_ui(port: int, root: Path) -> int:
         with contextlib.suppress(ProcessLookupError):  # where the guard itself was killed
             os.killpg(guard.pid, signal.SIGKILL)
     return 0 if stopped else code
-
-
-def _check_port(port: int) -> None:
-    """Raises ValueError where the port is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"--port {port}: {one_line(error)}; choose another") from None
 
 
 def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:

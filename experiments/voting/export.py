@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import Engine
 
 from experiments.voting.database import open_database, reading
 from experiments.voting.public import public_rows
@@ -16,18 +19,24 @@ from pretrain.jsonl import dump
 STATIC = Path(__file__).parent / "static"
 
 
+@contextmanager
+def _opened(place: str) -> Iterator[Engine]:
+    """The database of votes, which has to be there, as long as the body runs."""
+    engine = open_database(place, make=False)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def export_votes(place: str, name: str | None, votes: Path) -> int:
     """Writes the public JSONL; returns the number of rows.
 
     Raises ValueError where the survey is not to be found or has no vote.
     """
-    engine = open_database(place, make=False)
-    try:
-        with reading(engine) as connection:
-            survey = find_survey(connection, name)
-            rows = public_rows(connection, survey)
-    finally:
-        engine.dispose()
+    with _opened(place) as engine, reading(engine) as connection:
+        survey = find_survey(connection, name)
+        rows = public_rows(connection, survey)
     if not rows:
         raise ValueError(f"survey {survey.name!r}: nobody has voted yet")
     dump(votes, rows)
@@ -36,13 +45,10 @@ def export_votes(place: str, name: str | None, votes: Path) -> int:
 
 def read_survey(place: str, name: str | None) -> tuple[Survey, dict[str, Any]]:
     """The survey and its results. Raises ValueError as `export_votes` does."""
-    engine = open_database(place, make=False)
-    try:
+    with _opened(place) as engine:
         with reading(engine) as connection:
             survey = find_survey(connection, name)
         found = results(engine, survey)
-    finally:
-        engine.dispose()
     if not found["ballots"]:
         raise ValueError(f"survey {survey.name!r}: nobody has voted yet")
     return survey, found

@@ -111,15 +111,21 @@ def _show(tail: MetricsTail, progress: StageProgress | None) -> None:
 
 def check_port(port: int) -> None:
     """Raises ValueError where the port is taken."""
+    if problem := port_problem(port):
+        raise ValueError(
+            f"port {port} for torchrun cannot be used ({problem}); choose another, or 0 for any free one"
+        )
+
+
+def port_problem(port: int) -> str:
+    """Why nothing of this machine can listen on a port of the loopback; "" if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port} for torchrun cannot be used ({error.strerror}); choose another, or 0 for any "
-                "free one"
-            ) from None
+        except (OSError, OverflowError) as error:
+            return getattr(error, "strerror", None) or one_line(error)
+    return ""
 
 
 def _wait(process: subprocess.Popen) -> int | None:
