@@ -103,8 +103,10 @@ def gpu_reader() -> Callable[[], dict[str, float]]:
         for index, handle in enumerate(handles):
             try:
                 memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                found[f"gpu_{index}_memory_usage_megabytes"] = round(memory.used / MB, 1)
-                found[f"gpu_{index}_memory_usage_percentage"] = round(memory.used / memory.total * 100, 1)
+                found[f"gpu_{index}_memory_usage_megabytes"] = round(int(memory.used) / MB, 1)
+                found[f"gpu_{index}_memory_usage_percentage"] = round(
+                    int(memory.used) / int(memory.total) * 100, 1
+                )
                 busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
                 found[f"gpu_{index}_utilization_percentage"] = float(busy)
             except pynvml.NVMLError:  # a part of a GPU (MIG) has no utilization
