@@ -130,13 +130,19 @@ _VERBS = (
         "gsb serve",
         "gsb_serve.serve",
         "pages on which people vote, blind",
-        "A=clips/a B=clips/b --votes out/gsb/votes.db",
+        "A=clips/a B=clips/b --votes surveys/votes.db",
     ),
     Verb(
         "gsb stats",
         "gsb.stats",
         "statistics of votes on clips: win, tie, lose, strengths, raters",
         "votes.jsonl",
+    ),
+    Verb(
+        "gsb join",
+        "gsb_join.join",
+        "clips of several models as one store, whose votes can train",
+        "base=clips/base ours=clips/ours --to clips/both",
     ),
     Verb(
         "gsb export",
