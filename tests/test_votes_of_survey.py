@@ -28,7 +28,7 @@ from experiments.voting.survey import SurveyConfig, add_survey
 from finetune.joined_store import join_stores, makers
 from finetune.make_rollouts import RolloutsConfig
 from finetune.pair_batches import open_pairs
-from finetune.recipe import StopConfig
+from finetune.recipe import RubricConfig, StopConfig
 from finetune.rollout_store import open_store
 from pretrain.files import sha256_of
 
@@ -146,7 +146,8 @@ def test_other_prompts_and_too_few_clips_are_refused(world, tmp_path):
 def stage(world: Path, out: Path, **survey: str) -> StageJob:
     given = {"place": str(world / "votes.db"), "clips": str(world / "both"), **survey}
     votes = VotesConfig(survey=SurveyVotesConfig(**given))
-    recipe = dataclasses.replace(Recipe(name="own"), align=config(("gsb_dpo",)), votes=votes)
+    align = config(("gsb_dpo",), rubric=RubricConfig(audio={"sim_resemblyzer": 1.0}))
+    recipe = dataclasses.replace(Recipe(name="own"), align=align, votes=votes)
     return StageJob(recipe=recipe, layout=Layout(out=out))
 
 
@@ -222,7 +223,7 @@ def test_lineage_leads_from_an_aligned_model_to_the_survey(tmp_path, capsys):
     vote_on(Path("both"), tmp_path, "spring", simulated=True)
     exported = ["votes.jsonl", "--survey", "votes.db", "--clips", "both", "--out", "pairs.jsonl"]
     assert run("gsb", "export", *exported) == 0
-    given = arguments(inputs, tmp_path / "to", pairs="pairs.jsonl", clips="both", rubric=None)
+    given = arguments(inputs, tmp_path / "to", pairs="pairs.jsonl", clips="both")
     assert run(*given, "--set", "align.sequence=[gsb_dpo]", "--no-report") == 0
     capsys.readouterr()
     assert run("lineage", tmp_path / "to" / "model") == 0
