@@ -155,6 +155,7 @@ def test_the_votes_stage_makes_pairs_of_a_survey_which_alignment_takes(world, tm
     job = stage(world, tmp_path / "out")
     run_stage("votes", job)
     pairs, clips = pairs_and_clips(job)
+    assert pairs is not None and clips is not None
     assert pairs == tmp_path / "out" / "votes" / "pairs.jsonl"
     assert clips == tmp_path / "out" / "votes" / "clips"
     source = open_pairs(pairs, open_store(clips), 8)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def made(tmp_path_factory):
 class Server:
     """`nava gsb serve` as a process that can be killed and started again at its port."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, votes: str = "votes.db") -> None:
+        self.folder, self.votes = folder, votes
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -55,7 +55,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "experiments.cli", "gsb", "serve", "--port", str(self.port)]
-        command += ["--votes", "votes.db", "--folder", "files", "--token-file", "token"]
+        command += ["--votes", self.votes, "--folder", "files", "--token-file", "token"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
         self.process = subprocess.Popen(
             command,
@@ -304,6 +304,73 @@ def test_a_killed_and_restarted_server_loses_and_doubles_nothing(browser, world,
         until(lambda: done(page) == 2)
         vote(page, four(2))
     assert stored(world) == [as_stored(i) for i in range(3)]
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int):
+    """A disk of its own at the folder, which is then easily full."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_full_disk_at_the_moment_of_a_vote(browser, made, tmp_path):
+    """The rater is told, the page keeps the vote and sends it by itself once there is room."""
+    folder = copy_world(made, tmp_path / "world")
+    with small_disk(folder / "disk", 2048):
+        shutil.move(folder / "votes.db", folder / "disk" / "votes.db")
+        served = Server(folder, "disk/votes.db")
+        try:
+            engine = open_database(str(folder / "disk" / "votes.db"), make=False)
+            site = Site(engine, folder / "files", TOKEN, read_texts())
+            full_disk_vote(
+                browser, World(site, f"http://127.0.0.1:{served.port}"), folder / "disk" / "filler"
+            )
+            engine.dispose()
+        finally:
+            served.kill()
+
+
+def full_disk_vote(browser, world, filler: Path) -> None:
+    with httpx.Client(timeout=60) as client:
+        rater = RaterClient(world.links(1)[0], client)
+        with opened(browser, world.links(1)[0]) as page:
+            watch(page)
+            answer(page, four(0))
+            fill(filler)
+            used = 0
+            while rater.state()["task"]:  # the room that the database had left
+                body = rater.body(rater.state(), ["left"], comment="x" * 2000)
+                rater.watch(rater.state()["task"])
+                reply = rater.send("votes", body)
+                used += reply.status_code == 200
+                if reply.status_code == 507:
+                    break
+            assert rater.state()["task"] is not None, "the disk was never full"
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#status.warn:has-text('the server has no room')")
+            shoot(page, "full_disk")
+            assert len(stored(Fresh(world.site, world.url))) == used
+            filler.unlink()
+            until(lambda: done(page) == 1)
+            vote(page, four(1))
+    rows = stored(Fresh(world.site, world.url))
+    assert rows[used:] == [as_stored(0), as_stored(1)]
 
 
 def test_a_page_closed_before_its_vote_was_sent_sends_it_when_opened_again(browser, world, server):
