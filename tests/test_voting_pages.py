@@ -20,6 +20,7 @@ from voting_world import TOKEN, RaterClient, World, copy_world, make_world
 
 from experiments.voting import tables
 from experiments.voting.database import open_database, reading
+from experiments.voting.export import read_survey, results_page
 from experiments.voting.public import public_rows
 from experiments.voting.site import Site
 from experiments.voting.survey import find_survey
@@ -426,7 +427,7 @@ def voted(pages):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in VIEWS if name != "chinese"])
+@pytest.mark.parametrize("name", VIEWS)
 def test_results_and_links_in_themes_and_widths(browser, voted, name):
     with opened(browser, f"{voted.url}/owner#{TOKEN}", **VIEWS[name]) as page:
         page.wait_for_selector("#intervals svg")
@@ -450,6 +451,19 @@ def test_results_and_links_in_themes_and_widths(browser, voted, name):
         page.wait_for_selector("h1")
         shoot(page, f"unknown_{name}")
         check_accessible(page)
+
+
+@pytest.mark.parametrize(
+    ("locale", "heading"), [("en-GB", "Ranking (Davidson)"), ("zh-CN", "排名（Davidson）")]
+)
+def test_the_page_of_results_stands_alone_in_both_languages(browser, voted, tmp_path, locale, word):
+    _, found = read_survey(str(voted.site.engine.url.database), None)
+    (tmp_path / "votes.html").write_text(results_page(found), encoding="utf-8")
+    with opened(browser, (tmp_path / "votes.html").as_uri(), locale=locale) as page:
+        page.wait_for_selector("#intervals svg")
+        assert page.locator("h2", has_text=word).count() == 1
+        assert page.locator("svg").count() >= 5 and not page.is_visible("#make")
+        assert fits(page)
 
 
 def fits(page) -> bool:
