@@ -128,9 +128,10 @@ def opened(browser, url, **options):
     context.close()
 
 
-def shoot(page, name: str, whole: bool = False) -> None:
+def shoot(page, name: str, **options) -> None:
+    """Of a page or a part of it."""
     if folder := os.environ.get("NAVA_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), **options)
 
 
 def until(condition, seconds: float = WAIT_MS / 1000) -> None:
@@ -190,6 +191,7 @@ def test_twenty_pairs_by_keyboard_alone_are_stored_as_they_were_given(browser, w
                 vote(page, four(number))
                 number += 1
                 page.wait_for_selector("#work:not([hidden]), #finished:not([hidden])")
+            shoot(page, "finished")
     assert number == 20
     assert stored(world) == [as_stored(i) for i in range(20)]
 
@@ -432,21 +434,16 @@ def test_results_and_links_in_themes_and_widths(browser, voted, name):
     with opened(browser, f"{voted.url}/owner#{TOKEN}", **VIEWS[name]) as page:
         page.wait_for_selector("#intervals svg")
         assert fits(page)
-        shoot(page, f"owner_{name}", whole=True)
+        shoot(page, f"owner_{name}", full_page=True)
         check_accessible(page)
         page.fill("#count", "2")
         page.click("#make button")
         page.wait_for_selector("#made:not([hidden])")
-        page.locator("#make").scroll_into_view_if_needed()
-        shoot(page, f"links_{name}")
+        shoot(page.locator("section:has(#make)"), f"links_{name}")
         assert fits(page)
         check_accessible(page)
         link = page.input_value("#links").splitlines()[0].split("\t")[1]
     with opened(browser, link, **VIEWS[name]) as page:
-        page.wait_for_selector("#work:not([hidden])")
-        page.evaluate("document.getElementById('work').hidden = true")
-        page.evaluate("document.getElementById('finished').hidden = false")
-        shoot(page, f"finished_{name}")
         page.goto(f"{voted.url}/r/nobody-was-given-this-link")
         page.wait_for_selector("h1")
         shoot(page, f"unknown_{name}")
