@@ -459,7 +459,7 @@ def test_the_page_of_results_stands_alone_in_both_languages(browser, voted, tmp_
     with opened(browser, (tmp_path / "votes.html").as_uri(), locale=locale) as page:
         page.wait_for_selector("#intervals svg")
         assert page.locator("h2", has_text=word).count() == 1
-        assert page.locator("svg").count() >= 5 and not page.is_visible("#make")
+        assert page.locator("svg").count() == 8 and not page.is_visible("#make")
         assert fits(page)
 
 

@@ -76,6 +76,7 @@ function draw(found) {
   drawSettle(found);
   drawTimes(found);
   drawRaters(found, stats);
+  drawQuality(stats);
   list("comments", found.comments.map((one) => `${one.rater}, ${one.case}: ${one.text}`), say("owner_no_comments"));
   $("warnings-card").hidden = !stats?.warnings.length;
   list("warnings", stats?.warnings ?? [], "");
@@ -220,6 +221,22 @@ function drawRaters(found, stats) {
     table.append(row);
   }
   $("raters").replaceChildren(found.raters.length ? table : paragraph(say("owner_no_links")));
+}
+
+const WORST = 20; // raters in the plot
+
+function drawQuality(stats) {
+  const rows = (stats?.raters ?? []).filter((rater) => rater.attention_checks + rater.swapped_repeats)
+    .map((rater) => ({
+      name: rater.user_id,
+      value: (rater.attention_passed + rater.same_answer) / (rater.attention_checks + rater.swapped_repeats),
+    }))
+    .sort((a, b) => a.value - b.value).slice(0, WORST);
+  $("quality-card").hidden = !rows.length;
+  if (!rows.length) return;
+  const label = rows.map((row) => `${row.name} ${Math.round(100 * row.value)} %`).join("; ");
+  put("quality", bars(rows, 1, room("quality"), label, (value) => `${Math.round(100 * value)} %`));
+  $("quality").append(paragraph(say("owner_quality_text", { most: WORST })));
 }
 
 function list(id, texts, empty) {
