@@ -6,16 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.commands.options import JsonFlag, SetOptions
+from experiments.commands.align import RayCluster, address_of
+from experiments.commands.options import InsecureRay, JsonFlag, SetOptions
 from experiments.errors import CHECK_FAILED
 
 if TYPE_CHECKING:
+    from experiments.preparation.pool import Workers
     from experiments.preparation.services import Services
     from experiments.preparation.source_work import Settings
 
@@ -60,6 +63,8 @@ def prepare(
     recipe: RecipeOption = "mini",
     settings: SetOptions = (),
     nproc: Processes = 0,
+    ray: RayCluster = None,
+    insecure_ray: InsecureRay = False,
     dry_run: TriedVideos = 0,
     syncnet: SyncPlace = None,
     yunet: YuNetPlace = None,
@@ -82,16 +87,18 @@ def prepare(
     file_name, text and, as there are, transcript, speaker, reference, speech_start, speech_end.
 
     An interrupted run goes on by the same command: results by video are kept in .OUT.work beside OUT.
+    --ray works by Ray Data, embedded or on a cluster whose machines see videos and OUT under the same paths;
+    --nproc is how many videos are worked on at once. The rows are the same, byte for byte, for any workers.
     Original files are only read. Limits are the recipe's section `prepare`: --set prepare.max_s=5.
 
     Exit code: 0; 1 where no clip is kept; 2 for a wrong input.
     """
-    from experiments.preparation.prepare import predict, prepare_set
+    from experiments.preparation.prepare import check_inputs, predict, prepare_set
     from experiments.preparation.services import Services
 
     if dry_run < 0 or nproc < 0:
         raise ValueError(f"--dry-run {dry_run}, --nproc {nproc}: expected at least 0")
-    chosen, processes = _settings(recipe, settings), nproc or os.cpu_count() or 1
+    chosen = _settings(recipe, settings)
     asked = Services(
         syncnet=syncnet,
         yunet=yunet,
@@ -103,13 +110,30 @@ def prepare(
         caption_model=caption_model,
         token_variable=token_variable,
     )
-    if dry_run:
-        _tell_trial(predict(videos, dry_run, chosen, asked, processes), as_json)
-        return 0
-    begun_s = time.monotonic()
-    summary = prepare_set(videos, to, chosen, asked, processes).summary
+    address, begun_s = address_of(ray), time.monotonic()
+    if address:  # which takes seconds to start
+        check_inputs(videos, to, chosen, asked)
+    with _workers(address, nproc, insecure_ray, videos, to) as workers:
+        if dry_run:
+            scratch = None if address in ("", "local") else to.absolute().parent
+            _tell_trial(predict(videos, dry_run, chosen, asked, workers, scratch), as_json)
+            return 0
+        summary = prepare_set(videos, to, chosen, asked, workers).summary
     _record(videos, to, recipe, chosen, asked, summary, time.monotonic() - begun_s)
     return _tell(summary, to, as_json)
+
+
+@contextmanager
+def _workers(address: str, nproc: int, insecure: bool, videos: str, to: Path) -> Iterator[int | Workers]:
+    if not address:
+        yield nproc or os.cpu_count() or 1
+        return
+    from orchestration.preparation import ray_workers
+
+    with ray_workers(address, nproc, insecure) as workers:
+        if address != "local":
+            workers.check_paths([Path(videos), to.absolute().parent])
+        yield workers
 
 
 def _settings(recipe: str, settings: tuple[str, ...]) -> Settings:
