@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from experiments.commands.options import InsecureRay, JsonFlag, SetOptions
 from experiments.errors import CHECK_FAILED
 
 if TYPE_CHECKING:
-    from experiments.preparation.pool import Workers
+    from experiments.preparation.pool import SourceWorkers
     from experiments.preparation.services import Services
     from experiments.preparation.source_work import Settings
 
@@ -93,7 +94,6 @@ def prepare(
 
     Exit code: 0; 1 where no clip is kept; 2 for a wrong input.
     """
-    from experiments.preparation.prepare import check_inputs, predict, prepare_set
     from experiments.preparation.services import Services
 
     if dry_run < 0 or nproc < 0:
@@ -110,29 +110,57 @@ def prepare(
         caption_model=caption_model,
         token_variable=token_variable,
     )
-    address, begun_s = address_of(ray), time.monotonic()
-    if address:  # which takes seconds to start
-        check_inputs(videos, to, chosen, asked)
-    with _workers(address, nproc, insecure_ray, videos, to) as workers:
-        if dry_run:
-            scratch = None if address in ("", "local") else to.absolute().parent
-            _tell_trial(predict(videos, dry_run, chosen, asked, workers, scratch), as_json)
-            return 0
-        summary = prepare_set(videos, to, chosen, asked, workers).summary
-    _record(videos, to, recipe, chosen, asked, summary, time.monotonic() - begun_s)
-    return _tell(summary, to, as_json)
+    where = _Place(videos, to, address_of(ray), insecure_ray, nproc)
+    if dry_run:
+        return _try(where, dry_run, chosen, asked, as_json)
+    return _prepare(where, recipe, chosen, asked, as_json)
+
+
+@dataclass(frozen=True)
+class _Place:
+    videos: str
+    to: Path
+    address: str  # of Ray, "" = without
+    insecure: bool
+    nproc: int
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.address not in ("", "local")
+
+
+def _prepare(where: _Place, recipe: str, settings: Settings, services: Services, as_json: bool) -> int:
+    from experiments.preparation.prepare import prepare_set
+
+    begun_s = time.monotonic()
+    with _workers(where, settings, services) as workers:
+        summary = prepare_set(where.videos, where.to, settings, services, workers).summary
+    seconds = time.monotonic() - begun_s
+    _record(where.videos, where.to, recipe, settings, services, summary, seconds)
+    return _tell(summary, where.to, as_json)
+
+
+def _try(where: _Place, count: int, settings: Settings, services: Services, as_json: bool) -> int:
+    from experiments.preparation.prepare import predict
+
+    scratch = where.to.absolute().parent if where.is_cluster else None
+    with _workers(where, settings, services) as workers:
+        _tell_trial(predict(where.videos, count, settings, services, workers, scratch), as_json)
+    return 0
 
 
 @contextmanager
-def _workers(address: str, nproc: int, insecure: bool, videos: str, to: Path) -> Iterator[int | Workers]:
-    if not address:
-        yield nproc or os.cpu_count() or 1
+def _workers(where: _Place, settings: Settings, services: Services) -> Iterator[int | SourceWorkers]:
+    if not where.address:
+        yield where.nproc or os.cpu_count() or 1
         return
+    from experiments.preparation.prepare import check_inputs
     from orchestration.preparation import ray_workers
 
-    with ray_workers(address, nproc, insecure) as workers:
-        if address != "local":
-            workers.check_paths([Path(videos), to.absolute().parent])
+    check_inputs(where.videos, where.to, settings, services)  # before Ray, which takes seconds to start
+    with ray_workers(where.address, where.nproc, where.insecure) as workers:
+        if where.is_cluster:
+            workers.check_paths([Path(where.videos), where.to.absolute().parent])
         yield workers
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from experiments.preparation.pool import Workers, digest_of
+from experiments.preparation.pool import SourceWorkers, digest_of
 from experiments.preparation.records import RawVideo
 from pretrain.progress import track
 
@@ -20,7 +20,7 @@ THREADS = 4
 Stamp = tuple[str, int, int, int]  # absolute path, bytes, times of its content and of its entry in ns
 
 
-def digests(sources: Sequence[RawVideo], folder: Path, workers: Workers) -> dict[str, str | OSError]:
+def digests(sources: Sequence[RawVideo], folder: Path, workers: SourceWorkers) -> dict[str, str | OSError]:
     """Name of each source -> its SHA-256, or why it cannot be read."""
     known, found = _read(folder / DIGESTS), dict[str, str | OSError]()
     stamps = {source.name: stamp for source in sources if (stamp := _stamp(source.path))}
@@ -38,7 +38,7 @@ def digests(sources: Sequence[RawVideo], folder: Path, workers: Workers) -> dict
 
 
 def _hashed(
-    sources: Sequence[RawVideo], num_bytes: int, workers: Workers
+    sources: Sequence[RawVideo], num_bytes: int, workers: SourceWorkers
 ) -> Iterator[tuple[RawVideo, str | OSError]]:
     paths, done = [source.path.absolute() for source in sources], set[int]()
     if num_bytes < HERE_BYTES:

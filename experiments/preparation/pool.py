@@ -29,7 +29,7 @@ AnswerT = TypeVar("AnswerT")
 Task = tuple[RawVideo, str]  # a source and the key of its results
 
 
-class Workers(Protocol):
+class SourceWorkers(Protocol):
     """Processes that work on independent items; `orchestration.preparation.RayWorkers` is another."""
 
     @property
@@ -99,7 +99,7 @@ class PoolWork:
     folder: Path
 
 
-def work_through(todo: Sequence[Task], work: PoolWork, workers: Workers) -> Iterator[str]:
+def work_through(todo: Sequence[Task], work: PoolWork, workers: SourceWorkers) -> Iterator[str]:
     """Prepares each source and yields its key as it is done, in no order.
 
     What was worked on when a process died is done again; what dies each time by itself becomes a record of
@@ -117,7 +117,7 @@ def work_through(todo: Sequence[Task], work: PoolWork, workers: Workers) -> Iter
             yield task[1]
 
 
-def _by_itself(workers: Workers, do: Callable[[Task], None], task: Task) -> bool:
+def _by_itself(workers: SourceWorkers, do: Callable[[Task], None], task: Task) -> bool:
     return any(workers.alone(do, task) for _ in range(ALONE))
 
 

@@ -16,7 +16,7 @@ from experiments.preparation.assemble import Assembled, Result, assemble
 from experiments.preparation.digests import digests
 from experiments.preparation.faces import check_network
 from experiments.preparation.keeping import RESULT, key_of
-from experiments.preparation.pool import LocalWorkers, PoolWork, Workers, work_through
+from experiments.preparation.pool import LocalWorkers, PoolWork, SourceWorkers, work_through
 from experiments.preparation.records import RawVideo, Rejection
 from experiments.preparation.services import Services, use
 from experiments.preparation.shards import sharded
@@ -72,7 +72,7 @@ def work_folder(out: Path) -> Path:
 
 
 def prepare_set(
-    place: str, out: Path, settings: Settings, services: Services, workers: int | Workers
+    place: str, out: Path, settings: Settings, services: Services, workers: int | SourceWorkers
 ) -> Assembled:
     """Writes the set to `out` and answers what came of it. `workers`: a number of local processes, or others.
 
@@ -103,7 +103,7 @@ def predict(
     count: int,
     settings: Settings,
     services: Services,
-    workers: int | Workers,
+    workers: int | SourceWorkers,
     scratch: Path | None = None,
 ) -> dict[str, Any]:
     """Tries `count` evenly chosen sources in a temporary folder, below `scratch` where workers are on other
@@ -139,7 +139,7 @@ def _bytes(sources: Sequence[RawVideo]) -> int:
     return sum(source.path.stat().st_size for source in sources if source.path.is_file())
 
 
-def _workers(workers: int | Workers) -> Workers:
+def _workers(workers: int | SourceWorkers) -> SourceWorkers:
     return LocalWorkers(workers) if isinstance(workers, int) else workers
 
 
@@ -148,7 +148,7 @@ def _prepared(
     settings: Settings,
     services: Services,
     folder: Path,
-    workers: Workers,
+    workers: SourceWorkers,
     what: str,
 ) -> tuple[list[Result], list[Rejection]]:
     """Results of all sources in their order, each with its folder below `folder`, and what was not opened."""
@@ -180,7 +180,7 @@ def _absolute(services: Services) -> Services:
 
 
 def _keys(
-    sources: Sequence[RawVideo], settings: Settings, services: Services, folder: Path, workers: Workers
+    sources: Sequence[RawVideo], settings: Settings, services: Services, folder: Path, workers: SourceWorkers
 ) -> tuple[dict[str, str], list[Rejection]]:
     """Name of each source's results; of files with the same bytes, the first that has a text counts."""
     rejected: list[Rejection] = []
