@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,24 +46,13 @@ class RayWorkers:
         An item whose worker died TRIES times is left out. Raises what `work` raised, OSError where Ray
         itself fails.
         """
-        import ray.data
         from ray.exceptions import RayError
 
         _configure()
         rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
         if not rows:
             return
-        blocks = -(-len(rows) // ROWS_AT_ONCE)
-        answers = (
-            ray.data.from_items(rows, override_num_blocks=blocks)
-            .repartition(target_num_rows_per_block=1)
-            .map(
-                _guarded(work),
-                num_cpus=1,
-                compute=ray.data.TaskPoolStrategy(self.nproc),
-                ray_remote_args_fn=lambda: {"max_retries": TRIES - 1},
-            )
-        )
+        answers = _dataset(rows, _guarded(work), self.nproc)
         try:
             row: Any
             for row in answers.iter_batches(batch_size=1, prefetch_batches=0):
@@ -133,6 +123,24 @@ def import_check() -> None:
         import ray.data  # noqa: F401 (needs pandas and pyarrow besides Ray)
     except ImportError as error:
         raise ValueError(f"--ray needs Ray Data ({error}); pip install 'nava[serve]' pandas") from None
+
+
+def _dataset(rows: Sequence[Mapping[str, Any]], run: Callable[..., Any], nproc: int) -> Any:
+    import ray.data
+
+    blocks = -(-len(rows) // ROWS_AT_ONCE)
+    single = ray.data.from_items(list(rows), override_num_blocks=blocks).repartition(
+        target_num_rows_per_block=1
+    )
+    with warnings.catch_warnings():
+        # without, Ray Data tries a row that kills its worker for ever; Ray 2.64 takes the option away
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn.*")
+        return single.map(
+            run,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(nproc),
+            ray_remote_args_fn=lambda: {"max_retries": TRIES - 1},
+        )
 
 
 def _configure() -> None:

@@ -26,7 +26,8 @@ from prepare_world import VOICES, ffmpeg, talk
 ROOT = Path(__file__).parent.parent
 WORKER = ("multiprocessing.spawn", "ray::", "default_worker.py")  # words of a worker's command line
 OF_DRIVER = 0.5  # share of the kills
-AFTER_S = (1.0, 9.0)  # between two kills; a start takes about as long
+STARTED = 0.8  # share of the starts in which nothing is killed before there are workers
+AFTER_S = (0.0, 8.0)  # between two kills
 PATIENCE_S = 600.0
 
 
@@ -80,6 +81,9 @@ class Kills:
                 process = subprocess.Popen(
                     command(self.raw, out, self.ray), env=self._environment(), stdout=said, stderr=said
                 )
+            if self.draw.random() < STARTED:
+                while process.poll() is None and self.left > 0 and not self._workers(process):
+                    time.sleep(0.2)
             while process.poll() is None and self.left > 0:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(self.draw.uniform(*AFTER_S))
@@ -90,7 +94,7 @@ class Kills:
                 raise AssertionError(f"exit code {code}: {(self.folder / 'said.txt').read_text()[-2000:]}")
 
     def _kill_one(self, process: subprocess.Popen[bytes]) -> None:
-        below = [one for one in psutil.Process(process.pid).children(recursive=True) if is_worker(one)]
+        below = self._workers(process)
         if below and self.draw.random() > OF_DRIVER:
             victim, name = self.draw.choice(below), "worker"
         else:
@@ -100,6 +104,13 @@ class Kills:
             self.killed.append(name)
             self.left -= 1
             print(f"killed {name}, {self.left} kills left, {self.finished} sets finished", flush=True)
+
+    def _workers(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        try:
+            below = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [one for one in below if is_worker(one)]
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
