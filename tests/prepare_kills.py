@@ -25,9 +25,13 @@ from prepare_world import VOICES, ffmpeg, talk
 
 ROOT = Path(__file__).parent.parent
 WORKER = ("multiprocessing.spawn", "ray::", "default_worker.py")  # words of a worker's command line
+NO_WORKER = ("Agent", "resource_tracker")
 OF_DRIVER = 0.5  # share of the kills
 STARTED = 0.8  # share of the starts in which nothing is killed before there are workers
-AFTER_S = (0.0, 8.0)  # between two kills
+LEAST_S = 4.0
+AFTER = (
+    0.8  # the most between two kills, in times of the last start, which other work on the machine stretches
+)
 PATIENCE_S = 600.0
 
 
@@ -61,6 +65,7 @@ class Kills:
     wanted: dict[str, bytes]
     killed: list[str] = field(default_factory=list)
     finished: int = 0
+    start_s: float = LEAST_S
     temporary: str = field(default_factory=lambda: tempfile.mkdtemp(prefix="np", dir="/tmp"))
 
     def run(self) -> None:
@@ -81,12 +86,14 @@ class Kills:
                 process = subprocess.Popen(
                     command(self.raw, out, self.ray), env=self._environment(), stdout=said, stderr=said
                 )
+            begun_s = time.monotonic()
             if self.draw.random() < STARTED:
                 while process.poll() is None and self.left > 0 and not self._workers(process):
                     time.sleep(0.2)
+                self.start_s = max(LEAST_S, time.monotonic() - begun_s)
             while process.poll() is None and self.left > 0:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(self.draw.uniform(*AFTER_S))
+                    process.wait(self.draw.uniform(0.0, AFTER * self.start_s))
                 if process.poll() is None:
                     self._kill_one(process)
             code = process.wait(PATIENCE_S)
@@ -122,7 +129,7 @@ def is_worker(process: psutil.Process) -> bool:
         line = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return any(word in line for word in WORKER)
+    return any(word in line for word in WORKER) and not any(word in line for word in NO_WORKER)
 
 
 def command(raw: Path, out: Path, ray: bool) -> list[str]:
@@ -157,9 +164,10 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--videos", type=int, default=10)
     given = parser.parse_args()
     begun_s = time.monotonic()
-    made = kill_through(given.folder.absolute(), given.kills, given.ray, given.seed)
+    made = kill_through(given.folder.absolute(), given.kills, given.ray, given.seed, given.videos)
     counts = {name: made.killed.count(name) for name in ("driver", "worker")}
     seconds = time.monotonic() - begun_s
     print(f"{counts} killed in {seconds:.0f} s, {made.finished} sets finished, all the same byte for byte")

@@ -1,11 +1,13 @@
-"""Curation past memory, measured: `python -m experiments.benchmarks.curation --out docs/benchmarks/curation.json`.
+"""Curation past memory, measured.
 
-First, choices in parts beside the dense greedy one on --small clips, over --seeds seeds: the share of its value,
-with a 95 % interval over seeds, and that of random choices. Then --records synthetic records, with manifest rows
-and features as large as real ones, through all of `nava curate` but the reading of clips: peak memory of all its
-processes together, sampled every 20 ms (RSS; pages of mapped files count in each process that maps them), time,
-value, and the share of the best choice's value that is certain. Features are mixtures of clusters with unequal
-sizes, seen through a random projection.
+    python -m experiments.benchmarks.curation --out docs/benchmarks/curation.json
+
+First, choices in parts beside the dense greedy one on --small clips, over --seeds seeds: the share of its
+value, with a 95 % interval over seeds, and that of random choices. Then --records synthetic records, with
+manifest rows and features as large as real ones, through all of `nava curate` but the reading of clips: peak
+memory of all its processes together, sampled every 20 ms (RSS; pages of mapped files count in each process
+that maps them), time, value, and the share of the best choice's value that is certain. Features are mixtures
+of clusters with unequal sizes, seen through a random projection.
 """
 
 from __future__ import annotations
