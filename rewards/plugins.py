@@ -65,6 +65,12 @@ KINDS = {
         ),
         factory=True,
     ),
+    "embedding": PluginKind(
+        "a model that places clips: a class with embed(media), or a function that makes one",
+        ("embed",),
+        ("experiments.scoring.embeddings",),
+        factory=True,
+    ),
     "recipe": PluginKind("a function that returns a recipe", (), ("experiments.recipes",), factory=True),
 }
 
