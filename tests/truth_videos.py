@@ -156,7 +156,7 @@ def _scenes(folder: Path) -> Made:
 
 def _companies(folder: Path) -> Made:
     """Two and three speakers."""
-    for number, pair in enumerate(((SLT, RMS), (AWB, KAL), (RMS, AWB))):
+    for number, pair in enumerate(((SLT, RMS), (AWB, KAL), (RMS, KAL))):
         film = Film(f"two {number}", "two speakers", 40 + number)
         film.talk(16.0, pair)
         yield _written(film, folder, ("transcript", "subtitles", "")[number])
@@ -166,7 +166,7 @@ def _companies(folder: Path) -> Made:
     yield _written(film, folder)
     film = Film("three", "three speakers", 45)
     for shot in range(2):
-        film.talk(9.0, [(SLT, RMS), (AWB, RMS)][shot])
+        film.talk(9.0, [(SLT, RMS), (KAL, AWB)][shot])
     film.talk(8.0, [AWB, SLT])
     yield _written(film, folder)
 
@@ -177,7 +177,7 @@ def _unseen(folder: Path) -> Made:
         ("dubbed short", 3.0, [SLT], [SLT], "dubbed"),
         ("dubbed a", 9.0, [SLT], [RMS], "dubbed"),
         ("dubbed b", 20.0, [AWB], [KAL], "dubbed"),
-        ("dubbed c", 12.0, [KAL, SLT], [KAL, SLT], "dubbed"),
+        ("dubbed c", 12.0, [AWB, SLT], [AWB, SLT], "dubbed"),
         ("other a", 10.0, [RMS], [SLT], "other"),
         ("other b", 24.0, [SLT], [AWB], "other"),
         ("late", 10.0, [RMS], [RMS], "late"),
@@ -189,7 +189,7 @@ def _unseen(folder: Path) -> Made:
         film.talk(seconds, voices, faces, lips)
         yield _written(film, folder)
     film = Film("off screen", "half seen", 60)
-    film.talk(16.0, [SLT, KAL], [SLT])
+    film.talk(16.0, [SLT, RMS], [SLT])
     yield _written(film, folder)
     film = Film("voice over", "half seen", 61)
     film.talk(6.0, [RMS])
@@ -234,9 +234,12 @@ def _long(folder: Path) -> Made:
     """Three minutes of many shots, and one minute of one dubbed shot."""
     film = Film("long", "long", 90)
     while film.at_s < 174.0:
-        pair = [str(voice) for voice in film.rng.choice(VOICES, 2, replace=False)]
+        pair = [(SLT, RMS), (AWB, KAL), (RMS, KAL), (SLT, AWB)][int(film.rng.integers(4))]
         alone = bool(film.rng.uniform() < 0.6)
-        film.talk(min(float(film.rng.uniform(3.0, 11.0)), 180.0 - film.at_s), pair[:1] if alone else pair)
+        film.talk(
+            min(float(film.rng.uniform(3.0, 11.0)), 180.0 - film.at_s),
+            pair[int(film.rng.integers(2)) :][:1] if alone else pair,
+        )
     yield _written(film, folder, "subtitles")
     film = Film("dubbed minute", "unseen", 91)
     film.talk(60.0, [RMS], [AWB], "dubbed")
@@ -250,16 +253,16 @@ def _copies(folder: Path, truths: dict[str, Truth]) -> Made:
         "cropped": ("one rms.mp4", ["-vf", "crop=152:152:4:4", "-crf", "26"]),
         "smaller": ("two 0.mp4", ["-vf", "scale=112:-2", "-crf", "28", "-r", "24"]),
         "brighter": ("interview.mp4", ["-vf", "eq=brightness=0.08:contrast=1.1", "-crf", "24"]),
-        "mirrored": ("one awb.mp4", ["-vf", "hflip", "-crf", "24"]),
-        "trimmed": ("one kal16.mp4", ["-ss", "0.7", "-crf", "24"]),
+        "mirrored": ("one kal16.mp4", ["-vf", "hflip", "-crf", "24"]),
+        "trimmed": ("one awb.mp4", ["-ss", "0.3", "-crf", "24"]),
         "louder": ("cuts 0.mp4", ["-af", "volume=1.3", "-crf", "26", "-c:a", "aac"]),
     }
     for name, (source, options) in changes.items():
         path = folder / f"{name} copy.mkv"
         ffmpeg("-i", folder / source, *options, path)
-        beside = (folder / source).with_suffix(".txt")
-        if beside.is_file() and name in ("cropped", "smaller"):  # the others have no text, as found copies do
-            shutil.copy(beside, path.with_suffix(".txt"))
+        for beside in ((folder / source).with_suffix(suffix) for suffix in (".txt", ".srt")):
+            if beside.is_file():
+                shutil.copy(beside, path.with_suffix(beside.suffix))
         yield path, Truth(path.stem, "copy", truths[source].seconds, truths[source].fps, copy_of=source)
     shutil.copy(folder / "two 1.mp4", folder / "two 1 same bytes.mp4")
     yield folder / "two 1 same bytes.mp4", Truth("two 1 same bytes", "copy", copy_of="two 1.mp4")
