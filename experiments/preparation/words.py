@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
+from experiments.preparation.edges import snapped
 from experiments.preparation.records import SPEECH_RATE_HZ, GivenText, Heard, Stretch, Word
 from experiments.preparation.services import transcriber
 from pretrain.prompt import parse
@@ -29,6 +30,11 @@ SCORED_S = 3.0  # of words, for which scores of alignments are given
 
 def sphinx(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     """The words of [N] at 16 kHz: a given text aligned where it fits, else what is recognised (English)."""
+    heard = _found(waveform, speech, given, config)
+    return replace(heard, words=tuple(snapped(heard.words, waveform, speech)))
+
+
+def _found(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     if given.cues:
         return _of_cues(waveform, speech, given, config)
     text = given.transcript or " ".join(span.text for span in parse(given.caption).spans)
