@@ -9,6 +9,7 @@ STEPS = "experiments.preparation"
 CLIP_STEPS = (
     f"{STEPS}.picture:visible",
     f"{STEPS}.picture:moving",
+    f"{STEPS}.overlays:lettered",
     f"{STEPS}.sound:audible",
     f"{STEPS}.speech:spoken",
     f"{STEPS}.faces:seen_speaking",
@@ -36,6 +37,7 @@ class PrepareConfig:
     trim_gradual_s: float = 0.5  # taken off a scene where it fades or dissolves
     # picture
     dark_luma: float = 24.0  # rows, columns and clips whose 99th percentile is below are black
+    max_text_share: float = 0.004  # of the picture under lines of letters that stand still; 1 keeps all
     min_motion_px: float = 0.01  # mean over a pair of pictures at 160 pixels of width; lips alone: 0.02
     # sound
     min_loudness_lufs: float = -50.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.preparation.assemble import Assembled, assemble
 from experiments.preparation.faces import check_network
-from experiments.preparation.keeping import RESULT, key_of, sha256_of
+from experiments.preparation.keeping import RESULT, digest_of, key_of
 from experiments.preparation.pool import PoolWork, work_through
 from experiments.preparation.records import RawVideo, Rejection
 from experiments.preparation.services import Services, use
@@ -134,7 +134,7 @@ def predict(place: str, count: int, settings: Settings, services: Services, npro
 
 
 def _bytes(sources: Sequence[RawVideo]) -> int:
-    return sum(source.path.stat().st_size for source in sources if source.path.is_file())
+    return sum(source.num_bytes for source in sources)
 
 
 def _keys(
@@ -163,7 +163,7 @@ def _keys(
 def _digests(sources: Sequence[RawVideo]) -> Iterator[tuple[RawVideo, str | OSError]]:
     for source in track(sources, len(sources), "files hashed"):
         try:
-            yield source, sha256_of(source.path)
+            yield source, digest_of(source)
         except OSError as error:
             yield source, error
 
