@@ -22,6 +22,7 @@ from truth_scores import (
     copies,
     cut_words,
     offered_clips,
+    overlays,
     read_results,
     scene_f1,
     seen_speaking,
@@ -51,7 +52,7 @@ def main() -> int:
         assembled = prepare_set(str(folder / "raw"), out, settings, services, asked.nproc)
         seconds = time.monotonic() - begun_s
         results = read_results(work_folder(out))
-        measured = measure(truths, assembled.rows, results)
+        measured = measure(truths, assembled.rows, assembled.rejected, results)
     measured["throughput"] = _throughput(assembled.summary)
     measured["set"] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -71,14 +72,20 @@ def main() -> int:
     return show(measured)
 
 
-def measure(truths: dict[str, Any], rows: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    truths: dict[str, Any],
+    rows: list[dict[str, Any]],
+    rejected: list[dict[str, Any]],
+    results: dict[str, Any],
+) -> dict[str, Any]:
     clips = offered_clips(results)
     return {
         "scenes": scene_f1(truths, results),
         "seen_speaking": seen_speaking(truths, rows, clips),
         "words": word_times(truths, results),
         "speakers": speakers(truths, rows),
-        "copies": copies(truths, rows),
+        "copies": copies(truths, rows, rejected),
+        "overlays": overlays(truths, rows, clips),
         "cut_words": cut_words(truths, clips),
     }
 
@@ -102,6 +109,8 @@ def show(measured: dict[str, Any]) -> int:
         *((f"  word error, {by}", found["wer"], "", None) for by, found in words["word_error"].items()),
         _line("speakers of spans right", told["right"], 0.95, at_least=True),
         ("  speakers found, there", f"{told['speakers_found']}, {told['speakers_there']}", "", None),
+        _line("clips with text on the picture kept", len(measured["overlays"]["kept"]), 0),
+        ("  clips without text rejected for it", len(measured["overlays"]["wrongly_rejected"]), "", None),
         _line("clips of copies left beside their originals", len(measured["copies"]["missed"]), 0),
         _line("clips cut inside a word", len(measured["cut_words"]), 0),
         *(

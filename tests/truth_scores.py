@@ -179,6 +179,17 @@ def seen_speaking(
     }
 
 
+def overlays(
+    truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]], offered: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Clips with a text on the picture that are kept, and clips without one that are rejected for one."""
+    kept = {row["data_id"] for row in rows}
+    named = [clip for clip in offered if truths[clip["source"]].overlay]
+    wrong = [clip["data_id"] for clip in offered if clip["stage"] == "overlay" and clip not in named]
+    through = [clip["data_id"] for clip in named if clip["data_id"] in kept]
+    return {"clips_with_text": len(named), "kept": through, "wrongly_rejected": wrong}
+
+
 def offered_clips(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Every clip that was cut, kept or not: data_id, source, start_s, end_s, stage of its rejection."""
     clips = []
@@ -207,9 +218,15 @@ def cut_words(truths: Mapping[str, Truth], clips: Sequence[dict[str, Any]]) -> l
     return wrong
 
 
-def copies(truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def copies(
+    truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Clips of a copy that stand in the set beside clips of the same moments of its original."""
-    missed, offered = [], 0
+    missed, offered, refused = (
+        [],
+        0,
+        Counter(one["stage"] for one in rejected if truths[one["source"]].copy_of),
+    )
     for name, truth in truths.items():
         if not truth.copy_of:
             continue
@@ -232,4 +249,4 @@ def copies(truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]]) -> dict[
                 overlap = min(last, end) - max(first, begin)
                 if overlap > 0.5 * min(last - first, end - begin):
                     missed.append(f"{data_id} beside {other}")
-    return {"copies": offered, "missed": missed}
+    return {"copies": offered, "missed": missed, "their_clips_rejected_by": dict(refused)}

@@ -55,12 +55,14 @@ class RawVideo:
 
 @dataclass(frozen=True)
 class Word:
-    """A word as written. `confidence` 0..1 of a recogniser; 1 for a given text."""
+    """A word as written. `confidence` 0..1 of a recogniser; 1 for a given text. `fits` False: a text that was
+    aligned and is not what is heard there."""
 
     text: str
     start_s: float
     end_s: float
     confidence: float = 1.0
+    fits: bool = True
 
 
 @dataclass(frozen=True)

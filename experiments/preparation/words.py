@@ -170,12 +170,12 @@ def _of_cues(
             waveform[round(offset * SPEECH_RATE_HZ) : round((end_s + ROOM_S) * SPEECH_RATE_HZ)], text
         )
         scores.append(score)
-        fits = score >= config.min_alignment
+        fits, unknown = score >= config.min_alignment, math.isnan(score)
         words += [
             Word(word.text, word.start_s + offset, word.end_s + offset, word.confidence)
             for word in found
             if fits
-        ] or [Word(text, start_s, end_s)]  # a cue that cannot be aligned is one block
+        ] or [Word(text, start_s, end_s, fits=unknown)]  # one block; of another language it is not judged
     return Heard(tuple(words), tuple(speech), "subtitles", alignment=float(np.median(scores)))
 
 
