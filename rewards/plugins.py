@@ -61,7 +61,17 @@ KINDS = {
         (),
         tuple(
             f"experiments.preparation.{name}"
-            for name in ("scenes", "activity", "words", "picture", "sound", "speech", "faces", "captions")
+            for name in (
+                "scenes",
+                "activity",
+                "words",
+                "picture",
+                "overlays",
+                "sound",
+                "speech",
+                "faces",
+                "captions",
+            )
         ),
         factory=True,
     ),

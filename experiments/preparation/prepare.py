@@ -136,7 +136,7 @@ def predict(
 
 
 def _bytes(sources: Sequence[RawVideo]) -> int:
-    return sum(source.path.stat().st_size for source in sources if source.path.is_file())
+    return sum(source.num_bytes for source in sources)
 
 
 def _workers(workers: int | SourceWorkers) -> SourceWorkers:
@@ -154,7 +154,7 @@ def _prepared(
     """Results of all sources in their order, each with its folder below `folder`, and what was not opened."""
     keys, rejected = _keys(sources, settings, services, folder, workers)
     sizes = {
-        source.name: source.path.stat().st_size
+        source.name: source.num_bytes
         for source in sources
         if source.name in keys and not (folder / keys[source.name] / RESULT).is_file()
     }
