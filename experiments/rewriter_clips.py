@@ -17,7 +17,8 @@ import torch
 from experiments.scoring.latents import AlignScorer
 from pretrain.clip_kind import ClipKind, kind_of
 from pretrain.codecs.base import check_trained_on
-from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
+from pretrain.generation.conditions import conditioning_of, noise_of, reference_voices
+from pretrain.generation.config import GenerateConfig, device_of
 from pretrain.model.checkpoint import load_model
 from pretrain.prompt import PromptRow, parse
 from pretrain.sampling import LatentRates, lower_precision, sample

@@ -15,7 +15,7 @@ from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, check_memory, kind_
 from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
 from pretrain.first_frames import check_first_frames
-from pretrain.generate import reference_voices
+from pretrain.generation.conditions import reference_voices
 from pretrain.prompt import PromptRow, check_files, read_prompts
 from pretrain.randomness import generator_for
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from experiments.layout import Layout
 from experiments.report.pictures import contact_sheet
 from experiments.scoring.samples import generated_samples
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 
 PROMPTS = "pretrain_seen.jsonl"
 NUM_SAMPLES = 4

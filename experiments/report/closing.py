@@ -26,7 +26,8 @@ from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.config import to_json
 from pretrain.files import read_json, replacing, write_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import dump
 from pretrain.launch.stage_run import model_config
 from pretrain.model.checkpoint import WeightsName

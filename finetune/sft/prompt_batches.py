@@ -19,7 +19,8 @@ from pretrain.data.stream.sample import Sample
 from pretrain.files import save_tensors, write_json
 from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
 from pretrain.flow.solvers import Latents
-from pretrain.generate import GenerateConfig, conditioning_of, noise_of, reference_voices
+from pretrain.generation.conditions import conditioning_of, noise_of, reference_voices
+from pretrain.generation.config import GenerateConfig
 from pretrain.prompt import check_files, read_prompts
 from pretrain.randomness import generator_for
 from pretrain.types import VIDEO_FRAMES_PER_LATENT, Conditioning, Task

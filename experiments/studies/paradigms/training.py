@@ -18,7 +18,8 @@ from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 
 
 class StepsSoFar(SpoolTracker):
