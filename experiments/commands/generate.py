@@ -157,6 +157,15 @@ def generate(
     adapter: AdaptersToUse = (),
     limit: Annotated[int | None, tyro.conf.arg(help="number of rows")] = None,
     making: MakingOptions = Making(),
+    candidates: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="clips of each prompt, made into TO-candidates, of which --rubric chooses the best into TO"
+        ),
+    ] = None,
+    rubric: Annotated[
+        Path | None, tyro.conf.arg(metavar="YAML", help="rubric of `nava score` for --candidates")
+    ] = None,
     spreading: SpreadOptions = Spreading(),
     settings: SetOptions = (),
     move_aside: ClipsMoveAside = False,
@@ -173,6 +182,7 @@ def generate(
       nava generate prompts.jsonl --adapter my/voice/adapter=0.8 --adapter my/look/adapter
       nava generate prompts.jsonl --task T2A --duration 4 --to sounds
       nava generate prompts.jsonl --seeds 0,1,2,3 --guidance text_audio=3 --steps 30 --to s3://bucket/clips
+      nava generate prompts.jsonl --candidates 8 --rubric rubric.yaml
       nava generate prompts.jsonl --nproc 8             # 8 GPUs, a model each
       nava generate prompts.jsonl --nproc 8 --shard     # one model over 8 GPUs
       nava generate prompts.jsonl --nproc 2 --context 2 # a long clip over 2 GPUs
@@ -186,19 +196,70 @@ def generate(
     loaded = recipe_for(recipe, settings)
     if asked := making.settings(loaded.generate.fps):
         loaded = recipe_for(recipe, (*settings, *asked))
-    spread = spreading.spread(loaded.ray)
+    spread, config = spreading.spread(loaded.ray), loaded.generate
+    if candidates is not None or rubric is not None:
+        config = _with_candidates(config, candidates, rubric, to)
+    asked, tags = _asked(prompts, model, codec, adapter, config, limit)
+    tags |= {"nava.recipe": recipe, "nava.output": to}
+    more = {"adapters": list(adapter)} if adapter else {}
+    if rubric is None:
+        from pretrain.storage import place
+
+        _generate(asked, place(to), spread, move_aside, tags, more)
+    else:
+        _best_of(asked, Path(to), rubric, spread, move_aside, tags, more)
+
+
+def _asked(
+    prompts: Path,
+    model: Path,
+    codec: Path | None,
+    adapter: Sequence[str],
+    config: GenerateConfig,
+    limit: int | None,
+) -> tuple[ClipsAsked, dict[str, str]]:
+    """The inputs, fetched where the registry names them, and tags that say so. Raises in one line."""
     from experiments.runs.registry import model_and_codec, registered_tags
-    from pretrain.storage import place
 
     _require(prompts, "give a prompts JSONL file")
     model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
     _require(model, "train one (`nava demo`) or give --model")
     _require(codec, "fit one or give --codec")
-    change = _adapters(adapter, model, loaded.generate.weights)
-    asked = ClipsAsked(prompts, model, codec, loaded.generate, change, limit)
-    tags = {"nava.recipe": recipe, "nava.output": to, **registered_tags(model, codec)}
-    more = {"adapters": list(adapter)} if adapter else {}
-    _generate(asked, place(to), spread, move_aside, tags, more)
+    change = _adapters(adapter, model, config.weights)
+    return ClipsAsked(prompts, model, codec, config, change, limit), dict(registered_tags(model, codec))
+
+
+def _best_of(
+    asked: ClipsAsked,
+    to: Path,
+    rubric: Path,
+    spread: Spread,
+    aside: bool,
+    tags: Mapping[str, str],
+    more: Mapping[str, Any],
+) -> None:
+    """Make the candidates, score them, and fill `to` with the best."""
+    from experiments.candidates import beside, choose, told
+
+    candidates = beside(to, "candidates")
+    _generate(asked, candidates, spread, aside, tags, more)
+    for line in told(choose(candidates, rubric, to), len(asked.config.seeds)):
+        print(line)
+    print(f"clips in {to}")
+
+
+def _with_candidates(
+    config: GenerateConfig, candidates: int | None, rubric: Path | None, to: str
+) -> GenerateConfig:
+    """Raises in one line where --candidates and --rubric do not make sense."""
+    from experiments.candidates import check_rubric, with_candidates
+
+    if candidates is None or rubric is None:
+        raise ValueError("--candidates and --rubric go together: how many, and what chooses one of them")
+    if "://" in to:
+        raise ValueError(f"--to {to}: candidates are scored on this machine; give a folder")
+    check_rubric(rubric)
+    return with_candidates(config, candidates)
 
 
 @dataclass(frozen=True)
