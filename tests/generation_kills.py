@@ -2,8 +2,9 @@
 
     python tests/generation_kills.py MODEL CODEC PROMPTS --mode one|ranks|ray [--kills 30] [--limit 200]
 
-Each attempt is the same `nava generate`. In the end every clip is there once, its latents and files byte for
-byte those of an undisturbed run, the index is complete and nothing of the work is left. Exit code 1 if not.
+Each attempt is the same call of `pretrain.generate.generate` in a process of its own (`--with-command`: `nava
+generate` itself, which takes longer to start). In the end every clip is there once, its latents and files
+byte for byte those of an undisturbed run, the index is complete and nothing of the work is left. Exit code 1 if not.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ MODES = {
     "ranks": ["--nproc", "2"],
     "ray": ["--ray", "--set", "ray.rollout.workers=2", "--set", "ray.rollout.num_cpus=1"],
 }
+MAKE = "make"  # the first argument of this file as an attempt
 PATIENCE_S = 600.0
 
 
@@ -113,8 +115,30 @@ def _kind(process: psutil.Process) -> str:
     return "helper"
 
 
-def command_of(arguments: Sequence[str], to: str) -> list[str]:
-    return [sys.executable, "-m", "experiments.cli", "generate", *arguments, "--to", to]
+def command_of(given: argparse.Namespace, mode: str, to: str) -> list[str]:
+    if not given.with_command:
+        files = (str(path.absolute()) for path in (given.model, given.codec, given.prompts))
+        return [sys.executable, __file__, MAKE, mode, *files, to, str(given.limit), str(given.batch)]
+    command = [sys.executable, "-m", "experiments.cli", "generate", str(given.prompts.absolute())]
+    command += ["--model", str(given.model.absolute()), "--codec", str(given.codec.absolute())]
+    command += ["--limit", str(given.limit), "--to", to, *MODES[mode]]
+    for setting in (f"batch_size={given.batch}", "threads=1", "keep_latents=true"):
+        command += ["--set", f"generate.{setting}"]
+    return command
+
+
+def make(mode: str, model: str, codec: str, prompts: str, to: str, limit: str, batch: str) -> None:
+    """One attempt."""
+    from orchestration.config import RayConfig, Workers
+    from orchestration.generation import on_ray
+    from pretrain.generate import HERE, generate
+    from pretrain.generation.config import GenerateConfig
+    from pretrain.generation.ranks import on_ranks
+
+    config = GenerateConfig(batch_size=int(batch), threads=1, keep_latents=True)
+    ray = RayConfig(rollout=Workers(workers=2, num_cpus=1))
+    spread = {"one": HERE, "ranks": on_ranks(2), "ray": on_ray(ray)}[mode]
+    generate(config, Path(model), Path(codec), Path(prompts), Path(to), int(limit), spread=spread)
 
 
 def problems(clean: Path, killed: Path) -> list[str]:
@@ -130,45 +154,40 @@ def problems(clean: Path, killed: Path) -> list[str]:
     return wrong + [f"{n} differs" for n in same if (clean / n).read_bytes() != (killed / n).read_bytes()]
 
 
-def run(
-    arguments: Sequence[str], work: Path, mode: str, kills: int, seed: int, clean: str = "clean"
-) -> Killed:
+def run(given: argparse.Namespace, work: Path, mode: str) -> Killed:
     """Make work/clean (unless it is there) and work/MODE, which is killed. Raises AssertionError."""
-    if not (work / clean / "index.jsonl").is_file() or (work / clean / ".nava-parts").exists():
-        subprocess.run(
-            command_of(arguments, clean),
-            cwd=work,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""},
-            check=True,
-            capture_output=True,
-        )
-    command = command_of([*arguments, *MODES[mode]], mode)
-    job = Killed(command, work, work / mode, kills, random.Random(seed))
+    clean = work / "clean"
+    if not (clean / "index.jsonl").is_file() or (clean / ".nava-parts").exists():
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+        command = command_of(given, "one", "clean")
+        subprocess.run(command, cwd=work, env=environment, check=True, capture_output=True)
+    job = Killed(command_of(given, mode, mode), work, work / mode, given.kills, random.Random(given.seed))
     job.finish()
-    assert problems(work / clean, work / mode) == []
+    assert problems(clean, work / mode) == []
     return job
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name in ("model", "codec", "prompts"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--mode", choices=MODES, required=True)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path)
-    given = parser.parse_args()
-    arguments = [str(given.prompts.absolute()), "--model", str(given.model.absolute())]
-    arguments += ["--codec", str(given.codec.absolute()), "--limit", str(given.limit)]
-    for setting in (f"batch_size={given.batch}", "threads=1", "keep_latents=true"):
-        arguments += ["--set", f"generate.{setting}"]
+        made.add_argument(name, type=Path)
+    made.add_argument("--mode", choices=MODES, default="one")
+    made.add_argument("--kills", type=int, default=30)
+    made.add_argument("--limit", type=int, default=200)
+    made.add_argument("--batch", type=int, default=4)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--work", type=Path)
+    made.add_argument("--with-command", action="store_true")
+    return made
+
+
+def main() -> int:
+    given = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        job = run(arguments, work, given.mode, given.kills, given.seed)
+        job = run(given, work, given.mode)
         print(
             f"{given.mode}: {given.limit} clips, {len(job.killed)} kills {dict(Counter(job.killed))}, "
             f"{job.attempts} attempts, {time.monotonic() - started:.0f} s: every clip once, all files equal"
@@ -177,4 +196,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [MAKE]:
+        make(*sys.argv[2:])
+        sys.exit(0)
     sys.exit(main())

@@ -242,7 +242,7 @@ def _best_of(
     from experiments.candidates import beside, choose, told
 
     candidates = beside(to, "candidates")
-    _generate(asked, candidates, spread, aside, tags, more)
+    _generate(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
     for line in told(choose(candidates, rubric, to), len(asked.config.seeds)):
         print(line)
     print(f"clips in {to}")
