@@ -24,7 +24,7 @@ from experiments.report.closing_run import ClosingOptions, closing_inputs, read_
 from experiments.report.examples import DRAWN, GAINS, LOSSES, gains_of, pick
 from finetune.prompts import read_prompt_set
 from finetune.recipe import RubricConfig, StopConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
 from pretrain.sampling import SamplerConfig
