@@ -115,7 +115,7 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
             log_prob_video=kept(steps.log_prob_video),
             log_prob_audio=kept(steps.log_prob_audio),
         )
-    return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
+    return rollout.changed(video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
 def streams_at(

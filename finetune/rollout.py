@@ -165,7 +165,9 @@ def _sampled(
 ) -> Rollout:
     clips, sampler = noise.to(device), plan.sampler
     if plan.stochastic is not None:
-        return _integrate(policy, plan.role, clips, sampler, plan.stochastic, key).to(torch.device("cpu"))
+        end, steps = _integrate(policy, plan.role, clips, sampler, plan.stochastic, key)
+        host = torch.device("cpu")
+        return noise.changed(video=end["video"].cpu(), audio=end["audio"].cpu(), trajectory=steps.to(host))
 
     def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
         return policy.guided(plan.role, video, audio, clips.conditioning, sampler.guidance, voiced=voiced)
@@ -173,7 +175,7 @@ def _sampled(
     start = Latents(clips.video, clips.audio)
     made = integrate(velocity, start, clips.rates, sampler, noise.given is not None)
     assert made.video is not None and made.audio is not None
-    return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
+    return noise.changed(video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
 def _integrate(
@@ -183,8 +185,8 @@ def _integrate(
     sampler: SamplerConfig,
     stochastic: StochasticSteps,
     key: Key,
-) -> Rollout:
-    """Euler steps, stochastic ones inside each group's window."""
+) -> tuple[dict[str, Tensor], Trajectory]:
+    """Euler steps, stochastic ones inside each group's window: the last states, and the trajectory."""
     table = torch.tensor(sampling_sigmas(sampler.steps, sampler.shift), dtype=torch.float64)  # on the host
     starts = window_starts(noise.groups, stochastic, key)
     states = {"video": noise.video, "audio": noise.audio}
@@ -218,7 +220,7 @@ def _integrate(
     stacked = {name: torch.stack([torch.stack(of_row) for of_row in rows]) for name, rows in kept.items()}
     at = starts[:, None] + torch.arange(stochastic.window, device=starts.device)
     trajectory = Trajectory(kernel=stochastic.kernel, levels=table[at], next_levels=table[at + 1], **stacked)
-    return replace(noise, video=states["video"], audio=states["audio"], trajectory=trajectory)
+    return states, trajectory
 
 
 def window_starts(groups: Tensor, stochastic: StochasticSteps, key: Key) -> Tensor:

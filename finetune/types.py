@@ -75,6 +75,12 @@ class Trajectory:
                 "trajectory: a step to level 0 is deterministic and cannot be trained; train earlier steps"
             )
 
+    def to(self, device: torch.device) -> Self:
+        """States and log-probabilities on this device; levels stay where they are."""
+        on_host = ("kernel", "levels", "next_levels")
+        names = [item.name for item in fields(self) if item.name not in on_host]
+        return replace(self, **{name: sent(getattr(self, name), device) for name in names})
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -125,15 +131,14 @@ class Rollout:
     def to(self, device: torch.device) -> Self:
         """Copy of everything that a policy reads on this device; ids and levels stay where they are."""
         moved = {name: sent(getattr(self, name), device) for name in ("video", "audio", "first_frame")}
-        steps = self.trajectory
-        if steps is not None:
-            on_host = ("kernel", "levels", "next_levels")
-            tensors = [item.name for item in fields(steps) if item.name not in on_host]
-            steps = replace(steps, **{name: sent(getattr(steps, name), device) for name in tensors})
-        there = replace(self, **moved, conditioning=self.conditioning.to(device), trajectory=steps)
-        # known without a look at the device
-        there.__dict__["given"] = None if self.given is None else there.first_frame
-        return there
+        steps = None if self.trajectory is None else self.trajectory.to(device)
+        return self.changed(**moved, conditioning=self.conditioning.to(device), trajectory=steps)
+
+    def changed(self, **parts: Any) -> Self:
+        """A copy with other parts; whether a first frame was given is known of it without a look at a GPU."""
+        other = replace(self, **parts)
+        other.__dict__["given"] = None if self.given is None else other.first_frame
+        return other
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Conditioning:
         return moved
 
     def _tell(self, other: Conditioning, *names: str, **known: bool) -> Conditioning:
-        """`other`, which has these properties in common, with those that are known, and others known of it."""
+        """`other`, which has the properties `names` in common, with those of them that are known."""
         shared = {name: self.__dict__[name] for name in names if name in self.__dict__}
         other.__dict__.update({**shared, **known})
         return other

@@ -100,8 +100,9 @@ VALIDATION_SEED = 20_260_530
 def validation_sums(
     model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and counts on the model's device, fp64, keyed `video/0.1/sum`, `video/0.1/count`, ...
+    """Unweighted squared errors and counts, fp64, on the model's device.
 
+    Keyed `video/0.1/sum`, `video/0.1/count`, ...
     Every sample is seen once, at the bucket its position gives; nothing is dropped.
     """
     config = replace(objective, levels=LevelConfig(weight="flat"), dropout=NO_DROPOUT)
