@@ -1,6 +1,6 @@
 """What the device tests are worth: a fault is put into real code, one at a time, and a scene must find it.
 
-A mutation edits the source of one function of ours; where the scene then raises, or crosses between device and
+A mutation edits the source of one function; where the scene then raises, or crosses between device and
 host as it is not allowed to (tests/test_device_paths.py), the fault is found.
 """
 

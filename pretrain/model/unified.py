@@ -32,7 +32,7 @@ class PeerBlock(nn.Module):
         mask: Tensor | None,
     ) -> Tensor:
         """x [B, N, width] of `sizes` tokens; freqs_cis complex [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
-        dtype = self.self_attn.q.weight.dtype
+        dtype = self.self_attn.norm_q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         update = self.self_attn.o(scaled_attention(q, k, v, mask).transpose(1, 2).flatten(2))
