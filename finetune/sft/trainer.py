@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -19,8 +20,9 @@ from finetune.sft.samples import SampleClips
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun, model_config
 from pretrain.model.args import ModelArgs
-from pretrain.model.checkpoint import load_into, open_weights
-from pretrain.model.flavors import build_model
+from pretrain.model.checkpoint import open_weights
+from pretrain.model.flavors import build_model, flavor
+from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
 from pretrain.schedule import task_of_step
 from pretrain.titan.ema import Ema
@@ -56,9 +58,13 @@ class FinetuneTrainer(PretrainTrainer):
         config, start = self.tuning.finetune, self.run.init_from
         if config.full or start is None:
             return super().first_average()
-        base = base_parameters(self.model)
-        shapes = {name: value.shape for name, value in base.items()}
-        load_into(base, open_weights(start, self.tuning.weights, shapes))
+        with torch.device("meta"):
+            shapes = {
+                key: value.shape
+                for key, value in build_model(flavor(self.run.config.flavor)).state_dict().items()
+            }
+        weights = open_weights(start, self.tuning.weights, shapes)
+        load_base(base_parameters(self.model), weights, config.lora.quantisation)
         reset(self.model, config.lora)
         return Ema(self.model, config.ema_decay, only_trained=True)
 
