@@ -292,10 +292,13 @@ def _trim(connection: sqlite3.Connection, limits: JobLimits, now: float) -> Gone
         for id in old:
             expired += expire("quota", "id = ?", (id,))
     ended = ", ".join(f"'{status}'" for status in ENDED)
+    placed = (
+        "SELECT number, row_number() OVER (PARTITION BY owner ORDER BY completed_at DESC, number DESC) AS place "
+        f"FROM jobs WHERE status IN ({ended})"
+    )
     forgotten = connection.execute(
-        f"DELETE FROM jobs WHERE status IN ({ended}) AND (completed_at < ? OR number IN ("
-        "SELECT number FROM (SELECT number, row_number() OVER (PARTITION BY owner "
-        f"ORDER BY completed_at DESC, number DESC) AS place FROM jobs WHERE status IN ({ended})) WHERE place > ?)) RETURNING id",
+        f"DELETE FROM jobs WHERE status IN ({ended}) AND (completed_at < ? "
+        f"OR number IN (SELECT number FROM ({placed}) WHERE place > ?)) RETURNING id",
         (now - 2 * limits.kept_seconds, limits.token_jobs),
     ).fetchall()
     return Gone(expired, [row[0] for row in forgotten])
