@@ -35,6 +35,7 @@ TokenFile = Annotated[
     tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
 ]
 
+USUAL_VIDEOS = VideoServing()
 DEFAULTS = ("snr_estimate_db", "lip_loudness_correlation")
 
 
@@ -94,7 +95,7 @@ def rewards(
 
 
 def generate(
-    options: Annotated[VideoServing, tyro.conf.arg(name="")] = VideoServing(),
+    options: Annotated[VideoServing, tyro.conf.arg(name="")] = USUAL_VIDEOS,
     recipe: Annotated[str, tyro.conf.arg(help="whose generate.* are the defaults of requests")] = "mini",
     settings: SetOptions = (),
     host: str = "127.0.0.1",

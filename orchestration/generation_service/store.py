@@ -293,8 +293,8 @@ def _trim(connection: sqlite3.Connection, limits: JobLimits, now: float) -> Gone
             expired += expire("quota", "id = ?", (id,))
     ended = ", ".join(f"'{status}'" for status in ENDED)
     placed = (
-        "SELECT number, row_number() OVER (PARTITION BY owner ORDER BY completed_at DESC, number DESC) AS place "
-        f"FROM jobs WHERE status IN ({ended})"
+        "SELECT number, row_number() OVER (PARTITION BY owner ORDER BY completed_at DESC, number DESC) "
+        f"AS place FROM jobs WHERE status IN ({ended})"
     )
     forgotten = connection.execute(
         f"DELETE FROM jobs WHERE status IN ({ended}) AND (completed_at < ? "
