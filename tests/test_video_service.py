@@ -11,6 +11,8 @@ import soundfile
 from PIL import Image
 from video_world import FakeWorker, VideoWorld, video_service, wait_until
 
+from orchestration.generation_service.worker import WorkerLost
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ERROR = {"message", "type", "code", "param"}
 
@@ -137,7 +139,7 @@ def test_voices_and_first_frames_are_decoded_here_and_kept_as_plain_files(world:
     assert rate == 16_000 and len(samples) == 8000 and inputs.stat().st_mode & 0o77 == 0
     assert Image.open(inputs / "first_frame.png").size == (20, 40)
     world.ask("DELETE", f"/v1/videos/{job['id']}", "files")
-    assert not inputs.exists()
+    wait_until(lambda: not inputs.exists(), "inputs go with their job")
     for voice, said in ((wav(0.0), "0 seconds"), (wav(0.05), "at least 0.1 s"), (wav(61), "at most 60 s")):
         parts = {"prompt": (None, b"<S>one<E>"), "reference_0": ("v.wav", voice)}
         refused = world.ask("POST", "/v1/videos", "files", files=parts)
@@ -333,14 +335,8 @@ def test_every_job_of_a_crowd_ends_once(tmp_path):
         async def make(self, tasks):
             if len(self.batches) % 5 == 3:
                 self.batches.append([])
-                tasks = [task for task in tasks]
-                raise self.lost()
+                raise WorkerLost("its process died")
             return await super().make(tasks)
-
-        def lost(self):
-            from orchestration.generation_service.worker import WorkerLost
-
-            return WorkerLost("its process died")
 
     with video_service(tmp_path / "v", num_workers=3, batch=4) as world:
         for place, worker in enumerate(world.workers):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -33,7 +33,7 @@ from orchestration.service.gate_paths import CANCEL, CONTENT, HEALTH, METRICS, M
 from orchestration.service.limits import Limits, Refusal
 
 OPERATOR = "/operator"  # of the process that started this one; the front passes no such path on
-LOCK_SECONDS = 60.0  # a killed application may still be ending
+LOCK, LOCK_SECONDS = "lock", 60.0  # a killed application may still be ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def build_video_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         folders = Folders.under(config.folder)
-        async with _alone(folders.root / "lock"):
+        async with _alone(folders.root / LOCK):
             store = JobStore(folders.database, config.offer.limits)
             await asyncio.to_thread(folders.sweep, store.ids)
             await store.recover()
@@ -180,13 +180,22 @@ def _errors(app: FastAPI) -> None:
 async def _alone(path: Path) -> AsyncIterator[None]:
     """Holds the folder: two applications on one store would make jobs twice. Raises OSError."""
     with path.open("w") as file:
-        ends = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > ends:
-                    raise OSError(f"{path}: another service has this folder; give each its own") from None
-            await asyncio.sleep(0.2)
+        await asyncio.to_thread(_held, file, path)
         yield
+
+
+def wait_until_free(folder: Path) -> None:
+    """Waits for an application that is still ending. Raises OSError where another one has the folder."""
+    with (Folders.under(folder).root / LOCK).open("w") as file:
+        _held(file, folder)
+
+
+def _held(file: IO[str], path: Path) -> None:
+    ends = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise OSError(f"{path}: another service has this folder; give each its own --out") from None
+        time.sleep(0.2)

@@ -16,7 +16,7 @@ import httpx
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from orchestration.generation_service.app import OPERATOR, AppConfig, build_video_app
+from orchestration.generation_service.app import OPERATOR, AppConfig, build_video_app, wait_until_free
 from orchestration.generation_service.making import ServedModel
 from orchestration.generation_service.worker import RayMakingWorker
 from orchestration.service.access import digest_of
@@ -24,7 +24,7 @@ from orchestration.service.front.config import FrontConfig
 from orchestration.service.hosting import LOOPBACK, WhichRay, hosted
 
 APP = "nava_videos"
-ASK_SECONDS = 10.0
+ASK_SECONDS, PATIENCE_S = 10.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ def running_videos(
     Raises ValueError or OSError in one line: the port is taken, no Ray there or one without a token, a model
     that cannot be loaded.
     """
+    wait_until_free(config.app.folder)
     token = secrets.token_urlsafe(32)
     front = FrontConfig(
         backend_port=0,
@@ -126,9 +127,16 @@ def running_videos(
 
 def _wait_until_loaded(operator: Operator) -> None:
     """Raises ValueError where no worker can load the model."""
-    began = said = time.monotonic()
+    began = said = answered = time.monotonic()
     while True:
-        state = operator.state()
+        try:
+            state = operator.state()
+        except OSError:  # Serve's proxy learns of the application a moment after it is there
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+            time.sleep(0.5)
+            continue
+        answered = time.monotonic()
         if state["cannot_load"]:
             raise ValueError(state["cannot_load"])
         if not state["wrong"]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestration.generation_service.database import DatabaseFull
-from orchestration.generation_service.job import CANCELLED, COMPLETED, FAILED, VideoJob
+from orchestration.generation_service.job import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, QUEUED, VideoJob
 from orchestration.generation_service.limits import JobLimits
 from orchestration.generation_service.making import ClipTask, MadeBatch
 from orchestration.generation_service.metrics import GenerationMetrics
@@ -24,7 +26,7 @@ from orchestration.generation_service.worker import MakingWorker, WorkerLost
 LOG = logging.getLogger(__name__)
 PROGRESS_S = 0.5  # between two questions to a worker
 PAUSE_S = 5.0  # after a full disk, and between starts of a worker that does not start
-TRIM_S = 30.0
+TRIM_S, TRIM_EVERY_S = 2.0, 30.0  # after a batch, and without one
 LOOK_S = 1.0
 
 
@@ -39,7 +41,8 @@ class Running:
 
     def left_s(self, pace: Pace) -> float:
         """Seconds that it still needs; NaN where nothing was measured."""
-        return max(0.0, pace.seconds(self.jobs) - (time.monotonic() - self.began))
+        seconds = pace.seconds(self.jobs) - (time.monotonic() - self.began)
+        return seconds if math.isnan(seconds) else max(0.0, seconds)
 
 
 class Dispatcher:
@@ -61,6 +64,7 @@ class Dispatcher:
         self.cannot_load = ""
         self.draining = False
         self._turns, self._turn = dict[str, int](), 0
+        self._trim_due = True
         self._choosing = asyncio.Lock()
         self._woken = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,6 +101,10 @@ class Dispatcher:
                 if len(running.unwanted) == len(running.jobs):
                     await _quietly(self.workers[number].drop())
 
+    def holds(self, id: str) -> bool:
+        """A batch with this job runs, which may read its inputs; they go when it ends."""
+        return any(id in {job.id for job in running.jobs} for running in self.running.values())
+
     def progress_of(self, job: VideoJob) -> int:
         """Percent, of a job that is being made; 99 is the most before it is kept."""
         for running in self.running.values():
@@ -109,7 +117,7 @@ class Dispatcher:
         for running in self.running.values():
             if any(one.id == job.id for one in running.jobs):
                 left = running.left_s(self.pace)
-                return None, left if left == left else None
+                return None, None if math.isnan(left) else left
         waiting = self.store.waiting()
         if not any(one.number == job.number for one in waiting):
             return None, None
@@ -124,7 +132,7 @@ class Dispatcher:
         """Seconds after which a full queue has a free place, as far as is known; 1 to 600."""
         waiting = self.store.waiting()
         seconds = self.pace.seconds(waiting[: self.batch]) / max(1, len(self.workers))
-        return int(min(600.0, max(1.0, seconds))) if seconds == seconds else 5
+        return 5 if math.isnan(seconds) else int(min(600.0, max(1.0, seconds)))
 
     def health(self) -> str:
         """ "" or what is wrong: no worker can make anything."""
@@ -136,7 +144,9 @@ class Dispatcher:
         while True:
             try:
                 if await self._start(number):
-                    await self._make(number, await self._next(number))
+                    jobs = await self._next(number)
+                    await self._make(number, jobs)
+                    await self._tidy(jobs)
             except DatabaseFull as error:
                 LOG.error("%s", error)
                 self.wrong[number] = "the disk is full"
@@ -266,27 +276,31 @@ class Dispatcher:
                 if clip.reason:
                     await self._failed(job, "cannot_be_made", clip.reason)
                 else:
-                    await self._completed(job, dict(clip.files))
-        await self.trim()
+                    await self._completed(number, job, dict(clip.files))
+        self._trim_due = True
 
-    async def _completed(self, job: VideoJob, files: dict) -> None:
+    async def _tidy(self, jobs: Sequence[VideoJob]) -> None:
+        """Inputs go with the end of their job, but not while a batch may read them."""
+        ended = [job.id for job in jobs if self.store.status_of(job.id) not in (QUEUED, IN_PROGRESS)]
+        await asyncio.to_thread(self.folders.forget_inputs, ended)
+
+    async def _completed(self, number: int, job: VideoJob, files: dict[str, Path]) -> None:
         try:
             sizes = await asyncio.to_thread(self.folders.take, job.id, files)
         except OSError as error:
             LOG.error("%s: %s", job.id, error)
+            self.wrong[number] = "results cannot be written"
             await self.store.give_back(job)
-            return
+            return await asyncio.sleep(PAUSE_S)
         if await self.store.finish(job, sizes.get("video", 0), sizes.get("audio", 0)):
             self.metrics.jobs.labels(COMPLETED).inc()
             self.metrics.job_seconds.observe(time.time() - job.created_at)
-            await asyncio.to_thread(self.folders.forget_inputs, [job.id])
         elif self.store.status_of(job.id) in ("", CANCELLED, FAILED):  # while it was made
             await asyncio.to_thread(self.folders.forget_results, [job.id])
 
     async def _failed(self, job: VideoJob, code: str, reason: str) -> None:
         if await self.store.fail(job, code, reason):
             self.metrics.jobs.labels(FAILED).inc()
-            await asyncio.to_thread(self.folders.forget_inputs, [job.id])
 
     async def _lost(self, jobs: Sequence[VideoJob], why: str) -> None:
         """Done again, each alone; one that loses workers while it is alone fails."""
@@ -321,8 +335,12 @@ class Dispatcher:
         self.metrics.expired.inc(len(gone.expired))
 
     async def _keep_trimmed(self) -> None:
+        last = 0.0
         while True:
             await asyncio.sleep(TRIM_S)
+            if not self._trim_due and time.monotonic() - last < TRIM_EVERY_S:
+                continue
+            self._trim_due, last = False, time.monotonic()
             try:
                 await self.trim()
             except Exception:

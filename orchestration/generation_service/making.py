@@ -177,7 +177,7 @@ def _reason_against(maker: Any, job: ClipJob, inputs: Path) -> str:
         check_texts([job.row], maker.codecs)
         maker.voices |= reference_voices([job.row], job.row.file, maker.codecs)
         read_first_frames([job.row])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         reason = one_line(error, 500).replace(f"{inputs}/", "")
         return reason.removeprefix(f"{job.row.file.name}:{job.row.line} ")
     return ""

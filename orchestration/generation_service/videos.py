@@ -136,6 +136,7 @@ class Videos:
         if before.status in (QUEUED, IN_PROGRESS):
             self.metrics.jobs.labels(CANCELLED).inc()
             await self.dispatcher.unwanted(id)
+        if before.status == QUEUED and not self.dispatcher.holds(id):
             await asyncio.to_thread(self.folders.forget_inputs, [id])
         return self._seen(job)
 
@@ -146,7 +147,8 @@ class Videos:
         if job.status not in ENDED:
             self.metrics.jobs.labels("deleted").inc()
             await self.dispatcher.unwanted(id)
-        await asyncio.to_thread(self.folders.forget_inputs, [id])
+        if not self.dispatcher.holds(id):
+            await asyncio.to_thread(self.folders.forget_inputs, [id])
         await asyncio.to_thread(self.folders.forget_results, [id])
         return {"id": id, "object": "video.deleted", "deleted": True}
 
