@@ -75,9 +75,11 @@ class Dispatcher:
 
     async def end(self) -> None:
         """At once; what runs waits again when the store is opened next."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:  # a task may lose a cancellation that meets the end of what it waits for
+            for task in left:
+                task.cancel()
+            left = (await asyncio.wait(left, timeout=1.0))[1]
 
     async def drain(self) -> bool:
         """No further batch begins; True when those that run have ended, False after `drain_seconds`."""
@@ -192,7 +194,8 @@ class Dispatcher:
             async with self._woken:
                 while self.draining or not self.store.waiting():
                     with suppress(TimeoutError):  # a caller who left after acceptance wakes nobody
-                        await asyncio.wait_for(self._woken.wait(), LOOK_S)
+                        async with asyncio.timeout(LOOK_S):
+                            await self._woken.wait()
             async with self._choosing:
                 if self.draining or not (chosen := self._choose()):
                     continue
@@ -226,7 +229,8 @@ class Dispatcher:
         self.metrics.batch_clips.observe(len(jobs))
         try:
             tasks = [self._task(job) for job in jobs]
-            made = await asyncio.wait_for(worker.make(tasks), self.limits.batch_seconds)
+            async with asyncio.timeout(self.limits.batch_seconds):
+                made = await worker.make(tasks)
         except (WorkerLost, TimeoutError) as error:
             why = str(error) or f"no answer after {self.limits.batch_seconds:g} s"
             await self._replace(number, why)

@@ -114,7 +114,8 @@ class RayMakingWorker:
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            return await asyncio.wait_for(method.remote(*arguments), seconds)
+            async with asyncio.timeout(seconds):
+                return await method.remote(*arguments)
         except TimeoutError:
             raise WorkerLost(f"no answer after {seconds:g} s") from None
         except RayTaskError as error:
