@@ -11,11 +11,13 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -31,7 +33,7 @@ from orchestration.service.front.process import fronted, listening
 from orchestration.service.holder import RayHolder
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
-from orchestration.service.scoring import Died, RewardFailed, score_apart
+from orchestration.service.scoring import Died, RewardFailed, SharedClip, score_apart
 from pretrain.progress import track
 from rewards import plugins
 from rewards.catalog import CATALOG
@@ -42,6 +44,9 @@ from rewards.types import Clip, Score
 APP = "nava_rewards"
 HEALTH_SECONDS = 3.0
 LOCAL, LOOPBACK = "local", "127.0.0.1"
+LARGE_BYTES = (
+    4 * MIB
+)  # of a decoded clip: it is not copied from process to process, and not scored in a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +77,17 @@ class RewardReplica:
         self.holder = RayHolder(name, config.options.get(name) or {}, config.cpus, config.gpus)
         self.score.set_max_batch_size(config.batch)  # type: ignore[attr-defined]
         self.score.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
+        self._turn = asyncio.Lock()  # a batch that waited behind a large clip would run out of its time
 
     @serve.batch
     async def score(self, clips: list[Clip]) -> list[Score | str]:
-        return await score_apart(clips, self.holder, self.seconds, self.name)
+        async with self._turn:
+            return await score_apart(clips, self.holder, self.seconds, self.name)
+
+    async def score_large(self, clip: SharedClip) -> Score | str:
+        """By itself, one at a time: small clips wait for one large one at most."""
+        async with self._turn:
+            return (await score_apart([clip], self.holder, self.seconds, self.name))[0]
 
     async def load(self) -> str:
         """ "" or why the reward cannot be loaded."""
@@ -95,10 +107,23 @@ class ServeScoring:
     def __init__(self, handles: Mapping[str, Any], wait_seconds: float) -> None:
         self.handles, self.wait_seconds = handles, wait_seconds
         self.served: Mapping[str, ServedReward] = {name: described(name) for name in handles}
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="share")
 
-    async def score(self, reward: str, clip: Clip) -> Score:
+    async def share(self, clip: Clip) -> Clip | SharedClip:
+        """A thread copies: it takes long, and waits where the store is full."""
+        if _bytes_of(clip) < LARGE_BYTES:
+            return clip
         try:
-            result = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
+            ref = await asyncio.get_running_loop().run_in_executor(self._copying, ray.put, clip)
+        except RayError as error:
+            raise RewardFailed(f"no room for the clip ({type(error).__name__}); try again") from None
+        return SharedClip(clip.name, ref)
+
+    async def score(self, reward: str, clip: Clip | SharedClip) -> Score:
+        handle = self.handles[reward]
+        method = handle.score_large if isinstance(clip, SharedClip) else handle.score
+        try:
+            result = await asyncio.wait_for(method.remote(clip), self.wait_seconds)
         except TimeoutError:
             raise RewardFailed(
                 f"no answer after {self.wait_seconds:g} s, the queue included; try again"
@@ -116,6 +141,10 @@ class ServeScoring:
         results = await asyncio.gather(*pending, return_exceptions=True)
         down = [name for name, result in zip(self.handles, results, strict=True) if result is not True]
         return f"{', '.join(down)}: no answer" if down else ""
+
+
+def _bytes_of(clip: Clip) -> int:
+    return sum(value.nbytes for value in vars(clip).values() if isinstance(value, np.ndarray))
 
 
 def described(name: str) -> ServedReward:

@@ -11,7 +11,17 @@ from pretrain.data.stream.sample_set import check_sets
 from pretrain.launch.continuing import TrainingRun, is_finished
 from pretrain.launch.nodes import Nodes
 from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
-from pretrain.launch.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
+from pretrain.launch.torchrun import (
+    ALONE,
+    IDENTITY,
+    RESOLVED,
+    STATE,
+    check_port,
+    failure,
+    log_file,
+    read_state,
+    run_ranks,
+)
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import move_aside
@@ -94,8 +104,30 @@ def train_run(
     return outcome(run.out, code)
 
 
+TRAINING = (
+    IDENTITY,
+    RESOLVED,
+    STATE,
+    "metrics.jsonl",
+    "log.txt",
+    "model",
+    "checkpoint",
+)  # what marks a folder
+
+
 def set_aside(run: TrainingRun) -> None:
-    """Move the folder of a training, and its states where they are elsewhere, to the trash."""
+    """Move the folder of a training, and its states where they are elsewhere, to the trash.
+
+    Raises ValueError where the folder holds something else.
+    """
+    if (
+        run.out.is_dir()
+        and any(run.out.iterdir())
+        and not any((run.out / name).exists() for name in TRAINING)
+    ):
+        raise ValueError(
+            f"{run.out}: holds no training, so it is not moved to make room for one; give another folder"
+        )
     set_states_aside(run)
     move_aside(run.out, run.trash, run.label)
 
