@@ -41,7 +41,12 @@ _VERBS = (
         "raw videos to training rows: clips, speech with times, voices",
         "my_videos --to my_set",
     ),
-    Verb("curate", "pipeline.curate", "curate the high-quality pairs", "mini"),
+    Verb(
+        "curate",
+        "curate.curate",
+        "choose clips that stand for all, good ones first",
+        "mini --clips my_set --to my_choice --set curate.budget=500",
+    ),
     Verb("codec", "pipeline.codec", "fit the linear codecs on the corpus", "mini"),
     Verb(
         "codec import",

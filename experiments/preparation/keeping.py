@@ -42,11 +42,6 @@ def key_of(source: RawVideo, sha256: str, settings: Settings, services: Services
     return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def digest_of(source: RawVideo) -> str:
-    """SHA-256 of the file, or the version of one in an object store, which is read once only."""
-    return source.version if source.url else sha256_of(source.path)
-
-
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
