@@ -78,7 +78,7 @@ KINDS = {
     "embedding": PluginKind(
         "a model that places clips: a class with embed(media), or a function that makes one",
         ("embed",),
-        ("experiments.scoring.embeddings",),
+        tuple(f"experiments.preparation.{name}" for name in ("embeddings",)),
         factory=True,
     ),
     "recipe": PluginKind("a function that returns a recipe", (), ("experiments.recipes",), factory=True),

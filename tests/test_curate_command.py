@@ -120,7 +120,7 @@ def test_what_it_has_not_it_says(tmp_path, capsys):
     labels = ("--labels", place / "manifest.jsonl")
     assert "has labels of its own" in refused(capsys, "--clips", place, *to, *labels, tmp=tmp_path)
     latents = encoded(tmp_path / "latents", 3)
-    model = ("--set", "curate.embedding=experiments.scoring.embeddings:VoiceFeatures")
+    model = ("--set", "curate.embedding=experiments.preparation.embeddings:VoiceFeatures")
     assert "curated by its latents" in refused(capsys, "--clips", latents, *to, *model, tmp=tmp_path)
     mixed = encoded(tmp_path / "mixed", 3, sounds=False)
     assert "with and without" in refused(capsys, "--clips", mixed, *to, tmp=tmp_path)

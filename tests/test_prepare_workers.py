@@ -93,7 +93,7 @@ def test_killed_at_random_moments_the_set_is_the_same(tmp_path, ray):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_eight_workers_reach_85_percent_of_the_ideal():
-    found = sleep_through(random.Random(0).choices(MEASURED_S, k=200), 8)
+    found = sleep_through(random.Random(0).choices(MEASURED_S, k=96), 8)
     assert found["share_of_ideal"] >= 0.85, found
 
 

@@ -104,7 +104,7 @@ class Film:
         for word, voice, begin, end, _ in turns:
             seen = voice in faces and lips == "own"
             self.truth.words.append(TrueWord(word, voice, start_s + begin, start_s + end, seen))
-        self.sounds.append(np.sum(list(by_voice.values()), axis=0, dtype=np.float32))
+        self.sounds.append(np.stack(list(by_voice.values())).sum(axis=0).astype(np.float32))
 
     def _another_look(self, faces: list[str], wall: str) -> tuple[list[str], str]:
         """Faces and a wall that do not look like the shot before: a cut between equal pictures is none."""

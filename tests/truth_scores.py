@@ -122,11 +122,11 @@ def speakers(truths: Mapping[str, Truth], rows: Sequence[dict[str, Any]]) -> dic
         for start, end, name in zip(
             text["speech_start"], text["speech_end"], row["meta"]["speakers"], strict=True
         ):
-            said: Counter[str] = Counter()
+            said: dict[str, float] = defaultdict(float)
             for first, last, voice, _ in truth.spoken():
                 said[voice] += max(0.0, min(end + begun, last) - max(start + begun, first))
-            if said.total() > 0:
-                pairs.append((name, said.most_common(1)[0][0]))
+            if sum(said.values()) > 0:
+                pairs.append((name, max(said, key=lambda voice: said[voice])))
     names, voices = sorted({one for one, _ in pairs}), sorted({one for _, one in pairs})
     if not pairs:
         return {"spans": 0, "right": 0.0, "speakers_found": 0, "speakers_there": 0}

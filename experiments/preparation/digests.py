@@ -21,13 +21,12 @@ Stamp = tuple[str, int, int, int]  # absolute path, bytes, times of its content 
 
 
 def digests(sources: Sequence[RawVideo], folder: Path, workers: SourceWorkers) -> dict[str, str | OSError]:
-    """Name of each source -> its SHA-256, or why it cannot be read; of one in an object store, which is read
-    once only, its version there."""
+    """Name of each source -> its SHA-256, or why it cannot be read; of one in an object store its version."""
     known, found = _read(folder / DIGESTS), dict[str, str | OSError]()
     found |= {source.name: source.version for source in sources if source.url}
-    here = [source for source in sources if not source.url]
-    stamps = {source.name: stamp for source in here if (stamp := _stamp(source.path))}
-    new = [source for source in here if stamps.get(source.name) not in known]
+    sources = [source for source in sources if not source.url]
+    stamps = {source.name: stamp for source in sources if (stamp := _stamp(source.path))}
+    new = [source for source in sources if stamps.get(source.name) not in known]
     num_bytes = sum(stamps[source.name][1] for source in new if source.name in stamps)
     with (folder / DIGESTS).open("a", encoding="utf-8", errors="surrogateescape") as file:
         for source, digest in track(_hashed(new, num_bytes, workers), len(new), "files hashed"):

@@ -160,7 +160,7 @@ def _prepared(
     }
     # the largest first: no worker begins a long one when the others have nothing left to do
     todo = [
-        (replace(source, path=source.path.absolute()), keys[source.name])
+        (source if source.url else replace(source, path=source.path.absolute()), keys[source.name])
         for source in sorted(sources, key=lambda one: -sizes.get(one.name, 0))
         if source.name in sizes
     ]

@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from experiments.preparation.records import RawVideo
-from pretrain.storage import place as place_of
-from pretrain.storage import reading
+from pretrain import storage
 from pretrain.storage_errors import named_errors
 from rewards.media_folder import VIDEO_SUFFIXES
 
@@ -31,7 +30,7 @@ def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], Remote
     `place`: a prefix, a pattern with `*`, or one object. Raises ValueError for an address that names no
     store, and OSError in one line where the store does not answer.
     """
-    root = place_of(place.split("*")[0].rpartition("/")[0] if "*" in place else place)
+    root = storage.place(place.split("*")[0].rpartition("/")[0] if "*" in place else place)
     store, key = _store_of(root)
     with named_errors(root):
         pattern = str(place).split("://", 1)[1]
@@ -74,7 +73,7 @@ class RemoteTexts:
         url = self._urls.get(path.as_posix())
         if url is None:
             return None
-        with reading(place_of(url)) as stream:
+        with storage.reading(storage.place(url)) as stream:
             return stream.read(limit + 1)
 
 
@@ -88,7 +87,7 @@ def fetched(source: RawVideo, folder: Path) -> Iterator[RawVideo]:
         yield source
         return
     local = folder / f"source{source.path.suffix}"
-    remote = place_of(source.url)
+    remote = storage.place(source.url)
     store, key = _store_of(remote)
     try:
         with named_errors(remote):
