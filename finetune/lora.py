@@ -19,7 +19,7 @@ from pretrain.config import nearest
 from pretrain.model.attention import Projections
 from pretrain.model.blocks import FeedForward, Head
 from pretrain.model.checkpoint import put
-from pretrain.model.quantised import QUANTISATIONS, Quantisation, quantise_base
+from pretrain.model.quantised import QUANTISATIONS, Quantisation, halve, quantise_base
 from pretrain.model.shell import AVTransformer
 from pretrain.randomness import generator_for
 
@@ -163,8 +163,7 @@ def lower_base(model: AVTransformer, config: LoraConfig) -> None:
     if config.quantisation:
         quantise_base(model, config.quantisation)
     elif config.base == "bf16":
-        model.to(torch.bfloat16)
-        model.time.float()
+        halve(model)
 
 
 def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:

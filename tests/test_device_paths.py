@@ -27,7 +27,7 @@ LEARN: Held = {
     "read finetune/trainer.py _apply": (1, "per optimizer step: the norm that decides whether to step"),
 }
 ON_POLICY: Held = {
-    "read finetune/objectives/grpo.py check_on_policy": (
+    "read finetune/objectives/grpo.py _check_step": (
         2,
         "before the first update of a round: an assertion",
     )

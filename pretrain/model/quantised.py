@@ -175,8 +175,14 @@ def quantise_base(model: AVTransformer, kind: Quantisation) -> AVTransformer:
                     setattr(parent, name, QuantisedLinear(layer, kind))
                 elif isinstance(layer, TokenConv):
                     setattr(parent, name, QuantisedConv(layer, kind))
-    model.to(torch.bfloat16)
-    model.time.float()
+    return halve(model)
+
+
+def halve(model: AVTransformer) -> AVTransformer:
+    """Everything in bf16 but the time path, whose values are not rounded, in place."""
+    for part in model.children():
+        if part is not model.time:
+            part.to(torch.bfloat16)
     return model
 
 
