@@ -68,7 +68,7 @@ def test_refusals_carry_openais_fields(world):
         server.create("A ball.", steps=0)
     assert (refused.value.status, refused.value.param) == (422, "steps")
     with pytest.raises(Refused, match="token: missing or wrong"):
-        GenerationServer(server.url, "wrong", num_tries=1).models()
+        GenerationServer(server.url, "0" * 43, num_tries=1).models()
     assert TOKEN not in repr(server)
 
 

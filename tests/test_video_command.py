@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from video_model import random_model
+from video_model import shared_model
 
 from experiments.cli import main
 from experiments.commands.serve import tokens_add
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("made"))
+    return shared_model(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from video_model import random_model
+from video_model import shared_model
 
 from orchestration.generation_service.fields import read_fields
 from orchestration.generation_service.making import BatchMaking, ClipTask, ServedModel, Watch
@@ -29,7 +29,7 @@ OFFER = Offer(name="debug", config=CONFIG, adapters=("look",))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("made"))
+    return shared_model(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

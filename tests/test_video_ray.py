@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from generation_load import WORKER
-from video_model import random_model
+from video_model import shared_model
 
 from experiments.generation_client import GenerationServer, Refused
 from pretrain.media.read import read_media
@@ -32,7 +32,7 @@ def ray():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("made"))
+    return shared_model(tmp_path_factory.getbasetemp())
 
 
 def serve(folder: Path, made: Path, ray: str, *arguments: str) -> subprocess.Popen:

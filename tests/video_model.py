@@ -18,6 +18,11 @@ from pretrain.model.checkpoint import read_model_folder, write_model
 from pretrain.model.flavors import build_model, flavor
 
 
+def shared_model(base: Path) -> Path:
+    """One for all modules of a test run; base: pytest's temporary folder of the run."""
+    return random_model(base / "video_model")
+
+
 def random_model(folder: Path) -> Path:
     """folder/model, folder/codec, folder/adapter and folder/voice.wav, made where they are missing."""
     if (folder / "adapter" / "adapter.json").is_file():
