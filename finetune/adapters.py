@@ -172,7 +172,11 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
         tensors,
         adapter.config.scaling,
     )
-    kept = {name: described.facts[name] for name in ("codec_id", "ema_updates") if name in described.facts}
+    kept = {
+        name: described.facts[name]
+        for name in ("codec_id", "ema_updates", "trained_on")
+        if name in described.facts
+    }
     lineage = {
         "stage": "align",
         "parent": base_id,

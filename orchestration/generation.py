@@ -21,9 +21,9 @@ from pretrain.generation.maker import ClipMaker
 from pretrain.generation.order import ClipDone, ClipOrder
 
 MOST_LOST = 5  # workers, without a batch that was made between them
-WorkerT = TypeVar("WorkerT")
-FutureT = TypeVar("FutureT")
-ResultT = TypeVar("ResultT")
+_WorkerT = TypeVar("_WorkerT")
+_FutureT = TypeVar("_FutureT")
+_ResultT = TypeVar("_ResultT")
 
 
 class LostWorkerError(Exception):
@@ -55,21 +55,21 @@ class ClipWorker:
 
 
 @dataclass
-class Hands(Generic[WorkerT, FutureT, ResultT]):
+class Hands(Generic[_WorkerT, _FutureT, _ResultT]):
     """Workers that take tasks as they are free, over plain callables, so that no Ray is needed to test it.
 
     hire: a new worker; start: gives it a task; wait: some finished futures; result: of one, or raises
     LostWorkerError. A lost worker's task goes to the next free one; raises OSError after MOST_LOST in a row.
     """
 
-    hire: Callable[[], WorkerT]
-    start: Callable[[WorkerT, int], FutureT]
-    wait: Callable[[Sequence[FutureT]], Sequence[FutureT]]
-    result: Callable[[FutureT], ResultT]
-    workers: list[WorkerT] = field(default_factory=list)
+    hire: Callable[[], _WorkerT]
+    start: Callable[[_WorkerT, int], _FutureT]
+    wait: Callable[[Sequence[_FutureT]], Sequence[_FutureT]]
+    result: Callable[[_FutureT], _ResultT]
+    workers: list[_WorkerT] = field(default_factory=list)
     lost: int = 0  # in a row
 
-    def work(self, tasks: Sequence[int], count: int) -> Iterator[ResultT]:
+    def work(self, tasks: Sequence[int], count: int) -> Iterator[_ResultT]:
         """The result of each task, as it comes; `count` workers, hired where there are fewer."""
         left, running = deque(tasks), {}
         self.workers += [self.hire() for _ in range(count - len(self.workers))]
@@ -90,7 +90,7 @@ class Hands(Generic[WorkerT, FutureT, ResultT]):
                 free.append(worker)
                 yield found
 
-    def _replace(self, worker: WorkerT, error: Exception) -> WorkerT:
+    def _replace(self, worker: _WorkerT, error: Exception) -> _WorkerT:
         self.lost += 1
         if self.lost >= MOST_LOST:
             raise OSError(

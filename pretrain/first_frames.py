@@ -20,10 +20,10 @@ from pretrain.prompt import PromptRow
 
 # exact: refused unless it has the clip's size; crop: filled, its middle kept; pad: whole, with black bars;
 # stretch: whole, its shape given up
-Fit = Literal["exact", "crop", "pad", "stretch"]
+FrameFit = Literal["exact", "crop", "pad", "stretch"]
 
 
-def check_first_frames(rows: Iterable[PromptRow], sizes: ClipSizes, fit: Fit = "exact") -> None:
+def check_first_frames(rows: Iterable[PromptRow], sizes: ClipSizes, fit: FrameFit = "exact") -> None:
     """By the files' headers. Raises ValueError with the row of an unreadable one, with `exact` also of one of
     another size than its clip."""
     known: dict[Path, tuple[int, int]] = {}
@@ -60,7 +60,7 @@ def read_first_frames(rows: Iterable[PromptRow]) -> dict[Path, Tensor]:
     return images
 
 
-def fitted(image: np.ndarray, height: int, width: int, fit: Fit) -> np.ndarray:
+def fitted(image: np.ndarray, height: int, width: int, fit: FrameFit) -> np.ndarray:
     """uint8 [H, W, 3] of any size -> [height, width, 3], by Lanczos; what has that size comes back as it is.
 
     Raises ValueError with `exact` for another size.
@@ -94,7 +94,7 @@ def encode_first_frames(
     images: Mapping[Path, Tensor],
     codecs: Codecs,
     sizes: ClipSizes | None = None,
-    fit: Fit = "exact",
+    fit: FrameFit = "exact",
 ) -> Tensor | None:
     """[B, 48, 1, H, W] latents of the first frames of rows of one kind; None where none is given.
 

@@ -32,7 +32,7 @@ from pretrain.prompt import PromptRow, check_files, read_prompts
 from pretrain.storage import is_remote
 
 INDEX_EVERY_S = 10.0  # index.jsonl of what is there, while clips are made
-Begin = Callable[[], None]
+OnBegin = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Spread:
     share the cores of this machine; context: ranks that hold the tokens of one clip together.
     """
 
-    run: Callable[[ClipOrder, Begin], Iterator[ClipDone]]
+    run: Callable[[ClipOrder, OnBegin], Iterator[ClipDone]]
     processes: int = 1
     context: int = 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,10 @@ from experiments.commands.align import RayCluster, address_of
 from experiments.commands.options import InsecureRay, SetOptions, recipe_for
 
 if TYPE_CHECKING:
+    from finetune.adapters import MergedAdapters
     from pretrain.generate import Spread
+    from pretrain.generation.config import GenerateConfig
+    from pretrain.model.checkpoint import WeightsName
 
 ModelToUse = Annotated[
     Path,
@@ -153,6 +157,15 @@ def generate(
     adapter: AdaptersToUse = (),
     limit: Annotated[int | None, tyro.conf.arg(help="number of rows")] = None,
     making: MakingOptions = Making(),
+    candidates: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="clips of each prompt, made into TO-candidates, of which --rubric chooses the best into TO"
+        ),
+    ] = None,
+    rubric: Annotated[
+        Path | None, tyro.conf.arg(metavar="YAML", help="rubric of `nava score` for --candidates")
+    ] = None,
     spreading: SpreadOptions = Spreading(),
     settings: SetOptions = (),
     move_aside: ClipsMoveAside = False,
@@ -169,6 +182,7 @@ def generate(
       nava generate prompts.jsonl --adapter my/voice/adapter=0.8 --adapter my/look/adapter
       nava generate prompts.jsonl --task T2A --duration 4 --to sounds
       nava generate prompts.jsonl --seeds 0,1,2,3 --guidance text_audio=3 --steps 30 --to s3://bucket/clips
+      nava generate prompts.jsonl --candidates 8 --rubric rubric.yaml
       nava generate prompts.jsonl --nproc 8             # 8 GPUs, a model each
       nava generate prompts.jsonl --nproc 8 --shard     # one model over 8 GPUs
       nava generate prompts.jsonl --nproc 2 --context 2 # a long clip over 2 GPUs
@@ -183,41 +197,126 @@ def generate(
     if asked := making.settings(loaded.generate.fps):
         loaded = recipe_for(recipe, (*settings, *asked))
     spread, config = spreading.spread(loaded.ray), loaded.generate
-    from experiments.runs.registry import model_and_codec, model_folder, registered_tags
+    if candidates is not None or rubric is not None:
+        config = _with_candidates(config, candidates, rubric, to)
+    asked, tags = _asked(prompts, model, codec, adapter, config, limit)
+    tags |= {"nava.recipe": recipe, "nava.output": to}
+    more = {"adapters": list(adapter)} if adapter else {}
+    if rubric is None:
+        from pretrain.storage import place
+
+        _generate(asked, place(to), spread, move_aside, tags, more)
+    else:
+        _best_of(asked, Path(to), rubric, spread, move_aside, tags, more)
+
+
+def _asked(
+    prompts: Path,
+    model: Path,
+    codec: Path | None,
+    adapter: Sequence[str],
+    config: GenerateConfig,
+    limit: int | None,
+) -> tuple[ClipsAsked, dict[str, str]]:
+    """The inputs, fetched where the registry names them, and tags that say so. Raises in one line."""
+    from experiments.runs.registry import model_and_codec, registered_tags
 
     _require(prompts, "give a prompts JSONL file")
     model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
     _require(model, "train one (`nava demo`) or give --model")
     _require(codec, "fit one or give --codec")
+    change = _adapters(adapter, model, config.weights)
+    return ClipsAsked(prompts, model, codec, config, change, limit), dict(registered_tags(model, codec))
+
+
+def _best_of(
+    asked: ClipsAsked,
+    to: Path,
+    rubric: Path,
+    spread: Spread,
+    aside: bool,
+    tags: Mapping[str, str],
+    more: Mapping[str, Any],
+) -> None:
+    """Make the candidates, score them, and fill `to` with the best."""
+    from experiments.candidates import beside, choose, told
+
+    candidates = beside(to, "candidates")
+    _generate(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
+    for line in told(choose(candidates, rubric, to), len(asked.config.seeds)):
+        print(line)
+    print(f"clips in {to}")
+
+
+def _with_candidates(
+    config: GenerateConfig, candidates: int | None, rubric: Path | None, to: str
+) -> GenerateConfig:
+    """Raises in one line where --candidates and --rubric do not make sense."""
+    from experiments.candidates import check_rubric, with_candidates
+
+    if candidates is None or rubric is None:
+        raise ValueError("--candidates and --rubric go together: how many, and what chooses one of them")
+    if "://" in to:
+        raise ValueError(f"--to {to}: candidates are scored on this machine; give a folder")
+    check_rubric(rubric)
+    return with_candidates(config, candidates)
+
+
+@dataclass(frozen=True)
+class ClipsAsked:
+    """What `nava generate` was asked for."""
+
+    prompts: Path
+    model: Path
+    codec: Path
+    config: GenerateConfig
+    change: MergedAdapters
+    limit: int | None
+
+
+def _generate(
+    asked: ClipsAsked, to: Path, spread: Spread, aside: bool, tags: Mapping[str, str], more: Mapping[str, Any]
+) -> None:
+    """Warn, make the clips, and record the run."""
     import pretrain.generate
     from experiments.layout import Layout
     from experiments.prompt_words import print_warnings, word_warnings
     from experiments.recipes.load import as_plain
     from experiments.runs.inputs import digests_of_inputs
     from experiments.runs.run import record_run
-    from finetune.adapters import MergedAdapters, parse_scaled
-    from pretrain.storage import is_remote, place
+    from pretrain.generation.beyond import beyond
+    from pretrain.generation.jobs import clip_jobs
+    from pretrain.model.checkpoint import read_model_folder
+    from pretrain.prompt import read_prompts
+    from pretrain.storage import is_remote
 
-    given = [parse_scaled(text) for text in adapter]
-    adapters = tuple(replace(one, folder=model_folder(one.folder, Path("out"))) for one in given)
-    change, where = MergedAdapters(model, config.weights, adapters), place(to)
-    change.marks()
+    prompts, model, codec, config, limit = asked.prompts, asked.model, asked.codec, asked.config, asked.limit
+    asked.change.marks()  # adapters that are none are refused before any warning
     print_warnings(prompts, word_warnings(prompts, codec, limit))
-    inputs, started = (
-        digests_of_inputs(model, codec, prompts, *(one.folder for one in adapters)),
-        time.monotonic(),
-    )
+    jobs = clip_jobs(read_prompts(prompts)[:limit], config)
+    print_warnings(prompts, beyond(jobs, config, read_model_folder(model).facts))
+    folders = [one.folder for one in asked.change.adapters]
+    inputs, started = digests_of_inputs(model, codec, prompts, *folders), time.monotonic()
     made = pretrain.generate.generate(
-        config, model, codec, prompts, where, limit, change, spread=spread, aside=move_aside
+        config, model, codec, prompts, to, limit, asked.change, spread=spread, aside=aside
     )
     if not made["made"]:
         print(f"{to}: all {made['clips']} clips are there already, made with the same; nothing to do")
         return
-    tags = {"nava.recipe": recipe, "nava.output": to, **registered_tags(model, codec)}
-    described = {**as_plain(config), "limit": limit, **({"adapters": list(adapter)} if adapter else {})}
-    files, seconds = [] if is_remote(where) else [where], time.monotonic() - started
+    described = {**as_plain(config), "limit": limit, **more}
+    files, seconds = [] if is_remote(to) else [to], time.monotonic() - started
     record_run("generate", described, tags, Layout(), Path(), inputs, files, seconds, whole=True)
     print(f"clips in {to}")
+
+
+def _adapters(given: Sequence[str], model: Path, weights: WeightsName) -> MergedAdapters:
+    """Those of --adapter, fetched where the registry names them."""
+    from experiments.runs.registry import model_folder
+    from finetune.adapters import MergedAdapters, parse_scaled
+
+    found = [parse_scaled(text) for text in given]
+    folders = tuple(replace(one, folder=model_folder(one.folder, Path("out"))) for one in found)
+    return MergedAdapters(model, weights, folders)
 
 
 def frames_of(seconds: float, fps: float) -> int:

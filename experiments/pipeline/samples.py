@@ -23,7 +23,7 @@ def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Pat
     prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
     if not prompts.is_file() or not layout.codec.is_dir():
         return []
-    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES)
+    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES, aside=True)
     samples = generated_samples(folder, "speech", limit=NUM_SAMPLES)
     captions = [f"after {stage}, asked for: {' '.join(sample.clip.spans)}" for sample in samples]
     rows = [{"generated": (sample.clip, caption)} for sample, caption in zip(samples, captions, strict=True)]

@@ -168,7 +168,7 @@ def _clips(inputs: ClosingInputs, side: str, model: Path, weights: WeightsName) 
         log.info("%s: clips of the same checkpoint, prompts and settings, kept", folder)
         return folder
     _note(folder).unlink(missing_ok=True)
-    generate(config, model, inputs.codec, inputs.prompts, folder, inputs.limit)
+    generate(config, model, inputs.codec, inputs.prompts, folder, inputs.limit, aside=True)
     write_json(_note(folder), facts)
     return folder
 

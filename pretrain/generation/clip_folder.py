@@ -35,7 +35,7 @@ from pretrain.storage_errors import named_errors
 
 COMMAND = "generate"  # whose folders these are
 PARTS, INDEX = ".nava-parts", "index.jsonl"
-State = Literal["new", "unfinished", "finished", "replaced"]
+FolderState = Literal["new", "unfinished", "finished", "replaced"]
 _OTHER = "give another folder, or move that one away"
 
 
@@ -46,7 +46,7 @@ class ClipFolder:
     place: Path
     request: Mapping[str, Any]
     names: Sequence[str]
-    state: State = "new"
+    state: FolderState = "new"
     why: str = ""  # what differs, of a folder that is replaced
     threads: int = 0  # that its clips are made with, 0 = not known
     _rows: dict[str, dict[str, Any]] = field(default_factory=dict)

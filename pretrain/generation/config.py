@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from pretrain.first_frames import Fit
+from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.prompt import size_problem
 from pretrain.prompt.rows import MAX_SEED, negative_problem, task_problem
@@ -35,7 +35,7 @@ class GenerateConfig:
     )
     task: str = ""  # of rows that do not say: T2AV, TI2AV, TIA2AV, T2A, T2V; "" = from all that a row gives
     negative_prompt: str = ""  # of rows that do not say: what guidance by text leads away from
-    fit: Fit = "crop"  # how a first frame of another size becomes the clip's
+    fit: FrameFit = "crop"  # how a first frame of another size becomes the clip's
     num_frames: int = 25  # of prompts that do not say
     fps: float = 24.0
     height: int = 64  # pixels
@@ -57,8 +57,8 @@ class GenerateConfig:
             raise ValueError(f"weights must be ema or model, got {self.weights!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
+        if self.fit not in get_args(FrameFit):
+            raise ValueError(f"fit must be one of {', '.join(get_args(FrameFit))}, got {self.fit!r}")
         if self.batch_size < 1 or not 0 < self.fps < float("inf"):
             raise ValueError(f"batch_size and fps must be positive, got {self.batch_size} and {self.fps}")
         for name, value in (("batch_size", self.batch_size), ("sampler.steps", self.sampler.steps)):

@@ -26,7 +26,7 @@ from pretrain.generate import Spread
 from pretrain.generation.config import device_of
 from pretrain.generation.order import ClipDone, ClipOrder, streams, voiced
 from pretrain.generation.team import Seat, check_team
-from pretrain.generation.worker import Task
+from pretrain.generation.worker import Assignment
 from pretrain.launch.alone import RANK_VARIABLES
 from pretrain.model.checkpoint import read_model_folder
 
@@ -56,7 +56,8 @@ class _Team:
 def on_ranks(nproc: int, shard: bool = False, context: int = 1) -> Spread:
     """Spread over `nproc` processes of this machine.
 
-    shard: they hold one model's weights together; context: that many hold a clip's tokens together. Raises ValueError unless `context` divides `nproc`.
+    shard: they hold one model's weights together; context: that many hold a clip's tokens together. Raises
+    ValueError unless `context` divides `nproc`.
     """
     if nproc < 1 or context < 1 or nproc % context:
         raise ValueError(f"--context {context} does not divide --nproc {nproc}; choose a divisor")
@@ -132,7 +133,7 @@ class _Crew:
         team.batches = tuple(like)
         for rank in team.ranks:
             rank.idle = False
-            _tell(rank, Task(tuple(like), heard))
+            _tell(rank, Assignment(tuple(like), heard))
 
     def _hear(self, team: _Team, rank: _Rank) -> Iterator[ClipDone]:
         try:

@@ -23,6 +23,7 @@ _SAID = {
     "adapters": "other adapters",
     "codec": "another codec",
     "prompts": "other prompts",
+    "chosen": "another choice among candidates",
     "parallel": "another number of ranks that share a clip",
 }
 

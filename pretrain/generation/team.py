@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pretrain.clip_kind import kind_of
+from pretrain.clip_kind import ClipKind, kind_of
 from pretrain.generation.config import device_of
 from pretrain.generation.order import ClipOrder
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import ContextGroup, check_degree, check_split
 from pretrain.model.shell import AVTransformer
+from pretrain.prompt import PromptRow
 from pretrain.sampling import lower_precision
 
 
@@ -85,9 +86,10 @@ def check_team(order: ClipOrder, args: ModelArgs, context: int) -> None:
     if context < 2:
         return
     check_degree(args, context)
-    for kind, row in {
-        kind_of(job.row, order.config): job.row for batch in order.batches for job in batch
-    }.items():
+    kinds: dict[ClipKind, PromptRow] = {}
+    for batch in order.batches:
+        kinds.setdefault(kind_of(batch[0].row, order.config), batch[0].row)
+    for kind, row in kinds.items():
         frames, rows, columns = (0, 0, 0)
         if kind.video:
             _, frames, height, width = kind.video_shape

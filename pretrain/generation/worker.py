@@ -21,7 +21,7 @@ from pretrain.generation.team import Seat, seated
 
 
 @dataclass(frozen=True)
-class Task:
+class Assignment:
     """A batch for each lane of a team; a lane without one makes the last one again, for the others' sake.
 
     voiced: some clip of them has a reference voice, so that all ranks make equally many forwards.

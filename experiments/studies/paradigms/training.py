@@ -108,7 +108,7 @@ class StudyTrainer:
         if not out.is_file():
             layout = self.study.layout
             prompts = layout.prompts / f"{self.config.prompts}.jsonl"
-            generate(self.generate, model, layout.codec, prompts, clips, self.config.num_prompts)
+            generate(self.generate, model, layout.codec, prompts, clips, self.config.num_prompts, aside=True)
             score_clips(clips, self.scoring, out)
             if name != self.config.score_after[-1]:
                 shutil.rmtree(clips)
