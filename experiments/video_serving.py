@@ -32,6 +32,7 @@ def checked(
     from orchestration.ray_security import check_mode, join_securely
     from orchestration.service.access import read_tokens
     from orchestration.service.limits import Limits
+    from pretrain.model.checkpoint import read_model_folder
 
     options.check_numbers()
     limits, jobs = limits_of(options.limits, Limits, JobLimits)
@@ -49,6 +50,7 @@ def checked(
         adapters=tuple(served.adapters),
         limits=jobs,
         made=int(served.model.stat().st_mtime),
+        facts=dict(read_model_folder(served.model).facts),
     )
     return GenerationServiceConfig(
         app=AppConfig(offer=offer, folder=folder.resolve(), limits=limits, batch=options.batch),

@@ -172,9 +172,9 @@ def test_a_second_call_reuses_clips_and_scores_and_other_settings_do_not(world, 
     calls = []
     plain = closing.generate
 
-    def counted(config, model, *rest):
+    def counted(config, model, *rest, **more):
         calls.append(model.name)
-        return plain(config, model, *rest)
+        return plain(config, model, *rest, **more)
 
     monkeypatch.setattr(closing, "generate", counted)
     few = inputs(world, tmp_path, limit=2)

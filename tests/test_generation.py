@@ -253,6 +253,7 @@ def test_a_clip_that_cannot_be_made_is_its_own_reason_and_the_others_are_there(w
 
     def broken(self, batch, voiced=None):
         made = latents(self, batch, voiced)
+        assert made.audio is not None
         for place, job in enumerate(batch):
             if job.name == "r1":
                 made.audio[place] = float("nan")

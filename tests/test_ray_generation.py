@@ -1,4 +1,4 @@
-"""A generation on Ray: workers take batches when they are free, lost ones are replaced, clips are the same."""
+"""A generation on Ray: workers take batches when free, lost ones are replaced, clips are the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENOUGH = 0.9  # of ideal
 
 @dataclass
 class Clock:
-    """Workers whose tasks take the seconds that they are told, in simulated time; some are lost at the end."""
+    """Workers whose tasks take the seconds that they are told, in simulated time; some are lost after it."""
 
     seconds: dict[int, float]
     lost: set[tuple[int, int]] = field(default_factory=set)  # (worker, task)

@@ -33,6 +33,19 @@ def test_fields_of_openai_and_of_vllm_omni():
     assert one == other and one.config(CONFIG).sampler.steps == 7
 
 
+def test_what_the_model_was_not_trained_on_is_warned_of():
+    facts = {"trained_on": {"num_frames": [25, 25], "fps": [24.0], "sizes": ["64x64"], "spans": 1}}
+    trained = dataclasses.replace(offer(), facts=facts)
+
+    def warned(**fields) -> list[str]:
+        request, _ = read_fields(json.dumps(fields).encode(), {}, 1000)
+        return [line.partition(":")[0] for line in trained.wanted(request, False, set()).warnings]
+
+    assert warned(prompt=SPOKEN) == []
+    assert warned(prompt=SPOKEN * 2, seconds=2, size="96x64") == ["seconds", "size", "prompt"]
+    assert trained.described()["trained_on"] == facts["trained_on"]
+
+
 def test_guidance_scale_is_that_of_classifier_free_guidance():
     """v_u + w (v_c - v_u) = v_c + (w - 1)(v_c - v_u)."""
     scales = wanted(prompt="A ball.", guidance_scale=4.5, guidance={"align_video": 1}).config(CONFIG)

@@ -18,7 +18,7 @@ from video_model import shared_model
 from experiments.generation_client import GenerationServer, Refused
 from pretrain.media.read import read_media
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # it starts a Ray five times
 TOKEN = "a-token-of-the-tests-0123456789"
 PORT, START_S = 8187, 900
 
@@ -47,15 +47,8 @@ def serve(folder: Path, made: Path, ray: str, *arguments: str) -> subprocess.Pop
     }
     command = [sys.executable, "-m", "experiments.cli", "serve", "generate", "--port", str(PORT)]
     command += ["--model", str(made / "model"), "--codec", str(made / "codec"), "--token-file", "token"]
-    command += [
-        "--set",
-        "generate.sampler.steps=4",
-        "--set",
-        "generate.bf16=false",
-        "--threads",
-        "1",
-        *arguments,
-    ]
+    command += ["--set", "generate.sampler.steps=4", "--set", "generate.bf16=false"]
+    command += ["--threads", "1", "--niceness", "0", *arguments]
     process = subprocess.Popen(
         command,
         cwd=folder,

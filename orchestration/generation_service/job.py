@@ -98,6 +98,7 @@ def view(
         "first_frame": "image_path" in row,
         "video_bytes": job.video_bytes,
         "audio_bytes": job.audio_bytes,
+        "warnings": wanted.get("warnings", []),
         "attempt": job.attempt,
         "queue_position": position,
         "estimated_wait_seconds": None if wait_s is None else round(wait_s, 1),

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +24,7 @@ from pretrain.config import nearest
 from pretrain.first_frames import Fit
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import SolverName
+from pretrain.generation.beyond import beyond
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import ClipJob, clip_jobs
 from pretrain.jsonl import FieldError
@@ -51,6 +52,7 @@ class Wanted:
     guidance: Mapping[str, float]
     fit: str
     adapters: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()  # where it is unlike all that the model was trained on
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -114,6 +116,7 @@ class Offer:
     adapters: tuple[str, ...] = ()
     limits: JobLimits = field(default_factory=JobLimits)
     made: int = 0  # unix seconds
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the model folder
 
     def described(self) -> dict[str, Any]:
         """The entry of /v1/models."""
@@ -125,6 +128,7 @@ class Offer:
             "owned_by": "nava",
             "adapters": list(self.adapters),
             "tasks": [str(task) for task in Task],
+            "trained_on": self.facts.get("trained_on"),
             "fps": config.fps,
             "defaults": {
                 "seconds": round(config.num_frames / config.fps, 4),
@@ -161,7 +165,8 @@ class Offer:
             fit=_one_of("fit", request.fit or self.config.fit, get_args(Fit)),
             adapters=self._adapters(request),
         )
-        row = wanted.job("clip", self.config).row
+        job = wanted.job("clip", self.config)
+        row = job.row
         try:
             check_memory([row], self.config, self.config.fps)
         except ValueError as error:
@@ -170,7 +175,10 @@ class Offer:
             raise Refusal(
                 422, f"size: {row.width}x{row.height} pixels; at most {self.limits.pixels_of_frame} are made"
             )
-        return wanted
+        told = beyond([job], self.config, self.facts)
+        named = {**_FIELDS, "width": "size", "num_frames": "seconds"}
+        warnings = [f"{named.get(one['field'], one['field'])}: {one['message']}" for one in told]
+        return dataclasses.replace(wanted, warnings=warnings)
 
     def _row(self, request: VideoRequest, first_frame: bool, voices: set[int]) -> dict[str, Any]:
         width, height = size_of(request, (self.config.width, self.config.height))
