@@ -163,13 +163,7 @@ def exchange(
     body, and what is read in all is at most that and MAX_HEAD_BYTES; `sockets` allows another thread to abort
     it. Raises NoAnswer in one line where there is no whole answer within these.
     """
-    headers = {
-        "Accept-Encoding": "identity",
-        "Connection": "close",
-        **({"Content-Type": content_type} if content_type else {}),
-        **({"Authorization": f"Bearer {token}"} if token else {}),
-        **more_headers,
-    }
+    headers = {**_headers(content_type, token), **more_headers}
     own, started, count = Sockets(), time.monotonic(), _Counter()
     alarm = threading.Timer(timeout_s, own.cut)
     alarm.daemon = True  # must not keep the process alive
@@ -207,6 +201,15 @@ def exchange(
     if answer is None:
         raise NoAnswer(failure)
     return answer
+
+
+def _headers(content_type: str, token: str) -> dict[str, str]:
+    return {
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **({"Content-Type": content_type} if content_type else {}),
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
 
 
 class _Counter:

@@ -188,8 +188,7 @@ def generate(
       nava generate prompts.jsonl --nproc 2 --context 2 # a long clip over 2 GPUs
       nava generate prompts.jsonl --ray head:6379 --set ray.rollout.workers=64
 
-    A registered model and its codec are fetched once, from the MLflow that MLFLOW_TRACKING_URI names, so that
-    any folder will do: nava generate prompts.jsonl --model models:/nava-mini@aligned --to clips
+    A registered model and its codec are fetched once, so that any folder will do: --model models:/NAME@ALIAS
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: expected at least 1, got {limit}")
