@@ -56,7 +56,7 @@ def test_the_voice_has_every_word_at_every_speed_and_the_bank_s_loudness():
 
 
 def test_a_row_has_the_paired_difference_over_seeds():
-    """Word errors are errors over words; a clip that one of the sides lacks takes no part in the difference."""
+    """Word errors are errors over words; a clip that one side lacks takes no part in the difference."""
     before = {"wer": [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0), None]}
     after = [{"wer": [(0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0)]}, {"wer": [(0.0, 1.0)] * 4}]
     (row,) = rows_of(before, after)

@@ -9,7 +9,7 @@ import pytest
 from video_model import shared_model
 
 from orchestration.generation_service.fields import read_fields
-from orchestration.generation_service.making import BatchMaking, ClipTask, ServedModel, Watch
+from orchestration.generation_service.making import BatchMaking, BatchWatch, MakeTask, ServedModel
 from orchestration.generation_service.offer import REFERENCE_FILE, Offer
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import generate
@@ -40,11 +40,11 @@ def making(made):
     return BatchMaking(served)
 
 
-def task(folder, name: str, voices=(), **fields) -> ClipTask:
+def task(folder, name: str, voices=(), **fields) -> MakeTask:
     request, _ = read_fields(json.dumps(fields).encode(), {}, 50_000)
     wanted = OFFER.wanted(request, False, set(voices)).to_json()
     (folder / name).mkdir(exist_ok=True)
-    return ClipTask(name=name, wanted=wanted, inputs=folder / name, files=folder / f"{name}-1")
+    return MakeTask(name=name, wanted=wanted, inputs=folder / name, files=folder / f"{name}-1")
 
 
 def frames_of(path) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_tasks_and_adapters(made, making, tmp_path):
 
 def test_a_batch_that_nobody_wants_ends_at_its_next_step(made, making, tmp_path):
     making.load()
-    watch = Watch(steps=2)
+    watch = BatchWatch(steps=2)
     assert watch.share == 0.0
     many = task(tmp_path, "long", prompt="A ball.", steps=200)
     done = []

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from orchestration.generation_service.app import AppConfig, build_video_app
 from orchestration.generation_service.limits import JobLimits
-from orchestration.generation_service.making import ClipTask, MadeBatch, MadeFiles
+from orchestration.generation_service.making import MadeBatch, MadeFiles, MakeTask
 from orchestration.generation_service.offer import Offer, Wanted
 from orchestration.generation_service.worker import WorkerLost
 from orchestration.service.access import digest_of
@@ -47,7 +47,7 @@ class FakeWorker:
         if self.unready:
             raise ValueError(self.unready)
 
-    async def make(self, tasks: Sequence[ClipTask]) -> MadeBatch:
+    async def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
         prompts = [Wanted.from_json(task.wanted).row["prompt"] for task in tasks]
         self.batches.append(prompts)
         self.dropped, self.share = False, 0.5
@@ -64,7 +64,7 @@ class FakeWorker:
             return MadeBatch(outcome="disk", reason="no space left")
         return MadeBatch(outcome="made", clips=[self._made(task) for task in tasks])
 
-    def _made(self, task: ClipTask) -> MadeFiles:
+    def _made(self, task: MakeTask) -> MadeFiles:
         wanted = Wanted.from_json(task.wanted)
         prompt = wanted.row["prompt"]
         if "bad" in prompt:

@@ -16,7 +16,7 @@ from typing import Any
 from orchestration.generation_service.database import DatabaseFull
 from orchestration.generation_service.job import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, QUEUED, VideoJob
 from orchestration.generation_service.limits import JobLimits
-from orchestration.generation_service.making import ClipTask, MadeBatch
+from orchestration.generation_service.making import MadeBatch, MakeTask
 from orchestration.generation_service.metrics import GenerationMetrics
 from orchestration.generation_service.pace import Pace, ahead_of, estimate
 from orchestration.generation_service.results import Folders
@@ -243,9 +243,9 @@ class Dispatcher:
             self.metrics.batch_seconds.observe(seconds)
         await self._keep(number, jobs, made)
 
-    def _task(self, job: VideoJob) -> ClipTask:
+    def _task(self, job: VideoJob) -> MakeTask:
         stem = self.folders.work / f"{job.id}-{job.attempt}"
-        return ClipTask(name=job.id, wanted=job.wanted, inputs=self.folders.inputs(job.id), files=stem)
+        return MakeTask(name=job.id, wanted=job.wanted, inputs=self.folders.inputs(job.id), files=stem)
 
     async def _watch(self, worker: MakingWorker, running: Running) -> None:
         while True:

@@ -18,8 +18,8 @@ FIRST_FRAME = "input_reference"
 MAX_REFERENCES = 64
 _REFERENCE = re.compile(r"reference_(\d{1,2})")
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-Text = Annotated[str, Field(max_length=20_000)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+TextField = Annotated[str, Field(max_length=20_000)]
+CountField = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class VideoRequest(BaseModel):
@@ -27,29 +27,29 @@ class VideoRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    prompt: Text = Field(min_length=1, description="speech as <S>words<E>")
-    model: Text | None = None
+    prompt: TextField = Field(min_length=1, description="speech as <S>words<E>")
+    model: TextField | None = None
     seconds: Annotated[str | float, Field(description="of the clip")] | None = None
-    size: Text | None = Field(None, description="WIDTHxHEIGHT in pixels, multiples of 32")
-    width: Count | None = None
-    height: Count | None = None
-    num_frames: Count | None = Field(None, description="1 + 4n, in place of seconds")
+    size: TextField | None = Field(None, description="WIDTHxHEIGHT in pixels, multiples of 32")
+    width: CountField | None = None
+    height: CountField | None = None
+    num_frames: CountField | None = Field(None, description="1 + 4n, in place of seconds")
     fps: float | None = Field(None, description="refused unless it is the model's")
-    seed: Count | None = Field(None, description="a random one where not given; the answer has it")
-    steps: Count | None = Field(None, description="of the sampler")
-    num_inference_steps: Count | None = Field(None, description="the same")
-    solver: Text | None = None
+    seed: CountField | None = Field(None, description="a random one where not given; the answer has it")
+    steps: CountField | None = Field(None, description="of the sampler")
+    num_inference_steps: CountField | None = Field(None, description="the same")
+    solver: TextField | None = None
     guidance: dict[str, float] | str | None = Field(
         None, description="NAME: scale, or NAME=SCALE,NAME=SCALE; text_video, text_audio, align_video, ..."
     )
     guidance_scale: float | None = Field(
         None, description="w of classifier-free guidance: text_video = text_audio = w - 1"
     )
-    negative_prompt: Text | None = None
-    task: Text | None = Field(None, description="T2AV, TI2AV, TIA2AV, T2A or T2V")
+    negative_prompt: TextField | None = None
+    task: TextField | None = Field(None, description="T2AV, TI2AV, TIA2AV, T2A or T2V")
     adapters: list[str] | str | None = Field(None, description="NAME or NAME=SCALE of those of /v1/models")
-    fit: Text | None = Field(None, description="crop, pad or stretch: first frames of another size")
-    data_id: Text | None = Field(None, description="with the seed it decides about the noise")
+    fit: TextField | None = Field(None, description="crop, pad or stretch: first frames of another size")
+    data_id: TextField | None = Field(None, description="with the seed it decides about the noise")
 
 
 SCHEMA: dict[str, Any] = {

@@ -14,7 +14,7 @@ from pretrain.config import one_line
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import ClipJob
 
-Outcome = Literal["made", "refused", "disk", "dropped"]
+JobOutcome = Literal["made", "refused", "disk", "dropped"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -30,7 +30,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipTask:
+class MakeTask:
     """One clip of a batch. files: the stem of what is written; inputs: the folder of what it starts from."""
 
     name: str
@@ -53,12 +53,12 @@ class MadeBatch:
     """made: a result for each task; refused: none, for the reason; disk: no room for the files; dropped:
     nobody wants them any more."""
 
-    outcome: Outcome
+    outcome: JobOutcome
     clips: Sequence[MadeFiles] = ()
     reason: str = ""
 
 
-class Dropped(Exception):
+class JobDropped(Exception):
     """The batch is not wanted any more."""
 
 
@@ -68,7 +68,7 @@ class BatchMaking:
     def __init__(self, served: ServedModel) -> None:
         self.served = served
         self._makers: OrderedDict[str, Any] = OrderedDict()
-        self._watch = Watch()
+        self._watch = BatchWatch()
 
     def load(self) -> None:
         """The model without adapters. Raises ValueError or FileNotFoundError in one line."""
@@ -82,13 +82,13 @@ class BatchMaking:
         """Give up the batch that is being made, at its next step."""
         self._watch.dropped = True
 
-    def make(self, tasks: Sequence[ClipTask]) -> MadeBatch:
+    def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
         """The files of tasks of one kind. Raises whatever breaks a model, such as a CUDA error."""
         wanted = [Wanted.from_json(task.wanted) for task in tasks]
-        self._watch = Watch(steps=wanted[0].steps)
+        self._watch = BatchWatch(steps=wanted[0].steps)
         try:
             return MadeBatch(outcome="made", clips=self._make(tasks, wanted))
-        except Dropped:
+        except JobDropped:
             return MadeBatch(outcome="dropped")
         except ValueError as error:
             return MadeBatch(outcome="refused", reason=one_line(error, 500))
@@ -97,7 +97,7 @@ class BatchMaking:
                 raise
             return MadeBatch(outcome="disk", reason=one_line(error, 200))
 
-    def _make(self, tasks: Sequence[ClipTask], wanted: Sequence[Wanted]) -> list[MadeFiles]:
+    def _make(self, tasks: Sequence[MakeTask], wanted: Sequence[Wanted]) -> list[MadeFiles]:
         from pretrain.generation.maker import ClipMaker
 
         loaded = self._maker(wanted[0].adapters)
@@ -140,7 +140,7 @@ class BatchMaking:
 
 
 @dataclass
-class Watch:
+class BatchWatch:
     """Counts the sampler's steps by the model's calls. All calls of a step get the same streams."""
 
     steps: int = 1
@@ -153,11 +153,11 @@ class Watch:
         return min(1.0, max(0, self.begun - 1) / self.steps)
 
     def watched(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        """The model, which raises Dropped once that is asked for."""
+        """The model, which raises JobDropped once that is asked for."""
 
         def call(video: Any, audio: Any, conditions: Any) -> Any:
             if self.dropped:
-                raise Dropped
+                raise JobDropped
             stream = audio if video is None else video
             if stream is not self._stream:
                 self._stream, self.begun = stream, self.begun + 1

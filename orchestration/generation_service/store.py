@@ -40,7 +40,7 @@ REUSED = "idempotency_key: this key came with another request before; take a new
 
 
 @dataclass(frozen=True)
-class Gone:
+class JobGone:
     """Jobs whose files are no longer wanted: results that expired, and rows that are forgotten."""
 
     expired: Sequence[str] = ()
@@ -216,7 +216,7 @@ class JobStore:
             )
         )
 
-    async def trim(self) -> Gone:
+    async def trim(self) -> JobGone:
         """Results beyond their time or their token's quota expire, the oldest first, but never the newest of
         a token; ended jobs beyond `token_jobs`, and those that ended two such times ago, are forgotten."""
         return await self.database.write(lambda connection: _trim(connection, self.limits, time.time()))
@@ -270,7 +270,7 @@ def _check_room(waiting: int, own: int, owner: str, limits: JobLimits, wait_s: i
         )
 
 
-def _trim(connection: sqlite3.Connection, limits: JobLimits, now: float) -> Gone:
+def _trim(connection: sqlite3.Connection, limits: JobLimits, now: float) -> JobGone:
     def expire(why: str, where: str, values: tuple) -> list[str]:
         query = f"UPDATE jobs SET expired = ?, expires_at = min(expires_at, ?) WHERE {where} RETURNING id"
         return [row[0] for row in connection.execute(query, (why, now, *values)).fetchall()]
@@ -301,4 +301,4 @@ def _trim(connection: sqlite3.Connection, limits: JobLimits, now: float) -> Gone
         f"OR number IN (SELECT number FROM ({placed}) WHERE place > ?)) RETURNING id",
         (now - 2 * limits.kept_seconds, limits.token_jobs),
     ).fetchall()
-    return Gone(expired, [row[0] for row in forgotten])
+    return JobGone(expired, [row[0] for row in forgotten])

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from orchestration.futures import short_line
-from orchestration.generation_service.making import BatchMaking, ClipTask, MadeBatch, ServedModel
+from orchestration.generation_service.making import BatchMaking, MadeBatch, MakeTask, ServedModel
 
 LOAD_SECONDS = 3600.0  # published weights are tens of gigabytes
 CALL_SECONDS = 5.0
@@ -26,7 +26,7 @@ class MakingWorker(Protocol):
         """The model is loaded. Raises WorkerLost, or ValueError in one line where it cannot be."""
         ...
 
-    async def make(self, tasks: Sequence[ClipTask]) -> MadeBatch:
+    async def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
         """Raises WorkerLost."""
         ...
 
@@ -64,7 +64,7 @@ class GenerationActor:
             return short_line(error)
         return ""
 
-    def make(self, tasks: Sequence[ClipTask]) -> MadeBatch:
+    def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
         return self._making.make(tasks)
 
     def progress(self) -> float:
@@ -95,7 +95,7 @@ class RayMakingWorker:
             raise ValueError(reason)
         self._loaded = True
 
-    async def make(self, tasks: Sequence[ClipTask]) -> MadeBatch:
+    async def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
         return await self._ask(self._actor.make, None, list(tasks))
 
     async def progress(self) -> float:
