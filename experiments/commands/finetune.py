@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from experiments.pipeline.finetune import FinetuneInputs
+    from pretrain.launch.nodes import Nodes
 
 ClipsSet = Annotated[
     str,
@@ -96,36 +97,44 @@ def finetune(
     from experiments.pipeline.finetune import FinetuneLayout
     from finetune.sft.launch import alone
     from pretrain.launch.nodes import Nodes, find_node_rank
-    from pretrain.launch.torchrun import check_port
 
+    _check(clips, lora and full, nproc, port)
     nodes = Nodes(
         count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
     )
-    if not clips:
-        raise ValueError(
-            "--clips: give the clips to train on, such as --clips my_clips or --clips rows.jsonl"
-        )
-    if lora and full:
-        raise ValueError("--lora and --full exclude each other; give one")
-    if nproc < 0:
-        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    if port:
-        check_port(port)
     loaded = recipe_for(recipe, settings)
     if lora or full:
         loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
     layout = FinetuneLayout(out=out, to=to or out / "finetune")
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, nodes=nodes, anyway=resume_anyway)
-    wish = Wish(resume, resume_anyway, move_aside, "--to")
-    if nodes.count > 1 and wish.replaces:
-        raise ValueError("--no-resume, --move-aside: the other nodes cannot know of it; move --to away first")
+    wish = _wish(Wish(resume, resume_anyway, move_aside, "--to"), nodes)
     layout.to.parent.mkdir(parents=True, exist_ok=True)
     if not nodes.leads:
-        _join(job, layout.to)
-        return
+        return _join(job, layout.to)
     inputs = _inputs(clips, model, codec, job)
     with alone(layout.to), ExitStack() as opened:
         _finetune(job, inputs, wish, opened)
+
+
+def _check(clips: str, both: bool, nproc: int, port: int) -> None:
+    from pretrain.launch.torchrun import check_port
+
+    if not clips:
+        raise ValueError(
+            "--clips: give the clips to train on, such as --clips my_clips or --clips rows.jsonl"
+        )
+    if both:
+        raise ValueError("--lora and --full exclude each other; give one")
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    if port:
+        check_port(port)
+
+
+def _wish(wish: Wish, nodes: Nodes) -> Wish:
+    if nodes.count > 1 and wish.replaces:
+        raise ValueError("--no-resume, --move-aside: the other nodes cannot know of it; move --to away first")
+    return wish
 
 
 def _join(job: StageJob, to: Path) -> None:
