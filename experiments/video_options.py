@@ -49,7 +49,7 @@ class VideoServing:
     ] = 1
     cpus: Annotated[float, tyro.conf.arg(help="of Ray, reserved for each worker")] = 0.0
     gpus: Annotated[float, tyro.conf.arg(help="of Ray, for each worker: 1 for a GPU of its own")] = 0.0
-    threads: Annotated[int, tyro.conf.arg(help="of each worker on a CPU; 0 = its own choice")] = 0
+    threads: Annotated[int, tyro.conf.arg(help="of each worker on a CPU; 0 = its share of the cores")] = 0
     niceness: Annotated[
         int, tyro.conf.arg(help="by which workers give way to the service's answers, 0 to 19")
     ] = 5

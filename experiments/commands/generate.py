@@ -182,7 +182,6 @@ def generate(
       nava generate prompts.jsonl --adapter my/voice/adapter=0.8 --adapter my/look/adapter
       nava generate prompts.jsonl --task T2A --duration 4 --to sounds
       nava generate prompts.jsonl --seeds 0,1,2,3 --guidance text_audio=3 --steps 30 --to s3://bucket/clips
-      nava generate prompts.jsonl --candidates 8 --rubric rubric.yaml
       nava generate prompts.jsonl --nproc 8             # 8 GPUs, a model each
       nava generate prompts.jsonl --nproc 8 --shard     # one model over 8 GPUs
       nava generate prompts.jsonl --nproc 2 --context 2 # a long clip over 2 GPUs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ ASK_SECONDS, PATIENCE_S = 10.0, 60.0
 @dataclass(frozen=True, kw_only=True)
 class GenerationServiceConfig:
     """app: what is offered and where jobs lie; workers: processes with the model, each with `cpus` and
-    `gpus` of Ray, `threads` of torch (0 = its own choice) and a lower priority by `niceness`."""
+    `gpus` of Ray, `threads` of torch (0 = its share of the cores) and a lower priority by `niceness`."""
 
     app: AppConfig
     served: ServedModel
@@ -75,7 +76,7 @@ def video_application(config: GenerationServiceConfig, front_digest: bytes) -> s
 
     def make_workers() -> list[RayMakingWorker]:
         options: dict[str, Any] = {"cpus": config.cpus, "gpus": config.gpus}
-        options |= {"niceness": config.niceness, "threads": config.threads}
+        options |= {"niceness": config.niceness, "threads": config.threads or _share(config.workers)}
         return [RayMakingWorker(config.served, **options) for _ in range(config.workers)]
 
     def build():
@@ -91,6 +92,11 @@ def video_application(config: GenerationServiceConfig, front_digest: bytes) -> s
         health_check_timeout_s=60.0,
     )
     return web.bind()
+
+
+def _share(workers: int) -> int:
+    """Cores of this machine for each worker."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 @contextmanager

@@ -54,10 +54,7 @@ class GenerationActor:
 
     def load(self) -> str:
         """ "" or why the model cannot be loaded."""
-        import torch
-
-        if self._threads:
-            torch.set_num_threads(self._threads)
+        self._set_threads()
         try:
             self._making.load()
         except (ValueError, FileNotFoundError) as error:
@@ -65,7 +62,14 @@ class GenerationActor:
         return ""
 
     def make(self, tasks: Sequence[MakeTask]) -> MadeBatch:
+        self._set_threads()
         return self._making.make(tasks)
+
+    def _set_threads(self) -> None:
+        """Of the thread that calls, whichever of the actor's it is."""
+        import torch
+
+        torch.set_num_threads(self._threads)
 
     def progress(self) -> float:
         return self._making.progress()
