@@ -20,9 +20,9 @@ from pretrain.model.plan_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
     Checkpointing,
-    Moments,
-    Setup,
+    MomentsFormat,
     PlannedWork,
+    Setup,
     largest_local_batch,
     memory_parts,
 )
@@ -93,7 +93,7 @@ def what_fits(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, dict[
     bases: tuple[Base, ...] = ("bf16", "int8", "nf4")
     modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
     frozen = [{"base": base, "checkpointing": mode} for mode in modes for base in bases]
-    moments: tuple[Moments, ...] = ("fp32", "8bit", "host")
+    moments: tuple[MomentsFormat, ...] = ("fp32", "8bit", "host")
     trained = [{"moments": each, "checkpointing": mode} for mode in modes for each in moments]
     ways: dict[PlannedWork, list[dict[str, Any]]] = {
         "train": trained,
@@ -136,7 +136,7 @@ def assumptions(
     peak_tflops: float,
     work: PlannedWork = "train",
     base: Base = "fp32",
-    moments: Moments = "fp32",
+    moments: MomentsFormat = "fp32",
 ) -> list[str]:
     """What the numbers of a plan rest on, for the reader."""
     recompute = {
