@@ -130,7 +130,7 @@ def _trained(args: ModelArgs, setup: Setup) -> int:
 
 
 def _gathered(args: ModelArgs, setup: Setup) -> float:
-    """Of the base: one block in use and one prefetched, embedders and heads throughout; fp32 shards in bf16."""
+    """Of the base: a block in use and one prefetched, embedders and heads throughout; fp32 shards in bf16."""
     if setup.base == "fp32":
         sizes = sizes_of(args)
         blocks = sum(sizes.blocks) if setup.on_cpu else min(2 * sizes.largest, sum(sizes.blocks))
@@ -199,8 +199,8 @@ def _latents(args: ModelArgs, clip: ClipShape, batch: int) -> float:
 def _generating(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
     """A whole model on each GPU, without shards: its weights, and what a block makes before it returns.
 
-    Per token: the input, q, k and v of each stream and joined, the attended, and in the FFN a modulated norm in
-    fp32, its cast, the input again and two hidden states.
+    Per token: the input, q, k and v of each stream and joined, the attended, and in the FFN a modulated norm
+    in fp32, its cast, the input again and two hidden states.
     """
     size = FP32 if setup.base == "fp32" else BF16
     tokens = (clip.video + clip.audio) * setup.local_batch
