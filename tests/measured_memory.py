@@ -1,4 +1,4 @@
-"""Measures the peak memory of a debug run on the CPU: `python measured_memory.py`, JSON lines of name and bytes.
+"""Measures the peak memory of a debug run on the CPU: `python measured_memory.py`; JSON lines: name, bytes.
 
 Attention runs by the flash kernel, as on a GPU; the ranks are one, whose collectives torch simulates.
 """
