@@ -30,8 +30,8 @@ OBJECT_STORE_MB = 256
 BLOCK_BYTES = 2**20  # Ray Data reserves some blocks of the object store for each task; its default is 128 MB
 ROWS_AT_ONCE = 256  # of a block before it is cut
 
-ItemT = TypeVar("ItemT")
-AnswerT = TypeVar("AnswerT")
+_ItemT = TypeVar("_ItemT")
+_AnswerT = TypeVar("_AnswerT")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class RayWorkers:
 
     nproc: int
 
-    def each(self, work: Callable[[ItemT], AnswerT], items: Sequence[ItemT]) -> Iterator[tuple[int, AnswerT]]:
+    def each(
+        self, work: Callable[[_ItemT], _AnswerT], items: Sequence[_ItemT]
+    ) -> Iterator[tuple[int, _AnswerT]]:
         """(place of the item, answer) in the order in which they are done; items are begun in theirs.
 
         An item whose worker died TRIES times is left out. Raises what `work` raised, OSError where Ray
@@ -62,7 +64,7 @@ class RayWorkers:
                 f"Ray ended the work ({short_line(error)}); the same command goes on with what is left"
             ) from None
 
-    def alone(self, work: Callable[[ItemT], object], item: ItemT) -> bool:
+    def alone(self, work: Callable[[_ItemT], object], item: _ItemT) -> bool:
         """One more try in a worker; False where it died. Raises what `work` raised."""
         import ray
         from ray.exceptions import OutOfMemoryError, WorkerCrashedError

@@ -39,6 +39,7 @@ def fatal_on_three(folder: str, item: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_that_dies_costs_its_items_alone(tmp_path):
     work, workers = partial(fatal_on_three, str(tmp_path)), LocalWorkers(2)
     found = dict(workers.each(work, range(6)))
@@ -50,6 +51,7 @@ def test_a_process_that_dies_costs_its_items_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_same_on_ray(tmp_path):
     def work(item: int) -> int:  # by value: Ray's workers cannot import the tests
         if item == 3 or (item == 5 and not (tmp_path / "once").exists()):
@@ -73,6 +75,7 @@ def test_the_same_on_ray(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ray_gives_the_bytes_of_local_processes(tmp_path):
     raw = write_videos(tmp_path / "raw", 3)
     prepare_set(str(raw), tmp_path / "local", EVERY, Services(), 1)

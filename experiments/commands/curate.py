@@ -135,13 +135,15 @@ def _manifest(clips: Path) -> Path:
 
 
 def _of_manifest(recipe: Recipe, manifest: Path, to: Path, nproc: int) -> Mapping[str, Any]:
-    from pretrain.data.curate import curate as curate_rows
+    import pretrain.data.curate
     from pretrain.owned import check_owned, owned_folder
 
     target, model = check_owned(to, COMMAND), _model(recipe)
     work = target.with_name(f".{target.name}.work")
     with owned_folder(to, COMMAND) as fresh:
-        return curate_rows(recipe.curate, manifest.parent, fresh, manifest.name, work, model, nproc)
+        return pretrain.data.curate.curate(
+            recipe.curate, manifest.parent, fresh, manifest.name, work, model, nproc
+        )
 
 
 def _of_encoded(recipe: Recipe, clips: Path, to: Path, labels: Path | None, nproc: int) -> Mapping[str, Any]:

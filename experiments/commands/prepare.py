@@ -157,10 +157,14 @@ def _workers(where: _Place, settings: Settings, services: Services) -> Iterator[
     from experiments.preparation.prepare import check_inputs
     from orchestration.preparation import ray_workers
 
-    check_inputs(where.videos, where.to, settings, services)  # before Ray, which takes seconds to start
+    # before Ray, which takes seconds to start
+    found = check_inputs(where.videos, where.to, settings, services)
     with ray_workers(where.address, where.nproc, where.insecure) as workers:
         if where.is_cluster:
-            workers.check_paths([Path(where.videos), where.to.absolute().parent])
+            models = (services.syncnet, services.yunet, services.whisper)
+            above = next(folder for folder in where.to.absolute().parents if folder.is_dir())
+            first = [source.path for source in found.sources[:1]]
+            workers.check_paths([*first, above, *filter(None, models)])
         yield workers
 
 

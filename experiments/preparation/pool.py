@@ -24,9 +24,9 @@ from pretrain.files import write_json
 AHEAD = 2  # items that are begun or wait for each process
 ALONE = 2  # tries of a source by itself, after it was lost among others
 
-ItemT = TypeVar("ItemT")
-AnswerT = TypeVar("AnswerT")
-Task = tuple[RawVideo, str]  # a source and the key of its results
+_ItemT = TypeVar("_ItemT")
+_AnswerT = TypeVar("_AnswerT")
+SourceTask = tuple[RawVideo, str]  # a source and the key of its results
 
 
 class SourceWorkers(Protocol):
@@ -36,13 +36,13 @@ class SourceWorkers(Protocol):
     def nproc(self) -> int: ...
 
     def each(
-        self, work: Callable[[ItemT], AnswerT], items: Sequence[ItemT], /
-    ) -> Iterator[tuple[int, AnswerT]]:
+        self, work: Callable[[_ItemT], _AnswerT], items: Sequence[_ItemT], /
+    ) -> Iterator[tuple[int, _AnswerT]]:
         """(place of the item, answer) as they are done, without those whose process died. Raises what `work`
         raised."""
         ...
 
-    def alone(self, work: Callable[[ItemT], object], item: ItemT, /) -> bool:
+    def alone(self, work: Callable[[_ItemT], object], item: _ItemT, /) -> bool:
         """One item, in a process by itself; False where it died. Raises what `work` raised."""
         ...
 
@@ -53,7 +53,9 @@ class LocalWorkers:
 
     nproc: int
 
-    def each(self, work: Callable[[ItemT], AnswerT], items: Sequence[ItemT]) -> Iterator[tuple[int, AnswerT]]:
+    def each(
+        self, work: Callable[[_ItemT], _AnswerT], items: Sequence[_ItemT]
+    ) -> Iterator[tuple[int, _AnswerT]]:
         if self.nproc == 1 or len(items) < 2:
             for place, item in enumerate(items):
                 yield place, work(item)
@@ -63,9 +65,9 @@ class LocalWorkers:
             yield from self._by_pool(work, items, left)
 
     def _by_pool(
-        self, work: Callable[[ItemT], AnswerT], items: Sequence[ItemT], left: list[int]
-    ) -> Iterator[tuple[int, AnswerT]]:
-        pool, running = _pool(min(self.nproc, len(left))), dict[Future[AnswerT], int]()
+        self, work: Callable[[_ItemT], _AnswerT], items: Sequence[_ItemT], left: list[int]
+    ) -> Iterator[tuple[int, _AnswerT]]:
+        pool, running = _pool(min(self.nproc, len(left))), dict[Future[_AnswerT], int]()
         try:
             while left or running:
                 while left and len(running) < AHEAD * self.nproc:
@@ -79,7 +81,7 @@ class LocalWorkers:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def alone(self, work: Callable[[ItemT], object], item: ItemT) -> bool:
+    def alone(self, work: Callable[[_ItemT], object], item: _ItemT) -> bool:
         pool = _pool(1)
         try:
             pool.submit(work, item).result()
@@ -99,7 +101,7 @@ class PoolWork:
     folder: Path
 
 
-def work_through(todo: Sequence[Task], work: PoolWork, workers: SourceWorkers) -> Iterator[str]:
+def work_through(todo: Sequence[SourceTask], work: PoolWork, workers: SourceWorkers) -> Iterator[str]:
     """Prepares each source and yields its key as it is done, in no order.
 
     What was worked on when a process died is done again; what dies each time by itself becomes a record of
@@ -117,11 +119,11 @@ def work_through(todo: Sequence[Task], work: PoolWork, workers: SourceWorkers) -
             yield task[1]
 
 
-def _by_itself(workers: SourceWorkers, do: Callable[[Task], None], task: Task) -> bool:
+def _by_itself(workers: SourceWorkers, do: Callable[[SourceTask], None], task: SourceTask) -> bool:
     return any(workers.alone(do, task) for _ in range(ALONE))
 
 
-def prepare_task(work: PoolWork, task: Task) -> None:
+def prepare_task(work: PoolWork, task: SourceTask) -> None:
     """In a worker: writes the folder of the source's results."""
     source, key = task
     if services() != work.services:
@@ -141,7 +143,7 @@ def digest_of(path: Path) -> str | OSError:
         return error
 
 
-def _record_crash(task: Task, folder: Path) -> None:
+def _record_crash(task: SourceTask, folder: Path) -> None:
     source, key = task
     reason = "its process died while it was read (out of memory, or a fault of a decoder)"
     lost = Rejection("crash", "process", None, None, reason, source=source.name)

@@ -26,7 +26,7 @@ NUM_READERS = 2
 VERSION = 1  # of the embedded features
 
 
-class Embedder(Protocol):
+class LookEmbedder(Protocol):
     """A model that places clips: what it places near to each other can stand for each other."""
 
     def embed(self, media: Media) -> Sequence[np.ndarray]:
@@ -44,7 +44,7 @@ class EmbeddedFeatures:
         return picture_features(media.frames), sound_features(media.waveform)
 
 
-MakeEmbedder = Callable[[], Embedder]  # travels to processes: a class, or functools.partial of one
+MakeEmbedder = Callable[[], LookEmbedder]  # travels to processes: a class, or functools.partial of one
 Look = Callable[[Any], Sequence[np.ndarray] | FieldError]  # an item's groups, or what is wrong with it
 
 

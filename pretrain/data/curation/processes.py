@@ -13,14 +13,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-ItemT = TypeVar("ItemT")
-AnswerT = TypeVar("AnswerT")
+_ItemT = TypeVar("_ItemT")
+_AnswerT = TypeVar("_AnswerT")
 AHEAD = 2
 
 
 def each_in_processes(
-    work: Callable[[ItemT], AnswerT], items: Sequence[ItemT], nproc: int
-) -> Iterator[tuple[int, AnswerT]]:
+    work: Callable[[_ItemT], _AnswerT], items: Sequence[_ItemT], nproc: int
+) -> Iterator[tuple[int, _AnswerT]]:
     """(place of the item, answer) as they are done; with one process in this one. Raises what `work` raised,
     OSError where a process was killed."""
     if nproc == 1 or len(items) < 2:
@@ -31,7 +31,7 @@ def each_in_processes(
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(nproc, len(items)), spawn, _begin, (os.getpid(),)) as pool:
-        left, running = list(enumerate(items))[::-1], dict[Future[AnswerT], int]()
+        left, running = list(enumerate(items))[::-1], dict[Future[_AnswerT], int]()
         try:
             while left or running:
                 while left and len(running) < AHEAD * nproc:

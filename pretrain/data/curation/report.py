@@ -14,7 +14,7 @@ from pretrain.data.manifest import ManifestRow
 
 RANDOM_SUBSETS = 20
 EVALUATED = 2000  # clips, a random sample, on which a choice in parts is measured
-Value = Callable[[Sequence[int]], float]
+ChoiceValue = Callable[[Sequence[int]], float]
 
 
 def kind_of(row: ManifestRow) -> str:
@@ -25,7 +25,7 @@ def kind_of(row: ManifestRow) -> str:
 def report(
     rows: Sequence[ManifestRow],
     quality: np.ndarray,
-    value: Value,
+    value: ChoiceValue,
     of_all: float,
     chosen: Sequence[int],
     seed: int,
@@ -91,7 +91,7 @@ def share_of_best(worth: Worth, sample: np.ndarray, chosen: Sequence[int], of_al
 
 
 def _describe(
-    rows: Sequence[ManifestRow], quality: np.ndarray, value: Value, subset: Sequence[int]
+    rows: Sequence[ManifestRow], quality: np.ndarray, value: ChoiceValue, subset: Sequence[int]
 ) -> dict[str, Any]:
     spoken = {
         pair
