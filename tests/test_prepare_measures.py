@@ -12,10 +12,12 @@ from overlay_cases import FPS, with_text
 from prepare_world import scene
 
 from experiments.preparation.config import PrepareConfig
+from experiments.preparation.duplicates import sound_print
 from experiments.preparation.edges import snapped
 from experiments.preparation.faces import mouth_boxes
 from experiments.preparation.gradual import steps, transitions
 from experiments.preparation.lips import FaceWindows, lip_evidence, lower_bound
+from experiments.preparation.moments import picture_track, shifted_duplicates
 from experiments.preparation.overlays import text_share
 from experiments.preparation.records import Word
 from rewards.sync.faces import Detection
@@ -143,3 +145,32 @@ def test_a_line_of_text_is_told_from_pictures_without(number):
     frames = scene(1.5, 80 + number, FPS, (180, 320))
     assert text_share(frames, FPS) <= CONFIG.max_text_share
     assert text_share(with_text(frames, number), FPS) > CONFIG.max_text_share
+
+
+def talk_print(seed: int, seconds: float = 12.0) -> np.ndarray:
+    """Sound [N] at 16 kHz whose loudness in bands changes like speech."""
+    rng = np.random.default_rng(seed)
+    count, sound = round(seconds * 16_000), np.zeros(round(seconds * 16_000))
+    for hertz in (200, 700, 1800, 4500):
+        level = np.interp(
+            np.arange(count), np.arange(0, count, 2000), rng.uniform(0, 1, len(range(0, count, 2000)))
+        )
+        sound += level**2 * np.sin(2 * np.pi * hertz * np.arange(count) / 16_000)
+    return (0.1 * sound).astype(np.float32)
+
+
+@pytest.mark.parametrize("shift_s", [0.0, 1.3, 3.37])
+def test_clips_of_the_same_moments_are_found_at_any_shift(shift_s):
+    film, sound = scene(12.0, 7, 24.0, (64, 96)), talk_print(1)
+    first, last = round(shift_s * 24), round((shift_s + 8) * 24)
+    clips = [
+        (film[: 8 * 24], sound[: 8 * 16_000]),
+        (scene(8.0, 8, 24.0, (64, 96)), talk_print(2, 8.0)),
+        (film[first:last, :, ::-1], sound[round(shift_s * 16_000) : round((shift_s + 8) * 16_000)] * 0.6),
+        (film[first:last], talk_print(3, 8.0)),  # the same pictures with another sound
+        (scene(8.0, 9, 24.0, (64, 96)), sound[: 8 * 16_000]),  # the same sound with other pictures
+    ]
+    prints = [sound_print(one) for _, one in clips]
+    tracks = [picture_track(frames, 24.0) for frames, _ in clips]
+    found = shifted_duplicates(prints, tracks, 0.15, 0.9)
+    assert {place: other for place, (other, _) in found.items()} == {2: 0}

@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.duplicates import near_duplicates
+from experiments.preparation.moments import shifted_duplicates
 from experiments.preparation.records import Rejection
 from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings
@@ -109,6 +110,14 @@ def _near_duplicates(
         config.same_sound,
         [_sure_words(clips[place]) for place in order],
     )
+    left = [place for place in range(len(order)) if place not in found]
+    shifted = shifted_duplicates(
+        [clips[order[place]]["print"] for place in left],
+        [clips[order[place]]["track"] for place in left],
+        config.near_duplicate,
+        config.same_sound,
+    )
+    found |= {left[place]: (left[other], share) for place, (other, share) in shifted.items()}
     return dict(sorted((order[place], (order[other], share)) for place, (other, share) in found.items()))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.duplicates import picture_bits, sound_print
+from experiments.preparation.moments import picture_track
 from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, RawVideo, Rejection
 from experiments.preparation.remote import fetched
 from experiments.preparation.services import Services
@@ -25,7 +26,7 @@ from pretrain.media.write import write_mp4, write_wav
 
 RESULT = "result.json"
 PREVIEW_SIDE, PREVIEWS_OF_SOURCE = 160, 4
-VERSION = 2  # of what a source's result holds
+VERSION = 3  # of what a source's result holds
 
 
 def key_of(source: RawVideo, sha256: str, settings: Settings, services: Services) -> str:
@@ -131,6 +132,7 @@ def _written(clip: RawClip, folder: Path) -> dict[str, Any]:
         "labels": _plain(clip.labels),
         "bits": picture_bits(clip.frames),
         "print": sound_print(clip.mono),
+        "track": picture_track(clip.frames, clip.fps),
     }
 
 
