@@ -18,6 +18,7 @@ from orchestration.ray_security import embedded_options, join_securely
 from rewards import plugins
 
 LOCAL = "local"
+STARTS = 3  # tries of an embedded Ray: it gives itself 30 s, which a busy machine may not keep
 EMBEDDED = {
     # its helper processes wait that long for a head that died with its driver
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
@@ -69,18 +70,22 @@ def session(address: str, cpus: int, object_store_mb: int, insecure: bool = Fals
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        _connect(address, cpus, object_store_mb, private)
-    except (
-        Exception
-    ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
-        ray.shutdown()
-        hint = (
-            "run again, when the machine has less to do"
-            if address == LOCAL
-            else "`ray start --head` starts one"
-        )
-        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
+    for left in reversed(range(STARTS if address == LOCAL else 1)):
+        try:
+            _connect(address, cpus, object_store_mb, private)
+            break
+        except (
+            Exception
+        ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
+            ray.shutdown()
+            if left:
+                continue
+            hint = (
+                "run again, when the machine has less to do"
+                if address == LOCAL
+                else "`ray start --head` starts one"
+            )
+            raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
     try:
         yield
     finally:

@@ -32,7 +32,8 @@ LEAST_S = 4.0
 AFTER = (
     0.8  # the most between two kills, in times of the last start, which other work on the machine stretches
 )
-PATIENCE_S = 600.0
+PATIENCE_S = 900.0
+BUSY = "run again, when the machine has less to do"  # Ray did not start in its time: the command says so
 
 
 def write_videos(raw: Path, count: int = 10) -> Path:
@@ -82,9 +83,9 @@ class Kills:
     def _finish(self, out: Path) -> None:
         code = -1
         while code != 0:
-            with (self.folder / "said.txt").open("ab") as said:
+            with (self.folder / "said.txt").open("ab") as log:
                 process = subprocess.Popen(
-                    command(self.raw, out, self.ray), env=self._environment(), stdout=said, stderr=said
+                    command(self.raw, out, self.ray), env=self._environment(), stdout=log, stderr=log
                 )
             begun_s = time.monotonic()
             if self.draw.random() < STARTED:
@@ -97,8 +98,9 @@ class Kills:
                 if process.poll() is None:
                     self._kill_one(process)
             code = process.wait(PATIENCE_S)
-            if code not in (0, -9):
-                raise AssertionError(f"exit code {code}: {(self.folder / 'said.txt').read_text()[-2000:]}")
+            said = (self.folder / "said.txt").read_text()
+            if code not in (0, -9) and BUSY not in said[-500:]:
+                raise AssertionError(f"exit code {code}: {said[-2000:]}")
 
     def _kill_one(self, process: subprocess.Popen[bytes]) -> None:
         below = self._workers(process)
