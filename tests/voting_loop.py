@@ -246,7 +246,7 @@ def turn_of(turn: Turn, given: argparse.Namespace) -> dict[str, Any]:
     turn.nava("gsb", "export", "first_votes.jsonl", *export)
     pairs = len((turn.to / "pairs.jsonl").read_text().splitlines())
     sets = ["align.sequence=[gsb_dpo]", f"align.gsb_dpo.rounds={given.rounds}"]
-    sets += [f"align.gsb_dpo.pairs_per_round={pairs // 4 * 4}", f"align.stop.prompts={given.held_out}"]
+    sets += [f"align.gsb_dpo.pairs_per_round={pairs // 8 * 8}", f"align.stop.prompts={given.held_out}"]
     align = ["--model", models["pretrained"], "--codec", turn.out / "codec", "--to", "voted"]
     align += ["--prompts", turn.out / "corpus" / "prompts" / "align_train.jsonl", "--out", turn.out]
     align += ["--pairs", "pairs.jsonl", "--clips", "first"]
