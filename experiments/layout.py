@@ -27,6 +27,7 @@ STAGES = (
 PRETRAIN_STAGES = ("stage1", "stage2", "stage3")
 CHOSEN = "chosen.json"  # in Layout.chosen
 PAIRS = "pairs.jsonl"  # in Layout.votes
+VOTED_CLIPS = "clips"  # in Layout.votes: the store that a survey's votes are about
 
 
 class _Below:
@@ -56,7 +57,7 @@ class Layout:
     generated = _Below("generated")
     rollouts = _Below("rollouts")  # latents of the pretrained model's clips, to vote on
     chosen = _Below("chosen")  # the curated prompts of alignment
-    votes = _Below("votes")  # of simulated raters on `rollouts`, and their preference pairs
+    votes = _Below("votes")  # of a survey, or of simulated raters on `rollouts`, and their preference pairs
     align = _Below("align")  # adapter/ (PEFT), model/ (merged) and the metrics log
     aligned = _Below("aligned")  # clips of the aligned model, a folder for each prompt set
     scores = _Below("scores")

@@ -20,7 +20,7 @@ from pretrain.codecs.base import Codecs
 from pretrain.first_frames import encode_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_sigmas
-from pretrain.generate import conditioning_of
+from pretrain.generation.conditions import conditioning_of
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
 from pretrain.sampling import LatentRates, SamplerConfig, integrate

@@ -44,7 +44,18 @@ class Place:
 
 @contextmanager
 def connected(address: str, config: RayConfig, ranks: int, insecure: bool = False) -> Iterator[None]:
-    """Connect to Ray: embedded for `local`, else the cluster at `address`; disconnects on exit.
+    """`session` with room for the processes of an alignment."""
+    needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
+    # more than the machine has: kinds of processes run in turns
+    cpus = max(_cores(), math.ceil(needed))
+    with session(address, cpus, config.object_store_mb, insecure):
+        yield
+
+
+@contextmanager
+def session(address: str, cpus: int, object_store_mb: int, insecure: bool = False) -> Iterator[None]:
+    """Connect to Ray: embedded for `local`, with that many CPUs whatever the machine has, else the cluster at
+    `address`; disconnects on exit.
 
     Raises OSError where it cannot be reached, ValueError for one without a token unless `insecure`.
     """
@@ -55,28 +66,11 @@ def connected(address: str, config: RayConfig, ranks: int, insecure: bool = Fals
         private = {}
     import ray
 
-    repository = str(Path(__file__).resolve().parents[1])
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        if address == LOCAL:
-            os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
-            needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
-            # more than the machine has: kinds of processes run in turns
-            cpus = max(_cores(), math.ceil(needed))
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=config.object_store_mb * 2**20,
-                **private,
-                **quiet,
-            )
-        else:
-            quiet.pop("include_dashboard")
-            variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
-            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
+        _connect(address, cpus, object_store_mb, private)
     except (
         Exception
     ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
@@ -91,6 +85,26 @@ def connected(address: str, config: RayConfig, ranks: int, insecure: bool = Fals
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, cpus: int, object_store_mb: int, private: Mapping[str, Any]) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_mb * 2**20,
+            include_dashboard=False,
+            **private,
+            **quiet,
+        )
+    else:
+        repository = str(Path(__file__).resolve().parents[1])
+        variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
+        ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
 
 
 def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:

@@ -29,7 +29,18 @@ _GROUND = (
 )
 FOUNDATION = {f"pretrain.{name}" for name in _GROUND}
 BELOW = {"pretrain", "finetune", "rewards", "orchestration"}
-PIPELINE = ("layout", "doctor", "job", "recipes", "runs", "scoring", "alignment", "report", "pipeline")
+PIPELINE = (
+    "layout",
+    "doctor",
+    "job",
+    "recipes",
+    "runs",
+    "scoring",
+    "alignment",
+    "report",
+    "voting",
+    "pipeline",
+)
 ALLOWED: dict[str, set[str]] = {
     "rewards": {"rewards"},
     "pretrain": {"pretrain"},

@@ -19,7 +19,7 @@ from experiments.studies.objectives.run import study_objectives
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig, StopConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.launch.launch import StageResult
 from pretrain.prompt import read_prompts
 

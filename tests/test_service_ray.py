@@ -19,6 +19,7 @@ import psutil
 import pytest
 import soundfile
 
+from rewards.quality.noise import NoiseEstimate
 from rewards.remote import RemoteReward
 from rewards.types import Clip
 
@@ -123,6 +124,25 @@ def test_clips_asked_for_at_once_are_scored_together(world):
     answers = together(*[str(index) for index in range(12)])
     assert max(answer[TEMPER]["parts"]["batch"] for answer in answers) > 1
     assert len({answer["snr_estimate_db"]["value"] for answer in answers}) == 1
+
+
+def test_a_large_clip_is_scored_apart_from_the_others(world):
+    folder, _ = world
+    gaps = np.arange(50 * 16_000) // 1_600 % 2
+    sound = (0.1 * np.random.default_rng(1).standard_normal((2, len(gaps))) * gaps).astype(np.float32)
+    soundfile.write(folder / "large.wav", sound.T, 16_000, subtype="FLOAT")
+    ask("calm")  # the first score imports, which takes a while
+    (right,) = NoiseEstimate().score([Clip(sound, 16_000)])
+    with ThreadPoolExecutor(6) as pool:
+        large = [pool.submit(ask, name, clip="large.wav") for name in ("a", "b", "hang")]
+        small = [pool.submit(ask, name) for name in ("c", "d", "e")]
+        answers, small = [one.result() for one in large], [one.result() for one in small]
+    assert [answer["snr_estimate_db"]["value"] for answer in answers] == pytest.approx(
+        [right.value] * 3, abs=1e-4
+    )
+    assert [bool(answer[TEMPER]["error"]) for answer in answers] == [False, False, True]
+    assert all(answers[index][TEMPER]["parts"]["batch"] == 1 for index in (0, 1))
+    assert all(answer[TEMPER]["value"] is not None for answer in small)
 
 
 def test_a_reward_here_by_a_process_there(world):

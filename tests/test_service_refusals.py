@@ -1,5 +1,6 @@
 """The service refuses what it must, with a status and a reason, and goes on."""
 
+import dataclasses
 import io
 import json
 import os
@@ -152,7 +153,7 @@ def test_a_decoder_that_dies_or_hangs_is_replaced(world, monkeypatch):
     asked = {"clip": "a.wav", "rewards": ["judge"]}
     signalled(signal.SIGKILL)
     assert client.post("/v1/score", json=asked).status_code == 200
-    monkeypatch.setattr(decoders, "limits", type(decoders.limits)(decode_seconds=0.01, decoders=1))
+    monkeypatch.setattr(decoders, "limits", dataclasses.replace(decoders.limits, decode_seconds=0.01))
     signalled(signal.SIGSTOP)  # as one that never comes back
     answer = client.post("/v1/score", json=asked)
     assert answer.status_code == 422 and "takes more than" in answer.json()["reason"]
@@ -161,7 +162,7 @@ def test_a_decoder_that_dies_or_hangs_is_replaced(world, monkeypatch):
     monkeypatch.setattr(_Process, "ask", lambda *_: (_ for _ in ()).throw(EOFError))
     answer = client.post("/v1/score", json=asked)
     assert answer.status_code == 422 and "died" in answer.json()["reason"]
-    assert decoders.held == 0
+    assert decoders.bytes.held == 0
 
 
 def test_a_title_that_is_not_utf8_is_no_fault(world):

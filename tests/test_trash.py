@@ -76,6 +76,14 @@ def test_states_elsewhere_go_with_their_training(tmp_path):
     assert names == ["pretrain_stage1", "pretrain_stage1-checkpoint"]
 
 
+def test_a_folder_without_a_training_makes_no_room(tmp_path):
+    run = StageRun(config=PretrainConfig(), stage="stage1", latents=tmp_path, out=tmp_path / "holidays")
+    path = write(run.out / "beach.jpg")
+    with pytest.raises(ValueError, match="holds no training"):
+        set_aside(run)
+    assert path.exists()
+
+
 def test_the_trash_is_listed_and_emptied_by_age(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "out" / ".trash" / "align-20200102-030405" / "model" / "weights", "x" * 1500)

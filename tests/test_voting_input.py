@@ -2,10 +2,11 @@
 
 import sqlite3
 
+import httpx
 import numpy as np
 import pytest
 from sqlalchemy import select
-from voting_world import config_of, copy_world, make_world, write_set
+from voting_world import RaterClient, config_of, copy_world, make_world, served, write_set
 
 from experiments.cli import main
 from experiments.voting import tables
@@ -153,6 +154,45 @@ def test_no_survey_is_there(tmp_path, capsys):
     assert "no such file" in serve(capsys, "--votes", tmp_path / "v.db", "--port", "0")
     with pytest.raises(SystemExit):
         main(["gsb", "export", "--survey", str(tmp_path / "v.db")])
+
+
+def test_a_survey_without_cases_left(made, tmp_path, capsys):
+    world = copy_world(made, tmp_path / "world")
+    with sqlite3.connect(world / "votes.db") as connection:
+        connection.execute("DELETE FROM gsb_clips")
+        connection.execute("DELETE FROM gsb_cases")
+    given = ["--votes", world / "votes.db", "--folder", world / "files", "--port", "0", "--links", "1"]
+    assert "has no cases left" in serve(capsys, *given)
+    with served(world) as site, httpx.Client() as client:
+        answer = client.post(f"{site.url}/owner/surveys/1/links", json={"count": 1}, headers=site.owner)
+    assert answer.status_code == 409 and "has no cases left" in answer.json()["error"]
+
+
+def test_a_clip_that_went_missing_while_people_vote(made, tmp_path):
+    """It is said of that clip alone; the page tries again, and goes on once the file is back."""
+    world = copy_world(made, tmp_path / "world")
+    with served(world) as site, httpx.Client() as client:
+        rater = RaterClient(site.links(1)[0], client)
+        state = rater.state()
+        (world / "files" / "survey").rename(world / "files" / "away")
+        answers = rater.watch(state["task"])
+        assert {one.status_code for one in answers.values()} == {404}
+        assert answers["left"].json()["code"] == "gone"
+        assert rater.send("votes", rater.body(state, ["left"])).json()["code"] == "unseen"
+        (world / "files" / "away").rename(world / "files" / "survey")
+        rater.vote("left")
+        assert rater.state()["done"] == 1
+
+
+@pytest.mark.parametrize("option", ["--votes", "--folder"])
+def test_a_place_that_dvc_would_delete(sets, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {evaluate: {cmd: x, outs: [out/gsb]}}")
+    places = {"--votes": "votes.db", "--folder": "files", option: "out/gsb/here"}
+    arguments = [f"{model}={folder}" for model, folder in sets]
+    given = [part for pair in places.items() for part in pair]
+    assert f"{option} out/gsb/here: in the output of stage evaluate" in serve(capsys, *arguments, *given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nobody_has_voted_yet(made, tmp_path, capsys):

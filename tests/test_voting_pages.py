@@ -1,164 +1,38 @@
-"""The pages in a real browser. Screenshots are kept in the folder NAVA_SCREENSHOTS, if that is set."""
+"""Rating in a real browser."""
 
-import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
-from sqlalchemy import select
-from voting_world import TOKEN, World, copy_world, make_world
+from voting_browser import (
+    CHROMIUM,
+    Fresh,
+    Server,
+    answer,
+    as_stored,
+    done,
+    four,
+    opened,
+    shoot,
+    stored,
+    until,
+    vote,
+    watch,
+)
+from voting_world import TOKEN, RaterClient, World, copy_world
 
-from experiments.voting import tables
-from experiments.voting.database import open_database, reading
-from experiments.voting.public import public_rows
+from experiments.voting.database import open_database
 from experiments.voting.site import Site
-from experiments.voting.survey import find_survey
 from experiments.voting.texts import read_texts
-from pretrain.launch.torchrun import end_with_parent
 
-ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium")
+pytest_plugins = ("voting_browser",)  # fixtures
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)"),
 ]
-WAIT_MS = 60_000
-KEYS = {"left": "1", "tie": "2", "right": "3"}
-CHOICES = ("left", "tie", "right")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("pages") / "made", num=10, per_rater=10)
-
-
-class Server:
-    """`nava gsb serve` as a process that can be killed and started again at its port."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        (folder / "token").write_text(TOKEN)
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "experiments.cli", "gsb", "serve", "--port", str(self.port)]
-        command += ["--votes", "votes.db", "--folder", "files", "--token-file", "token"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=end_with_parent,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert f"http://127.0.0.1:{self.port}/owner" in line, line
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def server(made, tmp_path):
-    found = Server(copy_world(made, tmp_path / "world"))
-    yield found
-    found.process.send_signal(signal.SIGINT)
-    assert found.process.wait(30) == 0
-
-
-@pytest.fixture
-def world(server):
-    engine = open_database(str(server.folder / "votes.db"), make=False)
-    yield World(Site(engine, server.folder / "files", TOKEN, read_texts()), f"http://127.0.0.1:{server.port}")
-    engine.dispose()
-
-
-@pytest.fixture
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@contextmanager
-def opened(browser, url, **options):
-    context = browser.new_context(
-        **{"viewport": {"width": 1100, "height": 900}, "locale": "en-GB", **options}
-    )
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    faults = []
-    page.on("pageerror", lambda error: faults.append(error))
-    page.goto(url)
-    yield page
-    assert faults == []
-    context.close()
-
-
-def shoot(page, name: str, whole: bool = False) -> None:
-    if folder := os.environ.get("NAVA_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
-
-
-def until(condition, seconds: float = WAIT_MS / 1000) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def watch(page) -> None:
-    page.wait_for_selector("#work:not([hidden])")
-    page.keyboard.press("Space")
-    for side in ("left", "right"):
-        page.wait_for_selector(f"#heard-{side}.yes")
-    until(lambda: page.locator("fieldset:disabled").count() == 0)
-
-
-def answer(page, choices) -> None:
-    for choice in choices:
-        page.keyboard.press(KEYS[choice])
-
-
-def done(page) -> int:
-    return int(page.inner_text("#count").split()[0])
-
-
-def vote(page, choices) -> None:
-    watch(page)
-    answer(page, choices)
-    before = done(page)
-    page.keyboard.press("Enter")
-    until(lambda: done(page) == before + 1)
-
-
-def stored(world) -> list[dict[str, str]]:
-    with reading(world.site.engine) as connection:
-        rows = connection.execute(select(tables.ballots.c.answers).order_by(tables.ballots.c.id)).scalars()
-        return list(rows)
-
-
-def four(number: int) -> list[str]:
-    return [CHOICES[(number + place) % 3] for place in range(4)]
-
-
-def as_stored(number: int) -> dict[str, str]:
-    return dict(zip(("overall", "sync", "voice", "picture"), four(number), strict=True))
 
 
 @pytest.mark.slow
@@ -171,6 +45,7 @@ def test_twenty_pairs_by_keyboard_alone_are_stored_as_they_were_given(browser, w
                 vote(page, four(number))
                 number += 1
                 page.wait_for_selector("#work:not([hidden]), #finished:not([hidden])")
+            shoot(page, "finished")
     assert number == 20
     assert stored(world) == [as_stored(i) for i in range(20)]
 
@@ -240,7 +115,8 @@ def test_two_tabs_vote_once_on_a_pair(browser, world):
     assert stored(world) == [as_stored(0)]
 
 
-def test_a_lost_connection_loses_and_doubles_nothing(browser, world):
+@pytest.mark.parametrize("seconds", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_lost_connection_loses_and_doubles_nothing(browser, world, seconds):
     with opened(browser, world.links(1)[0]) as page:
         watch(page)
         answer(page, four(0))
@@ -248,8 +124,8 @@ def test_a_lost_connection_loses_and_doubles_nothing(browser, world):
         page.keyboard.press("Enter")
         page.wait_for_selector("#status.warn")
         shoot(page, "offline")
-        page.wait_for_timeout(4000)
-        assert stored(world) == []
+        page.wait_for_timeout(1000 * seconds)
+        assert stored(world) == [] and page.is_visible("#status.warn")
         page.context.set_offline(False)
         until(lambda: done(page) == 1)
         vote(page, four(1))
@@ -272,6 +148,7 @@ def test_an_answer_that_never_arrived_is_not_counted_twice(browser, world):
     assert stored(world) == [as_stored(0)]
 
 
+@pytest.mark.slow
 def test_a_killed_and_restarted_server_loses_and_doubles_nothing(browser, world, server):
     with opened(browser, world.links(1)[0]) as page:
         vote(page, four(0))
@@ -284,6 +161,73 @@ def test_a_killed_and_restarted_server_loses_and_doubles_nothing(browser, world,
         until(lambda: done(page) == 2)
         vote(page, four(2))
     assert stored(world) == [as_stored(i) for i in range(3)]
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int):
+    """A disk of its own at the folder, which is then easily full."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_full_disk_at_the_moment_of_a_vote(browser, made, tmp_path):
+    """The rater is told, the page keeps the vote and sends it by itself once there is room."""
+    folder = copy_world(made, tmp_path / "world")
+    with small_disk(folder / "disk", 2048):
+        shutil.move(folder / "votes.db", folder / "disk" / "votes.db")
+        served = Server(folder, "disk/votes.db")
+        try:
+            engine = open_database(str(folder / "disk" / "votes.db"), make=False)
+            site = Site(engine, folder / "files", TOKEN, read_texts())
+            full_disk_vote(
+                browser, World(site, f"http://127.0.0.1:{served.port}"), folder / "disk" / "filler"
+            )
+            engine.dispose()
+        finally:
+            served.kill()
+
+
+def full_disk_vote(browser, world, filler: Path) -> None:
+    with httpx.Client(timeout=60) as client:
+        rater = RaterClient(world.links(1)[0], client)
+        with opened(browser, world.links(1)[0]) as page:
+            watch(page)
+            answer(page, four(0))
+            fill(filler)
+            used = 0
+            while rater.state()["task"]:  # the room that the database had left
+                body = rater.body(rater.state(), ["left"], comment="x" * 2000)
+                rater.watch(rater.state()["task"])
+                reply = rater.send("votes", body)
+                used += reply.status_code == 200
+                if reply.status_code == 507:
+                    break
+            assert rater.state()["task"] is not None, "the disk was never full"
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#status.warn:has-text('the server has no room')")
+            shoot(page, "full_disk")
+            assert len(stored(Fresh(world.site, world.url))) == used
+            filler.unlink()
+            until(lambda: done(page) == 1)
+            vote(page, four(1))
+    rows = stored(Fresh(world.site, world.url))
+    assert rows[used:] == [as_stored(0), as_stored(1)]
 
 
 def test_a_page_closed_before_its_vote_was_sent_sends_it_when_opened_again(browser, world, server):
@@ -301,99 +245,3 @@ def test_a_page_closed_before_its_vote_was_sent_sends_it_when_opened_again(brows
         again.wait_for_selector("#work:not([hidden])")
         assert done(again) == 1
     assert stored(world) == [as_stored(0)]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("light", {"color_scheme": "light"}),
-        ("dark", {"color_scheme": "dark", "reduced_motion": "reduce"}),
-        ("phone", {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}),
-        ("chinese", {"locale": "zh-CN"}),
-    ],
-)
-def test_pages_in_themes_widths_and_languages(browser, world, name, options):
-    with opened(browser, world.links(1)[0], **options) as page:
-        watch(page)
-        answer(page, four(0)[:2])
-        page.wait_for_timeout(300)
-        shoot(page, f"rate_{name}")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        expected = "哪个片段更好？" if name == "chinese" else "Which clip is better?"
-        assert page.inner_text("h1") == expected
-        if name == "phone":
-            page.tap("fieldset:last-of-type .choices label:nth-child(2)")
-            assert page.locator("input[value=tie]:checked").count() >= 1
-        check_accessible(page)
-        page.goto(f"{world.url}/owner#{TOKEN}")
-        page.wait_for_selector("#numbers strong")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        shoot(page, f"owner_{name}", whole=True)
-        check_accessible(page)
-
-
-def check_accessible(page) -> None:
-    """Nothing serious by axe-core, where its package is there."""
-    axe = _axe()
-    if axe is None:
-        return
-    session = page.context.new_cdp_session(page)  # the page's own policy forbids foreign scripts
-    session.send("Runtime.evaluate", {"expression": axe})
-    run = "axe.run().then(found => JSON.stringify(found.violations))"
-    answered = session.send(
-        "Runtime.evaluate", {"expression": run, "awaitPromise": True, "returnByValue": True}
-    )
-    found = json.loads(answered["result"]["value"])
-    serious = [
-        (one["id"], [node["html"][:200] for node in one["nodes"]][:3])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
-
-
-def _axe() -> str | None:
-    try:
-        import axe_playwright_python
-    except ModuleNotFoundError:
-        return None
-    return next(Path(str(axe_playwright_python.__file__)).parent.rglob("axe.min.js")).read_text(
-        encoding="utf-8"
-    )
-
-
-def test_the_owner_makes_closes_and_exports(browser, world, tmp_path):
-    with opened(browser, f"{world.url}/owner") as page:
-        page.fill("#token", "wrong-token-of-somebody")
-        page.press("#token", "Enter")
-        page.wait_for_selector("text=missing or wrong")
-        page.fill("#token", TOKEN)
-        page.press("#token", "Enter")
-        page.wait_for_selector("#numbers strong")
-        page.fill("#count", "2")
-        page.click("text=Make")
-        page.wait_for_selector("#made:not([hidden])")
-        links = [line.split("\t")[1] for line in page.input_value("#links").splitlines()]
-        shoot(page, "links")
-        assert len(links) == 2
-    with opened(browser, links[0]) as page:
-        page.wait_for_selector("#work:not([hidden])")
-        page.fill("#comment", "<b>bold</b><img src=x onerror=alert(1)>")
-        page.locator("#comment").blur()
-        vote(page, four(0))
-    with opened(browser, f"{world.url}/owner#{TOKEN}") as page:
-        page.wait_for_selector("#comments li:has-text('<b>bold</b>')")
-        assert page.locator("#comments img, #comments b").count() == 0
-        assert TOKEN not in page.url
-        with page.expect_download() as download:
-            page.click("text=votes.jsonl")
-        download.value.save_as(tmp_path / "votes.jsonl")
-        page.click("[aria-label='Close the link of rater-001']")
-        page.wait_for_selector("[aria-label='Open the link of rater-001']")
-    with reading(world.site.engine) as connection:
-        assert len((tmp_path / "votes.jsonl").read_text().splitlines()) == len(
-            public_rows(connection, find_survey(connection))
-        )
-    with opened(browser, links[0]) as page:
-        page.wait_for_selector("text=This link is closed")
-        shoot(page, "closed")

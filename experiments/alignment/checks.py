@@ -12,6 +12,7 @@ from experiments.scoring.latents import AlignScorer
 from finetune.adapters import check_adapter
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair
+from finetune.joined_store import makers
 from finetune.pair_batches import open_pairs
 from finetune.prompts import PromptSet, read_prompt_set
 from finetune.rollout_store import RolloutStore, open_store
@@ -67,11 +68,11 @@ def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: Mo
     """Raises ValueError for clips of another model or codec, and for pairs of held-out prompts."""
     assert run.pairs and run.clips
     store, base_id = open_store(run.clips), str(described.facts["checkpoint_id"])
-    made_by = store.facts.get("checkpoint_id", base_id)
-    if made_by != base_id:
+    made_by = makers(store.facts)
+    if made_by and base_id not in made_by:
         raise ValueError(
-            f"{run.clips}: clips of model {made_by}, but {run.base} is {base_id}; votes teach only the model "
-            "whose clips they are about: roll out and vote again"
+            f"{run.clips}: clips of model {' and '.join(sorted(made_by))}, but {run.base} is {base_id}; "
+            "votes teach only a model whose clips they are about: roll out and vote again"
         )
     store.check_codec(codecs, run.codec)
     pairs = open_pairs(run.pairs, store, 1).pairs

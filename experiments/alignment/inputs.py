@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.job import StageJob
-from experiments.layout import CHOSEN, PAIRS, Layout
+from experiments.layout import CHOSEN, PAIRS, VOTED_CLIPS, Layout
 from experiments.runs.lineage import SHA256
 from experiments.runs.tracker import SpoolTracker
 from experiments.runs.trackers import factories
@@ -119,7 +119,8 @@ def pairs_and_clips(job: StageJob, inputs: AlignInputs = AlignInputs()) -> tuple
         return None, None
     if inputs.pairs:
         return inputs.pairs, inputs.clips
-    return require(job.layout.votes / PAIRS, VOTE), require(job.layout.rollouts, "`nava rollout` first")
+    pairs, voted = require(job.layout.votes / PAIRS, VOTE), job.layout.votes / VOTED_CLIPS
+    return pairs, voted if voted.is_dir() else require(job.layout.rollouts, "`nava rollout` first")
 
 
 def require(path: Path, hint: str) -> Path:

@@ -120,7 +120,8 @@ def _export_survey(
         if clips:
             _export_pairs(votes, clips, out, ours, keep_all_raters, as_json)
 
-    survey, rows = exported(place, name, votes, out if clips else None, write_pairs, track)
+    pairs, sources = out if clips else None, [path for _, path in map(index_of, clips)]
+    survey, rows = exported(place, name, votes, pairs, write_pairs, track, sources)
     print(f"{votes}: {rows} votes of survey {survey}", file=sys.stderr)
 
 

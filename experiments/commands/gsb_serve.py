@@ -83,6 +83,7 @@ def serve(
     if not 0 <= port < 65536:
         raise ValueError(f"--port {port}: expected 0 to 65535")
     words, place = read_texts(texts), folder or default_folder(votes)
+    _check_apart(votes, place)
     config = {"axes": axes, "seed": seed, "per_rater": per_rater, "title": title, "simulated": simulated}
     shares = {"repeats": repeats, "attention": attention, "shared": shared}
     made = _survey_of(sets, ours, cases, config, shares) if sets else None
@@ -96,6 +97,19 @@ def serve(
             print(f"warning: {where} is plain HTTP; put a proxy with TLS before it", file=sys.stderr)
         print(f"votes of {shown_place(votes)} at {where}/owner (token: {word}); Ctrl-C ends it", flush=True)
         run_server(Site(engine, place, token, words), listener)
+
+
+def _check_apart(votes: str, place: Path) -> None:
+    """Raises ValueError for votes or clips that DVC would delete before it runs a stage again."""
+    from experiments.runs.provenance import maker_of
+    from experiments.voting.database import is_url
+
+    for option, path in {"--votes": None if is_url(votes) else Path(votes), "--folder": place}.items():
+        if path is not None and (stage := maker_of(path, Path())):
+            raise ValueError(
+                f"{option} {path}: in the output of stage {stage}, which `dvc repro` deletes; give a place "
+                "apart, as surveys/votes.db (and move what is there)"
+            )
 
 
 def _survey_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,22 @@ if TYPE_CHECKING:
 
 
 def exported(
-    place: str, name: str | None, votes: Path, pairs: Path | None, write_pairs: Callable[[], Any], track: bool
+    place: str,
+    name: str | None,
+    votes: Path,
+    pairs: Path | None,
+    write_pairs: Callable[[], Any],
+    track: bool,
+    clips: Sequence[Path] = (),
 ) -> tuple[str, int]:
     """Writes the votes, then calls `write_pairs`; returns (name of the survey, number of votes).
 
     The run in MLflow has both files as what it made, the page of results as artifact, and names the survey
-    and the digests of the clips that were compared, but no person.
+    and the digests of the clips that were compared, but no person. clips: where they lie, whose makers are
+    the run's parents.
     """
     from experiments.layout import Layout
-    from experiments.runs.inputs import SHA256
+    from experiments.runs.inputs import SHA256, digests_of_inputs
     from experiments.runs.run import single_run
     from experiments.voting.export import export_votes, read_survey, results_page
 
@@ -37,9 +44,9 @@ def exported(
         "nava.simulated": str(found["simulated"]).lower(),
     }
     files = [path.resolve() for path in made]
-    with single_run(
-        "survey", survey.config.as_json(), tags, Layout(), Path(), made=files_of(files)
-    ) as tracker:
+    config = {"survey": {"name": survey.name}, **survey.config.as_json()}
+    read = digests_of_inputs(*clips)
+    with single_run("survey", config, tags, Layout(), Path(), read, made=files_of(files)) as tracker:
         rows = export_votes(place, survey.name, votes)
         write_pairs()
         page = votes.with_suffix(".html")

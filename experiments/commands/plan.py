@@ -76,20 +76,10 @@ def plan(
     flavor_name = config.flavor if config else name
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
-    found = plan_model(
-        flavor_name,
-        gpus,
-        **clip,
-        context=context,
-        replicas=replicas,
-        checkpointing=checkpointing,
-        local_batch=local_batch,
-        ema=not config or config.ema_decay > 0,
-        work=work,
-        base=base,
-        rank=rank,
-        moments=moments,
-    )
+    spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
+    held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
+    ema = not config or config.ema_decay > 0
+    found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=ema)
     step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
         shape = clip_shape(flavor(flavor_name), **clip)

@@ -12,11 +12,11 @@ import numpy as np
 
 from experiments.job import StageJob
 from experiments.layout import CHOSEN
-from experiments.pipeline.votes import clips_of
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, curate, shortfall, text_features
 from finetune.gsb.simulated_pairs import own_names
+from finetune.gsb.store_clips import clips_of
 from finetune.recipe import AlignConfig
 from finetune.rollout_store import RolloutStore, open_store
 from pretrain.files import write_json

@@ -1,8 +1,10 @@
-"""Stage `votes`: simulated raters vote on a rollout store; the votes become preference pairs."""
+"""Stage `votes`: votes of a survey, or of simulated raters, become preference pairs."""
 
 from __future__ import annotations
 
 import math
+import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,27 +14,49 @@ from typing import Any
 import numpy as np
 
 from experiments.job import StageJob
-from experiments.layout import PAIRS
+from experiments.layout import PAIRS, VOTED_CLIPS
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.latents import score_store
 from finetune.curation import CurationConfig, curate, text_features, vote_margin
-from finetune.gsb.pairs import ClipRef, PreferencePair, pair_up, tie_shares, write_pairs
+from finetune.gsb.pairs import PreferencePair, pair_up, tie_shares, write_pairs
 from finetune.gsb.raters import check_raters, kept_votes
 from finetune.gsb.simulated_pairs import votes_for_pairs, write_clips
 from finetune.gsb.simulated_raters import SimulatedRatersConfig, check_apart
+from finetune.gsb.store_clips import PRETRAINED, clips_of
 from finetune.gsb.votes import read_votes
-from finetune.rollout_store import RolloutStore, open_store
+from finetune.rollout_store import open_store
 from pretrain.files import write_json
 from pretrain.jsonl import dump
 
 VOTES, CLIPS, SUMMARY = "votes.jsonl", "clips.jsonl", "summary.json"
-MODEL = "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyVotesConfig:
+    """A survey of `nava gsb serve` in place of the simulated raters.
+
+    place: its --votes; name: its --survey; clips: the rollout store that was voted on. The stage keeps what
+    had been voted when it ran. Raises ValueError for a place without clips, and one with a password.
+    """
+
+    place: str = ""  # "" = simulated raters
+    name: str = "survey"
+    clips: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.place) != bool(self.clips):
+            raise ValueError(f"votes.survey: place and clips belong together, got {self}")
+        if re.search(r"://[^/@]*:[^/@]*@", self.place):
+            raise ValueError(
+                "votes.survey.place: has a password, which runs would show; leave it out and set PGPASSWORD"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VotesConfig:
     """Raters, candidates, and which pairs are kept. Raises ValueError for numbers out of range."""
 
+    survey: SurveyVotesConfig = field(default_factory=SurveyVotesConfig)
     panel: SimulatedRatersConfig = field(default_factory=SimulatedRatersConfig)
     pairs_per_case: int = 3
     # of pairs: diverse prompts, clear votes
@@ -47,9 +71,18 @@ class VotesConfig:
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:
     layout, config = job.layout, job.recipe.votes
-    check_apart(config.panel, job.recipe.align.rubric.weights())
-    vote_on_rollouts(config, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes)
-    tracker.set_tags({"nava.simulated": "true"})
+    survey = config.survey
+    if survey.place:
+        from experiments.pipeline.survey_votes import export_survey
+
+        tracker.set_tags(export_survey(survey.place, survey.name, Path(survey.clips), layout.votes))
+        tracker.log_artifact(str(layout.votes / "votes.html"))
+    else:
+        check_apart(config.panel, job.recipe.align.rubric.weights())
+        if (layout.votes / VOTED_CLIPS).is_dir():  # of a survey that the recipe no longer names
+            shutil.rmtree(layout.votes / VOTED_CLIPS)
+        vote_on_rollouts(config, layout.rollouts, layout.codec, layout.corpus, layout.syncnet, layout.votes)
+        tracker.set_tags({"nava.simulated": "true"})
     for name in (VOTES, PAIRS, SUMMARY):
         tracker.log_artifact(str(layout.votes / name))
 
@@ -68,7 +101,10 @@ def vote_on_rollouts(
     found = score_store(rollouts, judges, codec, corpus, syncnet, config.batch, config.num_processes)
     named = clips_of(rollouts)
     rows, renamed = votes_for_pairs(
-        config.panel, named, {(MODEL, clip): values for clip, values in found.items()}, config.pairs_per_case
+        config.panel,
+        named,
+        {(PRETRAINED, clip): values for clip, values in found.items()},
+        config.pairs_per_case,
     )
     out.mkdir(parents=True, exist_ok=True)
     dump(out / VOTES, rows)
@@ -94,22 +130,6 @@ def vote_on_rollouts(
     }
     write_json(out / SUMMARY, summary)
     return summary
-
-
-def clips_of(store: RolloutStore) -> list[ClipRef]:
-    """The store's clips as those of one model."""
-    return [
-        ClipRef(
-            name,
-            MODEL,
-            row["case_id"],
-            row["prompt"],
-            store.folder / row["video"] if row.get("video") else None,
-            row["sha256"],
-            row.get("video_sha256", ""),
-        )
-        for name, row in store.places.items()
-    ]
 
 
 def curated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def assemble(
     refused = [one.to_json() for one in rejected]
     files: dict[str, Path] = {}
     clips: list[dict[str, Any]] = []
-    for result, folder in results:
+    for result, folder in _once(results, refused):
         clips += [{**clip, "folder": folder} for clip in result["clips"]]
         for one in result["rejected"]:
             if preview := one.get("preview"):
@@ -76,6 +76,23 @@ def assemble(
     files |= {f"clips/{clip['data_id']}.mp4": clip["folder"] / f"{clip['data_id']}.mp4" for clip in clips}
     summary = _summary(results, rows, refused, settings, services, left_out, set(speakers.values()))
     return Assembled(rows, refused, files, references, given, summary)
+
+
+def _once(results: Sequence[Result], refused: list[dict[str, Any]]) -> Iterator[Result]:
+    """Results without those of fetched files of the same bytes, of which the first that has a text counts;
+    the others go to `refused`."""
+    kept: dict[str, Mapping[str, Any]] = {}
+    for result, _ in results:
+        digest = result.get("sha256", "")
+        if digest not in kept or (result.get("has_text") and not kept[digest].get("has_text")):
+            kept[digest] = result
+    for result, folder in results:
+        if (digest := result.get("sha256", "")) and kept[digest] is not result:
+            reason = f"the same bytes as {kept[digest]['source']}"
+            one = Rejection("duplicate", "sha256", None, None, reason, source=result["source"])
+            refused.append(one.to_json())
+            continue
+        yield result, folder
 
 
 def _near_duplicates(

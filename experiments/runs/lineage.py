@@ -327,6 +327,15 @@ def _from_tags(
     )
 
 
+def _survey_of(config: Mapping[str, Any]) -> str:
+    """Name of the survey whose votes a run exported, and what it compared; "" for other runs."""
+    survey = config.get("survey")
+    if not isinstance(survey, Mapping) or not survey.get("name") or survey.get("place") == "":
+        return ""
+    models = config.get("models") or ()
+    return " ".join((str(survey["name"]), *(["of", ", ".join(models)] if models else [])))
+
+
 def show(found: Mapping[str, Any]) -> None:
     """Print a lineage as a tree; a repeated run is printed by name only."""
     from rich.console import Console
@@ -355,6 +364,8 @@ def show(found: Mapping[str, Any]) -> None:
         else:
             sent = run["mlflow_run_id"] or "(no id of MLflow here)"
             node.add(f"MLflow {sent}; made {run['output']} {run['output_md5']}".rstrip())
+        if survey := _survey_of(run["config"]):
+            node.add(f"votes of survey {survey}")
         data = {path: md5 for path, md5 in run["inputs"].items() if not is_code(path)}
         for path, md5 in data.items():
             node.add(f"[dim]{md5 if ':' in md5 else md5[:12]}  {path}[/dim]")

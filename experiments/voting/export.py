@@ -14,9 +14,11 @@ from experiments.voting.database import open_database, reading
 from experiments.voting.public import public_rows
 from experiments.voting.results import results
 from experiments.voting.survey import Survey, find_survey
+from experiments.voting.texts import read_texts
 from pretrain.jsonl import dump
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("charts.js", "texts.js", "owner.js")
 
 
 @contextmanager
@@ -63,9 +65,21 @@ def results_page(found: Mapping[str, Any]) -> str:
         style = (STATIC / name).read_text(encoding="utf-8")
         page = page.replace(f'<link rel="stylesheet" href="/static/{name}">', f"<style>\n{style}</style>")
     page = page.replace('<link rel="icon" href="/static/icon.svg">\n', "")
-    charts = (STATIC / "charts.js").read_text(encoding="utf-8").replace("export function", "function")
-    code = (STATIC / "owner.js").read_text(encoding="utf-8").split("\n")
-    script = charts + "\n".join(line for line in code if not line.startswith("import "))
+    codes = [(STATIC / name).read_text(encoding="utf-8").split("\n") for name in SCRIPTS]
+    lines = [
+        line.removeprefix("export ") for code in codes for line in code if not line.startswith("import ")
+    ]
+    script, words = "\n".join(lines), _words()
     embedded = f'<script type="application/json" id="kept">{data}</script>\n'
+    embedded += f'<script type="application/json" id="words">{words}</script>\n'
     embedded += f'<script type="module">\n{script}</script>'
     return page.replace('<script type="module" src="/static/owner.js"></script>', embedded)
+
+
+def _words() -> str:
+    """The owner's words in all languages of this package."""
+    kept = {
+        code: {key: text for key, text in words.items() if key.startswith("owner_") or "language" in key}
+        for code, words in read_texts().by_code.items()
+    }
+    return json.dumps(kept, ensure_ascii=False).replace("<", "\\u003c")

@@ -49,7 +49,10 @@ def add_routes(app: FastAPI, site: Site) -> None:
     async def links(number: str, request: Request) -> list[dict[str, str]]:
         survey = await run_in_threadpool(chosen, request, number)
         count = whole(await read_object(request), "count", 1, MAX_LINKS)
-        made = await run_in_threadpool(store.make_links, site.engine, survey.name, count)
+        try:
+            made = await run_in_threadpool(store.make_links, site.engine, survey.name, count)
+        except ValueError as error:  # nothing is left to ask about
+            raise RefusedError(409, "cases", str(error)) from None
         return [{"name": name, "path": f"/r/{secret}"} for name, secret in made]
 
     @app.post("/owner/surveys/{number}/raters/{rater}")

@@ -18,8 +18,8 @@ BACKLOG = 2048  # connections that wait, also before the server accepts
 
 
 def default_folder(place: str) -> Path:
-    """Where clips and the owner's token lie: beside a SQLite file, out/gsb for a URL."""
-    return Path("out/gsb") if "://" in place else Path(place).with_suffix(".files")
+    """Where clips and the owner's token lie: beside a SQLite file, surveys/ for a URL."""
+    return Path("surveys") if "://" in place else Path(place).with_suffix(".files")
 
 
 def is_loopback(host: str) -> bool:

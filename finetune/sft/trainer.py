@@ -29,6 +29,7 @@ from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.titan.train_spec import TrainSpec, build_scaled_optimizers, train_spec
 from pretrain.titan.trainer import MetricsSink, PretrainTrainer
+from pretrain.titan.weights import seen_by
 from pretrain.titan.window import StepResult
 
 ADAPTER = "adapter"
@@ -106,6 +107,7 @@ class FinetuneTrainer(PretrainTrainer):
         identity = self.run.identity()
         facts: dict[str, Any] = {name: identity[name] for name in ("stage", "recipe_hash", "latents")}
         facts |= {"step": self.step, **self.sound.row()}
+        seen = seen_by(self.run)
         adapter = Adapter(
             flavor=self.run.config.flavor,
             base_id=str(model_config(start)["checkpoint_id"]),
@@ -114,7 +116,9 @@ class FinetuneTrainer(PretrainTrainer):
             facts=facts,
         )
         save_adapter(self.run.out / ADAPTER, tensors, adapter)
-        return merge_adapter(start, self.run.out / ADAPTER, self.run.out / "model", facts)
+        return merge_adapter(
+            start, self.run.out / ADAPTER, self.run.out / "model", {**facts, "trained_on": seen}
+        )
 
 
 def _adapted(run: FinetuneRun, args: ModelArgs) -> nn.Module:

@@ -34,7 +34,7 @@ from orchestration.service.schema import (
     ServedReward,
     read_request,
 )
-from orchestration.service.scoring import RewardFailed, ScoringBackend
+from orchestration.service.scoring import RewardFailed, ScoringBackend, SharedClip
 from rewards.rubric import Rubric
 from rewards.types import Clip, Score, split_part
 
@@ -102,7 +102,7 @@ def build_app(
     async def prometheus() -> Response:
         """Prometheus text."""
         metrics.held.labels("uploads").set(service.spool.held)
-        metrics.held.labels("decoded").set(service.decoders.held)
+        metrics.held.labels("decoded").set(service.decoders.bytes.held)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(Refusal)
@@ -141,9 +141,8 @@ class _Service:
                 parsed = read_request(body.request, set(body.uploads), list(self.scoring.served))
                 job = await asyncio.to_thread(self._job, parsed, body.uploads)
                 async with self.decoders.decoded(job, self.spool.folder, _caller(incoming)) as decoded:
-                    clip = _clip(parsed, decoded)
                     names = list(dict.fromkeys(parsed.rewards or self.scoring.served))
-                    results = await asyncio.gather(*(self._answer(name, clip) for name in names))
+                    results = await self._answers(names, _clip(parsed, decoded))
         except ClientDisconnect:
             raise Refusal(408, "body: the connection ended before the body did") from None
         scores = dict(zip(names, results, strict=True))
@@ -170,7 +169,14 @@ class _Service:
             real(parsed.reference_sound, "reference_sound"),
         )
 
-    async def _answer(self, name: str, clip: Clip) -> RewardAnswer:
+    async def _answers(self, names: Sequence[str], clip: Clip) -> list[RewardAnswer]:
+        try:
+            shared = await self.scoring.share(clip)
+        except RewardFailed as error:
+            return [RewardAnswer(error=_sendable(short_line(error))) for _ in names]
+        return await asyncio.gather(*(self._answer(name, shared) for name in names))
+
+    async def _answer(self, name: str, clip: Clip | SharedClip) -> RewardAnswer:
         started = time.monotonic()
         try:
             answer = _answer_of(await self.scoring.score(name, clip))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import math
 import os
 import queue
@@ -21,11 +22,12 @@ import numpy as np
 
 from orchestration.service.decode import Decoded, DecodeJob
 from orchestration.service.decode_worker import read_message, write_message
-from orchestration.service.fair import ANYONE, Caller, FairSlots
-from orchestration.service.limits import Limits, Refusal
+from orchestration.service.fair import ANYONE, Caller, FairBytes, FairSlots
+from orchestration.service.limits import MIB, Limits, Refusal
 
 START_SECONDS = 120.0  # on a busy machine
 TRIES = 2
+NICER = 5
 GUESTS = 1  # a process more, for a token that has none at work while others' files take long
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
@@ -33,7 +35,7 @@ DTYPES = {"uint8": np.uint8, "float32": np.float32}
 class Decoders:
     """`limits.decoders` processes, shared fairly by callers; `close` ends them.
 
-    All decoded clips take at most `limits.held_bytes`.
+    All decoded clips take at most `limits.held_bytes`, those of one token at most half of it.
     """
 
     def __init__(self, limits: Limits, roots: Sequence[Path]) -> None:
@@ -45,8 +47,7 @@ class Decoders:
         for _ in range(limits.decoders):
             self._idle.put(_Process())  # started early: importing takes a second
         self._threads = ThreadPoolExecutor(limits.decoders + GUESTS, thread_name_prefix="decode")
-        self._freed = asyncio.Event()
-        self.held = 0
+        self.bytes = FairBytes(limits.held_bytes)
 
     @asynccontextmanager
     async def decoded(
@@ -62,33 +63,19 @@ class Decoders:
         kept = 0
         try:
             async with self._slots.slot(caller):
-                kept = most = await self._reserve()
+                kept = most = await self.bytes.take(self.limits.decoded_bytes, caller.token)
                 result = await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, message)
             kept = sum(array.nbytes for array in result.arrays.values())
-            self._give_back(most - kept)
+            self.bytes.give_back(most - kept, caller.token)
             yield result
         finally:
-            self._give_back(kept)
-
-    async def _reserve(self) -> int:
-        """Waits for room for one clip of any size, and takes it."""
-        most = self.limits.decoded_bytes
-        while self.held + most > self.limits.held_bytes:
-            self._freed.clear()
-            await self._freed.wait()
-        self.held += most
-        return most
+            self.bytes.give_back(kept, caller.token)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for processes in (self._idle, self._spare):
             while not processes.empty():
                 processes.get().end()
-
-    def _give_back(self, num_bytes: int) -> None:
-        """Without an await, in which a caller who leaves could end it half done."""
-        self.held -= num_bytes
-        self._freed.set()
 
     def _take(self) -> _Process:
         """An idle process, or a spare one for a guest. There are never more than slots."""
@@ -174,6 +161,11 @@ class _Process:
             start_new_session=True,
             env=environment,
         )
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):  # 64 KiB at a time keep this process busy with half a gigabyte
+            fcntl.fcntl(self._process.stdout, fcntl.F_SETPIPE_SZ, MIB)
+        with contextlib.suppress(OSError):  # clips that take long to decode slow down nothing else
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)
         self.killed, self._ready = False, False
 
     def wait_until_ready(self) -> None:

@@ -6,16 +6,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
-import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -23,17 +22,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from orchestration.futures import short_line
-from orchestration.ray_security import embedded_options, join_securely
 from orchestration.service.access import digest_of
 from orchestration.service.app import build_app
 from orchestration.service.front.config import FrontConfig
-from orchestration.service.front.process import fronted, listening
 from orchestration.service.holder import RayHolder
+from orchestration.service.hosting import LOCAL, WhichRay, hosted
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
-from orchestration.service.scoring import Died, RewardFailed, score_apart
+from orchestration.service.scoring import Died, RewardFailed, SharedClip, score_apart
 from pretrain.progress import track
-from rewards import plugins
 from rewards.catalog import CATALOG
 from rewards.rubric import Rubric
 from rewards.traits import lower_is_better, modality
@@ -41,7 +38,8 @@ from rewards.types import Clip, Score
 
 APP = "nava_rewards"
 HEALTH_SECONDS = 3.0
-LOCAL, LOOPBACK = "local", "127.0.0.1"
+# of a decoded clip: it is not copied from process to process, and not scored in a batch
+LARGE_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +70,17 @@ class RewardReplica:
         self.holder = RayHolder(name, config.options.get(name) or {}, config.cpus, config.gpus)
         self.score.set_max_batch_size(config.batch)  # type: ignore[attr-defined]
         self.score.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
+        self._turn = asyncio.Lock()  # a batch that waited behind a large clip would run out of its time
 
     @serve.batch
     async def score(self, clips: list[Clip]) -> list[Score | str]:
-        return await score_apart(clips, self.holder, self.seconds, self.name)
+        async with self._turn:
+            return await score_apart(clips, self.holder, self.seconds, self.name)
+
+    async def score_large(self, clip: SharedClip) -> Score | str:
+        """By itself, one at a time: small clips wait for one large one at most."""
+        async with self._turn:
+            return (await score_apart([clip], self.holder, self.seconds, self.name))[0]
 
     async def load(self) -> str:
         """ "" or why the reward cannot be loaded."""
@@ -95,10 +100,23 @@ class ServeScoring:
     def __init__(self, handles: Mapping[str, Any], wait_seconds: float) -> None:
         self.handles, self.wait_seconds = handles, wait_seconds
         self.served: Mapping[str, ServedReward] = {name: described(name) for name in handles}
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="share")
 
-    async def score(self, reward: str, clip: Clip) -> Score:
+    async def share(self, clip: Clip) -> Clip | SharedClip:
+        """A thread copies: it takes long, and waits where the store is full."""
+        if _bytes_of(clip) < LARGE_BYTES:
+            return clip
         try:
-            result = await asyncio.wait_for(self.handles[reward].score.remote(clip), self.wait_seconds)
+            ref = await asyncio.get_running_loop().run_in_executor(self._copying, ray.put, clip)
+        except RayError as error:
+            raise RewardFailed(f"no room for the clip ({type(error).__name__}); try again") from None
+        return SharedClip(clip.name, ref)
+
+    async def score(self, reward: str, clip: Clip | SharedClip) -> Score:
+        handle = self.handles[reward]
+        method = handle.score_large if isinstance(clip, SharedClip) else handle.score
+        try:
+            result = await asyncio.wait_for(method.remote(clip), self.wait_seconds)
         except TimeoutError:
             raise RewardFailed(
                 f"no answer after {self.wait_seconds:g} s, the queue included; try again"
@@ -116,6 +134,10 @@ class ServeScoring:
         results = await asyncio.gather(*pending, return_exceptions=True)
         down = [name for name, result in zip(self.handles, results, strict=True) if result is not True]
         return f"{', '.join(down)}: no answer" if down else ""
+
+
+def _bytes_of(clip: Clip) -> int:
+    return sum(value.nbytes for value in vars(clip).values() if isinstance(value, np.ndarray))
 
 
 def described(name: str) -> ServedReward:
@@ -176,87 +198,22 @@ def running(
     line: the port is taken, no Ray there or one without a token, a reward that cannot be loaded.
     """
     backend_token = secrets.token_urlsafe(32)
-    with listening(host, port) as listener, _free_port() as backend_port:
-        _connect(config, address, temporary)
-        try:
-            serve.start(
-                http_options={"host": LOOPBACK, "port": backend_port},
-                logging_config=LoggingConfig(enable_access_log=False),
-            )
-            behind = dataclasses.replace(config, token_digest=digest_of(backend_token))
-            serve.run(application(behind), name=APP, route_prefix="/")
-            _load(config)
-            _check_reachable(backend_port, address)
-            with fronted(listener, _front(config, backend_port, backend_token)):
-                yield
-        except (RayError, RayServeException, RuntimeError) as error:
-            raise OSError(f"the service did not start ({short_line(error)}); see Ray's logs") from error
-        finally:
-            # the application may not exist
-            with contextlib.suppress(RayError, RayServeException, RuntimeError):
-                serve.delete(APP)  # and nothing else that a cluster serves
-            ray.shutdown()
+    behind = dataclasses.replace(config, token_digest=digest_of(backend_token))
+    which = WhichRay(address=address, insecure=config.insecure_ray, temporary=temporary)
+    front = _front(config, backend_token)
+    with hosted(APP, lambda: application(behind), front, host, port, which, lambda _: _load(config)):
+        yield
 
 
-def _front(config: ServiceConfig, backend_port: int, backend_token: str) -> FrontConfig:
+def _front(config: ServiceConfig, backend_token: str) -> FrontConfig:
     return FrontConfig(
-        backend_port=backend_port,
+        backend_port=0,
         backend_token=backend_token,
         default_digest=config.token_digest.hex(),
         tokens=str(config.tokens.resolve()) if config.tokens else "",
         audit=str(config.audit.resolve()) if config.audit else "",
         limits=config.limits,
     )
-
-
-@contextmanager
-def _free_port() -> Iterator[int]:
-    """A port of the loopback that nobody else can take.
-
-    Ray binds with SO_REUSEPORT, so two services on one port would share its requests.
-    """
-    with socket.socket() as guard:
-        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        guard.bind((LOOPBACK, 0))  # and never listens
-        yield guard.getsockname()[1]
-
-
-def _check_reachable(port: int, address: str) -> None:
-    """Raises OSError where Ray Serve's proxy is on another machine, or was started with another port."""
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=5.0).close()
-    except OSError:
-        raise OSError(
-            f"--ray {address}: its Serve proxy does not listen on this machine's port {port}; run this on "
-            "the cluster's head, where no other Serve is running"
-        ) from None
-
-
-def _connect(config: ServiceConfig, address: str, temporary: str | None) -> None:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s are short on a busy machine
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if ray.is_initialized():
-        raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
-    if address == LOCAL:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a busy machine
-        quiet |= {
-            "num_cpus": os.cpu_count(),
-            "include_dashboard": False,
-            "object_store_memory": 512 * MIB,
-            **embedded_options(config.insecure_ray, temporary),
-        }
-    else:
-        join_securely(address, config.insecure_ray)
-    try:
-        inherited = {} if address == LOCAL else {"runtime_env": {"env_vars": plugins.inherited()}}
-        ray.init(address=address, **inherited, **quiet)
-    except Exception as error:  # a node that does not start in time is a plain Exception
-        raise OSError(
-            f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "
-            "leave it out"
-        ) from None
 
 
 def _load(config: ServiceConfig) -> None:

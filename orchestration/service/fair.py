@@ -1,4 +1,4 @@
-"""Slots that several callers share fairly, as a max-min fair scheduler does."""
+"""Slots and memory that several callers share fairly; slots as a max-min fair scheduler does."""
 
 from __future__ import annotations
 
@@ -89,3 +89,33 @@ class FairSlots:
             del self._of_caller[caller]
         if not self._of_token[caller.token]:
             del self._of_token[caller.token]
+
+
+class FairBytes:
+    """At most `most` bytes held, those of one token at most half of it or one request's."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._of_token = Counter[str]()
+        self._freed = asyncio.Event()
+
+    async def take(self, num_bytes: int, token: str) -> int:
+        """Waits for room for `num_bytes` (at most `most`), takes it, and returns it."""
+        while not self._fits(num_bytes, token):
+            self._freed.clear()
+            await self._freed.wait()
+        self.held += num_bytes
+        self._of_token[token] += num_bytes
+        return num_bytes
+
+    def give_back(self, num_bytes: int, token: str) -> None:
+        """Without an await, in which a caller who leaves could end it half done."""
+        self.held -= num_bytes
+        self._of_token[token] -= num_bytes
+        if not self._of_token[token]:
+            del self._of_token[token]
+        self._freed.set()
+
+    def _fits(self, num_bytes: int, token: str) -> bool:
+        of_token = max(num_bytes, self.most // 2)
+        return self.held + num_bytes <= self.most and self._of_token[token] + num_bytes <= of_token

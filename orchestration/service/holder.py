@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
 from orchestration.futures import short_line
-from orchestration.service.scoring import Died, RewardFailed
+from orchestration.service.scoring import Died, RewardFailed, SharedClip
 from rewards.types import Clip, Score
 
 LOAD_SECONDS = 600.0  # published weights are gigabytes
@@ -32,8 +32,10 @@ class RewardActor:
             options = {self.name: self.options} if self.options else {}
             (self._reward,) = self._stack.enter_context(open_rewards([self.name], options))
 
-    def score(self, clips: Sequence[Clip]) -> list[Score]:
-        return self._reward.score(clips)
+    def score(self, clips: Sequence[Clip | SharedClip]) -> list[Score]:
+        return self._reward.score(
+            [ray.get(clip.ref) if isinstance(clip, SharedClip) else clip for clip in clips]
+        )
 
 
 class RayHolder:
@@ -59,7 +61,7 @@ class RayHolder:
             raise RewardFailed(f"cannot be loaded: {short_line(translated)}") from None
         self._loaded = True
 
-    async def score(self, clips: Sequence[Clip]) -> list[Score]:
+    async def score(self, clips: Sequence[Clip | SharedClip]) -> list[Score]:
         try:
             return await self._actor.score.remote(list(clips))
         except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from orchestration.futures import short_line
 from orchestration.service.schema import ServedReward
@@ -24,12 +25,24 @@ class Died(Exception):
     """The process that holds a reward is gone."""
 
 
+@dataclass(frozen=True)
+class SharedClip:
+    """A clip that lies in shared memory: what is sent between processes is its reference."""
+
+    name: str
+    ref: Any
+
+
 class ScoringBackend(Protocol):
     """What the web application asks: one clip, one reward. Raises RewardFailed."""
 
     served: Mapping[str, ServedReward]
 
-    async def score(self, reward: str, clip: Clip) -> Score: ...
+    async def share(self, clip: Clip) -> Clip | SharedClip:
+        """What `score` takes: a large clip is put into shared memory, once for all rewards."""
+        ...
+
+    async def score(self, reward: str, clip: Clip | SharedClip) -> Score: ...
 
     async def health(self) -> str:
         """ "" or what is wrong."""
@@ -43,7 +56,7 @@ class Holder(Protocol):
         """Waits until the reward is loaded. Raises RewardFailed if it cannot be, Died if its process died."""
         ...
 
-    async def score(self, clips: Sequence[Clip]) -> list[Score]:
+    async def score(self, clips: Sequence[Clip | SharedClip]) -> list[Score]:
         """Raises what the reward raises, or Died."""
         ...
 
@@ -53,7 +66,7 @@ class Holder(Protocol):
 
 
 async def score_apart(
-    clips: Sequence[Clip], holder: Holder, seconds: float, reward: str = ""
+    clips: Sequence[Clip | SharedClip], holder: Holder, seconds: float, reward: str = ""
 ) -> list[Score | str]:
     """A score, or why the reward failed, for each clip in order; what it raises names reward and clip.
 
@@ -79,7 +92,7 @@ async def score_apart(
 
 
 async def _attempt(
-    clips: Sequence[Clip], holder: Holder, seconds: float, reward: str
+    clips: Sequence[Clip | SharedClip], holder: Holder, seconds: float, reward: str
 ) -> tuple[list[Score | str], bool]:
     """(scores or one error for all, whether the process was lost)."""
     where = " ".join(filter(None, ("reward", reward, "failed on", clips[0].name or "the clip")))

@@ -11,10 +11,22 @@ from pretrain.data.stream.sample_set import check_sets
 from pretrain.launch.continuing import TrainingRun, is_finished
 from pretrain.launch.nodes import Nodes
 from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
-from pretrain.launch.torchrun import ALONE, check_port, failure, log_file, read_state, run_ranks
+from pretrain.launch.torchrun import (
+    ALONE,
+    IDENTITY,
+    RESOLVED,
+    STATE,
+    check_port,
+    failure,
+    log_file,
+    read_state,
+    run_ranks,
+)
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import move_aside
+
+PRETRAINING = "pretrain.titan.run"  # what each of its ranks runs
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def train_run(
     port: int = 0,
     restart: bool = False,
     nodes: Nodes = ALONE,
-    module: str = "pretrain.titan.run",
+    module: str = PRETRAINING,
     describe: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> StageResult:
     """Train a stage on `nproc` ranks of each node, going on from the newest checkpoint in its folder.
@@ -94,8 +106,30 @@ def train_run(
     return outcome(run.out, code)
 
 
+TRAINING = (
+    IDENTITY,
+    RESOLVED,
+    STATE,
+    "metrics.jsonl",
+    "log.txt",
+    "model",
+    "checkpoint",
+)  # what marks a folder
+
+
 def set_aside(run: TrainingRun) -> None:
-    """Move the folder of a training, and its states where they are elsewhere, to the trash."""
+    """Move the folder of a training, and its states where they are elsewhere, to the trash.
+
+    Raises ValueError where the folder holds something else.
+    """
+    if (
+        run.out.is_dir()
+        and any(run.out.iterdir())
+        and not any((run.out / name).exists() for name in TRAINING)
+    ):
+        raise ValueError(
+            f"{run.out}: holds no training, so it is not moved to make room for one; give another folder"
+        )
     set_states_aside(run)
     move_aside(run.out, run.trash, run.label)
 
@@ -106,15 +140,16 @@ def set_states_aside(run: TrainingRun) -> None:
         move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
 
 
-def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0) -> StageResult:
+def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0, module: str = PRETRAINING) -> StageResult:
     """Run `nproc` ranks of the stage that node 0 trains into `out`, a shared folder; returns the result.
 
-    A stage that has finished `steps` steps is returned at once. Raises the ranks' error where they failed.
+    A stage that has finished `steps` steps is returned at once. module: as of `train_run`. Raises the ranks'
+    error where they failed.
     """
     if (done := finished(out)) and done.step >= steps:
         return done
     out.mkdir(parents=True, exist_ok=True)
-    code = run_ranks("pretrain.titan.run", out.absolute(), nproc, 0, None, nodes)
+    code = run_ranks(module, out.absolute(), nproc, 0, None, nodes)
     return outcome(out, code, log_file(out, nodes))
 
 

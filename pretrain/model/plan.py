@@ -20,9 +20,9 @@ from pretrain.model.plan_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
     Checkpointing,
-    Moments,
+    MomentsFormat,
+    PlannedWork,
     Setup,
-    Work,
     largest_local_batch,
     memory_parts,
 )
@@ -42,36 +42,16 @@ def plan_model(
     width: int = 1280,
     fps: float = 24.0,
     context_tokens: int = 512,
-    *,
-    context: int = 1,
-    replicas: int = 1,
-    checkpointing: Checkpointing = "full",
-    local_batch: int = 1,
-    ema: bool = True,
-    work: Work = "train",
-    base: Base = "fp32",
-    rank: int = 32,
-    moments: Moments = "fp32",
+    **more: Any,
 ) -> dict[str, Any]:
     """Parameters, tokens and FLOPs of a clip, memory per GPU by part, largest micro-batches; JSON types.
 
-    context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips
-    of one micro-batch; work, base, rank, moments: as of plan_memory.Setup. Raises ValueError on an unknown
+    more: the other fields of `plan_memory.Setup`. Raises ValueError on an unknown
     flavor, sizes that do not split into tokens, or degrees that do not divide.
     """
     args = flavor(name)
-    setup = Setup(
-        gpus=gpus,
-        replicas=replicas,
-        context=context,
-        checkpointing=checkpointing,
-        local_batch=local_batch,
-        ema=ema,
-        work=work,
-        base=base,
-        rank=rank,
-        moments=moments,
-    )
+    setup = Setup(gpus=gpus, **more)
+    context = setup.context
     check_degree(args, context)
     cell = PIXELS_PER_LATENT * args.patch_size
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
@@ -83,19 +63,19 @@ def plan_model(
         "params_by_part": dict(sizes.parts),
         "params_met_per_video_token": params_met_per_video_token(args),
         "tokens_per_clip": {"video": clip.video, "audio": clip.audio, "total": clip.video + clip.audio},
-        "flops_per_clip": _flops(args, clip, checkpointing),
+        "flops_per_clip": _flops(args, clip, setup.checkpointing),
         "training_flops_per_clip": training_flops(args, clip),
         "gpus": gpus,
         "setup": {
-            "replicas": replicas,
+            "replicas": setup.replicas,
             "context": context,
             "shards": setup.shards,
-            "checkpointing": checkpointing,
-            "local_batch": local_batch,
-            "work": work,
-            "base": base,
-            "rank": rank,
-            "moments": moments,
+            "checkpointing": setup.checkpointing,
+            "local_batch": setup.local_batch,
+            "work": setup.work,
+            "base": setup.base,
+            "rank": setup.rank,
+            "moments": setup.moments,
         },
         "memory_per_gpu_gib": {
             part: round(size / GIB, 3) for part, size in {**parts, "total": sum(parts.values())}.items()
@@ -113,9 +93,9 @@ def what_fits(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, dict[
     bases: tuple[Base, ...] = ("bf16", "int8", "nf4")
     modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
     frozen = [{"base": base, "checkpointing": mode} for mode in modes for base in bases]
-    moments: tuple[Moments, ...] = ("fp32", "8bit", "host")
+    moments: tuple[MomentsFormat, ...] = ("fp32", "8bit", "host")
     trained = [{"moments": each, "checkpointing": mode} for mode in modes for each in moments]
-    ways: dict[Work, list[dict[str, Any]]] = {
+    ways: dict[PlannedWork, list[dict[str, Any]]] = {
         "train": trained,
         "lora": frozen,
         "align": frozen,
@@ -154,9 +134,9 @@ def assumptions(
     checkpointing: Checkpointing,
     mfu: float,
     peak_tflops: float,
-    work: Work = "train",
+    work: PlannedWork = "train",
     base: Base = "fp32",
-    moments: Moments = "fp32",
+    moments: MomentsFormat = "fp32",
 ) -> list[str]:
     """What the numbers of a plan rest on, for the reader."""
     recompute = {
@@ -170,16 +150,16 @@ def assumptions(
     states = {
         "train": f"parameters, gradients and the EMA are fp32, AdamW's two moments in {held}, sharded over "
         "all GPUs of a replica",
-        "generate": f"every GPU holds the whole model, in {base}; guidance's passes come one by one",
+        "generate": f"every GPU holds the whole model, in {base}; passes of guidance follow one another",
     }
     adapted = (
-        f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's two moments "
-        f"in {held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
+        f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's moments in "
+        f"{held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
     )
     return [
         states.get(work, adapted),
-        "blocks are gathered in bf16, a quantised base's as bytes, one in use and one prefetched; embedders "
-        "and heads stay gathered; the time path is fp32",
+        "blocks are gathered in bf16, a quantised base's as bytes, one in use, one prefetched; embedders and "
+        "heads stay gathered; the time path is fp32",
         f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward "
         "pass; a step has more than one micro-batch, whose gradients wait",
         f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes "

@@ -18,10 +18,10 @@ from pretrain.model.plan_sizes import (
 )
 
 Checkpointing = Literal["none", "selective", "full"]
-Work = Literal["train", "lora", "align", "generate"]
-Moments = Literal["fp32", "8bit", "host"]
+PlannedWork = Literal["train", "lora", "align", "generate"]
+MomentsFormat = Literal["fp32", "8bit", "host"]
 # bytes of both of AdamW's moments, per trained parameter, on the GPU; 8 bits: a scale in fp32 for 256 values
-MOMENT_BYTES: dict[Moments, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256), "host": 0.0}
+MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256), "host": 0.0}
 LATENTS_WAITING = 2  # noised and target, fp32, of every micro-batch of a step
 LATENTS_IN_USE = 4  # velocity, its error, their gradients, fp32
 LATENTS_SAMPLED = 4  # state, velocity, both at once in a step, fp32
@@ -40,10 +40,12 @@ class Setup:
     local_batch: int = 1  # clips of one micro-batch, per group of `context` GPUs
     micro_batches: int = 2  # of a step; from two on, gradients wait while the next one is computed
     ema: bool = True
-    work: Work = "train"  # align: LoRA with a second adapter; generate: forward passes of a whole model
+    work: PlannedWork = (
+        "train"  # align: LoRA with a second adapter; generate: forward passes of a whole model
+    )
     base: Base = "fp32"  # what the weights are held in; training: fp32
     rank: int = 32  # of the adapters
-    moments: Moments = "fp32"
+    moments: MomentsFormat = "fp32"
     on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
     def __post_init__(self) -> None:

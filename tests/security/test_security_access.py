@@ -18,7 +18,7 @@ from experiments.cli import main
 from experiments.jobs.request import Request
 from experiments.jobs.secret_names import looks_secret
 from orchestration.service.access import add_token, read_tokens, revoke_token
-from orchestration.service.fair import Caller, FairSlots
+from orchestration.service.fair import Caller, FairBytes, FairSlots
 from orchestration.service.limits import Limits
 from orchestration.service.token import token_from
 
@@ -165,6 +165,21 @@ def test_slots_are_never_too_many_and_shared_evenly(slots, guests, seed):
         await asyncio.gather(*tasks, return_exceptions=True)
         failed = [task.exception() for task in tasks if not task.cancelled() and task.exception()]
         assert not failed and fair.held == 0 and fair.waiting == 0 and not fair._queues
+
+    asyncio.run(run())
+
+
+def test_memory_of_one_token_leaves_room_for_another():
+    async def run() -> None:
+        held = FairBytes(100)
+        assert [await held.take(25, "heavy") for _ in range(2)] == [25, 25]
+        third = asyncio.create_task(held.take(25, "heavy"))
+        await asyncio.sleep(0.01)
+        assert not third.done()
+        assert await asyncio.wait_for(held.take(50, "light"), 1.0) == 50
+        held.give_back(25, "heavy")
+        assert await asyncio.wait_for(third, 1.0) == 25 and held.held == 100
+        assert await asyncio.wait_for(FairBytes(10).take(10, "one"), 1.0) == 10  # one request always fits
 
     asyncio.run(run())
 

@@ -124,7 +124,7 @@ def test_slow_clips_of_one_token_do_not_delay_another_one(tmp_path):
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
-        assert decoders.held == 0 and decoders._slots.held == 0
+        assert decoders.bytes.held == 0 and decoders._slots.held == 0
         await asyncio.to_thread(decoders.close)
         return honest, first
 

@@ -88,11 +88,13 @@ def ballots(world):
         return connection.execute(select(tables.ballots).order_by(tables.ballots.c.id)).all()
 
 
-def attack(number, world, rater, other, sent):
-    """(method, URL, options) of one request, whose answer may not be a stored vote."""
+def attack(number, world, rater, other, sent, state, theirs):
+    """(method, URL, options) of one request, whose answer may not be a stored vote.
+
+    state, theirs: where the rater and the other one are, which no attack changes.
+    """
     rng = random.Random(number)
     kind = rng.randrange(6)
-    state = rater.state()
     task = state["task"]["id"]
     if kind == 0:
         path = rng.choice(PATHS)
@@ -114,7 +116,7 @@ def attack(number, world, rater, other, sent):
         bodies = [
             sent,
             {**sent, "id": new_id()},
-            {**rater.body(state, ["left"]), "task": other.state()["task"]["id"]},
+            {**rater.body(state, ["left"]), "task": theirs["task"]["id"]},
         ]
         body = rng.choice(bodies)
         return "POST", f"{rng.choice([rater, other]).link}/votes", {"json": body}
@@ -139,9 +141,9 @@ def besiege(world, numbers):
     with httpx.Client(timeout=30) as client:
         rater, other = (RaterClient(link, client) for link in world.links(2))
         sent = rater.vote("left")
-        before = ballots(world)
+        before, state, theirs = ballots(world), rater.state(), other.state()
         for number in numbers:
-            method, url, options = attack(number, world, rater, other, sent)
+            method, url, options = attack(number, world, rater, other, sent, state, theirs)
             try:
                 answer = client.request(method, url, **options)
             except (httpx.InvalidURL, httpx.LocalProtocolError):
@@ -150,7 +152,7 @@ def besiege(world, numbers):
             assert b"root:" not in answer.content and TOKEN.encode() not in answer.content
             assert "rater-00" not in answer.text or answer.status_code == 200, number
         assert ballots(world) == before
-        assert rater.state()["done"] == 1
+        assert (rater.state(), other.state()) == (state, theirs) and state["done"] == 1
 
 
 def test_300_hostile_requests_change_nothing(world):

@@ -17,7 +17,7 @@ const ROW = 34; // pixels, as widths are
 const LETTER = 7;
 
 // Room for the names of rows, and the names cut to it.
-function names(rows, width) {
+function labels(rows, width) {
   const room = Math.min(width * 0.4, Math.max(...rows.map((row) => row.name.length)) * LETTER + 18);
   const most = Math.floor((room - 12) / LETTER);
   return { room, cut: (text) => (text.length > most ? `${text.slice(0, most - 1)}…` : text) };
@@ -26,7 +26,7 @@ function names(rows, width) {
 // rows: [{name, parts: [{value, kind}]}]
 export function stackedBars(rows, width, label) {
   const svg = chart(width, rows.length * ROW + 4, label);
-  const { room, cut } = names(rows, width);
+  const { room, cut } = labels(rows, width);
   rows.forEach((row, index) => {
     const y = index * ROW + 4;
     svg.append(node("text", { x: 0, y: y + 17 }, cut(row.name)));
@@ -45,7 +45,7 @@ export function stackedBars(rows, width, label) {
 // rows: [{name, value, low, high}], on an axis from `least` to `most`
 export function intervals(rows, least, most, width, label) {
   const svg = chart(width, rows.length * ROW + 26, label);
-  const { room, cut } = names(rows, width);
+  const { room, cut } = labels(rows, width);
   const at = (value) => room + 8 + ((width - room - 70) * (value - least)) / (most - least || 1);
   const bottom = rows.length * ROW + 4;
   for (const tick of ticks(least, most)) {
@@ -73,7 +73,7 @@ function ticks(least, most) {
 // rows: [{name, value}], value null where there is none
 export function bars(rows, most, width, label, shown = (value) => value.toFixed(2)) {
   const svg = chart(width, rows.length * ROW + 4, label);
-  const { room, cut } = names(rows, width);
+  const { room, cut } = labels(rows, width);
   const length = width - room - 60;
   rows.forEach((row, index) => {
     const y = index * ROW + 4;

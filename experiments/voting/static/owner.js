@@ -1,10 +1,11 @@
 // The owner's page. The token stays in this tab; everything shown is text.
 
 import { bars, histogram, intervals, stackedBars } from "./charts.js";
+import { keepLanguage, loadTexts, translate } from "./texts.js";
 
 const EVERY_MS = 5000;
 const $ = (id) => document.getElementById(id);
-const AXES = { overall: "overall", sync: "sync", voice: "voice", picture: "picture" };
+const { code, names, say } = await loadTexts();
 let token = sessionStorage.getItem("nava-owner") ?? "";
 let survey = 0;
 let drawn = "";
@@ -17,7 +18,7 @@ if (location.hash.length > 1) {
 async function ask(path, options = {}) {
   const headers = { Authorization: `Bearer ${token}`, ...options.headers };
   const response = await fetch(path, { ...options, headers });
-  if (response.status === 401) { login("The token is missing or wrong."); throw new Error("token"); }
+  if (response.status === 401) { login(say("owner_token_wrong")); throw new Error("token"); }
   if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error ?? response.statusText);
   return response;
 }
@@ -60,14 +61,14 @@ async function refresh() {
 
 function draw(found) {
   $("title").textContent = found.title || found.survey;
-  document.title = `${$("title").textContent} - results`;
+  document.title = `${$("title").textContent} - ${say("owner_results")}`;
   const stats = found.statistics;
   $("banner").hidden = !found.simulated;
-  $("banner").textContent = "Simulated votes: a program voted, no person was asked.";
+  $("banner").textContent = say("owner_simulated");
   drawNumbers(found, stats);
   const parts = stats ? stats.axes ?? { [stats.axis]: stats } : {};
   $("explain").textContent = stats
-    ? `Good: ${found.ours} preferred. Attention checks, repeats and raters who fail the rule are not counted.`
+    ? say("owner_explain", { ours: found.ours })
     : found.reason;
   drawPairs(parts);
   drawRanking(parts, found);
@@ -75,7 +76,8 @@ function draw(found) {
   drawSettle(found);
   drawTimes(found);
   drawRaters(found, stats);
-  list("comments", found.comments.map((one) => `${one.rater}, ${one.case}: ${one.text}`), "No comments.");
+  drawQuality(stats);
+  list("comments", found.comments.map((one) => `${one.rater}, ${one.case}: ${one.text}`), say("owner_no_comments"));
   $("warnings-card").hidden = !stats?.warnings.length;
   list("warnings", stats?.warnings ?? [], "");
   drawExports(found);
@@ -85,10 +87,10 @@ function drawNumbers(found, stats) {
   const done = found.raters.reduce((sum, rater) => sum + rater.done, 0);
   const of = found.raters.reduce((sum, rater) => sum + rater.of, 0);
   const numbers = [
-    [done, `of ${of} pairs voted`],
-    [found.raters.filter((rater) => rater.done).length, `of ${found.raters.length} raters began`],
-    [stats ? stats.votes.counted : 0, "answers counted"],
-    [found.seconds.median === null ? "–" : `${found.seconds.median.toFixed(0)} s`, "median per pair"],
+    [done, say("owner_pairs", { of })],
+    [found.raters.filter((rater) => rater.done).length, say("owner_began", { of: found.raters.length })],
+    [stats ? stats.votes.counted : 0, say("owner_counted")],
+    [found.seconds.median === null ? "–" : `${found.seconds.median.toFixed(0)} s`, say("owner_median")],
   ];
   $("numbers").replaceChildren(...numbers.map(([value, word]) => {
     const box = document.createElement("div");
@@ -104,13 +106,13 @@ function rowsOf(parts) {
   const several = new Set(Object.values(parts).flatMap((part) => Object.keys(part.pairs))).size > 1;
   return Object.entries(parts).flatMap(([axis, part]) =>
     Object.entries(part.pairs).map(([baseline, pair]) => ({
-      name: several ? `${AXES[axis]}: against ${baseline}` : AXES[axis], pair,
+      name: several ? say("owner_against", { name: say(`owner_${axis}`), baseline }) : say(`owner_${axis}`), pair,
     })));
 }
 
 function room(id) { return Math.max(240, $(id).clientWidth); }
 
-function put(id, element) { $(id).replaceChildren(element ?? paragraph("Not enough votes yet.")); }
+function put(id, element) { $(id).replaceChildren(element ?? paragraph(say("owner_too_few"))); }
 
 function paragraph(text) {
   const element = document.createElement("p");
@@ -124,10 +126,10 @@ function drawPairs(parts) {
   const counts = rows.map(({ name, pair }) => ({
     name, parts: [{ value: pair.good, kind: "good" }, { value: pair.same, kind: "tie" }, { value: pair.bad, kind: "bad" }],
   }));
-  const said = rows.map(({ name, pair }) => `${name}: ${pair.good} good, ${pair.same} same, ${pair.bad} bad`).join("; ");
+  const said = rows.map(({ name, pair }) => say("owner_said", { name, ...pair })).join("; ");
   put("bars", rows.length ? stackedBars(counts, room("bars"), said) : null);
   const ranges = rows.map(({ name, pair }) => ({ name, value: pair.gsb, low: pair.gsb_low, high: pair.gsb_high }));
-  const heard = ranges.map((row) => `${row.name}: ${row.value.toFixed(2)} from ${row.low.toFixed(2)} to ${row.high.toFixed(2)}`);
+  const heard = ranges.map((row) => say("owner_range", { name: row.name, value: row.value.toFixed(2), low: row.low.toFixed(2), high: row.high.toFixed(2) }));
   put("intervals", rows.length ? intervals(ranges, -1, 1, room("intervals"), heard.join("; ")) : null);
 }
 
@@ -141,24 +143,24 @@ function drawRanking(parts, found) {
     .sort((a, b) => b.value - a.value);
   const ends = rows.flatMap((row) => [row.low, row.high]);
   const label = rows.map((row) => `${row.name} ${row.value.toFixed(2)}`).join(", ");
-  const chart = intervals(rows, Math.min(-0.5, ...ends), Math.max(0.5, ...ends), room("ranking"), `${axis}: ${label}`);
+  const chart = intervals(rows, Math.min(-0.5, ...ends), Math.max(0.5, ...ends), room("ranking"), `${say(`owner_${axis}`)}: ${label}`);
   put("ranking", chart);
-  $("ranking").append(paragraph(`Strength (log) on ${axis}, ${found.ours} fixed at 0.`));
+  $("ranking").append(paragraph(say("owner_strength", { axis: say(`owner_${axis}`), ours: found.ours })));
   const agreed = Object.entries(parts).filter(([, one]) => one.agreement);
   const measured = agreed.flatMap(([name, one]) => [
-    { name: `${name}: α`, value: one.agreement.krippendorff_alpha },
-    { name: `${name}: AC1`, value: one.agreement.gwet_ac1 },
+    { name: `${say(`owner_${name}`)}: α`, value: one.agreement.krippendorff_alpha },
+    { name: `${say(`owner_${name}`)}: AC1`, value: one.agreement.gwet_ac1 },
   ]);
-  const words = measured.map((row) => `${row.name} ${row.value === null ? "undefined" : row.value.toFixed(2)}`);
+  const words = measured.map((row) => `${row.name} ${row.value === null ? say("owner_undefined") : row.value.toFixed(2)}`);
   put("agreement", measured.length ? bars(measured, 1, room("agreement"), words.join("; ")) : null);
-  $("agreement").append(paragraph("Krippendorff's α and Gwet's AC1: 1 is perfect, 0 is chance."));
+  $("agreement").append(paragraph(say("owner_agreement_text")));
 }
 
 function drawKinds(found) {
   const rows = Object.entries(found.kinds).flatMap(([kind, summary]) => {
     const part = summary.axes ? summary.axes[summary.axis] : summary;
     return Object.entries(part.pairs).map(([baseline, pair]) => ({
-      name: found.models.length > 2 ? `${kind}: against ${baseline}` : kind,
+      name: found.models.length > 2 ? say("owner_against", { name: kind, baseline }) : kind,
       value: pair.gsb, low: pair.gsb_low, high: pair.gsb_high,
     }));
   });
@@ -168,16 +170,16 @@ function drawKinds(found) {
 
 function drawSettle(found) {
   const entries = Object.entries(found.to_settle).flatMap(([axis, pairs]) =>
-    Object.entries(pairs).map(([baseline, more]) => ({ name: found.models.length > 2 ? `${axis}: ${baseline}` : axis, value: more })));
+    Object.entries(pairs).map(([baseline, more]) => ({ name: found.models.length > 2 ? `${say(`owner_${axis}`)}: ${baseline}` : say(`owner_${axis}`), value: more })));
   const most = Math.max(1, ...entries.map((row) => row.value ?? 0));
-  const label = entries.map((row) => `${row.name} ${row.value ?? "unknown"}`).join("; ");
+  const label = entries.map((row) => `${row.name} ${row.value ?? say("owner_unknown")}`).join("; ");
   put("settle", entries.length ? bars(entries, most, room("settle"), label, (value) => String(value)) : null);
-  $("settle").append(paragraph("Further votes until the interval leaves 0 with 80 % probability, if GSB stays as it is."));
+  $("settle").append(paragraph(say("owner_settle_text")));
 }
 
 function drawTimes(found) {
   const each = found.seconds.each;
-  put("times", each.length ? histogram(each, room("times"), `median ${found.seconds.median.toFixed(1)} s of ${each.length} pairs`, "s") : null);
+  put("times", each.length ? histogram(each, room("times"), say("owner_times_said", { median: found.seconds.median.toFixed(1), count: each.length }), "s") : null);
 }
 
 function cell(row, text, numeric = false, tag = "td") {
@@ -188,12 +190,14 @@ function cell(row, text, numeric = false, tag = "td") {
   return element;
 }
 
+const COLUMNS = ["owner_rater", ...["pairs", "seconds", "attention", "repeats", "left", "state", "link"].map((word) => `owner_column_${word}`)];
+
 function drawRaters(found, stats) {
   const checks = Object.fromEntries((stats?.raters ?? []).map((check) => [check.user_id, check]));
   const table = document.createElement("table");
   const head = document.createElement("tr");
-  for (const [index, word] of ["rater", "pairs", "s per pair", "attention", "repeats", "left", "", ""].entries())
-    cell(head, word, index > 0 && index < 6, "th");
+  for (const [index, word] of COLUMNS.entries())
+    cell(head, say(word), index > 0 && index < 6, "th");
   table.append(head);
   for (const rater of found.raters) {
     const row = document.createElement("tr");
@@ -204,11 +208,11 @@ function drawRaters(found, stats) {
     cell(row, check?.attention_checks ? `${check.attention_passed} / ${check.attention_checks}` : "–", true);
     cell(row, check?.swapped_repeats ? `${check.same_answer} / ${check.swapped_repeats}` : "–", true);
     cell(row, check && check.left_share !== null ? `${Math.round(100 * check.left_share)} %` : "–", true);
-    cell(row, [rater.closed ? "closed" : "", check?.dropped ? `dropped: ${check.dropped}` : ""].filter(Boolean).join(", "));
+    cell(row, [rater.closed ? say("owner_closed") : "", check?.dropped ? say("owner_dropped", { why: check.dropped }) : ""].filter(Boolean).join(", "));
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = rater.closed ? "Open" : "Close";
-    button.setAttribute("aria-label", `${button.textContent} the link of ${rater.name}`);
+    button.textContent = say(rater.closed ? "owner_open" : "owner_close");
+    button.setAttribute("aria-label", say(rater.closed ? "owner_open_of" : "owner_close_of", { name: rater.name }));
     button.addEventListener("click", async () => {
       await post(`/owner/surveys/${survey}/raters/${rater.id}`, { closed: !rater.closed });
       await refresh();
@@ -216,7 +220,23 @@ function drawRaters(found, stats) {
     cell(row, "").append(button);
     table.append(row);
   }
-  $("raters").replaceChildren(found.raters.length ? table : paragraph("No links yet."));
+  $("raters").replaceChildren(found.raters.length ? table : paragraph(say("owner_no_links")));
+}
+
+const WORST = 20; // raters in the plot
+
+function drawQuality(stats) {
+  const rows = (stats?.raters ?? []).filter((rater) => rater.attention_checks + rater.swapped_repeats)
+    .map((rater) => ({
+      name: rater.user_id,
+      value: (rater.attention_passed + rater.same_answer) / (rater.attention_checks + rater.swapped_repeats),
+    }))
+    .sort((a, b) => a.value - b.value).slice(0, WORST);
+  $("quality-card").hidden = !rows.length;
+  if (!rows.length) return;
+  const label = rows.map((row) => `${row.name} ${Math.round(100 * row.value)} %`).join("; ");
+  put("quality", bars(rows, 1, room("quality"), label, (value) => `${Math.round(100 * value)} %`));
+  $("quality").append(paragraph(say("owner_quality_text", { most: WORST })));
 }
 
 function list(id, texts, empty) {
@@ -244,6 +264,9 @@ function drawExports(found) {
   }));
 }
 
+translate(document, say);
+$("language").replaceChildren(...Object.entries(names).map(([value, name]) => new Option(name, value, false, value === code)));
+$("language").addEventListener("change", (event) => { keepLanguage(event.target.value); location.reload(); });
 $("login").addEventListener("submit", (event) => { event.preventDefault(); token = $("token").value.trim(); open().catch(() => {}); });
 $("make").addEventListener("submit", async (event) => {
   event.preventDefault();

@@ -3,13 +3,15 @@
 const KEPT = "nava-language";
 
 export async function loadTexts() {
-  const names = await (await fetch("/texts")).json();
+  const own = document.getElementById("words"); // in the page itself, without a server
+  const all = own ? JSON.parse(own.textContent) : null;
+  const names = all ? Object.fromEntries(Object.entries(all).map(([code, words]) => [code, words.language])) : await (await fetch("/texts")).json();
   let kept = null;
   try { kept = localStorage.getItem(KEPT); } catch { /* storage may be forbidden */ }
   const wanted = [kept, ...navigator.languages].filter(Boolean);
   const fits = (tag) => [tag, tag.split("-")[0]].find((code) => Object.hasOwn(names, code));
   const code = wanted.map(fits).find(Boolean) ?? "en";
-  const words = await (await fetch(`/texts/${code}`)).json();
+  const words = all ? all[code] : await (await fetch(`/texts/${code}`)).json();
   document.documentElement.lang = code;
   return { code, names, say: (key, values = {}) => fill(words[key] ?? key, values) };
 }
