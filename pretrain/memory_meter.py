@@ -16,7 +16,7 @@ PRECISION = 0.005  # of the peak, that may be made between two counts
 
 
 class MemoryMeter(TorchDispatchMode):
-    """`peak` of what lives of the given tensors and of those made inside, by storage: views count once.
+    """`peak` of what lives of the given tensors and all that are made inside, by storage: views count once.
 
     What a kernel takes within itself is not seen. A mode of dispatch slows small operations several times.
     """

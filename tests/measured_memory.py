@@ -1,4 +1,4 @@
-"""Measures the peak memory of a debug run on the CPU: `python measured_memory.py`; JSON lines: name, bytes.
+"""Measures the peak of a debug run's memory on the CPU: `python measured_memory.py` prints JSON lines.
 
 Attention runs by the flash kernel, as on a GPU; the ranks are one, whose collectives torch simulates.
 """

@@ -150,16 +150,16 @@ def assumptions(
     states = {
         "train": f"parameters, gradients and the EMA are fp32, AdamW's two moments in {held}, sharded over "
         "all GPUs of a replica",
-        "generate": f"every GPU holds the whole model, in {base}; guidance's passes come one by one",
+        "generate": f"every GPU holds the whole model, in {base}; passes of guidance follow one another",
     }
     adapted = (
-        f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's two moments "
-        f"in {held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
+        f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's moments in "
+        f"{held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
     )
     return [
         states.get(work, adapted),
-        "blocks are gathered in bf16, a quantised base's as bytes, one in use and one prefetched; embedders "
-        "and heads stay gathered; the time path is fp32",
+        "blocks are gathered in bf16, a quantised base's as bytes, one in use, one prefetched; embedders and "
+        "heads stay gathered; the time path is fp32",
         f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward "
         "pass; a step has more than one micro-batch, whose gradients wait",
         f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes "
