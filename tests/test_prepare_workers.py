@@ -47,7 +47,7 @@ def test_a_process_that_dies_costs_its_items_alone(tmp_path):
     lost = set(range(6)) - found.keys()
     assert {item for item in lost if workers.alone(work, item)} == lost - {3}
     with pytest.raises(ConnectionError, match="server is gone"):
-        list(workers.each(work, [6, 7]))
+        workers.alone(work, 7)
 
 
 @pytest.mark.slow

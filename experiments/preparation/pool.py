@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -126,6 +126,8 @@ def _by_itself(workers: SourceWorkers, do: Callable[[SourceTask], None], task: S
 def prepare_task(work: PoolWork, task: SourceTask) -> None:
     """In a worker: writes the folder of the source's results."""
     source, key = task
+    if multiprocessing.parent_process():  # of a pool; Ray limits its own
+        _use_one_thread()
     if services() != work.services:
         use(work.services)
     try:
@@ -158,12 +160,16 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _start(parent: int) -> None:
-    import cv2
-    import torch
-
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed command leaves no worker
         if os.getppid() != parent:
             os._exit(3)
+
+
+@cache
+def _use_one_thread() -> None:
+    import cv2
+    import torch
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
