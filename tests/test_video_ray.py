@@ -18,9 +18,9 @@ from video_model import shared_model
 from experiments.generation_client import GenerationServer, Refused
 from pretrain.media.read import read_media
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # it starts a Ray five times
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]  # it starts a Ray five times
 TOKEN = "a-token-of-the-tests-0123456789"
-PORT, START_S = 8187, 900
+PORT, START_S = 8187, 1800
 
 
 @pytest.fixture(scope="module")
