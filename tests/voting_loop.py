@@ -212,6 +212,7 @@ def survey(turn: Turn, name: str, joined: Path, raters: int, options: Sequence[s
 def shoot(browser: Any, url: str, folder: Path, name: str) -> None:
     """The owner's page, which shows the survey that was made last."""
     page = browser.new_page(viewport={"width": 1000, "height": 800}, locale="en-GB")
+    page.set_default_timeout(WAIT_MS)
     page.goto(f"{url}/owner#{TOKEN}")
     page.wait_for_selector("#intervals svg")
     page.screenshot(path=str(folder / f"{name}_owner.png"), full_page=True)
