@@ -159,7 +159,7 @@ class Videos:
             self.metrics.states.labels(status).set(counts.get(status, 0))
         self.metrics.kept_bytes.set(self.store.held_bytes())
         self.metrics.held.labels("uploads").set(self.spool.held)
-        self.metrics.held.labels("decoded").set(self.decoders.held)
+        self.metrics.held.labels("decoded").set(self.decoders.bytes.held)
         return self.metrics.text()
 
     async def _accepted(self, job: VideoJob, decoded: Decoded | None) -> tuple[dict[str, Any], bool]:
