@@ -23,7 +23,7 @@ MIN_OVERLAP = 0.5  # of the shorter clip
 NEAR = 1  # steps of the print around a lag that is tried
 
 Print = Sequence[Sequence[float]]  # decibels [4][T], as `duplicates.sound_print` has them
-Track = Sequence[Sequence[str]]  # hashes of pictures and of their mirror images, four a second
+ClipMoments = Sequence[Sequence[str]]  # hashes of pictures and of their mirror images, four a second
 
 
 def picture_track(frames: np.ndarray, fps: float) -> list[list[str]]:
@@ -40,7 +40,7 @@ def picture_track(frames: np.ndarray, fps: float) -> list[list[str]]:
 
 
 def shifted_duplicates(
-    prints: Sequence[Print], tracks: Sequence[Track], limit: float, same_sound: float
+    prints: Sequence[Print], tracks: Sequence[ClipMoments], limit: float, same_sound: float
 ) -> dict[int, tuple[int, float]]:
     """Place -> (an earlier place that is kept, share of bits that differ) for clips of the same moments."""
     index: dict[int, list[tuple[int, int]]] = {}
@@ -99,7 +99,7 @@ def _same_sound(first: Print, second: Print, lag: int) -> float:
     return best
 
 
-def _differing(first: Track, second: Track, lag_s: float) -> float:
+def _differing(first: ClipMoments, second: ClipMoments, lag_s: float) -> float:
     """Mean share of bits that differ between pictures of the same moments, the smaller of both ways round."""
     shares = []
     for side in (0, 1):
