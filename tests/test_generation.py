@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -336,3 +337,38 @@ def test_clips_go_to_a_store_one_by_one(world, tmp_path):
     make(world, prompts, tmp_path / "local")
     local = files_in(tmp_path / "local")
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != MARKER} == local
+
+
+def test_latents_that_another_request_left_are_not_taken(world, tmp_path):
+    prompts = prompts_of(tmp_path, {}, {})
+    with pytest.raises(Stopped):
+        make(world, prompts, tmp_path / "out", spread=stopping_after(1))
+    assert (tmp_path / "out" / ".nava-parts" / "latents" / "0.safetensors").is_file()
+    other = dataclasses.replace(QUICK, seed=1)
+    make(world, prompts, tmp_path / "out", other, aside=True)
+    make(world, prompts, tmp_path / "alone", other)
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_more_room_is_gone_on_with(world, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        prompts = write_prompts(
+            tmp_path / "p.jsonl", [{"data_id": f"c{n}", "prompt": "x"} for n in range(12)]
+        )
+        with pytest.raises(OSError, match=r"No space left on device: .*disk/clips/") as error:
+            make(world, prompts, disk / "clips")
+        assert "\n" not in str(error.value)
+        there = len(list((disk / "clips").glob("*.wav")))
+        assert 0 < there < 12
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert 12 - there <= make(world, prompts, disk / "clips")["made"] <= 12 - there + 1
+        make(world, prompts, tmp_path / "whole")
+        assert files_in(disk / "clips") == files_in(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
