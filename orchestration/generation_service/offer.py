@@ -21,7 +21,7 @@ from orchestration.generation_service.limits import JobLimits
 from orchestration.service.limits import Refusal
 from pretrain.clip_kind import check_memory, kind_of
 from pretrain.config import nearest
-from pretrain.first_frames import Fit
+from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import SolverName
 from pretrain.generation.beyond import beyond
@@ -162,7 +162,7 @@ class Offer:
             steps=self._steps(request),
             solver=_one_of("solver", request.solver or self.config.sampler.solver, get_args(SolverName)),
             guidance=self._guidance(request),
-            fit=_one_of("fit", request.fit or self.config.fit, get_args(Fit)),
+            fit=_one_of("fit", request.fit or self.config.fit, get_args(FrameFit)),
             adapters=self._adapters(request),
         )
         job = wanted.job("clip", self.config)
