@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -72,7 +73,7 @@ def generate(
     also where clips could not be made, after all others are.
     """
     device_of(config)
-    jobs = checked_jobs(read_prompts(prompts)[:limit], config, out)
+    jobs = checked_jobs(read_prompts(prompts)[:limit], config)
     described, codecs = read_model_folder(model), load_codecs(codec)
     check_fit(described, model, codecs, codec)
     check_texts([job.row for job in jobs], codecs)
@@ -108,7 +109,7 @@ def generate(
     return {**made, "seconds": round(time.perf_counter() - started, 2), **marks}
 
 
-def checked_jobs(rows: Sequence[PromptRow], config: GenerateConfig, out: Path) -> list[ClipJob]:
+def checked_jobs(rows: Sequence[PromptRow], config: GenerateConfig) -> list[ClipJob]:
     """The clips that are asked for. Raises in one line for whatever of them can be wrong without a model."""
     jobs = clip_jobs(rows, config)
     asked = [job.row for job in jobs]
@@ -165,6 +166,9 @@ def _alone(out: Path) -> Any:
     uid = os.getuid() if hasattr(os, "getuid") else 0
     lock = Path(tempfile.gettempdir()) / f"nava-generate-{uid}" / f"{name}.lock"
     lock.parent.mkdir(mode=0o700, exist_ok=True)
+    found = lock.parent.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid:
+        raise OSError(f"{lock.parent}: not a folder of yours, where locks are kept; remove it")
     return locked(
         lock, f"{out}: another `nava {COMMAND}` is at work here; wait for it, or give another folder"
     )

@@ -339,6 +339,17 @@ def test_clips_go_to_a_store_one_by_one(world, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != MARKER} == local
 
 
+def test_latents_that_another_request_left_are_not_taken(world, tmp_path):
+    prompts = prompts_of(tmp_path, {}, {})
+    with pytest.raises(Stopped):
+        make(world, prompts, tmp_path / "out", spread=stopping_after(1))
+    assert (tmp_path / "out" / ".nava-parts" / "latents" / "0.safetensors").is_file()
+    other = dataclasses.replace(QUICK, seed=1)
+    make(world, prompts, tmp_path / "out", other, aside=True)
+    make(world, prompts, tmp_path / "alone", other)
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "alone")
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_more_room_is_gone_on_with(world, tmp_path):
     disk = tmp_path / "disk"

@@ -118,13 +118,17 @@ class ClipFolder:
         path = self.place / PARTS / "rows" / f"{name}.json"
         return _read(path)["row"] if is_file(path) else None
 
+    @property
+    def is_ours(self) -> bool:
+        """The place was begun with this very request: what lies there is not another's."""
+        return (_marker(self.place) or {}).get("id") == request_id(self.request)
+
     def add(self, row: Mapping[str, Any], files: Iterable[str]) -> None:
         """Note a clip whose files are there: its row, on disk when this returns.
 
         Raises OSError where another command has taken the folder.
         """
-        marked = _marker(self.place) or {}
-        if marked.get("id") != request_id(self.request):
+        if not self.is_ours:
             raise OSError(f"{self.place}: another command has taken the folder; give each its own")
         sizes = {name: size_of(self.place / name) for name in files}
         where = self.place / PARTS / "rows" / f"{row['data_id']}.json"

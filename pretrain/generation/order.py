@@ -66,7 +66,7 @@ class ClipOrder:
     def latents(self, number: int, maker: ClipMaker, voiced: bool | None = None) -> Latents:
         """Those of a batch: what a killed process has kept, or new ones."""
         kept = None if is_remote(self.folder.place) else self.folder.parts("latents", f"{number}.safetensors")
-        if kept is not None and kept.is_file():
+        if kept is not None and kept.is_file() and self.folder.is_ours:
             try:
                 found = load_file(kept)
                 return Latents(found.get("video"), found.get("audio"))
