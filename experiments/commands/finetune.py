@@ -94,7 +94,6 @@ def finetune(
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from experiments.pipeline.finetune import FinetuneLayout
-    from finetune.sft.launch import alone
     from pretrain.launch.nodes import Nodes, find_node_rank
     from pretrain.launch.torchrun import check_port
 
@@ -102,9 +101,7 @@ def finetune(
         count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
     )
     if not clips:
-        raise ValueError(
-            "--clips: give the clips to train on, such as --clips my_clips or --clips rows.jsonl"
-        )
+        raise ValueError("--clips: give the clips to train on, such as my_clips or rows.jsonl")
     if lora and full:
         raise ValueError("--lora and --full exclude each other; give one")
     if nproc < 0:
@@ -116,15 +113,21 @@ def finetune(
         loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
     layout = FinetuneLayout(out=out, to=to or out / "finetune")
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, nodes=nodes, anyway=resume_anyway)
-    wish = Wish(resume, resume_anyway, move_aside, "--to")
-    if nodes.count > 1 and wish.replaces:
+    _run(clips, model, codec, job, layout.to, Wish(resume, resume_anyway, move_aside, "--to"))
+
+
+def _run(clips: str, model: str, codec: Path | None, job: StageJob, to: Path, wish: Wish) -> None:
+    """This machine's part of a fine-tuning into the folder `to`."""
+    from finetune.sft.launch import alone
+
+    if job.nodes.count > 1 and wish.replaces:
         raise ValueError("--no-resume, --move-aside: the other nodes cannot know of it; move --to away first")
-    layout.to.parent.mkdir(parents=True, exist_ok=True)
-    if not nodes.leads:
-        _join(job, layout.to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if not job.nodes.leads:
+        _join(job, to)
         return
     inputs = _inputs(clips, model, codec, job)
-    with alone(layout.to), ExitStack() as opened:
+    with alone(to), ExitStack() as opened:
         _finetune(job, inputs, wish, opened)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.fifth_voice.measure import (
-    Terms,
+    ScoredClips,
     Trained,
     VoiceScores,
     clips_of,
@@ -32,7 +32,7 @@ from pretrain.statistics import NUM_RESAMPLES
 
 
 @dataclass(frozen=True)
-class Row:
+class VoiceRow:
     """A metric of a set of clips: by the base, over the seeds of fine-tuning, and by how much it moved."""
 
     metric: str
@@ -79,19 +79,19 @@ def compare(
         write_json(to, {name: {row.metric: row.as_json() for row in rows} for name, rows in tables.items()})
 
 
-def rows_of(before: Mapping[str, Terms], after: Sequence[Mapping[str, Terms]]) -> list[Row]:
+def rows_of(before: Mapping[str, ScoredClips], after: Sequence[Mapping[str, ScoredClips]]) -> list[VoiceRow]:
     """A row for each metric. Seeds and clips are resampled, the same clips in all seeds."""
     rows = []
     for metric, terms in before.items():
         base = Table.of([terms])
         one = mean_over_seeds(base, Draws.crossed(1, base.below.shape[1], NUM_RESAMPLES))
         if not after:
-            rows.append(Row(metric, one))
+            rows.append(VoiceRow(metric, one))
             continue
         first, then = paired(base, Table.of([seed[metric] for seed in after]))
         draws = Draws.crossed(len(after), base.below.shape[1], NUM_RESAMPLES)
         moved = difference_over_seeds(then, first, draws)
-        rows.append(Row(metric, one, mean_over_seeds(then, draws), moved, tuple(then.per_seed)))
+        rows.append(VoiceRow(metric, one, mean_over_seeds(then, draws), moved, tuple(then.per_seed)))
     return rows
 
 
