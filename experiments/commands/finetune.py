@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -88,8 +88,8 @@ def finetune(
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4
       nava generate prompts.jsonl --adapter my/voice/adapter
-    An interrupted run goes on from its last checkpoint, as `nava pretrain` does. Several machines run the
-    same command with --nnodes and --rdzv, and see the same --to and --out; the first one checks and encodes.
+    An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
+    and --rdzv, and see the same --to and --out; the first one checks and encodes.
     """
     from experiments.continuing import Wish
     from experiments.job import StageJob
@@ -97,9 +97,8 @@ def finetune(
     from pretrain.launch.nodes import Nodes, find_node_rank
     from pretrain.launch.torchrun import check_port
 
-    nodes = Nodes(
-        count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
-    )
+    number = find_node_rank(nnodes, node_rank)
+    nodes = Nodes(count=nnodes, rank=number, rendezvous=rdzv, max_restarts=max_restarts)
     if not clips:
         raise ValueError("--clips: give the clips to train on, such as my_clips or rows.jsonl")
     if lora and full:
@@ -110,10 +109,14 @@ def finetune(
         check_port(port)
     loaded = recipe_for(recipe, settings)
     if lora or full:
-        loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
+        loaded = _of_weights(loaded, full)
     layout = FinetuneLayout(out=out, to=to or out / "finetune")
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, nodes=nodes, anyway=resume_anyway)
     _run(clips, model, codec, job, layout.to, Wish(resume, resume_anyway, move_aside, "--to"))
+
+
+def _of_weights(recipe: Any, full: bool) -> Any:
+    return dataclasses.replace(recipe, finetune=dataclasses.replace(recipe.finetune, full=full))
 
 
 def _run(clips: str, model: str, codec: Path | None, job: StageJob, to: Path, wish: Wish) -> None:
