@@ -29,8 +29,12 @@ LEARN: Held = {
 ON_POLICY: Held = {
     "read finetune/objectives/grpo.py _check_step": (
         2,
-        "before the first update of a round: an assertion",
-    )
+        "before the first update of a round, per modality: the steps that count, for an assertion",
+    ),
+    "read finetune/objectives/grpo.py check_on_policy": (
+        2,
+        "before the first update of a round, per modality: an assertion",
+    ),
 }
 MADE: Held = {
     "read finetune/rollout.py _sampled": (2, "per batch of clips: video and audio, for the rewards")

@@ -34,7 +34,7 @@ from rewards.timbre.similarity import TimbreSimilarity
 from rewards.timbre.voices import NearestVoice, VoiceBank
 from rewards.types import Clip, Score
 
-ErrorTerms = list[tuple[float, float] | None]  # of each clip (value, 1) or (errors, words); None = unscored
+ScoredClips = list[tuple[float, float] | None]  # of each clip (value, 1) or (errors, words); None = unscored
 _ONSET_S = 0.15
 _OLD_PROMPTS = "pretrain_seen.jsonl"
 
@@ -61,19 +61,19 @@ class VoiceScores:
             *(WordErrorRate(Recognizer(words, settings=settings)) for settings in (REWARD, JUDGE)),
         ]
 
-    def of(self, clips: Sequence[Clip]) -> dict[str, ErrorTerms]:
+    def of(self, clips: Sequence[Clip]) -> dict[str, ScoredClips]:
         """By metric, in the order of the clips, each of one voice."""
         scores = {reward.name: [_terms(score) for score in reward.score(clips)] for reward in self.rewards}
         return {"voice_similarity_resemblyzer": self._similarities(clips), **scores}
 
-    def _similarities(self, clips: Sequence[Clip]) -> ErrorTerms:
+    def _similarities(self, clips: Sequence[Clip]) -> ScoredClips:
         """Cosine to the mean of the recordings of the voice that a clip should have, without the clip itself.
 
         A reference has several words and next to no silence, which moves the embedding of one voice further
         than another voice does; single words in a clip's silence can be compared.
         """
         embeddings = self.encoder.embed([clip.waveform for clip in clips if clip.waveform is not None])
-        terms: ErrorTerms = []
+        terms: ScoredClips = []
         for clip, embedding in zip(clips, embeddings, strict=True):
             kept = [
                 voice == clip.voices[0] and name != clip.name

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.fifth_voice.measure import (
-    ErrorTerms,
+    ScoredClips,
     Trained,
     VoiceScores,
     clips_of,
@@ -79,7 +79,7 @@ def compare(
         write_json(to, {name: {row.metric: row.as_json() for row in rows} for name, rows in tables.items()})
 
 
-def rows_of(before: Mapping[str, ErrorTerms], after: Sequence[Mapping[str, ErrorTerms]]) -> list[VoiceRow]:
+def rows_of(before: Mapping[str, ScoredClips], after: Sequence[Mapping[str, ScoredClips]]) -> list[VoiceRow]:
     """A row for each metric. Seeds and clips are resampled, the same clips in all seeds."""
     rows = []
     for metric, terms in before.items():
